@@ -1,0 +1,52 @@
+"""How far does one steepest step get? The fast gradient method in every norm, straight from the region's support."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from calipers.attacks.objectives import margin
+from calipers.attacks.search import run_queue
+from calipers.errors import BadInput
+from calipers.problem.ball import Region
+from calipers.problem.problem import Problem
+from calipers.problem.streams import Streams
+from calipers.problem.tools import Attempt
+
+
+@dataclass(frozen=True)
+class Steepest:
+    """One step to the admissible point that a linear model would fear most.
+
+    The step is the maximiser of <gradient, x'> over ball and box (FGSM of Goodfellow et al. 2015 for linf, the normalised gradient for l2, the largest features for l1), so on a linear model
+    it is the strongest attack there is. `targets` rivals are tried, nearest first; 0 climbs the worst margin only.
+    Cost: (1 forward + 1 backward + 1 forward) a target, and one backward a class for the ranking.
+    """
+
+    targets: int = 0
+
+    def __post_init__(self) -> None:
+        if self.targets < 0:
+            raise BadInput(f"targets must be 0 (the worst margin) or the number of rivals to try, got {self.targets}")
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield candidates; the seed is not used."""
+        return run_queue(problem, _OneStep(targets=min(self.targets, problem.classes - 1)), seed=seed)
+
+
+@dataclass(frozen=True)
+class _OneStep:
+    targets: int
+    steps: int = 1
+    restarts: int = 1
+
+    def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
+        return region.center
+
+    def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
+        return margin(margins, problem.goal)
+
+    def move(self, region: Region, x: Tensor, gradient: Tensor) -> Tensor:
+        return region.support(gradient).point

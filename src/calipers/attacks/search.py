@@ -1,0 +1,250 @@
+"""What do iterated attacks share? One queue of (point x target x restart) jobs, run in micro-batches that are refilled as jobs end.
+
+A point leaves the queue the moment it is broken, so weak models cost a few steps, and the batch stays full for the hard points. The randomness of a job
+hangs on its point, target and restart alone, and the first successful job *by rank* wins: results do not depend on batch size, order or neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from calipers.attacks.objectives import toward
+from calipers.problem.ball import Region
+from calipers.problem.goals import is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.streams import Streams
+from calipers.problem.tools import Attempt
+
+BATCH = 128  # points in flight: enough to fill two cores, small enough to stay in cache
+_STEPS_BETWEEN_SYNCS = 8  # on a device where asking for a value stalls the queue; a broken slot then idles for a few steps
+_SECONDS_BETWEEN_YIELDS = 1.0
+
+
+class Recipe(Protocol):
+    """What one attack does inside the queue."""
+
+    steps: int
+    restarts: int
+    targets: int
+
+    def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
+        """Return the first iterate of each job, (B, *D)."""
+
+    def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
+        """Return what an untargeted job climbs, (B,)."""
+
+    def move(self, region: Region, x: Tensor, gradient: Tensor) -> Tensor:
+        """Return the next iterate, inside the region."""
+
+
+@dataclass(eq=False)
+class _Slots:
+    """The jobs in flight, structure of arrays; `best` is the iterate of smallest worst margin so far."""
+
+    job: Tensor
+    step: Tensor
+    x: Tensor
+    best: Tensor
+    best_margin: Tensor
+
+    def take(self, keep: Tensor) -> _Slots:
+        return _Slots(self.job[keep], self.step[keep], self.x[keep], self.best[keep], self.best_margin[keep])
+
+    def join(self, other: _Slots) -> _Slots:
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
+        return _Slots(*(torch.cat(pair) for pair in pairs))
+
+
+class _Book:
+    """Who is decided? Host-side bookkeeping: jobs by rank (restart, then target) for each point."""
+
+    def __init__(self, points: int, ranks: int) -> None:
+        self.points, self.ranks = points, ranks
+        self.next_job = 0
+        self.running: list[set[int]] = [set() for _ in range(points)]
+        self.left = [ranks] * points
+        self.winner: list[int] = [ranks] * points  # the lowest successful rank, `ranks` if none
+        self.decided = [False] * points
+
+    def draw(self, count: int) -> list[int]:
+        """Return up to `count` jobs that can still matter, lowest rank first over all points."""
+        jobs: list[int] = []
+        while len(jobs) < count and self.next_job < self.points * self.ranks:
+            rank, point = divmod(self.next_job, self.points)
+            if rank < self.winner[point]:
+                jobs.append(self.next_job)
+                self.running[point].add(rank)
+            self.next_job += 1
+        return jobs
+
+    def finish(self, job: int, success: bool) -> bool:
+        """Note a job's end; return whether its candidate is now the point's best by rank."""
+        rank, point = divmod(job, self.points)
+        self.running[point].discard(rank)
+        self.left[point] -= 1
+        if success and rank < self.winner[point]:
+            self.winner[point] = rank
+            return True
+        return False
+
+    def moot(self, job: int) -> bool:
+        """Has a job of lower rank succeeded already?"""
+        rank, point = divmod(job, self.points)
+        return self.winner[point] < rank
+
+    def settle(self, point: int) -> bool:
+        """Return True once, when nothing that could change the point's outcome is left."""
+        pending = self.running[point] or (self.winner[point] == self.ranks and self.left[point])
+        if self.decided[point] or pending:
+            return False
+        self.decided[point] = True
+        return True
+
+
+def run_queue(problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype | None = None, batch: int = BATCH) -> Iterator[Attempt]:
+    """Yield an `Attempt` for every point, as points are decided.
+
+    Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
+    `dtype` runs the model in another precision (candidates are the referee's to check). No host synchronisation inside the steps on a GPU.
+    """
+    return _Queue(problem, recipe, seed, dtype, batch).run()
+
+
+class _Queue:
+    """One run of the queue."""
+
+    def __init__(self, problem: Problem, recipe: Recipe, seed: int, dtype: torch.dtype | None, batch: int) -> None:
+        self.problem, self.recipe, self.batch = problem, recipe, batch
+        self.n, device = len(problem), problem.x.device
+        self.streams = problem.streams(seed)
+        self.network = problem.classifier.step(dtype)
+        self.rivals = rank_rivals(problem, recipe.targets) if recipe.targets else None
+        self.book = _Book(self.n, recipe.restarts * max(recipe.targets, 1))
+        self.best = problem.x.clone()
+        self.best_margin = torch.full((self.n,), torch.inf, dtype=problem.x.dtype, device=device)
+        self.forwards, self.backwards = (torch.zeros(self.n, dtype=torch.long, device=device) for _ in range(2))
+        self.chunk = 1 if device.type == "cpu" else _STEPS_BETWEEN_SYNCS
+
+    def run(self) -> Iterator[Attempt]:
+        slots, fresh = self._fill(None)
+        decided: list[int] = []
+        said = time.monotonic()
+        while slots is not None and len(slots.job):
+            if fresh:
+                view = self._view(slots)
+            with self.problem.classifier.frozen():
+                for _ in range(self.chunk):
+                    slots = self._step(slots, *view)
+            over = (slots.step > self.recipe.steps) | is_adversarial(slots.best_margin)
+            ended, moot = self._retire(slots, over.tolist(), decided)
+            fresh = bool(ended or moot)
+            if fresh:
+                gone = set(ended) | set(moot)
+                slots = slots.take(torch.tensor([i for i in range(len(slots.job)) if i not in gone], dtype=torch.long, device=self.problem.x.device))
+                slots, _ = self._fill(slots)
+            if decided and (time.monotonic() - said > _SECONDS_BETWEEN_YIELDS or slots is None or not len(slots.job)):
+                yield self._attempt(decided)
+                decided, said = [], time.monotonic()
+        if decided:
+            yield self._attempt(decided)
+
+    def _fill(self, slots: _Slots | None) -> tuple[_Slots | None, bool]:
+        """Top the batch up with new jobs."""
+        jobs = self.book.draw(self.batch - (0 if slots is None else len(slots.job)))
+        if not jobs:
+            return slots, True
+        job = torch.tensor(jobs, dtype=torch.long, device=self.problem.x.device)
+        rank, point = job // self.n, job % self.n
+        x = self.recipe.start(self.problem.region.take(point), self.streams.take(point).fork(rank), self._restart(rank))
+        margin = torch.full((len(job),), torch.inf, dtype=x.dtype, device=x.device)
+        new = _Slots(job, torch.zeros_like(job), x, x.clone(), margin)
+        return (new if slots is None else slots.join(new)), True
+
+    def _restart(self, rank: Tensor) -> Tensor:
+        return rank // max(self.recipe.targets, 1)
+
+    def _view(self, slots: _Slots) -> tuple[Problem, Region, Tensor, Tensor | None]:
+        """Gather what the steps need to know about the points in flight; only when the batch has changed."""
+        rank, point = slots.job // self.n, slots.job % self.n
+        p = self.problem
+        part = Problem(p.classifier, p.x[point], p.y[point], p.threat, p.goal.take(point), p.classes, ())
+        rival = None if self.rivals is None else self.rivals[point, rank % self.recipe.targets]
+        return part, p.region.take(point), self._restart(rank), rival
+
+    def _step(self, slots: _Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> _Slots:
+        """One forward and backward pass for every slot; a slot that is through keeps its state."""
+        x = slots.x.requires_grad_()
+        margins = part.margins(self.network(x))
+        loss = self.recipe.loss(margins, part, restart) if rival is None else toward(margins, rival)
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+        with torch.no_grad():
+            worst = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
+            active = (slots.step <= self.recipe.steps) & ~is_adversarial(slots.best_margin)
+            better = active & (worst < slots.best_margin)
+            best = torch.where(_like(better, x), x, slots.best)
+            best_margin = torch.where(better, worst, slots.best_margin)
+            moved = self.recipe.move(region, x.detach(), torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0))
+            moved = moved if self.chunk == 1 else torch.where(_like(active, x), moved, x)
+        return _Slots(slots.job, slots.step + active, moved, best, best_margin)
+
+    def _retire(self, slots: _Slots, over: list[bool], decided: list[int]) -> tuple[list[int], list[int]]:
+        """Book the jobs that ended, keep their candidates, and name the slots to free: ended ones, and ones a lower rank made moot."""
+        ended = [i for i, done in enumerate(over) if done]
+        if not ended:
+            return [], []
+        jobs, steps, margins = slots.job.tolist(), slots.step.tolist(), slots.best_margin.tolist()
+        take: list[int] = []
+        touched = set()
+        for i in ended:
+            point = jobs[i] % self.n
+            touched.add(point)
+            lowest = self.book.finish(jobs[i], not margins[i] > 0)
+            if lowest or (self.book.winner[point] == self.book.ranks and margins[i] < float(self.best_margin[point])):
+                take.append(i)
+        moot = [i for i, job in enumerate(jobs) if not over[i] and self.book.moot(job)]
+        for i in moot:
+            self.book.finish(jobs[i], False)
+            touched.add(jobs[i] % self.n)
+        self._keep(slots, take)
+        spent = torch.tensor(ended + moot, dtype=torch.long, device=slots.job.device)
+        place, passes = slots.job[spent] % self.n, slots.step[spent]
+        self.forwards.index_add_(0, place, passes)
+        self.backwards.index_add_(0, place, passes)
+        del steps
+        decided += [p for p in sorted(touched) if self.book.settle(p)]
+        return ended, moot
+
+    def _keep(self, slots: _Slots, take: list[int]) -> None:
+        for i in take:  # in order: within one round a later entry of the same point is the better one
+            point = int(slots.job[i]) % self.n
+            self.best[point], self.best_margin[point] = slots.best[i], slots.best_margin[i]
+
+    def _attempt(self, decided: list[int]) -> Attempt:
+        index = torch.tensor(decided, dtype=torch.long, device=self.problem.x.device)
+        return Attempt(index, self.problem.region.take(index).snap(self.best[index]), self.forwards[index], self.backwards[index])
+
+
+def rank_rivals(problem: Problem, count: int) -> Tensor:
+    """Return the margin columns (N, count) most worth attacking: smallest margin over the dual norm of its gradient first.
+
+    That quotient is the exact distance to the rival for a linear model. Cost: one forward, and one backward pass for each rival.
+    """
+    x = problem.x.clone().requires_grad_()
+    with problem.classifier.frozen():
+        margins = problem.margins(problem.classifier.network(x))
+        columns = range(margins.shape[1])
+        slopes = [torch.autograd.grad(margins[:, s].sum(), x, retain_graph=True)[0].flatten(1) for s in columns]
+    norm, weight = problem.region.norm, problem.region.weight
+    length = torch.stack([norm.dual(g if weight is None else g / weight) for g in slopes], 1)
+    score = (margins.detach() / length.clamp_min(torch.finfo(x.dtype).tiny)).nan_to_num(nan=torch.inf)
+    return score.argsort(1)[:, torch.arange(count, device=x.device).clamp(max=margins.shape[1] - 1)]
+
+
+def _like(flags: Tensor, x: Tensor) -> Tensor:
+    return flags.view(-1, *[1] * (x.dim() - 1))

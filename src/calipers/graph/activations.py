@@ -1,0 +1,226 @@
+"""Between which two lines does each activation lie? One entry an activation, with all the facts that bounds need.
+
+Every line is sound for every alpha in [0, 1] *and* in floating point: slopes are taken as computed, intercepts are derived from them and pushed outward by more than the rounding of
+their derivation. `alpha=None` takes the usual guess (for ReLU the adaptive slope of CROWN, Zhang et al. 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from calipers.graph.ir import Elementwise, Lines
+
+_FUNCTION_ULPS = 8  # libm and vectorised tanh/exp err by less than 4 units in the last place
+_BISECTIONS = 40
+
+
+def _eps(x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps
+
+
+def _outward(lines: Lines, lower: Tensor, upper: Tensor, size: Tensor, where: Tensor) -> Lines:
+    """Push both intercepts out by 16 roundings of the largest term that made them; only where the function bends (elsewhere the lines are exact)."""
+    reach = torch.maximum(lower.abs(), upper.abs())
+    steepest = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
+    room = 16 * _eps(lower) * ((1 + steepest) * reach + size) * where
+    return Lines(lines.lower_slope, lines.lower_intercept - room, lines.upper_slope, lines.upper_intercept + room)
+
+
+@dataclass(frozen=True)
+class TwoPieces:
+    """left * x below 0, right * x above: relu (0, 1), leaky_relu (a, 1), abs (-1, 1). alpha slides the tangent at the kink."""
+
+    left: float
+    right: float
+    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+
+    def value(self, x: Tensor) -> Tensor:
+        """f(x)."""
+        return torch.where(x > 0, self.right * x, self.left * x)
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Extremes are at the ends or the kink."""
+        ends = self.value(lower), self.value(upper)
+        inside = (lower < 0) & (upper > 0)
+        smallest, largest = torch.minimum(*ends), torch.maximum(*ends)
+        return torch.where(inside, smallest.clamp(max=0), smallest), torch.where(inside, largest.clamp(min=0), largest)
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """The kink lies inside."""
+        return (lower < 0) & (upper > 0)
+
+    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        """The chord on one side, a line through the kink on the other."""
+        bend = self.bends(lower, upper)
+        straight = torch.where(lower >= 0, self.right, self.left).to(lower.dtype)
+        alpha = (upper > -lower).to(lower.dtype) if alpha is None else alpha
+        width = torch.where(bend, upper - lower, torch.ones_like(lower))
+        chord = (self.right * upper - self.left * lower) / width
+        tangent = self.left + (self.right - self.left) * alpha
+        # The chord must pass every corner, whatever its computed slope: the two ends, and (for the sound side) no less than the kink.
+        ends = torch.stack([self.left * lower - chord * lower, self.right * upper - chord * upper])
+        zero = torch.zeros_like(lower)
+        if self.left <= self.right:
+            lines = Lines(torch.where(bend, tangent, straight), zero, torch.where(bend, chord, straight), torch.where(bend, ends.amax(0), zero))
+        else:
+            lines = Lines(torch.where(bend, chord, straight), torch.where(bend, ends.amin(0), zero), torch.where(bend, tangent, straight), zero)
+        return self._rounded(lines, lower, upper, bend)
+
+    def _rounded(self, lines: Lines, lower: Tensor, upper: Tensor, bend: Tensor) -> Lines:
+        if self.left == 0 and self.right == 1:
+            # The tangent's slope is alpha itself and needs no room; so stable and zero-slope neurons add nothing to the intercepts.
+            room = 4 * _eps(lower) * upper.clamp(min=0) * bend
+            return lines._replace(upper_intercept=lines.upper_intercept + room)
+        return _outward(lines, lower, upper, torch.zeros_like(lower), bend)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """min(max(x, low), high): clip, hardtanh, relu6. alpha slides both free lines."""
+
+    low: float
+    high: float
+    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+
+    def value(self, x: Tensor) -> Tensor:
+        """f(x)."""
+        return x.clamp(self.low, self.high)
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Increasing."""
+        return self.value(lower), self.value(upper)
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """A corner lies inside."""
+        return ((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high))
+
+    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        """Below: a line through the corner (low, low), or the chord where only the upper corner is inside. Above: mirrored."""
+        bend = self.bends(lower, upper)
+        flat = (upper <= self.low) | (lower >= self.high)
+        f_lower, f_upper = self.value(lower), self.value(upper)
+        one = torch.ones_like(lower)
+        chord = (f_upper - f_lower) / torch.where(bend, upper - lower, one)
+        rise = (f_upper - self.low) / torch.where(upper > self.low, upper - self.low, one)
+        fall = (self.high - f_lower) / torch.where(lower < self.high, self.high - lower, one)
+        under = (upper - self.low > self.low - lower).to(lower.dtype) if alpha is None else alpha
+        over = (self.high - lower > upper - self.high).to(lower.dtype) if alpha is None else alpha
+        # Slopes are shaved so that the computed line through a corner cannot cut off the other corner.
+        shave = 1 - 4 * _eps(lower)
+        low_slope = torch.where(lower < self.low, under * rise * shave, chord)
+        high_slope = torch.where(upper > self.high, over * fall * shave, chord)
+        low_at = torch.where(lower < self.low, self.low - low_slope * self.low, torch.minimum(f_lower - chord * lower, f_upper - chord * upper))
+        high_at = torch.where(upper > self.high, self.high - high_slope * self.high, torch.maximum(f_lower - chord * lower, f_upper - chord * upper))
+        slope = (~flat).to(lower.dtype)
+        corners = sum(abs(c) for c in (self.low, self.high) if math.isfinite(c))
+        constant = torch.where(flat, f_lower, torch.zeros_like(lower))
+        picked = (torch.where(bend, a, b) for a, b in zip((low_slope, low_at, high_slope, high_at), (slope, constant, slope, constant), strict=True))
+        return _outward(Lines(*picked), lower, upper, torch.full_like(lower, corners), bend)
+
+
+@dataclass(frozen=True)
+class Tanh:
+    """tanh(x): convex below 0, concave above. alpha slides the tangent point between the first sound one and the far end."""
+
+    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+
+    def value(self, x: Tensor) -> Tensor:
+        """f(x)."""
+        return x.tanh()
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Increasing; pushed out by the function's own error."""
+        room = _FUNCTION_ULPS * _eps(lower)
+        return lower.tanh() - room, upper.tanh() + room
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Everywhere but on a point."""
+        return upper > lower
+
+    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        """By symmetry the lower lines are the upper ones of the mirrored interval."""
+        slope, intercept = self._over(lower, upper, alpha)
+        mirrored_slope, mirrored_intercept = self._over(-upper, -lower, alpha)
+        bend = self.bends(lower, upper)
+        zero, f = torch.zeros_like(lower), lower.tanh()
+        chosen = (torch.where(bend, a, b) for a, b in zip((mirrored_slope, -mirrored_intercept, slope, intercept), (zero, f, zero, f), strict=True))
+        return _outward(Lines(*chosen), lower, upper, torch.ones_like(lower), torch.ones_like(bend))
+
+    def _over(self, lower: Tensor, upper: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return a line above tanh on [lower, upper]: the chord where a tangent cannot clear the lower end, a tangent elsewhere."""
+        f_lower, f_upper = lower.tanh(), upper.tanh()
+        width = torch.where(upper > lower, upper - lower, torch.ones_like(lower))
+        chord = (f_upper - f_lower) / width
+        # A tangent at d >= 0 lies above the concave half; it is above the convex half too iff it clears the lower end, which holds from some d on.
+        inside, outside = upper.clamp(min=0), lower.clamp(min=0)
+        for _ in range(_BISECTIONS):
+            middle = (inside + outside) / 2
+            t = middle.tanh()
+            clears = t + (1 - t.square()) * (lower - middle) >= f_lower
+            inside, outside = torch.where(clears, middle, inside), torch.where(clears, outside, middle)
+        first = torch.where(lower >= 0, lower, inside)
+        share = 0.5 * (lower >= 0).to(lower.dtype) if alpha is None else alpha
+        at = first + share * (upper.clamp(min=0) - first)
+        t, t_end = at.tanh(), upper.tanh()
+        tangent = 1 - t.square()
+        use_tangent = (lower >= 0) | ((upper > 0) & (t_end + (1 - t_end.square()) * (lower - upper) >= f_lower))
+        slope = torch.where(use_tangent, tangent, chord)
+        through = torch.maximum(f_lower - chord * lower, f_upper - chord * upper)
+        touching = torch.maximum(t - tangent * at, f_lower - tangent * lower)
+        return slope, torch.where(use_tangent, touching, through)
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2, with the lines of tanh."""
+
+    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+
+    def value(self, x: Tensor) -> Tensor:
+        """f(x)."""
+        return x.sigmoid()
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Increasing; pushed out by the function's own error."""
+        room = _FUNCTION_ULPS * _eps(lower)
+        return lower.sigmoid() - room, upper.sigmoid() + room
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Everywhere but on a point."""
+        return upper > lower
+
+    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        """Scaled from tanh's."""
+        half = Tanh().relax(lower / 2, upper / 2, alpha)
+        scaled = Lines(half.lower_slope / 4, 0.5 + half.lower_intercept / 2, half.upper_slope / 4, 0.5 + half.upper_intercept / 2)
+        return _outward(scaled, lower, upper, torch.ones_like(lower), torch.ones_like(lower, dtype=torch.bool))
+
+
+def _argument(args: tuple[Any, ...], place: int, default: float) -> float:
+    """An argument of the call, or its default where it is left out or None."""
+    return default if len(args) <= place or args[place] is None else float(args[place])
+
+
+def _clip(args: tuple[Any, ...]) -> Elementwise:
+    low, high = _argument(args, 1, -math.inf), _argument(args, 2, math.inf)
+    return TwoPieces(0.0, 1.0) if (low, high) == (0.0, math.inf) else Clip(low, high)
+
+
+ACTIVATIONS: dict[str, Callable[[tuple[Any, ...]], Elementwise]] = {
+    "aten.relu.default": lambda args: TwoPieces(0.0, 1.0),
+    "aten.leaky_relu.default": lambda args: TwoPieces(_argument(args, 1, 0.01), 1.0),
+    "aten.abs.default": lambda args: TwoPieces(-1.0, 1.0),
+    "aten.hardtanh.default": lambda args: Clip(_argument(args, 1, -1.0), _argument(args, 2, 1.0)),
+    "aten.relu6.default": lambda args: Clip(0.0, 6.0),
+    "aten.clamp.default": _clip,
+    "aten.clamp_min.default": _clip,
+    "aten.tanh.default": lambda args: Tanh(),
+    "aten.sigmoid.default": lambda args: Sigmoid(),
+}
+"""Builders by exported name, from the call's arguments."""

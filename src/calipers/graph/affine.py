@@ -1,0 +1,280 @@
+"""Which operations are affine, and what are their adjoints? Linear and convolution by hand, all others by PyTorch's vector-Jacobian product."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calipers.graph.ir import Affine
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """x W^T + b over the last axis."""
+
+    weight: Tensor
+    bias: Tensor | None
+    kind: Literal["affine"] = field(default="affine", repr=False)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """(M, ..., in) -> (M, ..., out)."""
+        return functional.linear(inputs[0], self.weight, self.bias)
+
+    def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
+        """(M, ..., out) -> (M, ..., in)."""
+        return (a @ self.weight,)
+
+    def absolute(self, *inputs: Tensor) -> Tensor:
+        """|W| r."""
+        return functional.linear(inputs[0], self.weight.abs())
+
+    def to(self, dtype: torch.dtype) -> Linear:
+        """In another dtype."""
+        return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """Convolution in one, two or three dimensions."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    input_size: tuple[int, ...]
+    kind: Literal["affine"] = field(default="affine", repr=False)
+
+    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.stride) - 1]
+        return convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """(M, C, *size) -> (M, C', *size')."""
+        return self._run(inputs[0], self.weight, self.bias)
+
+    def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
+        """The transposed convolution; rows and columns the forward pass never read get zeros."""
+        transposed = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[len(self.stride) - 1]
+        reach = [
+            (out - 1) * s - 2 * p + d * (k - 1) + 1
+            for out, s, p, d, k in zip(a.shape[2:], self.stride, self.padding, self.dilation, self.weight.shape[2:], strict=True)
+        ]
+        unread = [size - r for size, r in zip(self.input_size, reach, strict=True)]
+        return (transposed(a, self.weight, None, self.stride, self.padding, unread, self.groups, self.dilation),)
+
+    def absolute(self, *inputs: Tensor) -> Tensor:
+        """The convolution with |W|."""
+        return self._run(inputs[0], self.weight.abs(), None)
+
+    def to(self, dtype: torch.dtype) -> Conv:
+        """In another dtype."""
+        return dataclasses.replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """scale * x + shift, constants that broadcast over the batch: batch norm in evaluation, arithmetic with constants."""
+
+    scale: Tensor
+    shift: Tensor
+    kind: Literal["affine"] = field(default="affine", repr=False)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """(M, *shape) -> (M, *shape)."""
+        return inputs[0] * self.scale + self.shift
+
+    def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
+        """Diagonal, so its own transpose."""
+        return (a * self.scale,)
+
+    def absolute(self, *inputs: Tensor) -> Tensor:
+        """|scale| r."""
+        return inputs[0] * self.scale.abs()
+
+    def to(self, dtype: torch.dtype) -> Scale:
+        """In another dtype."""
+        return Scale(self.scale.to(dtype), self.shift.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """signs[0] * x_0 + signs[1] * x_1, both of one shape: residual connections."""
+
+    signs: tuple[float, float]
+    kind: Literal["affine"] = field(default="affine", repr=False)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """Two inputs (M, *shape)."""
+        return self.signs[0] * inputs[0] + self.signs[1] * inputs[1]
+
+    def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
+        """A copy for each input."""
+        return (self.signs[0] * a, self.signs[1] * a)
+
+    def absolute(self, *inputs: Tensor) -> Tensor:
+        """|s_0| r_0 + |s_1| r_1."""
+        return abs(self.signs[0]) * inputs[0] + abs(self.signs[1]) * inputs[1]
+
+    def to(self, dtype: torch.dtype) -> Sum:
+        """No constants to convert."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Generic:
+    """An affine operation with non-negative weights and no constant: moving, copying, adding and averaging of elements.
+
+    `run` is the operation itself on batches; the adjoint is its vector-Jacobian product at zero.
+    """
+
+    run: Callable[..., Tensor] = field(repr=False)
+    name: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    kind: Literal["affine"] = field(default="affine", repr=False)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """As the model does it."""
+        return self.run(*inputs)
+
+    def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
+        """By automatic differentiation; exact, since the operation is linear."""
+        with torch.enable_grad():
+            zeros = [torch.zeros(len(a), *shape, dtype=a.dtype, device=a.device, requires_grad=True) for shape in self.input_shapes]
+            return torch.autograd.grad(self.run(*zeros), zeros, a)
+
+    def absolute(self, *inputs: Tensor) -> Tensor:
+        """The weights are their own absolute values."""
+        return self.run(*inputs)
+
+    def to(self, dtype: torch.dtype) -> Generic:
+        """No constants to convert."""
+        return self
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in the exported program, as the builders see it: `tensors` are the inputs that depend on the point, `args` everything with constants in place."""
+
+    name: str
+    run: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    variable: tuple[int, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _linear(call: Call) -> Affine | None:
+    if call.variable != (0,):
+        return None
+    weight, bias = call.args[1], call.args[2] if len(call.args) > 2 else None
+    return Linear(weight, bias)
+
+
+def _conv(call: Call) -> Affine | None:
+    rank = call.args[1].dim() - 2
+    bias, stride, padding, dilation, groups = (*call.args[2:], *(None, [1], [0], [1], 1)[len(call.args) - 2 :])
+    if call.variable != (0,) or isinstance(padding, str):
+        return None
+    every = [tuple(v) * (rank if len(v) == 1 else 1) for v in (stride, padding, dilation)]
+    return Conv(call.args[1], bias, every[0], every[1], every[2], groups, call.input_shapes[0][1:])
+
+
+def _batch_norm(call: Call) -> Affine | None:
+    if call.name.startswith("aten.batch_norm") and call.args[5]:
+        return None  # training statistics
+    _, weight, bias, mean, var = call.args[:5]
+    eps = call.args[7] if call.name.startswith("aten.batch_norm") else call.args[6]
+    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    shape = (1, -1, *[1] * (len(call.shape) - 1))
+    return Scale(scale.view(shape), shift.view(shape))
+
+
+def _constant(value: Any, call: Call) -> Tensor:
+    return torch.as_tensor(value, dtype=call.dtype, device=call.device)
+
+
+def _arithmetic(sign: float) -> Callable[[Call], Affine | None]:
+    def build(call: Call) -> Affine | None:
+        if call.variable == (0, 1):
+            return Sum((1.0, sign)) if call.input_shapes[0] == call.input_shapes[1] == call.shape else None
+        one = torch.ones((), dtype=call.dtype, device=call.device)
+        if call.input_shapes[0] != call.shape:
+            return None
+        if call.variable == (0,):
+            return Scale(one, sign * _constant(call.args[1], call))
+        return Scale(sign * one, _constant(call.args[0], call))
+
+    return build
+
+
+def _multiply(call: Call) -> Affine | None:
+    if len(call.variable) != 1 or call.input_shapes[0] != call.shape:
+        return None
+    factor = _constant(call.args[1 - call.variable[0]], call)
+    return Scale(factor, torch.zeros_like(factor))
+
+
+def _divide(call: Call) -> Affine | None:
+    if call.variable != (0,) or call.input_shapes[0] != call.shape:
+        return None
+    factor = 1 / _constant(call.args[1], call)
+    return Scale(factor, torch.zeros_like(factor))
+
+
+def _negative(call: Call) -> Affine | None:
+    minus = -torch.ones((), dtype=call.dtype, device=call.device)
+    return Scale(minus, torch.zeros_like(minus))
+
+
+def _reshape(call: Call) -> Affine | None:
+    shape = call.shape
+    return Generic(lambda x: x.reshape(len(x), *shape), "reshape", call.input_shapes)
+
+
+def _move(call: Call) -> Affine | None:
+    return Generic(call.run, call.name, call.input_shapes)
+
+
+def _pad(call: Call) -> Affine | None:
+    mode = call.args[2] if len(call.args) > 2 else "constant"
+    value = call.args[3] if len(call.args) > 3 else None
+    return _move(call) if mode in ("constant", "reflect", "replicate", "circular") and not value else None
+
+
+_MOVES = (
+    "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default aten.stack.default aten.expand.default aten.avg_pool1d.default aten.avg_pool2d.default aten.avg_pool3d.default aten.adaptive_avg_pool1d.default "
+    "aten.adaptive_avg_pool2d.default aten._adaptive_avg_pool2d.default aten.adaptive_avg_pool3d.default aten.mean.dim aten.sum.dim_IntList aten.flip.default "
+    "aten.upsample_nearest2d.vec aten.upsample_bilinear2d.vec aten.pixel_shuffle.default"
+)
+_SHAPES = "aten.view.default aten._unsafe_view.default aten.reshape.default aten.flatten.using_ints aten.unsqueeze.default aten.squeeze.dim aten.squeeze.dims aten.unflatten.int"
+
+AFFINE: dict[str, Callable[[Call], Affine | None]] = {
+    "aten.linear.default": _linear,
+    "aten.conv1d.default": _conv,
+    "aten.conv2d.default": _conv,
+    "aten.conv3d.default": _conv,
+    "aten.batch_norm.default": _batch_norm,
+    "aten._native_batch_norm_legit_no_training.default": _batch_norm,
+    "aten.add.Tensor": _arithmetic(1.0),
+    "aten.sub.Tensor": _arithmetic(-1.0),
+    "aten.mul.Tensor": _multiply,
+    "aten.mul.Scalar": _multiply,
+    "aten.div.Tensor": _divide,
+    "aten.neg.default": _negative,
+    "aten.pad.default": _pad,
+    "aten.constant_pad_nd.default": _move,
+    **dict.fromkeys(_MOVES.split(), _move),
+    **dict.fromkeys(_SHAPES.split(), _reshape),
+}
+"""Builders by exported name; a builder returns None where the call is not affine in the point, or not in a form it knows."""

@@ -1,0 +1,132 @@
+"""What is a network, to a bound? A list of nodes in order, each an operation on earlier nodes. Nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Affine(Protocol):
+    """x -> Wx + b on one or more inputs (M, *in), batched over the first axis."""
+
+    kind: Literal["affine"]
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """Return Wx + b, (M, *out)."""
+
+    def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
+        """Return W^T a for each input, from a (M, *out)."""
+
+    def absolute(self, *inputs: Tensor) -> Tensor:
+        """Return |W| r for non-negative r."""
+
+    def to(self, dtype: torch.dtype) -> Affine:
+        """Return the operation in another dtype."""
+
+
+class Lines(NamedTuple):
+    """Two lines that sandwich a function on an interval: slope * x + intercept, each of the input's shape."""
+
+    lower_slope: Tensor
+    lower_intercept: Tensor
+    upper_slope: Tensor
+    upper_intercept: Tensor
+
+
+@runtime_checkable
+class Elementwise(Protocol):
+    """A scalar function applied to every element."""
+
+    kind: Literal["elementwise"]
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return f(x)."""
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the smallest and largest value on [lower, upper], rounded outward."""
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where is the function not a straight line on [lower, upper], bool? Only there do tighter input bounds help."""
+
+    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        """Return lines that sandwich f on [lower, upper], rounded outward; sound for every alpha in [0, 1], by default the tightest guess."""
+
+
+class Planes(NamedTuple):
+    """A lower and an upper plane of a product over a box: each output is one input element, or a constant.
+
+    `pick (M, *out)` is the flat index of the input element that bounds the output from below. Where `exact`, that element bounds it from above too; elsewhere `ceiling` does.
+    """
+
+    pick: Tensor
+    exact: Tensor
+    ceiling: Tensor
+
+
+@runtime_checkable
+class Selection(Protocol):
+    """The largest of some elements of one input (max-pool)."""
+
+    kind: Literal["selection"]
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the maxima."""
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Which input elements can be one of several winners of some window, bool of the input's shape?"""
+
+    def planes(self, lower: Tensor, upper: Tensor) -> Planes:
+        """Return planes over the box."""
+
+
+Op = Affine | Elementwise | Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """An operation on the results of earlier nodes; `shape` is without the batch, `where` names the model's module and source line."""
+
+    op: Op
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The network: number 0 is the input of shape `input_shape`, number i + 1 the result of `nodes[i]`, the last one the logits."""
+
+    input_shape: tuple[int, ...]
+    nodes: tuple[Node, ...]
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """Return the result of every number, the input first, for a batch x (M, *input_shape)."""
+        results = [x]
+        for node in self.nodes:
+            results.append(node.op.value(*(results[i] for i in node.inputs)))
+        return results
+
+    def shape(self, number: int) -> tuple[int, ...]:
+        """Return the shape of a number's result, without the batch."""
+        return self.nodes[number - 1].shape if number else self.input_shape
+
+    def to(self, dtype: torch.dtype) -> Graph:
+        """Return the graph with its constants in another dtype."""
+        nodes = tuple(dataclasses.replace(n, op=n.op.to(dtype)) if isinstance(n.op, Affine) else n for n in self.nodes)
+        return Graph(self.input_shape, nodes)
+
+    @cached_property
+    def bent(self) -> tuple[int, ...]:
+        """The numbers whose bounds matter: inputs of non-affine operations, in order."""
+        return tuple(sorted({n.inputs[0] for n in self.nodes if not isinstance(n.op, Affine)}))
+
+    @cached_property
+    def largest(self) -> int:
+        """The number of elements of the largest result."""
+        return max(torch.Size(self.shape(i)).numel() for i in range(len(self.nodes) + 1))

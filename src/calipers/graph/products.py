@@ -1,0 +1,93 @@
+"""Between which planes does each product of several elements lie? So far: the largest of some (max-pool)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calipers.graph.ir import Planes, Selection
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool:
+    """The largest element of each window. `windows (out, k)` are flat input indices; places in the padding hold the index `inputs`, one past the end.
+
+    Below: the element with the largest lower end. Above: the same element if it dominates the window, else the largest upper end.
+    """
+
+    run: Callable[[Tensor], Tensor] = field(repr=False)
+    windows: Tensor
+    shape: tuple[int, ...]
+    kind: Literal["selection"] = field(default="selection", repr=False)
+
+    def value(self, x: Tensor) -> Tensor:
+        """As the model does it."""
+        return self.run(x)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """(M, *in) -> (M, out, k), minus infinity in the padding."""
+        flat = functional.pad(x.flatten(1), (0, 1), value=float("-inf"))
+        return flat[:, self.windows.to(x.device)]
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Members that can win of windows no member dominates."""
+        low, high = self._gather(lower), self._gather(upper)
+        floor = low.amax(-1, keepdim=True)
+        contends = high > floor
+        undecided = (contends.sum(-1, keepdim=True) > 1) | ((contends.sum(-1, keepdim=True) == 1) & ~contends.gather(-1, low.argmax(-1, keepdim=True)))
+        flags = (contends & undecided).to(torch.int8)
+        members = self.windows.to(lower.device).flatten().expand(len(lower), -1)
+        hit = torch.zeros(len(lower), lower[0].numel() + 1, dtype=torch.int8, device=lower.device).scatter_reduce(1, members, flags.flatten(1), "amax")
+        return hit[:, :-1].bool().view_as(lower)
+
+    def planes(self, lower: Tensor, upper: Tensor) -> Planes:
+        """See the class."""
+        low, high = self._gather(lower), self._gather(upper)
+        best = low.argmax(-1, keepdim=True)
+        others = high.scatter(-1, best, float("-inf")).amax(-1)
+        pick = self.windows.to(lower.device).expand(len(lower), -1, -1).gather(-1, best)[..., 0]
+        shape = (len(lower), *self.shape)
+        return Planes(pick.view(shape), (low.amax(-1) >= others).view(shape), high.amax(-1).view(shape))
+
+
+def _max_pool(rank: int) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]:
+    pool = (functional.max_pool1d, functional.max_pool2d)[rank - 1]
+
+    def build(args: tuple[Any, ...], input_shape: tuple[int, ...], shape: tuple[int, ...]) -> Selection | None:
+        kernel, stride, padding, dilation, ceil = (*args[1:], *(None, [], 0, 1, False)[len(args) - 1 :])
+
+        def run(x: Tensor) -> Tensor:
+            return pool(x, kernel, stride or kernel, padding, dilation, ceil)
+
+        return MaxPool(run, _windows(run, input_shape, shape), shape)
+
+    return build
+
+
+def _windows(run: Callable[[Tensor], Tensor], input_shape: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """Find each window's members by asking the operation itself: remove the winner, and ask again, until only padding is left."""
+    count = torch.Size(input_shape).numel()
+    rows: list[Tensor] = []
+    left = torch.arange(count, dtype=torch.float64).expand(torch.Size(shape).numel(), -1).clone()
+    places = torch.arange(len(left))
+    for _ in range(count):
+        winner = run(left.view(-1, *input_shape)).flatten(1)[places, places]
+        alive = winner > -1
+        if not bool(alive.any()):
+            break
+        member = torch.where(alive, winner, torch.full_like(winner, count)).long()
+        rows.append(member)
+        left[places[alive], member[alive]] = -torch.inf
+    return torch.stack(rows, 1)
+
+
+SELECTIONS: dict[str, Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]] = {
+    "aten.max_pool1d.default": _max_pool(1),
+    "aten.max_pool2d.default": _max_pool(2),
+}
+"""Builders by exported name, from the call's arguments, input shape and output shape."""

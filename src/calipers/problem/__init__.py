@@ -1,0 +1,1 @@
+"""THE QUESTION: which model, which points, and what may the adversary do?"""

@@ -1,0 +1,175 @@
+"""Which model is measured? A classifier in the data's native units, frozen while we look at it, and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from calipers.errors import BadModel
+
+_MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+_PROBABILITY_TOLERANCE = 1e-5
+
+
+class Standardise(nn.Module):
+    """(x - mean) / std per channel, as the first layer of the model: radii then stay in native units everywhere."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, ...) or (N, d); the statistics have one entry, or one a channel (feature)."""
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return (x - self.mean.view(shape)) / self.std.view(shape)
+
+
+class TwoLogits(nn.Module):
+    """A single logit z as the logits (0, z) of two classes: class 1 wins iff z > 0."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N,) or (N, 1) -> (N, 2)."""
+        z = z.reshape(-1, 1)
+        return torch.cat([torch.zeros_like(z), z], 1)
+
+
+@dataclass
+class Counter:
+    """Passes through the model, counted in points."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+class Classifier:
+    """Logits of a frozen model, inputs in native units.
+
+    `module` maps (N, *D) to logits (N, K), or to a single logit (N,) or (N, 1), which becomes two classes. If the model was trained on standardised inputs give `mean` and `std`
+    (one number or one a channel), and pass data, box and radius in native units. Device and dtype are those of the parameters.
+
+    The module itself is only touched inside `frozen()`, which puts back every flag, mode and random state, also after an exception.
+    """
+
+    def __init__(self, module: nn.Module, mean: float | Sequence[float] | Tensor | None = None, std: float | Sequence[float] | Tensor | None = None) -> None:
+        if not isinstance(module, nn.Module):
+            raise BadModel(f"a Classifier wraps a torch.nn.Module, got {type(module).__name__}. Load other models with calipers.load(...).")
+        if (mean is None) != (std is None):
+            raise BadModel("give both mean and std (the ones the model was trained with), or neither")
+        self.module = module
+        self.counter = Counter()
+        anchor = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), torch.zeros(()))
+        self.device, self.dtype = anchor.device, anchor.dtype
+        self.mean, self.std = (None if v is None else torch.as_tensor(v, dtype=self.dtype, device=self.device).reshape(-1) for v in (mean, std))
+        if self.std is not None and not bool((self.std > 0).all()):
+            raise BadModel(f"std must be positive in every channel, got {self.std.tolist()}")
+        self._head: list[nn.Module] = [] if self.mean is None or self.std is None else [Standardise(self.mean, self.std)]
+        self._tail: list[nn.Module] = []
+        self._double: nn.Module | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The whole map from native inputs to at least two logits, sharing the module's parameters."""
+        parts = [*self._head, self.module, *self._tail]
+        return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+    def check(self, x: Tensor) -> Tensor:
+        """Run the model on points x (N, *D) at the door, and return their logits (N, K).
+
+        Raises `BadModel` for active dropout or batch norm, a call that fails, an output that is no logits, or that are probabilities.
+        """
+        self._check_mode()
+        try:
+            z = self.logits(x[: min(2, len(x))])
+        except Exception as error:
+            raise BadModel(
+                f"the model could not be called on inputs of shape {tuple(x.shape[1:])} and dtype {x.dtype}: {error}. "
+                "Check the shape (images are N, C, H, W) and that the model takes a single batch of inputs."
+            ) from error
+        if not isinstance(z, Tensor) or z.dim() > 2 or len(z) != min(2, len(x)):
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise BadModel(f"the model must return logits of shape (N, K); for {min(2, len(x))} inputs it returned {got}")
+        if z.dim() == 1 or z.shape[1] == 1:
+            self._tail = [TwoLogits()]
+        logits = torch.cat([self.logits(part) for part in x.split(256)])
+        if _are_probabilities(logits):
+            raise BadModel(
+                "the model's outputs are probabilities (rows in [0, 1] that sum to 1), but margins need logits: softmax flattens gradients and hides distances. "
+                "Remove the last softmax, or return its input."
+            )
+        return logits
+
+    def _check_mode(self) -> None:
+        active = [name or type(m).__name__ for name, m in self.module.named_modules() if m.training and isinstance(m, _MODE_DEPENDENT)]
+        if active:
+            raise BadModel(
+                f"the model is in training mode with active dropout or batch norm ({', '.join(active[:3])}{', …' if len(active) > 3 else ''}): "
+                "its answer would depend on chance and on the rest of the batch. Call model.eval() first."
+            )
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold the model still: evaluation mode, no parameter gradients, random state forked; all put back at the end, whatever happens."""
+        modes = [(m, m.training) for m in self.module.modules()]
+        flags = [(p, p.requires_grad) for p in self.module.parameters()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            try:
+                for module, _ in modes:
+                    module.training = False
+                for parameter, _ in flags:
+                    parameter.requires_grad_(False)
+                yield
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+                for parameter, flag in flags:
+                    parameter.requires_grad_(flag)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K) without gradients; counts N forwards."""
+        self.counter.forwards += len(x)
+        with self.frozen(), torch.no_grad():
+            return self.network(x)
+
+    def logits64(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell a margin from its rounding. Counts N forwards."""
+        if self.dtype == torch.float64:
+            return self.logits(x)
+        if self._double is None:
+            with self.frozen():
+                self._double = copy.deepcopy(self.network).double().requires_grad_(False)
+        self.counter.forwards += len(x)
+        with torch.no_grad():
+            return self._double(x.double())
+
+    def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
+        """Return the bare map from inputs to logits for use inside `frozen()`, in the model's dtype or as a copy in another one (attack search in bfloat16)."""
+        if dtype is None or dtype == self.dtype:
+            return self.network
+        with self.frozen():
+            low = copy.deepcopy(self.network).to(dtype).requires_grad_(False)
+        return lambda x: low(x.to(dtype)).to(self.dtype)
+
+    def digest(self) -> str:
+        """Return a hash of the code's structure and every parameter and buffer: the model's identity in a record."""
+        h = hashlib.sha256(str(self.module).encode())
+        for name, tensor in sorted({**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}.items()):
+            h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return h.hexdigest()[:16]
+
+
+def _are_probabilities(z: Tensor) -> bool:
+    """Do all rows look like a softmax's output? A row of exactly equal logits (1/K each) alone is no sign of it."""
+    inside = bool((z.min() >= -_PROBABILITY_TOLERANCE) and (z.max() <= 1 + _PROBABILITY_TOLERANCE))
+    return inside and bool(((z.sum(1) - 1).abs() < _PROBABILITY_TOLERANCE).all()) and bool((z.max() - z.min()) > _PROBABILITY_TOLERANCE)

@@ -1,0 +1,130 @@
+"""What counts as adversarial? Margins of the logits, one place for the sign conventions.
+
+A margin is positive while the model still resists. A point is adversarial iff its worst margin is not positive: ties and NaN are not robust.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calipers.errors import BadInput
+
+
+class Goal(Protocol):
+    """What the adversary wants, as linear margins of the logits and a rule to combine them."""
+
+    def rows(self, y: Tensor, classes: int) -> Tensor:
+        """Return the margin matrix (N, S, K): margins = rows @ logits."""
+
+    def margins(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return rows @ logits, (N, S), without building the matrix."""
+
+    def worst(self, margins: Tensor) -> Tensor:
+        """Combine margins (or lower bounds of them) (N, S) into the one that decides, (N,)."""
+
+    def smooth(self, margins: Tensor) -> Tensor:
+        """Return the smooth stand-in of `worst`, (N,), whose negative is the cross-entropy loss."""
+
+    def rivals(self, y: Tensor, classes: int) -> Tensor:
+        """Return the class each margin is about, (N, S)."""
+
+    def take(self, index: Tensor) -> Goal:
+        """Return the goal for the chosen points."""
+
+    def check(self, y: Tensor, classes: int) -> None:
+        """Raise `BadInput` where the goal makes no sense for these labels."""
+
+
+@dataclass(frozen=True)
+class Untargeted:
+    """Any other class will do: one margin z_y - z_j for each rival j, and the smallest decides."""
+
+    def rows(self, y: Tensor, classes: int) -> Tensor:
+        """(N, K - 1, K): +1 at the true class, -1 at the rival."""
+        eye = torch.eye(classes, device=y.device)
+        return eye[y][:, None, :] - eye[self.rivals(y, classes)]
+
+    def margins(self, logits: Tensor, y: Tensor) -> Tensor:
+        """z_y - z_j."""
+        return logits.gather(1, y[:, None]) - logits.gather(1, self.rivals(y, logits.shape[1]))
+
+    def worst(self, margins: Tensor) -> Tensor:
+        """The minimum; a NaN anywhere stays a NaN."""
+        return margins.amin(1)
+
+    def smooth(self, margins: Tensor) -> Tensor:
+        """-log(1 + sum_j exp(-m_j)) = log softmax(z)_y."""
+        return -functional.softplus((-margins).logsumexp(1))
+
+    def rivals(self, y: Tensor, classes: int) -> Tensor:
+        """All classes but the true one, in order."""
+        others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
+        return others + (others >= y[:, None])
+
+    def take(self, index: Tensor) -> Untargeted:
+        """The same goal."""
+        return self
+
+    def check(self, y: Tensor, classes: int) -> None:
+        """Nothing can be wrong."""
+
+
+@dataclass(frozen=True, eq=False)
+class Targeted:
+    """One class must win: margins z_j - z_t for each j, and the largest decides (one class ahead of the target is enough to resist).
+
+    `target` is a class, or one for each point (N,).
+    """
+
+    target: int | Tensor
+
+    def _targets(self, y: Tensor) -> Tensor:
+        return torch.as_tensor(self.target, device=y.device).expand(len(y))
+
+    def rows(self, y: Tensor, classes: int) -> Tensor:
+        """(N, K - 1, K): +1 at the other class, -1 at the target."""
+        eye = torch.eye(classes, device=y.device)
+        return eye[self.rivals(y, classes)] - eye[self._targets(y)][:, None, :]
+
+    def margins(self, logits: Tensor, y: Tensor) -> Tensor:
+        """z_j - z_t."""
+        return logits.gather(1, self.rivals(y, logits.shape[1])) - logits.gather(1, self._targets(y)[:, None])
+
+    def worst(self, margins: Tensor) -> Tensor:
+        """The maximum; a NaN anywhere stays a NaN."""
+        return margins.amax(1)
+
+    def smooth(self, margins: Tensor) -> Tensor:
+        """log(1 + sum_j exp(m_j)) = -log softmax(z)_t."""
+        return functional.softplus(margins.logsumexp(1))
+
+    def rivals(self, y: Tensor, classes: int) -> Tensor:
+        """All classes but the target, in order."""
+        return Untargeted().rivals(self._targets(y), classes)
+
+    def take(self, index: Tensor) -> Targeted:
+        """Return the targets of the chosen points."""
+        return self if not isinstance(self.target, Tensor) or self.target.dim() == 0 else dataclasses.replace(self, target=self.target[index.to(self.target.device)])
+
+    def check(self, y: Tensor, classes: int) -> None:
+        """A target must be a class, and differ from the label."""
+        t = torch.as_tensor(self.target)
+        if t.dim() and len(t) != len(y):
+            raise BadInput(f"{len(t)} targets for {len(y)} points: give one class, or one for each point")
+        t = self._targets(y)
+        if bool(((t < 0) | (t >= classes)).any()):
+            raise BadInput(f"targets must lie in 0..{classes - 1}, got {int(t.min())}..{int(t.max())}")
+        same = torch.nonzero(t == y).flatten()
+        if len(same):
+            raise BadInput(f"the target equals the label at {len(same)} points (first: point {int(same[0])}): choose another class there")
+
+
+def is_adversarial(worst: Tensor) -> Tensor:
+    """Return (N,) bool: the worst margin is not positive. Ties and NaN are adversarial."""
+    return ~(worst > 0)

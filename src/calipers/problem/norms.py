@@ -1,0 +1,268 @@
+"""How long is a perturbation, and which one of a given length helps the adversary most? The only file that knows p.
+
+Everything works on flat perturbations: `delta (M, d)`, `radius (M,)`, and a box `low <= delta <= high` of the same shape with low <= 0 <= high (infinite where
+unbounded). The three verbs `of`, `support` and `project` are exact for the norm ball intersected with the box.
+
+`support` returns the value of the *dual* problem, whose terms are all non-negative: so the value dominates the true maximum in real arithmetic for any multiplier,
+and its floating-point evaluation errs by at most `SUPPORT_ROUNDING(d)` units of relative rounding (certification relies on both).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from calipers.errors import BadInput
+
+
+def SUPPORT_ROUNDING(d: int) -> int:
+    """Return how many relative roundings a support value of d terms can accumulate: d - 1 additions and at most 15 operations inside a term."""
+    return d + 16
+
+
+class Support(NamedTuple):
+    """The maximum of <g, delta> over the set, (M,), and a perturbation that attains it, (M, d)."""
+
+    value: Tensor
+    delta: Tensor
+
+
+class Norm(Protocol):
+    """A norm with its dual, and the exact geometry of its ball intersected with a box around 0."""
+
+    name: str
+
+    def of(self, delta: Tensor) -> Tensor:
+        """Return the norm over the last axis."""
+
+    def dual(self, g: Tensor) -> Tensor:
+        """Return the dual norm over the last axis: the maximum of <g, u> over unit perturbations u."""
+
+    def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
+        """Return the maximum of <g, delta> over ball and box, and its maximiser; zero gradients keep delta = 0."""
+
+    def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return a perturbation of the given length (M,) along which <g, .> rises fastest; cheap, and not kept in the box unless the norm is sparse."""
+
+    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the nearest point (Euclidean) of {norm(weight * delta) <= radius} and the box."""
+
+    def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
+        """Return points drawn uniformly from the ball (no box), made from independent `uniform (M, d + 1)` and `normal (M, d)` numbers."""
+
+
+@dataclass(frozen=True)
+class Linf:
+    """The largest change of any feature."""
+
+    name: str = "linf"
+
+    def of(self, delta: Tensor) -> Tensor:
+        """max |delta_i|."""
+        return delta.abs().amax(-1) if delta.shape[-1] else delta.sum(-1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        """The l1 norm."""
+        return g.abs().sum(-1)
+
+    def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
+        """Each feature goes to its own end: the sign step of Goodfellow et al. 2015, kept inside the box."""
+        delta = torch.where(g > 0, torch.minimum(high, radius[:, None]), torch.maximum(low, -radius[:, None])) * (g != 0)
+        return Support((g * delta).sum(-1), delta)
+
+    def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The sign of the gradient."""
+        return g.sign() * length[:, None]
+
+    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+        """Clamp every feature."""
+        reach = radius[:, None] if weight is None else radius[:, None] / weight
+        return delta.clamp(torch.maximum(low, -reach), torch.minimum(high, reach))
+
+    def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
+        """Uniform in each feature."""
+        return (2 * uniform[:, : normal.shape[1]] - 1) * radius[:, None]
+
+
+@dataclass(frozen=True)
+class L2:
+    """The Euclidean length."""
+
+    name: str = "l2"
+
+    def of(self, delta: Tensor) -> Tensor:
+        """(sum delta_i^2)^(1/2), safe against overflow and underflow of the squares."""
+        return torch.linalg.vector_norm(delta, dim=-1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        """The l2 norm is its own dual."""
+        return self.of(g)
+
+    def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
+        """Along the gradient, clipped to the box: delta_i = clip(s g_i) with the one s that uses the budget up.
+
+        Dual, valid for every multiplier m = 1/s >= 0: sum_i max over the box of (g_i d - m d^2 / 2), plus m radius^2 / 2.
+        """
+        size, cap = g.abs(), _cap(g, radius, low, high)
+        scale = _scale_to_radius(size, cap, radius)
+        length = torch.minimum(size * scale[:, None], cap)
+        multiplier = 1 / scale
+        value = (size * length - multiplier[:, None] * length.square() / 2).sum(-1) + multiplier * radius.square() / 2
+        return Support(value, length * g.sign())
+
+    def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The gradient's direction; a zero gradient stays put."""
+        largest = g.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)  # first, so that the squares of tiny gradients do not vanish
+        scaled = g / largest
+        return scaled * (length / self.of(scaled).clamp_min(torch.finfo(g.dtype).tiny))[:, None]
+
+    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+        """The nearest point is clip(s delta), with s = 1 if that already lies inside; with weights, clip(delta / (1 + m weight^2))."""
+        if weight is not None:
+            return self._project_weighted(delta, radius, low, high, weight)
+        size, cap = delta.abs(), _cap(delta, radius, low, high)
+        scale = _scale_to_radius(size, cap, radius).clamp(max=1)
+        return torch.minimum(size * scale[:, None], cap) * delta.sign()
+
+    def _project_weighted(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+        # The length falls monotonically in the multiplier: bisect its logarithm, and keep the end that is inside.
+        square = weight.square()
+        inside, outside = torch.full_like(radius, 80.0), torch.full_like(radius, -80.0)
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            fits = self.of(weight * (delta / (1 + middle.exp()[:, None] * square)).clamp(low, high)) <= radius
+            inside, outside = torch.where(fits, middle, inside), torch.where(fits, outside, middle)
+        shrunk = (delta / (1 + inside.exp()[:, None] * square)).clamp(low, high)
+        clipped = delta.clamp(low, high)
+        return torch.where((self.of(weight * clipped) <= radius)[:, None], clipped, shrunk)
+
+    def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
+        """A uniform direction, at a length whose d-th power is uniform."""
+        direction = normal / self.of(normal).clamp_min(torch.finfo(normal.dtype).tiny)[:, None]
+        return direction * (radius * uniform[:, -1] ** (1 / normal.shape[1]))[:, None]
+
+
+@dataclass(frozen=True)
+class L1:
+    """The sum of all changes."""
+
+    name: str = "l1"
+
+    def of(self, delta: Tensor) -> Tensor:
+        """sum |delta_i|."""
+        return delta.abs().sum(-1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        """The linf norm."""
+        return g.abs().amax(-1)
+
+    def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
+        """Spend the budget on features by falling |g_i|, each up to its end of the box.
+
+        Dual, valid for every threshold t >= 0: t radius + sum_i cap_i max(|g_i| - t, 0); the best t is the |g_i| at which the budget runs out.
+        """
+        size, cap = g.abs(), _cap(g, radius, low, high)
+        ranked, order = size.sort(dim=-1, descending=True)
+        caps = cap.gather(-1, order)
+        spent_before = caps.cumsum(-1) - caps
+        length = torch.minimum((radius[:, None] - spent_before).clamp_min(0), caps)
+        last = ((spent_before + caps < radius[:, None]).sum(-1)).clamp(max=size.shape[-1] - 1)
+        threshold = ranked.gather(-1, last[:, None])[:, 0] * (caps.sum(-1) >= radius)
+        value = threshold * radius + (cap * (size - threshold[:, None]).clamp_min(0)).sum(-1)
+        return Support(value, torch.zeros_like(g).scatter(-1, order, length) * g.sign())
+
+    def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The features of largest gradient, each only as far as its end of the box: a step along one full feature would be lost in the projection."""
+        return self.support(g, length, low, high).delta
+
+    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+        """Soft threshold inside the box: |d_i| = clip(|delta_i| - t w_i, 0, cap_i) with the one t that spends the budget (Croce and Hein 2021, with any box)."""
+        size, sign = delta.abs(), delta.sign()
+        cap = torch.where(delta > 0, high, -low)
+        w = torch.ones_like(size) if weight is None else weight.expand_as(size)
+        threshold = _soft_threshold(size, cap, w, radius)
+        return (size - threshold[:, None] * w).clamp_min(0).minimum(cap) * sign
+
+    def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
+        """Spacings of d + 1 exponentials give a uniform point of the simplex; signs come from the normals."""
+        exponential = -uniform.clamp(torch.finfo(uniform.dtype).tiny, 1.0).log()
+        share = exponential[:, :-1] / exponential.sum(-1, keepdim=True).clamp_min(torch.finfo(uniform.dtype).tiny)
+        return share * normal.sign() * radius[:, None]
+
+
+@dataclass(frozen=True)
+class L0:
+    """The number of changed features; a distance only."""
+
+    name: str = "l0"
+
+    def of(self, delta: Tensor) -> Tensor:
+        """The count of non-zero changes."""
+        return (delta != 0).sum(-1).to(delta.dtype)
+
+
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1())}
+_ALIASES = {"inf": "linf", "l_inf": "linf", "l∞": "linf", "2": "l2", "1": "l1", "euclidean": "l2"}
+
+
+def norm_named(name: str) -> Norm:
+    """Return the norm of that name ("linf", "l2", "l1")."""
+    key = _ALIASES.get(str(name).lower(), str(name).lower())
+    if key == "l0":
+        raise BadInput("norm 'l0' is available as a distance only (calipers.distance_between); a Ball takes 'linf', 'l2' or 'l1'.")
+    if key not in NORMS:
+        raise BadInput(f"unknown norm {name!r}; a Ball takes 'linf', 'l2' or 'l1'.")
+    return NORMS[key]
+
+
+def distance_between(a: Tensor, b: Tensor, norm: str) -> Tensor:
+    """Return the distance (N,) in float64 between two batches (N, *D) in "linf", "l2", "l1" or "l0"."""
+    of = L0().of if norm == "l0" else norm_named(norm).of
+    return of((a.double() - b.double()).flatten(1))
+
+
+def _cap(direction: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """How far each feature can go in the direction's sign; never farther than the radius, so that it is finite, and 0 where the direction is 0."""
+    reach = torch.where(direction > 0, high, -low).minimum(radius[:, None])
+    return torch.where(direction == 0, torch.zeros_like(reach), reach)
+
+
+def _scale_to_radius(size: Tensor, cap: Tensor, radius: Tensor) -> Tensor:
+    """Return s (M,) with ||min(s size, cap)||_2 = radius, the largest number where even all caps together are shorter.
+
+    The squared length is increasing in s and quadratic between the breakpoints cap / size: sort once, then solve in the one piece.
+    """
+    breakpoint = torch.where(size > 0, cap / size.clamp_min(torch.finfo(size.dtype).tiny), torch.zeros_like(size))
+    breakpoint, order = breakpoint.sort(dim=-1)
+    squared_cap, squared_size = cap.gather(-1, order).square(), size.gather(-1, order).square()
+    clipped = squared_cap.cumsum(-1)
+    free = squared_size.flip(-1).cumsum(-1).flip(-1)
+    free_after = free - squared_size
+    reached = clipped + breakpoint.square() * free_after >= radius.square()[:, None]
+    first = reached.to(torch.int8).argmax(-1, keepdim=True)
+    left = radius.square() - (clipped - squared_cap).gather(-1, first)[:, 0]
+    scale = (left.clamp_min(0) / free.gather(-1, first)[:, 0]).sqrt()
+    # Finite and positive ends: 0 * infinity would make a NaN of a zero gradient, and a radius of 0 still needs a multiplier.
+    finfo = torch.finfo(size.dtype)
+    return torch.where(reached.any(-1), scale, torch.full_like(scale, finfo.max)).clamp(finfo.tiny, finfo.max)
+
+
+def _soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tensor:
+    """Return t >= 0 (M,) with sum_i w_i clip(size_i - t w_i, 0, cap_i) = radius, or 0 where t = 0 already spends no more.
+
+    The sum is piecewise linear and falling in t. Walk the breakpoints downwards: at size/w a feature starts to count (slope w^2), at (size - cap)/w it is full.
+    """
+    starts, fulls = size / w, ((size - cap) / w).clamp_min(0)
+    breakpoint, order = torch.cat([starts, fulls], -1).sort(dim=-1, descending=True)
+    slope = torch.cat([w.square(), -w.square()], -1).gather(-1, order).cumsum(-1)
+    gap = breakpoint[:, :-1] - breakpoint[:, 1:]
+    spent = torch.cat([torch.zeros_like(radius)[:, None], (slope[:, :-1] * gap).cumsum(-1)], -1)
+    enough = spent >= radius[:, None]
+    after = enough.to(torch.int8).argmax(-1, keepdim=True).clamp_min(1)
+    before = after - 1
+    missing = radius - spent.gather(-1, before)[:, 0]
+    threshold = breakpoint.gather(-1, before)[:, 0] - missing / slope.gather(-1, before)[:, 0].clamp_min(torch.finfo(size.dtype).tiny)
+    return torch.where((w * torch.minimum(size, cap)).sum(-1) <= radius, torch.zeros_like(threshold), threshold.clamp_min(0))

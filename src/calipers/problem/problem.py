@@ -1,0 +1,148 @@
+"""What exactly is asked? Model, points, labels, threat and goal in one value, checked at the door."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from calipers.errors import BadInput
+from calipers.problem.ball import Ball, Region
+from calipers.problem.classifier import Classifier
+from calipers.problem.goals import Goal, Targeted, Untargeted
+from calipers.problem.streams import Streams
+
+
+_SETTLED = 16  # float32 logits of the networks we measured differ from float64 by less than 5 roundings of the largest one
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The one thing every tool receives: N points x (N, *D) with labels y (N,), a threat, a goal, a classifier, and `classes` K.
+
+    `names` are digests of the points themselves: random streams and evidence hang on them, so results do not depend on order or on which shard a point is in.
+    """
+
+    classifier: Classifier
+    x: Tensor
+    y: Tensor
+    threat: Ball
+    goal: Goal
+    classes: int
+    names: tuple[str, ...]
+
+    @classmethod
+    def pose(cls, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, goal: Goal | None = None) -> Problem:
+        """Return the checked problem; raises `BadInput` with what was got, what was expected, and what to do."""
+        classifier = model if isinstance(model, Classifier) else Classifier(model)
+        x = torch.as_tensor(x)
+        if x.dim() < 2 or not len(x) or not x[0].numel():
+            raise BadInput(f"x must hold at least one point of at least one feature, shape (N, *D), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise BadInput(f"x has dtype {x.dtype}; give floating point numbers in the model's native units (for 8-bit images: x.float() / 255)")
+        x = x.to(device=classifier.device, dtype=classifier.dtype)
+        y = torch.as_tensor(y, device=classifier.device)
+        if y.shape != (len(x),) or y.is_floating_point():
+            raise BadInput(f"y must hold one integer label a point, shape ({len(x)},), got {tuple(y.shape)} of {y.dtype}")
+        y = y.long()
+        _check_units(x, threat)
+        finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        classes = classifier.check(finite).shape[1]
+        if bool(((y < 0) | (y >= classes)).any()):
+            raise BadInput(f"labels must lie in 0..{classes - 1} for a model of {classes} classes, got {int(y.min())}..{int(y.max())}")
+        if classes < 2:
+            raise BadInput(f"the model returns {classes} logits: nothing to tell apart")
+        goal = goal or Untargeted()
+        goal.check(y, classes)
+        return cls(classifier, x, y, threat, goal, classes, _names(x, y))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, index: Tensor | Sequence[int]) -> Problem:
+        """Return the problem for the chosen points."""
+        i = torch.as_tensor(index, dtype=torch.long, device=self.x.device)
+        names = tuple(self.names[k] for k in i.tolist())
+        return Problem(self.classifier, self.x[i], self.y[i], self.threat.take(i), self.goal.take(i), self.classes, names)
+
+    def at(self, radius: float | Tensor) -> Problem:
+        """Return the problem at another radius (or one for each point)."""
+        return Problem(self.classifier, self.x, self.y, self.threat.at(radius), self.goal, self.classes, self.names)
+
+    @cached_property
+    def region(self) -> Region:
+        """The admissible set around every point."""
+        return self.threat.region(self.x)
+
+    def margins(self, logits: Tensor) -> Tensor:
+        """Return the margins (N, S) of logits (N, K)."""
+        return self.goal.margins(logits, self.y)
+
+    def settled(self, points: Tensor) -> Tensor:
+        """Return which points (N, *D) are adversarial beyond the rounding of the model's arithmetic, (N,) bool; tools that creep up to the boundary stop here.
+
+        The margin of a float64 copy must lie below zero by `_SETTLED` roundings of the largest logit, so that no order of summation shows another answer.
+        """
+        logits = self.classifier.logits64(points)
+        slack = _SETTLED * torch.finfo(self.x.dtype).eps * logits.abs().amax(1)
+        return self.goal.worst(self.margins(logits)) <= -slack
+
+    def streams(self, seed: int) -> Streams:
+        """Return one random stream a point."""
+        return Streams.of(seed, self.names, self.x.device)
+
+    def identity(self) -> dict[str, object]:
+        """Return what makes two problems the same question: model, threat without radius, goal."""
+        goal = {"name": type(self.goal).__name__}
+        if isinstance(self.goal, Targeted):
+            goal["target"] = str(torch.as_tensor(self.goal.target).tolist())
+        return {"model": self.classifier.digest(), "threat": self.threat.identity(), "goal": goal}
+
+    def fingerprint(self) -> str:
+        """Return the digest of `identity`: the name under which a record files the evidence."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _names(x: Tensor, y: Tensor) -> tuple[str, ...]:
+    rows = x.detach().cpu().contiguous().numpy()
+    seen: dict[str, int] = {}
+    names = []
+    for row, label in zip(rows, y.tolist(), strict=True):
+        name = hashlib.blake2b(row.tobytes() + str(label).encode(), digest_size=8).hexdigest()
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")  # the same image twice is two points
+    return tuple(names)
+
+
+def _check_units(x: Tensor, threat: Ball) -> None:
+    radius = threat.radii(len(x)).to(x.device)
+    if threat.box is None:
+        return
+    floor, ceiling = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.box)
+    x64 = x.double()
+    outside = torch.nonzero(((x64 < floor) | (x64 > ceiling)).flatten(1).any(1)).flatten()
+    if len(outside):
+        hint = "The data look like 0..255: divide by 255, or give box=(0, 255) and the radius in grey levels." if float(x64[outside].max()) > 2 and float(
+            floor.min()) == 0 and float(ceiling.max()) == 1 else "Give the data's own box=(low, high), or box=None if any value is allowed."
+        raise BadInput(
+            f"{len(outside)} of {len(x)} points lie outside the box {_box_text(threat)} (first: point {int(outside[0])}, values "
+            f"{float(x64[outside[0]].min()):.4g}..{float(x64[outside[0]].max()):.4g}). {hint}"
+        )
+    span = (ceiling - floor).expand(x.shape[1:]).reshape(1, -1)
+    if bool(span.isfinite().all()):
+        diagonal = threat.region(x[:1]).norm.of(span if threat.weights is None else span * threat.weights.double().to(x.device).expand(x.shape[1:]).reshape(1, -1))
+        if bool((radius > diagonal).any()):
+            raise BadInput(
+                f"radius {float(radius.max()):g} is larger than the whole box {_box_text(threat)} ({threat.norm} diameter {float(diagonal):g}): radius and box are in different units. "
+                f"For 8-bit steps on [0, 1] data write {float(radius.max()):g} / 255."
+            )
+
+
+def _box_text(threat: Ball) -> str:
+    low, high = (torch.as_tensor(end) for end in threat.box or (0.0, 0.0))
+    return f"[{float(low.min()):g}, {float(high.max()):g}]"

@@ -1,0 +1,55 @@
+"""Who may answer the question? The protocols of the two jaws, and what they hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from calipers.problem.problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """What an attack proposes for some points: the best candidate it found for each, and what it spent.
+
+    `index (M,)` places in the problem, `candidate (M, *D)`, `forwards`, `backwards (M,)` passes spent on each point. Whether a candidate counts is the referee's word.
+    """
+
+    index: Tensor
+    candidate: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What a certifier claims for some points: nothing adversarial within `radius (M,)` (0 claims nothing), float64, closed ball.
+
+    `margin (M,)` is the lower bound of the worst margin at that radius (at the asked radius where nothing could be proved), `guarantee` the arithmetic it holds in,
+    `forwards`, `backwards (M,)` the cost in passes through the network (one pass for each row of bounds).
+    """
+
+    index: Tensor
+    radius: Tensor
+    margin: Tensor
+    guarantee: Literal["real", "float64-checked", "float32-executed"]
+    forwards: Tensor
+    backwards: Tensor
+
+
+class Attack(Protocol):
+    """Proposes points. Settings are the fields of a frozen dataclass; its repr is its identity in the record."""
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield candidates as soon as points are decided; every point of the problem is mentioned exactly once."""
+
+
+class Certifier(Protocol):
+    """Claims radii. Settings are the fields of a frozen dataclass; its repr is its identity in the record."""
+
+    def __call__(self, problem: Problem) -> Iterator[Claim]:
+        """Yield claims as soon as points are decided; every point of the problem is mentioned exactly once."""

@@ -1,0 +1,87 @@
+"""How does a ledger become a page? One self-contained HTML file: no script, no request, every name from the record escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calipers.record.ledger import Ledger
+from calipers.report import figures, wording
+from calipers.report.gallery import Exhibit
+from calipers.report.report import Summary, short_name, summaries
+from calipers.report.tiles import Tiles, tiles
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_ROWS = 1000  # points listed one by one; a longer table helps nobody, and the record keeps them all
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question as the page shows it: the summary, and the drawings made from it (trusted markup, their text escaped where it was built)."""
+
+    anchor: str
+    summary: Summary
+    drawings: dict[str, str]
+    gallery: tuple[tuple[Exhibit, Tiles], ...]
+    limits: tuple[str, ...]
+    provenance: list[tuple[str, list[tuple[str, str]]]]
+
+
+def render_html(what: Ledger | Sequence[Summary], path: str | Path, confidence: float = 0.95, plan: str = "thorough") -> Path:
+    """Write the page of a ledger, or of summaries made before, and return where it is. `plan` is the one recommended for points still open."""
+    target = Path(path)
+    # A stranger's record may hold halves of surrogate pairs, which no encoding can write: they become question marks.
+    target.write_text(page(summaries(what, confidence) if isinstance(what, Ledger) else what, plan), encoding="utf-8", errors="replace")
+    return target
+
+
+def page(found: Sequence[Summary], plan: str = "thorough") -> str:
+    """Return the page as text."""
+    sections = [_section(f"question-{i}", summary) for i, summary in enumerate(found, start=1)]
+    return _template().render(sections=sections, plan=plan, css=_read("page.css"), rows=_ROWS)
+
+
+def _section(anchor: str, summary: Summary) -> Section:
+    return Section(
+        anchor,
+        summary,
+        _drawings(summary),
+        tuple((exhibit, tiles(exhibit)) for exhibit in summary.gallery),
+        tuple(wording.limits(summary)),
+        wording.provenance(summary.question.facts),
+    )
+
+
+def _drawings(summary: Summary) -> dict[str, str]:
+    """Return every figure twice, for a wide page and for a phone; the style sheet shows one of the two."""
+    builders: list[tuple[str, Callable[[Summary, figures.Size], str], figures.Size]] = [
+        ("gauge", figures.gauge, figures.WIDE),
+        ("curve", figures.curve, figures.FULL),
+        ("brackets", figures.brackets, figures.HALF),
+        ("histogram", figures.histogram, figures.HALF),
+        ("classes", figures.classes, figures.HALF),
+    ]
+    drawn = {name: build(summary, wide) + build(summary, figures.PHONE) for name, build, wide in builders}
+    return {**drawn, "bare": figures.gauge(summary, figures.INLINE, bare=True)}
+
+
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined  # only a page needs it
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(w=wording)
+    environment.filters.update(short_name=short_name, finite=_is_finite)
+    return environment.from_string(_read("page.html.j2"))
+
+
+def _is_finite(value: Any) -> bool:
+    return float("-inf") < value < float("inf")
+
+
+def _read(name: str) -> str:
+    return files("calipers.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,310 @@
+"""What does a ledger say? Pure functions from a ledger and a confidence to frozen, plain numbers.
+
+Two kinds of not knowing stay apart in every number: the gap between the certified and the attacked count (ignorance about these points, shrinks with
+compute) and the interval (sampling, shrinks with points). Points that cannot be measured belong to no rate; they are listed with their reasons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calipers.record.bracket import Bracket, Verdict
+from calipers.record.estimates import Interval, clopper_pearson, two_sided, wilson
+from calipers.record.evidence import Evidence, Point, Question
+from calipers.record.ledger import Ledger
+from calipers.report.distances import Curve, Histogram, Quantile, curve_of, histogram_of, quantiles_of
+from calipers.report.gallery import Exhibit, hang
+
+_LARGEST = float(np.finfo(np.float64).max)  # stands for an unlimited radius: a finite witness lies within, and no witness does not
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`count` of `of` points. No points say nothing: the share is then NaN and both intervals are [0, 1]."""
+
+    count: int
+    of: int
+    confidence: float = 0.95
+
+    @property
+    def share(self) -> float:
+        """Return count / of."""
+        return self.count / self.of if self.of else math.nan
+
+    @property
+    def wilson(self) -> Interval:
+        """Return the Wilson interval."""
+        return wilson(self.count, self.of, self.confidence) if self.of else Interval(math.nan, 0.0, 1.0, self.confidence)
+
+    @property
+    def exact(self) -> Interval:
+        """Return the Clopper-Pearson interval, to be read where the count is very small or very large."""
+        return clopper_pearson(self.count, self.of, self.confidence) if self.of else Interval(math.nan, 0.0, 1.0, self.confidence)
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """One point: what the model answers, between which distances the nearest adversarial example lies, who said so and at what cost.
+
+    `index` is the position in the data; `margin` is the clean one, in logits; `verdict` is read at the point's own `radius`; `seen` tells whether
+    the model was run on the point at all; `note` is the reason of an invalid point.
+    """
+
+    index: int
+    name: str
+    label: int
+    prediction: int
+    margin: float
+    radius: float
+    verdict: Verdict
+    lower: float
+    upper: float
+    lower_tool: str
+    upper_tool: str
+    guarantee: str
+    forwards: int
+    backwards: int
+    seconds: float
+    seen: bool
+    note: str
+
+    @property
+    def is_clean_error(self) -> bool:
+        """Return whether the model is wrong at the point itself."""
+        return self.upper == 0
+
+    @property
+    def tool(self) -> str:
+        """Return the short name of the tool that settled the verdict, or nothing."""
+        settled = {"robust": self.lower_tool, "broken": "clean error" if self.is_clean_error else self.upper_tool}
+        return short_name(settled.get(self.verdict, ""))
+
+
+@dataclass(frozen=True)
+class ToolCount:
+    """How many points a tool settled."""
+
+    name: str
+    points: int
+
+
+@dataclass(frozen=True)
+class RobustAccuracy:
+    """certified <= robust <= attacked on these points; `interval` holds the population's robust accuracy, whatever the attacks missed."""
+
+    certified: Rate
+    attacked: Rate
+    unknown: int
+    interval: tuple[float, float]
+    confidence: float
+
+    @property
+    def unknown_share(self) -> float:
+        """Return the share of points that are neither certified nor broken."""
+        return self.attacked.share - self.certified.share
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The rates of one class; each interval holds on its own, without correction for the number of classes."""
+
+    label: int
+    clean: Rate
+    certified: Rate
+    attacked: Rate
+
+
+@dataclass(frozen=True)
+class ToolCost:
+    """What one tool was tried on, what it settled and what it cost. `tool` is its full repr; `notes` are the commonest reasons of failed attempts."""
+
+    tool: str
+    tried: int
+    settled: int
+    forwards: int
+    backwards: int
+    seconds: float
+    notes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Everything the record says about one question. `rows` holds every point, also the invalid ones; rates are over the others.
+
+    `radius` is the smallest and largest radius asked; `guarantees` counts the certified points by the arithmetic in which their claim holds.
+    """
+
+    question: Question
+    record: str
+    confidence: float
+    rows: tuple[PointRow, ...]
+    radius: tuple[float, float]
+    clean: Rate
+    robust: RobustAccuracy
+    certified_by: tuple[ToolCount, ...]
+    broken_by: tuple[ToolCount, ...]
+    clean_errors: int
+    guarantees: tuple[tuple[str, int], ...]
+    classes: tuple[ClassRow, ...]
+    curve: Curve
+    histogram: Histogram
+    quantiles: tuple[Quantile, ...]
+    costs: tuple[ToolCost, ...]
+    gallery: tuple[Exhibit, ...] = field(repr=False)
+
+    @property
+    def n(self) -> int:
+        """Return how many points the rates are over."""
+        return self.robust.certified.of
+
+    @property
+    def invalid(self) -> tuple[PointRow, ...]:
+        """Return the points that cannot be measured; each note says why."""
+        return tuple(r for r in self.rows if r.verdict == "invalid")
+
+    @property
+    def unseen(self) -> int:
+        """Return how many points the model has not been run on yet."""
+        return sum(not r.seen for r in self.rows if r.verdict != "invalid")
+
+    @property
+    def title(self) -> str:
+        """Return the name of the model, or of the question where the model has none."""
+        model = self.question.facts.get("model")
+        name = model.get("name") if isinstance(model, dict) else None
+        return str(name or self.question.title or "unnamed model")
+
+
+def short_name(tool: str) -> str:
+    """Return the tool's name without its settings.
+
+    >>> short_name("PGD(steps=100, restarts=20)")
+    'PGD'
+    """
+    return tool.split("(", 1)[0].strip()
+
+
+def summaries(ledger: Ledger, confidence: float = 0.95) -> tuple[Summary, ...]:
+    """Return one summary for each question of the ledger, oldest first. Raises `Contradiction` where two tools cannot both be right."""
+    return tuple(summarise(ledger, question, confidence) for question in ledger.questions())
+
+
+def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> Summary:
+    """Return what the ledger says about one question, intervals at the given confidence."""
+    points, facts = ledger.points(question.fingerprint), ledger.evidence(question.fingerprint)
+    rows = point_rows(points, facts)
+    valid = [r for r in rows if r.verdict != "invalid"]
+    lower, upper = _column(r.lower for r in valid), _column(r.upper for r in valid)
+    asked = [r.radius for r in rows]
+    radius = (min(asked), max(asked)) if asked else (math.nan, math.nan)
+    curve = curve_of(lower, upper, np.array([r.seen for r in valid], dtype=bool), radius[1], confidence)
+    return Summary(
+        question=question,
+        record=ledger.path.name if ledger.path else "",
+        confidence=confidence,
+        rows=rows,
+        radius=radius,
+        clean=clean_accuracy(valid, confidence),
+        robust=robust_accuracy(valid, confidence),
+        certified_by=_count(r.lower_tool for r in valid if r.verdict == "robust"),
+        broken_by=_count(r.upper_tool for r in valid if r.verdict == "broken" and not r.is_clean_error),
+        clean_errors=sum(r.is_clean_error for r in valid),
+        guarantees=tuple(Counter(r.guarantee for r in valid if r.verdict == "robust" and r.guarantee).most_common()),
+        classes=class_rows(valid, confidence),
+        curve=curve,
+        histogram=histogram_of(lower, upper, curve.reach),
+        quantiles=quantiles_of(lower, upper, curve.half_width),
+        costs=tool_costs(rows, facts),
+        gallery=hang(ledger, question, points, facts, {r.name: (r.upper, r.upper_tool, r.prediction) for r in valid}),
+    )
+
+
+def point_rows(points: Sequence[Point], facts: Sequence[Evidence]) -> tuple[PointRow, ...]:
+    """Return one row for each point, in the order of `points`. An `invalid` fact overrides everything else known about its point."""
+    bracket = Bracket.of([p.name for p in points], facts)
+    verdicts = bracket.verdicts(np.minimum([p.radius for p in points], _LARGEST))
+    about: dict[str, list[Evidence]] = defaultdict(list)
+    for fact in facts:
+        about[fact.point].append(fact)
+    return tuple(_row(p, about[p.name], bracket, i, verdicts[i]) for i, p in enumerate(points))
+
+
+def _row(point: Point, facts: Sequence[Evidence], bracket: Bracket, i: int, verdict: Verdict) -> PointRow:
+    clean = next((f for f in facts if f.kind == "clean"), None)
+    invalid = next((f for f in facts if f.kind == "invalid"), None)
+    lower, tool = float(bracket.lower[i]), bracket.lower_tool[i]
+    if verdict == "robust" and lower == 0 and clean is None:
+        verdict = "unknown"  # the empty claim covers radius 0 only where the model was seen to be right
+    return PointRow(
+        index=point.position,
+        name=point.name,
+        label=point.label,
+        prediction=clean.prediction if clean else -1,
+        margin=clean.margin if clean else math.nan,
+        radius=point.radius,
+        verdict="invalid" if invalid else verdict,
+        lower=lower,
+        upper=float(bracket.upper[i]),
+        lower_tool=tool,
+        upper_tool=bracket.upper_tool[i],
+        guarantee=next((f.guarantee for f in facts if f.kind == "certificate" and f.tool == tool and f.radius == lower), ""),
+        forwards=sum(f.forwards for f in facts),
+        backwards=sum(f.backwards for f in facts),
+        seconds=sum(f.seconds for f in facts),
+        seen=clean is not None,
+        note=invalid.note if invalid else "",
+    )
+
+
+def clean_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> Rate:
+    """Return the share of points on which the model is right, among those it was run on."""
+    seen = [r for r in rows if r.seen]
+    return Rate(sum(not r.is_clean_error for r in seen), len(seen), confidence)
+
+
+def robust_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> RobustAccuracy:
+    """Return the certified and the attacked rate of measurable points, and the interval that holds the truth between them."""
+    n, verdicts = len(rows), Counter(r.verdict for r in rows)
+    certified, surviving = verdicts["robust"], n - verdicts["broken"]
+    interval = two_sided(certified, surviving, n, confidence) if n else (0.0, 1.0)
+    return RobustAccuracy(Rate(certified, n, confidence), Rate(surviving, n, confidence), verdicts["unknown"], interval, confidence)
+
+
+def class_rows(rows: Sequence[PointRow], confidence: float = 0.95) -> tuple[ClassRow, ...]:
+    """Return the rates of each class that occurs, by label."""
+    groups: dict[int, list[PointRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.label].append(row)
+    parts = ((label, groups[label], robust_accuracy(groups[label], confidence)) for label in sorted(groups))
+    return tuple(ClassRow(label, clean_accuracy(group, confidence), robust.certified, robust.attacked) for label, group, robust in parts)
+
+
+def tool_costs(rows: Sequence[PointRow], facts: Sequence[Evidence]) -> tuple[ToolCost, ...]:
+    """Return what each tool was tried on, settled and cost, in the order in which the tools first appear."""
+    settled = Counter(r.lower_tool if r.verdict == "robust" else r.upper_tool for r in rows if r.verdict in ("robust", "broken"))
+    groups: dict[str, list[Evidence]] = defaultdict(list)
+    for fact in facts:
+        if fact.kind != "invalid" or fact.forwards or fact.seconds:  # a point refused at the door was not tried
+            groups[fact.tool].append(fact)
+    return tuple(_cost(tool, group, settled[tool]) for tool, group in groups.items())
+
+
+def _cost(tool: str, facts: Sequence[Evidence], settled: int) -> ToolCost:
+    notes = Counter(f.note for f in facts if f.kind == "attempt" and f.note)
+    forwards, backwards = sum(f.forwards for f in facts), sum(f.backwards for f in facts)
+    return ToolCost(tool, len({f.point for f in facts}), settled, forwards, backwards, sum(f.seconds for f in facts), tuple(notes.most_common(3)))
+
+
+def _count(tools: Iterable[str]) -> tuple[ToolCount, ...]:
+    counts = Counter(short_name(tool) for tool in tools)
+    return tuple(ToolCount(name, k) for name, k in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _column(values: Iterable[float]) -> NDArray[np.float64]:
+    return np.array(list(values), dtype=np.float64)

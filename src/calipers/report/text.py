@@ -1,0 +1,87 @@
+"""What does a terminal show of a measurement? One short table for each question, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from calipers.record.ledger import Ledger
+from calipers.report.report import Summary, summaries
+from calipers.report.wording import (
+    advice,
+    at_least,
+    at_most,
+    broken,
+    distance,
+    duration,
+    integer,
+    missing_lower_jaw,
+    norm,
+    percent,
+    plain,
+    points,
+    radius,
+    share_of_points,
+    tools,
+)
+
+_SHOWN_INVALID = 5
+
+
+def render_text(what: Ledger | Sequence[Summary], confidence: float = 0.95, plan: str = "thorough") -> str:
+    """Return the tables of all questions; `plan` is the one recommended for points that are still open."""
+    found = summaries(what, confidence) if isinstance(what, Ledger) else tuple(what)
+    if not found:
+        return "This record holds no question yet. Measure first: calipers measure --record RECORD"
+    titled = len(found) > 1
+    return "\n\n".join("\n".join(plain(line) for line in _lines(summary, plan, titled)) for summary in found)
+
+
+def _lines(summary: Summary, plan: str, titled: bool) -> Iterator[str]:
+    if titled:
+        yield summary.title
+    asked = f"{norm(summary)} eps = {radius(summary)}"
+    yield f"robust accuracy, {asked}, {points(summary.n)}, {share_of_points(summary.confidence)}"
+    if summary.n:
+        yield from _rates(summary, plan)
+        yield f"  distance {_median(summary)}"
+    yield f"  cost     {_cost(summary)}"
+    yield from _remarks(summary)
+
+
+def _rates(summary: Summary, plan: str) -> Iterator[str]:
+    robust, (low, high) = summary.robust, summary.robust.interval
+    proved = f"certified: {tools(summary.certified_by)}" if summary.certified_by else "nothing certified"
+    beaten = f"broken: {broken(summary)}" if broken(summary) else "nothing broken"
+    from_low, to_high = f"({percent(low, 'down')} ..)", f"(.. {percent(high, 'up')})"
+    yield f"  at least {at_least(robust.certified):>5} %  {from_low:<12} {proved}"
+    yield f"  at most  {at_most(robust.attacked):>5} %  {to_high:<12} {beaten}"
+    narrow = f"{points(robust.unknown)}. To narrow: {advice(summary, plan)}" if robust.unknown else "every point is settled"
+    yield f"  unknown  {percent(robust.unknown_share):>5} %  {narrow}"
+    clean = summary.clean
+    if clean.of:
+        short = "" if clean.of == summary.n else f"  of the {integer(clean.of)} looked at"
+        yield f"  clean    {percent(clean.share):>5} %  ({percent(clean.wilson.low, 'down')} .. {percent(clean.wilson.high, 'up')}){short}"
+
+
+def _median(summary: Summary) -> str:
+    median = next(q for q in summary.quantiles if q.share == 0.5)
+    if median.upper == 0:
+        return "median 0: the model is wrong at more than half of the points"
+    return f"median above {distance(median.lower, 'down')}, " + (
+        "no upper end: more than half of the points have no witness" if median.upper == float("inf") else f"at most {distance(median.upper, 'up')}"
+    )
+
+
+def _cost(summary: Summary) -> str:
+    forwards, backwards = sum(c.forwards for c in summary.costs), sum(c.backwards for c in summary.costs)
+    return f"{integer(forwards)} forwards, {integer(backwards)} backwards, {duration(sum(c.seconds for c in summary.costs))}"
+
+
+def _remarks(summary: Summary) -> Iterator[str]:
+    jaw = missing_lower_jaw(summary)
+    if jaw:
+        yield f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack is only as strong as the attacks."
+    for row in summary.invalid[:_SHOWN_INVALID]:
+        yield f"  invalid  point {row.index} is in no rate: {row.note or 'no reason given'}"
+    if len(summary.invalid) > _SHOWN_INVALID:
+        yield f"  invalid  {points(len(summary.invalid) - _SHOWN_INVALID)} more"

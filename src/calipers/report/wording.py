@@ -1,0 +1,207 @@
+"""How is a finding put into words? Numbers rounded towards caution, and the sentences that page and terminal share."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
+from typing import Any, Literal
+
+from calipers.report.report import Rate, Summary, ToolCount
+
+Toward = Literal["near", "down", "up"]
+_ROUNDING = {"near": ROUND_HALF_EVEN, "down": ROUND_FLOOR, "up": ROUND_CEILING}
+_LONGEST = 2000  # characters of one provenance value; the record keeps the whole
+_DEEPEST = 6  # levels of nested facts shown as such; a stranger's record may nest without end
+
+GUARANTEES = {
+    "real": "proved in real arithmetic, rounding of the bound not accounted for",
+    "float64-checked": "rounding of the bound accounted for",
+    "float32-executed": "holds for the network as executed in float32, in any summation order",
+}
+
+
+def percent(share: float, toward: Toward = "near") -> str:
+    """Return a share as a percentage with one decimal; interval ends are rounded outward by the caller's `toward`.
+
+    >>> percent(0.37994, "down"), percent(0.50399, "up")
+    ('37.9', '50.4')
+    """
+    if math.isnan(share):
+        return "–"
+    rounded = {"near": round, "down": math.floor, "up": math.ceil}[toward](share * 1000)
+    return f"{rounded / 10:.1f}"
+
+
+def at_least(rate: Rate) -> str:
+    """Return the rate's share rounded down, so that "at least" stays true."""
+    return f"{rate.count * 1000 // rate.of / 10:.1f}" if rate.of else "–"
+
+
+def at_most(rate: Rate) -> str:
+    """Return the rate's share rounded up, so that "at most" stays true."""
+    return f"{-(-rate.count * 1000 // rate.of) / 10:.1f}" if rate.of else "–"
+
+
+def distance(value: float, toward: Toward = "near") -> str:
+    """Return a distance with four significant digits.
+
+    >>> distance(0.0313725, "down"), distance(0.1, "up"), distance(float("inf"))
+    ('0.03137', '0.1', '∞')
+    """
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞"
+    return f"{float(Context(prec=4, rounding=_ROUNDING[toward]).create_decimal(repr(float(value)))):.6g}"
+
+
+def integer(value: int) -> str:
+    """Return a count with thousands separated."""
+    return f"{value:,}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in the unit that suits it."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+
+
+def points(n: int) -> str:
+    """Return "1 point" or "n points"."""
+    return f"{integer(n)} point{'' if n == 1 else 's'}"
+
+
+def share_of_points(confidence: float) -> str:
+    """Return the confidence as a percentage without needless digits."""
+    return f"{confidence * 100:.6g} %"
+
+
+def tools(counts: Iterable[ToolCount]) -> str:
+    """Return "CROWN 312, branch and bound 98"."""
+    return ", ".join(f"{c.name or 'unnamed tool'} {integer(c.points)}" for c in counts)
+
+
+def broken(summary: Summary) -> str:
+    """Return who broke the points that did not survive, the model's own errors apart."""
+    parts = [tools(summary.broken_by), f"clean errors {integer(summary.clean_errors)}" if summary.clean_errors else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def plain(text: object) -> str:
+    """Return text without control characters: a name in a stranger's record must not steer the terminal."""
+    return "".join(c if c.isprintable() else "�" for c in str(text))
+
+
+def lookup(facts: Mapping[str, Any], *path: str) -> Any:
+    """Return a nested fact, or None where any part of the way is missing."""
+    value: Any = facts
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def norm(summary: Summary) -> str:
+    """Return the name of the threat's norm, or what else measures its distance."""
+    found = (lookup(summary.question.facts, "threat", key) for key in ("norm", "name", "kind"))
+    return str(next((value for value in found if value), "distance"))
+
+
+def radius(summary: Summary) -> str:
+    """Return the radius asked, with its fraction of 255 where that is how it was meant; a range where points differ."""
+    low, high = summary.radius
+    if math.isnan(low):
+        return "not set"
+    if low != high:
+        return f"{distance(low)} .. {distance(high)}"
+    steps = high * 255
+    is_pixel_step = math.isfinite(high) and len(repr(high)) > 6 and round(steps) >= 1 and math.isclose(steps, round(steps), rel_tol=1e-6)
+    return f"{distance(high)} ({round(steps)}/255)" if is_pixel_step else distance(high)
+
+
+def missing_lower_jaw(summary: Summary) -> str:
+    """Return why nothing could be certified, or nothing where the lower jaw was there."""
+    said = summary.question.facts.get("lower_jaw")
+    if isinstance(said, str) and said not in ("", "available"):
+        return said
+    if said is None and summary.n and not any(row.lower > 0 for row in summary.rows):
+        return "no certificate is on record"
+    return ""
+
+
+def advice(summary: Summary, plan: str) -> str:
+    """Return how to settle the points that are still open."""
+    where = shlex.quote(summary.record) if summary.record else "RECORD"
+    return f"calipers measure --resume {where} --plan {plan}"
+
+
+def gap(summary: Summary) -> str:
+    """Return the sentence on the first kind of not knowing: what neither jaw could settle."""
+    robust = summary.robust
+    if not robust.unknown:
+        return "There is no gap: every point is either proved robust or broken by an example that anybody can run again."
+    are = "point is" if robust.unknown == 1 else "points are"
+    return (
+        f"The gap between {at_least(robust.certified)} and {at_most(robust.attacked)} % is ignorance about these very points: {integer(robust.unknown)} {are} "
+        "neither broken nor certified. More compute narrows it."
+    )
+
+
+def sampling(summary: Summary) -> str:
+    """Return the sentence on the second kind of not knowing: that other points could have been drawn."""
+    low, high = summary.robust.interval
+    return (
+        f"The interval from {percent(low, 'down')} to {percent(high, 'up')} % adds chance, since other points could have been drawn: with "
+        f"{share_of_points(summary.confidence)} confidence it holds the robust accuracy of the whole population, whatever the attacks missed. More points narrow it."
+    )
+
+
+def limits(summary: Summary) -> Iterator[str]:
+    """Yield what this measurement does not tell, plainest first."""
+    jaw = missing_lower_jaw(summary)
+    if jaw:
+        yield f"The lower jaw is missing: {jaw.rstrip('.')}. Nothing is proved robust, and the accuracy under attack is only as strong as the attacks listed."
+    if summary.unseen:
+        yield f"{points(summary.unseen)} of {integer(summary.n)} not looked at yet. They count as unknown, and the clean accuracy leaves them out."
+    if summary.robust.unknown:
+        still = [str(r.index) for r in summary.rows if r.verdict == "unknown"]
+        more = f" and {integer(len(still) - 20)} more" if len(still) > 20 else ""
+        yield f"Still open at the radius asked: {'point' if len(still) == 1 else 'points'} {', '.join(still[:20])}{more}."
+    if summary.invalid:
+        belong = "belongs" if len(summary.invalid) == 1 else "belong"
+        yield f"{points(len(summary.invalid))} could not be measured and {belong} to no rate; the reasons are listed with the points."
+    for guarantee, count in summary.guarantees:
+        yield f"{integer(count)} of the certified points have the guarantee “{guarantee}”: {GUARANTEES.get(guarantee, 'see the documentation of that guarantee')}."
+    if 0 < summary.n < 100:
+        yield f"With {points(summary.n)} little can be said about a population: the intervals are wide for a reason."
+    yield "The intervals take the points for a random sample of the population. If they are the first of a test set, read every number as one about that set."
+    yield "Beyond the radius asked a curve only carries what happened to be found or proved; that nobody searched there looks the same as robustness."
+
+
+def provenance(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return all facts as groups of (key, text), nested keys joined by dots; nothing is left out for being unknown."""
+    loose = [(str(k), _shown(v)) for k, v in facts.items() if not isinstance(v, dict)]
+    groups = [(str(k), list(_flatten(v, "", _DEEPEST))) for k, v in facts.items() if isinstance(v, dict) and v]
+    return ([("question", loose)] if loose else []) + groups
+
+
+def _flatten(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value and depth:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{path}.{key}" if path else str(key), depth - 1)
+    else:
+        yield path, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    """Return one value as text: names as they are, lists with commas, the rest as JSON."""
+    if isinstance(value, list) and not any(isinstance(v, list | dict) for v in value):
+        text = ", ".join(map(_shown, value)) or "none"
+    elif isinstance(value, str):
+        text = value or "not given"
+    elif value is None:
+        text = "none"
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({integer(len(text))} characters)"
