@@ -4,8 +4,8 @@
 
 * `mnist-plain` minimises cross-entropy on clean images.
 * `mnist-robust` is adversarially trained (Madry et al. 2018, equation 2.1): cross-entropy on PGD examples at linf radius 0.1. A ReLU-stability
-  loss (Xiao et al. 2019, equation 4) is added so that linear relaxations are less loose on it. We differ from Xiao et al. in that the
-  pre-activation bounds are plain intervals, and that there is no L1 penalty and no weight pruning.
+  loss (Xiao et al. 2019) is added so that linear relaxations are less loose on it. Its pre-activation bounds are naive interval arithmetic;
+  unlike Xiao et al. we use neither an L1 penalty nor weight pruning.
 
 Needs the MNIST arrays named in `SOURCE` (uint8 x (N, 28, 28), y (N,)). Seeds are fixed and one thread is used: the same torch build on the same
 kind of processor gives the same weights. The settings were chosen on MNIST test images 500 to 1499, none of which is shipped.
@@ -36,17 +36,17 @@ SAMPLE = 500
 NOTICE = """\
 # Notice for the data that ship with calipers
 
-All four files of data in this folder are written by `scripts/train_embedded.py`.
+The four files listed here are written by `scripts/train_embedded.py`.
 
 | file | what it is | licence |
 |---|---|---|
 | `mnist_plain.safetensors` | float32 weights of `mnist-plain`: ordinary training (cross-entropy on clean images) | Apache-2.0 |
 | `mnist_robust.safetensors` | float32 weights of `mnist-robust`: adversarial training, see below | Apache-2.0 |
-| `mnist_test500.npz` | the first {sample} images of the MNIST test set in official order, pixels unchanged: x uint8 ({sample}, 28, 28), y int64 ({sample},) | CC BY-SA 3.0 |
+| `mnist_test500.npz` | the first {sample} MNIST test images in official order: x uint8 ({sample}, 28, 28), y int64 ({sample},) | CC BY-SA 3.0 |
 | `NOTICE.md` | this notice | Apache-2.0 |
 
 **Images.** MNIST is by Yann LeCun and Corinna Cortes and derives from data sets of NIST. It stands under the Creative Commons
-Attribution-ShareAlike 3.0 licence (<https://creativecommons.org/licenses/by-sa/3.0/>). The sample was only cut and repackaged.
+Attribution-ShareAlike 3.0 licence (<https://creativecommons.org/licenses/by-sa/3.0/>). The sample was cut and repackaged, its pixels are unchanged.
 
 **Networks.** Both share one architecture (`calipers.data.architecture`), take pixels in [0, 1] and were trained on the 60,000 MNIST training images.
 `mnist-robust` minimises cross-entropy on PGD-7 examples at linf radius {radius} (Madry et al. 2018). One regulariser is added: the ReLU-stability
@@ -80,7 +80,7 @@ def pixels(x: NDArray[np.uint8]) -> Tensor:
 def pgd(model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> Tensor:
     """Return the last iterate of projected gradient ascent on cross-entropy from a random start, inside the linf ball and [0, 1].
 
-    The step 2.5 radius / steps lets an iterate cross the whole ball (Madry et al. 2018, section 5).
+    The step 2.5 radius / steps lets an iterate cross the whole ball (as in Madry et al. 2018).
     """
     low, high = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
     adversarial = low + (high - low) * torch.rand_like(x)

@@ -70,6 +70,14 @@ class Conv:
         unread = [size - r for size, r in zip(self.input_size, reach, strict=True)]
         return (transposed(a, self.weight, None, self.stride, self.padding, unread, self.groups, self.dilation),)
 
+    def window(self, size: int, axis: int) -> int:
+        """(size - 1) strides and one kernel."""
+        return (size - 1) * self.stride[axis] + self.dilation[axis] * (self.weight.shape[2 + axis] - 1) + 1
+
+    def window_adjoint(self, a: Tensor) -> Tensor:
+        """The transposed convolution without padding; images only."""
+        return functional.conv_transpose2d(a, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
+
     def absolute(self, *inputs: Tensor) -> Tensor:
         """The convolution with |W|."""
         return self._run(inputs[0], self.weight.abs(), None)
@@ -85,6 +93,7 @@ class Scale:
 
     scale: Tensor
     shift: Tensor
+    diagonal: bool = True
     kind: Literal["affine"] = field(default="affine", repr=False)
 
     def value(self, *inputs: Tensor) -> Tensor:
@@ -94,6 +103,10 @@ class Scale:
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
         """Diagonal, so its own transpose."""
         return (a * self.scale,)
+
+    def slopes(self) -> tuple[Tensor, ...]:
+        """The factor of each element of the input."""
+        return (self.scale,)
 
     def absolute(self, *inputs: Tensor) -> Tensor:
         """|scale| r."""
@@ -119,6 +132,10 @@ class Sum:
         """A copy for each input."""
         return (self.signs[0] * a, self.signs[1] * a)
 
+    def slopes(self) -> tuple[Tensor, ...]:
+        """The factor of each element of each input."""
+        return (torch.tensor(self.signs[0]), torch.tensor(self.signs[1]))
+
     def absolute(self, *inputs: Tensor) -> Tensor:
         """|s_0| r_0 + |s_1| r_1."""
         return abs(self.signs[0]) * inputs[0] + abs(self.signs[1]) * inputs[1]
@@ -138,6 +155,7 @@ class Generic:
     run: Callable[..., Tensor] = field(repr=False)
     name: str
     input_shapes: tuple[tuple[int, ...], ...]
+    diagonal: bool = False
     kind: Literal["affine"] = field(default="affine", repr=False)
 
     def value(self, *inputs: Tensor) -> Tensor:
@@ -239,7 +257,7 @@ def _negative(call: Call) -> Affine | None:
 
 def _reshape(call: Call) -> Affine | None:
     shape = call.shape
-    return Generic(lambda x: x.reshape(len(x), *shape), "reshape", call.input_shapes)
+    return Generic(lambda x: x.reshape(len(x), *shape), "reshape", call.input_shapes, diagonal=True)
 
 
 def _move(call: Call) -> Affine | None:

@@ -40,6 +40,25 @@ class Lines(NamedTuple):
 
 
 @runtime_checkable
+class Windowed(Protocol):
+    """An affine operation on images that sees a window of its input at each place: convolution."""
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Input pixels from one output place to the next, for each axis."""
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Pixels of zeros before the input, for each axis."""
+
+    def window(self, size: int, axis: int) -> int:
+        """Return how many input pixels `size` neighbouring output places see along an axis."""
+
+    def window_adjoint(self, a: Tensor) -> Tensor:
+        """Return W^T a for windows (M, C', h, w): (M, C, window(h, 0), window(w, 1)), padding included."""
+
+
+@runtime_checkable
 class Elementwise(Protocol):
     """A scalar function applied to every element."""
 

@@ -111,7 +111,7 @@ class Region:
     high: Tensor
     weight: Tensor | None
 
-    def take(self, index: Tensor) -> Region:
+    def take(self, index: Tensor | slice) -> Region:
         """Return the regions of the chosen points, repetitions allowed."""
         low, high = self.low[index], self.high[index]
         return Region(self.ball, self.norm, self.center[index], self.radius[index], low, high, self.weight)
@@ -162,6 +162,28 @@ class Region:
             return points + self.norm.step(flat, length, self.low - offset, self.high - offset).view_as(points)
         low, high = (self.low - offset) * self.weight, (self.high - offset) * self.weight
         return points + (self.norm.step(flat / self.weight, length, low, high) / self.weight).view_as(points)
+
+    def reach(self, g: Tensor, points: Tensor) -> Tensor:
+        """Return the maximum of <g, x' - x> for directions g (P, S, d) at the chosen points (P,), flat (P S,): the dual bound alone."""
+        return self.window_reach(g, points, self.low[points], self.high[points], None if self.weight is None else self.weight.expand(len(points), -1))
+
+    def window_reach(self, g: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the same where each row sees only some features: `low`, `high`, `weight (P, d)` are those features' own."""
+        width = g.shape[1]
+        if self.norm.is_box:
+            # Features move independently: two products with the reach of each replace the search for a maximiser; all their terms are non-negative.
+            length = self.radius.to(g.dtype)[points, None]
+            length = length if weight is None else length / weight
+            up = g.clamp(min=0)
+            down = up - g
+            return (up @ torch.minimum(high, length)[..., None] + down @ torch.minimum(-low, length)[..., None])[..., 0].flatten()
+        low, high, radius = (t.repeat_interleave(width, 0) for t in (low, high, self.radius.to(g.dtype)[points]))
+        flat = g.flatten(0, 1)
+        if weight is not None:
+            w = weight.repeat_interleave(width, 0)
+            w = torch.where(w > 0, w, torch.ones_like(w))  # outside an image nothing moves, and the window has no weight
+            flat, low, high = flat / w, low * w, high * w
+        return self.norm.support(flat, radius, low, high).value
 
     def project(self, points: Tensor) -> Tensor:
         """Return the nearest admissible point of each, up to rounding of the sum (`snap` removes that)."""

@@ -34,6 +34,8 @@ class Norm(Protocol):
     """A norm with its dual, and the exact geometry of its ball intersected with a box around 0."""
 
     name: str
+    is_box: bool
+    """Is the ball a box? Then features move independently, and interval arithmetic over one affine operation is exact."""
 
     def of(self, delta: Tensor) -> Tensor:
         """Return the norm over the last axis."""
@@ -59,6 +61,7 @@ class Linf:
     """The largest change of any feature."""
 
     name: str = "linf"
+    is_box: bool = True
 
     def of(self, delta: Tensor) -> Tensor:
         """max |delta_i|."""
@@ -92,6 +95,7 @@ class L2:
     """The Euclidean length."""
 
     name: str = "l2"
+    is_box: bool = False
 
     def of(self, delta: Tensor) -> Tensor:
         """(sum delta_i^2)^(1/2), safe against overflow and underflow of the squares."""
@@ -150,6 +154,7 @@ class L1:
     """The sum of all changes."""
 
     name: str = "l1"
+    is_box: bool = False
 
     def of(self, delta: Tensor) -> Tensor:
         """sum |delta_i|."""

@@ -31,7 +31,7 @@ class Size:
     name: str
 
 
-WIDE, FULL, HALF = Size(1040, 92, "wide"), Size(720, 360, "wide"), Size(500, 320, "wide")
+WIDE, FULL, HALF = Size(860, 92, "wide"), Size(720, 360, "wide"), Size(500, 320, "wide")
 PHONE, INLINE = Size(326, 280, "narrow"), Size(240, 26, "any")
 
 
@@ -110,10 +110,10 @@ def gauge(summary: Summary, size: Size = FULL, *, bare: bool = False) -> str:
     frame = Frame(size, (0, 1), (0, 1), inset, inset, 0, 0)
     robust, clean = summary.robust, summary.clean.share if summary.clean.of else 1.0
     low, high = robust.certified.share if summary.n else 0.0, robust.attacked.share if summary.n else 1.0
-    top, height = (7.0, 12.0) if bare else (26.0, 22.0)
+    top, height = (9.0, 12.0) if bare else (26.0, 22.0)
     ends = [(0.0, low, "robust"), (low, high, "unknown"), (high, max(clean, high), "broken"), (max(clean, high), 1.0, "error")]
     parts = [_rect(name, frame.px(a), top, frame.px(b) - frame.px(a), height) for a, b, name in ends if b > a]
-    parts.append(_jaws(frame.px(low), frame.px(high), top, height, 5.0 if bare else 14.0))
+    parts.append(_jaws(frame.px(low), frame.px(high), top, height, 8.0 if bare else 14.0))
     if not bare:
         parts.append(_scale(frame, top + height))
         parts.append(_whisker(frame.px(robust.interval[0]), frame.px(robust.interval[1]), 84, 4))
@@ -166,7 +166,7 @@ def histogram(summary: Summary, size: Size = HALF) -> str:
     frame = Frame(size, (0, summary.curve.reach), (-1.08, 1.08), left=40)
     bars = "".join(_bin(frame, h.edges, i, k / tallest[0], "broken") for i, k in enumerate(h.upper) if k)
     bars += "".join(_bin(frame, h.edges, i, -k / tallest[1], "robust") for i, k in enumerate(h.lower) if k)
-    counts = [(1.0, f"{tallest[0]:,}"), (0.0, "0"), (-1.0, f"{tallest[1]:,}")]
+    counts = [(sign, f"{int(k.max()):,}") for sign, k in ((1.0, h.upper), (-1.0, h.lower)) if k.any()] + [(0.0, "0")]
     parts = [bars, _axes(frame, ticks(0, summary.curve.reach, 4 if size.name == "narrow" else 6), counts, f"distance ({norm(summary)})")]
     parts.append(f'<path class="axis" d="M{frame.px(0):.1f} {frame.py(0):.1f}H{frame.px(frame.x[1]):.1f}"/>')
     radius = summary.radius[1]
@@ -184,7 +184,7 @@ def classes(summary: Summary, size: Size = HALF) -> str:
     """Return one bar per class, from 0 to 100 %: certified, unknown, broken, with the ends of both Wilson intervals; the worst classes where many."""
     rows = sorted(summary.classes, key=lambda c: c.attacked.share)[:_CLASSES]
     rows = sorted(rows, key=lambda c: c.label)
-    step = 22.0 if size.name == "narrow" else 28.0
+    step = 22.0 if size.name == "narrow" else 36.0
     size = Size(size.width, int(step * max(len(rows), 1) + 34), size.name)
     frame = Frame(size, (0, 1), (0, 1), left=44, right=12, top=4, bottom=30)
     parts = [_axes(frame, [(q, name) for q, name in _QUARTERS], [], "")]
@@ -192,7 +192,7 @@ def classes(summary: Summary, size: Size = HALF) -> str:
         y = frame.top + step * i
         ends = [0.0, row.certified.share, row.attacked.share, 1.0]
         names = ("robust", "unknown", "broken-soft")
-        parts += [_rect(n, frame.px(a), y + 3, frame.px(b) - frame.px(a), step - 11) for n, a, b in zip(names, ends, ends[1:], strict=False) if b > a]
+        parts += [_rect(n, frame.px(a), y + 3, frame.px(b) - frame.px(a), step - 12) for n, a, b in zip(names, ends, ends[1:], strict=False) if b > a]
         parts.append(_whisker(frame.px(row.certified.wilson.low), frame.px(row.attacked.wilson.high), y + step - 4, 2.5))
         parts.append(_text("tick", frame.left - 8, y + step / 2 + 1.5, str(row.label), "end"))
     return _svg(size, "classes", "Certified and attacked accuracy of each class.", parts)
@@ -211,7 +211,7 @@ def _axes(frame: Frame, x: Sequence[tuple[float, str]], y: Sequence[tuple[float,
     grid = "".join(f"M{left:.1f} {frame.py(v):.1f}H{right:.1f}" for v, _ in y) + "".join(f"M{frame.px(v):.1f} {bottom:.1f}V{top:.1f}" for v, _ in x)
     names = "".join(_text("tick", left - 7, frame.py(v) + 4, name, "end") for v, name in y)
     names += "".join(_text("tick", frame.px(v), bottom + 17, name, "end" if frame.px(v) > right - 8 else "middle") for v, name in x)
-    titles = _text("label", (left + right) / 2, bottom + 35, xlabel, "middle") if xlabel else ""
+    titles = _text("label", (left + right) / 2, bottom + (35 if x else 19), xlabel, "middle") if xlabel else ""
     titles += f'<g transform="translate(11 {(top + bottom) / 2:.1f}) rotate(-90)">{_text("label", 0, 0, ylabel, "middle")}</g>' if ylabel else ""
     return f'<path class="grid" d="{grid}"/>{names}{titles}'
 

@@ -77,9 +77,20 @@ def _exhibit(point: Point, fact: Evidence, array: NDArray[Any], prediction: int,
     span = box or (float(min(clean.min(), adversarial.min())), float(max(clean.max(), adversarial.max())))
     psnr = 10 * math.log10((box[1] - box[0]) ** 2 * delta.size / squared) if box and squared > 0 else math.nan
     return Exhibit(
-        point.position, point.label, prediction, fact.prediction, fact.radius, fact.tool, clean, adversarial, span,
-        l2=math.sqrt(squared), linf=float(np.max(np.abs(delta))), psnr=psnr, changed=int(np.count_nonzero(delta)),
-    )  # fmt: skip
+        index=point.position,
+        label=point.label,
+        prediction=prediction,
+        fooled=fact.prediction,
+        distance=fact.radius,
+        tool=fact.tool,
+        clean=clean,
+        adversarial=adversarial,
+        span=span,
+        l2=math.sqrt(squared),
+        linf=float(np.max(np.abs(delta))),
+        psnr=psnr,
+        changed=int(np.count_nonzero(delta)),
+    )
 
 
 def data_range(facts: Mapping[str, Any]) -> Span | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calipers.record.ledger import Ledger
 from calipers.report import figures, wording
@@ -79,8 +80,8 @@ def _template() -> Template:
     return environment.from_string(_read("page.html.j2"))
 
 
-def _is_finite(value: Any) -> bool:
-    return float("-inf") < value < float("inf")
+def _is_finite(value: float) -> bool:
+    return math.isfinite(value)
 
 
 def _read(name: str) -> str:

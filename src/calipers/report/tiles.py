@@ -54,8 +54,8 @@ def tiles(exhibit: Exhibit) -> Tiles:
     about = [f"point {exhibit.index}", f"its adversarial example, taken for class {exhibit.fooled}", f"their difference, times {gain:g}"]
     keep = np.sort(np.argsort(-np.abs(delta.ravel()), kind="stable")[:_STRIP])
     note = f"the {_STRIP} most changed of {delta.size} features" if as_image(clean) is None and delta.size > _STRIP else ""
-    parts = [_picture(v, alt, keep, is_difference=i == 2) for i, (v, alt) in enumerate(zip(shown, about, strict=True))]
-    return Tiles(*parts, gain=gain, note=note)
+    before, after, change = (_picture(v, alt, keep, is_difference=i == 2) for i, (v, alt) in enumerate(zip(shown, about, strict=True)))
+    return Tiles(before, after, change, gain, note)
 
 
 def as_image(values: NDArray[Any]) -> Floats | None:
@@ -71,7 +71,7 @@ def _gain(largest: float) -> float:
     """Return the roundest factor (.. 0.5, 1, 2, 5, 10 ..) at which the largest change still fits on either side of mid-grey."""
     if not 0 < largest <= 1:
         return 1.0
-    room = 0.5 / largest
+    room = 0.502 / largest  # half a grey level too much, lest a change of 0.05 in float32 halve the factor
     unit = 10.0 ** math.floor(math.log10(room))
     return max(step * unit for step in (1.0, 2.0, 5.0) if step * unit <= room or step == 1)
 
@@ -91,7 +91,7 @@ def _picture(values: Floats, alt: str, keep: NDArray[np.intp], *, is_difference:
 def _diverging(grey: Floats) -> Floats:
     """Return (H, W, 3): what became darker in one colour, brighter in the other, unchanged in neither."""
     change = 2 * grey[..., None] - 1
-    return np.where(change < 0, _SAME - change * (_LESS - _SAME), _SAME + change * (_MORE - _SAME))
+    return np.asarray(np.where(change < 0, _SAME - change * (_LESS - _SAME), _SAME + change * (_MORE - _SAME)), dtype=np.float64)
 
 
 def _strip(values: Floats, alt: str, *, centred: bool) -> str:

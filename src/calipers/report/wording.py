@@ -31,7 +31,8 @@ def percent(share: float, toward: Toward = "near") -> str:
     """
     if math.isnan(share):
         return "–"
-    rounded = {"near": round, "down": math.floor, "up": math.ceil}[toward](share * 1000)
+    scaled = share * 1000
+    rounded = math.floor(scaled) if toward == "down" else math.ceil(scaled) if toward == "up" else round(scaled)
     return f"{rounded / 10:.1f}"
 
 
@@ -153,7 +154,8 @@ def sampling(summary: Summary) -> str:
     low, high = summary.robust.interval
     return (
         f"The interval from {percent(low, 'down')} to {percent(high, 'up')} % adds chance, since other points could have been drawn: with "
-        f"{share_of_points(summary.confidence)} confidence it holds the robust accuracy of the whole population, whatever the attacks missed. More points narrow it."
+        f"{share_of_points(summary.confidence)} confidence it holds the robust accuracy of the whole population, whatever the attacks missed. "
+        "More points narrow it."
     )
 
 
@@ -172,7 +174,8 @@ def limits(summary: Summary) -> Iterator[str]:
         belong = "belongs" if len(summary.invalid) == 1 else "belong"
         yield f"{points(len(summary.invalid))} could not be measured and {belong} to no rate; the reasons are listed with the points."
     for guarantee, count in summary.guarantees:
-        yield f"{integer(count)} of the certified points have the guarantee “{guarantee}”: {GUARANTEES.get(guarantee, 'see the documentation of that guarantee')}."
+        meaning = GUARANTEES.get(guarantee, "see the documentation of that guarantee")
+        yield f"{integer(count)} of the certified points have the guarantee “{guarantee}”: {meaning}."
     if 0 < summary.n < 100:
         yield f"With {points(summary.n)} little can be said about a population: the intervals are wide for a reason."
     yield "The intervals take the points for a random sample of the population. If they are the first of a test set, read every number as one about that set."

@@ -1,0 +1,1 @@
+"""THE LOWER JAW, 2: boxes and lines pushed through the graph."""

@@ -1,0 +1,251 @@
+"""In what form does a backward sweep carry its coefficients? Dense, or as patches of a convolution's receptive field.
+
+Both are rows (P, S, ...) : P rows of points (a point may come several times), S directions each. `values` handed in are per point, (N, *shape); a form picks what its rows need.
+A second-layer neuron of a small image network sees 10 x 10 of 28 x 28 pixels: patches keep the arithmetic of its bounds to that window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calipers.graph.ir import Affine, Lines, Planes, Windowed
+from calipers.problem.ball import Region
+
+_WORTH_A_WINDOW = 0.6  # a patch that covers more of its image than this is carried dense
+_WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution runs as one matrix product
+
+
+class Coefficients(Protocol):
+    """Coefficients (P, S, ...) of one number of the graph."""
+
+    @property
+    def terms(self) -> int:
+        """How many elements one row can have."""
+
+    def dot(self, values: Tensor) -> Tensor:
+        """Return <A, values>, (P, S)."""
+
+    def size_dot(self, values: Tensor) -> Tensor:
+        """Return <|A|, values>, (P, S)."""
+
+    def mirrored(self) -> Coefficients:
+        """Return the rows followed by their negatives, (P, 2 S, ...)."""
+
+    def plus(self, other: Coefficients) -> Coefficients:
+        """Return the sum with coefficients of the same number and rows."""
+
+    def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
+        """Return the coefficients of an affine operation's inputs."""
+
+    def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
+        """Return the coefficients of an activation's input, and the offset (P, S): lower lines where positive, upper lines where negative."""
+
+    def reach(self, region: Region) -> Tensor:
+        """Return the maximum of <-A, x' - x> over the regions, (P, S)."""
+
+    def dense(self) -> Dense:
+        """Return the same in dense form."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """`a (P, S, *shape)`; row p belongs to point `points[p]` (None: row p to point p)."""
+
+    a: Tensor
+    points: Tensor | None
+
+    @property
+    def terms(self) -> int:
+        """All elements."""
+        return self.a[0, 0].numel()
+
+    def _at(self, values: Tensor) -> Tensor:
+        return values if self.points is None else values[self.points]
+
+    def dot(self, values: Tensor) -> Tensor:
+        """Batched matrix-vector products; values of one row serve all points."""
+        if len(values) == 1:
+            return self.a.flatten(2) @ values.flatten()
+        return (self.a.flatten(2) @ self._at(values).flatten(1)[..., None])[..., 0]
+
+    def size_dot(self, values: Tensor) -> Tensor:
+        """As `dot`, with absolute coefficients."""
+        return replace(self, a=self.a.abs()).dot(values)
+
+    def mirrored(self) -> Dense:
+        """Both signs."""
+        return replace(self, a=torch.cat([self.a, -self.a], 1))
+
+    def plus(self, other: Coefficients) -> Dense:
+        """Elementwise."""
+        return replace(self, a=self.a + other.dense().a)
+
+    def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
+        """The operation's own adjoint."""
+        rows = self.a.shape[:2]
+        return [replace(self, a=back.view(*rows, *shape)) for back, shape in zip(op.adjoint(self.a.flatten(0, 1)), shapes, strict=True)]
+
+    def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
+        """A+ low + A- high = A high + A+ (low - high): one pass less over the coefficients than splitting both signs."""
+        a, offset = _relaxed(self.a, Lines(*(self._at(line)[:, None] for line in lines)))
+        return replace(self, a=a), offset
+
+    def selected(self, planes: Planes, shape: tuple[int, ...]) -> tuple[Dense, Tensor]:
+        """Return the coefficients of a selection's input (of that shape), and the offset (P, S)."""
+        pick, exact, ceiling = (self._at(t).flatten(1)[:, None] for t in planes)
+        flat = self.a.flatten(2)
+        constant = flat.clamp(max=0) * ~exact
+        back = self.a.new_zeros(*self.a.shape[:2], torch.Size(shape).numel())
+        back.scatter_add_(-1, pick.expand_as(flat), flat - constant)
+        return replace(self, a=back.view(*self.a.shape[:2], *shape)), (constant * ceiling).sum(-1)
+
+    def reach(self, region: Region) -> Tensor:
+        """From the region's support."""
+        rows, width = self.a.shape[:2]
+        places = torch.arange(rows, device=self.a.device) if self.points is None else self.points
+        return region.reach(-self.a.flatten(2), places).view(rows, width)
+
+    def dense(self) -> Dense:
+        """Itself."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """`a (P, S, C, h, w)` on a window of an image (C, H, W).
+
+    Row p's window begins at `place[p] * stride + offset` (rows and columns, may reach into the padding), where `place` is the row's element in the `grid` of the number the sweep began at.
+    """
+
+    a: Tensor
+    points: Tensor
+    place: Tensor
+    grid: tuple[int, int]
+    stride: tuple[int, int]
+    offset: tuple[int, int]
+    image: tuple[int, int]
+
+    @property
+    def terms(self) -> int:
+        """All elements of the window."""
+        return self.a[0, 0].numel()
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return (self.a.shape[3], self.a.shape[4])
+
+    def _at(self, values: Tensor) -> Tensor:
+        """Return each row's window of values (N, C, H, W), (P, C, h, w), zero outside the image."""
+        pads = []
+        for axis in (1, 0):
+            last = (self.grid[axis] - 1) * self.stride[axis] + self.offset[axis] + self._size[axis]
+            pads += [-self.offset[axis], last - self.image[axis]]
+        windows = functional.unfold(functional.pad(values, pads), self._size, stride=self.stride)
+        flat = windows.transpose(1, 2).reshape(-1, windows.shape[1])
+        where = self.place if len(values) == 1 else self.points * windows.shape[2] + self.place
+        return flat[where].view(len(self.place), values.shape[1], *self._size)
+
+    def dot(self, values: Tensor) -> Tensor:
+        """Over the window."""
+        return (self.a.flatten(2) @ self._at(values.view(-1, self.a.shape[2], *self.image)).flatten(1)[..., None])[..., 0]
+
+    def size_dot(self, values: Tensor) -> Tensor:
+        """Over the window, absolute coefficients."""
+        return replace(self, a=self.a.abs()).dot(values)
+
+    def mirrored(self) -> Patch:
+        """Both signs."""
+        return replace(self, a=torch.cat([self.a, -self.a], 1))
+
+    def plus(self, other: Coefficients) -> Coefficients:
+        """On the union of both windows; windows that move differently are added dense."""
+        if not isinstance(other, Patch) or other.stride != self.stride:
+            return self.dense().plus(other)
+        begin = tuple(min(p, q) for p, q in zip(self.offset, other.offset, strict=True))
+        end = tuple(max(p + n, q + m) for p, n, q, m in zip(self.offset, self._size, other.offset, other._size, strict=True))
+        return replace(self, a=self._grown(begin, end) + other._grown(begin, end), offset=begin)
+
+    def _grown(self, begin: tuple[int, ...], end: tuple[int, ...]) -> Tensor:
+        top, left = self.offset[0] - begin[0], self.offset[1] - begin[1]
+        return functional.pad(self.a, [left, end[1] - begin[1] - left - self._size[1], top, end[0] - begin[0] - top - self._size[0]])
+
+    def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
+        """Inside the window where the operation is a convolution or acts element by element; dense otherwise."""
+        if isinstance(op, Windowed):
+            grown = self._through_convolution(op, shapes[0])
+            wide = grown._size[0] * grown._size[1] > _WORTH_A_WINDOW * grown.image[0] * grown.image[1]
+            return [grown.dense() if wide else grown]
+        slopes = op.slopes() if hasattr(op, "slopes") else None
+        if slopes is None or any(shape != (self.a.shape[2], *self.image) for shape in shapes):
+            return self.dense().back(op, shapes)
+        return [replace(self, a=self.a * self._at(s.expand(1, *shape))[:, None]) for s, shape in zip(slopes, shapes, strict=True)]
+
+    def _through_convolution(self, op: Windowed, shape: tuple[int, ...]) -> Patch:
+        # Places outside the image carry coefficients that no value stands behind: they must not reach real inputs through the transposed convolution.
+        rows, kept = self.a.shape[:2], (self.a * self._inside(self.a.dtype)[:, None]).flatten(0, 1)
+        size = [op.window(n, axis) for axis, n in enumerate(self._size)]
+        if self.terms * shape[0] * size[0] * size[1] <= _WINDOW_MATRIX:
+            eye = torch.eye(self.terms, dtype=self.a.dtype, device=self.a.device).view(-1, *self.a.shape[2:])
+            moved = kept.flatten(1) @ op.window_adjoint(eye).flatten(1)
+        else:
+            moved = op.window_adjoint(kept)
+        stride = (self.stride[0] * op.stride[0], self.stride[1] * op.stride[1])
+        offset = (self.offset[0] * op.stride[0] - op.padding[0], self.offset[1] * op.stride[1] - op.padding[1])
+        return replace(self, a=moved.view(*rows, shape[0], *size), stride=stride, offset=offset, image=(shape[1], shape[2]))
+
+    def _inside(self, dtype: torch.dtype) -> Tensor:
+        return self._at(torch.ones(1, 1, *self.image, dtype=dtype, device=self.a.device))
+
+    def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
+        """As dense, on the lines' windows (zero lines outside the image)."""
+        a, offset = _relaxed(self.a, Lines(*(self._at(line)[:, None] for line in lines)))
+        return replace(self, a=a), offset
+
+    def reach(self, region: Region) -> Tensor:
+        """From the support of the region cut down to the window."""
+        shape = (-1, self.a.shape[2], *self.image)
+        low, high = (self._at(end.view(shape)).flatten(1) for end in (region.low, region.high))
+        weight = None if region.weight is None else self._at(region.weight.expand(region.low.shape[1]).view(shape)).flatten(1)
+        return region.window_reach(-self.a.flatten(2), self.points, low, high, weight).view(self.a.shape[:2])
+
+    def dense(self) -> Dense:
+        """Lay every window into a full image."""
+        rows, directions, channels = self.a.shape[:3]
+        full = self.a.new_zeros(rows, directions, channels, self.image[0] * self.image[1])
+        index, inside = self._flat_index()
+        kept = (self.a * inside.view(rows, 1, 1, *self._size)).flatten(3)
+        full.scatter_add_(3, index.view(rows, 1, 1, -1).expand_as(kept), kept)
+        return Dense(full.view(rows, directions, channels, *self.image), self.points)
+
+    def _flat_index(self) -> tuple[Tensor, Tensor]:
+        corner = (self.place // self.grid[1], self.place % self.grid[1])
+        axes = [
+            (corner[k] * self.stride[k] + self.offset[k])[:, None] + torch.arange(self._size[k], device=self.place.device) for k in range(2)
+        ]
+        inside = ((axes[0] >= 0) & (axes[0] < self.image[0]))[:, :, None] & ((axes[1] >= 0) & (axes[1] < self.image[1]))[:, None, :]
+        flat = axes[0].clamp(0, self.image[0] - 1)[:, :, None] * self.image[1] + axes[1].clamp(0, self.image[1] - 1)[:, None, :]
+        return flat.flatten(1), inside
+
+
+def _relaxed(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
+    low, low_at, high, high_at = lines
+    positive = a.clamp(min=0)
+    # Two products with a column instead of one elementwise pass and a sum: the coefficients are read, nothing is written.
+    offset = a.flatten(2) @ high_at.flatten(2).transpose(1, 2) + positive.flatten(2) @ (low_at - high_at).flatten(2).transpose(1, 2)
+    return torch.addcmul(a * high, positive, low - high), offset[..., 0]
+
+
+def unit_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, windowed: bool) -> Coefficients:
+    """Return the coefficients that pick out elements `flat` of a number: (P,) as patches of one pixel, or (P, S) dense."""
+    if windowed:
+        channel, place = flat // (shape[1] * shape[2]), flat % (shape[1] * shape[2])
+        a = functional.one_hot(channel, shape[0]).to(dtype).view(-1, 1, shape[0], 1, 1)
+        grid = (shape[1], shape[2])
+        return Patch(a, points, place, grid, (1, 1), (0, 0), grid)
+    a = torch.zeros(*flat.shape, torch.Size(shape).numel(), dtype=dtype, device=flat.device).scatter_(-1, flat[..., None], 1.0)
+    return Dense(a.view(*flat.shape, *shape), points)

@@ -1,0 +1,74 @@
+"""Between which two numbers does every intermediate value lie? Interval arithmetic through the graph, one operation at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.rounding import Arithmetic
+from calipers.graph.ir import Affine, Elementwise, Graph
+from calipers.problem.ball import Region
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """lower <= value <= upper, each (N, *shape)."""
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def magnitude(self) -> Tensor:
+        """The largest absolute value inside."""
+        return torch.maximum(self.lower.abs(), self.upper.abs())
+
+    def meet(self, other: Box) -> Box:
+        """Return what both allow; an end that is not a number allows everything, so the other box's end stands."""
+        lower = torch.where(other.lower > self.lower, other.lower, self.lower)
+        upper = torch.where(other.upper < self.upper, other.upper, self.upper)
+        return Box(lower, upper)
+
+    def take(self, index: Tensor) -> Box:
+        """Return the chosen points' boxes."""
+        return Box(self.lower[index], self.upper[index])
+
+
+def input_box(region: Region, arithmetic: Arithmetic) -> Box:
+    """Return the smallest box around each region, rounded outward."""
+    x = region.center.flatten(1)
+    reach = region.radius.to(x.dtype)[:, None]
+    reach = reach if region.weight is None else reach / region.weight * (1 + arithmetic.gamma(4))
+    low, high = torch.maximum(region.low, -reach), torch.minimum(region.high, reach)
+    room = arithmetic.gamma(4) * (x.abs() + reach)
+    return Box((x + low - room).view_as(region.center), (x + high + room).view_as(region.center))
+
+
+def propagate(graph: Graph, number: int, boxes: dict[int, Box], arithmetic: Arithmetic) -> Box:
+    """Return the box of one number from the boxes of its inputs.
+
+    Affine: centre and radius, W c + b -+ |W| r. Elementwise: the function's range. Selection: the largest ends.
+    """
+    node = graph.nodes[number - 1]
+    inputs = [boxes[i] for i in node.inputs]
+    if isinstance(node.op, Affine):
+        return _affine(node.op, inputs, arithmetic)
+    if isinstance(node.op, Elementwise):
+        return Box(*node.op.range(inputs[0].lower, inputs[0].upper))
+    return Box(node.op.value(inputs[0].lower), node.op.value(inputs[0].upper))
+
+
+def _affine(op: Affine, inputs: list[Box], arithmetic: Arithmetic) -> Box:
+    centres = [(b.lower + b.upper) / 2 for b in inputs]
+    middle = op.value(*centres)
+    # The radius is measured from the computed centre, so that centre -+ radius covers the box however the centre was rounded.
+    reach = op.absolute(*(torch.maximum(b.upper - c, c - b.lower) for b, c in zip(inputs, centres, strict=True)))
+    room = arithmetic.gamma(max(b.lower[0].numel() for b in inputs)) * terms(op, inputs) if arithmetic.checked else torch.zeros_like(middle)
+    return Box(middle - reach - room, middle + reach + room)
+
+
+def terms(op: Affine, inputs: list[Box]) -> Tensor:
+    """Return |W||x| + |b| over the boxes: the size of everything that an affine operation adds up, (N, *out)."""
+    nothing = [torch.zeros_like(b.lower[:1]) for b in inputs]
+    return op.absolute(*(b.magnitude for b in inputs)) + op.value(*nothing).abs()

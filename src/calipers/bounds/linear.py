@@ -1,0 +1,243 @@
+"""How low can a linear function of the network get? CROWN: one signed backward sweep of linear relaxations.
+
+The sweep carries A h + b <= target from the target to the input. At an activation each coefficient takes the lower line where it is positive and the upper line where it is negative, so an upper
+bound is the lower bound of the negative, and one pass with rows [C; -C] gives both ends (Zhang et al. 2018, arXiv:1811.00866; here with the input box intersected in the last step).
+
+Bounds of intermediate values are refined in order, and only elements where a relaxation bends *for that point* get rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.coefficients import Coefficients, Dense, unit_rows
+from calipers.bounds.interval import Box, input_box, propagate, terms
+from calipers.bounds.rounding import Arithmetic
+from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Windowed
+from calipers.problem.ball import Region
+from calipers.problem.norms import SUPPORT_ROUNDING
+
+MEMORY = 2**24  # bytes of coefficients in flight: about what two cores' caches hold
+
+
+@dataclass(eq=False)
+class Relaxed:
+    """The network relaxed over the regions of N points: a box for every number, and a relaxation for every operation that is not affine.
+
+    `sizes` are the M of the rounding allowance, filled where rounding is accounted for; `rows (N,)` counts the directions bounded for each point.
+    """
+
+    graph: Graph
+    region: Region
+    arithmetic: Arithmetic
+    rows: Tensor
+    boxes: dict[int, Box] = field(default_factory=dict)
+    relaxations: dict[int, Lines | Planes] = field(default_factory=dict)
+    sizes: dict[int, Tensor] = field(default_factory=dict)
+
+    def slice(self, begin: int, end: int) -> Relaxed:
+        """Return the view for a run of points, enough for sweeps from numbers settled so far."""
+        part = slice(begin, end)
+        relaxations = {k: type(v)(*(t[part] for t in v)) for k, v in self.relaxations.items()}
+        sizes = {k: v[part] for k, v in self.sizes.items()}
+        return Relaxed(self.graph, self.region.take(part), self.arithmetic, self.rows[part], {}, relaxations, sizes)
+
+    def settle(self, number: int, box: Box) -> None:
+        """Store a number's final box, and derive what later sweeps need of it."""
+        self.boxes[number] = box
+        for later, node in enumerate(self.graph.nodes, start=1):
+            if node.inputs[0] == number and not isinstance(node.op, Affine):
+                relax_op = node.op.relax if isinstance(node.op, Elementwise) else node.op.planes
+                self.relaxations[later] = relax_op(box.lower, box.upper)
+            if self.arithmetic.checked and max(node.inputs) == number:
+                inputs = [self.boxes[i] for i in node.inputs]
+                affine = isinstance(node.op, Affine)
+                self.sizes[later] = terms(node.op, inputs) if affine else _relaxed_size(self.relaxations[later], inputs[0])
+
+
+def relax(graph: Graph, region: Region, arithmetic: Arithmetic, known: dict[int, Box] | None = None, *, refine: bool = True) -> Relaxed:
+    """Return the network relaxed over each region.
+
+    `known` are boxes that are valid already (those of a larger radius are): they are met with, and what they settle is not bounded again. Without `refine` all boxes are plain intervals.
+    Cost: two rows of a backward sweep for every element that bends.
+    """
+    state = Relaxed(graph, region, arithmetic, torch.zeros(len(region.center), dtype=torch.long, device=region.center.device))
+    state.settle(0, input_box(region, arithmetic))
+    exact = _exact_numbers(graph) if region.norm.is_box else frozenset()
+    for number in range(1, len(graph.nodes) + 1):
+        box = propagate(graph, number, state.boxes, arithmetic)
+        box = box if known is None else box.meet(known[number])
+        if refine and number in graph.bent and number not in exact:
+            box = _refined(state, number, box)
+        state.settle(number, box)
+    return state
+
+
+def _exact_numbers(graph: Graph) -> frozenset[int]:
+    """Return the numbers whose interval over a box is exact already: one affine operation on independent coordinates."""
+    independent, exact = {0}, set[int]()
+    for number, node in enumerate(graph.nodes, start=1):
+        if len(node.inputs) == 1 and node.inputs[0] in independent:
+            exact.add(number)
+            if getattr(node.op, "diagonal", isinstance(node.op, Elementwise)):
+                independent.add(number)
+    return frozenset(exact)
+
+
+def _refined(state: Relaxed, number: int, box: Box) -> Box:
+    """Return the box of a number tightened where some operation on it bends, point by point."""
+    graph, shape = state.graph, state.graph.shape(number)
+    users = [n.op for n in graph.nodes if n.inputs[0] == number and not isinstance(n.op, Affine)]
+    bends = torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1)
+    state.rows += 2 * bends.sum(1)
+    lower, upper = box.lower.flatten(1).clone(), box.upper.flatten(1).clone()
+    windowed = len(shape) == 3 and number > 0 and isinstance(graph.nodes[number - 1].op, Windowed)
+    bytes_per_element = torch.finfo(state.arithmetic.dtype).bits // 4  # in both signs
+    batches = _runs(state, bends) if windowed else _groups(state, bends, MEMORY // (bytes_per_element * graph.largest))
+    for part, rows, points, elements in batches:
+        start = unit_rows(elements, rows, shape, lower.dtype, windowed=windowed)
+        low, negative = lower_bounds(part, number, start, two_sided=True).chunk(2, 1)
+        place = (points[:, None], elements.view(len(points), -1))
+        # Written so that a NaN changes nothing. A row that only fills a group repeats an element, and writes the same numbers twice.
+        lower[place] = torch.where(low > lower[place], low, lower[place])
+        upper[place] = torch.where(-negative < upper[place], -negative, upper[place])
+    return Box(lower.view_as(box.lower), upper.view_as(box.upper))
+
+
+_Batch = tuple[Relaxed, Tensor, Tensor, Tensor]
+"""The state the rows run in, their points' places in it, their points' places in the whole (P,), and their elements (P,) or (P, S)."""
+
+_ROWS_OF_WINDOWS = 4096
+
+
+def _runs(state: Relaxed, flags: Tensor) -> Iterator[_Batch]:
+    """Yield single rows in runs of neighbouring points, for patches: nothing is padded."""
+    counts = flags.sum(1).cumsum(0).tolist()
+    begin, done = 0, 0
+    while begin < len(counts):
+        end = begin + 1
+        while end < len(counts) and counts[end] - done <= _ROWS_OF_WINDOWS:
+            end += 1
+        point, element = flags[begin:end].nonzero(as_tuple=True)
+        part = state.slice(begin, end)
+        for rows, elements in zip(point.split(2 * _ROWS_OF_WINDOWS), element.split(2 * _ROWS_OF_WINDOWS), strict=True):
+            if len(rows):
+                yield part, rows, rows + begin, elements
+        begin, done = end, counts[end - 1]
+
+
+def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
+    """Yield (points (P,), elements (P, S)) that cover all set flags, at most `budget` rows at once.
+
+    Points of similar count stand together, so that little is padded; a short row repeats its first element.
+    """
+    counts = flags.sum(1)
+    order = counts.argsort(descending=True)
+    ranked = counts[order].tolist()
+    begin = 0
+    while begin < len(ranked) and ranked[begin]:
+        widest, end = ranked[begin], begin + 1
+        while end < len(ranked) and ranked[end] * 2 > widest and (end + 1 - begin) * widest <= budget:
+            end += 1
+        points = order[begin:end]
+        elements = flags[points].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :widest]
+        filled = torch.arange(widest, device=flags.device) < counts[points, None]
+        elements = torch.where(filled, elements, elements[:, :1])
+        for share in elements.split(max(1, budget), 1):
+            yield state, points, points, share
+        begin = end
+
+
+def lower_bounds(state: Relaxed, number: int, start: Coefficients, *, two_sided: bool = False) -> Tensor:
+    """Return lower bounds (P, S) of <start, value of the number> over the regions.
+
+    With `two_sided` the result is (P, 2 S): behind the lower bounds of the rows those of their negatives.
+    Proved in the state's arithmetic: checked float64 subtracts its rounding allowance.
+    """
+    return _Sweep(state, number, start, two_sided).run()
+
+
+def margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
+    """Return lower bounds (N, S) of rows (N, S, K) @ logits over each region."""
+    start = Dense(rows.to(state.region.center.dtype), None)
+    return lower_bounds(state, len(state.graph.nodes), start)
+
+
+class _Sweep:
+    """One backward pass. `pending` holds the coefficients of numbers still to be replaced by their inputs."""
+
+    def __init__(self, state: Relaxed, number: int, start: Coefficients, two_sided: bool) -> None:
+        self.state, self.number, self.mirror = state, number, two_sided
+        self.pending: dict[int, Coefficients] = {number: start}
+        self.offset: Tensor = torch.zeros((), dtype=state.arithmetic.dtype, device=state.rows.device)
+        self.rounding = self.offset
+
+    def run(self) -> Tensor:
+        """Return the bounds."""
+        for number in range(self.number, 0, -1):
+            if number in self.pending:
+                self._replace(number)
+        self._carry_both_signs()
+        return self._concretise()
+
+    def _carry_both_signs(self) -> None:
+        """Both signs are alike until the first operation that is not affine; only then the negatives are carried along."""
+        if self.mirror:
+            self.pending = {k: a.mirrored() for k, a in self.pending.items()}
+            if self.offset.dim():
+                self.offset, self.rounding = torch.cat([self.offset, -self.offset], 1), torch.cat([self.rounding] * 2, 1) if self.rounding.dim() else self.rounding
+            self.mirror = False
+
+    def _replace(self, number: int) -> None:
+        node = self.state.graph.nodes[number - 1]
+        if not isinstance(node.op, Affine):
+            self._carry_both_signs()
+        a = self.pending.pop(number)
+        if self.state.arithmetic.checked:
+            self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(self.state.sizes[number])
+        if isinstance(node.op, Affine):
+            self._through_affine(node.op, a, node.inputs)
+            return
+        relaxation = self.state.relaxations[number]
+        if isinstance(relaxation, Lines):
+            back, offset = a.relaxed(relaxation)
+        else:
+            back, offset = a.dense().selected(relaxation, self.state.graph.shape(node.inputs[0]))
+        self.offset = self.offset + offset
+        self._add(node.inputs[0], back)
+
+    def _add(self, number: int, a: Coefficients) -> None:
+        self.pending[number] = self.pending[number].plus(a) if number in self.pending else a
+
+    def _through_affine(self, op: Affine, a: Coefficients, inputs: tuple[int, ...]) -> None:
+        shapes = [self.state.graph.shape(i) for i in inputs]
+        centre = self.state.region.center
+        constant = op.value(*(torch.zeros(1, *shape, dtype=centre.dtype, device=centre.device) for shape in shapes))
+        self.offset = self.offset + a.dot(constant)
+        for i, back in zip(inputs, a.back(op, shapes), strict=True):
+            self._add(i, back)
+
+    def _concretise(self) -> Tensor:
+        """The last step: the value at the centre, minus the support of -A over the region, dual bound and all."""
+        a = self.pending.get(0)
+        if a is None:
+            return self.offset - self.rounding
+        region, arithmetic = self.state.region, self.state.arithmetic
+        reach = a.reach(region)
+        if arithmetic.checked:
+            gamma = arithmetic.gamma(SUPPORT_ROUNDING(a.terms) + len(self.state.graph.nodes))
+            self.rounding = self.rounding + gamma * (a.size_dot(region.center.abs()) + reach + self.offset.abs())
+        return self.offset + a.dot(region.center) - reach - self.rounding
+
+
+def _relaxed_size(relaxation: Lines | Planes, box: Box) -> Tensor:
+    """Bound the terms of a relaxed operation over the box of its input: |slope||x| + |intercept|."""
+    if isinstance(relaxation, Planes):
+        picked = box.magnitude.flatten(1).gather(1, relaxation.pick.flatten(1)).view_as(relaxation.ceiling)
+        return torch.maximum(picked, relaxation.ceiling.abs())
+    slope = torch.maximum(relaxation.lower_slope.abs(), relaxation.upper_slope.abs())
+    return slope * box.magnitude + torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())

@@ -1,0 +1,56 @@
+"""By how much can floating point have moved a bound? A-priori allowances that hold for any order of summation.
+
+For a sum of n products, |computed - exact| <= gamma(n) * sum |a_i||b_i| whatever the blocking, the order or fused multiply-adds (Higham, Accuracy and Stability, ch. 3). It does not hold for
+Winograd or FFT convolution and TF32, which is why the confirming pass runs in float64 with those off.
+
+How a backward sweep uses it: the computed coefficients of each operation are taken as exact choices; what one operation's rounding can cost is then gamma * <|A|, M>, where M bounds the
+operation's terms over the region (|W||x| + |b|, a forward quantity).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+_OWN_ROUNDING = 64  # operations besides the long sums: constants folded at capture, the additions that join branches, the allowance's own evaluation
+_SAFETY = 2.0  # leaves as much again for a float64 execution of the network itself, so that no float64 witness can contradict a certificate by rounding
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """In which arithmetic bounds are computed, and what is allowed for its rounding."""
+
+    dtype: torch.dtype
+    checked: bool
+
+    @property
+    def guarantee(self) -> Literal["real", "float64-checked"]:
+        """The word for it in a claim."""
+        return "float64-checked" if self.checked else "real"
+
+    def gamma(self, terms: int) -> float:
+        """Return the relative allowance for sums of that many terms; 0 where rounding is not accounted for."""
+        if not self.checked:
+            return 0.0
+        n = (terms + _OWN_ROUNDING) * torch.finfo(self.dtype).eps / 2
+        return _SAFETY * n / (1 - n)
+
+
+SEARCH = Arithmetic(torch.float32, checked=False)
+CHECKED = Arithmetic(torch.float64, checked=True)
+
+
+@contextlib.contextmanager
+def plain_sums() -> Iterator[None]:
+    """Run convolutions and products as plain sums of products, as the allowances assume."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
