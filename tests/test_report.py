@@ -75,7 +75,8 @@ def evidence_of(point: Point, lower: float, upper: float, stored: bool = True) -
 
 def told(brackets: Sequence[tuple[float, float]], **options: Any) -> Summary:
     """Return the summary of such a ledger."""
-    return summaries(fabricate(brackets, **options))[0]
+    with fabricate(brackets, **options) as ledger:
+        return summaries(ledger)[0]
 
 
 MIXED = [ROBUST] * 6 + [BROKEN] * 5 + [OPEN] * 3 + [WRONG] * 2 + [REFUSED]
@@ -118,10 +119,9 @@ def test_an_invalid_point_is_in_no_rate_but_listed() -> None:
 
 
 def test_a_point_not_looked_at_is_unknown_and_not_clean() -> None:
-    ledger = fabricate([ROBUST, BROKEN])
-    question = ledger.questions()[0]
-    ledger.ask(question, [Point("late", 2, 0, 0.0, np.zeros((1, 8, 8)))])
-    summary = summaries(ledger)[0]
+    with fabricate([ROBUST, BROKEN]) as ledger:
+        ledger.ask(ledger.questions()[0], [Point("late", 2, 0, 0.0, np.zeros((1, 8, 8)))])
+        summary = summaries(ledger)[0]
     assert (summary.rows[2].verdict, summary.unseen, summary.clean.of, summary.n) == ("unknown", 1, 2, 3)
     assert summary.curve.at(0.0)[0] == pytest.approx(2 / 3)
     assert any("not looked at" in line for line in wording.limits(summary))

@@ -30,12 +30,13 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ledger = fabricate(MIXED * 10)
+    ledger = fabricate(MIXED * 10)  # three questions in one record: images in grey and in colour, hostile names, vectors without a lower jaw
     hostile = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">" + "unbroken" * 30
     facts = {**FACTS, "model": {"name": hostile, "note": "https://example.org/" + "x" * 200}}
     fabricate([*MIXED, ROBUST], ledger=ledger, fingerprint="e" * 64, facts=facts, shape=(3, 8, 8))
     fabricate([(0.0, 0.05), (0.0, float("inf"))] * 4, ledger=ledger, fingerprint="d" * 64, facts={**FACTS, "lower_jaw": "no bounds"}, shape=(5,))
-    return render_html(ledger, tmp_path_factory.mktemp("page") / "report.html")
+    with ledger:
+        return render_html(ledger, tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -144,18 +144,20 @@ def test_any_ledger_becomes_text_and_a_well_formed_page(name: str) -> None:
 
 
 def test_a_record_without_questions_says_so() -> None:
-    assert "holds no question" in render_text(Ledger())
-    parsed(page(summaries(Ledger())))
+    with Ledger() as ledger:
+        assert summaries(ledger) == () and "holds no question" in render_text(ledger)
+    parsed(page([]))
     assert "holds no question" in page([])
 
 
 def test_several_models_are_compared_first() -> None:
-    ledger = fabricate(MIXED)
-    fabricate([ROBUST] * 9, ledger=ledger, fingerprint="e" * 64, facts={**FACTS, "model": {"name": "other net"}})
-    text = page(summaries(ledger))
+    with fabricate(MIXED) as ledger:
+        fabricate([ROBUST] * 9, ledger=ledger, fingerprint="e" * 64, facts={**FACTS, "model": {"name": "other net"}})
+        found = summaries(ledger)
+    text = page(found)
     parsed(text)
     assert text.index("2 questions, side by side") < text.index('id="question-1"') < text.index('id="question-2"')
-    assert "other net" in render_text(ledger)
+    assert "other net" in render_text(found)
 
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style><style>*{display:none}", "{{ 7 * 7 }}", "' onload='x", "]]>&lt;\x00\x1b"]
@@ -164,13 +166,13 @@ HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</sty
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_from_a_record_stay_text(name: str) -> None:
     facts = {**FACTS, "model": {"name": name, name: name}, "goal": name, "lower_jaw": name, name: [name, {name: name}], "threat": {"norm": name, "box": name}}
-    ledger = fabricate([BROKEN, ROBUST, REFUSED], facts=facts)
-    question = ledger.questions()[0].fingerprint
     tool = f"{name}(steps=1)"
-    facts_about = [Evidence("p0", "witness", tool, 0.02, prediction=1, array=np.zeros((1, 8, 8))), Evidence("p1", "attempt", tool, note=name)]
-    ledger.append(question, [*facts_about, Evidence("p2", "invalid", tool, note=name), Evidence("p1", "certificate", tool, 0.3, guarantee=name)])  # type: ignore[arg-type]
-    text = page(summaries(ledger))
-    clean = parsed(page(summaries(fabricate([BROKEN, ROBUST, REFUSED]))))
+    found = [Evidence("p0", "witness", tool, 0.02, prediction=1, array=np.zeros((1, 8, 8))), Evidence("p1", "attempt", tool, note=name)]
+    proof = Evidence("p1", "certificate", tool, 0.3, guarantee=name)  # type: ignore[arg-type]
+    with fabricate([BROKEN, ROBUST, REFUSED], facts=facts) as ledger:
+        ledger.append(ledger.questions()[0].fingerprint, [*found, proof, Evidence("p2", "invalid", tool, note=name)])
+        text = page(summaries(ledger))
+    clean = parsed(page([told([BROKEN, ROBUST, REFUSED])]))
     assert {tag for tag, _ in parsed(text).seen} <= {tag for tag, _ in clean.seen} | {"small", "code"}
     assert "49" not in re.findall(r'<h1 class="title">(.*?)</h1>', text)
 
@@ -180,8 +182,8 @@ def test_facts_that_nest_without_end_or_cannot_be_encoded_still_render(tmp_path:
     for _ in range(300):
         deep = {"down": deep}
     facts = {**FACTS, "deep": deep, "half": "\ud800", "long": "x" * 100_000, "numbers": [math.nan, 1e300, True, None]}
-    target = render_html(fabricate([BROKEN], facts=facts), tmp_path / "report.html")
-    text = target.read_text(encoding="utf-8")
+    with fabricate([BROKEN], facts=facts) as ledger:
+        text = render_html(ledger, tmp_path / "report.html").read_text(encoding="utf-8")
     parsed(text)
     assert len(text) < 120_000 and "(100,000 characters)" in text
 

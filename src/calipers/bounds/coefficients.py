@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from calipers.graph.ir import Affine, Lines, Planes, Windowed
-from calipers.problem.ball import Region
+from calipers.problem.ball import Fall, Region, contract
 
 _WORTH_A_WINDOW = 0.6  # a patch that covers more of its image than this is carried dense
 _WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution runs as one matrix product
@@ -45,8 +45,8 @@ class Coefficients(Protocol):
     def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
         """Return the coefficients of an activation's input, and the offset (P, S): lower lines where positive, upper lines where negative."""
 
-    def reach(self, region: Region) -> Tensor:
-        """Return the maximum of <-A, x' - x> over the regions, (P, S)."""
+    def fall(self, region: Region) -> Fall:
+        """Return how far <A, x'> can fall below its value at the centre, over the regions, (P, S)."""
 
     def dense(self) -> Dense:
         """Return the same in dense form."""
@@ -65,13 +65,13 @@ class Dense:
         return self.a[0, 0].numel()
 
     def _at(self, values: Tensor) -> Tensor:
-        return values if self.points is None else values[self.points]
+        return values if self.points is None else values.index_select(0, self.points)
 
     def dot(self, values: Tensor) -> Tensor:
         """Batched matrix-vector products; values of one row serve all points."""
         if len(values) == 1:
             return self.a.flatten(2) @ values.flatten()
-        return (self.a.flatten(2) @ self._at(values).flatten(1)[..., None])[..., 0]
+        return contract(self.a.flatten(2), self._at(values).flatten(1))
 
     def size_dot(self, values: Tensor) -> Tensor:
         """As `dot`, with absolute coefficients."""
@@ -91,9 +91,23 @@ class Dense:
         return [replace(self, a=back.view(*rows, *shape)) for back, shape in zip(op.adjoint(self.a.flatten(0, 1)), shapes, strict=True)]
 
     def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
-        """A+ low + A- high = A high + A+ (low - high): one pass less over the coefficients than splitting both signs."""
-        a, offset = _relaxed(self.a, Lines(*(self._at(line)[:, None] for line in lines)))
-        return replace(self, a=a), offset
+        """On a straight piece both lines are one factor; only the columns where lines differ are looked at by sign."""
+        low, low_at, high, high_at = (self._at(line).flatten(1) for line in lines)
+        differ = (low != high) | (low_at != high_at)
+        width = int(differ.sum(1).max())  # one look at the values for each operation, not for each row
+        if width * 4 > differ.shape[1]:
+            a, offset = _relaxed(self.a, Lines(*(line.view(len(line), 1, *self.a.shape[2:]) for line in (low, low_at, high, high_at))))
+            return replace(self, a=a), offset
+        columns = differ.to(torch.uint8).topk(width, dim=1).indices
+        flat = self.a.flatten(2)
+        wide = columns[:, None].expand(-1, flat.shape[1], -1)
+        bent, offset = _relaxed(flat.gather(2, wide), Lines(*(line.gather(1, columns)[:, None] for line in (low, low_at, high, high_at))))
+        if not bool((low_at == 0).all() and (high_at == 0).all()):
+            constant = torch.where(differ, torch.zeros_like(low_at), low_at)
+            picked = torch.zeros_like(columns, dtype=torch.bool).logical_or(differ.gather(1, columns))
+            offset = offset - (flat.gather(2, wide) @ (low_at.gather(1, columns) * ~picked)[..., None])[..., 0] + (flat @ constant[..., None])[..., 0]
+        a = (flat * high[:, None]).scatter_(2, wide, bent)
+        return replace(self, a=a.view(self.a.shape)), offset
 
     def selected(self, planes: Planes, shape: tuple[int, ...]) -> tuple[Dense, Tensor]:
         """Return the coefficients of a selection's input (of that shape), and the offset (P, S)."""
@@ -104,11 +118,10 @@ class Dense:
         back.scatter_add_(-1, pick.expand_as(flat), flat - constant)
         return replace(self, a=back.view(*self.a.shape[:2], *shape)), (constant * ceiling).sum(-1)
 
-    def reach(self, region: Region) -> Tensor:
+    def fall(self, region: Region) -> Fall:
         """From the region's support."""
-        rows, width = self.a.shape[:2]
-        places = torch.arange(rows, device=self.a.device) if self.points is None else self.points
-        return region.reach(-self.a.flatten(2), places).view(rows, width)
+        places = torch.arange(len(self.a), device=self.a.device) if self.points is None else self.points
+        return region.fall(self.a.flatten(2), places)
 
     def dense(self) -> Dense:
         """Itself."""
@@ -129,6 +142,8 @@ class Patch:
     stride: tuple[int, int]
     offset: tuple[int, int]
     image: tuple[int, int]
+    clean: bool = True
+    """Are coefficients of places outside the image zero?"""
 
     @property
     def terms(self) -> int:
@@ -148,11 +163,11 @@ class Patch:
         windows = functional.unfold(functional.pad(values, pads), self._size, stride=self.stride)
         flat = windows.transpose(1, 2).reshape(-1, windows.shape[1])
         where = self.place if len(values) == 1 else self.points * windows.shape[2] + self.place
-        return flat[where].view(len(self.place), values.shape[1], *self._size)
+        return flat.index_select(0, where).view(len(self.place), values.shape[1], *self._size)
 
     def dot(self, values: Tensor) -> Tensor:
         """Over the window."""
-        return (self.a.flatten(2) @ self._at(values.view(-1, self.a.shape[2], *self.image)).flatten(1)[..., None])[..., 0]
+        return contract(self.a.flatten(2), self._at(values.view(-1, self.a.shape[2], *self.image)).flatten(1))
 
     def size_dot(self, values: Tensor) -> Tensor:
         """Over the window, absolute coefficients."""
@@ -168,7 +183,7 @@ class Patch:
             return self.dense().plus(other)
         begin = tuple(min(p, q) for p, q in zip(self.offset, other.offset, strict=True))
         end = tuple(max(p + n, q + m) for p, n, q, m in zip(self.offset, self._size, other.offset, other._size, strict=True))
-        return replace(self, a=self._grown(begin, end) + other._grown(begin, end), offset=begin)
+        return replace(self, a=self._grown(begin, end) + other._grown(begin, end), offset=begin, clean=self.clean and other.clean)
 
     def _grown(self, begin: tuple[int, ...], end: tuple[int, ...]) -> Tensor:
         top, left = self.offset[0] - begin[0], self.offset[1] - begin[1]
@@ -183,11 +198,11 @@ class Patch:
         slopes = op.slopes() if hasattr(op, "slopes") else None
         if slopes is None or any(shape != (self.a.shape[2], *self.image) for shape in shapes):
             return self.dense().back(op, shapes)
-        return [replace(self, a=self.a * self._at(s.expand(1, *shape))[:, None]) for s, shape in zip(slopes, shapes, strict=True)]
+        return [replace(self, a=self.a * self._at(s.expand(1, *shape))[:, None], clean=True) for s, shape in zip(slopes, shapes, strict=True)]
 
     def _through_convolution(self, op: Windowed, shape: tuple[int, ...]) -> Patch:
         # Places outside the image carry coefficients that no value stands behind: they must not reach real inputs through the transposed convolution.
-        rows, kept = self.a.shape[:2], (self.a * self._inside(self.a.dtype)[:, None]).flatten(0, 1)
+        rows, kept = self.a.shape[:2], (self.a if self.clean else self.a * self._inside()[:, None]).flatten(0, 1)
         size = [op.window(n, axis) for axis, n in enumerate(self._size)]
         if self.terms * shape[0] * size[0] * size[1] <= _WINDOW_MATRIX:
             eye = torch.eye(self.terms, dtype=self.a.dtype, device=self.a.device).view(-1, *self.a.shape[2:])
@@ -196,22 +211,22 @@ class Patch:
             moved = op.window_adjoint(kept)
         stride = (self.stride[0] * op.stride[0], self.stride[1] * op.stride[1])
         offset = (self.offset[0] * op.stride[0] - op.padding[0], self.offset[1] * op.stride[1] - op.padding[1])
-        return replace(self, a=moved.view(*rows, shape[0], *size), stride=stride, offset=offset, image=(shape[1], shape[2]))
+        return replace(self, a=moved.view(*rows, shape[0], *size), stride=stride, offset=offset, image=(shape[1], shape[2]), clean=False)
 
-    def _inside(self, dtype: torch.dtype) -> Tensor:
-        return self._at(torch.ones(1, 1, *self.image, dtype=dtype, device=self.a.device))
+    def _inside(self) -> Tensor:
+        return self._at(self.a.new_ones(1, 1, *self.image))
 
     def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
         """As dense, on the lines' windows (zero lines outside the image)."""
         a, offset = _relaxed(self.a, Lines(*(self._at(line)[:, None] for line in lines)))
-        return replace(self, a=a), offset
+        return replace(self, a=a, clean=True), offset
 
-    def reach(self, region: Region) -> Tensor:
+    def fall(self, region: Region) -> Fall:
         """From the support of the region cut down to the window."""
         shape = (-1, self.a.shape[2], *self.image)
         low, high = (self._at(end.view(shape)).flatten(1) for end in (region.low, region.high))
         weight = None if region.weight is None else self._at(region.weight.expand(region.low.shape[1]).view(shape)).flatten(1)
-        return region.window_reach(-self.a.flatten(2), self.points, low, high, weight).view(self.a.shape[:2])
+        return region.window_fall(self.a.flatten(2), self.points, low, high, weight)
 
     def dense(self) -> Dense:
         """Lay every window into a full image."""
@@ -235,9 +250,9 @@ class Patch:
 def _relaxed(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
     low, low_at, high, high_at = lines
     positive = a.clamp(min=0)
-    # Two products with a column instead of one elementwise pass and a sum: the coefficients are read, nothing is written.
-    offset = a.flatten(2) @ high_at.flatten(2).transpose(1, 2) + positive.flatten(2) @ (low_at - high_at).flatten(2).transpose(1, 2)
-    return torch.addcmul(a * high, positive, low - high), offset[..., 0]
+    # A+ low + A- high = A high + A+ (low - high): one pass less over the coefficients than splitting both signs.
+    offset = contract(a.flatten(2), high_at.flatten(1)) + contract(positive.flatten(2), (low_at - high_at).flatten(1))
+    return torch.addcmul(a * high, positive, low - high), offset
 
 
 def unit_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, windowed: bool) -> Coefficients:

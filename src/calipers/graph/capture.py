@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,16 @@ class _Result:
 
     number: int
     shape: tuple[int, ...]
+
+
+_captured: weakref.WeakKeyDictionary[Classifier, Graph] = weakref.WeakKeyDictionary()
+
+
+def graph_of(classifier: Classifier, x: Tensor) -> Graph:
+    """Return the classifier's graph, captured once for each classifier."""
+    if classifier not in _captured:
+        _captured[classifier] = capture(classifier, x)
+    return _captured[classifier]
 
 
 def capture(classifier: Classifier, x: Tensor) -> Graph:

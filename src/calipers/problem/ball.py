@@ -24,6 +24,21 @@ class Attained(NamedTuple):
     point: Tensor
 
 
+class Fall(NamedTuple):
+    """How far a linear function can fall inside a region, (P, S), and the size of the terms that were added up for it."""
+
+    value: Tensor
+    terms: Tensor
+
+
+def contract(a: Tensor, values: Tensor) -> Tensor:
+    """Return <a, values> over the last axis, (P, S), for a (P, S, n) and values (P, n): the faster of two ways."""
+    return torch.linalg.vecdot(a, values[:, None]) if a.shape[1] < _MANY_ROWS else (a @ values[..., None])[..., 0]
+
+
+_MANY_ROWS = 8  # from here on a batched matrix product beats multiply-and-sum
+
+
 @dataclass(frozen=True, eq=False)
 class Ball:
     """All x' with norm(weights * (x' - x)) <= radius, inside the box, equal to x where the mask is False.
@@ -65,6 +80,12 @@ class Ball:
     def at(self, radius: float | Tensor) -> Ball:
         """Return the same ball with another radius."""
         return dataclasses.replace(self, radius=radius)
+
+    def widest(self, x: Tensor) -> Tensor:
+        """Return the radius beyond which the box adds nothing, (N,) float64: the distance from each point to its farthest corner, infinite without a box."""
+        region = self.region(x.double())
+        corner = torch.maximum(-region.low, region.high)
+        return region.norm.of(corner if region.weight is None else corner * region.weight)
 
     def region(self, x: Tensor, *, outward: bool = False) -> Region:
         """Return the admissible set around each point of x (N, *D).
@@ -163,27 +184,28 @@ class Region:
         low, high = (self.low - offset) * self.weight, (self.high - offset) * self.weight
         return points + (self.norm.step(flat / self.weight, length, low, high) / self.weight).view_as(points)
 
-    def reach(self, g: Tensor, points: Tensor) -> Tensor:
-        """Return the maximum of <g, x' - x> for directions g (P, S, d) at the chosen points (P,), flat (P S,): the dual bound alone."""
-        return self.window_reach(g, points, self.low[points], self.high[points], None if self.weight is None else self.weight.expand(len(points), -1))
+    def fall(self, a: Tensor, points: Tensor) -> Fall:
+        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen points (P,): the dual bound alone."""
+        return self.window_fall(a, points, self.low[points], self.high[points], None if self.weight is None else self.weight.expand(len(points), -1))
 
-    def window_reach(self, g: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+    def window_fall(self, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Fall:
         """Return the same where each row sees only some features: `low`, `high`, `weight (P, d)` are those features' own."""
-        width = g.shape[1]
+        radius = self.radius.to(a.dtype)[points]
         if self.norm.is_box:
-            # Features move independently: two products with the reach of each replace the search for a maximiser; all their terms are non-negative.
-            length = self.radius.to(g.dtype)[points, None]
-            length = length if weight is None else length / weight
-            up = g.clamp(min=0)
-            down = up - g
-            return (up @ torch.minimum(high, length)[..., None] + down @ torch.minimum(-low, length)[..., None])[..., 0].flatten()
-        low, high, radius = (t.repeat_interleave(width, 0) for t in (low, high, self.radius.to(g.dtype)[points]))
-        flat = g.flatten(0, 1)
+            # Features move independently: |a| times the half width and a times the middle replace the search for a maximiser. As low <= 0 <= high the middle is no longer than the half width.
+            length = radius[:, None] if weight is None else radius[:, None] / weight
+            down, up = torch.maximum(low, -length), torch.minimum(high, length)
+            wide = contract(a.abs(), (up - down) / 2)
+            return Fall(wide - contract(a, (up + down) / 2), 2 * wide)
+        width = a.shape[1]
+        low, high, radius = (t.repeat_interleave(width, 0) for t in (low, high, radius))
+        g = -a.flatten(0, 1)
         if weight is not None:
             w = weight.repeat_interleave(width, 0)
             w = torch.where(w > 0, w, torch.ones_like(w))  # outside an image nothing moves, and the window has no weight
-            flat, low, high = flat / w, low * w, high * w
-        return self.norm.support(flat, radius, low, high).value
+            g, low, high = g / w, low * w, high * w
+        value = self.norm.support(g, radius, low, high).value.view(a.shape[:2])
+        return Fall(value, value)
 
     def project(self, points: Tensor) -> Tensor:
         """Return the nearest admissible point of each, up to rounding of the sum (`snap` removes that)."""

@@ -1,0 +1,110 @@
+"""Within the radius asked about, can anything be adversarial? Intervals and CROWN as certifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.interval import Box
+from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
+from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
+from calipers.graph.capture import graph_of
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Claim
+
+_POINTS = 64  # points bounded together; their boxes and relaxations are held at once
+_HELD_BYTES = 2**28
+
+
+class Bound(NamedTuple):
+    """What one evaluation proves: a lower bound of the worst margin (N,), the boxes it used, and the directions bounded for each point (N,)."""
+
+    worst: Tensor
+    boxes: dict[int, Box]
+    rows: Tensor
+
+
+class Bounder(Protocol):
+    """A certifier that can be asked at any radius, and can reuse boxes that hold already."""
+
+    def __call__(self, problem: Problem) -> Iterator[Claim]:
+        """Claim the problem's own radii."""
+
+    def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
+        """Bound the worst margin over the problem's regions."""
+
+
+@dataclass(frozen=True)
+class IBP:
+    """Interval bound propagation (Gowal et al. 2018), with the last affine layers merged into the margins. Cheap and loose; exact for a linear model under linf.
+
+    Guarantee: float64-checked. Cost: two forward passes in float64.
+    """
+
+    def __call__(self, problem: Problem) -> Iterator[Claim]:
+        """Yield a claim for every point."""
+        return claims(self, problem)
+
+    def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
+        """See `Bounder`."""
+        return _bound(problem, arithmetic, known, refine=False)
+
+
+@dataclass(frozen=True)
+class CROWN:
+    """Linear relaxations swept backward for every intermediate value that bends, then for the margins (Zhang et al. 2018), adaptive lower slopes.
+
+    Guarantee: float64-checked (the rounding of the bound is accounted for). Cost: two rows of a backward sweep for each element that bends, one for each margin.
+    """
+
+    def __call__(self, problem: Problem) -> Iterator[Claim]:
+        """Yield a claim for every point."""
+        return claims(self, problem)
+
+    def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
+        """See `Bounder`."""
+        return _bound(problem, arithmetic, known, refine=True)
+
+
+def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, refine: bool) -> Bound:
+    graph = graph_of(problem.classifier, problem.x).to(arithmetic.dtype)
+    region = problem.threat.region(problem.x.to(arithmetic.dtype), outward=True)
+    with torch.no_grad(), plain_sums():
+        state = relax(graph, region, arithmetic, known, refine=refine)
+        rows = problem.goal.rows(problem.y, problem.classes)
+        margins = margin_bounds(state, rows) if refine else interval_margin_bounds(state, rows)
+    worst = problem.goal.worst(margins.nan_to_num(nan=-torch.inf))
+    return Bound(worst, state.boxes, state.rows + rows.shape[1])
+
+
+def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
+    """Yield the bounder's claims at the problem's own radii, a batch of points at a time.
+
+    Where float64 is slow (a GPU) a float32 evaluation goes first, and only what it proves is confirmed.
+    """
+    radii = problem.threat.radii(len(problem)).to(problem.x.device)
+    screen = problem.x.device.type != "cpu"
+    for index in batches(problem):
+        part, radius = problem.take(index), radii[index]
+        worst, rows = torch.full_like(radius, -torch.inf), torch.zeros_like(index)
+        left = torch.arange(len(index), device=index.device)
+        if screen:
+            rough = bounder.bound(part, SEARCH)
+            worst, rows = rough.worst.double(), rough.rows
+            left = torch.nonzero(rough.worst > 0).flatten()
+        if len(left):
+            proof = bounder.bound(part.take(left), CHECKED)
+            worst[left], rows[left] = proof.worst, rows[left] + proof.rows
+        proved = torch.where(worst > 0, radius, torch.zeros_like(radius))
+        yield Claim(index, proved, worst, CHECKED.guarantee, torch.zeros_like(rows), rows)
+
+
+def batches(problem: Problem) -> Iterator[Tensor]:
+    """Yield the places of points to bound together: as many as a fixed number of bytes holds boxes for."""
+    graph = graph_of(problem.classifier, problem.x)
+    held = sum(torch.Size(graph.shape(i)).numel() for i in range(len(graph.nodes) + 1)) * 8 * 10
+    yield from torch.arange(len(problem), device=problem.x.device).split(max(1, min(_POINTS, _HELD_BYTES // held)))

@@ -1,0 +1,122 @@
+"""How large a radius can be proved? Batched search over any bounder, every point at its own radius."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.interval import Box
+from calipers.bounds.rounding import CHECKED, SEARCH
+from calipers.certificates.crown import CROWN, Bounder, batches
+from calipers.errors import BadInput
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Claim
+
+_BACK_OFF = (1.0, 1 - 1e-6, 1 - 1e-4, 0.99, 0.9, 0.5)  # shares of the found radius tried in the confirming pass
+_CAUTION = 0.5  # of the tolerance: aim this much below the predicted zero, so that the proof at the aim succeeds
+
+
+@dataclass(frozen=True)
+class LargestRadius:
+    """The largest radius that the bounder proves, for each point; the problem's radius is where the search begins.
+
+    The lower bound of the worst margin falls with the radius. Each round asks all unsettled points at once, each at the zero of the line through its last success and failure (kept off both ends).
+    Boxes of a failed, larger radius hold at every smaller one, and are met with. The search runs in float32; what is claimed is confirmed in float64 with rounding accounted for,
+    and only radii confirmed in that pass are claimed (a bound need not be monotone in the radius: the claim is the largest radius *proved*).
+
+    `rounds` limits the search; a point is settled when the predicted gain is below `tolerance` of its radius.
+    Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer points and fewer unstable elements.
+    """
+
+    bounder: Bounder = field(default_factory=CROWN)
+    rounds: int = 12
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 0 < self.tolerance < 1:
+            raise BadInput(f"LargestRadius takes rounds >= 1 (usually 12) and a tolerance between 0 and 1 (usually 0.001), got {self.rounds}, {self.tolerance}")
+
+    def __call__(self, problem: Problem) -> Iterator[Claim]:
+        """Yield a claim for every point, a batch of points at a time."""
+        for index in batches(problem):
+            search = _Search(self, problem.take(index))
+            yield search.claim(index)
+
+
+class _Search:
+    """The state of one batch: `low` proved and `high` failed radii with the margins bounded there, and the boxes of the failure."""
+
+    def __init__(self, tool: LargestRadius, problem: Problem) -> None:
+        self.tool, self.problem = tool, problem
+        clean = problem.goal.worst(problem.margins(problem.classifier.logits64(problem.x))).double()
+        n, device = len(problem), problem.x.device
+        self.low, self.low_margin = torch.zeros(n, dtype=torch.float64, device=device), clean
+        self.high, self.high_margin = torch.full_like(self.low, torch.inf), torch.full_like(self.low, -torch.inf)
+        self.next = problem.threat.radii(n).to(device).clamp_min(1e-12)
+        self.rows = torch.zeros(n, dtype=torch.long, device=device)
+        self.known: dict[int, Box] | None = None
+        self.open = clean > 0
+
+    def claim(self, index: Tensor) -> Claim:
+        """Search, then confirm."""
+        wide = self.problem.threat.widest(self.problem.x)
+        for _ in range(self.tool.rounds):
+            active = torch.nonzero(self.open).flatten()
+            if not len(active):
+                break
+            self._ask(active)
+            self._aim(wide)
+        radius, margin = self._confirm()
+        return Claim(index, radius, margin, CHECKED.guarantee, torch.zeros_like(self.rows), self.rows)
+
+    def _ask(self, active: Tensor) -> None:
+        radius = self.next[active]
+        known = None if self.known is None else {k: box.take(active) for k, box in self.known.items()}
+        bound = self.tool.bounder.bound(self.problem.take(active).at(radius), SEARCH, known)
+        self.rows[active] += bound.rows
+        worst = bound.worst.double()
+        proved = worst > 0
+        self.low[active] = torch.where(proved, radius, self.low[active])
+        self.low_margin[active] = torch.where(proved, worst, self.low_margin[active])
+        self.high[active] = torch.where(proved, self.high[active], radius)
+        self.high_margin[active] = torch.where(proved, self.high_margin[active], worst)
+        self._remember(active[~proved], {k: box.take(torch.nonzero(~proved).flatten()) for k, box in bound.boxes.items()})
+
+    def _remember(self, failed: Tensor, boxes: dict[int, Box]) -> None:
+        """Keep the boxes of the smallest failed radius of each point; where none failed yet nothing is known."""
+        if self.known is None:
+            shape = {k: (len(self.low), *box.lower.shape[1:]) for k, box in boxes.items()}
+            self.known = {k: Box(box.lower.new_full(shape[k], -torch.inf), box.lower.new_full(shape[k], torch.inf)) for k, box in boxes.items()}
+        for k, box in boxes.items():
+            self.known[k].lower[failed], self.known[k].upper[failed] = box.lower, box.upper
+
+    def _aim(self, wide: Tensor) -> None:
+        """Choose each point's next radius, and settle those that gain too little."""
+        unbounded = self.high.isinf()
+        zero = self.low + (self.high - self.low) * self.low_margin / (self.low_margin - self.high_margin)
+        inside = torch.where(self.high_margin.isfinite(), zero, (self.low + self.high) / 2)
+        # The bound is steeper near the failure, so its zero lies beyond a chord's only when the chord is long: keep off both ends while far apart.
+        edge = 0.05 * (self.high - self.low)
+        guarded = torch.maximum(torch.minimum(inside, self.high - edge), self.low + torch.minimum(edge, inside - self.low))
+        aim = guarded * (1 - _CAUTION * self.tool.tolerance)
+        self.next = torch.where(unbounded, torch.minimum(2 * self.low, wide), aim)
+        gain = torch.where(unbounded, wide - self.low, torch.minimum(self.high, inside) - self.low)
+        self.open = self.open & (gain > self.tool.tolerance * self.low) & (self.next > self.low)
+
+    def _confirm(self) -> tuple[Tensor, Tensor]:
+        """Return the radii proved in checked float64, and the margins bounded there."""
+        radius, margin = torch.zeros_like(self.low), torch.where(self.low > 0, -torch.inf, self.low_margin)
+        left = torch.nonzero(self.low > 0).flatten()
+        for share in _BACK_OFF:
+            if not len(left):
+                break
+            asked = self.low[left] * share
+            bound = self.tool.bounder.bound(self.problem.take(left).at(asked), CHECKED)
+            self.rows[left] += bound.rows
+            proved = bound.worst > 0
+            radius[left[proved]], margin[left] = asked[proved], bound.worst
+            left = left[~proved]
+        return radius, margin
