@@ -20,8 +20,8 @@ from calipers.problem.tools import Attempt
 class Steepest:
     """One step to the admissible point that a linear model would fear most.
 
-    The step is the maximiser of <gradient, x'> over ball and box (FGSM of Goodfellow et al. 2015 for linf, the normalised gradient for l2, the largest features for l1), so on a linear model
-    it is the strongest attack there is. `targets` rivals are tried, nearest first; 0 climbs the worst margin only.
+    The step is the maximiser of <gradient, x'> over ball and box (FGSM of Goodfellow et al. 2015 for linf, the normalised gradient for l2, the largest
+    features for l1), so on a linear model it is the strongest attack there is. `targets` rivals are tried, nearest first; 0 climbs the worst margin only.
     Cost: (1 forward + 1 backward + 1 forward) a target, and one backward a class for the ranking.
     """
 

@@ -24,9 +24,11 @@ _USUAL_TRAVEL = 2.5  # all steps together can cross the ball 2.5 times (Madry et
 class PGD:
     """Projected gradient ascent (Madry et al. 2018) in every norm, best iterate kept, each point stopped when broken.
 
-    `step` is the length of a step as a share of the radius (default 2.5 / steps). The first start is the point itself, later ones are random. `targets` > 0 attacks that many rivals one by one,
-    nearest first, instead of the worst margin. `precision` "bfloat16" runs the search in half precision: faster where the processor has it; candidates are checked in the model's own.
-    Differs from the paper: the steps are steepest ascent of the norm, the projection is exact onto ball and box, the iterate of smallest margin is returned, not the last.
+    `step` is the length of a step as a share of the radius (default 2.5 / steps). The first start is the point itself, later ones are random.
+    `targets` > 0 attacks that many rivals one by one, nearest first, instead of the worst margin. `precision` "bfloat16" runs the search in half precision:
+    faster where the processor has it; candidates are checked in the model's own.
+    Differs from the paper: the steps are steepest ascent of the norm, the projection is exact onto ball and box, the iterate of smallest margin is
+    returned, not the last.
     Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward passes.
     """
 

@@ -29,9 +29,17 @@ _SECONDS_BETWEEN_YIELDS = 1.0
 class Recipe(Protocol):
     """What one attack does inside the queue."""
 
-    steps: int
-    restarts: int
-    targets: int
+    @property
+    def steps(self) -> int:
+        """Moves of one job."""
+
+    @property
+    def restarts(self) -> int:
+        """Starts for each point and target."""
+
+    @property
+    def targets(self) -> int:
+        """Rivals attacked one by one; 0 climbs the worst margin instead."""
 
     def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
         """Return the first iterate of each job, (B, *D)."""

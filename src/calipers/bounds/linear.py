@@ -19,7 +19,7 @@ from calipers.bounds.interval import Box, input_box, propagate, terms
 from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Windowed
 from calipers.problem.ball import Region
-from calipers.problem.norms import SUPPORT_ROUNDING
+from calipers.problem.norms import support_rounding
 
 MEMORY = 2**24  # bytes of coefficients in flight, measured: less costs calls, more costs cache misses and fresh pages
 
@@ -248,7 +248,7 @@ class _Sweep:
         region, arithmetic = self.state.region, self.state.arithmetic
         fall = a.fall(region)
         if arithmetic.checked:
-            gamma = arithmetic.gamma(SUPPORT_ROUNDING(a.terms) + len(self.state.graph.nodes))
+            gamma = arithmetic.gamma(support_rounding(a.terms) + len(self.state.graph.nodes))
             self.rounding = self.rounding + gamma * (a.size_dot(region.center.abs()) + fall.terms + self.offset.abs())
         return self.offset + a.dot(region.center) - fall.value - self.rounding
 

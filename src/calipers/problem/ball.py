@@ -90,8 +90,8 @@ class Ball:
     def region(self, x: Tensor, *, outward: bool = False) -> Region:
         """Return the admissible set around each point of x (N, *D).
 
-        With `outward`, offsets to the box are rounded away from the point, so that the region holds the exact set whatever the rounding of a subtraction (certificates ask
-        for this; attacks do not, since the referee compares exactly).
+        With `outward`, offsets to the box are rounded away from the point, so that the region holds the exact set whatever the rounding of a
+        subtraction (certificates ask for this; attacks do not, since the referee compares exactly).
         """
         flat = x.flatten(1)
         low, high = torch.full_like(flat, -torch.inf), torch.full_like(flat, torch.inf)
@@ -192,7 +192,8 @@ class Region:
         """Return the same where each row sees only some features: `low`, `high`, `weight (P, d)` are those features' own."""
         radius = self.radius.to(a.dtype)[points]
         if self.norm.is_box:
-            # Features move independently: |a| times the half width and a times the middle replace the search for a maximiser. As low <= 0 <= high the middle is no longer than the half width.
+            # Features move independently: |a| times the half width and a times the middle replace the search for a maximiser.
+            # As low <= 0 <= high the middle is no longer than the half width.
             length = radius[:, None] if weight is None else radius[:, None] / weight
             down, up = torch.maximum(low, -length), torch.minimum(high, length)
             wide = contract(a.abs(), (up - down) / 2)

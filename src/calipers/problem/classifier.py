@@ -54,8 +54,8 @@ class Counter:
 class Classifier:
     """Logits of a frozen model, inputs in native units.
 
-    `module` maps (N, *D) to logits (N, K), or to a single logit (N,) or (N, 1), which becomes two classes. If the model was trained on standardised inputs give `mean` and `std`
-    (one number or one a channel), and pass data, box and radius in native units. Device and dtype are those of the parameters.
+    `module` maps (N, *D) to logits (N, K), or to a single logit (N,) or (N, 1), which becomes two classes. If the model was trained on standardised
+    inputs give `mean` and `std` (one number or one a channel), and pass data, box and radius in native units. Device and dtype are those of the parameters.
 
     The module itself is only touched inside `frozen()`, which puts back every flag, mode and random state, also after an exception.
     """
@@ -103,8 +103,8 @@ class Classifier:
         logits = torch.cat([self.logits(part) for part in x.split(256)])
         if _are_probabilities(logits):
             raise BadModel(
-                "the model's outputs are probabilities (rows in [0, 1] that sum to 1), but margins need logits: softmax flattens gradients and hides distances. "
-                "Remove the last softmax, or return its input."
+                "the model's outputs are probabilities (rows in [0, 1] that sum to 1), but margins need logits: softmax flattens gradients and hides "
+                "distances. Remove the last softmax, or return its input."
             )
         return logits
 
@@ -139,7 +139,8 @@ class Classifier:
         """Return the logits (N, K) without gradients; counts N forwards."""
         self.counter.forwards += len(x)
         with self.frozen(), torch.no_grad():
-            return self.network(x)
+            z: Tensor = self.network(x)
+        return z
 
     def logits64(self, x: Tensor) -> Tensor:
         """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell a margin from its rounding. Counts N forwards."""
@@ -150,7 +151,8 @@ class Classifier:
                 self._double = copy.deepcopy(self.network).double().requires_grad_(False)
         self.counter.forwards += len(x)
         with torch.no_grad():
-            return self._double(x.double())
+            z: Tensor = self._double(x.double())
+        return z
 
     def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
         """Return the bare map from inputs to logits for use inside `frozen()`, in the model's dtype or as a copy in another one (attack search in bfloat16)."""

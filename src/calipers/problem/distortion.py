@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
+from calipers.problem.norms import norm_named
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
@@ -35,8 +34,8 @@ def largest_mse(norm: str, radius: float, features: int, scale: float = 1.0) -> 
     >>> largest_mse("linf", 0.1, 1024, scale=60.0), largest_mse("l2", 3.0, 1024, scale=60.0)
     (36.0, 31.640625)
     """
-    energy = radius_of_equal_energy(norm, "l2", radius, features) ** 2
-    return scale**2 * energy / features
+    length = radius * norm_named(norm).longest_unit(features)
+    return scale**2 * length**2 / features
 
 
 def radius_of_equal_energy(norm: str, other: str, radius: float, features: int) -> float:
@@ -45,7 +44,4 @@ def radius_of_equal_energy(norm: str, other: str, radius: float, features: int) 
     >>> radius_of_equal_energy("linf", "l2", 0.1, 1024)
     3.2
     """
-    length = {"linf": math.sqrt(features), "l2": 1.0, "l1": 1.0}  # l2 length of the longest perturbation of radius 1
-    if norm not in length or other not in length:
-        raise BadInput(f"energy is matched between 'linf', 'l2' and 'l1', got {norm!r} and {other!r}")
-    return radius * length[norm] / length[other]
+    return radius * norm_named(norm).longest_unit(features) / norm_named(other).longest_unit(features)

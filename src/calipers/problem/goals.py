@@ -110,7 +110,9 @@ class Targeted:
 
     def take(self, index: Tensor) -> Targeted:
         """Return the targets of the chosen points."""
-        return self if not isinstance(self.target, Tensor) or self.target.dim() == 0 else dataclasses.replace(self, target=self.target[index.to(self.target.device)])
+        if not isinstance(self.target, Tensor) or self.target.dim() == 0:
+            return self
+        return dataclasses.replace(self, target=self.target[index.to(self.target.device)])
 
     def check(self, y: Tensor, classes: int) -> None:
         """A target must be a class, and differ from the label."""

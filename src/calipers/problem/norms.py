@@ -1,14 +1,15 @@
 """How long is a perturbation, and which one of a given length helps the adversary most? The only file that knows p.
 
-Everything works on flat perturbations: `delta (M, d)`, `radius (M,)`, and a box `low <= delta <= high` of the same shape with low <= 0 <= high (infinite where
-unbounded). The three verbs `of`, `support` and `project` are exact for the norm ball intersected with the box.
+Everything works on flat perturbations: `delta (M, d)`, `radius (M,)`, and a box `low <= delta <= high` of the same shape with low <= 0 <= high (infinite
+where unbounded). The three verbs `of`, `support` and `project` are exact for the norm ball intersected with the box.
 
-`support` returns the value of the *dual* problem, whose terms are all non-negative: so the value dominates the true maximum in real arithmetic for any multiplier,
-and its floating-point evaluation errs by at most `SUPPORT_ROUNDING(d)` units of relative rounding (certification relies on both).
+`support` returns the value of the *dual* problem, whose terms are all non-negative: so the value dominates the true maximum in real arithmetic for any
+multiplier, and its floating-point evaluation errs by at most `support_rounding(d)` units of relative rounding (certification relies on both).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from calipers.errors import BadInput
 
 
-def SUPPORT_ROUNDING(d: int) -> int:
+def support_rounding(d: int) -> int:
     """Return how many relative roundings a support value of d terms can accumulate: d - 1 additions and at most 15 operations inside a term."""
     return d + 16
 
@@ -33,9 +34,16 @@ class Support(NamedTuple):
 class Norm(Protocol):
     """A norm with its dual, and the exact geometry of its ball intersected with a box around 0."""
 
-    name: str
-    is_box: bool
-    """Is the ball a box? Then features move independently, and interval arithmetic over one affine operation is exact."""
+    @property
+    def name(self) -> str:
+        """How users and records call it."""
+
+    @property
+    def is_box(self) -> bool:
+        """Is the ball a box? Then features move independently, and interval arithmetic over one affine operation is exact."""
+
+    def longest_unit(self, features: int) -> float:
+        """Return the Euclidean length of the longest perturbation of norm 1: what the norm allows in energy."""
 
     def of(self, delta: Tensor) -> Tensor:
         """Return the norm over the last axis."""
@@ -62,6 +70,10 @@ class Linf:
 
     name: str = "linf"
     is_box: bool = True
+
+    def longest_unit(self, features: int) -> float:
+        """Every feature moves by 1."""
+        return math.sqrt(features)
 
     def of(self, delta: Tensor) -> Tensor:
         """max |delta_i|."""
@@ -97,9 +109,14 @@ class L2:
     name: str = "l2"
     is_box: bool = False
 
+    def longest_unit(self, features: int) -> float:
+        """All have the same length."""
+        return 1.0
+
     def of(self, delta: Tensor) -> Tensor:
         """(sum delta_i^2)^(1/2), safe against overflow and underflow of the squares."""
-        return torch.linalg.vector_norm(delta, dim=-1)
+        length: Tensor = torch.linalg.vector_norm(delta, dim=-1)
+        return length
 
     def dual(self, g: Tensor) -> Tensor:
         """The l2 norm is its own dual."""
@@ -156,6 +173,10 @@ class L1:
     name: str = "l1"
     is_box: bool = False
 
+    def longest_unit(self, features: int) -> float:
+        """The whole budget goes to one feature."""
+        return 1.0
+
     def of(self, delta: Tensor) -> Tensor:
         """sum |delta_i|."""
         return delta.abs().sum(-1)
@@ -184,7 +205,10 @@ class L1:
         return self.support(g, length, low, high).delta
 
     def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
-        """Soft threshold inside the box: |d_i| = clip(|delta_i| - t w_i, 0, cap_i) with the one t that spends the budget (Croce and Hein 2021, with any box)."""
+        """Soft threshold inside the box: |d_i| = clip(|delta_i| - t w_i, 0, cap_i) with the one t that spends the budget.
+
+        Croce and Hein 2021, with any box and weights.
+        """
         size, sign = delta.abs(), delta.sign()
         cap = torch.where(delta > 0, high, -low)
         w = torch.ones_like(size) if weight is None else weight.expand_as(size)
@@ -209,7 +233,8 @@ class L0:
         return (delta != 0).sum(-1).to(delta.dtype)
 
 
-NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1())}
+_ALL: tuple[Norm, ...] = (Linf(), L2(), L1())
+NORMS: dict[str, Norm] = {norm.name: norm for norm in _ALL}
 _ALIASES = {"inf": "linf", "l_inf": "linf", "l∞": "linf", "2": "l2", "1": "l1", "euclidean": "l2"}
 
 

@@ -15,8 +15,8 @@ from calipers.errors import BadInput
 from calipers.problem.ball import Ball, Region
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted
+from calipers.problem.norms import norm_named
 from calipers.problem.streams import Streams
-
 
 _SETTLED = 16  # float32 logits of the networks we measured differ from float64 by less than 5 roundings of the largest one
 
@@ -83,14 +83,14 @@ class Problem:
         """Return the margins (N, S) of logits (N, K)."""
         return self.goal.margins(logits, self.y)
 
-    def settled(self, points: Tensor) -> Tensor:
-        """Return which points (N, *D) are adversarial beyond the rounding of the model's arithmetic, (N,) bool; tools that creep up to the boundary stop here.
+    def clearance(self, points: Tensor) -> Tensor:
+        """Return how far points (N, *D) are from being adversarial beyond all doubt, (N,) float64 in logits; tools that creep up to the boundary stop at 0.
 
-        The margin of a float64 copy must lie below zero by `_SETTLED` roundings of the largest logit, so that no order of summation shows another answer.
+        The worst margin of a float64 copy, plus `_SETTLED` roundings of the largest logit in the model's own dtype: so that no order of summation shows another answer.
         """
         logits = self.classifier.logits64(points)
         slack = _SETTLED * torch.finfo(self.x.dtype).eps * logits.abs().amax(1)
-        return self.goal.worst(self.margins(logits)) <= -slack
+        return self.goal.worst(self.margins(logits)) + slack
 
     def streams(self, seed: int) -> Streams:
         """Return one random stream a point."""
@@ -127,19 +127,24 @@ def _check_units(x: Tensor, threat: Ball) -> None:
     x64 = x.double()
     outside = torch.nonzero(((x64 < floor) | (x64 > ceiling)).flatten(1).any(1)).flatten()
     if len(outside):
-        hint = "The data look like 0..255: divide by 255, or give box=(0, 255) and the radius in grey levels." if float(x64[outside].max()) > 2 and float(
-            floor.min()) == 0 and float(ceiling.max()) == 1 else "Give the data's own box=(low, high), or box=None if any value is allowed."
+        grey_levels = float(x64[outside].max()) > 2 and float(floor.min()) == 0 and float(ceiling.max()) == 1
+        hint = (
+            "The data look like 0..255: divide by 255, or give box=(0, 255) and the radius in grey levels."
+            if grey_levels
+            else "Give the data's own box=(low, high), or box=None if any value is allowed."
+        )
         raise BadInput(
             f"{len(outside)} of {len(x)} points lie outside the box {_box_text(threat)} (first: point {int(outside[0])}, values "
             f"{float(x64[outside[0]].min()):.4g}..{float(x64[outside[0]].max()):.4g}). {hint}"
         )
-    span = (ceiling - floor).expand(x.shape[1:]).reshape(1, -1)
+    span = (ceiling - floor).expand(x.shape[1:])
     if bool(span.isfinite().all()):
-        diagonal = threat.region(x[:1]).norm.of(span if threat.weights is None else span * threat.weights.double().to(x.device).expand(x.shape[1:]).reshape(1, -1))
+        weighted = span if threat.weights is None else span * threat.weights.double().to(x.device)
+        diagonal = norm_named(threat.norm).of(weighted.reshape(1, -1))
         if bool((radius > diagonal).any()):
             raise BadInput(
-                f"radius {float(radius.max()):g} is larger than the whole box {_box_text(threat)} ({threat.norm} diameter {float(diagonal):g}): radius and box are in different units. "
-                f"For 8-bit steps on [0, 1] data write {float(radius.max()):g} / 255."
+                f"radius {float(radius.max()):g} is larger than the whole box {_box_text(threat)} ({threat.norm} diameter {float(diagonal):g}): radius and "
+                f"box are in different units. For 8-bit steps on [0, 1] data write {float(radius.max()):g} / 255."
             )
 
 

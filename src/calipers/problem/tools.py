@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Attempt:
     """What an attack proposes for some points: the best candidate it found for each, and what it spent.
 
-    `index (M,)` places in the problem, `candidate (M, *D)`, `forwards`, `backwards (M,)` passes spent on each point. Whether a candidate counts is the referee's word.
+    `index (M,)` places in the problem, `candidate (M, *D)`, `forwards`, `backwards (M,)` passes spent on each point. Whether a candidate counts is the
+    referee's word.
     """
 
     index: Tensor
@@ -29,8 +30,8 @@ class Attempt:
 class Claim:
     """What a certifier claims for some points: nothing adversarial within `radius (M,)` (0 claims nothing), float64, closed ball.
 
-    `margin (M,)` is the lower bound of the worst margin at that radius (at the asked radius where nothing could be proved), `guarantee` the arithmetic it holds in,
-    `forwards`, `backwards (M,)` the cost in passes through the network (one pass for each row of bounds).
+    `margin (M,)` is the lower bound of the worst margin at that radius (at the asked radius where nothing could be proved), `guarantee` the arithmetic
+    it holds in, `forwards`, `backwards (M,)` the cost in passes through the network (one pass for each row of bounds).
     """
 
     index: Tensor

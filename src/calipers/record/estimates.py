@@ -46,7 +46,8 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
 def two_sided(certified: int, surviving: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return [L, U] that holds the true robust accuracy with the given confidence, whatever the attacks missed.
 
-    L is the lower end of a one-sided Wilson interval of the certified count, U the upper end of one of the count that survived the attacks, at half the error each.
+    L is the lower end of a one-sided Wilson interval of the certified count, U the upper end of one of the count that survived the attacks, at half the
+    error each.
     Since certified <= robust <= surviving on every point, both ends are valid without any assumption about attack strength.
     """
     if certified > surviving:

@@ -1,0 +1,140 @@
+"""How long does CROWN take, and are its bounds anywhere looser than auto_LiRPA's? Whole networks, linf, the points that are classified correctly.
+
+Like for like is float32 against float32 without rounding allowances ("search"); "checked" is what calipers claims: float64 with the allowance for rounding. Bounds of intermediate values are part
+of every figure, capturing the network and building auto_LiRPA's module are not. auto_LiRPA runs method CROWN in patches mode (--all: in matrix mode too) on batches of 1, 10 and 50, and keeps the
+fastest of a trial. Looser: by how much the worst margin's bound is below auto_LiRPA's at most, over all points.
+
+    PYTHONPATH=src python benchmarks/crown.py [--rounds 5] [--points 500] [--only mnist_6x100_nat] [--all]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import common
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic
+from calipers.certificates.crown import CROWN, batches
+from calipers.graph.capture import graph_of
+from calipers.problem.ball import Ball
+from calipers.problem.problem import Problem
+
+BATCHES = (1, 10, 50)
+TRIAL_POINTS = 50
+
+
+class Case(NamedTuple):
+    network: str
+    radius: float
+    points: int
+
+
+CASES = (
+    Case("mnist_wk17a", 0.1, 500), Case("mnist_6x100_nat", 0.026, 500), Case("residual", 0.02, 100),
+    Case("mnist_rsl18a", 0.1, 500), Case("mnist_madry_tiny", 0.3, 200), Case("cifar_cnn_a_adv4", 2 / 255, 200),
+)  # fmt: skip
+
+
+class Block(nn.Module):
+    """Two convolutions with batch norm, and the way around them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return functional.relu(x + self.norms[1](self.second(functional.relu(self.norms[0](self.first(x))))))
+
+
+def residual() -> nn.Module:
+    """Return a small residual network, trained for a few passes over the embedded images."""
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(1, 8, 5, stride=4, padding=2), nn.ReLU()]
+    model = nn.Sequential(*stem, Block(8), Block(8), nn.Flatten(), nn.Linear(8 * 7 * 7, 10))
+    x, y = common.digits(500)
+    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(10):
+        for place in torch.randperm(len(x)).split(50):
+            optimiser.zero_grad()
+            functional.cross_entropy(model(x[place]), y[place]).backward()
+            optimiser.step()
+    return model.eval().requires_grad_(False)
+
+
+def ours(problem: Problem, arithmetic: Arithmetic) -> Tensor:
+    """Return the bound of each point's worst margin."""
+    return torch.cat([CROWN().bound(problem.take(index), arithmetic).worst for index in batches(problem)])
+
+
+def theirs(library: ModuleType, problem: Problem, radius: float, batch: int, mode: str) -> Callable[[], Tensor]:
+    """Return auto_LiRPA's CROWN on the same question, its module built."""
+    from auto_LiRPA.perturbations import PerturbationLpNorm
+
+    rows = problem.goal.rows(problem.y, problem.classes)
+    module = library.BoundedModule(problem.classifier.network, problem.x[:batch], bound_opts={"conv_mode": mode}, device="cpu")
+
+    def parts() -> Iterator[Tensor]:
+        for x, c in zip(problem.x.split(batch), rows.split(batch), strict=True):
+            ball = PerturbationLpNorm(norm=torch.inf, eps=radius, x_L=(x - radius).clamp(0, 1), x_U=(x + radius).clamp(0, 1))
+            lower, _ = module.compute_bounds(x=(library.BoundedTensor(x, ball),), C=c, method="CROWN", bound_upper=False)
+            yield lower.amin(1)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return torch.cat(list(parts()))
+
+    return run
+
+
+def compare(case: Case, library: ModuleType | None, options: argparse.Namespace) -> None:
+    model = residual() if case.network == "residual" else common.network(case.network)
+    if model is None:
+        return
+    points = min(options.points, case.points)
+    x, y = common.right(model, *(common.cifar(points) if case.network.startswith("cifar") else common.digits(points)))
+    problem = Problem.pose(model, x, y, Ball("linf", case.radius))
+    captured = common.clock(lambda: graph_of(problem.classifier, problem.x))
+    sides: dict[str, Callable[[], Tensor]] = {"calipers, search (float32)": lambda: ours(problem, SEARCH), "calipers, checked (float64)": lambda: ours(problem, CHECKED)}
+    modes = ("patches", "matrix") if options.all and any(isinstance(m, nn.Conv2d) for m in model.modules()) else ("patches",)
+    few = problem.take(torch.arange(min(TRIAL_POINTS, len(problem))))
+    for mode in modes if library is not None else ():
+        trials = {batch: theirs(library, few, case.radius, batch, mode) for batch in BATCHES}
+        for run in trials.values():
+            run()
+        batch = min(trials, key=lambda b: common.clock(trials[b]))
+        sides[f"auto_LiRPA, {mode}, batch {batch}"] = theirs(library, problem, case.radius, batch, mode)
+    bounds = {name: run() for name, run in sides.items()}
+    seconds = common.alternate(sides, options.rounds, warm=False)
+    own = bounds["calipers, search (float32)"]
+    notes = {name: f"verified {int((bound > 0).sum())}" for name, bound in bounds.items()}
+    for name in bounds:
+        if name.startswith("auto_LiRPA"):
+            notes[name] += f", ours is looser by at most {float((bounds[name] - own).max()):.1e}, tighter by at most {float((own - bounds[name]).max()):.1e}"
+    print(f"\n{case.network}, linf {case.radius:.4g}: {len(x)} of {points} points are classified correctly; captured in {captured:.2f} s")
+    common.table(seconds, notes)
+
+
+def main() -> None:
+    """Print a table for each network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--points", type=int, default=500)
+    parser.add_argument("--only", choices=[case.network for case in CASES])
+    parser.add_argument("--all", action="store_true", help="auto_LiRPA's matrix mode as well: minutes")
+    options = parser.parse_args()
+    library = common.start("CROWN: seconds, verified points and the tightness of bounds", ["auto_LiRPA"]).get("auto_LiRPA")
+    for case in CASES:
+        if options.only in (None, case.network):
+            compare(case, library, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""How robust is a neural network really? Measured between two jaws: the strongest attack from above, the tightest certificate from below.
+
+Names are imported when first used, so that `import calipers` and the command line's help do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calipers.api import Attacked, Certified, Checked, Result, attack, certify, check, distance, measure
+    from calipers.attacks.nearest import Nearest
+    from calipers.attacks.one_step import Steepest
+    from calipers.attacks.pgd import PGD
+    from calipers.certificates.crown import CROWN, IBP
+    from calipers.certificates.radius import LargestRadius
+    from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, UnsupportedOp
+    from calipers.interchange import load_data, load_model
+    from calipers.measurement.plan import Plan, Stage
+    from calipers.problem.ball import Ball
+    from calipers.problem.classifier import Classifier
+    from calipers.problem.distortion import mse, psnr, radius_of_equal_energy
+    from calipers.problem.goals import Targeted, Untargeted
+    from calipers.problem.norms import distance_between
+    from calipers.problem.problem import Problem
+    from calipers.record.bracket import Bracket
+    from calipers.record.estimates import clopper_pearson, dkw_half_width, two_sided, wilson
+    from calipers.record.evidence import Evidence
+    from calipers.record.ledger import Ledger
+
+_HOME = {
+    "api": "Attacked Certified Checked Result attack certify check distance measure",
+    "attacks.nearest": "Nearest",
+    "attacks.one_step": "Steepest",
+    "attacks.pgd": "PGD",
+    "certificates.crown": "CROWN IBP",
+    "certificates.radius": "LargestRadius",
+    "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError UnsupportedOp",
+    "interchange": "load_data load_model",
+    "measurement.plan": "Plan Stage",
+    "problem.ball": "Ball",
+    "problem.classifier": "Classifier",
+    "problem.distortion": "mse psnr radius_of_equal_energy",
+    "problem.goals": "Targeted Untargeted",
+    "problem.norms": "distance_between",
+    "problem.problem": "Problem",
+    "record.bracket": "Bracket",
+    "record.estimates": "clopper_pearson dkw_half_width two_sided wilson",
+    "record.evidence": "Evidence",
+    "record.ledger": "Ledger",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = [
+    "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "distance", "measure",
+    "Nearest", "Steepest", "PGD", "CROWN", "IBP", "LargestRadius",
+    "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
+    "load_data", "load_model", "Plan", "Stage", "Ball", "Classifier", "mse", "psnr", "radius_of_equal_energy", "Targeted", "Untargeted", "distance_between", "Problem",
+    "Bracket", "clopper_pearson", "dkw_half_width", "two_sided", "wilson", "Evidence", "Ledger",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'calipers' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"calipers.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

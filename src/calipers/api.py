@@ -1,0 +1,248 @@
+"""What does a user call? Measure, distance, attack, certify, check: the same words as on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from calipers.errors import BadInput, Contradiction
+from calipers.measurement.plan import Plan
+from calipers.measurement.referee import CLEAN, Referee
+from calipers.measurement.run import Watch, run
+from calipers.presets import plan_named, stage_of, tool_from
+from calipers.problem.ball import Ball
+from calipers.problem.classifier import Classifier
+from calipers.problem.goals import Goal
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attack, Attempt, Certifier
+from calipers.record.bracket import Bracket
+from calipers.record.evidence import Evidence, Question
+from calipers.record.ledger import Ledger
+from calipers.report.report import PointRow, Rate, RobustAccuracy, Summary, summarise
+
+_REPROVED = 64  # certificates re-proved at once
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a measurement found. `summary` holds everything that a report shows; `finished` is False where the time limit or Ctrl-C stopped the run."""
+
+    summary: Summary
+    bracket: Bracket
+    ledger: Ledger
+    finished: bool
+
+    @property
+    def robust_accuracy(self) -> RobustAccuracy:
+        """`.certified <= truth <= .attacked` on these points, and `.interval` for the population."""
+        return self.summary.robust
+
+    @property
+    def clean_accuracy(self) -> Rate:
+        """The share of points on which the model is right."""
+        return self.summary.clean
+
+    @property
+    def points(self) -> tuple[PointRow, ...]:
+        """One row a point: label, prediction, margin, verdict, lower, upper, tool, cost."""
+        return self.summary.rows
+
+    def report(self, path: str | Path = "report.html") -> Path:
+        """Write the page and return its path."""
+        from calipers.report.render import render_html
+
+        return render_html([self.summary], path)
+
+    def __str__(self) -> str:
+        from calipers.report.text import render_text
+
+        return render_text([self.summary])
+
+
+def measure(
+    model: nn.Module | Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Ball,
+    *,
+    goal: Goal | None = None,
+    plan: str | Plan = "standard",
+    seed: int = 0,
+    record: str | Path | Ledger | None = None,
+    confidence: float = 0.95,
+    seconds: float | None = None,
+    watch: Watch | None = None,
+    title: str = "",
+) -> Result:
+    """Measure how robust a model is at points x (N, *D) with labels y (N,), from both sides.
+
+    `plan` is "quick", "standard", "distance" or a `Plan`. With a `record` file everything admitted is kept, and the same call takes an interrupted run up again. `seconds` limits the run.
+    Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness. Ctrl-C returns what is known.
+    """
+    problem = Problem.pose(model, x, y, threat, goal)
+    chosen = plan_named(plan) if isinstance(plan, str) else plan
+    chosen = chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
+    ledger = record if isinstance(record, Ledger) else Ledger(record)
+    named = {"title": title} if title else {}
+    finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=dict(named))
+    return _result(problem, ledger, confidence, finished)
+
+
+def _result(problem: Problem, ledger: Ledger, confidence: float, finished: bool) -> Result:
+    fingerprint = problem.fingerprint()
+    asked = next(q for q in ledger.questions() if q.fingerprint == fingerprint)
+    summary = summarise(ledger, asked, confidence)
+    facts = ledger.evidence(fingerprint)
+    return Result(summary, Bracket.of(problem.names, facts), ledger, finished)
+
+
+def distance(
+    model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, *, goal: Goal | None = None, seed: int = 0, record: str | Path | Ledger | None = None, watch: Watch | None = None
+) -> Bracket:
+    """Return the bracket [certified, attacked] on every point's adversarial distance; the threat's radius is only where the searches begin."""
+    return measure(model, x, y, threat, goal=goal, plan="distance", seed=seed, record=record, watch=watch).bracket
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """What one attack did: `candidates (N, *D)`, `distance (N,)` float64, `margin (N,)` the worst margin there, `success (N,)` admitted as witness inside the radius, passes spent (N,)."""
+
+    candidates: Tensor
+    distance: Tensor
+    margin: Tensor
+    success: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+
+def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, *, goal: Goal | None = None, seed: int = 0) -> Attacked:
+    """Run one attack, and let the referee say what counts."""
+    problem = Problem.pose(model, x, y, threat, goal)
+    chosen = tool_from(tool) if isinstance(tool, str) else tool
+    n, candidates = len(problem), problem.x.clone()
+    forwards, backwards = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    for attempt in chosen(problem, seed=seed):  # type: ignore[call-arg]
+        assert isinstance(attempt, Attempt)
+        candidates[attempt.index] = attempt.candidate
+        forwards[attempt.index.cpu()], backwards[attempt.index.cpu()] = attempt.forwards.cpu(), attempt.backwards.cpu()
+    everywhere = torch.arange(n, device=problem.x.device)
+    attempt = Attempt(everywhere, candidates, forwards, backwards)
+    ruling = Referee(problem).attempt(attempt, everywhere, repr(chosen), 0.0)
+    witnesses = {e.point for e in ruling.evidence}
+    wrong = {e.point for e in Referee(problem).open(everywhere) if e.kind == "witness"}
+    measured = problem.region.distance(candidates)
+    within = measured <= threat.radii(n).to(measured)
+    success = torch.tensor([(name in witnesses or name in wrong) for name in problem.names], device=measured.device) & within
+    margin = torch.tensor([e.margin for e in ruling.tried])
+    return Attacked(candidates, measured, margin, success, forwards, backwards)
+
+
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """What one certifier proved: `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the lower bound of the worst margin, and the guarantee."""
+
+    radius: Tensor
+    certified: Tensor
+    margin: Tensor
+    guarantee: str
+
+
+def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, *, goal: Goal | None = None) -> Certified:
+    """Run one certifier. Raises `UnsupportedOp` or `CaptureError` where the model cannot be bounded."""
+    problem = Problem.pose(model, x, y, threat, goal)
+    chosen = tool_from(tool) if isinstance(tool, str) else tool
+    n, guarantee = len(problem), ""
+    radius, margin = torch.zeros(n, dtype=torch.float64), torch.full((n,), -torch.inf, dtype=torch.float64)
+    for claim in chosen(problem):  # type: ignore[call-arg]
+        radius[claim.index.cpu()], margin[claim.index.cpu()] = claim.radius.cpu().double(), claim.margin.cpu().double()  # type: ignore[union-attr]
+        guarantee = claim.guarantee  # type: ignore[union-attr]
+    return Certified(radius, radius >= threat.radii(n), margin, guarantee)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check of a record found: how many witnesses and certificates were replayed, and a line for each that failed."""
+
+    witnesses: int
+    certificates: int
+    failures: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything held."""
+        return not self.failures
+
+
+def check(
+    record: str | Path | Ledger, model: nn.Module | Classifier, threat: Callable[[Question], Ball], *, goal: Goal | None = None, certificates: bool = True
+) -> tuple[Checked, ...]:
+    """Replay what a record claims against the model: every witness is run and measured again, every certificate proved again by its tool at its radius.
+
+    One result for each question about this model (others are passed over); raises `BadInput` where there is none.
+    """
+    ledger = record if isinstance(record, Ledger) else Ledger(record, read_only=True)
+    classifier = model if isinstance(model, Classifier) else Classifier(model)
+    mine = [q for q in ledger.questions() if q.facts.get("model", {}).get("hash") == classifier.digest()]
+    if not mine:
+        raise BadInput("the record holds no question about this model: its weights or structure differ from those that were measured")
+    return tuple(_check_question(ledger, q, classifier, threat(q), goal, certificates) for q in mine)
+
+
+def _check_question(ledger: Ledger, asked: Question, classifier: Classifier, threat: Ball, goal: Goal | None, certificates: bool) -> Checked:
+    points = ledger.points(asked.fingerprint)
+    x, y = torch.as_tensor(np.stack([p.array for p in points])), torch.tensor([p.label for p in points])
+    problem = Problem.pose(classifier, x, y, threat, goal)
+    if problem.fingerprint() != asked.fingerprint:
+        raise BadInput("the threat or goal given differs from the one recorded; check with the same norm, box, mask, weights and goal")
+    place, facts, failures = {name: i for i, name in enumerate(problem.names)}, ledger.evidence(asked.fingerprint), list[str]()
+    witnesses = [e for e in facts if e.kind == "witness"]
+    for fact in witnesses:
+        failures += _replay(problem, place, ledger, asked, fact)
+    claimed = [e for e in facts if e.kind == "certificate"] if certificates else []
+    best = {e.point: e for e in sorted(claimed, key=lambda e: e.radius)}
+    for tool in sorted({e.tool for e in best.values()}):
+        failures += _reprove(problem, place, [e for e in best.values() if e.tool == tool])
+    try:
+        Bracket.of(problem.names, facts)
+    except Contradiction as error:
+        failures.append(str(error))
+    return Checked(len(witnesses), len(best), tuple(failures))
+
+
+def _replay(problem: Problem, place: dict[str, int], ledger: Ledger, asked: Question, fact: Evidence) -> list[str]:
+    array = ledger.witness(asked.fingerprint, fact)
+    if fact.point not in place or array is None:
+        return [f"point {fact.point}: the witness of {fact.tool} is not stored with its point"]
+    index = torch.tensor([place[fact.point]])
+    point = torch.as_tensor(array)[None].to(problem.x)
+    if fact.tool == CLEAN:
+        return [] if any(e.kind == "witness" for e in Referee(problem).open(index)) else [f"point {fact.point}: recorded as misclassified, but the model is right there"]
+    none = torch.zeros(1, dtype=torch.long)
+    ruling = Referee(problem).attempt(Attempt(torch.zeros(1, dtype=torch.long), point, none, none), index, fact.tool, 0.0)
+    if not ruling.evidence:
+        return [f"point {fact.point}: the witness of {fact.tool} at {fact.radius:.9g} is not adversarial, or not admissible"]
+    found = ruling.evidence[0].radius
+    return [] if found == fact.radius else [f"point {fact.point}: the witness of {fact.tool} stands at {found:.17g}, recorded {fact.radius:.17g}"]
+
+
+def _reprove(problem: Problem, place: dict[str, int], facts: list[Evidence]) -> list[str]:
+    """Prove again at the recorded radius: by the tool itself, or for a search by the bounder it used."""
+    tool = tool_from(facts[0].tool)
+    tool = getattr(tool, "bounder", tool)
+    failures = []
+    for start in range(0, len(facts), _REPROVED):
+        part = facts[start : start + _REPROVED]
+        asked = problem.take([place[e.point] for e in part]).at(torch.tensor([e.radius for e in part], dtype=torch.float64))
+        for claim in tool(asked):  # type: ignore[call-arg]
+            held = (claim.radius >= asked.threat.radii(len(part))[claim.index.cpu()].to(claim.radius)).tolist()  # type: ignore[union-attr]
+            failures += [f"point {part[i].point}: {part[i].tool} does not prove {part[i].radius:.9g} again" for i, ok in zip(claim.index.tolist(), held, strict=True) if not ok]
+    return failures
+
+
+__all__ = ["Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "distance", "measure", "stage_of"]

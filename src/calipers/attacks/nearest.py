@@ -1,0 +1,102 @@
+"""How near is the nearest adversarial example? Bisection over the radius of any attack, every point at its own radius."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from calipers.attacks.pgd import PGD
+from calipers.errors import BadInput
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attack, Attempt
+
+_LINE_SEARCH = 8  # false-position steps; on a linear model the first one lands on the boundary
+_EARLY = 0.02  # of the segment: how near to an end a false-position step may fall
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest adversarial example that an attack finds when its radius is bisected; the problem's radius is where the search begins.
+
+    Each round runs the attack on all unsettled points at once, each at its own radius: doubled while nothing is found, then halfway between the largest failure and the nearest success. Every success is
+    pulled back along the segment to its point until it is only just adversarial (beyond rounding in the model's dtype). A point is settled when both ends are within `tolerance` of each other.
+    Cost: up to `rounds` runs of the attack, and 8 forwards in float64 for each success.
+    """
+
+    attack: Attack = field(default_factory=lambda: PGD(steps=20))
+    rounds: int = 10
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not 0 < self.tolerance < 1:
+            raise BadInput(f"Nearest takes rounds >= 1 (usually 10) and a tolerance between 0 and 1 (usually 0.001), got {self.rounds}, {self.tolerance}")
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield the nearest candidates, all at once."""
+        search = _Search(problem)
+        for k in range(self.rounds):
+            active = torch.nonzero(search.far - search.failed > self.tolerance * search.far.clamp(max=search.next)).flatten()
+            if not len(active):
+                break
+            search.ask(self.attack, active, seed + k)
+        yield Attempt(torch.arange(len(problem), device=problem.x.device), search.best, search.forwards, search.backwards)
+
+
+class _Search:
+    """The state of one search: the nearest success `far` (infinite if none) and the largest radius that `failed`, (N,) float64."""
+
+    def __init__(self, problem: Problem) -> None:
+        n, device = len(problem), problem.x.device
+        self.problem = problem
+        self.best = problem.x.clone()
+        self.failed = torch.zeros(n, dtype=torch.float64, device=device)
+        self.wide = problem.threat.widest(problem.x)
+        self.next = torch.minimum(problem.threat.radii(n).to(device).clamp_min(1e-12), self.wide)
+        self.forwards, self.backwards = torch.zeros(n, dtype=torch.long, device=device), torch.zeros(n, dtype=torch.long, device=device)
+        wrong = problem.clearance(problem.x) <= 0
+        self.far = torch.where(wrong, 0.0, torch.inf).to(self.failed)
+
+    def ask(self, attack: Attack, active: Tensor, seed: int) -> None:
+        """Run the attack once at each point's next radius, and note what came of it."""
+        part = self.problem.take(active).at(self.next[active])
+        found = part.x.clone()
+        for attempt in attack(part, seed=seed):
+            found[attempt.index] = attempt.candidate
+            self.forwards[active[attempt.index]] += attempt.forwards
+            self.backwards[active[attempt.index]] += attempt.backwards
+        broken = part.clearance(found) <= 0
+        hit = active[broken]
+        if len(hit):
+            near = pull_back(part.take(torch.nonzero(broken).flatten()), found[broken])
+            distance = self.problem.region.take(hit).distance(near)
+            nearer = distance < self.far[hit]
+            self.best[hit[nearer]], self.far[hit[nearer]] = near[nearer], distance[nearer]
+            self.forwards[hit] += _LINE_SEARCH
+        missed = active[~broken]
+        self.failed[missed] = torch.maximum(self.failed[missed], self.next[missed])
+        # A success nearer than an earlier failure shows that the failure was the attack's: search below it again.
+        self.failed = torch.where(self.failed < self.far, self.failed, self.far / 2)
+        hopeless = self.far.isinf() & (self.failed >= self.wide)
+        self.failed = torch.where(hopeless, torch.inf, self.failed).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        self.next = torch.where(self.far.isinf(), torch.minimum(2 * self.next, self.wide), (self.failed + self.far) / 2)
+
+
+def pull_back(problem: Problem, points: Tensor) -> Tensor:
+    """Return points on the segments from x to adversarial points that are still adversarial, but only just: false position with the Illinois rule."""
+    inside, outside = torch.zeros(len(points), dtype=torch.float64, device=points.device), torch.ones(len(points), dtype=torch.float64, device=points.device)
+    value_in, value_out = problem.clearance(problem.x), problem.clearance(points)
+    best = points
+    for _ in range(_LINE_SEARCH):
+        share = (value_in / (value_in - value_out).clamp_min(1e-300)).clamp(_EARLY, 1 - _EARLY * _EARLY)
+        middle = inside + (outside - inside) * share
+        trial = (problem.x.double() + (points.double() - problem.x.double()) * middle.view(-1, *[1] * (points.dim() - 1))).to(points.dtype)
+        value = problem.clearance(trial)
+        broken = value <= 0
+        best = torch.where(broken.view(-1, *[1] * (points.dim() - 1)), trial, best)
+        # Illinois: an end that stays loses half its weight, so that the other end moves too.
+        value_in, value_out = torch.where(broken, value_in / 2, value), torch.where(broken, value, value_out / 2)
+        inside, outside = torch.where(broken, inside, middle), torch.where(broken, middle, outside)
+    return best

@@ -1,0 +1,41 @@
+"""Which tools are run, in what order, on which points?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from calipers.problem.tools import Attack, Certifier
+
+_POINTS = {"attack": 256, "certifier": 64}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One tool and the points it is for.
+
+    `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the model gets right, to narrow its bracket; such a tool starts from what is known of the point.
+    """
+
+    tool: Attack | Certifier
+    kind: Literal["attack", "certifier"]
+    aim: Literal["verdict", "distance"] = "verdict"
+
+    @property
+    def name(self) -> str:
+        """The tool's settings, which are its identity in the record."""
+        return repr(self.tool)
+
+    @property
+    def block(self) -> int:
+        """How many points are dealt at once; a block is recorded as tried only when all of it is."""
+        return _POINTS[self.kind]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in order, cheapest first, and a limit in seconds (None: no limit), looked at between blocks of points."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    seconds: float | None = None

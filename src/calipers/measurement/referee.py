@@ -1,0 +1,119 @@
+"""What may enter the record? Only what the referee has seen for itself: it runs the model, checks membership and measures distances. Tools only propose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+import torch
+from torch import Tensor
+
+from calipers.errors import Contradiction
+from calipers.problem.goals import is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt, Claim
+from calipers.record.evidence import Evidence
+
+CLEAN = "clean prediction"
+_SPOT_CHECKS = 4  # random points inside each claimed region; a claim that fails one is wrong beyond doubt
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """Facts to record at once, and the places (in the problem) they are about."""
+
+    evidence: tuple[Evidence, ...]
+    tried: tuple[Evidence, ...]
+
+
+class Referee:
+    """Admits evidence about one problem. Distances are float64 in native units; comparisons are exact."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def open(self, index: Tensor) -> list[Evidence]:
+        """Return the model's answer at the points themselves: clean facts, witnesses at distance 0 where it is wrong, and points that cannot be measured."""
+        part = self.problem.take(index)
+        logits, exact = part.classifier.logits(part.x.nan_to_num(0.0)), part.classifier.logits64(part.x.nan_to_num(0.0))
+        worst = part.goal.worst(part.margins(logits))
+        wrong = is_adversarial(worst) | is_adversarial(part.goal.worst(part.margins(exact)))
+        answer = logits.argmax(1)
+        facts = []
+        for i, name in enumerate(part.names):
+            reason = _cannot_measure(part.x[i], logits[i])
+            if reason:
+                facts.append(Evidence(name, "invalid", CLEAN, note=reason))
+                continue
+            facts.append(Evidence(name, "clean", CLEAN, 0.0, float(worst[i]), prediction=int(answer[i]), forwards=1))
+            if bool(wrong[i]):
+                facts.append(Evidence(name, "witness", CLEAN, 0.0, float(worst[i]), prediction=int(answer[i]), array=part.x[i].cpu().numpy()))
+        return facts
+
+    def attempt(self, attempt: Attempt, index: Tensor, tool: str, seconds: float) -> Ruling:
+        """Rule on candidates; `index` maps the tool's places to the problem's. A candidate that is no witness leaves only the note that it was tried.
+
+        A witness is finite, inside the box, equal to its point where the mask says so, and misclassified by the model in a batch, alone, and in float64. Its distance says for which radii it counts.
+        """
+        part = self.problem.take(index[attempt.index])
+        points = attempt.candidate.to(part.x)
+        good, worst, answer = self._misclassified(part, points)
+        distance = part.region.distance(points)
+        good &= part.at(distance).region.contains(points) & (distance > 0)
+        share = seconds / max(1, len(part))
+        facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
+        for i, name in enumerate(part.names):
+            spent = {"forwards": int(attempt.forwards[i]), "backwards": int(attempt.backwards[i]), "seconds": share}
+            tried.append(Evidence(name, "attempt", tool, asked[i], float(worst[i]), prediction=int(answer[i]), **spent))
+            if bool(good[i]):
+                array = points[i].cpu().numpy()
+                facts.append(Evidence(name, "witness", tool, float(distance[i]), float(worst[i]), "replayed", int(answer[i]), array=array))
+        return Ruling(tuple(facts), tuple(tried))
+
+    def _misclassified(self, part: Problem, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        model = part.classifier
+        logits = model.logits(points)
+        worst = part.goal.worst(part.margins(logits))
+        good = is_adversarial(worst) & logits.isfinite().all(1)
+        places = torch.nonzero(good).flatten()
+        if len(places):
+            left = part.take(places)
+            alone = torch.cat([model.logits(points[i : i + 1]) for i in places.tolist()])
+            exact = model.logits64(points[places])
+            agree = is_adversarial(left.goal.worst(left.margins(alone))) & is_adversarial(left.goal.worst(left.margins(exact)))
+            good[places] = agree & alone.isfinite().all(1) & exact.isfinite().all(1)
+        return good, worst, logits.argmax(1)
+
+    def claim(self, claim: Claim, index: Tensor, tool: str, seconds: float, seed: int) -> Ruling:
+        """Rule on claims: each must be about a point the model gets right, and survive random points of its own region (`Contradiction` otherwise)."""
+        part = self.problem.take(index[claim.index])
+        radius = claim.radius.to(part.x.device)
+        proved = (radius > 0) & radius.isfinite() & (claim.margin.to(radius) > 0)
+        self._spot_check(part, torch.where(proved, radius, 0.0), tool, seed)
+        share = seconds / max(1, len(part))
+        facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
+        for i, name in enumerate(part.names):
+            margin = float(claim.margin[i])
+            spent = {"forwards": int(claim.forwards[i]), "backwards": int(claim.backwards[i]), "seconds": share}
+            tried.append(Evidence(name, "attempt", tool, asked[i], margin, claim.guarantee, **spent))
+            if bool(proved[i]):
+                facts.append(Evidence(name, "certificate", tool, float(radius[i]), margin, claim.guarantee))
+        return Ruling(tuple(facts), tuple(tried))
+
+    def _spot_check(self, part: Problem, radius: Tensor, tool: str, seed: int) -> None:
+        region = part.at(radius).region
+        for k in range(_SPOT_CHECKS):
+            points = part.x if k == 0 else region.snap(region.sample(part.streams(seed).fork(k)))
+            bad = (part.clearance(points) <= 0) & (radius > 0)
+            if bool(bad.any()):
+                i = int(torch.nonzero(bad)[0])
+                raise Contradiction(
+                    f"point {part.names[i]}: {tool} certifies {float(radius[i]):.9g}, but a random point at distance {float(region.distance(points)[i]):.9g} is adversarial. "
+                    "The certifier is wrong; nothing of this claim was recorded. Please report it with the model."
+                )
+
+
+def _cannot_measure(x: Tensor, logits: Tensor) -> str:
+    if not bool(x.isfinite().all()):
+        return "the input holds NaN or infinity"
+    return "" if bool(logits.isfinite().all()) else "the model's logits are not finite at this point"

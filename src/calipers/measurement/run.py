@@ -1,0 +1,205 @@
+"""How does a measurement proceed? One loop: stage by stage, on the points that are still open, and everything admitted goes to the ledger at once.
+
+A stage deals its points in fixed blocks, chosen from what *earlier* stages left open. So a run that was killed and started again deals the same blocks, skips those recorded as tried, and ends with the
+same brackets; and a block that was cut short is simply done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calipers.errors import CaptureError, UnsupportedOp
+from calipers.measurement.plan import Plan, Stage
+from calipers.measurement.referee import CLEAN, Referee, Ruling
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt
+from calipers.record.bracket import Bracket
+from calipers.record.evidence import Evidence, Point, Question
+from calipers.record.ledger import Ledger
+
+_OPENING_BLOCK = 256
+
+
+class Watch(Protocol):
+    """Who is told how far a run has come."""
+
+    def stage(self, name: str, points: int) -> None:
+        """A stage begins, with that many points to deal."""
+
+    def progress(self, done: int, settled: int) -> None:
+        """`done` more points of the stage are through; `settled` points of the run have a verdict."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def stage(self, name: str, points: int) -> None:
+        """Nothing."""
+
+    def progress(self, done: int, settled: int) -> None:
+        """Nothing."""
+
+
+def run(problem: Problem, plan: Plan, ledger: Ledger, *, seed: int = 0, watch: Watch | None = None, facts: dict[str, object] | None = None) -> bool:
+    """Carry out the plan, and return whether it came to its end (False: the time limit or Ctrl-C stopped it; what was admitted stands).
+
+    Raises `Contradiction` as soon as a certificate stands above a witness.
+    """
+    session = _Session(problem, plan, ledger, seed, watch or Silent())
+    session.asked = question(problem, plan, seed, facts or {})
+    ledger.ask(session.asked, _points(problem))
+    try:
+        session.opening()
+        return all(session.stage(k) for k in range(len(plan.stages)))
+    except KeyboardInterrupt:
+        return False
+    finally:
+        session.join()
+
+
+class _Session:
+    """The state of one run: what is known, and where the clock stands."""
+
+    def __init__(self, problem: Problem, plan: Plan, ledger: Ledger, seed: int, watch: Watch) -> None:
+        self.problem, self.plan, self.ledger, self.seed, self.watch = problem, plan, ledger, seed, watch
+        self.fingerprint = problem.fingerprint()
+        self.place = {name: i for i, name in enumerate(problem.names)}
+        self.referee = Referee(problem)
+        self.radii = problem.threat.radii(len(problem)).numpy()
+        self.known: list[Evidence] = []
+        self.asked: Question | None = None
+        self.no_lower_jaw = False
+        self.started = time.monotonic()
+
+    def opening(self) -> None:
+        """Ask the model about every point itself."""
+        self.known = [e for e in self.ledger.evidence(self.fingerprint) if e.point in self.place]
+        seen = {e.point for e in self.known if e.kind in ("clean", "invalid")}
+        fresh = [i for i, name in enumerate(self.problem.names) if name not in seen]
+        for block in torch.tensor(fresh, dtype=torch.long).split(_OPENING_BLOCK):
+            if len(block):
+                self._admit(self.referee.open(block.to(self.problem.x.device)))
+
+    def stage(self, k: int) -> bool:
+        """Run one stage on what earlier ones left open; False when the time is up. Without a graph the stages of the lower jaw are passed over."""
+        stage = self.plan.stages[k]
+        if stage.kind == "certifier" and self.no_lower_jaw:
+            return True
+        try:
+            in_time = self._stage(k, stage)
+        except (UnsupportedOp, CaptureError) as error:
+            self.no_lower_jaw = True
+            self._note("lower_jaw", str(error))
+            return True
+        if stage.kind == "certifier":
+            self._note("lower_jaw", "available")
+        return in_time
+
+    def _note(self, key: str, text: str) -> None:
+        """Add a circumstance of this run to the question's facts."""
+        assert self.asked is not None
+        if self.asked.facts.get(key) != text:
+            self.asked = Question(self.asked.fingerprint, self.asked.title, {**self.asked.facts, key: text})
+            self.ledger.ask(self.asked, ())
+
+    def _stage(self, k: int, stage: Stage) -> bool:
+        later = {s.name for s in self.plan.stages[k:]}
+        before = [e for e in self.known if e.tool not in later]
+        open_points, radii = self._todo(stage, Bracket.of(self.problem.names, before), {e.point for e in before if e.kind == "invalid"})
+        tried = {(e.point, e.radius) for e in self.known if e.kind == "attempt" and e.tool == stage.name}
+        self.watch.stage(stage.name, len(open_points))
+        for start in range(0, len(open_points), stage.block):
+            block = open_points[start : start + stage.block]
+            if any((self.problem.names[i], float(radii[i])) not in tried for i in block):
+                if self.plan.seconds is not None and time.monotonic() - self.started > self.plan.seconds:
+                    return False
+                self._deal(stage, block, radii[block])
+            self.watch.progress(len(block), self._settled())
+        return True
+
+    def _todo(self, stage: Stage, bracket: Bracket, invalid: set[str]) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        """Return the places a stage is for, and the radius to ask at each: the known witness's distance is where a search for a distance begins."""
+        verdicts = bracket.verdicts(self.radii)
+        usable = [name not in invalid for name in self.problem.names]
+        if stage.aim == "verdict":
+            return [i for i, v in enumerate(verdicts) if v == "unknown" and usable[i] and self.radii[i] > 0], self.radii
+        start = bracket.upper if stage.kind == "attack" else bracket.upper / 2
+        radii = np.where(np.isfinite(bracket.upper), start, self.radii)
+        return [i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i]], radii
+
+    def _deal(self, stage: Stage, block: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
+        """Run the tool on one block; witnesses and certificates are recorded as they come, that the block was tried only at its end."""
+        index = torch.tensor(block, dtype=torch.long, device=self.problem.x.device)
+        part = self.problem.take(index).at(torch.as_tensor(radii, dtype=torch.float64))
+        referee = Referee(part)
+        everywhere = torch.arange(len(block), device=index.device)
+        begun, tried = time.perf_counter(), list[Evidence]()
+        for result in stage.tool(part, seed=self.seed) if stage.kind == "attack" else stage.tool(part):  # type: ignore[call-arg]
+            seconds = time.perf_counter() - begun
+            ruling: Ruling
+            if isinstance(result, Attempt):
+                ruling = referee.attempt(result, everywhere, stage.name, seconds)
+            else:
+                ruling = referee.claim(result, everywhere, stage.name, seconds, self.seed)
+            tried += ruling.tried
+            self._admit(ruling.evidence)
+            begun = time.perf_counter()
+        self._admit(tried)
+
+    def _admit(self, facts: Sequence[Evidence]) -> None:
+        self.ledger.append(self.fingerprint, facts)
+        self.known += facts
+        if any(e.kind in ("witness", "certificate") for e in facts):
+            self.join()
+
+    def join(self) -> Bracket:
+        """Return the bracket of everything known; raises `Contradiction` where the jaws cross."""
+        return Bracket.of(self.problem.names, self.known)
+
+    def _settled(self) -> int:
+        return sum(v != "unknown" for v in self.join().verdicts(self.radii))
+
+
+def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) -> Question:
+    """Return the question as the record keeps it: identity, and the circumstances of this run."""
+    model, threat = problem.classifier, problem.threat
+    radii = threat.radii(len(problem))
+    std = None if model.std is None else model.std.tolist()
+    facts: dict[str, object] = {
+        "model": {"name": type(model.module).__name__, "hash": model.digest(), "parameters": sum(p.numel() for p in model.module.parameters()), "dtype": str(model.dtype),
+                  "device": str(model.device), "mean": None if model.mean is None else model.mean.tolist(), "std": std},
+        "threat": {"norm": threat.norm, "radius": _one_or_range(radii), "units": "native", "box": None if threat.box is None else [_plain(end) for end in threat.box],
+                   "radius_standardised": None if std is None else [_one_or_range(radii / s) for s in std],
+                   "masked_features": None if threat.mask is None else int((~threat.mask).sum()), "weights": None if threat.weights is None else "per feature"},
+        "goal": problem.identity()["goal"],
+        "data": {"points": len(problem), "shape": list(problem.x.shape[1:])},
+        "versions": {"calipers": metadata.version("calipers"), "torch": torch.__version__, "numpy": np.__version__},
+        "seed": seed,
+        "plan": [plan.name, *(s.name for s in plan.stages)],
+        **extra,
+    }  # fmt: skip
+    return Question(problem.fingerprint(), str(facts.get("title", type(model.module).__name__)), facts)
+
+
+def _plain(end: float | Tensor) -> float | str:
+    return float(end) if not isinstance(end, Tensor) or end.numel() == 1 else f"{float(end.min()):g}..{float(end.max()):g} by feature"
+
+
+def _one_or_range(radii: Tensor) -> float | list[float]:
+    low, high = float(radii.min()), float(radii.max())
+    return low if low == high else [low, high]
+
+
+def _points(problem: Problem) -> list[Point]:
+    arrays, labels, radii = problem.x.detach().cpu().numpy(), problem.y.tolist(), problem.threat.radii(len(problem)).tolist()
+    return [Point(name, i, labels[i], radii[i], arrays[i]) for i, name in enumerate(problem.names)]
+
+
+__all__ = ["CLEAN", "Silent", "Watch", "question", "run"]
