@@ -136,31 +136,36 @@ class _Queue:
         self.book = _Book(self.n, recipe.restarts * max(recipe.targets, 1))
         self.best = problem.x.clone()
         self.best_margin = torch.full((self.n,), torch.inf, dtype=problem.x.dtype, device=device)
-        self.forwards, self.backwards = (torch.zeros(self.n, dtype=torch.long, device=device) for _ in range(2))
+        ranking = (0, 0) if self.rivals is None else (1, problem.classes - 1)
+        self.forwards, self.backwards = (torch.full((self.n,), passes, dtype=torch.long, device=device) for passes in ranking)
         self.chunk = 1 if device.type == "cpu" else _STEPS_BETWEEN_SYNCS
 
     def run(self) -> Iterator[Attempt]:
         slots, fresh = self._fill(None)
         decided: list[int] = []
-        said = time.monotonic()
         while slots is not None and len(slots.job):
-            if fresh:
-                view = self._view(slots)
+            said = time.monotonic()
+            # The model is held still between two yields, not around each step: putting its flags and random state back costs as much as moving the points.
             with self.problem.classifier.frozen():
-                for _ in range(self.chunk):
-                    slots = self._step(slots, *view)
-            over = (slots.step > self.recipe.steps) | is_adversarial(slots.best_margin)
-            ended, moot = self._retire(slots, over.tolist(), decided)
-            fresh = bool(ended or moot)
-            if fresh:
-                gone = set(ended) | set(moot)
-                slots = slots.take(torch.tensor([i for i in range(len(slots.job)) if i not in gone], dtype=torch.long, device=self.problem.x.device))
-                slots, _ = self._fill(slots)
-            if decided and (time.monotonic() - said > _SECONDS_BETWEEN_YIELDS or slots is None or not len(slots.job)):
+                while slots is not None and len(slots.job) and not (decided and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
+                    if fresh:
+                        view = self._view(slots)
+                    for _ in range(self.chunk):
+                        slots = self._step(slots, *view)
+                    slots, fresh = self._exchange(slots, decided)
+            if decided:
                 yield self._attempt(decided)
-                decided, said = [], time.monotonic()
-        if decided:
-            yield self._attempt(decided)
+                decided = []
+
+    def _exchange(self, slots: _Slots, decided: list[int]) -> tuple[_Slots | None, bool]:
+        """Book the jobs that ended and fill their slots; also return whether anything changed."""
+        over = (slots.step > self.recipe.steps) | is_adversarial(slots.best_margin)
+        ended, moot = self._retire(slots, over.tolist(), decided)
+        if not ended:
+            return slots, False
+        gone = set(ended) | set(moot)
+        kept = slots.take(torch.tensor([i for i in range(len(slots.job)) if i not in gone], dtype=torch.long, device=self.problem.x.device))
+        return self._fill(kept)
 
     def _fill(self, slots: _Slots | None) -> tuple[_Slots | None, bool]:
         """Top the batch up with new jobs."""
@@ -197,7 +202,7 @@ class _Queue:
             better = active & (worst < slots.best_margin)
             best = torch.where(_like(better, x), x, slots.best)
             best_margin = torch.where(better, worst, slots.best_margin)
-            moved = self.recipe.move(region, x.detach(), torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0))
+            moved = self.recipe.move(region, x.detach(), gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
             moved = moved if self.chunk == 1 else torch.where(_like(active, x), moved, x)
         return _Slots(slots.job, slots.step + active, moved, best, best_margin)
 
@@ -206,14 +211,17 @@ class _Queue:
         ended = [i for i, done in enumerate(over) if done]
         if not ended:
             return [], []
-        jobs, steps, margins = slots.job.tolist(), slots.step.tolist(), slots.best_margin.tolist()
+        jobs, margins = slots.job.tolist(), slots.best_margin.tolist()
         take: list[int] = []
+        held: dict[int, float] = {}  # the smallest margin of each point, this round's included
         touched = set()
         for i in ended:
             point = jobs[i] % self.n
             touched.add(point)
             lowest = self.book.finish(jobs[i], not margins[i] > 0)
-            if lowest or (self.book.winner[point] == self.book.ranks and margins[i] < float(self.best_margin[point])):
+            unbroken = self.book.winner[point] == self.book.ranks
+            if lowest or (unbroken and margins[i] < held.get(point, float(self.best_margin[point]))):
+                held[point] = margins[i]
                 take.append(i)
         moot = [i for i, job in enumerate(jobs) if not over[i] and self.book.moot(job)]
         for i in moot:
@@ -224,12 +232,11 @@ class _Queue:
         place, passes = slots.job[spent] % self.n, slots.step[spent]
         self.forwards.index_add_(0, place, passes)
         self.backwards.index_add_(0, place, passes)
-        del steps
         decided += [p for p in sorted(touched) if self.book.settle(p)]
         return ended, moot
 
     def _keep(self, slots: _Slots, take: list[int]) -> None:
-        for i in take:  # in order: within one round a later entry of the same point is the better one
+        for i in take:  # in order: a later entry of the same point is the better one
             point = int(slots.job[i]) % self.n
             self.best[point], self.best_margin[point] = slots.best[i], slots.best_margin[i]
 
@@ -243,6 +250,11 @@ def rank_rivals(problem: Problem, count: int) -> Tensor:
 
     That quotient is the exact distance to the rival for a linear model. Cost: one forward, and one backward pass for each rival.
     """
+    parts = torch.arange(len(problem), device=problem.x.device).split(BATCH)  # the graphs of all points at once would not fit
+    return torch.cat([_ranked(problem.take(part), count) for part in parts])
+
+
+def _ranked(problem: Problem, count: int) -> Tensor:
     x = problem.x.clone().requires_grad_()
     with problem.classifier.frozen():
         margins = problem.margins(problem.classifier.network(x))

@@ -173,7 +173,7 @@ def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) 
     radii = threat.radii(len(problem))
     std = None if model.std is None else model.std.tolist()
     facts: dict[str, object] = {
-        "model": {"name": type(model.module).__name__, "hash": model.digest(), "parameters": sum(p.numel() for p in model.module.parameters()), "dtype": str(model.dtype),
+        "model": {"name": extra.get("title", type(model.module).__name__), "hash": model.digest(), "parameters": sum(p.numel() for p in model.module.parameters()), "dtype": str(model.dtype),
                   "device": str(model.device), "mean": None if model.mean is None else model.mean.tolist(), "std": std},
         "threat": {"norm": threat.norm, "radius": _one_or_range(radii), "units": "native", "box": None if threat.box is None else [_plain(end) for end in threat.box],
                    "radius_standardised": None if std is None else [_one_or_range(radii / s) for s in std],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +68,8 @@ class Ball:
             raise BadInput(f"radius must be a finite number >= 0 in the data's own units, got {value}" + (f" at point {int(bad[0])}" if radius.dim() else ""))
         if self.box is not None and not bool((torch.as_tensor(self.box[0]) <= torch.as_tensor(self.box[1])).all()):
             raise BadInput(f"box must be (low, high) with low <= high in every feature, got {self.box}")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise BadInput(f"mask must be of dtype bool (True where the adversary may change a feature), got {self.mask.dtype}")
         if self.weights is not None and not bool((self.weights > 0).all() and self.weights.isfinite().all()):
             raise BadInput("weights must be positive and finite in every feature; to freeze a feature use mask")
 
@@ -101,14 +104,14 @@ class Ball:
             if outward:
                 low, high = torch.nextafter(low, torch.full_like(low, -torch.inf)), torch.nextafter(high, torch.full_like(high, torch.inf))
         if self.mask is not None:
-            frozen = ~self.mask.to(x.device).expand(x.shape[1:]).flatten()
+            frozen = ~_per_feature(self.mask, x)
             low, high = low.masked_fill(frozen, 0.0), high.masked_fill(frozen, 0.0)
         weight = None if self.weights is None else _per_feature(self.weights, x)
         return Region(self, norm_named(self.norm), x, self.radii(len(x)).to(x.device), low, high, weight)
 
     def take(self, index: Tensor) -> Ball:
         """Return the ball for the chosen points."""
-        radius = torch.as_tensor(self.radius)
+        radius = torch.as_tensor(self.radius, dtype=torch.float64)
         return self if radius.dim() == 0 else self.at(radius[index.to(radius.device)])
 
     def identity(self) -> dict[str, Any]:
@@ -154,7 +157,7 @@ class Region:
             floor, ceiling = (_per_feature(end, points.double()) for end in self.ball.box)
             inside = inside & ((flat >= floor) & (flat <= ceiling)).all(1)
         if self.ball.mask is not None:
-            frozen = ~self.ball.mask.to(points.device).expand(points.shape[1:]).flatten()
+            frozen = ~_per_feature(self.ball.mask, points)
             inside = inside & (flat == self.center.double().flatten(1))[:, frozen].all(1)
         return inside
 
@@ -177,8 +180,11 @@ class Region:
 
     def step(self, points: Tensor, g: Tensor, share: float) -> Tensor:
         """Return the points moved by `share` of the radius along which <g, .> rises fastest; not projected."""
-        offset, flat = (points - self.center).flatten(1), g.flatten(1)
         length = self.radius.to(g.dtype) * share
+        if self.norm.is_box:
+            sides = length[:, None] if self.weight is None else length[:, None] / self.weight
+            return torch.addcmul(points, g.sign(), self._like_center(sides))
+        offset, flat = (points - self.center).flatten(1), g.flatten(1)
         if self.weight is None:
             return points + self.norm.step(flat, length, self.low - offset, self.high - offset).view_as(points)
         low, high = (self.low - offset) * self.weight, (self.high - offset) * self.weight
@@ -210,25 +216,42 @@ class Region:
 
     def project(self, points: Tensor) -> Tensor:
         """Return the nearest admissible point of each, up to rounding of the sum (`snap` removes that)."""
+        if self.norm.is_box:
+            return points.clamp(*self._corners)
         delta = self.norm.project((points - self.center).flatten(1), self.radius.to(points.dtype), self.low, self.high, self.weight)
         return self.center + delta.view_as(self.center)
+
+    @cached_property
+    def _corners(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest admissible points, up to rounding, where the ball is a box."""
+        reach = self.radius.to(self.low.dtype)[:, None]
+        reach = reach if self.weight is None else reach / self.weight
+        down, up = torch.maximum(self.low, -reach), torch.minimum(self.high, reach)
+        return self.center + down.view_as(self.center), self.center + up.view_as(self.center)
+
+    def _like_center(self, flat: Tensor) -> Tensor:
+        """Return (M, 1) or (M, d) in a shape that broadcasts with the points."""
+        return flat.view_as(self.center) if flat.shape[1] == self.low.shape[1] else flat.view(-1, *[1] * (self.center.dim() - 1))
 
     def snap(self, points: Tensor) -> Tensor:
         """Return nearly the same points, moved inward by a few roundings so that `contains` holds exactly."""
         snapped = self._into_box(points)
         for k in range(_SNAP_ROUNDS):
             distance = self.distance(snapped)
-            over = distance > self.radius
-            shrink = torch.where(over, self.radius / distance * (1 - torch.finfo(points.dtype).eps * 2.0**k), torch.ones_like(distance))
-            delta = (snapped.double() - self.center.double()).flatten(1) * shrink[:, None]
-            moved = self._into_box((self.center.double() + delta.view_as(self.center)).to(points.dtype))
-            snapped = torch.where(over.view(-1, *[1] * (points.dim() - 1)), moved, snapped)
+            over = torch.nonzero(distance > self.radius).flatten()
+            if not len(over):
+                break
+            part, distance = self.take(over), distance[over]
+            shrink = part.radius / distance * (1 - torch.finfo(points.dtype).eps * 2.0**k)
+            delta = (snapped[over].double() - part.center.double()).flatten(1) * shrink[:, None]
+            moved = self._into_box((part.center.double() + delta.view_as(part.center)).to(points.dtype))
+            snapped = snapped.index_copy(0, over, moved)
         return snapped
 
     def _into_box(self, points: Tensor) -> Tensor:
         if self.ball.box is None:
             return points
-        floor, ceiling = (_per_feature(end, points.double()).expand(points.flatten(1).shape) for end in self.ball.box)
+        floor, ceiling = (_per_feature(end, points[:0].double()) for end in self.ball.box)
         # A float64 box end may fall between two floats of the data: take the inner one.
         inner_floor, inner_ceiling = floor.to(points.dtype), ceiling.to(points.dtype)
         inner_floor = torch.where(inner_floor.double() < floor, torch.nextafter(inner_floor, torch.full_like(inner_floor, torch.inf)), inner_floor)
@@ -244,8 +267,9 @@ class Region:
 
 
 def _per_feature(value: float | Tensor, x: Tensor) -> Tensor:
-    """Return a number or an input-shaped tensor as (1 or d,) of x's dtype and device."""
-    t = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    """Return a number or an input-shaped tensor as (1 or d,) of x's device, and of x's dtype unless it is a mask."""
+    t = torch.as_tensor(value, device=x.device)
+    t = t if t.dtype == torch.bool else t.to(x.dtype)
     try:
         return t if t.dim() == 0 else t.expand(x.shape[1:]).flatten()
     except RuntimeError as error:

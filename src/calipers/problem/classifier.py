@@ -95,7 +95,7 @@ class Classifier:
                 f"the model could not be called on inputs of shape {tuple(x.shape[1:])} and dtype {x.dtype}: {error}. "
                 "Check the shape (images are N, C, H, W) and that the model takes a single batch of inputs."
             ) from error
-        if not isinstance(z, Tensor) or z.dim() > 2 or len(z) != min(2, len(x)):
+        if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != min(2, len(x)):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise BadModel(f"the model must return logits of shape (N, K); for {min(2, len(x))} inputs it returned {got}")
         if z.dim() == 1 or z.shape[1] == 1:

@@ -34,8 +34,7 @@ def largest_mse(norm: str, radius: float, features: int, scale: float = 1.0) -> 
     >>> largest_mse("linf", 0.1, 1024, scale=60.0), largest_mse("l2", 3.0, 1024, scale=60.0)
     (36.0, 31.640625)
     """
-    length = radius * norm_named(norm).longest_unit(features)
-    return scale**2 * length**2 / features
+    return (scale * radius * norm_named(norm).longest_unit(features)) ** 2 / features
 
 
 def radius_of_equal_energy(norm: str, other: str, radius: float, features: int) -> float:

@@ -114,9 +114,9 @@ class L2:
         return 1.0
 
     def of(self, delta: Tensor) -> Tensor:
-        """(sum delta_i^2)^(1/2), safe against overflow and underflow of the squares."""
-        length: Tensor = torch.linalg.vector_norm(delta, dim=-1)
-        return length
+        """(sum delta_i^2)^(1/2), summed in float64: squares of float32 numbers can neither overflow nor vanish there."""
+        length: Tensor = torch.linalg.vector_norm(delta, dim=-1, dtype=torch.float64)
+        return length.to(delta.dtype)
 
     def dual(self, g: Tensor) -> Tensor:
         """The l2 norm is its own dual."""
@@ -128,37 +128,39 @@ class L2:
         Dual, valid for every multiplier m = 1/s >= 0: sum_i max over the box of (g_i d - m d^2 / 2), plus m radius^2 / 2.
         """
         size, cap = g.abs(), _cap(g, radius, low, high)
-        scale = _scale_to_radius(size, cap, radius)
-        length = torch.minimum(size * scale[:, None], cap)
+        length, scale = _share_out(size, cap, radius)
         multiplier = 1 / scale
-        value = (size * length - multiplier[:, None] * length.square() / 2).sum(-1) + multiplier * radius.square() / 2
+        # The maximum inside the sum belongs to the multiplier as rounded; where the box alone decides, the multiplier is 0 and every feature goes to its end.
+        inner = torch.where(scale.isinf()[:, None] | (size == 0), cap, torch.minimum(size * scale[:, None], cap))
+        value = (size * inner - multiplier[:, None] * inner * inner / 2).sum(-1) + multiplier * radius * radius / 2
         return Support(value, length * g.sign())
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The gradient's direction; a zero gradient stays put."""
         largest = g.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)  # first, so that the squares of tiny gradients do not vanish
         scaled = g / largest
-        return scaled * (length / self.of(scaled).clamp_min(torch.finfo(g.dtype).tiny))[:, None]
+        return scaled * (length / self.of(scaled).clamp_min(1.0))[:, None]
 
     def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
         """The nearest point is clip(s delta), with s = 1 if that already lies inside; with weights, clip(delta / (1 + m weight^2))."""
-        if weight is not None:
-            return self._project_weighted(delta, radius, low, high, weight)
-        size, cap = delta.abs(), _cap(delta, radius, low, high)
-        scale = _scale_to_radius(size, cap, radius).clamp(max=1)
-        return torch.minimum(size * scale[:, None], cap) * delta.sign()
-
-    def _project_weighted(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-        # The length falls monotonically in the multiplier: bisect its logarithm, and keep the end that is inside.
-        square = weight.square()
-        inside, outside = torch.full_like(radius, 80.0), torch.full_like(radius, -80.0)
-        for _ in range(60):
-            middle = (inside + outside) / 2
-            fits = self.of(weight * (delta / (1 + middle.exp()[:, None] * square)).clamp(low, high)) <= radius
-            inside, outside = torch.where(fits, middle, inside), torch.where(fits, outside, middle)
-        shrunk = (delta / (1 + inside.exp()[:, None] * square)).clamp(low, high)
         clipped = delta.clamp(low, high)
-        return torch.where((self.of(weight * clipped) <= radius)[:, None], clipped, shrunk)
+        inside = self.of(clipped if weight is None else clipped * weight) <= radius
+        if weight is not None:
+            return torch.where(inside[:, None], clipped, self._shrink(delta, radius, low, high, weight))
+        size, cap = delta.abs(), _cap(delta, radius, low, high)
+        return torch.where(inside[:, None], clipped, _share_out(size, cap, radius)[0] * delta.sign())
+
+    def _shrink(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+        # The length falls monotonically in the multiplier: bisect its logarithm, and keep the end that is inside. In float64, whose range holds every case.
+        wide, square, limit = delta.double(), weight.double().square(), radius.double()
+        low, high = low.double(), high.double()
+        inside, outside = torch.full_like(limit, 600.0), torch.full_like(limit, -600.0)
+        for _ in range(64):
+            middle = (inside + outside) / 2
+            fits = self.of(weight * (wide / (1 + middle.exp()[:, None] * square)).clamp(low, high)) <= limit
+            inside, outside = torch.where(fits, middle, inside), torch.where(fits, outside, middle)
+        shrunk = (wide / (1 + inside.exp()[:, None] * square)).clamp(low, high)
+        return (shrunk * (limit > 0)[:, None]).to(delta.dtype)
 
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
         """A uniform direction, at a length whose d-th power is uniform."""
@@ -260,24 +262,28 @@ def _cap(direction: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor
     return torch.where(direction == 0, torch.zeros_like(reach), reach)
 
 
-def _scale_to_radius(size: Tensor, cap: Tensor, radius: Tensor) -> Tensor:
-    """Return s (M,) with ||min(s size, cap)||_2 = radius, the largest number where even all caps together are shorter.
+def _share_out(size: Tensor, cap: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lengths min(s size, cap) whose l2 length is the radius, (M, d), and s (M,); all caps and s = infinity where even they are shorter.
 
-    The squared length is increasing in s and quadratic between the breakpoints cap / size: sort once, then solve in the one piece.
+    The squared length is increasing in s and quadratic between the breakpoints cap / size: sort once, then solve in the one piece. In float64 and in units of
+    the largest size and of the radius: squares of float32 gradients of a saturated model vanish otherwise.
     """
-    breakpoint = torch.where(size > 0, cap / size.clamp_min(torch.finfo(size.dtype).tiny), torch.zeros_like(size))
-    breakpoint, order = breakpoint.sort(dim=-1)
-    squared_cap, squared_size = cap.gather(-1, order).square(), size.gather(-1, order).square()
-    clipped = squared_cap.cumsum(-1)
-    free = squared_size.flip(-1).cumsum(-1).flip(-1)
-    free_after = free - squared_size
-    reached = clipped + breakpoint.square() * free_after >= radius.square()[:, None]
+    tiny = torch.finfo(torch.float64).tiny
+    unit = torch.where(cap > 0, size, torch.zeros_like(size)).amax(-1).double().clamp_min(tiny)
+    whole = radius.double().clamp_min(tiny)
+    share, room = size.double() / unit[:, None], cap.double() / whole[:, None]
+    breakpoint, order = torch.where(share > 0, room / share.clamp_min(tiny), torch.zeros_like(share)).sort(dim=-1)
+    squared_room, squared_share = room.gather(-1, order).square(), share.gather(-1, order).square()
+    clipped = squared_room.cumsum(-1)
+    free = squared_share.flip(-1).cumsum(-1).flip(-1)
+    reached = clipped + (breakpoint * (free - squared_share).clamp_min(0).sqrt()).square() >= 1
     first = reached.to(torch.int8).argmax(-1, keepdim=True)
-    left = radius.square() - (clipped - squared_cap).gather(-1, first)[:, 0]
-    scale = (left.clamp_min(0) / free.gather(-1, first)[:, 0]).sqrt()
-    # Finite and positive ends: 0 * infinity would make a NaN of a zero gradient, and a radius of 0 still needs a multiplier.
-    finfo = torch.finfo(size.dtype)
-    return torch.where(reached.any(-1), scale, torch.full_like(scale, finfo.max)).clamp(finfo.tiny, finfo.max)
+    left = 1 - (clipped - squared_room).gather(-1, first)[:, 0]
+    scale = (left.clamp_min(0) / free.gather(-1, first)[:, 0].clamp_min(tiny)).sqrt()
+    enough = reached.any(-1)
+    length = torch.where(enough[:, None], torch.minimum(share * scale[:, None], room) * whole[:, None], cap.double())
+    scale = torch.where(enough, (scale * (whole / unit)).clamp_min(torch.finfo(size.dtype).tiny), torch.inf)
+    return torch.minimum(length.to(size.dtype), cap), scale.to(size.dtype)
 
 
 def _soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Problem:
     def pose(cls, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, goal: Goal | None = None) -> Problem:
         """Return the checked problem; raises `BadInput` with what was got, what was expected, and what to do."""
         classifier = model if isinstance(model, Classifier) else Classifier(model)
-        x = torch.as_tensor(x)
+        x = torch.as_tensor(x).detach()
         if x.dim() < 2 or not len(x) or not x[0].numel():
             raise BadInput(f"x must hold at least one point of at least one feature, shape (N, *D), got {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -86,7 +86,8 @@ class Problem:
     def clearance(self, points: Tensor) -> Tensor:
         """Return how far points (N, *D) are from being adversarial beyond all doubt, (N,) float64 in logits; tools that creep up to the boundary stop at 0.
 
-        The worst margin of a float64 copy, plus `_SETTLED` roundings of the largest logit in the model's own dtype: so that no order of summation shows another answer.
+        The worst margin of a float64 copy, plus `_SETTLED` roundings of the largest logit in the model's own dtype: so that no order of summation shows
+        another answer.
         """
         logits = self.classifier.logits64(points)
         slack = _SETTLED * torch.finfo(self.x.dtype).eps * logits.abs().amax(1)
@@ -121,6 +122,7 @@ def _names(x: Tensor, y: Tensor) -> tuple[str, ...]:
 
 def _check_units(x: Tensor, threat: Ball) -> None:
     radius = threat.radii(len(x)).to(x.device)
+    threat.at(0.0).region(x[:1])  # do box, mask and weights fit the points?
     if threat.box is None:
         return
     floor, ceiling = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.box)

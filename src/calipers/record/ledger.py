@@ -84,7 +84,7 @@ class Ledger:
     def append(self, fingerprint: str, evidence: Iterable[Evidence]) -> None:
         """Store facts in one transaction; a fact that is there already is passed over."""
         with self._db:
-            self._db.executemany(f"insert or ignore into evidence values ({', '.join('?' * 13)})", [_row(fingerprint, e) for e in evidence])
+            self._db.executemany(f"insert into evidence values ({', '.join('?' * 13)}) on conflict do nothing", [_row(fingerprint, e) for e in evidence])
 
     def questions(self) -> list[Question]:
         """Return what was asked, oldest first."""

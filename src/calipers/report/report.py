@@ -73,6 +73,7 @@ class PointRow:
     seconds: float
     seen: bool
     note: str
+    settled_by: str
 
     @property
     def is_clean_error(self) -> bool:
@@ -82,8 +83,7 @@ class PointRow:
     @property
     def tool(self) -> str:
         """Return the short name of the tool that settled the verdict, or nothing."""
-        settled = {"robust": self.lower_tool, "broken": "clean error" if self.is_clean_error else self.upper_tool}
-        return short_name(settled.get(self.verdict, ""))
+        return "clean error" if self.is_clean_error and self.verdict == "broken" else short_name(self.settled_by)
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,8 @@ def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> S
         radius=radius,
         clean=clean_accuracy(valid, confidence),
         robust=robust_accuracy(valid, confidence),
-        certified_by=_count(r.lower_tool for r in valid if r.verdict == "robust"),
-        broken_by=_count(r.upper_tool for r in valid if r.verdict == "broken" and not r.is_clean_error),
+        certified_by=_count(r.settled_by for r in valid if r.verdict == "robust" and r.settled_by),
+        broken_by=_count(r.settled_by for r in valid if r.verdict == "broken" and not r.is_clean_error),
         clean_errors=sum(r.is_clean_error for r in valid),
         guarantees=tuple(Counter(r.guarantee for r in valid if r.verdict == "robust" and r.guarantee).most_common()),
         classes=class_rows(valid, confidence),
@@ -259,7 +259,15 @@ def _row(point: Point, facts: Sequence[Evidence], bracket: Bracket, i: int, verd
         seconds=sum(f.seconds for f in facts),
         seen=clean is not None,
         note=invalid.note if invalid else "",
+        settled_by=_first_to_settle(facts, verdict, point.radius),
     )
+
+
+def _first_to_settle(facts: Sequence[Evidence], verdict: Verdict, radius: float) -> str:
+    """Return the tool whose fact gave the verdict; one that only narrowed the bracket later does not take the credit."""
+    kind = {"robust": "certificate", "broken": "witness"}.get(verdict)
+    settling = (f.tool for f in facts if f.kind == kind and (f.radius >= radius if kind == "certificate" else f.radius <= radius))
+    return next(settling, "")
 
 
 def clean_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> Rate:
@@ -287,7 +295,7 @@ def class_rows(rows: Sequence[PointRow], confidence: float = 0.95) -> tuple[Clas
 
 def tool_costs(rows: Sequence[PointRow], facts: Sequence[Evidence]) -> tuple[ToolCost, ...]:
     """Return what each tool was tried on, settled and cost, in the order in which the tools first appear."""
-    settled = Counter(r.lower_tool if r.verdict == "robust" else r.upper_tool for r in rows if r.verdict in ("robust", "broken"))
+    settled = Counter(r.settled_by for r in rows if r.verdict in ("robust", "broken"))
     groups: dict[str, list[Evidence]] = defaultdict(list)
     for fact in facts:
         if fact.kind != "invalid" or fact.forwards or fact.seconds:  # a point refused at the door was not tried

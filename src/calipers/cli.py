@@ -1,0 +1,300 @@
+"""What does the command line say? The same words as the library: measure, distance, attack, certify, check, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from calipers.errors import BadInput, CalipersError, Contradiction
+
+if TYPE_CHECKING:
+    from calipers.api import Result
+    from calipers.measurement.plan import Plan
+    from calipers.problem.ball import Ball
+    from calipers.problem.classifier import Classifier
+    from calipers.record.evidence import Question
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure how robust a neural network really is: attacks from above, certificates from below. `calipers measure` alone measures two small MNIST networks that ship with it.",
+)  # fmt: skip
+
+EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_INTERRUPTED = 2, 3, 130
+_RECORD = "run.calipers"
+
+Model = Annotated[str | None, typer.Option("--model", "-m", help="file.py:function, model.pt2, weights with --builder, mnist-plain or mnist-robust. Default: both embedded networks.")]
+Builder = Annotated[str | None, typer.Option(help="file.py:function that builds the module, when --model is a file of weights.")]
+Data = Annotated[str | None, typer.Option("--data", "-d", help=".npz with x and y, .npy (with --labels), or a folder of images by class. Default: 500 MNIST test images.")]
+Labels = Annotated[str | None, typer.Option(help=".npy with the labels.")]
+Points = Annotated[int | None, typer.Option("--points", "-n", help="Measure the first N points only.")]
+Norm = Annotated[str, typer.Option(help="linf, l2 or l1.")]
+Epsilon = Annotated[str, typer.Option("--epsilon", "-e", help="Radius in the data's own units; fractions such as 8/255 are exact.")]
+BoxOption = Annotated[str, typer.Option("--box", help="Valid values, low,high; or none.")]
+Mean = Annotated[str | None, typer.Option(help="Mean that the model's inputs were standardised with: one number, or one a channel, separated by commas.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation, likewise.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random starts.")]
+Record = Annotated[str, typer.Option("--record", "--resume", help="File that keeps all evidence; the same command takes an interrupted run up again. none: keep nothing.")]
+Report = Annotated[str, typer.Option("--report", "-o", help="Page to write; none: no page.")]
+Confidence = Annotated[float, typer.Option(help="Confidence of all intervals.")]
+Seconds = Annotated[float | None, typer.Option(help="Stop after about so many seconds, with what is known.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+@app.command()
+def measure(
+    model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf", epsilon: Epsilon = "0.1", box: BoxOption = "0,1",
+    mean: Mean = None, std: Std = None, plan: Annotated[str, typer.Option("--plan", "-p", help="quick, standard or distance.")] = "standard", seed: Seed = 0, record: Record = _RECORD,
+    report: Report = "report.html", confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Robust accuracy from both sides, and a bracket on every point's adversarial distance."""
+    from calipers.presets import plan_named
+
+    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: plan_named(plan), seed, record, report, confidence, seconds, quiet)
+
+
+@app.command()
+def distance(
+    model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
+    epsilon: Annotated[str, typer.Option("--epsilon", "-e", help="Where the searches begin.")] = "0.1", box: BoxOption = "0,1", mean: Mean = None, std: Std = None, seed: Seed = 0,
+    record: Record = _RECORD, report: Report = "none", confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Brackets on the distance to the nearest adversarial example, one line a point."""
+    from calipers.presets import plan_named
+
+    asked = _Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std)
+    for result in _run(asked, lambda: plan_named("distance"), seed, record, report, confidence, seconds, quiet):
+        print("\npoint  label  answer  certified above  broken at  by")
+        for row in result.points:
+            upper = "-" if row.upper == float("inf") else f"{row.upper:.6g}"
+            tools = row.note if row.verdict == "invalid" else ", ".join(t.split("(")[0] for t in (row.lower_tool, row.upper_tool) if t)
+            print(f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  {upper:>9}  {tools}")
+
+
+Tool = Annotated[str, typer.Option("--tool", "-t", help="A tool with its settings, written as in Python.")]
+
+
+@app.command()
+def attack(
+    tool: Tool = "PGD(steps=100, restarts=20)", model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
+    epsilon: Epsilon = "0.1", box: BoxOption = "0,1", mean: Mean = None, std: Std = None, seed: Seed = 0, record: Record = "none", report: Report = "none",
+    confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """The upper jaw alone: one attack, refereed."""
+    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: _plan_of(tool), seed, record, report, confidence, seconds, quiet)
+
+
+@app.command()
+def certify(
+    tool: Tool = "CROWN", model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
+    epsilon: Epsilon = "0.1", box: BoxOption = "0,1", mean: Mean = None, std: Std = None, seed: Seed = 0, record: Record = "none", report: Report = "none",
+    confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """The lower jaw alone: one certifier."""
+    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: _plan_of(tool), seed, record, report, confidence, seconds, quiet)
+
+
+@app.command()
+def check(
+    record: Annotated[str, typer.Argument(help="The record to check.")] = _RECORD, model: Model = None, builder: Builder = None, mean: Mean = None, std: Std = None,
+    certificates: Annotated[bool, typer.Option(help="Prove every certificate again, not only the witnesses.")] = True,
+) -> None:  # fmt: skip
+    """Replay every witness of a record, and prove its certificates again."""
+    from calipers.api import check as check_record
+
+    with _errors():
+        classifiers = _Asked(model, builder, None, None, None, "linf", "0", "0,1", mean, std).classifiers()
+        found = [(name, one) for name, c in classifiers for one in _checked(check_record, record, c, certificates, skip=len(classifiers) > 1)]
+        if not found:
+            raise BadInput(f"{record} holds no question about these models. Name the model that was measured: --model file.py:function")
+        for name, one in found:
+            print(f"{name}: {one.witnesses} witnesses replayed, {one.certificates} certificates proved again, {len(one.failures)} failed")
+            for line in one.failures:
+                print(f"  {line}")
+        if any(not one.sound for _, one in found):
+            raise typer.Exit(EXIT_CONTRADICTION)
+
+
+@app.command("report")
+def report_command(
+    record: Annotated[str, typer.Argument(help="The record to show.")] = _RECORD, output: Report = "report.html", confidence: Confidence = 0.95,
+) -> None:  # fmt: skip
+    """Print the tables of a record, and write its page. Needs neither the model nor torch."""
+    from calipers.record.ledger import Ledger
+    from calipers.report.render import render_html
+    from calipers.report.text import render_text
+
+    with _errors():
+        with Ledger(record, read_only=True) as ledger:
+            print(render_text(ledger, confidence, plan="standard"))
+            if output != "none":
+                print(f"\n{render_html(ledger, output, confidence, plan='standard')}")
+
+
+class _Asked:
+    """What the options say about model, data and threat."""
+
+    def __init__(self, *options: Any) -> None:
+        (self.model, self.builder, self.data, self.labels, self.points, self.norm, self.epsilon, self.box, self.mean, self.std) = options
+
+    def classifiers(self) -> list[tuple[str, Classifier]]:
+        """Return the named models; without a name both embedded ones."""
+        from calipers.data import NAMES
+        from calipers.interchange import load_model
+
+        if self.model is None and self.data is not None:
+            raise BadInput("name the model to measure on this data: --model file.py:function (the embedded networks read MNIST images only)")
+        mean, std = (None if text is None else _numbers(text, "mean and std") for text in (self.mean, self.std))
+        return [(name, load_model(name, builder=self.builder, mean=mean, std=std)) for name in ([self.model] if self.model else NAMES)]
+
+    def threat(self) -> Ball:
+        """Return the threat."""
+        from calipers.problem.ball import Ball
+
+        box = None if self.box == "none" else _numbers(self.box, "a box")
+        if box is not None and len(box) != 2:
+            raise BadInput(f"a box is two numbers, low,high, or none; got {self.box!r}")
+        return Ball(self.norm, _numbers(self.epsilon, "a radius")[0], None if box is None else (box[0], box[1]))
+
+
+def _numbers(text: str, what: str) -> list[float]:
+    try:
+        return [float(Fraction(part.strip())) for part in text.split(",")]
+    except (ValueError, ZeroDivisionError) as error:
+        raise BadInput(f"{text!r} is no number for {what}; write 0.1, 8/255, or several separated by commas") from error
+
+
+def _plan_of(tool: str) -> Plan:
+    from calipers.measurement.plan import Plan
+    from calipers.presets import stage_of, tool_from
+
+    return Plan(tool, (stage_of(tool_from(tool)),))
+
+
+def _run(
+    asked: _Asked, plan: Callable[[], Plan], seed: int, record: str, report: str, confidence: float, seconds: float | None, quiet: bool,
+) -> list[Result]:  # fmt: skip
+    with _errors():
+        from calipers.api import measure as measure_problem
+        from calipers.interchange import load_data
+        from calipers.record.ledger import Ledger
+        from calipers.report.text import render_text
+
+        chosen, threat, classifiers = plan(), asked.threat(), asked.classifiers()
+        x, y = load_data(asked.data, asked.labels, asked.points)
+        results: list[Result] = []
+        with Ledger(None if record == "none" else record) as ledger:
+            for name, classifier in classifiers:
+                with _watch(name, len(x), quiet) as watch:
+                    results.append(
+                        measure_problem(
+                            classifier, x, y, threat, plan=chosen, seed=seed, record=ledger, confidence=confidence, seconds=seconds, watch=watch, title=_title(name)
+                        )
+                    )
+                if not results[-1].finished:
+                    break
+            print(render_text([r.summary for r in results], confidence, plan="standard"))
+            _show(results, report, record)
+        return results
+
+
+def _title(source: str) -> str:
+    return source if ".py:" not in source else f"{Path(source.rpartition(':')[0]).name}:{source.rpartition(':')[2]}"
+
+
+def _show(results: list[Result], report: str, record: str) -> None:
+    """Write the page, and say what is left to do."""
+    from calipers.report.render import render_html
+
+    if report != "none":
+        print(f"\n{render_html([r.summary for r in results], report, plan='standard')}")
+    if not results[-1].finished:
+        kept = "" if record == "none" else f" Everything admitted is in {record}: the same command goes on from there."
+        print(f"Stopped before the plan's end; what is known is shown.{kept}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _checked(check_record: Callable[..., Any], record: str, classifier: Classifier, certificates: bool, *, skip: bool) -> Iterator[Any]:
+    """Yield the checks of one model; with `skip` a model the record does not know is passed over."""
+    from calipers.record.ledger import Ledger
+
+    with Ledger(record, read_only=True) as ledger:
+        try:
+            yield from check_record(ledger, classifier, lambda q: _recorded_threat(q, ledger), certificates=certificates)
+        except BadInput:
+            if not skip:
+                raise
+
+
+def _recorded_threat(question: Question, ledger: Any) -> Ball:
+    import torch
+
+    from calipers.problem.ball import Ball
+
+    threat = question.facts["threat"]
+    radii = torch.tensor([p.radius for p in ledger.points(question.fingerprint)], dtype=torch.float64)
+    box = threat["box"]
+    return Ball(threat["norm"], radii, None if box is None else (float(box[0]), float(box[1])))
+
+
+@contextmanager
+def _watch(name: str, points: int, quiet: bool) -> Iterator[Any]:
+    """Show a bar for the stage at work: points dealt, points of the run that have a verdict, time left."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("points, {task.fields[settled]} decided"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield _Bars(progress, name, points)
+
+
+class _Bars:
+    """Tells a progress display how far a run has come."""
+
+    def __init__(self, progress: Any, name: str, points: int) -> None:
+        self.bars, self.name, self.total = progress, name, points
+        self.task: Any = None
+
+    def stage(self, name: str, points: int) -> None:
+        """A new bar in place of the last one."""
+        if self.task is not None:
+            self.bars.remove_task(self.task)
+        short = name if len(name) < 34 else f"{name[:30]} …"
+        self.task = self.bars.add_task(f"{self.name}: {short}", total=points, settled=f"0 of {self.total}")
+
+    def progress(self, done: int, settled: int) -> None:
+        """Move the bar."""
+        self.bars.update(self.task, advance=done, settled=f"{settled} of {self.total}")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn the package's own exceptions into a message and an exit code; others are bugs and keep their trace."""
+    try:
+        yield
+    except Contradiction as error:
+        print(f"contradiction: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_CONTRADICTION) from error
+    except CalipersError as error:
+        print(f"calipers: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_BAD_INPUT) from error
+    except KeyboardInterrupt:
+        print("calipers: interrupted before anything was measured", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def main() -> None:
+    """Entry point of the `calipers` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
