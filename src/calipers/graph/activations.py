@@ -58,7 +58,7 @@ class TwoPieces:
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """The chord on one side, a line through the kink on the other."""
         bend = self.bends(lower, upper)
-        straight = torch.where(lower >= 0, self.right, self.left).to(lower.dtype)
+        straight = torch.where(lower >= 0, torch.full_like(lower, self.right), self.left)  # of two numbers `where` would make float32
         alpha = (upper > -lower).to(lower.dtype) if alpha is None else alpha
         width = torch.where(bend, upper - lower, torch.ones_like(lower))
         chord = (self.right * upper - self.left * lower) / width

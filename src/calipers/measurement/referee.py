@@ -59,7 +59,7 @@ class Referee:
         points = attempt.candidate.to(part.x)
         good, worst, answer = self._misclassified(part, points)
         distance = part.region.distance(points)
-        good &= part.at(distance).region.contains(points) & (distance > 0)
+        good &= part.region.at(distance).contains(points) & (distance > 0)
         share = seconds / max(1, len(part))
         facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
         for i, name in enumerate(part.names):

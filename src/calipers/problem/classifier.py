@@ -37,10 +37,15 @@ class Standardise(nn.Module):
 class TwoLogits(nn.Module):
     """A single logit z as the logits (0, z) of two classes: class 1 wins iff z > 0."""
 
+    weight: Tensor
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([[0.0], [1.0]], dtype=dtype, device=device))
+
     def forward(self, z: Tensor) -> Tensor:
         """(N,) or (N, 1) -> (N, 2)."""
-        z = z.reshape(-1, 1)
-        return torch.cat([torch.zeros_like(z), z], 1)
+        return nn.functional.linear(z.reshape(-1, 1), self.weight)
 
 
 @dataclass
@@ -99,7 +104,7 @@ class Classifier:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise BadModel(f"the model must return logits of shape (N, K); for {min(2, len(x))} inputs it returned {got}")
         if z.dim() == 1 or z.shape[1] == 1:
-            self._tail = [TwoLogits()]
+            self._tail = [TwoLogits(self.dtype, self.device)]
         logits = torch.cat([self.logits(part) for part in x.split(256)])
         if _are_probabilities(logits):
             raise BadModel(

@@ -1,0 +1,489 @@
+"""Is every bound of the lower jaw below everything an attack can find? Thousands of random networks, and mutants that must be caught.
+
+`violations` is the one judge: it bounds a case, attacks it, and names every number and margin whose bound an attacked point has crossed. Mutants are deliberate mistakes in the bounds;
+each has a test of its own, which fails if the judge stays silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import nets
+import pytest
+import torch
+from nets import Case, attacked, random_case
+from torch import Tensor
+
+from calipers.bounds import coefficients, linear
+from calipers.bounds.coefficients import Coefficients, Dense, Patch
+from calipers.bounds.interval import Box
+from calipers.bounds.linear import Relaxed, interval_margin_bounds, lower_bounds, margin_bounds, relax
+from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
+from calipers.graph.activations import Tanh, TwoPieces
+from calipers.graph.affine import Conv, Linear
+from calipers.graph.ir import Lines, Planes
+from calipers.graph.products import MaxPool
+from calipers.problem.ball import Ball, Fall, Region
+from calipers.problem.norms import L1, L2, Support
+
+BLOCKS, NETS = 40, 50  # 2,000 random networks
+SAME = 1e-9  # float64, another order of summation
+FLOAT32 = 2e-4  # relative to the largest value of a number; SEARCH does not account for its rounding
+
+
+# ---- the judge -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def relaxed(case: Case, arithmetic: Arithmetic = CHECKED, known: dict[int, Box] | None = None, *, refine: bool = True) -> Relaxed:
+    """Relax a case as the certifiers do."""
+    region = case.ball.region(case.x.to(arithmetic.dtype), outward=True)
+    with torch.no_grad(), plain_sums():
+        return relax(case.graph.to(arithmetic.dtype), region, arithmetic, known, refine=refine)
+
+
+def margins_of(case: Case, state: Relaxed, *, refine: bool = True) -> Tensor:
+    """Return the margins' lower bounds (N, S), float64."""
+    rows = case.goal.rows(case.y, case.classes)
+    with torch.no_grad(), plain_sums():
+        return (margin_bounds if refine else interval_margin_bounds)(state, rows).double()
+
+
+def violations(case: Case, points: Tensor, arithmetic: Arithmetic = CHECKED, known: dict[int, Box] | None = None) -> list[str]:
+    """Name every number and margin whose bound one of the points (R, N, *D) has crossed, for CROWN and for plain intervals."""
+    with torch.no_grad():
+        values = [v.view(len(points), len(case.x), *v.shape[1:]) for v in case.graph.values(points.flatten(0, 1))]
+    found = []
+    for refine in (True, False):
+        state = relaxed(case, arithmetic, known, refine=refine)
+        method = f"{'CROWN' if refine else 'intervals'} in {arithmetic.dtype}"
+        found += [f"{method}: number {k} ({_name(case, k)})" for k, box in state.boxes.items() if _escapes(values[k], box, _slack(values[k], arithmetic))]
+        found += [f"{method}: {text}" for text in _crossed_margins(case, values[-1], margins_of(case, state, refine=refine), _slack(values[-1], arithmetic))]
+    return found
+
+
+def _name(case: Case, number: int) -> str:
+    return type(case.graph.nodes[number - 1].op).__name__ if number else "input"
+
+
+def _slack(values: Tensor, arithmetic: Arithmetic) -> float:
+    """Nothing for the checked arithmetic."""
+    return 0.0 if arithmetic.checked else FLOAT32 * (1 + float(values.abs().max()))
+
+
+def _escapes(values: Tensor, box: Box, slack: float) -> bool:
+    """Is a value outside, or an end not a number?"""
+    return not bool(((values >= box.lower.double() - slack) & (values <= box.upper.double() + slack)).all())
+
+
+def _crossed_margins(case: Case, logits: Tensor, bounds: Tensor, slack: float) -> list[str]:
+    margins = torch.stack([case.goal.margins(z, case.y) for z in logits])
+    found = [] if bool((bounds - slack <= margins.amin(0)).all()) else ["a margin"]
+    worst = torch.stack([case.goal.worst(m) for m in margins]).amin(0)
+    return found if bool((case.goal.worst(bounds) - slack <= worst).all()) else [*found, "the worst margin"]
+
+
+def judged(case: Case, seed: int, arithmetic: Arithmetic = CHECKED) -> list[str]:
+    """Attack a case and judge it."""
+    return violations(case, attacked(case, seed), arithmetic)
+
+
+def cases(first: int, count: int, activation: str | None = None, ball: Ball | None = None) -> Iterator[tuple[int, Case]]:
+    """Yield random cases with their seeds."""
+    return ((seed, random_case(seed, activation, ball)) for seed in range(first, first + count))
+
+
+# ---- bound <= everything attacked --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_no_attacked_point_crosses_a_bound(block: int) -> None:
+    for seed, case in cases(block * NETS, NETS):
+        points = attacked(case, seed)
+        assert nets.inside(case, points).all()
+        assert not violations(case, points), f"seed {seed}"
+        assert not violations(case, points, SEARCH), f"seed {seed}"
+
+
+@pytest.mark.parametrize(("name", "args"), nets.activations(), ids=str)
+def test_every_activation_in_a_network(name: str, args: tuple[Any, ...]) -> None:
+    for seed, case in cases(50_000, 12, name):
+        assert not judged(case, seed), f"seed {seed}"
+
+
+@pytest.mark.parametrize("name", sorted(nets.ZOO))
+def test_no_attacked_point_crosses_a_bound_of_a_captured_module(name: str) -> None:
+    graph = nets.captured(name)
+    for seed in range(6):
+        case = nets.case_of(graph, seed)
+        assert not judged(case, seed), f"seed {seed}"
+
+
+def test_the_question_is_neither_trivial_nor_hopeless() -> None:
+    certified = broken = total = 0
+    for seed, case in cases(0, 100):
+        points = attacked(case, seed)
+        worst = case.worst(case.graph.values(points.flatten(0, 1))[-1], len(points)).view(len(points), -1).amin(0)
+        proved = case.goal.worst(margins_of(case, relaxed(case))) > 0
+        assert not bool((proved & (worst <= 0)).any())
+        certified, broken, total = certified + int(proved.sum()), broken + int((worst <= 0).sum()), total + len(case.x)
+    assert certified > 0.2 * total and broken > 0.2 * total
+
+
+@pytest.mark.parametrize("arithmetic", [CHECKED, SEARCH], ids=["checked", "search"])
+def test_boxes_of_a_larger_radius_remain_sound(arithmetic: Arithmetic) -> None:
+    for seed, case in cases(10_000, 60):
+        larger = case.at(case.ball.radii(len(case.x)) * 1.5)
+        for refine in (True, False):
+            known = relaxed(larger, arithmetic, refine=refine).boxes
+            assert not violations(case, attacked(case, seed), arithmetic, known), f"seed {seed}"
+
+
+def test_known_boxes_of_infinite_size_change_nothing() -> None:
+    for seed, case in cases(10_000, 20):
+        state = relaxed(case)
+        nothing = {k: Box(torch.full_like(b.lower, -torch.inf), torch.full_like(b.upper, torch.inf)) for k, b in state.boxes.items()}
+        assert_same_boxes(state, relaxed(case, known=nothing), f"seed {seed}")
+
+
+# ---- the same answer in other words ----------------------------------------------------------------------------------------------------------------
+
+
+def assert_same_boxes(a: Relaxed, b: Relaxed, why: str, tolerance: float = SAME) -> None:
+    """Assert that all boxes of two states agree."""
+    for number, box in a.boxes.items():
+        for end in ("lower", "upper"):
+            torch.testing.assert_close(getattr(b.boxes[number], end), getattr(box, end), rtol=tolerance, atol=tolerance, msg=lambda m, k=number: f"{why}, number {k}: {m}")
+
+
+def starts_of(case: Case, number: int, seed: int) -> list[Coefficients]:
+    """Return rows of a number for every point, dense and, where it is an image made by a convolution, as patches."""
+    shape = case.graph.shape(number)
+    generator = torch.Generator().manual_seed(seed)
+    n, size = len(case.x), torch.Size(shape).numel()
+    starts: list[Coefficients] = [Dense(torch.randn(n, 3, *shape, generator=generator, dtype=torch.float64), None)]
+    if len(shape) == 3 and isinstance(case.graph.nodes[number - 1].op, Conv):
+        points = torch.arange(n).repeat(4)
+        starts.append(coefficients.unit_rows(torch.randint(size, (len(points),), generator=generator), points, shape, torch.float64, windowed=True))
+    return starts
+
+
+def test_one_two_sided_sweep_equals_two_sweeps() -> None:
+    patches = 0
+    for seed, case in cases(20_000, 60):
+        state = relaxed(case)
+        for number in range(1, len(case.graph.nodes) + 1):
+            for start in starts_of(case, number, seed):
+                patches += isinstance(start, Patch)
+                both = lower_bounds(state, number, start, two_sided=True)
+                apart = [lower_bounds(state, number, s) for s in (start, replace(start, a=-start.a))]
+                torch.testing.assert_close(both, torch.cat(apart, 1), rtol=SAME, atol=SAME, msg=lambda m, s=seed: f"seed {s}: {m}")
+    assert patches > 20
+
+
+def test_a_row_of_margins_lies_below_the_attacked_values_of_every_number() -> None:
+    for seed, case in cases(21_000, 40):
+        state, points = relaxed(case), attacked(case, seed)
+        values = case.graph.values(points.flatten(0, 1))
+        for number in range(1, len(values)):
+            start = starts_of(case, number, seed)[0]
+            seen = torch.einsum("nsd,rnd->rns", start.dense().a.flatten(2), values[number].view(len(points), len(case.x), -1)).amin(0)
+            assert bool((lower_bounds(state, number, start) <= seen).all()), f"seed {seed}, number {number}"
+
+
+def assert_alone_as_together(case: Case, why: str) -> None:
+    """Assert that each point's boxes and margins are the same alone, and in a batch of another order with a point repeated."""
+    whole = relaxed(case)
+    margins = margins_of(case, whole)
+    order = torch.tensor([*range(len(case.x) - 1, -1, -1), 0])
+    for index in [order, *(torch.tensor([i]) for i in range(len(case.x)))]:
+        part = case.take(index)
+        state = relaxed(part)
+        expected = Relaxed(case.graph, whole.region, CHECKED, whole.rows, {k: b.take(index) for k, b in whole.boxes.items()})
+        assert_same_boxes(expected, state, why)
+        torch.testing.assert_close(margins_of(part, state), margins[index], rtol=SAME, atol=SAME)
+        assert bool((state.rows == whole.rows[index]).all())
+
+
+def test_a_point_is_bounded_alone_as_in_a_batch() -> None:
+    for seed, case in cases(30_000, 50):
+        assert_alone_as_together(case, f"seed {seed}")
+
+
+@pytest.mark.parametrize(("memory", "rows"), [(2**8, 1), (2**11, 7)])
+def test_grouping_of_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch, memory: int, rows: int) -> None:
+    for seed, case in cases(31_000, 40):
+        before = relaxed(case)
+        with monkeypatch.context() as small:
+            small.setattr(linear, "MEMORY", memory)
+            small.setattr(linear, "_ROWS_OF_WINDOWS", rows)
+            assert_same_boxes(before, relaxed(case), f"seed {seed}")
+
+
+def force_dense(patch: pytest.MonkeyPatch) -> None:
+    """Start every sweep dense."""
+    unit_rows = linear.unit_rows
+
+    def dense_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, windowed: bool) -> Coefficients:
+        return unit_rows(flat.view(len(points), -1), points, shape, dtype, windowed=False)
+
+    patch.setattr(linear, "unit_rows", dense_rows)
+
+
+@pytest.mark.parametrize("worth", [0.0, 0.6, 1e9])
+@pytest.mark.parametrize("matrix", [0, 2**20])
+def test_patches_equal_dense_rows(monkeypatch: pytest.MonkeyPatch, worth: float, matrix: int) -> None:
+    for seed in range(40_000, 40_080, 2):
+        case = random_case(seed)
+        with monkeypatch.context() as forced:
+            force_dense(forced)
+            dense = relaxed(case)
+        with monkeypatch.context() as forced:
+            forced.setattr(coefficients, "_WORTH_A_WINDOW", worth)
+            forced.setattr(coefficients, "_WINDOW_MATRIX", matrix)
+            # Rounding allowances count the terms of a row, and a patch has fewer: that is the only difference.
+            assert_same_boxes(dense, relaxed(case), f"seed {seed}")
+
+
+@pytest.mark.parametrize("arithmetic", [CHECKED, SEARCH], ids=["checked", "search"])
+def test_radius_zero_gives_the_forward_pass(arithmetic: Arithmetic) -> None:
+    tolerance = 1e-10 if arithmetic.checked else FLOAT32
+    for seed, case in cases(60_000, 80):
+        still = case.at(0.0)
+        values = case.graph.values(case.x)
+        for refine in (True, False):
+            state = relaxed(still, arithmetic, refine=refine)
+            for number, box in state.boxes.items():
+                for end in (box.lower, box.upper):
+                    torch.testing.assert_close(end.double(), values[number], rtol=tolerance, atol=tolerance, msg=lambda m, s=seed: f"seed {s}: {m}")
+            expected = case.goal.margins(values[-1], case.y)
+            torch.testing.assert_close(margins_of(still, state, refine=refine), expected, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+def test_a_larger_radius_never_gives_tighter_intervals() -> None:
+    for seed, case in cases(70_000, 80):
+        small, large = (relaxed(case.at(case.ball.radii(len(case.x)) * share), refine=False) for share in (1.0, 1.2))
+        for number, box in small.boxes.items():
+            room = 1e-12 * (1 + box.magnitude)
+            wider = large.boxes[number]
+            assert bool((wider.lower <= box.lower + room).all()) and bool((wider.upper >= box.upper - room).all()), f"seed {seed}, number {number}"
+
+
+def test_crown_boxes_are_never_wider_than_intervals() -> None:
+    for seed, case in cases(71_000, 60):
+        tight, loose = relaxed(case), relaxed(case, refine=False)
+        for number, box in tight.boxes.items():
+            room = 1e-10 * (1 + loose.boxes[number].magnitude)
+            assert bool((box.lower >= loose.boxes[number].lower - room).all()) and bool((box.upper <= loose.boxes[number].upper + room).all()), f"seed {seed}, number {number}"
+
+
+# ---- mutants ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def caught(monkeypatch: pytest.MonkeyPatch, *mutation: Any, first: int = 0, count: int = 60, activation: str | None = None, ball: Ball | None = None) -> list[str]:
+    """Return what the judge says of random cases with an attribute replaced (owner, name, value); without the mutation it has nothing to say."""
+    found = []
+    for seed, case in cases(first, count, activation, ball):
+        points = attacked(case, seed)
+        assert not violations(case, points)
+        with monkeypatch.context() as mutated:
+            mutated.setattr(*mutation)
+            found += violations(case, points)
+    return found
+
+
+def changed_lines(change: Any) -> Any:
+    """Return a `relax` of ReLU-like functions whose lines are changed where the function bends."""
+    sound = TwoPieces.relax
+
+    def relax_wrongly(self: TwoPieces, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        lines = sound(self, lower, upper, alpha)
+        return Lines(*(torch.where(self.bends(lower, upper), b, a) for a, b in zip(lines, change(lines), strict=True)))
+
+    return relax_wrongly
+
+
+RELU = "aten.relu.default"
+
+
+def test_mutant_wrong_slope_sign_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = changed_lines(lambda lines: lines._replace(upper_slope=-lines.upper_slope))
+    assert caught(monkeypatch, TwoPieces, "relax", wrong, activation=RELU)
+
+
+def test_mutant_wrong_sign_of_the_lower_slope_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    # -alpha x: only seen where the adaptive slope is 1.
+    wrong = changed_lines(lambda lines: lines._replace(lower_slope=-lines.lower_slope))
+    assert caught(monkeypatch, TwoPieces, "relax", wrong, activation=RELU)
+
+
+def test_mutant_dropped_intercept_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = changed_lines(lambda lines: lines._replace(upper_intercept=torch.zeros_like(lines.upper_intercept)))
+    assert caught(monkeypatch, TwoPieces, "relax", wrong, activation=RELU)
+
+
+def test_mutant_lower_and_upper_line_swapped_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = changed_lines(lambda lines: Lines(lines.upper_slope, lines.upper_intercept, lines.lower_slope, lines.lower_intercept))
+    assert caught(monkeypatch, TwoPieces, "relax", wrong, activation=RELU)
+
+
+def test_mutant_wrong_dual_norm_of_l2_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    # radius * max |g| is the dual of l1: too short for an l2 ball.
+    def as_for_l1(self: L2, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
+        return L1().support(g, radius, low, high)
+
+    assert caught(monkeypatch, L2, "support", as_for_l1, ball=Ball("l2", 0.5, box=None))
+
+
+def test_mutant_wrong_dual_norm_of_linf_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    # radius * ||g||_2 in place of radius * ||g||_1.
+    def as_for_l2(self: Region, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Fall:
+        value = self.radius[points][:, None].to(a.dtype) * a.norm(dim=-1)
+        return Fall(value, value)
+
+    assert caught(monkeypatch, Region, "window_fall", as_for_l2, ball=Ball("linf", 0.2, box=None))
+
+
+def test_mutant_primal_norm_in_place_of_the_dual_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def primal(self: Region, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Fall:
+        value = self.radius[points][:, None].to(a.dtype) * self.norm.of(a)
+        return Fall(value, value)
+
+    assert caught(monkeypatch, Region, "window_fall", primal, ball=Ball("linf", 0.2, box=None))
+
+
+def test_mutant_weights_of_features_forgotten_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = Region.window_fall
+
+    def unweighted(self: Region, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Fall:
+        return sound(self, a, points, low, high, None)
+
+    found = []
+    for norm in nets.ORDERS:
+        for seed in range(80, 100):
+            graph = nets.dense_net(2 * seed + 1)
+            ball = Ball(norm, 0.5, None, None, torch.full(graph.input_shape, 0.4, dtype=torch.float64))
+            case = nets.case_of(graph, seed, ball=ball)
+            points = attacked(case, seed)
+            assert not violations(case, points)
+            with monkeypatch.context() as mutated:
+                mutated.setattr(Region, "window_fall", unweighted)
+                found.append(bool(violations(case, points)))
+    assert sum(found) > 10
+
+
+def test_mutant_missing_constant_of_affine_operations_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_bias(self: Any, op: Any, a: Coefficients, inputs: tuple[int, ...]) -> None:
+        for i, back in zip(inputs, a.back(op, [self.state.graph.shape(i) for i in inputs]), strict=True):
+            self._add(i, back)
+
+    assert caught(monkeypatch, linear._Sweep, "_through_affine", without_bias)
+
+
+def test_mutant_missing_bias_of_convolution_in_intervals_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = linear.propagate
+
+    def without_bias(graph: Any, number: int, boxes: dict[int, Box], arithmetic: Arithmetic) -> Box:
+        node = graph.nodes[number - 1]
+        if not isinstance(node.op, Conv):
+            return sound(graph, number, boxes, arithmetic)
+        nodes = list(graph.nodes)
+        nodes[number - 1] = replace(node, op=replace(node.op, bias=None))
+        return sound(replace(graph, nodes=tuple(nodes)), number, boxes, arithmetic)
+
+    assert caught(monkeypatch, linear, "propagate", without_bias)
+
+
+def test_mutant_second_branch_overwrites_the_first_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def overwrite(self: Any, number: int, a: Coefficients) -> None:
+        self.pending[number] = a
+
+    assert caught(monkeypatch, linear._Sweep, "_add", overwrite)
+
+
+def test_mutant_patch_reaches_out_of_the_image_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Coefficients of padding leak to real pixels: seen only where convolutions follow each other and nothing between them clears the padding.
+    def everywhere(self: Patch) -> Tensor:
+        return self.a.new_ones(())
+
+    monkeypatch.setattr(coefficients, "_WORTH_A_WINDOW", 1e9)
+    found = []
+    for seed in range(40):
+        recipe = nets.Recipe((1, 6, 6), seed)
+        recipe.conv(3, same=True)
+        recipe.conv(3, same=True)
+        recipe.activation(RELU)
+        recipe.flatten()
+        recipe.linear(3)
+        case = nets.case_of(recipe.graph(), seed)
+        points = attacked(case, seed)
+        assert not violations(case, points)
+        with monkeypatch.context() as mutated:
+            mutated.setattr(Patch, "_inside", everywhere)
+            found += violations(case, points)
+    assert any("CROWN" in text for text in found)
+
+
+def test_mutant_max_pool_picks_the_smallest_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def smallest(self: MaxPool, lower: Tensor, upper: Tensor) -> Planes:
+        low, high = self._gather(lower), self._gather(upper)
+        worst = low.masked_fill(low.isinf(), torch.inf).argmin(-1, keepdim=True)
+        pick = self.windows.expand(len(lower), -1, -1).gather(-1, worst)[..., 0].view(len(lower), *self.shape)
+        return Planes(pick, torch.ones_like(pick, dtype=torch.bool), high.amax(-1).view_as(pick))
+
+    assert caught(monkeypatch, MaxPool, "planes", smallest)
+
+
+def test_mutant_max_pool_without_its_ceiling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = MaxPool.planes
+
+    def exact_everywhere(self: MaxPool, lower: Tensor, upper: Tensor) -> Planes:
+        planes = sound(self, lower, upper)
+        return planes._replace(exact=torch.ones_like(planes.exact))
+
+    assert caught(monkeypatch, MaxPool, "planes", exact_everywhere)
+
+
+@pytest.mark.parametrize("op", [Linear, Conv])
+def test_mutant_interval_without_absolute_weights_is_caught(monkeypatch: pytest.MonkeyPatch, op: type) -> None:
+    def signed(self: Any, *inputs: Tensor) -> Tensor:
+        return replace(self, bias=None).value(*inputs)
+
+    assert any("intervals" in text for text in caught(monkeypatch, op, "absolute", signed))
+
+
+def test_mutant_tangent_of_tanh_at_the_wrong_end_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def steep(self: Tanh, lower: Tensor, upper: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+        # The tangent at the upper end, whether or not it clears the lower one.
+        t = upper.tanh()
+        return 1 - t.square(), t - (1 - t.square()) * upper
+
+    assert caught(monkeypatch, Tanh, "_over", steep, activation="aten.tanh.default")
+
+
+def test_mutant_negatives_with_the_offset_of_the_rows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same_offset(self: Any) -> None:
+        if self.mirror:
+            self.pending = {k: a.mirrored() for k, a in self.pending.items()}
+            if self.offset.dim():
+                self.offset = torch.cat([self.offset, self.offset], 1)
+                self.rounding = torch.cat([self.rounding] * 2, 1) if self.rounding.dim() else self.rounding
+            self.mirror = False
+
+    assert caught(monkeypatch, linear._Sweep, "_carry_both_signs", same_offset)
+
+
+def test_mutant_boxes_of_a_smaller_radius_are_caught() -> None:
+    found = []
+    for seed, case in cases(0, 40):
+        smaller = relaxed(case.at(case.ball.radii(len(case.x)) * 0.5)).boxes
+        found += violations(case, attacked(case, seed), known=smaller)
+    assert found
+
+
+def test_mutant_half_the_radius_is_caught() -> None:
+    found = []
+    for seed, case in cases(0, 40):
+        found += violations(case.at(case.ball.radii(len(case.x)) * 0.5), attacked(case, seed))
+    assert found
