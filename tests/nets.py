@@ -198,7 +198,7 @@ class Case:
 def random_ball(draw: random.Random, generator: torch.Generator, points: int, shape: tuple[int, ...]) -> Ball:
     """Any norm; with and without a box, a mask, weights, and a radius for each point."""
     norm = draw.choice(sorted(ORDERS))
-    size = 10 ** draw.uniform(-2.0, -0.2) * {"linf": 1.0, "l2": 2.0, "l1": 4.0}[norm]
+    size = 10 ** draw.uniform(-1.3, 0.3) * {"linf": 1.0, "l2": 2.0, "l1": 4.0}[norm]
     radius = size if draw.random() < 0.5 else torch.rand(points, generator=generator, dtype=torch.float64) * size
     low = torch.rand(shape, generator=generator, dtype=torch.float64) * 0.2
     box = draw.choice([None, (0.0, 1.0), (low - 0.2, low + 0.8)])
@@ -298,7 +298,7 @@ def _margin_gradient(case: Case, points: Tensor) -> Tensor:
     """Return minus the gradient of the deciding margin at points (R, N, *D), (R, N, d)."""
     flat = points.flatten(0, 1).clone().requires_grad_(True)
     worst = case.worst(case.graph.values(flat)[-1], len(points))
-    return -torch.autograd.grad(worst.sum(), flat)[0].view(*points.shape[:2], -1)
+    return -torch.autograd.grad(worst.sum(), flat)[0].reshape(*points.shape[:2], -1)
 
 
 def _numbers_gradient(case: Case, generator: torch.Generator) -> Tensor:

@@ -131,9 +131,9 @@ def report_command(
 
     with _errors():
         with Ledger(record, read_only=True) as ledger:
-            print(render_text(ledger, confidence, plan="standard"))
+            print(render_text(ledger, confidence))
             if output != "none":
-                print(f"\n{render_html(ledger, output, confidence, plan='standard')}")
+                print(f"\n{render_html(ledger, output, confidence)}")
 
 
 class _Asked:
@@ -198,7 +198,7 @@ def _run(
                     )
                 if not results[-1].finished:
                     break
-            print(render_text([r.summary for r in results], confidence, plan="standard"))
+            print(render_text([r.summary for r in results], confidence))
             _show(results, report, record)
         return results
 
@@ -212,7 +212,7 @@ def _show(results: list[Result], report: str, record: str) -> None:
     from calipers.report.render import render_html
 
     if report != "none":
-        print(f"\n{render_html([r.summary for r in results], report, plan='standard')}")
+        print(f"\n{render_html([r.summary for r in results], report)}")
     if not results[-1].finished:
         kept = "" if record == "none" else f" Everything admitted is in {record}: the same command goes on from there."
         print(f"Stopped before the plan's end; what is known is shown.{kept}", file=sys.stderr)

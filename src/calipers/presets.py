@@ -28,11 +28,14 @@ _DISTANCES = (
     Stage(LargestRadius(CROWN(), rounds=6, tolerance=0.02), "certifier", "distance"),
 )
 
+_HARDER = "attack --tool 'PGD(steps=500, restarts=20)'"
+
 PLANS: dict[str, Plan] = {
-    "quick": Plan("quick", (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack"))),
+    "quick": Plan("quick", (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack")), "measure --plan standard"),
     "standard": Plan(
         "standard",
         (*_VERDICTS, Stage(PGD(steps=100, restarts=5), "attack"), Stage(PGD(steps=100, restarts=5, loss="cross_entropy"), "attack"), *_DISTANCES),
+        _HARDER,
     ),
     "distance": Plan(
         "distance",
@@ -40,6 +43,7 @@ PLANS: dict[str, Plan] = {
             Stage(Nearest(PGD(steps=20), rounds=12), "attack", "distance"),
             Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
         ),
+        "measure --plan standard",
     ),
 }
 

@@ -65,8 +65,8 @@ class _Ascent:
     loss_name: LossName
 
     def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
-        first = (restart == 0).view(-1, *[1] * (region.center.dim() - 1))
-        return torch.where(first, region.center, region.sample(streams))
+        later = torch.nonzero(restart).flatten()
+        return region.center.index_copy(0, later, region.take(later).sample(streams.take(later)))
 
     def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
         return objective_named(self.loss_name)(margins, problem.goal)

@@ -21,7 +21,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-BATCH = 128  # points in flight: enough to fill two cores, small enough to stay in cache
+BATCH = 256  # points in flight: enough to fill two cores and to hide what the queue itself does, small enough to stay in cache
 _STEPS_BETWEEN_SYNCS = 8  # on a device where asking for a value stalls the queue; a broken slot then idles for a few steps
 _SECONDS_BETWEEN_YIELDS = 1.0
 

@@ -256,6 +256,11 @@ def _divide(call: Call) -> Affine | None:
     return Scale(factor, torch.zeros_like(factor))
 
 
+def _zeros(call: Call) -> Affine | None:
+    zero = torch.zeros((), dtype=call.dtype, device=call.device)
+    return Scale(zero, zero)
+
+
 def _negative(call: Call) -> Affine | None:
     minus = -torch.ones((), dtype=call.dtype, device=call.device)
     return Scale(minus, torch.zeros_like(minus))
@@ -296,8 +301,9 @@ AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     "aten.mul.Scalar": _multiply,
     "aten.div.Tensor": _divide,
     "aten.neg.default": _negative,
+    "aten.zeros_like.default": _zeros,
     "aten.pad.default": _pad,
-    "aten.constant_pad_nd.default": _move,
+    "aten.constant_pad_nd.default": lambda call: _move(call) if not call.args[2:] or call.args[2] == 0 else None,
     **dict.fromkeys(_MOVES.split(), _move),
     **dict.fromkeys(_SHAPES.split(), _reshape),
 }

@@ -34,8 +34,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order, cheapest first, and a limit in seconds (None: no limit), looked at between blocks of points."""
+    """Stages in order, cheapest first, and a limit in seconds (None: no limit), looked at between blocks of points.
+
+    `next_step` is the command (without the word calipers) that would settle more of what this plan leaves open; reports pass it on.
+    """
 
     name: str
     stages: tuple[Stage, ...]
+    next_step: str = ""
     seconds: float | None = None

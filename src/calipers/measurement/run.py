@@ -178,14 +178,21 @@ def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) 
         "threat": {"norm": threat.norm, "radius": _one_or_range(radii), "units": "native", "box": None if threat.box is None else [_plain(end) for end in threat.box],
                    "radius_standardised": None if std is None else [_one_or_range(radii / s) for s in std],
                    "masked_features": None if threat.mask is None else int((~threat.mask).sum()), "weights": None if threat.weights is None else "per feature"},
-        "goal": problem.identity()["goal"],
+        "goal": _goal_text(problem),
         "data": {"points": len(problem), "shape": list(problem.x.shape[1:])},
         "versions": {"calipers": metadata.version("calipers"), "torch": torch.__version__, "numpy": np.__version__},
         "seed": seed,
         "plan": [plan.name, *(s.name for s in plan.stages)],
+        "next_step": plan.next_step,
         **extra,
     }  # fmt: skip
     return Question(problem.fingerprint(), str(facts.get("title", type(model.module).__name__)), facts)
+
+
+def _goal_text(problem: Problem) -> str:
+    goal = problem.identity()["goal"]
+    assert isinstance(goal, dict)
+    return str(goal["name"]).lower() + (f" at class {goal['target']}" if "target" in goal else "")
 
 
 def _plain(end: float | Tensor) -> float | str:

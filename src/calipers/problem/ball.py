@@ -99,8 +99,9 @@ class Ball:
         flat = x.flatten(1)
         low, high = torch.full_like(flat, -torch.inf), torch.full_like(flat, torch.inf)
         if self.box is not None:
-            floor, ceiling = (_per_feature(end, x) for end in self.box)
-            low, high = (floor - flat).clamp(max=0), (ceiling - flat).clamp(min=0)
+            exact = x.double()  # an end such as 0.9 is no float32 number: rounding it first would take more off than one step outward puts back
+            floor, ceiling = (_per_feature(end, exact) for end in self.box)
+            low, high = (floor - exact.flatten(1)).clamp(max=0).to(x.dtype), (ceiling - exact.flatten(1)).clamp(min=0).to(x.dtype)
             if outward:
                 low, high = torch.nextafter(low, torch.full_like(low, -torch.inf)), torch.nextafter(high, torch.full_like(high, torch.inf))
         if self.mask is not None:
@@ -261,15 +262,16 @@ class Region:
     def sample(self, streams: Streams) -> Tensor:
         """Return one admissible point per region: uniform in the ball, then clamped into the box (so the box's faces get more than their share)."""
         d, dtype = self.low.shape[1], self.center.dtype
-        delta = self.norm.sample(streams.fork(0).uniform(d + 1, dtype), streams.fork(1).normal(d, dtype), self.radius.to(dtype))
+        normal = self.low if self.norm.is_box else streams.fork(1).normal(d, dtype)  # a box looks at their shape alone
+        delta = self.norm.sample(streams.fork(0).uniform(d + 1, dtype), normal, self.radius.to(dtype))
         delta = (delta if self.weight is None else delta / self.weight).clamp(self.low, self.high)
         return self.center + delta.view_as(self.center)
 
 
 def _per_feature(value: float | Tensor, x: Tensor) -> Tensor:
     """Return a number or an input-shaped tensor as (1 or d,) of x's device, and of x's dtype unless it is a mask."""
-    t = torch.as_tensor(value, device=x.device)
-    t = t if t.dtype == torch.bool else t.to(x.dtype)
+    is_mask = isinstance(value, Tensor) and value.dtype == torch.bool
+    t = torch.as_tensor(value, dtype=torch.bool if is_mask else x.dtype, device=x.device)
     try:
         return t if t.dim() == 0 else t.expand(x.shape[1:]).flatten()
     except RuntimeError as error:

@@ -132,7 +132,7 @@ class L2:
         multiplier = 1 / scale
         # The maximum inside the sum belongs to the multiplier as rounded; where the box alone decides, the multiplier is 0 and every feature goes to its end.
         inner = torch.where(scale.isinf()[:, None] | (size == 0), cap, torch.minimum(size * scale[:, None], cap))
-        value = (size * inner - multiplier[:, None] * inner * inner / 2).sum(-1) + multiplier * radius * radius / 2
+        value = (inner * (size - multiplier[:, None] * inner / 2)).sum(-1) + multiplier * radius * radius / 2
         return Support(value, length * g.sign())
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:

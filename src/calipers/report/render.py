@@ -33,18 +33,18 @@ class Section:
     provenance: list[tuple[str, list[tuple[str, str]]]]
 
 
-def render_html(what: Ledger | Sequence[Summary], path: str | Path, confidence: float = 0.95, plan: str = "thorough") -> Path:
-    """Write the page of a ledger, or of summaries made before, and return where it is. `plan` is the one recommended for points still open."""
+def render_html(what: Ledger | Sequence[Summary], path: str | Path, confidence: float = 0.95) -> Path:
+    """Write the page of a ledger, or of summaries made before, and return where it is."""
     target = Path(path)
     # A stranger's record may hold halves of surrogate pairs, which no encoding can write: they become question marks.
-    target.write_text(page(summaries(what, confidence) if isinstance(what, Ledger) else what, plan), encoding="utf-8", errors="replace")
+    target.write_text(page(summaries(what, confidence) if isinstance(what, Ledger) else what), encoding="utf-8", errors="replace")
     return target
 
 
-def page(found: Sequence[Summary], plan: str = "thorough") -> str:
+def page(found: Sequence[Summary]) -> str:
     """Return the page as text."""
     sections = [_section(f"question-{i}", summary) for i, summary in enumerate(found, start=1)]
-    return _template().render(sections=sections, plan=plan, css=_read("page.css"), rows=_ROWS)
+    return _template().render(sections=sections, css=_read("page.css"), rows=_ROWS)
 
 
 def _section(anchor: str, summary: Summary) -> Section:

@@ -27,35 +27,35 @@ from calipers.report.wording import (
 _SHOWN_INVALID = 5
 
 
-def render_text(what: Ledger | Sequence[Summary], confidence: float = 0.95, plan: str = "thorough") -> str:
-    """Return the tables of all questions; `plan` is the one recommended for points that are still open."""
+def render_text(what: Ledger | Sequence[Summary], confidence: float = 0.95) -> str:
+    """Return the tables of all questions."""
     found = summaries(what, confidence) if isinstance(what, Ledger) else tuple(what)
     if not found:
         return "This record holds no question yet. Measure first: calipers measure --record RECORD"
     titled = len(found) > 1
-    return "\n\n".join("\n".join(plain(line) for line in _lines(summary, plan, titled)) for summary in found)
+    return "\n\n".join("\n".join(plain(line) for line in _lines(summary, titled)) for summary in found)
 
 
-def _lines(summary: Summary, plan: str, titled: bool) -> Iterator[str]:
+def _lines(summary: Summary, titled: bool) -> Iterator[str]:
     if titled:
         yield summary.title
     asked = f"{norm(summary)} eps = {radius(summary)}"
     yield f"robust accuracy, {asked}, {points(summary.n)}, {share_of_points(summary.confidence)}"
     if summary.n:
-        yield from _rates(summary, plan)
+        yield from _rates(summary)
         yield f"  distance {_median(summary)}"
     yield f"  cost     {_cost(summary)}"
     yield from _remarks(summary)
 
 
-def _rates(summary: Summary, plan: str) -> Iterator[str]:
+def _rates(summary: Summary) -> Iterator[str]:
     robust, (low, high) = summary.robust, summary.robust.interval
     proved = f"certified: {tools(summary.certified_by)}" if summary.certified_by else "nothing certified"
     beaten = f"broken: {broken(summary)}" if broken(summary) else "nothing broken"
     from_low, to_high = f"({percent(low, 'down')} ..)", f"(.. {percent(high, 'up')})"
     yield f"  at least {at_least(robust.certified):>5} %  {from_low:<12} {proved}"
     yield f"  at most  {at_most(robust.attacked):>5} %  {to_high:<12} {beaten}"
-    narrow = f"{points(robust.unknown)}. To narrow: {advice(summary, plan)}" if robust.unknown else "every point is settled"
+    narrow = f"{points(robust.unknown)}. To narrow: {advice(summary)}" if robust.unknown else "every point is settled"
     yield f"  unknown  {percent(robust.unknown_share):>5} %  {narrow}"
     clean = summary.clean
     if clean.of:

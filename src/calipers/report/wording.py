@@ -131,10 +131,12 @@ def missing_lower_jaw(summary: Summary) -> str:
     return ""
 
 
-def advice(summary: Summary, plan: str) -> str:
-    """Return how to settle the points that are still open."""
+def advice(summary: Summary) -> str:
+    """Return how to settle the points that are still open: what the plan that was run named as the next step."""
     where = shlex.quote(summary.record) if summary.record else "RECORD"
-    return f"calipers measure --resume {where} --plan {plan}"
+    named = summary.question.facts.get("next_step")
+    command, _, options = (named if isinstance(named, str) and named else "measure --plan standard").partition(" ")
+    return f"calipers {command} --resume {where} {options}".rstrip()
 
 
 def gap(summary: Summary) -> str:

@@ -1,0 +1,154 @@
+"""Does the command line answer like its manual, and a wrong call with what to do?"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+MODEL = '''
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+
+def training():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+
+def probabilities():
+    return nn.Sequential(build(), nn.Softmax(1)).eval()
+
+def uncapturable():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build()
+        def forward(self, x):
+            return self.inner(x) if float(x.detach().sum()) > 0 else self.inner(-x)
+    return Branching().eval()
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a model file, and 20 points of shape (1, 3, 4) in [0, 1] with labels."""
+    (tmp_path / "net.py").write_text(MODEL)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "points.npz", x=rng.random((20, 1, 3, 4), dtype=np.float32), y=rng.integers(0, 3, 20))
+    return tmp_path
+
+
+def calipers(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would, in the folder."""
+    return subprocess.run([sys.executable, "-m", "calipers.cli", *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_is_quick_and_names_every_command(folder: Path) -> None:
+    begun = time.perf_counter()
+    shown = calipers(folder, "--help")
+    seconds = min(time.perf_counter() - begun, *(_timed(folder) for _ in range(3)))
+    assert all(word in shown.stdout for word in ("measure", "distance", "attack", "certify", "check", "report"))
+    assert seconds < 0.3, f"--help took {seconds:.2f} s; something imports torch or scipy early"
+
+
+def _timed(folder: Path) -> float:
+    begun = time.perf_counter()
+    calipers(folder, "--help")
+    return time.perf_counter() - begun
+
+
+def test_measure_check_and_report_on_a_model_of_ones_own(folder: Path) -> None:
+    done = calipers(folder, "measure", "-m", "net.py:build", "-d", "points.npz", "-e", "8/255", "--plan", "quick")
+    assert done.returncode == 0, done.stderr
+    assert "robust accuracy, linf eps = 0.03137 (8/255), 20 points" in done.stdout
+    assert (folder / "report.html").exists() and (folder / "run.calipers").exists()
+    checked = calipers(folder, "check", "-m", "net.py:build")
+    assert checked.returncode == 0 and "0 failed" in checked.stdout, checked.stderr + checked.stdout
+    shown = calipers(folder, "report", "-o", "again.html")
+    assert "robust accuracy" in shown.stdout and (folder / "again.html").exists()
+
+
+def test_distance_prints_a_line_a_point(folder: Path) -> None:
+    done = calipers(folder, "distance", "-m", "net.py:build", "-d", "points.npz", "--norm", "l2", "-n", "5", "--record", "none")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split("certified above")[1].strip().splitlines()) == 6
+
+
+@pytest.mark.parametrize("command", [("attack", "-t", "PGD(steps=5)"), ("certify", "-t", "IBP"), ("attack", "-t", "Steepest(targets=2)"), ("certify", "-t", "LargestRadius(CROWN(), rounds=3)")])
+def test_one_tool_alone(folder: Path, command: tuple[str, ...]) -> None:
+    done = calipers(folder, *command, "-m", "net.py:build", "-d", "points.npz")
+    assert done.returncode == 0 and "at most" in done.stdout, done.stderr
+
+
+def test_exported_programs_and_weights_files(folder: Path) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    program = torch.export.export(module, (torch.rand(3, 1, 3, 4),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    torch.export.save(program, folder / "net.pt2")
+    torch.save(module.state_dict(), folder / "weights.pt")
+    answers = set()
+    for words in (("-m", "net.pt2"), ("-m", "weights.pt", "--builder", "net.py:build")):
+        done = calipers(folder, "measure", *words, "-d", "points.npz", "-e", "0.05", "--plan", "quick", "--record", "none", "--report", "none")
+        assert done.returncode == 0, done.stderr
+        assert "no lower jaw" not in done.stdout
+        answers.add("\n".join(line for line in done.stdout.splitlines() if "cost" not in line))
+    assert len(answers) == 1
+
+
+def test_images_in_class_folders(folder: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    for k in range(3):
+        (folder / "images" / f"class{k}").mkdir(parents=True)
+        for i in range(2):
+            pixels = np.random.default_rng(10 * k + i).integers(0, 256, (3, 4), dtype=np.uint8)
+            pillow.fromarray(pixels).save(folder / "images" / f"class{k}" / f"{i}.png")
+    done = calipers(folder, "attack", "-m", "net.py:build", "-d", "images", "-e", "2/255", "-t", "Steepest")
+    assert done.returncode == 0 and "6 points" in done.stdout, done.stderr
+
+
+BAD = {
+    "a typo in the command": (("mesure",), "No such command"),
+    "a typo in an option": (("measure", "--epsilonn", "1"), "No such option"),
+    "an unknown plan": (("measure", "--plan", "huge"), "choose one of quick, standard, distance"),
+    "an unknown norm": (("measure", "--norm", "l7"), "unknown norm 'l7'; a Ball takes 'linf', 'l2' or 'l1'"),
+    "a negative radius": (("measure", "-e", "-0.1"), "radius must be a finite number >= 0"),
+    "no number": (("measure", "-e", "eight"), "'eight' is no number for a radius; write 0.1, 8/255"),
+    "wrong units": (("measure", "-e", "8"), "radius and box are in different units"),
+    "a missing model file": (("measure", "-m", "nit.py:build"), "there is no file nit.py"),
+    "a missing function": (("measure", "-m", "net.py:bild", "-d", "points.npz"), "defines no function 'bild'; it defines build, training"),
+    "a missing data file": (("measure", "-m", "net.py:build", "-d", "nothing.npz"), "there is no file nothing.npz"),
+    "data without a model": (("measure", "-d", "points.npz"), "name the model to measure on this data"),
+    "the wrong shape": (("measure", "-m", "net.py:build"), "could not be called on inputs of shape (1, 28, 28)"),
+    "training mode": (("measure", "-m", "net.py:training", "-d", "points.npz"), "Call model.eval() first"),
+    "probabilities": (("measure", "-m", "net.py:probabilities", "-d", "points.npz"), "outputs are probabilities"),
+    "a typo in a tool": (("attack", "-t", "PGDD"), "there is no tool 'PGDD'; did you mean PGD?"),
+    "a typo in a setting": (("attack", "-t", "PGD(step_count=3)"), "PGD has no setting 'step_count'; its settings are steps, restarts"),
+    "no record": (("check", "nowhere.calipers"), "no record at nowhere.calipers"),
+    "another file as record": (("report", "net.py"), "cannot be used as a record"),
+    "weights without a builder": (("measure", "-m", "weights.pt"), "there is no file weights.pt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_a_wrong_call_is_told_what_to_do(folder: Path, case: str) -> None:
+    words, expected = BAD[case]
+    done = calipers(folder, *words, *(() if words[0] in ("check", "report", "mesure") else ("--record", "none", "--report", "none")))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert expected in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_cannot_be_captured_says_so_and_goes_on(folder: Path) -> None:
+    done = calipers(folder, "measure", "-m", "net.py:uncapturable", "-d", "points.npz", "--plan", "quick", "--record", "none", "--report", "none")
+    assert done.returncode == 0 and "no lower jaw: the model cannot be exported as a graph" in done.stdout, done.stderr
+
+
+def test_data_in_grey_levels_is_refused_with_the_remedy(folder: Path) -> None:
+    np.savez(folder / "grey.npz", x=np.random.default_rng(0).random((4, 1, 3, 4), dtype=np.float32) * 255, y=np.zeros(4, dtype=np.int64))
+    done = calipers(folder, "measure", "-m", "net.py:build", "-d", "grey.npz", "--record", "none")
+    assert done.returncode == 2 and "divide by 255" in done.stderr

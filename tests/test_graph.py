@@ -1,0 +1,281 @@
+"""Does the graph compute what the module computes, are its adjoints adjoint, and is what it cannot hold refused in words that help?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import nets
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calipers.errors import CaptureError, UnsupportedOp
+from calipers.graph.capture import capture, graph_of
+from calipers.graph.ir import Affine, Elementwise, Selection, Windowed
+from calipers.problem.classifier import Classifier
+
+NAMES = sorted(nets.ZOO)
+
+
+# ---- the graph equals the module --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_equals_module_on_batches_of_any_size(name: str) -> None:
+    classifier, graph = nets.classifier_of(name), nets.captured(name)
+    for count in (1, 2, 7):
+        x = 3 * torch.randn(count, *nets.ZOO[name][0], generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+        expected, values = classifier.logits64(x), graph.values(x)
+        torch.testing.assert_close(values[-1], expected, rtol=1e-12, atol=1e-12)
+        assert [tuple(v.shape[1:]) for v in values] == [graph.shape(i) for i in range(len(values))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_operation_is_of_one_kind_and_names_its_place(name: str) -> None:
+    for node in nets.captured(name).nodes:
+        assert sum(isinstance(node.op, kind) and node.op.kind == word for kind, word in ((Affine, "affine"), (Elementwise, "elementwise"), (Selection, "selection"))) == 1
+        assert node.where
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_in_float32_computes_in_float32(name: str) -> None:
+    graph, x = nets.captured(name).to(torch.float32), nets.points_of(name)
+    values = graph.values(x)
+    assert {v.dtype for v in values} == {torch.float32}
+    torch.testing.assert_close(values[-1].double(), nets.classifier_of(name).logits64(x), rtol=1e-4, atol=1e-4)
+
+
+def test_module_is_left_as_it_was() -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 3)).train()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    random_state = torch.get_rng_state()
+    capture(Classifier(module), torch.rand(3, 4))
+    assert module.training and all(m.training for m in module.modules()) and all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_a_classifier_is_captured_once() -> None:
+    classifier = nets.classifier_of("dense")
+    assert graph_of(classifier, nets.points_of("dense")) is graph_of(classifier, nets.points_of("dense", 2))
+
+
+def test_a_single_point_is_enough_to_capture() -> None:
+    graph = capture(nets.classifier_of("dense"), nets.points_of("dense", 1))
+    x = nets.points_of("dense").double()
+    torch.testing.assert_close(graph.values(x)[-1], nets.captured("dense").values(x)[-1])
+
+
+def test_a_single_logit_becomes_the_logits_of_two_classes() -> None:
+    x = nets.points_of("single logit").double()
+    logits = nets.captured("single logit").values(x)[-1]
+    assert logits.shape == (len(x), 2) and not logits[:, 0].any()
+
+
+def test_largest_and_bent_numbers() -> None:
+    graph = nets.captured("residual")
+    assert graph.largest == max(torch.Size(graph.shape(i)).numel() for i in range(len(graph.nodes) + 1))
+    assert {type(graph.nodes[k - 1].op).__name__ for k in graph.bent} <= {"Conv", "Sum", "Generic"}
+
+
+# ---- affine operations ------------------------------------------------------------------------------------------------------------------------------
+
+
+def affine_operations(name: str, dtype: torch.dtype = torch.float64) -> list[tuple[Affine, list[Tensor], Tensor]]:
+    """Return every affine operation of a captured module, with random inputs and a random direction of its result."""
+    generator = torch.Generator().manual_seed(3)
+    graph = nets.captured(name).to(dtype)
+    return [
+        (op, [torch.randn(4, *shape, generator=generator, dtype=dtype) for shape in shapes], torch.randn(4, *out, generator=generator, dtype=dtype))
+        for op, shapes, out in nets.affine_nodes(graph)
+    ]
+
+
+def linear_part(op: Affine, inputs: list[Tensor]) -> Tensor:
+    """Return W x, the value without its constant."""
+    return op.value(*inputs) - op.value(*(torch.zeros_like(x) for x in inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", NAMES)
+def test_adjoints_are_adjoint(name: str, dtype: torch.dtype) -> None:
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-3
+    for op, inputs, y in affine_operations(name, dtype):
+        back = op.adjoint(y)
+        assert [b.shape for b in back] == [x.shape for x in inputs]
+        forward = (linear_part(op, inputs) * y).flatten(1).sum(1)
+        backward = sum((x * b).flatten(1).sum(1) for x, b in zip(inputs, back, strict=True))
+        torch.testing.assert_close(forward, backward, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_absolute_is_the_operation_with_absolute_weights(name: str) -> None:
+    for op, inputs, _ in affine_operations(name):
+        absolute = op.absolute(*(x[:1].abs() for x in inputs))
+        torch.testing.assert_close(absolute, explicit_absolute(op, [x[:1].abs() for x in inputs], absolute.shape[1:]), rtol=1e-11, atol=1e-11)
+
+
+def explicit_absolute(op: Affine, radii: list[Tensor], out: torch.Size) -> Tensor:
+    """Return |W| r from the whole matrix, one row for each element of the result."""
+    rows = op.adjoint(torch.eye(out.numel(), dtype=torch.float64).view(-1, *out))
+    return sum((row.flatten(1).abs() @ r.flatten() for row, r in zip(rows, radii, strict=True)), torch.zeros(())).view(1, *out)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "conv" in name])
+def test_window_of_a_convolution_is_its_adjoint_on_the_padded_image(name: str) -> None:
+    for op, inputs, y in affine_operations(name):
+        if not isinstance(op, Windowed) or y.dim() != 4:
+            continue
+        window = op.window_adjoint(y)
+        assert window.shape[2:] == (op.window(y.shape[2], 0), op.window(y.shape[3], 1))
+        size, padding = inputs[0].shape[2:], op.padding
+        whole = functional.pad(window, [0, size[1] + 2 * padding[1] - window.shape[3], 0, size[0] + 2 * padding[0] - window.shape[2]])
+        inner = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+        torch.testing.assert_close(inner, op.adjoint(y)[0], rtol=1e-11, atol=1e-11)
+
+
+def test_slopes_are_the_diagonal() -> None:
+    for name in NAMES:
+        for op, inputs, y in affine_operations(name):
+            if hasattr(op, "slopes"):
+                for slope, back in zip(op.slopes(), op.adjoint(y), strict=True):
+                    torch.testing.assert_close((y * slope).expand(back.shape), back)
+    assert any(hasattr(op, "slopes") for op, _, _ in affine_operations("residual"))
+    assert inputs  # the loop ran
+
+
+# ---- refusals ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+class Middle(nn.Module):
+    """A dense network with a function of the hidden values in a module called `odd`."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], width: int = 4) -> None:
+        super().__init__()
+        self.first, self.odd, self.last = nn.Linear(4, 4), nets.Apply(function), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Three layers."""
+        return self.last(self.odd(self.first(x)))
+
+
+def refusal(function: Callable[[Tensor], Tensor], kind: type[Exception], width: int = 4) -> str:
+    """Return the message with which a network with this function in the middle is refused."""
+    with pytest.raises(kind) as refused:
+        capture(Classifier(Middle(function, width)), torch.rand(3, 4))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "op"),
+    [
+        (torch.cos, "aten.cos.default"),
+        (lambda x: x * x, "aten.mul.Tensor"),
+        (lambda x: x / (1 + x.abs()), "aten.div.Tensor"),
+        (lambda x: x.softmax(1), "aten.softmax.int"),
+        (lambda x: x.cumsum(1), "aten.cumsum.default"),
+        (lambda x: functional.pad(x, (1, 1), value=-1.0)[:, 1:5], "aten.pad.default"),
+        (lambda x: torch.constant_pad_nd(x, (1, 1), -1.0)[:, 1:5], "aten.constant_pad_nd.default"),
+        (lambda x: functional.layer_norm(x, (4,)), "aten.layer_norm.default"),
+    ],
+)
+def test_unsupported_operation_is_named_with_its_module_and_source_line(function: Callable[[Tensor], Tensor], op: str) -> None:
+    message = refusal(function, UnsupportedOp)
+    assert f"no bounds for {op} at odd (" in message and "attacks work" in message
+    assert re.search(r"test_graph\.py:\d+\)", message), message
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x - x.mean(0),
+        lambda x: x - x.mean(0, keepdim=True),
+        lambda x: x - x[:1],
+        lambda x: x.flip(0),
+        lambda x: torch.cat([x[1:], x[:1]]),
+        lambda x: x / x.shape[0],
+        lambda x: x + torch.zeros(x.shape[0], 4, dtype=x.dtype),
+        lambda x: x.reshape(-1, 2).relu().reshape(-1, 4),
+    ],
+    ids=["minus the mean", "minus the mean, kept", "minus the first", "flipped", "rolled", "divided by the batch size", "a constant for each point", "halved"],
+)
+def test_models_that_mix_points_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+    message = refusal(function, CaptureError)
+    assert "batch" in message or "points" in message
+
+
+def test_batch_statistics_are_refused() -> None:
+    # Without running statistics a batch norm looks at the whole batch, also in evaluation mode.
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).eval()
+    with pytest.raises((CaptureError, UnsupportedOp)):
+        capture(Classifier(module), torch.rand(3, 4))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x if float(x.sum()) > 0 else -x, lambda x: x.relu() if x.shape[0] > 2 else -x],
+    ids=["data", "batch size"],
+)
+def test_python_decisions_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+    message = refusal(function, CaptureError)
+    assert "cannot be exported" in message and "torch.where" in message and "attacks work without a graph" in message
+
+
+@pytest.mark.parametrize("function", [lambda x: x + 0.1 * torch.rand(4, dtype=x.dtype), lambda x: x * (1 + 1e-6 * torch.randn((), dtype=x.dtype))], ids=["noise", "small noise"])
+def test_random_models_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+    message = refusal(function, CaptureError)
+    assert "disagree" in message and "randomness" in message
+
+
+def test_random_models_are_refused_by_the_operation_where_it_depends_on_the_point() -> None:
+    assert "aten.randn_like.default" in refusal(lambda x: x + torch.randn_like(x), UnsupportedOp)
+
+
+class Stateful(nn.Module):
+    """Adds how often it has been called."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Remembers."""
+        self.calls += 1
+        return self.last(x) + self.calls
+
+
+def test_stateful_models_are_refused() -> None:
+    with pytest.raises(CaptureError):
+        capture(Classifier(Stateful()), torch.rand(3, 4))
+
+
+def test_a_model_that_fixes_float32_is_refused() -> None:
+    with pytest.raises((CaptureError, UnsupportedOp)):
+        capture(Classifier(Middle(lambda x: x.float().to(x.dtype))), torch.rand(3, 4))
+
+
+class Deaf(nn.Module):
+    """Answers the same for every point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = nn.Parameter(torch.rand(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3), without a look at the values."""
+        return self.answer.expand(x.shape[0], 3)
+
+
+def test_an_output_that_does_not_depend_on_the_input_is_refused() -> None:
+    with pytest.raises(CaptureError):
+        capture(Classifier(Deaf()), torch.rand(3, 4))
+
+
+def test_the_input_itself_as_output_is_refused_or_bounded() -> None:
+    with pytest.raises(CaptureError, match="does not depend"):
+        capture(Classifier(nn.Identity()), torch.rand(3, 4))
