@@ -405,6 +405,7 @@ ZOO: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "pad, reflected": (IMAGE, lambda: nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))),
     "pad, replicated": (IMAGE, lambda: nn.Sequential(nn.ReplicationPad2d(1), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))),
     "cat": (IMAGE, lambda: nn.Sequential(TwoBranches(), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))),
+    "cat with zeros": (FLAT, lambda: nn.Sequential(nn.Linear(4, 3), Apply(lambda x: torch.cat([x, torch.zeros_like(x)], 1)), nn.ReLU(), nn.Linear(6, 3))),
     "permute": (IMAGE, lambda: nn.Sequential(Apply(lambda x: x.permute(0, 2, 3, 1)), nn.Linear(2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3))),
     "slice": (IMAGE, lambda: nn.Sequential(Apply(lambda x: x[:, :, 1:5:2, :-1]), nn.Flatten(), nn.Linear(20, 4), nn.ReLU(), nn.Linear(4, 3))),
     "select and stack": (IMAGE, lambda: nn.Sequential(Apply(lambda x: torch.stack([x[:, 0], x[:, 1, :, :].flip(2)], 1)), nn.Flatten(), nn.Linear(72, 3))),

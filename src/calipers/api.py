@@ -159,7 +159,7 @@ def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: 
     chosen = tool_from(tool) if isinstance(tool, str) else tool
     n, guarantee = len(problem), ""
     radius, margin = torch.zeros(n, dtype=torch.float64), torch.full((n,), -torch.inf, dtype=torch.float64)
-    for claim in chosen(problem):  # type: ignore[call-arg]
+    for claim in chosen(problem):
         radius[claim.index.cpu()], margin[claim.index.cpu()] = claim.radius.cpu().double(), claim.margin.cpu().double()  # type: ignore[union-attr]
         guarantee = claim.guarantee  # type: ignore[union-attr]
     return Certified(radius, radius >= threat.radii(n), margin, guarantee)
@@ -239,7 +239,7 @@ def _reprove(problem: Problem, place: dict[str, int], facts: list[Evidence]) -> 
     for start in range(0, len(facts), _REPROVED):
         part = facts[start : start + _REPROVED]
         asked = problem.take([place[e.point] for e in part]).at(torch.tensor([e.radius for e in part], dtype=torch.float64))
-        for claim in tool(asked):  # type: ignore[call-arg]
+        for claim in tool(asked):
             held = (claim.radius >= asked.threat.radii(len(part))[claim.index.cpu()].to(claim.radius)).tolist()  # type: ignore[union-attr]
             failures += [f"point {part[i].point}: {part[i].tool} does not prove {part[i].radius:.9g} again" for i, ok in zip(claim.index.tolist(), held, strict=True) if not ok]
     return failures

@@ -129,11 +129,10 @@ def report_command(
     from calipers.report.render import render_html
     from calipers.report.text import render_text
 
-    with _errors():
-        with Ledger(record, read_only=True) as ledger:
-            print(render_text(ledger, confidence))
-            if output != "none":
-                print(f"\n{render_html(ledger, output, confidence)}")
+    with _errors(), Ledger(record, read_only=True) as ledger:
+        print(render_text(ledger, confidence))
+        if output != "none":
+            print(f"\n{render_html(ledger, output, confidence)}")
 
 
 class _Asked:

@@ -195,14 +195,14 @@ class _Queue:
         x = slots.x.requires_grad_()
         margins = part.margins(self.network(x))
         loss = self.recipe.loss(margins, part, restart) if rival is None else toward(margins, rival)
-        (gradient,) = torch.autograd.grad(loss.sum(), x)
+        gradient = _gradient(loss, x)
         with torch.no_grad():
             worst = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
             active = (slots.step <= self.recipe.steps) & ~is_adversarial(slots.best_margin)
             better = active & (worst < slots.best_margin)
             best = torch.where(_like(better, x), x, slots.best)
             best_margin = torch.where(better, worst, slots.best_margin)
-            moved = self.recipe.move(region, x.detach(), gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
+            moved = self.recipe.move(region, x.detach(), gradient)
             moved = moved if self.chunk == 1 else torch.where(_like(active, x), moved, x)
         return _Slots(slots.job, slots.step + active, moved, best, best_margin)
 
@@ -259,11 +259,17 @@ def _ranked(problem: Problem, count: int) -> Tensor:
     with problem.classifier.frozen():
         margins = problem.margins(problem.classifier.network(x))
         columns = range(margins.shape[1])
-        slopes = [torch.autograd.grad(margins[:, s].sum(), x, retain_graph=True)[0].flatten(1) for s in columns]
+        slopes = [_gradient(margins[:, s], x, keep=True).flatten(1) for s in columns]
     norm, weight = problem.region.norm, problem.region.weight
     length = torch.stack([norm.dual(g if weight is None else g / weight) for g in slopes], 1)
     score = (margins.detach() / length.clamp_min(torch.finfo(x.dtype).tiny)).nan_to_num(nan=torch.inf)
     return score.argsort(1)[:, torch.arange(count, device=x.device).clamp(max=margins.shape[1] - 1)]
+
+
+def _gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
+    """Return the gradient of the sum; zero where it is not finite, or where the model cuts the graph (a threshold, a detach)."""
+    (gradient,) = torch.autograd.grad(loss.sum(), x, retain_graph=keep, allow_unused=True) if loss.requires_grad else (None,)
+    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _like(flags: Tensor, x: Tensor) -> Tensor:

@@ -181,11 +181,11 @@ class Patch:
         """On the union of both windows; windows that move differently are added dense."""
         if not isinstance(other, Patch) or other.stride != self.stride:
             return self.dense().plus(other)
-        begin = tuple(min(p, q) for p, q in zip(self.offset, other.offset, strict=True))
-        end = tuple(max(p + n, q + m) for p, n, q, m in zip(self.offset, self._size, other.offset, other._size, strict=True))
+        begin = (min(self.offset[0], other.offset[0]), min(self.offset[1], other.offset[1]))
+        end = (max(self.offset[0] + self._size[0], other.offset[0] + other._size[0]), max(self.offset[1] + self._size[1], other.offset[1] + other._size[1]))
         return replace(self, a=self._grown(begin, end) + other._grown(begin, end), offset=begin, clean=self.clean and other.clean)
 
-    def _grown(self, begin: tuple[int, ...], end: tuple[int, ...]) -> Tensor:
+    def _grown(self, begin: tuple[int, int], end: tuple[int, int]) -> Tensor:
         top, left = self.offset[0] - begin[0], self.offset[1] - begin[1]
         return functional.pad(self.a, [left, end[1] - begin[1] - left - self._size[1], top, end[0] - begin[0] - top - self._size[0]])
 

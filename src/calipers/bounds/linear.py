@@ -55,8 +55,7 @@ class Relaxed:
                 self.relaxations[later] = relax_op(box.lower, box.upper)
             if self.arithmetic.checked and max(node.inputs) == number:
                 inputs = [self.boxes[i] for i in node.inputs]
-                affine = isinstance(node.op, Affine)
-                self.sizes[later] = terms(node.op, inputs) if affine else _relaxed_size(self.relaxations[later], inputs[0])
+                self.sizes[later] = terms(node.op, inputs) if isinstance(node.op, Affine) else _relaxed_size(self.relaxations[later], inputs[0])
 
 
 def relax(graph: Graph, region: Region, arithmetic: Arithmetic, known: dict[int, Box] | None = None, *, refine: bool = True) -> Relaxed:

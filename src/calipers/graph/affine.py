@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calipers.graph.ir import Affine
-
+from calipers.graph.ir import Affine, completed
 
 _FEW_CHANNELS = 4  # below this a matrix product and a fold beat the library's transposed convolution (by 2 to 3 times on one channel)
 
@@ -206,7 +205,7 @@ def _linear(call: Call) -> Affine | None:
 
 def _conv(call: Call) -> Affine | None:
     rank = call.args[1].dim() - 2
-    bias, stride, padding, dilation, groups = (*call.args[2:], *(None, [1], [0], [1], 1)[len(call.args) - 2 :])
+    bias, stride, padding, dilation, groups = completed(call.args[2:], (None, [1], [0], [1], 1))
     if call.variable != (0,) or isinstance(padding, str):
         return None
     every = [tuple(v) * (rank if len(v) == 1 else 1) for v in (stride, padding, dilation)]

@@ -10,8 +10,9 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,7 +22,6 @@ from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call
 from calipers.graph.ir import Graph, Node, Op
 from calipers.graph.products import SELECTIONS
-from calipers.problem.classifier import Classifier
 
 _AGREEMENT = 1e-9  # relative; two float64 evaluations of the networks we measured differ by less than 1e-12
 
@@ -41,17 +41,28 @@ class _Result:
     shape: tuple[int, ...]
 
 
-_captured: weakref.WeakKeyDictionary[Classifier, Graph] = weakref.WeakKeyDictionary()
+class Freezable(Protocol):
+    """A model that can be held still while it is looked at."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The whole map from native inputs to logits."""
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Hold evaluation mode and random state inside the context."""
 
 
-def graph_of(classifier: Classifier, x: Tensor) -> Graph:
+_captured: weakref.WeakKeyDictionary[Freezable, Graph] = weakref.WeakKeyDictionary()
+
+
+def graph_of(classifier: Freezable, x: Tensor) -> Graph:
     """Return the classifier's graph, captured once for each classifier."""
     if classifier not in _captured:
         _captured[classifier] = capture(classifier, x)
     return _captured[classifier]
 
 
-def capture(classifier: Classifier, x: Tensor) -> Graph:
+def capture(classifier: Freezable, x: Tensor) -> Graph:
     """Return the graph of the classifier's network in float64; x (N, *D) are points to compare on.
 
     Raises `UnsupportedOp` (an operation without facts: its name, module path and source line) or `CaptureError` (cannot be exported, mixes points of a batch, or graph and module disagree).
@@ -72,7 +83,8 @@ def _export(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
             warnings.simplefilter("ignore")
             shapes = ({0: torch.export.Dim("batch", min=2)},)
             wrapped = _OneArgument(network)
-            return torch.export.export(wrapped, (sample,), dynamic_shapes=shapes, strict=False).run_decompositions({})
+            program: torch.export.ExportedProgram = torch.export.export(wrapped, (sample,), dynamic_shapes=shapes, strict=False).run_decompositions({})
+            return program
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
@@ -217,7 +229,7 @@ def _compare(graph: Graph, network: nn.Module, sample: Tensor) -> None:
     noise = torch.randn(5, *sample.shape[1:], generator=generator, dtype=torch.float64).to(sample.device) * spread
     for points in (sample, noise + sample.mean(0)):
         with torch.no_grad():
-            expected, got = network(points), graph.values(points)[-1]
+            expected, got = torch.cat([network(point) for point in points.split(1)]), graph.values(points)[-1]  # a model that mixes points shows here
         difference = (expected - got).abs().max()
         if expected.shape != got.shape or not bool(difference <= _AGREEMENT * (1 + expected.abs().max())):
             raise CaptureError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from torch import Tensor
 class Affine(Protocol):
     """x -> Wx + b on one or more inputs (M, *in), batched over the first axis."""
 
-    kind: Literal["affine"]
+    @property
+    def kind(self) -> Literal["affine"]:
+        """Which of the three kinds of operation this is."""
 
     def value(self, *inputs: Tensor) -> Tensor:
         """Return Wx + b, (M, *out)."""
@@ -62,7 +64,9 @@ class Windowed(Protocol):
 class Elementwise(Protocol):
     """A scalar function applied to every element."""
 
-    kind: Literal["elementwise"]
+    @property
+    def kind(self) -> Literal["elementwise"]:
+        """Which of the three kinds of operation this is."""
 
     def value(self, x: Tensor) -> Tensor:
         """Return f(x)."""
@@ -92,7 +96,9 @@ class Planes(NamedTuple):
 class Selection(Protocol):
     """The largest of some elements of one input (max-pool)."""
 
-    kind: Literal["selection"]
+    @property
+    def kind(self) -> Literal["selection"]:
+        """Which of the three kinds of operation this is."""
 
     def value(self, x: Tensor) -> Tensor:
         """Return the maxima."""
@@ -105,6 +111,11 @@ class Selection(Protocol):
 
 
 Op = Affine | Elementwise | Selection
+
+
+def completed(args: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of an exported call, those left out at its end filled in from the operation's defaults."""
+    return args + defaults[len(args) :]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calipers.graph.ir import Planes, Selection
+from calipers.graph.ir import Planes, Selection, completed
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def _max_pool(rank: int) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[in
     pool = (functional.max_pool1d, functional.max_pool2d)[rank - 1]
 
     def build(args: tuple[Any, ...], input_shape: tuple[int, ...], shape: tuple[int, ...]) -> Selection | None:
-        kernel, stride, padding, dilation, ceil = (*args[1:], *(None, [], 0, 1, False)[len(args) - 1 :])
+        kernel, stride, padding, dilation, ceil = completed(args[1:], (None, [], 0, 1, False))
 
         def run(x: Tensor) -> Tensor:
             return pool(x, kernel, stride or kernel, padding, dilation, ceil)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-
 
 import torch
 from torch import Tensor
@@ -63,8 +63,8 @@ class Referee:
         share = seconds / max(1, len(part))
         facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
         for i, name in enumerate(part.names):
-            spent = {"forwards": int(attempt.forwards[i]), "backwards": int(attempt.backwards[i]), "seconds": share}
-            tried.append(Evidence(name, "attempt", tool, asked[i], float(worst[i]), prediction=int(answer[i]), **spent))
+            note = Evidence(name, "attempt", tool, asked[i], float(worst[i]), prediction=int(answer[i]), seconds=share)
+            tried.append(dataclasses.replace(note, forwards=int(attempt.forwards[i]), backwards=int(attempt.backwards[i])))
             if bool(good[i]):
                 array = points[i].cpu().numpy()
                 facts.append(Evidence(name, "witness", tool, float(distance[i]), float(worst[i]), "replayed", int(answer[i]), array=array))
@@ -94,8 +94,8 @@ class Referee:
         facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
         for i, name in enumerate(part.names):
             margin = float(claim.margin[i])
-            spent = {"forwards": int(claim.forwards[i]), "backwards": int(claim.backwards[i]), "seconds": share}
-            tried.append(Evidence(name, "attempt", tool, asked[i], margin, claim.guarantee, **spent))
+            note = Evidence(name, "attempt", tool, asked[i], margin, claim.guarantee, seconds=share)
+            tried.append(dataclasses.replace(note, forwards=int(claim.forwards[i]), backwards=int(claim.backwards[i])))
             if bool(proved[i]):
                 facts.append(Evidence(name, "certificate", tool, float(radius[i]), margin, claim.guarantee))
         return Ruling(tuple(facts), tuple(tried))

@@ -1,0 +1,292 @@
+"""Do the lines of every activation sandwich it, for every alpha, on every interval, in floating point? Compared in 60-digit arithmetic, without any tolerance.
+
+The lines are what they are: floating-point slopes and intercepts, taken exactly. What is checked is the claim about real numbers, slope * x + intercept <= f(x) for every x of the interval,
+at the ends, at the function's corners and inflections, at random points, and where the difference is smallest (found by a golden-section search).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mpmath
+import nets
+import pytest
+import torch
+from mpmath import mpf
+from torch import Tensor
+
+from calipers.graph.activations import ACTIVATIONS, Clip, Sigmoid, Tanh, TwoPieces
+from calipers.graph.ir import Elementwise
+from calipers.graph.products import SELECTIONS, MaxPool
+
+DTYPES = [torch.float64, torch.float32]
+ENTRIES = nets.activations()
+ALPHAS = (None, 0.0, 1.0, 0.37)
+
+
+@pytest.fixture(autouse=True)
+def _sixty_digits() -> Iterator[None]:
+    with mpmath.workdps(60):
+        yield
+
+
+def exact(op: Elementwise, dtype: torch.dtype) -> Callable[[mpf], mpf]:
+    """Return the function in high precision; its constants are the ones that the dtype can hold, since the network that runs has those."""
+
+    def held(value: float) -> mpf:
+        return mpf(float(torch.tensor(value, dtype=dtype))) if math.isfinite(value) else mpf(value)
+
+    if isinstance(op, TwoPieces):
+        return lambda x: held(op.right) * x if x > 0 else held(op.left) * x
+    if isinstance(op, Clip):
+        return lambda x: min(max(x, held(op.low)), held(op.high))
+    if isinstance(op, Tanh):
+        return mpmath.tanh
+    if isinstance(op, Sigmoid):
+        return lambda x: 1 / (1 + mpmath.exp(-x))
+    raise NotImplementedError(f"write down {type(op).__name__} in high precision, so that its lines can be tested")
+
+
+def corners(op: Elementwise) -> list[float]:
+    """Return the places where a function changes its nature."""
+    return [c for c in (op.low, op.high) if math.isfinite(c)] if isinstance(op, Clip) else [0.0]
+
+
+def intervals(op: Elementwise, dtype: torch.dtype) -> list[tuple[float, float]]:
+    """Return random and hostile intervals with ends in the dtype: tiny, huge, one-sided, of no width, touching corners and stepping just over them."""
+    generator = torch.Generator().manual_seed(5)
+    scale = 10 ** (torch.rand(60, generator=generator, dtype=torch.float64) * 8 - 5)
+    ends = torch.randn(60, 2, generator=generator, dtype=torch.float64) * scale[:, None]
+    found = [(float(a), float(b)) for a, b in ends.sort(1).values]
+    eps, huge = torch.finfo(dtype).eps, 1e30 if dtype == torch.float32 else 1e200
+    for corner in corners(op):
+        for width in (1e-25, eps, 1e-3, 0.5, 3.0, 40.0, 1e4, huge):
+            found += [(corner - width, corner), (corner, corner + width), (corner - width, corner + width), (corner - width / 7, corner + width), (corner - width, corner + width / 7)]
+            found += [(corner - width, corner + eps), (corner - eps, corner + width), (corner - width, corner + 1e-25), (corner - 1e-25, corner + width)]
+    found += [(c, c) for c in (0.0, 1.0, -1.0, 0.3, -17.0, 30.0, huge, -huge, 1e-25, *corners(op))]
+    found += [(x, x + abs(x) * eps) for x in (1.0, -1.0, 0.3, 19.0, -19.0)] + [(-huge, huge), (18.0, 21.0), (-21.0, -18.0), (-20.0, 9.0), (-9.0, 20.0), (-8.1, 8.2)]
+    rounded = torch.tensor(found, dtype=torch.float64).to(dtype).double()
+    return [(low, high) for low, high in rounded.tolist() if low <= high]
+
+
+def places(op: Elementwise, low: float, high: float) -> list[mpf]:
+    """Return places of an interval to look at: the ends, corners inside, and a spread that is dense near the ends."""
+    inside = [mpf(c) + mpf(s) for c in corners(op) for s in (0, 1e-9, -1e-9, 0.5, -0.5, 2, -2)]
+    width = mpf(high) - mpf(low)
+    shares = [mpf(k) / 8 for k in range(9)] + [mpf(10) ** -k for k in (2, 4, 9)] + [1 - mpf(10) ** -k for k in (2, 4, 9)]
+    return [x for x in [*inside, *(mpf(low) + width * s for s in shares)] if mpf(low) <= x <= mpf(high)]
+
+
+def smallest(gap: Callable[[mpf], mpf], low: mpf, high: mpf, steps: int) -> mpf:
+    """Return the smallest gap that a golden-section search comes across."""
+    ratio = (mpmath.sqrt(5) - 1) / 2
+    a, b, best = low, high, gap(low)
+    for _ in range(steps):
+        left, right = b - ratio * (b - a), a + ratio * (b - a)
+        at_left, at_right = gap(left), gap(right)
+        best = min(best, at_left, at_right)
+        a, b = (a, right) if at_left < at_right else (left, b)
+    return best
+
+
+def crossings(op: Elementwise, dtype: torch.dtype, alpha: float | None, bounds: list[tuple[float, float]]) -> list[str]:
+    """Name every interval on which a line is on the wrong side of the function."""
+    lower, upper = torch.tensor(bounds, dtype=torch.float64).to(dtype).unbind(1)
+    lines = op.relax(lower, upper, None if alpha is None else torch.full_like(lower, alpha))
+    assert all(line.dtype == dtype and line.shape == lower.shape for line in lines)
+    f, found, smooth = exact(op, dtype), [], isinstance(op, (Tanh, Sigmoid))
+    for (low, high), *row in zip(bounds, *(line.tolist() for line in lines), strict=True):
+        assert all(math.isfinite(v) for v in row), f"[{low!r}, {high!r}]: {row}"
+        low_slope, low_at, high_slope, high_at = map(mpf, row)
+        at = places(op, low, high)
+        under = min(f(x) - low_slope * x - low_at for x in at)
+        over = min(high_slope * x + high_at - f(x) for x in at)
+        if smooth and high > low:
+            pieces = [(mpf(low), mpf(high))] if low >= 0 or high <= 0 else [(mpf(low), mpf(0)), (mpf(0), mpf(high))]
+            for a, b in pieces:
+                under = min(under, smallest(lambda x, m=low_slope, c=low_at: f(x) - m * x - c, a, b, 40))
+                over = min(over, smallest(lambda x, m=high_slope, c=high_at: m * x + c - f(x), a, b, 40))
+        if under < 0 or over < 0:
+            found.append(f"[{low!r}, {high!r}] alpha={alpha}: below by {mpmath.nstr(under, 5)}, above by {mpmath.nstr(over, 5)}")
+    return found
+
+
+@pytest.mark.parametrize("alpha", ALPHAS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
+def test_lines_sandwich_the_function(name: str, args: tuple[Any, ...], dtype: torch.dtype, alpha: float | None) -> None:
+    op = ACTIVATIONS[name](args)
+    bounds = intervals(op, dtype)
+    assert not crossings(op, dtype, alpha, bounds[::3] if isinstance(op, (Tanh, Sigmoid)) else bounds)
+
+
+@pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
+def test_lines_sandwich_the_function_on_many_random_intervals(name: str, args: tuple[Any, ...]) -> None:
+    """Ten thousand intervals with an alpha each, evaluated in float64 with a margin for that evaluation only."""
+    op, generator = ACTIVATIONS[name](args), torch.Generator().manual_seed(11)
+    scale = 10 ** (torch.rand(10_000, 1, generator=generator, dtype=torch.float64) * 6 - 3)
+    lower, upper = (torch.randn(10_000, 2, generator=generator, dtype=torch.float64) * scale).sort(1).values.unbind(1)
+    lines = op.relax(lower, upper, torch.rand(10_000, generator=generator, dtype=torch.float64))
+    share = torch.rand(10_000, 20, generator=generator, dtype=torch.float64)
+    x = torch.cat([lower[:, None], upper[:, None], (lower[:, None] + (upper - lower)[:, None] * share).clamp(lower[:, None], upper[:, None])], 1)
+    low_slope, low_at, high_slope, high_at = (line[:, None] for line in lines)
+    slack = 1e-15 * (1 + x.abs() * (1 + low_slope.abs() + high_slope.abs()))
+    assert bool((low_slope * x + low_at <= op.value(x) + slack).all()) and bool((op.value(x) <= high_slope * x + high_at + slack).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
+def test_range_holds_every_value(name: str, args: tuple[Any, ...], dtype: torch.dtype) -> None:
+    op = ACTIVATIONS[name](args)
+    f, bounds = exact(op, dtype), intervals(op, dtype)
+    lower, upper = torch.tensor(bounds, dtype=torch.float64).to(dtype).unbind(1)
+    smallest_values, largest_values = op.range(lower, upper)
+    for (low, high), least, most in zip(bounds, smallest_values.tolist(), largest_values.tolist(), strict=True):
+        values = [f(x) for x in places(op, low, high)]
+        # One rounding of the value itself is part of the function as it runs.
+        room = 2 * mpf(torch.finfo(dtype).eps) * max(abs(v) for v in values)
+        assert mpf(least) <= min(values) + room and max(values) <= mpf(most) + room, f"[{low!r}, {high!r}]"
+        assert mpf(most) - mpf(least) <= max(values) - min(values) + 40 * mpf(torch.finfo(dtype).eps) * (1 + max(abs(v) for v in values)), f"[{low!r}, {high!r}] is wide"
+
+
+@pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
+def test_where_nothing_bends_both_lines_are_the_function(name: str, args: tuple[Any, ...]) -> None:
+    op = ACTIVATIONS[name](args)
+    bounds = torch.tensor(intervals(op, torch.float64), dtype=torch.float64)
+    lower, upper = bounds[bounds.abs().amax(1) < 1e5].unbind(1)
+    lines, straight = op.relax(lower, upper), ~op.bends(lower, upper)
+    assert bool(straight.any())
+    for x in (lower, upper, (lower + upper) / 2):
+        for slope, at in ((lines.lower_slope, lines.lower_intercept), (lines.upper_slope, lines.upper_intercept)):
+            torch.testing.assert_close((slope * x + at)[straight], op.value(x)[straight], rtol=1e-14, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
+def test_bends_says_where_the_function_is_no_straight_line(name: str, args: tuple[Any, ...]) -> None:
+    op = ACTIVATIONS[name](args)
+    bounds = torch.tensor(intervals(op, torch.float64), dtype=torch.float64)
+    bounds = bounds[(bounds.abs().amax(1) < 50) & ((bounds[:, 1] - bounds[:, 0]) > 0.1)]
+    lower, upper = bounds.unbind(1)
+    share = torch.linspace(0, 1, 201, dtype=torch.float64)
+    x = lower[:, None] + (upper - lower)[:, None] * share
+    chord = op.value(lower)[:, None] + (op.value(upper) - op.value(lower))[:, None] * share
+    curved = (op.value(x) - chord).abs().amax(1) > 1e-9
+    assert not bool((curved & ~op.bends(lower, upper)).any())
+
+
+@pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
+def test_an_interval_of_no_width_gives_the_value(name: str, args: tuple[Any, ...]) -> None:
+    op = ACTIVATIONS[name](args)
+    x = torch.linspace(-7, 7, 57, dtype=torch.float64)
+    for alpha in (None, torch.full_like(x, 0.4)):
+        lines = op.relax(x, x, alpha)
+        for slope, at in ((lines.lower_slope, lines.lower_intercept), (lines.upper_slope, lines.upper_intercept)):
+            torch.testing.assert_close(slope * x + at, op.value(x), rtol=1e-12, atol=1e-12)
+
+
+def test_adaptive_slope_of_relu_follows_the_larger_side() -> None:
+    relu = ACTIVATIONS["aten.relu.default"]((None,))
+    lower, upper = torch.tensor([[-1.0, 2.0], [-2.0, 1.0], [-1.0, 1.0]], dtype=torch.float64).unbind(1)
+    lines = relu.relax(lower, upper)
+    assert lines.lower_slope.tolist() == [1.0, 0.0, 0.0]
+    torch.testing.assert_close(lines.upper_slope, torch.tensor([2 / 3, 1 / 3, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(lines.upper_intercept, torch.tensor([2 / 3, 2 / 3, 0.5], dtype=torch.float64))
+    assert not lines.lower_intercept.any()
+
+
+def test_the_judge_catches_a_chord_whose_intercept_is_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    # -slope * lower, without looking at the other end and without room: what most implementations do.
+    def careless(self: TwoPieces, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Any:
+        lines = sound(self, lower, upper, alpha)
+        return lines._replace(upper_intercept=torch.where(self.bends(lower, upper), -lines.upper_slope * lower, 0))
+
+    sound = TwoPieces.relax
+    monkeypatch.setattr(TwoPieces, "relax", careless)
+    op = TwoPieces(0.0, 1.0)
+    assert crossings(op, torch.float64, None, intervals(op, torch.float64))
+
+
+# ---- max pooling ------------------------------------------------------------------------------------------------------------------------------------
+
+POOLS = [
+    ((2, 4, 4), ([2, 2], [2, 2], [0, 0], [1, 1], False)),
+    ((1, 5, 5), ([3, 3], [2, 2], [1, 1], [1, 1], False)),
+    ((1, 5, 5), ([2, 2], [2, 2], [0, 0], [1, 1], True)),
+    ((1, 5, 5), ([3, 2], [1, 2], [1, 1], [1, 1], True)),
+    ((2, 5, 5), ([2, 2], [1, 1], [0, 0], [2, 2], False)),
+    ((2, 7), ([3], [2], [1], [1], False)),
+]
+
+
+def pool_of(shape: tuple[int, ...], arguments: tuple[Any, ...]) -> MaxPool:
+    """Return the operation for these arguments."""
+    rank = len(shape) - 1
+    run = (torch.nn.functional.max_pool1d, torch.nn.functional.max_pool2d)[rank - 1]
+    out = tuple(run(torch.zeros(1, *shape), *arguments).shape[1:])
+    op = SELECTIONS[f"aten.max_pool{rank}d.default"]((None, *arguments), shape, out)
+    assert isinstance(op, MaxPool)
+    return op
+
+
+def boxes(shape: tuple[int, ...], count: int = 60) -> tuple[Tensor, Tensor]:
+    """Return boxes of many widths, some of none, some with ties."""
+    generator = torch.Generator().manual_seed(2)
+    centre = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    centre[::5] = centre[::5].round()
+    width = torch.rand(count, *shape, generator=generator, dtype=torch.float64) * torch.logspace(-3, 0.5, count, dtype=torch.float64).view(-1, *[1] * len(shape))
+    width[::4] *= torch.rand(len(width[::4]), *shape, generator=generator) < 0.5
+    width[0] = 0
+    return centre - width, centre + width
+
+
+def inside(lower: Tensor, upper: Tensor) -> Iterator[Tensor]:
+    """Yield points of the boxes: corners and others."""
+    generator = torch.Generator().manual_seed(4)
+    yield from (lower, upper)
+    for _ in range(20):
+        share = torch.rand(lower.shape, generator=generator, dtype=torch.float64)
+        yield from (torch.where(share < 0.5, lower, upper), torch.minimum(lower + share * (upper - lower), upper))
+
+
+@pytest.mark.parametrize(("shape", "arguments"), POOLS)
+def test_planes_of_max_pooling_sandwich_it(shape: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    op = pool_of(shape, arguments)
+    lower, upper = boxes(shape)
+    planes = op.planes(lower, upper)
+    assert bool(planes.exact.any()) and not bool(planes.exact.all())
+    for x in inside(lower, upper):
+        value = op.value(x)
+        picked = x.flatten(1).gather(1, planes.pick.flatten(1)).view_as(value)
+        assert bool((picked <= value).all())
+        assert bool((picked == value)[planes.exact].all())
+        assert bool((value <= planes.ceiling).all())
+
+
+@pytest.mark.parametrize(("shape", "arguments"), POOLS)
+def test_windows_of_max_pooling_are_the_elements_that_matter(shape: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    op = pool_of(shape, arguments)
+    x = torch.randn(4, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(op._gather(x).amax(-1).view(4, *op.shape), op.value(x), rtol=0, atol=0)
+    for row in op.windows:
+        members = [i for i in row.tolist() if i < x[0].numel()]
+        assert members and len(members) == len(set(members))
+
+
+@pytest.mark.parametrize(("shape", "arguments"), POOLS)
+def test_elements_that_cannot_win_or_must_win_do_not_bend(shape: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    op = pool_of(shape, arguments)
+    lower, upper = boxes(shape)
+    bends = op.bends(lower, upper)
+    assert bends.shape == lower.shape and bool(bends.any()) and not bool(bends[0].any())
+    # Wherever a plane is not exact, at least two members of its window bend.
+    flags = torch.nn.functional.pad(bends.flatten(1), (0, 1))[:, op.windows].sum(-1).view_as(op.planes(lower, upper).exact)
+    assert bool((flags[~op.planes(lower, upper).exact] >= 2).all())
+
+
+def test_max_pooling_where_nothing_is_known_stays_inside_the_image() -> None:
+    op = pool_of(*POOLS[1])
+    unknown = torch.full((1, 1, 5, 5), torch.inf, dtype=torch.float64)
+    planes = op.planes(-unknown, unknown)
+    assert int(planes.pick.max()) < 25
