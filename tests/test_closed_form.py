@@ -36,7 +36,7 @@ def measured(digits: tuple[nn.Linear, torch.Tensor, torch.Tensor], norm: str, bo
         "exact",
         (
             Stage(Nearest(Steepest(targets=9), rounds=40, tolerance=1e-7), "attack", "distance"),
-            Stage(LargestRadius(rounds=40, tolerance=2e-6), "certifier", "distance"),
+            Stage(LargestRadius(calipers.CROWN(), rounds=40, tolerance=2e-6), "certifier", "distance"),
         ),
     )
     start = {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm]

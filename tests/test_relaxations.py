@@ -160,7 +160,7 @@ def test_where_nothing_bends_both_lines_are_the_function(name: str, args: tuple[
     assert bool(straight.any())
     for x in (lower, upper, (lower + upper) / 2):
         for slope, at in ((lines.lower_slope, lines.lower_intercept), (lines.upper_slope, lines.upper_intercept)):
-            torch.testing.assert_close((slope * x + at)[straight], op.value(x)[straight], rtol=1e-14, atol=1e-13)
+            torch.testing.assert_close((slope * x + at)[straight], op.value(x)[straight], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
@@ -280,9 +280,9 @@ def test_elements_that_cannot_win_or_must_win_do_not_bend(shape: tuple[int, ...]
     lower, upper = boxes(shape)
     bends = op.bends(lower, upper)
     assert bends.shape == lower.shape and bool(bends.any()) and not bool(bends[0].any())
-    # Wherever a plane is not exact, at least two members of its window bend.
+    # Wherever a plane is not exact some member of its window bends; one alone where the element to beat has no width.
     flags = torch.nn.functional.pad(bends.flatten(1), (0, 1))[:, op.windows].sum(-1).view_as(op.planes(lower, upper).exact)
-    assert bool((flags[~op.planes(lower, upper).exact] >= 2).all())
+    assert bool((flags[~op.planes(lower, upper).exact] >= 1).all())
 
 
 def test_max_pooling_where_nothing_is_known_stays_inside_the_image() -> None:

@@ -155,10 +155,11 @@ def names_a_tool(tree: ast.Module) -> Iterator[Place]:
 
 @cache
 def tools() -> frozenset[str]:
-    """Return the field's usual names, and every class of the two jaws that can be called with a problem."""
+    """Return the field's usual names, and every class of the two jaws that can be called with a problem; a protocol is no tool but what one must be."""
     trees = [tree_of(path) for path in files() if room_of(path).startswith(("attacks/", "certificates/"))]
     classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
-    return frozenset(KNOWN_TOOLS.union(node.name for node in classes if any(takes_a_problem(member) for member in node.body)))
+    concrete = [node for node in classes if not any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases)]
+    return frozenset(KNOWN_TOOLS.union(node.name for node in concrete if any(takes_a_problem(member) for member in node.body)))
 
 
 def takes_a_problem(member: ast.stmt) -> bool:

@@ -76,27 +76,27 @@ def distance(
             print(f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  {upper:>9}  {tools}")
 
 
-Tool = Annotated[str, typer.Option("--tool", "-t", help="A tool with its settings, written as in Python.")]
+Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, CROWN, IBP …")]
 
 
 @app.command()
 def attack(
-    tool: Tool = "PGD(steps=100, restarts=20)", model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
+    tool: Tool = None, model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
     epsilon: Epsilon = "0.1", box: BoxOption = "0,1", mean: Mean = None, std: Std = None, seed: Seed = 0, record: Record = "none", report: Report = "none",
     confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """The upper jaw alone: one attack, refereed."""
-    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: _plan_of(tool), seed, record, report, confidence, seconds, quiet)
+    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: _plan_of(tool, "DEFAULT_ATTACK"), seed, record, report, confidence, seconds, quiet)
 
 
 @app.command()
 def certify(
-    tool: Tool = "CROWN", model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
+    tool: Tool = None, model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
     epsilon: Epsilon = "0.1", box: BoxOption = "0,1", mean: Mean = None, std: Std = None, seed: Seed = 0, record: Record = "none", report: Report = "none",
     confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """The lower jaw alone: one certifier."""
-    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: _plan_of(tool), seed, record, report, confidence, seconds, quiet)
+    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: _plan_of(tool, "DEFAULT_CERTIFIER"), seed, record, report, confidence, seconds, quiet)
 
 
 @app.command()
@@ -168,11 +168,12 @@ def _numbers(text: str, what: str) -> list[float]:
         raise BadInput(f"{text!r} is no number for {what}; write 0.1, 8/255, or several separated by commas") from error
 
 
-def _plan_of(tool: str) -> Plan:
+def _plan_of(tool: str | None, usual: str) -> Plan:
+    from calipers import presets
     from calipers.measurement.plan import Plan
-    from calipers.presets import stage_of, tool_from
 
-    return Plan(tool, (stage_of(tool_from(tool)),))
+    chosen = getattr(presets, usual) if tool is None else presets.tool_from(tool)
+    return Plan(repr(chosen), (presets.stage_of(chosen),), "measure --plan standard")
 
 
 def _run(

@@ -18,6 +18,11 @@ from calipers.problem.tools import Attack, Certifier
 ATTACKS: dict[str, type[Any]] = {tool.__name__: tool for tool in (Steepest, PGD, Nearest)}
 CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, LargestRadius)}
 
+_USUAL: dict[str, tuple[Any, ...]] = {"Nearest": (PGD(steps=20),), "LargestRadius": (CROWN(),)}
+"""What a search runs when only its name is given."""
+
+DEFAULT_ATTACK, DEFAULT_CERTIFIER = PGD(steps=100, restarts=20), CROWN()
+
 _VERDICTS = (
     Stage(PGD(steps=10, step=0.25), "attack"),
     Stage(IBP(), "certifier"),
@@ -76,7 +81,7 @@ def tool_from(text: str) -> Attack | Certifier:
 
 def _build(node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
-        return _tool(node.id)()
+        return _tool(node.id)(*_USUAL.get(node.id, ()))
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         return ast.literal_eval(node)
     tool = _tool(node.func.id)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from calipers.attacks.pgd import PGD
 from calipers.errors import BadInput
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt
@@ -26,7 +25,7 @@ class Nearest:
     Cost: up to `rounds` runs of the attack, and 8 forwards in float64 for each success.
     """
 
-    attack: Attack = field(default_factory=lambda: PGD(steps=20))
+    attack: Attack
     rounds: int = 10
     tolerance: float = 1e-3
 

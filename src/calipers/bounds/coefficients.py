@@ -192,7 +192,7 @@ class Patch:
     def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
         """Inside the window where the operation is a convolution or acts element by element; dense otherwise."""
         if isinstance(op, Windowed):
-            grown = self._through_convolution(op, shapes[0])
+            grown = self._through_window(op, shapes[0])
             wide = grown._size[0] * grown._size[1] > _WORTH_A_WINDOW * grown.image[0] * grown.image[1]
             return [grown.dense() if wide else grown]
         slopes = op.slopes() if hasattr(op, "slopes") else None
@@ -200,7 +200,7 @@ class Patch:
             return self.dense().back(op, shapes)
         return [replace(self, a=self.a * self._at(s.expand(1, *shape))[:, None], clean=True) for s, shape in zip(slopes, shapes, strict=True)]
 
-    def _through_convolution(self, op: Windowed, shape: tuple[int, ...]) -> Patch:
+    def _through_window(self, op: Windowed, shape: tuple[int, ...]) -> Patch:
         # Places outside the image carry coefficients that no value stands behind: they must not reach real inputs through the transposed convolution.
         rows, kept = self.a.shape[:2], (self.a if self.clean else self.a * self._inside()[:, None]).flatten(0, 1)
         size = [op.window(n, axis) for axis, n in enumerate(self._size)]

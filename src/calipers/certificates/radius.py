@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from calipers.bounds.interval import Box
 from calipers.bounds.rounding import CHECKED, SEARCH
-from calipers.certificates.crown import CROWN, Bounder, batches
+from calipers.certificates.crown import Bounder, batches
 from calipers.errors import BadInput
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
@@ -31,7 +31,7 @@ class LargestRadius:
     Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer points and fewer unstable elements.
     """
 
-    bounder: Bounder = field(default_factory=CROWN)
+    bounder: Bounder
     rounds: int = 12
     tolerance: float = 1e-3
 

@@ -281,11 +281,15 @@ def _pad(call: Call) -> Affine | None:
 
 
 _MOVES = (
-    "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default aten.stack.default aten.expand.default aten.avg_pool1d.default aten.avg_pool2d.default aten.avg_pool3d.default aten.adaptive_avg_pool1d.default "
+    "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default aten.stack.default aten.avg_pool1d.default aten.avg_pool2d.default aten.avg_pool3d.default aten.adaptive_avg_pool1d.default "
     "aten.adaptive_avg_pool2d.default aten._adaptive_avg_pool2d.default aten.adaptive_avg_pool3d.default aten.mean.dim aten.sum.dim_IntList aten.flip.default "
     "aten.upsample_nearest2d.vec aten.upsample_bilinear2d.vec aten.pixel_shuffle.default"
 )
-_SHAPES = "aten.view.default aten._unsafe_view.default aten.reshape.default aten.flatten.using_ints aten.unsqueeze.default aten.squeeze.dim aten.squeeze.dims aten.unflatten.int"
+SHAPES = frozenset(
+    "aten.expand.default aten.view.default aten._unsafe_view.default aten.reshape.default aten.flatten.using_ints aten.unsqueeze.default aten.squeeze.dim "
+    "aten.squeeze.dims aten.unflatten.int".split()
+)
+"""Operations that may name the batch size, as the size of their result."""
 
 AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     "aten.linear.default": _linear,
@@ -304,6 +308,7 @@ AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     "aten.pad.default": _pad,
     "aten.constant_pad_nd.default": lambda call: _move(call) if not call.args[2:] or call.args[2] == 0 else None,
     **dict.fromkeys(_MOVES.split(), _move),
-    **dict.fromkeys(_SHAPES.split(), _reshape),
+    **dict.fromkeys(SHAPES, _reshape),
+    "aten.expand.default": _move,
 }
 """Builders by exported name; a builder returns None where the call is not affine in the point, or not in a form it knows."""

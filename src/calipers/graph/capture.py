@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.activations import ACTIVATIONS
-from calipers.graph.affine import AFFINE, Call
+from calipers.graph.affine import AFFINE, SHAPES, Call
 from calipers.graph.ir import Graph, Node, Op
 from calipers.graph.products import SELECTIONS
 
@@ -27,6 +27,9 @@ _AGREEMENT = 1e-9  # relative; two float64 evaluations of the networks we measur
 
 
 _UNCHANGED = frozenset("aten.clone.default aten.alias.default aten.detach.default aten.contiguous.default aten.dropout.default aten.lift_fresh_copy.default".split())
+
+
+_USES_BATCH_SIZE = "the model computes with the batch size at {}: its answer for one point would depend on the others. Process points independently."
 
 
 class _Batch:
@@ -110,6 +113,8 @@ class _Translator:
 
     def __init__(self, program: torch.export.ExportedProgram, sample: Tensor) -> None:
         self.program, self.sample = program, sample
+        given = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs)
+        self.batch = str(given.meta["val"].shape[0])
         self.known: dict[fx.Node, Any] = {}
         self.nodes: list[Node] = []
 
@@ -140,6 +145,8 @@ class _Translator:
         name, args = str(fx_node.target), self._arguments(fx_node)
         if name == "aten.sym_size.int" and isinstance(args[0], _Result):
             return _Batch() if args[1] == 0 else args[0].shape[args[1] - 1]
+        if name.startswith("aten._assert"):
+            return None
         if name == "<built-in function getitem>":
             return args[0] if args[1] == 0 else None
         if name in _UNCHANGED:
@@ -167,13 +174,14 @@ class _Translator:
 
     def _fold(self, fx_node: fx.Node, args: tuple[Any, ...]) -> Any:
         if any(isinstance(a, _Batch) for a in _flatten(args)):
-            raise CaptureError(f"the model computes with the batch size at {_where(fx_node)}: its answer for one point would depend on the others. Process points independently.")
+            raise CaptureError(_USES_BATCH_SIZE.format(_where(fx_node)))
         return fx_node.target(*args, **fx_node.kwargs)  # type: ignore[operator]
 
     def _shape(self, fx_node: fx.Node) -> tuple[int, ...]:
         value = fx_node.meta["val"]
         value = value[0] if isinstance(value, (tuple, list)) else value
-        if not value.shape or not isinstance(value.shape[0], torch.SymInt) or any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
+        free = not value.shape or str(value.shape[0]) != self.batch
+        if free or any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
             raise CaptureError(f"the model mixes points of a batch at {_where(fx_node)} (a result of shape {tuple(value.shape)}). Keep the batch as the first axis.")
         return tuple(value.shape[1:])
 
@@ -187,7 +195,11 @@ class _Translator:
             return ACTIVATIONS[name](args)
         if name in SELECTIONS:
             return SELECTIONS[name](args, args[0].shape, shape)
-        return AFFINE[name](self._call(name, fx_node.target, args, shape)) if name in AFFINE else None
+        if name not in AFFINE:
+            return None
+        if name not in SHAPES and any(isinstance(a, _Batch) for a in _flatten(args)):
+            raise CaptureError(_USES_BATCH_SIZE.format(_where(fx_node)))
+        return AFFINE[name](self._call(name, fx_node.target, args, shape))
 
 
 def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Tensor]:
