@@ -158,12 +158,12 @@ def test_many_steps_find_the_smallest_margin_of_two_relus() -> None:
         model = Fn(lambda x, w=w, b=b, v=v: torch.stack([(x @ w.T + b).relu() @ v + 100, torch.zeros(len(x), dtype=F64)], 1))
         problem = asking(model, "linf", n=4, radius=0.3, shape=(2,))
         problem = Problem.pose(model, problem.x, problem.y, Ball("linf", 0.3, box=None))
-        found = run(PGD(steps=40, restarts=12), problem)
+        found = run(PGD(steps=40, restarts=150), problem)
         exact = torch.tensor([smallest_margin(w.numpy(), b.numpy(), v.numpy(), x, 0.3) + 100 for x in problem.x.numpy()], dtype=F64)
         gaps.append(found.margin - exact)
     gap = torch.cat(gaps)
     assert float(gap.min()) > -1e-9  # below the exact minimum it would have left the ball
-    assert float(gap.max()) < 0.01
+    assert float(gap.max()) < 0.005
 
 
 # ---- where candidates lie --------------------------------------------------------------------------------------------------------------------------

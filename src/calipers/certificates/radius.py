@@ -16,6 +16,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 
 _BACK_OFF = (1.0, 1 - 1e-6, 1 - 1e-4, 0.99, 0.9, 0.5)  # shares of the found radius tried in the confirming pass
+_STRIDE = 1.5  # the most that a radius grows while nothing has failed: a failure far out costs the most rows of all
 _CAUTION = 0.5  # of the tolerance: aim this much below the predicted zero, so that the proof at the aim succeeds
 
 
@@ -58,7 +59,8 @@ class _Search:
         self.next = problem.threat.radii(n).to(device).clamp_min(1e-12)
         self.rows = torch.zeros(n, dtype=torch.long, device=device)
         self.known: dict[int, Box] | None = None
-        self.open = clean > 0
+        self.open, self.clean = clean > 0, clean
+        self.side = torch.zeros(n, dtype=torch.bool, device=device)  # did the last radius hold?
 
     def claim(self, index: Tensor) -> Claim:
         """Search, then confirm."""
@@ -79,6 +81,11 @@ class _Search:
         self.rows[active] += bound.rows
         worst = bound.worst.double()
         proved = worst > 0
+        # The Illinois rule: an end that stays while the other moves twice counts half, or a bound that is curved would be approached from one side only.
+        again = proved == self.side[active]
+        self.side[active] = proved
+        self.high_margin[active] = torch.where(proved & again, self.high_margin[active] / 2, self.high_margin[active])
+        self.low_margin[active] = torch.where(~proved & again, self.low_margin[active] / 2, self.low_margin[active])
         self.low[active] = torch.where(proved, radius, self.low[active])
         self.low_margin[active] = torch.where(proved, worst, self.low_margin[active])
         self.high[active] = torch.where(proved, self.high[active], radius)
@@ -102,7 +109,9 @@ class _Search:
         edge = 0.05 * (self.high - self.low)
         guarded = torch.maximum(torch.minimum(inside, self.high - edge), self.low + torch.minimum(edge, inside - self.low))
         aim = guarded * (1 - _CAUTION * self.tool.tolerance)
-        self.next = torch.where(unbounded, torch.minimum(2 * self.low, wide), aim)
+        # Nothing has failed yet: the bound falls faster and faster, so its zero lies before that of the line from the clean margin through the last success.
+        beyond = self.low * self.clean / (self.clean - self.low_margin).clamp_min(1e-300)
+        self.next = torch.where(unbounded, torch.minimum(torch.minimum(beyond, _STRIDE * self.low), wide), aim)
         gain = torch.where(unbounded, wide - self.low, torch.minimum(self.high, inside) - self.low)
         self.open = self.open & (gain > self.tool.tolerance * self.low) & (self.next > self.low)
 

@@ -88,24 +88,30 @@ class Ledger:
 
     def questions(self) -> list[Question]:
         """Return what was asked, oldest first."""
-        rows = self._db.execute("select fingerprint, title, facts from question order by rowid")
+        rows = self._read("select fingerprint, title, facts from question order by rowid")
         return [Question(fingerprint, title, json.loads(facts)) for fingerprint, title, facts in rows]
 
     def points(self, fingerprint: str) -> list[Point]:
         """Return the question's points by position."""
-        rows = self._db.execute("select name, position, label, radius, array from point where question = ? order by position, name", (fingerprint,))
+        rows = self._read("select name, position, label, radius, array from point where question = ? order by position, name", fingerprint)
         return [Point(name, position, label, radius, _unpack(blob)) for name, position, label, radius, blob in rows]
 
     def evidence(self, fingerprint: str) -> list[Evidence]:
         """Return every fact admitted for the question, in order of admission, without arrays (`witness` reads those)."""
-        rows = self._db.execute(f"select {_COLUMNS} from evidence where question = ? order by rowid", (fingerprint,))
+        rows = self._read(f"select {_COLUMNS} from evidence where question = ? order by rowid", fingerprint)
         return [_fact(row) for row in rows]
 
     def witness(self, fingerprint: str, fact: Evidence) -> NDArray[Any] | None:
         """Return the stored array of a fact, or None if it has none."""
         key = (fingerprint, fact.point, fact.kind, fact.tool, _NO_RADIUS if np.isnan(fact.radius) else fact.radius)
-        row = self._db.execute("select array from evidence where question = ? and point = ? and kind = ? and tool = ? and radius = ?", key).fetchone()
-        return None if row is None or row[0] is None else _unpack(row[0])
+        rows = self._read("select array from evidence where question = ? and point = ? and kind = ? and tool = ? and radius = ?", *key)
+        return None if not rows or rows[0][0] is None else _unpack(rows[0][0])
+
+    def _read(self, sql: str, *parameters: str | float) -> list[Any]:
+        try:
+            return self._db.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise RecordError(f"{self.path} is damaged ({error}). Take a copy of the file, or measure again into a new one.") from error
 
     def merge(self, other: Ledger) -> None:
         """Add all that `other` holds: two half runs become one whole. New points are placed behind the ones held."""
