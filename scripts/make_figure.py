@@ -17,9 +17,18 @@ def main(record: str) -> None:
         drawing = curve(summaries(ledger)[-1], FULL)
     css = (ROOT / "src/calipers/report/page.css").read_text()
     colours = css[css.index(":root") : css.index("* {")].replace(":root", "svg")
-    rules = "\n".join(line for line in css.splitlines() if line.lstrip().startswith(("svg", ".fig", "figure svg", ".axis", ".grid", ".curve", ".band", ".robust", ".broken", ".unknown")))
+    rules = "\n".join(
+        line
+        for line in css.splitlines()
+        if line.lstrip().startswith(("svg", ".fig", "figure svg", ".axis", ".grid", ".curve", ".band", ".robust", ".broken", ".unknown"))
+    )
     style = f"<style>{colours}{rules} svg {{ background: var(--card); font-family: sans-serif }}</style>"
-    alone = re.sub(r"(<svg[^>]*>)", lambda m: m.group(1).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1 if "xmlns" not in m.group(1) else 0) + style, drawing, count=1)
+    alone = re.sub(
+        r"(<svg[^>]*>)",
+        lambda m: m.group(1).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1 if "xmlns" not in m.group(1) else 0) + style,
+        drawing,
+        count=1,
+    )
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "figure.svg").write_text(alone)
 

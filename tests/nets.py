@@ -246,7 +246,10 @@ def inside(case: Case, points: Tensor) -> Tensor:
 
 
 def admissible(case: Case, delta: Tensor) -> Tensor:
-    """Return points (R, N, *D) near x + delta (R, N, d) that lie inside: scaled into the ball, cut to the box and the mask; what rounding throws out goes back to x."""
+    """Return points (R, N, *D) near x + delta (R, N, d) that lie inside: scaled into the ball, cut to the box and the mask.
+
+    What rounding throws out all the same goes back to x.
+    """
     ball = case.ball
     weights = torch.ones(delta.shape[-1], dtype=delta.dtype) if ball.weights is None else ball.weights.flatten()
     keep = torch.ones(delta.shape[-1], dtype=torch.bool) if ball.mask is None else ball.mask.flatten()
@@ -277,16 +280,21 @@ def steepest(case: Case, g: Tensor) -> Tensor:
 
 
 def attacked(case: Case, seed: int, steps: int = 2) -> Tensor:
-    """Return admissible points (R, N, *D): the centre, random ones, corners, those that drive one element of every number far, and those that lower the margin step by step."""
+    """Return admissible points (R, N, *D).
+
+    The centre, random ones, corners, those that drive one element of every number far, and those that lower the margin step by step.
+    """
     generator = torch.Generator().manual_seed(seed)
     n, d = len(case.x), case.x[0].numel()
     random_directions = torch.randn(5, n, d, generator=generator, dtype=torch.float64)
     spikes = torch.zeros(3, n, d, dtype=torch.float64).scatter(-1, torch.randint(d, (3, n, 1), generator=generator), 1.0) * random_directions[:3].sign()
     lengths = torch.tensor([1.0, 1.0, 0.7, 0.3, 1e-3], dtype=torch.float64).view(-1, 1, 1)
     reach = case.ball.radii(n)[:, None]
-    starts = torch.cat([torch.zeros(1, n, d, dtype=torch.float64), steepest(case, random_directions) * lengths, reach * random_directions.sign(), reach * spikes * 1e3])
+    still, far = torch.zeros(1, n, d, dtype=torch.float64), steepest(case, random_directions) * lengths
+    starts = torch.cat([still, far, reach * random_directions.sign(), reach * spikes * 1e3])
     found = [admissible(case, starts)]
-    found.append(admissible(case, torch.cat([steepest(case, _numbers_gradient(case, generator)), steepest(case, _margin_gradient(case, found[0]))])))
+    gradients = torch.cat([_numbers_gradient(case, generator), _margin_gradient(case, found[0])])
+    found.append(admissible(case, steepest(case, gradients)))
     for _ in range(steps):
         here = found[-1]
         best = steepest(case, _margin_gradient(case, here))
@@ -362,8 +370,8 @@ def _stirred(norm: nn.Module) -> nn.Module:
     return norm
 
 
-def _image(*layers: nn.Module, features: int) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 3))
+def _ending(layers: Callable[[], list[nn.Module]], features: int) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*layers(), nn.Flatten(), nn.Linear(features, 3))
 
 
 def _dense(function: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
@@ -376,45 +384,51 @@ ZOO: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "dense": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3))),
     "linear": (FLAT, lambda: nn.Linear(4, 3)),
     "dense on images": (IMAGE, lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.ReLU(), nn.Linear(5, 3))),
-    "linear on an inner axis": (SERIES, lambda: nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))),
-    "conv": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))),
-    "conv, stride and padding": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 2), nn.Flatten(), nn.Linear(8, 3))),
-    "conv, uneven": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 5, (3, 2), stride=(2, 3), padding=(0, 1), bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(30, 3))),
-    "conv, dilation": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 4, 2, dilation=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))),
-    "conv, groups": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=4), nn.Flatten(), nn.Linear(36, 3))),
-    "conv, many channels": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2), nn.Flatten(), nn.Linear(24, 3))),
-    "conv behind conv": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3))),
-    "conv1d": (SERIES, lambda: nn.Sequential(nn.Conv1d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))),
-    "conv3d": ((1, 3, 4, 4), lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))),
-    "residual": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 4, 3), Residual(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))),
+    "linear on an inner axis": (SERIES, _ending(lambda: [nn.Linear(9, 4), nn.ReLU()], 8)),
+    "conv": (IMAGE, _ending(lambda: [nn.Conv2d(2, 4, 3), nn.ReLU()], 64)),
+    "conv, stride and padding": (IMAGE, _ending(lambda: [nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 2)], 8)),
+    "conv, uneven": (IMAGE, _ending(lambda: [nn.Conv2d(2, 5, (3, 2), stride=(2, 3), padding=(0, 1), bias=False), nn.ReLU()], 30)),
+    "conv, dilation": (IMAGE, _ending(lambda: [nn.Conv2d(2, 4, 2, dilation=2, padding=1), nn.ReLU()], 144)),
+    "conv, groups": (IMAGE, _ending(lambda: [nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=4)], 36)),
+    "conv, many channels": (IMAGE, _ending(lambda: [nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, stride=2)], 24)),
+    "conv behind conv": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()], 108)),
+    "conv1d": (SERIES, _ending(lambda: [nn.Conv1d(2, 4, 3, stride=2, padding=1), nn.ReLU()], 20)),
+    "conv3d": ((1, 3, 4, 4), _ending(lambda: [nn.Conv3d(1, 2, 2), nn.ReLU()], 36)),
+    "residual": (IMAGE, _ending(lambda: [nn.Conv2d(2, 4, 3), Residual(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), nn.ReLU()], 64)),
     "residual, subtracted": (FLAT, lambda: nn.Sequential(nn.Linear(4, 5), Residual(nn.ReLU(), nn.Linear(5, 5), sign=-1.0), nn.ReLU(), nn.Linear(5, 3))),
     "added to itself": (FLAT, _dense(lambda x: x.relu() + x)),
-    "batch norm": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3), _stirred(nn.BatchNorm2d(3)), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))),
-    "batch norm, dense": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), _stirred(nn.BatchNorm1d(6)), nn.ReLU(), nn.Linear(6, 3), _stirred(nn.BatchNorm1d(3, affine=False)))),
+    "batch norm": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3), _stirred(nn.BatchNorm2d(3)), nn.ReLU()], 48)),
+    "batch norm, dense": (
+        FLAT,
+        lambda: nn.Sequential(nn.Linear(4, 6), _stirred(nn.BatchNorm1d(6)), nn.ReLU(), nn.Linear(6, 3), _stirred(nn.BatchNorm1d(3, affine=False))),
+    ),
     "batch norm, series": (SERIES, lambda: nn.Sequential(_stirred(nn.BatchNorm1d(2)), nn.Flatten(), nn.Linear(18, 4), nn.ReLU(), nn.Linear(4, 3))),
-    "average pool": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 3))),
-    "average pool, padded": (IMAGE, lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Flatten(), nn.Linear(18, 4), nn.ReLU(), nn.Linear(4, 3))),
-    "adaptive pool": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(18, 3))),
-    "global pool": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))),
-    "max pool": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))),
-    "max pool, padded": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(27, 3))),
-    "max pool, ceil": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(27, 3))),
-    "max pool, dilation": (IMAGE, lambda: nn.Sequential(nn.MaxPool2d(2, 1, dilation=2), nn.Flatten(), nn.Linear(32, 3))),
-    "max pool 1d": (SERIES, lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(12, 3))),
-    "pad": (IMAGE, lambda: nn.Sequential(nn.ZeroPad2d((1, 0, 2, 1)), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(70, 3))),
-    "pad, reflected": (IMAGE, lambda: nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))),
-    "pad, replicated": (IMAGE, lambda: nn.Sequential(nn.ReplicationPad2d(1), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))),
-    "cat": (IMAGE, lambda: nn.Sequential(TwoBranches(), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))),
+    "average pool": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)], 27)),
+    "average pool, padded": (
+        IMAGE,
+        lambda: nn.Sequential(nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Flatten(), nn.Linear(18, 4), nn.ReLU(), nn.Linear(4, 3)),
+    ),
+    "adaptive pool": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 3))], 18)),
+    "global pool": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)], 3)),
+    "max pool": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.ReLU()], 12)),
+    "max pool, padded": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(3, 2, 1)], 27)),
+    "max pool, ceil": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)], 27)),
+    "max pool, dilation": (IMAGE, _ending(lambda: [nn.MaxPool2d(2, 1, dilation=2)], 32)),
+    "max pool 1d": (SERIES, _ending(lambda: [nn.Conv1d(2, 3, 2), nn.MaxPool1d(2)], 12)),
+    "pad": (IMAGE, _ending(lambda: [nn.ZeroPad2d((1, 0, 2, 1)), nn.Conv2d(2, 2, 3), nn.ReLU()], 70)),
+    "pad, reflected": (IMAGE, _ending(lambda: [nn.ReflectionPad2d(1), nn.Conv2d(2, 2, 3), nn.ReLU()], 72)),
+    "pad, replicated": (IMAGE, _ending(lambda: [nn.ReplicationPad2d(1), nn.Conv2d(2, 2, 3), nn.ReLU()], 72)),
+    "cat": (IMAGE, _ending(lambda: [TwoBranches(), nn.ReLU()], 180)),
     "cat with zeros": (FLAT, lambda: nn.Sequential(nn.Linear(4, 3), Apply(lambda x: torch.cat([x, torch.zeros_like(x)], 1)), nn.ReLU(), nn.Linear(6, 3))),
-    "permute": (IMAGE, lambda: nn.Sequential(Apply(lambda x: x.permute(0, 2, 3, 1)), nn.Linear(2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3))),
+    "permute": (IMAGE, _ending(lambda: [Apply(lambda x: x.permute(0, 2, 3, 1)), nn.Linear(2, 3), nn.ReLU()], 108)),
     "slice": (IMAGE, lambda: nn.Sequential(Apply(lambda x: x[:, :, 1:5:2, :-1]), nn.Flatten(), nn.Linear(20, 4), nn.ReLU(), nn.Linear(4, 3))),
-    "select and stack": (IMAGE, lambda: nn.Sequential(Apply(lambda x: torch.stack([x[:, 0], x[:, 1, :, :].flip(2)], 1)), nn.Flatten(), nn.Linear(72, 3))),
+    "select and stack": (IMAGE, _ending(lambda: [Apply(lambda x: torch.stack([x[:, 0], x[:, 1, :, :].flip(2)], 1))], 72)),
     "mean": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), Apply(lambda x: x.mean((2, 3))), nn.Linear(3, 3))),
-    "sum and scale": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), Apply(lambda x: -(x.sum(-1) * 0.5 - 1.0) / 4), nn.Flatten(), nn.Linear(12, 3))),
-    "expand": (FLAT, lambda: nn.Sequential(Apply(lambda x: x.unsqueeze(1).expand(-1, 2, 4)), nn.Flatten(), nn.Linear(8, 3))),
+    "sum and scale": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3), nn.ReLU(), Apply(lambda x: -(x.sum(-1) * 0.5 - 1.0) / 4)], 12)),
+    "expand": (FLAT, _ending(lambda: [Apply(lambda x: x.unsqueeze(1).expand(-1, 2, 4))], 8)),
     "constant minus x": (FLAT, _dense(lambda x: torch.ones(6, dtype=x.dtype) * 0.5 - x.relu())),
-    "upsample": (IMAGE, lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(2, 2, 3, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))),
-    "pixel shuffle": ((4, 3, 3), lambda: nn.Sequential(nn.PixelShuffle(2), nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(50, 3))),
+    "upsample": (IMAGE, _ending(lambda: [nn.Upsample(scale_factor=2), nn.Conv2d(2, 2, 3, stride=3), nn.ReLU()], 32)),
+    "pixel shuffle": ((4, 3, 3), _ending(lambda: [nn.PixelShuffle(2), nn.Conv2d(1, 2, 2), nn.ReLU()], 50)),
     "dropout in evaluation": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.ReLU(), nn.Linear(6, 3))),
     "relu in place": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3))),
     "leaky relu": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(0.2), nn.Linear(6, 3), nn.LeakyReLU())),
@@ -429,7 +443,8 @@ ZOO: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "abs": (FLAT, _dense(torch.abs)),
     "single logit": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))),
     "single logit, flat": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1), nn.Flatten(0))),
-    "standardised": (IMAGE, lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))),
+    "single logit, selected": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Apply(lambda x: x[:, 2]), nn.ReLU(), Apply(lambda x: 2 * x - 1))),
+    "standardised": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3), nn.ReLU()], 48)),
 }
 
 

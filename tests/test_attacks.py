@@ -320,6 +320,18 @@ def test_broken_points_leave_at_once_and_all_passes_are_counted() -> None:
     assert sum(found.forwards) == sum(len(batch) for batch in model.asked[:-1])
 
 
+def test_restarts_that_cannot_matter_any_more_are_stopped() -> None:
+    """Only the start at the point itself finds a slope; the other nineteen would wander over a plateau to their last step."""
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.where(x[:, 1] == 0.5, 0.5 - x[:, 0], 1.0 + 0 * x[:, 0])
+
+    model = Fn(lambda x: torch.stack([slope(x), torch.zeros(len(x), dtype=F64)], 1))
+    problem = Problem.pose(model, torch.tensor([[0.45, 0.5]], dtype=F64), [0], Ball("linf", 0.1))
+    found = run(PGD(steps=100, restarts=20, step=0.2), problem)
+    assert found.broken == [True] and found.candidate[0, 1] == 0.5 and found.forwards[0] <= 20 * 4
+
+
 @pytest.mark.parametrize("targets", [0, 3])
 def test_the_cost_of_a_point_that_resists(targets: int) -> None:
     """100 steps and 20 restarts are 2,000 gradients, and one look at each end."""

@@ -108,7 +108,8 @@ def test_one_ulp_outside_is_outside(norm: str) -> None:
     narrow = Ball(norm, 1.0, box=(-0.2, 0.2)).region(x)
     face = torch.tensor([[0.2, -0.2, 0.0]], dtype=torch.float64)
     assert narrow.contains(face).tolist() == [True]
-    assert narrow.contains(torch.nextafter(face, torch.full_like(face, torch.inf))).tolist() == [False]
+    for direction in (torch.inf, -torch.inf):
+        assert narrow.contains(torch.nextafter(face, torch.full_like(face, direction))).tolist() == [False]
 
 
 def test_a_float32_point_is_compared_with_the_float64_radius() -> None:

@@ -1,4 +1,7 @@
-"""Do certifiers claim what is true, once for each point, and as much as can be claimed? Closed forms on linear models, agreement between tools, and networks whose exact distances are published."""
+"""Do certifiers claim what is true, once for each point, and as much as can be claimed?
+
+Closed forms on linear models, agreement between tools, and networks whose exact distances are published.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from calipers.problem.tools import Certifier
 
 NORMS = ("linf", "l2", "l1")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not (DATA / "nets" / "mnist_wk17a.npz").exists(), reason="the reference networks are not on this machine (expected in ../shared/data beside the project)")
+needs_data = pytest.mark.skipif(not (DATA / "nets" / "mnist_wk17a.npz").exists(), reason="the reference networks are not beside the project (../shared/data)")
 
 
 def claims(tool: Certifier, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -80,7 +83,7 @@ def test_crown_is_exact_on_a_linear_model(norm: str, goal: Goal | None) -> None:
     radii, bounds = claims(CROWN(), problem)
     torch.testing.assert_close(bounds, exact, rtol=0, atol=1e-12)
     assert bool((bounds <= exact).all())
-    assert radii.tolist() == torch.where(exact > 0, 0.3, 0.0).tolist()
+    assert radii.tolist() == [0.3 if e > 0 else 0.0 for e in exact.tolist()]
     assert bool((radii == 0).any()) and bool((radii > 0).any())
 
 
@@ -100,7 +103,7 @@ def test_largest_radius_is_margin_over_dual_norm(norm: str) -> None:
     problem = linear_problem(norm)
     margin, fall = falls(problem)
     exact = (margin / fall).amin(1).clamp_min(0)
-    radii, _ = claims(LargestRadius(CROWN()), problem)
+    radii, _ = claims(LargestRadius(CROWN(), rounds=40), problem)
     assert bool((radii <= exact).all())
     torch.testing.assert_close(radii, exact, rtol=2e-3, atol=0)
     assert float(radii[-1]) == 0.0
@@ -112,7 +115,7 @@ def test_largest_radius_towards_a_target_is_where_its_last_rival_falls(norm: str
     margin, fall = falls(problem)
     # Resisting means that one class stays ahead of the target: CROWN proves the largest of the lower bounds positive.
     exact = (margin / fall).amax(1)
-    radii, _ = claims(LargestRadius(CROWN()), problem)
+    radii, _ = claims(LargestRadius(CROWN(), rounds=40), problem)
     assert bool((radii <= exact.clamp_min(0)).all())
     torch.testing.assert_close(radii, exact.clamp_min(0), rtol=2e-3, atol=0)
 
@@ -144,7 +147,7 @@ TOOLS: list[tuple[str, Callable[[], Certifier]]] = [
     ("IBP", IBP),
     ("CROWN", CROWN),
     ("LargestRadius of IBP", lambda: LargestRadius(IBP())),
-    ("LargestRadius of CROWN", LargestRadius),
+    ("LargestRadius of CROWN", lambda: LargestRadius(CROWN())),
 ]
 
 
@@ -156,13 +159,14 @@ def test_every_point_is_mentioned_once_in_batches_of_any_size(monkeypatch: pytes
         monkeypatch.setattr(crown, "_POINTS", size)
         assert len(list(tool()(problem))) == -(-len(problem) // size)
         for a, b in zip(claims(tool(), problem), whole, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+            # A search in float32 may stop a step earlier in other company; what is bounded at a given radius may not move.
+            torch.testing.assert_close(a, b, rtol=2e-3 if "Largest" in name else 1e-9, atol=1e-4 if "Largest" in name else 1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_largest_radius_claims_only_what_crown_proves_in_checked_arithmetic(norm: str) -> None:
     problem = small_problem(norm)
-    radii, margins = claims(LargestRadius(), problem)
+    radii, margins = claims(LargestRadius(CROWN()), problem)
     assert bool((radii > 0).all())
     bound = CROWN().bound(problem.at(radii), CHECKED)
     assert bool((bound.worst > 0).all())
@@ -173,7 +177,7 @@ def test_largest_radius_claims_only_what_crown_proves_in_checked_arithmetic(norm
 @pytest.mark.parametrize("norm", NORMS)
 def test_largest_radius_is_nearly_the_largest(norm: str) -> None:
     problem = small_problem(norm)
-    radii, _ = claims(LargestRadius(tolerance=1e-4, rounds=30), problem)
+    radii, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=30), problem)
     wide = problem.threat.widest(problem.x)
     beyond = CROWN().bound(problem.at(torch.minimum(radii * 1.01, wide)), CHECKED).worst
     assert bool(((beyond <= 0) | (radii * 1.01 > wide)).all())
@@ -182,7 +186,7 @@ def test_largest_radius_is_nearly_the_largest(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_smaller_radius_is_proved_too(norm: str) -> None:
     problem = small_problem(norm)
-    radii, _ = claims(LargestRadius(), problem)
+    radii, _ = claims(LargestRadius(CROWN()), problem)
     for share in (0.0, 0.1, 0.5, 0.9):
         assert bool((CROWN().bound(problem.at(radii * share), CHECKED).worst > 0).all())
 
@@ -203,20 +207,20 @@ def test_crown_proves_at_least_what_intervals_prove(norm: str) -> None:
 
 
 def test_where_the_search_begins_does_not_matter() -> None:
-    near, _ = claims(LargestRadius(tolerance=1e-4, rounds=40), small_problem(radius=1e-4))
-    far, _ = claims(LargestRadius(tolerance=1e-4, rounds=40), small_problem(radius=0.9))
-    each, _ = claims(LargestRadius(tolerance=1e-4, rounds=40), small_problem(radius=torch.logspace(-4, -0.1, 10, dtype=torch.float64)))
+    near, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=1e-4))
+    far, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=0.9))
+    each, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=torch.logspace(-4, -0.1, 10, dtype=torch.float64)))
     torch.testing.assert_close(near, far, rtol=1e-3, atol=0)
     torch.testing.assert_close(each, far, rtol=1e-3, atol=0)
 
 
 def test_a_start_at_radius_zero_is_a_start() -> None:
-    radii, _ = claims(LargestRadius(rounds=60), small_problem(radius=0.0, points=3))
-    torch.testing.assert_close(radii, claims(LargestRadius(), small_problem(points=3))[0], rtol=1e-2, atol=0)
+    radii, _ = claims(LargestRadius(CROWN(), rounds=120), small_problem(radius=0.0, points=3))
+    torch.testing.assert_close(radii, claims(LargestRadius(CROWN()), small_problem(points=3))[0], rtol=1e-2, atol=0)
 
 
 def test_each_point_is_asked_at_its_own_radius() -> None:
-    found, _ = claims(LargestRadius(), small_problem())
+    found, _ = claims(LargestRadius(CROWN()), small_problem())
     asked = torch.where(torch.arange(10) % 2 == 0, found * 0.9, found * 1.5)
     radii, _ = claims(CROWN(), small_problem(radius=asked))
     assert radii.tolist() == torch.where(torch.arange(10) % 2 == 0, asked, 0.0).tolist()
@@ -224,23 +228,23 @@ def test_each_point_is_asked_at_its_own_radius() -> None:
 
 def test_a_point_alone_gets_the_radius_it_gets_in_company() -> None:
     problem = small_problem("l2")
-    together, _ = claims(LargestRadius(), problem)
-    alone = torch.cat([claims(LargestRadius(), problem.take([i]))[0] for i in range(len(problem))])
+    together, _ = claims(LargestRadius(CROWN()), problem)
+    alone = torch.cat([claims(LargestRadius(CROWN()), problem.take([i]))[0] for i in range(len(problem))])
     torch.testing.assert_close(alone, together, rtol=1e-3, atol=0)
 
 
 def test_targeted_claims_are_at_least_as_large_as_untargeted_ones() -> None:
     problem = small_problem()
-    untargeted, _ = claims(LargestRadius(), problem)
+    untargeted, _ = claims(LargestRadius(CROWN()), problem)
     for shift in (1, 2):
-        targeted, _ = claims(LargestRadius(), small_problem(goal=Targeted((problem.y + shift) % 3)))
+        targeted, _ = claims(LargestRadius(CROWN()), small_problem(goal=Targeted((problem.y + shift) % 3)))
         assert bool((targeted >= untargeted * 0.995).all())
 
 
 def test_misclassified_and_tied_points_get_nothing() -> None:
     module = nn.Linear(2, 2, bias=False).double()
     with torch.no_grad():
-        module.weight.copy_(torch.eye(2))
+        module.weight.copy_(3 * torch.eye(2))
     x = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]], dtype=torch.float64)
     problem = Problem.pose(module, x, torch.tensor([0, 0, 0]), Ball("linf", 0.1))
     for _, tool in TOOLS:
@@ -254,7 +258,7 @@ def test_a_point_that_nothing_in_the_box_can_change_gets_the_whole_box() -> None
         module.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         module.bias.copy_(torch.tensor([5.0, 0.0]))
     problem = Problem.pose(module, torch.tensor([[0.2, 0.7]], dtype=torch.float64), torch.tensor([0]), Ball("linf", 0.05))
-    radii, _ = claims(LargestRadius(), problem)
+    radii, _ = claims(LargestRadius(CROWN()), problem)
     assert float(radii) >= 0.8 * (1 - 2e-3)
 
 
@@ -268,7 +272,7 @@ def test_search_and_proof_are_the_same_bound_up_to_rounding() -> None:
 @pytest.mark.parametrize(("rounds", "tolerance"), [(0, 1e-3), (5, 0.0), (5, 1.0), (5, float("nan"))])
 def test_senseless_settings_are_refused(rounds: int, tolerance: float) -> None:
     with pytest.raises(BadInput, match="rounds >= 1"):
-        LargestRadius(rounds=rounds, tolerance=tolerance)
+        LargestRadius(CROWN(), rounds=rounds, tolerance=tolerance)
 
 
 # ---- published networks -----------------------------------------------------------------------------------------------------------------------------
@@ -315,7 +319,7 @@ def test_reference_network_at_a_tenth_agrees_with_the_exact_answers() -> None:
 def test_radii_of_the_reference_network_lie_below_the_exact_distances() -> None:
     exact = exact_distances("wk17a_linf_exact_idx0-249.csv")
     indices = [i for i, distance in exact.items() if distance < np.inf] + list(range(23))
-    radii, _ = claims(LargestRadius(), reference_problem("mnist_wk17a", *mnist(indices), 0.1))
+    radii, _ = claims(LargestRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1))
     assert_below_exact(radii, indices, exact, 1e-6)
     assert float(radii.median()) > 0.08
 
@@ -325,7 +329,7 @@ def test_radii_of_the_reference_network_lie_below_the_exact_distances() -> None:
 def test_all_radii_of_the_reference_network_lie_below_the_exact_distances() -> None:
     exact = exact_distances("wk17a_linf_exact_idx0-249.csv")
     indices = range(250)
-    radii, _ = claims(LargestRadius(), reference_problem("mnist_wk17a", *mnist(indices), 0.1))
+    radii, _ = claims(LargestRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1))
     assert_below_exact(radii, indices, exact, 1e-6)
 
 
@@ -334,7 +338,7 @@ def test_all_radii_of_the_reference_network_lie_below_the_exact_distances() -> N
 def test_radii_of_the_tiny_network_lie_below_the_exact_distances(norm: str) -> None:
     exact = exact_distances(f"tiny_mlp20_{norm}_exact.csv")
     indices = list(exact)
-    radii, _ = claims(LargestRadius(), reference_problem("mnist_tiny_mlp20", *mnist(indices), 0.1, norm))
+    radii, _ = claims(LargestRadius(CROWN()), reference_problem("mnist_tiny_mlp20", *mnist(indices), 0.1, norm))
     assert_below_exact(radii, indices, exact, 1e-4 if norm == "l1" else 1e-6)
     assert float(radii.max()) > 0
 

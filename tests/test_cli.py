@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-MODEL = '''
+MODEL = """
 import torch
 from torch import nn
 
@@ -32,7 +32,7 @@ def uncapturable():
         def forward(self, x):
             return self.inner(x) if float(x.detach().sum()) > 0 else self.inner(-x)
     return Branching().eval()
-'''
+"""
 
 
 @pytest.fixture
@@ -80,7 +80,15 @@ def test_distance_prints_a_line_a_point(folder: Path) -> None:
     assert len(done.stdout.split("certified above")[1].strip().splitlines()) == 6
 
 
-@pytest.mark.parametrize("command", [("attack", "-t", "PGD(steps=5)"), ("certify", "-t", "IBP"), ("attack", "-t", "Steepest(targets=2)"), ("certify", "-t", "LargestRadius(CROWN(), rounds=3)")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("attack", "-t", "PGD(steps=5)"),
+        ("certify", "-t", "IBP"),
+        ("attack", "-t", "Steepest(targets=2)"),
+        ("certify", "-t", "LargestRadius(CROWN(), rounds=3)"),
+    ],
+)
 def test_one_tool_alone(folder: Path, command: tuple[str, ...]) -> None:
     done = calipers(folder, *command, "-m", "net.py:build", "-d", "points.npz")
     assert done.returncode == 0 and "at most" in done.stdout, done.stderr

@@ -106,7 +106,8 @@ def _boxed_distance(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: 
 
 
 def _quadratic(a: np.ndarray, margin: float, x: np.ndarray) -> float:
-    """Project x onto {<a, delta> <= -margin} within the box: delta = clip(-t a), with the one multiplier t that meets the plane (bisection; the left side is monotone)."""
+    """Project x onto {<a, delta> <= -margin} within the box: delta = clip(-t a), with the one multiplier t that meets the plane (bisection; the left
+    side is monotone)."""
     low, high = -x, 1 - x
     reach = np.where(a > 0, low, high)
     if a @ reach > -margin:

@@ -35,7 +35,8 @@ def test_graph_equals_module_on_batches_of_any_size(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_operation_is_of_one_kind_and_names_its_place(name: str) -> None:
     for node in nets.captured(name).nodes:
-        assert sum(isinstance(node.op, kind) and node.op.kind == word for kind, word in ((Affine, "affine"), (Elementwise, "elementwise"), (Selection, "selection"))) == 1
+        kinds = [(Affine, "affine"), (Elementwise, "elementwise"), (Selection, "selection")]
+        assert sum(isinstance(node.op, kind) and node.op.kind == word for kind, word in kinds) == 1
         assert node.where
 
 
@@ -138,13 +139,13 @@ def test_window_of_a_convolution_is_its_adjoint_on_the_padded_image(name: str) -
 
 
 def test_slopes_are_the_diagonal() -> None:
-    for name in NAMES:
-        for op, inputs, y in affine_operations(name):
-            if hasattr(op, "slopes"):
-                for slope, back in zip(op.slopes(), op.adjoint(y), strict=True):
-                    torch.testing.assert_close((y * slope).expand(back.shape), back)
-    assert any(hasattr(op, "slopes") for op, _, _ in affine_operations("residual"))
-    assert inputs  # the loop ran
+    seen = set()
+    for op, _, y in (operation for name in NAMES for operation in affine_operations(name)):
+        if hasattr(op, "slopes"):
+            seen.add(type(op).__name__)
+            for slope, back in zip(op.slopes(), op.adjoint(y), strict=True):
+                torch.testing.assert_close(y * slope, back)
+    assert {"Scale", "Sum"} <= seen
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------------------------------------------
@@ -224,7 +225,11 @@ def test_python_decisions_are_refused(function: Callable[[Tensor], Tensor]) -> N
     assert "cannot be exported" in message and "torch.where" in message and "attacks work without a graph" in message
 
 
-@pytest.mark.parametrize("function", [lambda x: x + 0.1 * torch.rand(4, dtype=x.dtype), lambda x: x * (1 + 1e-6 * torch.randn((), dtype=x.dtype))], ids=["noise", "small noise"])
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x + 0.1 * torch.rand(4, dtype=x.dtype), lambda x: x * (1 + 1e-6 * torch.randn((), dtype=x.dtype))],
+    ids=["noise", "small noise"],
+)
 def test_random_models_are_refused(function: Callable[[Tensor], Tensor]) -> None:
     message = refusal(function, CaptureError)
     assert "disagree" in message and "randomness" in message
@@ -277,6 +282,6 @@ def test_an_output_that_does_not_depend_on_the_input_is_refused() -> None:
         capture(Classifier(Deaf()), torch.rand(3, 4))
 
 
-def test_the_input_itself_as_output_is_refused_or_bounded() -> None:
+def test_the_input_itself_as_output_is_refused() -> None:
     with pytest.raises(CaptureError, match="does not depend"):
         capture(Classifier(nn.Identity()), torch.rand(3, 4))

@@ -24,7 +24,14 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
 
 EPSILON = 0.1
-SMALL = Plan("small", (Stage(calipers.PGD(steps=5, step=0.4), "attack"), Stage(calipers.CROWN(), "certifier"), Stage(Nearest(calipers.PGD(steps=4, step=0.5), rounds=3), "attack", "distance")))
+SMALL = Plan(
+    "small",
+    (
+        Stage(calipers.PGD(steps=5, step=0.4), "attack"),
+        Stage(calipers.CROWN(), "certifier"),
+        Stage(Nearest(calipers.PGD(steps=4, step=0.5), rounds=3), "attack", "distance"),
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +153,7 @@ def test_an_interrupt_keeps_what_is_known(sample: tuple[torch.Tensor, torch.Tens
             raise KeyboardInterrupt
 
     whole = measured(*sample)
-    first, crown, last = SMALL.stages
+    first, _, last = SMALL.stages
     stopped = measured(*sample, plan=Plan("stopped", (first, Stage(Interrupting(), "certifier"), last)), record=tmp_path / "r")
     assert not stopped.finished
     assert stopped.robust_accuracy.attacked.count < 60 and stopped.robust_accuracy.certified.count == 0
@@ -286,7 +293,7 @@ def test_check_replays_and_finds_a_forgery(sample: tuple[torch.Tensor, torch.Ten
     model, ball = data.build("mnist-robust"), calipers.Ball("linf", EPSILON)
     (sound,) = calipers.check(record, model, lambda q: ball)
     assert sound.sound and sound.witnesses > 50 and sound.certificates > 30
-    name = next(r.name for r in result.points if r.verdict == "robust" and r.upper == np.inf or r.verdict == "unknown")
+    name = next(r.name for r in result.points if (r.verdict == "robust" and r.upper == np.inf) or r.verdict == "unknown")
     forged = calipers.Evidence(name, "certificate", repr(calipers.CROWN()), 0.29, 1.0, "float64-checked")
     result.ledger.append(result.summary.question.fingerprint, [forged])
     (caught,) = calipers.check(record, model, lambda q: ball)

@@ -56,7 +56,8 @@ __all__ = [
     "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "distance", "measure",
     "Nearest", "Steepest", "PGD", "CROWN", "IBP", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
-    "load_data", "load_model", "Plan", "Stage", "Ball", "Classifier", "mse", "psnr", "radius_of_equal_energy", "Targeted", "Untargeted", "distance_between", "Problem",
+    "load_data", "load_model", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted",
+    "distance_between", "mse", "psnr", "radius_of_equal_energy",
     "Bracket", "clopper_pearson", "dkw_half_width", "two_sided", "wilson", "Evidence", "Ledger",
 ]  # fmt: skip
 

@@ -82,8 +82,9 @@ def measure(
 ) -> Result:
     """Measure how robust a model is at points x (N, *D) with labels y (N,), from both sides.
 
-    `plan` is "quick", "standard", "distance" or a `Plan`. With a `record` file everything admitted is kept, and the same call takes an interrupted run up again. `seconds` limits the run.
-    Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness. Ctrl-C returns what is known.
+    `plan` is "quick", "standard", "distance" or a `Plan`. With a `record` file everything admitted is kept, and the same call takes an interrupted
+    run up again. `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness. Ctrl-C returns
+    what is known.
     """
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = plan_named(plan) if isinstance(plan, str) else plan
@@ -103,7 +104,15 @@ def _result(problem: Problem, ledger: Ledger, confidence: float, finished: bool)
 
 
 def distance(
-    model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, *, goal: Goal | None = None, seed: int = 0, record: str | Path | Ledger | None = None, watch: Watch | None = None
+    model: nn.Module | Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Ball,
+    *,
+    goal: Goal | None = None,
+    seed: int = 0,
+    record: str | Path | Ledger | None = None,
+    watch: Watch | None = None,
 ) -> Bracket:
     """Return the bracket [certified, attacked] on every point's adversarial distance; the threat's radius is only where the searches begin."""
     return measure(model, x, y, threat, goal=goal, plan="distance", seed=seed, record=record, watch=watch).bracket
@@ -111,7 +120,8 @@ def distance(
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """What one attack did: `candidates (N, *D)`, `distance (N,)` float64, `margin (N,)` the worst margin there, `success (N,)` admitted as witness inside the radius, passes spent (N,)."""
+    """What one attack did: `candidates (N, *D)`, `distance (N,)` float64, `margin (N,)` the worst margin there, `success (N,)` admitted as witness
+    inside the radius, passes spent (N,)."""
 
     candidates: Tensor
     distance: Tensor
@@ -145,7 +155,8 @@ def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tens
 
 @dataclass(frozen=True, eq=False)
 class Certified:
-    """What one certifier proved: `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the lower bound of the worst margin, and the guarantee."""
+    """What one certifier proved: `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the lower bound of the worst
+    margin, and the guarantee."""
 
     radius: Tensor
     certified: Tensor
@@ -222,7 +233,11 @@ def _replay(problem: Problem, place: dict[str, int], ledger: Ledger, asked: Ques
     index = torch.tensor([place[fact.point]])
     point = torch.as_tensor(array)[None].to(problem.x)
     if fact.tool == CLEAN:
-        return [] if any(e.kind == "witness" for e in Referee(problem).open(index)) else [f"point {fact.point}: recorded as misclassified, but the model is right there"]
+        return (
+            []
+            if any(e.kind == "witness" for e in Referee(problem).open(index))
+            else [f"point {fact.point}: recorded as misclassified, but the model is right there"]
+        )
     none = torch.zeros(1, dtype=torch.long)
     ruling = Referee(problem).attempt(Attempt(torch.zeros(1, dtype=torch.long), point, none, none), index, fact.tool, 0.0)
     if not ruling.evidence:
@@ -241,7 +256,11 @@ def _reprove(problem: Problem, place: dict[str, int], facts: list[Evidence]) -> 
         asked = problem.take([place[e.point] for e in part]).at(torch.tensor([e.radius for e in part], dtype=torch.float64))
         for claim in tool(asked):
             held = (claim.radius >= asked.threat.radii(len(part))[claim.index.cpu()].to(claim.radius)).tolist()  # type: ignore[union-attr]
-            failures += [f"point {part[i].point}: {part[i].tool} does not prove {part[i].radius:.9g} again" for i, ok in zip(claim.index.tolist(), held, strict=True) if not ok]
+            failures += [
+                f"point {part[i].point}: {part[i].tool} does not prove {part[i].radius:.9g} again"
+                for i, ok in zip(claim.index.tolist(), held, strict=True)
+                if not ok
+            ]
     return failures
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,125 +23,49 @@ if TYPE_CHECKING:
     from calipers.record.evidence import Question
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
-    help="Measure how robust a neural network really is: attacks from above, certificates from below. `calipers measure` alone measures two small MNIST networks that ship with it.",
-)  # fmt: skip
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Measure how robust a neural network really is: attacks from above, certificates from below. "
+    "`calipers measure` alone measures two small MNIST networks that ship with it.",
+)
 
 EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_INTERRUPTED = 2, 3, 130
 _RECORD = "run.calipers"
-
-Model = Annotated[str | None, typer.Option("--model", "-m", help="file.py:function, model.pt2, weights with --builder, mnist-plain or mnist-robust. Default: both embedded networks.")]
-Builder = Annotated[str | None, typer.Option(help="file.py:function that builds the module, when --model is a file of weights.")]
-Data = Annotated[str | None, typer.Option("--data", "-d", help=".npz with x and y, .npy (with --labels), or a folder of images by class. Default: 500 MNIST test images.")]
-Labels = Annotated[str | None, typer.Option(help=".npy with the labels.")]
-Points = Annotated[int | None, typer.Option("--points", "-n", help="Measure the first N points only.")]
-Norm = Annotated[str, typer.Option(help="linf, l2 or l1.")]
-Epsilon = Annotated[str, typer.Option("--epsilon", "-e", help="Radius in the data's own units; fractions such as 8/255 are exact.")]
-BoxOption = Annotated[str, typer.Option("--box", help="Valid values, low,high; or none.")]
-Mean = Annotated[str | None, typer.Option(help="Mean that the model's inputs were standardised with: one number, or one a channel, separated by commas.")]
-Std = Annotated[str | None, typer.Option(help="Standard deviation, likewise.")]
-Seed = Annotated[int, typer.Option(help="Seed of all random starts.")]
-Record = Annotated[str, typer.Option("--record", "--resume", help="File that keeps all evidence; the same command takes an interrupted run up again. none: keep nothing.")]
-Report = Annotated[str, typer.Option("--report", "-o", help="Page to write; none: no page.")]
-Confidence = Annotated[float, typer.Option(help="Confidence of all intervals.")]
-Seconds = Annotated[float | None, typer.Option(help="Stop after about so many seconds, with what is known.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+_STATISTICS = "Mean that the model's inputs were standardised with: one number, or one a channel, separated by commas."
 
 
-@app.command()
-def measure(
-    model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf", epsilon: Epsilon = "0.1", box: BoxOption = "0,1",
-    mean: Mean = None, std: Std = None, plan: Annotated[str, typer.Option("--plan", "-p", help="quick, standard or distance.")] = "standard", seed: Seed = 0, record: Record = _RECORD,
-    report: Report = "report.html", confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
-) -> None:  # fmt: skip
-    """Robust accuracy from both sides, and a bracket on every point's adversarial distance."""
-    from calipers.presets import plan_named
+@dataclass(frozen=True)
+class Options:
+    """The options that every measuring command takes."""
 
-    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: plan_named(plan), seed, record, report, confidence, seconds, quiet)
-
-
-@app.command()
-def distance(
-    model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
-    epsilon: Annotated[str, typer.Option("--epsilon", "-e", help="Where the searches begin.")] = "0.1", box: BoxOption = "0,1", mean: Mean = None, std: Std = None, seed: Seed = 0,
-    record: Record = _RECORD, report: Report = "none", confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
-) -> None:  # fmt: skip
-    """Brackets on the distance to the nearest adversarial example, one line a point."""
-    from calipers.presets import plan_named
-
-    asked = _Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std)
-    for result in _run(asked, lambda: plan_named("distance"), seed, record, report, confidence, seconds, quiet):
-        print("\npoint  label  answer  certified above  broken at  by")
-        for row in result.points:
-            upper = "-" if row.upper == float("inf") else f"{row.upper:.6g}"
-            tools = row.note if row.verdict == "invalid" else ", ".join(t.split("(")[0] for t in (row.lower_tool, row.upper_tool) if t)
-            print(f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  {upper:>9}  {tools}")
-
-
-Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, CROWN, IBP …")]
-
-
-@app.command()
-def attack(
-    tool: Tool = None, model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
-    epsilon: Epsilon = "0.1", box: BoxOption = "0,1", mean: Mean = None, std: Std = None, seed: Seed = 0, record: Record = "none", report: Report = "none",
-    confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
-) -> None:  # fmt: skip
-    """The upper jaw alone: one attack, refereed."""
-    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: _plan_of(tool, "DEFAULT_ATTACK"), seed, record, report, confidence, seconds, quiet)
-
-
-@app.command()
-def certify(
-    tool: Tool = None, model: Model = None, builder: Builder = None, data: Data = None, labels: Labels = None, points: Points = None, norm: Norm = "linf",
-    epsilon: Epsilon = "0.1", box: BoxOption = "0,1", mean: Mean = None, std: Std = None, seed: Seed = 0, record: Record = "none", report: Report = "none",
-    confidence: Confidence = 0.95, seconds: Seconds = None, quiet: Quiet = False,
-) -> None:  # fmt: skip
-    """The lower jaw alone: one certifier."""
-    _run(_Asked(model, builder, data, labels, points, norm, epsilon, box, mean, std), lambda: _plan_of(tool, "DEFAULT_CERTIFIER"), seed, record, report, confidence, seconds, quiet)
-
-
-@app.command()
-def check(
-    record: Annotated[str, typer.Argument(help="The record to check.")] = _RECORD, model: Model = None, builder: Builder = None, mean: Mean = None, std: Std = None,
-    certificates: Annotated[bool, typer.Option(help="Prove every certificate again, not only the witnesses.")] = True,
-) -> None:  # fmt: skip
-    """Replay every witness of a record, and prove its certificates again."""
-    from calipers.api import check as check_record
-
-    with _errors():
-        classifiers = _Asked(model, builder, None, None, None, "linf", "0", "0,1", mean, std).classifiers()
-        found = [(name, one) for name, c in classifiers for one in _checked(check_record, record, c, certificates, skip=len(classifiers) > 1)]
-        if not found:
-            raise BadInput(f"{record} holds no question about these models. Name the model that was measured: --model file.py:function")
-        for name, one in found:
-            print(f"{name}: {one.witnesses} witnesses replayed, {one.certificates} certificates proved again, {len(one.failures)} failed")
-            for line in one.failures:
-                print(f"  {line}")
-        if any(not one.sound for _, one in found):
-            raise typer.Exit(EXIT_CONTRADICTION)
-
-
-@app.command("report")
-def report_command(
-    record: Annotated[str, typer.Argument(help="The record to show.")] = _RECORD, output: Report = "report.html", confidence: Confidence = 0.95,
-) -> None:  # fmt: skip
-    """Print the tables of a record, and write its page. Needs neither the model nor torch."""
-    from calipers.record.ledger import Ledger
-    from calipers.report.render import render_html
-    from calipers.report.text import render_text
-
-    with _errors(), Ledger(record, read_only=True) as ledger:
-        print(render_text(ledger, confidence))
-        if output != "none":
-            print(f"\n{render_html(ledger, output, confidence)}")
-
-
-class _Asked:
-    """What the options say about model, data and threat."""
-
-    def __init__(self, *options: Any) -> None:
-        (self.model, self.builder, self.data, self.labels, self.points, self.norm, self.epsilon, self.box, self.mean, self.std) = options
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="file.py:function, model.pt2, weights with --builder, mnist-plain or mnist-robust. Default: both embedded networks."
+        ),
+    ] = None
+    builder: Annotated[str | None, typer.Option(help="file.py:function that builds the module, when --model is a file of weights.")] = None
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help=".npz with x and y, .npy (with --labels), or a folder of images by class. Default: 500 MNIST images.")
+    ] = None
+    labels: Annotated[str | None, typer.Option(help=".npy with the labels.")] = None
+    points: Annotated[int | None, typer.Option("--points", "-n", help="Measure the first N points only.")] = None
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf"
+    epsilon: Annotated[str, typer.Option("--epsilon", "-e", help="Radius in the data's own units; fractions such as 8/255 are exact.")] = "0.1"
+    box: Annotated[str, typer.Option("--box", help="Valid values, low,high; or none.")] = "0,1"
+    mean: Annotated[str | None, typer.Option(help=_STATISTICS)] = None
+    std: Annotated[str | None, typer.Option(help="Standard deviation, likewise.")] = None
+    seed: Annotated[int, typer.Option(help="Seed of all random starts.")] = 0
+    record: Annotated[
+        str, typer.Option("--record", "--resume", help="File that keeps all evidence; the same command takes an interrupted run up again. none: keep nothing.")
+    ] = _RECORD
+    report: Annotated[str, typer.Option("--report", "-o", help="Page to write; none: no page.")] = "none"
+    confidence: Annotated[float, typer.Option(help="Confidence of all intervals.")] = 0.95
+    seconds: Annotated[float | None, typer.Option(help="Stop after about so many seconds, with what is known.")] = None
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False
 
     def classifiers(self) -> list[tuple[str, Classifier]]:
         """Return the named models; without a name both embedded ones."""
@@ -161,6 +87,101 @@ class _Asked:
         return Ball(self.norm, _numbers(self.epsilon, "a radius")[0], None if box is None else (box[0], box[1]))
 
 
+def _command(**defaults: Any) -> Callable[[Callable[..., None]], None]:
+    """Register a command that takes its own parameters, then the shared options (with other defaults where given)."""
+
+    def register(command: Callable[..., None]) -> None:
+        hints, shared = get_type_hints(command, include_extras=True), get_type_hints(Options, include_extras=True)
+        own = [p.replace(annotation=hints[p.name]) for p in list(inspect.signature(command).parameters.values())[1:]]
+        names = [f.name for f in fields(Options)]
+
+        def run(**given: Any) -> None:
+            options = Options(**{name: given.pop(name) for name in names})
+            command(options, **given)
+
+        usual = {f.name: defaults.get(f.name, f.default) for f in fields(Options)}
+        common = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=usual[n], annotation=shared[n]) for n in names]
+        run.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in own + common}
+        app.command(command.__name__, help=command.__doc__)(run)
+
+    return register
+
+
+_Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, CROWN, IBP …")]
+
+
+@_command(report="report.html")
+def measure(options: Options, plan: Annotated[str, typer.Option("--plan", "-p", help="quick, standard or distance.")] = "standard") -> None:
+    """Robust accuracy from both sides, and a bracket on every point's adversarial distance."""
+    _run(options, lambda: _plan_named(plan))
+
+
+@_command()
+def distance(options: Options) -> None:
+    """Brackets on the distance to the nearest adversarial example, one line a point; the searches begin at epsilon."""
+    for result in _run(options, lambda: _plan_named("distance")):
+        print("\npoint  label  answer  certified above  broken at  by")
+        for row in result.points:
+            upper = "-" if row.upper == float("inf") else f"{row.upper:.6g}"
+            tools = row.note if row.verdict == "invalid" else ", ".join(t.split("(")[0] for t in (row.lower_tool, row.upper_tool) if t)
+            print(f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  {upper:>9}  {tools}")
+
+
+@_command(record="none")
+def attack(options: Options, tool: _Tool = None) -> None:
+    """The upper jaw alone: one attack, refereed."""
+    _run(options, lambda: _plan_of(tool, "DEFAULT_ATTACK"))
+
+
+@_command(record="none")
+def certify(options: Options, tool: _Tool = None) -> None:
+    """The lower jaw alone: one certifier."""
+    _run(options, lambda: _plan_of(tool, "DEFAULT_CERTIFIER"))
+
+
+@app.command()
+def check(
+    record: Annotated[str, typer.Argument(help="The record to check.")] = _RECORD,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model that was measured. Default: the embedded networks.")] = None,
+    builder: Annotated[str | None, typer.Option(help="As for measure.")] = None,
+    mean: Annotated[str | None, typer.Option(help="As for measure.")] = None,
+    std: Annotated[str | None, typer.Option(help="As for measure.")] = None,
+    certificates: Annotated[bool, typer.Option(help="Prove every certificate again, not only the witnesses.")] = True,
+) -> None:
+    """Replay every witness of a record, and prove its certificates again."""
+    from calipers.api import check as check_record
+
+    with _errors():
+        classifiers = Options(model=model, builder=builder, mean=mean, std=std).classifiers()
+        found = [(name, one) for name, c in classifiers for one in _checked(check_record, record, c, certificates, skip=len(classifiers) > 1)]
+        if not found:
+            raise BadInput(f"{record} holds no question about these models. Name the model that was measured: --model file.py:function")
+        for name, one in found:
+            print(f"{name}: {one.witnesses} witnesses replayed, {one.certificates} certificates proved again, {len(one.failures)} failed")
+            for line in one.failures:
+                print(f"  {line}")
+        if any(not one.sound for _, one in found):
+            raise typer.Exit(EXIT_CONTRADICTION)
+
+
+@app.command("report")
+def report_command(
+    record: Annotated[str, typer.Argument(help="The record to show.")] = _RECORD,
+    output: Annotated[str, typer.Option("--report", "-o", help="Page to write; none: no page.")] = "report.html",
+    confidence: Annotated[float, typer.Option(help="Confidence of all intervals.")] = 0.95,
+) -> None:
+    """Print the tables of a record, and write its page. Needs neither the model nor torch."""
+    from calipers.record.ledger import Ledger
+    from calipers.report.render import render_html
+    from calipers.report.text import render_text
+
+    with _errors(), Ledger(record, read_only=True) as ledger:
+        print(render_text(ledger, confidence))
+        if output != "none":
+            print(f"\n{render_html(ledger, output, confidence)}")
+
+
 def _numbers(text: str, what: str) -> list[float]:
     try:
         return [float(Fraction(part.strip())) for part in text.split(",")]
@@ -176,30 +197,32 @@ def _plan_of(tool: str | None, usual: str) -> Plan:
     return Plan(repr(chosen), (presets.stage_of(chosen),), "measure --plan standard")
 
 
-def _run(
-    asked: _Asked, plan: Callable[[], Plan], seed: int, record: str, report: str, confidence: float, seconds: float | None, quiet: bool,
-) -> list[Result]:  # fmt: skip
+def _plan_named(name: str) -> Plan:
+    from calipers.presets import plan_named
+
+    return plan_named(name)
+
+
+def _run(options: Options, plan: Callable[[], Plan]) -> list[Result]:
+    """Measure every model that the options name, print the tables, and write the page."""
     with _errors():
         from calipers.api import measure as measure_problem
         from calipers.interchange import load_data
         from calipers.record.ledger import Ledger
         from calipers.report.text import render_text
 
-        chosen, threat, classifiers = plan(), asked.threat(), asked.classifiers()
-        x, y = load_data(asked.data, asked.labels, asked.points)
+        chosen, threat, classifiers = plan(), options.threat(), options.classifiers()
+        x, y = load_data(options.data, options.labels, options.points)
         results: list[Result] = []
-        with Ledger(None if record == "none" else record) as ledger:
+        with Ledger(None if options.record == "none" else options.record) as ledger:
             for name, classifier in classifiers:
-                with _watch(name, len(x), quiet) as watch:
-                    results.append(
-                        measure_problem(
-                            classifier, x, y, threat, plan=chosen, seed=seed, record=ledger, confidence=confidence, seconds=seconds, watch=watch, title=_title(name)
-                        )
-                    )
+                with _watch(name, len(x), options.quiet) as watch:
+                    settings = {"seed": options.seed, "confidence": options.confidence, "seconds": options.seconds}
+                    results.append(measure_problem(classifier, x, y, threat, plan=chosen, record=ledger, watch=watch, title=_title(name), **settings))  # type: ignore[arg-type]
                 if not results[-1].finished:
                     break
-            print(render_text([r.summary for r in results], confidence))
-            _show(results, report, record)
+            print(render_text([r.summary for r in results], options.confidence))
+            _show(results, options.report, options.record)
         return results
 
 

@@ -21,8 +21,9 @@ _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".w
 def load_model(source: str, *, builder: str | None = None, mean: list[float] | None = None, std: list[float] | None = None) -> Classifier:
     """Return the classifier that `source` names, in evaluation mode as its author left it.
 
-    `file.py:function` (called without arguments, returns a module or a Classifier), `model.pt2` (from torch.export.save), `weights.pt`, `.pth` or `.safetensors` (a state dict, with
-    `builder` naming the `file.py:function` that makes the module), or the name of an embedded network. Only `file.py` executes code; pickled objects are refused.
+    `file.py:function` (called without arguments, returns a module or a Classifier), `model.pt2` (from torch.export.save), `weights.pt`, `.pth` or
+    `.safetensors` (a state dict, with `builder` naming the `file.py:function` that makes the module), or the name of an embedded network. Only
+    `file.py` executes code; pickled objects are refused.
     """
     made = _load(source, builder)
     if isinstance(made, Classifier):
@@ -46,7 +47,10 @@ def _load(source: str, builder: str | None) -> Any:
         if builder is None:
             raise BadInput(f"{source} holds weights only: name the code that builds the module, --builder file.py:function")
         return _with_weights(_call(builder), path)
-    raise BadInput(f"{source} is no model that can be read. Give file.py:function, a .pt2, weights (.pt, .pth, .safetensors) with --builder, or one of {', '.join(data.NAMES)}.")
+    raise BadInput(
+        f"{source} is no model that can be read. Give file.py:function, a .pt2, weights (.pt, .pth, .safetensors) with --builder, "
+        f"or one of {', '.join(data.NAMES)}."
+    )
 
 
 def _existing(source: str, what: str) -> Path:
@@ -79,7 +83,9 @@ def _exported(path: Path) -> nn.Module:
     try:
         module: nn.Module = torch.export.load(path).module()
     except Exception as error:
-        raise BadInput(f"{path} cannot be read as an exported program ({type(error).__name__}: {error}). Write it with torch.export.save(program, path).") from error
+        raise BadInput(
+            f"{path} cannot be read as an exported program ({type(error).__name__}: {error}). Write it with torch.export.save(program, path)."
+        ) from error
     return module
 
 
@@ -94,7 +100,9 @@ def _with_weights(module: Any, path: Path) -> nn.Module:
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise BadInput(f"{path} cannot be read as plain weights ({type(error).__name__}). Save them with torch.save(module.state_dict(), path) or safetensors.") from error
+        raise BadInput(
+            f"{path} cannot be read as plain weights ({type(error).__name__}). Save them with torch.save(module.state_dict(), path) or safetensors."
+        ) from error
     try:
         module.load_state_dict(state.get("state_dict", state) if isinstance(state, dict) else state)
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -105,8 +113,8 @@ def _with_weights(module: Any, path: Path) -> nn.Module:
 def load_data(source: str | None, labels: str | None = None, points: int | None = None) -> tuple[Tensor, Tensor]:
     """Return x (N, *D) and y (N,), the first `points` of them.
 
-    `.npz` with arrays x and y (or one of each kind), `.npy` with the labels in another `.npy`, a folder with one sub-folder of images a class (in sorted order, as torchvision has it), or None: the embedded
-    MNIST images. 8-bit values are scaled to [0, 1]; images come out as (N, C, H, W).
+    `.npz` with arrays x and y (or one of each kind), `.npy` with the labels in another `.npy`, a folder with one sub-folder of images a class (in
+    sorted order, as torchvision has it), or None: the embedded MNIST images. 8-bit values are scaled to [0, 1]; images come out as (N, C, H, W).
     """
     if source is None:
         x, y = data.images()
@@ -162,5 +170,7 @@ def _folder(path: Path) -> tuple[Tensor, Tensor]:
     arrays = [np.asarray(image) for image in map(Image.open, (f for f, _ in files))]
     sizes = {a.shape for a in arrays}
     if len(sizes) > 1 or any(a.dtype != np.uint8 for a in arrays):
-        raise BadInput(f"the images in {path} must be 8-bit and of one size, found {len(sizes)} sizes: {', '.join(map(str, sorted(sizes)[:3]))}. Resize them first.")
+        raise BadInput(
+            f"the images in {path} must be 8-bit and of one size, found {len(sizes)} sizes: {', '.join(map(str, sorted(sizes)[:3]))}. Resize them first."
+        )
     return _as_points(np.stack(arrays)), torch.tensor([k for _, k in files])

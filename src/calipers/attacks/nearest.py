@@ -20,9 +20,10 @@ _EARLY = 0.02  # of the segment: how near to an end a false-position step may fa
 class Nearest:
     """The nearest adversarial example that an attack finds when its radius is bisected; the problem's radius is where the search begins.
 
-    Each round runs the attack on all unsettled points at once, each at its own radius: doubled while nothing is found, then halfway between the largest failure and the nearest success. Every success is
-    pulled back along the segment to its point until it is only just adversarial (beyond rounding in the model's dtype). A point is settled when both ends are within `tolerance` of each other.
-    Cost: up to `rounds` runs of the attack, and 8 forwards in float64 for each success.
+    Each round runs the attack on all unsettled points at once, each at its own radius: doubled while nothing is found, then halfway between the
+    largest failure and the nearest success. Every success is pulled back along the segment to its point until it is only just adversarial (beyond
+    rounding in the model's dtype). A point is settled when both ends are within `tolerance` of each other. Cost: up to `rounds` runs of the attack,
+    and 8 forwards in float64 for each success.
     """
 
     attack: Attack

@@ -239,9 +239,7 @@ class Patch:
 
     def _flat_index(self) -> tuple[Tensor, Tensor]:
         corner = (self.place // self.grid[1], self.place % self.grid[1])
-        axes = [
-            (corner[k] * self.stride[k] + self.offset[k])[:, None] + torch.arange(self._size[k], device=self.place.device) for k in range(2)
-        ]
+        axes = [(corner[k] * self.stride[k] + self.offset[k])[:, None] + torch.arange(self._size[k], device=self.place.device) for k in range(2)]
         inside = ((axes[0] >= 0) & (axes[0] < self.image[0]))[:, :, None] & ((axes[1] >= 0) & (axes[1] < self.image[1]))[:, None, :]
         flat = axes[0].clamp(0, self.image[0] - 1)[:, :, None] * self.image[1] + axes[1].clamp(0, self.image[1] - 1)[:, None, :]
         return flat.flatten(1), inside

@@ -207,7 +207,10 @@ class _Sweep:
         if self.mirror:
             self.pending = {k: a.mirrored() for k, a in self.pending.items()}
             if self.offset.dim():
-                self.offset, self.rounding = torch.cat([self.offset, -self.offset], 1), torch.cat([self.rounding] * 2, 1) if self.rounding.dim() else self.rounding
+                self.offset, self.rounding = (
+                    torch.cat([self.offset, -self.offset], 1),
+                    torch.cat([self.rounding] * 2, 1) if self.rounding.dim() else self.rounding,
+                )
             self.mirror = False
 
     def _replace(self, number: int) -> None:

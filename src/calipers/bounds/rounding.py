@@ -1,10 +1,10 @@
 """By how much can floating point have moved a bound? A-priori allowances that hold for any order of summation.
 
-For a sum of n products, |computed - exact| <= gamma(n) * sum |a_i||b_i| whatever the blocking, the order or fused multiply-adds (Higham, Accuracy and Stability, ch. 3). It does not hold for
-Winograd or FFT convolution and TF32, which is why the confirming pass runs in float64 with those off.
+For a sum of n products, |computed - exact| <= gamma(n) * sum |a_i||b_i| whatever the blocking, the order or fused multiply-adds (Higham, Accuracy and
+Stability, ch. 3). It does not hold for Winograd or FFT convolution and TF32, which is why the confirming pass runs in float64 with those off.
 
-How a backward sweep uses it: the computed coefficients of each operation are taken as exact choices; what one operation's rounding can cost is then gamma * <|A|, M>, where M bounds the
-operation's terms over the region (|W||x| + |b|, a forward quantity).
+How a backward sweep uses it: the computed coefficients of each operation are taken as exact choices; what one operation's rounding can cost is then
+gamma * <|A|, M>, where M bounds the operation's terms over the region (|W||x| + |b|, a forward quantity).
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class Bounder(Protocol):
 
 @dataclass(frozen=True)
 class IBP:
-    """Interval bound propagation (Gowal et al. 2018), with the last affine layers merged into the margins. Cheap and loose; exact for a linear model under linf.
+    """Interval bound propagation (Gowal et al. 2018), with the last affine layers merged into the margins. Cheap and loose; exact for a linear model
+    under linf.
 
     Guarantee: float64-checked. Cost: two forward passes in float64.
     """
@@ -58,7 +59,8 @@ class IBP:
 class CROWN:
     """Linear relaxations swept backward for every intermediate value that bends, then for the margins (Zhang et al. 2018), adaptive lower slopes.
 
-    Guarantee: float64-checked (the rounding of the bound is accounted for). Cost: two rows of a backward sweep for each element that bends, one for each margin.
+    Guarantee: float64-checked (the rounding of the bound is accounted for). Cost: two rows of a backward sweep for each element that bends, one for
+    each margin.
     """
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:

@@ -24,9 +24,10 @@ _CAUTION = 0.5  # of the tolerance: aim this much below the predicted zero, so t
 class LargestRadius:
     """The largest radius that the bounder proves, for each point; the problem's radius is where the search begins.
 
-    The lower bound of the worst margin falls with the radius. Each round asks all unsettled points at once, each at the zero of the line through its last success and failure (kept off both ends).
-    Boxes of a failed, larger radius hold at every smaller one, and are met with. The search runs in float32; what is claimed is confirmed in float64 with rounding accounted for,
-    and only radii confirmed in that pass are claimed (a bound need not be monotone in the radius: the claim is the largest radius *proved*).
+    The lower bound of the worst margin falls with the radius. Each round asks all unsettled points at once, each at the zero of the line through its
+    last success and failure (kept off both ends). Boxes of a failed, larger radius hold at every smaller one, and are met with. The search runs in
+    float32; what is claimed is confirmed in float64 with rounding accounted for, and only radii confirmed in that pass are claimed (a bound need not
+    be monotone in the radius: the claim is the largest radius *proved*).
 
     `rounds` limits the search; a point is settled when the predicted gain is below `tolerance` of its radius.
     Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer points and fewer unstable elements.

@@ -1,7 +1,7 @@
 """Between which two lines does each activation lie? One entry an activation, with all the facts that bounds need.
 
-Every line is sound for every alpha in [0, 1] *and* in floating point: slopes are taken as computed, intercepts are derived from them and pushed outward by more than the rounding of
-their derivation. `alpha=None` takes the usual guess (for ReLU the adaptive slope of CROWN, Zhang et al. 2018).
+Every line is sound for every alpha in [0, 1] *and* in floating point: slopes are taken as computed, intercepts are derived from them and pushed
+outward by more than the rounding of their derivation. `alpha=None` takes the usual guess (for ReLU the adaptive slope of CROWN, Zhang et al. 2018).
 """
 
 from __future__ import annotations

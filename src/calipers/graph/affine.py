@@ -271,7 +271,7 @@ def _reshape(call: Call) -> Affine | None:
 
 
 def _move(call: Call) -> Affine | None:
-    return Generic(call.run, call.name, call.input_shapes)
+    return Generic(lambda *inputs: call.run(*inputs).reshape(len(inputs[0]), *call.shape), call.name, call.input_shapes)
 
 
 def _pad(call: Call) -> Affine | None:
@@ -281,7 +281,8 @@ def _pad(call: Call) -> Affine | None:
 
 
 _MOVES = (
-    "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default aten.stack.default aten.avg_pool1d.default aten.avg_pool2d.default aten.avg_pool3d.default aten.adaptive_avg_pool1d.default "
+    "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default aten.stack.default "
+    "aten.avg_pool1d.default aten.avg_pool2d.default aten.avg_pool3d.default aten.adaptive_avg_pool1d.default "
     "aten.adaptive_avg_pool2d.default aten._adaptive_avg_pool2d.default aten.adaptive_avg_pool3d.default aten.mean.dim aten.sum.dim_IntList aten.flip.default "
     "aten.upsample_nearest2d.vec aten.upsample_bilinear2d.vec aten.pixel_shuffle.default"
 )

@@ -1,7 +1,8 @@
 """How does a module become a graph? Exported, translated op by op, and only believed when both give the same numbers.
 
-`torch.export` traces the classifier's network (standardisation and class expansion included) on a float64 copy with a free batch size; `run_decompositions({})` makes it functional but
-keeps linear, convolution and batch norm whole. Constants are folded. At the end graph and module run on the given points and on random ones, in float64, and must agree.
+`torch.export` traces the classifier's network (standardisation and class expansion included) on a float64 copy with a free batch size;
+`run_decompositions({})` makes it functional but keeps linear, convolution and batch norm whole. Constants are folded. At the end graph and module run
+on the given points and on random ones, in float64, and must agree.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from calipers.graph.products import SELECTIONS
 _AGREEMENT = 1e-9  # relative; two float64 evaluations of the networks we measured differ by less than 1e-12
 
 
-_UNCHANGED = frozenset("aten.clone.default aten.alias.default aten.detach.default aten.contiguous.default aten.dropout.default aten.lift_fresh_copy.default".split())
+_UNCHANGED = frozenset(
+    "aten.clone.default aten.alias.default aten.detach.default aten.contiguous.default aten.dropout.default aten.lift_fresh_copy.default".split()
+)
 
 
 _USES_BATCH_SIZE = "the model computes with the batch size at {}: its answer for one point would depend on the others. Process points independently."
@@ -68,8 +71,8 @@ def graph_of(classifier: Freezable, x: Tensor) -> Graph:
 def capture(classifier: Freezable, x: Tensor) -> Graph:
     """Return the graph of the classifier's network in float64; x (N, *D) are points to compare on.
 
-    Raises `UnsupportedOp` (an operation without facts: its name, module path and source line) or `CaptureError` (cannot be exported, mixes points of a batch, or graph and module disagree).
-    Cost: about a second for a small network.
+    Raises `UnsupportedOp` (an operation without facts: its name, module path and source line) or `CaptureError` (cannot be exported, mixes points of
+    a batch, or graph and module disagree). Cost: about a second for a small network.
     """
     with classifier.frozen():
         network = copy.deepcopy(classifier.network).double().requires_grad_(False)
@@ -91,7 +94,8 @@ def _export(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
-            f"the model cannot be exported as a graph ({type(error).__name__}: {first}). Usual causes: Python decisions that depend on the data, or code that fixes the batch size. "
+            f"the model cannot be exported as a graph ({type(error).__name__}: {first}). "
+            "Usual causes: Python decisions that depend on the data, or code that fixes the batch size. "
             "Rewrite those with torch.where; attacks work without a graph."
         ) from error
 
@@ -158,7 +162,8 @@ class _Translator:
         op = self._op(name, fx_node, args, shape)
         if op is None:
             raise UnsupportedOp(
-                f"no bounds for {name} at {_where(fx_node)}. Rewrite that line with supported operations, or add the op's facts in calipers/graph; attacks work without them."
+                f"no bounds for {name} at {_where(fx_node)}. Rewrite that line with supported operations, or add the op's facts in calipers/graph; "
+                "attacks work without them."
             )
         self.nodes.append(Node(op, tuple(v.number for v in variable), shape, _where(fx_node)))
         return _Result(len(self.nodes), shape)
@@ -182,8 +187,10 @@ class _Translator:
         value = value[0] if isinstance(value, (tuple, list)) else value
         free = not value.shape or str(value.shape[0]) != self.batch
         if free or any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
-            raise CaptureError(f"the model mixes points of a batch at {_where(fx_node)} (a result of shape {tuple(value.shape)}). Keep the batch as the first axis.")
-        return tuple(value.shape[1:])
+            raise CaptureError(
+                f"the model mixes points of a batch at {_where(fx_node)} (a result of shape {tuple(value.shape)}). Keep the batch as the first axis."
+            )
+        return tuple(value.shape[1:]) or (1,)  # one number a point is a vector of one to the bounds
 
     def _call(self, name: str, target: Any, args: tuple[Any, ...], shape: tuple[int, ...]) -> Call:
         flat = [a for a in _flatten(args) if isinstance(a, _Result)]
@@ -245,6 +252,7 @@ def _compare(graph: Graph, network: nn.Module, sample: Tensor) -> None:
         difference = (expected - got).abs().max()
         if expected.shape != got.shape or not bool(difference <= _AGREEMENT * (1 + expected.abs().max())):
             raise CaptureError(
-                f"graph and model disagree by {float(difference):.3g} in float64: the model does something the export does not show (state, randomness, the batch, or a fixed dtype). "
+                f"graph and model disagree by {float(difference):.3g} in float64: the model does something the export does not show "
+                "(state, randomness, the batch, or a fixed dtype). "
                 "Attacks work without a graph."
             )

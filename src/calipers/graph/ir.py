@@ -84,7 +84,8 @@ class Elementwise(Protocol):
 class Planes(NamedTuple):
     """A lower and an upper plane of a product over a box: each output is one input element, or a constant.
 
-    `pick (M, *out)` is the flat index of the input element that bounds the output from below. Where `exact`, that element bounds it from above too; elsewhere `ceiling` does.
+    `pick (M, *out)` is the flat index of the input element that bounds the output from below. Where `exact`, that element bounds it from above too;
+    elsewhere `ceiling` does.
     """
 
     pick: Tensor

@@ -14,7 +14,8 @@ _POINTS = {"attack": 256, "certifier": 64}
 class Stage:
     """One tool and the points it is for.
 
-    `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the model gets right, to narrow its bracket; such a tool starts from what is known of the point.
+    `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the model gets right, to narrow its bracket; such a
+    tool starts from what is known of the point.
     """
 
     tool: Attack | Certifier

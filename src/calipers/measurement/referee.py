@@ -53,7 +53,8 @@ class Referee:
     def attempt(self, attempt: Attempt, index: Tensor, tool: str, seconds: float) -> Ruling:
         """Rule on candidates; `index` maps the tool's places to the problem's. A candidate that is no witness leaves only the note that it was tried.
 
-        A witness is finite, inside the box, equal to its point where the mask says so, and misclassified by the model in a batch, alone, and in float64. Its distance says for which radii it counts.
+        A witness is finite, inside the box, equal to its point where the mask says so, and misclassified by the model in a batch, alone, and in
+        float64. Its distance says for which radii it counts.
         """
         part = self.problem.take(index[attempt.index])
         points = attempt.candidate.to(part.x)
@@ -108,7 +109,8 @@ class Referee:
             if bool(bad.any()):
                 i = int(torch.nonzero(bad)[0])
                 raise Contradiction(
-                    f"point {part.names[i]}: {tool} certifies {float(radius[i]):.9g}, but a random point at distance {float(region.distance(points)[i]):.9g} is adversarial. "
+                    f"point {part.names[i]}: {tool} certifies {float(radius[i]):.9g}, but a random point at distance "
+                    f"{float(region.distance(points)[i]):.9g} is adversarial. "
                     "The certifier is wrong; nothing of this claim was recorded. Please report it with the model."
                 )
 

@@ -1,7 +1,7 @@
 """How does a measurement proceed? One loop: stage by stage, on the points that are still open, and everything admitted goes to the ledger at once.
 
-A stage deals its points in fixed blocks, chosen from what *earlier* stages left open. So a run that was killed and started again deals the same blocks, skips those recorded as tried, and ends with the
-same brackets; and a block that was cut short is simply done again.
+A stage deals its points in fixed blocks, chosen from what *earlier* stages left open. So a run that was killed and started again deals the same
+blocks, skips those recorded as tried, and ends with the same brackets; and a block that was cut short is simply done again.
 """
 
 from __future__ import annotations
@@ -173,11 +173,24 @@ def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) 
     radii = threat.radii(len(problem))
     std = None if model.std is None else model.std.tolist()
     facts: dict[str, object] = {
-        "model": {"name": extra.get("title", type(model.module).__name__), "hash": model.digest(), "parameters": sum(p.numel() for p in model.module.parameters()), "dtype": str(model.dtype),
-                  "device": str(model.device), "mean": None if model.mean is None else model.mean.tolist(), "std": std},
-        "threat": {"norm": threat.norm, "radius": _one_or_range(radii), "units": "native", "box": None if threat.box is None else [_plain(end) for end in threat.box],
-                   "radius_standardised": None if std is None else [_one_or_range(radii / s) for s in std],
-                   "masked_features": None if threat.mask is None else int((~threat.mask).sum()), "weights": None if threat.weights is None else "per feature"},
+        "model": {
+            "name": extra.get("title", type(model.module).__name__),
+            "hash": model.digest(),
+            "parameters": sum(p.numel() for p in model.module.parameters()),
+            "dtype": str(model.dtype),
+            "device": str(model.device),
+            "mean": None if model.mean is None else model.mean.tolist(),
+            "std": std,
+        },
+        "threat": {
+            "norm": threat.norm,
+            "radius": _one_or_range(radii),
+            "units": "native",
+            "box": None if threat.box is None else [_plain(end) for end in threat.box],
+            "radius_standardised": None if std is None else [_one_or_range(radii / s) for s in std],
+            "masked_features": None if threat.mask is None else int((~threat.mask).sum()),
+            "weights": None if threat.weights is None else "per feature",
+        },
         "goal": _goal_text(problem),
         "data": {"points": len(problem), "shape": list(problem.x.shape[1:])},
         "versions": {"calipers": metadata.version("calipers"), "torch": torch.__version__, "numpy": np.__version__},
@@ -185,7 +198,7 @@ def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) 
         "plan": [plan.name, *(s.name for s in plan.stages)],
         "next_step": plan.next_step,
         **extra,
-    }  # fmt: skip
+    }
     return Question(problem.fingerprint(), str(facts.get("title", type(model.module).__name__)), facts)
 
 

@@ -152,7 +152,8 @@ class L2:
 
     def _shrink(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
         # The length falls monotonically in the multiplier: bisect its logarithm, and keep the end that is inside. In float64, whose range holds every case.
-        wide, square, limit = delta.double(), weight.double().square(), radius.double()
+        wide, weight, limit = delta.double(), weight.double(), radius.double()
+        square = weight.square()
         low, high = low.double(), high.double()
         inside, outside = torch.full_like(limit, 600.0), torch.full_like(limit, -600.0)
         for _ in range(64):
