@@ -343,11 +343,13 @@ def test_the_cost_of_a_point_that_resists(targets: int) -> None:
     assert found.forwards == [jobs * 101 + ranking[0]] and jobs * 100 <= found.backwards[0] - ranking[1] <= jobs * 101
 
 
-def test_the_classifier_counts_its_own_questions_only() -> None:
+def test_the_classifier_counts_every_pass_of_an_attack() -> None:
     problem = asking(mlp(), "linf", n=4)
-    before = problem.classifier.counter.forwards
-    list(PGD(steps=2)(problem))
-    assert problem.classifier.counter.forwards == before  # passes of an attack are told in its attempts
+    counter = problem.classifier.counter
+    before = counter.forwards, counter.backwards
+    attempts = list(PGD(steps=2)(problem))
+    spent = sum(int(a.forwards.sum()) for a in attempts), sum(int(a.backwards.sum()) for a in attempts)
+    assert (counter.forwards - before[0], counter.backwards - before[1]) == spent
 
 
 # ---- hard inputs -----------------------------------------------------------------------------------------------------------------------------------

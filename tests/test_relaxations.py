@@ -1,6 +1,6 @@
 """Do the lines of every activation sandwich it, for every alpha, on every interval, in floating point? Compared in 60-digit arithmetic, without any tolerance.
 
-The lines are what they are: floating-point slopes and intercepts, taken exactly. Checked is the claim about real numbers, slope * x + intercept <= f(x) for every x of
+The lines are floating-point slopes and intercepts, taken exactly. Checked is the claim about real numbers, slope * x + intercept <= f(x) for every x of
 the interval: at the ends, at the function's corners and inflections, between them, and where the difference is smallest (found by a golden-section search).
 """
 

@@ -193,6 +193,8 @@ class _Queue:
     def _step(self, slots: _Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> _Slots:
         """One forward and backward pass for every slot; a slot that is through keeps its state."""
         x = slots.x.requires_grad_()
+        counter = self.problem.classifier.counter
+        counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + len(x)
         margins = part.margins(self.network(x))
         loss = self.recipe.loss(margins, part, restart) if rival is None else toward(margins, rival)
         gradient = _gradient(loss, x)

@@ -57,15 +57,18 @@ class Freezable(Protocol):
     def frozen(self) -> AbstractContextManager[None]:
         """Hold evaluation mode and random state inside the context."""
 
+    def state(self) -> object:
+        """Return what changes whenever a weight does."""
 
-_captured: weakref.WeakKeyDictionary[Freezable, Graph] = weakref.WeakKeyDictionary()
+
+_captured: weakref.WeakKeyDictionary[Freezable, tuple[object, Graph]] = weakref.WeakKeyDictionary()
 
 
 def graph_of(classifier: Freezable, x: Tensor) -> Graph:
-    """Return the classifier's graph, captured once for each classifier."""
-    if classifier not in _captured:
-        _captured[classifier] = capture(classifier, x)
-    return _captured[classifier]
+    """Return the classifier's graph, captured once for each state of its weights: a certificate about older weights would be worth nothing."""
+    if classifier not in _captured or _captured[classifier][0] != classifier.state():
+        _captured[classifier] = (classifier.state(), capture(classifier, x))
+    return _captured[classifier][1]
 
 
 def capture(classifier: Freezable, x: Tensor) -> Graph:

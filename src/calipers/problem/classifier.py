@@ -15,6 +15,7 @@ from calipers.errors import BadModel
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _PROBABILITY_TOLERANCE = 1e-5
+_ENOUGH_TO_TELL = 10  # points on which a single output that never leaves [0, 1] cannot be a logit by chance
 
 
 class Standardise(nn.Module):
@@ -79,7 +80,7 @@ class Classifier:
             raise BadModel(f"std must be positive in every channel, got {self.std.tolist()}")
         self._head: list[nn.Module] = [] if self.mean is None or self.std is None else [Standardise(self.mean, self.std)]
         self._tail: list[nn.Module] = []
-        self._double: nn.Module | None = None
+        self._double: tuple[object, nn.Module] | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -103,9 +104,16 @@ class Classifier:
         if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != min(2, len(x)):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise BadModel(f"the model must return logits of shape (N, K); for {min(2, len(x))} inputs it returned {got}")
-        if z.dim() == 1 or z.shape[1] == 1:
+        single = not self._tail and (z.dim() == 1 or z.shape[1] == 1)
+        if single:
             self._tail = [TwoLogits(self.dtype, self.device)]
         logits = torch.cat([self.logits(part) for part in x.split(256)])
+        if single and len(x) >= _ENOUGH_TO_TELL and bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 1)).all()):
+            self._tail = []
+            raise BadModel(
+                f"the model's single output lies in [0, 1] at all {len(x)} points: it looks like a probability, but a logit is needed (class 1 wins where it is "
+                "above 0). Remove the last sigmoid."
+            )
         if _are_probabilities(logits):
             raise BadModel(
                 "the model's outputs are probabilities (rows in [0, 1] that sum to 1), but margins need logits: softmax flattens gradients and hides "
@@ -151,13 +159,17 @@ class Classifier:
         """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell a margin from its rounding. Counts N forwards."""
         if self.dtype == torch.float64:
             return self.logits(x)
-        if self._double is None:
+        if self._double is None or self._double[0] != self.state():
             with self.frozen():
-                self._double = copy.deepcopy(self.network).double().requires_grad_(False)
+                self._double = (self.state(), copy.deepcopy(self.network).double().requires_grad_(False))
         self.counter.forwards += len(x)
         with torch.no_grad():
-            z: Tensor = self._double(x.double())
+            z: Tensor = self._double[1](x.double())
         return z
+
+    def state(self) -> tuple[tuple[int, int], ...]:
+        """Return what changes whenever a weight or buffer is replaced or written to; copies made of the model are only good for the state they were made in."""
+        return tuple((id(t), t._version) for t in [*self.module.parameters(), *self.module.buffers()])
 
     def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
         """Return the bare map from inputs to logits for use inside `frozen()`, in the model's dtype or as a copy in another one (attack search in bfloat16)."""

@@ -59,7 +59,7 @@ class Problem:
             raise BadInput(f"the model returns {classes} logits: nothing to tell apart")
         goal = goal or Untargeted()
         goal.check(y, classes)
-        return cls(classifier, x, y, threat, goal, classes, _names(x, y))
+        return cls(classifier, x, y, threat, goal, classes, _names(x, y, goal))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -101,7 +101,8 @@ class Problem:
         """Return what makes two problems the same question: model, threat without radius, goal."""
         goal = {"name": type(self.goal).__name__}
         if isinstance(self.goal, Targeted):
-            goal["target"] = str(torch.as_tensor(self.goal.target).tolist())
+            one = torch.as_tensor(self.goal.target)
+            goal["target"] = "each point's own" if one.dim() else str(one.item())  # own targets are part of the points' names
         return {"model": self.classifier.digest(), "threat": self.threat.identity(), "goal": goal}
 
     def fingerprint(self) -> str:
@@ -109,12 +110,14 @@ class Problem:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _names(x: Tensor, y: Tensor) -> tuple[str, ...]:
+def _names(x: Tensor, y: Tensor, goal: Goal) -> tuple[str, ...]:
     rows = x.detach().cpu().contiguous().numpy()
+    own = torch.as_tensor(goal.target) if isinstance(goal, Targeted) else torch.zeros(())
+    targets = [f"->{t}" for t in own.tolist()] if own.dim() else [""] * len(x)
     seen: dict[str, int] = {}
     names = []
-    for row, label in zip(rows, y.tolist(), strict=True):
-        name = hashlib.blake2b(row.tobytes() + str(label).encode(), digest_size=8).hexdigest()
+    for row, label, target in zip(rows, y.tolist(), targets, strict=True):
+        name = hashlib.blake2b(row.tobytes() + f"{label}{target}".encode(), digest_size=8).hexdigest()
         seen[name] = seen.get(name, 0) + 1
         names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")  # the same image twice is two points
     return tuple(names)
@@ -137,7 +140,7 @@ def _check_units(x: Tensor, threat: Ball) -> None:
         )
         raise BadInput(
             f"{len(outside)} of {len(x)} points lie outside the box {_box_text(threat)} (first: point {int(outside[0])}, values "
-            f"{float(x64[outside[0]].min()):.4g}..{float(x64[outside[0]].max()):.4g}). {hint}"
+            f"{float(x64[outside[0]].min()):.9g}..{float(x64[outside[0]].max()):.9g}). {hint}"
         )
     span = (ceiling - floor).expand(x.shape[1:])
     if bool(span.isfinite().all()):
