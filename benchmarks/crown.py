@@ -1,8 +1,9 @@
 """How long does CROWN take, and are its bounds anywhere looser than auto_LiRPA's? Whole networks, linf, the points that are classified correctly.
 
-Like for like is float32 against float32 without rounding allowances ("search"); "checked" is what calipers claims: float64 with the allowance for rounding. Bounds of intermediate values are part
-of every figure, capturing the network and building auto_LiRPA's module are not. auto_LiRPA runs method CROWN in patches mode (--all: in matrix mode too) on batches of 1, 10 and 50, and keeps the
-fastest of a trial. Looser: by how much the worst margin's bound is below auto_LiRPA's at most, over all points.
+Like for like is float32 against float32 without rounding allowances ("search"); "checked" is what calipers claims: float64 with the allowance for
+rounding. Bounds of intermediate values are part of every figure, capturing the network and building auto_LiRPA's module are not. auto_LiRPA runs
+method CROWN in patches mode (--all: in matrix mode too) on batches of 1, 10 and 50, and keeps the fastest of a trial. Looser: by how much the worst
+margin's bound is below auto_LiRPA's at most, over all points.
 
     PYTHONPATH=src python benchmarks/crown.py [--rounds 5] [--points 500] [--only mnist_6x100_nat] [--all]
 """
@@ -102,7 +103,10 @@ def compare(case: Case, library: ModuleType | None, options: argparse.Namespace)
     x, y = common.right(model, *(common.cifar(points) if case.network.startswith("cifar") else common.digits(points)))
     problem = Problem.pose(model, x, y, Ball("linf", case.radius))
     captured = common.clock(lambda: graph_of(problem.classifier, problem.x))
-    sides: dict[str, Callable[[], Tensor]] = {"calipers, search (float32)": lambda: ours(problem, SEARCH), "calipers, checked (float64)": lambda: ours(problem, CHECKED)}
+    sides: dict[str, Callable[[], Tensor]] = {
+        "calipers, search (float32)": lambda: ours(problem, SEARCH),
+        "calipers, checked (float64)": lambda: ours(problem, CHECKED),
+    }
     modes = ("patches", "matrix") if options.all and any(isinstance(m, nn.Conv2d) for m in model.modules()) else ("patches",)
     few = problem.take(torch.arange(min(TRIAL_POINTS, len(problem))))
     for mode in modes if library is not None else ():

@@ -1,9 +1,11 @@
-"""How long does PGD with restarts take, and how many points does it leave standing? calipers against three libraries, same points, steps, step length and restarts.
+"""How long does PGD with restarts take, and how many points does it leave standing? calipers against three libraries, same points, steps, step length
+and restarts.
 
-Who does what: calipers drops a point at the step that breaks it, and refills the batch. The others run all steps of a restart on their batch; between restarts only the points that still stand
-go on, by the library's own means where it has them (torchattacks' MultiAttack), by our loop where it has none (foolbox, ART: kinder to them than repeat(n) and num_random_init = n, which run
-every restart on every point). Each climbs its default loss: the margin here, cross-entropy there. Our first restart starts at the point itself, all others at random.
-Every library gets the batch size of 128 and 500 that is faster in a trial. All results pass one judge: moved by the few roundings that exact membership asks for, then re-checked.
+Who does what: calipers drops a point at the step that breaks it, and refills the batch. The others run all steps of a restart on their batch; between
+restarts only the points that still stand go on, by the library's own means where it has them (torchattacks' MultiAttack), by our loop where it has
+none (foolbox, ART: kinder to them than repeat(n) and num_random_init = n, which run every restart on every point). Each climbs its default loss: the
+margin here, cross-entropy there. Our first restart starts at the point itself, all others at random. Every library gets the batch size of 128 and 500
+that is faster in a trial. All results pass one judge: moved by the few roundings that exact membership asks for, then re-checked.
 
     PYTHONPATH=src python benchmarks/pgd.py [--points 500] [--steps 100] [--restarts 20] [--rounds 3] [--radius 0.1] [--own-restarts]
 """
@@ -68,7 +70,14 @@ def with_art(library: ModuleType, model: nn.Module, radius: float, options: argp
 
     wrapped = PyTorchClassifier(model, nn.CrossEntropyLoss(), input_shape=(1, 28, 28), nb_classes=10, clip_values=(0, 1), device_type="cpu")
     restarts = options.restarts if options.own_restarts else 1
-    settings = {"norm": np.inf, "eps": radius, "eps_step": TRAVEL * radius / options.steps, "max_iter": options.steps, "num_random_init": restarts, "verbose": False}
+    settings = {
+        "norm": np.inf,
+        "eps": radius,
+        "eps_step": TRAVEL * radius / options.steps,
+        "max_iter": options.steps,
+        "num_random_init": restarts,
+        "verbose": False,
+    }
 
     def attacked(x: Tensor, y: Tensor, batch: int) -> Tensor:
         attack = ProjectedGradientDescentPyTorch(wrapped, batch_size=batch, **settings)

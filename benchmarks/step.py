@@ -1,7 +1,8 @@
 """What does the queue cost? One step of PGD as calipers runs it, against a bare loop of forward pass and input gradient.
 
-The bare loop keeps nothing, moves nothing and looks at nothing: it is the least that any gradient attack must do. The radius is so small that no point breaks, so both sides run every step on
-every point in batches of the same size; seconds are divided by the passes made (the queue makes one more, to look at the last iterate). Capture plays no part here.
+The bare loop keeps nothing, moves nothing and looks at nothing: it is the least that any gradient attack must do. The radius is so small that no
+point breaks, so both sides run every step on every point in batches of the same size; seconds are divided by the passes made (the queue makes one
+more, to look at the last iterate). Capture plays no part here.
 
     PYTHONPATH=src python benchmarks/step.py [--points 500] [--steps 100] [--rounds 7]
 """

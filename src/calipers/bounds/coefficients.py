@@ -1,7 +1,8 @@
 """In what form does a backward sweep carry its coefficients? Dense, or as patches of a convolution's receptive field.
 
-Both are rows (P, S, ...) : P rows of points (a point may come several times), S directions each. `values` handed in are per point, (N, *shape); a form picks what its rows need.
-A second-layer neuron of a small image network sees 10 x 10 of 28 x 28 pixels: patches keep the arithmetic of its bounds to that window.
+Both are rows (P, S, ...) : P rows of points (a point may come several times), S directions each. `values` handed in are per point, (N, *shape); a
+form picks what its rows need. A second-layer neuron of a small image network sees 10 x 10 of 28 x 28 pixels: patches keep the arithmetic of its
+bounds to that window.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ _WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution 
 
 class Coefficients(Protocol):
     """Coefficients (P, S, ...) of one number of the graph."""
+
+    @property
+    def points(self) -> Tensor | None:
+        """The place of each row's point; None: row p belongs to point p."""
 
     @property
     def terms(self) -> int:
@@ -132,7 +137,8 @@ class Dense:
 class Patch:
     """`a (P, S, C, h, w)` on a window of an image (C, H, W).
 
-    Row p's window begins at `place[p] * stride + offset` (rows and columns, may reach into the padding), where `place` is the row's element in the `grid` of the number the sweep began at.
+    Row p's window begins at `place[p] * stride + offset` (rows and columns, may reach into the padding), where `place` is the row's element in the
+    `grid` of the number the sweep began at.
     """
 
     a: Tensor

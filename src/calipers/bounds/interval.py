@@ -30,6 +30,11 @@ class Box:
         upper = torch.where(other.upper < self.upper, other.upper, self.upper)
         return Box(lower, upper)
 
+    def mended(self) -> Box:
+        """Return the box with ends that are not a number replaced by infinity: they bound nothing."""
+        everything = torch.full_like(self.lower, torch.inf)
+        return Box(torch.where(self.lower.isnan(), -everything, self.lower), torch.where(self.upper.isnan(), everything, self.upper))
+
     def take(self, index: Tensor) -> Box:
         """Return the chosen points' boxes."""
         return Box(self.lower[index], self.upper[index])
@@ -64,11 +69,13 @@ def _affine(op: Affine, inputs: list[Box], arithmetic: Arithmetic) -> Box:
     middle = op.value(*centres)
     # The radius is measured from the computed centre, so that centre -+ radius covers the box however the centre was rounded.
     reach = op.absolute(*(torch.maximum(b.upper - c, c - b.lower) for b, c in zip(inputs, centres, strict=True)))
-    room = arithmetic.gamma(max(b.lower[0].numel() for b in inputs)) * terms(op, inputs) if arithmetic.checked else torch.zeros_like(middle)
+    room = arithmetic.gamma(max(b.lower[0].numel() for b in inputs)) * terms(op, inputs) + arithmetic.floor if arithmetic.checked else torch.zeros_like(middle)
     return Box(middle - reach - room, middle + reach + room)
 
 
 def terms(op: Affine, inputs: list[Box]) -> Tensor:
     """Return |W||x| + |b| over the boxes: the size of everything that an affine operation adds up, (N, *out)."""
-    nothing = [torch.zeros_like(b.lower[:1]) for b in inputs]
-    return op.absolute(*(b.magnitude for b in inputs)) + op.value(*nothing).abs()
+    constant = getattr(op, "constant_terms", None)
+    if constant is None:
+        constant = op.value(*(torch.zeros_like(b.lower[:1]) for b in inputs)).abs()
+    return op.absolute(*(b.magnitude for b in inputs)) + constant

@@ -1,7 +1,8 @@
 """How low can a linear function of the network get? CROWN: one signed backward sweep of linear relaxations.
 
-The sweep carries A h + b <= target from the target to the input. At an activation each coefficient takes the lower line where it is positive and the upper line where it is negative, so an upper
-bound is the lower bound of the negative, and one pass with rows [C; -C] gives both ends (Zhang et al. 2018, arXiv:1811.00866; here with the input box intersected in the last step).
+The sweep carries A h + b <= target from the target to the input. At an activation each coefficient takes the lower line where it is positive and the
+upper line where it is negative, so an upper bound is the lower bound of the negative, and one pass with rows [C; -C] gives both ends (Zhang et al.
+2018, arXiv:1811.00866; here with the input box intersected in the last step).
 
 Bounds of intermediate values are refined in order, and only elements where a relaxation bends *for that point* get rows.
 """
@@ -38,17 +39,21 @@ class Relaxed:
     boxes: dict[int, Box] = field(default_factory=dict)
     relaxations: dict[int, Lines | Planes] = field(default_factory=dict)
     sizes: dict[int, Tensor] = field(default_factory=dict)
+    reach: Tensor = field(default_factory=lambda: torch.ones(()))
+    """(N,) the sum of all magnitudes so far: what coefficients lost to underflow are multiplied with."""
 
     def slice(self, begin: int, end: int) -> Relaxed:
         """Return the view for a run of points, enough for sweeps from numbers settled so far."""
         part = slice(begin, end)
         relaxations = {k: type(v)(*(t[part] for t in v)) for k, v in self.relaxations.items()}
         sizes = {k: v[part] for k, v in self.sizes.items()}
-        return Relaxed(self.graph, self.region.take(part), self.arithmetic, self.rows[part], {}, relaxations, sizes)
+        return Relaxed(self.graph, self.region.take(part), self.arithmetic, self.rows[part], {}, relaxations, sizes, self.reach[part])
 
     def settle(self, number: int, box: Box) -> None:
         """Store a number's final box, and derive what later sweeps need of it."""
+        box = box.mended()
         self.boxes[number] = box
+        self.reach = self.reach + box.magnitude.flatten(1).sum(1)
         for later, node in enumerate(self.graph.nodes, start=1):
             if node.inputs[0] == number and not isinstance(node.op, Affine):
                 relax_op = node.op.relax if isinstance(node.op, Elementwise) else node.op.planes
@@ -61,8 +66,8 @@ class Relaxed:
 def relax(graph: Graph, region: Region, arithmetic: Arithmetic, known: dict[int, Box] | None = None, *, refine: bool = True) -> Relaxed:
     """Return the network relaxed over each region.
 
-    `known` are boxes that are valid already (those of a larger radius are): they are met with, and what they settle is not bounded again. Without `refine` all boxes are plain intervals.
-    Cost: two rows of a backward sweep for every element that bends.
+    `known` are boxes that are valid already (those of a larger radius are): they are met with, and what they settle is not bounded again. Without
+    `refine` all boxes are plain intervals. Cost: two rows of a backward sweep for every element that bends.
     """
     state = Relaxed(graph, region, arithmetic, torch.zeros(len(region.center), dtype=torch.long, device=region.center.device))
     state.settle(0, input_box(region, arithmetic))
@@ -167,7 +172,8 @@ def margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
 
 
 def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return lower bounds (N, S) of rows (N, S, K) @ logits from boxes alone: the affine operations at the end are merged with the rows, and meet the boxes before them."""
+    """Return lower bounds (N, S) of rows (N, S, K) @ logits from boxes alone: the affine operations at the end are merged with the rows, and meet the
+    boxes before them."""
     start = Dense(rows.to(state.region.center.dtype), None)
     return _Sweep(state, len(state.graph.nodes), start, False).run_to_boxes()
 
@@ -200,6 +206,7 @@ class _Sweep:
             wide, middle = a.size_dot((box.upper - box.lower) / 2), a.dot((box.upper + box.lower) / 2)
             bound = bound + middle - wide
             self.rounding = self.rounding + arithmetic.gamma(a.terms + len(self.state.graph.nodes)) * (wide + a.size_dot(box.magnitude) + self.offset.abs())
+            self.rounding = self.rounding + arithmetic.floor * self.state.reach[:, None]
         return bound - self.rounding
 
     def _carry_both_signs(self) -> None:
@@ -250,6 +257,8 @@ class _Sweep:
         region, arithmetic = self.state.region, self.state.arithmetic
         fall = a.fall(region)
         if arithmetic.checked:
+            reach = self.state.reach if a.points is None else self.state.reach[a.points]
+            self.rounding = self.rounding + arithmetic.floor * reach[:, None]
             gamma = arithmetic.gamma(support_rounding(a.terms) + len(self.state.graph.nodes))
             self.rounding = self.rounding + gamma * (a.size_dot(region.center.abs()) + fall.terms + self.offset.abs())
         return self.offset + a.dot(region.center) - fall.value - self.rounding

@@ -39,6 +39,11 @@ class Arithmetic:
         n = (terms + _OWN_ROUNDING) * torch.finfo(self.dtype).eps / 2
         return _SAFETY * n / (1 - n)
 
+    @property
+    def floor(self) -> float:
+        """Return the absolute allowance of a sum for underflow: products below the smallest normal number lose everything, whatever their relative rounding."""
+        return 2.0**-1000 if self.checked else 0.0
+
 
 SEARCH = Arithmetic(torch.float32, checked=False)
 CHECKED = Arithmetic(torch.float64, checked=True)
@@ -47,10 +52,10 @@ CHECKED = Arithmetic(torch.float64, checked=True)
 @contextlib.contextmanager
 def plain_sums() -> Iterator[None]:
     """Run convolutions and products as plain sums of products, as the allowances assume."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     try:
         with torch.backends.cudnn.flags(enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.fp32_precision = before

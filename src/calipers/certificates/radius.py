@@ -57,7 +57,8 @@ class _Search:
         n, device = len(problem), problem.x.device
         self.low, self.low_margin = torch.zeros(n, dtype=torch.float64, device=device), clean
         self.high, self.high_margin = torch.full_like(self.low, torch.inf), torch.full_like(self.low, -torch.inf)
-        self.next = problem.threat.radii(n).to(device).clamp_min(1e-12)
+        self.next = problem.threat.radii(n).to(device)
+        self.next = torch.where(self.next > 0, self.next, 1e-3)  # no hint: begin somewhere
         self.rows = torch.zeros(n, dtype=torch.long, device=device)
         self.known: dict[int, Box] | None = None
         self.open, self.clean = clean > 0, clean

@@ -28,7 +28,7 @@ def _outward(lines: Lines, lower: Tensor, upper: Tensor, size: Tensor, where: Te
     """Push both intercepts out by 16 roundings of the largest term that made them; only where the function bends (elsewhere the lines are exact)."""
     reach = torch.maximum(lower.abs(), upper.abs())
     steepest = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
-    room = 16 * _eps(lower) * ((1 + steepest) * reach + size) * where
+    room = (16 * _eps(lower) * ((1 + steepest) * reach + size) + torch.finfo(lower.dtype).tiny) * where
     return Lines(lines.lower_slope, lines.lower_intercept - room, lines.upper_slope, lines.upper_intercept + room)
 
 
@@ -75,7 +75,7 @@ class TwoPieces:
     def _rounded(self, lines: Lines, lower: Tensor, upper: Tensor, bend: Tensor) -> Lines:
         if self.left == 0 and self.right == 1:
             # The tangent's slope is alpha itself and needs no room; so stable and zero-slope neurons add nothing to the intercepts.
-            room = 4 * _eps(lower) * upper.clamp(min=0) * bend
+            room = (4 * _eps(lower) * upper.clamp(min=0) + torch.finfo(lower.dtype).tiny) * bend
             return lines._replace(upper_intercept=lines.upper_intercept + room)
         return _outward(lines, lower, upper, torch.zeros_like(lower), bend)
 
@@ -220,6 +220,7 @@ ACTIVATIONS: dict[str, Callable[[tuple[Any, ...]], Elementwise]] = {
     "aten.relu6.default": lambda args: Clip(0.0, 6.0),
     "aten.clamp.default": _clip,
     "aten.clamp_min.default": _clip,
+    "aten.clamp_max.default": lambda args: Clip(-math.inf, _argument(args, 1, math.inf)),
     "aten.tanh.default": lambda args: Tanh(),
     "aten.sigmoid.default": lambda args: Sigmoid(),
 }

@@ -98,6 +98,9 @@ class Scale:
 
     scale: Tensor
     shift: Tensor
+    constant_terms: Tensor | None = None
+    """The size of what was added up to make the shift, where that is more than its absolute value: folding may cancel, and rounds by what cancelled."""
+
     diagonal: bool = True
     kind: Literal["affine"] = field(default="affine", repr=False)
 
@@ -119,7 +122,7 @@ class Scale:
 
     def to(self, dtype: torch.dtype) -> Scale:
         """In another dtype."""
-        return Scale(self.scale.to(dtype), self.shift.to(dtype))
+        return Scale(self.scale.to(dtype), self.shift.to(dtype), None if self.constant_terms is None else self.constant_terms.to(dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +223,8 @@ def _batch_norm(call: Call) -> Affine | None:
     scale = (var + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
     shape = (1, -1, *[1] * (len(call.shape) - 1))
-    return Scale(scale.view(shape), shift.view(shape))
+    made_of = (0 if bias is None else bias.abs()) + (mean * scale).abs()
+    return Scale(scale.view(shape), shift.view(shape), made_of.view(shape))
 
 
 def _constant(value: Any, call: Call) -> Tensor:
@@ -239,6 +243,12 @@ def _arithmetic(sign: float) -> Callable[[Call], Affine | None]:
         return Scale(sign * one, _constant(call.args[0], call))
 
     return build
+
+
+def _reversed_subtraction(call: Call) -> Affine | None:
+    if call.variable != (0,) or call.input_shapes[0] != call.shape:
+        return None
+    return Scale(-torch.ones((), dtype=call.dtype, device=call.device), _constant(call.args[1], call))
 
 
 def _multiply(call: Call) -> Affine | None:
@@ -301,9 +311,14 @@ AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     "aten._native_batch_norm_legit_no_training.default": _batch_norm,
     "aten.add.Tensor": _arithmetic(1.0),
     "aten.sub.Tensor": _arithmetic(-1.0),
+    "aten.add.Scalar": _arithmetic(1.0),
+    "aten.sub.Scalar": _arithmetic(-1.0),
+    "aten.rsub.Scalar": _reversed_subtraction,
+    "aten.rsub.Tensor": _reversed_subtraction,
     "aten.mul.Tensor": _multiply,
     "aten.mul.Scalar": _multiply,
     "aten.div.Tensor": _divide,
+    "aten.div.Scalar": _divide,
     "aten.neg.default": _negative,
     "aten.zeros_like.default": _zeros,
     "aten.pad.default": _pad,

@@ -66,8 +66,9 @@ _captured: weakref.WeakKeyDictionary[Freezable, tuple[object, Graph]] = weakref.
 
 def graph_of(classifier: Freezable, x: Tensor) -> Graph:
     """Return the classifier's graph, captured once for each state of its weights: a certificate about older weights would be worth nothing."""
-    if classifier not in _captured or _captured[classifier][0] != classifier.state():
-        _captured[classifier] = (classifier.state(), capture(classifier, x))
+    state = (classifier.state(), tuple(x.shape[1:]))
+    if classifier not in _captured or _captured[classifier][0] != state:
+        _captured[classifier] = (state, capture(classifier, x))
     return _captured[classifier][1]
 
 
@@ -205,7 +206,7 @@ class _Translator:
             return ACTIVATIONS[name](args)
         if name in SELECTIONS:
             return SELECTIONS[name](args, args[0].shape, shape)
-        if name not in AFFINE:
+        if name not in AFFINE or _unread(fx_node):
             return None
         if name not in SHAPES and any(isinstance(a, _Batch) for a in _flatten(args)):
             raise CaptureError(_USES_BATCH_SIZE.format(_where(fx_node)))
@@ -227,6 +228,14 @@ def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Tensor]:
         return result
 
     return run
+
+
+def _unread(fx_node: fx.Node) -> bool:
+    """Does the call set a keyword-only option (such as the alpha of add) that changes its result, and that builders do not see?"""
+    schema = getattr(fx_node.target, "_schema", None)
+    options = {a.name: a.default_value for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
+    harmless = {"memory_format", "dtype", "layout", "device", "pin_memory"}
+    return any(name in options and name not in harmless and value != options[name] for name, value in fx_node.kwargs.items())
 
 
 def _flatten(args: Any) -> list[Any]:

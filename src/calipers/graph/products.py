@@ -64,7 +64,10 @@ def _max_pool(rank: int) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[in
         def run(x: Tensor) -> Tensor:
             return pool(x, kernel, stride or kernel, padding, dilation, ceil)
 
-        return MaxPool(run, _windows(run, input_shape, shape), shape)
+        one = _windows(run, (1, *input_shape[1:]), (1, *shape[1:]))  # every channel has the same windows
+        count, nowhere = torch.Size(input_shape[1:]).numel(), torch.Size(input_shape).numel()
+        each = [torch.where(one == count, nowhere, one + k * count) for k in range(input_shape[0])]
+        return MaxPool(run, torch.cat(each), shape)
 
     return build
 

@@ -111,8 +111,8 @@ class Classifier:
         if single and len(x) >= _ENOUGH_TO_TELL and bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 1)).all()):
             self._tail = []
             raise BadModel(
-                f"the model's single output lies in [0, 1] at all {len(x)} points: it looks like a probability, but a logit is needed (class 1 wins where it is "
-                "above 0). Remove the last sigmoid."
+                f"the model's single output lies in [0, 1] at all {len(x)} points: it looks like a probability, but a logit is needed "
+                "(class 1 wins where it is above 0). Remove the last sigmoid."
             )
         if _are_probabilities(logits):
             raise BadModel(
