@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from calipers.data import build, images
-from calipers.problem.classifier import Standardise
 
 THREADS = 2
 DATA = Path(os.environ.get("CALIPERS_BENCHMARK_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))  # published networks, not part of the project
@@ -59,10 +58,23 @@ def network(name: str) -> nn.Module | None:
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
+class Normalise(nn.Module):
+    """(x - mean) / std, statistics (1, C, 1, 1): the plainest form, which every peer can read."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return (x - self.mean) / self.std  # type: ignore[operator]
+
+
 def _layer(entry: dict[str, object], arrays: dict[str, Tensor]) -> nn.Module:
     op = str(entry["op"])
     if op == "normalize":
-        return Standardise(torch.tensor(entry["mean"]), torch.tensor(entry["std"]))
+        return Normalise(torch.tensor(entry["mean"]).view(1, -1, 1, 1), torch.tensor(entry["std"]).view(1, -1, 1, 1))
     if op not in ("conv2d", "linear"):
         return {"relu": nn.ReLU, "flatten": nn.Flatten}[op]()
     weight, bias = arrays[str(entry["w"])], arrays[str(entry["b"])]

@@ -33,6 +33,7 @@ ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
     "aten.hardtanh.default": [(None,), (None, -0.3, 0.8), (None, 0.25, 0.75)],
     "aten.clamp.default": [(None, 0.0), (None, -0.5, 0.5), (None, None, 0.3), (None, -0.2, None), (None, 0.4, 0.4)],
     "aten.clamp_min.default": [(None, 0.0), (None, -0.4)],
+    "aten.clamp_max.default": [(None, 0.7), (None, -0.2)],
 }
 
 

@@ -55,7 +55,7 @@ def moved(*places: tuple[int, float]) -> Tensor:
             r"6 of 6 points lie outside the box \[0, 1\].*The data look like 0\.\.255: divide by 255, or give box=\(0, 255\) and the radius in grey",
         ),
         ({"x": moved((2, 1.25), (5, -0.5))}, r"2 of 6 points lie outside the box \[0, 1\] \(first: point 2, values .*1\.25\)\. Give the data's own box"),
-        ({"x": moved((4, -0.01))}, r"1 of 6 points lie outside the box \[0, 1\] \(first: point 4, values -0\.01"),
+        ({"x": moved((4, -0.01))}, r"1 of 6 points lie outside the box \[0, 1\] \(first: point 4, values -0\.00999"),
         ({"x": moved((0, float("inf")))}, r"1 of 6 points lie outside the box \[0, 1\] \(first: point 0"),
         ({"threat": Ball("linf", 8.0)}, r"radius 8 is larger than the whole box \[0, 1\] \(linf diameter 1\): .*different units\. .*write 8 / 255"),
         ({"threat": Ball("l2", 2.5)}, r"radius 2\.5 is larger than the whole box \[0, 1\] \(l2 diameter 2\)"),

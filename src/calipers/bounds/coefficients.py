@@ -50,6 +50,9 @@ class Coefficients(Protocol):
     def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
         """Return the coefficients of an activation's input, and the offset (P, S): lower lines where positive, upper lines where negative."""
 
+    def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
+        """Return the rows in runs, and which they are; each run of at most `elements` (P, S) where the form can be divided."""
+
     def fall(self, region: Region) -> Fall:
         """Return how far <A, x'> can fall below its value at the centre, over the regions, (P, S)."""
 
@@ -101,13 +104,16 @@ class Dense:
         differ = (low != high) | (low_at != high_at)
         width = int(differ.sum(1).max())  # one look at the values for each operation, not for each row
         if width * 4 > differ.shape[1]:
-            a, offset = _relaxed(self.a, Lines(*(line.view(len(line), 1, *self.a.shape[2:]) for line in (low, low_at, high, high_at))))
+            shape = (-1, 1, *self.a.shape[2:])
+            start = low_at.view(shape) if bool(low_at.any()) else None
+            a, offset = _relaxed(self.a, low.view(shape), (high - low).view(shape), start, (high_at - low_at).view(shape))
             return replace(self, a=a), offset
         columns = differ.to(torch.uint8).topk(width, dim=1).indices
         flat = self.a.flatten(2)
         wide = columns[:, None].expand(-1, flat.shape[1], -1)
-        bent, offset = _relaxed(flat.gather(2, wide), Lines(*(line.gather(1, columns)[:, None] for line in (low, low_at, high, high_at))))
-        if not bool((low_at == 0).all() and (high_at == 0).all()):
+        low_slope, rise, low_end, gap = (t.gather(1, columns)[:, None] for t in (low, high - low, low_at, high_at - low_at))
+        bent, offset = _relaxed(flat.gather(2, wide), low_slope, rise, low_end, gap)
+        if bool(low_at.any()):
             constant = torch.where(differ, torch.zeros_like(low_at), low_at)
             picked = torch.zeros_like(columns, dtype=torch.bool).logical_or(differ.gather(1, columns))
             offset = offset - (flat.gather(2, wide) @ (low_at.gather(1, columns) * ~picked)[..., None])[..., 0] + (flat @ constant[..., None])[..., 0]
@@ -123,10 +129,21 @@ class Dense:
         back.scatter_add_(-1, pick.expand_as(flat), flat - constant)
         return replace(self, a=back.view(*self.a.shape[:2], *shape)), (constant * ceiling).sum(-1)
 
+    def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
+        """Runs of rows (P,)."""
+        count = max(1, elements // self.a.shape[1])
+        if count >= len(self.a):
+            return [(slice(None), self)]
+        places = self._places()
+        parts = [slice(begin, begin + count) for begin in range(0, len(self.a), count)]
+        return [(part, Dense(self.a[part], places[part])) for part in parts]
+
     def fall(self, region: Region) -> Fall:
         """From the region's support."""
-        places = torch.arange(len(self.a), device=self.a.device) if self.points is None else self.points
-        return region.fall(self.a.flatten(2), places)
+        return region.fall(self.a.flatten(2), self._places())
+
+    def _places(self) -> Tensor:
+        return torch.arange(len(self.a), device=self.a.device) if self.points is None else self.points
 
     def dense(self) -> Dense:
         """Itself."""
@@ -172,7 +189,11 @@ class Patch:
         return flat.index_select(0, where).view(len(self.place), values.shape[1], *self._size)
 
     def dot(self, values: Tensor) -> Tensor:
-        """Over the window."""
+        """Over the window; what is the same at every place of a channel (the bias of a convolution) needs no window."""
+        if len(values) == 1 and self.clean:
+            channels = values.view(self.a.shape[2], -1)
+            if bool((channels == channels[:, :1]).all()):
+                return self.a.flatten(3).sum(3) @ channels[:, 0]
         return contract(self.a.flatten(2), self._at(values.view(-1, self.a.shape[2], *self.image)).flatten(1))
 
     def size_dot(self, values: Tensor) -> Tensor:
@@ -224,8 +245,14 @@ class Patch:
 
     def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
         """As dense, on the lines' windows (zero lines outside the image)."""
-        a, offset = _relaxed(self.a, Lines(*(self._at(line)[:, None] for line in lines)))
+        low, low_at, high, high_at = lines
+        rise, gap = (self._at(t)[:, None] for t in (high - low, high_at - low_at))  # differences first: windows hold every value many times
+        a, offset = _relaxed(self.a, self._at(low)[:, None], rise, self._at(low_at)[:, None] if bool(low_at.any()) else None, gap)
         return replace(self, a=a, clean=True), offset
+
+    def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
+        """One run: windows are small."""
+        return [(slice(None), self)]
 
     def fall(self, region: Region) -> Fall:
         """From the support of the region cut down to the window."""
@@ -251,12 +278,14 @@ class Patch:
         return flat.flatten(1), inside
 
 
-def _relaxed(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
-    low, low_at, high, high_at = lines
-    positive = a.clamp(min=0)
-    # A+ low + A- high = A high + A+ (low - high): one pass less over the coefficients than splitting both signs.
-    offset = contract(a.flatten(2), high_at.flatten(1)) + contract(positive.flatten(2), (low_at - high_at).flatten(1))
-    return torch.addcmul(a * high, positive, low - high), offset
+def _relaxed(a: Tensor, low: Tensor, rise: Tensor, low_at: Tensor | None, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower lines (low, low_at), upper lines (low + rise, low_at + gap); no `low_at` where all are 0, as those of a ReLU."""
+    negative = a.clamp(max=0)
+    # A+ low + A- high = A low + A- (high - low): one pass less over the coefficients than splitting both signs.
+    offset = contract(negative.flatten(2), gap.flatten(1))
+    if low_at is not None:
+        offset = offset + contract(a.flatten(2), low_at.flatten(1))
+    return (a * low).addcmul_(negative, rise), offset
 
 
 def unit_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, windowed: bool) -> Coefficients:

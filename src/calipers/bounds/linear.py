@@ -22,6 +22,7 @@ from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Windowe
 from calipers.problem.ball import Region
 from calipers.problem.norms import support_rounding
 
+_CACHED = 2**21  # bytes of coefficients of the input in flight: with the temporaries made of them they fit a core's cache
 MEMORY = 2**24  # bytes of coefficients in flight, measured: less costs calls, more costs cache misses and fresh pages
 
 
@@ -189,11 +190,27 @@ class _Sweep:
 
     def run(self) -> Tensor:
         """Return the bounds."""
-        for number in range(self.number, 0, -1):
+        stem = min(self.number, self.state.graph.stem)
+        self._back_to(stem)
+        self._carry_both_signs()
+        if stem not in self.pending:
+            return self.offset - self.rounding
+        # Coefficients of the input are the widest: taken for a few rows at a time, they are made, summed up and forgotten inside the cache.
+        width = max(torch.Size(self.state.graph.shape(k)).numel() for k in range(stem + 1)) * self.offset.element_size()
+        lowest = [self._share(stem, part, a)._concretise() for part, a in self.pending[stem].shares(_CACHED // width)]
+        return lowest[0] if len(lowest) == 1 else torch.cat(lowest)
+
+    def _back_to(self, stem: int) -> None:
+        for number in range(self.number, stem, -1):
             if number in self.pending:
                 self._replace(number)
-        self._carry_both_signs()
-        return self._concretise()
+
+    def _share(self, stem: int, part: slice, a: Coefficients) -> _Sweep:
+        """Return the sweep of some rows, gone on to the input."""
+        share = _Sweep(self.state, stem, a, False)
+        share.offset, share.rounding = (t[part] if t.dim() else t for t in (self.offset, self.rounding))
+        share._back_to(0)
+        return share
 
     def run_to_boxes(self) -> Tensor:
         """Return the bounds that the boxes give, going back only as far as operations are affine."""
@@ -213,11 +230,9 @@ class _Sweep:
         """Both signs are alike until the first operation that is not affine; only then the negatives are carried along."""
         if self.mirror:
             self.pending = {k: a.mirrored() for k, a in self.pending.items()}
-            if self.offset.dim():
-                self.offset, self.rounding = (
-                    torch.cat([self.offset, -self.offset], 1),
-                    torch.cat([self.rounding] * 2, 1) if self.rounding.dim() else self.rounding,
-                )
+            # Either may still be one number, when nothing was added.
+            self.offset = torch.cat([self.offset, -self.offset], 1) if self.offset.dim() else self.offset
+            self.rounding = torch.cat([self.rounding] * 2, 1) if self.rounding.dim() else self.rounding
             self.mirror = False
 
     def _replace(self, number: int) -> None:
@@ -225,7 +240,7 @@ class _Sweep:
         if not isinstance(node.op, Affine):
             self._carry_both_signs()
         a = self.pending.pop(number)
-        if self.state.arithmetic.checked:
+        if self.state.arithmetic.checked and getattr(node.op, "rounds", True):
             self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(self.state.sizes[number])
         if isinstance(node.op, Affine):
             self._through_affine(node.op, a, node.inputs)
@@ -245,16 +260,14 @@ class _Sweep:
         shapes = [self.state.graph.shape(i) for i in inputs]
         centre = self.state.region.center
         constant = op.value(*(torch.zeros(1, *shape, dtype=centre.dtype, device=centre.device) for shape in shapes))
-        self.offset = self.offset + a.dot(constant)
+        if bool(constant.any()):
+            self.offset = self.offset + a.dot(constant)
         for i, back in zip(inputs, a.back(op, shapes), strict=True):
             self._add(i, back)
 
     def _concretise(self) -> Tensor:
         """The last step: the value at the centre, minus the support of -A over the region, dual bound and all."""
-        a = self.pending.get(0)
-        if a is None:
-            return self.offset - self.rounding
-        region, arithmetic = self.state.region, self.state.arithmetic
+        a, region, arithmetic = self.pending[0], self.state.region, self.state.arithmetic
         fall = a.fall(region)
         if arithmetic.checked:
             reach = self.state.reach if a.points is None else self.state.reach[a.points]
@@ -265,9 +278,9 @@ class _Sweep:
 
 
 def _relaxed_size(relaxation: Lines | Planes, box: Box) -> Tensor:
-    """Bound the terms of a relaxed operation over the box of its input: |slope||x| + |intercept|."""
+    """Bound the terms of a relaxed operation over the box of its input: |slope||x| + |intercept|, of the lower line and of the rise to the upper one."""
     if isinstance(relaxation, Planes):
         picked = box.magnitude.flatten(1).gather(1, relaxation.pick.flatten(1)).view_as(relaxation.ceiling)
         return torch.maximum(picked, relaxation.ceiling.abs())
-    slope = torch.maximum(relaxation.lower_slope.abs(), relaxation.upper_slope.abs())
-    return slope * box.magnitude + torch.maximum(relaxation.lower_intercept.abs(), relaxation.upper_intercept.abs())
+    low, low_at, high, high_at = relaxation
+    return (low.abs() + (high - low).abs()) * box.magnitude + low_at.abs() + (high_at - low_at).abs()

@@ -157,7 +157,7 @@ class Sum:
 class Generic:
     """An affine operation with non-negative weights and no constant: moving, copying, adding and averaging of elements.
 
-    `run` is the operation itself on batches; the adjoint is its vector-Jacobian product at zero.
+    `run` is the operation itself on batches; the adjoint is its vector-Jacobian product at zero. `diagonal`: only the shape changes.
     """
 
     run: Callable[..., Tensor] = field(repr=False)
@@ -172,9 +172,16 @@ class Generic:
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
         """By automatic differentiation; exact, since the operation is linear."""
+        if self.diagonal:
+            return (a.reshape(len(a), *self.input_shapes[0]),)
         with torch.enable_grad():
             zeros = [torch.zeros(len(a), *shape, dtype=a.dtype, device=a.device, requires_grad=True) for shape in self.input_shapes]
             return torch.autograd.grad(self.run(*zeros), zeros, a)
+
+    @property
+    def rounds(self) -> bool:
+        """Does the operation compute anything?"""
+        return not self.diagonal
 
     def absolute(self, *inputs: Tensor) -> Tensor:
         """The weights are their own absolute values."""

@@ -158,6 +158,14 @@ class Graph:
         return tuple(sorted({n.inputs[0] for n in self.nodes if not isinstance(n.op, Affine)}))
 
     @cached_property
+    def stem(self) -> int:
+        """The last number that is made from the input by a chain of affine operations on which all else hangs; 0 where there is none."""
+        for k, node in enumerate(self.nodes):
+            if not isinstance(node.op, Affine) or node.inputs != (k,) or any(min(n.inputs) <= k for n in self.nodes[k + 1 :]):
+                return k
+        return len(self.nodes)
+
+    @cached_property
     def largest(self) -> int:
         """The number of elements of the largest result."""
         return max(torch.Size(self.shape(i)).numel() for i in range(len(self.nodes) + 1))

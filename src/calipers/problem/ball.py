@@ -33,11 +33,8 @@ class Fall(NamedTuple):
 
 
 def contract(a: Tensor, values: Tensor) -> Tensor:
-    """Return <a, values> over the last axis, (P, S), for a (P, S, n) and values (P, n): the faster of two ways."""
-    return torch.linalg.vecdot(a, values[:, None]) if a.shape[1] < _MANY_ROWS else (a @ values[..., None])[..., 0]
-
-
-_MANY_ROWS = 8  # from here on a batched matrix product beats multiply-and-sum
+    """Return <a, values> over the last axis, (P, S), for a (P, S, n) and values (P, n): from the left, several times as fast as columns from the right."""
+    return (values[:, None] @ a.mT)[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
