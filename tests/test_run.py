@@ -124,7 +124,7 @@ def test_kill_9_loses_nothing_and_the_same_command_ends_with_the_same_brackets(t
     x, y = x[:400], y[:400]
     whole = measured(x, y)
     record = tmp_path / "run.calipers"
-    for wait_for in ("stage PGD", "stage CROWN", "dealt 64", "stage Nearest"):
+    for wait_for in ("stage PGD", "stage CROWN", "dealt 256", "stage Nearest"):
         process = _start(record)
         assert process.stdout is not None
         for line in process.stdout:

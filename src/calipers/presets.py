@@ -30,7 +30,7 @@ _VERDICTS = (
 )
 _DISTANCES = (
     Stage(Nearest(PGD(steps=10, step=0.25), rounds=8, tolerance=0.02), "attack", "distance"),
-    Stage(LargestRadius(CROWN(), rounds=4, tolerance=0.03), "certifier", "distance"),
+    Stage(LargestRadius(CROWN(), rounds=3, tolerance=0.03), "certifier", "distance"),
 )
 
 _HARDER = "attack --tool 'PGD(steps=500, restarts=20)'"

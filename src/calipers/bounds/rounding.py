@@ -10,6 +10,7 @@ gamma * <|A|, M>, where M bounds the operation's terms over the region (|W||x| +
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -49,13 +50,24 @@ SEARCH = Arithmetic(torch.float32, checked=False)
 CHECKED = Arithmetic(torch.float64, checked=True)
 
 
+_lock, _holders, _held = threading.Lock(), 0, contextlib.ExitStack()
+
+
 @contextlib.contextmanager
 def plain_sums() -> Iterator[None]:
-    """Run convolutions and products as plain sums of products, as the allowances assume."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    """Run convolutions and products as plain sums of products, as the allowances assume; the last of several holders puts the switches back."""
+    global _holders
+    with _lock:
+        if _holders == 0:
+            before = torch.backends.cuda.matmul.fp32_precision
+            _held.callback(setattr, torch.backends.cuda.matmul, "fp32_precision", before)
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+            _held.enter_context(torch.backends.cudnn.flags(enabled=False))
+        _holders += 1
     try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
+        yield
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        with _lock:
+            _holders -= 1
+            if _holders == 0:
+                _held.close()

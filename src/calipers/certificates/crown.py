@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,7 +91,8 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
     """
     radii = problem.threat.radii(len(problem)).to(problem.x.device)
     screen = problem.x.device.type != "cpu"
-    for index in batches(problem):
+
+    def claim(index: Tensor) -> Claim:
         part, radius = problem.take(index), radii[index]
         worst, rows = torch.full_like(radius, -torch.inf), torch.zeros_like(index)
         left = torch.arange(len(index), device=index.device)
@@ -102,7 +104,29 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
             proof = bounder.bound(part.take(left), CHECKED)
             worst[left], rows[left] = proof.worst, rows[left] + proof.rows
         proved = torch.where(worst > 0, radius, torch.zeros_like(radius))
-        yield Claim(index, proved, worst, CHECKED.guarantee, torch.zeros_like(rows), rows)
+        return Claim(index, proved, worst, CHECKED.guarantee, torch.zeros_like(rows), rows)
+
+    yield from spread(claim, batches(problem), problem.x.device)
+
+
+Part = TypeVar("Part")
+
+
+def spread(work: Callable[[Part], Claim], parts: Iterable[Part], device: torch.device) -> Iterator[Claim]:
+    """Yield the claims about each part, in order; on a CPU one thread a core works on a part of its own.
+
+    Sweeps are made of many short operations: a core for each batch of points keeps both busy, two cores for each operation mostly wait for one another.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield from map(work, parts)
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(work, parts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def batches(problem: Problem) -> Iterator[Tensor]:

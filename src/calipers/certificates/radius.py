@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calipers.bounds.interval import Box
 from calipers.bounds.rounding import CHECKED, SEARCH
-from calipers.certificates.crown import Bounder, batches
+from calipers.certificates.crown import Bounder, batches, spread
 from calipers.errors import BadInput
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
@@ -43,9 +43,9 @@ class LargestRadius:
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Yield a claim for every point, a batch of points at a time."""
-        for index in batches(problem):
-            search = _Search(self, problem.take(index))
-            yield search.claim(index)
+        # The model itself is asked here, not in the threads: holding it still changes its flags.
+        searches = [(_Search(self, problem.take(index)), index) for index in batches(problem)]
+        yield from spread(lambda pair: pair[0].claim(pair[1]), searches, problem.x.device)
 
 
 class _Search:

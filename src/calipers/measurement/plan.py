@@ -7,7 +7,7 @@ from typing import Literal
 
 from calipers.problem.tools import Attack, Certifier
 
-_POINTS = {"attack": 256, "certifier": 64}
+_POINTS = {"attack": 256, "certifier": 256}
 
 
 @dataclass(frozen=True)
