@@ -14,8 +14,6 @@ from pathlib import Path
 from statistics import median
 from types import ModuleType
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does it; must stand before torch is loaded
-
 import numpy as np
 import torch
 from torch import Tensor, nn
