@@ -274,7 +274,7 @@ def test_the_first_successful_rank_wins_though_a_later_one_succeeds_sooner() -> 
 def test_the_interval_between_looks_at_the_device_does_not_matter() -> None:
     """On a GPU the queue looks only every few steps; broken and finished slots must wait unchanged."""
     problem = asking(rowwise(), "l2")
-    recipe = _Ascent(steps=5, restarts=4, targets=0, share=0.5, loss_name="margin")
+    recipe = _Ascent(steps=5, restarts=4, targets=0, share=0.5, loss_name="alternate")
     whole = run(PGD(steps=5, restarts=4, step=0.5), problem)
     queue = _Queue(problem, recipe, 0, None, 7)
     queue.chunk = 8
@@ -447,6 +447,15 @@ def test_a_search_in_half_precision_proposes_admissible_points() -> None:
     assert abs(sum(rough.broken) - sum(fine.broken)) <= 3 and rough.candidate.dtype == torch.float32
 
 
+def test_what_only_looks_broken_in_half_precision_is_searched_on() -> None:
+    """Both logits are 100 in bfloat16 all the way, so every iterate looks like a tie; only the model's own arithmetic tells where the boundary is."""
+    model = Fn(lambda x: torch.stack([100.05 - x[:, 0], 100 + 0 * x[:, 0]], 1), dtype=torch.float32)
+    problem = Problem.pose(model, torch.zeros(8, 2) + torch.arange(8)[:, None] * 1e-3, [0] * 8, Ball("linf", 0.1, box=None))
+    found = run(PGD(steps=10, precision="bfloat16"), problem)
+    assert all(found.broken)
+    assert not any(run(PGD(steps=10, precision="bfloat16"), problem.at(0.03)).broken)
+
+
 # ---- rivals ----------------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -538,7 +547,7 @@ def test_an_attack_that_is_abandoned_leaves_the_model_usable() -> None:
         (lambda: PGD(step=0.0), r"step is a share of the radius, above 0 and at most 2 .*got 0\.0"),
         (lambda: PGD(step=float("nan")), "step is a share of the radius"),
         (lambda: PGD(precision="float16"), "precision is 'model' or 'bfloat16', got 'float16'"),  # type: ignore[arg-type]
-        (lambda: PGD(loss="ce"), "unknown loss 'ce'; choose one of 'margin', 'cross_entropy'"),  # type: ignore[arg-type]
+        (lambda: PGD(loss="ce"), "unknown loss 'ce'; choose one of 'alternate', 'cross_entropy', 'margin'"),  # type: ignore[arg-type]
         (lambda: Steepest(targets=-1), "targets must be 0 .the worst margin. or the number of rivals to try, got -1"),
     ],
 )
@@ -548,5 +557,5 @@ def test_settings_that_make_no_sense_are_refused(make: Callable[[], Attack], mes
 
 
 def test_the_settings_are_the_identity() -> None:
-    assert repr(PGD()) == "PGD(steps=40, restarts=1, step=None, loss='margin', targets=0, precision='model')"
+    assert repr(PGD()) == "PGD(steps=40, restarts=1, step=None, loss='alternate', targets=0, precision='model')"
     assert repr(Steepest()) == "Steepest(targets=0)" and PGD(steps=3) == PGD(steps=3) != PGD(steps=4)

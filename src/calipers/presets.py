@@ -39,7 +39,7 @@ PLANS: dict[str, Plan] = {
     "quick": Plan("quick", (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack")), "measure --plan standard"),
     "standard": Plan(
         "standard",
-        (*_VERDICTS, Stage(PGD(steps=100, restarts=5), "attack"), Stage(PGD(steps=100, restarts=5, loss="cross_entropy"), "attack"), *_DISTANCES),
+        (*_VERDICTS, Stage(PGD(steps=100, restarts=10), "attack"), *_DISTANCES),
         _HARDER,
     ),
     "distance": Plan(

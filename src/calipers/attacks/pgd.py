@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calipers.attacks.objectives import LossName, objective_named
+from calipers.attacks.objectives import LossName, check_loss, climbed
 from calipers.attacks.search import run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
@@ -25,8 +25,9 @@ class PGD:
     """Projected gradient ascent (Madry et al. 2018) in every norm, best iterate kept, each point stopped when broken.
 
     `step` is the length of a step as a share of the radius (default 2.5 / steps). The first start is the point itself, later ones are random.
-    `targets` > 0 attacks that many rivals one by one, nearest first, instead of the worst margin. `precision` "bfloat16" runs the search in half precision:
-    faster where the processor has it; candidates are checked in the model's own.
+    `loss` "alternate" climbs cross-entropy in the first restart, the margin in the second, and so on; `targets` > 0 attacks that many rivals one by one,
+    nearest first, instead. `precision` "bfloat16" searches in half precision, faster for large networks where the processor has it; ends are judged in the
+    model's own.
     Differs from the paper: the steps are steepest ascent of the norm, the projection is exact onto ball and box, the iterate of smallest margin is
     returned, not the last.
     Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward passes.
@@ -35,7 +36,7 @@ class PGD:
     steps: int = 40
     restarts: int = 1
     step: float | None = None
-    loss: LossName = "margin"
+    loss: LossName = "alternate"
     targets: int = 0
     precision: Literal["model", "bfloat16"] = "model"
 
@@ -46,7 +47,7 @@ class PGD:
             raise BadInput(f"step is a share of the radius, above 0 and at most 2 (usually 0.01 to 0.25), got {self.step}")
         if self.precision not in ("model", "bfloat16"):
             raise BadInput(f"precision is 'model' or 'bfloat16', got {self.precision!r}")
-        objective_named(self.loss)
+        check_loss(self.loss)
 
     def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
         """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
@@ -69,7 +70,7 @@ class _Ascent:
         return region.center.index_copy(0, later, region.take(later).sample(streams.take(later)))
 
     def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
-        return objective_named(self.loss_name)(margins, problem.goal)
+        return climbed(self.loss_name, margins, problem.goal, restart)
 
     def move(self, region: Region, x: Tensor, gradient: Tensor) -> Tensor:
         return region.project(region.step(x, gradient, self.share))

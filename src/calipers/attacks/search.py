@@ -119,7 +119,7 @@ def run_queue(problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype
     """Yield an `Attempt` for every point, as points are decided.
 
     Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
-    `dtype` runs the model in another precision (candidates are the referee's to check). No host synchronisation inside the steps on a GPU.
+    `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the steps on a GPU.
     """
     return _Queue(problem, recipe, seed, dtype, batch).run()
 
@@ -132,6 +132,7 @@ class _Queue:
         self.n, device = len(problem), problem.x.device
         self.streams = problem.streams(seed)
         self.network = problem.classifier.step(dtype)
+        self.coarse = dtype not in (None, problem.classifier.dtype)
         self.rivals = rank_rivals(problem, recipe.targets) if recipe.targets else None
         self.book = _Book(self.n, recipe.restarts * max(recipe.targets, 1))
         self.best = problem.x.clone()
@@ -159,13 +160,32 @@ class _Queue:
 
     def _exchange(self, slots: _Slots, decided: list[int]) -> tuple[_Slots | None, bool]:
         """Book the jobs that ended and fill their slots; also return whether anything changed."""
-        over = (slots.step > self.recipe.steps) | is_adversarial(slots.best_margin)
+        over = self._over(slots)
         ended, moot = self._retire(slots, over.tolist(), decided)
         if not ended:
             return slots, False
         gone = set(ended) | set(moot)
         kept = slots.take(torch.tensor([i for i in range(len(slots.job)) if i not in gone], dtype=torch.long, device=self.problem.x.device))
         return self._fill(kept)
+
+    def _over(self, slots: _Slots) -> Tensor:
+        """Which jobs have ended? Margins of a coarser search copy are hints: the model's own arithmetic judges each end, and a job that it refutes goes on."""
+        over = self._through(slots)
+        if self.coarse and bool(over.any()):
+            some = torch.nonzero(over).flatten()
+            part = self._part(slots.job[some])
+            margins = part.margins(part.classifier.logits(slots.best[some]))
+            slots.best_margin[some] = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
+            over = self._through(slots)
+        return over
+
+    def _through(self, slots: _Slots) -> Tensor:
+        return (slots.step > self.recipe.steps) | is_adversarial(slots.best_margin)
+
+    def _part(self, job: Tensor) -> Problem:
+        """Return the problem of the jobs' points, its names left out."""
+        p, point = self.problem, job % self.n
+        return Problem(p.classifier, p.x[point], p.y[point], p.threat, p.goal.take(point), p.classes, ())
 
     def _fill(self, slots: _Slots | None) -> tuple[_Slots | None, bool]:
         """Top the batch up with new jobs."""
@@ -185,10 +205,8 @@ class _Queue:
     def _view(self, slots: _Slots) -> tuple[Problem, Region, Tensor, Tensor | None]:
         """Gather what the steps need to know about the points in flight; only when the batch has changed."""
         rank, point = slots.job // self.n, slots.job % self.n
-        p = self.problem
-        part = Problem(p.classifier, p.x[point], p.y[point], p.threat, p.goal.take(point), p.classes, ())
         rival = None if self.rivals is None else self.rivals[point, rank % self.recipe.targets]
-        return part, p.region.take(point), self._restart(rank), rival
+        return self._part(slots.job), self.problem.region.take(point), self._restart(rank), rival
 
     def _step(self, slots: _Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> _Slots:
         """One forward and backward pass for every slot; a slot that is through keeps its state."""
@@ -200,7 +218,7 @@ class _Queue:
         gradient = _gradient(loss, x)
         with torch.no_grad():
             worst = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
-            active = (slots.step <= self.recipe.steps) & ~is_adversarial(slots.best_margin)
+            active = ~self._through(slots)
             better = active & (worst < slots.best_margin)
             best = torch.where(_like(better, x), x, slots.best)
             best_margin = torch.where(better, worst, slots.best_margin)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadModel
+from calipers.problem.search_copy import search_copy
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _PROBABILITY_TOLERANCE = 1e-5
@@ -172,12 +173,11 @@ class Classifier:
         return tuple((id(t), t._version) for t in [*self.module.parameters(), *self.module.buffers()])
 
     def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
-        """Return the bare map from inputs to logits for use inside `frozen()`, in the model's dtype or as a copy in another one (attack search in bfloat16)."""
-        if dtype is None or dtype == self.dtype:
-            return self.network
+        """Return the bare map from inputs to logits for use inside `frozen()`, as a copy that gives gradients sooner (see search_copy.py), in the model's
+        dtype or another one."""
         with self.frozen():
-            low = copy.deepcopy(self.network).to(dtype).requires_grad_(False)
-        return lambda x: low(x.to(dtype)).to(self.dtype)
+            low = search_copy(self.network, dtype or self.dtype)
+        return low if dtype in (None, self.dtype) else lambda x: low(x.to(dtype)).to(self.dtype)
 
     def digest(self) -> str:
         """Return a hash of the code's structure and every parameter and buffer: the model's identity in a record."""

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from calipers.errors import BadInput
 
@@ -29,7 +28,7 @@ class Goal(Protocol):
         """Combine margins (or lower bounds of them) (N, S) into the one that decides, (N,)."""
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """Return the smooth stand-in of `worst`, (N,), whose negative is the cross-entropy loss."""
+        """Return the smooth stand-in of `worst`, (N,), within log(S) of it: the logarithm of the odds that softmax gives to the model's side."""
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
         """Return the class each margin is about, (N, S)."""
@@ -59,8 +58,8 @@ class Untargeted:
         return margins.amin(1)
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """-log(1 + sum_j exp(-m_j)) = log softmax(z)_y."""
-        return -functional.softplus((-margins).logsumexp(1))
+        """-log(sum_j exp(-m_j)), the log odds of the true class: the cross-entropy is softplus(-smooth)."""
+        return -(-margins).logsumexp(1)
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
         """All classes but the true one, in order."""
@@ -101,8 +100,8 @@ class Targeted:
         return margins.amax(1)
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """log(1 + sum_j exp(m_j)) = -log softmax(z)_t."""
-        return functional.softplus(margins.logsumexp(1))
+        """log(sum_j exp(m_j)), minus the log odds of the target: the cross-entropy to the target is softplus(smooth)."""
+        return margins.logsumexp(1)
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
         """All classes but the target, in order."""
