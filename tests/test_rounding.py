@@ -8,19 +8,21 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from calipers.bounds.coefficients import Dense
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
+from calipers.bounds.linear import _relaxed_size, interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Linear
 from calipers.graph.capture import capture
-from calipers.graph.ir import Graph, Node
+from calipers.graph.ir import Graph, Lines, Node
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 
@@ -272,3 +274,27 @@ def test_plain_sums_works_where_the_user_chose_tf32_by_its_new_name() -> None:
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+# ---- relaxed operations ----------------------------------------------------------------------------------------------------------------------------
+
+
+def coefficients_err_by(size: Callable[[Lines, Box], Tensor]) -> float:
+    """Return the largest error of a coefficient that a relaxation computes, in roundings of the size its allowance is made of."""
+    generator = torch.Generator().manual_seed(0)
+    low, high, a = (torch.randn(400_000, generator=generator) * 2 for _ in range(3))
+    zero, one = torch.zeros_like(low), torch.ones_like(low)
+    lines = Lines(low[None], zero[None], high[None], zero[None])
+    computed = Dense(a[None, None], None).relaxed(lines)[0].dense().a[0, 0]
+    exact = torch.where(a > 0, a.double() * low.double(), a.double() * high.double())  # a product of two float32 numbers is a float64 number
+    allowed = torch.finfo(torch.float32).eps / 2 * a.abs().double() * size(lines, Box(-one[None], one[None]))[0].double()
+    return float(((computed.double() - exact).abs() / allowed).max())
+
+
+def test_the_allowance_of_a_relaxed_operation_counts_both_lines() -> None:
+    """The slope is computed as the lower line's and the rise from it, which may cancel: at most three roundings of both sizes together."""
+    assert 1 < coefficients_err_by(_relaxed_size) <= 3
+
+
+def test_mutant_that_counts_the_lines_themselves_is_caught() -> None:
+    assert coefficients_err_by(lambda lines, box: torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs()) * box.magnitude) > 3
