@@ -18,7 +18,7 @@ from torch import Tensor
 from calipers.bounds.coefficients import Coefficients, Dense, unit_rows
 from calipers.bounds.interval import Box, input_box, propagate, terms
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Windowed
+from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Selection, Windowed
 from calipers.problem.ball import Region
 from calipers.problem.norms import support_rounding
 
@@ -50,15 +50,19 @@ class Relaxed:
         sizes = {k: v[part] for k, v in self.sizes.items()}
         return Relaxed(self.graph, self.region.take(part), self.arithmetic, self.rows[part], {}, relaxations, sizes, self.reach[part])
 
-    def settle(self, number: int, box: Box) -> None:
-        """Store a number's final box, and derive what later sweeps need of it."""
+    def settle(self, number: int, box: Box, swept: Box | None = None) -> None:
+        """Store a number's final box, and derive what later sweeps need of it.
+
+        `swept` is the box that sweeps alone gave, not met with others: where an activation's slope is a guess from its box, it is guessed from this one.
+        So the slopes are those of plain CROWN, while lines and stable elements profit from the tighter box. (Guessed from the met box, a slope may change
+        for the worse: bounds up to 2e-3 looser than plain CROWN were seen.)
+        """
         box = box.mended()
         self.boxes[number] = box
         self.reach = self.reach + box.magnitude.flatten(1).sum(1)
         for later, node in enumerate(self.graph.nodes, start=1):
             if node.inputs[0] == number and not isinstance(node.op, Affine):
-                relax_op = node.op.relax if isinstance(node.op, Elementwise) else node.op.planes
-                self.relaxations[later] = relax_op(box.lower, box.upper)
+                self.relaxations[later] = _relaxation(node.op, box, swept)
             if self.arithmetic.checked and max(node.inputs) == number:
                 inputs = [self.boxes[i] for i in node.inputs]
                 self.sizes[later] = terms(node.op, inputs) if isinstance(node.op, Affine) else _relaxed_size(self.relaxations[later], inputs[0])
@@ -76,10 +80,18 @@ def relax(graph: Graph, region: Region, arithmetic: Arithmetic, known: dict[int,
     for number in range(1, len(graph.nodes) + 1):
         box = propagate(graph, number, state.boxes, arithmetic)
         box = box if known is None else box.meet(known[number])
+        swept = None
         if refine and number in graph.bent and number not in exact:
-            box = _refined(state, number, box)
-        state.settle(number, box)
+            box, swept = _refined(state, number, box)
+        state.settle(number, box, swept)
     return state
+
+
+def _relaxation(op: Elementwise | Selection, box: Box, swept: Box | None) -> Lines | Planes:
+    if not isinstance(op, Elementwise):
+        return op.planes(box.lower, box.upper)
+    guess = getattr(op, "guess", None)
+    return op.relax(box.lower, box.upper, None if swept is None or guess is None else guess(swept.lower, swept.upper))
 
 
 def _exact_numbers(graph: Graph) -> frozenset[int]:
@@ -93,13 +105,14 @@ def _exact_numbers(graph: Graph) -> frozenset[int]:
     return frozenset(exact)
 
 
-def _refined(state: Relaxed, number: int, box: Box) -> Box:
-    """Return the box of a number tightened where some operation on it bends, point by point."""
+def _refined(state: Relaxed, number: int, box: Box) -> tuple[Box, Box]:
+    """Return the box of a number tightened where some operation on it bends, point by point, and there also what the sweeps alone found."""
     graph, shape = state.graph, state.graph.shape(number)
     users = [n.op for n in graph.nodes if n.inputs[0] == number and not isinstance(n.op, Affine)]
     bends = torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1)
     state.rows += 2 * bends.sum(1)
     lower, upper = box.lower.flatten(1).clone(), box.upper.flatten(1).clone()
+    swept_lower, swept_upper = lower.clone(), upper.clone()
     windowed = len(shape) == 3 and number > 0 and isinstance(graph.nodes[number - 1].op, Windowed)
     bytes_per_element = torch.finfo(state.arithmetic.dtype).bits // 4  # in both signs
     batches = _runs(state, bends) if windowed else _groups(state, bends, MEMORY // (bytes_per_element * graph.largest))
@@ -107,10 +120,11 @@ def _refined(state: Relaxed, number: int, box: Box) -> Box:
         start = unit_rows(elements, rows, shape, lower.dtype, windowed=windowed)
         low, negative = lower_bounds(part, number, start, two_sided=True).chunk(2, 1)
         place = (points[:, None], elements.view(len(points), -1))
+        swept_lower[place], swept_upper[place] = low, -negative
         # Written so that a NaN changes nothing. A row that only fills a group repeats an element, and writes the same numbers twice.
         lower[place] = torch.where(low > lower[place], low, lower[place])
         upper[place] = torch.where(-negative < upper[place], -negative, upper[place])
-    return Box(lower.view_as(box.lower), upper.view_as(box.upper))
+    return Box(lower.view_as(box.lower), upper.view_as(box.upper)), Box(swept_lower.view_as(box.lower), swept_upper.view_as(box.upper))
 
 
 _Batch = tuple[Relaxed, Tensor, Tensor, Tensor]

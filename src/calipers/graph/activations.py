@@ -55,11 +55,15 @@ class TwoPieces:
         """The kink lies inside."""
         return (lower < 0) & (upper > 0)
 
+    def guess(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """The alpha taken where none is given: the slope of the longer piece (Zhang et al. 2018), which leaves the smaller area between the lines."""
+        return (upper > -lower).to(lower.dtype)
+
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """The chord on one side, a line through the kink on the other."""
         bend = self.bends(lower, upper)
         straight = torch.where(lower >= 0, torch.full_like(lower, self.right), self.left)  # of two numbers `where` would make float32
-        alpha = (upper > -lower).to(lower.dtype) if alpha is None else alpha
+        alpha = self.guess(lower, upper) if alpha is None else alpha
         width = torch.where(bend, upper - lower, torch.ones_like(lower))
         chord = (self.right * upper - self.left * lower) / width
         tangent = self.left + (self.right - self.left) * alpha
