@@ -4,8 +4,9 @@ and restarts.
 Who does what: calipers drops a point at the step that breaks it, and refills the batch. The others run all steps of a restart on their batch; between
 restarts only the points that still stand go on, by the library's own means where it has them (torchattacks' MultiAttack), by our loop where it has
 none (foolbox, ART: kinder to them than repeat(n) and num_random_init = n, which run every restart on every point; --own-restarts takes these). All
-climb cross-entropy; calipers' default, cross-entropy and margin by turns, is shown too. Our first restart starts at the point itself, all others at random. Every library gets the batch size of 128
-and 500 that is faster in a trial. All results pass one judge: moved by the few roundings that exact membership asks for, then re-checked.
+climb cross-entropy; calipers' default, cross-entropy and margin by turns, is shown too. Our first restart starts at the point itself, all others at
+random. Every library gets the batch size of 128 and 500 that is faster in a trial. All results pass one judge: moved by the few roundings that exact
+membership asks for, then re-checked.
 
     PYTHONPATH=src python benchmarks/pgd.py [--points 500] [--steps 100] [--restarts 20] [--rounds 3] [--radius 0.1] [--own-restarts]
 """

@@ -285,3 +285,42 @@ def test_an_output_that_does_not_depend_on_the_input_is_refused() -> None:
 def test_the_input_itself_as_output_is_refused() -> None:
     with pytest.raises(CaptureError, match="does not depend"):
         capture(Classifier(nn.Identity()), torch.rand(3, 4))
+
+
+# ---- scalings become part of the layer before -------------------------------------------------------------------------------------------------------
+
+
+class Shared(nn.Module):
+    """A layer read by its batch norm and by something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.layer(x)
+        return self.last(functional.relu(z + self.norm(z)))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "kinds"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)), (1, 4, 4), "Conv Generic Linear"),
+        (nn.Sequential(nn.Conv1d(1, 3, 3, bias=False), nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(6, 2)), (1, 4), "Conv Generic Linear"),
+        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)), (4,), "Linear TwoPieces Linear"),
+        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(15, 2)), (5, 4), "Linear Scale Generic Linear"),  # by rows, not outputs
+        (Shared(), (4,), "Linear Scale Sum TwoPieces Linear"),
+    ],
+    ids=["conv", "twice", "linear", "other axis", "shared"],
+)
+def test_a_scaling_is_merged_into_the_layer_that_feeds_it_alone(module: nn.Module, shape: tuple[int, ...], kinds: str) -> None:
+    torch.manual_seed(0)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for tensor in (part.running_mean, part.running_var, part.weight, part.bias):
+                tensor.data.uniform_(0.2, 2.0)
+    classifier = Classifier(module.eval())
+    x = torch.randn(6, *shape)
+    graph = capture(classifier, x)
+    assert " ".join(type(node.op).__name__ for node in graph.nodes) == kinds
+    torch.testing.assert_close(graph.values(x.double())[-1], classifier.logits64(x), rtol=1e-12, atol=1e-12)

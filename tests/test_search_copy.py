@@ -48,7 +48,9 @@ def test_only_convolutions_of_few_channels_are_replaced_and_the_original_stays()
     hooked = nn.Conv2d(1, 2, 3)
     hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
     weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3))
-    body = nn.Sequential(nn.Conv2d(2, 16, 3), nn.Conv2d(16, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, padding="same"))
+    body = nn.Sequential(
+        nn.Conv2d(2, 16, 3), nn.Conv2d(16, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, padding="same")
+    )
     network = nn.Sequential(hooked, weighted, body, nn.Conv2d(4, 1, 3, padding=1, padding_mode="reflect")).eval()
     copied = search_copy(network, torch.float32)
     assert [name for name, part in copied.named_modules() if isinstance(part, BlockedConvolution)] == ["2.0"]

@@ -23,7 +23,7 @@ from calipers.bounds.linear import Relaxed, interval_margin_bounds, lower_bounds
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph.activations import Tanh, TwoPieces
 from calipers.graph.affine import Conv, Linear
-from calipers.graph.ir import Lines, Planes
+from calipers.graph.ir import Affine, Lines, Planes
 from calipers.graph.products import MaxPool
 from calipers.problem.ball import Ball, Fall, Region
 from calipers.problem.norms import L1, L2, Support
@@ -167,21 +167,28 @@ def starts_of(case: Case, number: int, seed: int) -> list[Coefficients]:
     starts: list[Coefficients] = [Dense(torch.randn(n, 3, *shape, generator=generator, dtype=torch.float64), None)]
     if len(shape) == 3 and isinstance(case.graph.nodes[number - 1].op, Conv):
         points = torch.arange(n).repeat(4)
-        starts.append(coefficients.unit_rows(torch.randint(size, (len(points),), generator=generator), points, shape, torch.float64, windowed=True))
+        picked, sign = torch.randint(size, (len(points),), generator=generator), torch.ones(len(points), 1, dtype=torch.float64)
+        starts.append(coefficients.unit_rows(picked, points, shape, sign, windowed=True))
     return starts
 
 
-def test_one_two_sided_sweep_equals_two_sweeps() -> None:
-    patches = 0
+def test_what_bends_in_the_end_is_bounded_on_both_sides() -> None:
+    """One end is bounded first, and the other only where the first settled nothing: so both ends must be at least as tight as sweeps of their own."""
+    seen = 0
     for seed, case in cases(20_000, 60):
         state = relaxed(case)
-        for number in range(1, len(case.graph.nodes) + 1):
-            for start in starts_of(case, number, seed):
-                patches += isinstance(start, Patch)
-                both = lower_bounds(state, number, start, two_sided=True)
-                apart = [lower_bounds(state, number, s) for s in (start, replace(start, a=-start.a))]
-                torch.testing.assert_close(both, torch.cat(apart, 1), rtol=SAME, atol=SAME, msg=lambda m, s=seed: f"seed {s}: {m}")
-    assert patches > 20
+        for number in case.graph.bent:
+            users = [node.op for node in case.graph.nodes if node.inputs[0] == number and not isinstance(node.op, Affine)]
+            box = state.boxes[number]
+            bends = torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1)
+            eye = (
+                torch.eye(bends.shape[1], dtype=torch.float64).view(1, -1, *case.graph.shape(number)).repeat(len(case.x), *[1] * (1 + len(box.lower.shape[1:])))
+            )
+            low, negative = (lower_bounds(state, number, Dense(a, None)) for a in (eye, -eye))
+            tight = (box.lower.flatten(1) >= low - SAME * (1 + low.abs())) & (box.upper.flatten(1) <= -negative + SAME * (1 + negative.abs()))
+            assert bool(tight[bends].all()), f"seed {seed}, number {number}"
+            seen += int(bends.sum())
+    assert seen > 1000
 
 
 def test_a_row_of_margins_lies_below_the_attacked_values_of_every_number() -> None:
@@ -227,8 +234,8 @@ def force_dense(patch: pytest.MonkeyPatch) -> None:
     """Start every sweep dense."""
     unit_rows = linear.unit_rows
 
-    def dense_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, windowed: bool) -> Coefficients:
-        return unit_rows(flat.view(len(points), -1), points, shape, dtype, windowed=False)
+    def dense_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], sign: Tensor, *, windowed: bool) -> Coefficients:
+        return unit_rows(flat.view(len(points), -1), points, shape, sign.view(len(points), -1), windowed=False)
 
     patch.setattr(linear, "unit_rows", dense_rows)
 
@@ -242,7 +249,8 @@ def test_patches_equal_dense_rows(monkeypatch: pytest.MonkeyPatch, worth: float,
             force_dense(forced)
             dense = relaxed(case)
         with monkeypatch.context() as forced:
-            forced.setattr(coefficients, "_WORTH_A_WINDOW", worth)
+            forced.setattr(coefficients, "WORTH_A_WINDOW", worth)
+            forced.setattr(linear, "WORTH_A_WINDOW", worth)
             forced.setattr(coefficients, "_WINDOW_MATRIX", matrix)
             # Rounding allowances count the terms of a row, and a patch has fewer: that is the only difference.
             assert_same_boxes(dense, relaxed(case), f"seed {seed}")
@@ -406,7 +414,8 @@ def test_mutant_second_branch_overwrites_the_first_is_caught(monkeypatch: pytest
 
 def test_mutant_patch_reaches_out_of_the_image_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     # Coefficients of padding leak to real pixels: seen only where convolutions follow each other and nothing between them clears the padding.
-    monkeypatch.setattr(coefficients, "_WORTH_A_WINDOW", 1e9)
+    for module in (coefficients, linear):
+        monkeypatch.setattr(module, "WORTH_A_WINDOW", 1e9)
     everywhere = lambda self: torch.ones_like(self.a[:, 0])  # noqa: E731
     assert any("CROWN" in text for text in caught(monkeypatch, Patch, "_inside", everywhere, asked=stacked_convolutions()))
 
@@ -471,16 +480,13 @@ def test_mutant_tangent_of_tanh_at_the_wrong_end_is_caught(monkeypatch: pytest.M
     assert caught(monkeypatch, Tanh, "_over", steep, asked=cases(0, 60, "aten.tanh.default"))
 
 
-def test_mutant_negatives_with_the_offset_of_the_rows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def same_offset(self: Any) -> None:
-        if self.mirror:
-            self.pending = {k: a.mirrored() for k, a in self.pending.items()}
-            if self.offset.dim():
-                self.offset = torch.cat([self.offset, self.offset], 1)
-                self.rounding = torch.cat([self.rounding] * 2, 1) if self.rounding.dim() else self.rounding
-            self.mirror = False
+def test_mutant_that_forgets_which_end_a_row_bounds_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit_rows = linear.unit_rows
 
-    assert caught(monkeypatch, linear._Sweep, "_carry_both_signs", same_offset)
+    def upward(flat: Tensor, points: Tensor, shape: tuple[int, ...], sign: Tensor, *, windowed: bool) -> Coefficients:
+        return unit_rows(flat, points, shape, sign.abs(), windowed=windowed)
+
+    assert caught(monkeypatch, linear, "unit_rows", upward)
 
 
 def test_mutant_boxes_of_a_smaller_radius_are_caught() -> None:

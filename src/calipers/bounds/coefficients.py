@@ -17,7 +17,7 @@ from torch.nn import functional
 from calipers.graph.ir import Affine, Lines, Planes, Windowed
 from calipers.problem.ball import Fall, Region, contract
 
-_WORTH_A_WINDOW = 0.6  # a patch that covers more of its image than this is carried dense
+WORTH_A_WINDOW = 0.6  # a patch that covers more of its image than this is carried dense
 _WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution runs as one matrix product
 
 
@@ -37,9 +37,6 @@ class Coefficients(Protocol):
 
     def size_dot(self, values: Tensor) -> Tensor:
         """Return <|A|, values>, (P, S)."""
-
-    def mirrored(self) -> Coefficients:
-        """Return the rows followed by their negatives, (P, 2 S, ...)."""
 
     def plus(self, other: Coefficients) -> Coefficients:
         """Return the sum with coefficients of the same number and rows."""
@@ -84,10 +81,6 @@ class Dense:
     def size_dot(self, values: Tensor) -> Tensor:
         """As `dot`, with absolute coefficients."""
         return replace(self, a=self.a.abs()).dot(values)
-
-    def mirrored(self) -> Dense:
-        """Both signs."""
-        return replace(self, a=torch.cat([self.a, -self.a], 1))
 
     def plus(self, other: Coefficients) -> Dense:
         """Elementwise."""
@@ -200,10 +193,6 @@ class Patch:
         """Over the window, absolute coefficients."""
         return replace(self, a=self.a.abs()).dot(values)
 
-    def mirrored(self) -> Patch:
-        """Both signs."""
-        return replace(self, a=torch.cat([self.a, -self.a], 1))
-
     def plus(self, other: Coefficients) -> Coefficients:
         """On the union of both windows; windows that move differently are added dense."""
         if not isinstance(other, Patch) or other.stride != self.stride:
@@ -220,7 +209,7 @@ class Patch:
         """Inside the window where the operation is a convolution or acts element by element; dense otherwise."""
         if isinstance(op, Windowed):
             grown = self._through_window(op, shapes[0])
-            wide = grown._size[0] * grown._size[1] > _WORTH_A_WINDOW * grown.image[0] * grown.image[1]
+            wide = grown._size[0] * grown._size[1] > WORTH_A_WINDOW * grown.image[0] * grown.image[1]
             return [grown.dense() if wide else grown]
         slopes = op.slopes() if hasattr(op, "slopes") else None
         if slopes is None or any(shape != (self.a.shape[2], *self.image) for shape in shapes):
@@ -288,12 +277,12 @@ def _relaxed(a: Tensor, low: Tensor, rise: Tensor, low_at: Tensor | None, gap: T
     return (a * low).addcmul_(negative, rise), offset
 
 
-def unit_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, windowed: bool) -> Coefficients:
-    """Return the coefficients that pick out elements `flat` of a number: (P,) as patches of one pixel, or (P, S) dense."""
+def unit_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], sign: Tensor, *, windowed: bool) -> Coefficients:
+    """Return the coefficients that pick out elements `flat` of a number, times `sign` (P, S): (P,) as patches of one pixel, or (P, S) dense."""
     if windowed:
         channel, place = flat // (shape[1] * shape[2]), flat % (shape[1] * shape[2])
-        a = functional.one_hot(channel, shape[0]).to(dtype).view(-1, 1, shape[0], 1, 1)
+        a = (functional.one_hot(channel, shape[0]) * sign).view(-1, 1, shape[0], 1, 1)
         grid = (shape[1], shape[2])
         return Patch(a, points, place, grid, (1, 1), (0, 0), grid)
-    a = torch.zeros(*flat.shape, torch.Size(shape).numel(), dtype=dtype, device=flat.device).scatter_(-1, flat[..., None], 1.0)
+    a = torch.zeros(*flat.shape, torch.Size(shape).numel(), dtype=sign.dtype, device=flat.device).scatter_(-1, flat[..., None], sign[..., None])
     return Dense(a.view(*flat.shape, *shape), points)

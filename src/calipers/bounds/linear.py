@@ -1,8 +1,8 @@
 """How low can a linear function of the network get? CROWN: one signed backward sweep of linear relaxations.
 
 The sweep carries A h + b <= target from the target to the input. At an activation each coefficient takes the lower line where it is positive and the
-upper line where it is negative, so an upper bound is the lower bound of the negative, and one pass with rows [C; -C] gives both ends (Zhang et al.
-2018, arXiv:1811.00866; here with the input box intersected in the last step).
+upper line where it is negative, so an upper bound is the lower bound of the negative, and one kind of pass gives both ends (Zhang et al. 2018,
+arXiv:1811.00866; here with the input box intersected in the last step).
 
 Bounds of intermediate values are refined in order, and only elements where a relaxation bends *for that point* get rows.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from calipers.bounds.coefficients import Coefficients, Dense, unit_rows
+from calipers.bounds.coefficients import WORTH_A_WINDOW, Coefficients, Dense, unit_rows
 from calipers.bounds.interval import Box, input_box, propagate, terms
 from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Selection, Windowed
@@ -72,17 +72,18 @@ def relax(graph: Graph, region: Region, arithmetic: Arithmetic, known: dict[int,
     """Return the network relaxed over each region.
 
     `known` are boxes that are valid already (those of a larger radius are): they are met with, and what they settle is not bounded again. Without
-    `refine` all boxes are plain intervals. Cost: two rows of a backward sweep for every element that bends.
+    `refine` all boxes are plain intervals. Cost: a row of a backward sweep for every element that bends, and another one if it still does.
     """
     state = Relaxed(graph, region, arithmetic, torch.zeros(len(region.center), dtype=torch.long, device=region.center.device))
     state.settle(0, input_box(region, arithmetic))
     exact = _exact_numbers(graph) if region.norm.is_box else frozenset()
+    values = graph.values(region.center)
     for number in range(1, len(graph.nodes) + 1):
         box = propagate(graph, number, state.boxes, arithmetic)
         box = box if known is None else box.meet(known[number])
         swept = None
         if refine and number in graph.bent and number not in exact:
-            box, swept = _refined(state, number, box)
+            box, swept = _refined(state, number, box, values[number])
         state.settle(number, box, swept)
     return state
 
@@ -105,26 +106,32 @@ def _exact_numbers(graph: Graph) -> frozenset[int]:
     return frozenset(exact)
 
 
-def _refined(state: Relaxed, number: int, box: Box) -> tuple[Box, Box]:
-    """Return the box of a number tightened where some operation on it bends, point by point, and there also what the sweeps alone found."""
+def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box, Box]:
+    """Return the box of a number tightened where some operation on it bends, point by point, and there also what the sweeps alone found.
+
+    `likely (N, *shape)` is the value at the centre. The end nearer to zero on its side is bounded first: where that settles an element, nobody asks for
+    the other end.
+    """
     graph, shape = state.graph, state.graph.shape(number)
     users = [n.op for n in graph.nodes if n.inputs[0] == number and not isinstance(n.op, Affine)]
-    bends = torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1)
-    state.rows += 2 * bends.sum(1)
-    lower, upper = box.lower.flatten(1).clone(), box.upper.flatten(1).clone()
-    swept_lower, swept_upper = lower.clone(), upper.clone()
-    windowed = len(shape) == 3 and number > 0 and isinstance(graph.nodes[number - 1].op, Windowed)
-    bytes_per_element = torch.finfo(state.arithmetic.dtype).bits // 4  # in both signs
-    batches = _runs(state, bends) if windowed else _groups(state, bends, MEMORY // (bytes_per_element * graph.largest))
-    for part, rows, points, elements in batches:
-        start = unit_rows(elements, rows, shape, lower.dtype, windowed=windowed)
-        low, negative = lower_bounds(part, number, start, two_sided=True).chunk(2, 1)
-        place = (points[:, None], elements.view(len(points), -1))
-        swept_lower[place], swept_upper[place] = low, -negative
-        # Written so that a NaN changes nothing. A row that only fills a group repeats an element, and writes the same numbers twice.
-        lower[place] = torch.where(low > lower[place], low, lower[place])
-        upper[place] = torch.where(-negative < upper[place], -negative, upper[place])
-    return Box(lower.view_as(box.lower), upper.view_as(box.upper)), Box(swept_lower.view_as(box.lower), swept_upper.view_as(box.upper))
+    ends, swept = (torch.stack([-box.upper.flatten(1), box.lower.flatten(1)]) for _ in range(2))  # each the lower end of +-value
+    upward = likely.flatten(1) > 0
+    windowed = number > 0 and isinstance(graph.nodes[number - 1].op, Windowed) and graph.field_of_view(number) <= WORTH_A_WINDOW
+    for side in (upward, ~upward):
+        lower, upper = ends[1].view_as(box.lower), -ends[0].view_as(box.upper)
+        bends = torch.stack([op.bends(lower, upper) for op in users]).any(0).flatten(1)
+        state.rows += bends.sum(1)
+        budget = MEMORY // (torch.finfo(state.arithmetic.dtype).bits // 8 * graph.largest)
+        for part, rows, points, elements in _runs(state, bends) if windowed else _groups(state, bends, budget):
+            place = (points[:, None], elements.view(len(points), -1))
+            up = side[place]
+            start = unit_rows(elements, rows, shape, up.to(lower.dtype) * 2 - 1, windowed=windowed)
+            low = lower_bounds(part, number, start)
+            # Written so that a NaN changes nothing. A row that only fills a group repeats an element, and writes the same numbers twice.
+            where = (up.long(), *place)
+            swept[where] = low
+            ends[where] = torch.where(low > ends[where], low, ends[where])
+    return tuple(Box(low.view_as(box.lower), -negative.view_as(box.upper)) for negative, low in (ends, swept))  # type: ignore[return-value]
 
 
 _Batch = tuple[Relaxed, Tensor, Tensor, Tensor]
@@ -171,13 +178,12 @@ def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
         begin = end
 
 
-def lower_bounds(state: Relaxed, number: int, start: Coefficients, *, two_sided: bool = False) -> Tensor:
+def lower_bounds(state: Relaxed, number: int, start: Coefficients) -> Tensor:
     """Return lower bounds (P, S) of <start, value of the number> over the regions.
 
-    With `two_sided` the result is (P, 2 S): behind the lower bounds of the rows those of their negatives.
     Proved in the state's arithmetic: checked float64 subtracts its rounding allowance.
     """
-    return _Sweep(state, number, start, two_sided).run()
+    return _Sweep(state, number, start).run()
 
 
 def margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
@@ -190,14 +196,14 @@ def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
     """Return lower bounds (N, S) of rows (N, S, K) @ logits from boxes alone: the affine operations at the end are merged with the rows, and meet the
     boxes before them."""
     start = Dense(rows.to(state.region.center.dtype), None)
-    return _Sweep(state, len(state.graph.nodes), start, False).run_to_boxes()
+    return _Sweep(state, len(state.graph.nodes), start).run_to_boxes()
 
 
 class _Sweep:
     """One backward pass. `pending` holds the coefficients of numbers still to be replaced by their inputs."""
 
-    def __init__(self, state: Relaxed, number: int, start: Coefficients, two_sided: bool) -> None:
-        self.state, self.number, self.mirror = state, number, two_sided
+    def __init__(self, state: Relaxed, number: int, start: Coefficients) -> None:
+        self.state, self.number = state, number
         self.pending: dict[int, Coefficients] = {number: start}
         self.offset: Tensor = torch.zeros((), dtype=state.arithmetic.dtype, device=state.rows.device)
         self.rounding = self.offset
@@ -206,7 +212,6 @@ class _Sweep:
         """Return the bounds."""
         stem = min(self.number, self.state.graph.stem)
         self._back_to(stem)
-        self._carry_both_signs()
         if stem not in self.pending:
             return self.offset - self.rounding
         # Coefficients of the input are the widest: taken for a few rows at a time, they are made, summed up and forgotten inside the cache.
@@ -221,7 +226,7 @@ class _Sweep:
 
     def _share(self, stem: int, part: slice, a: Coefficients) -> _Sweep:
         """Return the sweep of some rows, gone on to the input."""
-        share = _Sweep(self.state, stem, a, False)
+        share = _Sweep(self.state, stem, a)
         share.offset, share.rounding = (t[part] if t.dim() else t for t in (self.offset, self.rounding))
         share._back_to(0)
         return share
@@ -240,19 +245,8 @@ class _Sweep:
             self.rounding = self.rounding + arithmetic.floor * self.state.reach[:, None]
         return bound - self.rounding
 
-    def _carry_both_signs(self) -> None:
-        """Both signs are alike until the first operation that is not affine; only then the negatives are carried along."""
-        if self.mirror:
-            self.pending = {k: a.mirrored() for k, a in self.pending.items()}
-            # Either may still be one number, when nothing was added.
-            self.offset = torch.cat([self.offset, -self.offset], 1) if self.offset.dim() else self.offset
-            self.rounding = torch.cat([self.rounding] * 2, 1) if self.rounding.dim() else self.rounding
-            self.mirror = False
-
     def _replace(self, number: int) -> None:
         node = self.state.graph.nodes[number - 1]
-        if not isinstance(node.op, Affine):
-            self._carry_both_signs()
         a = self.pending.pop(number)
         if self.state.arithmetic.checked and getattr(node.op, "rounds", True):
             self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(self.state.sizes[number])

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, SHAPES, Call
+from calipers.graph.fusion import fused
 from calipers.graph.ir import Graph, Node, Op
 from calipers.graph.products import SELECTIONS
 
@@ -82,7 +83,7 @@ def capture(classifier: Freezable, x: Tensor) -> Graph:
         network = copy.deepcopy(classifier.network).double().requires_grad_(False)
         sample = x[:3].double() if len(x) > 2 else torch.cat([x[:1].double()] * 3)
         program = _export(network, sample)
-        graph = _Translator(program, sample).run()
+        graph = fused(_Translator(program, sample).run())
         _compare(graph, network, sample)
     return graph
 

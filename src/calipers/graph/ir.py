@@ -148,7 +148,16 @@ class Graph:
         return self.nodes[number - 1].shape if number else self.input_shape
 
     def to(self, dtype: torch.dtype) -> Graph:
-        """Return the graph with its constants in another dtype."""
+        """Return the graph with its constants in another dtype; made once for each."""
+        if dtype not in self._copies:
+            self._copies[dtype] = self._converted(dtype)
+        return self._copies[dtype]
+
+    @cached_property
+    def _copies(self) -> dict[torch.dtype, Graph]:
+        return {}
+
+    def _converted(self, dtype: torch.dtype) -> Graph:
         nodes = tuple(dataclasses.replace(n, op=n.op.to(dtype)) if isinstance(n.op, Affine) else n for n in self.nodes)
         return Graph(self.input_shape, nodes)
 
@@ -169,3 +178,25 @@ class Graph:
     def largest(self) -> int:
         """The number of elements of the largest result."""
         return max(torch.Size(self.shape(i)).numel() for i in range(len(self.nodes) + 1))
+
+    def field_of_view(self, number: int) -> float:
+        """Return the largest share of any earlier image that one element of a number depends on; infinite where operations between do not keep to windows."""
+        if len(self.shape(number)) != 3:
+            return float("inf")
+        window, widest = {number: (1, 1)}, 0.0
+        for k in range(number, 0, -1):
+            if k not in window:
+                continue
+            node, size = self.nodes[k - 1], window[k]
+            if isinstance(node.op, Windowed):
+                size = (node.op.window(size[0], 0), node.op.window(size[1], 1))
+            elif not isinstance(node.op, Elementwise) and not hasattr(node.op, "slopes"):
+                return float("inf")
+            for i in node.inputs:
+                if len(self.shape(i)) != 3:
+                    return float("inf")
+                _, height, width = self.shape(i)
+                other = window.get(i, (0, 0))
+                window[i] = (min(height, max(size[0], other[0])), min(width, max(size[1], other[1])))
+                widest = max(widest, window[i][0] * window[i][1] / (height * width))
+        return widest
