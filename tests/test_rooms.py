@@ -243,7 +243,7 @@ def test_only_goals_decides_what_is_adversarial() -> None:
 
 def test_only_graph_names_an_op() -> None:
     # A file that builds a network from its description, or rearranges one, names layers, not operations to be bounded.
-    found = strangers(names_an_op, "graph/", "data/__init__.py", "interchange.py", "problem/search_copy.py")
+    found = strangers(names_an_op, "graph/", "data/__init__.py", "interchange.py", "problem/search_copy.py", "adjoint.py")
     assert not found, report(found, "Say what is needed of the operation (its lines, breakpoints, adjoint); its name belongs in graph/.")
 
 

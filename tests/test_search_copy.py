@@ -66,7 +66,8 @@ def test_a_single_layer_is_replaced_whole_and_what_gains_nothing_is_not_copied()
     assert isinstance(search_copy(nn.Conv2d(1, 4, 3), torch.float32), BlockedConvolution)
     plain = nn.Linear(3, 2)
     assert search_copy(plain, torch.float32) is plain and search_copy(plain, torch.bfloat16) is not plain
-    assert next(search_copy(nn.Conv2d(1, 4, 3), torch.bfloat16).buffers()).dtype == torch.bfloat16
+    half = search_copy(nn.Conv2d(1, 4, 3), torch.bfloat16)
+    assert isinstance(half, BlockedConvolution) and half.adjoint.kernel.dtype == torch.bfloat16
 
 
 def test_a_module_that_cannot_be_copied_is_asked_as_it_is() -> None:

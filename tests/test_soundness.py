@@ -21,6 +21,7 @@ from calipers.bounds.coefficients import Coefficients, Dense, Patch
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, interval_margin_bounds, lower_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
+from calipers.graph import affine
 from calipers.graph.activations import Tanh, TwoPieces
 from calipers.graph.affine import Conv, Linear
 from calipers.graph.ir import Affine, Lines, Planes
@@ -251,7 +252,7 @@ def test_patches_equal_dense_rows(monkeypatch: pytest.MonkeyPatch, worth: float,
         with monkeypatch.context() as forced:
             forced.setattr(coefficients, "WORTH_A_WINDOW", worth)
             forced.setattr(linear, "WORTH_A_WINDOW", worth)
-            forced.setattr(coefficients, "_WINDOW_MATRIX", matrix)
+            forced.setattr(affine, "WINDOW_MATRIX", matrix)
             # Rounding allowances count the terms of a row, and a patch has fewer: that is the only difference.
             assert_same_boxes(dense, relaxed(case), f"seed {seed}")
 

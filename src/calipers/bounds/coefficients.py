@@ -18,7 +18,6 @@ from calipers.graph.ir import Affine, Lines, Planes, Windowed
 from calipers.problem.ball import Fall, Region, contract
 
 WORTH_A_WINDOW = 0.6  # a patch that covers more of its image than this is carried dense
-_WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution runs as one matrix product
 
 
 class Coefficients(Protocol):
@@ -220,11 +219,7 @@ class Patch:
         # Places outside the image carry coefficients that no value stands behind: they must not reach real inputs through the transposed convolution.
         rows, kept = self.a.shape[:2], (self.a if self.clean else self.a * self._inside()[:, None]).flatten(0, 1)
         size = [op.window(n, axis) for axis, n in enumerate(self._size)]
-        if self.terms * shape[0] * size[0] * size[1] <= _WINDOW_MATRIX:
-            eye = torch.eye(self.terms, dtype=self.a.dtype, device=self.a.device).view(-1, *self.a.shape[2:])
-            moved = kept.flatten(1) @ op.window_adjoint(eye).flatten(1)
-        else:
-            moved = op.window_adjoint(kept)
+        moved = op.window_adjoint(kept)
         stride = (self.stride[0] * op.stride[0], self.stride[1] * op.stride[1])
         offset = (self.offset[0] * op.stride[0] - op.padding[0], self.offset[1] * op.stride[1] - op.padding[1])
         return replace(self, a=moved.view(*rows, shape[0], *size), stride=stride, offset=offset, image=(shape[1], shape[2]), clean=False)

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
+from calipers.adjoint import BlockedAdjoint, few_channels
 from calipers.graph.ir import Affine, completed
 
-_FEW_CHANNELS = 4  # below this a matrix product and a fold beat the library's transposed convolution (by 2 to 3 times on one channel)
+WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution runs as one matrix product
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +77,17 @@ class Conv:
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
         """The gradient of the convolution with respect to its input, by the fastest of three ways (measured on a CPU, see PERFORMANCE.md)."""
-        if a.dtype == torch.float32 and len(self.stride) == 2 and self.groups == 1 and self.weight.shape[1] <= _FEW_CHANNELS:
-            spread = self.weight.flatten(1).t() @ a.flatten(2)
-            return (functional.fold(spread, self.input_size, self.weight.shape[2:], self.dilation, self.padding, self.stride),)
+        if self._blocked is not None:
+            return (self._blocked(a, self.input_size),)
         room = tuple(k - 1 - p for k, p in zip(self.weight.shape[2:], self.padding, strict=True))
         if a.dtype == torch.float32 and self.groups == 1 and {*self.stride, *self.dilation} == {1} and min(room) >= 0:
             return (self._convolve(a, self._flipped, None, padding=room),)
         return (self._input_gradient(a, self.input_size, self.padding),)
+
+    @cached_property
+    def _blocked(self) -> BlockedAdjoint | None:
+        plain = len(self.stride) == 2 and self.groups == 1 and set(self.dilation) == {1} and self.weight.dtype == torch.float32
+        return BlockedAdjoint(self.weight, self.stride, self.padding) if plain and few_channels(self.weight.shape[1], self.stride) else None
 
     @cached_property
     def _flipped(self) -> Tensor:
@@ -100,8 +105,19 @@ class Conv:
         return (size - 1) * self.stride[axis] + self.dilation[axis] * (self.weight.shape[2 + axis] - 1) + 1
 
     def window_adjoint(self, a: Tensor) -> Tensor:
-        """The transposed convolution without padding; images only."""
-        return self._input_gradient(a, tuple(self.window(n, axis) for axis, n in enumerate(a.shape[2:])), (0, 0))
+        """The transposed convolution without padding; images only. One matrix product where the windows are small: the matrix is kept."""
+        shape = tuple(a.shape[1:])
+        size = tuple(self.window(n, axis) for axis, n in enumerate(shape[1:]))
+        if a[0].numel() * self.weight.shape[1] * self.groups * size[0] * size[1] > WINDOW_MATRIX:
+            return self._input_gradient(a, size, (0, 0))
+        if shape not in self._matrices:
+            eye = torch.eye(a[0].numel(), dtype=a.dtype, device=a.device).view(-1, *shape)
+            self._matrices[shape] = self._input_gradient(eye, size, (0, 0)).flatten(1)
+        return (a.flatten(1) @ self._matrices[shape]).view(len(a), -1, *size)
+
+    @cached_property
+    def _matrices(self) -> dict[tuple[int, ...], Tensor]:
+        return {}
 
     def absolute(self, *inputs: Tensor) -> Tensor:
         """The convolution with |W|."""
