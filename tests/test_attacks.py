@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from calipers.attacks.one_step import Steepest
 from calipers.attacks.pgd import PGD, _Ascent
-from calipers.attacks.search import _Queue, rank_rivals
+from calipers.attacks.search import Queue, rank_rivals
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
@@ -276,7 +276,7 @@ def test_the_interval_between_looks_at_the_device_does_not_matter() -> None:
     problem = asking(rowwise(), "l2")
     recipe = _Ascent(steps=5, restarts=4, targets=0, share=0.5, loss_name="alternate")
     whole = run(PGD(steps=5, restarts=4, step=0.5), problem)
-    queue = _Queue(problem, recipe, 0, None, 7)
+    queue = Queue(problem, recipe, 0, None, 7)
     queue.chunk = 8
     assert torch.equal(run(lambda problem: queue.run(), problem).candidate, whole.candidate)
 

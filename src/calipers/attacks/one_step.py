@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from calipers.attacks.objectives import margin
-from calipers.attacks.search import run_queue
+from calipers.attacks.search import Look, Memory, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -41,6 +41,10 @@ class _OneStep:
     targets: int
     steps: int = 1
     restarts: int = 1
+    nearest: bool = False
+
+    def memory(self, region: Region, x: Tensor) -> Memory:
+        return {}
 
     def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
         return region.center
@@ -48,5 +52,5 @@ class _OneStep:
     def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
         return margin(margins, problem.goal)
 
-    def move(self, region: Region, x: Tensor, gradient: Tensor) -> Tensor:
-        return region.support(gradient).point
+    def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
+        return look.region.support(look.gradient).point, memory

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.search import run_queue
+from calipers.attacks.search import Look, Memory, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -54,7 +54,7 @@ class PGD:
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
         recipe = _Ascent(self.steps, self.restarts, min(self.targets, problem.classes - 1), min(share, 2.0), self.loss)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
-        return run_queue(problem, recipe, seed=seed, dtype=dtype) if batch is None else run_queue(problem, recipe, seed=seed, dtype=dtype, batch=batch)
+        return run_queue(problem, recipe, seed=seed, dtype=dtype, batch=batch)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class _Ascent:
     targets: int
     share: float
     loss_name: LossName
+    nearest: bool = False
+
+    def memory(self, region: Region, x: Tensor) -> Memory:
+        return {}
 
     def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
         later = torch.nonzero(restart).flatten()
@@ -72,5 +76,5 @@ class _Ascent:
     def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
         return climbed(self.loss_name, margins, problem.goal, restart)
 
-    def move(self, region: Region, x: Tensor, gradient: Tensor) -> Tensor:
-        return region.project(region.step(x, gradient, self.share))
+    def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
+        return look.region.project(look.region.step(look.x, look.gradient, self.share)), memory

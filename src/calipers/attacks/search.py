@@ -26,6 +26,28 @@ _STEPS_BETWEEN_SYNCS = 8  # on a device where asking for a value stalls the queu
 _SECONDS_BETWEEN_YIELDS = 1.0
 
 
+Memory = dict[str, Tensor]
+"""What a job carries from step to step besides its iterate: tensors (B, ...) by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the jobs see when they choose their next step: all (B, ...), in the jobs' order.
+
+    `x` the iterates and `gradient` of the `loss (B,)` climbed there, `worst (B,)` the margin that decides, `step (B,)` the steps made so far, `best` the
+    iterate of lowest score so far and `score (B,)`: the worst margin, or the distance for recipes that seek the nearest (infinite while none is found).
+    """
+
+    region: Region
+    x: Tensor
+    gradient: Tensor
+    loss: Tensor
+    worst: Tensor
+    step: Tensor
+    best: Tensor
+    score: Tensor
+
+
 class Recipe(Protocol):
     """What one attack does inside the queue."""
 
@@ -44,29 +66,38 @@ class Recipe(Protocol):
     def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
         """Return the first iterate of each job, (B, *D)."""
 
+    @property
+    def nearest(self) -> bool:
+        """Is the nearest adversarial iterate sought, whatever the radius? Else any inside the region, and a job ends when it has one."""
+
+    def memory(self, region: Region, x: Tensor) -> Memory:
+        """Return what each job remembers at its start."""
+
     def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
         """Return what an untargeted job climbs, (B,)."""
 
-    def move(self, region: Region, x: Tensor, gradient: Tensor) -> Tensor:
-        """Return the next iterate, inside the region."""
+    def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
+        """Return the next iterates, admissible, and what to remember."""
 
 
 @dataclass(eq=False)
 class _Slots:
-    """The jobs in flight, structure of arrays; `best` is the iterate of smallest worst margin so far."""
+    """The jobs in flight, structure of arrays; `best` is the iterate of lowest score so far."""
 
     job: Tensor
     step: Tensor
     x: Tensor
     best: Tensor
-    best_margin: Tensor
+    score: Tensor
+    memory: Memory
 
     def take(self, keep: Tensor) -> _Slots:
-        return _Slots(self.job[keep], self.step[keep], self.x[keep], self.best[keep], self.best_margin[keep])
+        memory = {name: value[keep] for name, value in self.memory.items()}
+        return _Slots(self.job[keep], self.step[keep], self.x[keep], self.best[keep], self.score[keep], memory)
 
     def join(self, other: _Slots) -> _Slots:
-        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
-        return _Slots(*(torch.cat(pair) for pair in pairs))
+        job, step, x, best, score = (torch.cat([getattr(self, name), getattr(other, name)]) for name in ("job", "step", "x", "best", "score"))
+        return _Slots(job, step, x, best, score, {name: torch.cat([value, other.memory[name]]) for name, value in self.memory.items()})
 
 
 class _Book:
@@ -115,29 +146,44 @@ class _Book:
         return True
 
 
-def run_queue(problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype | None = None, batch: int = BATCH) -> Iterator[Attempt]:
+def run_queue(
+    problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype | None = None, batch: int | None = None, starts: Tensor | None = None
+) -> Iterator[Attempt]:
     """Yield an `Attempt` for every point, as points are decided.
 
+    `starts (N, S, *D)` are the first iterates of the first S restarts, in place of the recipe's own (they are projected into the region).
     Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
     `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the steps on a GPU.
     """
-    return _Queue(problem, recipe, seed, dtype, batch).run()
+    return Queue(problem, recipe, seed, dtype, batch or BATCH, starts).run()
 
 
-class _Queue:
-    """One run of the queue."""
+class Queue:
+    """One run of the queue; with `keep_all` it remembers the best iterate of every job, (N, ranks, *D), and its score."""
 
-    def __init__(self, problem: Problem, recipe: Recipe, seed: int, dtype: torch.dtype | None, batch: int) -> None:
-        self.problem, self.recipe, self.batch = problem, recipe, batch
+    def __init__(
+        self,
+        problem: Problem,
+        recipe: Recipe,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        batch: int = BATCH,
+        starts: Tensor | None = None,
+        rivals: Tensor | None = None,
+        keep_all: bool = False,
+    ) -> None:
+        self.problem, self.recipe, self.batch, self.starts = problem, recipe, batch, starts
         self.n, device = len(problem), problem.x.device
         self.streams = problem.streams(seed)
         self.network = problem.classifier.step(dtype)
         self.coarse = dtype not in (None, problem.classifier.dtype)
-        self.rivals = rank_rivals(problem, recipe.targets) if recipe.targets else None
+        ranking = (0, 0) if rivals is not None or not recipe.targets else (1, problem.classes - 1)
+        self.rivals = rivals if rivals is not None or not recipe.targets else rank_rivals(problem, recipe.targets)
         self.book = _Book(self.n, recipe.restarts * max(recipe.targets, 1))
         self.best = problem.x.clone()
-        self.best_margin = torch.full((self.n,), torch.inf, dtype=problem.x.dtype, device=device)
-        ranking = (0, 0) if self.rivals is None else (1, problem.classes - 1)
+        self.score = torch.full((self.n,), torch.inf, dtype=problem.x.dtype, device=device)
+        self.all_best = problem.x[:, None].repeat(1, self.book.ranks, *[1] * (problem.x.dim() - 1)) if keep_all else None
+        self.all_scores = torch.full((self.n, self.book.ranks), torch.inf, dtype=problem.x.dtype, device=device)
         self.forwards, self.backwards = (torch.full((self.n,), passes, dtype=torch.long, device=device) for passes in ranking)
         self.chunk = 1 if device.type == "cpu" else _STEPS_BETWEEN_SYNCS
 
@@ -175,12 +221,14 @@ class _Queue:
             some = torch.nonzero(over).flatten()
             part = self._part(slots.job[some])
             margins = part.margins(part.classifier.logits(slots.best[some]))
-            slots.best_margin[some] = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
+            worst = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
+            slots.score[some] = torch.where(is_adversarial(worst), slots.score[some], torch.inf) if self.recipe.nearest else worst
             over = self._through(slots)
         return over
 
     def _through(self, slots: _Slots) -> Tensor:
-        return (slots.step > self.recipe.steps) | is_adversarial(slots.best_margin)
+        spent = slots.step > self.recipe.steps
+        return spent if self.recipe.nearest else spent | is_adversarial(slots.score)
 
     def _part(self, job: Tensor) -> Problem:
         """Return the problem of the jobs' points, its names left out."""
@@ -194,9 +242,13 @@ class _Queue:
             return slots, True
         job = torch.tensor(jobs, dtype=torch.long, device=self.problem.x.device)
         rank, point = job // self.n, job % self.n
-        x = self.recipe.start(self.problem.region.take(point), self.streams.take(point).fork(rank), self._restart(rank))
-        margin = torch.full((len(job),), torch.inf, dtype=x.dtype, device=x.device)
-        new = _Slots(job, torch.zeros_like(job), x, x.clone(), margin)
+        region, restart = self.problem.region.take(point), self._restart(rank)
+        x = self.recipe.start(region, self.streams.take(point).fork(rank), restart)
+        if self.starts is not None:
+            given = restart < self.starts.shape[1]
+            x = torch.where(_like(given, x), region.project(self.starts[point, restart.clamp(max=self.starts.shape[1] - 1)]), x)
+        score = torch.full((len(job),), torch.inf, dtype=x.dtype, device=x.device)
+        new = _Slots(job, torch.zeros_like(job), x, x.clone(), score, self.recipe.memory(region, x))
         return (new if slots is None else slots.join(new)), True
 
     def _restart(self, rank: Tensor) -> Tensor:
@@ -219,35 +271,42 @@ class _Queue:
         with torch.no_grad():
             worst = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
             active = ~self._through(slots)
-            better = active & (worst < slots.best_margin)
-            best = torch.where(_like(better, x), x, slots.best)
-            best_margin = torch.where(better, worst, slots.best_margin)
-            moved = self.recipe.move(region, x.detach(), gradient)
-            moved = moved if self.chunk == 1 else torch.where(_like(active, x), moved, x)
-        return _Slots(slots.job, slots.step + active, moved, best, best_margin)
+            seen = torch.where(is_adversarial(worst), region.distance(x).to(worst.dtype), torch.inf) if self.recipe.nearest else worst
+            better = active & (seen < slots.score)
+            best, score = torch.where(_like(better, x), x, slots.best), torch.where(better, seen, slots.score)
+            look = Look(region, x.detach(), gradient, loss.detach(), worst, slots.step, best, score)
+            moved, memory = self.recipe.move(look, slots.memory)
+            if self.chunk > 1:
+                moved = torch.where(_like(active, x), moved, x)
+                memory = {name: torch.where(_like(active, value), value, slots.memory[name]) for name, value in memory.items()}
+        return _Slots(slots.job, slots.step + active, moved, best, score, memory)
 
     def _retire(self, slots: _Slots, over: list[bool], decided: list[int]) -> tuple[list[int], list[int]]:
         """Book the jobs that ended, keep their candidates, and name the slots to free: ended ones, and ones a lower rank made moot."""
         ended = [i for i, done in enumerate(over) if done]
         if not ended:
             return [], []
-        jobs, margins = slots.job.tolist(), slots.best_margin.tolist()
+        jobs, scores = slots.job.tolist(), slots.score.tolist()
         take: list[int] = []
-        held: dict[int, float] = {}  # the smallest margin of each point, this round's included
+        held: dict[int, float] = {}  # the lowest score of each point, this round's included
         touched = set()
         for i in ended:
             point = jobs[i] % self.n
             touched.add(point)
-            lowest = self.book.finish(jobs[i], not margins[i] > 0)
+            lowest = self.book.finish(jobs[i], not self.recipe.nearest and not scores[i] > 0)
             unbroken = self.book.winner[point] == self.book.ranks
-            if lowest or (unbroken and margins[i] < held.get(point, float(self.best_margin[point]))):
-                held[point] = margins[i]
+            if lowest or (unbroken and scores[i] < held.get(point, float(self.score[point]))):
+                held[point] = scores[i]
                 take.append(i)
         moot = [i for i, job in enumerate(jobs) if not over[i] and self.book.moot(job)]
         for i in moot:
             self.book.finish(jobs[i], False)
             touched.add(jobs[i] % self.n)
         self._keep(slots, take)
+        if self.all_best is not None:
+            done = torch.tensor(ended, dtype=torch.long, device=slots.job.device)
+            rank, point = slots.job[done] // self.n, slots.job[done] % self.n
+            self.all_best[point, rank], self.all_scores[point, rank] = slots.best[done], slots.score[done]
         spent = torch.tensor(ended + moot, dtype=torch.long, device=slots.job.device)
         place, passes = slots.job[spent] % self.n, slots.step[spent]
         self.forwards.index_add_(0, place, passes)
@@ -258,7 +317,7 @@ class _Queue:
     def _keep(self, slots: _Slots, take: list[int]) -> None:
         for i in take:  # in order: a later entry of the same point is the better one
             point = int(slots.job[i]) % self.n
-            self.best[point], self.best_margin[point] = slots.best[i], slots.best_margin[i]
+            self.best[point], self.score[point] = slots.best[i], slots.score[i]
 
     def _attempt(self, decided: list[int]) -> Attempt:
         index = torch.tensor(decided, dtype=torch.long, device=self.problem.x.device)
