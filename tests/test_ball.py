@@ -50,7 +50,7 @@ def streams(n: int, seed: int = 0) -> Streams:
         ({"weights": torch.tensor([1.0, math.inf])}, "weights must be positive and finite"),
         ({"mask": torch.tensor([1, 0])}, r"mask must be of dtype bool .* got torch\.int64"),
         ({"norm": "l7"}, r"unknown norm 'l7'; a Ball takes 'linf', 'l2' or 'l1'"),
-        ({"norm": "l0"}, r"'l0' is available as a distance only \(calipers\.distance_between\)"),
+        ({"norm": "l0", "box": None}, r"'l0' counts changed features .* give a box=\(low, high\) of finite numbers"),
     ],
 )
 def test_a_ball_refuses_nonsense_and_says_what_it_takes(settings: dict[str, Any], message: str) -> None:

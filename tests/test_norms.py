@@ -294,10 +294,9 @@ def test_distances_in_all_four_norms() -> None:
     assert [NORMS[n].longest_unit(16) for n in P] == [4, 1, 1]
 
 
-def test_norms_are_found_by_their_usual_names_and_l0_is_explained() -> None:
+def test_norms_are_found_by_their_usual_names() -> None:
     assert [norm_named(n).name for n in ("Linf", "inf", "l∞", "L2", "2", "euclidean", "1")] == ["linf", "linf", "linf", "l2", "l2", "l2", "l1"]
-    with pytest.raises(BadInput, match="'l0' is available as a distance only"):
-        norm_named("l0")
+    assert norm_named("0") == norm_named("l0") and norm_named("l0").is_count
     with pytest.raises(BadInput, match=r"unknown norm 'l3'; a Ball takes 'linf', 'l2' or 'l1'"):
         norm_named("l3")
 

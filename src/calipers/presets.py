@@ -6,19 +6,43 @@ import ast
 import dataclasses
 from typing import Any
 
+from calipers.attacks.apgd import APGD
+from calipers.attacks.boundary import Boundary
+from calipers.attacks.carlini_wagner import CarliniWagner
+from calipers.attacks.ddn import DDN
+from calipers.attacks.deepfool import DeepFool
+from calipers.attacks.defences import EOT, Through
+from calipers.attacks.fab import FAB
+from calipers.attacks.fmn import FMN
+from calipers.attacks.guided import Guided
+from calipers.attacks.hop_skip_jump import HopSkipJump
 from calipers.attacks.nearest import Nearest
 from calipers.attacks.one_step import Steepest
 from calipers.attacks.pgd import PGD
+from calipers.attacks.replace import Replace
+from calipers.attacks.sigma_zero import SigmaZero
+from calipers.attacks.spsa import SPSA
+from calipers.attacks.square import Square
 from calipers.certificates.crown import CROWN, IBP
+from calipers.certificates.guide import Minimisers
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
 from calipers.problem.tools import Attack, Certifier
 
-ATTACKS: dict[str, type[Any]] = {tool.__name__: tool for tool in (Steepest, PGD, Nearest)}
+_NEAREST = (Nearest, FMN, DDN, DeepFool, FAB, CarliniWagner, SigmaZero, HopSkipJump, Boundary)
+"""Attacks that look for the nearest example, whatever the radius."""
+
+ATTACKS: dict[str, type[Any]] = {tool.__name__: tool for tool in (Steepest, PGD, APGD, Guided, Square, SPSA, Replace, Through, EOT, *_NEAREST)}
 CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, LargestRadius)}
 
-_USUAL: dict[str, tuple[Any, ...]] = {"Nearest": (PGD(steps=20),), "LargestRadius": (CROWN(),)}
+GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
+
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "Nearest": (PGD(steps=20),),
+    "Guided": (APGD(targets=9, halving=True, restarts=2), Minimisers(2)),
+    "LargestRadius": (CROWN(),),
+}
 """What a search runs when only its name is given."""
 
 DEFAULT_ATTACK, DEFAULT_CERTIFIER = PGD(steps=100, restarts=20), CROWN()
@@ -28,19 +52,45 @@ _VERDICTS = (
     Stage(IBP(), "certifier"),
     Stage(CROWN(), "certifier"),
 )
+_CASCADE = (
+    Stage(APGD(steps=100), "attack"),
+    Stage(Guided(APGD(steps=100, restarts=2, targets=9, halving=True), Minimisers(2)), "attack"),
+)
 _DISTANCES = (
     Stage(Nearest(PGD(steps=10, step=0.25), rounds=8, tolerance=0.02), "attack", "distance"),
     Stage(LargestRadius(CROWN(), rounds=3, tolerance=0.03), "certifier", "distance"),
 )
 
-_HARDER = "attack --tool 'PGD(steps=500, restarts=20)'"
+_HARDER = "attack --tool 'APGD(steps=500, restarts=5, targets=9)'"
 
 PLANS: dict[str, Plan] = {
     "quick": Plan("quick", (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack")), "measure --plan standard"),
     "standard": Plan(
         "standard",
-        (*_VERDICTS, Stage(PGD(steps=100, restarts=10), "attack"), *_DISTANCES),
+        (*_VERDICTS, *_CASCADE, *_DISTANCES),
+        "measure --plan thorough",
+    ),
+    "thorough": Plan(
+        "thorough",
+        (
+            *_VERDICTS,
+            *_CASCADE,
+            Stage(Guided(APGD(steps=200, restarts=4, targets=9), Minimisers(4)), "attack"),
+            Stage(FAB(steps=100, targets=9), "attack"),
+            Stage(Square(queries=5000), "attack"),
+            *_DISTANCES,
+        ),
         _HARDER,
+    ),
+    "autoattack": Plan(
+        "autoattack",
+        (
+            Stage(APGD(steps=100), "attack"),
+            Stage(APGD(steps=100, targets=9), "attack"),
+            Stage(FAB(steps=100, targets=9), "attack"),
+            Stage(Square(queries=5000, rescale=False), "attack"),
+        ),
+        "measure --plan thorough",
     ),
     "distance": Plan(
         "distance",
@@ -63,7 +113,7 @@ def plan_named(name: str) -> Plan:
 def stage_of(tool: Attack | Certifier) -> Stage:
     """Return a stage that runs one tool; tools that search for a distance are aimed at distances."""
     kind = "attack" if type(tool).__name__ in ATTACKS else "certifier"
-    return Stage(tool, kind, "distance" if isinstance(tool, (Nearest, LargestRadius)) else "verdict")  # type: ignore[arg-type]
+    return Stage(tool, kind, "distance" if isinstance(tool, (*_NEAREST, LargestRadius)) else "verdict")  # type: ignore[arg-type]
 
 
 def tool_from(text: str) -> Attack | Certifier:
@@ -94,7 +144,7 @@ def _build(node: ast.expr) -> Any:
 
 
 def _tool(name: str) -> type[Any]:
-    tools = {**ATTACKS, **CERTIFIERS}
+    tools = {**ATTACKS, **CERTIFIERS, **GUIDES}
     if name not in tools:
         import difflib
 

@@ -151,7 +151,7 @@ def run_queue(
 ) -> Iterator[Attempt]:
     """Yield an `Attempt` for every point, as points are decided.
 
-    `starts (N, S, *D)` are the first iterates of the first S restarts, in place of the recipe's own (they are projected into the region).
+    `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the recipe's own (they are projected into the region).
     Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
     `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the steps on a GPU.
     """
@@ -204,6 +204,16 @@ class Queue:
                 yield self._attempt(decided)
                 decided = []
 
+    def promising(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return for the chosen points (M,) the rivals of the `count` best jobs, (M, count), and their best iterates, (M, count, *D); needs `keep_all`."""
+        assert self.all_best is not None and self.rivals is not None
+        targets = self.recipe.targets
+        scores = self.all_scores[points].view(len(points), -1, targets)
+        score, restart = scores.min(1)  # each rival's best restart
+        column = score.argsort(1)[:, :count]
+        rank = restart.gather(1, column) * targets + column
+        return self.rivals[points].gather(1, column), self.all_best[points[:, None], rank]
+
     def _exchange(self, slots: _Slots, decided: list[int]) -> tuple[_Slots | None, bool]:
         """Book the jobs that ended and fill their slots; also return whether anything changed."""
         over = self._over(slots)
@@ -245,8 +255,9 @@ class Queue:
         region, restart = self.problem.region.take(point), self._restart(rank)
         x = self.recipe.start(region, self.streams.take(point).fork(rank), restart)
         if self.starts is not None:
-            given = restart < self.starts.shape[1]
-            x = torch.where(_like(given, x), region.project(self.starts[point, restart.clamp(max=self.starts.shape[1] - 1)]), x)
+            which = rank if self.rivals is not None else restart
+            given = which < self.starts.shape[1]
+            x = torch.where(like(given, x), region.project(self.starts[point, which.clamp(max=self.starts.shape[1] - 1)]), x)
         score = torch.full((len(job),), torch.inf, dtype=x.dtype, device=x.device)
         new = _Slots(job, torch.zeros_like(job), x, x.clone(), score, self.recipe.memory(region, x))
         return (new if slots is None else slots.join(new)), True
@@ -273,12 +284,12 @@ class Queue:
             active = ~self._through(slots)
             seen = torch.where(is_adversarial(worst), region.distance(x).to(worst.dtype), torch.inf) if self.recipe.nearest else worst
             better = active & (seen < slots.score)
-            best, score = torch.where(_like(better, x), x, slots.best), torch.where(better, seen, slots.score)
+            best, score = torch.where(like(better, x), x, slots.best), torch.where(better, seen, slots.score)
             look = Look(region, x.detach(), gradient, loss.detach(), worst, slots.step, best, score)
             moved, memory = self.recipe.move(look, slots.memory)
             if self.chunk > 1:
-                moved = torch.where(_like(active, x), moved, x)
-                memory = {name: torch.where(_like(active, value), value, slots.memory[name]) for name, value in memory.items()}
+                moved = torch.where(like(active, x), moved, x)
+                memory = {name: torch.where(like(active, value), value, slots.memory[name]) for name, value in memory.items()}
         return _Slots(slots.job, slots.step + active, moved, best, score, memory)
 
     def _retire(self, slots: _Slots, over: list[bool], decided: list[int]) -> tuple[list[int], list[int]]:
@@ -351,5 +362,6 @@ def _gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
     return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _like(flags: Tensor, x: Tensor) -> Tensor:
+def like(flags: Tensor, x: Tensor) -> Tensor:
+    """Return one number a job, (B,), in a shape that broadcasts with x (B, *D)."""
     return flags.view(-1, *[1] * (x.dim() - 1))

@@ -9,8 +9,8 @@ Bounds of intermediate values are refined in order, and only elements where a re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,15 @@ class Relaxed:
         relaxations = {k: type(v)(*(t[part] for t in v)) for k, v in self.relaxations.items()}
         sizes = {k: v[part] for k, v in self.sizes.items()}
         return Relaxed(self.graph, self.region.take(part), self.arithmetic, self.rows[part], {}, relaxations, sizes, self.reach[part])
+
+    def sloped(self, slope: Callable[[Tensor, Tensor], Tensor]) -> Relaxed:
+        """Return the same boxes with other free slopes: `slope(lower, upper)` is the alpha in [0, 1] of every element, and any choice is sound."""
+        relaxations = dict(self.relaxations)
+        for number, node in enumerate(self.graph.nodes, start=1):
+            if number in relaxations and isinstance(node.op, Elementwise):
+                box = self.boxes[node.inputs[0]]
+                relaxations[number] = node.op.relax(box.lower, box.upper, slope(box.lower, box.upper))
+        return replace(self, relaxations=relaxations)
 
     def settle(self, number: int, box: Box, swept: Box | None = None) -> None:
         """Store a number's final box, and derive what later sweeps need of it.
@@ -192,6 +201,11 @@ def margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
     return lower_bounds(state, len(state.graph.nodes), start)
 
 
+def margin_lines(state: Relaxed, rows: Tensor) -> Tensor:
+    """Return the coefficients (N, S, *D) of the lines that bound rows (N, S, K) @ logits from below over each region."""
+    return _Sweep(state, len(state.graph.nodes), Dense(rows.to(state.region.center.dtype), None)).line()
+
+
 def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
     """Return lower bounds (N, S) of rows (N, S, K) @ logits from boxes alone: the affine operations at the end are merged with the rows, and meet the
     boxes before them."""
@@ -218,6 +232,11 @@ class _Sweep:
         width = max(torch.Size(self.state.graph.shape(k)).numel() for k in range(stem + 1)) * self.offset.element_size()
         lowest = [self._share(stem, part, a)._concretise() for part, a in self.pending[stem].shares(_CACHED // width)]
         return lowest[0] if len(lowest) == 1 else torch.cat(lowest)
+
+    def line(self) -> Tensor:
+        """Return the coefficients of the input, before they are summed up."""
+        self._back_to(0)
+        return self.pending[0].dense().a
 
     def _back_to(self, stem: int) -> None:
         for number in range(self.number, stem, -1):

@@ -193,7 +193,7 @@ def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) 
         },
         "goal": _goal_text(problem),
         "data": {"points": len(problem), "shape": list(problem.x.shape[1:])},
-        "versions": {"calipers": metadata.version("calipers"), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {"calipers": _version(), "torch": torch.__version__, "numpy": np.__version__},
         "seed": seed,
         "plan": [plan.name, *(s.name for s in plan.stages)],
         "next_step": plan.next_step,
@@ -223,3 +223,11 @@ def _points(problem: Problem) -> list[Point]:
 
 
 __all__ = ["CLEAN", "Silent", "Watch", "question", "run"]
+
+
+def _version() -> str:
+    """Return the installed version; code run from a source tree that was never installed has none."""
+    try:
+        return metadata.version("calipers")
+    except metadata.PackageNotFoundError:
+        return "source"

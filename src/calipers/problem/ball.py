@@ -65,6 +65,8 @@ class Ball:
             raise BadInput(f"radius must be a finite number >= 0 in the data's own units, got {value}" + (f" at point {int(bad[0])}" if radius.dim() else ""))
         if self.box is not None and not bool((torch.as_tensor(self.box[0]) <= torch.as_tensor(self.box[1])).all()):
             raise BadInput(f"box must be (low, high) with low <= high in every feature, got {self.box}")
+        if norm_named(self.norm).is_count and (self.box is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in self.box)):
+            raise BadInput(f"norm {self.norm!r} counts changed features and lets each move freely: give a box=(low, high) of finite numbers")
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise BadInput(f"mask must be of dtype bool (True where the adversary may change a feature), got {self.mask.dtype}")
         if self.weights is not None and not bool((self.weights > 0).all() and self.weights.isfinite().all()):
@@ -176,17 +178,24 @@ class Region:
         scaled = self.norm.support(flat / self.weight, radius, self.low * self.weight, self.high * self.weight)
         return scaled.value, scaled.delta / self.weight
 
-    def step(self, points: Tensor, g: Tensor, share: float) -> Tensor:
-        """Return the points moved by `share` of the radius along which <g, .> rises fastest; not projected."""
+    def step(self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None) -> Tensor:
+        """Return the points moved by `share` (a number, or (M,)) of the radius along which <g, .> rises fastest; not projected.
+
+        `spread (M,)`: over how many features a sparse norm's step is spread at least.
+        """
         length = self.radius.to(g.dtype) * share
         if self.norm.is_box:
             sides = length[:, None] if self.weight is None else length[:, None] / self.weight
             return torch.addcmul(points, g.sign(), self._like_center(sides))
         offset, flat = (points - self.center).flatten(1), g.flatten(1)
-        if self.weight is None:
-            return points + self.norm.step(flat, length, self.low - offset, self.high - offset).view_as(points)
-        low, high = (self.low - offset) * self.weight, (self.high - offset) * self.weight
-        return points + (self.norm.step(flat / self.weight, length, low, high) / self.weight).view_as(points)
+        low, high = self.low - offset, self.high - offset
+        if self.weight is not None:
+            low, high, flat = low * self.weight, high * self.weight, flat / self.weight
+        if spread is not None:
+            most = (length / spread)[:, None]
+            low, high = torch.maximum(low, -most), torch.minimum(high, most)
+        moved = self.norm.step(flat, length, low, high)
+        return points + (moved if self.weight is None else moved / self.weight).view_as(points)
 
     def fall(self, a: Tensor, points: Tensor) -> Fall:
         """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen points (P,): the dual bound alone."""
@@ -240,7 +249,9 @@ class Region:
             if not len(over):
                 break
             part, distance = self.take(over), distance[over]
-            shrink = part.radius / distance * (1 - torch.finfo(points.dtype).eps * 2.0**k)
+            # A rounding of a coordinate may be many roundings of a small radius: inward by what the dtype can resolve at this place.
+            resolution = torch.finfo(points.dtype).eps * (1 + snapped[over].double().flatten(1).abs().amax(1) / part.radius.clamp_min(1e-300))
+            shrink = part.radius / distance * (1 - resolution * 2.0**k).clamp_min(0)
             delta = (snapped[over].double() - part.center.double()).flatten(1) * shrink[:, None]
             moved = self._into_box((part.center.double() + delta.view_as(part.center)).to(points.dtype))
             snapped = snapped.index_copy(0, over, moved)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
+from calipers.problem.reach import rise_in_order, rise_together
 
 
 def support_rounding(d: int) -> int:
@@ -42,6 +43,18 @@ class Norm(Protocol):
     def is_box(self) -> bool:
         """Is the ball a box? Then features move independently, and interval arithmetic over one affine operation is exact."""
 
+    @property
+    def is_euclidean(self) -> bool:
+        """Is it the length whose square has a gradient?"""
+
+    @property
+    def is_count(self) -> bool:
+        """Does it count features? Then distances are whole numbers, scaling a perturbation does not change its length, and only a box bounds it."""
+
+    @property
+    def is_sparse(self) -> bool:
+        """Does the steepest step move few features, not all of them? Then it matters over how many a step is spread."""
+
     def longest_unit(self, features: int) -> float:
         """Return the Euclidean length of the longest perturbation of norm 1: what the norm allows in energy."""
 
@@ -60,6 +73,12 @@ class Norm(Protocol):
     def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
         """Return the nearest point (Euclidean) of {norm(weight * delta) <= radius} and the box."""
 
+    def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return the shortest delta in the box with <g, delta> >= gain (M,): 0 where the gain is not positive, and the farthest corner where none gets there.
+
+        On a linear model this is the exact projection on a decision boundary. Infinite sides are allowed.
+        """
+
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
         """Return points drawn uniformly from the ball (no box), made from independent `uniform (M, d + 1)` and `normal (M, d)` numbers."""
 
@@ -70,6 +89,9 @@ class Linf:
 
     name: str = "linf"
     is_box: bool = True
+    is_euclidean: bool = False
+    is_count: bool = False
+    is_sparse: bool = False
 
     def longest_unit(self, features: int) -> float:
         """Every feature moves by 1."""
@@ -97,6 +119,10 @@ class Linf:
         reach = radius[:, None] if weight is None else radius[:, None] / weight
         return delta.clamp(torch.maximum(low, -reach), torch.minimum(high, reach))
 
+    def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """All features by the same amount, those whose box ends sooner as far as it lets them."""
+        return rise_together(g, torch.ones_like(g), gain, low, high)
+
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
         """Uniform in each feature."""
         return (2 * uniform[:, : normal.shape[1]] - 1) * radius[:, None]
@@ -108,6 +134,9 @@ class L2:
 
     name: str = "l2"
     is_box: bool = False
+    is_euclidean: bool = True
+    is_count: bool = False
+    is_sparse: bool = False
 
     def longest_unit(self, features: int) -> float:
         """All have the same length."""
@@ -163,6 +192,10 @@ class L2:
         shrunk = (wide / (1 + inside.exp()[:, None] * square)).clamp(low, high)
         return (shrunk * (limit > 0)[:, None]).to(delta.dtype)
 
+    def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Along the gradient, clipped to the box."""
+        return rise_together(g, g.abs(), gain, low, high)
+
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
         """A uniform direction, at a length whose d-th power is uniform."""
         direction = normal / self.of(normal).clamp_min(torch.finfo(normal.dtype).tiny)[:, None]
@@ -175,6 +208,9 @@ class L1:
 
     name: str = "l1"
     is_box: bool = False
+    is_euclidean: bool = False
+    is_count: bool = False
+    is_sparse: bool = True
 
     def longest_unit(self, features: int) -> float:
         """The whole budget goes to one feature."""
@@ -218,6 +254,10 @@ class L1:
         threshold = _soft_threshold(size, cap, w, radius)
         return (size - threshold[:, None] * w).clamp_min(0).minimum(cap) * sign
 
+    def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The features of largest gradient first, each up to its end of the box."""
+        return rise_in_order(g, g.abs(), gain, low, high)
+
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
         """Spacings of d + 1 exponentials give a uniform point of the simplex; signs come from the normals."""
         exponential = -uniform.clamp(torch.finfo(uniform.dtype).tiny, 1.0).log()
@@ -227,34 +267,67 @@ class L1:
 
 @dataclass(frozen=True)
 class L0:
-    """The number of changed features; a distance only."""
+    """The number of changed features. Not a norm (scaling changes nothing), and its ball not convex, but it has all the verbs inside a bounded box."""
 
     name: str = "l0"
+    is_box: bool = False
+    is_euclidean: bool = False
+    is_count: bool = True
+    is_sparse: bool = False  # few features move, but the radius itself says how many
+
+    def longest_unit(self, features: int) -> float:
+        """There is none: a changed feature may move by any amount."""
+        raise BadInput("norm 'l0' is available as a distance only here: a count of changed features says nothing of energy; take 'linf', 'l2' or 'l1'.")
 
     def of(self, delta: Tensor) -> Tensor:
         """The count of non-zero changes."""
         return (delta != 0).sum(-1).to(delta.dtype)
 
+    def dual(self, g: Tensor) -> Tensor:
+        """What one feature gains that moves by 1: the linf norm. A count has no dual, but the box bounds what a feature gains."""
+        return g.abs().amax(-1)
 
-_ALL: tuple[Norm, ...] = (Linf(), L2(), L1())
+    def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
+        """The features that gain most go to their ends of the box; their sum is the exact maximum."""
+        ends = torch.where(g > 0, high, low).masked_fill(g == 0, 0.0)
+        delta = _largest((g * ends), ends, radius)
+        return Support((g * delta).sum(-1), delta)
+
+    def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The same: the features that gain most, at their ends of the box."""
+        return self.support(g, length, low, high).delta
+
+    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+        """Keep the changes, clipped to the box, whose loss would cost most; weights do not change a count."""
+        clipped = delta.clamp(low, high)
+        return _largest(delta.square() - (delta - clipped).square(), clipped, radius)
+
+    def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The features that gain most first."""
+        size = g.abs()
+        return rise_in_order(g, torch.where(size > 0, size * torch.where(g > 0, high, -low), torch.zeros_like(size)), gain, low, high)
+
+    def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
+        """As many features as allowed, chosen uniformly; a ball without a box has no uniform points, so they move by normal numbers."""
+        return _largest(uniform[:, : normal.shape[1]], normal, radius)
+
+
+_ALL: tuple[Norm, ...] = (Linf(), L2(), L1(), L0())
 NORMS: dict[str, Norm] = {norm.name: norm for norm in _ALL}
-_ALIASES = {"inf": "linf", "l_inf": "linf", "l∞": "linf", "2": "l2", "1": "l1", "euclidean": "l2"}
+_ALIASES = {"inf": "linf", "l_inf": "linf", "l∞": "linf", "2": "l2", "1": "l1", "0": "l0", "euclidean": "l2"}
 
 
 def norm_named(name: str) -> Norm:
-    """Return the norm of that name ("linf", "l2", "l1")."""
+    """Return the norm of that name ("linf", "l2", "l1", "l0")."""
     key = _ALIASES.get(str(name).lower(), str(name).lower())
-    if key == "l0":
-        raise BadInput("norm 'l0' is available as a distance only (calipers.distance_between); a Ball takes 'linf', 'l2' or 'l1'.")
     if key not in NORMS:
-        raise BadInput(f"unknown norm {name!r}; a Ball takes 'linf', 'l2' or 'l1'.")
+        raise BadInput(f"unknown norm {name!r}; a Ball takes 'linf', 'l2' or 'l1', or 'l0' inside a bounded box.")
     return NORMS[key]
 
 
 def distance_between(a: Tensor, b: Tensor, norm: str) -> Tensor:
     """Return the distance (N,) in float64 between two batches (N, *D) in "linf", "l2", "l1" or "l0"."""
-    of = L0().of if norm == "l0" else norm_named(norm).of
-    return of((a.double() - b.double()).flatten(1))
+    return norm_named(norm).of((a.double() - b.double()).flatten(1))
 
 
 def _cap(direction: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -303,3 +376,10 @@ def _soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Ten
     missing = radius - spent.gather(-1, before)[:, 0]
     threshold = breakpoint.gather(-1, before)[:, 0] - missing / slope.gather(-1, before)[:, 0].clamp_min(torch.finfo(size.dtype).tiny)
     return torch.where((w * torch.minimum(size, cap)).sum(-1) <= radius, torch.zeros_like(threshold), threshold.clamp_min(0))
+
+
+def _largest(rank: Tensor, values: Tensor, count: Tensor) -> Tensor:
+    """Return the values of the `count` (M,) largest ranks, rounded down, and 0 elsewhere; of equal ranks the first come first."""
+    order = rank.argsort(dim=-1, descending=True, stable=True)
+    kept = torch.arange(rank.shape[-1], device=rank.device) < count.floor()[:, None]
+    return torch.where(torch.zeros_like(kept.expand_as(rank)).scatter(-1, order, kept.expand_as(rank)), values, torch.zeros_like(values))

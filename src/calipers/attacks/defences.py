@@ -1,0 +1,268 @@
+"""How are defences attacked that break gradients or answer at random? By another slope for one layer, and by averages over draws.
+
+Both follow Athalye, Carlini, Wagner 2018: backward pass differentiable approximation (BPDA) and expectation over transformation (EOT).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from calipers.errors import BadInput, BadModel
+from calipers.problem.classifier import Classifier
+from calipers.problem.goals import Goal, Untargeted, is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.streams import key_of
+from calipers.problem.tools import Attack, Attempt
+
+StandIn = Literal["identity", "smooth"] | Callable[[Tensor], Tensor]
+Averages = Literal["log_probabilities", "logits", "probabilities"]
+
+_FIRST_LEAD = 1.0  # in log odds: a point whose average is just beyond the boundary fools half of the draws only
+
+
+class BPDA(nn.Module):
+    """A layer that answers as ever, bit for bit, and whose backward pass is another function's.
+
+    `stand_in`: "identity" passes the gradient through as it is (input and output must have one shape); "smooth" is a soft staircase of `levels` equal steps on
+    [0, 1], sum_j sigma((x - t_j) / width) / (levels - 1), for quantisers; or any differentiable function of the layer's input that resembles the layer and
+    returns its shape.
+    """
+
+    def __init__(self, layer: nn.Module | Callable[[Tensor], Tensor], stand_in: StandIn = "identity", *, levels: int = 256, width: float | None = None) -> None:
+        super().__init__()
+        if not callable(stand_in) and stand_in not in ("identity", "smooth"):
+            raise BadInput(f"unknown stand_in {stand_in!r}; choose 'identity', 'smooth' or give a differentiable function")
+        if levels < 2 or (width is not None and not width > 0):
+            raise BadInput(f"a soft staircase takes levels >= 2 and width > 0, got {levels}, {width}")
+        self.layer, self.stand_in, self.levels = layer, stand_in, levels
+        self.width = 0.5 / (levels - 1) if width is None else width  # half a step: steep at the edges, nowhere flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's own answer."""
+        result: Tensor = _Replaced.apply(x, self)  # type: ignore[no-untyped-call]
+        return result
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """Return what is differentiated instead."""
+        if callable(self.stand_in):
+            return self.stand_in(x)
+        return x if self.stand_in == "identity" else staircase(x, self.levels, self.width)
+
+    def extra_repr(self) -> str:
+        """The stand-in's name."""
+        return f"stand_in={self.stand_in if isinstance(self.stand_in, str) else 'own'}"
+
+
+class _Replaced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, part: BPDA) -> Tensor:
+        ctx.part = part
+        ctx.save_for_backward(x)
+        result = part.layer(x)
+        ctx.shape = result.shape
+        return result.view_as(result) if result is x else result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            y = ctx.part.smooth(x)
+            if y.shape != ctx.shape:
+                raise BadModel(
+                    f"the stand-in returns shape {tuple(y.shape)}, the layer {tuple(ctx.shape)}: give a differentiable function of the layer's own shapes"
+                )
+            (gradient,) = torch.autograd.grad(y, x, gradients[0])
+        return gradient, None
+
+
+def staircase(x: Tensor, levels: int, width: float) -> Tensor:
+    """Return the soft staircase of `levels` values on [0, 1]: each edge (j + 1/2) / (levels - 1) is a step of a logistic function of that width."""
+    steps = levels - 1
+    # Edges one by one keep memory at one input's size; sigma(t) = (1 + tanh(t / 2)) / 2.
+    return sum((((x - (j + 0.5) / steps) / (2 * width)).tanh() + 1 for j in range(steps)), torch.zeros_like(x)) / (2 * steps)
+
+
+def replace_layers(model: nn.Module, stand_ins: Mapping[str, StandIn], *, levels: int = 256) -> nn.Module:
+    """Return a copy of the model whose named layers have stand-ins in the backward pass; its answers stay the same, so candidates found on it are real."""
+    known = [name for name, _ in model.named_modules() if name]
+    copied = copy.deepcopy(model)
+    for name, stand_in in stand_ins.items():
+        if name not in known:
+            raise BadInput(f"the model has no layer {name!r}; it has {', '.join(known[:20])}{', …' if len(known) > 20 else ''}")
+        path, _, last = name.rpartition(".")
+        setattr(copied.get_submodule(path), last, BPDA(copied.get_submodule(name), stand_in, levels=levels))
+    return copied
+
+
+@dataclass(frozen=True)
+class Through:
+    """Run an attack on a copy of the model with stand-ins for layers (see `replace_layers`); the model's own answers decide.
+
+    `stand_ins` are pairs (layer's name, "identity" or "smooth" or a function). Costs what the attack costs.
+    """
+
+    attack: Attack
+    stand_ins: tuple[tuple[str, StandIn], ...]
+    levels: int = 256
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield the attack's candidates."""
+        own = problem.classifier
+        replaced = Classifier(replace_layers(own.module, dict(self.stand_ins), levels=self.levels), own.mean, own.std)
+        replaced._tail = own._tail
+        replaced.counter = own.counter
+        yield from self.attack(_with(problem, replaced, problem.goal), seed=seed)
+
+
+class Averaged(nn.Module):
+    """A random model's average answer over `draws` independent draws of its randomness: its slope is the expected slope (EOT).
+
+    `of` "log_probabilities" returns the mean of log softmax and "logits" the mean logits, which have the same margins; "probabilities" returns the
+    logarithm of the mean softmax. The draws of the t-th call hang on (seed, t) alone, and the state of the shared generators is put back, so a run can be
+    repeated. With `fresh` False every call sees the same draws. A model that draws one number for each entry of the batch gives a point other numbers in
+    another batch: its results do depend on who else is in the batch.
+    """
+
+    def __init__(self, model: nn.Module, draws: int, seed: int = 0, *, of: Averages = "log_probabilities", fresh: bool = True) -> None:
+        super().__init__()
+        if draws < 1 or of not in get_args(Averages):
+            raise BadInput(f"Averaged takes draws >= 1 and of {', '.join(map(repr, get_args(Averages)))}, got {draws}, {of!r}")
+        self.model, self.draws, self.seed, self.of, self.fresh = model, draws, seed, of, fresh
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the average (N, K)."""
+        answers = torch.stack(list(drawn(self.model, x, self.draws, key_of(self.seed, self.calls))))
+        self.calls += self.fresh
+        single = answers.dim() == 2 or answers.shape[2] == 1  # a single logit is a score of two classes already
+        if self.of == "logits" or single:
+            return answers.mean(0)
+        odds = answers.log_softmax(2)
+        return odds.mean(0) if self.of == "log_probabilities" else odds.logsumexp(0) - math.log(self.draws)
+
+
+def drawn(model: nn.Module, x: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
+    """Yield the model's answers to x under `draws` independent draws of its randomness; the shared generators' state is put back each time.
+
+    One call a draw: a layer that draws once for a whole batch is drawn anew, too.
+    """
+    generator = torch.Generator()
+    for i in range(draws):
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.random.set_rng_state(generator.manual_seed(key_of(seed, i)).get_state())
+            if x.is_cuda:
+                torch.cuda.set_rng_state(torch.Generator(x.device).manual_seed(key_of(seed, i)).get_state(), x.device)
+            z = model(x)
+        yield z
+
+
+def depends_on_chance(model: nn.Module, x: Tensor, seed: int = 0) -> bool:
+    """Does the model answer differently under two draws of its randomness? Then one pass decides nothing, and `judged` is needed.
+
+    Bit for bit: the same batch, twice, differs by nothing else on a processor that adds in a fixed order.
+    """
+    with torch.no_grad():
+        first, second = drawn(model, x, 2, seed)
+    return not torch.equal(first.nan_to_num(), second.nan_to_num())
+
+
+def judged(model: nn.Module, points: Tensor, y: Tensor, draws: int, seed: int, goal: Goal | None = None) -> Tensor:
+    """Return the share of fresh draws in which the model is fooled at each point, (N,) float64. Use a seed that no attack has seen."""
+    goal = goal or Untargeted()
+    fooled = torch.zeros(len(points), dtype=torch.float64, device=points.device)
+    with torch.no_grad():
+        for z in drawn(model, points, draws, seed):
+            fooled += is_adversarial(goal.worst(goal.margins(z, y)))
+    return fooled / draws
+
+
+@dataclass(frozen=True)
+class EOT:
+    """Run a gradient attack on the average of `draws` draws of a random model; a candidate succeeds if it fools the share `votes` of fresh draws.
+
+    The attack stops where the average is just beyond the boundary, which fools half of the draws. Points whose candidate is voted down are attacked again
+    with a lead to gain beyond the boundary (1, 2, 4, ... in log odds), up to `rounds` times; the candidate of most votes is returned.
+    Cost: `draws` times the attack's for each round, and `judges` forwards.
+    """
+
+    attack: Attack
+    draws: int = 20
+    votes: float = 0.5
+    judges: int = 50
+    rounds: int = 4
+    of: Averages = "log_probabilities"
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.judges < 1 or self.rounds < 1 or not 0 < self.votes <= 1:
+            raise BadInput(f"EOT takes draws, judges, rounds >= 1 and votes in (0, 1], got {self.draws}, {self.judges}, {self.rounds}, {self.votes}")
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield all candidates at the end, the most convincing of each point."""
+        device = problem.x.device
+        best, share = problem.x.clone(), torch.full((len(problem),), -1.0, dtype=torch.float64, device=device)
+        forwards, backwards = (torch.zeros(len(problem), dtype=torch.long, device=device) for _ in range(2))
+        left = torch.arange(len(problem), device=device)
+        for k in range(self.rounds):
+            part = problem.take(left)
+            averaged = Classifier(Averaged(problem.classifier.network, self.draws, key_of(seed, k), of=self.of))
+            lead = 0.0 if k == 0 else _FIRST_LEAD * 2.0 ** (k - 1)
+            for attempt in self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed):
+                place = left[attempt.index]
+                forwards[place] += attempt.forwards * self.draws + self.judges
+                backwards[place] += attempt.backwards * self.draws
+                votes = self._votes(problem, part.goal.take(attempt.index), attempt.candidate, place, key_of(seed, "judges", k))
+                better = votes > share[place]
+                best[place[better]], share[place[better]] = attempt.candidate[better], votes[better]
+            problem.classifier.counter.forwards += averaged.counter.forwards * self.draws
+            problem.classifier.counter.backwards += averaged.counter.backwards * self.draws
+            left = torch.nonzero(share < self.votes).flatten()
+            if not len(left):
+                break
+        yield Attempt(torch.arange(len(problem), device=device), best, forwards, backwards)
+
+    def _votes(self, problem: Problem, goal: Goal, points: Tensor, place: Tensor, seed: int) -> Tensor:
+        problem.classifier.counter.forwards += len(points) * self.judges
+        with problem.classifier.frozen():
+            return judged(problem.classifier.network, points, problem.y[place], self.judges, seed, goal)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """A goal that is reached only where the worst margin is `lead` below zero."""
+
+    goal: Goal
+    lead: float
+
+    def rows(self, y: Tensor, classes: int) -> Tensor:
+        return self.goal.rows(y, classes)
+
+    def margins(self, logits: Tensor, y: Tensor) -> Tensor:
+        return self.goal.margins(logits, y) + self.lead
+
+    def worst(self, margins: Tensor) -> Tensor:
+        return self.goal.worst(margins)
+
+    def smooth(self, margins: Tensor) -> Tensor:
+        return self.goal.smooth(margins)
+
+    def rivals(self, y: Tensor, classes: int) -> Tensor:
+        return self.goal.rivals(y, classes)
+
+    def take(self, index: Tensor) -> _Ahead:
+        return _Ahead(self.goal.take(index), self.lead)
+
+    def check(self, y: Tensor, classes: int) -> None:
+        self.goal.check(y, classes)
+
+
+def _with(problem: Problem, classifier: Classifier, goal: Goal) -> Problem:
+    """Return the same question about another model and goal."""
+    return Problem(classifier, problem.x, problem.y, problem.threat, goal, problem.classes, problem.names)

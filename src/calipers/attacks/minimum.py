@@ -1,0 +1,122 @@
+"""How do minimum-norm attacks begin and end? All the same way: they see no radius but the box's own, and what they find is pulled back to the boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from calipers.attacks.nearest import pull_back
+from calipers.attacks.search import Recipe, run_queue
+from calipers.errors import BadInput
+from calipers.problem.ball import Region
+from calipers.problem.goals import Untargeted
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt
+
+_EVERYWHERE = 1e30  # the radius where no box ends: finite in float32, and its multiples too
+_BEYOND = 1.001  # of the farthest corner, so that no rounding cuts it off
+_PUSHES = (1.0, 1.001, 1.03)  # a candidate that is adversarial by a rounding only is moved on a little, so that nobody's arithmetic doubts it
+
+
+def seek(problem: Problem, recipe: Recipe, seed: int) -> Iterator[Attempt]:
+    """Run a recipe that seeks the nearest adversarial point on the whole box, and yield what it finds, pulled back to the boundary.
+
+    The problem's radius plays no part. A point that is adversarial already is its own nearest example and costs one forward.
+    """
+    wrong = problem.clearance(problem.x) <= 0
+    done, open_ = (torch.nonzero(flags).flatten() for flags in (wrong, ~wrong))
+    if len(done):
+        yield Attempt(done, problem.x[done], torch.ones_like(done), torch.zeros_like(done))
+    if not len(open_):
+        return
+    part = problem.take(open_)
+    wide = part.at((part.threat.widest(part.x) * _BEYOND).nan_to_num(posinf=_EVERYWHERE).clamp(max=_EVERYWHERE))
+    for attempt in run_queue(wide, recipe, seed=seed):
+        before = problem.classifier.counter.forwards
+        settled = _settled(wide.take(attempt.index), attempt.candidate)
+        spent = (problem.classifier.counter.forwards - before) // len(settled)
+        yield Attempt(open_[attempt.index], settled, attempt.forwards + spent + 1, attempt.backwards)
+
+
+def _settled(problem: Problem, points: Tensor) -> Tensor:
+    """Return adversarial points only just beyond the boundary, on the segment from x; where the model's and exact arithmetic disagree, a little farther."""
+    region, best = problem.region, points
+    undecided = torch.ones(len(points), dtype=torch.bool, device=points.device)
+    for push in _PUSHES:
+        trial = points if push == 1 else region.snap(region.project(region.center + (points - region.center) * push))
+        clear = undecided & (problem.clearance(trial) <= 0)
+        best, undecided = torch.where(per_job(clear, points), trial, best), undecided & ~clear
+        if not bool(undecided.any()):
+            break
+    hit = torch.nonzero(~undecided).flatten()
+    return region.snap(best.index_copy(0, hit, pull_back(problem.take(hit), best[hit]))) if len(hit) else best
+
+
+def rivals(problem: Problem, targets: int) -> int:
+    """Return how many rivals can be attacked one by one: none where all of them have to be beaten at once."""
+    return min(targets, problem.classes - 1) if isinstance(problem.goal, Untargeted) else 0
+
+
+def demand(fits: bool, tool: object, norms: str, problem: Problem) -> None:
+    """Raise `BadInput` unless the attack is made for the problem's norm."""
+    if not fits:
+        raise BadInput(f"{type(tool).__name__} is made for {norms}, but the threat is in {problem.threat.norm}: choose another attack")
+
+
+def check_between(tool: object, **bounds: tuple[float, float]) -> None:
+    """Raise `BadInput` where a setting of the tool leaves its closed range."""
+    for name, (lowest, highest) in bounds.items():
+        value = getattr(tool, name)
+        if not lowest <= value <= highest:
+            raise BadInput(f"{type(tool).__name__} takes {name} from {lowest:g} to {highest:g}, got {value}")
+
+
+def cosine(first: float, last: float, step: Tensor, steps: int) -> Tensor:
+    """Return a setting that falls from `first` to `last` along half a cosine, float64, one value a job."""
+    return last + (first - last) * (1 + (torch.pi * step.double() / steps).cos()) / 2
+
+
+def per_job(values: Tensor, x: Tensor) -> Tensor:
+    """Return one value a job, (B,), in a shape that broadcasts with x (B, *D)."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def unit(g: Tensor) -> Tensor:
+    """Return each gradient divided by its Euclidean length; zero stays zero. Scaled first, so that squares of tiny gradients do not vanish."""
+    tiny = torch.finfo(g.dtype).tiny
+    flat = g.flatten(1)
+    scaled = flat / flat.abs().amax(1, keepdim=True).clamp_min(tiny)
+    return (scaled / scaled.square().sum(1, keepdim=True).sqrt().clamp_min(1.0)).view_as(g)
+
+
+def length(region: Region, delta: Tensor) -> Tensor:
+    """Return the norm of perturbations (M, *D) as the region measures it, (M,) in their dtype."""
+    flat = delta.flatten(1)
+    return region.norm.of(flat if region.weight is None else flat * region.weight)
+
+
+def slope(region: Region, g: Tensor) -> Tensor:
+    """Return how much <g, .> gains for each unit of distance, (M,): the dual norm, no box."""
+    flat = g.flatten(1)
+    return region.norm.dual(flat if region.weight is None else flat / region.weight)
+
+
+def widths(region: Region) -> Tensor:
+    """Return how far each feature can move in all, (M, *D): the natural unit of a step; infinite without a box, 0 under the mask."""
+    return (region.high - region.low).view_as(region.center)
+
+
+def across(region: Region, points: Tensor, g: Tensor, gain: Tensor) -> Tensor:
+    """Return the shortest perturbation that takes points to the plane <g, z - point> = gain (M,) inside the box, on whichever side of it they are.
+
+    Where the plane does not meet the box: to the corner nearest to it.
+    """
+    side = torch.where(gain < 0, -1.0, 1.0).to(g.dtype)
+    offset = (points - region.center).flatten(1)
+    low, high, flat = (region.low - offset).clamp(max=0), (region.high - offset).clamp(min=0), g.flatten(1) * side[:, None]
+    if region.weight is None:
+        return region.norm.reach(flat, gain.abs(), low, high).view_as(points)
+    w = region.weight
+    return (region.norm.reach(flat / w, gain.abs(), low * w, high * w) / w).view_as(points)

@@ -1,0 +1,328 @@
+"""Which letters must be replaced to fool the model? Search among at most k substitutions: first order, greedy, beam, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from calipers.errors import BadInput
+from calipers.problem.goals import is_adversarial
+from calipers.problem.neighbours import enumerate_switches
+from calipers.problem.problem import Problem
+from calipers.problem.streams import Streams
+from calipers.problem.substitutions import SubstitutionRegion
+from calipers.problem.tools import Attempt
+
+SearchName = Literal["auto", "exhaustive", "gradient", "greedy", "beam"]
+
+_POINTS = 64  # points in flight; their candidates fill the batches
+_ROWS = 4096  # candidates in one forward pass
+_WAYS = 512  # ways of switching tried on every open point before the broken ones leave
+_CLIMBS = 10  # rounds of the gradient search beyond two for each switch
+_NUMERIC_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Replace at most k letters (a `Substitutions` threat); whatever is proposed was evaluated exactly, as discrete letters.
+
+    `search`: "gradient" ranks moves by their first-order gain g_a - g_own, evaluates the best 1..k of them together and the `width` best exchanges, and goes
+    on from the best (like HotFlip, Ebrahimi et al. 2018); "greedy" evaluates every single switch, keeps the best and repeats; "beam" keeps the best `width`
+    ways at each number of switches, then exchanges single letters of the best while that helps; "exhaustive" evaluates all ways, fewest switches first: if
+    it finds nothing, nothing exists, and what it finds is nearest. "auto" is gradient, and for what resists exhaustive where that costs at most `limit`
+    evaluations, beam elsewhere.
+    `limit` is the number of evaluations a point may cost in one search; greedy and beam keep to the moves of largest first-order gain where all are too many.
+    `nearest` goes on from each success with one switch less, until nothing is found: with an exhaustive last search that is the exact least number.
+    Numeric columns, where the threat frees them, are moved by steepest steps before the letters are searched and after; nothing is exact then.
+    """
+
+    search: SearchName = "auto"
+    width: int = 16
+    limit: int = 100_000
+    nearest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.search not in get_args(SearchName):
+            raise BadInput(f"unknown search {self.search!r}; choose one of {', '.join(map(repr, get_args(SearchName)))}")
+        if self.width < 1 or self.limit < 1:
+            raise BadInput(f"Replace takes width >= 1 and limit >= 1, got {self.width}, {self.limit}")
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield candidates in blocks of points; the seed is not used."""
+        region: object = problem.region
+        if not isinstance(region, SubstitutionRegion):
+            raise BadInput("Replace answers a Substitutions threat; for a Ball use a gradient attack")
+        if self.search == "exhaustive":
+            _refuse_large(region, self.limit)
+        for block in torch.arange(len(problem), device=problem.x.device).split(_POINTS):
+            yield self._block(problem.take(block), region.take(block), block)
+
+    def _block(self, problem: Problem, region: SubstitutionRegion, block: Tensor) -> Attempt:
+        """Return the candidates of one block of points."""
+        search = _Search(problem, region, self)
+        attempt = search.run(block)
+        left = torch.nonzero(is_adversarial(search.score)).flatten() if self.nearest else block[:0]
+        while True:
+            count = region.take(left).distance(attempt.candidate[left])
+            left, count = left[count > 1], count[count > 1]
+            if not len(left):
+                return attempt
+            search = _Search(problem.take(left), region.take(left).at(count - 1), self)
+            nearer = search.run(left)
+            attempt.forwards.index_add_(0, left, nearer.forwards)
+            attempt.backwards.index_add_(0, left, nearer.backwards)
+            found = is_adversarial(search.score)
+            left = left[found]
+            attempt.candidate[left] = nearer.candidate[found]
+
+
+def _refuse_large(region: SubstitutionRegion, limit: int) -> None:
+    if region.numeric is not None:
+        raise BadInput("an exhaustive search needs letters only: the numeric columns can move in infinitely many ways. Use search='auto'.")
+    sizes = region.sizes()
+    largest = max(range(len(sizes)), key=sizes.__getitem__)
+    if sizes[largest] > limit:
+        raise BadInput(f"point {largest} has {sizes[largest]} neighbours, more than limit={limit}: raise the limit, or use search='auto'")
+
+
+class _Search:
+    """One block of points: the best way found so far of each, as moves (N, k) with -1 for none, and its worst margin."""
+
+    def __init__(self, problem: Problem, region: SubstitutionRegion, settings: Replace) -> None:
+        self.problem, self.region, self.settings = problem, region, settings
+        self.n, device = len(problem), problem.x.device
+        self.k = max(1, int(region.budget.max()))
+        self.base = region.center  # what is not moved; numeric columns change here
+        self.best = torch.full((self.n, self.k), -1, dtype=torch.long, device=device)
+        self.forwards, self.backwards = (torch.zeros(self.n, dtype=torch.long, device=device) for _ in range(2))
+        self.score = self._evaluate(torch.arange(self.n, device=device), self.best[:, None])[:, 0]
+        # A sum of one random number per move names a set of moves, in whatever order they were made.
+        self.names = Streams(torch.arange(region.options[0].numel(), device=device)).fork(0).keys
+
+    def run(self, block: Tensor) -> Attempt:
+        """Run the chosen searches, and return the best candidates."""
+        name = self.settings.search
+        if self.region.numeric is not None:
+            self._move_numeric()
+        if name in ("auto", "gradient"):
+            self._gradient(self._open())
+        if name in ("auto", "exhaustive"):
+            left = self._open()
+            sizes = torch.tensor([self.region.numeric is None and size <= self.settings.limit for size in self.region.take(left).sizes()], dtype=torch.bool)
+            small = sizes.to(left.device) if len(left) else torch.zeros_like(left, dtype=torch.bool)
+            self._exhaustive(left[small])
+            if name == "auto":
+                self._beam(left[~small], self.settings.width)
+        if name in ("greedy", "beam"):
+            self._beam(self._open(), 1 if name == "greedy" else self.settings.width)
+        if self.region.numeric is not None:
+            self._move_numeric()
+        self._shorten()
+        candidate = self.region.switched(torch.arange(self.n, device=block.device), self.best, self.base)
+        candidate = candidate if self.region.numeric is None else self.region.snap(candidate)  # letters are exact as they are
+        return Attempt(block, candidate, self.forwards, self.backwards)
+
+    def _open(self) -> Tensor:
+        """Which points still resist, and may be changed?"""
+        return torch.nonzero(~is_adversarial(self.score) & (self.region.budget > 0)).flatten()
+
+    # ---- evaluating --------------------------------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, rows: Tensor, moves: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return the worst margins (P, T) of ways (P, T, i) at the points `rows (P,)`; NaN counts as broken, and what is not `real (P, T)` is never asked."""
+        count, ways, _ = moves.shape
+        asked = torch.ones(count, ways, dtype=torch.bool, device=rows.device) if real is None else real
+        places = torch.nonzero(asked.flatten()).flatten()
+        flat, owner = moves.flatten(0, 1)[places], rows.repeat_interleave(ways)[places]
+        parts = [self._margins(o, self.region.switched(o, m, self.base)) for o, m in zip(owner.split(_ROWS), flat.split(_ROWS), strict=True)]
+        worst = torch.full((count * ways,), torch.inf, dtype=self.problem.x.dtype, device=rows.device)
+        if parts:
+            worst[places] = torch.cat(parts).nan_to_num(nan=-torch.inf)
+        self.forwards.index_add_(0, rows, asked.sum(1))
+        return worst.view(count, ways)
+
+    def _margins(self, rows: Tensor, points: Tensor) -> Tensor:
+        logits = self.problem.classifier.logits(points)
+        goal = self.problem.goal.take(rows)
+        return goal.worst(goal.margins(logits, self.problem.y[rows]))
+
+    def _slope(self, rows: Tensor, moves: Tensor) -> Tensor:
+        """Return the gradient of minus the worst margin at one way (P, i) of each point; zero where the model has none."""
+        self.forwards.index_add_(0, rows, torch.ones_like(rows))
+        self.backwards.index_add_(0, rows, torch.ones_like(rows))
+        classifier = self.problem.classifier
+        slopes = []
+        for r, m in zip(rows.split(_ROWS), moves.split(_ROWS), strict=True):
+            x = self.region.switched(r, m, self.base).requires_grad_()
+            classifier.counter.forwards, classifier.counter.backwards = classifier.counter.forwards + len(x), classifier.counter.backwards + len(x)
+            with classifier.frozen(), torch.enable_grad():
+                goal = self.problem.goal.take(r)
+                loss = -goal.worst(goal.margins(classifier.network(x), self.problem.y[r])).sum()
+                (slope,) = torch.autograd.grad(loss, x, allow_unused=True) if loss.requires_grad else (None,)
+            slopes.append(torch.zeros_like(x) if slope is None else slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+        return torch.cat(slopes)
+
+    def _keep(self, rows: Tensor, moves: Tensor, worst: Tensor) -> Tensor:
+        """Note the best of the ways (P, T, i) of each point where it is lower than what was known; return where it was.
+
+        Best is the fewest switches among the ways that break the point, the lowest margin where none does.
+        """
+        broken, number = is_adversarial(worst), torch.arange(len(rows), device=rows.device)
+        fewest = (moves >= 0).sum(2).masked_fill(~broken, self.k + 1).argmin(1)
+        place = torch.where(broken.any(1), fewest, worst.argmin(1))
+        lowest, chosen = worst[number, place], moves[number, place]
+        better = lowest < self.score[rows]
+        padded = torch.full((len(rows), self.k), -1, dtype=torch.long, device=rows.device)
+        padded[:, : chosen.shape[1]] = chosen
+        self.best[rows[better]], self.score[rows[better]] = padded[better], lowest[better]
+        return better
+
+    # ---- searching ---------------------------------------------------------------------------------------------------------------------------------
+
+    def _exhaustive(self, rows: Tensor) -> None:
+        """Evaluate all ways, fewest switches first; the first that breaks a point is its way. Points with equally many choices share the enumeration."""
+        if not len(rows):
+            return
+        kinds = torch.cat([self.region.budget[rows, None], self.region.options[rows].sum(2)], 1)
+        unique, kind = kinds.unique(dim=0, return_inverse=True)
+        for i in range(len(unique)):
+            left = rows[kind == i]
+            for switches in enumerate_switches(unique[i, 1:], int(unique[i, 0]), _WAYS):
+                ways = len(switches)
+                moves = self.region.numbered(left.repeat_interleave(ways), switches.repeat(len(left), 1, 1)).view(len(left), ways, -1)
+                worst = self._evaluate(left, moves)
+                self._keep(left, moves, worst)
+                left = self._open_among(left)
+                if not len(left):
+                    break
+
+    def _gradient(self, rows: Tensor) -> None:
+        """Go to the best of the ways that the slope recommends, until none is better."""
+        for _ in range(2 * self.k + _CLIMBS):
+            if not len(rows):
+                return
+            region, present = self.region.take(rows), self.best[rows]
+            slope = self._slope(rows, present)
+            ways = torch.cat([_prefixes(region.best_moves(slope)[1], self.k), self._exchanges(region, slope, present)], 1)
+            better = self._keep(rows, ways, self._evaluate(rows, ways, (ways >= 0).any(2)))
+            rows = rows[better & ~is_adversarial(self.score[rows])]
+
+    def _exchanges(self, region: SubstitutionRegion, slope: Tensor, present: Tensor) -> Tensor:
+        """Return the present way with one more switch, the `width` most promising ones, (P, width, k); the least useful switch gives way at the budget."""
+        gains = region.gains(slope).flatten(1)
+        letters = region.options.shape[2]
+        own = gains.gather(1, present.clamp(min=0)).masked_fill(present < 0, -torch.inf)
+        # Free places come first; at a full budget the switch of least gain is the place.
+        room = torch.arange(self.k, device=present.device) < region.budget[:, None]
+        place = own.masked_fill(~room, torch.inf).argmin(1)
+        kept = present.scatter(1, place[:, None], -1)
+        taken = (kept[:, :, None] >= 0) & (kept[:, :, None].div(letters, rounding_mode="floor") == torch.arange(region.options.shape[1], device=kept.device))
+        gains = gains.masked_fill(taken.any(1).repeat_interleave(letters, 1), -torch.inf)
+        order = gains.argsort(dim=1, descending=True, stable=True)[:, : self.settings.width]
+        order = torch.where(gains.gather(1, order) > -torch.inf, order, -1)
+        ways = kept[:, None].repeat(1, order.shape[1], 1)
+        return ways.scatter(2, place[:, None, None].expand(-1, order.shape[1], 1), order[:, :, None])
+
+    def _beam(self, rows: Tensor, width: int) -> None:
+        """Keep the best `width` ways of 1, 2, ..., k switches, all extensions evaluated; then exchange single letters of the best while that helps."""
+        everyone = rows
+        ways, worst = torch.empty(len(rows), 1, 0, dtype=torch.long, device=rows.device), self.score[rows, None]
+        for i in range(self.k):
+            alive = ~is_adversarial(self.score[rows]) & (self.region.budget[rows] > i)
+            rows, ways, worst = rows[alive], ways[alive], worst[alive]
+            if not len(rows):
+                break
+            room = max(1, self.settings.limit // (2 * self.k * width))
+            ways, worst = self._extend(rows, ways, torch.isfinite(worst), room)
+            self._keep(rows, ways, worst)
+            worst, order = worst.sort(dim=1, stable=True)
+            worst, order = worst[:, :width], order[:, :width]
+            ways = ways.gather(1, order[:, :, None].expand(-1, -1, ways.shape[2]))
+        rows = self._open_among(everyone[self.region.budget[everyone] > 1])  # all single switches have been tried
+        for _ in range(self.k if width > 1 else 0):
+            if not len(rows):
+                return
+            present = self.best[rows]
+            short = torch.stack([present[:, [j for j in range(self.k) if j != i]] for i in range(self.k)], 1)  # each switch left out once
+            real = present >= 0
+            ways, worst = self._extend(rows, short, real, max(1, self.settings.limit // (2 * self.k * self.k)))
+            better = self._keep(rows, ways, worst)
+            rows = self._open_among(rows[better])
+
+    def _open_among(self, rows: Tensor) -> Tensor:
+        return rows[~is_adversarial(self.score[rows])]
+
+    def _extend(self, rows: Tensor, ways: Tensor, real: Tensor, room: int) -> tuple[Tensor, Tensor]:
+        """Return each of the ways (P, W, i) with one switch more, (P, W * M, i + 1), and their worst margins, infinite where there is no such way.
+
+        M is all moves, or the `room` of largest first-order gain. The same set of switches is evaluated once.
+        """
+        count, beams, done = ways.shape
+        options = self.region.options[rows]
+        letters = options.shape[2]
+        free = options.flatten(1)[:, None].expand(-1, beams, -1)
+        if done:
+            groups = torch.where(ways >= 0, ways.div(letters, rounding_mode="floor"), options.shape[1])
+            taken = torch.zeros(count, beams, options.shape[1] + 1, dtype=torch.bool, device=rows.device).scatter(2, groups, True)[:, :, :-1]
+            free = free & ~taken.repeat_interleave(letters, 2)
+        if room < free.shape[2]:
+            slope = self._slope(rows.repeat_interleave(beams), ways.flatten(0, 1))
+            gains = self.region.take(rows.repeat_interleave(beams)).gains(slope).view(count, beams, -1).masked_fill(~free, -torch.inf)
+            move = gains.argsort(dim=2, descending=True, stable=True)[:, :, :room]
+        else:
+            move = torch.arange(free.shape[2], device=rows.device).expand(count, beams, -1)
+        admissible = free.gather(2, move) & real[:, :, None]
+        wider = torch.cat([ways[:, :, None].expand(-1, -1, move.shape[2], -1), move[..., None]], 3).flatten(1, 2)
+        name = (self.names[wider.clamp(min=0)] * (wider >= 0)).sum(2)
+        name, order = name.masked_fill(~admissible.flatten(1), 0).sort(dim=1, stable=True)
+        fresh = admissible.flatten(1).gather(1, order)
+        fresh[:, 1:] &= name[:, 1:] != name[:, :-1]
+        fresh = torch.zeros_like(fresh).scatter(1, order, fresh)
+        return wider, self._evaluate(rows, wider, fresh)
+
+    def _shorten(self) -> None:
+        """Take back switches, one by one, that a broken point stays broken without: fewer switches are a smaller distance."""
+        rows = torch.nonzero(is_adversarial(self.score)).flatten()
+        for _ in range(self.k - 1):
+            rows = rows[(self.best[rows] >= 0).sum(1) > 1]
+            if not len(rows):
+                return
+            present = self.best[rows]
+            without = torch.eye(self.k, dtype=torch.bool, device=rows.device) & (present >= 0)[:, :, None]
+            ways = present[:, None].masked_fill(without, -1)
+            worst = self._evaluate(rows, ways, present >= 0)
+            good, number = is_adversarial(worst), torch.arange(len(rows), device=rows.device)
+            place, some = good.int().argmax(1), good.any(1)
+            self.best[rows[some]], self.score[rows[some]] = ways[number, place][some], worst[number, place][some]
+            rows = rows[some]
+
+    def _move_numeric(self) -> None:
+        """Climb by steepest steps in the numeric columns, letters kept; the best place stays."""
+        rows = torch.nonzero(~is_adversarial(self.score)).flatten()
+        region = self.region.take(rows)
+        if not len(rows) or region.numeric is None:
+            return
+        columns = self.region.threat.rest(self.base)
+        best = self.base
+        for _ in range(_NUMERIC_STEPS):
+            slope = self._slope(rows, self.best[rows]).flatten(1)[:, columns]
+            rest = self.base[rows].flatten(1)[:, columns]
+            moved = region.numeric.snap(region.numeric.project(region.numeric.step(rest, slope, 2.5 / _NUMERIC_STEPS)))
+            now = self.base.flatten(1).index_copy(0, rows, self.base[rows].flatten(1).index_copy(1, columns, moved))
+            self.base = now.view_as(self.base)
+            worst = self._evaluate(rows, self.best[rows][:, None])[:, 0]
+            better = rows[worst < self.score[rows]]
+            self.score[better] = worst[worst < self.score[rows]]
+            best = best.index_copy(0, better, self.base[better])
+        self.base = best
+
+
+def _prefixes(moves: Tensor, k: int) -> Tensor:
+    """Return the first 1, 2, ..., k of the moves (P, <= k), each filled up with -1, (P, k, k)."""
+    padded = torch.cat([moves, moves.new_full((len(moves), k - moves.shape[1]), -1)], 1)
+    keep = torch.ones(k, k, dtype=torch.bool, device=moves.device).tril()
+    return torch.where(keep, padded[:, None], -1)

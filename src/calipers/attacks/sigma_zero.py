@@ -1,0 +1,82 @@
+"""How few features must change? A smooth stand-in for the count, and a threshold that adapts: sigma-zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calipers.attacks.minimum import check_between, cosine, demand, per_job, rivals, seek, widths
+from calipers.attacks.objectives import margin
+from calipers.attacks.search import Look, Memory
+from calipers.problem.ball import Region
+from calipers.problem.goals import is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.streams import Streams
+from calipers.problem.tools import Attempt
+
+
+@dataclass(frozen=True)
+class SigmaZero:
+    """Sigma-zero (Cinà et al. 2024) for l0: Adam on max(margin, 0) + mean(d^2 / (d^2 + sigma)), the gradient divided by its largest entry; changes below a
+    threshold are dropped after each step, and the threshold rises by `adapt` steps while the iterate is adversarial, falls while it is not.
+
+    Changes d, `step`, `sigma` and `threshold` are measured in shares of what each feature can move (the paper's numbers on [0, 1]).
+    `targets` > 0 runs a search towards each of that many rivals, nearest first; 0 follows the worst margin.
+    Differs from the paper: targeted goals are possible, and the fewest changes found are pulled back to the boundary, which makes them smaller.
+    Cost: (steps + 1) x max(targets, 1) forward and backward passes, and about 10 forwards at the end.
+    """
+
+    steps: int = 300
+    step: float = 1.0
+    last_step: float = 0.1
+    sigma: float = 1e-3
+    threshold: float = 0.3
+    adapt: float = 0.01
+    targets: int = 0
+
+    def __post_init__(self) -> None:
+        check_between(self, steps=(1, 10**9), step=(1e-9, 10), last_step=(0, self.step), sigma=(1e-12, 1), threshold=(0, 1), adapt=(0, 1))
+        check_between(self, targets=(0, 10**9))
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield the candidates of fewest changes as points are decided; the seed is not used."""
+        demand(problem.region.norm.is_count, self, "l0", problem)
+        return seek(problem, _Search(self, self.steps, rivals(problem, self.targets)), seed)
+
+
+@dataclass(frozen=True)
+class _Search:
+    tool: SigmaZero
+    steps: int
+    targets: int
+    restarts: int = 1
+    nearest: bool = True
+
+    def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
+        return region.center
+
+    def memory(self, region: Region, x: Tensor) -> Memory:
+        return {"threshold": torch.full_like(region.radius, self.tool.threshold), "mean": torch.zeros_like(x), "square": torch.zeros_like(x)}
+
+    def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
+        return margin(margins, problem.goal)
+
+    def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
+        region, tool, tiny = look.region, self.tool, torch.finfo(look.x.dtype).tiny
+        size = widths(region)
+        share = (look.x - region.center) / size.clamp_min(tiny)
+        wins = is_adversarial(look.worst)
+        count = 2 * share * tool.sigma / (share.square() + tool.sigma).square() / region.low.shape[1]
+        gradient = count - torch.where(per_job(wins, look.x), torch.zeros_like(size), look.gradient * size)
+        gradient = gradient / per_job(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
+        mean, square = 0.9 * memory["mean"] + 0.1 * gradient, 0.999 * memory["square"] + 0.001 * gradient.square()
+        first, second = (per_job((1 - rate ** (look.step + 1).double()).to(gradient.dtype), gradient) for rate in (0.9, 0.999))
+        rate = cosine(tool.step, tool.last_step, look.step, self.steps)
+        share = share - per_job(rate.to(share.dtype), share) * (mean / first) / ((square / second).sqrt() + 1e-8)
+        moved = region.project(region.center + share * size)
+        threshold = (memory["threshold"] + rate * torch.where(wins, tool.adapt, -tool.adapt)).clamp(0, 1)
+        small = (moved - region.center).abs() < per_job(threshold.to(share.dtype), share) * size
+        return torch.where(small, region.center, moved), {"threshold": threshold, "mean": mean, "square": square}
