@@ -267,3 +267,17 @@ def test_distortion_refuses_what_has_no_meaning() -> None:
         radius_of_equal_energy("linf", "l0", 0.1, 10)
     with pytest.raises(BadInput, match="unknown norm 'ssim'"):
         largest_mse("ssim", 0.1, 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_snap_brings_points_inside_balls_hardly_wider_than_a_rounding(norm: str, dtype: torch.dtype) -> None:
+    """A rounding of a coordinate near 1 is thousands of roundings of such a radius: a point outside must be drawn in by what the dtype resolves there."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(3000, 5, generator=generator, dtype=torch.float64).to(dtype)
+    radius = torch.finfo(dtype).eps * 10 ** (1 + 5 * torch.rand(3000, generator=generator, dtype=torch.float64))
+    region = Ball(norm, radius, box=None).region(x)
+    corners = region.support(torch.randn(3000, 5, generator=generator, dtype=torch.float64).to(dtype)).point
+    snapped = region.snap(corners)
+    assert not bool(region.contains(corners).all()) and bool(region.contains(snapped).all())
+    assert float(((snapped - corners).abs().amax(1).double() / torch.finfo(dtype).eps).max()) <= 64  # and no farther than it takes

@@ -10,26 +10,60 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calipers.api import Attacked, Certified, Checked, Result, attack, certify, check, distance, measure
+    from calipers.attacks.apgd import APGD
+    from calipers.attacks.boundary import Boundary
+    from calipers.attacks.carlini_wagner import CarliniWagner
+    from calipers.attacks.ddn import DDN
+    from calipers.attacks.deepfool import DeepFool
+    from calipers.attacks.defences import BPDA, EOT, Through
+    from calipers.attacks.fab import FAB
+    from calipers.attacks.fmn import FMN
+    from calipers.attacks.guided import Guided
+    from calipers.attacks.hop_skip_jump import HopSkipJump
     from calipers.attacks.nearest import Nearest
     from calipers.attacks.one_step import Steepest
     from calipers.attacks.pgd import PGD
+    from calipers.attacks.replace import Replace
+    from calipers.attacks.sigma_zero import SigmaZero
+    from calipers.attacks.spsa import SPSA
+    from calipers.attacks.square import Square
     from calipers.certificates.crown import CROWN, IBP
+    from calipers.certificates.guide import Minimisers
     from calipers.certificates.radius import LargestRadius
     from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, UnsupportedOp
     from calipers.interchange import load_data, load_model
     from calipers.measurement.plan import Plan, Stage
+    from calipers.problem.answers import Answers, from_estimator, from_onnx
     from calipers.problem.ball import Ball
     from calipers.problem.classifier import Classifier
     from calipers.problem.distortion import mse, psnr, radius_of_equal_energy
     from calipers.problem.goals import Targeted, Untargeted
     from calipers.problem.norms import distance_between
     from calipers.problem.problem import Problem
+    from calipers.problem.substitutions import Substitutions
     from calipers.record.bracket import Bracket
     from calipers.record.estimates import clopper_pearson, dkw_half_width, two_sided, wilson
     from calipers.record.evidence import Evidence
     from calipers.record.ledger import Ledger
 
 _HOME = {
+    "attacks.apgd": "APGD",
+    "attacks.boundary": "Boundary",
+    "attacks.carlini_wagner": "CarliniWagner",
+    "attacks.ddn": "DDN",
+    "attacks.deepfool": "DeepFool",
+    "attacks.defences": "BPDA EOT Through",
+    "attacks.fab": "FAB",
+    "attacks.fmn": "FMN",
+    "attacks.guided": "Guided",
+    "attacks.hop_skip_jump": "HopSkipJump",
+    "attacks.replace": "Replace",
+    "attacks.sigma_zero": "SigmaZero",
+    "attacks.spsa": "SPSA",
+    "attacks.square": "Square",
+    "certificates.guide": "Minimisers",
+    "problem.answers": "Answers from_estimator from_onnx",
+    "problem.substitutions": "Substitutions",
     "api": "Attacked Certified Checked Result attack certify check distance measure",
     "attacks.nearest": "Nearest",
     "attacks.one_step": "Steepest",
@@ -54,6 +88,8 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names.spl
 
 __all__ = [
     "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "distance", "measure",
+    "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
+    "FMN", "Guided", "HopSkipJump", "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
     "Nearest", "Steepest", "PGD", "CROWN", "IBP", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
     "load_data", "load_model", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted",
