@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import check_between, demand, per_job, rivals, seek, slope, widths
-from calipers.attacks.objectives import margin
+from calipers.attacks.minimum import FromTheCentre, check_between, demand, per_job, rivals, seek, slope, widths
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
 _PROGRESS = 1e-4  # a share of the objective; less than that is none
@@ -45,27 +43,17 @@ class CarliniWagner:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
         demand(problem.region.norm.is_euclidean, self, "l2", problem)
-        return seek(problem, _Search(self, self.steps * self.rounds, rivals(problem, self.targets)), seed)
+        return seek(problem, _Search(tool=self, steps=self.steps * self.rounds, targets=rivals(problem, self.targets)), seed)
 
 
-@dataclass(frozen=True)
-class _Search:
+@dataclass(frozen=True, kw_only=True)
+class _Search(FromTheCentre):
     tool: CarliniWagner
-    steps: int
-    targets: int
-    restarts: int = 1
-    nearest: bool = True
-
-    def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
-        return region.center
 
     def memory(self, region: Region, x: Tensor) -> Memory:
         zero, none = torch.zeros_like(region.radius), torch.full_like(region.radius, torch.inf)
         numbers = {"c": zero, "unit": zero, "low": zero, "high": none, "made": zero, "idle": zero, "least": none, "hit": zero}
         return {**numbers, "mean": torch.zeros_like(x), "square": torch.zeros_like(x)}
-
-    def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
-        return margin(margins, problem.goal)
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, m, tiny = look.region, dict(memory), torch.finfo(look.x.dtype).tiny

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import check_between, cosine, demand, length, per_job, seek, slope
+from calipers.attacks.minimum import FromTheCentre, check_between, cosine, demand, length, per_job, seek, slope
 from calipers.attacks.objectives import cross_entropy
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
 
@@ -41,19 +40,12 @@ class DDN:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
         demand(problem.region.norm.is_euclidean, self, "l2", problem)
-        return seek(problem, _Search(self, self.steps), seed)
+        return seek(problem, _Search(tool=self, steps=self.steps), seed)
 
 
-@dataclass(frozen=True)
-class _Search:
+@dataclass(frozen=True, kw_only=True)
+class _Search(FromTheCentre):
     tool: DDN
-    steps: int
-    restarts: int = 1
-    targets: int = 0
-    nearest: bool = True
-
-    def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
-        return region.center
 
     def memory(self, region: Region, x: Tensor) -> Memory:
         return {"radius": region.radius.clone()}

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import across, check_between, demand, length, per_job, rivals, seek
-from calipers.attacks.objectives import margin
+from calipers.attacks.minimum import FromTheCentre, across, check_between, demand, length, per_job, rivals, seek
 from calipers.attacks.search import Look, Memory
-from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
 
@@ -42,25 +39,12 @@ class FAB:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
         demand(not problem.region.norm.is_count, self, "linf, l2 or l1", problem)
-        return seek(problem, _Search(self, self.steps, rivals(problem, self.targets)), seed)
+        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed)
 
 
-@dataclass(frozen=True)
-class _Search:
+@dataclass(frozen=True, kw_only=True)
+class _Search(FromTheCentre):
     tool: FAB
-    steps: int
-    targets: int
-    restarts: int = 1
-    nearest: bool = True
-
-    def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
-        return region.center
-
-    def memory(self, region: Region, x: Tensor) -> Memory:
-        return {}
-
-    def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
-        return margin(margins, problem.goal)
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, tool, g, center = look.region, self.tool, look.gradient, look.region.center

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.nearest import pull_back
-from calipers.attacks.search import Recipe, run_queue
+from calipers.attacks.objectives import margin
+from calipers.attacks.search import Memory, Recipe, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.goals import Untargeted
 from calipers.problem.problem import Problem
+from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
 _EVERYWHERE = 1e30  # the radius where no box ends: finite in float32, and its multiples too
 _BEYOND = 1.001  # of the farthest corner, so that no rounding cuts it off
 _PUSHES = (1.0, 1.001, 1.03)  # a candidate that is adversarial by a rounding only is moved on a little, so that nobody's arithmetic doubts it
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromTheCentre:
+    """What recipes of minimum-norm attacks share: they start at the point itself, climb the margin, and keep the nearest adversarial iterate."""
+
+    steps: int
+    targets: int = 0
+    restarts: int = 1
+    nearest: bool = True
+
+    def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
+        """Return the points themselves."""
+        return region.center
+
+    def memory(self, region: Region, x: Tensor) -> Memory:
+        """Return nothing to remember."""
+        return {}
+
+    def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
+        """Return minus the worst margin."""
+        return margin(margins, problem.goal)
 
 
 def seek(problem: Problem, recipe: Recipe, seed: int) -> Iterator[Attempt]:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import check_between, cosine, demand, per_job, rivals, seek, widths
-from calipers.attacks.objectives import margin
+from calipers.attacks.minimum import FromTheCentre, check_between, cosine, demand, per_job, rivals, seek, widths
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
 
@@ -44,25 +42,15 @@ class SigmaZero:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the candidates of fewest changes as points are decided; the seed is not used."""
         demand(problem.region.norm.is_count, self, "l0", problem)
-        return seek(problem, _Search(self, self.steps, rivals(problem, self.targets)), seed)
+        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed)
 
 
-@dataclass(frozen=True)
-class _Search:
+@dataclass(frozen=True, kw_only=True)
+class _Search(FromTheCentre):
     tool: SigmaZero
-    steps: int
-    targets: int
-    restarts: int = 1
-    nearest: bool = True
-
-    def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
-        return region.center
 
     def memory(self, region: Region, x: Tensor) -> Memory:
         return {"threshold": torch.full_like(region.radius, self.tool.threshold), "mean": torch.zeros_like(x), "square": torch.zeros_like(x)}
-
-    def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
-        return margin(margins, problem.goal)
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, tool, tiny = look.region, self.tool, torch.finfo(look.x.dtype).tiny
