@@ -95,6 +95,17 @@ def theirs(library: ModuleType, problem: Problem, radius: float, batch: int, mod
     return run
 
 
+def trial(library: ModuleType, problem: Problem, radius: float, batch: int, mode: str) -> float | None:
+    """Return the seconds of a second run on a few points; None, with a message, where the library fails."""
+    try:
+        run = theirs(library, problem, radius, batch, mode)
+        run()
+        return common.clock(run)
+    except Exception as error:
+        print(f"auto_LiRPA, {mode}, batch {batch}: fails ({type(error).__name__}: {str(error).splitlines()[0]})")
+        return None
+
+
 def compare(case: Case, library: ModuleType | None, options: argparse.Namespace) -> None:
     model = residual() if case.network == "residual" else common.network(case.network)
     if model is None:
@@ -110,10 +121,9 @@ def compare(case: Case, library: ModuleType | None, options: argparse.Namespace)
     modes = ("patches", "matrix") if options.all and any(isinstance(m, nn.Conv2d) for m in model.modules()) else ("patches",)
     few = problem.take(torch.arange(min(TRIAL_POINTS, len(problem))))
     for mode in modes if library is not None else ():
-        trials = {batch: theirs(library, few, case.radius, batch, mode) for batch in BATCHES}
-        for run in trials.values():
-            run()
-        taken = {batch: common.clock(run) for batch, run in trials.items()}
+        taken = {batch: seconds for batch in BATCHES if (seconds := trial(library, few, case.radius, batch, mode)) is not None}
+        if not taken:
+            continue
         batch = min(taken, key=taken.__getitem__)
         sides[f"auto_LiRPA, {mode}, batch {batch}"] = theirs(library, problem, case.radius, batch, mode)
     bounds = {name: run() for name, run in sides.items()}
