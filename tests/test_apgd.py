@@ -16,7 +16,7 @@ from calipers.certificates.guide import Minimisers
 from calipers.data import build, images
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball
-from calipers.problem.goals import is_adversarial
+from calipers.problem.goals import Targeted, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt
 
@@ -115,6 +115,36 @@ def test_batch_size_and_order_do_not_matter_bit_for_bit(norm: str, attack: APGD)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
     assert torch.equal(run(attack, problem.take(order))[0], whole[order])
     assert torch.equal(run(lambda p, seed: attack(p, seed=seed, batch=5), problem)[0], whole)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", P)
+def test_the_interval_between_looks_at_the_device_does_not_matter(norm: str) -> None:
+    """On a GPU the queue looks only every few steps: what a job remembers must wait with it."""
+    problem = linear(5, norm, (0.0, 1.0), 0.9)
+    found = []
+    for chunk in (1, 8):
+        queue = Queue(problem, Climb(12, 2, 0, "margin"), 0, None, 7)
+        queue.chunk = chunk
+        found.append(run(lambda problem, seed, queue=queue: queue.run(), problem)[0])  # type: ignore[misc]
+    assert torch.equal(*found)
+
+
+def test_without_rivals_starts_go_to_the_restarts() -> None:
+    problem = linear(3, "linf", None, 1.01)
+    starts = problem.region.support(-problem.x).point[:, None, None].expand(-1, 1, 2, -1)
+    queue = Queue(problem, Climb(1, 2, 0, "margin"), 0, starts=starts.flatten(1, 2))
+    slots, _ = queue._fill(None)
+    assert slots is not None and torch.equal(slots.x, problem.region.take(slots.job % len(problem)).project(starts[slots.job % len(problem), 0, 0]))
+    assert len(run(lambda p, seed: APGD(steps=3, restarts=2)(p, seed=seed, starts=starts), problem)[0]) == len(problem)  # type: ignore[arg-type]
+
+
+def test_a_targeted_goal_is_not_attacked_rival_by_rival() -> None:
+    """To beat one other class is not to reach the target: all margins count at once."""
+    x, y = images()
+    problem = Problem.pose(build("mnist-plain"), x[:40], y[:40], Ball("linf", 0.15), Targeted((y[:40] + 1) % 10))
+    together = int(run(APGD(steps=30), problem)[1].sum())
+    assert int(run(APGD(steps=30, targets=9, halving=True), problem)[1].sum()) == together > 5
+    assert int(run(Guided(APGD(steps=30, targets=9), Minimisers(1)), problem)[1].sum()) >= together - 2
 
 
 def test_starts_go_to_the_jobs_of_their_rivals() -> None:

@@ -6,7 +6,7 @@ the bounds; each has a test of its own, which fails if the judge stays silent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from calipers.graph.affine import Conv, Linear
 from calipers.graph.ir import Affine, Lines, Planes
 from calipers.graph.products import MaxPool
 from calipers.problem.ball import Ball, Fall, Region
-from calipers.problem.norms import L1, L2, Support
+from calipers.problem.norms import L0, L1, L2, Support
 
 BLOCKS, NETS = 40, 50  # 2,000 random networks
 SAME = 1e-9  # float64, another order of summation
@@ -158,6 +158,66 @@ def assert_same_boxes(a: Relaxed, b: Relaxed, why: str, tolerance: float = SAME)
         for end in ("lower", "upper"):
             other = getattr(b.boxes[number], end)
             torch.testing.assert_close(other, getattr(box, end), rtol=tolerance, atol=tolerance, msg=lambda m, k=number: f"{why}, number {k}: {m}")
+
+
+def counted(first: int, count: int) -> Iterator[tuple[int, Case]]:
+    """Yield random cases in which the adversary may move a few features anywhere in a wide box."""
+    return cases(first, count, ball=Ball("l0", 2.0, box=(-4.0, 6.0)))
+
+
+def sparse(case: Case, seed: int) -> Tensor:
+    """Return points (R, N, *D) with two features changed: random ones, and those that the margin's gradient names, at the ends of the box or between."""
+    generator = torch.Generator().manual_seed(seed)
+    n, d = len(case.x), case.x[0].numel()
+    low, high = (float(end) for end in case.ball.box or (0, 0))
+    centre = case.x.clone().requires_grad_()
+    gradient = torch.autograd.grad(case.worst(case.graph.values(centre)[-1], 1).sum(), centre)[0].flatten(1)
+    steep = torch.where(gradient > 0, low, high)
+    gain = (gradient * (steep - case.x.flatten(1))).neg()
+    chosen = torch.rand(300, n, d, generator=generator, dtype=torch.float64).argsort(-1)[..., : min(2, d)]
+    chosen = torch.cat([chosen, gain.topk(min(2, d), -1).indices.expand(1, -1, -1)])
+    ends = torch.where(torch.rand(301, n, d, generator=generator) < 0.5, low, high).double()
+    between = low + (high - low) * torch.rand(301, n, d, generator=generator, dtype=torch.float64)
+    values = torch.where(torch.rand(301, n, 1, generator=generator) < 0.7, ends, between)
+    values[-1] = steep
+    flat = case.x.flatten(1).expand(301, -1, -1)
+    return flat.scatter(-1, chosen, values.gather(-1, chosen)).view(301, *case.x.shape)
+
+
+def test_no_point_with_few_changed_features_crosses_a_bound() -> None:
+    """The radius says how many features move, not how far: taken for a length, it would certify against a cube of side 2."""
+    for seed, case in counted(50_000, 60):
+        points = sparse(case, seed)
+        region = case.ball.region(case.x)
+        assert all(bool(region.contains(p).all()) for p in points[::50]) and float((points - case.x).abs().max()) > 2.5
+        assert not violations(case, points), f"seed {seed}"
+        assert not violations(case, points, SEARCH), f"seed {seed}"
+
+
+def test_mutant_that_takes_a_count_for_a_length_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert caught(monkeypatch, L0, "alone", lambda self, radius: radius, asked=counted(50_000, 20), attack=sparse)
+
+
+def test_mutant_that_moves_one_feature_too_few_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    support = L0.support
+
+    def fewer(self: L0, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Any:
+        return support(self, g, radius - 1, low, high)
+
+    assert caught(monkeypatch, L0, "support", fewer, asked=counted(50_000, 40), attack=sparse)
+
+
+@pytest.mark.parametrize("slope", [lambda l, u: torch.zeros_like(l), lambda l, u: torch.ones_like(l), lambda l, u: (u * 7919).frac().abs()])  # noqa: E741
+def test_margins_hold_for_every_choice_of_free_slopes(slope: Any) -> None:
+    bent = 0
+    for seed, case in cases(51_000, 60):
+        state = relaxed(case)
+        other = state.sloped(slope)
+        bent += any(not torch.equal(a, b) for k in state.relaxations for a, b in zip(state.relaxations[k], other.relaxations[k], strict=True))
+        points = attacked(case, seed)
+        found = _crossed_margins(case, case.graph.values(points.flatten(0, 1))[-1].view(len(points), len(case.x), -1), margins_of(case, other), 0.0)
+        assert not found, f"seed {seed}: {found}"
+    assert bent > 20
 
 
 def starts_of(case: Case, number: int, seed: int) -> list[Coefficients]:
@@ -293,13 +353,15 @@ def test_crown_boxes_are_never_wider_than_intervals() -> None:
 # ---- mutants ---------------------------------------------------------------------------------------------------------------------------------------
 
 
-def caught(monkeypatch: pytest.MonkeyPatch, *mutation: Any, asked: Iterable[tuple[int, Case]] | None = None) -> list[str]:
+def caught(
+    monkeypatch: pytest.MonkeyPatch, *mutation: Any, asked: Iterable[tuple[int, Case]] | None = None, attack: Callable[[Case, int], Tensor] = attacked
+) -> list[str]:
     """Replace an attribute (owner, name, value), and return what the judge says of the first random case that it objects to.
 
     Of the same case without the mutation it has nothing to say.
     """
     for seed, case in asked or cases(0, 60):
-        points = attacked(case, seed)
+        points = attack(case, seed)
         with monkeypatch.context() as mutated:
             mutated.setattr(*mutation)
             found = violations(case, points)

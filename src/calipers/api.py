@@ -82,9 +82,9 @@ def measure(
 ) -> Result:
     """Measure how robust a model is at points x (N, *D) with labels y (N,), from both sides.
 
-    `plan` is "quick", "standard", "distance" or a `Plan`. With a `record` file everything admitted is kept, and the same call takes an interrupted
-    run up again. `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness. Ctrl-C returns
-    what is known.
+    `plan` is "quick", "standard", "thorough", "autoattack", "distance" or a `Plan`. With a `record` file everything admitted is kept, and the same call
+    takes an interrupted run up again. `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness.
+    Ctrl-C returns what is known.
     """
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = plan_named(plan) if isinstance(plan, str) else plan

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.search import BATCH, Look, Memory, Queue, like, rank_rivals
+from calipers.attacks.search import BATCH, Look, Memory, Queue, per_job, rank_rivals, rivals
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -57,9 +57,10 @@ class APGD:
     def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None, starts: Tensor | None = None) -> Iterator[Attempt]:
         """Yield candidates as points are decided; `batch` (points in flight) does not change the result.
 
-        `starts (N, R, S, *D)` take the place of the first R random starts of the jobs against each of the S margins' rivals.
+        `starts (N, R, S, *D)` take the place of the first R random starts of the jobs against each of the S margins' rivals; without targets, of the
+        first R S restarts.
         """
-        targets = min(self.targets, problem.classes - 1)
+        targets = rivals(problem, self.targets)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         # All best iterates of a block are held at once where rivals are dropped on the way.
         for places in torch.arange(len(problem), device=problem.x.device).split(BATCH if targets else len(problem)):
@@ -69,23 +70,22 @@ class APGD:
     def _block(
         self, problem: Problem, targets: int, seed: int, dtype: torch.dtype | None, batch: int, starts: Tensor | None, places: Tensor
     ) -> Iterator[Attempt]:
-        recipe = Climb(self.steps, self.restarts, targets, self.loss)
         if not targets:
-            for attempt in Queue(problem, recipe, seed, dtype, batch).run():
+            begin = None if starts is None else starts.flatten(1, 2)
+            for attempt in Queue(problem, Climb(self.steps, self.restarts, 0, self.loss), seed, dtype, batch, begin).run():
                 yield replace(attempt, index=places[attempt.index])
             return
-        rivals = rank_rivals(problem, targets)
-        spent = problem.classes - 1
-        begin = None if starts is None else chosen(starts, rivals)
+        ranked = rank_rivals(problem, targets)
+        begin = None if starts is None else chosen(starts, ranked)
         share = 2.0 if starts is None else _GUIDED_SHARE
         rounds = _rounds(targets, self.steps) if self.halving and targets > 1 else [(targets, self.steps, 2.0)]
         left = torch.arange(len(places), device=places.device)
         best = problem.x.clone()
-        forwards, backwards = torch.ones_like(places), torch.full_like(places, spent)
+        forwards, backwards = torch.ones_like(places), torch.full_like(places, problem.classes - 1)
         for number, (count, steps, first) in enumerate(rounds):
             part = problem.take(left)
             recipe = Climb(steps, self.restarts if number == 0 else 1, count, self.loss, min(first, share))
-            queue = Queue(part, recipe, seed + number, dtype, batch, begin, rivals, keep_all=len(rounds) > 1)
+            queue = Queue(part, recipe, seed + number, dtype, batch, begin, ranked, keep_all=len(rounds) > 1)
             for attempt in queue.run():
                 at = left[attempt.index]
                 best[at], forwards[at], backwards[at] = attempt.candidate, forwards[at] + attempt.forwards, backwards[at] + attempt.backwards
@@ -93,7 +93,7 @@ class APGD:
             if number + 1 == len(rounds) or not len(standing):
                 break
             left = left[standing]
-            rivals, begin = queue.promising(standing, rounds[number + 1][0])
+            ranked, begin = queue.promising(standing, rounds[number + 1][0])
         yield Attempt(places, best, forwards, backwards)
 
 
@@ -140,22 +140,22 @@ class Climb:
         """One step of equation (1) of the paper from the iterate, or from the best one at a checkpoint that halves the step."""
         m = dict(memory)
         higher = look.loss > m["peak"]
-        m["summit"], m["slope"] = (torch.where(like(higher, look.x), new, m[old]) for new, old in ((look.x, "summit"), (look.gradient, "slope")))
+        m["summit"], m["slope"] = (torch.where(per_job(higher, look.x), new, m[old]) for new, old in ((look.x, "summit"), (look.gradient, "slope")))
         m["peak"] = torch.where(higher, look.loss, m["peak"])
         m["rises"] = m["rises"] + (look.loss > m["last"]).to(m["rises"].dtype)
         m["last"] = look.loss
         back = self._control_sparse(look, m) if look.region.norm.is_sparse else self._control(look, m)
-        x, gradient = (torch.where(like(back, look.x), m[name], now) for name, now in (("summit", look.x), ("slope", look.gradient)))
+        x, gradient = (torch.where(per_job(back, look.x), m[name], now) for name, now in (("summit", look.x), ("slope", look.gradient)))
         if look.region.norm.is_sparse:
             # The first step is the one-step attack: from the centre the whole budget, on as few features as it takes. It is exact on a linear model.
             first = look.step == 0
-            base, spread = torch.where(like(first, x), look.region.center, x), torch.where(first, torch.ones_like(m["spread"]), m["spread"])
+            base, spread = torch.where(per_job(first, x), look.region.center, x), torch.where(first, torch.ones_like(m["spread"]), m["spread"])
             share = torch.where(first, torch.ones_like(m["share"]), m["share"])
             target = look.region.project(look.region.step(base, gradient, share, spread))
         else:
             target = look.region.project(look.region.step(x, gradient, m["share"]))
             weight = torch.where(look.step > 0, _MOMENTUM, 1.0).to(x.dtype)
-            target = look.region.project(x + like(weight, x) * (target - x) + like(1 - weight, x) * (x - m["previous"]))
+            target = look.region.project(x + per_job(weight, x) * (target - x) + per_job(1 - weight, x) * (x - m["previous"]))
         m["previous"] = x
         return target, m
 

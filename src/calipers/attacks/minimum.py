@@ -10,10 +10,9 @@ from torch import Tensor
 
 from calipers.attacks.nearest import pull_back
 from calipers.attacks.objectives import margin
-from calipers.attacks.search import Memory, Recipe, run_queue
+from calipers.attacks.search import Memory, Recipe, per_job, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
-from calipers.problem.goals import Untargeted
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -79,11 +78,6 @@ def _settled(problem: Problem, points: Tensor) -> Tensor:
     return region.snap(best.index_copy(0, hit, pull_back(problem.take(hit), best[hit]))) if len(hit) else best
 
 
-def rivals(problem: Problem, targets: int) -> int:
-    """Return how many rivals can be attacked one by one: none where all of them have to be beaten at once."""
-    return min(targets, problem.classes - 1) if isinstance(problem.goal, Untargeted) else 0
-
-
 def demand(fits: bool, tool: object, norms: str, problem: Problem) -> None:
     """Raise `BadInput` unless the attack is made for the problem's norm."""
     if not fits:
@@ -101,11 +95,6 @@ def check_between(tool: object, **bounds: tuple[float, float]) -> None:
 def cosine(first: float, last: float, step: Tensor, steps: int) -> Tensor:
     """Return a setting that falls from `first` to `last` along half a cosine, float64, one value a job."""
     return last + (first - last) * (1 + (torch.pi * step.double() / steps).cos()) / 2
-
-
-def per_job(values: Tensor, x: Tensor) -> Tensor:
-    """Return one value a job, (B,), in a shape that broadcasts with x (B, *D)."""
-    return values.view(-1, *[1] * (x.dim() - 1))
 
 
 def unit(g: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from calipers.attacks.objectives import margin
-from calipers.attacks.search import Look, Memory, run_queue
+from calipers.attacks.search import Look, Memory, rivals, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -33,7 +33,7 @@ class Steepest:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield candidates; the seed is not used."""
-        return run_queue(problem, _OneStep(targets=min(self.targets, problem.classes - 1)), seed=seed)
+        return run_queue(problem, _OneStep(targets=rivals(problem, self.targets)), seed=seed)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.search import Look, Memory, run_queue
+from calipers.attacks.search import Look, Memory, rivals, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -52,7 +52,7 @@ class PGD:
     def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
         """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
-        recipe = _Ascent(self.steps, self.restarts, min(self.targets, problem.classes - 1), min(share, 2.0), self.loss)
+        recipe = _Ascent(self.steps, self.restarts, rivals(problem, self.targets), min(share, 2.0), self.loss)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         return run_queue(problem, recipe, seed=seed, dtype=dtype, batch=batch)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calipers.attacks.objectives import toward
 from calipers.problem.ball import Region
-from calipers.problem.goals import is_adversarial
+from calipers.problem.goals import Untargeted, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -146,20 +146,21 @@ class _Book:
         return True
 
 
-def run_queue(
-    problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype | None = None, batch: int | None = None, starts: Tensor | None = None
-) -> Iterator[Attempt]:
+def run_queue(problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype | None = None, batch: int | None = None) -> Iterator[Attempt]:
     """Yield an `Attempt` for every point, as points are decided.
 
-    `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the recipe's own (they are projected into the region).
     Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
     `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the steps on a GPU.
     """
-    return Queue(problem, recipe, seed, dtype, batch or BATCH, starts).run()
+    return Queue(problem, recipe, seed, dtype, batch or BATCH).run()
 
 
 class Queue:
-    """One run of the queue; with `keep_all` it remembers the best iterate of every job, (N, ranks, *D), and its score."""
+    """One run of the queue.
+
+    `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the recipe's own (they are projected into the region); `rivals (N, T)`
+    the margin columns of the targets, ranked here where they are not given. With `keep_all` the best iterate of every job is remembered, (N, ranks, *D).
+    """
 
     def __init__(
         self,
@@ -255,9 +256,8 @@ class Queue:
         region, restart = self.problem.region.take(point), self._restart(rank)
         x = self.recipe.start(region, self.streams.take(point).fork(rank), restart)
         if self.starts is not None:
-            which = rank if self.rivals is not None else restart
-            given = which < self.starts.shape[1]
-            x = torch.where(like(given, x), region.project(self.starts[point, which.clamp(max=self.starts.shape[1] - 1)]), x)
+            given = rank < self.starts.shape[1]
+            x = torch.where(per_job(given, x), region.project(self.starts[point, rank.clamp(max=self.starts.shape[1] - 1)]), x)
         score = torch.full((len(job),), torch.inf, dtype=x.dtype, device=x.device)
         new = _Slots(job, torch.zeros_like(job), x, x.clone(), score, self.recipe.memory(region, x))
         return (new if slots is None else slots.join(new)), True
@@ -284,12 +284,12 @@ class Queue:
             active = ~self._through(slots)
             seen = torch.where(is_adversarial(worst), region.distance(x).to(worst.dtype), torch.inf) if self.recipe.nearest else worst
             better = active & (seen < slots.score)
-            best, score = torch.where(like(better, x), x, slots.best), torch.where(better, seen, slots.score)
+            best, score = torch.where(per_job(better, x), x, slots.best), torch.where(better, seen, slots.score)
             look = Look(region, x.detach(), gradient, loss.detach(), worst, slots.step, best, score)
             moved, memory = self.recipe.move(look, slots.memory)
             if self.chunk > 1:
-                moved = torch.where(like(active, x), moved, x)
-                memory = {name: torch.where(like(active, value), value, slots.memory[name]) for name, value in memory.items()}
+                moved = torch.where(per_job(active, x), moved, x)
+                memory = {name: torch.where(per_job(active, value), value, slots.memory[name]) for name, value in memory.items()}
         return _Slots(slots.job, slots.step + active, moved, best, score, memory)
 
     def _retire(self, slots: _Slots, over: list[bool], decided: list[int]) -> tuple[list[int], list[int]]:
@@ -335,6 +335,11 @@ class Queue:
         return Attempt(index, self.problem.region.take(index).snap(self.best[index]), self.forwards[index], self.backwards[index])
 
 
+def rivals(problem: Problem, targets: int) -> int:
+    """Return how many rivals can be attacked one by one: none where all of them have to be beaten at once."""
+    return min(targets, problem.classes - 1) if isinstance(problem.goal, Untargeted) else 0
+
+
 def rank_rivals(problem: Problem, count: int) -> Tensor:
     """Return the margin columns (N, count) most worth attacking: smallest margin over the dual norm of its gradient first.
 
@@ -362,6 +367,6 @@ def _gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
     return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def like(flags: Tensor, x: Tensor) -> Tensor:
-    """Return one number a job, (B,), in a shape that broadcasts with x (B, *D)."""
-    return flags.view(-1, *[1] * (x.dim() - 1))
+def per_job(values: Tensor, x: Tensor) -> Tensor:
+    """Return one value a job, (B,), in a shape that broadcasts with x (B, *D)."""
+    return values.view(-1, *[1] * (x.dim() - 1))

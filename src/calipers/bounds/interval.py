@@ -43,11 +43,11 @@ class Box:
 def input_box(region: Region, arithmetic: Arithmetic) -> Box:
     """Return the smallest box around each region, rounded outward."""
     x = region.center.flatten(1)
-    reach = region.radius.to(x.dtype)[:, None]
+    reach = region.norm.alone(region.radius.to(x.dtype))[:, None]
     reach = reach if region.weight is None else reach / region.weight * (1 + arithmetic.gamma(4))
     low, high = torch.maximum(region.low, -reach), torch.minimum(region.high, reach)
-    room = arithmetic.gamma(4) * (x.abs() + reach)
-    return Box((x + low - room).view_as(region.center), (x + high + room).view_as(region.center))
+    lower, upper = (x + end + sign * arithmetic.gamma(4) * (x.abs() + end.abs()) for end, sign in ((low, -1), (high, 1)))
+    return Box(lower.view_as(region.center), upper.view_as(region.center))
 
 
 def propagate(graph: Graph, number: int, boxes: dict[int, Box], arithmetic: Arithmetic) -> Box:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.reach import rise_in_order, rise_together
+from calipers.problem.budgets import caps, largest, rise_in_order, rise_together, share_out, soft_threshold
 
 
 def support_rounding(d: int) -> int:
@@ -54,6 +54,9 @@ class Norm(Protocol):
     @property
     def is_sparse(self) -> bool:
         """Does the steepest step move few features, not all of them? Then it matters over how many a step is spread."""
+
+    def alone(self, radius: Tensor) -> Tensor:
+        """Return how far one feature can move if it moves alone, of the radius's shape: the half side of the smallest cube around the ball."""
 
     def longest_unit(self, features: int) -> float:
         """Return the Euclidean length of the longest perturbation of norm 1: what the norm allows in energy."""
@@ -92,6 +95,10 @@ class Linf:
     is_euclidean: bool = False
     is_count: bool = False
     is_sparse: bool = False
+
+    def alone(self, radius: Tensor) -> Tensor:
+        """The whole radius."""
+        return radius
 
     def longest_unit(self, features: int) -> float:
         """Every feature moves by 1."""
@@ -138,6 +145,10 @@ class L2:
     is_count: bool = False
     is_sparse: bool = False
 
+    def alone(self, radius: Tensor) -> Tensor:
+        """The whole radius."""
+        return radius
+
     def longest_unit(self, features: int) -> float:
         """All have the same length."""
         return 1.0
@@ -156,8 +167,8 @@ class L2:
 
         Dual, valid for every multiplier m = 1/s >= 0: sum_i max over the box of (g_i d - m d^2 / 2), plus m radius^2 / 2.
         """
-        size, cap = g.abs(), _cap(g, radius, low, high)
-        length, scale = _share_out(size, cap, radius)
+        size, cap = g.abs(), caps(g, radius, low, high)
+        length, scale = share_out(size, cap, radius)
         multiplier = 1 / scale
         # The maximum inside the sum belongs to the multiplier as rounded; where the box alone decides, the multiplier is 0 and every feature goes to its end.
         inner = torch.where(scale.isinf()[:, None] | (size == 0), cap, torch.minimum(size * scale[:, None], cap))
@@ -176,8 +187,8 @@ class L2:
         inside = self.of(clipped if weight is None else clipped * weight) <= radius
         if weight is not None:
             return torch.where(inside[:, None], clipped, self._shrink(delta, radius, low, high, weight))
-        size, cap = delta.abs(), _cap(delta, radius, low, high)
-        return torch.where(inside[:, None], clipped, _share_out(size, cap, radius)[0] * delta.sign())
+        size, cap = delta.abs(), caps(delta, radius, low, high)
+        return torch.where(inside[:, None], clipped, share_out(size, cap, radius)[0] * delta.sign())
 
     def _shrink(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
         # The length falls monotonically in the multiplier: bisect its logarithm, and keep the end that is inside. In float64, whose range holds every case.
@@ -212,6 +223,10 @@ class L1:
     is_count: bool = False
     is_sparse: bool = True
 
+    def alone(self, radius: Tensor) -> Tensor:
+        """The whole radius."""
+        return radius
+
     def longest_unit(self, features: int) -> float:
         """The whole budget goes to one feature."""
         return 1.0
@@ -229,13 +244,13 @@ class L1:
 
         Dual, valid for every threshold t >= 0: t radius + sum_i cap_i max(|g_i| - t, 0); the best t is the |g_i| at which the budget runs out.
         """
-        size, cap = g.abs(), _cap(g, radius, low, high)
+        size, cap = g.abs(), caps(g, radius, low, high)
         ranked, order = size.sort(dim=-1, descending=True)
-        caps = cap.gather(-1, order)
-        spent_before = caps.cumsum(-1) - caps
-        length = torch.minimum((radius[:, None] - spent_before).clamp_min(0), caps)
-        last = ((spent_before + caps < radius[:, None]).sum(-1)).clamp(max=size.shape[-1] - 1)
-        threshold = ranked.gather(-1, last[:, None])[:, 0] * (caps.sum(-1) >= radius)
+        room = cap.gather(-1, order)
+        spent_before = room.cumsum(-1) - room
+        length = torch.minimum((radius[:, None] - spent_before).clamp_min(0), room)
+        last = ((spent_before + room < radius[:, None]).sum(-1)).clamp(max=size.shape[-1] - 1)
+        threshold = ranked.gather(-1, last[:, None])[:, 0] * (room.sum(-1) >= radius)
         value = threshold * radius + (cap * (size - threshold[:, None]).clamp_min(0)).sum(-1)
         return Support(value, torch.zeros_like(g).scatter(-1, order, length) * g.sign())
 
@@ -251,7 +266,7 @@ class L1:
         size, sign = delta.abs(), delta.sign()
         cap = torch.where(delta > 0, high, -low)
         w = torch.ones_like(size) if weight is None else weight.expand_as(size)
-        threshold = _soft_threshold(size, cap, w, radius)
+        threshold = soft_threshold(size, cap, w, radius)
         return (size - threshold[:, None] * w).clamp_min(0).minimum(cap) * sign
 
     def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -275,6 +290,10 @@ class L0:
     is_count: bool = True
     is_sparse: bool = False  # few features move, but the radius itself says how many
 
+    def alone(self, radius: Tensor) -> Tensor:
+        """Anywhere, once one change is allowed: the radius says how many features move, not how far."""
+        return torch.where(radius >= 1, torch.inf, 0.0).to(radius.dtype)
+
     def longest_unit(self, features: int) -> float:
         """There is none: a changed feature may move by any amount."""
         raise BadInput("norm 'l0' is available as a distance only here: a count of changed features says nothing of energy; take 'linf', 'l2' or 'l1'.")
@@ -290,7 +309,7 @@ class L0:
     def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
         """The features that gain most go to their ends of the box; their sum is the exact maximum."""
         ends = torch.where(g > 0, high, low).masked_fill(g == 0, 0.0)
-        delta = _largest((g * ends), ends, radius)
+        delta = largest((g * ends), ends, radius)
         return Support((g * delta).sum(-1), delta)
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -300,7 +319,7 @@ class L0:
     def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
         """Keep the changes, clipped to the box, whose loss would cost most; weights do not change a count."""
         clipped = delta.clamp(low, high)
-        return _largest(delta.square() - (delta - clipped).square(), clipped, radius)
+        return largest(delta.square() - (delta - clipped).square(), clipped, radius)
 
     def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The features that gain most first."""
@@ -309,7 +328,7 @@ class L0:
 
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
         """As many features as allowed, chosen uniformly; a ball without a box has no uniform points, so they move by normal numbers."""
-        return _largest(uniform[:, : normal.shape[1]], normal, radius)
+        return largest(uniform[:, : normal.shape[1]], normal, radius)
 
 
 _ALL: tuple[Norm, ...] = (Linf(), L2(), L1(), L0())
@@ -328,58 +347,3 @@ def norm_named(name: str) -> Norm:
 def distance_between(a: Tensor, b: Tensor, norm: str) -> Tensor:
     """Return the distance (N,) in float64 between two batches (N, *D) in "linf", "l2", "l1" or "l0"."""
     return norm_named(norm).of((a.double() - b.double()).flatten(1))
-
-
-def _cap(direction: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """How far each feature can go in the direction's sign; never farther than the radius, so that it is finite, and 0 where the direction is 0."""
-    reach = torch.where(direction > 0, high, -low).minimum(radius[:, None])
-    return torch.where(direction == 0, torch.zeros_like(reach), reach)
-
-
-def _share_out(size: Tensor, cap: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lengths min(s size, cap) whose l2 length is the radius, (M, d), and s (M,); all caps and s = infinity where even they are shorter.
-
-    The squared length is increasing in s and quadratic between the breakpoints cap / size: sort once, then solve in the one piece. In float64 and in units of
-    the largest size and of the radius: squares of float32 gradients of a saturated model vanish otherwise.
-    """
-    tiny = torch.finfo(torch.float64).tiny
-    unit = torch.where(cap > 0, size, torch.zeros_like(size)).amax(-1).double().clamp_min(tiny)
-    whole = radius.double().clamp_min(tiny)
-    share, room = size.double() / unit[:, None], cap.double() / whole[:, None]
-    breakpoint, order = torch.where(share > 0, room / share.clamp_min(tiny), torch.zeros_like(share)).sort(dim=-1)
-    squared_room, squared_share = room.gather(-1, order).square(), share.gather(-1, order).square()
-    clipped = squared_room.cumsum(-1)
-    free = squared_share.flip(-1).cumsum(-1).flip(-1)
-    reached = clipped + (breakpoint * (free - squared_share).clamp_min(0).sqrt()).square() >= 1
-    first = reached.to(torch.int8).argmax(-1, keepdim=True)
-    left = 1 - (clipped - squared_room).gather(-1, first)[:, 0]
-    scale = (left.clamp_min(0) / free.gather(-1, first)[:, 0].clamp_min(tiny)).sqrt()
-    enough = reached.any(-1)
-    length = torch.where(enough[:, None], torch.minimum(share * scale[:, None], room) * whole[:, None], cap.double())
-    scale = torch.where(enough, (scale * (whole / unit)).clamp_min(torch.finfo(size.dtype).tiny), torch.inf)
-    return torch.minimum(length.to(size.dtype), cap), scale.to(size.dtype)
-
-
-def _soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tensor:
-    """Return t >= 0 (M,) with sum_i w_i clip(size_i - t w_i, 0, cap_i) = radius, or 0 where t = 0 already spends no more.
-
-    The sum is piecewise linear and falling in t. Walk the breakpoints downwards: at size/w a feature starts to count (slope w^2), at (size - cap)/w it is full.
-    """
-    starts, fulls = size / w, ((size - cap) / w).clamp_min(0)
-    breakpoint, order = torch.cat([starts, fulls], -1).sort(dim=-1, descending=True)
-    slope = torch.cat([w.square(), -w.square()], -1).gather(-1, order).cumsum(-1)
-    gap = breakpoint[:, :-1] - breakpoint[:, 1:]
-    spent = torch.cat([torch.zeros_like(radius)[:, None], (slope[:, :-1] * gap).cumsum(-1)], -1)
-    enough = spent >= radius[:, None]
-    after = enough.to(torch.int8).argmax(-1, keepdim=True).clamp_min(1)
-    before = after - 1
-    missing = radius - spent.gather(-1, before)[:, 0]
-    threshold = breakpoint.gather(-1, before)[:, 0] - missing / slope.gather(-1, before)[:, 0].clamp_min(torch.finfo(size.dtype).tiny)
-    return torch.where((w * torch.minimum(size, cap)).sum(-1) <= radius, torch.zeros_like(threshold), threshold.clamp_min(0))
-
-
-def _largest(rank: Tensor, values: Tensor, count: Tensor) -> Tensor:
-    """Return the values of the `count` (M,) largest ranks, rounded down, and 0 elsewhere; of equal ranks the first come first."""
-    order = rank.argsort(dim=-1, descending=True, stable=True)
-    kept = torch.arange(rank.shape[-1], device=rank.device) < count.floor()[:, None]
-    return torch.where(torch.zeros_like(kept.expand_as(rank)).scatter(-1, order, kept.expand_as(rank)), values, torch.zeros_like(values))
