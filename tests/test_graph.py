@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calipers.errors import CaptureError, UnsupportedOp
+from calipers.graph.affine import Conv
 from calipers.graph.capture import capture, graph_of
 from calipers.graph.ir import Affine, Elementwise, Selection, Windowed
 from calipers.problem.classifier import Classifier
@@ -285,6 +286,42 @@ def test_an_output_that_does_not_depend_on_the_input_is_refused() -> None:
 def test_the_input_itself_as_output_is_refused() -> None:
     with pytest.raises(CaptureError, match="does not depend"):
         capture(Classifier(nn.Identity()), torch.rand(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (1, 3, 3, 1, 1),
+        (3, 4, 5, 2, 2),
+        (6, 5, 3, 1, 1),
+        (6, 5, 3, 1, 0),
+        (6, 4, (3, 2), 1, (2, 1)),
+        (6, 4, 1, 1, 1),
+        (9, 4, 3, 2, 1),
+        (9, 6, 3, 1, 1, 2),
+        (6, 6, 3, 1, 1, 1, 3),
+    ],
+    ids=str,
+)
+def test_the_adjoint_of_a_convolution_is_its_gradient_whichever_way_it_is_computed(settings: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(*settings).to(dtype).requires_grad_(False)
+    x = torch.randn(3, settings[0], 9, 8, dtype=dtype, requires_grad=True)
+    z = layer(x)
+    a = torch.randn_like(z)
+    op = Conv(layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups, (9, 8))  # type: ignore[arg-type]
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(op.adjoint(a)[0], torch.autograd.grad((z * a).sum(), x)[0], rtol=tolerance, atol=tolerance)
+
+
+def test_the_field_of_view_grows_with_the_windows_and_ends_where_they_do() -> None:
+    strided = nn.Sequential(nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    graph = capture(Classifier(strided.eval()), torch.randn(3, 1, 28, 28))
+    assert graph.field_of_view(1) == pytest.approx(16 / 28**2) and graph.field_of_view(3) == pytest.approx(max(64 / 28**2, 9 / 14**2))
+    assert graph.field_of_view(len(graph.nodes)) == float("inf")
+    pooled = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    assert capture(Classifier(pooled.eval()), torch.randn(3, 1, 10, 10)).field_of_view(3) == float("inf")
 
 
 # ---- scalings become part of the layer before -------------------------------------------------------------------------------------------------------

@@ -224,24 +224,38 @@ def exact_batch_norm(x: Fraction, mean: float, scale: Fraction, bias: float) -> 
     return (x - Fraction(mean)) * scale + Fraction(bias)
 
 
-def test_batch_norm_whose_constants_cancel_is_not_certified_falsely() -> None:
-    """Folding a batch norm into one factor and one shift rounds the shift by what it cancels, not by what is left of it."""
+def layer_before(kind: str, bias: float) -> list[nn.Module]:
+    """Return x + bias as a layer that a batch norm is merged into."""
+    layer: nn.Module = {"linear": nn.Linear(1, 1), "conv": nn.Conv1d(1, 1, 1)}[kind].double()
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.fill_(bias)
+    return [layer] if kind == "linear" else [nn.Unflatten(1, (1, 1)), layer]
+
+
+@pytest.mark.parametrize("before", ["nothing", "linear", "conv", "linear with a bias", "conv with a bias"])
+def test_batch_norm_whose_constants_cancel_is_not_certified_falsely(before: str) -> None:
+    """Folding a batch norm into one factor and one shift, and these into the layer before, rounds by what cancels, not by what is left of it."""
     wrong = []
     for seed in range(10):
         draw = random.Random(seed)
         mean, weight = draw.uniform(1, 2) * 2.0**20, draw.uniform(0.5, 1.0)
+        added = draw.uniform(1, 2) * 2.0**20 if before.endswith("bias") else 0.0
+        shift = (mean - added) * weight
+        front = [] if before == "nothing" else layer_before(before.split()[0], added)
         norm = nn.BatchNorm1d(1, eps=0.0).double().eval()
         with torch.no_grad():
             norm.running_mean.fill_(mean)
             norm.running_var.fill_(1.0)
             norm.weight.fill_(weight)
-            norm.bias.fill_(mean * weight)
+            norm.bias.fill_(shift)
         last = nn.Linear(1, 2).double()
         with torch.no_grad():
             last.weight.copy_(torch.tensor([[1.0], [0.0]]))
             last.bias.zero_()
-        graph = capture(Classifier(nn.Sequential(norm, last).eval()), torch.zeros(3, 1, dtype=torch.float64))
-        exact = exact_batch_norm(Fraction(-1, 1000), mean, Fraction(weight), mean * weight)
+        graph = capture(Classifier(nn.Sequential(*front, norm, nn.Flatten(), last).eval()), torch.zeros(3, 1, dtype=torch.float64))
+        assert any(type(node.op).__name__ == "Scale" for node in graph.nodes) == (before == "nothing")
+        exact = exact_batch_norm(Fraction(-1e-3) + Fraction(added), mean, Fraction(weight), shift)
         _, crown, interval = bounds(graph, torch.zeros(1, dtype=torch.float64), Ball("linf", 1e-3, None))
         wrong += [(seed, name) for name, bound in (("CROWN", crown), ("intervals", interval)) if Fraction(bound) > exact]
     assert not wrong

@@ -113,9 +113,7 @@ _Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with it
 
 
 @_command(report="report.html")
-def measure(
-    options: Options, plan: Annotated[str, typer.Option("--plan", "-p", help="quick, standard, thorough, distance, autoattack.")] = "standard"
-) -> None:
+def measure(options: Options, plan: Annotated[str, typer.Option("--plan", "-p", help="quick, standard, thorough, distance, autoattack.")] = "standard") -> None:
     """Robust accuracy from both sides, and a bracket on every point's adversarial distance."""
     _run(options, lambda: _plan_named(plan))
 

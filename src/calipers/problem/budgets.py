@@ -26,7 +26,7 @@ def rise_together(g: Tensor, speed: Tensor, gain: Tensor, low: Tensor, high: Ten
     first = reached.to(torch.int8).argmax(-1, keepdim=True)
     time = (wanted - before.gather(-1, first)[:, 0]).clamp_min(0) / free.gather(-1, first)[:, 0].clamp_min(tiny)
     time = torch.where(reached.any(-1) & (wanted > 0), time, torch.where(wanted > 0, torch.inf, 0.0))
-    length = torch.where(speed > 0, torch.minimum(time[:, None] * speed, cap), 0.0)
+    length = torch.where(speed > 0, time[:, None] * speed, 0.0)  # cut off by the box below
     return (length * g.sign()).to(g.dtype).clamp(low, high)
 
 
