@@ -164,6 +164,17 @@ def test_starts_go_to_the_jobs_of_their_rivals() -> None:
     assert torch.equal(slots.x, problem.region.take(place).project(picked[place, rank]))
 
 
+def test_the_next_round_goes_on_from_the_best_job_of_each_rival() -> None:
+    problem = linear(5, "linf", None, 0.5, n=3)
+    columns = torch.tensor([[2, 0, 3]] * len(problem))
+    queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, rivals=columns, keep_all=True)
+    assert queue.all_best is not None
+    queue.all_best = torch.arange(6.0, dtype=F64).view(1, 6, 1).expand(len(problem), 6, 8).clone()  # each job's iterate is its rank
+    queue.all_scores = torch.tensor([[5.0, 4.0, 9.0, 1.0, 6.0, 3.0]] * len(problem), dtype=F64)  # restart 0, then restart 1, of rivals 2, 0, 3
+    rivals, starts = queue.promising(torch.tensor([0, 1]), 2)
+    assert rivals.tolist() == [[2, 3], [2, 3]] and starts[:, :, 0].tolist() == [[3.0, 5.0], [3.0, 5.0]]
+
+
 @pytest.mark.parametrize("norm", P)
 def test_the_minimiser_of_a_linear_model_is_its_steepest_point(norm: str) -> None:
     problem = linear(4, norm, (0.0, 1.0), 1.001)

@@ -233,7 +233,7 @@ def layer_before(kind: str, bias: float) -> list[nn.Module]:
     return [layer] if kind == "linear" else [nn.Unflatten(1, (1, 1)), layer]
 
 
-@pytest.mark.parametrize("before", ["nothing", "linear", "conv", "linear with a bias", "conv with a bias"])
+@pytest.mark.parametrize("before", ["nothing", "linear", "conv", "linear with a bias", "conv with a bias", "linear, scaled again"])
 def test_batch_norm_whose_constants_cancel_is_not_certified_falsely(before: str) -> None:
     """Folding a batch norm into one factor and one shift, and these into the layer before, rounds by what cancels, not by what is left of it."""
     wrong = []
@@ -242,7 +242,8 @@ def test_batch_norm_whose_constants_cancel_is_not_certified_falsely(before: str)
         mean, weight = draw.uniform(1, 2) * 2.0**20, draw.uniform(0.5, 1.0)
         added = draw.uniform(1, 2) * 2.0**20 if before.endswith("bias") else 0.0
         shift = (mean - added) * weight
-        front = [] if before == "nothing" else layer_before(before.split()[0], added)
+        front = [] if before == "nothing" else layer_before(before.split()[0].strip(","), added)
+        again = [nn.BatchNorm1d(1, eps=0.0).double()] if before.endswith("again") else []  # changes nothing, and has no large constants of its own
         norm = nn.BatchNorm1d(1, eps=0.0).double().eval()
         with torch.no_grad():
             norm.running_mean.fill_(mean)
@@ -253,7 +254,7 @@ def test_batch_norm_whose_constants_cancel_is_not_certified_falsely(before: str)
         with torch.no_grad():
             last.weight.copy_(torch.tensor([[1.0], [0.0]]))
             last.bias.zero_()
-        graph = capture(Classifier(nn.Sequential(*front, norm, nn.Flatten(), last).eval()), torch.zeros(3, 1, dtype=torch.float64))
+        graph = capture(Classifier(nn.Sequential(*front, norm, *again, nn.Flatten(), last).eval()), torch.zeros(3, 1, dtype=torch.float64))
         assert any(type(node.op).__name__ == "Scale" for node in graph.nodes) == (before == "nothing")
         exact = exact_batch_norm(Fraction(-1e-3) + Fraction(added), mean, Fraction(weight), shift)
         _, crown, interval = bounds(graph, torch.zeros(1, dtype=torch.float64), Ball("linf", 1e-3, None))
