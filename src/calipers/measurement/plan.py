@@ -16,11 +16,15 @@ class Stage:
 
     `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the model gets right, to narrow its bracket; such a
     tool starts from what is known of the point.
+
+    `audit`: the tool is tried on that many random points of those still open, and on the others only where it settles any of these. The record keeps how
+    many were tried, so that a bound on what the audit may have missed can be stated. None tries all of them.
     """
 
     tool: Attack | Certifier
     kind: Literal["attack", "certifier"]
     aim: Literal["verdict", "distance"] = "verdict"
+    audit: int | None = None
 
     @property
     def name(self) -> str:

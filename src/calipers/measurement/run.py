@@ -102,7 +102,7 @@ class _Session:
             self._note("lower_jaw", "available")
         return in_time
 
-    def _note(self, key: str, text: str) -> None:
+    def _note(self, key: str, text: object) -> None:
         """Add a circumstance of this run to the question's facts."""
         assert self.asked is not None
         if self.asked.facts.get(key) != text:
@@ -113,16 +113,47 @@ class _Session:
         later = {s.name for s in self.plan.stages[k:]}
         before = [e for e in self.known if e.tool not in later]
         open_points, radii = self._todo(stage, Bracket.of(self.problem.names, before), {e.point for e in before if e.kind == "invalid"})
-        tried = {(e.point, e.radius) for e in self.known if e.kind == "attempt" and e.tool == stage.name}
         self.watch.stage(stage.name, len(open_points))
-        for start in range(0, len(open_points), stage.block):
-            block = open_points[start : start + stage.block]
+        if stage.audit is None or stage.audit >= len(open_points):
+            return self._blocks(stage, open_points, radii)
+        sample = self._sample(open_points, stage.audit)
+        if not self._blocks(stage, sample, radii):
+            return False
+        rest = sorted(set(open_points) - set(sample))
+        settled = self._settled_by(stage, sample, radii)
+        if settled:
+            return self._blocks(stage, rest, radii)
+        self._note("audits", {**self._audits(), stage.name: {"kind": stage.kind, "open": len(open_points), "tried": len(sample)}})
+        self.watch.progress(len(rest), self._settled())
+        return True
+
+    def _blocks(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
+        """Deal the points in blocks, those recorded as tried left out; return whether there was time for all of them."""
+        tried = {(e.point, e.radius) for e in self.known if e.kind == "attempt" and e.tool == stage.name}
+        for start in range(0, len(places), stage.block):
+            block = places[start : start + stage.block]
             if any((self.problem.names[i], float(radii[i])) not in tried for i in block):
                 if self.plan.seconds is not None and time.monotonic() - self.started > self.plan.seconds:
                     return False
                 self._deal(stage, block, radii[block])
             self.watch.progress(len(block), self._settled())
         return True
+
+    def _sample(self, places: list[int], count: int) -> list[int]:
+        """Return `count` random places, in order: each point's own stream says how early it is drawn."""
+        draw = self.problem.streams(self.seed).take(torch.tensor(places, device=self.problem.x.device)).uniform(1, torch.float64)[:, 0]
+        return sorted(places[i] for i in draw.argsort()[:count].tolist())
+
+    def _settled_by(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> int:
+        """How many of the points did this very tool settle at their radii?"""
+        mine = Bracket.of(self.problem.names, [e for e in self.known if e.tool == stage.name])
+        verdicts = mine.verdicts(radii)
+        return sum(verdicts[i] != "unknown" for i in places)
+
+    def _audits(self) -> dict[str, object]:
+        assert self.asked is not None
+        held = self.asked.facts.get("audits")
+        return dict(held) if isinstance(held, dict) else {}
 
     def _todo(self, stage: Stage, bracket: Bracket, invalid: set[str]) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
         """Return the places a stage is for, and the radius to ask at each: the known witness's distance is where a search for a distance begins."""

@@ -63,3 +63,20 @@ def dkw_half_width(n: int, confidence: float = 0.95) -> float:
     if n < 1:
         raise ValueError(f"a band needs at least one point, got {n}")
     return math.sqrt(math.log(2 / (1 - confidence)) / (2 * n))
+
+
+def most_missed(tried: int, of: int, confidence: float = 0.95) -> int:
+    """Return the upper confidence bound of how many of `of` points a tool would settle that settled none of `tried` random ones of them.
+
+    One-sided and exact for draws without replacement: the largest count k for which drawing `tried` points and meeting none of the k has a chance of more
+    than 1 - confidence, C(of - k, tried) / C(of, tried).
+    """
+    if not 0 <= tried <= of:
+        raise ValueError(f"an audit tries some of the points, got {tried} of {of}")
+    missed, chance = 0, 1.0
+    while missed < of - tried:
+        chance *= (of - tried - missed) / (of - missed)
+        if chance <= 1 - confidence:
+            break
+        missed += 1
+    return missed

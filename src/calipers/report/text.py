@@ -10,6 +10,7 @@ from calipers.report.wording import (
     advice,
     at_least,
     at_most,
+    audits,
     broken,
     distance,
     duration,
@@ -81,6 +82,8 @@ def _remarks(summary: Summary) -> Iterator[str]:
     jaw = missing_lower_jaw(summary)
     if jaw:
         yield f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack is only as strong as the attacks."
+    for said in audits(summary):
+        yield f"  audit    {said}"
     for row in summary.invalid[:_SHOWN_INVALID]:
         yield f"  invalid  point {row.index} is in no rate: {row.note or 'no reason given'}"
     if len(summary.invalid) > _SHOWN_INVALID:

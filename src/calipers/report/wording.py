@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from typing import Any, Literal
 
+from calipers.record.estimates import most_missed
 from calipers.report.report import Rate, Summary, ToolCount
 
 Toward = Literal["near", "down", "up"]
@@ -178,10 +179,26 @@ def limits(summary: Summary) -> Iterator[str]:
     for guarantee, count in summary.guarantees:
         meaning = GUARANTEES.get(guarantee, "see the documentation of that guarantee")
         yield f"{integer(count)} of the certified points have the guarantee “{guarantee}”: {meaning}."
+    yield from audits(summary)
     if 0 < summary.n < 100:
         yield f"With {points(summary.n)} little can be said about a population: the intervals are wide for a reason."
     yield "The intervals take the points for a random sample of the population. If they are the first of a test set, read every number as one about that set."
     yield "Beyond the radius asked a curve only carries what happened to be found or proved; that nobody searched there looks the same as robustness."
+
+
+def audits(summary: Summary) -> Iterator[str]:
+    """Yield what a tool may have missed that was tried on a random part of the open points, settled none of them, and was not run on the others."""
+    held = summary.question.facts.get("audits")
+    for tool, audit in (held if isinstance(held, dict) else {}).items():
+        tried, of = lookup(audit, "tried"), lookup(audit, "open")
+        if not (isinstance(tried, int) and isinstance(of, int) and 0 < tried < of):
+            continue
+        broke, would = ("proved", "prove") if lookup(audit, "kind") == "certifier" else ("broke", "break")
+        most = integer(most_missed(tried, of, summary.confidence))
+        yield (
+            f"{plain(tool).partition('(')[0]} was tried on {integer(tried)} random points of the {integer(of)} that were open before it and {broke} none, "
+            f"so it was not run on the others: with {share_of_points(summary.confidence)} confidence it would {would} at most {most} of them."
+        )
 
 
 def provenance(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
