@@ -26,7 +26,8 @@ from calipers.problem.goals import Targeted, Untargeted, is_adversarial
 from calipers.problem.neighbours import enumerate_switches, neighbourhood_size
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
-from calipers.problem.substitutions import SubstitutionRegion, Substitutions, letters
+from calipers.problem.substitution_region import SubstitutionRegion
+from calipers.problem.substitutions import Substitutions, letters
 from calipers.record.bracket import Bracket
 from calipers.record.ledger import Ledger
 
@@ -202,7 +203,7 @@ def test_a_support_that_takes_one_switch_too_many_is_caught(monkeypatch: pytest.
 
 def test_a_membership_that_forgets_the_allowed_sets_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(region: SubstitutionRegion, points: Tensor) -> Tensor:
-        values = region.threat._read(points)
+        values = region.threat.read(points)
         return ((values == 0) | (values == 1)).all(2).all(1) & (values.sum(2) == 1).all(1) & (region.distance(points) <= region.radius)
 
     monkeypatch.setattr(SubstitutionRegion, "contains", forgetful)

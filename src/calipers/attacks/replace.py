@@ -14,7 +14,7 @@ from calipers.problem.goals import is_adversarial
 from calipers.problem.neighbours import enumerate_switches
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
-from calipers.problem.substitutions import SubstitutionRegion
+from calipers.problem.substitution_region import SubstitutionRegion
 from calipers.problem.tools import Attempt
 
 SearchName = Literal["auto", "exhaustive", "gradient", "greedy", "beam"]

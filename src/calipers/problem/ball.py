@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from calipers.errors import BadInput
@@ -72,6 +74,24 @@ class Ball:
         if self.weights is not None and not bool((self.weights > 0).all() and self.weights.isfinite().all()):
             raise BadInput("weights must be positive and finite in every feature; to freeze a feature use mask")
 
+    def check(self, x: Tensor) -> None:
+        """Raise `BadInput` where the points x (N, *D) lie outside the box, or radius and data are in different units."""
+        radius = self.radii(len(x)).to(x.device)
+        self.at(0.0).region(x[:1])  # do box, mask and weights fit the points?
+        if self.box is None:
+            return
+        floor, ceiling = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in self.box)
+        _check_inside(x.double(), floor, ceiling)
+        span = (ceiling - floor).expand(x.shape[1:])
+        if bool(span.isfinite().all()):
+            weighted = span if self.weights is None else span * self.weights.double().to(x.device)
+            diagonal = norm_named(self.norm).of(weighted.reshape(1, -1))
+            if bool((radius > diagonal).any()):
+                raise BadInput(
+                    f"radius {float(radius.max()):g} is larger than the whole box {_box_text(floor, ceiling)} ({self.norm} diameter {float(diagonal):g}): "
+                    f"radius and box are in different units. For 8-bit steps on [0, 1] data write {float(radius.max()):g} / 255."
+                )
+
     def radii(self, n: int) -> Tensor:
         """Return the radius of each of n points, (N,) float64."""
         radius = torch.as_tensor(self.radius, dtype=torch.float64)
@@ -114,10 +134,18 @@ class Ball:
         radius = torch.as_tensor(self.radius, dtype=torch.float64)
         return self if radius.dim() == 0 else self.at(radius[index.to(radius.device)])
 
+    def below(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return where the search for a certificate begins under witnesses at these distances: half way."""
+        return distance / 2
+
     def identity(self) -> dict[str, Any]:
         """Return what makes two threats the same question, JSON-ready; the radius is not part of it (a verdict is a reading of a bracket)."""
         listed = [None if t is None else torch.as_tensor(t).tolist() for t in (*(self.box or (None, None)), self.mask, self.weights)]
         return {"norm": self.norm, "box": None if self.box is None else listed[:2], "mask": listed[2], "weights": listed[3]}
+
+    def particulars(self) -> dict[str, Any]:
+        """Return what a record keeps, beside norm, radius and box, to bring the threat back: nothing."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,3 +312,23 @@ def _per_feature(value: float | Tensor, x: Tensor) -> Tensor:
         return t if t.dim() == 0 else t.expand(x.shape[1:]).flatten()
     except RuntimeError as error:
         raise BadInput(f"a box, mask or weight of shape {tuple(t.shape)} does not fit inputs of shape {tuple(x.shape[1:])}") from error
+
+
+def _check_inside(x64: Tensor, floor: Tensor, ceiling: Tensor) -> None:
+    outside = torch.nonzero(((x64 < floor) | (x64 > ceiling)).flatten(1).any(1)).flatten()
+    if not len(outside):
+        return
+    grey_levels = float(x64[outside].max()) > 2 and float(floor.min()) == 0 and float(ceiling.max()) == 1
+    hint = (
+        "The data look like 0..255: divide by 255, or give box=(0, 255) and the radius in grey levels."
+        if grey_levels
+        else "Give the data's own box=(low, high), or box=None if any value is allowed."
+    )
+    raise BadInput(
+        f"{len(outside)} of {len(x64)} points lie outside the box {_box_text(floor, ceiling)} (first: point {int(outside[0])}, values "
+        f"{float(x64[outside[0]].min()):.9g}..{float(x64[outside[0]].max()):.9g}). {hint}"
+    )
+
+
+def _box_text(low: Tensor, high: Tensor) -> str:
+    return f"[{float(low.min()):g}, {float(high.max()):g}]"

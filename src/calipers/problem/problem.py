@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball, Region
+from calipers.problem.ball import Region
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted
-from calipers.problem.norms import norm_named
 from calipers.problem.streams import Streams
+from calipers.problem.threat import Threat
 
 _SETTLED = 16  # float32 logits of the networks we measured differ from float64 by less than 5 roundings of the largest one
 
@@ -31,13 +31,13 @@ class Problem:
     classifier: Classifier
     x: Tensor
     y: Tensor
-    threat: Ball
+    threat: Threat
     goal: Goal
     classes: int
     names: tuple[str, ...]
 
     @classmethod
-    def pose(cls, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, goal: Goal | None = None) -> Problem:
+    def pose(cls, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, goal: Goal | None = None) -> Problem:
         """Return the checked problem; raises `BadInput` with what was got, what was expected, and what to do."""
         classifier = model if isinstance(model, Classifier) else Classifier(model)
         x = torch.as_tensor(x).detach()
@@ -50,7 +50,7 @@ class Problem:
         if y.shape != (len(x),) or y.is_floating_point():
             raise BadInput(f"y must hold one integer label a point, shape ({len(x)},), got {tuple(y.shape)} of {y.dtype}")
         y = y.long()
-        _check_units(x, threat)
+        threat.check(x)
         finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         classes = classifier.check(finite).shape[1]
         if bool(((y < 0) | (y >= classes)).any()):
@@ -86,12 +86,14 @@ class Problem:
     def clearance(self, points: Tensor) -> Tensor:
         """Return how far points (N, *D) are from being adversarial beyond all doubt, (N,) float64 in logits; tools that creep up to the boundary stop at 0.
 
-        The worst margin of a float64 copy, plus `_SETTLED` roundings of the largest logit in the model's own dtype: so that no order of summation shows
-        another answer.
+        The worst margin of a float64 copy, plus the `allowance`: so that no order of summation shows another answer.
         """
         logits = self.classifier.logits64(points)
-        slack = _SETTLED * torch.finfo(self.x.dtype).eps * logits.abs().amax(1)
-        return self.goal.worst(self.margins(logits)) + slack
+        return self.goal.worst(self.margins(logits)) + self.allowance(logits)
+
+    def allowance(self, logits: Tensor) -> Tensor:
+        """Return by how much the model's own arithmetic may move a margin of a float64 copy's logits (N, K), (N,): `_SETTLED` roundings of the largest one."""
+        return _SETTLED * torch.finfo(self.x.dtype).eps * logits.abs().amax(1)
 
     def streams(self, seed: int) -> Streams:
         """Return one random stream a point."""
@@ -121,38 +123,3 @@ def _names(x: Tensor, y: Tensor, goal: Goal) -> tuple[str, ...]:
         seen[name] = seen.get(name, 0) + 1
         names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")  # the same image twice is two points
     return tuple(names)
-
-
-def _check_units(x: Tensor, threat: Ball) -> None:
-    radius = threat.radii(len(x)).to(x.device)
-    threat.at(0.0).region(x[:1])  # do box, mask and weights fit the points?
-    if threat.box is None:
-        return
-    floor, ceiling = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.box)
-    x64 = x.double()
-    outside = torch.nonzero(((x64 < floor) | (x64 > ceiling)).flatten(1).any(1)).flatten()
-    if len(outside):
-        grey_levels = float(x64[outside].max()) > 2 and float(floor.min()) == 0 and float(ceiling.max()) == 1
-        hint = (
-            "The data look like 0..255: divide by 255, or give box=(0, 255) and the radius in grey levels."
-            if grey_levels
-            else "Give the data's own box=(low, high), or box=None if any value is allowed."
-        )
-        raise BadInput(
-            f"{len(outside)} of {len(x)} points lie outside the box {_box_text(threat)} (first: point {int(outside[0])}, values "
-            f"{float(x64[outside[0]].min()):.9g}..{float(x64[outside[0]].max()):.9g}). {hint}"
-        )
-    span = (ceiling - floor).expand(x.shape[1:])
-    if bool(span.isfinite().all()):
-        weighted = span if threat.weights is None else span * threat.weights.double().to(x.device)
-        diagonal = norm_named(threat.norm).of(weighted.reshape(1, -1))
-        if bool((radius > diagonal).any()):
-            raise BadInput(
-                f"radius {float(radius.max()):g} is larger than the whole box {_box_text(threat)} ({threat.norm} diameter {float(diagonal):g}): radius and "
-                f"box are in different units. For 8-bit steps on [0, 1] data write {float(radius.max()):g} / 255."
-            )
-
-
-def _box_text(threat: Ball) -> str:
-    low, high = (torch.as_tensor(end) for end in threat.box or (0.0, 0.0))
-    return f"[{float(low.min()):g}, {float(high.max()):g}]"

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.ball import Attained, Ball, Region
-from calipers.problem.neighbours import BATCH, enumerate_switches, neighbourhood_size
-from calipers.problem.streams import Streams
+from calipers.problem.ball import Ball, Region
+from calipers.problem.substitution_region import NUMERIC_ALONE, SubstitutionRegion, Switches, one_hot
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,8 @@ class Substitutions:
     whole number, or one for each point (N,); k switches are the l1 budget 2k. `allowed` says which letters may be put in: a list of letter numbers for each
     group, a mask (G, K) with K the largest group's size, or a mask (G, K, K) of the letters that each letter may become; None allows all. Leaving a letter
     as it is is always admissible, allowed or not. `numeric` is a ball for the columns in no group, in their order (its box, mask and weights have their
-    number); None freezes them.
+    number); None freezes them. Its radius is part of the question: distances count switches, and moving numeric columns alone stands at half a switch
+    (k=0.5 allows just that), so that a bracket can tell it from a point that is wrong as it is.
 
     >>> Substitutions(letters(60, 4), k=2).k
     2
@@ -59,7 +61,8 @@ class Substitutions:
         k = torch.as_tensor(self.k, dtype=torch.float64)
         if k.dim() > 1:
             raise BadInput(f"k must be one number or one for each point, got a tensor of shape {tuple(k.shape)}")
-        bad = torch.nonzero(~((k.reshape(-1) >= 0) & (k.reshape(-1) <= len(groups)) & (k.reshape(-1) == k.reshape(-1).floor()))).flatten()
+        whole = (k == k.floor()) | ((k == NUMERIC_ALONE) & (self.numeric is not None))
+        bad = torch.nonzero(~((k >= 0) & (k <= len(groups)) & whole).reshape(-1)).flatten()
         if len(bad):
             at = f" at point {int(bad[0])}" if k.dim() else ""
             raise BadInput(f"k must be a whole number of switches from 0 to the number of groups, {len(groups)}, got {float(k.reshape(-1)[bad[0]]):g}{at}")
@@ -106,7 +109,9 @@ class Substitutions:
 
     def at(self, k: float | Tensor) -> Substitutions:
         """Return the same threat with another number of switches; a search for the least may ask for any number, and 1.9 allows one switch."""
-        return dataclasses.replace(self, k=torch.as_tensor(k, dtype=torch.float64).floor().clamp(max=len(self.groups)))
+        asked = torch.as_tensor(k, dtype=torch.float64)
+        half = (asked >= NUMERIC_ALONE) & (asked < 1) & (self.numeric is not None)
+        return dataclasses.replace(self, k=torch.where(half, NUMERIC_ALONE, asked.floor()).clamp(max=len(self.groups)))
 
     def take(self, index: Tensor) -> Substitutions:
         """Return the threat for the chosen points."""
@@ -118,12 +123,29 @@ class Substitutions:
         """Return the number of switches beyond which more add nothing, (N,) float64: the groups that have another letter to offer."""
         return self.region(x).options.any(2).sum(1).double()
 
+    def below(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return where the search for a certificate begins under witnesses at these distances: one switch less, which closes the bracket."""
+        return np.ceil(distance).clip(1) - 1
+
     def check(self, x: Tensor) -> None:
+        """Raise `BadInput` unless every group of every point x (N, *D) is one-hot, and the numeric columns lie in their ball's box."""
+        radii = self.radii(len(x))
+        self.check_letters(x)
+        if self.numeric is None:
+            return
+        if not len(self.rest(x)):
+            raise BadInput("numeric is a ball for the columns in no group, but the groups name every column: leave numeric out")
+        still = torch.nonzero(radii < NUMERIC_ALONE).flatten()
+        if len(still):
+            raise BadInput(f"k = 0 at point {int(still[0])} lets nothing move: with numeric columns ask for k=0.5 (they move, all letters stay) or k >= 1")
+        self.numeric.check(x.flatten(1)[:, self.rest(x)])
+
+    def check_letters(self, x: Tensor) -> None:
         """Raise `BadInput` unless every group of every point x (N, *D) is one-hot."""
         width = x[0].numel() if len(x) else 1 + int(self.columns.max())
         if int(self.columns.max()) >= width:
             raise BadInput(f"groups name column {int(self.columns.max())}, but a flattened input has {width} columns (shape {tuple(x.shape[1:])})")
-        bad = torch.nonzero(~_one_hot(self._read(x)))
+        bad = torch.nonzero(~one_hot(self.read(x)))
         if len(bad):
             point, group = bad[0].tolist()
             values = x[point].flatten()[list(self.groups[group])].tolist()
@@ -134,15 +156,35 @@ class Substitutions:
 
         With `outward` the numeric part is rounded outward; letters are exact anyway.
         """
-        self.check(x)
-        letters = self._read(x).argmax(2)
+        self.check_letters(x)
+        letters = self.read(x).argmax(2)
         options = self.exists.to(x.device).expand(len(x), -1, -1)
         if isinstance(self.allowed, Tensor):
             table, groups = self.allowed.to(x.device), torch.arange(len(self.groups), device=x.device)
             options = options & (table[groups, letters] if table.dim() == 3 else table)
         options = options.scatter(2, letters[:, :, None], False)
         numeric = None if self.numeric is None else self.numeric.region(x.flatten(1)[:, self.rest(x)], outward=outward)
-        return SubstitutionRegion(self, x, self.radii(len(x)).to(x.device), letters, options, numeric)
+        low, high = self._hull(x, options, numeric)
+        return SubstitutionRegion(self.hull, Switches(), x, self.radii(len(x)).to(x.device), low, high, None, self, letters, options, numeric)
+
+    @cached_property
+    def hull(self) -> Ball:
+        """The l1 ball that holds every way of switching the letters: a switch is || e_a - e_b ||_1 = 2 long."""
+        return Ball("l1", 2 * torch.as_tensor(self.k, dtype=torch.float64), box=None)
+
+    def _hull(self, x: Tensor, options: Tensor, numeric: Region | None) -> tuple[Tensor, Tensor]:
+        """Return how far each column can fall and rise over any number of switches, (M, d): one that can leave falls by 1, one that can come rises by 1."""
+        flat, columns = torch.zeros_like(x.flatten(1)), self.columns.to(x.device).flatten()
+        leaves = (self.read(x) == 1) & self.exists.to(x.device) & options.any(2, keepdim=True)
+        # Groups of fewer letters repeat their first column, where they add nothing.
+        low, high = flat.index_add(1, columns, -leaves.flatten(1).to(x.dtype)), flat.index_add(1, columns, options.flatten(1).to(x.dtype))
+        if numeric is None:
+            return low, high
+        reach = numeric.norm.alone(numeric.radius.to(x.dtype))[:, None]
+        reach = reach if numeric.weight is None else reach / numeric.weight
+        reach = torch.nextafter(reach * (1 + 4 * torch.finfo(x.dtype).eps), torch.full_like(reach, torch.inf))
+        ends = torch.maximum(numeric.low, -reach), torch.minimum(numeric.high, reach)
+        return low.index_copy(1, self.rest(x), ends[0]), high.index_copy(1, self.rest(x), ends[1])
 
     def rest(self, x: Tensor) -> Tensor:
         """Return the columns of the flattened input that are in no group, (R,)."""
@@ -150,7 +192,7 @@ class Substitutions:
         free[self.columns.flatten()] = False
         return torch.nonzero(free).flatten().to(x.device)
 
-    def _read(self, points: Tensor) -> Tensor:
+    def read(self, points: Tensor) -> Tensor:
         """Return the columns group by group, (M, G, K); 0 where a group has fewer letters."""
         return points.flatten(1)[:, self.columns.to(points.device)] * self.exists.to(points)
 
@@ -163,154 +205,12 @@ class Substitutions:
         numeric = None if self.numeric is None else {**self.numeric.identity(), "radius": torch.as_tensor(self.numeric.radius).tolist()}
         return {"norm": self.norm, "groups": [list(group) for group in self.groups], "allowed": allowed, "numeric": numeric}
 
-
-@dataclass(frozen=True, eq=False)
-class SubstitutionRegion:
-    """The admissible set around each of M points.
-
-    `center (M, *D)`, `radius (M,)` float64 switches, `letters (M, G)` the point's own, `options (M, G, K)` which letters may replace them, `numeric` the
-    region of the other columns or None. A *move* is the number g * K + a of letter a put into group g; -1 is no move.
-    """
-
-    threat: Substitutions
-    center: Tensor
-    radius: Tensor
-    letters: Tensor
-    options: Tensor
-    numeric: Region | None
-
-    def take(self, index: Tensor | slice) -> SubstitutionRegion:
-        """Return the regions of the chosen points, repetitions allowed."""
-        numeric = None if self.numeric is None else self.numeric.take(index)
-        return SubstitutionRegion(self.threat, self.center[index], self.radius[index], self.letters[index], self.options[index], numeric)
-
-    def at(self, radius: Tensor) -> SubstitutionRegion:
-        """Return the same regions with other numbers of switches (M,)."""
-        return dataclasses.replace(self, radius=radius.to(self.center.device, torch.float64))
-
-    @property
-    def budget(self) -> Tensor:
-        """How many groups may change at each point, (M,) int64."""
-        return self.radius.floor().clamp(0, self.letters.shape[1]).long()
-
-    def distance(self, points: Tensor) -> Tensor:
-        """Return the number of changed groups of each point, (M,) float64; half the l1 distance where all are one-hot. The numeric part does not count."""
-        return (self.threat._read(points) != self.threat._read(self.center)).any(2).sum(1).double()
-
-    def contains(self, points: Tensor) -> Tensor:
-        """Is each point admissible, (M,) bool? Every group one-hot, changed letters allowed, at most k changed, the rest inside its ball (or untouched).
-
-        Exact comparison, no tolerance; a NaN is not inside.
-        """
-        values = self.threat._read(points)
-        found = values.argmax(2)
-        fine = (found == self.letters) | self.options.gather(2, found[:, :, None])[:, :, 0]
-        inside = (_one_hot(values) & fine).all(1) & (self.distance(points) <= self.radius)
-        rest = self._rest_of(points)
-        return inside & (self.numeric.contains(rest) if self.numeric is not None else (rest == self._rest_of(self.center)).all(1))
-
-    def gains(self, g: Tensor) -> Tensor:
-        """Return what each move adds to <g, x'>, (M, G, K): g_a - g_own; minus infinity where it is not admissible."""
-        values = self.threat._read(g)
-        return (values - values.gather(2, self.letters[:, :, None])).masked_fill(~self.options, -torch.inf)
-
-    def support(self, g: Tensor) -> Attained:
-        """Return the exact maximum of <g, x'> and where it is attained, for one direction g (M, *D) a point.
-
-        Groups contribute independently, so the best k of the groups' best gains max_a (g_a - g_own), where positive, are the maximum:
-        <g, x> + sum of the k largest + the numeric part's own support.
-        """
-        gain, moves = self.best_moves(g)
-        point = self.switched(torch.arange(len(moves), device=g.device), moves)
-        value = (g * self.center).flatten(1).sum(1) + gain.clamp(min=0).sum(1)
-        if self.numeric is None:
-            return Attained(value, point)
-        offset, _ = self.numeric.offset_support(self._rest_of(g))
-        return Attained(value + offset, self._with_rest(point, self.numeric.support(self._rest_of(g)).point))
-
-    def best_moves(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the k best moves along g, largest gain first, and their gains, both (M, max k); move -1 and gain 0 where none of the rest gains."""
-        best, letter = self.gains(g).max(2)
-        budget = self.budget
-        order = best.argsort(dim=1, descending=True, stable=True)[:, : max(1, int(budget.max())) if len(budget) else 1]
-        gain = best.gather(1, order)
-        use = (torch.arange(order.shape[1], device=g.device) < budget[:, None]) & (gain > 0)
-        move = order * self.options.shape[2] + letter.gather(1, order)
-        return torch.where(use, gain, 0.0), torch.where(use, move, -1)
-
-    def switched(self, rows: Tensor, moves: Tensor, base: Tensor | None = None) -> Tensor:
-        """Return the points `rows (C,)` after the moves (C, i), (C, *D); `base (M, *D)` replaces the center as the source of all that is not moved."""
-        group = moves.clamp(min=0).div(self.options.shape[2], rounding_mode="floor")
-        letter = moves.clamp(min=0) - group * self.options.shape[2]
-        columns = self.threat.columns.to(moves.device)
-        points = (self.center if base is None else base)[rows].flatten(1)
-        change = (moves >= 0).to(points.dtype)
-        points = points.scatter_add(1, columns[group, self.letters[rows[:, None], group]], -change)  # 1 - 1 and 0 + 1 are exact in every dtype
-        return points.scatter_add_(1, columns[group, letter], change).view(-1, *self.center.shape[1:])
-
-    def snap(self, points: Tensor) -> Tensor:
-        """Return the nearest admissible point of each; admissible ones stay as they are.
-
-        One-hot points all have the same length, so the nearest is the one of largest inner product: the support along the point itself.
-        """
-        clean = points.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0)
-        _, moves = self.best_moves(clean)
-        snapped = self.switched(torch.arange(len(points), device=points.device), moves)
-        if self.numeric is None:
-            return snapped
-        return self._with_rest(snapped, self.numeric.snap(self.numeric.project(self._rest_of(clean))))
-
-    def project(self, points: Tensor) -> Tensor:
-        """Return the nearest admissible point of each (`snap` is exact already)."""
-        return self.snap(points)
-
-    def sample(self, streams: Streams) -> Tensor:
-        """Return one admissible point per region: k random groups (as many as can change), each with a uniform choice of its allowed letters."""
-        groups, letters = self.options.shape[1:]
-        chance = streams.fork(0).uniform(groups, torch.float64).masked_fill(~self.options.any(2), -1.0)
-        order = chance.argsort(dim=1, descending=True, stable=True)[:, : int(self.budget.max())]
-        pick = streams.fork(1).uniform(groups * letters, torch.float64).view(-1, groups, letters).masked_fill(~self.options, -1.0).argmax(2)
-        use = (torch.arange(order.shape[1], device=order.device) < self.budget[:, None]) & (chance.gather(1, order) >= 0)
-        moves = torch.where(use, order * letters + pick.gather(1, order), -1)
-        point = self.switched(torch.arange(len(moves), device=moves.device), moves)
-        return point if self.numeric is None else self._with_rest(point, self.numeric.snap(self.numeric.sample(streams.fork(2))))
-
-    def sizes(self) -> list[int]:
-        """Return how many ways of writing letters each region admits, exactly, the point itself included; numeric columns do not count."""
-        kinds, kind = torch.cat([self.budget[:, None], self.options.sum(2)], 1).unique(dim=0, return_inverse=True)
-        sizes = [neighbourhood_size(counts, k) for k, *counts in kinds.tolist()]
-        return [sizes[i] for i in kind.tolist()]
-
-    @cached_property
-    def alternatives(self) -> Tensor:
-        """The allowed letters of each group first, in order, (M, G, K) int64; only the first `options.sum(2)` of them mean anything."""
-        return self.options.int().argsort(dim=2, descending=True, stable=True)
-
-    def numbered(self, rows: Tensor, switches: Tensor) -> Tensor:
-        """Return the moves (C, i) of the points `rows (C,)` for switches (C, i, 2): (group, number of the alternative)."""
-        group, nth = switches.unbind(2)
-        return group * self.options.shape[2] + self.alternatives[rows[:, None], group, nth]
-
-    def neighbours(self, place: int, batch: int = BATCH) -> Iterator[Tensor]:
-        """Yield every admissible way of writing the letters of one point once, in batches (B, *D): itself first, then one switch, two, ..., k."""
-        for switches in enumerate_switches(self.options[place].sum(1), int(self.budget[place]), batch):
-            rows = torch.full((len(switches),), place, device=self.center.device)
-            yield self.switched(rows, self.numbered(rows, switches))
-
-    def _rest_of(self, points: Tensor) -> Tensor:
-        return points.flatten(1)[:, self.threat.rest(self.center)]
-
-    def _with_rest(self, points: Tensor, rest: Tensor) -> Tensor:
-        """Return the points with other numeric columns (M, R)."""
-        return points.flatten(1).index_copy(1, self.threat.rest(self.center), rest).view_as(points)
+    def particulars(self) -> dict[str, Any]:
+        """Return what a record keeps, beside norm and radius, to bring the threat back."""
+        return {"letters": {key: value for key, value in self.identity().items() if key != "norm"}}
 
 
 def letters(length: int, size: int, *, letters_first: bool = False) -> list[list[int]]:
     """Return the groups of a sequence of `length` letters from an alphabet of `size`: inputs (length, size), or (size, length) with `letters_first`."""
     table = torch.arange(length * size).view(size, length).T if letters_first else torch.arange(length * size).view(length, size)
     return table.tolist()
-
-
-def _one_hot(values: Tensor) -> Tensor:
-    """Is each group exactly one-hot, (M, G) bool? A NaN is not."""
-    return ((values == 0) | (values == 1)).all(2) & ((values == 1).sum(2) == 1)
