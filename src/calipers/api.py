@@ -15,11 +15,11 @@ from calipers.errors import BadInput, Contradiction
 from calipers.measurement.plan import Plan
 from calipers.measurement.referee import CLEAN, Referee
 from calipers.measurement.run import Watch, run
-from calipers.presets import plan_named, stage_of, tool_from
-from calipers.problem.ball import Ball
+from calipers.presets import check_fit, plan_for, stage_of, tool_from
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
+from calipers.problem.threat import Threat
 from calipers.problem.tools import Attack, Attempt, Certifier
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Question
@@ -69,10 +69,10 @@ def measure(
     model: nn.Module | Classifier,
     x: Tensor,
     y: Tensor,
-    threat: Ball,
+    threat: Threat,
     *,
     goal: Goal | None = None,
-    plan: str | Plan = "standard",
+    plan: str | Plan | None = None,
     seed: int = 0,
     record: str | Path | Ledger | None = None,
     confidence: float = 0.95,
@@ -82,12 +82,13 @@ def measure(
 ) -> Result:
     """Measure how robust a model is at points x (N, *D) with labels y (N,), from both sides.
 
-    `plan` is "quick", "standard", "thorough", "autoattack", "distance" or a `Plan`. With a `record` file everything admitted is kept, and the same call
+    `plan` is "quick", "standard", "thorough", "autoattack", "distance", "categorical" or a `Plan`; where none is given, "standard", or "categorical" for
+    `Substitutions`. With a `record` file everything admitted is kept, and the same call
     takes an interrupted run up again. `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness.
     Ctrl-C returns what is known.
     """
     problem = Problem.pose(model, x, y, threat, goal)
-    chosen = plan_named(plan) if isinstance(plan, str) else plan
+    chosen = plan_for(threat, plan)
     chosen = chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
     ledger = record if isinstance(record, Ledger) else Ledger(record)
     named = {"title": title} if title else {}
@@ -107,7 +108,7 @@ def distance(
     model: nn.Module | Classifier,
     x: Tensor,
     y: Tensor,
-    threat: Ball,
+    threat: Threat,
     *,
     goal: Goal | None = None,
     seed: int = 0,
@@ -115,7 +116,7 @@ def distance(
     watch: Watch | None = None,
 ) -> Bracket:
     """Return the bracket [certified, attacked] on every point's adversarial distance; the threat's radius is only where the searches begin."""
-    return measure(model, x, y, threat, goal=goal, plan="distance", seed=seed, record=record, watch=watch).bracket
+    return measure(model, x, y, threat, goal=goal, plan=plan_for(threat, None, "distance"), seed=seed, record=record, watch=watch).bracket
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +132,11 @@ class Attacked:
     backwards: Tensor
 
 
-def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, *, goal: Goal | None = None, seed: int = 0) -> Attacked:
+def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, *, goal: Goal | None = None, seed: int = 0) -> Attacked:
     """Run one attack, and let the referee say what counts."""
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = tool_from(tool) if isinstance(tool, str) else tool
+    check_fit(chosen, threat)
     n, candidates = len(problem), problem.x.clone()
     forwards, backwards = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
     for attempt in chosen(problem, seed=seed):  # type: ignore[call-arg]
@@ -164,10 +166,11 @@ class Certified:
     guarantee: str
 
 
-def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Ball, *, goal: Goal | None = None) -> Certified:
+def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, *, goal: Goal | None = None) -> Certified:
     """Run one certifier. Raises `UnsupportedOp` or `CaptureError` where the model cannot be bounded."""
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = tool_from(tool) if isinstance(tool, str) else tool
+    check_fit(chosen, threat)
     n, guarantee = len(problem), ""
     radius, margin = torch.zeros(n, dtype=torch.float64), torch.full((n,), -torch.inf, dtype=torch.float64)
     for claim in chosen(problem):
@@ -191,7 +194,7 @@ class Checked:
 
 
 def check(
-    record: str | Path | Ledger, model: nn.Module | Classifier, threat: Callable[[Question], Ball], *, goal: Goal | None = None, certificates: bool = True
+    record: str | Path | Ledger, model: nn.Module | Classifier, threat: Callable[[Question], Threat], *, goal: Goal | None = None, certificates: bool = True
 ) -> tuple[Checked, ...]:
     """Replay what a record claims against the model: every witness is run and measured again, every certificate proved again by its tool at its radius.
 
@@ -205,7 +208,7 @@ def check(
     return tuple(_check_question(ledger, q, classifier, threat(q), goal, certificates) for q in mine)
 
 
-def _check_question(ledger: Ledger, asked: Question, classifier: Classifier, threat: Ball, goal: Goal | None, certificates: bool) -> Checked:
+def _check_question(ledger: Ledger, asked: Question, classifier: Classifier, threat: Threat, goal: Goal | None, certificates: bool) -> Checked:
     points = ledger.points(asked.fingerprint)
     x, y = torch.as_tensor(np.stack([p.array for p in points])), torch.tensor([p.label for p in points])
     problem = Problem.pose(classifier, x, y, threat, goal)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from calipers.measurement.plan import Plan
     from calipers.problem.ball import Ball
     from calipers.problem.classifier import Classifier
+    from calipers.problem.threat import Threat
     from calipers.record.evidence import Question
 
 app = typer.Typer(
@@ -255,15 +256,12 @@ def _checked(check_record: Callable[..., Any], record: str, classifier: Classifi
                 raise
 
 
-def _recorded_threat(question: Question, ledger: Any) -> Ball:
+def _recorded_threat(question: Question, ledger: Any) -> Threat:
     import torch
 
-    from calipers.problem.ball import Ball
+    from calipers.problem.threat import recorded_threat
 
-    threat = question.facts["threat"]
-    radii = torch.tensor([p.radius for p in ledger.points(question.fingerprint)], dtype=torch.float64)
-    box = threat["box"]
-    return Ball(threat["norm"], radii, None if box is None else (float(box[0]), float(box[1])))
+    return recorded_threat(question.facts["threat"], torch.tensor([p.radius for p in ledger.points(question.fingerprint)], dtype=torch.float64))
 
 
 @contextmanager

@@ -24,19 +24,26 @@ from calipers.attacks.sigma_zero import SigmaZero
 from calipers.attacks.spsa import SPSA
 from calipers.attacks.square import Square
 from calipers.certificates.crown import CROWN, IBP
+from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.guide import Minimisers
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
+from calipers.problem.substitutions import Substitutions
+from calipers.problem.threat import Threat
 from calipers.problem.tools import Attack, Certifier
 
 _NEAREST = (Nearest, FMN, DDN, DeepFool, FAB, CarliniWagner, SigmaZero, HopSkipJump, Boundary)
 """Attacks that look for the nearest example, whatever the radius."""
 
 ATTACKS: dict[str, type[Any]] = {tool.__name__: tool for tool in (Steepest, PGD, APGD, Guided, Square, SPSA, Replace, Through, EOT, *_NEAREST)}
-CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, LargestRadius)}
+CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, Enumeration, LargestRadius)}
 
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
+
+_LETTERS_ONLY = (Replace, Enumeration)
+_LETTERS_TOO = (Steepest, IBP, CROWN)
+"""Tools that answer a `Substitutions` threat; all others search the inside of a ball."""
 
 _USUAL: dict[str, tuple[Any, ...]] = {
     "Nearest": (PGD(steps=20),),
@@ -92,6 +99,18 @@ PLANS: dict[str, Plan] = {
         ),
         "measure --plan thorough",
     ),
+    "categorical": Plan(
+        "categorical",
+        (
+            Stage(Replace("gradient"), "attack"),
+            Stage(Replace(), "attack"),
+            Stage(Enumeration(), "certifier"),
+            Stage(CROWN(), "certifier"),
+            Stage(Replace(nearest=True), "attack", "distance"),
+            Stage(Enumeration(limit=50_000), "certifier", "distance"),
+        ),
+        "measure --plan categorical",
+    ),
     "distance": Plan(
         "distance",
         (
@@ -108,6 +127,30 @@ def plan_named(name: str) -> Plan:
     if name not in PLANS:
         raise BadInput(f"there is no plan {name!r}; choose one of {', '.join(PLANS)}")
     return PLANS[name]
+
+
+def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -> Plan:
+    """Return the plan asked for; where none is, the `usual` one for a ball and "categorical" for substitutions. Refuses tools that do not fit the threat."""
+    if plan is None:
+        plan = "categorical" if isinstance(threat, Substitutions) else usual
+    chosen = plan if isinstance(plan, Plan) else plan_named(plan)
+    for stage in chosen.stages:
+        check_fit(stage.tool, threat)
+    return chosen
+
+
+def check_fit(tool: Attack | Certifier, threat: Threat) -> None:
+    """Raise `BadInput` where a tool cannot answer such a threat; tools that are not listed here are taken at their word."""
+    while isinstance(tool, (Through, EOT)):
+        tool = tool.attack
+    name, known = type(tool).__name__, (*ATTACKS.values(), *CERTIFIERS.values())
+    if isinstance(threat, Substitutions):
+        if isinstance(tool, known) and not isinstance(tool, (*_LETTERS_ONLY, *_LETTERS_TOO)):
+            instead = "Replace" if name in ATTACKS else "Enumeration or CROWN"
+            raise BadInput(f"{name} searches the inside of a norm ball, but Substitutions are letters to replace: use {instead}, or plan='categorical'")
+    elif isinstance(tool, _LETTERS_ONLY):
+        instead = "PGD" if name in ATTACKS else "CROWN"
+        raise BadInput(f"{name} replaces the letters of a Substitutions threat, but the threat is a Ball: use {instead}")
 
 
 def stage_of(tool: Attack | Certifier) -> Stage:

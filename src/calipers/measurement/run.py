@@ -96,7 +96,8 @@ class _Session:
             in_time = self._stage(k, stage)
         except (UnsupportedOp, CaptureError) as error:
             self.no_lower_jaw = True
-            self._note("lower_jaw", str(error))
+            if self.asked is not None and self.asked.facts.get("lower_jaw") != "available":  # another certifier may have had its say
+                self._note("lower_jaw", str(error))
             return True
         if stage.kind == "certifier":
             self._note("lower_jaw", "available")
@@ -161,7 +162,7 @@ class _Session:
         usable = [name not in invalid for name in self.problem.names]
         if stage.aim == "verdict":
             return [i for i, v in enumerate(verdicts) if v == "unknown" and usable[i] and self.radii[i] > 0], self.radii
-        start = bracket.upper if stage.kind == "attack" else bracket.upper / 2
+        start = bracket.upper if stage.kind == "attack" else self.problem.threat.below(bracket.upper)
         radii = np.where(np.isfinite(bracket.upper), start, self.radii)
         return [i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i]], radii
 
@@ -221,6 +222,7 @@ def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) 
             "radius_standardised": None if std is None else [_one_or_range(radii / s) for s in std],
             "masked_features": None if threat.mask is None else int((~threat.mask).sum()),
             "weights": None if threat.weights is None else "per feature",
+            **threat.particulars(),
         },
         "goal": _goal_text(problem),
         "data": {"points": len(problem), "shape": list(problem.x.shape[1:])},

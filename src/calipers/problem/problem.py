@@ -91,9 +91,12 @@ class Problem:
         logits = self.classifier.logits64(points)
         return self.goal.worst(self.margins(logits)) + self.allowance(logits)
 
-    def allowance(self, logits: Tensor) -> Tensor:
-        """Return by how much the model's own arithmetic may move a margin of a float64 copy's logits (N, K), (N,): `_SETTLED` roundings of the largest one."""
-        return _SETTLED * torch.finfo(self.x.dtype).eps * logits.abs().amax(1)
+    def allowance(self, logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return by how much the model's own arithmetic, or that of `dtype`, may move a margin of a float64 copy's logits (N, K), (N,) float64.
+
+        `_SETTLED` roundings of the largest logit.
+        """
+        return _SETTLED * torch.finfo(dtype or self.x.dtype).eps * logits.abs().amax(1)
 
     def streams(self, seed: int) -> Streams:
         """Return one random stream a point."""

@@ -1,0 +1,102 @@
+"""Does any way of replacing at most k letters change the decision? All of them are evaluated, where they are few enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calipers.errors import BadInput
+from calipers.problem.neighbours import enumerate_switches
+from calipers.problem.problem import Problem
+from calipers.problem.substitution_region import SubstitutionRegion
+from calipers.problem.tools import Claim
+
+_POINTS = 64  # points in flight; their neighbours fill the batches
+_ROWS = 4096  # neighbours in one forward pass
+_WAYS = 512  # ways of switching evaluated on every point before the broken ones leave
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """Evaluate every neighbour of a `Substitutions` threat, fewest switches first, and claim the largest number of switches within which all of them resist.
+
+    A neighbourhood of more than `limit` points (sum over i <= k of C(n, i) (K - 1)^i for n letters of K kinds) is not begun, and nothing is claimed; nor is
+    it where numeric columns can move, which is in infinitely many ways.
+    Guarantee: float64-checked. The float64 copy of the model must keep a margin above 16 roundings of the largest logit in the model's own precision, and
+    never less than in float32: millions of times what float64 itself can have lost.
+    Cost: one float64 forward a neighbour; a point that does not resist stops at the first switches that show it.
+    """
+
+    limit: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise BadInput(f"Enumeration takes a limit >= 1 on the neighbours of a point, got {self.limit}")
+
+    def __call__(self, problem: Problem) -> Iterator[Claim]:
+        """Yield a claim for every point, a block of points at a time."""
+        region = problem.region
+        if not isinstance(region, SubstitutionRegion):
+            raise BadInput("Enumeration answers a Substitutions threat: a Ball holds infinitely many points. For a Ball use linear bounds.")
+        for block in torch.arange(len(problem), device=problem.x.device).split(_POINTS):
+            yield _Roll(problem.take(block), region.take(block)).claim(block, self.limit)
+
+
+class _Roll:
+    """One block of points: within how many switches all neighbours resist so far, and by which margin at least."""
+
+    def __init__(self, problem: Problem, region: SubstitutionRegion) -> None:
+        self.problem, self.region = problem, region
+        n, device = len(problem), problem.x.device
+        self.switches, self.forwards = (torch.zeros(n, dtype=torch.long, device=device) for _ in range(2))
+        self.lowest = torch.full((n,), torch.inf, dtype=torch.float64, device=device)  # of all neighbours seen
+        self.held = torch.full_like(self.lowest, -torch.inf)  # of those within `switches`
+
+    def claim(self, block: Tensor, limit: int) -> Claim:
+        """Evaluate the neighbourhoods of at most `limit` points; points with equally many choices share the enumeration."""
+        small = [self.region.numeric is None and size <= limit for size in self.region.sizes()]
+        rows = torch.nonzero(torch.tensor(small, device=block.device)).flatten()
+        kinds = torch.cat([self.region.budget[rows, None], self.region.options[rows].sum(2)], 1)
+        unique, kind = kinds.unique(dim=0, return_inverse=True)
+        for i in range(len(unique)):
+            self._evaluate_all(rows[kind == i], int(unique[i, 0]), unique[i, 1:])
+        resisted = self.switches > 0
+        failed = torch.where(self.lowest < torch.inf, self.lowest, -torch.inf)
+        return Claim(block, self.switches.double(), torch.where(resisted, self.held, failed), "float64-checked", self.forwards, torch.zeros_like(self.forwards))
+
+    def _evaluate_all(self, rows: Tensor, k: int, counts: Tensor) -> None:
+        """Evaluate all ways of switching at most k groups that have `counts (G,)` alternatives, at points `rows` that share them."""
+        complete = 0
+        for switches in enumerate_switches(counts, k, _WAYS):
+            if switches.shape[1] > complete:
+                self._settle(rows, complete)
+                complete = switches.shape[1]
+            margins = self._margins(rows, switches)
+            # A NaN is not a margin: it becomes the lowest of all.
+            self.lowest[rows] = torch.minimum(self.lowest[rows], margins.nan_to_num(nan=-torch.inf).amin(1))
+            rows = rows[self.lowest[rows] > 0]
+            if not len(rows):
+                return
+        self._settle(rows, k)
+
+    def _settle(self, rows: Tensor, switches: int) -> None:
+        """Note that all neighbours within so many switches resist."""
+        self.switches[rows], self.held[rows] = switches, self.lowest[rows]
+
+    def _margins(self, rows: Tensor, switches: Tensor) -> Tensor:
+        """Return the worst margins, the allowance for rounding taken off, of the ways (T, i, 2) at the points, (P, T) float64."""
+        ways = len(switches)
+        owner = rows.repeat_interleave(ways)
+        moves = self.region.numbered(owner, switches.repeat(len(rows), 1, 1))
+        self.forwards[rows] += ways
+        parts = zip(owner.split(_ROWS), moves.split(_ROWS), strict=True)
+        return torch.cat([self._cleared(o, self.region.switched(o, m)) for o, m in parts]).view(len(rows), ways)
+
+    def _cleared(self, rows: Tensor, points: Tensor) -> Tensor:
+        problem, goal = self.problem, self.problem.goal.take(rows)
+        logits = problem.classifier.logits64(points)
+        slack = torch.maximum(problem.allowance(logits), problem.allowance(logits, torch.float32))
+        return goal.worst(goal.margins(logits, problem.y[rows])) - slack
