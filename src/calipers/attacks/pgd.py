@@ -25,7 +25,8 @@ class PGD:
     """Projected gradient ascent (Madry et al. 2018) in every norm, best iterate kept, each point stopped when broken.
 
     `step` is the length of a step as a share of the radius (default 2.5 / steps). The first start is the point itself, later ones are random.
-    `loss` "alternate" climbs cross-entropy in the first restart, the margin in the second, and so on; `targets` > 0 attacks that many rivals one by one,
+    `loss` "alternate" climbs cross-entropy in the first restart, the margin in the second, and so on ("dlr" and "scaled" do not see how large the logits
+    are); `targets` > 0 attacks that many rivals one by one,
     nearest first, instead. `precision` "bfloat16" searches in half precision, faster for large networks where the processor has it; ends are judged in the
     model's own.
     Differs from the paper: the steps are steepest ascent of the norm, the projection is exact onto ball and box, the iterate of smallest margin is
