@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from calipers import data
-from calipers.attacks.defences import BPDA, EOT, Averaged, Through, depends_on_chance, drawn, judged, replace_layers, staircase
+from calipers.attacks.defences import BPDA, EOT, Averaged, Through, replace_layers, staircase
 from calipers.attacks.pgd import PGD
 from calipers.errors import BadInput, BadModel
 from calipers.problem.ball import Ball
+from calipers.problem.chance import depends_on_chance, drawn, judged
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
@@ -157,7 +158,7 @@ def test_random_defences_fall_on_fresh_draws(layer: nn.Module) -> None:
     model, x, y = digits(30)
     defended = nn.Sequential(layer, model).eval()
     resists = judged(defended, x, y, 40, seed=77)
-    problem = Problem.pose(defended, x, y, Ball("linf", RADIUS))
+    problem = Problem.pose(Classifier(defended, draws=40), x, y, Ball("linf", RADIUS))
     _, plain = broken(PGD(steps=20), problem)
     _, candidate = broken(EOT(PGD(steps=20), draws=10, votes=0.5, rounds=2), problem)
     before, once, averaged = resists, judged(defended, plain, y, 40, seed=78), judged(defended, candidate, y, 40, seed=78)
@@ -168,7 +169,7 @@ def test_random_defences_fall_on_fresh_draws(layer: nn.Module) -> None:
 def test_more_votes_are_won_by_a_lead() -> None:
     model, x, y = digits(20)
     defended = nn.Sequential(Noise(0.25), model).eval()
-    problem = Problem.pose(defended, x, y, Ball("linf", 0.2))
+    problem = Problem.pose(Classifier(defended, draws=40), x, y, Ball("linf", 0.2))
     shares = [judged(defended, broken(EOT(PGD(steps=15), draws=5, votes=votes), problem)[1], y, 60, seed=5) for votes in (0.3, 0.9)]
     assert shares[1].mean() > shares[0].mean()
 
@@ -184,7 +185,7 @@ def test_each_round_asks_for_a_larger_lead_and_the_best_candidate_is_kept() -> N
 
     model = nn.Sequential(Noise(0.5), nn.Linear(1, 2, bias=False)).eval()
     model[1].weight.data = torch.tensor([[-1.0], [1.0]])
-    problem = Problem.pose(model, torch.full((6, 1), -0.5), torch.zeros(6, dtype=torch.long), Ball("linf", 1.0, box=None))
+    problem = Problem.pose(Classifier(model, draws=1), torch.full((6, 1), -0.5), torch.zeros(6, dtype=torch.long), Ball("linf", 1.0, box=None))
     (attempt,) = EOT(proposes, draws=2, votes=1.0)(problem)
     assert seen == [0, 1, 2, 4] and (attempt.candidate == 0).all()
 
@@ -227,7 +228,7 @@ def test_results_repeat_and_passes_are_counted() -> None:
     defended = nn.Sequential(Noise(0.2), model).eval()
     runs = []
     for _ in range(2):
-        problem = Problem.pose(defended, x, y, Ball("linf", RADIUS))
+        problem = Problem.pose(Classifier(defended, draws=9), x, y, Ball("linf", RADIUS))
         before = problem.classifier.counter.forwards
         (attempt,) = EOT(PGD(steps=5), draws=3, judges=7, rounds=1)(problem, seed=4)
         runs.append(attempt)

@@ -275,13 +275,13 @@ def test_targeted_goal(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 
 def test_presets_run_on_vectors_of_two_classes() -> None:
-    """A tabular model of two classes with a single logit, no box, every preset."""
+    """A tabular model of two classes with a single logit, no box, every preset for balls."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
     x = torch.randn(40, 5)
     with torch.no_grad():
         y = (model(x)[:, 0] > 0).long()
-    for plan in PLANS.values():
+    for plan in (plan for name, plan in PLANS.items() if name != "categorical"):
         result = calipers.measure(model, x, y, calipers.Ball("l2", 0.2, box=None), plan=plan)
         certifies = any(stage.kind == "certifier" for stage in plan.stages)
         assert result.finished and (result.robust_accuracy.certified.count > 0) == certifies

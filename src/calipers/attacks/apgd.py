@@ -14,6 +14,7 @@ from calipers.attacks.objectives import LossName, check_loss, climbed
 from calipers.attacks.search import BATCH, Look, Memory, Queue, per_job, rank_rivals, rivals
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -89,12 +90,16 @@ class APGD:
             for attempt in queue.run():
                 at = left[attempt.index]
                 best[at], forwards[at], backwards[at] = attempt.candidate, forwards[at] + attempt.forwards, backwards[at] + attempt.backwards
+                won = at[is_adversarial(queue.score[attempt.index])]
+                if len(won):  # at once, not at the block's end: an interrupt must not lose them
+                    yield Attempt(places[won], best[won], forwards[won], backwards[won])
             standing = torch.nonzero(queue.score > 0).flatten()
+            left = left[standing]
             if number + 1 == len(rounds) or not len(standing):
                 break
-            left = left[standing]
             ranked, begin = queue.promising(standing, rounds[number + 1][0])
-        yield Attempt(places, best, forwards, backwards)
+        if len(left):
+            yield Attempt(places[left], best[left], forwards[left], backwards[left])
 
 
 def chosen(starts: Tensor, rivals: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadInput, BadModel
+from calipers.problem.chance import drawn, judged
 from calipers.problem.classifier import Classifier
-from calipers.problem.goals import Goal, Untargeted, is_adversarial
+from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
 from calipers.problem.streams import key_of
 from calipers.problem.tools import Attack, Attempt
@@ -116,7 +117,7 @@ class Through:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the attack's candidates."""
         own = problem.classifier
-        replaced = Classifier(replace_layers(own.module, dict(self.stand_ins), levels=self.levels), own.mean, own.std)
+        replaced = Classifier(replace_layers(own.module, dict(self.stand_ins), levels=self.levels), own.mean, own.std, own.draws)
         replaced._tail = own._tail
         replaced.counter = own.counter
         yield from self.attack(_with(problem, replaced, problem.goal), seed=seed)
@@ -149,41 +150,6 @@ class Averaged(nn.Module):
         return odds.mean(0) if self.of == "log_probabilities" else odds.logsumexp(0) - math.log(self.draws)
 
 
-def drawn(model: nn.Module, x: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
-    """Yield the model's answers to x under `draws` independent draws of its randomness; the shared generators' state is put back each time.
-
-    One call a draw: a layer that draws once for a whole batch is drawn anew, too.
-    """
-    generator = torch.Generator()
-    for i in range(draws):
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.random.set_rng_state(generator.manual_seed(key_of(seed, i)).get_state())
-            if x.is_cuda:
-                torch.cuda.set_rng_state(torch.Generator(x.device).manual_seed(key_of(seed, i)).get_state(), x.device)
-            z = model(x)
-        yield z
-
-
-def depends_on_chance(model: nn.Module, x: Tensor, seed: int = 0) -> bool:
-    """Does the model answer differently under two draws of its randomness? Then one pass decides nothing, and `judged` is needed.
-
-    Bit for bit: the same batch, twice, differs by nothing else on a processor that adds in a fixed order.
-    """
-    with torch.no_grad():
-        first, second = drawn(model, x, 2, seed)
-    return not torch.equal(first.nan_to_num(), second.nan_to_num())
-
-
-def judged(model: nn.Module, points: Tensor, y: Tensor, draws: int, seed: int, goal: Goal | None = None) -> Tensor:
-    """Return the share of fresh draws in which the model is fooled at each point, (N,) float64. Use a seed that no attack has seen."""
-    goal = goal or Untargeted()
-    fooled = torch.zeros(len(points), dtype=torch.float64, device=points.device)
-    with torch.no_grad():
-        for z in drawn(model, points, draws, seed):
-            fooled += is_adversarial(goal.worst(goal.margins(z, y)))
-    return fooled / draws
-
-
 @dataclass(frozen=True)
 class EOT:
     """Run a gradient attack on the average of `draws` draws of a random model; a candidate succeeds if it fools the share `votes` of fresh draws.
@@ -205,33 +171,48 @@ class EOT:
             raise BadInput(f"EOT takes draws, judges, rounds >= 1 and votes in (0, 1], got {self.draws}, {self.judges}, {self.rounds}, {self.votes}")
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield all candidates at the end, the most convincing of each point."""
-        device = problem.x.device
-        best, share = problem.x.clone(), torch.full((len(problem),), -1.0, dtype=torch.float64, device=device)
-        forwards, backwards = (torch.zeros(len(problem), dtype=torch.long, device=device) for _ in range(2))
-        left = torch.arange(len(problem), device=device)
-        for k in range(self.rounds):
-            part = problem.take(left)
-            averaged = Classifier(Averaged(problem.classifier.network, self.draws, key_of(seed, k), of=self.of))
-            lead = 0.0 if k == 0 else _FIRST_LEAD * 2.0 ** (k - 1)
-            for attempt in self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed):
-                place = left[attempt.index]
-                forwards[place] += attempt.forwards * self.draws + self.judges
-                backwards[place] += attempt.backwards * self.draws
-                votes = self._votes(problem, part.goal.take(attempt.index), attempt.candidate, place, key_of(seed, "judges", k))
-                better = votes > share[place]
-                best[place[better]], share[place[better]] = attempt.candidate[better], votes[better]
-            problem.classifier.counter.forwards += averaged.counter.forwards * self.draws
-            problem.classifier.counter.backwards += averaged.counter.backwards * self.draws
-            left = torch.nonzero(share < self.votes).flatten()
-            if not len(left):
-                break
-        yield Attempt(torch.arange(len(problem), device=device), best, forwards, backwards)
+        """Yield all candidates at the end, the most convincing of each point; an interrupt yields what is known, and is passed on."""
+        found, interrupt = _Polled(problem), None
+        try:
+            for k in range(self.rounds):
+                self._round(problem, found, seed, k)
+                if bool((found.share >= self.votes).all()):
+                    break
+        except KeyboardInterrupt as error:
+            interrupt = error
+        yield Attempt(torch.arange(len(problem), device=problem.x.device), found.best, found.forwards, found.backwards)
+        if interrupt is not None:
+            raise interrupt
+
+    def _round(self, problem: Problem, found: _Polled, seed: int, k: int) -> None:
+        """Attack the points that are still voted down, with the k-th lead."""
+        left = torch.nonzero(found.share < self.votes).flatten()
+        part = problem.take(left)
+        averaged = Classifier(Averaged(problem.classifier.network, self.draws, key_of(seed, k), of=self.of))
+        lead = 0.0 if k == 0 else _FIRST_LEAD * 2.0 ** (k - 1)
+        for attempt in self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed):
+            place = left[attempt.index]
+            found.forwards[place] += attempt.forwards * self.draws + self.judges
+            found.backwards[place] += attempt.backwards * self.draws
+            votes = self._votes(problem, part.goal.take(attempt.index), attempt.candidate, place, key_of(seed, "judges", k))
+            better = votes > found.share[place]
+            found.best[place[better]], found.share[place[better]] = attempt.candidate[better], votes[better]
+        problem.classifier.counter.forwards += averaged.counter.forwards * self.draws
+        problem.classifier.counter.backwards += averaged.counter.backwards * self.draws
 
     def _votes(self, problem: Problem, goal: Goal, points: Tensor, place: Tensor, seed: int) -> Tensor:
         problem.classifier.counter.forwards += len(points) * self.judges
         with problem.classifier.frozen():
             return judged(problem.classifier.network, points, problem.y[place], self.judges, seed, goal)
+
+
+class _Polled:
+    """What is known of each point: its best candidate, the share of votes for it, and what was spent."""
+
+    def __init__(self, problem: Problem) -> None:
+        n, device = len(problem), problem.x.device
+        self.best, self.share = problem.x.clone(), torch.full((n,), -1.0, dtype=torch.float64, device=device)
+        self.forwards, self.backwards = (torch.zeros(n, dtype=torch.long, device=device) for _ in range(2))
 
 
 @dataclass(frozen=True, eq=False)

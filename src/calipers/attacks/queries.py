@@ -122,18 +122,32 @@ class _Run:
         self.done: list[_Slots] = []
 
     def run(self) -> Iterator[Attempt]:
+        """Yield the points as they are decided; an interrupt first yields what is found, and is then passed on."""
         slots = self._enter(None)
+        interrupt: KeyboardInterrupt | None = None
         while len(slots.point):
             said = time.monotonic()
-            with self.problem.classifier.frozen(), torch.no_grad():
-                region, streams = self.problem.region.take(slots.point), self.streams.take(slots.point)
-                while len(slots.point) and not (self.done and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
-                    over = self._round(slots, Look(region, streams, slots.spent, slots.best, slots.score))
-                    if bool(over.any()):
-                        slots = self._exchange(slots, over)
-                        region, streams = self.problem.region.take(slots.point), self.streams.take(slots.point)
+            try:
+                with self.problem.classifier.frozen(), torch.no_grad():
+                    region, streams = self.problem.region.take(slots.point), self.streams.take(slots.point)
+                    while len(slots.point) and not (self.done and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
+                        over = self._round(slots, Look(region, streams, slots.spent, slots.best, slots.score))
+                        if bool(over.any()):
+                            slots = self._exchange(slots, over)
+                            region, streams = self.problem.region.take(slots.point), self.streams.take(slots.point)
+            except KeyboardInterrupt as error:
+                interrupt = error
+                self._salvage(slots)
             if self.done:
                 yield self._attempt()
+            if interrupt is not None:
+                raise interrupt
+
+    def _salvage(self, slots: _Slots) -> None:
+        """Let the points in flight leave of which something adversarial is known."""
+        known = slots.score.isfinite() if self.play.labels_only else is_adversarial(slots.score)
+        if bool(known.any()):
+            self.done.append(slots.take(torch.nonzero(known).flatten()))
 
     def _enter(self, slots: _Slots | None) -> _Slots:
         """Top the batch up with new points."""

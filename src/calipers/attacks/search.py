@@ -189,21 +189,38 @@ class Queue:
         self.chunk = 1 if device.type == "cpu" else _STEPS_BETWEEN_SYNCS
 
     def run(self) -> Iterator[Attempt]:
+        """Yield the points as they are decided; an interrupt first yields what is found, and is then passed on."""
         slots, fresh = self._fill(None)
         decided: list[int] = []
+        interrupt: KeyboardInterrupt | None = None
         while slots is not None and len(slots.job):
             said = time.monotonic()
-            # The model is held still between two yields, not around each step: putting its flags and random state back costs as much as moving the points.
-            with self.problem.classifier.frozen():
-                while slots is not None and len(slots.job) and not (decided and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
-                    if fresh:
-                        view = self._view(slots)
-                    for _ in range(self.chunk):
-                        slots = self._step(slots, *view)
-                    slots, fresh = self._exchange(slots, decided)
+            try:
+                # The model is held still between two yields, not around each step: putting its flags and random state back costs as much as moving the points.
+                with self.problem.classifier.frozen():
+                    while slots is not None and len(slots.job) and not (decided and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
+                        if fresh:
+                            view = self._view(slots)
+                        for _ in range(self.chunk):
+                            slots = self._step(slots, *view)
+                        slots, fresh = self._exchange(slots, decided)
+            except KeyboardInterrupt as error:
+                interrupt, decided = error, decided + self._found(slots)
             if decided:
                 yield self._attempt(decided)
                 decided = []
+            if interrupt is not None:
+                raise interrupt
+
+    def _found(self, slots: _Slots | None) -> list[int]:
+        """Return the undecided points of which something adversarial is known, the iterates in flight included."""
+        if slots is not None:
+            point = slots.job % self.n
+            for i in torch.nonzero(slots.score < self.score[point]).flatten().tolist():
+                if bool(slots.score[i] < self.score[point[i]]):  # another job of the point may have come first
+                    self._keep(slots, [i])
+        known = self.score.isfinite() if self.recipe.nearest else is_adversarial(self.score)
+        return [p for p in torch.nonzero(known).flatten().tolist() if not self.book.decided[p]]
 
     def promising(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return for the chosen points (M,) the rivals of the `count` best jobs, (M, count), and their best iterates, (M, count, *D); needs `keep_all`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadModel
+from calipers.problem.chance import ballot, differ, drawn, seeded
 from calipers.problem.search_copy import search_copy
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -64,15 +65,26 @@ class Classifier:
     `module` maps (N, *D) to logits (N, K), or to a single logit (N,) or (N, 1), which becomes two classes. If the model was trained on standardised
     inputs give `mean` and `std` (one number or one a channel), and pass data, box and radius in native units. Device and dtype are those of the parameters.
 
+    A model that draws random numbers is refused unless `draws` > 0 declares it: points are then judged by the median margin of that many fresh draws (see
+    chance.py), and nothing is certified.
+
     The module itself is only touched inside `frozen()`, which puts back every flag, mode and random state, also after an exception.
     """
 
-    def __init__(self, module: nn.Module, mean: float | Sequence[float] | Tensor | None = None, std: float | Sequence[float] | Tensor | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        mean: float | Sequence[float] | Tensor | None = None,
+        std: float | Sequence[float] | Tensor | None = None,
+        draws: int = 0,
+    ) -> None:
         if not isinstance(module, nn.Module):
             raise BadModel(f"a Classifier wraps a torch.nn.Module, got {type(module).__name__}. Load other models with calipers.load(...).")
         if (mean is None) != (std is None):
             raise BadModel("give both mean and std (the ones the model was trained with), or neither")
-        self.module = module
+        if draws < 0:
+            raise BadModel(f"draws is the number of draws that judge a random model (usually 100), or 0 for a model without chance, got {draws}")
+        self.module, self.draws = module, draws
         self.counter = Counter()
         anchor = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), torch.zeros(()))
         self.device, self.dtype = anchor.device, anchor.dtype
@@ -92,19 +104,23 @@ class Classifier:
     def check(self, x: Tensor) -> Tensor:
         """Run the model on points x (N, *D) at the door, and return their logits (N, K).
 
-        Raises `BadModel` for active dropout or batch norm, a call that fails, an output that is no logits, or that are probabilities.
+        Raises `BadModel` for active dropout or batch norm, a call that fails, an output that is no logits, outputs that are probabilities, or
+        that depend on chance where no `draws` are declared.
         """
         self._check_mode()
+        few = x[:2]
         try:
-            z = self.logits(x[: min(2, len(x))])
+            z = self.logits(few)
         except Exception as error:
             raise BadModel(
                 f"the model could not be called on inputs of shape {tuple(x.shape[1:])} and dtype {x.dtype}: {error}. "
                 "Check the shape (images are N, C, H, W) and that the model takes a single batch of inputs."
             ) from error
-        if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != min(2, len(x)):
+        if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != len(few):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise BadModel(f"the model must return logits of shape (N, K); for {min(2, len(x))} inputs it returned {got}")
+            raise BadModel(f"the model must return logits of shape (N, K); for {len(few)} inputs it returned {got}")
+        if not self.draws:
+            self._check_chance(few, z)
         single = not self._tail and (z.dim() == 1 or z.shape[1] == 1)
         if single:
             self._tail = [TwoLogits(self.dtype, self.device)]
@@ -130,13 +146,28 @@ class Classifier:
                 "its answer would depend on chance and on the rest of the batch. Call model.eval() first."
             )
 
+    def _check_chance(self, x: Tensor, before: Tensor) -> None:
+        """Ask again, with other random numbers at hand."""
+        self.counter.forwards += len(x)
+        with self.frozen(), torch.no_grad():
+            (after,) = drawn(self.network, x, 1, 0)
+        if differ(before, after):
+            raise BadModel(
+                "the model answers differently when it is asked twice: one pass decides nothing about a point. If chance is part of its defence, say so with "
+                "Classifier(model, draws=100): a point then counts as broken where at least half of 100 fresh draws are fooled. Otherwise switch the "
+                "randomness off."
+            )
+
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Hold the model still: evaluation mode, no parameter gradients, random state forked; all put back at the end, whatever happens."""
+        """Hold the model still: evaluation mode, no parameter gradients, random state forked; all put back at the end, whatever happens.
+
+        A declared random model begins with the same draws each time: what a tool finds does not depend on what others have drawn before.
+        """
         modes = [(m, m.training) for m in self.module.modules()]
         flags = [(p, p.requires_grad) for p in self.module.parameters()]
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with seeded(0, self.device) if self.draws else torch.random.fork_rng(devices=devices):
             try:
                 for module, _ in modes:
                     module.training = False
@@ -164,9 +195,15 @@ class Classifier:
             with self.frozen():
                 self._double = (self.state(), copy.deepcopy(self.network).double().requires_grad_(False))
         self.counter.forwards += len(x)
-        with torch.no_grad():
+        with self.frozen(), torch.no_grad():
             z: Tensor = self._double[1](x.double())
         return z
+
+    def ballot(self, x: Tensor) -> Tensor:
+        """Return the logits (draws, N, K) of fresh draws of a random model, each point alone (see chance.py). Counts draws x N forwards."""
+        self.counter.forwards += self.draws * len(x)
+        with self.frozen():
+            return ballot(self.network, x, self.draws)
 
     def state(self) -> tuple[tuple[int, int], ...]:
         """Return what changes whenever a weight or buffer is replaced or written to; copies made of the model are only good for the state they were made in."""
@@ -182,6 +219,8 @@ class Classifier:
     def digest(self) -> str:
         """Return a hash of the code's structure and every parameter and buffer: the model's identity in a record."""
         h = hashlib.sha256(str(self.module).encode())
+        if self.draws:
+            h.update(f"judged by {self.draws} draws".encode())
         for name, tensor in sorted({**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}.items()):
             h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

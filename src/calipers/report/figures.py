@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calipers.report.report import Summary
-from calipers.report.wording import at_least, at_most, distance, norm
+from calipers.report.wording import at_least, at_most, axis, distance, reach
 
 Floats = NDArray[np.float64]
 _KNOTS = 600  # more steps than this cannot be told apart on a screen
@@ -68,13 +68,13 @@ def curve(summary: Summary, size: Size = FULL) -> str:
     parts = [
         _rect("broken-soft", frame.px(0), frame.py(1), frame.px(c.reach) - frame.px(0), frame.py(0) - frame.py(1)),
         f'<path class="unknown" d="{above}{floor}"/><path class="robust-soft" d="{below}{floor}"/>',
-        _axes(frame, ticks(0, c.reach, 4 if size.name == "narrow" else 7), _QUARTERS, f"radius ({norm(summary)})"),
+        _axes(frame, ticks(0, c.reach, 4 if size.name == "narrow" else 7), _QUARTERS, axis(summary, "radius")),
         f'<path class="band robust-line" d="{_steps(frame, r, np.maximum(low - c.half_width, 0), back=True)}"/>',
         f'<path class="band broken-line" d="{_steps(frame, r, np.minimum(high + c.half_width, 1), back=False)}"/>',
         f'<path class="curve robust-line" d="{below}"/><path class="curve broken-line" d="{above}"/>',
         _asked(summary, frame),
     ]
-    return _svg(size, "curve", f"Robust accuracy over the radius. {_at_radius(summary)}", parts)
+    return _svg(size, "curve", f"Robust accuracy over the {reach(summary)}. {_at_radius(summary)}", parts)
 
 
 _QUARTERS = [(q, f"{q * 100:g} %") for q in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -84,7 +84,7 @@ def _at_radius(summary: Summary) -> str:
     robust = summary.robust
     if not summary.n:
         return "No points."
-    return f"At the radius asked at least {at_least(robust.certified)} % and at most {at_most(robust.attacked)} % of the points are robust."
+    return f"At the {reach(summary)} asked at least {at_least(robust.certified)} % and at most {at_most(robust.attacked)} % of the points are robust."
 
 
 def _asked(summary: Summary, frame: Frame) -> str:
@@ -148,7 +148,7 @@ def brackets(summary: Summary, size: Size = HALF) -> str:
     ends = [(min(r.lower, ceiling), min(r.upper, ceiling)) for r in columns]
     bands = [("robust-bar", [(0.0, a) for a, _ in ends]), ("unknown-bar", ends), ("broken-bar", [(b, ceiling) for _, b in ends])]
     parts = [f'<path class="{name}" style="stroke-width:{stroke:.2f}" d="{_bars(frame, spans)}"/>' for name, spans in bands]
-    parts.append(_axes(frame, [], ticks(0, ceiling, 5), f"{len(rows):,} points, sorted", f"distance ({norm(summary)})"))
+    parts.append(_axes(frame, [], ticks(0, ceiling, 5), f"{len(rows):,} points, sorted", axis(summary, "distance")))
     low, high = summary.radius
     if low == high and 0 < low <= ceiling:
         parts.append(f'<path class="asked" d="M{frame.px(0):.1f} {frame.py(low):.1f}H{frame.px(frame.x[1]):.1f}"/>')
@@ -167,7 +167,7 @@ def histogram(summary: Summary, size: Size = HALF) -> str:
     bars = "".join(_bin(frame, h.edges, i, k / tallest[0], "broken") for i, k in enumerate(h.upper) if k)
     bars += "".join(_bin(frame, h.edges, i, -k / tallest[1], "robust") for i, k in enumerate(h.lower) if k)
     counts = [(sign, f"{int(k.max()):,}") for sign, k in ((1.0, h.upper), (-1.0, h.lower)) if k.any()] + [(0.0, "0")]
-    parts = [bars, _axes(frame, ticks(0, summary.curve.reach, 4 if size.name == "narrow" else 6), counts, f"distance ({norm(summary)})")]
+    parts = [bars, _axes(frame, ticks(0, summary.curve.reach, 4 if size.name == "narrow" else 6), counts, axis(summary, "distance"))]
     parts.append(f'<path class="axis" d="M{frame.px(0):.1f} {frame.py(0):.1f}H{frame.px(frame.x[1]):.1f}"/>')
     radius = summary.radius[1]
     if summary.radius[0] == radius and 0 < radius <= summary.curve.reach:

@@ -8,10 +8,12 @@ from calipers.record.ledger import Ledger
 from calipers.report.report import Summary, summaries
 from calipers.report.wording import (
     advice,
+    asked,
     at_least,
     at_most,
     audits,
     broken,
+    counts_switches,
     distance,
     duration,
     integer,
@@ -40,11 +42,11 @@ def render_text(what: Ledger | Sequence[Summary], confidence: float = 0.95) -> s
 def _lines(summary: Summary, titled: bool) -> Iterator[str]:
     if titled:
         yield summary.title
-    asked = f"{norm(summary)} eps = {radius(summary)}"
-    yield f"robust accuracy, {asked}, {points(summary.n)}, {share_of_points(summary.confidence)}"
+    how_far = asked(summary) if counts_switches(summary) else f"{norm(summary)} eps = {radius(summary)}"
+    yield f"robust accuracy, {how_far}, {points(summary.n)}, {share_of_points(summary.confidence)}"
     if summary.n:
         yield from _rates(summary)
-        yield f"  distance {_median(summary)}"
+        yield f"  {'switches' if counts_switches(summary) else 'distance'} {_median(summary)}"
     yield f"  cost     {_cost(summary)}"
     yield from _remarks(summary)
 

@@ -104,8 +104,15 @@ def lookup(facts: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
+def counts_switches(summary: Summary) -> bool:
+    """Is the distance a number of replaced letters, not a length?"""
+    return bool(lookup(summary.question.facts, "threat", "norm") == "substitutions")
+
+
 def norm(summary: Summary) -> str:
     """Return the name of the threat's norm, or what else measures its distance."""
+    if counts_switches(summary):
+        return "switches"
     found = (lookup(summary.question.facts, "threat", key) for key in ("norm", "name", "kind"))
     return str(next((value for value in found if value), "distance"))
 
@@ -120,6 +127,30 @@ def radius(summary: Summary) -> str:
     steps = high * 255
     is_pixel_step = math.isfinite(high) and len(repr(high)) > 6 and round(steps) >= 1 and math.isclose(steps, round(steps), rel_tol=1e-6)
     return f"{distance(high)} ({round(steps)}/255)" if is_pixel_step else distance(high)
+
+
+def asked(summary: Summary) -> str:
+    """Return what the adversary may do, as "linf radius 0.1" or "at most 2 switches"."""
+    if not counts_switches(summary):
+        return f"{norm(summary)} radius {radius(summary)}"
+    return f"at most {radius(summary)} {'switch' if summary.radius == (1.0, 1.0) else 'switches'}"
+
+
+def reach(summary: Summary) -> str:
+    """Return the word for how far the adversary may go: "radius", or "number of switches"."""
+    return "number of switches" if counts_switches(summary) else "radius"
+
+
+def axis(summary: Summary, quantity: str) -> str:
+    """Return the label of a scale of distances: "radius (linf)", or "switches"."""
+    return norm(summary) if counts_switches(summary) else f"{quantity} ({norm(summary)})"
+
+
+def stands_at(summary: Summary, value: float) -> str:
+    """Return how far away a witness stands: "linf 0.031", or "2 switches"."""
+    if not counts_switches(summary):
+        return f"{norm(summary)} {distance(value)}"
+    return "numeric columns alone" if 0 < value < 1 else f"{distance(value)} {'switch' if value == 1 else 'switches'}"
 
 
 def missing_lower_jaw(summary: Summary) -> str:
@@ -172,7 +203,7 @@ def limits(summary: Summary) -> Iterator[str]:
     if summary.robust.unknown:
         still = [str(r.index) for r in summary.rows if r.verdict == "unknown"]
         more = f" and {integer(len(still) - 20)} more" if len(still) > 20 else ""
-        yield f"Still open at the radius asked: {'point' if len(still) == 1 else 'points'} {', '.join(still[:20])}{more}."
+        yield f"Still open at the {reach(summary)} asked: {'point' if len(still) == 1 else 'points'} {', '.join(still[:20])}{more}."
     if summary.invalid:
         belong = "belongs" if len(summary.invalid) == 1 else "belong"
         yield f"{points(len(summary.invalid))} could not be measured and {belong} to no rate; the reasons are listed with the points."
@@ -183,7 +214,10 @@ def limits(summary: Summary) -> Iterator[str]:
     if 0 < summary.n < 100:
         yield f"With {points(summary.n)} little can be said about a population: the intervals are wide for a reason."
     yield "The intervals take the points for a random sample of the population. If they are the first of a test set, read every number as one about that set."
-    yield "Beyond the radius asked a curve only carries what happened to be found or proved; that nobody searched there looks the same as robustness."
+    if counts_switches(summary) and lookup(summary.question.facts, "threat", "letters", "numeric") is not None:
+        yield "Distances count switches. Where numeric columns moved and no letter changed, half a switch stands for it: more than none, less than one."
+    beyond = f"Beyond the {reach(summary)} asked a curve only carries what happened to be found or proved"
+    yield f"{beyond}; that nobody searched there looks the same as robustness."
 
 
 def audits(summary: Summary) -> Iterator[str]:
