@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.errors import Contradiction
+from calipers.errors import Contradiction, UnsupportedOp
+from calipers.problem.chance import median_worst
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
@@ -35,13 +36,17 @@ class Referee:
     def open(self, index: Tensor) -> list[Evidence]:
         """Return the model's answer at the points themselves: clean facts, witnesses at distance 0 where it is wrong, and points that cannot be measured."""
         part = self.problem.take(index)
-        logits, exact = part.classifier.logits(part.x.nan_to_num(0.0)), part.classifier.logits64(part.x.nan_to_num(0.0))
-        worst = part.goal.worst(part.margins(logits))
-        wrong = is_adversarial(worst) | is_adversarial(part.goal.worst(part.margins(exact)))
-        answer = logits.argmax(1)
+        x = part.x.nan_to_num(0.0)
+        if part.classifier.draws:
+            worst, answer, finite = _by_vote(part, x)
+            wrong = is_adversarial(worst)
+        else:
+            logits, exact = part.classifier.logits(x), part.classifier.logits64(x)
+            worst, answer, finite = part.goal.worst(part.margins(logits)), logits.argmax(1), logits.isfinite().all(1)
+            wrong = is_adversarial(worst) | is_adversarial(part.goal.worst(part.margins(exact)))
         facts = []
         for i, name in enumerate(part.names):
-            reason = _cannot_measure(part.x[i], logits[i])
+            reason = _cannot_measure(part.x[i], bool(finite[i]))
             if reason:
                 facts.append(Evidence(name, "invalid", CLEAN, note=reason))
                 continue
@@ -54,7 +59,7 @@ class Referee:
         """Rule on candidates; `index` maps the tool's places to the problem's. A candidate that is no witness leaves only the note that it was tried.
 
         A witness is finite, inside the box, equal to its point where the mask says so, and misclassified by the model in a batch, alone, and in
-        float64. Its distance says for which radii it counts.
+        float64; a random model in at least half of its declared fresh draws. Its distance says for which radii it counts.
         """
         part = self.problem.take(index[attempt.index])
         points = attempt.candidate.to(part.x)
@@ -73,6 +78,9 @@ class Referee:
 
     def _misclassified(self, part: Problem, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model = part.classifier
+        if model.draws:
+            worst, answer, finite = _by_vote(part, points)
+            return is_adversarial(worst) & finite, worst, answer
         logits = model.logits(points)
         worst = part.goal.worst(part.margins(logits))
         good = is_adversarial(worst) & logits.isfinite().all(1)
@@ -86,7 +94,12 @@ class Referee:
         return good, worst, logits.argmax(1)
 
     def claim(self, claim: Claim, index: Tensor, tool: str, seconds: float, seed: int) -> Ruling:
-        """Rule on claims: each must be about a point the model gets right, and survive random points of its own region (`Contradiction` otherwise)."""
+        """Rule on claims: each must be about a point the model gets right, and survive random points of its own region (`Contradiction` otherwise).
+
+        About a random model nothing is admitted (`UnsupportedOp`): what holds for one draw does not hold for the next.
+        """
+        if self.problem.classifier.draws:
+            raise UnsupportedOp(f"{tool} proves what holds for one function, but this model answers at random: attack it, or measure it without its randomness")
         part = self.problem.take(index[claim.index])
         radius = claim.radius.to(part.x.device)
         proved = (radius > 0) & radius.isfinite() & (claim.margin.to(radius) > 0)
@@ -115,7 +128,13 @@ class Referee:
                 )
 
 
-def _cannot_measure(x: Tensor, logits: Tensor) -> str:
+def _by_vote(part: Problem, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return of a random model the median worst margin over fresh draws (N,), its most frequent answer, and whether all draws were finite."""
+    answers = part.classifier.ballot(points)
+    return median_worst(answers, part.y, part.goal), answers.argmax(2).mode(0).values, answers.isfinite().all(2).all(0)
+
+
+def _cannot_measure(x: Tensor, finite: bool) -> str:
     if not bool(x.isfinite().all()):
         return "the input holds NaN or infinity"
-    return "" if bool(logits.isfinite().all()) else "the model's logits are not finite at this point"
+    return "" if finite else "the model's logits are not finite at this point"
