@@ -321,7 +321,8 @@ def test_a_measurement_of_letters_ends_with_a_record(tmp_path: Path) -> None:
         assert run(problem, plan, ledger)
         upper = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())).upper
     exact, fewest, _ = found(Replace("exhaustive"), problem)
-    assert upper.tolist() == torch.where(exact, problem.region.distance(fewest), torch.inf).tolist()
+    assert (upper <= 2).tolist() == exact.tolist() and (upper < torch.inf).all()  # what resists two switches is broken by more
+    assert upper[exact.numpy()].tolist() == problem.region.distance(fewest)[exact].tolist()
 
 
 @pytest.mark.parametrize("search", ["auto", "exhaustive", "gradient", "greedy", "beam"])

@@ -19,7 +19,6 @@ from calipers.errors import BadInput, CalipersError, Contradiction
 if TYPE_CHECKING:
     from calipers.api import Result
     from calipers.measurement.plan import Plan
-    from calipers.problem.ball import Ball
     from calipers.problem.classifier import Classifier
     from calipers.problem.threat import Threat
     from calipers.record.evidence import Question
@@ -36,6 +35,7 @@ app = typer.Typer(
 
 EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_INTERRUPTED = 2, 3, 130
 _RECORD = "run.calipers"
+_PLANS = "quick, standard, thorough, distance, autoattack, categorical. Default: standard, or categorical with --letters."
 _STATISTICS = "Mean that the model's inputs were standardised with: one number, or one a channel, separated by commas."
 
 
@@ -57,6 +57,10 @@ class Options:
     points: Annotated[int | None, typer.Option("--points", "-n", help="Measure the first N points only.")] = None
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf"
     epsilon: Annotated[str, typer.Option("--epsilon", "-e", help="Radius in the data's own units; fractions such as 8/255 are exact.")] = "0.1"
+    letters: Annotated[
+        str | None,
+        typer.Option(help="length,size: the input is a sequence of one-hot letters from an alphabet of that size; epsilon is then how many may be replaced."),
+    ] = None
     box: Annotated[str, typer.Option("--box", help="Valid values, low,high; or none.")] = "0,1"
     mean: Annotated[str | None, typer.Option(help=_STATISTICS)] = None
     std: Annotated[str | None, typer.Option(help="Standard deviation, likewise.")] = None
@@ -79,10 +83,12 @@ class Options:
         mean, std = (None if text is None else _numbers(text, "mean and std") for text in (self.mean, self.std))
         return [(name, load_model(name, builder=self.builder, mean=mean, std=std)) for name in ([self.model] if self.model else NAMES)]
 
-    def threat(self) -> Ball:
+    def threat(self) -> Threat:
         """Return the threat."""
         from calipers.problem.ball import Ball
 
+        if self.letters is not None:
+            return _substitutions(_numbers(self.letters, "the letters"), _numbers(self.epsilon, "a number of switches")[0])
         box = None if self.box == "none" else _numbers(self.box, "a box")
         if box is not None and len(box) != 2:
             raise BadInput(f"a box is two numbers, low,high, or none; got {self.box!r}")
@@ -114,15 +120,15 @@ _Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with it
 
 
 @_command(report="report.html")
-def measure(options: Options, plan: Annotated[str, typer.Option("--plan", "-p", help="quick, standard, thorough, distance, autoattack.")] = "standard") -> None:
+def measure(options: Options, plan: Annotated[str | None, typer.Option("--plan", "-p", help=_PLANS)] = None) -> None:
     """Robust accuracy from both sides, and a bracket on every point's adversarial distance."""
-    _run(options, lambda: _plan_named(plan))
+    _run(options, lambda threat: _plan_for(threat, plan))
 
 
 @_command()
 def distance(options: Options) -> None:
     """Brackets on the distance to the nearest adversarial example, one line a point; the searches begin at epsilon."""
-    for result in _run(options, lambda: _plan_named("distance")):
+    for result in _run(options, lambda threat: _plan_for(threat, None, "distance")):
         print("\npoint  label  answer  certified above  broken at  by")
         for row in result.points:
             upper = "-" if row.upper == float("inf") else f"{row.upper:.6g}"
@@ -133,13 +139,13 @@ def distance(options: Options) -> None:
 @_command(record="none")
 def attack(options: Options, tool: _Tool = None) -> None:
     """The upper jaw alone: one attack, refereed."""
-    _run(options, lambda: _plan_of(tool, "DEFAULT_ATTACK"))
+    _run(options, lambda threat: _plan_of(tool, "DEFAULT_ATTACK"))
 
 
 @_command(record="none")
 def certify(options: Options, tool: _Tool = None) -> None:
     """The lower jaw alone: one certifier."""
-    _run(options, lambda: _plan_of(tool, "DEFAULT_CERTIFIER"))
+    _run(options, lambda threat: _plan_of(tool, "DEFAULT_CERTIFIER"))
 
 
 @app.command()
@@ -191,6 +197,14 @@ def _numbers(text: str, what: str) -> list[float]:
         raise BadInput(f"{text!r} is no number for {what}; write 0.1, 8/255, or several separated by commas") from error
 
 
+def _substitutions(shape: list[float], k: float) -> Threat:
+    from calipers.problem.substitutions import Substitutions, letters
+
+    if len(shape) != 2 or not all(n >= 1 and n == int(n) for n in shape):
+        raise BadInput(f"letters are two whole numbers, length,size (60,4 for 60 nucleotides), got {', '.join(map('{:g}'.format, shape))}")
+    return Substitutions(letters(int(shape[0]), int(shape[1])), k)
+
+
 def _plan_of(tool: str | None, usual: str) -> Plan:
     from calipers import presets
     from calipers.measurement.plan import Plan
@@ -199,13 +213,13 @@ def _plan_of(tool: str | None, usual: str) -> Plan:
     return Plan(repr(chosen), (presets.stage_of(chosen),), "measure --plan standard")
 
 
-def _plan_named(name: str) -> Plan:
-    from calipers.presets import plan_named
+def _plan_for(threat: Threat, name: str | None, usual: str = "standard") -> Plan:
+    from calipers.presets import plan_for
 
-    return plan_named(name)
+    return plan_for(threat, name, usual)
 
 
-def _run(options: Options, plan: Callable[[], Plan]) -> list[Result]:
+def _run(options: Options, plan: Callable[[Threat], Plan]) -> list[Result]:
     """Measure every model that the options name, print the tables, and write the page."""
     with _errors():
         from calipers.api import measure as measure_problem
@@ -213,7 +227,8 @@ def _run(options: Options, plan: Callable[[], Plan]) -> list[Result]:
         from calipers.record.ledger import Ledger
         from calipers.report.text import render_text
 
-        chosen, threat, classifiers = plan(), options.threat(), options.classifiers()
+        threat, classifiers = options.threat(), options.classifiers()
+        chosen = plan(threat)
         x, y = load_data(options.data, options.labels, options.points)
         results: list[Result] = []
         with Ledger(None if options.record == "none" else options.record) as ledger:

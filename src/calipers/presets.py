@@ -99,6 +99,14 @@ PLANS: dict[str, Plan] = {
         ),
         "measure --plan thorough",
     ),
+    "distance": Plan(
+        "distance",
+        (
+            Stage(Nearest(PGD(steps=20), rounds=12), "attack", "distance"),
+            Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
+        ),
+        "measure --plan standard",
+    ),
     "categorical": Plan(
         "categorical",
         (
@@ -110,14 +118,6 @@ PLANS: dict[str, Plan] = {
             Stage(Enumeration(limit=50_000), "certifier", "distance"),
         ),
         "measure --plan categorical",
-    ),
-    "distance": Plan(
-        "distance",
-        (
-            Stage(Nearest(PGD(steps=20), rounds=12), "attack", "distance"),
-            Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
-        ),
-        "measure --plan standard",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ from calipers.problem.goals import is_adversarial
 from calipers.problem.neighbours import enumerate_switches
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
-from calipers.problem.substitution_region import SubstitutionRegion
+from calipers.problem.substitution_region import NUMERIC_ALONE, SubstitutionRegion
 from calipers.problem.tools import Attempt
 
 SearchName = Literal["auto", "exhaustive", "gradient", "greedy", "beam"]
@@ -36,7 +37,8 @@ class Replace:
     it finds nothing, nothing exists, and what it finds is nearest. "auto" is gradient, and for what resists exhaustive where that costs at most `limit`
     evaluations, beam elsewhere.
     `limit` is the number of evaluations a point may cost in one search; greedy and beam keep to the moves of largest first-order gain where all are too many.
-    `nearest` goes on from each success with one switch less, until nothing is found: with an exhaustive last search that is the exact least number.
+    `nearest` goes on from each success with one switch less, until nothing is found: with an exhaustive last search that is the exact least number. Points
+    that resist all k are searched with twice as many switches, and again, until they break or every letter may change.
     Numeric columns, where the threat frees them, are moved by steepest steps before the letters are searched and after; nothing is exact then.
     """
 
@@ -64,20 +66,35 @@ class Replace:
     def _block(self, problem: Problem, region: SubstitutionRegion, block: Tensor) -> Attempt:
         """Return the candidates of one block of points."""
         search = _Search(problem, region, self)
-        attempt = search.run(block)
-        left = torch.nonzero(is_adversarial(search.score)).flatten() if self.nearest else block[:0]
+        attempt, broken = search.run(block), is_adversarial(search.score)
+        if not self.nearest:
+            return attempt
+        most = region.options.any(2).sum(1).double()
+        left, count = torch.nonzero(~broken).flatten(), region.radius[~broken]
+        while len(left := left[(wider := count < most[left])]):
+            count = torch.minimum(2 * count[wider].clamp(min=NUMERIC_ALONE), most[left])
+            found = self._again(problem, region, attempt, left, count)
+            broken[left[found]] = True
+            left, count = left[~found], count[~found]
+        left = torch.nonzero(broken).flatten()
         while True:
             count = region.take(left).distance(attempt.candidate[left])
             left, count = left[count > 1], count[count > 1]
             if not len(left):
                 return attempt
-            search = _Search(problem.take(left), region.take(left).at(count - 1), self)
-            nearer = search.run(left)
-            attempt.forwards.index_add_(0, left, nearer.forwards)
-            attempt.backwards.index_add_(0, left, nearer.backwards)
-            found = is_adversarial(search.score)
-            left = left[found]
-            attempt.candidate[left] = nearer.candidate[found]
+            left = left[self._again(problem, region, attempt, left, count - 1)]
+
+    def _again(self, problem: Problem, region: SubstitutionRegion, attempt: Attempt, left: Tensor, count: Tensor) -> Tensor:
+        """Search the points `left` with other numbers of switches, add the cost and the finds to the attempt, and return where there are any."""
+        # What is too large to be listed is searched all the same; then the number found need not be the least.
+        tool = dataclasses.replace(self, search="auto") if self.search == "exhaustive" else self
+        search = _Search(problem.take(left), region.take(left).at(count), tool)
+        attempt_now = search.run(left)
+        attempt.forwards.index_add_(0, left, attempt_now.forwards)
+        attempt.backwards.index_add_(0, left, attempt_now.backwards)
+        found = is_adversarial(search.score)
+        attempt.candidate[left[found]] = attempt_now.candidate[found]
+        return found
 
 
 def _refuse_large(region: SubstitutionRegion, limit: int) -> None:
