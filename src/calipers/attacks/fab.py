@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import FromTheCentre, across, check_between, demand, length, seek
+from calipers.attacks.minimum import FromTheCentre, check_between, demand, length, seek
+from calipers.attacks.polish import across
 from calipers.attacks.search import Look, Memory, per_job, rivals
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem

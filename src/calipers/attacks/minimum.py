@@ -10,6 +10,7 @@ from torch import Tensor
 
 from calipers.attacks.nearest import pull_back
 from calipers.attacks.objectives import margin
+from calipers.attacks.polish import polish
 from calipers.attacks.search import Memory, Recipe, per_job, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
@@ -58,15 +59,17 @@ def seek(problem: Problem, recipe: Recipe, seed: int) -> Iterator[Attempt]:
     part = problem.take(open_)
     wide = part.at((part.threat.widest(part.x) * _BEYOND).nan_to_num(posinf=_EVERYWHERE).clamp(max=_EVERYWHERE))
     for attempt in run_queue(wide, recipe, seed=seed):
-        before = problem.classifier.counter.forwards
-        settled = _settled(wide.take(attempt.index), attempt.candidate)
-        spent = (problem.classifier.counter.forwards - before) // len(settled)
-        yield Attempt(open_[attempt.index], settled, attempt.forwards + spent + 1, attempt.backwards)
+        counter = problem.classifier.counter
+        forwards, backwards = counter.forwards, counter.backwards
+        settled = _settled(wide.take(attempt.index), attempt.candidate, seed)
+        spent, back = (counter.forwards - forwards) // len(settled), (counter.backwards - backwards) // len(settled)
+        yield Attempt(open_[attempt.index], settled, attempt.forwards + spent + 1, attempt.backwards + back)
 
 
-def _settled(problem: Problem, points: Tensor) -> Tensor:
-    """Return adversarial points only just beyond the boundary, on the segment from x; where the model's and exact arithmetic disagree, a little farther."""
-    region, best = problem.region, points
+def _settled(problem: Problem, points: Tensor, seed: int) -> Tensor:
+    """Return adversarial points only just beyond the boundary, polished; where the model's and exact arithmetic disagree, a little farther."""
+    region, points = problem.region, polish(problem, points, problem.streams(seed))
+    best = points
     undecided = torch.ones(len(points), dtype=torch.bool, device=points.device)
     for push in _PUSHES:
         trial = points if push == 1 else region.snap(region.project(region.center + (points - region.center) * push))
@@ -120,17 +123,3 @@ def slope(region: Region, g: Tensor) -> Tensor:
 def widths(region: Region) -> Tensor:
     """Return how far each feature can move in all, (M, *D): the natural unit of a step; infinite without a box, 0 under the mask."""
     return (region.high - region.low).view_as(region.center)
-
-
-def across(region: Region, points: Tensor, g: Tensor, gain: Tensor) -> Tensor:
-    """Return the shortest perturbation that takes points to the plane <g, z - point> = gain (M,) inside the box, on whichever side of it they are.
-
-    Where the plane does not meet the box: to the corner nearest to it.
-    """
-    side = torch.where(gain < 0, -1.0, 1.0).to(g.dtype)
-    offset = (points - region.center).flatten(1)
-    low, high, flat = (region.low - offset).clamp(max=0), (region.high - offset).clamp(min=0), g.flatten(1) * side[:, None]
-    if region.weight is None:
-        return region.norm.reach(flat, gain.abs(), low, high).view_as(points)
-    w = region.weight
-    return (region.norm.reach(flat / w, gain.abs(), low * w, high * w) / w).view_as(points)
