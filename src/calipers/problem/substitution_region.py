@@ -174,7 +174,7 @@ class SubstitutionRegion(Region):
         """Return one admissible point per region: k random groups (as many as can change), each with a uniform choice of its allowed letters."""
         groups, letters = self.options.shape[1:]
         chance = streams.fork(0).uniform(groups, torch.float64).masked_fill(~self.options.any(2), -1.0)
-        order = chance.argsort(dim=1, descending=True, stable=True)[:, : int(self.budget.max())]
+        order = chance.argsort(dim=1, descending=True, stable=True)[:, : int(self.budget.max()) if len(chance) else 0]
         pick = streams.fork(1).uniform(groups * letters, torch.float64).view(-1, groups, letters).masked_fill(~self.options, -1.0).argmax(2)
         use = (torch.arange(order.shape[1], device=order.device) < self.budget[:, None]) & (chance.gather(1, order) >= 0)
         moves = torch.where(use, order * letters + pick.gather(1, order), -1)
