@@ -76,7 +76,7 @@ class APGD:
             for attempt in Queue(problem, Climb(self.steps, self.restarts, 0, self.loss), seed, dtype, batch, begin).run():
                 yield replace(attempt, index=places[attempt.index])
             return
-        ranked = rank_rivals(problem, targets)
+        ranked = rank_rivals(problem, targets, batch)
         begin = None if starts is None else chosen(starts, ranked)
         share = 2.0 if starts is None else _GUIDED_SHARE
         rounds = _rounds(targets, self.steps) if self.halving and targets > 1 else [(targets, self.steps, 2.0)]

@@ -179,7 +179,7 @@ class Queue:
         self.network = problem.classifier.step(dtype)
         self.coarse = dtype not in (None, problem.classifier.dtype)
         ranking = (0, 0) if rivals is not None or not recipe.targets else (1, problem.classes - 1)
-        self.rivals = rivals if rivals is not None or not recipe.targets else rank_rivals(problem, recipe.targets)
+        self.rivals = rivals if rivals is not None or not recipe.targets else rank_rivals(problem, recipe.targets, batch)
         self.book = _Book(self.n, recipe.restarts * max(recipe.targets, 1))
         self.best = problem.x.clone()
         self.score = torch.full((self.n,), torch.inf, dtype=problem.x.dtype, device=device)
@@ -357,12 +357,12 @@ def rivals(problem: Problem, targets: int) -> int:
     return min(targets, problem.classes - 1) if isinstance(problem.goal, Untargeted) else 0
 
 
-def rank_rivals(problem: Problem, count: int) -> Tensor:
+def rank_rivals(problem: Problem, count: int, batch: int | None = None) -> Tensor:
     """Return the margin columns (N, count) most worth attacking: smallest margin over the dual norm of its gradient first.
 
     That quotient is the exact distance to the rival for a linear model. Cost: one forward, and one backward pass for each rival.
     """
-    parts = torch.arange(len(problem), device=problem.x.device).split(BATCH)  # the graphs of all points at once would not fit
+    parts = torch.arange(len(problem), device=problem.x.device).split(batch or BATCH)  # the graphs of all points at once would not fit
     return torch.cat([_ranked(problem.take(part), count) for part in parts])
 
 

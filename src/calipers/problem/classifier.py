@@ -17,6 +17,7 @@ from calipers.problem.search_copy import search_copy
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _PROBABILITY_TOLERANCE = 1e-5
+_ROWS = 256  # of one call: all points at once would not fit
 _ENOUGH_TO_TELL = 10  # points on which a single output that never leaves [0, 1] cannot be a logit by chance
 
 
@@ -124,7 +125,7 @@ class Classifier:
         single = not self._tail and (z.dim() == 1 or z.shape[1] == 1)
         if single:
             self._tail = [TwoLogits(self.dtype, self.device)]
-        logits = torch.cat([self.logits(part) for part in x.split(256)])
+        logits = self.logits(x)
         if single and len(x) >= _ENOUGH_TO_TELL and bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 1)).all()):
             self._tail = []
             raise BadModel(
@@ -184,8 +185,7 @@ class Classifier:
         """Return the logits (N, K) without gradients; counts N forwards."""
         self.counter.forwards += len(x)
         with self.frozen(), torch.no_grad():
-            z: Tensor = self.network(x)
-        return z
+            return _in_parts(self.network, x)
 
     def logits64(self, x: Tensor) -> Tensor:
         """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell a margin from its rounding. Counts N forwards."""
@@ -196,8 +196,7 @@ class Classifier:
                 self._double = (self.state(), copy.deepcopy(self.network).double().requires_grad_(False))
         self.counter.forwards += len(x)
         with self.frozen(), torch.no_grad():
-            z: Tensor = self._double[1](x.double())
-        return z
+            return _in_parts(self._double[1], x.double())
 
     def ballot(self, x: Tensor) -> Tensor:
         """Return the logits (draws, N, K) of fresh draws of a random model, each point alone (see chance.py). Counts draws x N forwards."""
@@ -225,6 +224,12 @@ class Classifier:
             h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return h.hexdigest()[:16]
+
+
+def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the network's answers, so many points at a time that its memory does not grow with their number."""
+    z: Tensor = network(x) if len(x) <= _ROWS else torch.cat([network(part) for part in x.split(_ROWS)])
+    return z
 
 
 def _are_probabilities(z: Tensor) -> bool:
