@@ -9,17 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calipers.api import Attacked, Certified, Checked, Result, attack, certify, check, distance, measure
+    from calipers.api import Attacked, Certified, Checked, Result, attack, certify, check, curve, distance, measure
     from calipers.attacks.apgd import APGD
     from calipers.attacks.boundary import Boundary
     from calipers.attacks.carlini_wagner import CarliniWagner
     from calipers.attacks.ddn import DDN
     from calipers.attacks.deepfool import DeepFool
     from calipers.attacks.defences import BPDA, EOT, Through
+    from calipers.attacks.distil import distilled
     from calipers.attacks.fab import FAB
     from calipers.attacks.fmn import FMN
     from calipers.attacks.guided import Guided
     from calipers.attacks.hop_skip_jump import HopSkipJump
+    from calipers.attacks.momentum import Momentum
     from calipers.attacks.nearest import Nearest
     from calipers.attacks.one_step import Steepest
     from calipers.attacks.pgd import PGD
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from calipers.attacks.sigma_zero import SigmaZero
     from calipers.attacks.spsa import SPSA
     from calipers.attacks.square import Square
+    from calipers.attacks.transfer import Transfer
     from calipers.certificates.crown import CROWN, IBP
     from calipers.certificates.guide import Minimisers
     from calipers.certificates.radius import LargestRadius
@@ -53,10 +56,13 @@ _HOME = {
     "attacks.ddn": "DDN",
     "attacks.deepfool": "DeepFool",
     "attacks.defences": "BPDA EOT Through",
+    "attacks.distil": "distilled",
     "attacks.fab": "FAB",
     "attacks.fmn": "FMN",
     "attacks.guided": "Guided",
     "attacks.hop_skip_jump": "HopSkipJump",
+    "attacks.momentum": "Momentum",
+    "attacks.transfer": "Transfer",
     "attacks.replace": "Replace",
     "attacks.sigma_zero": "SigmaZero",
     "attacks.spsa": "SPSA",
@@ -64,7 +70,7 @@ _HOME = {
     "certificates.guide": "Minimisers",
     "problem.answers": "Answers from_estimator from_onnx",
     "problem.substitutions": "Substitutions",
-    "api": "Attacked Certified Checked Result attack certify check distance measure",
+    "api": "Attacked Certified Checked Result attack certify check curve distance measure",
     "attacks.nearest": "Nearest",
     "attacks.one_step": "Steepest",
     "attacks.pgd": "PGD",
@@ -87,10 +93,10 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
-    "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "distance", "measure",
+    "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "curve", "distance", "measure",
     "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
     "FMN", "Guided", "HopSkipJump", "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
-    "Nearest", "Steepest", "PGD", "CROWN", "IBP", "LargestRadius",
+    "Nearest", "Steepest", "PGD", "Momentum", "Transfer", "distilled", "CROWN", "IBP", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
     "load_data", "load_model", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",

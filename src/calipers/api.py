@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from calipers.errors import BadInput, Contradiction
 from calipers.measurement.plan import Plan
 from calipers.measurement.referee import CLEAN, Referee
 from calipers.measurement.run import Watch, run
+from calipers.measurement.sweep import sweep
 from calipers.presets import check_fit, plan_for, stage_of, tool_from
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
@@ -24,7 +25,7 @@ from calipers.problem.tools import Attack, Attempt, Certifier
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Question
 from calipers.record.ledger import Ledger
-from calipers.report.report import PointRow, Rate, RobustAccuracy, Summary, summarise
+from calipers.report.report import AtRadius, PointRow, Rate, RobustAccuracy, Summary, summarise
 
 _REPROVED = 64  # certificates re-proved at once
 
@@ -47,6 +48,11 @@ class Result:
     def clean_accuracy(self) -> Rate:
         """The share of points on which the model is right."""
         return self.summary.clean
+
+    @property
+    def curve(self) -> tuple[AtRadius, ...]:
+        """`.radius` and `.robust` (as `robust_accuracy`) at each radius of a run that asked several; else nothing."""
+        return self.summary.at_radii
 
     @property
     def points(self) -> tuple[PointRow, ...]:
@@ -93,6 +99,37 @@ def measure(
     ledger = record if isinstance(record, Ledger) else Ledger(record)
     named = {"title": title} if title else {}
     finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=dict(named))
+    return _result(problem, ledger, confidence, finished)
+
+
+def curve(
+    model: nn.Module | Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    radii: Sequence[float],
+    *,
+    goal: Goal | None = None,
+    plan: str | Plan | None = None,
+    seed: int = 0,
+    record: str | Path | Ledger | None = None,
+    confidence: float = 0.95,
+    seconds: float | None = None,
+    watch: Watch | None = None,
+    title: str = "",
+) -> Result:
+    """Measure the robust accuracy at many radii in one run; `.curve` of the result has the rates at each, the rest is read at the middle radius.
+
+    An example found at a radius counts at all larger ones, a certificate at all smaller ones: both curves fall, and a point is asked only where its
+    verdict is open, at the middle of such radii first. The threat's own radius is not used. Stages of the plan that look for distances are left out (but
+    where it has no others), so between the radii the curve says no more than at the next. With a `record` the same call takes an interrupted run up.
+    Cost: about log2(R) + 1 visits of a point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for radii not above 0.
+    """
+    problem = Problem.pose(model, x, y, threat, goal)
+    chosen = plan_for(threat, plan)
+    chosen = chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
+    ledger = record if isinstance(record, Ledger) else Ledger(record)
+    finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, facts={"title": title} if title else {})
     return _result(problem, ledger, confidence, finished)
 
 
@@ -267,4 +304,4 @@ def _reprove(problem: Problem, place: dict[str, int], facts: list[Evidence]) -> 
     return failures
 
 
-__all__ = ["Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "distance", "measure", "stage_of"]
+__all__ = ["Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "curve", "distance", "measure", "stage_of"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_INTERRUPTED = 2, 3, 130
 _RECORD = "run.calipers"
 _PLANS = "quick, standard, thorough, distance, autoattack, categorical. Default: standard, or categorical with --letters."
+_RADII = "Several radii in one run, such as 0.05,0.1,0.2 or 2/255,8/255, in place of epsilon: a curve. Points are asked only where a verdict is open."
 _STATISTICS = "Mean that the model's inputs were standardised with: one number, or one a channel, separated by commas."
 
 
@@ -120,9 +122,13 @@ _Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with it
 
 
 @_command(report="report.html")
-def measure(options: Options, plan: Annotated[str | None, typer.Option("--plan", "-p", help=_PLANS)] = None) -> None:
+def measure(
+    options: Options,
+    plan: Annotated[str | None, typer.Option("--plan", "-p", help=_PLANS)] = None,
+    radii: Annotated[str | None, typer.Option(help=_RADII)] = None,
+) -> None:
     """Robust accuracy from both sides, and a bracket on every point's adversarial distance."""
-    _run(options, lambda threat: _plan_for(threat, plan))
+    _run(options, lambda threat: _plan_for(threat, plan), None if radii is None else _numbers(radii, "the radii"))
 
 
 @_command()
@@ -219,9 +225,10 @@ def _plan_for(threat: Threat, name: str | None, usual: str = "standard") -> Plan
     return plan_for(threat, name, usual)
 
 
-def _run(options: Options, plan: Callable[[Threat], Plan]) -> list[Result]:
-    """Measure every model that the options name, print the tables, and write the page."""
+def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | None = None) -> list[Result]:
+    """Measure every model that the options name, at one radius or several, print the tables, and write the page."""
     with _errors():
+        from calipers.api import curve
         from calipers.api import measure as measure_problem
         from calipers.interchange import load_data
         from calipers.record.ledger import Ledger
@@ -235,7 +242,8 @@ def _run(options: Options, plan: Callable[[Threat], Plan]) -> list[Result]:
             for name, classifier in classifiers:
                 with _watch(name, len(x), options.quiet) as watch:
                     settings = {"seed": options.seed, "confidence": options.confidence, "seconds": options.seconds}
-                    results.append(measure_problem(classifier, x, y, threat, plan=chosen, record=ledger, watch=watch, title=_title(name), **settings))  # type: ignore[arg-type]
+                    ask: Callable[..., Result] = measure_problem if radii is None else partial(curve, radii=radii)
+                    results.append(ask(classifier, x, y, threat, plan=chosen, record=ledger, watch=watch, title=_title(name), **settings))
                 if not results[-1].finished:
                     break
             print(render_text([r.summary for r in results], options.confidence))

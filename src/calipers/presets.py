@@ -16,6 +16,7 @@ from calipers.attacks.fab import FAB
 from calipers.attacks.fmn import FMN
 from calipers.attacks.guided import Guided
 from calipers.attacks.hop_skip_jump import HopSkipJump
+from calipers.attacks.momentum import Momentum
 from calipers.attacks.nearest import Nearest
 from calipers.attacks.one_step import Steepest
 from calipers.attacks.pgd import PGD
@@ -23,6 +24,7 @@ from calipers.attacks.replace import Replace
 from calipers.attacks.sigma_zero import SigmaZero
 from calipers.attacks.spsa import SPSA
 from calipers.attacks.square import Square
+from calipers.attacks.transfer import Transfer
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.guide import Minimisers
@@ -36,7 +38,9 @@ from calipers.problem.tools import Attack, Certifier
 _NEAREST = (Nearest, FMN, DDN, DeepFool, FAB, CarliniWagner, SigmaZero, HopSkipJump, Boundary)
 """Attacks that look for the nearest example, whatever the radius."""
 
-ATTACKS: dict[str, type[Any]] = {tool.__name__: tool for tool in (Steepest, PGD, APGD, Guided, Square, SPSA, Replace, Through, EOT, *_NEAREST)}
+ATTACKS: dict[str, type[Any]] = {
+    tool.__name__: tool for tool in (Steepest, PGD, APGD, Momentum, Guided, Square, SPSA, Replace, Through, EOT, Transfer, *_NEAREST)
+}
 CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, Enumeration, LargestRadius)}
 
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}

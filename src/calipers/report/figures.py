@@ -72,6 +72,7 @@ def curve(summary: Summary, size: Size = FULL) -> str:
         f'<path class="band robust-line" d="{_steps(frame, r, np.maximum(low - c.half_width, 0), back=True)}"/>',
         f'<path class="band broken-line" d="{_steps(frame, r, np.minimum(high + c.half_width, 1), back=False)}"/>',
         f'<path class="curve robust-line" d="{below}"/><path class="curve broken-line" d="{above}"/>',
+        *_asked_too(summary, frame),
         _asked(summary, frame),
     ]
     return _svg(size, "curve", f"Robust accuracy over the {reach(summary)}. {_at_radius(summary)}", parts)
@@ -101,6 +102,13 @@ def _asked(summary: Summary, frame: Frame) -> str:
         + _text("value robust-text", x + side, down, f"{at_least(robust.certified)} %", anchor)
         + _text("value broken-text", x + side, up, f"{at_most(robust.attacked)} %", anchor)
     )
+
+
+def _asked_too(summary: Summary, frame: Frame) -> list[str]:
+    """Return a dot on either line for each radius of a run that asked several; the one the verdicts are read at has its own."""
+    inside = [at for at in summary.at_radii if at.radius <= summary.curve.reach and at.radius != summary.radius[1]]
+    ends = [(at.radius, share, side) for at in inside for share, side in ((at.robust.certified.share, "robust"), (at.robust.attacked.share, "broken"))]
+    return [f'<circle class="dot {side}" cx="{frame.px(r):.1f}" cy="{frame.py(share):.1f}" r="3"/>' for r, share, side in ends] if summary.n else []
 
 
 def gauge(summary: Summary, size: Size = FULL, *, bare: bool = False) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +111,14 @@ class RobustAccuracy:
 
 
 @dataclass(frozen=True)
+class AtRadius:
+    """The rates of all points at one of several radii asked, the same for every point."""
+
+    radius: float
+    robust: RobustAccuracy
+
+
+@dataclass(frozen=True)
 class ClassRow:
     """The rates of one class; each interval holds on its own, without correction for the number of classes."""
 
@@ -137,7 +145,8 @@ class ToolCost:
 class Summary:
     """Everything the record says about one question. `rows` holds every point, also the invalid ones; rates are over the others.
 
-    `radius` is the smallest and largest radius asked; `guarantees` counts the certified points by the arithmetic in which their claim holds.
+    `radius` is the smallest and largest radius asked; `at_radii` are the rates where several were asked in one run (else none);
+    `guarantees` counts the certified points by the arithmetic in which their claim holds.
     """
 
     question: Question
@@ -147,6 +156,7 @@ class Summary:
     radius: tuple[float, float]
     clean: Rate
     robust: RobustAccuracy
+    at_radii: tuple[AtRadius, ...]
     certified_by: tuple[ToolCount, ...]
     broken_by: tuple[ToolCount, ...]
     clean_errors: int
@@ -212,6 +222,7 @@ def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> S
         radius=radius,
         clean=clean_accuracy(valid, confidence),
         robust=robust_accuracy(valid, confidence),
+        at_radii=tuple(AtRadius(r, robust_at(valid, r, confidence)) for r in _radii(question)),
         certified_by=_count(r.settled_by for r in valid if r.verdict == "robust" and r.settled_by),
         broken_by=_count(r.settled_by for r in valid if r.verdict == "broken" and not r.is_clean_error),
         clean_errors=sum(r.is_clean_error for r in valid),
@@ -282,6 +293,22 @@ def robust_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> Robus
     certified, surviving = verdicts["robust"], n - verdicts["broken"]
     interval = two_sided(certified, surviving, n, confidence) if n else (0.0, 1.0)
     return RobustAccuracy(Rate(certified, n, confidence), Rate(surviving, n, confidence), verdicts["unknown"], interval, confidence)
+
+
+def robust_at(rows: Sequence[PointRow], radius: float, confidence: float = 0.95) -> RobustAccuracy:
+    """Return the same rates read at another radius: whatever was found at a radius counts at all larger ones, what was proved at all smaller ones."""
+
+    def verdict(row: PointRow) -> Verdict:
+        return "broken" if row.upper <= radius else "robust" if row.lower >= radius else "unknown"
+
+    return robust_accuracy([replace(row, verdict=verdict(row)) for row in rows], confidence)
+
+
+def _radii(question: Question) -> list[float]:
+    """Return the radii that one run asked, rising; none where it asked one, or where a stranger's record says something else."""
+    asked = question.facts.get("radii")
+    numbers = asked if isinstance(asked, list) and all(isinstance(r, float | int) and math.isfinite(r) and r > 0 for r in asked) else []
+    return sorted({float(r) for r in numbers})
 
 
 def class_rows(rows: Sequence[PointRow], confidence: float = 0.95) -> tuple[ClassRow, ...]:

@@ -46,6 +46,7 @@ def _lines(summary: Summary, titled: bool) -> Iterator[str]:
     yield f"robust accuracy, {how_far}, {points(summary.n)}, {share_of_points(summary.confidence)}"
     if summary.n:
         yield from _rates(summary)
+        yield from _curve(summary)
         yield f"  {'switches' if counts_switches(summary) else 'distance'} {_median(summary)}"
     yield f"  cost     {_cost(summary)}"
     yield from _remarks(summary)
@@ -64,6 +65,16 @@ def _rates(summary: Summary) -> Iterator[str]:
     if clean.of:
         short = "" if clean.of == summary.n else f"  of the {integer(clean.of)} looked at"
         yield f"  clean    {percent(clean.share):>5} %  ({percent(clean.wilson.low, 'down')} .. {percent(clean.wilson.high, 'up')}){short}"
+
+
+def _curve(summary: Summary) -> Iterator[str]:
+    """Yield the rates at all radii of a run that asked several."""
+    if summary.at_radii:
+        yield f"  {'at':<8} {'at least':>10}  {'at most':>9}  {'unknown':>9}   interval"
+    for at in summary.at_radii:
+        robust, (low, high) = at.robust, at.robust.interval
+        rates = f"{at_least(robust.certified):>8} %  {at_most(robust.attacked):>7} %  {percent(robust.unknown_share):>7} %"
+        yield f"  {at.radius:<8.6g} {rates}   {percent(low, 'down')} .. {percent(high, 'up')} %"
 
 
 def _median(summary: Summary) -> str:

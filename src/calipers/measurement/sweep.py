@@ -1,0 +1,152 @@
+"""How robust is the model at many radii? One record for all: an example found counts at every larger radius, a certificate at every smaller one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calipers.errors import BadInput
+from calipers.measurement.plan import Plan, Stage
+from calipers.measurement.run import Watch, run
+from calipers.problem.problem import Problem
+from calipers.record.bracket import Bracket
+from calipers.record.ledger import Ledger
+
+Cells = NDArray[np.bool_]
+"""(N, R): one cell for each point and radius."""
+
+
+def sweep(
+    problem: Problem,
+    plan: Plan,
+    ledger: Ledger,
+    radii: Sequence[float],
+    *,
+    seed: int = 0,
+    watch: Watch | None = None,
+    facts: dict[str, object] | None = None,
+) -> bool:
+    """Carry out the plan's stages for verdicts at every radius that can still tell something new, and return whether it came to its end.
+
+    Each point is asked at the middle of the radii where its verdict is open, and so on in the halves: settled there, it is settled on one whole side. Where it
+    stays open, attacks are only tried at larger radii and certifiers at smaller ones: what they could not do inside a smaller ball, or for a larger one, is
+    not to be had from them. So a point costs about log2(R) + 1 visits of the plan, not R. Stages that look for distances are left out, but where the plan
+    has no others it is carried out once. The record shows the verdicts at the middle radius, and the rates at all of them.
+    A run that was stopped is taken up by the same call: what is settled is read from the record, what was tried is not tried again.
+    """
+    grid = checked(radii)
+    shown = grid[len(grid) // 2]
+    stages = tuple(dataclasses.replace(s, audit=None) for s in plan.stages if s.aim == "verdict")
+    extra = {**(facts or {}), "radii": list(grid), "plan": [plan.name, *(s.name for s in stages or plan.stages)]}
+    state = _Sweep(problem, ledger, np.asarray(grid), stages)
+    began, finished = time.monotonic(), True
+    try:
+        # Every point gets its place in the record, and is asked itself, before parts of them are dealt with.
+        finished = run(problem.at(shown), dataclasses.replace(plan, stages=() if stages else plan.stages), ledger, seed=seed, watch=watch, facts=extra)
+        while finished and (parts := list(state.next())):
+            for part in parts:
+                left = None if plan.seconds is None else plan.seconds - (time.monotonic() - began)
+                finished = finished and (left is None or left > 0) and state.visit(part, dataclasses.replace(plan, seconds=left), seed, watch, extra)
+    finally:
+        run(problem.at(shown), dataclasses.replace(plan, stages=()), ledger, seed=seed, facts={**extra, **state.notes()})
+    return finished
+
+
+def checked(radii: Sequence[float]) -> tuple[float, ...]:
+    """Return the radii in rising order, each once; raises `BadInput` unless there is one, and all are finite and above 0."""
+    grid = tuple(sorted({float(r) for r in radii}))
+    if not grid or not all(math.isfinite(r) and r > 0 for r in grid):
+        raise BadInput(f"a curve needs one radius or more, finite and above 0, in the data's own units (radius 0 is the clean accuracy); got {list(radii)}")
+    return grid
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    """Points that some stages visit, each at the radius of its column."""
+
+    stages: tuple[Stage, ...]
+    places: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
+class _Sweep:
+    """Which jaw has nothing more to say in which cell?"""
+
+    def __init__(self, problem: Problem, ledger: Ledger, grid: NDArray[np.float64], stages: tuple[Stage, ...]) -> None:
+        self.problem, self.ledger, self.grid, self.stages = problem, ledger, grid, stages
+        self.fingerprint = problem.fingerprint()
+        self.jaws = {kind: tuple(s for s in stages if s.kind == kind) for kind in ("attack", "certifier")}
+        self.spent = {kind: np.full((len(problem), len(grid)), not jaw) for kind, jaw in self.jaws.items()}
+        self._remember()
+
+    def next(self) -> Iterator[_Part]:
+        """Yield what to visit in this round: both jaws where both can still tell something, else the one that can."""
+        open_cells = self._open()
+        attack, certifier = (open_cells & ~self.spent[kind] for kind in ("attack", "certifier"))
+        both = attack & certifier
+        alone = ~both.any(1, keepdims=True)
+        for stages, cells in ((self.stages, both), (self.jaws["attack"], attack & alone), (self.jaws["certifier"], certifier & alone)):
+            places = np.flatnonzero(cells.any(1))
+            if len(places):
+                yield _Part(stages, places, _middle(cells[places]))
+
+    def visit(self, part: _Part, plan: Plan, seed: int, watch: Watch | None, facts: dict[str, object]) -> bool:
+        """Run the part's stages, and note for the points that stay open which radii need not be asked any more."""
+        asked = self.problem.take(torch.from_numpy(part.places)).at(torch.from_numpy(self.grid[part.columns]))
+        noted = {**facts, **self.notes()}
+        if not run(asked, dataclasses.replace(plan, stages=part.stages), self.ledger, seed=seed, watch=watch, facts=noted):
+            return False
+        failed = self._open()[part.places, part.columns]
+        for kind in {s.kind for s in part.stages}:
+            self._fail(kind, part.places[failed], part.columns[failed])
+        return True
+
+    def _fail(self, kind: str, places: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
+        """Note that a jaw could not settle these cells: an attack has nothing to say at smaller radii, a certifier at larger ones."""
+        column, at = np.arange(len(self.grid)), columns[:, None]
+        np.logical_or.at(self.spent[kind], places, column <= at if kind == "attack" else column >= at)  # a place may be named twice
+
+    def _remember(self) -> None:
+        """Read from the record which visits of an earlier run failed, so that this one goes the same way."""
+        tried, still = self._tried(), self._open()
+        # A visit of both jaws that was cut short between them is made again, a visit of one is one where the other had failed before.
+        for cells in (tried["attack"] & tried["certifier"] & still, still):
+            for kind, other in (("attack", "certifier"), ("certifier", "attack")):
+                ended = cells & tried[kind] & (tried[other] | self.spent[other])
+                self._fail(kind, *np.nonzero(ended))
+
+    def _tried(self) -> dict[str, Cells]:
+        """In which cells has every stage of a jaw been tried?"""
+        place, column = {name: i for i, name in enumerate(self.problem.names)}, {r: k for k, r in enumerate(self.grid.tolist())}
+        counts = {s.name: np.zeros(self.spent["attack"].shape, dtype=bool) for s in self.stages}
+        for e in self.ledger.evidence(self.fingerprint):
+            if e.kind == "attempt" and e.tool in counts and e.point in place and e.radius in column:
+                counts[e.tool][place[e.point], column[e.radius]] = True
+        none = np.zeros_like(self.spent["attack"])
+        return {kind: np.logical_and.reduce([counts[s.name] for s in jaw]) if jaw else none for kind, jaw in self.jaws.items()}
+
+    def notes(self) -> dict[str, object]:
+        """Return what earlier visits wrote down about the run, for the next one not to forget."""
+        held = next((q.facts for q in self.ledger.questions() if q.fingerprint == self.fingerprint), {})
+        return {"lower_jaw": held["lower_jaw"]} if "lower_jaw" in held else {}
+
+    def _open(self) -> Cells:
+        """In which cells does the record leave the verdict open? In none of a point that cannot be measured."""
+        facts = self.ledger.evidence(self.fingerprint)
+        bracket = Bracket.of(self.problem.names, facts)
+        invalid = {e.point for e in facts if e.kind == "invalid"}
+        usable = np.array([name not in invalid for name in self.problem.names])
+        cells: Cells = (bracket.lower[:, None] < self.grid) & (self.grid < bracket.upper[:, None]) & usable[:, None]
+        return cells
+
+
+def _middle(cells: Cells) -> NDArray[np.int64]:
+    """Return the middle one of the true columns of each row; every row has one."""
+    half = (cells.sum(1, keepdims=True) + 1) // 2
+    return np.asarray((cells.cumsum(1) >= half).argmax(1), dtype=np.int64)
