@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.budgets import caps, largest, rise_in_order, rise_together, share_out, soft_threshold
+from calipers.problem.budgets import caps, largest, rise_in_order, rise_together, share_out, soft_threshold, toward
 
 
 def support_rounding(d: int) -> int:
@@ -264,7 +264,7 @@ class L1:
         Croce and Hein 2021, with any box and weights.
         """
         size, sign = delta.abs(), delta.sign()
-        cap = torch.where(delta > 0, high, -low)
+        cap = toward(sign, low, high)
         w = torch.ones_like(size) if weight is None else weight.expand_as(size)
         threshold = soft_threshold(size, cap, w, radius)
         return (size - threshold[:, None] * w).clamp_min(0).minimum(cap) * sign
