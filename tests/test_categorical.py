@@ -17,7 +17,7 @@ from calipers import presets
 from calipers.attacks.defences import Through
 from calipers.certificates import enumerate as enumeration
 from calipers.certificates.enumerate import Enumeration
-from calipers.errors import BadInput, Contradiction
+from calipers.errors import BadInput, Contradiction, UnsupportedOp
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee
 from calipers.presets import ATTACKS, CERTIFIERS, PLANS, check_fit, plan_for
@@ -156,6 +156,43 @@ def test_enumeration_claims_nothing_within_the_rounding_of_a_logit() -> None:
     x, y = torch.eye(3, dtype=torch.float64)[:1], torch.zeros(1, dtype=torch.long)
     radii = [float(calipers.certify("Enumeration", Close(m), x, y, Substitutions([[0, 1, 2]], 1)).radius) for m in (1e-3, 0.1)]
     assert radii == [0.0, 1.0]
+
+
+class _Sorted(nn.Module):
+    """A net behind an operation that no linear bound knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = short()[0]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z) + 0 * torch.sort(z.flatten(1), 1).values[:, :3].cumprod(1)
+
+
+def test_what_cannot_be_bounded_can_still_be_enumerated() -> None:
+    _, x, y = short()
+    result = calipers.measure(_Sorted(), x[:20], y[:20], Substitutions(SHORT, 1))
+    plan = Plan("bounds too", (Stage(Enumeration(), "certifier"), Stage(presets.CROWN(), "certifier")))
+    alone = calipers.measure(_Sorted(), x[:20], y[:20], Substitutions(SHORT, 1), plan=plan)
+    for found in (result, alone):
+        assert found.robust_accuracy.certified.count == (fewest(Problem.pose(short()[0], x[:20], y[:20], Substitutions(SHORT, 1))) > 1).sum() > 0
+        assert "nothing is proved" not in str(found).lower()
+    with pytest.raises(UnsupportedOp):
+        calipers.certify("CROWN", _Sorted(), x[:20], y[:20], Substitutions(SHORT, 1))
+
+
+def test_a_random_model_is_not_enumerated() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = short()[0]
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.net(z) + torch.randn(len(z), 3)
+
+    _, x, y = short()
+    with pytest.raises(UnsupportedOp, match="answers at random"):
+        calipers.certify("Enumeration", calipers.Classifier(Noisy(), draws=10), x, y, Substitutions(SHORT, 1))
 
 
 # ---- bounds over letters ---------------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.errors import BadInput
+from calipers.errors import BadInput, UnsupportedOp
 from calipers.problem.neighbours import enumerate_switches
 from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion
@@ -41,6 +41,8 @@ class Enumeration:
         region = problem.region
         if not isinstance(region, SubstitutionRegion):
             raise BadInput("Enumeration answers a Substitutions threat: a Ball holds infinitely many points. For a Ball use linear bounds.")
+        if problem.classifier.draws:
+            raise UnsupportedOp("Enumeration proves what holds for one function, but this model answers at random: attack it, or measure it without chance")
         for block in torch.arange(len(problem), device=problem.x.device).split(_POINTS):
             yield _Roll(problem.take(block), region.take(block)).claim(block, self.limit)
 
