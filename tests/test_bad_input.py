@@ -247,8 +247,8 @@ def test_answers_of_another_order_of_summation_are_no_chance() -> None:
     assert not differ(z, z + 1e-5) and differ(z, z + 1e-2) and differ(z, z.flip(1)) and not differ(z * torch.nan, z * torch.nan)
 
 
-def test_a_witness_against_a_random_model_fools_at_least_half_of_fresh_draws() -> None:
-    """At 0.48 under noise of 0.3 a draw in two is fooled but for a hair, at 0.3 one in four: one lucky pass would admit both, the draws admit neither."""
+def test_a_witness_against_a_random_model_fools_at_least_half_of_fresh_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 0.46 under noise of 0.3 four draws in nine are fooled, at 0.2 one in six: one lucky pass would admit them, the draws do not."""
     model, x, y = noisy()
     problem = Problem.pose(Classifier(model, draws=400), x, y, Ball("linf", 0.45))
 
@@ -259,8 +259,9 @@ def test_a_witness_against_a_random_model_fools_at_least_half_of_fresh_draws() -
 
     assert admitted([0.2, 0.35, 0.46]) == [False] * 3
     assert admitted([0.54, 0.55, 0.6]) == [True] * 3
-    once = [is_adversarial(Untargeted().worst(Untargeted().margins(model(x), y))).any() for _ in range(20)]
-    assert any(map(bool, once))  # where one pass decides, the points themselves are wrong now and then
+    monkeypatch.setattr("calipers.measurement.referee.median_worst", lambda answers, y, goal: median_worst(answers[:1], y, goal))
+    lucky = [admitted([0.2 + 0.01 * k, 0.35 + 0.005 * k, 0.46]) for k in range(8)]
+    assert any(map(any, lucky))  # where one pass decides, some of these points get in
 
 
 def test_the_median_of_the_draws_decides_ties_against_the_model() -> None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from calipers import data
 from calipers.attacks.defences import BPDA, EOT, Averaged, Through, replace_layers, staircase
+from calipers.attacks.hop_skip_jump import HopSkipJump
 from calipers.attacks.pgd import PGD
+from calipers.attacks.square import Square
 from calipers.errors import BadInput, BadModel
 from calipers.problem.ball import Ball
 from calipers.problem.chance import depends_on_chance, drawn, judged
@@ -243,3 +245,38 @@ def test_settings_that_make_no_sense_say_so() -> None:
         EOT(PGD(), votes=0.0)
     with pytest.raises(BadInput, match="draws >= 1 and of"):
         Averaged(nn.Identity(), 1, of="odds")  # type: ignore[arg-type]
+
+
+# ---- gradients cut off -----------------------------------------------------------------------------------------------------------------------------
+
+
+class Stopped(nn.Module):
+    """A copy of a net that passes no gradient on, and hands out scores or, as +1 and -1, labels alone."""
+
+    def __init__(self, net: nn.Module, labels: bool) -> None:
+        super().__init__()
+        self.net, self.labels = net, labels
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.net(x.detach())
+        return 2.0 * nn.functional.one_hot(z.max(1).indices, z.shape[1]) - 1 if self.labels else z
+
+
+def test_scores_break_a_net_without_gradients_nearly_as_often_as_gradients_do() -> None:
+    """Measured: 84 of 100 digits at 3000 queries under each of three seeds, 83 at 5000 under the first; 87 by gradients of the net itself."""
+    model, x, y = digits(100)
+    threat = Ball("linf", RADIUS)
+    open_, stopped = Problem.pose(model, x, y, threat), Problem.pose(Stopped(model, labels=False), x, y, threat)
+    reference, blind = broken(PGD(steps=40, restarts=2), open_)[0], broken(PGD(steps=40), stopped)[0]
+    assert not blind.any() and broken(Square(queries=3000), stopped)[0].sum() >= reference.sum() - 5
+
+
+def test_labels_alone_break_what_gradients_cannot() -> None:
+    """Weaker than gradients by far at this budget: at 3000 queries 49 of 100 digits at an l2 radius of 1.5, against 84."""
+    model, x, y = digits(16)
+    stopped = Problem.pose(Stopped(model, labels=True), x, y, Ball("l2", 1.5))
+    attempts = list(HopSkipJump(queries=2000)(stopped))
+    index, candidate = torch.cat([a.index for a in attempts]), torch.cat([a.candidate for a in attempts])
+    part = stopped.take(index)
+    wrong = is_adversarial(part.goal.worst(part.margins(part.classifier.logits(candidate))))
+    assert not broken(PGD(steps=20), stopped)[0].any() and (wrong & part.region.contains(candidate)).sum() >= 3
