@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
     if command == "measure":
-        return in_place_of_this("", ["calipers", "measure", *rest])
+        return in_place_of_this("", ["calipers", "measure", "--plan", "brackets", *rest])
     if command == "calipers":
         return in_place_of_this("", ["calipers", *rest])
     if command == "test":

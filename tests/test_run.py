@@ -80,7 +80,9 @@ def test_two_halves_joined_are_one_whole(sample: tuple[torch.Tensor, torch.Tenso
     joined.merge(right.ledger)
     joined.merge(left.ledger)
     bracket = measured(x, y, plan=Plan("nothing", ()), record=joined).bracket
-    assert_same(bracket, whole.bracket)
+    np.testing.assert_array_equal(bracket.lower, whole.bracket.lower)
+    # The last step onto the boundary follows a gradient, whose sums BLAS may add in another order for another number of points.
+    np.testing.assert_allclose(bracket.upper, whole.bracket.upper, rtol=1e-6)
 
 
 def test_order_of_points_does_not_matter(sample: tuple[torch.Tensor, torch.Tensor]) -> None:

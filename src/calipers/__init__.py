@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from calipers.attacks.square import Square
     from calipers.attacks.transfer import Transfer
     from calipers.certificates.crown import CROWN, IBP
+    from calipers.certificates.enumerate import Enumeration
     from calipers.certificates.guide import Minimisers
     from calipers.certificates.radius import LargestRadius
     from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, UnsupportedOp
@@ -67,6 +68,7 @@ _HOME = {
     "attacks.sigma_zero": "SigmaZero",
     "attacks.spsa": "SPSA",
     "attacks.square": "Square",
+    "certificates.enumerate": "Enumeration",
     "certificates.guide": "Minimisers",
     "problem.answers": "Answers from_estimator from_onnx",
     "problem.substitutions": "Substitutions",
@@ -96,7 +98,7 @@ __all__ = [
     "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "curve", "distance", "measure",
     "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
     "FMN", "Guided", "HopSkipJump", "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
-    "Nearest", "Steepest", "PGD", "Momentum", "Transfer", "distilled", "CROWN", "IBP", "LargestRadius",
+    "Nearest", "Steepest", "PGD", "Momentum", "Transfer", "distilled", "CROWN", "IBP", "Enumeration", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
     "load_data", "load_model", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ def measure(
 ) -> Result:
     """Measure how robust a model is at points x (N, *D) with labels y (N,), from both sides.
 
-    `plan` is "quick", "standard", "thorough", "autoattack", "distance", "categorical" or a `Plan`; where none is given, "standard", or "categorical" for
-    `Substitutions`. With a `record` file everything admitted is kept, and the same call
+    `plan` is "quick", "standard", "brackets" (standard, then the distances of all points), "thorough", "autoattack", "distance", "categorical" or a `Plan`;
+    where none is given, "standard", or "categorical" for `Substitutions`. With a `record` file everything admitted is kept, and the same call
     takes an interrupted run up again. `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness.
     Ctrl-C returns what is known.
     """
@@ -170,16 +171,17 @@ class Attacked:
 
 
 def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, *, goal: Goal | None = None, seed: int = 0) -> Attacked:
-    """Run one attack, and let the referee say what counts."""
+    """Run one attack, and let the referee say what counts. Ctrl-C ends the search; what it has found is judged and returned."""
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = tool_from(tool) if isinstance(tool, str) else tool
     check_fit(chosen, threat)
     n, candidates = len(problem), problem.x.clone()
     forwards, backwards = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
-    for attempt in chosen(problem, seed=seed):  # type: ignore[call-arg]
-        assert isinstance(attempt, Attempt)
-        candidates[attempt.index] = attempt.candidate
-        forwards[attempt.index.cpu()], backwards[attempt.index.cpu()] = attempt.forwards.cpu(), attempt.backwards.cpu()
+    with contextlib.suppress(KeyboardInterrupt):
+        for attempt in chosen(problem, seed=seed):  # type: ignore[call-arg]
+            assert isinstance(attempt, Attempt)
+            candidates[attempt.index] = attempt.candidate
+            forwards[attempt.index.cpu()], backwards[attempt.index.cpu()] = attempt.forwards.cpu(), attempt.backwards.cpu()
     everywhere = torch.arange(n, device=problem.x.device)
     attempt = Attempt(everywhere, candidates, forwards, backwards)
     ruling = Referee(problem).attempt(attempt, everywhere, repr(chosen), 0.0)

@@ -100,5 +100,6 @@ class _Roll:
     def _cleared(self, rows: Tensor, points: Tensor) -> Tensor:
         problem, goal = self.problem, self.problem.goal.take(rows)
         logits = problem.classifier.logits64(points)
-        slack = torch.maximum(problem.allowance(logits), problem.allowance(logits, torch.float32))
+        size = problem.size[rows]
+        slack = torch.maximum(problem.allowance(logits, size), problem.allowance(logits, size, torch.float32))
         return goal.worst(goal.margins(logits, problem.y[rows])) - slack

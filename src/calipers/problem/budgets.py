@@ -1,5 +1,4 @@
-"""How is a budget shared out among features that end at a box? Find the piece in which the answer lies, and solve there: the algebra behind the norms, which
-alone know p.
+"""How is a budget shared out among features that end at a box? Find the piece in which the answer lies, solve there: the algebra behind norms.py.
 
 Masks are multiplied with rather than chosen by: a choice between tensors by a mask without a pattern costs ten to thirty products on a CPU.
 """

@@ -68,11 +68,17 @@ class Problem:
         """Return the problem for the chosen points."""
         i = torch.as_tensor(index, dtype=torch.long, device=self.x.device)
         names = tuple(self.names[k] for k in i.tolist())
-        return Problem(self.classifier, self.x[i], self.y[i], self.threat.take(i), self.goal.take(i), self.classes, names)
+        part = Problem(self.classifier, self.x[i], self.y[i], self.threat.take(i), self.goal.take(i), self.classes, names)
+        if "size" in self.__dict__:  # asked once is enough
+            part.__dict__["size"] = self.size[i]
+        return part
 
     def at(self, radius: float | Tensor) -> Problem:
         """Return the problem at another radius (or one for each point)."""
-        return Problem(self.classifier, self.x, self.y, self.threat.at(radius), self.goal, self.classes, self.names)
+        same = Problem(self.classifier, self.x, self.y, self.threat.at(radius), self.goal, self.classes, self.names)
+        if "size" in self.__dict__:
+            same.__dict__["size"] = self.size
+        return same
 
     @cached_property
     def region(self) -> Region:
@@ -89,14 +95,22 @@ class Problem:
         The worst margin of a float64 copy, plus the `allowance`: so that no order of summation shows another answer.
         """
         logits = self.classifier.logits64(points)
-        return self.goal.worst(self.margins(logits)) + self.allowance(logits)
+        return self.goal.worst(self.margins(logits)) + self.allowance(logits, self.size)
 
-    def allowance(self, logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return by how much the model's own arithmetic, or that of `dtype`, may move a margin of a float64 copy's logits (N, K), (N,) float64.
+    def allowance(self, logits: Tensor, size: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return by how much the model's own arithmetic, or that of `dtype`, may move a margin of a float64 copy's logits (M, K), (M,) float64.
 
-        `_SETTLED` roundings of the largest logit.
+        `_SETTLED` roundings of the largest logit, or of the `size (M,)` of the point that they belong to.
         """
-        return _SETTLED * torch.finfo(dtype or self.x.dtype).eps * logits.abs().amax(1)
+        return _SETTLED * torch.finfo(dtype or self.x.dtype).eps * torch.maximum(logits.abs().amax(1), size)
+
+    @cached_property
+    def size(self) -> Tensor:
+        """How large are the numbers that each point's logits are sums of, (N,) float64? As large as its logits, or as their rounding shows them to be: a
+        single logit can be the small difference of large terms."""
+        exact = self.classifier.logits64(self.x)
+        rounding = (self.classifier.logits(self.x).double() - exact).abs() / torch.finfo(self.x.dtype).eps
+        return torch.maximum(exact.abs(), rounding).amax(1).nan_to_num(nan=0.0, posinf=0.0)
 
     def streams(self, seed: int) -> Streams:
         """Return one random stream a point."""
