@@ -13,6 +13,7 @@ from test_attacks import F64, Fn, asking, mlp, random, rowwise, run
 from torch import Tensor, nn
 
 from calipers.attacks.boundary import Boundary
+from calipers.attacks.differences import Differences
 from calipers.attacks.hop_skip_jump import HopSkipJump, _Walk
 from calipers.attacks.pgd import PGD
 from calipers.attacks.queries import Memory, run_queries, unbounded
@@ -27,7 +28,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack
 
 P = ["linf", "l2", "l1"]
-SCORES: list[Any] = [Square(queries=60), SPSA(steps=4, pairs=6), SPSA(steps=4, pairs=6, directions="normal")]
+SCORES: list[Any] = [Square(queries=60), SPSA(steps=4, pairs=6), SPSA(steps=4, pairs=6, directions="normal"), Differences(60, 10, 5)]
 LABELS: list[Any] = [HopSkipJump(queries=120, probes=10), Boundary(queries=120)]
 
 
@@ -280,6 +281,8 @@ def test_flat_and_nan_scores_end_without_a_crash(attack: Any) -> None:
         lambda: Square(queries=0),
         lambda: Square(p=0),
         lambda: SPSA(pairs=0),
+        lambda: Differences(search=6000),
+        lambda: Differences(features=0),
         lambda: SPSA(reach=0),
         lambda: SPSA(step=3),
         lambda: SPSA(directions="cubes"),  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from calipers.attacks.ddn import DDN
     from calipers.attacks.deepfool import DeepFool
     from calipers.attacks.defences import BPDA, EOT, Through
+    from calipers.attacks.differences import Differences
     from calipers.attacks.distil import distilled
     from calipers.attacks.fab import FAB
     from calipers.attacks.fmn import FMN
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from calipers.attacks.nearest import Nearest
     from calipers.attacks.one_step import Steepest
     from calipers.attacks.pgd import PGD
+    from calipers.attacks.ray_search import RaySearch
     from calipers.attacks.replace import Replace
     from calipers.attacks.sigma_zero import SigmaZero
     from calipers.attacks.spsa import SPSA
@@ -57,6 +59,7 @@ _HOME = {
     "attacks.ddn": "DDN",
     "attacks.deepfool": "DeepFool",
     "attacks.defences": "BPDA EOT Through",
+    "attacks.differences": "Differences",
     "attacks.distil": "distilled",
     "attacks.fab": "FAB",
     "attacks.fmn": "FMN",
@@ -64,6 +67,7 @@ _HOME = {
     "attacks.hop_skip_jump": "HopSkipJump",
     "attacks.momentum": "Momentum",
     "attacks.transfer": "Transfer",
+    "attacks.ray_search": "RaySearch",
     "attacks.replace": "Replace",
     "attacks.sigma_zero": "SigmaZero",
     "attacks.spsa": "SPSA",
@@ -97,7 +101,8 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names.spl
 __all__ = [
     "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "curve", "distance", "measure",
     "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
-    "FMN", "Guided", "HopSkipJump", "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
+    "FMN", "Guided", "HopSkipJump", "RaySearch", "Differences",
+    "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
     "Nearest", "Steepest", "PGD", "Momentum", "Transfer", "distilled", "CROWN", "IBP", "Enumeration", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
     "load_data", "load_model", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted",

@@ -12,6 +12,7 @@ from calipers.attacks.carlini_wagner import CarliniWagner
 from calipers.attacks.ddn import DDN
 from calipers.attacks.deepfool import DeepFool
 from calipers.attacks.defences import EOT, Through
+from calipers.attacks.differences import Differences
 from calipers.attacks.fab import FAB
 from calipers.attacks.fmn import FMN
 from calipers.attacks.guided import Guided
@@ -20,6 +21,7 @@ from calipers.attacks.momentum import Momentum
 from calipers.attacks.nearest import Nearest
 from calipers.attacks.one_step import Steepest
 from calipers.attacks.pgd import PGD
+from calipers.attacks.ray_search import RaySearch
 from calipers.attacks.replace import Replace
 from calipers.attacks.sigma_zero import SigmaZero
 from calipers.attacks.spsa import SPSA
@@ -35,11 +37,11 @@ from calipers.problem.substitutions import Substitutions
 from calipers.problem.threat import Threat
 from calipers.problem.tools import Attack, Certifier
 
-_NEAREST = (Nearest, FMN, DDN, DeepFool, FAB, CarliniWagner, SigmaZero, HopSkipJump, Boundary)
+_NEAREST = (Nearest, FMN, DDN, DeepFool, FAB, CarliniWagner, SigmaZero, HopSkipJump, Boundary, RaySearch)
 """Attacks that look for the nearest example, whatever the radius."""
 
 ATTACKS: dict[str, type[Any]] = {
-    tool.__name__: tool for tool in (Steepest, PGD, APGD, Momentum, Guided, Square, SPSA, Replace, Through, EOT, Transfer, *_NEAREST)
+    tool.__name__: tool for tool in (Steepest, PGD, APGD, Momentum, Guided, Square, SPSA, Differences, Replace, Through, EOT, Transfer, *_NEAREST)
 }
 CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, Enumeration, LargestRadius)}
 

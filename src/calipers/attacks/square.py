@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.queries import Asked, Look, Memory, like, one_each, run_queries
+from calipers.attacks.queries import Asked, Look, Memory, Play, like, one_each, run_queries
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -45,11 +45,16 @@ class Square:
 
     def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
         """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
-        norm = problem.region.norm
-        if norm.is_count:
-            raise BadInput(f"Square spreads a budget over windows, which norm {norm.name!r} does not allow; take 'linf', 'l2' or 'l1'")
-        windows = _Windows.of(tuple(problem.x.shape[1:]), self.p, self.queries / _FULL_BUDGET if self.rescale else 1.0, norm.is_box, problem.x)
-        return run_queries(problem, _Search(self.queries, windows), seed=seed, batch=batch)
+        return run_queries(problem, windowed(problem, self.queries, self.p, self.rescale), seed=seed, batch=batch)
+
+
+def windowed(problem: Problem, queries: int, p: float = 0.8, rescale: bool = True) -> Play:
+    """Return the random search over windows as a state machine, for an attack that goes on where it ends."""
+    norm = problem.region.norm
+    if norm.is_count:
+        raise BadInput(f"Square spreads a budget over windows, which norm {norm.name!r} does not allow; take 'linf', 'l2' or 'l1'")
+    windows = _Windows.of(tuple(problem.x.shape[1:]), p, queries / _FULL_BUDGET if rescale else 1.0, norm.is_box, problem.x)
+    return _Search(queries, windows)
 
 
 @dataclass(frozen=True, eq=False)
