@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calipers.attacks.objectives import toward
 from calipers.attacks.search import BATCH, per_job
-from calipers.attacks.search import _gradient as gradient_of
+from calipers.attacks.search import input_gradient as gradient_of
 from calipers.problem.ball import Region
 from calipers.problem.goals import Untargeted, is_adversarial
 from calipers.problem.problem import Problem
@@ -20,6 +20,7 @@ _BEYOND = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.0001)  # of the gain, by round:
 _RIVALS = 4  # a rival that is not among the first ones at the point found is hardly nearer
 _HALVINGS = 14  # of the mix of two tangents
 _STARTS = 8
+_SHORT = 1e-4  # of the gain, lacking in the farthest corner: more than rounding, so the plane does not meet the box
 _WORTH = 0.999  # of the distance: what promises less is not tried
 
 
@@ -103,7 +104,7 @@ def _columns(problem: Problem, points: Tensor) -> Iterator[tuple[Tensor, Tensor 
         loss = toward(margins, column)
         tangent = _tangent(region, x.detach(), gradient_of(loss, x, keep=True), -loss.detach())
         way = _nearest(region, tangent)
-        unreachable = tangent.missed(way) > 1e-6 * tangent.gain.abs()
+        unreachable = tangent.missed(way) > _SHORT * tangent.gain.abs()
         ahead.append(torch.where(unreachable, torch.inf, _length(region, way)))
     yield every, first[:, 0]
     if len(ahead) > 1:

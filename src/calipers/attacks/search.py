@@ -295,7 +295,7 @@ class Queue:
         counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + len(x)
         margins = part.margins(self.network(x))
         loss = self.recipe.loss(margins, part, restart) if rival is None else toward(margins, rival)
-        gradient = _gradient(loss, x)
+        gradient = input_gradient(loss, x)
         with torch.no_grad():
             worst = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
             active = ~self._through(slots)
@@ -371,14 +371,14 @@ def _ranked(problem: Problem, count: int) -> Tensor:
     with problem.classifier.frozen():
         margins = problem.margins(problem.classifier.network(x))
         columns = range(margins.shape[1])
-        slopes = [_gradient(margins[:, s], x, keep=True).flatten(1) for s in columns]
+        slopes = [input_gradient(margins[:, s], x, keep=True).flatten(1) for s in columns]
     norm, weight = problem.region.norm, problem.region.weight
     length = torch.stack([norm.dual(g if weight is None else g / weight) for g in slopes], 1)
     score = (margins.detach() / length.clamp_min(torch.finfo(x.dtype).tiny)).nan_to_num(nan=torch.inf)
     return score.argsort(1)[:, torch.arange(count, device=x.device).clamp(max=margins.shape[1] - 1)]
 
 
-def _gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
+def input_gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
     """Return the gradient of the sum; zero where it is not finite, or where the model cuts the graph (a threshold, a detach)."""
     (gradient,) = torch.autograd.grad(loss.sum(), x, retain_graph=keep, allow_unused=True) if loss.requires_grad else (None,)
     return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

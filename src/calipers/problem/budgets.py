@@ -10,30 +10,30 @@ from torch import Tensor
 
 _ROUNDS = 24  # of the search for the piece; three to eight have been enough, and each round's answer is admissible
 _FAINT = 1e-15  # of the largest direction: fainter ones count as this faint, whose square single precision still holds
+_ENDLESS = 1e30  # in those units: as far as any box goes
 
 
 def rise_together(g: Tensor, speed: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return delta with |delta_i| = min(t speed_i, cap_i) and the one t at which <g, delta> = gain; all caps where even they gain less.
 
-    The gain is increasing in t and linear between the breakpoints cap / speed: sort once, then solve in the one piece. In float64, because sums of squares
-    of float32 gradients of a saturated model vanish.
+    The gain is concave in t, with a kink where a feature reaches its cap. Newton's steps from 0 never pass the answer, and once no more features reach their
+    caps it is the answer. In units of the largest gradient, because products of a saturated model's float32 gradients vanish otherwise.
     """
-    tiny = torch.finfo(torch.float64).tiny
-    unit = g.abs().amax(-1, keepdim=True).double().clamp_min(tiny)
-    size, wanted = g.abs().double() / unit, (gain.double() / unit[:, 0]).clamp_min(0)
-    speed = torch.where(size > 0, speed.double() / speed.amax(-1, keepdim=True).double().clamp_min(tiny), 0.0)
-    cap = torch.where(g > 0, high, -low).double().masked_fill(size == 0, 0.0)
-    breakpoint, order = torch.where(speed > 0, cap / speed.clamp_min(tiny), 0.0).sort(dim=-1)
-    slope, full = (size * speed).gather(-1, order), (size * cap).gather(-1, order)
-    free = slope.flip(-1).cumsum(-1).flip(-1)  # of the features not yet at their ends before this breakpoint
-    before = _sum_before(full)
-    gained = torch.where(free > 0, before + breakpoint * free, before)
-    reached = gained >= wanted[:, None]
-    first = reached.to(torch.int8).argmax(-1, keepdim=True)
-    time = (wanted - before.gather(-1, first)[:, 0]).clamp_min(0) / free.gather(-1, first)[:, 0].clamp_min(tiny)
-    time = torch.where(reached.any(-1) & (wanted > 0), time, torch.where(wanted > 0, torch.inf, 0.0))
-    length = torch.where(speed > 0, time[:, None] * speed, 0.0)  # cut off by the box below
-    return (length * g.sign()).to(g.dtype).clamp(low, high)
+    sign, tiny = g.sign(), torch.finfo(g.dtype).tiny
+    cap = toward(sign, low, high)
+    moves = (cap > 0).to(g.dtype)
+    unit = g.abs().amax(-1, keepdim=True).clamp_min(tiny)
+    size, wanted = g.abs() / unit, (gain / unit[:, 0]).clamp(0, _ENDLESS)
+    speed = (speed / speed.amax(-1, keepdim=True).clamp_min(tiny)).clamp_min(_FAINT) * moves
+    slope, full, free, time = size * speed, size * cap, moves, torch.zeros_like(wanted)
+    for _ in range(_ROUNDS):
+        missing = (wanted - (full * (moves - free)).sum(-1)).clamp_min(0)
+        time = torch.maximum(time, (missing / (slope * free).sum(-1).clamp_min(tiny)).clamp(max=_ENDLESS))
+        still = free * (speed * time[:, None] < cap)
+        if _settled(still, free):
+            break
+        free = still
+    return (torch.minimum(speed * time[:, None], cap) * sign).clamp(low, high)
 
 
 def rise_in_order(g: Tensor, rank: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
