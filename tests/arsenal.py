@@ -21,8 +21,8 @@ from calipers.problem.substitutions import Substitutions, letters
 from calipers.problem.tools import Attack, Attempt
 
 F64 = torch.float64
-_SMALL = {"steps": 8, "queries": 60, "pairs": 4, "probes": 6, "starts": 20, "rounds": 2, "draws": 2, "judges": 3, "limit": 200}
-_HANDED: dict[str, Any] = {"attack": PGD(steps=8, restarts=2), "guide": Minimisers(1), "stand_ins": ()}
+_SMALL = {"steps": 8, "queries": 60, "pairs": 4, "probes": 6, "starts": 20, "rounds": 2, "draws": 2, "judges": 3, "limit": 200, "tries": 2}
+_HANDED: dict[str, Any] = {"attack": PGD(steps=8, restarts=2), "guide": Minimisers(1), "stand_ins": (), "first": PGD(steps=2), "again": PGD(steps=8)}
 _THREATS: dict[str, Callable[[float], Any]] = {
     "linf": lambda r: Ball("linf", 0.15 * r, box=(0, 1)),
     "l2": lambda r: Ball("l2", 0.3 * r, box=(0, 1)),

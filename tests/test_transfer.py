@@ -12,13 +12,13 @@ from calipers.attacks.distil import Student, distilled
 from calipers.attacks.momentum import Momentum, _Rolling, resized
 from calipers.attacks.pgd import PGD
 from calipers.attacks.search import Look
-from calipers.attacks.transfer import MeanLogits, Transfer, _beyond
+from calipers.attacks.transfer import MeanLogits, Transfer
 from calipers.data import build, images
 from calipers.errors import BadInput
 from calipers.problem.answers import Answers
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
-from calipers.problem.goals import Targeted, Untargeted
+from calipers.problem.goals import Targeted, Untargeted, endless
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 
@@ -263,5 +263,5 @@ def test_a_given_student_is_copied() -> None:
 
 def test_the_goal_of_a_surrogate_is_never_reached_but_falls_with_its_own() -> None:
     margins = torch.tensor([[-50.0], [-1.0], [0.0], [1e-3], [7.0]], dtype=torch.float64)
-    worst = _beyond(Untargeted()).worst(margins)
+    worst = endless(Untargeted()).worst(margins)
     assert bool((worst > 0).all()) and bool((worst.diff() > 0).all())

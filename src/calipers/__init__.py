@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from calipers.attacks.ddn import DDN
     from calipers.attacks.deepfool import DeepFool
     from calipers.attacks.defences import BPDA, EOT, Through
+    from calipers.attacks.descent import Descent
     from calipers.attacks.differences import Differences
     from calipers.attacks.distil import distilled
     from calipers.attacks.fab import FAB
     from calipers.attacks.fmn import FMN
     from calipers.attacks.guided import Guided
     from calipers.attacks.hop_skip_jump import HopSkipJump
+    from calipers.attacks.insist import Insist
     from calipers.attacks.momentum import Momentum
     from calipers.attacks.nearest import Nearest
     from calipers.attacks.one_step import Steepest
@@ -59,12 +61,14 @@ _HOME = {
     "attacks.ddn": "DDN",
     "attacks.deepfool": "DeepFool",
     "attacks.defences": "BPDA EOT Through",
+    "attacks.descent": "Descent",
     "attacks.differences": "Differences",
     "attacks.distil": "distilled",
     "attacks.fab": "FAB",
     "attacks.fmn": "FMN",
     "attacks.guided": "Guided",
     "attacks.hop_skip_jump": "HopSkipJump",
+    "attacks.insist": "Insist",
     "attacks.momentum": "Momentum",
     "attacks.transfer": "Transfer",
     "attacks.ray_search": "RaySearch",
@@ -103,7 +107,7 @@ __all__ = [
     "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
     "FMN", "Guided", "HopSkipJump", "RaySearch", "Differences",
     "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
-    "Nearest", "Steepest", "PGD", "Momentum", "Transfer", "distilled", "CROWN", "IBP", "Enumeration", "LargestRadius",
+    "Nearest", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "Enumeration", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
     "load_data", "load_model", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",

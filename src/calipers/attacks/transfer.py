@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from calipers.attacks.search import per_job
 from calipers.errors import BadInput
 from calipers.problem.classifier import Classifier
-from calipers.problem.goals import Goal, Targeted, Untargeted, is_adversarial
+from calipers.problem.goals import endless, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt
 
@@ -111,32 +111,8 @@ def _moved(x: Tensor, classifier: Classifier) -> Tensor:
 def _made(attack: Attack, surrogate: Classifier, problem: Problem, seed: int) -> Tensor:
     """Return the candidates (N, *D) that the attack makes on the surrogate, admissible for the target."""
     y = problem.y.to(surrogate.device)
-    posed = replace(problem, classifier=surrogate, x=_moved(problem.x, surrogate), y=y, goal=_beyond(problem.goal))
+    posed = replace(problem, classifier=surrogate, x=_moved(problem.x, surrogate), y=y, goal=endless(problem.goal))
     points = problem.x.clone()
     for attempt in attack(posed, seed=seed):
         points[attempt.index.to(points.device)] = attempt.candidate.to(points)
     return problem.region.snap(points)
-
-
-class _Beyond:
-    """A goal that is never reached: its worst margin stays positive, and falls wherever the goal's own does."""
-
-    def worst(self, margins: Tensor) -> Tensor:
-        own: Tensor = super().worst(margins)  # type: ignore[misc]
-        # Of slope 1 or less, so that nothing overflows; a NaN stays one.
-        return torch.where(own <= 0, 1 / (1 - own.clamp(max=0)), 1 + own)
-
-
-class _UntargetedBeyond(_Beyond, Untargeted):
-    pass
-
-
-class _TargetedBeyond(_Beyond, Targeted):
-    pass
-
-
-def _beyond(goal: Goal) -> Goal:
-    """Return the goal without its end; of a kind not known here, the goal itself: its attacks then end at the surrogate's boundary."""
-    if type(goal) is Untargeted:
-        return _UntargetedBeyond()
-    return _TargetedBeyond(goal.target) if type(goal) is Targeted else goal

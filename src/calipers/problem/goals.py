@@ -129,3 +129,27 @@ class Targeted:
 def is_adversarial(worst: Tensor) -> Tensor:
     """Return (N,) bool: the worst margin is not positive. Ties and NaN are adversarial."""
     return ~(worst > 0)
+
+
+class _Endless:
+    """A goal that is never reached: its worst margin stays positive, and falls wherever the goal's own does."""
+
+    def worst(self, margins: Tensor) -> Tensor:
+        own: Tensor = super().worst(margins)  # type: ignore[misc]
+        # Of slope 1 or less, so that nothing overflows; a NaN stays one.
+        return torch.where(own <= 0, 1 / (1 - own.clamp(max=0)), 1 + own)
+
+
+class _EndlessUntargeted(_Endless, Untargeted):
+    pass
+
+
+class _EndlessTargeted(_Endless, Targeted):
+    pass
+
+
+def endless(goal: Goal) -> Goal:
+    """Return the goal without its end, for searches that are to go on beyond the boundary; of a kind not known here, the goal itself: they end there."""
+    if type(goal) is Untargeted:
+        return _EndlessUntargeted()
+    return _EndlessTargeted(goal.target) if type(goal) is Targeted else goal
