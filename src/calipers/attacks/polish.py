@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,13 @@ from calipers.problem.streams import Streams
 
 _BEYOND = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.0001)  # of the gain, by round: how far past the tangent boundary a trial goes, so that it counts
 _RIVALS = 4  # a rival that is not among the first ones at the point found is hardly nearer
-_HALVINGS = 14  # of the mix of two tangents
+_MIXES = 5  # of two tangents, by false position
+_GAIN = 5e-4  # of the distance: where the tangent at the nearest point promises less, the walk is over
 _STARTS = 8
 _SHORT = 1e-4  # of the gain, lacking in the farthest corner: more than rounding, so the plane does not meet the box
 _WORTH = 0.999  # of the distance: what promises less is not tried
+
+Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,46 +61,46 @@ def polish(problem: Problem, points: Tensor, streams: Streams) -> Tensor:
     instance because no gradient led anywhere from x, get random starts at several distances, drawn from `streams`; they are returned as they are if none helps.
     Cost: at most 2 x 6 forward and backward passes, 6 forwards, and up to 4 backward passes for the ranking; for a point not found 8 x 6 more of both.
     """
-    parts = torch.arange(len(points), device=points.device).split(BATCH)
-    return torch.cat([_polished(problem.take(part), points[part], streams.take(part)) for part in parts]) if len(points) else points
+    parts, net = torch.arange(len(points), device=points.device).split(BATCH), problem.classifier.step()
+    return torch.cat([_polished(problem.take(part), net, points[part], streams.take(part)) for part in parts]) if len(points) else points
 
 
-def _polished(problem: Problem, points: Tensor, streams: Streams) -> Tensor:
+def _polished(problem: Problem, net: Network, points: Tensor, streams: Streams) -> Tensor:
     with problem.classifier.frozen():
-        missed = torch.nonzero(~_wins(problem, points)).flatten()
-        best = points.index_copy(0, missed, _rescued(problem.take(missed), points[missed], streams.take(missed))) if len(missed) else points
-        hit = torch.nonzero(_wins(problem, best)).flatten() if len(missed) else torch.arange(len(points), device=points.device)
+        missed = torch.nonzero(~_wins(problem, net, points)).flatten()
+        best = points.index_copy(0, missed, _rescued(problem.take(missed), net, points[missed], streams.take(missed))) if len(missed) else points
+        hit = torch.nonzero(_wins(problem, net, best)).flatten() if len(missed) else torch.arange(len(points), device=points.device)
         if len(hit):
             part, refined = problem.take(hit), best[hit]
-            for index, column in _columns(part, refined):
-                refined = refined.index_copy(0, index, _descend(part.take(index), refined[index], refined[index], column))
+            for index, column in _columns(part, net, refined):
+                refined = refined.index_copy(0, index, _descend(part.take(index), net, refined[index], refined[index], column))
             best = best.index_copy(0, hit, refined)
         return best
 
 
-def _rescued(problem: Problem, best: Tensor, streams: Streams) -> Tensor:
+def _rescued(problem: Problem, net: Network, best: Tensor, streams: Streams) -> Tensor:
     """Return the nearest points that descents from random starts find, from far to near."""
     region = problem.region
     size = region.center.flatten(1).abs().amax(1, keepdim=True)
     own = _length(region, torch.where(size > 0, size, 1.0).expand_as(region.low).reshape(region.center.shape))  # without a box, x's own size is the unit
     for k in range(_STARTS):
         start = region.at(torch.minimum(region.radius, 4 * own) / 2**k).sample(streams.fork(k))
-        best = _descend(problem, best, start, _winning(problem, start))
+        best = _descend(problem, net, best, start, _winning(problem, net, start))
     return best
 
 
-def _winning(problem: Problem, points: Tensor) -> Tensor | None:
-    return _margins(problem, points, backwards=0).argmin(1) if isinstance(problem.goal, Untargeted) else None
+def _winning(problem: Problem, net: Network, points: Tensor) -> Tensor | None:
+    return _margins(problem, net, points, backwards=0).argmin(1) if isinstance(problem.goal, Untargeted) else None
 
 
-def _columns(problem: Problem, points: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _columns(problem: Problem, net: Network, points: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield the jobs: indices of points and the margin columns that they are about; where all rivals have to be beaten at once, the one that decides."""
     every = torch.arange(len(points), device=points.device)
     if not isinstance(problem.goal, Untargeted):
         yield every, None
         return
     x, region = points.clone().requires_grad_(), problem.region
-    margins = _margins(problem, x, backwards=min(_RIVALS, problem.classes - 1))
+    margins = _margins(problem, net, x, backwards=min(_RIVALS, problem.classes - 1))
     first = margins.detach().argsort(dim=1, stable=True)[:, :_RIVALS]
     ahead = []
     for column in first.unbind(1):
@@ -114,14 +117,14 @@ def _columns(problem: Problem, points: Tensor) -> Iterator[tuple[Tensor, Tensor 
             yield promising, first[promising, 1 + rank[promising]]
 
 
-def _descend(problem: Problem, best: Tensor, here: Tensor, column: Tensor | None) -> Tensor:
+def _descend(problem: Problem, net: Network, best: Tensor, here: Tensor, column: Tensor | None) -> Tensor:
     """Return the nearest of `best` and of the adversarial points that a walk from `here` passes."""
-    region = problem.region
-    distance = torch.where(_wins(problem, best), region.distance(best), torch.inf)
+    result, rows = best.clone(), torch.arange(len(best), device=best.device)
+    distance = torch.where(_wins(problem, net, best), problem.region.distance(best), torch.inf)
     home: Tangent | None = None  # at the nearest adversarial point so far
     for beyond in _BEYOND:
-        x = here.clone().requires_grad_()
-        margins = _margins(problem, x, backwards=1)
+        region, x = problem.region, here.clone().requires_grad_()
+        margins = _margins(problem, net, x, backwards=1)
         worst = problem.goal.worst(margins)
         value = worst if column is None else margins.gather(1, column[:, None])[:, 0]
         found = _tangent(region, here, gradient_of(-value, x), value.detach())
@@ -129,30 +132,42 @@ def _descend(problem: Problem, best: Tensor, here: Tensor, column: Tensor | None
         nearer = is_adversarial(worst.detach()) & (far <= distance)
         best, distance = torch.where(per_job(nearer, best), here, best), torch.where(nearer, far, distance)
         home = found if home is None else found.where(nearer | distance.isinf(), home)
-        here = _next(region, home, found, nearer, best, distance, 1 + beyond)
-    final = _wins(problem, here) & (region.distance(here) < distance)
-    return torch.where(per_job(final, best), here, best)
+        here, settled = _next(region, home, found, nearer, best, distance, 1 + beyond)
+        if bool(settled.any()):
+            result, on = result.index_copy(0, rows, best), torch.nonzero(~settled).flatten()
+            if not len(on):
+                return result
+            problem, rows, best, here, distance, home = problem.take(on), rows[on], best[on], here[on], distance[on], home.take(on)
+            column = None if column is None else column[on]
+    final = _wins(problem, net, here) & (problem.region.distance(here) < distance)
+    return result.index_copy(0, rows, torch.where(per_job(final, best), here, best))
 
 
-def _next(region: Region, home: Tangent, found: Tangent, nearer: Tensor, best: Tensor, distance: Tensor, stretch: float) -> Tensor:
-    """Return the next trials: beyond the tangent at home, or beyond both where the last trial fell short; halfway back where that is farther than the best."""
+def _next(region: Region, home: Tangent, found: Tangent, nearer: Tensor, best: Tensor, distance: Tensor, stretch: float) -> tuple[Tensor, Tensor]:
+    """Return the next trials, and where nothing more is to be gained: beyond the tangent at home, or beyond both where the last trial fell short; halfway
+    back where that is farther than the best."""
     delta = _nearest(region, home, stretch)
-    both = torch.nonzero(~nearer & distance.isfinite()).flatten()
+    promise = _length(region, delta) / stretch
+    settled = torch.zeros_like(nearer) if region.norm.is_count else promise > distance * (1 - _GAIN)
+    both = torch.nonzero(~nearer & ~settled & distance.isfinite()).flatten()
     if len(both) and not region.norm.is_count:
         delta = delta.index_copy(0, both, _beyond_both(region.take(both), home.take(both), found.take(both), stretch))
     trial = region.center + delta
-    closer = region.distance(trial) < distance
-    return torch.where(per_job(closer, trial), trial, torch.lerp(best, region.center + _nearest(region, home), 0.5))
+    back = torch.nonzero(~(region.distance(trial) < distance)).flatten()
+    if len(back):
+        halfway = torch.lerp(best[back], region.center[back] + _nearest(region.take(back), home.take(back)), 0.5)
+        trial = trial.index_copy(0, back, halfway)
+    return trial, settled
 
 
-def _wins(problem: Problem, points: Tensor) -> Tensor:
-    return is_adversarial(problem.goal.worst(_margins(problem, points, backwards=0)))
+def _wins(problem: Problem, net: Network, points: Tensor) -> Tensor:
+    return is_adversarial(problem.goal.worst(_margins(problem, net, points, backwards=0)))
 
 
-def _margins(problem: Problem, x: Tensor, backwards: int) -> Tensor:
+def _margins(problem: Problem, net: Network, x: Tensor, backwards: int) -> Tensor:
     counter = problem.classifier.counter
     counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + backwards * len(x)
-    return problem.margins(problem.classifier.network(x))
+    return problem.margins(net(x))
 
 
 def _tangent(region: Region, points: Tensor, climb: Tensor, margin: Tensor) -> Tangent:
@@ -170,17 +185,20 @@ def _nearest(region: Region, tangent: Tangent, stretch: float = 1.0) -> Tensor:
 def _beyond_both(region: Region, one: Tangent, two: Tangent, stretch: float) -> Tensor:
     """Return the shortest perturbation beyond both tangents inside the box.
 
-    The distance to a mix of the two is a lower bound, and largest for the right mix: bisect it by which of the two is missed. At a kink of the norm the
-    nearest point jumps with the mix; the solution lies on the segment between the two sides of the jump.
+    The distance to a mix of the two is a lower bound, and largest for the right mix, where both are touched: false position on the difference of what is
+    missed. At a kink of the norm the nearest point jumps with the mix; the solution lies on the segment between the two sides of the jump.
     """
     one, two = Tangent(one.slope, one.gain * stretch), Tangent(two.slope, two.gain * stretch)
-    low, high = torch.zeros_like(one.gain), torch.ones_like(one.gain)
+    low, high, tiny = torch.zeros_like(one.gain), torch.ones_like(one.gain), torch.finfo(one.gain.dtype).tiny
     below, above = _nearest(region, two), _nearest(region, one)
-    for _ in range(_HALVINGS):
-        share = (low + high) / 2
+    value_low, value_high = one.missed(below), -two.missed(above)
+    for _ in range(_MIXES):
+        share = low + (high - low) * (value_low / (value_low - value_high).clamp_min(tiny)).clamp(0.05, 0.95)
         trial = _nearest(region, one.mix(two, share))
-        short = one.missed(trial) > 0
+        value = one.missed(trial) - two.missed(trial)
+        short = value > 0
         low, high = torch.where(short, share, low), torch.where(short, high, share)
+        value_low, value_high = torch.where(short, value, value_low / 2), torch.where(short, value_high / 2, value)  # the Illinois rule
         below, above = torch.where(per_job(short, trial), trial, below), torch.where(per_job(short, above), above, trial)
     lacking, over = one.missed(below).clamp_min(0), -one.missed(above).clamp(max=0)
     share = lacking / (lacking + over).clamp_min(torch.finfo(lacking.dtype).tiny)
