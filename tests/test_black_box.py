@@ -370,3 +370,21 @@ def test_probabilities_and_labels_become_scores() -> None:
             Answers(lambda x, shape=shape: np.zeros(shape))(torch.zeros(2, 3))
     with pytest.raises(BadModel):
         Answers(lambda x: np.array([7]), "labels", classes=3)(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_windows_asked_ahead_spend_the_budget_and_break_about_as_many(norm: str) -> None:
+    """No more questions than allowed, the same verdict in every batch, and what one by one breaks four at once break too, give or take a tenth."""
+    x, y = (t[:50] for t in images())
+    model = build("mnist-plain")
+    kept = model(x).argmax(1) == y
+    problem = Problem.pose(model, x[kept], y[kept], Ball(norm, {"linf": 0.12, "l2": 1.8, "l1": 12.0}[norm]))
+    found: dict[int, Tensor] = {}
+    for ahead, batch in ((1, 256), (4, 256), (-4, 7)):
+        broken = torch.zeros(len(problem), dtype=torch.bool)
+        for attempt in Square(queries=601, ahead=abs(ahead))(problem, batch=batch):
+            assert int(attempt.forwards.max()) <= 601
+            broken[attempt.index] = problem.take(attempt.index).clearance(attempt.candidate) <= 0
+        found[ahead] = broken
+    assert torch.equal(found[4], found[-4])
+    assert abs(int(found[1].sum()) - int(found[4].sum())) <= len(problem) // 10 and int(found[4].sum()) > 5

@@ -75,7 +75,7 @@ _CASCADE = (
     Stage(APGD(steps=100), "attack"),
     Stage(Insist(Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2)), Descent()), "attack"),
 )
-_AUDITED = Stage(Square(queries=1000), "attack", audit=_AUDIT)
+_AUDITED = Stage(Square(queries=1000, ahead=4), "attack", audit=_AUDIT)
 _DISTANCES = (
     Stage(Nearest(PGD(steps=10, step=0.25), rounds=8, tolerance=0.02), "attack", "distance"),
     Stage(LargestRadius(CROWN(), rounds=3, tolerance=0.03), "certifier", "distance"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.queries import Asked, Look, Memory, Play, like, one_each, run_queries
+from calipers.attacks.queries import Asked, Look, Memory, Play, like, run_queries
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -18,6 +18,7 @@ from calipers.problem.tools import Attempt
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of a budget of 10,000; from there on a window has half the area
 _FULL_BUDGET = 10_000
+_ONE_BY_ONE = 100  # queries asked one by one: so early nearly every window helps, and one that was asked in vain beside it is lost
 _WORDS = 6  # random numbers of a proposal besides its signs: places of two windows, the pattern's direction
 
 
@@ -32,29 +33,32 @@ class Square:
     Differs from the paper: each point draws its own windows, from its own stream; windows reach the last row and column; a proposal that would change nothing
     is flipped, or drawn again over a feature that can move, before it costs a query; the first query is the point itself; the window takes the whole unspent
     budget of l2 and l1, not each channel its part.
+    `ahead` > 1 asks that many windows at once, after the first hundred queries, and keeps the best: fewer and fuller batches, which a few points need most.
     Cost: up to `queries` forward passes a point, until it is broken.
     """
 
     queries: int = 5000
     p: float = 0.8
     rescale: bool = True
+    ahead: int = 1
 
     def __post_init__(self) -> None:
-        if self.queries < 1 or not 0 < self.p <= 1:
-            raise BadInput(f"Square takes queries >= 1 (usually 1000 to 10000) and p above 0 and at most 1 (usually 0.05 to 0.8), got {self.queries}, {self.p}")
+        if self.queries < 1 or not 0 < self.p <= 1 or self.ahead < 1:
+            got = f"{self.queries}, {self.p}, {self.ahead}"
+            raise BadInput(f"Square takes queries >= 1 (usually 1000 to 10000), p above 0 and at most 1 (usually 0.05 to 0.8) and ahead >= 1, got {got}")
 
     def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
         """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
-        return run_queries(problem, windowed(problem, self.queries, self.p, self.rescale), seed=seed, batch=batch)
+        return run_queries(problem, windowed(problem, self.queries, self.p, self.rescale, self.ahead), seed=seed, batch=batch)
 
 
-def windowed(problem: Problem, queries: int, p: float = 0.8, rescale: bool = True) -> Play:
+def windowed(problem: Problem, queries: int, p: float = 0.8, rescale: bool = True, ahead: int = 1) -> Play:
     """Return the random search over windows as a state machine, for an attack that goes on where it ends."""
     norm = problem.region.norm
     if norm.is_count:
         raise BadInput(f"Square spreads a budget over windows, which norm {norm.name!r} does not allow; take 'linf', 'l2' or 'l1'")
     windows = _Windows.of(tuple(problem.x.shape[1:]), p, queries / _FULL_BUDGET if rescale else 1.0, norm.is_box, problem.x)
-    return _Search(queries, windows)
+    return _Search(queries, windows, ahead)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +145,12 @@ class _Search:
         return {"lowest": lowest, "highest": highest, "movable": movable, "stuck": ~movable.any(1)}
 
     def ask(self, look: Look, memory: Memory) -> Asked:
+        count = torch.where(look.spent < _ONE_BY_ONE, 1, (self.queries - look.spent).clamp(1, self.width))
+        slot = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        if len(slot) > len(count):
+            number = torch.arange(len(slot), device=slot.device) - (count.cumsum(0) - count)[slot]
+            look = Look(look.region.take(slot), look.streams.take(slot), look.spent[slot] + number, look.best[slot], look.score[slot])
+            memory = {name: value[slot] for name, value in memory.items()}
         points = self._proposals(look, memory, 0)
         # A proposal equal to the present point would waste a query: the opposite signs, then a window over a feature that can move.
         for attempt in (1, 2, 3):
@@ -150,7 +160,7 @@ class _Search:
             part = Look(look.region.take(same), look.streams.take(same), look.spent[same], look.best[same], look.score[same])
             again = self._proposals(part, {name: value[same] for name, value in memory.items()}, attempt)
             points = points.index_copy(0, same, again)
-        return one_each(torch.where(like(look.spent == 0, points), look.region.center, points))
+        return Asked(slot, torch.where(like(look.spent == 0, points), look.region.center, points))
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
         return memory["stuck"]
