@@ -87,10 +87,9 @@ RADIUS = [
     *((norm, tool) for norm in ("linf", "l2", "l1") for tool in (Steepest(targets=3), PGD(steps=100, targets=3), APGD(steps=100, targets=3))),
     ("linf", Square(queries=3000)),
 ]
-REACHED = [case for case in cases(RADIUS) if not str(case.id).startswith("l2-APGD") or "weights" not in str(case.id)]  # it misses points in weighted l2
 
 
-@pytest.mark.parametrize(("norm", "attack", "setting"), REACHED)
+@pytest.mark.parametrize(("norm", "attack", "setting"), cases(RADIUS))
 def test_verdicts_of_a_linear_model_on_both_sides_of_the_distance(norm: str, attack: Attack, setting: str) -> None:
     model = linear()
     problem = posed(model, drawn(8, 8, seed=1), norm, **SETTINGS[setting])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import FromTheCentre, check_between, cosine, seek, slope, unit, widths
+from calipers.attacks.minimum import FromTheCentre, check_between, cosine, seek, slope, unit, uphill, widths
 from calipers.attacks.search import Look, Memory, per_job, rivals
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
@@ -63,9 +63,7 @@ class _Search(FromTheCentre):
             stride = _COUNT_SHARE * share * radius.sqrt()  # the length of that many features at a share of their width each
             moved = look.x + unit(look.gradient * widths(region)) * widths(region) * per_job(stride.to(look.x.dtype), look.x)
         else:
-            moved = region.at(share * radius).step(look.x, look.gradient, 1.0)
-            if region.norm.is_euclidean:  # with weights the projection, Euclidean, undoes a steepest step's direction, but not the gradient's
-                moved = look.x + unit(look.gradient) * per_job((moved - look.x).flatten(1).square().sum(1).sqrt(), look.x)
+            moved = uphill(region.at(share * radius), look.x, look.gradient, 1.0)
         return region.at(radius).project(moved), {"radius": radius}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,7 +62,11 @@ def seek(problem: Problem, recipe: Recipe, seed: int) -> Iterator[Attempt]:
     for attempt in run_queue(wide, recipe, seed=seed):
         counter = problem.classifier.counter
         forwards, backwards = counter.forwards, counter.backwards
-        settled = _settled(wide.take(attempt.index), attempt.candidate, seed)
+        try:
+            settled = _settled(wide.take(attempt.index), attempt.candidate, seed)
+        except KeyboardInterrupt:
+            yield dataclasses.replace(attempt, index=open_[attempt.index])
+            raise
         spent, back = (counter.forwards - forwards) // len(settled), (counter.backwards - backwards) // len(settled)
         yield Attempt(open_[attempt.index], settled, attempt.forwards + spent + 1, attempt.backwards + back)
 
@@ -106,6 +111,17 @@ def unit(g: Tensor) -> Tensor:
     flat = g.flatten(1)
     scaled = flat / flat.abs().amax(1, keepdim=True).clamp_min(tiny)
     return (scaled / scaled.square().sum(1, keepdim=True).sqrt().clamp_min(1.0)).view_as(g)
+
+
+def uphill(region: Region, x: Tensor, g: Tensor, share: float | Tensor) -> Tensor:
+    """Return points moved by a share of the radius along which <g, .> rises fastest, for a projection to follow.
+
+    In weighted l2 along g itself, just as far: the projection is Euclidean, and followed by it a steepest step ends beside the maximum.
+    """
+    moved = region.step(x, g, share)
+    if region.weight is None or not region.norm.is_euclidean:
+        return moved
+    return x + unit(g) * per_job((moved - x).flatten(1).square().sum(1).sqrt(), x)
 
 
 def length(region: Region, delta: Tensor) -> Tensor:
