@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.attacks.pgd import PGD
+from calipers.attacks.replace import Replace
 from calipers.errors import BadInput, BadModel, CaptureError, UnsupportedOp
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee
@@ -22,6 +23,7 @@ from calipers.problem.chance import differ, median_worst
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Targeted, Untargeted, is_adversarial
 from calipers.problem.problem import Problem
+from calipers.problem.substitutions import Substitutions, letters
 from calipers.problem.tools import Attack
 
 F64 = torch.float64
@@ -360,17 +362,16 @@ def calls_of(attack: Attack, problem: Problem) -> int:
     return -Fuse.left
 
 
-def listen(name: str, problem: Problem, found: set[str]) -> None:
+def listen(attack: Attack, problem: Problem, found: set[str]) -> None:
     """Run an attack, and note the points of its witnesses as they come."""
-    for attempt in arsenal.arsenal()[name][0](problem):
-        found |= {e.point for e in Referee(problem).attempt(attempt, torch.arange(len(problem)), name, 0.0).evidence}
+    for attempt in attack(problem):
+        found |= {e.point for e in Referee(problem).attempt(attempt, torch.arange(len(problem)), repr(attack), 0.0).evidence}
 
 
-# The first hold a block, or a round of theirs, until it is through; the last finds what it finds in its last call.
-WHOLE_BLOCKS = {"Replace", "Nearest", "Steepest"}
+LAST_CALL = {"Replace", "Steepest"}  # they find what they find there
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE_BLOCKS])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LAST_CALL])
 def test_an_interrupt_keeps_what_was_found(name: str) -> None:
     """On the way some points are broken and some are not: the attack hands over the former, and then passes the interrupt on."""
     attack, threat = arsenal.arsenal()[name]
@@ -381,9 +382,24 @@ def test_an_interrupt_keeps_what_was_found(name: str) -> None:
         Fuse.left = max(2, int(share * whole))
         found: set[str] = set()
         with pytest.raises(KeyboardInterrupt):
-            listen(name, problem, found)
+            listen(attack, problem, found)
         most = max(most, found, key=len)
     assert most, f"{whole} calls"
+
+
+@pytest.mark.parametrize("attack", [Replace(search="greedy"), Replace(nearest=True)], ids=repr)
+def test_an_interrupt_among_the_letters_keeps_what_was_found(attack: Replace) -> None:
+    model = Fuse(inputs=30).eval()
+    x = nn.functional.one_hot(torch.randint(3, (16, 10), generator=torch.Generator().manual_seed(1)), 3).flatten(1).to(arsenal.F64)
+    problem = Problem.pose(model, x, model(x).argmax(1), Substitutions(letters(10, 3), k=4))
+    kept = []
+    for left in range(2, calls_of(attack, problem)):
+        Fuse.left = left
+        found: set[str] = set()
+        with pytest.raises(KeyboardInterrupt):
+            listen(attack, problem, found)
+        kept.append(len(found))
+    assert kept[0] < kept[-1] and kept == sorted(kept)
 
 
 @pytest.mark.parametrize(("name", "share"), [("PGD", 0.9), ("APGD, targets", 0.9), ("Square", 0.9), ("FMN", 0.2)])

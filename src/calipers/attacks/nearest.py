@@ -36,14 +36,18 @@ class Nearest:
             raise BadInput(f"Nearest takes rounds >= 1 (usually 10) and a tolerance between 0 and 1 (usually 0.001), got {self.rounds}, {self.tolerance}")
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates, all at once."""
+        """Yield the nearest candidates, all at once; an interrupt yields what is found, and is passed on."""
         search = _Search(problem)
-        for k in range(self.rounds):
-            active = torch.nonzero(search.far - search.failed > self.tolerance * search.far.clamp(max=search.next)).flatten()
-            if not len(active):
-                break
-            search.ask(self.attack, active, seed + k)
-        yield Attempt(torch.arange(len(problem), device=problem.x.device), search.best, search.forwards, search.backwards)
+        try:
+            for k in range(self.rounds):
+                active = torch.nonzero(search.far - search.failed > self.tolerance * search.far.clamp(max=search.next)).flatten()
+                if not len(active):
+                    break
+                search.ask(self.attack, active, seed + k)
+        except KeyboardInterrupt:
+            yield search.attempt()
+            raise
+        yield search.attempt()
 
 
 class _Search:
@@ -64,28 +68,41 @@ class _Search:
         """Run the attack once at each point's next radius, and note what came of it."""
         part = self.problem.take(active).at(self.next[active])
         found = part.x.clone()
-        for attempt in attack(part, seed=seed):
-            found[attempt.index] = attempt.candidate
-            self.forwards[active[attempt.index]] += attempt.forwards
-            self.backwards[active[attempt.index]] += attempt.backwards
-        broken = part.clearance(found) <= 0
-        hit = active[broken]
+        try:
+            for attempt in attack(part, seed=seed):
+                found[attempt.index] = attempt.candidate
+                self.forwards[active[attempt.index]] += attempt.forwards
+                self.backwards[active[attempt.index]] += attempt.backwards
+        finally:  # also of an attack that is interrupted
+            broken = part.clearance(found) <= 0
+            hit = active[broken]
+            self._note(hit, found[broken])
         if len(hit):
             counter = self.problem.classifier.counter
             forwards, backwards = counter.forwards, counter.backwards
-            near = _nearer(part.take(torch.nonzero(broken).flatten()), found[broken], seed)
-            distance = self.problem.region.take(hit).distance(near)
-            nearer = distance < self.far[hit]
-            self.best[hit[nearer]], self.far[hit[nearer]] = near[nearer], distance[nearer]
+            self._note(hit, _nearer(part.take(torch.nonzero(broken).flatten()), found[broken], seed))
             self.forwards[hit] += (counter.forwards - forwards) // len(hit)
             self.backwards[hit] += (counter.backwards - backwards) // len(hit)
-        missed = active[~broken]
+        self._bound(active[~broken])
+
+    def _note(self, hit: Tensor, points: Tensor) -> None:
+        """Keep adversarial points of the problem's points `hit` that are nearer than what is known."""
+        distance = self.problem.region.take(hit).distance(points)
+        nearer = distance < self.far[hit]
+        self.best[hit[nearer]], self.far[hit[nearer]] = points[nearer], distance[nearer]
+
+    def _bound(self, missed: Tensor) -> None:
+        """Set the next radii, after failures at the present ones."""
         self.failed[missed] = torch.maximum(self.failed[missed], self.next[missed])
         # A success nearer than an earlier failure shows that the failure was the attack's: search below it again.
         self.failed = torch.where(self.failed < self.far, self.failed, self.far / 2)
         hopeless = self.far.isinf() & (self.failed >= self.wide)
         self.failed = torch.where(hopeless, torch.inf, self.failed).nan_to_num(nan=torch.inf, posinf=torch.inf)
         self.next = torch.where(self.far.isinf(), torch.minimum(2 * self.next, self.wide), (self.failed + self.far) / 2)
+
+    def attempt(self) -> Attempt:
+        """Return the nearest candidates so far."""
+        return Attempt(torch.arange(len(self.problem), device=self.best.device), self.best, self.forwards, self.backwards)
 
 
 def _nearer(problem: Problem, points: Tensor, seed: int) -> Tensor:

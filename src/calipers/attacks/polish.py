@@ -18,7 +18,7 @@ from calipers.problem.streams import Streams
 
 _BEYOND = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.0001)  # of the gain, by round: how far past the tangent boundary a trial goes, so that it counts
 _RIVALS = 4  # a rival that is not among the first ones at the point found is hardly nearer
-_MIXES = 5  # of two tangents, by false position
+_MIXES = 8  # of two tangents, by false position; in l1 the nearest point jumps with the mix, and five are too few
 _GAIN = 5e-4  # of the distance: where the tangent at the nearest point promises less, the walk is over
 _STARTS = 8
 _SHORT = 1e-4  # of the gain, lacking in the farthest corner: more than rounding, so the plane does not meet the box

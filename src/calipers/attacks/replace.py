@@ -61,14 +61,23 @@ class Replace:
         if self.search == "exhaustive":
             _refuse_large(region, self.limit)
         for block in torch.arange(len(problem), device=problem.x.device).split(_POINTS):
-            yield self._block(problem.take(block), region.take(block), block)
+            yield from self._block(problem.take(block), region.take(block), block)
 
-    def _block(self, problem: Problem, region: SubstitutionRegion, block: Tensor) -> Attempt:
-        """Return the candidates of one block of points."""
-        search = _Search(problem, region, self)
-        attempt, broken = search.run(block), is_adversarial(search.score)
-        if not self.nearest:
-            return attempt
+    def _block(self, problem: Problem, region: SubstitutionRegion, block: Tensor) -> Iterator[Attempt]:
+        """Yield the candidates of one block of points; an interrupt yields what is found, and is passed on."""
+        search, attempt = _Search(problem, region, self), None
+        try:
+            search.run()
+            attempt = search.attempt(block)
+            if self.nearest:
+                self._narrow(problem, region, attempt, is_adversarial(search.score))
+        except KeyboardInterrupt:
+            yield attempt or search.attempt(block)
+            raise
+        yield attempt
+
+    def _narrow(self, problem: Problem, region: SubstitutionRegion, attempt: Attempt, broken: Tensor) -> None:
+        """Put candidates of fewer switches into the attempt, and candidates of more where there was none."""
         most = region.options.any(2).sum(1).double()
         left, count = torch.nonzero(~broken).flatten(), region.radius[~broken]
         while len(left := left[(wider := count < most[left])]):
@@ -81,7 +90,7 @@ class Replace:
             count = region.take(left).distance(attempt.candidate[left])
             left, count = left[count > 1], count[count > 1]
             if not len(left):
-                return attempt
+                return
             left = left[self._again(problem, region, attempt, left, count - 1)]
 
     def _again(self, problem: Problem, region: SubstitutionRegion, attempt: Attempt, left: Tensor, count: Tensor) -> Tensor:
@@ -89,7 +98,8 @@ class Replace:
         # What is too large to be listed is searched all the same; then the number found need not be the least.
         tool = dataclasses.replace(self, search="auto") if self.search == "exhaustive" else self
         search = _Search(problem.take(left), region.take(left).at(count), tool)
-        attempt_now = search.run(left)
+        search.run()
+        attempt_now = search.attempt(left)
         attempt.forwards.index_add_(0, left, attempt_now.forwards)
         attempt.backwards.index_add_(0, left, attempt_now.backwards)
         found = is_adversarial(search.score)
@@ -120,8 +130,8 @@ class _Search:
         # A sum of one random number per move names a set of moves, in whatever order they were made.
         self.names = Streams(torch.arange(region.options[0].numel(), device=device)).fork(0).keys
 
-    def run(self, block: Tensor) -> Attempt:
-        """Run the chosen searches, and return the best candidates."""
+    def run(self) -> None:
+        """Run the chosen searches."""
         name = self.settings.search
         if self.region.numeric is not None:
             self._move_numeric()
@@ -139,6 +149,9 @@ class _Search:
         if self.region.numeric is not None:
             self._move_numeric()
         self._shorten()
+
+    def attempt(self, block: Tensor) -> Attempt:
+        """Return the best candidates so far."""
         candidate = self.region.switched(torch.arange(self.n, device=block.device), self.best, self.base)
         candidate = candidate if self.region.numeric is None else self.region.snap(candidate)  # letters are exact as they are
         return Attempt(block, candidate, self.forwards, self.backwards)
@@ -325,17 +338,19 @@ class _Search:
             return
         columns = self.region.threat.rest(self.base)
         best = self.base
-        for _ in range(_NUMERIC_STEPS):
-            slope = self._slope(rows, self.best[rows]).flatten(1)[:, columns]
-            rest = self.base[rows].flatten(1)[:, columns]
-            moved = region.numeric.snap(region.numeric.project(region.numeric.step(rest, slope, 2.5 / _NUMERIC_STEPS)))
-            now = self.base.flatten(1).index_copy(0, rows, self.base[rows].flatten(1).index_copy(1, columns, moved))
-            self.base = now.view_as(self.base)
-            worst = self._evaluate(rows, self.best[rows][:, None])[:, 0]
-            better = rows[worst < self.score[rows]]
-            self.score[better] = worst[worst < self.score[rows]]
-            best = best.index_copy(0, better, self.base[better])
-        self.base = best
+        try:
+            for _ in range(_NUMERIC_STEPS):
+                slope = self._slope(rows, self.best[rows]).flatten(1)[:, columns]
+                rest = self.base[rows].flatten(1)[:, columns]
+                moved = region.numeric.snap(region.numeric.project(region.numeric.step(rest, slope, 2.5 / _NUMERIC_STEPS)))
+                now = self.base.flatten(1).index_copy(0, rows, self.base[rows].flatten(1).index_copy(1, columns, moved))
+                self.base = now.view_as(self.base)
+                worst = self._evaluate(rows, self.best[rows][:, None])[:, 0]
+                better = rows[worst < self.score[rows]]
+                self.score[better] = worst[worst < self.score[rows]]
+                best = best.index_copy(0, better, self.base[better])
+        finally:  # after an interrupt, too
+            self.base = best
 
 
 def _prefixes(moves: Tensor, k: int) -> Tensor:
