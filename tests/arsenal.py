@@ -22,6 +22,7 @@ from calipers.problem.tools import Attack, Attempt
 
 F64 = torch.float64
 _SMALL = {"steps": 8, "queries": 60, "pairs": 4, "probes": 6, "starts": 20, "rounds": 2, "draws": 2, "judges": 3, "limit": 200, "tries": 2}
+_OWN: dict[str, dict[str, Any]] = {"Differences": {"search": 20}}
 _HANDED: dict[str, Any] = {"attack": PGD(steps=8, restarts=2), "guide": Minimisers(1), "stand_ins": (), "first": PGD(steps=2), "again": PGD(steps=8)}
 _THREATS: dict[str, Callable[[float], Any]] = {
     "linf": lambda r: Ball("linf", 0.15 * r, box=(0, 1)),
@@ -33,7 +34,7 @@ _THREATS: dict[str, Callable[[float], Any]] = {
 
 def _fitting(tool: type[Any]) -> Attack | None:
     """Return the tool with small settings; None where it needs something that nobody can guess."""
-    settings = {f.name: _SMALL[f.name] for f in dataclasses.fields(tool) if f.name in _SMALL}
+    settings = {f.name: _SMALL[f.name] for f in dataclasses.fields(tool) if f.name in _SMALL} | _OWN.get(tool.__name__, {})
     required = [f.name for f in dataclasses.fields(tool) if f.default is f.default_factory is dataclasses.MISSING]
     if any(name not in _HANDED for name in required):
         return None
