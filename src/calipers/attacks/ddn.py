@@ -62,4 +62,5 @@ class _Search(FromTheCentre):
         turned = region.at(share * radius).step(look.x, look.gradient, 1.0) - region.center
         stretch = radius.to(look.x.dtype) / length(region, turned).clamp_min(tiny)
         stretch = torch.where((turned == 0).flatten(1).all(1), torch.zeros_like(stretch), stretch)
-        return region.project(region.center + turned * per_job(stretch, turned)), {"radius": radius}
+        inside = (turned * per_job(stretch, turned)).flatten(1).clamp(region.low, region.high)  # of the box: the ball is as wide
+        return region.center + inside.view_as(region.center), {"radius": radius}
