@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from calipers.attacks import minimum, nearest
 from calipers.attacks.apgd import APGD
 from calipers.attacks.carlini_wagner import CarliniWagner
+from calipers.attacks.closer import Closer
 from calipers.attacks.ddn import DDN
 from calipers.attacks.deepfool import DeepFool
 from calipers.attacks.fab import FAB
@@ -198,6 +199,15 @@ def test_a_single_attack_comes_near_the_exact_distance_and_never_below(net: str,
     distance = run(DeepFool(), problem)[1]
     assert (distance >= low * TOUCH).all()
     assert float((distance / high).median()) <= 1.01 and float((distance / high).max()) <= 1.07
+
+
+@needs_data
+@pytest.mark.parametrize(("net", "norm", "radius", "file"), NETWORKS)
+def test_asking_just_below_the_nearest_reaches_the_exact_distance(net: str, norm: str, radius: float, file: str) -> None:
+    problem, low, high = known(norm, radius, file, 100)
+    distance = run(Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2))), problem)[1]
+    assert (distance >= low * TOUCH).all()
+    assert float((distance / high).median()) <= 1.01 and float((distance / high).quantile(0.95)) <= 1.05
 
 
 @needs_data

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from calipers.attacks import fmn
 from calipers.attacks.carlini_wagner import CarliniWagner
+from calipers.attacks.closer import Closer
 from calipers.attacks.ddn import DDN
 from calipers.attacks.deepfool import DeepFool
 from calipers.attacks.fab import FAB
@@ -387,6 +388,33 @@ def test_a_net_in_float32_gives_candidates_that_stay_adversarial() -> None:
 def test_settings_and_norms_are_checked(make: Callable[[], object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         make()
+
+
+def two_valleys() -> Problem:
+    """Return a point whose gradient leads to a far boundary, 0.4 above, while a nearer one lies 0.1 below, behind a hump."""
+    knots = torch.tensor([0.0, 0.4, 0.44, 0.5, 0.9, 1.0], dtype=F64)
+    heights = torch.tensor([-1.0, -0.1, 0.6, 0.4, 0.0, -0.1], dtype=F64)
+    slopes = heights.diff() / knots.diff()
+
+    def margin(x: Tensor) -> Tensor:
+        bends = torch.cat([slopes[:1], slopes.diff()])
+        height = heights[0] + ((x[:, :1] - knots[:-1]).clamp_min(0) * bends).sum(1)
+        return torch.stack([height, torch.zeros_like(height)], 1)
+
+    x = torch.full((1, 1), 0.5, dtype=F64)
+    return Problem.pose(Fn(margin), x, torch.tensor([0]), Ball("linf", 0.3))
+
+
+def test_asking_below_the_nearest_leaves_the_valley_of_the_descent() -> None:
+    problem, first = two_valleys(), DeepFool(steps=10)
+    assert float(run(first, problem)[1]) == pytest.approx(0.4, rel=0.01)
+    assert float(run(Closer(first, PGD(steps=20, restarts=10)), problem)[1]) == pytest.approx(0.0943, rel=0.01)
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 0}, {"share": 1.0}, {"share": 0.0}])
+def test_closer_checks_its_settings(settings: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="Closer takes"):
+        Closer(DeepFool(), PGD(), **settings)
 
 
 # ---- geometry --------------------------------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Nearest:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates, all at once; an interrupt yields what is found, and is passed on."""
-        search = _Search(problem)
+        search = Search(problem)
         try:
             for k in range(self.rounds):
                 active = torch.nonzero(search.far - search.failed > self.tolerance * search.far.clamp(max=search.next)).flatten()
@@ -50,7 +50,7 @@ class Nearest:
         yield search.attempt()
 
 
-class _Search:
+class Search:
     """The state of one search: the nearest success `far` (infinite if none) and the largest radius that `failed`, (N,) float64."""
 
     def __init__(self, problem: Problem) -> None:
