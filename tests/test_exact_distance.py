@@ -116,13 +116,14 @@ def exact_two_relus(norm: str, weights: tuple[np.ndarray, ...], problem: Problem
     """Return the distance of point i: one convex program for each rival and pattern of the two units; on and off hold on the kink alike."""
     w, b, v, c = weights
     region, x, y = problem.take([i]).region, problem.x[i].numpy(), int(problem.y[i])
-    low, high = region.low[0].numpy(), region.high[0].numpy()
+    unit = np.ones(x.size) if region.weight is None else region.weight.numpy()  # weighted lengths are plain ones of stretched features
+    low, high = region.low[0].numpy() * unit, region.high[0].numpy() * unit
     best = np.inf
     for j, pattern in itertools.product((j for j in range(3) if j != y), itertools.product((0.0, 1.0), repeat=2)):
         on = np.array(pattern)
         drop = (v[y] - v[j]) * on
         rows = np.vstack([(1 - 2 * on)[:, None] * w, drop @ w])
-        best = min(best, shortest(norm, rows, np.append((2 * on - 1) * b, c[j] - c[y] - drop @ b) - rows @ x, low, high))
+        best = min(best, shortest(norm, rows / unit, np.append((2 * on - 1) * b, c[j] - c[y] - drop @ b) - rows @ x, low, high))
     return best
 
 
@@ -151,15 +152,19 @@ def nearest_of_polyhedron(sides: np.ndarray, ends: np.ndarray) -> float:
     return best
 
 
-@pytest.mark.parametrize("box", [(0.0, 1.0), None], ids=["box", "no box"])
-@pytest.mark.parametrize(("norm", "attack"), [pair for pair in SEEK if pair[0] != "l0" and isinstance(pair[1], (FMN, DDN, DeepFool, FAB))], ids=repr)
-def test_two_relus_where_a_gradient_shows_the_way(norm: str, attack: Attack, box: tuple[float, float] | None) -> None:
+@pytest.mark.parametrize(
+    "threat",
+    [{"box": (0.0, 1.0)}, {"box": None}, {"box": (0.0, 1.0), "weights": torch.tensor([0.5, 1.0, 2.0], dtype=F64)}],
+    ids=["box", "no box", "weights"],
+)
+@pytest.mark.parametrize(("norm", "attack"), [pair for pair in SEEK if pair[0] != "l0"], ids=repr)
+def test_two_relus_where_a_gradient_shows_the_way(norm: str, attack: Attack, threat: dict[str, Any]) -> None:
     """Never below; within one per cent at nearly every point found. A start without a gradient, and a second local minimum, no descent can see."""
     ratios = []
     for seed in range(4):
         function, weights = two_relus(seed)
         x = drawn(6, 3, seed=seed + 7)
-        problem = Problem.pose(Fn(function), x, function(x).argmax(1), Ball(norm, 0.1, box=box))
+        problem = Problem.pose(Fn(function), x, function(x).argmax(1), Ball(norm, 0.1, **threat))
         exact = torch.tensor([exact_two_relus(norm, weights, problem, i) for i in range(6)], dtype=F64)
         distance = run(attack, problem)[1]
         assert (distance >= exact * TOUCH - 1e-9).all()
