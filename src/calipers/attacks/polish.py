@@ -18,7 +18,7 @@ from calipers.problem.streams import Streams
 
 _BEYOND = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.0001)  # of the gain, by round: how far past the tangent boundary a trial goes, so that it counts
 _RIVALS = 4  # a rival that is not among the first ones at the point found is hardly nearer
-_MIXES = 8  # of two tangents, by false position; in l1 the nearest point jumps with the mix, and five are too few
+_MIXES, _MIXES_SPARSE = 5, 8  # of two tangents, by false position; in l1 the nearest point jumps with the mix, and five are too few
 _GAIN = 5e-4  # of the distance: where the tangent at the nearest point promises less, the walk is over
 _STARTS = 8
 _SHORT = 1e-4  # of the gain, lacking in the farthest corner: more than rounding, so the plane does not meet the box
@@ -192,7 +192,7 @@ def _beyond_both(region: Region, one: Tangent, two: Tangent, stretch: float) -> 
     low, high, tiny = torch.zeros_like(one.gain), torch.ones_like(one.gain), torch.finfo(one.gain.dtype).tiny
     below, above = _nearest(region, two), _nearest(region, one)
     value_low, value_high = one.missed(below), -two.missed(above)
-    for _ in range(_MIXES):
+    for _ in range(_MIXES_SPARSE if region.norm.is_sparse else _MIXES):
         share = low + (high - low) * (value_low / (value_low - value_high).clamp_min(tiny)).clamp(0.05, 0.95)
         trial = _nearest(region, one.mix(two, share))
         value = one.missed(trial) - two.missed(trial)
