@@ -225,7 +225,7 @@ def test_the_guides_starts_are_asked_for_once() -> None:
         (lambda: APGD(steps=0), "APGD takes steps >= 1"),
         (lambda: APGD(loss="dlr2"), "unknown loss 'dlr2'"),  # type: ignore[arg-type]
         (lambda: APGD(precision="half"), "precision is 'model' or 'bfloat16'"),  # type: ignore[arg-type]
-        (lambda: Minimisers(0), "1 to 4 slopes, got 0"),
+        (lambda: Minimisers(0), "1 to 5 slopes, got 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make: object, message: str) -> None:

@@ -188,7 +188,7 @@ def test_a_radius_of_zero_among_others(name: str) -> None:
 
 @pytest.mark.parametrize("name", ON_BALLS)
 def test_a_target_is_met_by_its_own_class_and_never_the_label(name: str) -> None:
-    attack, threat = arsenal.arsenal()[name]
+    _, threat = arsenal.arsenal()[name]
     right = arsenal.pose(arsenal.net(threat), threat, n=6, size=3)
     target = (right.y + 1) % 4
     aimed = Problem.pose(right.classifier, right.x, right.y, right.threat, Targeted(target))

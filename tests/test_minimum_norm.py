@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Targeted, Untargeted, is_adversarial
 from calipers.problem.norms import norm_named
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.tools import Attack, Attempt
 
 F64 = torch.float64
 CONVEX = ["linf", "l2", "l1"]
@@ -458,3 +459,20 @@ def test_on_a_trained_net_no_worse_than_bisected_pgd(norm: str, attack: Attack) 
     x, y = images()
     problem = Problem.pose(build("mnist-plain"), x[:30], y[:30], Ball(norm, {"linf": 0.1, "l2": 1.0}[norm]))
     assert float(run(attack, problem)[1].median()) <= 1.02 * float(run(Nearest(PGD(steps=20)), problem)[1].median())
+
+
+def test_bisection_hands_its_last_example_to_attacks_that_take_a_warm_start() -> None:
+    """The next round begins where the last one ended: nearer examples for the same steps; a search that forgets them is the mutant."""
+    x, y = (t[:60] for t in images())
+    model = build("mnist-robust")
+    kept = model(x).argmax(1) == y
+    problem = Problem.pose(model, x[kept], y[kept], Ball("l2", 1.5))
+
+    @dataclass(frozen=True)
+    class Forgetful:
+        def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+            return PGD(steps=20)(problem, seed=seed)
+
+    warm, cold = (next(iter(Nearest(attack, rounds=6)(problem))) for attack in (PGD(steps=20), Forgetful()))
+    near, far = (problem.region.distance(attempt.candidate).mean() for attempt in (warm, cold))
+    assert float(near) < 0.98 * float(far)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from calipers.attacks.apgd import APGD
     from calipers.attacks.boundary import Boundary
     from calipers.attacks.carlini_wagner import CarliniWagner
+    from calipers.attacks.closer import Closer
     from calipers.attacks.ddn import DDN
     from calipers.attacks.deepfool import DeepFool
     from calipers.attacks.defences import BPDA, EOT, Through
@@ -58,6 +59,7 @@ _HOME = {
     "attacks.apgd": "APGD",
     "attacks.boundary": "Boundary",
     "attacks.carlini_wagner": "CarliniWagner",
+    "attacks.closer": "Closer",
     "attacks.ddn": "DDN",
     "attacks.deepfool": "DeepFool",
     "attacks.defences": "BPDA EOT Through",
@@ -107,7 +109,7 @@ __all__ = [
     "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
     "FMN", "Guided", "HopSkipJump", "RaySearch", "Differences",
     "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
-    "Nearest", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "Enumeration", "LargestRadius",
+    "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "Enumeration", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
     "load_data", "load_model", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",

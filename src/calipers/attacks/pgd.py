@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from calipers.attacks.minimum import uphill
 from calipers.attacks.objectives import LossName, check_loss, climbed
 from calipers.attacks.search import Look, Memory, rivals, run_queue
 from calipers.errors import BadInput
@@ -50,12 +51,15 @@ class PGD:
             raise BadInput(f"precision is 'model' or 'bfloat16', got {self.precision!r}")
         check_loss(self.loss)
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
+    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None, warm: Tensor | None = None) -> Iterator[Attempt]:
+        """Yield candidates as points are decided; `batch` (points in flight) does not change the result.
+
+        `warm (N, *D)` are the first starts, in place of the points themselves.
+        """
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
         recipe = _Ascent(self.steps, self.restarts, rivals(problem, self.targets), min(share, 2.0), self.loss)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
-        return run_queue(problem, recipe, seed=seed, dtype=dtype, batch=batch)
+        return run_queue(problem, recipe, seed=seed, dtype=dtype, batch=batch, starts=None if warm is None else warm[:, None])
 
 
 @dataclass(frozen=True)
@@ -78,4 +82,4 @@ class _Ascent:
         return climbed(self.loss_name, margins, problem.goal, restart)
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
-        return look.region.project(look.region.step(look.x, look.gradient, self.share)), memory
+        return look.region.project(uphill(look.region, look.x, look.gradient, self.share)), memory

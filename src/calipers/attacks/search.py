@@ -146,13 +146,16 @@ class _Book:
         return True
 
 
-def run_queue(problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype | None = None, batch: int | None = None) -> Iterator[Attempt]:
+def run_queue(
+    problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype | None = None, batch: int | None = None, starts: Tensor | None = None
+) -> Iterator[Attempt]:
     """Yield an `Attempt` for every point, as points are decided.
 
     Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
-    `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the steps on a GPU.
+    `starts` are those of `Queue`. `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the
+    steps on a GPU.
     """
-    return Queue(problem, recipe, seed, dtype, batch or BATCH).run()
+    return Queue(problem, recipe, seed, dtype, batch or BATCH, starts).run()
 
 
 class Queue:

@@ -22,11 +22,18 @@ def _parallel(lower: Tensor, upper: Tensor) -> Tensor:
     return (upper.clamp(min=0) / (upper - lower).clamp_min(torch.finfo(lower.dtype).tiny)).clamp(0, 1)
 
 
+def _random(lower: Tensor, upper: Tensor) -> Tensor:
+    """One random number for each element, the same for every point: a point's starts do not depend on its neighbours."""
+    generator = torch.Generator().manual_seed(lower[0].numel())
+    return torch.rand(lower.shape[1:], generator=generator).to(lower).expand_as(lower)
+
+
 _SLOPES: tuple[_Slope | None, ...] = (
     _parallel,  # both lines of a ReLU have one slope: the line is the network with each bending neuron replaced by its chord
     None,  # the bound's own guess
     lambda lower, upper: torch.ones_like(lower),
     lambda lower, upper: torch.zeros_like(lower),
+    _random,
 )
 
 
@@ -36,7 +43,7 @@ class Minimisers:
 
     A bound's minimiser is where the relaxed network is nearest to failing. Unlike a gradient it looks at the whole region: it does not vanish where the
     network is locally flat. Intermediate values are bounded by intervals. Nothing is proved here.
-    Cost: two forward passes and, for each of `slopes` (at most 4) choices, one row of a backward sweep a rival.
+    Cost: two forward passes and, for each of `slopes` (at most 5) choices, one row of a backward sweep a rival.
     """
 
     slopes: int = 2
