@@ -73,9 +73,8 @@ def test_every_point_of_a_linear_model_within_one_per_cent(norm: str, attack: At
 def test_without_the_polish_some_would_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (minimum, nearest):
         monkeypatch.setattr(module, "polish", lambda problem, points, streams: points)
-    for norm, attack in (("l2", CarliniWagner(steps=60, rounds=3)), ("l2", Nearest(PGD(steps=20)))):
-        with pytest.raises(AssertionError):
-            on_linear(norm, attack, "box")
+    with pytest.raises(AssertionError):
+        on_linear("l2", CarliniWagner(steps=60, rounds=3), "box")
 
 
 def test_a_radius_far_too_large_comes_down_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
