@@ -103,3 +103,21 @@ def collected(attack: Attack, problem: Problem, seed: int = 0) -> tuple[Tensor, 
     index = torch.cat([a.index for a in attempts])
     assert sorted(index.tolist()) == list(range(len(problem)))
     return torch.cat([a.candidate for a in attempts])[index.argsort()], attempts
+
+
+class Noise(nn.Module):
+    """Adds normal noise to its input, from the shared generator as users' models do."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, *D) -> (N, *D)."""
+        return x + self.size * torch.randn_like(x)
+
+
+def keep_last(self: Any, slots: Any, take: list[int]) -> None:
+    """Stand in for `Queue._keep`, and hold the last iterate in place of the best: a bug that most libraries have."""
+    for i in take:
+        self.best[int(slots.job[i]) % self.n] = slots.x[i]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from calipers.attacks.apgd import APGD, Climb, chosen
 from calipers.attacks.guided import Guided
 from calipers.attacks.pgd import PGD
-from calipers.attacks.search import Queue, rank_rivals
+from calipers.attacks.rivals import rank_rivals
+from calipers.attacks.search import Queue
 from calipers.certificates.guide import Minimisers
 from calipers.data import build, images
 from calipers.errors import BadInput

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from calipers.attacks.one_step import Steepest
 from calipers.attacks.pgd import PGD, _Ascent
-from calipers.attacks.search import Queue, rank_rivals
+from calipers.attacks.rivals import rank_rivals
+from calipers.attacks.search import Queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier

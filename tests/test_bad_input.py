@@ -218,20 +218,9 @@ def test_a_model_that_answers_in_turns_ends_and_nothing_false_is_admitted(name: 
     assert not ruling.evidence
 
 
-class Noise(nn.Module):
-    """Adds normal noise to its input, from the shared generator as users' models do."""
-
-    def __init__(self, size: float) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.size * torch.randn_like(x)
-
-
 def noisy(size: float = 0.3) -> tuple[nn.Module, Tensor, Tensor]:
     """Return a random model of one feature: class 1 above 0.5, seen through noise; and points of class 0 at 0.1, 0.3, 0.45."""
-    model = nn.Sequential(Noise(size), Fn(lambda x: torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], 1)))
+    model = nn.Sequential(arsenal.Noise(size), Fn(lambda x: torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], 1)))
     return model, torch.tensor([[0.1], [0.3], [0.45]], dtype=F64), torch.zeros(3, dtype=torch.long)
 
 

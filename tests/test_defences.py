@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
+import arsenal
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,17 +36,6 @@ class Quantise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x * (self.levels - 1)).round() / (self.levels - 1)
-
-
-class Noise(nn.Module):
-    """Adds normal noise to each pixel, from the shared generator as users' models do."""
-
-    def __init__(self, size: float) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.size * torch.randn_like(x)
 
 
 class Shift(nn.Module):
@@ -155,7 +145,7 @@ def test_standardised_inputs_stay_in_native_units() -> None:
 # ---- EOT -------------------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", [Noise(0.25), Shift()], ids=["noise", "resize and shift"])
+@pytest.mark.parametrize("layer", [arsenal.Noise(0.25), Shift()], ids=["noise", "resize and shift"])
 def test_random_defences_fall_on_fresh_draws(layer: nn.Module) -> None:
     model, x, y = digits(30)
     defended = nn.Sequential(layer, model).eval()
@@ -170,7 +160,7 @@ def test_random_defences_fall_on_fresh_draws(layer: nn.Module) -> None:
 
 def test_more_votes_are_won_by_a_lead() -> None:
     model, x, y = digits(20)
-    defended = nn.Sequential(Noise(0.25), model).eval()
+    defended = nn.Sequential(arsenal.Noise(0.25), model).eval()
     problem = Problem.pose(Classifier(defended, draws=40), x, y, Ball("linf", 0.2))
     shares = [judged(defended, broken(EOT(PGD(steps=15), draws=5, votes=votes), problem)[1], y, 60, seed=5) for votes in (0.3, 0.9)]
     assert shares[1].mean() > shares[0].mean()
@@ -185,7 +175,7 @@ def test_each_round_asks_for_a_larger_lead_and_the_best_candidate_is_kept() -> N
         seen.append(float(problem.goal.margins(torch.zeros(len(problem), 2), problem.y).max()))
         yield Attempt(index, problem.x + offsets[len(seen) - 1], torch.ones_like(index), torch.ones_like(index))
 
-    model = nn.Sequential(Noise(0.5), nn.Linear(1, 2, bias=False)).eval()
+    model = nn.Sequential(arsenal.Noise(0.5), nn.Linear(1, 2, bias=False)).eval()
     model[1].weight.data = torch.tensor([[-1.0], [1.0]])
     problem = Problem.pose(Classifier(model, draws=1), torch.full((6, 1), -0.5), torch.zeros(6, dtype=torch.long), Ball("linf", 1.0, box=None))
     (attempt,) = EOT(proposes, draws=2, votes=1.0)(problem)
@@ -194,7 +184,7 @@ def test_each_round_asks_for_a_larger_lead_and_the_best_candidate_is_kept() -> N
 
 def test_the_average_is_the_average_and_leaves_the_generators_alone() -> None:
     torch.manual_seed(3)
-    model, x = nn.Sequential(Noise(1.0), nn.Linear(6, 3)), torch.rand(5, 6)
+    model, x = nn.Sequential(arsenal.Noise(1.0), nn.Linear(6, 3)), torch.rand(5, 6)
     before = torch.get_rng_state()
     answers = torch.stack(list(drawn(model, x, 4, 9)))
     assert len(answers.unique(dim=0)) == 4 and torch.equal(answers, torch.stack(list(drawn(model, x, 4, 9))))
@@ -222,12 +212,12 @@ def test_a_model_without_chance_is_its_own_average() -> None:
 def test_chance_is_noticed() -> None:
     model, x, _ = digits(3)
     assert not depends_on_chance(model, x)
-    assert all(depends_on_chance(nn.Sequential(layer, model), x) for layer in (Noise(1e-3), Shift()))
+    assert all(depends_on_chance(nn.Sequential(layer, model), x) for layer in (arsenal.Noise(1e-3), Shift()))
 
 
 def test_results_repeat_and_passes_are_counted() -> None:
     model, x, y = digits(8)
-    defended = nn.Sequential(Noise(0.2), model).eval()
+    defended = nn.Sequential(arsenal.Noise(0.2), model).eval()
     runs = []
     for _ in range(2):
         problem = Problem.pose(Classifier(defended, draws=9), x, y, Ball("linf", RADIUS))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import arsenal
 import numpy as np
 import pytest
 import torch
@@ -312,12 +313,8 @@ def test_the_nearest_of_all_iterates_is_returned_not_the_last(monkeypatch: pytes
             wrong = (worst.scatter(1, problem.y.expand(len(asked), 1), torch.inf) <= 0).any(1)
             assert float(distance) <= float((asked - problem.x).flatten(1).square().sum(1).sqrt()[wrong].min()) + 1e-9
 
-    def keep_last(self: Queue, slots: Any, take: list[int]) -> None:
-        for i in take:
-            self.best[int(slots.job[i]) % self.n] = slots.x[i]
-
     check()
-    monkeypatch.setattr(Queue, "_keep", keep_last)
+    monkeypatch.setattr(Queue, "_keep", arsenal.keep_last)
     noticed(check)
 
 

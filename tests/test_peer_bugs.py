@@ -163,12 +163,8 @@ def test_the_best_iterate_comes_back_not_the_last(monkeypatch: pytest.MonkeyPatc
             candidate, _ = arsenal.collected(attack, problem)
             assert float((candidate[0, 0] - 0.3).abs()) <= float((torch.cat(asked)[:, 0] - 0.3).abs().min()) + 1e-9
 
-    def keep_last(self: Queue, slots: Any, take: list[int]) -> None:
-        for i in take:
-            self.best[int(slots.job[i]) % self.n] = slots.x[i]
-
     check()
-    monkeypatch.setattr(Queue, "_keep", keep_last)
+    monkeypatch.setattr(Queue, "_keep", arsenal.keep_last)
     noticed(check)
 
 

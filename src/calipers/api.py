@@ -94,12 +94,8 @@ def measure(
     takes an interrupted run up again. `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness.
     Ctrl-C returns what is known.
     """
-    problem = Problem.pose(model, x, y, threat, goal)
-    chosen = plan_for(threat, plan)
-    chosen = chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
-    ledger = record if isinstance(record, Ledger) else Ledger(record)
-    named = {"title": title} if title else {}
-    finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=dict(named))
+    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds), _ledger(record), _named(title)
+    finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=named)
     return _result(problem, ledger, confidence, finished)
 
 
@@ -126,12 +122,22 @@ def curve(
     where it has no others), so between the radii the curve says no more than at the next. With a `record` the same call takes an interrupted run up.
     Cost: about log2(R) + 1 visits of a point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for radii not above 0.
     """
-    problem = Problem.pose(model, x, y, threat, goal)
-    chosen = plan_for(threat, plan)
-    chosen = chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
-    ledger = record if isinstance(record, Ledger) else Ledger(record)
-    finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, facts={"title": title} if title else {})
+    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds), _ledger(record), _named(title)
+    finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, facts=named)
     return _result(problem, ledger, confidence, finished)
+
+
+def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None) -> Plan:
+    chosen = plan_for(threat, plan)
+    return chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
+
+
+def _ledger(record: str | Path | Ledger | None) -> Ledger:
+    return record if isinstance(record, Ledger) else Ledger(record)
+
+
+def _named(title: str) -> dict[str, object]:
+    return {"title": title} if title else {}
 
 
 def _result(problem: Problem, ledger: Ledger, confidence: float, finished: bool) -> Result:

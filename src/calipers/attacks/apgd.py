@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import uphill
+from calipers.attacks.batches import BATCH, per_job
 from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.search import BATCH, Look, Memory, Queue, per_job, rank_rivals, rivals
+from calipers.attacks.rivals import rank_rivals, rivals
+from calipers.attacks.search import Look, Memory, Queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
@@ -159,7 +160,7 @@ class Climb:
             share = torch.where(first, torch.ones_like(m["share"]), m["share"])
             target = look.region.project(look.region.step(base, gradient, share, spread))
         else:
-            target = look.region.project(uphill(look.region, x, gradient, m["share"]))
+            target = look.region.project(look.region.step(x, gradient, m["share"]))
             weight = torch.where(look.step > 0, _MOMENTUM, 1.0).to(x.dtype)
             target = look.region.project(x + per_job(weight, x) * (target - x) + per_job(1 - weight, x) * (x - m["previous"]))
         m["previous"] = x

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.queries import SEEK, Asked, Look, Memory, approach, approached, at_the_start, like, one_each, run_queries, unbounded
+from calipers.attacks.batches import per_job
+from calipers.attacks.queries import SEEK, Asked, Look, Memory, approach, approached, at_the_start, one_each, run_queries, unbounded
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -87,10 +88,10 @@ class _RandomWalk:
         before, points, broken = memory["phase"], asked.points, answers < 0
         arrived = approached(look, memory, points, broken, _AT_FIRST)
         aside, inward = before == _ASIDE, before == _INWARD
-        memory["beside"] = torch.where(like(aside & broken, points), points, memory["beside"])
+        memory["beside"] = torch.where(per_job(aside & broken, points), points, memory["beside"])
         # A step aside that stayed adversarial is kept, whatever becomes of the step inward.
         kept = (aside | inward) & broken
-        memory["far"] = torch.where(like(kept, points), points, memory["far"])
+        memory["far"] = torch.where(per_job(kept, points), points, memory["far"])
         memory["outer"] = torch.where(kept, look.region.distance(points), memory["outer"])
         whole = look.spent % 2 == 1  # spent counts this answer already
         for name, tried, rate in (("aside", aside & whole, _ASIDE_RATE), ("inward", inward, _INWARD_RATE)):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import per_job
 from calipers.attacks.minimum import FromTheCentre, check_between, cosine, demand, length, seek, slope
 from calipers.attacks.objectives import cross_entropy
-from calipers.attacks.search import Look, Memory, per_job
+from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem

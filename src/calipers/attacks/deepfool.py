@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import per_job
 from calipers.attacks.minimum import FromTheCentre, check_between, seek
 from calipers.attacks.polish import across
-from calipers.attacks.search import Look, Memory, per_job, rivals
+from calipers.attacks.rivals import rivals
+from calipers.attacks.search import Look, Memory
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt

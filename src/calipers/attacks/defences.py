@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from calipers.attacks.search import BATCH
+from calipers.attacks.batches import BATCH
 from calipers.errors import BadInput, BadModel
 from calipers.problem.chance import drawn, judged
 from calipers.problem.classifier import Classifier

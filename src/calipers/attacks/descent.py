@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.apgd import Climb
+from calipers.attacks.batches import BATCH
 from calipers.attacks.objectives import LossName, check_loss
-from calipers.attacks.search import BATCH, Queue, rank_rivals, rivals
+from calipers.attacks.rivals import rank_rivals, rivals
+from calipers.attacks.search import Queue
 from calipers.errors import BadInput
 from calipers.problem.goals import endless
 from calipers.problem.problem import Problem

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.queries import Asked, Look, Memory, Play, like, run_queries
+from calipers.attacks.batches import per_job
+from calipers.attacks.queries import Asked, Look, Memory, Play, run_queries
 from calipers.attacks.square import windowed
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
@@ -74,7 +75,7 @@ class _Slopes:
     def ask(self, look: Look, memory: Memory) -> Asked:
         """The search's own question, or a round."""
         early = look.spent < self.searching
-        memory["x"] = torch.where(like(look.spent == self.searching, look.best), look.best, memory["x"])
+        memory["x"] = torch.where(per_job(look.spent == self.searching, look.best), look.best, memory["x"])
         count = torch.where(early, 1, (self.queries - look.spent).clamp(1, self.width))
         slot = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         number = torch.arange(len(slot), device=slot.device) - (count.cumsum(0) - count)[slot]

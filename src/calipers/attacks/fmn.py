@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import FromTheCentre, check_between, cosine, seek, slope, unit, uphill, widths
-from calipers.attacks.search import Look, Memory, per_job, rivals
+from calipers.attacks.batches import per_job
+from calipers.attacks.minimum import FromTheCentre, check_between, cosine, seek, slope, unit, widths
+from calipers.attacks.rivals import rivals
+from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
@@ -63,7 +65,7 @@ class _Search(FromTheCentre):
             stride = _COUNT_SHARE * share * radius.sqrt()  # the length of that many features at a share of their width each
             moved = look.x + unit(look.gradient * widths(region)) * widths(region) * per_job(stride.to(look.x.dtype), look.x)
         else:
-            moved = uphill(region.at(share * radius), look.x, look.gradient, 1.0)
+            moved = region.at(share * radius).step(look.x, look.gradient, 1.0)
         return region.at(radius).project(moved), {"radius": radius}
 
 

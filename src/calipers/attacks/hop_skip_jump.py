@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.queries import SEEK, Asked, Look, Memory, approach, approached, at_the_start, boxed, like, run_queries, unbounded
+from calipers.attacks.batches import per_job
+from calipers.attacks.queries import SEEK, Asked, Look, Memory, approach, approached, at_the_start, boxed, run_queries, unbounded
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -97,7 +98,7 @@ class _Walk:
         # A jump that landed becomes the far end of the next bisection; one that never lands leaves the point where it was, to probe again.
         jumping = before == _JUMP
         landed, lost = jumping & broken, jumping & ~broken & (memory["halvings"] >= _HALVINGS)
-        memory["far"] = torch.where(like(landed, points), points, memory["far"])
+        memory["far"] = torch.where(per_job(landed, points), points, memory["far"])
         memory["outer"] = torch.where(landed, look.region.distance(points), memory["outer"])
         memory["inner"] = torch.where(landed, 0.0, memory["inner"])
         memory["phase"] = torch.where(landed, 1, memory["phase"])
@@ -134,7 +135,7 @@ class _Walk:
         slope = memory["towards"] - torch.where(one_sided, 0.0, mean)[:, None] * memory["moved"]
         slope = slope / slope.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         shape = memory["slope"]
-        memory["slope"] = torch.where(like(ready, shape), slope.to(shape.dtype).view_as(shape), shape)
+        memory["slope"] = torch.where(per_job(ready, shape), slope.to(shape.dtype).view_as(shape), shape)
         memory["length"] = torch.where(ready, memory["outer"] / memory["iteration"].clamp_min(1).sqrt(), memory["length"])
         memory["halvings"] = memory["halvings"].masked_fill(ready, 0)
         memory["phase"] = torch.where(ready, _JUMP, memory["phase"])

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import BATCH, input_gradient, per_job
 from calipers.attacks.minimum import slope as steepness
-from calipers.attacks.search import BATCH, input_gradient, per_job
 from calipers.errors import BadInput
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import per_job
 from calipers.attacks.nearest import pull_back
 from calipers.attacks.objectives import margin
 from calipers.attacks.polish import polish
-from calipers.attacks.search import Memory, Recipe, per_job, run_queue
+from calipers.attacks.search import Memory, Recipe, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -111,17 +112,6 @@ def unit(g: Tensor) -> Tensor:
     flat = g.flatten(1)
     scaled = flat / flat.abs().amax(1, keepdim=True).clamp_min(tiny)
     return (scaled / scaled.square().sum(1, keepdim=True).sqrt().clamp_min(1.0)).view_as(g)
-
-
-def uphill(region: Region, x: Tensor, g: Tensor, share: float | Tensor) -> Tensor:
-    """Return points moved by a share of the radius along which <g, .> rises fastest, for a projection to follow.
-
-    In weighted l2 along g itself, just as far: the projection is Euclidean, and followed by it a steepest step ends beside the maximum.
-    """
-    moved = region.step(x, g, share)
-    if region.weight is None or not region.norm.is_euclidean:
-        return moved
-    return x + unit(g) * per_job((moved - x).flatten(1).square().sum(1).sqrt(), x)
 
 
 def length(region: Region, delta: Tensor) -> Tensor:

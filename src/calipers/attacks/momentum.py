@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import BATCH, per_job
 from calipers.attacks.defences import BPDA
 from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.search import BATCH, Look, Memory, Queue, _Slots, per_job
+from calipers.attacks.search import Look, Memory, Queue, Slots
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -105,7 +106,7 @@ class _Diverse(Queue):
         own, self.draws = self.network, self.streams
         self.network = BPDA(own, lambda x: own(resized(x, self.draws, probability)))
 
-    def _step(self, slots: _Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> _Slots:
+    def _step(self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> Slots:
         """One step, each job with the numbers of its own stream at its own step."""
         rank, point = slots.job // self.n, slots.job % self.n
         self.draws = self.streams.take(point).fork(rank).fork(_FIRST_DRAW + slots.step)

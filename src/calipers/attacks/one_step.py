@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from calipers.attacks.objectives import margin
-from calipers.attacks.search import Look, Memory, rivals, run_queue
+from calipers.attacks.rivals import rivals
+from calipers.attacks.search import Look, Memory, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calipers.attacks.minimum import uphill
 from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.search import Look, Memory, rivals, run_queue
+from calipers.attacks.rivals import rivals
+from calipers.attacks.search import Look, Memory, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -82,4 +82,4 @@ class _Ascent:
         return climbed(self.loss_name, margins, problem.goal, restart)
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
-        return look.region.project(uphill(look.region, look.x, look.gradient, self.share)), memory
+        return look.region.project(look.region.step(look.x, look.gradient, self.share)), memory

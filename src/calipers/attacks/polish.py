@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import BATCH, per_job
+from calipers.attacks.batches import input_gradient as gradient_of
 from calipers.attacks.objectives import toward
-from calipers.attacks.search import BATCH, per_job
-from calipers.attacks.search import input_gradient as gradient_of
 from calipers.problem.ball import Region
 from calipers.problem.goals import Untargeted, is_adversarial
 from calipers.problem.problem import Problem

@@ -15,13 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import BATCH, per_job
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-BATCH = 256  # points in flight, and rows of one call of the model
 _ROWS = 4096  # questions of one round; an attack that asks many at once has fewer points in flight
 _SECONDS_BETWEEN_YIELDS = 1.0
 _UNBOUNDED = 1e9  # where no box ends the search for a first adversarial point, in the data's own units
@@ -75,11 +75,6 @@ class Play(Protocol):
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
         """Update the memory in place from the worst margins (R,) or their signs; return which points have nothing left to ask, (B,) bool."""
-
-
-def like(values: Tensor, points: Tensor) -> Tensor:
-    """Return (M,) in a shape that broadcasts with points (M, *D)."""
-    return values.view(-1, *[1] * (points.dim() - 1))
 
 
 def one_each(points: Tensor) -> Asked:
@@ -177,7 +172,7 @@ class _Run:
             seen = answers = worst.nan_to_num(nan=-torch.inf)
         row = _lowest(seen, asked.slot, len(slots.point))
         better = seen[row] < slots.score
-        slots.best = torch.where(like(better, slots.best), asked.points[row], slots.best)
+        slots.best = torch.where(per_job(better, slots.best), asked.points[row], slots.best)
         slots.score = torch.where(better, seen[row], slots.score)
         slots.spent = slots.spent + torch.bincount(asked.slot, minlength=len(slots.point))
         heard = Look(look.region, look.streams, slots.spent, slots.best, slots.score)
@@ -242,7 +237,7 @@ def approach(look: Look, memory: Memory) -> Tensor:
     seeking = torch.nonzero(memory["phase"] == SEEK).flatten()
     if len(seeking):
         region, spent = look.region.take(seeking), look.spent[seeking]
-        found = torch.where(like(spent == 0, region.center), region.center, _anywhere(region, look.streams.take(seeking).fork(spent), spent))
+        found = torch.where(per_job(spent == 0, region.center), region.center, _anywhere(region, look.streams.take(seeking).fork(spent), spent))
         points = points.index_copy(0, seeking, found)
     return points
 
@@ -268,7 +263,7 @@ def approached(look: Look, memory: Memory, points: Tensor, broken: Tensor, toler
     here = phase <= CROSS
     hit = here & broken
     missed = (phase == CROSS) & ~broken
-    memory["far"] = torch.where(like(hit, points), points, memory["far"])
+    memory["far"] = torch.where(per_job(hit, points), points, memory["far"])
     # Half way between the two ends: a projection that falls short of it would otherwise move the end by less than it promised.
     memory["inner"] = torch.where(missed, (inner + outer) / 2, inner)
     memory["outer"] = torch.where(hit, look.region.distance(points), outer)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.queries import Asked, Look, Memory, like, one_each, run_queries, unbounded
+from calipers.attacks.batches import per_job
+from calipers.attacks.queries import Asked, Look, Memory, one_each, run_queries, unbounded
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -74,7 +75,7 @@ class _Flips:
         along = torch.where(phase == _SHORTEN, outer * (1 - memory["cut"]), (memory["inner"] + outer) / 2)
         memory["asked"] = torch.where(flipping, nearer, along)
         points = look.region.at(memory["asked"]).support(memory["trial"].view_as(look.best)).point
-        return one_each(torch.where(like(look.spent == 0, points), look.region.center, points))
+        return one_each(torch.where(per_job(look.spent == 0, points), look.region.center, points))
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
         broken, first = answers < 0, look.spent == 1

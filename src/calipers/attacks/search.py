@@ -14,14 +14,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import BATCH, input_gradient, per_job
+from calipers.attacks.book import Book
 from calipers.attacks.objectives import toward
+from calipers.attacks.rivals import rank_rivals
 from calipers.problem.ball import Region
-from calipers.problem.goals import Untargeted, is_adversarial
+from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-BATCH = 256  # points in flight: enough to fill two cores and to hide what the queue itself does, small enough to stay in cache
 _STEPS_BETWEEN_SYNCS = 8  # on a device where asking for a value stalls the queue; a broken slot then idles for a few steps
 _SECONDS_BETWEEN_YIELDS = 1.0
 
@@ -81,7 +83,7 @@ class Recipe(Protocol):
 
 
 @dataclass(eq=False)
-class _Slots:
+class Slots:
     """The jobs in flight, structure of arrays; `best` is the iterate of lowest score so far."""
 
     job: Tensor
@@ -91,59 +93,13 @@ class _Slots:
     score: Tensor
     memory: Memory
 
-    def take(self, keep: Tensor) -> _Slots:
+    def take(self, keep: Tensor) -> Slots:
         memory = {name: value[keep] for name, value in self.memory.items()}
-        return _Slots(self.job[keep], self.step[keep], self.x[keep], self.best[keep], self.score[keep], memory)
+        return Slots(self.job[keep], self.step[keep], self.x[keep], self.best[keep], self.score[keep], memory)
 
-    def join(self, other: _Slots) -> _Slots:
+    def join(self, other: Slots) -> Slots:
         job, step, x, best, score = (torch.cat([getattr(self, name), getattr(other, name)]) for name in ("job", "step", "x", "best", "score"))
-        return _Slots(job, step, x, best, score, {name: torch.cat([value, other.memory[name]]) for name, value in self.memory.items()})
-
-
-class _Book:
-    """Who is decided? Host-side bookkeeping: jobs by rank (restart, then target) for each point."""
-
-    def __init__(self, points: int, ranks: int) -> None:
-        self.points, self.ranks = points, ranks
-        self.next_job = 0
-        self.running: list[set[int]] = [set() for _ in range(points)]
-        self.left = [ranks] * points
-        self.winner: list[int] = [ranks] * points  # the lowest successful rank, `ranks` if none
-        self.decided = [False] * points
-
-    def draw(self, count: int) -> list[int]:
-        """Return up to `count` jobs that can still matter, lowest rank first over all points."""
-        jobs: list[int] = []
-        while len(jobs) < count and self.next_job < self.points * self.ranks:
-            rank, point = divmod(self.next_job, self.points)
-            if rank < self.winner[point]:
-                jobs.append(self.next_job)
-                self.running[point].add(rank)
-            self.next_job += 1
-        return jobs
-
-    def finish(self, job: int, success: bool) -> bool:
-        """Note a job's end; return whether its candidate is now the point's best by rank."""
-        rank, point = divmod(job, self.points)
-        self.running[point].discard(rank)
-        self.left[point] -= 1
-        if success and rank < self.winner[point]:
-            self.winner[point] = rank
-            return True
-        return False
-
-    def moot(self, job: int) -> bool:
-        """Has a job of lower rank succeeded already?"""
-        rank, point = divmod(job, self.points)
-        return self.winner[point] < rank
-
-    def settle(self, point: int) -> bool:
-        """Return True once, when nothing that could change the point's outcome is left."""
-        pending = self.running[point] or (self.winner[point] == self.ranks and self.left[point])
-        if self.decided[point] or pending:
-            return False
-        self.decided[point] = True
-        return True
+        return Slots(job, step, x, best, score, {name: torch.cat([value, other.memory[name]]) for name, value in self.memory.items()})
 
 
 def run_queue(
@@ -183,7 +139,7 @@ class Queue:
         self.coarse = dtype not in (None, problem.classifier.dtype)
         ranking = (0, 0) if rivals is not None or not recipe.targets else (1, problem.classes - 1)
         self.rivals = rivals if rivals is not None or not recipe.targets else rank_rivals(problem, recipe.targets, batch)
-        self.book = _Book(self.n, recipe.restarts * max(recipe.targets, 1))
+        self.book = Book(self.n, recipe.restarts * max(recipe.targets, 1))
         self.best = problem.x.clone()
         self.score = torch.full((self.n,), torch.inf, dtype=problem.x.dtype, device=device)
         self.all_best = problem.x[:, None].repeat(1, self.book.ranks, *[1] * (problem.x.dim() - 1)) if keep_all else None
@@ -215,7 +171,7 @@ class Queue:
             if interrupt is not None:
                 raise interrupt
 
-    def _found(self, slots: _Slots | None) -> list[int]:
+    def _found(self, slots: Slots | None) -> list[int]:
         """Return the undecided points of which something adversarial is known, the iterates in flight included."""
         if slots is not None:
             point = slots.job % self.n
@@ -235,7 +191,7 @@ class Queue:
         rank = restart.gather(1, column) * targets + column
         return self.rivals[points].gather(1, column), self.all_best[points[:, None], rank]
 
-    def _exchange(self, slots: _Slots, decided: list[int]) -> tuple[_Slots | None, bool]:
+    def _exchange(self, slots: Slots, decided: list[int]) -> tuple[Slots | None, bool]:
         """Book the jobs that ended and fill their slots; also return whether anything changed."""
         over = self._over(slots)
         ended, moot = self._retire(slots, over.tolist(), decided)
@@ -245,7 +201,7 @@ class Queue:
         kept = slots.take(torch.tensor([i for i in range(len(slots.job)) if i not in gone], dtype=torch.long, device=self.problem.x.device))
         return self._fill(kept)
 
-    def _over(self, slots: _Slots) -> Tensor:
+    def _over(self, slots: Slots) -> Tensor:
         """Which jobs have ended? Margins of a coarser search copy are hints: the model's own arithmetic judges each end, and a job that it refutes goes on."""
         over = self._through(slots)
         if self.coarse and bool(over.any()):
@@ -257,7 +213,7 @@ class Queue:
             over = self._through(slots)
         return over
 
-    def _through(self, slots: _Slots) -> Tensor:
+    def _through(self, slots: Slots) -> Tensor:
         spent = slots.step > self.recipe.steps
         return spent if self.recipe.nearest else spent | is_adversarial(slots.score)
 
@@ -266,7 +222,7 @@ class Queue:
         p, point = self.problem, job % self.n
         return Problem(p.classifier, p.x[point], p.y[point], p.threat, p.goal.take(point), p.classes, ())
 
-    def _fill(self, slots: _Slots | None) -> tuple[_Slots | None, bool]:
+    def _fill(self, slots: Slots | None) -> tuple[Slots | None, bool]:
         """Top the batch up with new jobs."""
         jobs = self.book.draw(self.batch - (0 if slots is None else len(slots.job)))
         if not jobs:
@@ -279,19 +235,19 @@ class Queue:
             given = rank < self.starts.shape[1]
             x = torch.where(per_job(given, x), region.project(self.starts[point, rank.clamp(max=self.starts.shape[1] - 1)]), x)
         score = torch.full((len(job),), torch.inf, dtype=x.dtype, device=x.device)
-        new = _Slots(job, torch.zeros_like(job), x, x.clone(), score, self.recipe.memory(region, x))
+        new = Slots(job, torch.zeros_like(job), x, x.clone(), score, self.recipe.memory(region, x))
         return (new if slots is None else slots.join(new)), True
 
     def _restart(self, rank: Tensor) -> Tensor:
         return rank // max(self.recipe.targets, 1)
 
-    def _view(self, slots: _Slots) -> tuple[Problem, Region, Tensor, Tensor | None]:
+    def _view(self, slots: Slots) -> tuple[Problem, Region, Tensor, Tensor | None]:
         """Gather what the steps need to know about the points in flight; only when the batch has changed."""
         rank, point = slots.job // self.n, slots.job % self.n
         rival = None if self.rivals is None else self.rivals[point, rank % self.recipe.targets]
         return self._part(slots.job), self.problem.region.take(point), self._restart(rank), rival
 
-    def _step(self, slots: _Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> _Slots:
+    def _step(self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> Slots:
         """One forward and backward pass for every slot; a slot that is through keeps its state."""
         x = slots.x.requires_grad_()
         counter = self.problem.classifier.counter
@@ -310,9 +266,9 @@ class Queue:
             if self.chunk > 1:
                 moved = torch.where(per_job(active, x), moved, x)
                 memory = {name: torch.where(per_job(active, value), value, slots.memory[name]) for name, value in memory.items()}
-        return _Slots(slots.job, slots.step + active, moved, best, score, memory)
+        return Slots(slots.job, slots.step + active, moved, best, score, memory)
 
-    def _retire(self, slots: _Slots, over: list[bool], decided: list[int]) -> tuple[list[int], list[int]]:
+    def _retire(self, slots: Slots, over: list[bool], decided: list[int]) -> tuple[list[int], list[int]]:
         """Book the jobs that ended, keep their candidates, and name the slots to free: ended ones, and ones a lower rank made moot."""
         ended = [i for i, done in enumerate(over) if done]
         if not ended:
@@ -345,7 +301,7 @@ class Queue:
         decided += [p for p in sorted(touched) if self.book.settle(p)]
         return ended, moot
 
-    def _keep(self, slots: _Slots, take: list[int]) -> None:
+    def _keep(self, slots: Slots, take: list[int]) -> None:
         for i in take:  # in order: a later entry of the same point is the better one
             point = int(slots.job[i]) % self.n
             self.best[point], self.score[point] = slots.best[i], slots.score[i]
@@ -353,40 +309,3 @@ class Queue:
     def _attempt(self, decided: list[int]) -> Attempt:
         index = torch.tensor(decided, dtype=torch.long, device=self.problem.x.device)
         return Attempt(index, self.problem.region.take(index).snap(self.best[index]), self.forwards[index], self.backwards[index])
-
-
-def rivals(problem: Problem, targets: int) -> int:
-    """Return how many rivals can be attacked one by one: none where all of them have to be beaten at once."""
-    return min(targets, problem.classes - 1) if isinstance(problem.goal, Untargeted) else 0
-
-
-def rank_rivals(problem: Problem, count: int, batch: int | None = None) -> Tensor:
-    """Return the margin columns (N, count) most worth attacking: smallest margin over the dual norm of its gradient first.
-
-    That quotient is the exact distance to the rival for a linear model. Cost: one forward, and one backward pass for each rival.
-    """
-    parts = torch.arange(len(problem), device=problem.x.device).split(batch or BATCH)  # the graphs of all points at once would not fit
-    return torch.cat([_ranked(problem.take(part), count) for part in parts])
-
-
-def _ranked(problem: Problem, count: int) -> Tensor:
-    x = problem.x.clone().requires_grad_()
-    with problem.classifier.frozen():
-        margins = problem.margins(problem.classifier.network(x))
-        columns = range(margins.shape[1])
-        slopes = [input_gradient(margins[:, s], x, keep=True).flatten(1) for s in columns]
-    norm, weight = problem.region.norm, problem.region.weight
-    length = torch.stack([norm.dual(g if weight is None else g / weight) for g in slopes], 1)
-    score = (margins.detach() / length.clamp_min(torch.finfo(x.dtype).tiny)).nan_to_num(nan=torch.inf)
-    return score.argsort(1)[:, torch.arange(count, device=x.device).clamp(max=margins.shape[1] - 1)]
-
-
-def input_gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
-    """Return the gradient of the sum; zero where it is not finite, or where the model cuts the graph (a threshold, a detach)."""
-    (gradient,) = torch.autograd.grad(loss.sum(), x, retain_graph=keep, allow_unused=True) if loss.requires_grad else (None,)
-    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def per_job(values: Tensor, x: Tensor) -> Tensor:
-    """Return one value a job, (B,), in a shape that broadcasts with x (B, *D)."""
-    return values.view(-1, *[1] * (x.dim() - 1))

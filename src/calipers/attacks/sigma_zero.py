@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import per_job
 from calipers.attacks.minimum import FromTheCentre, check_between, cosine, demand, seek, widths
-from calipers.attacks.search import Look, Memory, per_job, rivals
+from calipers.attacks.rivals import rivals
+from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem

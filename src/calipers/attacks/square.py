@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.queries import Asked, Look, Memory, Play, like, run_queries
+from calipers.attacks.batches import per_job
+from calipers.attacks.queries import Asked, Look, Memory, Play, run_queries
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -160,7 +161,7 @@ class _Search:
             part = Look(look.region.take(same), look.streams.take(same), look.spent[same], look.best[same], look.score[same])
             again = self._proposals(part, {name: value[same] for name, value in memory.items()}, attempt)
             points = points.index_copy(0, same, again)
-        return Asked(slot, torch.where(like(look.spent == 0, points), look.region.center, points))
+        return Asked(slot, torch.where(per_job(look.spent == 0, points), look.region.center, points))
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
         return memory["stuck"]
@@ -181,7 +182,7 @@ class _Search:
         signs = torch.where(draws[:, _WORDS:] < 0.5, -1.0, 1.0).to(region.center.dtype) * (-1.0 if attempt % 2 else 1.0)
         signs = signs.view(-1, 1, windows.rows, 1) if windows.vector else signs.view(-1, windows.channels, 1, 1)
         pattern = windows.place(level, first[:, 0], first[:, 1], turn) * signs
-        begins = like(look.spent == 1, pattern)
+        begins = per_job(look.spent == 1, pattern)
         if bool(begins.any()):
             pattern = torch.where(begins, self._first(look).to(pattern.dtype), pattern)
         if region.norm.is_box:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from calipers.attacks.search import per_job
+from calipers.attacks.batches import per_job
 from calipers.errors import BadInput
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import endless, is_adversarial

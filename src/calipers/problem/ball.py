@@ -207,8 +207,9 @@ class Region:
         return scaled.value, scaled.delta / self.weight
 
     def step(self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None) -> Tensor:
-        """Return the points moved by `share` (a number, or (M,)) of the radius along which <g, .> rises fastest; not projected.
+        """Return the points moved by `share` (a number, or (M,)) of the radius along which <g, .> rises fastest, for `project` to follow.
 
+        In weighted l2 along g itself, just as far: the projection is Euclidean, and after a steepest step it ends beside the maximum.
         `spread (M,)`: over how many features a sparse norm's step is spread at least.
         """
         length = self.radius.to(g.dtype) * share
@@ -223,7 +224,11 @@ class Region:
             most = (length / spread)[:, None]
             low, high = torch.maximum(low, -most), torch.minimum(high, most)
         moved = self.norm.step(flat, length, low, high)
-        return points + (moved if self.weight is None else moved / self.weight).view_as(points)
+        if self.weight is not None:
+            moved = moved / self.weight
+            if self.norm.is_euclidean:
+                moved = self.norm.step(g.flatten(1), self.norm.of(moved), low, high)
+        return points + moved.view_as(points)
 
     def fall(self, a: Tensor, points: Tensor) -> Fall:
         """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen points (P,): the dual bound alone."""
