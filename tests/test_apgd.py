@@ -232,3 +232,13 @@ def test_the_guides_starts_are_asked_for_once() -> None:
 def test_settings_that_make_no_sense_are_refused(make: object, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         make()  # type: ignore[operator]
+
+
+def test_starts_of_every_choice_of_slopes_do_not_depend_on_the_neighbours() -> None:
+    """The random slopes too: drawn for each element, the same for all points, and another choice than the fixed ones."""
+    x, y = (t[:12] for t in images())
+    model = build("mnist-robust")
+    problem = Problem.pose(model, x, y, Ball("linf", 0.2))
+    starts = Minimisers(slopes=5)(problem)
+    assert torch.equal(starts[3:5], Minimisers(slopes=5)(problem.take([3, 4])))
+    assert all(not torch.equal(starts[:, 4], starts[:, k]) for k in range(4))

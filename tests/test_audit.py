@@ -114,3 +114,13 @@ def test_the_bound_covers() -> None:
 def test_an_audit_of_more_points_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="5 of 3"):
         most_missed(5, 3)
+
+
+def test_a_resumed_audit_counts_what_the_tool_itself_found_not_what_later_ones_did(tmp_path: Path) -> None:
+    """A later attack breaks the audited points; the same command again must not take that for the audited tool's success."""
+    x, y = (t[:60] for t in data.images())
+    spies = [Spy(False, []), Spy(False, [])]
+    for spy in spies:
+        stages = (Stage(spy, "attack", audit=20), Stage(calipers.PGD(steps=10), "attack"))
+        calipers.measure(data.build("mnist-plain"), x, y, calipers.Ball("linf", 0.1), plan=Plan("audit", stages), record=tmp_path / "run.calipers")
+    assert spies[0].asked == [20] and spies[1].asked == []

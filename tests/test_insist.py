@@ -138,3 +138,10 @@ def test_settings_out_of_range_are_refused() -> None:
         Insist(calipers.PGD(), calipers.PGD(), within=0.0)
     with pytest.raises(calipers.BadInput, match="widest >= 1"):
         Descent(widest=0.5)
+
+
+def test_the_wider_balls_are_climbed_to_the_end_also_by_points_that_fall_there() -> None:
+    """What lies deep in another class is wanted, not its boundary: six in ten of the steps are made at every point."""
+    problem = digits("linf", 30)
+    for attempt in Descent(steps=50, targets=0)(problem):
+        assert int(attempt.forwards.min()) >= 30

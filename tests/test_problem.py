@@ -207,3 +207,15 @@ def test_ties_and_nan_are_not_robust() -> None:
     assert is_adversarial(Untargeted().worst(Untargeted().margins(torch.tensor([[2.0, 2.0, 1.0]]), y))).all()
     for goal in (Untargeted(), Targeted(2)):
         assert goal.worst(goal.margins(torch.tensor([[3.0, float("nan"), 1.0]]), y)).isnan().all()
+
+
+def test_a_single_logit_near_zero_is_doubtful_however_small_it_is() -> None:
+    """The logit is a difference of terms of size 100: in single precision its sign is a matter of the order of summation."""
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[100.0, -100.0]]))
+    problem = Problem.pose(model, torch.tensor([[0.73, 0.71]]), torch.tensor([1]), Ball("l2", 0.1))
+    barely = torch.tensor([[0.7200000, 0.7200001]])
+    assert float(problem.classifier.logits64(barely)[0, 1]) < 0 < float(problem.clearance(barely))
+    assert float(problem.clearance(torch.tensor([[0.72, 0.73]]))) < 0
+    assert torch.equal(problem.take([0]).at(0.2).size, problem.size)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_attacks import F64, Fn, asking, mlp, random, rowwise, run
 from test_black_box import exact, in_order, nearest, plane
-from torch import Tensor
+from torch import Tensor, nn
 
 from calipers.attacks.differences import Differences, _Slopes
 from calipers.attacks.hop_skip_jump import HopSkipJump
@@ -17,6 +17,7 @@ from calipers.attacks.square import Square, windowed
 from calipers.data import build, images
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball, Region
+from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 
@@ -151,3 +152,25 @@ def test_rays_and_differences_at_the_edge(features: int) -> None:
     assert not any(run(Differences(queries=40, search=0), problem).backwards)
     stuck = asking(mlp(), "linf", n=2, radius=0.0)
     assert run(Differences(queries=40, search=5), stuck).forwards == [1, 1]
+
+
+def test_a_ray_is_given_up_only_when_no_flip_of_a_block_would_save_anything() -> None:
+    """With questions to spare the one start ends at a local optimum: every block of every size, flipped one per cent nearer, is answered rightly."""
+    d = 24
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(d, 16), nn.Tanh(), nn.Linear(16, 3)).double().eval()
+        with torch.no_grad():
+            model[0].weight.mul_(4)
+        x = torch.randn(6, d, dtype=torch.float64)
+        problem = Problem.pose(model, x, model(x).argmax(1), Ball("linf", 0.1, box=(-50, 50)))
+        for attempt in RaySearch(queries=20_000, starts=1)(problem):
+            part = problem.take(attempt.index)
+            delta = attempt.candidate - part.x
+            reach, ray = delta.abs().amax(1, keepdim=True), delta.sign()
+            assert int(attempt.forwards.max()) < 20_000
+            for size in {-(-d // 2**level) for level in range(6)}:
+                for first in range(0, d, size):
+                    flipped = ray.clone()
+                    flipped[:, first : first + size] *= -1
+                    assert not is_adversarial(part.goal.worst(part.margins(model(part.x + 0.99 * reach * flipped)))).any()
