@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from calipers.attacks.batches import BATCH
 from calipers.attacks.pgd import PGD
-from calipers.attacks.search import BATCH
 from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 
