@@ -79,8 +79,8 @@ _CASCADE = (
 )
 _AUDITED = Stage(Square(queries=800, ahead=8), "attack", audit=_AUDIT)
 _DISTANCES = (
-    Stage(Nearest(PGD(steps=10, step=0.25), rounds=5, tolerance=0.02), "attack", "distance"),
-    Stage(LargestRadius(CROWN(), rounds=3, tolerance=0.05), "certifier", "distance"),
+    Stage(FMN(steps=40), "attack", "distance"),
+    Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
 )
 
 _CLOSER = Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)))

@@ -162,7 +162,7 @@ class _Session:
         usable = [name not in invalid for name in self.problem.names]
         if stage.aim == "verdict":
             return [i for i, v in enumerate(verdicts) if v == "unknown" and usable[i] and self.radii[i] > 0], self.radii
-        start = bracket.upper if stage.kind == "attack" else self.problem.threat.below(bracket.upper)
+        start = bracket.upper if stage.kind == "attack" else self.problem.threat.below(bracket.upper, bracket.lower)
         radii = np.where(np.isfinite(bracket.upper), start, self.radii)
         return [i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i]], radii
 

@@ -134,9 +134,9 @@ class Ball:
         radius = torch.as_tensor(self.radius, dtype=torch.float64)
         return self if radius.dim() == 0 else self.at(radius[index.to(radius.device)])
 
-    def below(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return where the search for a certificate begins under witnesses at these distances: half way."""
-        return distance / 2
+    def below(self, distance: NDArray[np.float64], proved: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return where the search for a certificate begins under witnesses at these distances: a third of the way, or just above what is proved already."""
+        return np.maximum(distance / 3, np.minimum(1.08 * proved, 0.95 * distance))
 
     def identity(self) -> dict[str, Any]:
         """Return what makes two threats the same question, JSON-ready; the radius is not part of it (a verdict is a reading of a bracket)."""

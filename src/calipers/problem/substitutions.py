@@ -123,7 +123,7 @@ class Substitutions:
         """Return the number of switches beyond which more add nothing, (N,) float64: the groups that have another letter to offer."""
         return self.region(x).options.any(2).sum(1).double()
 
-    def below(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    def below(self, distance: NDArray[np.float64], proved: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return where the search for a certificate begins under witnesses at these distances: one switch less, which closes the bracket."""
         return np.ceil(distance).clip(1) - 1
 
