@@ -39,6 +39,8 @@ class TwoPieces:
     left: float
     right: float
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+    straight: bool = field(default=True, repr=False)
+    """Are all lines straight functions of alpha? Then those at 0 and 1 say all."""
 
     def value(self, x: Tensor) -> Tensor:
         """f(x)."""
@@ -91,6 +93,8 @@ class Clip:
     low: float
     high: float
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+    straight: bool = field(default=True, repr=False)
+    """As for `TwoPieces`."""
 
     def value(self, x: Tensor) -> Tensor:
         """f(x)."""
