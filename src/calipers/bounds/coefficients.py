@@ -85,6 +85,10 @@ class Dense:
         """Elementwise."""
         return replace(self, a=self.a + other.dense().a)
 
+    def minus(self, values: Tensor) -> Dense:
+        """Take a point's values off every one of its rows."""
+        return replace(self, a=self.a - self._at(values)[:, None])
+
     def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
         """The operation's own adjoint."""
         rows = self.a.shape[:2]

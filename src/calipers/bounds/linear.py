@@ -42,6 +42,8 @@ class Relaxed:
     sizes: dict[int, Tensor] = field(default_factory=dict)
     reach: Tensor = field(default_factory=lambda: torch.ones(()))
     """(N,) the sum of all magnitudes so far: what coefficients lost to underflow are multiplied with."""
+    multipliers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By number: what a branch's constraints take off the coefficients there, (N, *shape), and what that adds to the bound, (N,)."""
 
     def slice(self, begin: int, end: int) -> Relaxed:
         """Return the view for a run of points, enough for sweeps from numbers settled so far."""
@@ -74,14 +76,26 @@ class Relaxed:
                 self.relaxations[later] = _relaxation(node.op, box, swept)
             if self.arithmetic.checked and max(node.inputs) == number:
                 inputs = [self.boxes[i] for i in node.inputs]
-                self.sizes[later] = terms(node.op, inputs) if isinstance(node.op, Affine) else _relaxed_size(self.relaxations[later], inputs[0])
+                self.sizes[later] = terms(node.op, inputs) if isinstance(node.op, Affine) else relaxed_size(self.relaxations[later], inputs[0])
 
 
-def relax(graph: Graph, region: Region, arithmetic: Arithmetic, known: dict[int, Box] | None = None, *, refine: bool = True) -> Relaxed:
+Tighten = Callable[[Relaxed, int, Box], Box]
+"""A box of a number made smaller, given all that is settled before it."""
+
+
+def relax(
+    graph: Graph,
+    region: Region,
+    arithmetic: Arithmetic,
+    known: dict[int, Box] | None = None,
+    *,
+    refine: bool = True,
+    tighten: Tighten | None = None,
+) -> Relaxed:
     """Return the network relaxed over each region.
 
     `known` are boxes that are valid already (those of a larger radius are): they are met with, and what they settle is not bounded again. Without
-    `refine` all boxes are plain intervals. Cost: a row of a backward sweep for every element that bends, and another one if it still does.
+    `refine` all boxes are plain intervals; `tighten` takes the place of the plain sweeps. Cost: a row of a backward sweep for every element that bends, and another one if it still does.
     """
     state = Relaxed(graph, region, arithmetic, torch.zeros(len(region.center), dtype=torch.long, device=region.center.device))
     state.settle(0, input_box(region, arithmetic))
@@ -92,7 +106,7 @@ def relax(graph: Graph, region: Region, arithmetic: Arithmetic, known: dict[int,
         box = box if known is None else box.meet(known[number])
         swept = None
         if refine and number in graph.bent and number not in exact:
-            box, swept = _refined(state, number, box, values[number])
+            box, swept = _refined(state, number, box, values[number]) if tighten is None else (tighten(state, number, box), None)
         state.settle(number, box, swept)
     return state
 
@@ -115,6 +129,12 @@ def _exact_numbers(graph: Graph) -> frozenset[int]:
     return frozenset(exact)
 
 
+def bending(graph: Graph, number: int, box: Box) -> Tensor:
+    """Return (N, n) flags: on which elements of the number does some operation bend over the box?"""
+    users = [n.op for n in graph.nodes if number in n.inputs and not isinstance(n.op, Affine)]
+    return torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1)
+
+
 def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box, Box]:
     """Return the box of a number tightened where some operation on it bends, point by point, and there also what the sweeps alone found.
 
@@ -122,13 +142,12 @@ def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box
     the other end.
     """
     graph, shape = state.graph, state.graph.shape(number)
-    users = [n.op for n in graph.nodes if n.inputs[0] == number and not isinstance(n.op, Affine)]
     ends, swept = (torch.stack([-box.upper.flatten(1), box.lower.flatten(1)]) for _ in range(2))  # each the lower end of +-value
     upward = likely.flatten(1) > 0
     windowed = number > 0 and isinstance(graph.nodes[number - 1].op, Windowed) and graph.field_of_view(number) <= WORTH_A_WINDOW
     for side in (upward, ~upward):
         lower, upper = ends[1].view_as(box.lower), -ends[0].view_as(box.upper)
-        bends = torch.stack([op.bends(lower, upper) for op in users]).any(0).flatten(1)
+        bends = bending(graph, number, Box(lower, upper))
         state.rows += bends.sum(1)
         budget = MEMORY // (torch.finfo(state.arithmetic.dtype).bits // 8 * graph.largest)
         for part, rows, points, elements in _runs(state, bends) if windowed else _groups(state, bends, budget):
@@ -267,7 +286,11 @@ class _Sweep:
     def _replace(self, number: int) -> None:
         node = self.state.graph.nodes[number - 1]
         a = self.pending.pop(number)
-        if self.state.arithmetic.checked and getattr(node.op, "rounds", True):
+        taken = self.state.multipliers.get(number)
+        if taken is not None:
+            a = a.dense().minus(taken[0])
+            self.offset = self.offset + (taken[1] if a.points is None else taken[1][a.points])[:, None]
+        if self.state.arithmetic.checked and (taken is not None or getattr(node.op, "rounds", True)):
             self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(self.state.sizes[number])
         if isinstance(node.op, Affine):
             self._through_affine(node.op, a, node.inputs)
@@ -304,7 +327,7 @@ class _Sweep:
         return self.offset + a.dot(region.center) - fall.value - self.rounding
 
 
-def _relaxed_size(relaxation: Lines | Planes, box: Box) -> Tensor:
+def relaxed_size(relaxation: Lines | Planes, box: Box) -> Tensor:
     """Bound the terms of a relaxed operation over the box of its input: |slope||x| + |intercept|, of the lower line and of the rise to the upper one."""
     if isinstance(relaxation, Planes):
         picked = box.magnitude.flatten(1).gather(1, relaxation.pick.flatten(1)).view_as(relaxation.ceiling)

@@ -1,0 +1,100 @@
+"""Does a bound found in float32 hold? One backward sweep in checked float64, with the slopes, multipliers and cuts that the search has chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.coefficients import Dense
+from calipers.bounds.interval import Box
+from calipers.bounds.linear import Relaxed, lower_bounds, relaxed_size
+from calipers.bounds.optimise import Dual, Free
+from calipers.graph.ir import Elementwise, Lines
+
+_BYTES = 2**26  # of lines and sizes held at once
+
+
+def confirmed(dual: Dual, free: Free, spec: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """Return proved lower bounds (P,), over the branches, of the largest of the directions `spec (P, S, *shape)` plus `offsets (P, S)`, both float64.
+
+    Everything chosen enters as an exact number: alpha in [0, 1], multipliers of the right sign, weights that are not negative, cuts that only ever shrink
+    a box. So the bound holds whatever the search did. Proved in the arithmetic of the root's state. Cost: one row of a backward sweep each.
+    """
+    offsets = spec.new_zeros(spec.shape[:2]) if offsets is None else offsets
+    elements = sum(torch.Size(dual.graph.shape(i)).numel() for i in range(dual.number + 1)) * 8 * 8
+    parts = torch.arange(len(dual.rows), device=spec.device).split(max(1, _BYTES // elements))
+    return torch.cat([_bounds(dual.take(part), free.take(part), spec[part], offsets[part]) for part in parts])
+
+
+def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
+    root, rows = dual.root.state, dual.rows
+    arithmetic = root.arithmetic
+    state = Relaxed(root.graph, root.region.take(rows), arithmetic, torch.zeros_like(rows), reach=root.reach[rows])
+    for k, node in enumerate(root.graph.nodes[: dual.number], start=1):
+        if isinstance(node.op, Elementwise):
+            lines = _lines(dual, free, k, node.inputs[0])
+            state.relaxations[k] = lines
+            if arithmetic.checked:
+                state.sizes[k] = relaxed_size(lines, root.boxes[node.inputs[0]].take(rows))
+            continue
+        if k in root.relaxations:
+            planes = root.relaxations[k]
+            state.relaxations[k] = type(planes)(*(t[rows] for t in planes))
+        if arithmetic.checked:
+            state.sizes[k] = root.sizes[k][rows]
+    for i, beta in free.beta.items():
+        if i in dual.cuts:
+            state.multipliers[i] = _multiplier(dual, i, beta.to(spec.dtype))
+    weights = free.weights.to(spec.dtype) if spec.shape[1] > 1 else torch.ones_like(offsets)
+    direction, size = ((weights[:, None] @ t.flatten(2)).view(-1, 1, *t.shape[2:]) for t in (spec, spec.abs()))
+    shift, terms = (weights * offsets).sum(1), (weights * offsets.abs()).sum(1)
+    bound = lower_bounds(state, dual.number, Dense(direction, None))[:, 0]
+    # The mean itself was rounded: what it lost is at most that share of all its terms over the box of the number.
+    reach = (size[:, 0].flatten(1) * root.boxes[dual.number].magnitude[rows].flatten(1)).sum(1) if spec.shape[1] > 1 else torch.zeros_like(bound)
+    return bound + shift - arithmetic.gamma(spec.shape[1]) * (reach + terms + bound.abs())
+
+
+def _lines(dual: Dual, free: Free, k: int, number: int) -> Lines:
+    """Return all lines of an operation in the root's dtype: those of the columns at the chosen alpha over the branch's ends."""
+    root, columns, rows = dual.root.state, dual.columns[number], dual.rows
+    base = root.relaxations[k]
+    assert isinstance(base, Lines)
+    # Filling repeats the first column in everything, or a line might be put together from two different ones.
+    box, alpha = _ends(dual, number), _first_for_filling(free.alpha[k].to(base.lower_slope.dtype).clamp(0, 1), columns.real)
+    op = root.graph.nodes[k - 1].op
+    assert isinstance(op, Elementwise)
+    own = op.relax(box.lower, box.upper, alpha)
+    shape = (len(rows), *root.graph.shape(k))
+    return Lines(*(columns.put(whole[rows].flatten(1), part).view(shape) for whole, part in zip(base, own, strict=True)))
+
+
+def _ends(dual: Dual, number: int) -> Box:
+    root, columns = dual.root.state, dual.columns[number]
+    box = root.boxes[number]
+    lower, upper = columns.get(box.lower[dual.rows]), columns.get(box.upper[dual.rows])
+    cut = dual.cuts.get(number)
+    if cut is not None:
+        low, high = (_first_for_filling(end.to(lower.dtype), columns.real) for end in (cut.lower, cut.upper))
+        lower, upper = torch.maximum(lower, low), torch.minimum(upper, high)
+        upper = torch.maximum(upper, lower)  # a branch with no point in it: any line will do
+    return Box(lower, upper)
+
+
+def _first_for_filling(values: Tensor, real: Tensor) -> Tensor:
+    return torch.where(real, values, values[:, :1])
+
+
+def _multiplier(dual: Dual, number: int, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is taken off the number's coefficients, (P, *shape), and the least that this adds to the bound, (P,): beta times the constraints' ends.
+
+    Multipliers of a missing constraint, or of the wrong sign for theirs, become 0.
+    """
+    cut, columns = dual.cuts[number], dual.columns[number]
+    low, high = cut.lower.to(beta.dtype), cut.upper.to(beta.dtype)
+    allowed = columns.real & torch.where(beta > 0, low.isfinite(), high.isfinite()) & beta.isfinite()
+    beta = torch.where(allowed, beta, torch.zeros_like(beta))
+    ends = torch.where(beta == 0, torch.zeros_like(beta), beta * torch.where(beta > 0, low, high))
+    shape = dual.graph.shape(number)
+    whole = beta.new_zeros(len(beta), torch.Size(shape).numel()).scatter_add(1, columns.place, beta)
+    gain = ends.sum(1) - dual.root.state.arithmetic.gamma(beta.shape[1]) * ends.abs().sum(1)
+    return whole.view(-1, *shape), gain
