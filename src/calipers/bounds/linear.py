@@ -95,7 +95,9 @@ def relax(
     """Return the network relaxed over each region.
 
     `known` are boxes that are valid already (those of a larger radius are): they are met with, and what they settle is not bounded again. Without
-    `refine` all boxes are plain intervals; `tighten` takes the place of the plain sweeps. Cost: a row of a backward sweep for every element that bends, and another one if it still does.
+    `refine` all boxes are plain intervals; `tighten` takes the place of the plain sweeps.
+
+    Cost: a row of a backward sweep for every element that bends, and another one if it still does.
     """
     state = Relaxed(graph, region, arithmetic, torch.zeros(len(region.center), dtype=torch.long, device=region.center.device))
     state.settle(0, input_box(region, arithmetic))

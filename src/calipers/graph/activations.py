@@ -41,6 +41,8 @@ class TwoPieces:
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
     straight: bool = field(default=True, repr=False)
     """Are all lines straight functions of alpha? Then those at 0 and 1 say all."""
+    kinks: tuple[float, ...] = field(default=(0.0,), repr=False)
+    """Where branching splits: between kinks the function is straight."""
 
     def value(self, x: Tensor) -> Tensor:
         """f(x)."""
@@ -95,6 +97,11 @@ class Clip:
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
     straight: bool = field(default=True, repr=False)
     """As for `TwoPieces`."""
+
+    @property
+    def kinks(self) -> tuple[float, ...]:
+        """Both corners."""
+        return (self.low, self.high)
 
     def value(self, x: Tensor) -> Tensor:
         """f(x)."""
