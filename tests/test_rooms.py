@@ -243,7 +243,7 @@ def test_only_goals_decides_what_is_adversarial() -> None:
 
 def test_only_graph_names_an_op() -> None:
     # A file that builds a network from its description, or rearranges one, names layers, not operations to be bounded.
-    found = strangers(names_an_op, "graph/", "data/__init__.py", "interchange.py", "problem/search_copy.py", "adjoint.py")
+    found = strangers(names_an_op, "graph/", "data/__init__.py", "interchange/", "problem/search_copy.py", "adjoint.py")
     assert not found, report(found, "Say what is needed of the operation (its lines, breakpoints, adjoint); its name belongs in graph/.")
 
 
@@ -253,8 +253,8 @@ def test_only_presets_names_a_tool() -> None:
 
 
 def test_only_four_doors_touch_the_disk() -> None:
-    found = strangers(touches_the_disk, "record/ledger.py", "report/render.py", "interchange.py", "cli.py", "data/__init__.py")
-    assert not found, report(found, "Files belong in record/ledger.py (evidence), report/render.py (pages), interchange.py (models, data), cli.py and data/.")
+    found = strangers(touches_the_disk, "record/ledger.py", "report/render.py", "interchange/", "cli.py", "data/__init__.py")
+    assert not found, report(found, "Files belong in record/ledger.py (evidence), report/render.py (pages), interchange/, cli.py and data/.")
 
 
 def test_only_the_command_line_prints() -> None:

@@ -227,6 +227,15 @@ class _Ahead:
     def rows(self, y: Tensor, classes: int) -> Tensor:
         return self.goal.rows(y, classes)
 
+    def offsets(self, y: Tensor, classes: int) -> Tensor:
+        return self.goal.offsets(y, classes) + self.lead
+
+    def cases(self, classes: int) -> Tensor:
+        return self.goal.cases(classes)
+
+    def identity(self) -> dict[str, object]:
+        return self.goal.identity()
+
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         return self.goal.margins(logits, y) + self.lead
 

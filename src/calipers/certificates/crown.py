@@ -80,6 +80,9 @@ def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | Non
         state = relax(graph, region, arithmetic, known, refine=refine)
         rows = problem.goal.rows(problem.y, problem.classes)
         margins = margin_bounds(state, rows) if refine else interval_margin_bounds(state, rows)
+        # Down by a rounding of the sum; where nothing is added nothing is lost.
+        offsets = problem.goal.offsets(problem.y, problem.classes).to(margins)
+        margins = torch.where(offsets == 0, margins, torch.nextafter(margins + offsets, torch.full_like(margins, -torch.inf)))
     worst = problem.goal.worst(margins.nan_to_num(nan=-torch.inf))
     return Bound(worst, state.boxes, state.rows + rows.shape[1])
 

@@ -8,12 +8,14 @@ on the given points and on random ones, in float64, and must agree.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import reduce
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
@@ -82,10 +84,37 @@ def capture(classifier: Freezable, x: Tensor) -> Graph:
     with classifier.frozen():
         network = copy.deepcopy(classifier.network).double().requires_grad_(False)
         sample = x[:3].double() if len(x) > 2 else torch.cat([x[:1].double()] * 3)
-        program = _export(network, sample)
-        graph = fused(_Translator(program, sample).run())
+        graph = fused(_graph(network, sample))
         _compare(graph, network, sample)
     return graph
+
+
+@runtime_checkable
+class Carrier(Protocol):
+    """A module that knows its own graph, in the precision of its buffers: what it was read from said so."""
+
+    def graph(self) -> Graph:
+        """Return the graph of what `forward` computes."""
+
+
+def _graph(network: nn.Module, sample: Tensor) -> Graph:
+    """Return a carried graph; of a sequence with a carrier in it, the parts' graphs one after another; of anything else, what the export shows."""
+    if isinstance(network, Carrier):
+        return network.graph()
+    if isinstance(network, nn.Sequential) and any(isinstance(part, Carrier) for part in network):
+        parts = []
+        for part in network:
+            parts.append(_graph(part, sample))
+            sample = part(sample).detach()
+        return reduce(_then, parts)
+    return _Translator(_export(network, sample), sample).run()
+
+
+def _then(first: Graph, second: Graph) -> Graph:
+    """Return the graph that hands the first one's result to the second."""
+    last = len(first.nodes)
+    behind = [dataclasses.replace(node, inputs=tuple(i + last for i in node.inputs)) for node in second.nodes]
+    return Graph(first.input_shape, (*first.nodes, *behind))
 
 
 def _export(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
+from calipers.problem.specification import Specification
 
 
 class Goal(Protocol):
@@ -21,8 +22,14 @@ class Goal(Protocol):
     def rows(self, y: Tensor, classes: int) -> Tensor:
         """Return the margin matrix (N, S, K): margins = rows @ logits."""
 
+    def offsets(self, y: Tensor, classes: int) -> Tensor:
+        """Return the constants of the margins, (N, S)."""
+
+    def cases(self, classes: int) -> Tensor:
+        """Return the case each margin belongs to, (S,), numbered from 0: `worst` is the smallest, over the cases, of each case's largest margin."""
+
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return rows @ logits, (N, S), without building the matrix."""
+        """Return rows @ logits + offsets, (N, S), without building the matrix."""
 
     def worst(self, margins: Tensor) -> Tensor:
         """Combine margins (or lower bounds of them) (N, S) into the one that decides, (N,)."""
@@ -39,6 +46,9 @@ class Goal(Protocol):
     def check(self, y: Tensor, classes: int) -> None:
         """Raise `BadInput` where the goal makes no sense for these labels."""
 
+    def identity(self) -> dict[str, object]:
+        """Return what tells the goal from others of its kind, JSON-ready; what differs from point to point is part of the points' names."""
+
 
 @dataclass(frozen=True)
 class Untargeted:
@@ -48,6 +58,14 @@ class Untargeted:
         """(N, K - 1, K): +1 at the true class, -1 at the rival."""
         eye = torch.eye(classes, device=y.device)
         return eye[y][:, None, :] - eye[self.rivals(y, classes)]
+
+    def offsets(self, y: Tensor, classes: int) -> Tensor:
+        """Margins are differences of logits, and nothing else."""
+        return torch.zeros(len(y), classes - 1, device=y.device)
+
+    def cases(self, classes: int) -> Tensor:
+        """Each rival is a case of its own."""
+        return torch.arange(classes - 1)
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """z_y - z_j."""
@@ -73,6 +91,10 @@ class Untargeted:
     def check(self, y: Tensor, classes: int) -> None:
         """Nothing can be wrong."""
 
+    def identity(self) -> dict[str, object]:
+        """There is one only."""
+        return {}
+
 
 @dataclass(frozen=True, eq=False)
 class Targeted:
@@ -90,6 +112,14 @@ class Targeted:
         """(N, K - 1, K): +1 at the other class, -1 at the target."""
         eye = torch.eye(classes, device=y.device)
         return eye[self.rivals(y, classes)] - eye[self._targets(y)][:, None, :]
+
+    def offsets(self, y: Tensor, classes: int) -> Tensor:
+        """Margins are differences of logits, and nothing else."""
+        return torch.zeros(len(y), classes - 1, device=y.device)
+
+    def cases(self, classes: int) -> Tensor:
+        """All margins are one case: the target wins only over all others."""
+        return torch.zeros(classes - 1, dtype=torch.long)
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """z_j - z_t."""
@@ -125,6 +155,11 @@ class Targeted:
         if len(same):
             raise BadInput(f"the target equals the label at {len(same)} points (first: point {int(same[0])}): choose another class there")
 
+    def identity(self) -> dict[str, object]:
+        """The target, where it is one."""
+        one = torch.as_tensor(self.target)
+        return {"target": "each point's own" if one.dim() else str(one.item())}
+
 
 def is_adversarial(worst: Tensor) -> Tensor:
     """Return (N,) bool: the worst margin is not positive. Ties and NaN are adversarial."""
@@ -148,8 +183,14 @@ class _EndlessTargeted(_Endless, Targeted):
     pass
 
 
+class _EndlessSpecification(_Endless, Specification):
+    pass
+
+
 def endless(goal: Goal) -> Goal:
     """Return the goal without its end, for searches that are to go on beyond the boundary; of a kind not known here, the goal itself: they end there."""
     if type(goal) is Untargeted:
         return _EndlessUntargeted()
+    if type(goal) is Specification:
+        return _EndlessSpecification(goal.matrix, goal.shifts, goal.belongs)
     return _EndlessTargeted(goal.target) if type(goal) is Targeted else goal

@@ -118,10 +118,7 @@ class Problem:
 
     def identity(self) -> dict[str, object]:
         """Return what makes two problems the same question: model, threat without radius, goal."""
-        goal = {"name": type(self.goal).__name__}
-        if isinstance(self.goal, Targeted):
-            one = torch.as_tensor(self.goal.target)
-            goal["target"] = "each point's own" if one.dim() else str(one.item())  # own targets are part of the points' names
+        goal = {"name": type(self.goal).__name__, **self.goal.identity()}
         return {"model": self.classifier.digest(), "threat": self.threat.identity(), "goal": goal}
 
     def fingerprint(self) -> str:

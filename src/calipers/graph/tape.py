@@ -1,0 +1,178 @@
+"""How is a graph written down by somebody who is not a module? One call at a time, in the words of the exported operations.
+
+A file's network is written for one point, often with a leading axis of 1 for the batch. The tape keeps two shapes of each result: `shape`, what the
+file says, and `held`, what the graph's node has (the batch apart). Reshapes change the first alone; a node is written only when an operation
+needs the elements in another arrangement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calipers.errors import UnsupportedOp
+from calipers.graph.activations import ACTIVATIONS
+from calipers.graph.affine import AFFINE, Call, Generic, Scale
+from calipers.graph.ir import Graph, Node, Op
+from calipers.graph.products import SELECTIONS
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A result that depends on the point: number `number` of the graph, held there in shape `held`, and of shape `shape` to the file."""
+
+    number: int
+    held: Shape
+    shape: Shape
+
+
+Value = Held | Tensor
+
+
+class Tape:
+    """Collects nodes; `where` names the place in the file that is being read, for messages and for the nodes."""
+
+    def __init__(self, held: Shape, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        self.input = Held(0, held, shape)
+        self.dtype, self.device, self.where = dtype, device, "the input"
+        self.nodes: list[Node] = []
+
+    def graph(self, output: Held) -> Graph:
+        """Return what was written, `output` the last number."""
+        if output.number != len(self.nodes) or not self.nodes:
+            output = self._move("output", lambda x: x, (output,), output.held, diagonal=True)
+        return Graph(self.input.held, tuple(self.nodes))
+
+    def call(self, name: str, *args: Any) -> Held:
+        """Write the exported operation `name`, its tensors in the arrangement they are held in; `shape` of the result is what is held."""
+        variable = tuple(a for a in _flat(args) if isinstance(a, Held))
+        places = tuple(i for i, a in enumerate(args) if isinstance(a, Held))
+        run = _bound(name, args)
+        shape = self._result(run, variable)
+        op = self._op(Call(name, run, args, places, tuple(v.held for v in variable), shape, self.dtype, self.device))
+        return self._write(op, variable, shape)
+
+    def _op(self, call: Call) -> Op:
+        op: Op | None = None
+        if call.name in ACTIVATIONS:
+            op = ACTIVATIONS[call.name](call.args)
+        elif call.name in SELECTIONS:
+            op = SELECTIONS[call.name](call.args, call.input_shapes[0], call.shape)
+        elif call.name in AFFINE:
+            op = AFFINE[call.name](call)
+        if op is None:
+            raise UnsupportedOp(
+                f"no bounds for {call.name} at {self.where}. Export the network without it, or add the op's facts in calipers/graph; from_onnx runs attacks "
+                "that only ask for answers."
+            )
+        return op
+
+    def view(self, v: Held, shape: Sequence[int]) -> Held:
+        """Return the value held in another arrangement; the file's shape stays."""
+        if v.held == tuple(shape):
+            return v
+        made = self._move("view", lambda x: x.reshape(len(x), *shape), (v,), tuple(shape), diagonal=True)
+        return Held(made.number, made.held, v.shape)
+
+    def elementwise(self, name: str, v: Value, *args: Any) -> Value:
+        """Write a function of each element; of a constant, work it out."""
+        if isinstance(v, Tensor):
+            return _target(name)(v, *args)  # type: ignore[no-any-return]
+        made = self.call(name, v, *args)
+        return Held(made.number, made.held, v.shape)
+
+    def pair(self, name: str, a: Value, b: Value) -> Value:
+        """Write arithmetic on two values that broadcast."""
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return _target(name)(a, b)  # type: ignore[no-any-return]
+        shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
+        a, b = (self.expand(v, shape) if isinstance(v, Held) else v for v in (a, b))
+        if isinstance(a, Held) and isinstance(b, Held):
+            b = self.view(b, a.held)
+        held = a if isinstance(a, Held) else b
+        assert isinstance(held, Held)
+        made = self.call(name, *(fitted(v, held) if isinstance(v, Tensor) else v for v in (a, b)))
+        return Held(made.number, made.held, shape)
+
+    def scale(self, v: Held, factor: Tensor, shift: Tensor) -> Held:
+        """Write factor * v + shift, constants that broadcast to the file's shape."""
+        made = self._write(Scale(fitted(factor, v), fitted(shift, v)), (v,), v.held)
+        return Held(made.number, made.held, v.shape)
+
+    def expand(self, v: Held, shape: Shape) -> Held:
+        """Write copies along axes of size 1."""
+        if v.shape == shape:
+            return v
+        own = (1,) * (len(shape) - len(v.shape)) + v.shape
+        return self.move("expand", [Held(v.number, v.held, own)], lambda x: x.expand(len(x), *shape), own, lambda _: shape)
+
+    def move(self, name: str, values: Sequence[Held], run: Callable[..., Tensor], held: Shape, shape: Callable[[Shape], Shape]) -> Held:
+        """Write an operation that moves, copies, adds up or averages elements of the values, all held as `held`; `shape` turns what is held into the file's."""
+        made = self.moved(name, tuple(self.view(v, held) for v in values), run)
+        return Held(made.number, made.held, shape(made.held))
+
+    def moved(self, name: str, values: tuple[Held, ...], run: Callable[..., Tensor]) -> Held:
+        """Write the same of values in the arrangements they are held in."""
+        return self._move(name, run, values, self._result(run, values))
+
+    def _move(self, name: str, run: Callable[..., Tensor], values: tuple[Held, ...], shape: Shape, diagonal: bool = False) -> Held:
+        shape = shape or (1,)
+
+        def whole(*inputs: Tensor) -> Tensor:
+            return run(*inputs).reshape(len(inputs[0]), *shape)
+
+        return self._write(Generic(whole, name, tuple(v.held for v in values), diagonal), values, shape)
+
+    def _write(self, op: Op, values: tuple[Held, ...], shape: Shape) -> Held:
+        self.nodes.append(Node(op, tuple(v.number for v in values), shape, self.where))
+        return Held(len(self.nodes), shape, shape)
+
+    def _result(self, run: Callable[..., Tensor], values: tuple[Held, ...]) -> Shape:
+        with torch.no_grad():
+            return tuple(run(*(torch.zeros(1, *v.held, dtype=self.dtype, device=self.device) for v in values)).shape[1:])
+
+
+def fitted(constant: Tensor, v: Held) -> Tensor:
+    """Return a constant that broadcasts to the file's shape of a value so that it broadcasts to what is held, with an axis of 1 for the batch."""
+    if constant.numel() == 1:
+        return constant.reshape(())
+    dropped = len(v.shape) - len(v.held)
+    own = constant.reshape((1,) * (len(v.shape) - constant.dim()) + constant.shape)
+    if dropped >= 0 and v.shape == (1,) * dropped + v.held:
+        return own.reshape(1, *own.shape[dropped:])
+    return own.expand(v.shape).reshape(1, *v.held)
+
+
+def _target(name: str) -> Callable[..., Any]:
+    """Return the operation `aten.relu.default`."""
+    _, operation, overload = name.split(".")
+    found: Callable[..., Any] = getattr(getattr(torch.ops.aten, operation), overload)
+    return found
+
+
+def _flat(args: Any) -> list[Any]:
+    return [leaf for a in args for leaf in _flat(a)] if isinstance(args, (list, tuple)) else [args]
+
+
+def _bound(name: str, args: tuple[Any, ...]) -> Callable[..., Tensor]:
+    """Return the operation as a function of the tensors that depend on the point."""
+    target = _target(name)
+
+    def run(*tensors: Tensor) -> Tensor:
+        left = iter(tensors)
+
+        def fill(a: Any) -> Any:
+            if isinstance(a, (list, tuple)):
+                return [fill(item) for item in a]
+            return next(left) if isinstance(a, Held) else a
+
+        result: Tensor = target(*[fill(a) for a in args])
+        return result
+
+    return run
