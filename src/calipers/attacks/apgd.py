@@ -17,6 +17,7 @@ from calipers.attacks.search import Look, Memory, Queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
+from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -75,8 +76,8 @@ class APGD:
     ) -> Iterator[Attempt]:
         if not targets:
             begin = None if starts is None else starts.flatten(1, 2)
-            for attempt in Queue(problem, Climb(self.steps, self.restarts, 0, self.loss), seed, dtype, batch, begin).run():
-                yield replace(attempt, index=places[attempt.index])
+            attempts = Queue(problem, Climb(self.steps, self.restarts, 0, self.loss), seed, dtype, batch, begin).run()
+            yield from relayed(attempts, lambda attempt: replace(attempt, index=places[attempt.index]))
             return
         ranked = rank_rivals(problem, targets, batch)
         begin = None if starts is None else chosen(starts, ranked)
@@ -89,12 +90,14 @@ class APGD:
             part = problem.take(left)
             recipe = Climb(steps, self.restarts if number == 0 else 1, count, self.loss, min(first, share))
             queue = Queue(part, recipe, seed + number, dtype, batch, begin, ranked, keep_all=len(rounds) > 1)
-            for attempt in queue.run():
+
+            def noted(attempt: Attempt, queue: Queue = queue, left: Tensor = left) -> Attempt | None:
                 at = left[attempt.index]
                 best[at], forwards[at], backwards[at] = attempt.candidate, forwards[at] + attempt.forwards, backwards[at] + attempt.backwards
                 won = at[is_adversarial(queue.score[attempt.index])]
-                if len(won):  # at once, not at the block's end: an interrupt must not lose them
-                    yield Attempt(places[won], best[won], forwards[won], backwards[won])
+                return Attempt(places[won], best[won], forwards[won], backwards[won]) if len(won) else None
+
+            yield from relayed(queue.run(), noted)  # at once, not at the block's end: an interrupt must not lose them
             standing = torch.nonzero(queue.score > 0).flatten()
             left = left[standing]
             if number + 1 == len(rounds) or not len(standing):

@@ -19,6 +19,7 @@ from calipers.errors import BadInput, BadModel
 from calipers.problem.chance import drawn, judged
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
+from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.streams import key_of
 from calipers.problem.tools import Attack, Attempt
@@ -191,13 +192,17 @@ class EOT:
         part = problem.take(left)
         averaged = Classifier(Averaged(problem.classifier.network, self.draws, key_of(seed, k), of=self.of))
         lead = 0.0 if k == 0 else _FIRST_LEAD * 2.0 ** (k - 1)
-        for attempt in self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed):
+
+        def judge(attempt: Attempt) -> None:
             place = left[attempt.index]
+            votes = self._votes(problem, part.goal.take(attempt.index), attempt.candidate, place, key_of(seed, "judges", k))
             found.forwards[place] += attempt.forwards * self.draws + self.judges
             found.backwards[place] += attempt.backwards * self.draws
-            votes = self._votes(problem, part.goal.take(attempt.index), attempt.candidate, place, key_of(seed, "judges", k))
             better = votes > found.share[place]
             found.best[place[better]], found.share[place[better]] = attempt.candidate[better], votes[better]
+
+        for _ in relayed(self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed), judge):
+            pass
         problem.classifier.counter.forwards += averaged.counter.forwards * self.draws
         problem.classifier.counter.backwards += averaged.counter.backwards * self.draws
 

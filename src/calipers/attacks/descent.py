@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from calipers.attacks.rivals import rank_rivals, rivals
 from calipers.attacks.search import Queue
 from calipers.errors import BadInput
 from calipers.problem.goals import endless
+from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 
@@ -48,8 +50,7 @@ class Descent:
     def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
         """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
         for places in torch.arange(len(problem), device=problem.x.device).split(BATCH):  # all best iterates of a block are held at once
-            for attempt in self._block(problem.take(places), seed, batch or BATCH):
-                yield replace(attempt, index=places[attempt.index])
+            yield from relayed(self._block(problem.take(places), seed, batch or BATCH), partial(_placed, places))
 
     def _block(self, problem: Problem, seed: int, batch: int) -> Iterator[Attempt]:
         targets = rivals(problem, self.targets)
@@ -64,9 +65,15 @@ class Descent:
             posed = replace(problem.at(radius * factor), goal=problem.goal if last else endless(problem.goal))
             recipe = Climb(max(1, round(part * self.steps)), self.restarts, targets, self.loss)
             queue = Queue(posed, recipe, seed + number, None, batch, begin, ranked, keep_all=not last)
-            for attempt in queue.run():
+
+            def noted(attempt: Attempt, last: bool = last) -> Attempt | None:
                 forwards[attempt.index] += attempt.forwards
                 backwards[attempt.index] += attempt.backwards
-                if last:
-                    yield replace(attempt, forwards=forwards[attempt.index], backwards=backwards[attempt.index])
+                return replace(attempt, forwards=forwards[attempt.index], backwards=backwards[attempt.index]) if last else None
+
+            yield from relayed(queue.run(), noted)
             begin = queue.all_best
+
+
+def _placed(places: Tensor, attempt: Attempt) -> Attempt:
+    return replace(attempt, index=places[attempt.index])

@@ -12,6 +12,7 @@ from calipers.attacks.batches import BATCH, input_gradient, per_job
 from calipers.attacks.minimum import slope as steepness
 from calipers.errors import BadInput
 from calipers.problem.goals import is_adversarial
+from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt
 
@@ -61,18 +62,19 @@ class _State:
 
     def run(self, attack: Attack, places: Tensor, seed: int) -> Iterator[Attempt]:
         """Run an attack on some points, keep the better candidates, and yield the points that it broke."""
-        for attempt in attack(self.problem.take(places), seed=seed):
-            at = places[attempt.index]
-            part = self.problem.take(at)
-            worst = part.goal.worst(part.margins(part.classifier.logits(attempt.candidate)))
-            broken, lower = is_adversarial(worst), is_adversarial(worst) | (worst < self.worst[at])
-            self.best[at] = torch.where(per_job(lower, attempt.candidate), attempt.candidate, self.best[at])
-            self.worst[at] = torch.where(lower, worst, self.worst[at])
-            self.forwards[at] += attempt.forwards + 1
-            self.backwards[at] += attempt.backwards
-            self.broken[at] |= broken
-            if bool(broken.any()):
-                yield self.attempt(at[broken])
+        yield from relayed(attack(self.problem.take(places), seed=seed), lambda attempt: self._note(attempt, places[attempt.index]))
+
+    def _note(self, attempt: Attempt, at: Tensor) -> Attempt | None:
+        """Judge the candidates of the points `at (M,)`, and return those of the points that they break."""
+        part = self.problem.take(at)
+        worst = part.goal.worst(part.margins(part.classifier.logits(attempt.candidate)))
+        broken, lower = is_adversarial(worst), is_adversarial(worst) | (worst < self.worst[at])
+        self.best[at] = torch.where(per_job(lower, attempt.candidate), attempt.candidate, self.best[at])
+        self.worst[at] = torch.where(lower, worst, self.worst[at])
+        self.forwards[at] += attempt.forwards + 1
+        self.backwards[at] += attempt.backwards
+        self.broken[at] |= broken
+        return self.attempt(at[broken]) if bool(broken.any()) else None
 
     def attempt(self, places: Tensor) -> Attempt:
         """Return the candidates of some points."""

@@ -16,6 +16,7 @@ from calipers.attacks.polish import polish
 from calipers.attacks.search import Memory, Recipe, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.interrupts import remaining
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -60,21 +61,39 @@ def seek(problem: Problem, recipe: Recipe, seed: int) -> Iterator[Attempt]:
         return
     part = problem.take(open_)
     wide = part.at((part.threat.widest(part.x) * _BEYOND).nan_to_num(posinf=_EVERYWHERE).clamp(max=_EVERYWHERE))
-    for attempt in run_queue(wide, recipe, seed=seed):
-        counter = problem.classifier.counter
-        forwards, backwards = counter.forwards, counter.backwards
-        try:
-            settled = _settled(wide.take(attempt.index), attempt.candidate, seed)
-        except KeyboardInterrupt:
+    queue, held = run_queue(wide, recipe, seed=seed), list[tuple[Attempt, Tensor]]()
+    try:
+        for attempt in queue:
+            points = attempt.candidate.clone()
+            held.append((attempt, points))
+            settled = _settled(wide.take(attempt.index), attempt, points, seed)
+            held.clear()
+            yield dataclasses.replace(settled, index=open_[attempt.index])
+    except KeyboardInterrupt as interrupt:
+        for attempt in [*(_unsettled(wide.take(a.index), a, p) for a, p in held), *remaining(queue, interrupt)]:
             yield dataclasses.replace(attempt, index=open_[attempt.index])
-            raise
-        spent, back = (counter.forwards - forwards) // len(settled), (counter.backwards - backwards) // len(settled)
-        yield Attempt(open_[attempt.index], settled, attempt.forwards + spent + 1, attempt.backwards + back)
+        raise
 
 
-def _settled(problem: Problem, points: Tensor, seed: int) -> Tensor:
-    """Return adversarial points only just beyond the boundary, polished; where the model's and exact arithmetic disagree, a little farther."""
-    region, points = problem.region, polish(problem, points, problem.streams(seed))
+def _settled(problem: Problem, attempt: Attempt, points: Tensor, seed: int) -> Attempt:
+    """Return the attempt with its candidates, a copy of which is moved in place, pulled back to the boundary, and the passes that this took."""
+    counter = problem.classifier.counter
+    forwards, backwards = counter.forwards, counter.backwards
+    polish(problem, points, problem.streams(seed))
+    candidate = _decided(problem, points)
+    spent, back = (counter.forwards - forwards) // len(points), (counter.backwards - backwards) // len(points)
+    return Attempt(attempt.index, candidate, attempt.forwards + spent + 1, attempt.backwards + back)
+
+
+def _unsettled(problem: Problem, attempt: Attempt, points: Tensor) -> Attempt:
+    """Return the attempt with its candidates as far as they were moved, where exact arithmetic agrees that they are adversarial."""
+    points = problem.region.snap(points)
+    return dataclasses.replace(attempt, candidate=torch.where(per_job(problem.clearance(points) <= 0, points), points, attempt.candidate))
+
+
+def _decided(problem: Problem, points: Tensor) -> Tensor:
+    """Return adversarial points only just beyond the boundary; where the model's and exact arithmetic disagree, a little farther."""
+    region = problem.region
     best = points
     undecided = torch.ones(len(points), dtype=torch.bool, device=points.device)
     for push in _PUSHES:

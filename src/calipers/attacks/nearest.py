@@ -74,10 +74,13 @@ class Search:
                 found[attempt.index] = attempt.candidate
                 self.forwards[active[attempt.index]] += attempt.forwards
                 self.backwards[active[attempt.index]] += attempt.backwards
-        finally:  # also of an attack that is interrupted
             broken = part.clearance(found) <= 0
-            hit = active[broken]
-            self._note(hit, found[broken])
+        except KeyboardInterrupt:
+            broken = part.clearance(found) <= 0
+            self._note(active[broken], found[broken])
+            raise
+        hit = active[broken]
+        self._note(hit, found[broken])
         if len(hit):
             counter = self.problem.classifier.counter
             forwards, backwards = counter.forwards, counter.backwards
@@ -115,7 +118,9 @@ class Search:
 
 def _nearer(problem: Problem, points: Tensor, seed: int) -> Tensor:
     """Return adversarial points polished and pulled back to the boundary; where only the model's own arithmetic follows the polish, pulled back alone."""
-    polished = problem.region.snap(polish(problem, points, problem.streams(seed)))
+    polished = points.clone()
+    polish(problem, polished, problem.streams(seed))
+    polished = problem.region.snap(polished)
     doubtful = problem.clearance(polished) > 0
     return pull_back(problem, torch.where(doubtful.view(-1, *[1] * (points.dim() - 1)), points, polished))
 

@@ -52,8 +52,28 @@ class Tangent:
         return self.gain - (self.slope * delta).flatten(1).sum(1)
 
 
-def polish(problem: Problem, points: Tensor, streams: Streams) -> Tensor:
-    """Return adversarial points at most as far as the given ones (M, *D) that are adversarial: on a linear model the nearest of all, to rounding.
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Some of the points that are being polished, the places `index` of `points`: written to as soon as a nearer one is known."""
+
+    points: Tensor
+    index: Tensor
+
+    def now(self) -> Tensor:
+        """Return the points as they are."""
+        return self.points[self.index]
+
+    def take(self, rows: Tensor) -> _Held:
+        """Return some of these."""
+        return _Held(self.points, self.index[rows])
+
+    def put(self, rows: Tensor, points: Tensor) -> None:
+        """Replace some of these."""
+        self.points[self.index[rows]] = points
+
+
+def polish(problem: Problem, points: Tensor, streams: Streams) -> None:
+    """Move adversarial points (M, *D), in place, nearer to x: on a linear model to the nearest of all, to rounding. An interrupt leaves what it has reached.
 
     Each round replaces the boundary at the current point by its tangent and goes to the point of that plane, inside the box, that is nearest to x. Where
     this lands before the true boundary, the tangent there is added, and the next trial is the nearest point beyond both: so kinks are reached, too.
@@ -61,36 +81,33 @@ def polish(problem: Problem, points: Tensor, streams: Streams) -> Tensor:
     instance because no gradient led anywhere from x, get random starts at several distances, drawn from `streams`; they are returned as they are if none helps.
     Cost: at most 2 x 6 forward and backward passes, 6 forwards, and up to 4 backward passes for the ranking; for a point not found 8 x 6 more of both.
     """
-    parts, net = torch.arange(len(points), device=points.device).split(BATCH), problem.classifier.step()
-    return torch.cat([_polished(problem.take(part), net, points[part], streams.take(part)) for part in parts]) if len(points) else points
+    net = problem.classifier.step()
+    for part in torch.arange(len(points), device=points.device).split(BATCH):
+        if len(part):
+            _polish(problem.take(part), net, _Held(points, part), streams.take(part))
 
 
-def _polished(problem: Problem, net: Network, points: Tensor, streams: Streams) -> Tensor:
+def _polish(problem: Problem, net: Network, held: _Held, streams: Streams) -> None:
     with problem.classifier.frozen():
-        missed = torch.nonzero(~_wins(problem, net, points)).flatten()
-        best = points.index_copy(0, missed, _rescued(problem.take(missed), net, points[missed], streams.take(missed))) if len(missed) else points
-        hit = torch.nonzero(_wins(problem, net, best)).flatten() if len(missed) else torch.arange(len(points), device=points.device)
+        missed = torch.nonzero(~_wins(problem, net, held.now())).flatten()
+        if len(missed):
+            _rescue(problem.take(missed), net, held.take(missed), streams.take(missed))
+        hit = torch.nonzero(_wins(problem, net, held.now())).flatten() if len(missed) else torch.arange(len(problem), device=missed.device)
         if len(hit):
-            part, refined = problem.take(hit), best[hit]
-            for index, column in _columns(part, net, refined):
-                refined = refined.index_copy(0, index, _descend(part.take(index), net, refined[index], refined[index], column))
-            best = best.index_copy(0, hit, refined)
-        return best
+            part, known = problem.take(hit), held.take(hit)
+            for index, column in _columns(part, net, known.now()):
+                some = known.take(index)
+                _descend(part.take(index), net, some, some.now(), column)
 
 
-def _rescued(problem: Problem, net: Network, best: Tensor, streams: Streams) -> Tensor:
-    """Return the nearest points that descents from random starts find, from far to near."""
+def _rescue(problem: Problem, net: Network, held: _Held, streams: Streams) -> None:
+    """Hold the nearest points that descents from random starts find, from far to near."""
     region = problem.region
     size = region.center.flatten(1).abs().amax(1, keepdim=True)
     own = _length(region, torch.where(size > 0, size, 1.0).expand_as(region.low).reshape(region.center.shape))  # without a box, x's own size is the unit
     for k in range(_STARTS):
         start = region.at(torch.minimum(region.radius, 4 * own) / 2**k).sample(streams.fork(k))
-        best = _descend(problem, net, best, start, _winning(problem, net, start))
-    return best
-
-
-def _winning(problem: Problem, net: Network, points: Tensor) -> Tensor | None:
-    return _margins(problem, net, points, backwards=0).argmin(1) if isinstance(problem.goal, Untargeted) else None
+        _descend(problem, net, held, start, None)
 
 
 def _columns(problem: Problem, net: Network, points: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -117,30 +134,36 @@ def _columns(problem: Problem, net: Network, points: Tensor) -> Iterator[tuple[T
             yield promising, first[promising, 1 + rank[promising]]
 
 
-def _descend(problem: Problem, net: Network, best: Tensor, here: Tensor, column: Tensor | None) -> Tensor:
-    """Return the nearest of `best` and of the adversarial points that a walk from `here` passes."""
-    result, rows = best.clone(), torch.arange(len(best), device=best.device)
+def _descend(problem: Problem, net: Network, held: _Held, here: Tensor, column: Tensor | None) -> None:
+    """Hold the nearest of the points that are held and of the adversarial ones that a walk from `here` passes.
+
+    The walk is about the margins' `column (M,)`; where None is given, about the one that is lowest at its start, or about the goal's own worst.
+    """
+    best, rows = held.now(), torch.arange(len(here), device=here.device)
     distance = torch.where(_wins(problem, net, best), problem.region.distance(best), torch.inf)
     home: Tangent | None = None  # at the nearest adversarial point so far
     for beyond in _BEYOND:
         region, x = problem.region, here.clone().requires_grad_()
         margins = _margins(problem, net, x, backwards=1)
         worst = problem.goal.worst(margins)
+        if column is None and isinstance(problem.goal, Untargeted):
+            column = margins.argmin(1)
         value = worst if column is None else margins.gather(1, column[:, None])[:, 0]
         found = _tangent(region, here, gradient_of(-value, x), value.detach())
         far = region.distance(here)
         nearer = is_adversarial(worst.detach()) & (far <= distance)
         best, distance = torch.where(per_job(nearer, best), here, best), torch.where(nearer, far, distance)
+        held.put(rows, best)  # at once: an interrupt must not lose it
         home = found if home is None else found.where(nearer | distance.isinf(), home)
         here, settled = _next(region, home, found, nearer, best, distance, 1 + beyond)
         if bool(settled.any()):
-            result, on = result.index_copy(0, rows, best), torch.nonzero(~settled).flatten()
+            on = torch.nonzero(~settled).flatten()
             if not len(on):
-                return result
+                return
             problem, rows, best, here, distance, home = problem.take(on), rows[on], best[on], here[on], distance[on], home.take(on)
             column = None if column is None else column[on]
     final = _wins(problem, net, here) & (problem.region.distance(here) < distance)
-    return result.index_copy(0, rows, torch.where(per_job(final, best), here, best))
+    held.put(rows, torch.where(per_job(final, best), here, best))
 
 
 def _next(region: Region, home: Tangent, found: Tangent, nearer: Tensor, best: Tensor, distance: Tensor, stretch: float) -> tuple[Tensor, Tensor]:

@@ -119,10 +119,9 @@ class _Run:
     def run(self) -> Iterator[Attempt]:
         """Yield the points as they are decided; an interrupt first yields what is found, and is then passed on."""
         slots = self._enter(None)
-        interrupt: KeyboardInterrupt | None = None
-        while len(slots.point):
-            said = time.monotonic()
-            try:
+        try:
+            while len(slots.point):
+                said = time.monotonic()
                 with self.problem.classifier.frozen(), torch.no_grad():
                     region, streams = self.problem.region.take(slots.point), self.streams.take(slots.point)
                     while len(slots.point) and not (self.done and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
@@ -130,13 +129,13 @@ class _Run:
                         if bool(over.any()):
                             slots = self._exchange(slots, over)
                             region, streams = self.problem.region.take(slots.point), self.streams.take(slots.point)
-            except KeyboardInterrupt as error:
-                interrupt = error
-                self._salvage(slots)
+                if self.done:
+                    yield self._attempt()
+        except KeyboardInterrupt:  # of a round, or of whoever uses what was yielded
+            self._salvage(slots)
             if self.done:
                 yield self._attempt()
-            if interrupt is not None:
-                raise interrupt
+            raise
 
     def _salvage(self, slots: _Slots) -> None:
         """Let the points in flight leave of which something adversarial is known."""
@@ -163,29 +162,45 @@ class _Run:
 
     def _round(self, slots: _Slots, look: Look) -> Tensor:
         asked = self.play.ask(look, slots.memory)
-        worst = self._answers(asked, slots.point).double()
+        worst, interrupt = self._worst(asked, slots.point)
+        answers = self._note(slots, look.region, asked, worst)
+        if interrupt is not None:
+            raise interrupt
+        slots.spent = slots.spent + torch.bincount(asked.slot, minlength=len(slots.point))
+        heard = Look(look.region, look.streams, slots.spent, slots.best, slots.score)
+        through = self.play.hear(heard, slots.memory, asked, answers) | (slots.spent >= self.play.queries)
+        return through | (slots.score <= 0 if self.play.labels_only else is_adversarial(slots.score))
+
+    def _note(self, slots: _Slots, region: Region, asked: Asked, worst: Tensor) -> Tensor:
+        """Keep the best question of each slot, and return what the attack hears of the worst margins (R,)."""
         broken = is_adversarial(worst)
         if self.play.labels_only:
             answers = 1.0 - 2.0 * broken.double()
-            seen = torch.where(broken, look.region.take(asked.slot).distance(asked.points), torch.inf)
+            seen = torch.where(broken, region.take(asked.slot).distance(asked.points), torch.inf)
         else:
             seen = answers = worst.nan_to_num(nan=-torch.inf)
         row = _lowest(seen, asked.slot, len(slots.point))
         better = seen[row] < slots.score
         slots.best = torch.where(per_job(better, slots.best), asked.points[row], slots.best)
         slots.score = torch.where(better, seen[row], slots.score)
-        slots.spent = slots.spent + torch.bincount(asked.slot, minlength=len(slots.point))
-        heard = Look(look.region, look.streams, slots.spent, slots.best, slots.score)
-        through = self.play.hear(heard, slots.memory, asked, answers) | (slots.spent >= self.play.queries)
-        return through | (slots.score <= 0 if self.play.labels_only else is_adversarial(slots.score))
+        return answers
 
-    def _answers(self, asked: Asked, point: Tensor) -> Tensor:
+    def _worst(self, asked: Asked, point: Tensor) -> tuple[Tensor, KeyboardInterrupt | None]:
+        """Return the worst margins (R,), float64; after an interrupt, passed on with them, infinite for the questions that it left unanswered."""
         problem, place = self.problem, point[asked.slot]
-        problem.classifier.counter.forwards += len(place)
-        network = problem.classifier.network
-        logits = torch.cat([network(part) for part in asked.points.split(BATCH)])
-        goal = problem.goal.take(place)
-        return goal.worst(goal.margins(logits, problem.y[place]))
+        network, goal, y = problem.classifier.network, problem.goal.take(place), problem.y[place]
+        logits, interrupt = list[Tensor](), None
+        try:
+            for part in asked.points.split(BATCH):
+                problem.classifier.counter.forwards += len(part)
+                logits.append(network(part))
+        except KeyboardInterrupt as error:
+            interrupt = error
+        worst = torch.full((len(place),), torch.inf, dtype=torch.float64, device=place.device)
+        if logits:
+            answered = torch.arange(sum(map(len, logits)), device=place.device)
+            worst[answered] = goal.take(answered).worst(goal.take(answered).margins(torch.cat(logits), y[answered])).double()
+        return worst, interrupt
 
     def _attempt(self) -> Attempt:
         done, self.done = self.done, []

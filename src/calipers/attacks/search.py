@@ -149,12 +149,12 @@ class Queue:
 
     def run(self) -> Iterator[Attempt]:
         """Yield the points as they are decided; an interrupt first yields what is found, and is then passed on."""
-        slots, fresh = self._fill(None)
+        slots: Slots | None = None
         decided: list[int] = []
-        interrupt: KeyboardInterrupt | None = None
-        while slots is not None and len(slots.job):
-            said = time.monotonic()
-            try:
+        try:
+            slots, fresh = self._fill(None)
+            while slots is not None and len(slots.job):
+                said = time.monotonic()
                 # The model is held still between two yields, not around each step: putting its flags and random state back costs as much as moving the points.
                 with self.problem.classifier.frozen():
                     while slots is not None and len(slots.job) and not (decided and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
@@ -163,13 +163,14 @@ class Queue:
                         for _ in range(self.chunk):
                             slots = self._step(slots, *view)
                         slots, fresh = self._exchange(slots, decided)
-            except KeyboardInterrupt as error:
-                interrupt, decided = error, decided + self._found(slots)
-            if decided:
-                yield self._attempt(decided)
-                decided = []
-            if interrupt is not None:
-                raise interrupt
+                if decided:
+                    attempt, decided = self._attempt(decided), []
+                    yield attempt
+        except KeyboardInterrupt:  # of a step, or of whoever uses what was yielded
+            left = decided + self._found(slots)
+            if left:
+                yield self._attempt(left)
+            raise
 
     def _found(self, slots: Slots | None) -> list[int]:
         """Return the undecided points of which something adversarial is known, the iterates in flight included."""

@@ -44,14 +44,17 @@ class Transfer:
         return f"Transfer(attack={self.attack!r}, surrogates=({names.strip() if len(self._known) == 1 else names[:-2]}))"
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the best candidate of each point, all at once."""
+        """Yield the best candidate of each point, all at once; an interrupt yields what is found, and is passed on."""
         found = _Judged(problem)
-        for surrogate in self._stages(problem):
-            left = torch.nonzero(~is_adversarial(found.worst)).flatten()
-            if len(left):
-                found.ask(left, _made(self.attack, surrogate, problem.take(left), seed))
-        everywhere = torch.arange(len(problem), device=problem.x.device)
-        yield Attempt(everywhere, found.best, found.asked, torch.zeros_like(found.asked))
+        try:
+            for surrogate in self._stages(problem):
+                left = torch.nonzero(~is_adversarial(found.worst)).flatten()
+                if len(left):
+                    found.ask(left, _made(self.attack, surrogate, problem.take(left), seed))
+        except KeyboardInterrupt:
+            yield found.attempt()
+            raise
+        yield found.attempt()
 
     @property
     def _known(self) -> tuple[Classifier, ...]:
@@ -102,6 +105,10 @@ class _Judged:
         self.worst[places] = torch.where(better, worst, self.worst[places])
         self.distance[places] = torch.where(better, distance, self.distance[places])
         self.asked[places] += 1
+
+    def attempt(self) -> Attempt:
+        """Return the best candidates so far."""
+        return Attempt(torch.arange(len(self.best), device=self.best.device), self.best, self.asked, torch.zeros_like(self.asked))
 
 
 def _moved(x: Tensor, classifier: Classifier) -> Tensor:

@@ -7,7 +7,7 @@ blocks, skips those recorded as tried, and ends with the same brackets; and a bl
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Protocol
 
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.measurement.plan import Plan, Stage
-from calipers.measurement.referee import CLEAN, Referee, Ruling
+from calipers.measurement.referee import CLEAN, Referee
+from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.tools import Attempt, Claim
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
@@ -173,16 +174,21 @@ class _Session:
         referee = Referee(part)
         everywhere = torch.arange(len(block), device=index.device)
         begun, tried = time.perf_counter(), list[Evidence]()
-        for result in stage.tool(part, seed=self.seed) if stage.kind == "attack" else stage.tool(part):  # type: ignore[call-arg]
+
+        def rule(result: Attempt | Claim) -> tuple[Evidence, ...]:
+            nonlocal begun
             seconds = time.perf_counter() - begun
-            ruling: Ruling
             if isinstance(result, Attempt):
                 ruling = referee.attempt(result, everywhere, stage.name, seconds)
             else:
                 ruling = referee.claim(result, everywhere, stage.name, seconds, self.seed)
-            tried += ruling.tried
             self._admit(ruling.evidence)
             begun = time.perf_counter()
+            return ruling.tried
+
+        results: Iterator[Attempt | Claim] = stage.tool(part, seed=self.seed) if stage.kind == "attack" else stage.tool(part)  # type: ignore[call-arg]
+        for tried_now in relayed(results, rule):
+            tried += tried_now
         self._admit(tried)
 
     def _admit(self, facts: Sequence[Evidence]) -> None:
