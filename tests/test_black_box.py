@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from calipers.attacks.boundary import Boundary
 from calipers.attacks.differences import Differences
 from calipers.attacks.hop_skip_jump import HopSkipJump, _Walk
-from calipers.attacks.pgd import PGD
 from calipers.attacks.queries import Memory, run_queries, unbounded
 from calipers.attacks.spsa import SPSA
 from calipers.attacks.square import Square, _Windows
 from calipers.data import build, images
-from calipers.errors import BadInput, BadModel
-from calipers.problem.answers import Answers, from_estimator, from_onnx
+from calipers.errors import BadInput
+from calipers.problem.answers import Answers
 from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
@@ -216,6 +215,24 @@ def test_points_that_are_wrong_already_cost_one_query() -> None:
         assert torch.equal(got.candidate, problem.x) and got.forwards == [1] * 8
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_windows_asked_ahead_spend_the_budget_and_break_about_as_many(norm: str) -> None:
+    """No more questions than allowed, the same verdict in every batch, and what one by one breaks four at once break too, give or take a tenth."""
+    x, y = (t[:50] for t in images())
+    model = build("mnist-plain")
+    kept = model(x).argmax(1) == y
+    problem = Problem.pose(model, x[kept], y[kept], Ball(norm, {"linf": 0.12, "l2": 1.8, "l1": 12.0}[norm]))
+    found: dict[int, Tensor] = {}
+    for ahead, batch in ((1, 256), (4, 256), (-4, 7)):
+        broken = torch.zeros(len(problem), dtype=torch.bool)
+        for attempt in Square(queries=601, ahead=abs(ahead))(problem, batch=batch):
+            assert int(attempt.forwards.max()) <= 601
+            broken[attempt.index] = problem.take(attempt.index).clearance(attempt.candidate) <= 0
+        found[ahead] = broken
+    assert torch.equal(found[4], found[-4])
+    assert abs(int(found[1].sum()) - int(found[4].sum())) <= len(problem) // 10 and int(found[4].sum()) > 5
+
+
 # ---- hard inputs -----------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -293,98 +310,3 @@ def test_flat_and_nan_scores_end_without_a_crash(attack: Any) -> None:
 def test_settings_are_checked(wrong: Callable[[], Any]) -> None:
     with pytest.raises(BadInput):
         wrong()
-
-
-# ---- models that can only be called ----------------------------------------------------------------------------------------------------------------
-
-
-def test_scores_break_nearly_as_many_digits_as_gradients_do() -> None:
-    """Measured: 34 of 40 by gradients, 33 by 2000 queries of a copy without gradients (and 29 where the schedule is not fitted to the budget)."""
-    x, y = (part[:40] for part in images())
-    net = build("mnist-plain")
-    problem = Problem.pose(net, x, y, Ball("linf", 0.1))
-    stopped = Problem.pose(Fn(lambda x: net(x.detach()), torch.float32), x, y, Ball("linf", 0.1))
-    gradients, scores = sum(run(PGD(steps=40), problem).broken), sum(run(Square(queries=2000), stopped).broken)
-    assert sum(run(PGD(steps=40), stopped).broken) < 10  # gradients find nothing there but what was wrong
-    assert gradients - 3 <= scores <= 40, (gradients, scores)
-
-
-def test_estimators_of_scikit_learn_are_measured_as_they_are() -> None:
-    datasets, linear = pytest.importorskip("sklearn.datasets"), pytest.importorskip("sklearn.linear_model")
-    digits = datasets.load_digits()
-    data, labels = digits.data / 16, digits.target
-    estimator = linear.LogisticRegression(max_iter=300).fit(data[:1000], labels[:1000])
-    x, y = torch.from_numpy(data[1000:1010]).view(-1, 1, 8, 8), torch.from_numpy(labels[1000:1010])
-    torch_model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
-    with torch.no_grad():
-        torch_model[1].weight.copy_(torch.from_numpy(estimator.coef_))
-        torch_model[1].bias.copy_(torch.from_numpy(estimator.intercept_))
-    reference = Problem.pose(torch_model, x, y, Ball("linf", 0.1))
-    for kind in ("scores", "probabilities", "labels"):
-        model = from_estimator(estimator, kind)  # type: ignore[arg-type]
-        problem = Problem.pose(model, x, y, Ball("linf", 0.1))
-        assert torch.equal(problem.classifier.logits(x).argmax(1), reference.classifier.logits(x).argmax(1))
-        assert problem.fingerprint() == Problem.pose(from_estimator(estimator, kind), x, y, Ball("linf", 0.1)).fingerprint()  # type: ignore[arg-type]
-        if kind != "labels":
-            assert sum(run(Square(queries=300), problem).broken) >= sum(run(PGD(steps=40), reference).broken) - 1
-    got = nearest(HopSkipJump(queries=400), problem)
-    assert got.broken.all()
-
-
-class _Session:
-    """What is used of an onnxruntime session."""
-
-    def get_inputs(self) -> list[Any]:
-        return [type("Node", (), {"name": "x", "type": "tensor(float)"})]
-
-    def get_outputs(self) -> list[Any]:
-        return [type("Node", (), {"name": "z"})]
-
-    def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
-        assert names == ["z"] and feed["x"].dtype == np.float32
-        return [np.stack([feed["x"].sum(1) - 1, 0 * feed["x"].sum(1)], 1)]
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a session cannot be copied")
-
-
-def test_a_session_is_called_in_its_own_precision_and_never_copied() -> None:
-    problem = Problem.pose(from_onnx(_Session()), random(4, 3) + 0.2, [0] * 4, Ball("l2", 0.5, box=None))
-    assert problem.classifier.logits64(problem.x).dtype == F64
-    assert problem.clearance(problem.x).isfinite().all()
-    assert nearest(HopSkipJump(queries=200), problem).broken.all()
-
-
-def test_probabilities_and_labels_become_scores() -> None:
-    sure = Answers(lambda x: np.stack([np.ones(len(x)), np.zeros(len(x))], 1), "probabilities")
-    assert sure(torch.zeros(2, 3)).isfinite().all()
-    single = Answers(lambda x: np.full(len(x), 0.25), "probabilities")
-    assert torch.allclose(single(torch.zeros(1, 3)).exp(), torch.tensor([[0.75, 0.25]]))
-    labels = Answers(lambda x: np.array([2, 0]), "labels", classes=3)
-    assert labels(torch.zeros(2, 3)).tolist() == [[-1, -1, 1], [1, -1, -1]]
-    for wrong in (lambda: Answers(3), lambda: Answers(abs, "votes"), lambda: Answers(abs, "labels"), lambda: from_estimator(object())):  # type: ignore[arg-type]
-        with pytest.raises(BadInput):
-            wrong()
-    for shape in ((2, 3, 4), (5, 2)):
-        with pytest.raises(BadModel):
-            Answers(lambda x, shape=shape: np.zeros(shape))(torch.zeros(2, 3))
-    with pytest.raises(BadModel):
-        Answers(lambda x: np.array([7]), "labels", classes=3)(torch.zeros(1, 3))
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_windows_asked_ahead_spend_the_budget_and_break_about_as_many(norm: str) -> None:
-    """No more questions than allowed, the same verdict in every batch, and what one by one breaks four at once break too, give or take a tenth."""
-    x, y = (t[:50] for t in images())
-    model = build("mnist-plain")
-    kept = model(x).argmax(1) == y
-    problem = Problem.pose(model, x[kept], y[kept], Ball(norm, {"linf": 0.12, "l2": 1.8, "l1": 12.0}[norm]))
-    found: dict[int, Tensor] = {}
-    for ahead, batch in ((1, 256), (4, 256), (-4, 7)):
-        broken = torch.zeros(len(problem), dtype=torch.bool)
-        for attempt in Square(queries=601, ahead=abs(ahead))(problem, batch=batch):
-            assert int(attempt.forwards.max()) <= 601
-            broken[attempt.index] = problem.take(attempt.index).clearance(attempt.candidate) <= 0
-        found[ahead] = broken
-    assert torch.equal(found[4], found[-4])
-    assert abs(int(found[1].sum()) - int(found[4].sum())) <= len(problem) // 10 and int(found[4].sum()) > 5

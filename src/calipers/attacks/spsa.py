@@ -103,6 +103,9 @@ class _Estimate:
             place = torch.nonzero(full).flatten()
             points, values = asked.points[rows].view(len(place), width, *x.shape[1:]), answers[rows].view(len(place), width)
             estimate = self._estimate(points[:, 1::2] - points[:, 2::2], values[:, 1::2] - values[:, 2::2])
+            if look.region.weight is not None:
+                # Probes are shorter where weights are larger, and moves weighed by falls are the slope times their own square.
+                estimate = estimate * look.region.weight.square()
             slope = _MOMENTUM * memory["slope"][place] + (1 - _MOMENTUM) * estimate.view_as(x[place])
             region = look.region.take(place)
             moved = region.snap(region.project(region.step(x[place], -slope, self.share)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calipers.attacks import shares
 from calipers.attacks.batches import per_job
 from calipers.attacks.queries import Asked, Look, Memory, Play, run_queries
 from calipers.errors import BadInput
@@ -33,7 +34,9 @@ class Square:
     neighbouring features with a sign each instead of squares; in signals and long images a window grows along the long side once it fills the short one.
     Differs from the paper: each point draws its own windows, from its own stream; windows reach the last row and column; a proposal that would change nothing
     is flipped, or drawn again over a feature that can move, before it costs a query; the first query is the point itself; the window takes the whole unspent
-    budget of l2 and l1, not each channel its part.
+    budget of l2 and l1, not each channel its part. In l2 every other proposal, and in the last 40 % in l1, is a small move (see `shares`): windows that take
+    whole budgets never settle, and on a linear model of 8 features broke no point at 1.01 times its distance in 3000 queries; with small moves all, in 1000.
+    Of 100 digits at 1.5 in l2, 5000 queries break 82 (without: 74), and 800 break 58 (50).
     `ahead` > 1 asks that many windows at once, after the first hundred queries, and keeps the best: fewer and fuller batches, which a few points need most.
     Cost: up to `queries` forward passes a point, until it is broken.
     """
@@ -143,7 +146,7 @@ class _Search:
     def start(self, region: Region, streams: Streams) -> Memory:
         lowest, highest = (region.snap(region.support(torch.full_like(region.center, sign)).point) for sign in (-1.0, 1.0))
         movable = (lowest != highest).flatten(1) if region.norm.is_box else (region.low < region.high) & (region.radius > 0)[:, None]
-        return {"lowest": lowest, "highest": highest, "movable": movable, "stuck": ~movable.any(1)}
+        return {"lowest": lowest, "highest": highest, "movable": movable, "stuck": ~movable.any(1), **shares.at_the_start(region)}
 
     def ask(self, look: Look, memory: Memory) -> Asked:
         count = torch.where(look.spent < _ONE_BY_ONE, 1, (self.queries - look.spent).clamp(1, self.width))
@@ -164,6 +167,7 @@ class _Search:
         return Asked(slot, torch.where(per_job(look.spent == 0, points), look.region.center, points))
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
+        shares.listen(look, memory, asked, answers, self.queries)
         return memory["stuck"]
 
     def _proposals(self, look: Look, memory: Memory, attempt: int) -> Tensor:
@@ -189,8 +193,29 @@ class _Search:
             # Each corner is admissible feature by feature, so any mixture of them is: nothing to project.
             low, high, best = (t.reshape(shape) for t in (memory["lowest"], memory["highest"], look.best))
             return torch.where(pattern == 0, best, torch.where(pattern > 0, high, low)).view_as(region.center)
+        pattern = pattern * memory["movable"].view(shape)
         other = windows.place(level, second[:, 0], second[:, 1])
-        return self._spend(look, pattern * memory["movable"].view(shape), torch.where(begins, torch.ones_like(other), other))
+        points = self._spend(look, pattern, torch.where(begins, torch.ones_like(other), other))
+        small = torch.nonzero(shares.is_small(region, look.spent, self.queries)).flatten()
+        if not len(small):
+            return points
+        moved = self._small(look, memory, pattern, level, draws, room, small)
+        idle = (moved == look.best[small]).flatten(1).all(1)  # nothing to hand on, or no room for it: the window goes instead
+        return points.index_copy(0, small, torch.where(per_job(idle, moved), points[small], moved))
+
+    def _small(self, look: Look, memory: Memory, pattern: Tensor, level: Tensor, draws: Tensor, room: Tensor, chosen: Tensor) -> Tensor:
+        """Return the chosen points after a small move."""
+        part = Look(look.region.take(chosen), look.streams.take(chosen), look.spent[chosen], look.best[chosen], look.score[chosen])
+        region, weight = part.region, part.region.weight
+        offset = (part.best - region.center).flatten(1)
+        place = self._anchored(part, offset != 0, level[chosen], draws[chosen, 2:4], room[chosen])
+        giver = self.windows.place(level[chosen], place[:, 0], place[:, 1]) != 0
+        giver = giver.expand(-1, self.windows.channels, -1, -1).flatten(1)
+        own = offset if weight is None else offset * weight
+        share = torch.where(draws[chosen, 5] < 0.5, 1.0, 2 * draws[chosen, 5] - 1)
+        delta = shares.moved(region, own, pattern[chosen].flatten(1), giver, memory["bump"][chosen], share)
+        delta = (delta if weight is None else delta / weight).clamp(region.low, region.high)
+        return region.snap(region.center + delta.view_as(region.center))
 
     def _anchored(self, look: Look, wanted: Tensor, level: Tensor, draws: Tensor, room: Tensor) -> Tensor:
         """Return first rows and columns of windows that cover a random one of the `wanted (B, d)` features."""
