@@ -1,4 +1,4 @@
-"""What does the command line say? The same words as the library: measure, distance, attack, certify, check, report."""
+"""What does the command line say? The same words as the library: measure, distance, attack, certify, verify, check, report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     "`calipers measure` alone measures two small MNIST networks that ship with it.",
 )
 
-EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_OPEN, EXIT_INTERRUPTED = 2, 3, 4, 130
 _RECORD = "run.calipers"
 _PLANS = "quick, standard, brackets (distances too), thorough, distance, autoattack, categorical. Default: standard, or categorical with --letters."
 _RADII = "Several radii in one run, such as 0.05,0.1,0.2 or 2/255,8/255, in place of epsilon: a curve. Points are asked only where a verdict is open."
@@ -194,6 +194,39 @@ def report_command(
         print(render_text(ledger, confidence))
         if output != "none":
             print(f"\n{render_html(ledger, output, confidence)}")
+
+
+@app.command(
+    epilog="Exit codes: 0 all answered (sat or unsat), 4 some unknown or out of time, 2 files that cannot be read or do not belong together, "
+    "3 two tools contradict each other."
+)
+def verify(
+    network: Annotated[str | None, typer.Argument(help="The network, .onnx or .onnx.gz.")] = None,
+    specification: Annotated[str | None, typer.Argument(help="The property, .vnnlib or .vnnlib.gz: what would be unsafe.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for each instance; a list's own limits count first.")] = None,
+    instances: Annotated[str | None, typer.Option("--csv", help="A list, onnx,vnnlib[,timeout] a line; prints network,property,verdict,seconds.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random starts.")] = 0,
+) -> None:
+    """Is a property true for all inputs? Prints sat with an unsafe input, unsat (proved), unknown or timeout."""
+    from calipers.instances import listed
+    from calipers.instances import verify as answer
+
+    with _errors():
+        if instances is None and network and specification:
+            found = answer(network, specification, timeout=timeout, seed=seed)
+            print(found.answer, *([found.witness.text()] if found.witness else []), sep="\n")
+            for note in found.notes:
+                print(f"calipers: {note}", file=sys.stderr)
+            raise typer.Exit(0 if found.decided else EXIT_OPEN)
+        if instances is None or network or specification:
+            raise BadInput("give a network and a property (calipers verify net.onnx spec.vnnlib), or a list of them alone (--csv instances.csv)")
+        worst = 0
+        for one in listed(instances, timeout, seed):
+            print(one.line, flush=True)
+            if one.error:
+                print(f"calipers: {one.error}", file=sys.stderr)
+            worst = max(worst, EXIT_BAD_INPUT if one.error else 0 if one.decided else EXIT_OPEN, key=(0, EXIT_OPEN, EXIT_BAD_INPUT).index)
+        raise typer.Exit(worst)
 
 
 def _numbers(text: str, what: str) -> list[float]:

@@ -83,6 +83,14 @@ _DISTANCES = (
     Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
 )
 
+VERIFY = (
+    Stage(PGD(steps=20, restarts=4), "attack"),
+    Stage(IBP(), "certifier"),
+    Stage(CROWN(), "certifier"),
+    Stage(PGD(steps=100, restarts=20), "attack"),
+)
+"""What decides a property of a network, in order; complete tools stand at the end."""
+
 _CLOSER = Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)))
 
 _HARDER = "attack --tool 'APGD(steps=500, restarts=5, targets=9)'"

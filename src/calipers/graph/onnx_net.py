@@ -63,7 +63,8 @@ class Program:
 class OnnxNet(nn.Module):
     """The network of an ONNX file, (M, *point_shape) -> (M, K): evaluates its graph, with gradients, in the precision of its buffers.
 
-    `paired`: a single output z comes out as the logits (0, z), so that there are two classes. Raises `UnsupportedOp` at once where an operation has no facts.
+    `paired`: a single output z comes out as the logits (0, z), so that there are two classes; `outputs` counts the file's own. Raises `UnsupportedOp` at
+    once where an operation has no facts.
     """
 
     def __init__(self, program: Program, constants: Mapping[str, Tensor], paired: bool = False) -> None:
@@ -74,7 +75,8 @@ class OnnxNet(nn.Module):
             self.register_buffer(self.names[name], tensor)
         self.register_buffer("anchor", torch.zeros((), dtype=torch.float64 if _all_double(constants) else torch.float32))
         self._built: tuple[object, Graph] | None = None
-        self.outputs = self.graph().nodes[-1].shape[0]
+        self.outputs = 0
+        self.graph()
 
     def graph(self) -> Graph:
         """Return the graph, made anew whenever a buffer has changed."""
@@ -108,8 +110,9 @@ class OnnxNet(nn.Module):
         output = known.get(self.program.output)
         if not isinstance(output, Held):
             raise CaptureError(f"{self.program.source}: the output {self.program.output} does not depend on the input {self.program.input}: nothing to bound")
-        graph = tape.graph(tape.view(output, (torch.Size(output.shape).numel(),)))
-        return _with_zero(graph, anchor) if self.paired and graph.nodes[-1].shape == (1,) else graph
+        self.outputs = torch.Size(output.shape).numel()
+        graph = tape.graph(tape.view(output, (self.outputs,)))
+        return _with_zero(graph, anchor) if self.paired and self.outputs == 1 else graph
 
 
 def _all_double(constants: Mapping[str, Tensor]) -> bool:

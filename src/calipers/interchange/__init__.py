@@ -1,7 +1,9 @@
 """How do models, data and questions come in from files? Python, ONNX and VNN-LIB files, exported programs, state dicts; arrays and folders of images."""
 
 from calipers.interchange.arrays import load_data
+from calipers.interchange.lists import load_instances
 from calipers.interchange.models import load_model
 from calipers.interchange.onnx_files import load_onnx
+from calipers.interchange.vnnlib import load_vnnlib
 
-__all__ = ["load_data", "load_model", "load_onnx"]
+__all__ = ["load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib"]

@@ -103,8 +103,3 @@ def _without_constant_nodes(lines: tuple[Line, ...], constants: dict[str, Tensor
     """Put the tensors of Constant nodes among the weights, where they convert with the network and count for its identity."""
     found = {line.outputs[0]: line.step.attributes["value"] for line in lines if line.step.kind == "Constant" and "value" in line.step.attributes}
     return tuple(line for line in lines if line.outputs[0] not in found), {**constants, **found}
-
-
-def paired(net: OnnxNet) -> OnnxNet:
-    """Return the network with a single output turned into two logits."""
-    return OnnxNet(net.program, {name: net.get_buffer(buffer) for name, buffer in net.names.items()}, paired=True)

@@ -1,0 +1,59 @@
+"""Which networks and properties stand in a list of instances? The competition's instances.csv, with a line of column names or without."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from calipers.errors import BadInput
+from calipers.interchange.files import content, existing
+
+_NETWORK, _PROPERTY, _TIMEOUT = {"network", "onnx", "model"}, {"property", "vnnlib", "specification"}, {"timeout", "seconds"}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One line: what it calls network and property, where these files are, and its own limit in seconds."""
+
+    names: tuple[str, str]
+    network: Path
+    specification: Path
+    timeout: float | None = None
+
+
+def load_instances(source: str | Path) -> list[Instance]:
+    """Return the instances of a .csv file: onnx, vnnlib[, timeout] in each line, or the columns that its first line names.
+
+    Paths are relative to the list; endings (.onnx, .vnnlib, .gz) and the folders onnx/ and vnnlib/ may be left out.
+    """
+    path = existing(source, "instances")
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(content(path).decode())) if any(row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path} cannot be read as a list of instances ({error})") from error
+    if not rows:
+        raise BadInput(f"{path} holds no instances: each line is network,property[,timeout]")
+    names = [name.lower() for name in rows[0]]
+    places: list[int | None] = [0, 1, 2]
+    if _NETWORK & set(names) and _PROPERTY & set(names):
+        places = [next((k for k, name in enumerate(names) if name in known), None) for known in (_NETWORK, _PROPERTY, _TIMEOUT)]
+        rows = rows[1:]
+    return [_instance(row, places, path) for row in rows]
+
+
+def _instance(row: list[str], places: list[int | None], path: Path) -> Instance:
+    network, specification, timeout = ("" if k is None or k >= len(row) else row[k] for k in places)
+    if not network or not specification:
+        raise BadInput(f"{path}: the line {','.join(row)!r} names no network and property; each line is network,property[,timeout]")
+    try:
+        seconds = float(timeout) if timeout else None
+    except ValueError as error:
+        raise BadInput(f"{path}: {timeout!r} is no number of seconds") from error
+    return Instance((network, specification), _file(path.parent, network, "onnx"), _file(path.parent, specification, "vnnlib"), seconds)
+
+
+def _file(folder: Path, name: str, kind: str) -> Path:
+    tried = [folder / place / (name + ending) for place in ("", kind) for ending in ("", f".{kind}", ".gz", f".{kind}.gz")]
+    return next((path for path in tried if path.is_file()), folder / name)

@@ -1,0 +1,172 @@
+"""Is a property of a network's outputs true for all inputs in its boxes? Tools by turns, until a witness or a proof for every box decides."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from calipers.errors import CaptureError, UnsupportedOp
+from calipers.measurement.plan import Stage
+from calipers.measurement.referee import Referee
+from calipers.problem.classifier import Classifier
+from calipers.problem.problem import Problem
+from calipers.problem.query import Query, read
+
+_EACH_CASE = 16  # cases up to which each is attacked by itself
+
+
+@dataclass(frozen=True)
+class Witness:
+    """An unsafe input as decimals inside its box, and the outputs that the model, alone and in its own precision, gives to the numbers as it reads them."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def text(self) -> str:
+        """Return the competition's form: ((X_0 0.5) ... (Y_0 1.0) ...)."""
+        pairs = [f"({letter}_{i} {text})" for letter, texts in (("X", self.inputs), ("Y", self.outputs)) for i, text in enumerate(texts)]
+        return f"({chr(10).join(pairs)})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known: "sat" (a witness is unsafe), "unsat" (proved safe), "unknown" (every tool has had its turn), "timeout"; by which
+    tool, in how many seconds.
+
+    `notes`: tools that could not be run, and why.
+    """
+
+    answer: Literal["sat", "unsat", "unknown", "timeout"]
+    seconds: float
+    tool: str = ""
+    witness: Witness | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def decided(self) -> bool:
+        """Is the question answered?"""
+        return self.answer in ("sat", "unsat")
+
+
+def verify(
+    classifier: Classifier, queries: Sequence[Query], shape: tuple[int, ...], stages: Sequence[Stage], *, timeout: float | None = None, seed: int = 0
+) -> Verdict:
+    """Return the verdict on all queries together, about inputs of this shape: one unsafe input in any of them is sat.
+
+    A tool that is still at work after `timeout` seconds is interrupted (in the main thread; elsewhere the time is looked at between tools).
+    """
+    case = _Case(classifier, list(queries), shape, time.monotonic(), timeout, seed)
+    try:
+        with _limit(timeout):
+            return case.decide(stages)
+    except _OutOfTimeError:
+        return case.verdict("timeout")
+
+
+@dataclass
+class _Case:
+    classifier: Classifier
+    queries: list[Query]
+    shape: tuple[int, ...]
+    begun: float
+    timeout: float | None
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    def decide(self, stages: Sequence[Stage]) -> Verdict:
+        left = [(query, query.posed(self.classifier, self.shape)) for query in self.queries]
+        last = ""
+        for stage in stages if left else ():
+            try:
+                found, left = self.turn(stage, left)
+            except (UnsupportedOp, CaptureError) as error:
+                self.notes += (f"{stage.name}: {error}",)
+                continue
+            last = stage.name
+            if found is not None:
+                return self.verdict("sat", last, found)
+            if not left:
+                break
+        return self.verdict("unknown" if left else "unsat", "" if left else last)
+
+    def turn(self, stage: Stage, left: list[tuple[Query, Problem]]) -> tuple[Witness | None, list[tuple[Query, Problem]]]:
+        """Let one tool try every open box; return a witness, or the boxes that stay open."""
+        still = []
+        for query, problem in left:
+            if self.timeout is not None and time.monotonic() - self.begun > self.timeout:
+                raise _OutOfTimeError
+            if stage.kind == "certifier":
+                still += [] if self.proved(stage, problem) else [(query, problem)]
+                continue
+            found = self.attacked(stage, query, problem)
+            if found is not None:
+                return found, left
+            still.append((query, problem))
+        return None, still
+
+    def attacked(self, stage: Stage, query: Query, problem: Problem) -> Witness | None:
+        """Search for all cases at once, then for each: the nearest case is not always the one that can be reached."""
+        alone = query.alone() if len(query.cases) <= _EACH_CASE else ()
+        for goal in (problem.goal, *(one.goal() for one in alone)):
+            posed = dataclasses.replace(problem, goal=goal)
+            tool: Callable[..., Iterator[Any]] = stage.tool
+            for attempt in tool(posed, seed=self.seed):
+                for point in attempt.candidate:
+                    found = witness(self.classifier, query, point)
+                    if found is not None:
+                        return found
+        return None
+
+    def proved(self, stage: Stage, problem: Problem) -> bool:
+        referee, whole = Referee(problem), torch.arange(len(problem), device=problem.x.device)
+        radius = problem.threat.radii(1)
+        tool: Callable[..., Iterator[Any]] = stage.tool
+        rulings = [referee.claim(claim, whole, stage.name, 0.0, self.seed) for claim in tool(problem)]
+        return any(fact.kind == "certificate" and fact.radius >= float(radius[0]) for ruling in rulings for fact in ruling.evidence)
+
+    def verdict(self, answer: Literal["sat", "unsat", "unknown", "timeout"], tool: str = "", found: Witness | None = None) -> Verdict:
+        return Verdict(answer, time.monotonic() - self.begun, tool, found, self.notes)
+
+
+def witness(classifier: Classifier, query: Query, point: torch.Tensor) -> Witness | None:
+    """Return the point as a witness, if what is written down is one: inside the exact box, and unsafe when it is read again and run alone, in the model's own
+    precision and in float64, without any tolerance."""
+    texts = query.written(point)
+    if texts is None:
+        return None
+    again = torch.tensor([read(text, point.dtype) for text in texts], dtype=torch.float64).to(point).reshape(1, *point.shape)
+    own, exact = classifier.logits(again), classifier.logits64(again)
+    if not (query.unsafe(own) and query.unsafe(exact)):
+        return None
+    outputs = own.cpu().reshape(-1)[-query.outputs :].numpy()
+    return Witness(texts, tuple(str(v) for v in outputs))
+
+
+class _OutOfTimeError(KeyboardInterrupt):
+    """An interrupt: tools hand over what they have, and stop."""
+
+
+@contextmanager
+def _limit(seconds: float | None) -> Iterator[None]:
+    if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
