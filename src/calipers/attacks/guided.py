@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.tools import Attempt, Startable
 
 
 class Guide(Protocol):
@@ -18,13 +18,6 @@ class Guide(Protocol):
 
     def __call__(self, problem: Problem) -> Tensor:
         """Return starts (N, R, S, *D): R for each of the S margins' rivals. Raises `UnsupportedOp` or `CaptureError` where the model has no graph."""
-
-
-class Startable(Protocol):
-    """An attack on rivals one by one that takes starts."""
-
-    def __call__(self, problem: Problem, *, seed: int = 0, starts: Tensor | None = None) -> Iterator[Attempt]:
-        """Yield candidates; jobs beyond the starts begin at the attack's own."""
 
 
 @dataclass(frozen=True)

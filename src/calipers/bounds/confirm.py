@@ -59,29 +59,15 @@ def _lines(dual: Dual, free: Free, k: int, number: int) -> Lines:
     root, columns, rows = dual.root.state, dual.columns[number], dual.rows
     base = root.relaxations[k]
     assert isinstance(base, Lines)
+    whole = root.boxes[number]
+    box = dual.cut(number, Box(columns.get(whole.lower[rows]), columns.get(whole.upper[rows])))
     # Filling repeats the first column in everything, or a line might be put together from two different ones.
-    box, alpha = _ends(dual, number), _first_for_filling(free.alpha[k].to(base.lower_slope.dtype).clamp(0, 1), columns.real)
+    alpha = columns.filled(free.alpha[k].to(base.lower_slope.dtype).clamp(0, 1))
     op = root.graph.nodes[k - 1].op
     assert isinstance(op, Elementwise)
     own = op.relax(box.lower, box.upper, alpha)
     shape = (len(rows), *root.graph.shape(k))
-    return Lines(*(columns.put(whole[rows].flatten(1), part).view(shape) for whole, part in zip(base, own, strict=True)))
-
-
-def _ends(dual: Dual, number: int) -> Box:
-    root, columns = dual.root.state, dual.columns[number]
-    box = root.boxes[number]
-    lower, upper = columns.get(box.lower[dual.rows]), columns.get(box.upper[dual.rows])
-    cut = dual.cuts.get(number)
-    if cut is not None:
-        low, high = (_first_for_filling(end.to(lower.dtype), columns.real) for end in (cut.lower, cut.upper))
-        lower, upper = torch.maximum(lower, low), torch.minimum(upper, high)
-        upper = torch.maximum(upper, lower)  # a branch with no point in it: any line will do
-    return Box(lower, upper)
-
-
-def _first_for_filling(values: Tensor, real: Tensor) -> Tensor:
-    return torch.where(real, values, values[:, :1])
+    return Lines(*(columns.put(line[rows].flatten(1), part).view(shape) for line, part in zip(base, own, strict=True)))
 
 
 def _multiplier(dual: Dual, number: int, beta: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,13 @@ class Relaxed:
         sizes = {k: v[part] for k, v in self.sizes.items()}
         return Relaxed(self.graph, self.region.take(part), self.arithmetic, self.rows[part], {}, relaxations, sizes, self.reach[part])
 
+    def take(self, index: Tensor) -> Relaxed:
+        """Return the chosen points' relaxation, complete."""
+        boxes = {k: box.take(index) for k, box in self.boxes.items()}
+        relaxations = {k: type(v)(*(t[index] for t in v)) for k, v in self.relaxations.items()}
+        sizes, reach = {k: v[index] for k, v in self.sizes.items()}, self.reach[index] if self.reach.dim() else self.reach
+        return Relaxed(self.graph, self.region.take(index), self.arithmetic, self.rows[index], boxes, relaxations, sizes, reach)
+
     def sloped(self, slope: Callable[[Tensor, Tensor], Tensor]) -> Relaxed:
         """Return the same boxes with other free slopes: `slope(lower, upper)` is the alpha in [0, 1] of every element, and any choice is sound."""
         relaxations = dict(self.relaxations)

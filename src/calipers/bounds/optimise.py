@@ -50,6 +50,10 @@ class Columns(NamedTuple):
         """Return the elements of values (N, *shape), (N, U)."""
         return values.flatten(1).gather(1, self.place)
 
+    def filled(self, values: Tensor) -> Tensor:
+        """Return values (N, U) with those of the repeated element in the filling, so that it does not matter which of them `put` writes last."""
+        return torch.where(self.real, values, values[:, :1])
+
     def put(self, into: Tensor, values: Tensor) -> Tensor:
         """Return `into (N, n)` with the columns replaced."""
         return into.scatter(1, self.place, values)
@@ -217,13 +221,16 @@ class Dual:
         self.weigh = {i: c.real.to(spec.dtype) for i, c in self.columns.items()}
 
     def ends(self, number: int) -> Box:
-        """Return the columns' ends in the branches, (P, U)."""
-        box = self.root.ends(number, self.spec.dtype).take(self.rows)
-        cut = self.cuts.get(number)
+        """Return the columns' ends in the branches, (P, U), in the search's dtype."""
+        return self.cut(number, self.root.ends(number, self.spec.dtype).take(self.rows))
+
+    def cut(self, number: int, box: Box) -> Box:
+        """Return the columns' ends cut by the branches'; of a branch without a point in it some point remains."""
+        cut, filled = self.cuts.get(number), self.columns[number].filled
         if cut is None:
             return box
-        lower = torch.maximum(box.lower, cut.lower)
-        return Box(lower, torch.maximum(torch.minimum(box.upper, cut.upper), lower))
+        lower = torch.maximum(box.lower, filled(cut.lower).to(box.lower.dtype))
+        return Box(lower, torch.maximum(torch.minimum(box.upper, filled(cut.upper).to(box.upper.dtype)), lower))
 
     def guess(self) -> Free:
         """Return where the search begins: the activations' own guesses, and multipliers of 0."""

@@ -49,6 +49,13 @@ class Attack(Protocol):
         """Yield candidates as soon as points are decided; every point of the problem is mentioned exactly once."""
 
 
+class Startable(Protocol):
+    """An attack that takes starts."""
+
+    def __call__(self, problem: Problem, *, seed: int = 0, starts: Tensor | None = None) -> Iterator[Attempt]:
+        """Yield candidates; `starts (N, R, S, *D)` are R for each of the S margins, and jobs beyond them begin at the attack's own."""
+
+
 class Certifier(Protocol):
     """Claims radii. Settings are the fields of a frozen dataclass; its repr is its identity in the record."""
 

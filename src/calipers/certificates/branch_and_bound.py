@@ -1,0 +1,202 @@
+"""Can the question be decided? Branch and bound on intermediate values: split where the relaxation loses most, until every branch is proved or one breaks.
+
+A branch fixes on which side of a value some elements lie. Its bound is one dual function of slopes and multipliers (Wang et al. 2021, beta-CROWN),
+ascended from where its parent's ascent ended; boxes of intermediate values stay the root's, cut by the branch. Elements are chosen by what their
+relaxation loses at the bound's own minimiser, and by the height of their relaxation (Bunel et al. 2020, BaBSR); of the best of both, one look ahead at the
+children decides (De Palma et al. 2021, FSB). A branch is closed only by a bound confirmed in checked float64. Minimisers are tried as counterexamples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.confirm import confirmed
+from calipers.bounds.optimise import Ascent, Dual, Root
+from calipers.bounds.rounding import CHECKED, SEARCH, plain_sums
+from calipers.certificates.alpha import ALPHA_STEP, Start
+from calipers.certificates.branches import Branches, candidates, chosen, uncut
+from calipers.certificates.crown import batches
+from calipers.errors import BadInput
+from calipers.problem.goals import is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt, Claim, Startable
+
+_HELD = 2**30  # bytes of branches of one point held at once; beyond them the search gives up
+_ATTACK_EVERY, _ATTACKED = 16, 32  # rounds (besides the powers of two); minimisers at once
+
+
+@dataclass(frozen=True)
+class BranchAndBound:
+    """Decide every point within `seconds` of its own: certify the whole radius, or find a counterexample.
+
+    `steps` of ascent for each branch, `batch` branches at once, `look` candidates by each of two scores to look ahead at, `sharpen` steps of ascent for
+    each box of the root. `attack` is tried from the minimisers of the lowest branches, now and then. Complete for piecewise linear networks but for time and memory; for smooth activations intervals are halved.
+    Guarantee: float64-checked, leaf by leaf. Cost: `steps` backward and forward passes and one confirming row a branch.
+    """
+
+    seconds: float = 30.0
+    steps: int = 12
+    sharpen: int = 10
+    batch: int = 128
+    look: int = 2
+    attack: Startable | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or min(self.steps, self.batch, self.look) < 1 or self.sharpen < 0:
+            raise BadInput(f"BranchAndBound takes seconds > 0, steps, batch and look >= 1 and sharpen >= 0, got {self}")
+
+    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+        """Yield a claim for every point, and a candidate for each where a counterexample was met on the way."""
+        for index in batches(problem):
+            part = problem.take(index)
+            start = self._start(part)
+            decided = start.worst() > 0
+            yield self._claim(problem, index[decided], start.worst()[decided], start.rows[decided])
+            trees = [_Tree(self, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
+            for tree, verdict in _each(trees):
+                here = index[tree.point].reshape(1)
+                if verdict is not None:
+                    spent = torch.full_like(here, tree.rows)
+                    yield Attempt(here, verdict, spent, spent)
+                yield self._claim(problem, here, tree.proved, torch.full_like(here, tree.rows))
+
+    def _start(self, problem: Problem) -> Start:
+        with torch.no_grad(), plain_sums():
+            start = Start.of(problem, CHECKED, None)
+            start.optimise(Ascent(self.steps, ALPHA_STEP))
+            if self.sharpen:
+                start.sharpen(Ascent(self.sharpen, ALPHA_STEP))
+                start.optimise(Ascent(self.steps, ALPHA_STEP))
+        return start
+
+    def _claim(self, problem: Problem, index: Tensor, worst: Tensor, rows: Tensor) -> Claim:
+        radius = problem.threat.radii(len(problem)).to(worst.device)[index]
+        return Claim(index, torch.where(worst > 0, radius, torch.zeros_like(radius)), worst, CHECKED.guarantee, torch.zeros_like(rows), rows)
+
+
+def _each(trees: list[_Tree]) -> Iterator[tuple[_Tree, Tensor | None]]:
+    """Yield each tree and its counterexample, if it met one; on a CPU one thread a core grows a tree of its own."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(trees) < 2 or trees[0].problem.x.device.type != "cpu":
+        for tree in trees:
+            yield tree, tree.grow()
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from zip(trees, pool.map(lambda tree: tree.grow(), trees), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+class _Tree:
+    """The search for one point. `proved` is the lower bound that holds over all branches so far."""
+
+    def __init__(self, tool: BranchAndBound, problem: Problem, start: Start, place: int) -> None:
+        assert start.root is not None and start.pending is not None
+        self.tool, self.start, self.place = tool, start, place
+        self.point = start.open[place]
+        self.problem = problem.take(self.point.reshape(1))
+        self.root: Root = start.root
+        self.number = len(self.root.graph.nodes)
+        self.rows = 0
+        rows, case, free = start.pending
+        mine = torch.nonzero(rows == place).flatten()
+        cuts = uncut(self.root, rows[mine])
+        self.open = Branches(start.case_bounds[self.point, case[mine]].to(SEARCH.dtype), rows[mine], case[mine], cuts, free.take(mine))
+        self.open.free.beta.update({k: torch.zeros_like(box.lower) for k, box in cuts.items()})
+        self.proved = start.worst()[self.point].reshape(1)
+        self.ascent = Ascent(tool.steps, ALPHA_STEP)
+        self.round = 0
+
+    def grow(self) -> Tensor | None:
+        """Split until nothing is open, a counterexample is met or the time is up; return the counterexample (1, *D)."""
+        ends = time.monotonic() + self.tool.seconds
+        with torch.no_grad(), plain_sums():
+            while len(self.open) and time.monotonic() < ends and self._bytes() < _HELD:
+                found = self._round()
+                if found is not None:
+                    return found
+        if not len(self.open):
+            self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)  # every leaf has a positive bound
+        return None
+
+    def _bytes(self) -> int:
+        tensors = [*self.open.free.alpha.values(), *self.open.free.beta.values(), *(end for box in self.open.cuts.values() for end in (box.lower, box.upper))]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def _round(self) -> Tensor | None:
+        """Split the branches of the lowest bounds once."""
+        order = self.open.bound.argsort()
+        parents, rest = self.open.take(order[: self.tool.batch]), self.open.take(order[self.tool.batch :])
+        dual = self._dual(parents)
+        sight = dual.see(parents.free)
+        found = self._counterexample(sight.point)
+        self.round += 1
+        if found is None and self.tool.attack is not None and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0):
+            found = self._attacked(self.tool.attack, sight.point[:_ATTACKED])
+        if found is not None:
+            return found
+        splits = candidates(dual, sight, self.tool.look)
+        split = chosen(splits, torch.stack([self._worth(s.children(parents)) for s in splits])) if splits else None
+        can = torch.zeros_like(parents.bound, dtype=torch.bool) if split is None else split.can
+        children = parents.take(torch.nonzero(~can).flatten())
+        if split is not None:
+            pair = split.children(parents)
+            children = pair.take(torch.nonzero(can.repeat(2)).flatten()).plus(children)
+        self.open = rest.plus(self._left(children))
+        return None
+
+    def _left(self, branches: Branches) -> Branches:
+        """Return the branches that remain open after their ascent."""
+        dual = self._dual(branches)
+        bound, free = self.ascent(dual, branches.free)
+        self.rows += len(branches) * (2 * self.tool.steps + 1)
+        likely = torch.nonzero(bound > 0).flatten()
+        closed = torch.zeros_like(bound, dtype=torch.bool)
+        if len(likely):
+            spec, offsets = self._directions(branches.case[likely])
+            closed[likely] = confirmed(dual.take(likely), free.take(likely), spec, offsets) > 0
+        left = torch.nonzero(~closed).flatten()
+        kept = branches.take(left)
+        return Branches(torch.maximum(kept.bound, bound[left]), kept.rows, kept.case, kept.cuts, free.take(left))
+
+    def _worth(self, children: Branches) -> Tensor:
+        """Return the smaller bound of each pair of children, at their parents' choices."""
+        bound = self._dual(children).see(children.free, forward=False).bound
+        self.rows += len(children)
+        below, above = bound.chunk(2)
+        # What is proved already needs no better bound.
+        return torch.minimum(below.clamp(max=0), above.clamp(max=0)) + 1e-3 * torch.maximum(below.clamp(max=0), above.clamp(max=0))
+
+    def _dual(self, branches: Branches) -> Dual:
+        spec, offsets = self._directions(branches.case)
+        return Dual(self.root, branches.rows, self.number, spec.to(SEARCH.dtype), offsets.to(SEARCH.dtype), branches.cuts)
+
+    def _directions(self, case: Tensor) -> tuple[Tensor, Tensor]:
+        return self.start.directions(torch.full_like(case, self.place), case)
+
+    def _counterexample(self, points: Tensor) -> Tensor | None:
+        """Return one of the points that the model gets wrong."""
+        region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
+        inside = region.snap(points.to(self.problem.x.dtype))
+        logits = self.problem.classifier.logits(inside)
+        worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
+        hit = torch.nonzero(is_adversarial(worst)).flatten()
+        return inside[hit[:1]] if len(hit) else None
+
+    def _attacked(self, attack: Startable, points: Tensor) -> Tensor | None:
+        """Return an example that the attack finds from one of the points."""
+        copies = self.problem.take([0] * len(points))
+        starts = points.to(self.problem.x.dtype)[:, None, None].expand(-1, 1, self.start.spec.shape[1], *points.shape[1:])
+        for attempt in attack(copies, seed=self.round, starts=starts):
+            found = self._counterexample(attempt.candidate)
+            if found is not None:
+                return found
+        return None
