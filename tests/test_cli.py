@@ -39,6 +39,7 @@ def uncapturable():
 def folder(tmp_path: Path) -> Path:
     """A folder with a model file, and 20 points of shape (1, 3, 4) in [0, 1] with labels."""
     (tmp_path / "net.py").write_text(MODEL)
+    (tmp_path / "points.py").write_text("def build(:")
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "points.npz", x=rng.random((20, 1, 3, 4), dtype=np.float32), y=rng.integers(0, 3, 20))
     return tmp_path
@@ -138,6 +139,11 @@ BAD = {
     "a typo in a setting": (("attack", "-t", "PGD(step_count=3)"), "PGD has no setting 'step_count'; its settings are steps, restarts"),
     "no record": (("check", "nowhere.calipers"), "no record at nowhere.calipers"),
     "another file as record": (("report", "net.py"), "cannot be used as a record"),
+    "a certifier as an attack": (("attack", "-t", "CROWN"), "CROWN is no tool for attack: write calipers certify --tool CROWN"),
+    "an attack as a certifier": (("certify", "-t", "PGD"), "PGD is no tool for certify: write calipers attack --tool PGD"),
+    "a percentage": (("measure", "--confidence", "95"), "the confidence is a share between 0 and 1, such as 0.95; got 95"),
+    "no time": (("measure", "--seconds", "-1"), "the number of seconds must be above 0, got -1"),
+    "code that fails": (("measure", "-m", "points.py:build", "-d", "points.npz"), "cannot be loaded: its code raises SyntaxError"),
     "weights without a builder": (("measure", "-m", "weights.pt"), "there is no file weights.pt"),
 }  # fmt: skip
 
@@ -160,3 +166,20 @@ def test_data_in_grey_levels_is_refused_with_the_remedy(folder: Path) -> None:
     np.savez(folder / "grey.npz", x=np.random.default_rng(0).random((4, 1, 3, 4), dtype=np.float32) * 255, y=np.zeros(4, dtype=np.int64))
     done = calipers(folder, "measure", "-m", "net.py:build", "-d", "grey.npz", "--record", "none")
     assert done.returncode == 2 and "divide by 255" in done.stderr
+
+
+def test_a_report_nowhere_is_refused_before_the_work(folder: Path) -> None:
+    done = calipers(folder, "measure", "-m", "net.py:build", "-d", "points.npz", "-o", "nowhere/report.html")
+    assert done.returncode == 2 and "there is no folder nowhere to write the report to" in done.stderr and not (folder / "run.calipers").exists()
+
+
+@pytest.mark.parametrize(("command", "tool"), [("attack", "Replace"), ("certify", "CROWN")])
+def test_letters_have_tools_of_their_own(folder: Path, command: str, tool: str) -> None:
+    """Four letters of three kinds; a single tool without a name is one that fits them."""
+    letters = np.eye(3, dtype=np.float32)[np.random.default_rng(0).integers(0, 3, (20, 4))].reshape(20, 1, 3, 4)
+    np.savez(folder / "letters.npz", x=letters, y=np.random.default_rng(1).integers(0, 3, 20))
+    done = calipers(folder, command, "-m", "net.py:build", "-d", "letters.npz", "--letters", "4,3", "-e", "1", "--record", "mine")
+    assert done.returncode == 0 and "at most 1 switch" in done.stdout, done.stderr
+    shown = calipers(folder, "report", "mine", "-o", "none")
+    assert tool in shown.stdout, shown.stdout
+    assert tool in calipers(folder, command, "--help").stdout

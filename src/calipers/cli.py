@@ -83,7 +83,16 @@ class Options:
         if self.model is None and self.data is not None:
             raise BadInput("name the model to measure on this data: --model file.py:function (the embedded networks read MNIST images only)")
         mean, std = (None if text is None else _numbers(text, "mean and std") for text in (self.mean, self.std))
-        return [(name, load_model(name, builder=self.builder, mean=mean, std=std)) for name in ([self.model] if self.model else NAMES)]
+        return [(name, _loaded(load_model, name, builder=self.builder, mean=mean, std=std)) for name in ([self.model] if self.model else NAMES)]
+
+    def check(self) -> None:
+        """Raise `BadInput` for numbers and places that would else fail only after the work is done."""
+        if not 0 < self.confidence < 1:
+            raise BadInput(f"the confidence is a share between 0 and 1, such as 0.95; got {self.confidence:g}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise BadInput(f"the number of seconds must be above 0, got {self.seconds:g}")
+        if self.report != "none" and not Path(self.report).absolute().parent.is_dir():
+            raise BadInput(f"there is no folder {Path(self.report).parent} to write the report to: make it first, or give --report none")
 
     def threat(self) -> Threat:
         """Return the threat."""
@@ -144,14 +153,14 @@ def distance(options: Options) -> None:
 
 @_command(record="none")
 def attack(options: Options, tool: _Tool = None) -> None:
-    """The upper jaw alone: one attack, refereed."""
-    _run(options, lambda threat: _plan_of(tool, "DEFAULT_ATTACK"))
+    """The upper jaw alone: one attack, refereed. Without --tool: PGD(steps=100, restarts=20), or Replace with --letters."""
+    _run(options, lambda threat: _plan_of(threat, "attack", tool))
 
 
 @_command(record="none")
 def certify(options: Options, tool: _Tool = None) -> None:
-    """The lower jaw alone: one certifier."""
-    _run(options, lambda threat: _plan_of(tool, "DEFAULT_CERTIFIER"))
+    """The lower jaw alone: one certifier. Without --tool: CROWN; with --letters, Enumeration goes through every way to replace them."""
+    _run(options, lambda threat: _plan_of(threat, "certify", tool))
 
 
 @app.command()
@@ -244,12 +253,20 @@ def _substitutions(shape: list[float], k: float) -> Threat:
     return Substitutions(letters(int(shape[0]), int(shape[1])), k)
 
 
-def _plan_of(tool: str | None, usual: str) -> Plan:
-    from calipers import presets
-    from calipers.measurement.plan import Plan
+def _loaded(load: Callable[..., Classifier], source: str, **settings: Any) -> Classifier:
+    """Return the model; what its own code raises on the way is told in one line."""
+    try:
+        return load(source, **settings)
+    except CalipersError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"{source} cannot be loaded: its code raises {type(error).__name__} ({error})") from error
 
-    chosen = getattr(presets, usual) if tool is None else presets.tool_from(tool)
-    return Plan(repr(chosen), (presets.stage_of(chosen),), "measure --plan standard")
+
+def _plan_of(threat: Threat, command: str, tool: str | None) -> Plan:
+    from calipers.presets import plan_of
+
+    return plan_of(command, tool, threat)
 
 
 def _plan_for(threat: Threat, name: str | None, usual: str = "standard") -> Plan:
@@ -267,6 +284,7 @@ def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | 
         from calipers.record.ledger import Ledger
         from calipers.report.text import render_text
 
+        options.check()
         threat, classifiers = options.threat(), options.classifiers()
         chosen = plan(threat)
         x, y = load_data(options.data, options.labels, options.points)

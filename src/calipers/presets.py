@@ -64,7 +64,11 @@ _USUAL: dict[str, tuple[Any, ...]] = {
 }
 """What a search runs when only its name is given."""
 
-DEFAULT_ATTACK, DEFAULT_CERTIFIER = PGD(steps=100, restarts=20), CROWN()
+_ALONE: dict[str, tuple[Attack | Certifier, Attack | Certifier]] = {
+    "attack": (PGD(steps=100, restarts=20), Replace()),
+    "certify": (CROWN(), CROWN()),
+}
+"""The tool of a command that names none: for a ball, and for letters."""
 
 _AUDIT = 16  # random points that decide whether a costly tool is worth running on the others; none of 16 bounds what all would give by 17 %
 
@@ -170,6 +174,16 @@ def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -
     return chosen
 
 
+def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:
+    """Return the plan of one tool alone, written down as for `tool_from`; where none is named, the command's usual one for such a threat."""
+    chosen = _ALONE[command][isinstance(threat, Substitutions)] if tool is None else tool_from(tool)
+    if (type(chosen).__name__ in ATTACKS) != (command == "attack"):
+        other = "certify" if command == "attack" else "attack"
+        raise BadInput(f"{type(chosen).__name__} is no tool for {command}: write calipers {other} --tool {type(chosen).__name__}")
+    check_fit(chosen, threat)
+    return Plan(repr(chosen), (stage_of(chosen),), f"measure --plan {'categorical' if isinstance(threat, Substitutions) else 'standard'}")
+
+
 def check_fit(tool: Attack | Certifier, threat: Threat) -> None:
     """Raise `BadInput` where a tool cannot answer such a threat; tools that are not listed here are taken at their word."""
     while isinstance(tool, (Through, EOT, Transfer)):
@@ -223,5 +237,5 @@ def _tool(name: str) -> type[Any]:
         import difflib
 
         near = difflib.get_close_matches(name, tools, n=1)
-        raise BadInput(f"there is no tool {name!r}{f'; did you mean {near[0]}?' if near else ''} Tools: {', '.join(tools)}")
+        raise BadInput(f"there is no tool {name!r}{f'; did you mean {near[0]}?' if near else '.'} Tools: {', '.join(tools)}")
     return tools[name]
