@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.budgets import caps, largest, rise_in_order, rise_together, share_out, soft_threshold, toward
+from calipers.problem.budgets import caps, largest, rise_in_order, rise_together, share_out, soft_threshold, spend_in_order, toward
 
 
 def support_rounding(d: int) -> int:
@@ -256,7 +256,7 @@ class L1:
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The features of largest gradient, each only as far as its end of the box: a step along one full feature would be lost in the projection."""
-        return self.support(g, length, low, high).delta
+        return spend_in_order(g.abs(), torch.ones_like(g), caps(g, length, low, high), length) * g.sign()
 
     def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
         """Soft threshold inside the box: |d_i| = clip(|delta_i| - t w_i, 0, cap_i) with the one t that spends the budget.
