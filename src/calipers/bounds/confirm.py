@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.coefficients import Dense
+from calipers.bounds.dual import Dual, Free
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, lower_bounds, relaxed_size
-from calipers.bounds.optimise import Dual, Free
 from calipers.graph.ir import Elementwise, Lines
 
 _BYTES = 2**26  # of lines and sizes held at once

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.confirm import confirmed
+from calipers.bounds.dual import Dual, Root
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, Tighten, bending
-from calipers.bounds.optimise import Ascent, Dual, Root
+from calipers.bounds.optimise import Ascent
 from calipers.problem.ball import Region
 
 _BYTES = 2**25  # of coefficients in flight: a backward and a forward pass hold about one set each

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.confirm import confirmed
-from calipers.bounds.optimise import Ascent, Dual, Root
+from calipers.bounds.dual import Dual, Root
+from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import CHECKED, SEARCH, plain_sums
 from calipers.certificates.alpha import ALPHA_STEP, Start
 from calipers.certificates.branches import Branches, candidates, chosen, uncut
@@ -36,7 +37,9 @@ class BranchAndBound:
     """Decide every point within `seconds` of its own: certify the whole radius, or find a counterexample.
 
     `steps` of ascent for each branch, `batch` branches at once, `look` candidates by each of two scores to look ahead at, `sharpen` steps of ascent for
-    each box of the root. `attack` is tried from the minimisers of the lowest branches, now and then. Complete for piecewise linear networks but for time and memory; for smooth activations intervals are halved.
+    each box of the root. `attack` is tried from the minimisers of the lowest branches, now and then. With `proofs` the leaves are kept.
+
+    Complete for piecewise linear networks but for time and memory; for smooth activations intervals are halved.
     Guarantee: float64-checked, leaf by leaf. Cost: `steps` backward and forward passes and one confirming row a branch.
     """
 
@@ -46,6 +49,7 @@ class BranchAndBound:
     batch: int = 128
     look: int = 2
     attack: Startable | None = None
+    proofs: bool = False
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or min(self.steps, self.batch, self.look) < 1 or self.sharpen < 0:
@@ -114,6 +118,7 @@ class _Tree:
         self.proved = start.worst()[self.point].reshape(1)
         self.ascent = Ascent(tool.steps, ALPHA_STEP)
         self.round = 0
+        self.leaves: list[Branches] = []
 
     def grow(self) -> Tensor | None:
         """Split until nothing is open, a counterexample is met or the time is up; return the counterexample (1, *D)."""
@@ -164,6 +169,10 @@ class _Tree:
             spec, offsets = self._directions(branches.case[likely])
             closed[likely] = confirmed(dual.take(likely), free.take(likely), spec, offsets) > 0
         left = torch.nonzero(~closed).flatten()
+        if self.tool.proofs:
+            done = torch.nonzero(closed).flatten()
+            leaves = branches.take(done)
+            self.leaves.append(Branches(bound[done], leaves.rows, leaves.case, leaves.cuts, free.take(done)))
         kept = branches.take(left)
         return Branches(torch.maximum(kept.bound, bound[left]), kept.rows, kept.case, kept.cuts, free.take(left))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from calipers.bounds.dual import Dual, Free, Root, Sight
 from calipers.bounds.interval import Box
-from calipers.bounds.optimise import Dual, Free, Root, Sight
 from calipers.graph.ir import Elementwise, Lines
 
 _NARROW = 1e-6  # of the largest end: narrower intervals are not split
@@ -77,9 +76,6 @@ class Split:
         return Branches(parents.bound[twice], parents.rows[twice], parents.case[twice], {**parents.cuts, **cuts}, free)
 
 
-Score = Callable[[Lines, Tensor, Tensor, Tensor, Tensor, Elementwise], Tensor]
-
-
 def _gap(lines: Lines, a: Tensor, z: Tensor, low: Tensor, high: Tensor, op: Elementwise) -> Tensor:
     """What the relaxation loses at the minimiser, |A| |line(z) - f(z)|: at a kink the smaller gain of both children, were the minimiser to stay."""
     line = torch.where(a > 0, lines.lower_slope * z + lines.lower_intercept, lines.upper_slope * z + lines.upper_intercept)
@@ -114,8 +110,8 @@ def candidates(dual: Dual, sight: Sight, each: int) -> list[Split]:
         wide = (ends.upper - ends.lower) > _NARROW * torch.maximum(ends.upper.abs(), ends.lower.abs())
         may = dual.columns[number].real & wide & op.bends(ends.lower, ends.upper)
         args = (sight.lines[node], sight.coefficients[node], z, ends.lower, ends.upper, op)
-        for held, score in zip(places, (_gap, _height), strict=False):
-            held.append(torch.where(may, score(*args).nan_to_num(0.0), torch.full_like(z, -1.0)))
+        for held, measure in zip(places, (_gap, _height), strict=False):
+            held.append(torch.where(may, measure(*args).nan_to_num(0.0), torch.full_like(z, -1.0)))
         places[2].append(torch.full_like(z, place, dtype=torch.long))
         places[3].append(torch.arange(z.shape[1], device=z.device).expand_as(z))
         places[4].append(_split_point(op, ends.lower, ends.upper))

@@ -206,6 +206,14 @@ class Region:
         scaled = self.norm.support(flat / self.weight, radius, self.low * self.weight, self.high * self.weight)
         return scaled.value, scaled.delta / self.weight
 
+    def lowest(self, a: Tensor) -> Attained:
+        """Return the minimum of <a, x'> and an admissible point that attains it; as `support` of -a, up to rounding, and cheaper where the ball is a box."""
+        if not self.norm.is_box:
+            best = self.support(-a)
+            return Attained(-best.value, best.point)
+        point = torch.where(a > 0, *self._corners)
+        return Attained((a * point).flatten(1).sum(1), point)
+
     def step(self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None) -> Tensor:
         """Return the points moved by `share` (a number, or (M,)) of the radius along which <g, .> rises fastest, for `project` to follow.
 

@@ -1,0 +1,361 @@
+"""What is a lower bound as a function of what may be chosen freely? Slopes of relaxations and multipliers of a branch's constraints; any value is sound.
+
+The bound of one direction over one region is a function of the free slopes alpha in [0, 1] of every bending element (Xu et al. 2021, alpha-CROWN) and
+of a multiplier beta for every constraint of a branch (Wang et al. 2021, beta-CROWN). Its supergradient needs no automatic differentiation: a backward
+sweep leaves the coefficient A of every bending element, its minimiser x* goes forward through the same lines, and
+
+    d bound / d alpha = A+ d(lower line)(z) / d alpha + A- d(upper line)(z) / d alpha,      d bound / d beta = -(constraint at z),
+
+with z the pre-activation on that way (Danskin's theorem). The way is also where the relaxed network is weakest: it shows which element to split, and
+where to look for a counterexample. None of this needs trust: `confirm` proves what was found.
+
+All tensors hold one row a problem, (P, ...); only the elements that bend are free, and they stand in columns (P, U).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.coefficients import Dense
+from calipers.bounds.interval import Box
+from calipers.bounds.linear import Relaxed
+from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes
+from calipers.problem.ball import Region
+
+
+class Columns(NamedTuple):
+    """The elements of one number that bend: their flat places (N, U), and which of these are not mere filling. Filling repeats an element."""
+
+    place: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, flags: Tensor) -> Columns:
+        """Return the columns of the set flags (N, n)."""
+        width = max(1, int(flags.sum(1).max())) if len(flags) else 1
+        place = flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        real = torch.arange(width, device=flags.device) < flags.sum(1, keepdim=True)
+        return cls(torch.where(real, place, place[:, :1]), real)
+
+    def take(self, rows: Tensor) -> Columns:
+        """Return the columns of the chosen rows."""
+        return Columns(self.place[rows], self.real[rows])
+
+    def get(self, values: Tensor) -> Tensor:
+        """Return the elements of values (N, *shape), (N, U)."""
+        return values.flatten(1).gather(1, self.place)
+
+    def filled(self, values: Tensor) -> Tensor:
+        """Return values (N, U) with those of the repeated element in the filling, so that it does not matter which of them `put` writes last."""
+        return torch.where(self.real, values, values[:, :1])
+
+    def put(self, into: Tensor, values: Tensor) -> Tensor:
+        """Return `into (N, n)` with the columns replaced."""
+        return into.scatter(1, self.place, values)
+
+
+@dataclass(eq=False)
+class Root:
+    """A relaxed network, proved, and what branches of it share: its bending elements, and lines for all the others.
+
+    `columns` by number, `base` by node: slope and intercept (N, n) of the elements that do not bend, in the dtype of the search.
+    """
+
+    state: Relaxed
+    graph: Graph
+    region: Region
+    columns: dict[int, Columns] = field(default_factory=dict)
+    base: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    constants: dict[int, Tensor | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: Relaxed, dtype: torch.dtype, region: Region) -> Root:
+        """Return the root of a proved state; `region` are the same regions in the search's dtype. Numbers settled later are added by `grow`."""
+        root = cls(state, state.graph.to(dtype), region)
+        root.grow()
+        return root
+
+    def grow(self) -> None:
+        """Take over what has been settled since."""
+        for k, node in enumerate(self.graph.nodes, start=1):
+            if isinstance(node.op, Affine) and k not in self.constants:
+                self.constants[k] = _constant(node.op, [self.graph.shape(i) for i in node.inputs], self.region.center)
+            if not isinstance(node.op, Elementwise) or k in self.base or k not in self.state.relaxations:
+                continue
+            i = node.inputs[0]
+            box, lines = self.state.boxes[i], self.state.relaxations[k]
+            if i not in self.columns:
+                users = [n.op for n in self.graph.nodes if n.inputs[0] == i and isinstance(n.op, Elementwise)]
+                self.columns[i] = Columns.of(torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1))
+            slope, at = (t.flatten(1).to(self.region.center.dtype) for t in (lines[0], lines[1]))
+            still = self.columns[i].put(torch.zeros_like(at, dtype=torch.bool), self.columns[i].real)
+            at = at.masked_fill(still, 0.0)
+            self.base[k] = slope, (at if bool(at.any()) else None)
+
+    def ends(self, number: int, dtype: torch.dtype) -> Box:
+        """Return the ends of a number's columns, (N, U) each."""
+        box, columns = self.state.boxes[number], self.columns[number]
+        return Box(columns.get(box.lower).to(dtype), columns.get(box.upper).to(dtype))
+
+
+def _constant(op: Affine, shapes: list[tuple[int, ...]], like: Tensor) -> Tensor | None:
+    constant = op.value(*(torch.zeros(1, *shape, dtype=like.dtype, device=like.device) for shape in shapes))
+    return constant if bool(constant.any()) else None
+
+
+@dataclass(eq=False)
+class Free:
+    """What may be chosen: `alpha` by node, `beta` by number, (P, U) each; `mix (P, S)`, the logarithms of the weights of a problem's directions.
+
+    beta > 0 weighs the constraint z >= low of a branch, beta < 0 z <= high.
+    """
+
+    alpha: dict[int, Tensor]
+    beta: dict[int, Tensor]
+    mix: Tensor
+
+    def each(self, change: Callable[[str, int, Tensor], Tensor]) -> Free:
+        """Return the choices with `change(kind, key, values)` in place of the values."""
+        alpha, beta = ({k: change(kind, k, t) for k, t in held.items()} for kind, held in (("alpha", self.alpha), ("beta", self.beta)))
+        return Free(alpha, beta, change("mix", 0, self.mix))
+
+    def of(self, kind: str, key: int) -> Tensor:
+        """Return the values of that kind and key."""
+        return self.mix if kind == "mix" else self.alpha[key] if kind == "alpha" else self.beta[key]
+
+    def take(self, rows: Tensor) -> Free:
+        """Return the choices of the chosen rows."""
+        return self.each(lambda kind, k, t: t[rows])
+
+    def replaced(self, better: Tensor, other: Free) -> Free:
+        """Return the other's choices where `better (P,)`."""
+        return self.each(lambda kind, k, t: torch.where(better[:, None], other.of(kind, k), t))
+
+    def written(self, rows: Tensor, other: Free) -> Free:
+        """Return the choices with the other's in the chosen rows."""
+        return self.each(lambda kind, k, t: t.index_copy(0, rows, other.of(kind, k)))
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights of the directions, (P, S): not negative, of sum 1 but for rounding."""
+        return self.mix.softmax(1)
+
+
+class _Slide:
+    """The lines of one operation's columns as a function of alpha."""
+
+    def __init__(self, op: Elementwise, low: Tensor, high: Tensor) -> None:
+        self.op, self.low, self.high = op, low, high
+        self.ends: tuple[Lines, list[Tensor | None]] | None = None
+        if getattr(op, "straight", False):
+            first, last = (op.relax(low, high, torch.full_like(low, a)) for a in (0.0, 1.0))
+            rise = [b - a for a, b in zip(first, last, strict=True)]
+            self.ends = first, [r if bool(r.any()) else None for r in rise]
+
+    def lines(self, alpha: Tensor) -> Lines:
+        """Return the lines at alpha."""
+        if self.ends is None:
+            return self.op.relax(self.low, self.high, alpha)
+        return Lines(*(a if r is None else torch.addcmul(a, r, alpha) for a, r in zip(*self.ends, strict=True)))
+
+    def pull(self, alpha: Tensor, a: Tensor, z: Tensor) -> Tensor:
+        """Return d bound / d alpha from the coefficients behind the operation and the values before it."""
+        below, above = a.clamp(min=0), a.clamp(max=0)
+        pulls = (below * z, below, above * z, above)
+        if self.ends is None:
+            with torch.enable_grad():
+                free = alpha.detach().requires_grad_()
+                lines = self.op.relax(self.low, self.high, free)
+                moving = [(line, p) for line, p in zip(lines, pulls, strict=True) if line.requires_grad]
+                if not moving:
+                    return torch.zeros_like(alpha)
+                (gradient,) = torch.autograd.grad([line for line, _ in moving], free, [p for _, p in moving])
+            return gradient.nan_to_num(0.0)
+        moved = [r * p for r, p in zip(self.ends[1], pulls, strict=True) if r is not None]
+        return sum(moved[1:], moved[0]) if moved else torch.zeros_like(alpha)
+
+
+class Sight(NamedTuple):
+    """What one evaluation saw: the bounds (P,), the minimisers (P, *D), and for each node its columns' coefficients and lines; values z by number."""
+
+    bound: Tensor
+    point: Tensor
+    coefficients: dict[int, Tensor]
+    lines: dict[int, Lines]
+    values: dict[int, Tensor]
+
+    def take(self, rows: Tensor) -> Sight:
+        """Return what was seen of the chosen rows."""
+        lines = {k: Lines(*(t[rows] for t in v)) for k, v in self.lines.items()}
+        held = ({k: t[rows] for k, t in one.items()} for one in (self.coefficients, self.values))
+        coefficients, values = held
+        return Sight(self.bound[rows], self.point[rows], coefficients, lines, values)
+
+
+class Dual:
+    """Lower bounds of the largest of some directions, `spec (P, S, *shape of number)` and `offsets (P, S)`, over branches of a root.
+
+    A weighted mean of directions is at most the largest, so a bound of the mean serves, whatever the weights. `rows (P,)` are the branches' places in the
+    root; `cuts` by number are the ends that branching has set, (P, U) each, infinite where it has not.
+    """
+
+    def __init__(self, root: Root, rows: Tensor, number: int, spec: Tensor, offsets: Tensor | None = None, cuts: dict[int, Box] | None = None) -> None:
+        self.root, self.rows, self.number, self.spec = root, rows, number, spec
+        self.offsets = spec.new_zeros(spec.shape[:2]) if offsets is None else offsets
+        self.graph, self.region, self.cuts = root.graph, root.region.take(rows), cuts or {}
+        self.columns: dict[int, Columns] = {}
+        self.slides: dict[int, _Slide] = {}
+        for k, node in enumerate(self.graph.nodes[:number], start=1):
+            if isinstance(node.op, Elementwise):
+                i = node.inputs[0]
+                if i not in self.columns:
+                    self.columns[i] = root.columns[i].take(rows)
+                ends = self.ends(i)
+                self.slides[k] = _Slide(node.op, ends.lower, ends.upper)
+        one = len(rows) > 0 and len(root.region.center) == 1
+        self.base = {k: base if one else (base[0][rows], None if base[1] is None else base[1][rows]) for k, base in root.base.items() if k in self.slides}
+        # A feature may enter a sum only once: filling weighs nothing.
+        self.weigh = {i: c.real.to(spec.dtype) for i, c in self.columns.items()}
+
+    def ends(self, number: int) -> Box:
+        """Return the columns' ends in the branches, (P, U), in the search's dtype."""
+        return self.cut(number, self.root.ends(number, self.spec.dtype).take(self.rows))
+
+    def cut(self, number: int, box: Box) -> Box:
+        """Return the columns' ends cut by the branches'; of a branch without a point in it some point remains."""
+        cut, filled = self.cuts.get(number), self.columns[number].filled
+        if cut is None:
+            return box
+        lower = torch.maximum(box.lower, filled(cut.lower).to(box.lower.dtype))
+        return Box(lower, torch.maximum(torch.minimum(box.upper, filled(cut.upper).to(box.upper.dtype)), lower))
+
+    def guess(self) -> Free:
+        """Return where the search begins: the activations' own guesses, and multipliers of 0."""
+        alpha = {}
+        for k, slide in self.slides.items():
+            guess: Callable[[Tensor, Tensor], Tensor] | None = getattr(slide.op, "guess", None)
+            alpha[k] = torch.full_like(slide.low, 0.5) if guess is None else guess(slide.low, slide.high)
+        return Free(alpha, {i: torch.zeros_like(self.weigh[i]) for i in self.cuts if i in self.columns}, self.spec.new_zeros(self.spec.shape[:2]))
+
+    def see(self, free: Free, *, forward: bool = True) -> Sight:
+        """Return the bounds, and (with `forward`) the way of the minimisers through the lines. Cost: a backward and a forward pass a row."""
+        behind: dict[int, Tensor] = {}
+        lines: dict[int, Lines] = {}
+        chosen: dict[int, tuple[Tensor, Tensor]] = {}
+        weights = free.weights
+        offset = (weights * self.offsets).sum(1)
+        pending = {self.number: self.spec[:, 0] if self.spec.shape[1] == 1 else (weights[:, None] @ self.spec.flatten(2)).view(-1, *self.spec.shape[2:])}
+        for k in range(self.number, 0, -1):
+            if k not in pending:
+                continue
+            a, node = pending.pop(k), self.graph.nodes[k - 1]
+            if k in free.beta and k in self.cuts:
+                a, gain = self._constrained(k, a, free.beta[k])
+                offset = offset + gain
+            if isinstance(node.op, Affine):
+                constant = self.root.constants[k]
+                if constant is not None:
+                    offset = offset + a.flatten(1) @ constant.flatten()
+                backs = node.op.adjoint(a)
+            elif isinstance(node.op, Elementwise):
+                behind[k], lines[k], chosen[k], back, gain = self._through(k, node.inputs[0], a, free.alpha[k])
+                offset = offset + gain
+                backs = (back,)
+            else:
+                backs, gain = self._picked(k, a)
+                behind[k] = a
+                offset = offset + gain
+            for i, back_i in zip(node.inputs, backs, strict=True):
+                shaped = back_i.view(len(a), *self.graph.shape(i))
+                pending[i] = pending[i] + shaped if i in pending else shaped
+        if 0 not in pending:
+            return Sight(offset, self.region.center, behind, lines, {})
+        best = self.region.lowest(pending[0])
+        values = self._forward(best.point, chosen, behind) if forward else {}
+        return Sight(offset + best.value, best.point, behind, lines, values)
+
+    def _constrained(self, number: int, a: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the coefficients with the multipliers' share taken off, and what the constraints' ends add to the bound."""
+        cut, columns = self.cuts[number], self.columns[number]
+        taken = a.flatten(1).scatter_add(1, columns.place, -beta * self.weigh[number]).view_as(a)
+        ends = torch.where(beta > 0, cut.lower, cut.upper)
+        return taken, (torch.where(beta == 0, torch.zeros_like(beta), beta * ends) * self.weigh[number]).sum(1)
+
+    def _through(self, k: int, number: int, a: Tensor, alpha: Tensor) -> tuple[Tensor, Lines, tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Return the columns' coefficients, lines and chosen line, and the coefficients before the operation with their offset."""
+        columns, lines = self.columns[number], self.slides[k].lines(alpha)
+        own = columns.get(a)
+        slope = torch.where(own > 0, lines.lower_slope, lines.upper_slope)
+        at = torch.where(own > 0, lines.lower_intercept, lines.upper_intercept)
+        base_slope, base_at = self.base[k]
+        offset = (own * at * self.weigh[number]).sum(1)
+        if base_at is not None:
+            offset = offset + (a.flatten(1) * base_at).sum(1)
+        return own, lines, (slope, at), (a.flatten(1) * base_slope).scatter_(1, columns.place, own * slope), offset
+
+    def _picked(self, k: int, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        planes = self.root.state.relaxations[k]
+        assert isinstance(planes, Planes)
+        mine = Planes(*(t[self.rows] if t.dtype != torch.float64 else t[self.rows].to(a.dtype) for t in planes))
+        back, offset = Dense(a[:, None], None).selected(mine, self.graph.shape(self.graph.nodes[k - 1].inputs[0]))
+        return (back.a[:, 0],), offset[:, 0]
+
+    def _forward(self, point: Tensor, chosen: dict[int, tuple[Tensor, Tensor]], behind: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Return the values on the minimisers' way."""
+        values: dict[int, Tensor] = {0: point}
+        for k, node in enumerate(self.graph.nodes[: self.number], start=1):
+            if not all(i in values for i in node.inputs):
+                continue
+            inputs = [values[i] for i in node.inputs]
+            if isinstance(node.op, Affine):
+                values[k] = node.op.value(*inputs)
+            elif k in chosen:
+                (slope, at), (base_slope, base_at) = chosen[k], self.base[k]
+                columns, flat = self.columns[node.inputs[0]], inputs[0].flatten(1)
+                straight = flat * base_slope if base_at is None else torch.addcmul(base_at, flat, base_slope)
+                values[k] = straight.scatter_(1, columns.place, columns.get(flat) * slope + at).view(len(point), *self.graph.shape(k))
+            elif k in behind:
+                planes = self.root.state.relaxations[k]
+                assert isinstance(planes, Planes)
+                picked = inputs[0].flatten(1).gather(1, planes.pick[self.rows].flatten(1)).view_as(behind[k])
+                values[k] = torch.where(planes.exact[self.rows] | (behind[k] > 0), picked, planes.ceiling[self.rows].to(picked.dtype))
+        return values
+
+    def gradient(self, free: Free, sight: Sight) -> Free:
+        """Return d bound / d (alpha, beta, mix)."""
+        alpha = {}
+        for k, slide in self.slides.items():
+            i = self.graph.nodes[k - 1].inputs[0]
+            if k in sight.coefficients and i in sight.values:
+                alpha[k] = slide.pull(free.alpha[k], sight.coefficients[k], self.columns[i].get(sight.values[i]))
+            else:
+                alpha[k] = torch.zeros_like(free.alpha[k])
+        beta = {}
+        for i, b in free.beta.items():
+            cut, z = self.cuts[i], self.columns[i].get(sight.values[i])
+            above, under = cut.lower - z, cut.upper - z  # infinite where nothing was cut
+            beta[i] = torch.where(cut.lower.isfinite() & ((b > 0) | (above > 0)), above, torch.where(cut.upper.isfinite(), under, torch.zeros_like(b)))
+        mix = torch.zeros_like(free.mix)
+        if mix.shape[1] > 1 and self.number in sight.values:
+            each, weights = (self.spec.flatten(2) @ sight.values[self.number].flatten(1)[..., None])[..., 0] + self.offsets, free.weights
+            mix = weights * (each - (weights * each).sum(1, keepdim=True))
+        return Free(alpha, beta, mix)
+
+    def clamped(self, free: Free) -> Free:
+        """Return the nearest choice that is allowed."""
+        beta = {}
+        for i, b in free.beta.items():
+            cut = self.cuts[i]
+            b = torch.where(cut.lower.isfinite(), b, b.clamp(max=0))
+            beta[i] = torch.where(cut.upper.isfinite(), b, b.clamp(min=0))
+        return Free({k: a.clamp(0, 1) for k, a in free.alpha.items()}, beta, free.mix)
+
+    def take(self, index: Tensor) -> Dual:
+        """Return the chosen rows' problem."""
+        cuts = {k: box.take(index) for k, box in self.cuts.items()}
+        return Dual(self.root, self.rows[index], self.number, self.spec[index], self.offsets[index], cuts)
