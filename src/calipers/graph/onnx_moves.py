@@ -54,12 +54,18 @@ def rearranged(tape: Tape, step: Step, v: Value, move: Move, axes: Iterable[int]
     if isinstance(v, Tensor):
         return move(v, 0)
     touched = 0 in axes
-    if touched and mixes and step.free_batch and v.shape[:1] == (1,) and len(v.shape) > 1:
-        raise CaptureError(f"{step.where}: works along the batch axis, whose size the file leaves free: an answer for one point would depend on the others")
+    if touched and mixes:
+        not_along_the_batch(step, v)
     if v.shape[:1] == (1,) and len(v.shape) > 1 and not touched:
         return tape.move(step.kind, [v], lambda x: move(x, 0), v.shape[1:], lambda s: (1, *s))
     made = tape.move(step.kind, [v], lambda x: move(x, 1), v.shape, lambda s: s)
     return made if v.shape else Held(made.number, made.held, ())
+
+
+def not_along_the_batch(step: Step, v: Value) -> None:
+    """Raise `CaptureError` where elements meet along an axis that the file leaves free."""
+    if isinstance(v, Held) and step.free_batch and v.shape[:1] == (1,) and len(v.shape) > 1:
+        raise CaptureError(f"{step.where}: works along the batch axis, whose size the file leaves free: an answer for one point would depend on the others")
 
 
 def reshaped(v: Value, shape: Iterable[int]) -> Value:
@@ -170,8 +176,9 @@ def _concat(tape: Tape, step: Step, *values: Value) -> Value:
         return torch.cat([v for v in values if isinstance(v, Tensor)], axis)
     held = tuple(v for v in values if isinstance(v, Held))
     lead = axis > 0 and all(v.shape[0] == 1 for v in values)
-    if axis == 0 and step.free_batch and all(v.shape[0] == 1 and len(v.shape) > 1 for v in held):
-        raise CaptureError(f"{step.where}: joins along the batch axis, whose size the file leaves free")
+    if axis == 0:
+        for v in held:
+            not_along_the_batch(step, v)
     shapes = [v.shape[1:] if lead else v.shape for v in values]
     place = axis if lead else axis + 1
 
@@ -234,6 +241,8 @@ def _reduce(mean: bool) -> Callable[..., Value]:
                 return v
             over = list(range(len(v.shape)))
         keep = bool(step.get("keepdims", 1))
+        if 0 in over:
+            not_along_the_batch(step, v)
 
         def move(x: Tensor, shift: int) -> Tensor:
             dims = [a + shift for a in over]

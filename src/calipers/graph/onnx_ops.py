@@ -283,7 +283,7 @@ def _softmax(tape: Tape, step: Step, v: Value) -> Value:
     place = axis - len(v.shape) + len(held) + 1
     if place == 0 or (not last and math.prod(v.shape[axis + 1 :]) > 1):
         raise step.refuse(f"softmax along axis {axis} of shape {v.shape} is not read")
-    made = tape.call("aten._softmax.default", tape.view(v, held), place, False)
+    made = tape.call("aten.softmax.int", tape.view(v, held), place)
     return Held(made.number, made.held, v.shape)
 
 
