@@ -19,8 +19,10 @@ from torch.nn import functional
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import Conv, Generic, Linear, Scale, Sum
 from calipers.graph.capture import capture
+from calipers.graph.curves import SIGMOID, SQUARE
 from calipers.graph.ir import Affine, Graph, Node, Op
 from calipers.graph.products import SELECTIONS
+from calipers.graph.smooth import Smooth
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted
@@ -34,6 +36,11 @@ ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
     "aten.clamp.default": [(None, 0.0), (None, -0.5, 0.5), (None, None, 0.3), (None, -0.2, None), (None, 0.4, 0.4)],
     "aten.clamp_min.default": [(None, 0.0), (None, -0.4)],
     "aten.clamp_max.default": [(None, 0.7), (None, -0.2)],
+    "aten.gelu.default": [(None,), (None, "tanh")],
+    "aten.softplus.default": [(None,), (None, 2.5), (None, 0.5, 3.0)],
+    "aten.elu.default": [(None,), (None, 0.4), (None, 1.7)],
+    "aten.celu.default": [(None,), (None, 0.3)],
+    "aten.pow.Tensor_Scalar": [(None, 2), (None, 3), (None, 4), (None, 0.5), (None, 1.5), (None, -0.5), (None, -1), (None, -2), (None, -3)],
 }
 
 
@@ -101,7 +108,14 @@ class Recipe:
     def activation(self, only: str | None = None) -> int:
         """Any entry of the activation table, or one of them."""
         name, args = self.draw.choice([entry for entry in activations() if only is None or entry[0] == only])
-        return self.add(ACTIVATIONS[name](args))
+        op = ACTIVATIONS[name](args)
+        assert op is not None
+        if isinstance(op, Smooth) and not bool(op.defined(torch.tensor(-1.0), torch.tensor(0.0))):
+            self.add(SQUARE)  # the function asks for positive arguments
+            self.add(Scale(torch.ones((), dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)))
+        if name in ("aten.exp.default", "aten.expm1.default"):
+            self.add(SIGMOID)  # exponentials of exponentials leave every floating point
+        return self.add(op)
 
     def max_pool(self) -> int:
         """Max pooling, with padding, overlap and ceil mode now and then."""

@@ -6,6 +6,8 @@ the interval: at the ends, at the function's corners and inflections, between th
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,9 +19,12 @@ import torch
 from mpmath import mpf
 from torch import Tensor
 
-from calipers.graph.activations import ACTIVATIONS, Clip, Sigmoid, Tanh, TwoPieces
+from calipers.graph import smooth
+from calipers.graph.activations import ACTIVATIONS, Clip, TwoPieces
+from calipers.graph.curves import CURVES
 from calipers.graph.ir import Elementwise
 from calipers.graph.products import SELECTIONS, MaxPool
+from calipers.graph.smooth import Smooth, Wave, _everywhere
 
 DTYPES = [torch.float64, torch.float32]
 ENTRIES = nets.activations()
@@ -32,6 +37,50 @@ def _sixty_digits() -> Iterator[None]:
         yield
 
 
+def _sigmoid(x: mpf) -> mpf:
+    return 1 / (1 + mpmath.exp(-x))
+
+
+def _elu(alpha: mpf, scale: mpf, inner: mpf) -> Callable[[mpf], mpf]:
+    return lambda x: scale * (x if x > 0 else alpha * mpmath.expm1(inner * x))
+
+
+def _softplus(beta: mpf, threshold: mpf) -> Callable[[mpf], mpf]:
+    return lambda x: x if beta * x > threshold else mpmath.log1p(mpmath.exp(beta * x)) / beta
+
+
+def _tanh_gelu(x: mpf) -> mpf:
+    return x / 2 * (1 + mpmath.tanh(mpmath.sqrt(2 / mpmath.pi) * (x + mpf("0.044715") * x**3)))
+
+
+EXACT: dict[str, Callable[..., Any]] = {
+    "tanh": mpmath.tanh,
+    "sigmoid": _sigmoid,
+    "erf": mpmath.erf,
+    "atan": mpmath.atan,
+    "gelu": lambda x: x * mpmath.erfc(-x / mpmath.sqrt(2)) / 2 if abs(x) < 30 else max(x, mpf(0)),
+    "gelu by tanh": _tanh_gelu,
+    "silu": lambda x: x * _sigmoid(x),
+    "mish": lambda x: x * mpmath.tanh(mpmath.log1p(mpmath.exp(x))) if x < 200 else x,
+    "log sigmoid": lambda x: -mpmath.log1p(mpmath.exp(-x)) if x > -200 else x,
+    "hardswish": lambda x: x * min(max(x + 3, 0), 6) / 6,
+    "exp": mpmath.exp,
+    "expm1": mpmath.expm1,
+    "log": mpmath.log,
+    "log1p": mpmath.log1p,
+    "sqrt": mpmath.sqrt,
+    "rsqrt": lambda x: 1 / mpmath.sqrt(x),
+    "reciprocal": lambda x: 1 / x,
+    "square": lambda x: x * x,
+    "sin": mpmath.sin,
+    "cos": mpmath.cos,
+    "softplus": _softplus,
+    "elu": _elu,
+    "power": lambda p: lambda x: x**p if p != int(p) else x ** int(p),
+}
+"""The functions once more, by name; those with parameters take these first."""
+
+
 def exact(op: Elementwise, dtype: torch.dtype) -> Callable[[mpf], mpf]:
     """Return the function in high precision; its constants are the ones that the dtype can hold, since the network that runs has those."""
 
@@ -42,16 +91,39 @@ def exact(op: Elementwise, dtype: torch.dtype) -> Callable[[mpf], mpf]:
         return lambda x: held(op.right) * x if x > 0 else held(op.left) * x
     if isinstance(op, Clip):
         return lambda x: min(max(x, held(op.low)), held(op.high))
-    if isinstance(op, Tanh):
-        return mpmath.tanh
-    if isinstance(op, Sigmoid):
-        return lambda x: 1 / (1 + mpmath.exp(-x))
+    if isinstance(op, Smooth):
+        name, *parameters = op.name.rsplit(" ", op.name.count(" ") if op.name[-1].isdigit() else 0)
+        return EXACT[name](*map(mpf, map(float, parameters))) if parameters else EXACT[name]
     raise NotImplementedError(f"write down {type(op).__name__} in high precision, so that its lines can be tested")
 
 
 def corners(op: Elementwise) -> list[float]:
     """Return the places where a function changes its nature."""
+    if isinstance(op, Smooth):
+        threshold = [float(op.name.split()[2]) / float(op.name.split()[1])] if op.jump else []
+        quarters = [k * math.pi / 2 for k in range(-4, 5)] if isinstance(op, Wave) else []
+        return [*op.inflections, *op.turns, *threshold, *quarters] or [0.0]
     return [c for c in (op.low, op.high) if math.isfinite(c)] if isinstance(op, Clip) else [0.0]
+
+
+def furthest(op: Elementwise, dtype: torch.dtype) -> float:
+    """Return how large arguments can be before the function leaves the dtype's numbers."""
+    largest = 1e30 if dtype == torch.float32 else 1e200
+    if isinstance(op, Smooth) and op.name.startswith("exp"):
+        return math.log(largest)
+    if isinstance(op, Smooth) and op.name.startswith(("power", "square")):
+        return largest**0.2
+    return largest
+
+
+def known(op: Elementwise, bounds: list[tuple[float, float]], dtype: torch.dtype) -> list[tuple[float, float]]:
+    """Return the intervals over which the function has a value that the dtype holds."""
+    far = furthest(op, dtype)
+    near = -far if not isinstance(op, Smooth) or op.defined is _everywhere else 1e-8  # poles aside: there the value soon leaves the dtype
+    inside = [(low, high) for low, high in bounds if max(abs(low), abs(high)) <= far and (near < 0 or min(abs(low), abs(high)) >= near)]
+    ends = torch.tensor(inside, dtype=dtype)
+    defined = op.defined(*ends.unbind(1)) if isinstance(op, Smooth) else torch.ones(len(ends), dtype=torch.bool)
+    return [interval for interval, yes in zip(inside, defined.tolist(), strict=True) if yes]
 
 
 def intervals(op: Elementwise, dtype: torch.dtype) -> list[tuple[float, float]]:
@@ -60,7 +132,7 @@ def intervals(op: Elementwise, dtype: torch.dtype) -> list[tuple[float, float]]:
     scale = 10 ** (torch.rand(60, generator=generator, dtype=torch.float64) * 8 - 5)
     ends = torch.randn(60, 2, generator=generator, dtype=torch.float64) * scale[:, None]
     found = [(float(a), float(b)) for a, b in ends.sort(1).values]
-    eps, huge = torch.finfo(dtype).eps, 1e30 if dtype == torch.float32 else 1e200
+    eps, huge = torch.finfo(dtype).eps, furthest(op, dtype)
     for corner in corners(op):
         for width in (1e-25, eps, 1e-3, 0.5, 3.0, 40.0, 1e4, huge):
             found += [(corner - width, corner), (corner, corner + width), (corner - width, corner + width)]
@@ -70,7 +142,7 @@ def intervals(op: Elementwise, dtype: torch.dtype) -> list[tuple[float, float]]:
     found += [(x, x + abs(x) * eps) for x in (1.0, -1.0, 0.3, 19.0, -19.0)]
     found += [(-huge, huge), (18.0, 21.0), (-21.0, -18.0), (-20.0, 9.0), (-9.0, 20.0), (-8.1, 8.2)]
     rounded = torch.tensor(found, dtype=torch.float64).to(dtype).double()
-    return [(low, high) for low, high in rounded.tolist() if low <= high]
+    return known(op, [(low, high) for low, high in rounded.tolist() if low <= high], dtype)
 
 
 def places(op: Elementwise, low: float, high: float) -> list[mpf]:
@@ -98,21 +170,26 @@ def crossings(op: Elementwise, dtype: torch.dtype, alpha: float | None, bounds: 
     lower, upper = torch.tensor(bounds, dtype=torch.float64).to(dtype).unbind(1)
     lines = op.relax(lower, upper, None if alpha is None else torch.full_like(lower, alpha))
     assert all(line.dtype == dtype and line.shape == lower.shape for line in lines)
-    f, found, smooth = exact(op, dtype), [], isinstance(op, (Tanh, Sigmoid))
+    f, found = exact(op, dtype), []
     for (low, high), *row in zip(bounds, *(line.tolist() for line in lines), strict=True):
         assert all(math.isfinite(v) for v in row), f"[{low!r}, {high!r}]: {row}"
         low_slope, low_at, high_slope, high_at = map(mpf, row)
         at = places(op, low, high)
         under = min(f(x) - low_slope * x - low_at for x in at)
         over = min(high_slope * x + high_at - f(x) for x in at)
-        if smooth and high > low:
-            pieces = [(mpf(low), mpf(high))] if low >= 0 or high <= 0 else [(mpf(low), mpf(0)), (mpf(0), mpf(high))]
-            for a, b in pieces:
-                under = min(under, smallest(lambda x, m=low_slope, c=low_at: f(x) - m * x - c, a, b, 40))
-                over = min(over, smallest(lambda x, m=high_slope, c=high_at: m * x + c - f(x), a, b, 40))
+        if isinstance(op, Smooth) and high > low:
+            cuts = sorted({mpf(low), mpf(high), *(mpf(c) for c in corners(op) if low < c < high)})
+            for a, b in itertools.pairwise(cuts):
+                under = min(under, smallest(lambda x, m=low_slope, c=low_at: f(x) - m * x - c, a, b, 25))
+                over = min(over, smallest(lambda x, m=high_slope, c=high_at: m * x + c - f(x), a, b, 25))
         if under < 0 or over < 0:
             found.append(f"[{low!r}, {high!r}] alpha={alpha}: below by {mpmath.nstr(under, 5)}, above by {mpmath.nstr(over, 5)}")
     return found
+
+
+def _start(name: str, alpha: float | None) -> int:
+    """Which of the intervals come first: with every alpha others."""
+    return ALPHAS.index(alpha) * 2 + len(name) % 2
 
 
 @pytest.mark.parametrize("alpha", ALPHAS, ids=str)
@@ -121,7 +198,7 @@ def crossings(op: Elementwise, dtype: torch.dtype, alpha: float | None, bounds: 
 def test_lines_sandwich_the_function(name: str, args: tuple[Any, ...], dtype: torch.dtype, alpha: float | None) -> None:
     op = ACTIVATIONS[name](args)
     bounds = intervals(op, dtype)
-    assert not crossings(op, dtype, alpha, bounds[::3] if isinstance(op, (Tanh, Sigmoid)) else bounds)
+    assert not crossings(op, dtype, alpha, bounds[_start(name, alpha) :: 9] if isinstance(op, Smooth) else bounds)
 
 
 @pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
@@ -130,11 +207,13 @@ def test_lines_sandwich_the_function_on_many_random_intervals(name: str, args: t
     op, generator = ACTIVATIONS[name](args), torch.Generator().manual_seed(11)
     scale = 10 ** (torch.rand(10_000, 1, generator=generator, dtype=torch.float64) * 6 - 3)
     lower, upper = (torch.randn(10_000, 2, generator=generator, dtype=torch.float64) * scale).sort(1).values.unbind(1)
-    lines = op.relax(lower, upper, torch.rand(10_000, generator=generator, dtype=torch.float64))
-    share = torch.rand(10_000, 20, generator=generator, dtype=torch.float64)
+    lower, upper = torch.tensor(known(op, torch.stack([lower, upper], 1).tolist(), torch.float64), dtype=torch.float64).unbind(1)
+    lines = op.relax(lower, upper, torch.rand(len(lower), generator=generator, dtype=torch.float64))
+    share = torch.rand(len(lower), 20, generator=generator, dtype=torch.float64)
     x = torch.cat([lower[:, None], upper[:, None], (lower[:, None] + (upper - lower)[:, None] * share).clamp(lower[:, None], upper[:, None])], 1)
     low_slope, low_at, high_slope, high_at = (line[:, None] for line in lines)
-    slack = 1e-15 * (1 + x.abs() * (1 + low_slope.abs() + high_slope.abs()))
+    slack = 1e-15 * (1 + x.abs() * (1 + low_slope.abs() + high_slope.abs()) + op.value(x).abs())
+    assert len(lower) > 1000
     assert bool((low_slope * x + low_at <= op.value(x) + slack).all()) and bool((op.value(x) <= high_slope * x + high_at + slack).all())
 
 
@@ -151,7 +230,12 @@ def test_range_holds_every_value(name: str, args: tuple[Any, ...], dtype: torch.
         size = max(abs(v) for v in values)
         room = 2 * mpf(torch.finfo(dtype).eps) * size
         assert mpf(least) <= min(values) + room and max(values) <= mpf(most) + room, f"[{low!r}, {high!r}]"
-        assert mpf(most) - mpf(least) <= max(values) - min(values) + 40 * mpf(torch.finfo(dtype).eps) * (1 + size), f"[{low!r}, {high!r}] is wide"
+        if isinstance(op, Wave) and (max(abs(low), abs(high)) >= smooth._FAR or high - low > 1):
+            assert most <= 1 and least >= -1
+            continue
+        assert mpf(most) - mpf(least) - 2 * getattr(op, "jump", 0.0) <= max(values) - min(values) + 40 * mpf(torch.finfo(dtype).eps) * (1 + size), (
+            f"[{low!r}, {high!r}] is wide"
+        )
 
 
 @pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
@@ -163,7 +247,8 @@ def test_where_nothing_bends_both_lines_are_the_function(name: str, args: tuple[
     assert bool(straight.any())
     for x in (lower, upper, (lower + upper) / 2):
         for slope, at in ((lines.lower_slope, lines.lower_intercept), (lines.upper_slope, lines.upper_intercept)):
-            torch.testing.assert_close((slope * x + at)[straight], op.value(x)[straight], rtol=1e-12, atol=1e-12)
+            allowed = 1e-12 * (1 + torch.maximum(lower.abs(), upper.abs()) * (1 + slope.abs()) + op.value(x).abs()) + getattr(op, "jump", 0.0)
+            assert bool(((slope * x + at - op.value(x)).abs() <= allowed)[straight].all())
 
 
 @pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
@@ -182,11 +267,11 @@ def test_bends_says_where_the_function_is_no_straight_line(name: str, args: tupl
 @pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
 def test_an_interval_of_no_width_gives_the_value(name: str, args: tuple[Any, ...]) -> None:
     op = ACTIVATIONS[name](args)
-    x = torch.linspace(-7, 7, 57, dtype=torch.float64)
+    x = torch.tensor([low for low, _ in known(op, [(x, x) for x in torch.linspace(-7, 7, 57).tolist()], torch.float64)], dtype=torch.float64)
     for alpha in (None, torch.full_like(x, 0.4)):
         lines = op.relax(x, x, alpha)
         for slope, at in ((lines.lower_slope, lines.lower_intercept), (lines.upper_slope, lines.upper_intercept)):
-            torch.testing.assert_close(slope * x + at, op.value(x), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(slope * x + at, op.value(x), rtol=1e-12, atol=1e-12 + getattr(op, "jump", 0.0))
 
 
 def test_adaptive_slope_of_relu_follows_the_larger_side() -> None:
@@ -197,6 +282,80 @@ def test_adaptive_slope_of_relu_follows_the_larger_side() -> None:
     torch.testing.assert_close(lines.upper_slope, torch.tensor([2 / 3, 1 / 3, 0.5], dtype=torch.float64))
     torch.testing.assert_close(lines.upper_intercept, torch.tensor([2 / 3, 2 / 3, 0.5], dtype=torch.float64))
     assert not lines.lower_intercept.any()
+
+
+MUTANTS: dict[str, Callable[[Any], Any]] = {
+    "an inflection too far left": lambda op: dataclasses.replace(op, inflections=tuple(c - 0.3 for c in op.inflections)),
+    "an inflection too far right": lambda op: dataclasses.replace(op, inflections=tuple(c + 0.3 for c in op.inflections)),
+    "convex where it is concave": lambda op: dataclasses.replace(op, convex=not op.convex),
+    "a value a millionth too high": lambda op: dataclasses.replace(op, run=lambda x: op.run(x) + 1e-6, formula=lambda x: op.smooth(x) + 1e-6),
+    "a value a millionth too low": lambda op: dataclasses.replace(op, run=lambda x: op.run(x) - 1e-6, formula=lambda x: op.smooth(x) - 1e-6),
+    "a derivative too steep": lambda op: dataclasses.replace(op, derivative=lambda x: op.derivative(x) + 0.05),
+    "a wave out of step": lambda op: dataclasses.replace(op, shift=op.shift + 0.3),
+    "no jump": lambda op: dataclasses.replace(op, jump=0.0),
+}
+CURVED = [(name, args) for name, args in ENTRIES if name in CURVES]
+
+
+def breakable(op: Smooth, mistake: str) -> bool:
+    """Can the mistake make a line wrong? The intercept is a proof for any slope, so a false derivative does only where it enters the proof."""
+    if isinstance(op, Wave):
+        return "wave" in mistake or "value" in mistake  # it finds its inflections by itself
+    if "derivative" in mistake or "wave" in mistake:
+        return False
+    if mistake.endswith("too high") and op.jump > 1e-6:
+        return False  # the room for the jump hides it
+    return {"inflection": bool(op.inflections) and op.defined is _everywhere, "jump": op.jump > 0}.get(mistake.split()[1], True)
+
+
+def broken(op: Smooth, mistake: str) -> list[str]:
+    """Judge a mutant on intervals of a size at which its mistake shows."""
+    mutant: Smooth = MUTANTS[mistake](op)
+    starts = [c + d for c in corners(op) for d in (-2.0, -0.4, -0.1, 0.0, 0.1, 0.4)] + [0.5, 1.5]
+    bounds = known(op, [(a, a + w) for a in starts for w in (0.1, 0.5, 3.0, 6.0)], torch.float64)
+    assert len(bounds) > 5
+    return [text for alpha in (0.0, 1.0, None) for text in crossings(mutant, torch.float64, alpha, bounds)]
+
+
+@pytest.mark.parametrize("mistake", MUTANTS)
+@pytest.mark.parametrize(("name", "args"), CURVED, ids=str)
+def test_the_judge_catches_a_false_fact_of_every_curve(name: str, args: tuple[Any, ...], mistake: str) -> None:
+    op = ACTIVATIONS[name](args)
+    assert isinstance(op, Smooth)
+    if not breakable(op, mistake):
+        return
+    assert broken(op, mistake)
+
+
+@pytest.mark.parametrize(("name", "args"), CURVED, ids=str)
+def test_the_judge_catches_lines_without_room_for_rounding(name: str, args: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smooth, "_ULPS", 0)
+    op = ACTIVATIONS[name](args)
+    assert any(crossings(op, dtype, alpha, intervals(op, dtype)[::4]) for dtype in DTYPES for alpha in (None, 0.37))
+
+
+def test_where_a_function_has_no_value_its_lines_bound_nothing() -> None:
+    for name, low, high in (("log", 0.0, 1.0), ("log", -1.0, 1.0), ("sqrt", -1e-9, 4.0), ("rsqrt", 0.0, 1.0), ("reciprocal", -1.0, 2.0), ("log1p", -2.0, 0.0)):
+        op = ACTIVATIONS[f"aten.{name}.default"]((None,))
+        assert op is not None
+        for alpha in (None, torch.tensor([0.3], dtype=torch.float64)):
+            lines = op.relax(torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64), alpha)
+            assert [float(line) for line in lines] == [0.0, -math.inf, 0.0, math.inf], name
+        assert [float(end) for end in op.range(*torch.tensor([[low], [high]], dtype=torch.float64))] == [-math.inf, math.inf]
+
+
+def test_slopes_of_alpha_are_the_tangents_of_the_convex_side() -> None:
+    """At 0 the tangent at the first sound place, at 1 at the last: below exp the two ends, below gelu the places whose tangents clear both ends."""
+    low, high = (torch.tensor([v], dtype=torch.float64) for v in (-1.0, 2.0))
+    exp = ACTIVATIONS["aten.exp.default"]((None,))
+    gelu = ACTIVATIONS["aten.gelu.default"]((None,))
+    assert exp is not None and gelu is not None
+    for alpha, place in ((0.0, -1.0), (1.0, 2.0), (0.5, 0.5)):
+        assert float(exp.relax(low, high, torch.tensor([alpha], dtype=torch.float64)).lower_slope) == pytest.approx(math.exp(place))
+    for alpha in (0.0, 0.5, 1.0):
+        lines = gelu.relax(-4 * torch.ones_like(low), 4 * torch.ones_like(low), torch.tensor([alpha], dtype=torch.float64))
+        ends = [float(gelu.value(x) - lines.lower_slope * x - lines.lower_intercept) for x in (torch.tensor([e], dtype=torch.float64) for e in (-4.0, 4.0))]
+        assert min(ends) >= 0 and (alpha == 0.5 or min(ends) < 1e-9)
 
 
 def test_the_judge_catches_a_chord_whose_intercept_is_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ from calipers.bounds.coefficients import Coefficients, Dense, Patch
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, interval_margin_bounds, lower_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
-from calipers.graph import affine
-from calipers.graph.activations import Tanh, TwoPieces
+from calipers.graph import affine, smooth
+from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Conv, Linear
 from calipers.graph.ir import Affine, Lines, Planes
 from calipers.graph.products import MaxPool
@@ -534,13 +534,12 @@ def test_mutant_interval_without_absolute_weights_is_caught(monkeypatch: pytest.
     assert any("intervals" in text for text in caught(monkeypatch, op, "absolute", signed))
 
 
-def test_mutant_tangent_of_tanh_at_the_wrong_end_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def steep(self: Tanh, lower: Tensor, upper: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-        # The tangent at the upper end, whether or not it clears the lower one.
-        t = upper.tanh()
-        return 1 - t.square(), t - (1 - t.square()) * upper
+def test_mutant_tangent_that_is_not_proved_at_the_ends_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def through_the_place(f: Any, slope_of: Any, pieces: Any, at: Tensor, slope: Tensor, reach: Tensor) -> Tensor:
+        # The tangent at the middle of the interval, whether or not it clears the ends.
+        return f(at) - slope * at
 
-    assert caught(monkeypatch, Tanh, "_over", steep, asked=cases(0, 60, "aten.tanh.default"))
+    assert caught(monkeypatch, smooth, "_intercept", through_the_place, asked=cases(0, 60, "aten.tanh.default"))
 
 
 def test_mutant_that_forgets_which_end_a_row_bounds_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

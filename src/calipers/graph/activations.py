@@ -14,10 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from calipers.graph.curves import CURVES
 from calipers.graph.ir import Elementwise, Lines
-
-_FUNCTION_ULPS = 8  # libm and vectorised tanh/exp err by less than 4 units in the last place
-_BISECTIONS = 40
 
 
 def _eps(x: Tensor) -> float:
@@ -139,84 +137,6 @@ class Clip:
         return _outward(Lines(*picked), lower, upper, torch.full_like(lower, corners), bend)
 
 
-@dataclass(frozen=True)
-class Tanh:
-    """tanh(x): convex below 0, concave above. alpha slides the tangent point between the first sound one and the far end."""
-
-    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
-
-    def value(self, x: Tensor) -> Tensor:
-        """f(x)."""
-        return x.tanh()
-
-    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Increasing; pushed out by the function's own error."""
-        room = _FUNCTION_ULPS * _eps(lower)
-        return lower.tanh() - room, upper.tanh() + room
-
-    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Everywhere but on a point."""
-        return upper > lower
-
-    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """By symmetry the lower lines are the upper ones of the mirrored interval."""
-        slope, intercept = self._over(lower, upper, alpha)
-        mirrored_slope, mirrored_intercept = self._over(-upper, -lower, alpha)
-        bend = self.bends(lower, upper)
-        zero, f = torch.zeros_like(lower), lower.tanh()
-        chosen = (torch.where(bend, a, b) for a, b in zip((mirrored_slope, -mirrored_intercept, slope, intercept), (zero, f, zero, f), strict=True))
-        return _outward(Lines(*chosen), lower, upper, torch.ones_like(lower), torch.ones_like(bend))
-
-    def _over(self, lower: Tensor, upper: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return a line above tanh on [lower, upper]: the chord where a tangent cannot clear the lower end, a tangent elsewhere."""
-        f_lower, f_upper = lower.tanh(), upper.tanh()
-        width = torch.where(upper > lower, upper - lower, torch.ones_like(lower))
-        chord = (f_upper - f_lower) / width
-        # A tangent at d >= 0 lies above the concave half; it is above the convex half too iff it clears the lower end, which holds from some d on.
-        inside, outside = upper.clamp(min=0), lower.clamp(min=0)
-        for _ in range(_BISECTIONS):
-            middle = (inside + outside) / 2
-            t = middle.tanh()
-            clears = t + (1 - t.square()) * (lower - middle) >= f_lower
-            inside, outside = torch.where(clears, middle, inside), torch.where(clears, outside, middle)
-        first = torch.where(lower >= 0, lower, inside)
-        share = 0.5 * (lower >= 0).to(lower.dtype) if alpha is None else alpha
-        at = first + share * (upper.clamp(min=0) - first)
-        t, t_end = at.tanh(), upper.tanh()
-        tangent = 1 - t.square()
-        use_tangent = (lower >= 0) | ((upper > 0) & (t_end + (1 - t_end.square()) * (lower - upper) >= f_lower))
-        slope = torch.where(use_tangent, tangent, chord)
-        through = torch.maximum(f_lower - chord * lower, f_upper - chord * upper)
-        touching = torch.maximum(t - tangent * at, f_lower - tangent * lower)
-        return slope, torch.where(use_tangent, touching, through)
-
-
-@dataclass(frozen=True)
-class Sigmoid:
-    """1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2, with the lines of tanh."""
-
-    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
-
-    def value(self, x: Tensor) -> Tensor:
-        """f(x)."""
-        return x.sigmoid()
-
-    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Increasing; pushed out by the function's own error."""
-        room = _FUNCTION_ULPS * _eps(lower)
-        return lower.sigmoid() - room, upper.sigmoid() + room
-
-    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Everywhere but on a point."""
-        return upper > lower
-
-    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """Scaled from tanh's."""
-        half = Tanh().relax(lower / 2, upper / 2, alpha)
-        scaled = Lines(half.lower_slope / 4, 0.5 + half.lower_intercept / 2, half.upper_slope / 4, 0.5 + half.upper_intercept / 2)
-        return _outward(scaled, lower, upper, torch.ones_like(lower), torch.ones_like(lower, dtype=torch.bool))
-
-
 def _argument(args: tuple[Any, ...], place: int, default: float) -> float:
     """An argument of the call, or its default where it is left out or None."""
     return default if len(args) <= place or args[place] is None else float(args[place])
@@ -227,7 +147,7 @@ def _clip(args: tuple[Any, ...]) -> Elementwise:
     return TwoPieces(0.0, 1.0) if (low, high) == (0.0, math.inf) else Clip(low, high)
 
 
-ACTIVATIONS: dict[str, Callable[[tuple[Any, ...]], Elementwise]] = {
+ACTIVATIONS: dict[str, Callable[[tuple[Any, ...]], Elementwise | None]] = {
     "aten.relu.default": lambda args: TwoPieces(0.0, 1.0),
     "aten.leaky_relu.default": lambda args: TwoPieces(_argument(args, 1, 0.01), 1.0),
     "aten.abs.default": lambda args: TwoPieces(-1.0, 1.0),
@@ -236,7 +156,6 @@ ACTIVATIONS: dict[str, Callable[[tuple[Any, ...]], Elementwise]] = {
     "aten.clamp.default": _clip,
     "aten.clamp_min.default": _clip,
     "aten.clamp_max.default": lambda args: Clip(-math.inf, _argument(args, 1, math.inf)),
-    "aten.tanh.default": lambda args: Tanh(),
-    "aten.sigmoid.default": lambda args: Sigmoid(),
+    **CURVES,
 }
-"""Builders by exported name, from the call's arguments."""
+"""Builders by exported name, from the call's arguments; None where these ask for something that is not known here."""

@@ -233,7 +233,7 @@ class _Translator:
 
     def _op(self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> Op | None:
         if name in ACTIVATIONS:
-            return ACTIVATIONS[name](args)
+            return ACTIVATIONS[name]((*args, *_options(fx_node).values()))
         if name in SELECTIONS:
             return SELECTIONS[name](args, args[0].shape, shape)
         if name not in AFFINE or _unread(fx_node):
@@ -260,12 +260,18 @@ def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Tensor]:
     return run
 
 
+def _options(fx_node: fx.Node) -> dict[str, Any]:
+    """Return the keyword-only arguments of a call, defaults filled in, without those that change no result."""
+    schema = getattr(fx_node.target, "_schema", None)
+    options = {a.name: fx_node.kwargs.get(a.name, a.default_value) for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
+    return {name: value for name, value in options.items() if name not in ("memory_format", "dtype", "layout", "device", "pin_memory")}
+
+
 def _unread(fx_node: fx.Node) -> bool:
     """Does the call set a keyword-only option (such as the alpha of add) that changes its result, and that builders do not see?"""
     schema = getattr(fx_node.target, "_schema", None)
-    options = {a.name: a.default_value for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
-    harmless = {"memory_format", "dtype", "layout", "device", "pin_memory"}
-    return any(name in options and name not in harmless and value != options[name] for name, value in fx_node.kwargs.items())
+    defaults = {a.name: a.default_value for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
+    return any(value != defaults[name] for name, value in _options(fx_node).items())
 
 
 def _flatten(args: Any) -> list[Any]:

@@ -1,0 +1,175 @@
+"""Which smooth functions do networks apply, and where do they bend? One entry each: function, derivative, inflections, turns.
+
+Inflections and turns without a closed form are roots found in 30-digit arithmetic. Place and true root differ by a rounding, over which a curve that has
+no curvature there departs from its tangents by less than the allowance that every line leaves anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calipers.graph.smooth import Smooth, Wave
+
+_DENSITY = 1 / math.sqrt(2 * math.pi)
+_TANH_GELU = math.sqrt(2 / math.pi), 0.044715
+
+
+def _positive(lower: Tensor, upper: Tensor) -> Tensor:
+    return lower > 0
+
+
+def _not_negative(lower: Tensor, upper: Tensor) -> Tensor:
+    return lower >= 0
+
+
+def _without_zero(lower: Tensor, upper: Tensor) -> Tensor:
+    return (lower > 0) | (upper < 0)
+
+
+def _bell(x: Tensor) -> Tensor:
+    """The normal density."""
+    density: Tensor = _DENSITY * (-x.square() / 2).exp()
+    return density
+
+
+def _gelu_slope(x: Tensor) -> Tensor:
+    slope: Tensor = torch.special.ndtr(x) + x * _bell(x)
+    return slope
+
+
+def _tanh_gelu_slope(x: Tensor) -> Tensor:
+    c, k = _TANH_GELU
+    x = x.clamp(-1e3, 1e3)  # beyond it the tanh is 1 and its derivative 0 in any floating point, while the cube would overflow
+    t = (c * (x + k * x.pow(3))).tanh()
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t) * (1 + t) * c * (1 + 3 * k * x.square())
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = x.sigmoid()
+    return s + torch.nan_to_num(x * s * (-x).sigmoid())
+
+
+def _mish_slope(x: Tensor) -> Tensor:
+    t = functional.softplus(x).tanh()
+    return t + x.clamp(-1e3, 1e3) * x.sigmoid() * (1 - t) * (1 + t)
+
+
+def _power_slope(x: Tensor, p: float) -> Tensor:
+    return p * x.pow(p - 1)
+
+
+TANH = Smooth("tanh", torch.tanh, lambda x: (1 - x.tanh()) * (1 + x.tanh()), True, (0.0,))
+SIGMOID = Smooth("sigmoid", torch.sigmoid, lambda x: x.sigmoid() * (-x).sigmoid(), True, (0.0,))
+ERF = Smooth("erf", torch.erf, lambda x: 2 / math.sqrt(math.pi) * (-x.square()).exp(), True, (0.0,))
+ATAN = Smooth("atan", torch.atan, lambda x: 1 / (1 + x.square()), True, (0.0,))
+GELU = Smooth("gelu", functional.gelu, _gelu_slope, False, (-math.sqrt(2), math.sqrt(2)), (-0.75179152469356445746,))
+TANH_GELU = Smooth(
+    "gelu by tanh", lambda x: functional.gelu(x, approximate="tanh"), _tanh_gelu_slope, False, (-1.4185040087908283555, 1.4185040087908283555),
+    (-0.75246142207101625849,),
+)  # fmt: skip
+SILU = Smooth("silu", functional.silu, _silu_slope, False, (-2.3993572805154676678, 2.3993572805154676678), (-1.2784645427610737951,))
+MISH = Smooth("mish", functional.mish, _mish_slope, False, (-2.25637639636079312, 1.4905711794854284593), (-1.1924312145154952121,))
+LOG_SIGMOID = Smooth("log sigmoid", functional.logsigmoid, lambda x: (-x).sigmoid(), False, rough=False)
+HARD_SWISH = Smooth(
+    "hardswish", functional.hardswish, lambda x: torch.where(x.abs() <= 3, (2 * x + 3) / 6, (x > 0).to(x.dtype)), False, (-3.0, 3.0), (-3.0, -1.5),
+    curved=(-3.0, 3.0),
+)  # fmt: skip
+EXP = Smooth("exp", torch.exp, torch.exp, True, rough=False)
+EXPM1 = Smooth("expm1", torch.expm1, torch.exp, True, rough=False)
+LOG = Smooth("log", torch.log, torch.reciprocal, False, defined=_positive, rough=False)
+LOG1P = Smooth("log1p", torch.log1p, lambda x: 1 / (1 + x), False, defined=lambda lower, upper: lower > -1, rough=False)
+SQRT = Smooth("sqrt", torch.sqrt, lambda x: 0.5 / x.sqrt(), False, defined=_not_negative, rough=False)
+RSQRT = Smooth("rsqrt", torch.rsqrt, lambda x: -0.5 * x.rsqrt() / x, True, defined=_positive, rough=False)
+RECIPROCAL = Smooth("reciprocal", torch.reciprocal, lambda x: -1 / x.square(), False, (0.0,), defined=_without_zero, rough=False)
+SQUARE = Smooth("square", torch.square, lambda x: 2 * x, True, turns=(0.0,), rough=False)
+SIN = Wave("sin", torch.sin, torch.cos, True)
+COS = Wave("cos", torch.cos, lambda x: -x.sin(), True, shift=math.pi / 2)
+
+
+def softplus(beta: float, threshold: float) -> Smooth:
+    """log(1 + exp(beta x)) / beta; torch returns x itself from beta x = threshold on, which is less by up to exp(-threshold) / beta."""
+
+    def run(x: Tensor) -> Tensor:
+        return functional.softplus(x, beta, threshold)
+
+    def formula(x: Tensor) -> Tensor:
+        return torch.logaddexp(beta * x, torch.zeros_like(x)) / beta
+
+    jump = math.exp(-threshold) / abs(beta)
+    return Smooth(f"softplus {beta!r} {threshold!r}", run, lambda x: (beta * x).sigmoid(), beta > 0, rough=False, jump=jump, formula=formula)
+
+
+def elu(alpha: float, scale: float, inner: float) -> Smooth:
+    """scale * (x above 0, alpha * (exp(inner x) - 1) below): selu and celu too. A kink that turns down is an inflection."""
+
+    def run(x: Tensor) -> Tensor:
+        return torch.where(x > 0, scale * x, scale * alpha * torch.expm1(inner * x.clamp(max=0)))
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.where(x > 0, scale, scale * alpha * inner * torch.exp(inner * x.clamp(max=0)))
+
+    return Smooth(f"elu {alpha!r} {scale!r} {inner!r}", run, slope, True, (0.0,) if alpha * inner > 1 else (), curved=(-math.inf, 0.0), rough=False)
+
+
+def power(exponent: float) -> Smooth | None:
+    """x to a constant exponent: whole numbers everywhere (but at 0 where negative), others above 0. None where it is a straight line."""
+    named = {2.0: SQUARE, 0.5: SQRT, -0.5: RSQRT, -1.0: RECIPROCAL}
+    if exponent in named or exponent in (0.0, 1.0):
+        return named.get(exponent)
+    whole, odd = exponent == math.floor(exponent), exponent % 2 == 1
+    if not whole:
+        convex, defined = not 0 < exponent < 1, _not_negative if exponent > 0 else _positive
+        return _powered(exponent, convex, (), (), defined)
+    defined = _without_zero if exponent < 0 else lambda lower, upper: lower <= upper
+    return _powered(exponent, not odd, (0.0,) if odd else (), () if odd or exponent < 0 else (0.0,), defined)
+
+
+def _powered(p: float, convex: bool, inflections: tuple[float, ...], turns: tuple[float, ...], defined: Callable[[Tensor, Tensor], Tensor]) -> Smooth:
+    return Smooth(f"power {p!r}", lambda x: x.pow(p), lambda x: _power_slope(x, p), convex, inflections, turns, defined=defined, rough=False)
+
+
+def _argument(args: tuple[Any, ...], place: int, default: float) -> float:
+    """An argument of the call, or its default where it is left out or None."""
+    return default if len(args) <= place or args[place] is None else float(args[place])
+
+
+def _softplus(args: tuple[Any, ...]) -> Smooth | None:
+    beta = _argument(args, 1, 1.0)
+    return softplus(beta, _argument(args, 2, 20.0)) if beta > 0 else None
+
+
+def _elu(args: tuple[Any, ...]) -> Smooth | None:
+    alpha, scale, inner = _argument(args, 1, 1.0), _argument(args, 2, 1.0), _argument(args, 3, 1.0)
+    return elu(alpha, scale, inner) if min(alpha, scale, inner) > 0 else None
+
+
+def _celu(args: tuple[Any, ...]) -> Smooth | None:
+    alpha = _argument(args, 1, 1.0)
+    return elu(alpha, 1.0, 1 / alpha) if alpha > 0 else None
+
+
+def _always(curve: Smooth) -> Callable[[tuple[Any, ...]], Smooth | None]:
+    return lambda args: curve
+
+
+_PLAIN = {
+    "tanh": TANH, "sigmoid": SIGMOID, "erf": ERF, "atan": ATAN, "silu": SILU, "mish": MISH, "log_sigmoid": LOG_SIGMOID, "hardswish": HARD_SWISH,
+    "exp": EXP, "expm1": EXPM1, "log": LOG, "log1p": LOG1P, "sqrt": SQRT, "rsqrt": RSQRT, "reciprocal": RECIPROCAL, "square": SQUARE, "sin": SIN, "cos": COS,
+}  # fmt: skip
+
+CURVES: dict[str, Callable[[tuple[Any, ...]], Smooth | None]] = {
+    **{f"aten.{name}.default": _always(curve) for name, curve in _PLAIN.items()},
+    "aten.gelu.default": lambda args: TANH_GELU if args[1:2] == ("tanh",) else GELU,
+    "aten.softplus.default": _softplus,
+    "aten.elu.default": _elu,
+    "aten.celu.default": _celu,
+    "aten.selu.default": lambda args: elu(1.6732632423543772, 1.0507009873554805, 1.0),
+    "aten.pow.Tensor_Scalar": lambda args: power(float(args[1])),
+}
+"""Builders by exported name, from the call's arguments; None where the arguments ask for something else."""

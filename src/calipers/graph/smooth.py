@@ -1,0 +1,244 @@
+"""Between which two lines does a smooth function lie? One engine for all: the slope is a choice, the intercept a proof.
+
+An entry states a function, its derivative, and the places where its curvature changes sign; between those it is convex or concave. A line below of slope m
+has for its intercept the least f(x) - m x over the interval. On a concave piece that is attained at an end of the piece. On a convex piece f lies above
+each of its tangents: above the one at the touching point, and above the one at the left end of a bracket around the place where f' = m. So whatever slope is
+taken the line is sound, and the search for good slopes needs no trust: alpha slides the touching point from the first place whose tangent clears the
+interval's left end to the last whose tangent clears the right one (tanh and sigmoid thus: Zhang et al. 2018, arXiv:1811.00866). Where there is no such
+place, or the function is concave, the slope is the chord's. A line above is one below the negative, turned over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from calipers.graph.ir import Lines
+
+_BISECTIONS = 40
+_ULPS = 32  # of the largest term, taken off every intercept: the functions err by less than 8 units in the last place, and so do their derivatives
+_RANGE_ULPS = 8
+
+Function = Callable[[Tensor], Tensor]
+
+
+class Piece(NamedTuple):
+    """A part [begin, end] of every interval on which the function keeps to one curvature; of no width where the interval has no share in it."""
+
+    begin: Tensor
+    end: Tensor
+    convex: Tensor
+
+    def turned(self) -> Piece:
+        """Return the same piece of the negative."""
+        return self._replace(convex=~self.convex)
+
+
+def _everywhere(lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.ones_like(lower, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A function of one number, smooth but for kinks at its inflections.
+
+    `inflections` in order, the curvature alternating from `convex` on the far left (a straight piece passes as either); `turns` are its minima and
+    maxima; `defined(lower, upper)` says over which intervals it has a value; outside `curved` it is a straight line. `rough`: where the value is small it
+    errs by units in the last place of the argument (or of 1), not of the value. `jump`: by how much the function as it runs may lie below `formula`.
+    """
+
+    name: str
+    run: Function = field(repr=False)
+    derivative: Function = field(repr=False)
+    convex: bool
+    inflections: tuple[float, ...] = ()
+    turns: tuple[float, ...] = ()
+    defined: Callable[[Tensor, Tensor], Tensor] = field(default=_everywhere, repr=False)
+    curved: tuple[float, float] = (-math.inf, math.inf)
+    rough: bool = True
+    jump: float = 0.0
+    formula: Function | None = field(default=None, repr=False)
+    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+
+    def value(self, x: Tensor) -> Tensor:
+        """f(x), as the model does it."""
+        return self.run(x)
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """f(x) without jumps."""
+        return (self.formula or self.run)(x)
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Extremes are at the ends or the turns; pushed out by the function's own error. Infinite where the function is not defined."""
+        least, most = self._extremes(lower, upper)
+        known = self.defined(lower, upper)
+        return torch.where(known, least - self.jump, -torch.inf), torch.where(known, most, torch.inf)
+
+    def _extremes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        places = [lower, upper, *(self._within(turn, lower, upper) for turn in self.turns)]
+        ends = [self._widened(self.smooth(x), x) for x in places]
+        return torch.stack([low for low, _ in ends]).amin(0), torch.stack([high for _, high in ends]).amax(0)
+
+    def _widened(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        info = torch.finfo(y.dtype)
+        room = _RANGE_ULPS * info.eps * (y.abs() + (x.abs().clamp(max=1) if self.rough else 0)) + info.tiny
+        return y - room, y + room
+
+    @staticmethod
+    def _within(place: float, lower: Tensor, upper: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(torch.full_like(lower, place), lower), upper)
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Everywhere but on a point and where the function is straight."""
+        return (upper > lower) & (upper > self.curved[0]) & (lower < self.curved[1])
+
+    def pieces(self, lower: Tensor, upper: Tensor) -> list[Piece]:
+        """Return the interval cut at the inflections."""
+        places = [lower, *(self._within(place, lower, upper) for place in self.inflections), upper]
+        convex = torch.ones_like(lower, dtype=torch.bool)
+        return [Piece(a, b, convex if self.convex == (k % 2 == 0) else ~convex) for k, (a, b) in enumerate(pairwise(places))]
+
+    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        """See the module; alpha is None: the tangent that is highest in the middle of the interval. Lines that bound nothing where f is not defined."""
+        pieces = self.pieces(lower, upper)
+        low, low_at = _under(self.smooth, self.derivative, pieces, lower, upper, alpha)
+        high, high_at = _under(lambda x: -self.smooth(x), lambda x: -self.derivative(x), [p.turned() for p in pieces], lower, upper, alpha)
+        least, most = self.range(lower, upper)
+        known = self.defined(lower, upper)
+        low, low_at = _or_else(known, low, low_at - self.jump, least)
+        high, high_at = _or_else(known, -high, -high_at, most)
+        return Lines(low, low_at, high, high_at)
+
+
+def _or_else(known: Tensor, slope: Tensor, at: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the line, or the level where the line is not finite or its function not defined."""
+    good = known & slope.isfinite() & at.isfinite()
+    return torch.where(good, slope, torch.zeros_like(slope)), torch.where(good, at, level)
+
+
+def _under(f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, upper: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return slope and intercept of a line below f on [lower, upper]."""
+    middle = lower + (upper - lower) / 2
+    with torch.no_grad():
+        first, last, touches = _touching(f, slope_of, pieces, lower, upper, middle)
+        width = upper - lower
+        # The rounding of two near values would leave nothing of a chord's slope.
+        wide = width > math.sqrt(torch.finfo(lower.dtype).eps) * torch.maximum(lower.abs(), upper.abs())
+        chord = torch.where(wide, (f(upper) - f(lower)) / torch.where(wide, width, 1), slope_of(middle))
+    at = torch.minimum(torch.maximum(middle, first), last) if alpha is None else first + alpha * (last - first)
+    slope = torch.where(touches, slope_of(at), chord)
+    return slope, _intercept(f, slope_of, pieces, torch.where(touches, at, middle), slope, torch.maximum(lower.abs(), upper.abs()))
+
+
+def _touching(f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, upper: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the first and the last place of a convex piece whose tangents clear both ends of the interval, and whether there is one.
+
+    On a convex piece the tangent's value at the left end falls as its place moves right, and at the right end it rises. Of several pieces the one whose
+    places are nearest to the middle is taken.
+    """
+    if len(pieces) == 1:
+        return lower, upper, pieces[0].convex
+    f_lower, f_upper = f(lower), f(upper)
+
+    def clears(x: Tensor, end: Tensor, value: Tensor) -> Tensor:
+        return f(x) + slope_of(x) * (end - x) <= value
+
+    first, last, found = lower, upper, torch.zeros_like(lower, dtype=torch.bool)
+    for begin, end, convex in pieces:
+        start = _bisected(lambda x: clears(x, lower, f_lower), begin, end)
+        stop = _bisected(lambda x: clears(x, upper, f_upper), end, begin)
+        here = convex & (end > begin) & (start <= stop) & clears(start, lower, f_lower) & clears(stop, upper, f_upper)
+        nearer = here & (~found | (_distance(middle, start, stop) < _distance(middle, first, last)))
+        first, last, found = torch.where(nearer, start, first), torch.where(nearer, stop, last), found | here
+    return first, last, found
+
+
+def _distance(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.maximum(low - x, x - high).clamp(min=0)
+
+
+def _bisected(holds: Callable[[Tensor], Tensor], out: Tensor, inside: Tensor) -> Tensor:
+    """Return the place nearest to `out` from which on, towards `inside`, something holds."""
+    inside = torch.where(holds(out), out, inside)
+    for _ in range(_BISECTIONS):
+        middle = out + (inside - out) / 2
+        yes = holds(middle)
+        inside, out = torch.where(yes, middle, inside), torch.where(yes, out, middle)
+    return inside
+
+
+def _intercept(f: Function, slope_of: Function, pieces: list[Piece], at: Tensor, slope: Tensor, reach: Tensor) -> Tensor:
+    """Return a lower bound of f(x) - slope * x over the pieces: a proof, whatever the slope and wherever `at`."""
+    info = torch.finfo(slope.dtype)
+    steep = (1 + slope.abs()) * reach
+
+    def gap(x: Tensor) -> Tensor:
+        y = f(x)
+        return y - slope * x - _ULPS * info.eps * (steep + y.abs()) - info.tiny
+
+    least = torch.full_like(slope, torch.inf)
+    for begin, end, convex in pieces:
+        place = torch.minimum(torch.maximum(at, begin), end)
+        tilt = slope_of(place) - slope
+        fall = torch.minimum(tilt * (begin - place), tilt * (end - place))
+        below = gap(place) + torch.where(tilt == 0, torch.zeros_like(fall), fall * (1 + _ULPS * info.eps))
+        if len(pieces) > 1:
+            below = torch.fmax(below, _bracketed(gap, slope_of, begin, end, slope))
+        ends = torch.minimum(gap(begin), gap(end))
+        least = torch.minimum(least, torch.where(convex, torch.minimum(below, ends), ends))
+    return least
+
+
+def _bracketed(gap: Function, slope_of: Function, begin: Tensor, end: Tensor, slope: Tensor) -> Tensor:
+    """Bound the gap on convex pieces by its tangent at the left end of a small bracket around the place where it is least."""
+    with torch.no_grad():
+        left, right = begin, end
+        for _ in range(_BISECTIONS):
+            middle = left + (right - left) / 2
+            falls = slope_of(middle) <= slope
+            left, right = torch.where(falls, middle, left), torch.where(falls, right, middle)
+    tilt = slope_of(left) - slope
+    return gap(left) + (tilt * (right - left) * (1 + _ULPS * torch.finfo(slope.dtype).eps)).clamp(max=0)
+
+
+@dataclass(frozen=True)
+class Wave(Smooth):
+    """sin(x + shift): its inflections and turns stand wherever the interval does. Beyond `_FAR`, or over more than a period, it lies between -1 and 1."""
+
+    shift: float = 0.0
+
+    def _tame(self, lower: Tensor, upper: Tensor) -> Tensor:
+        return (torch.maximum(lower.abs(), upper.abs()) < _FAR) & (upper - lower < 2 * math.pi)
+
+    def _extremes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        least, most = super()._extremes(lower, upper)
+        tame = self._tame(lower, upper)
+        holds = [self._near(lower, upper, turn) | ~tame for turn in (-math.pi / 2, math.pi / 2)]
+        return torch.where(holds[0], -1.0, least), torch.where(holds[1], 1.0, most)
+
+    def _near(self, lower: Tensor, upper: Tensor, phase: float) -> Tensor:
+        """Does the interval come within rounding of a place of that phase?"""
+        room = 8 * torch.finfo(lower.dtype).eps * _FAR / (2 * math.pi)
+        turns = [(end + (self.shift - phase)) / (2 * math.pi) for end in (lower, upper)]
+        return torch.floor(turns[1] + room) >= torch.ceil(turns[0] - room)
+
+    def pieces(self, lower: Tensor, upper: Tensor) -> list[Piece]:
+        """Half waves; an interval of less than a period has a share in four at most."""
+        half = torch.floor((lower + self.shift) / math.pi)
+        places = [lower, *(torch.minimum(torch.maximum((half + k) * math.pi - self.shift, lower), upper) for k in (1, 2, 3)), upper]
+        return [Piece(a, b, (half + k).remainder(2) == 1) for k, (a, b) in enumerate(pairwise(places))]
+
+    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        """As any smooth function, where the interval is short."""
+        lines, (least, most) = super().relax(lower, upper, alpha), self.range(lower, upper)
+        tame, zero = self._tame(lower, upper), torch.zeros_like(lower)
+        return Lines(*(torch.where(tame, line, level) for line, level in zip(lines, (zero, least, zero, most), strict=True)))
+
+
+_FAR = 1e3
