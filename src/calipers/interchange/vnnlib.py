@@ -108,7 +108,7 @@ class _Reader:
             self.command(words)
 
     def command(self, words: list[Word]) -> None:
-        head = words[0] if words else ""
+        head = words[0] if words and isinstance(words[0], str) else "(...)"
         if head in ("declare-const", "declare-fun"):
             self.declare(words)
         elif head == "assert":
@@ -118,7 +118,7 @@ class _Reader:
         elif head in ("vnnlib-version", "declare-network"):
             raise self.fail("this is VNN-LIB 2, which is not read: write the property in version 1 (declare-const X_0 Real, assert ...)")
         elif head not in _IGNORED:
-            raise self.fail(f"the command {str(head)[:40]!r} is not part of VNN-LIB 1 (declare-const, assert)")
+            raise self.fail(f"the command {head[:40]!r} is not part of VNN-LIB 1 (declare-const, assert)")
 
     def declare(self, words: list[Word]) -> None:
         plain = [word for word in words[1:] if word != ()]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -19,6 +19,8 @@ from calipers.measurement.referee import Referee
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.query import Query, read
+from calipers.problem.tools import Attempt, Claim
+from calipers.problem.tools import Attempt
 
 _EACH_CASE = 16  # cases up to which each is attacked by itself
 
@@ -103,34 +105,41 @@ class _Case:
         for query, problem in left:
             if self.timeout is not None and time.monotonic() - self.begun > self.timeout:
                 raise _OutOfTimeError
-            if stage.kind == "certifier":
-                still += [] if self.proved(stage, problem) else [(query, problem)]
-                continue
-            found = self.attacked(stage, query, problem)
+            found, proved = self.attacked(stage, query, problem) if stage.kind == "attack" else self.bounded(stage, query, problem)
             if found is not None:
                 return found, left
-            still.append((query, problem))
+            still += [] if proved else [(query, problem)]
         return None, still
 
-    def attacked(self, stage: Stage, query: Query, problem: Problem) -> Witness | None:
+    def attacked(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
         """Search for all cases at once, then for each: the nearest case is not always the one that can be reached."""
         alone = query.alone() if len(query.cases) <= _EACH_CASE else ()
+        tool: Callable[..., Iterator[Attempt]] = stage.tool
         for goal in (problem.goal, *(one.goal() for one in alone)):
-            posed = dataclasses.replace(problem, goal=goal)
-            tool: Callable[..., Iterator[Any]] = stage.tool
-            for attempt in tool(posed, seed=self.seed):
-                for point in attempt.candidate:
-                    found = witness(self.classifier, query, point)
-                    if found is not None:
-                        return found
-        return None
+            for attempt in tool(dataclasses.replace(problem, goal=goal), seed=self.seed):
+                found = self.witness(query, attempt)
+                if found is not None:
+                    return found, False
+        return None, False
 
-    def proved(self, stage: Stage, problem: Problem) -> bool:
+    def bounded(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
+        """Ask for a proof about the whole box; a certifier may also hand over counterexamples that it met."""
         referee, whole = Referee(problem), torch.arange(len(problem), device=problem.x.device)
-        radius = problem.threat.radii(1)
-        tool: Callable[..., Iterator[Any]] = stage.tool
-        rulings = [referee.claim(claim, whole, stage.name, 0.0, self.seed) for claim in tool(problem)]
-        return any(fact.kind == "certificate" and fact.radius >= float(radius[0]) for ruling in rulings for fact in ruling.evidence)
+        radius, proved = float(problem.threat.radii(1)[0]), False
+        tool: Callable[..., Iterator[Claim | Attempt]] = stage.tool
+        for item in tool(problem):
+            if isinstance(item, Claim):
+                facts = referee.claim(item, whole, stage.name, 0.0, self.seed).evidence
+                proved |= any(fact.kind == "certificate" and fact.radius >= radius for fact in facts)
+                continue
+            found = self.witness(query, item)
+            if found is not None:
+                return found, False
+        return None, proved
+
+    def witness(self, query: Query, attempt: Attempt) -> Witness | None:
+        """Return the first candidate that is one."""
+        return next((found for point in attempt.candidate if (found := witness(self.classifier, query, point)) is not None), None)
 
     def verdict(self, answer: Literal["sat", "unsat", "unknown", "timeout"], tool: str = "", found: Witness | None = None) -> Verdict:
         return Verdict(answer, time.monotonic() - self.begun, tool, found, self.notes)

@@ -30,7 +30,7 @@ class Specification:
     matrix: Tensor
     shifts: Tensor
     belongs: Tensor
-    _converted: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _converted: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         s = self.matrix.shape[0] if self.matrix.dim() == 2 else 0
