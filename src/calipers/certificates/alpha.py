@@ -15,7 +15,7 @@ from calipers.bounds.linear import Relaxed, margin_bounds, relax
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import SEARCH, Arithmetic, plain_sums
 from calipers.bounds.sharpen import sharpening
-from calipers.certificates.crown import Bound, claims
+from calipers.certificates.crown import Bound, claims, shifted
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.problem.ball import Region
@@ -86,7 +86,7 @@ class Start:
         state = relax(graph, region, arithmetic, known)
         spec = problem.goal.rows(problem.y, problem.classes).to(arithmetic.dtype)
         offsets = torch.as_tensor(problem.goal.offsets(problem.y, problem.classes)).to(spec).expand(spec.shape[:2])
-        margins = (margin_bounds(state, spec) + offsets).nan_to_num(nan=-torch.inf)
+        margins = shifted(margin_bounds(state, spec), problem.goal, problem.y, problem.classes).nan_to_num(nan=-torch.inf)
         cases = problem.goal.cases(problem.classes).to(spec.device)
         bounds = _case_bounds(margins, cases)
         left = torch.nonzero(~(bounds.amin(1) > 0)).flatten()

@@ -14,6 +14,7 @@ from calipers.bounds.interval import Box
 from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph.capture import graph_of
+from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 
@@ -80,11 +81,15 @@ def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | Non
         state = relax(graph, region, arithmetic, known, refine=refine)
         rows = problem.goal.rows(problem.y, problem.classes)
         margins = margin_bounds(state, rows) if refine else interval_margin_bounds(state, rows)
-        # Down by a rounding of the sum; where nothing is added nothing is lost.
-        offsets = problem.goal.offsets(problem.y, problem.classes).to(margins)
-        margins = torch.where(offsets == 0, margins, torch.nextafter(margins + offsets, torch.full_like(margins, -torch.inf)))
+        margins = shifted(margins, problem.goal, problem.y, problem.classes)
     worst = problem.goal.worst(margins.nan_to_num(nan=-torch.inf))
     return Bound(worst, state.boxes, state.rows + rows.shape[1])
+
+
+def shifted(bounds: Tensor, goal: Goal, y: Tensor, classes: int) -> Tensor:
+    """Return bounds (N, S) of rows @ logits with the goal's offsets added, rounded down; where nothing is added nothing is lost."""
+    offsets = goal.offsets(y, classes).to(bounds)
+    return torch.where(offsets == 0, bounds, torch.nextafter(bounds + offsets, torch.full_like(bounds, -torch.inf)))
 
 
 def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:

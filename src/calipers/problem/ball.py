@@ -168,6 +168,20 @@ class Region:
         low, high = self.low[index], self.high[index]
         return Region(self.ball, self.norm, self.center[index], self.radius[index], low, high, self.weight)
 
+    def outer_box(self) -> tuple[Tensor, Tensor]:
+        """Return the lowest and highest values of the smallest box around each region, (M, *D) each, a rounding outward where the region ends there."""
+        low, high = self._corners
+        down, up = (torch.nextafter(end, torch.full_like(end, sign)) for end, sign in ((low, -torch.inf), (high, torch.inf)))
+        return torch.where(low < self.center, down, low), torch.where(high > self.center, up, high)
+
+    def boxes(self, low: Tensor, high: Tensor) -> Region:
+        """Return regions that are whole boxes (P, *D), inside the first of these regions, with the same norm; rounded outward."""
+        center = (low + high) / 2
+        down, up = ((end - center).flatten(1) for end in (low, high))
+        down, up = torch.nextafter(down, torch.full_like(down, -torch.inf)), torch.nextafter(up, torch.full_like(up, torch.inf))
+        down, up = torch.where(low.flatten(1) < high.flatten(1), down, 0.0), torch.where(low.flatten(1) < high.flatten(1), up, 0.0)
+        return Region(self.ball, self.norm, center, torch.full_like(self.radius[:1], torch.inf).expand(len(low)), down, up, None)
+
     def at(self, radius: Tensor) -> Region:
         """Return the same regions with other radii (M,)."""
         return dataclasses.replace(self, radius=radius.to(self.center.device, torch.float64))

@@ -1,0 +1,111 @@
+"""Which boxes follow from a few inputs' own directions? Affine forms pushed forward: cheap where few features move, whatever the network's width.
+
+Every number is c + sum_j g_j e_j with e in [-1, 1]^d, give or take r >= 0 an element: the d features that move keep their correlation through the whole
+network, and what relaxations and rounding lose goes into r (affine arithmetic with the noise of all operations collapsed; compare the zonotopes of Singh et
+al. 2018, DeepZ). A layer costs d + 2 passes instead of one row of a backward sweep for every element that bends.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.interval import Box
+from calipers.bounds.rounding import Arithmetic
+from calipers.graph.ir import Affine, Elementwise, Graph
+
+_SLACK = 8  # roundings of a few scalar operations
+
+
+class Form(NamedTuple):
+    """`c`, `r (P, *shape)` and `g (P, d, *shape)`."""
+
+    c: Tensor
+    g: Tensor
+    r: Tensor
+
+    @property
+    def reach(self) -> Tensor:
+        """How far an element can be from its centre, before rounding."""
+        return self.g.abs().sum(1) + self.r
+
+    def box(self, arithmetic: Arithmetic) -> Box:
+        """Return the smallest box around the form, rounded outward."""
+        reach = self.reach
+        room = arithmetic.gamma(self.g.shape[1] + _SLACK) * (self.c.abs() + reach) + arithmetic.floor
+        return Box(self.c - reach - room, self.c + reach + room)
+
+
+def forward(graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic) -> tuple[dict[int, Box], Form]:
+    """Return boxes of all numbers over the input boxes `low`, `high (P, *D)`, and the last number's form; e stands for the features that move somewhere.
+
+    Proved in the arithmetic given, as far as it accounts for rounding. Cost: d + 2 forward passes a box.
+    """
+    form = _input(low, high)
+    forms, boxes = {0: form}, {0: form.box(arithmetic)}
+    for number, node in enumerate(graph.nodes, start=1):
+        inputs = [forms[i] for i in node.inputs]
+        if isinstance(node.op, Affine):
+            forms[number] = _affine(node.op, inputs, arithmetic)
+        elif isinstance(node.op, Elementwise):
+            forms[number] = _bent(node.op, inputs[0], boxes[node.inputs[0]], arithmetic)
+        else:
+            ends = [boxes[i] for i in node.inputs]
+            forms[number] = _constant(Box(node.op.value(*(b.lower for b in ends)), node.op.value(*(b.upper for b in ends))), form.g.shape[1], arithmetic)
+        boxes[number] = forms[number].box(arithmetic).mended()
+    return boxes, forms[len(graph.nodes)]
+
+
+def _input(low: Tensor, high: Tensor) -> Form:
+    c = (low + high) / 2
+    half = torch.maximum(high - c, c - low).flatten(1)
+    half = torch.where(half > 0, torch.nextafter(half, torch.full_like(half, torch.inf)), half)
+    moving = torch.nonzero((half > 0).any(0)).flatten()
+    g = half.new_zeros(len(half), len(moving), half.shape[1])
+    g[:, torch.arange(len(moving)), moving] = half[:, moving]
+    return Form(c, g.view(len(c), len(moving), *c.shape[1:]), torch.zeros_like(c))
+
+
+def _affine(op: Affine, inputs: list[Form], arithmetic: Arithmetic) -> Form:
+    count = inputs[0].g.shape[1]
+    zero = op.value(*(torch.zeros_like(f.c[:1]) for f in inputs))
+    c = op.value(*(f.c for f in inputs))
+    g = op.value(*(f.g.flatten(0, 1) for f in inputs)) - zero
+    sizes = op.absolute(*(torch.cat([f.r, f.c.abs() + f.reach]) for f in inputs))
+    r, size = sizes.chunk(2)
+    terms = max(f.c[0].numel() for f in inputs) + count + _SLACK
+    r = r + arithmetic.gamma(terms) * (size + (count + 2) * zero.abs()) + arithmetic.floor
+    return Form(c, g.view(len(c), count, *c.shape[1:]), r)
+
+
+def _bent(op: Elementwise, x: Form, box: Box, arithmetic: Arithmetic) -> Form:
+    """The line of the chord's slope, and the function's distance from it: for a ReLU both lines are parallel then."""
+    lines = op.relax(box.lower, box.upper, _parallel(op, box))
+    slope = lines.upper_slope
+    rise = lines.lower_slope - slope
+    least = torch.minimum(rise * box.lower, rise * box.upper) + lines.lower_intercept
+    most = lines.upper_intercept
+    size = slope.abs() * (x.c.abs() + x.reach) + rise.abs() * box.magnitude + lines.lower_intercept.abs() + most.abs()
+    r = slope.abs() * x.r + (most - least) / 2 + arithmetic.gamma(x.g.shape[1] + _SLACK) * size + arithmetic.floor
+    whole = Form(slope * x.c + (most + least) / 2, slope[:, None] * x.g, r)
+    lost = ~(whole.r.isfinite() & whole.c.isfinite())  # an interval without end: nothing is known, and nothing may become NaN further on
+    return Form(whole.c.masked_fill(lost, 0.0), whole.g.masked_fill(lost[:, None], 0.0), whole.r.masked_fill(lost, torch.inf))
+
+
+def _parallel(op: Elementwise, box: Box) -> Tensor:
+    """Return the alpha at which the lower line has the slope of the upper one, where lines are straight in alpha."""
+    if not getattr(op, "straight", False):
+        return torch.full_like(box.lower, 0.5)
+    first, last = (op.relax(box.lower, box.upper, torch.full_like(box.lower, a)) for a in (0.0, 1.0))
+    rise = last.lower_slope - first.lower_slope
+    return torch.where(
+        rise == 0, torch.full_like(rise, 0.5), (first.upper_slope - first.lower_slope) / torch.where(rise == 0, torch.ones_like(rise), rise)
+    ).clamp(0, 1)
+
+
+def _constant(box: Box, count: int, arithmetic: Arithmetic) -> Form:
+    c = (box.lower + box.upper) / 2
+    reach = torch.maximum(box.upper - c, c - box.lower) * (1 + arithmetic.gamma(_SLACK))
+    return Form(c, c.new_zeros(len(c), count, *c.shape[1:]), reach)

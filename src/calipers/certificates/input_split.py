@@ -1,0 +1,147 @@
+"""Can the question be decided by cutting up the input? For few features that move: halve boxes until every one is proved or breaks.
+
+Boxes of intermediate values come from affine forms pushed forward, the margins from one backward sweep over those; everything is computed in checked
+float64 at once, so a closed box is a proof. A box is halved along the feature on which its worst margin hangs most. Centres and minimising corners are
+tried as counterexamples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.forward import Form, forward
+from calipers.bounds.linear import margin_bounds, relax
+from calipers.bounds.rounding import CHECKED, plain_sums
+from calipers.certificates.crown import shifted
+from calipers.errors import BadInput
+from calipers.graph.capture import graph_of
+from calipers.problem.goals import is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt, Claim
+
+_HELD = 2**30  # bytes of boxes held at once; beyond them the search gives up
+
+
+@dataclass(frozen=True)
+class InputSplit:
+    """Decide every point within `seconds` of its own by halving its region, `batch` boxes at once; for norms that are boxes and at most `features` that move.
+
+    Where more features move, nothing is claimed. Complete but for time and memory, and for points whose worst margin is 0 exactly.
+    Guarantee: float64-checked. Cost of a box: as many forward passes as features move, and one row of a backward sweep a margin.
+    """
+
+    seconds: float = 30.0
+    batch: int = 1024
+    features: int = 20
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or self.batch < 1 or self.features < 1:
+            raise BadInput(f"InputSplit takes seconds > 0, batch >= 1 and features >= 1, got {self}")
+
+    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+        """Yield a claim for every point, and a candidate for each where a counterexample was met on the way."""
+        for i in range(len(problem)):
+            here = torch.tensor([i], device=problem.x.device)
+            search = _Search(self, problem.take(here))
+            found = search.run() if search.fits else None
+            spent = torch.full_like(here, search.spent)
+            if found is not None:
+                yield Attempt(here, found, spent, spent)
+            radius = problem.threat.radii(len(problem)).to(here.device)[here]
+            proved = found is None and search.fits and not len(search.low)
+            margin = torch.full_like(radius, torch.finfo(radius.dtype).tiny if proved else -torch.inf)
+            yield Claim(here, torch.where(margin > 0, radius, 0.0), margin, CHECKED.guarantee, spent, spent)
+
+
+class _Search:
+    """The boxes of one point that are still open, `low`, `high (P, *D)`."""
+
+    def __init__(self, tool: InputSplit, problem: Problem) -> None:
+        self.tool, self.problem = tool, problem
+        region = problem.threat.region(problem.x.double(), outward=True)
+        self.graph = graph_of(problem.classifier, problem.x).to(torch.float64)
+        self.fits, self.spent = region.norm.is_box, 0
+        if self.fits:
+            self.region = region
+            self.low, self.high = region.outer_box()
+            self.fits = int((self.high > self.low).sum()) <= tool.features
+
+    def run(self) -> Tensor | None:
+        """Halve until nothing is open or the time is up; return a counterexample (1, *D)."""
+        ends = time.monotonic() + self.tool.seconds
+        with torch.no_grad(), plain_sums():
+            while len(self.low) and time.monotonic() < ends and self.low.numel() * 16 < _HELD:
+                found = self._round()
+                if found is not None:
+                    return found
+        return None
+
+    def _round(self) -> Tensor | None:
+        low, high = self.low[-self.tool.batch :], self.high[-self.tool.batch :]  # the youngest first: few boxes are open at a time
+        self.low, self.high = self.low[: -self.tool.batch], self.high[: -self.tool.batch]
+        count = len(low)
+        margins, form = self._bounds(low, high)
+        goal = self.problem.goal
+        left = torch.nonzero(~(goal.worst(margins.nan_to_num(nan=-torch.inf)) > 0)).flatten()
+        self.spent += count * (margins.shape[1] + form.g.shape[1] + 2)
+        if not len(left):
+            return None
+        low, high, margins, form = low[left], high[left], margins[left], Form(*(t[left] for t in form))
+        pulls = self._pulls(form, margins)
+        found = self._counterexample(low, high, pulls)
+        if found is None:
+            self._halve(low, high, pulls.abs())
+        return found
+
+    def _bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Form]:
+        boxes, form = forward(self.graph, low, high, CHECKED)
+        region = self.region.boxes(low, high)
+        state = relax(self.graph, region, CHECKED, boxes, refine=False)
+        y = self.problem.y.expand(len(low))
+        rows = self.problem.goal.rows(y, self.problem.classes).double()
+        return shifted(margin_bounds(state, rows), self.problem.goal, y, self.problem.classes), form
+
+    def _pulls(self, form: Form, margins: Tensor) -> Tensor:
+        """Return how the margin that decides each box changes along every feature that moves, (P, d): of the worst case, its best margin."""
+        cases = self.problem.goal.cases(self.problem.classes).to(margins.device)
+        each = torch.stack([torch.where(cases == c, margins, -torch.inf).amax(1) for c in range(int(cases.max()) + 1)], 1)
+        deciding = torch.where(cases == each.argmin(1, keepdim=True), margins, -torch.inf).argmax(1)
+        rows = self.problem.goal.rows(self.problem.y, self.problem.classes)[0].double()[deciding]
+        return (form.g.flatten(2) @ rows[..., None])[..., 0]
+
+    def _halve(self, low: Tensor, high: Tensor, weight: Tensor) -> None:
+        wide = (high - low).flatten(1)
+        moving = torch.nonzero((wide > 0).any(0)).flatten()
+        # A feature that the linear part does not see still matters through what bends: none is forgotten for ever.
+        share = wide[:, moving] / self._width[moving]
+        score = (weight / weight.amax(1, keepdim=True).clamp_min(1e-300) + 0.1) * torch.where(wide[:, moving] > 0, share, 0.0)
+        place = moving[score.argmax(1)][:, None]
+        flat_low, flat_high = low.flatten(1), high.flatten(1)
+        middle = (flat_low.gather(1, place) + flat_high.gather(1, place)) / 2
+        lows, highs = torch.cat([flat_low, flat_low.scatter(1, place, middle)]), torch.cat([flat_high.scatter(1, place, middle), flat_high])
+        self.low = torch.cat([self.low, lows.view(-1, *low.shape[1:])])
+        self.high = torch.cat([self.high, highs.view(-1, *high.shape[1:])])
+
+    @property
+    def _width(self) -> Tensor:
+        low, high = self.region.outer_box()
+        return (high - low).flatten()
+
+    def _counterexample(self, low: Tensor, high: Tensor, pulls: Tensor) -> Tensor | None:
+        """Return a centre or a minimising corner that the model gets wrong."""
+        moving = torch.nonzero((high > low).flatten(1).any(0)).flatten()
+        corner = ((low + high) / 2).flatten(1)
+        corner[:, moving] = torch.where(pulls > 0, low.flatten(1)[:, moving], high.flatten(1)[:, moving])
+        points = torch.cat([(low + high) / 2, corner.view_as(low)])
+        region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
+        inside = region.snap(points.to(self.problem.x.dtype))
+        logits = self.problem.classifier.logits(inside)
+        worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
+        self.spent += len(points)
+        hit = torch.nonzero(is_adversarial(worst)).flatten()
+        return inside[hit[:1]] if len(hit) else None
