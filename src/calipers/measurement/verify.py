@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +20,6 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.query import Query, read
 from calipers.problem.tools import Attempt, Claim
-from calipers.problem.tools import Attempt
 
 _EACH_CASE = 16  # cases up to which each is attacked by itself
 
@@ -114,7 +113,7 @@ class _Case:
     def attacked(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
         """Search for all cases at once, then for each: the nearest case is not always the one that can be reached."""
         alone = query.alone() if len(query.cases) <= _EACH_CASE else ()
-        tool: Callable[..., Iterator[Attempt]] = stage.tool
+        tool: Callable[..., Iterator[Any]] = stage.tool
         for goal in (problem.goal, *(one.goal() for one in alone)):
             for attempt in tool(dataclasses.replace(problem, goal=goal), seed=self.seed):
                 found = self.witness(query, attempt)
@@ -126,7 +125,7 @@ class _Case:
         """Ask for a proof about the whole box; a certifier may also hand over counterexamples that it met."""
         referee, whole = Referee(problem), torch.arange(len(problem), device=problem.x.device)
         radius, proved = float(problem.threat.radii(1)[0]), False
-        tool: Callable[..., Iterator[Claim | Attempt]] = stage.tool
+        tool: Callable[..., Iterator[Any]] = stage.tool
         for item in tool(problem):
             if isinstance(item, Claim):
                 facts = referee.claim(item, whole, stage.name, 0.0, self.seed).evidence
