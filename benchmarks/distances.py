@@ -2,10 +2,11 @@
 
 First table: networks whose exact distances are published (mixed-integer programs), the attack of the plan "distance" or those given with --tool; how many times
 the exact distance is what it finds. Nothing may lie below the exact value by more than its own stated gap. Second table: each library's minimum-norm attack
-and ours of the same name with the same number of steps, on the same points; the median distance over the points that both break, all judged by the model's
-own arithmetic after the few roundings that exact membership asks for, and seconds for one run each, by turns.
+and ours of the same name with the same number of steps, and with --fewer, on the same points; the median distance over the points that both break, all judged
+by the model's own arithmetic after the few roundings that exact membership asks for, and seconds for one run each, by turns. A median hides where the other
+is nearer: "behind" is the largest lead in percentage points that the other has in the share of points broken, over a grid of radii; --curve prints the grid.
 
-    PYTHONPATH=src python benchmarks/distances.py [--points 100] [--steps 100] [--rounds 1] [--tool "FMN(steps=100)"] [--no-peers]
+    PYTHONPATH=src python benchmarks/distances.py [--points 100] [--steps 100] [--fewer 20 30] [--rounds 1] [--curve] [--only FMN] [--no-peers]
 """
 
 from __future__ import annotations
@@ -123,13 +124,15 @@ PAIRS: tuple[tuple[str, str, str, Peer, Callable[[int], Attack]], ...] = (
     ("foolbox", "FMN", "linf", foolbox_attack("LInfFMNAttack"), lambda steps: FMN(steps)),
     ("foolbox", "FMN", "l2", foolbox_attack("L2FMNAttack"), lambda steps: FMN(steps)),
     ("foolbox", "FMN", "l1", foolbox_attack("L1FMNAttack"), lambda steps: FMN(steps)),
+    ("foolbox", "FMN", "l0", foolbox_attack("L0FMNAttack"), lambda steps: FMN(steps)),
     ("foolbox", "DDN", "l2", foolbox_attack("DDNAttack"), lambda steps: DDN(steps)),
     ("foolbox", "C&W", "l2", foolbox_attack("L2CarliniWagnerAttack", binary_search_steps=9), lambda steps: CarliniWagner(steps, rounds=9)),
     ("foolbox", "DeepFool", "l2", foolbox_attack("L2DeepFoolAttack"), lambda steps: DeepFool(min(steps, 20))),
     ("torchattacks", "DeepFool", "l2", torchattacks_deepfool, lambda steps: DeepFool(min(steps, 20))),
     ("art", "DeepFool", "l2", art_deepfool, lambda steps: DeepFool(min(steps, 20))),
 )
-RADII = {"linf": 0.1, "l2": 1.0, "l1": 6.0}
+RADII = {"linf": 0.1, "l2": 1.0, "l1": 6.0, "l0": 20.0}
+GRID = 20  # radii, from 0 to the largest distance that either side finds
 
 
 def against_peers(name: str, found: dict[str, ModuleType], options: argparse.Namespace) -> None:
@@ -139,7 +142,7 @@ def against_peers(name: str, found: dict[str, ModuleType], options: argparse.Nam
         return
     x, y = common.right(model, *common.digits(options.points))
     for library, attack, norm, peer, own in PAIRS:
-        if library not in found:
+        if library not in found or (options.only and attack not in options.only):
             continue
         problem, theirs = Problem.pose(model, x, y, Ball(norm, RADII[norm])), peer(found[library], model, options.steps)
         results: dict[str, Tensor] = {}
@@ -147,22 +150,35 @@ def against_peers(name: str, found: dict[str, ModuleType], options: argparse.Nam
         def keeping(side: str, run: Run, results: dict[str, Tensor] = results) -> None:
             results[side] = run()
 
-        sides: dict[str, Callable[[], object]] = {
-            "ours": partial(keeping, "ours", partial(candidates, own(options.steps), problem)),
-            "theirs": partial(keeping, "theirs", partial(theirs, x, y)),
-        }
+        counts = [options.steps, *options.fewer]
+        sides: dict[str, Callable[[], object]] = {str(steps): partial(keeping, str(steps), partial(candidates, own(steps), problem)) for steps in counts}
+        sides["theirs"] = partial(keeping, "theirs", partial(theirs, x, y))
         torch.manual_seed(0)
         np.random.seed(0)
         seconds = common.alternate(sides, options.rounds, warm=False)
-        here, there = distances(problem, results["ours"]), distances(problem, results["theirs"].detach())
-        both = here.isfinite() & there.isfinite()
-        a, b = float(here[both].median()), float(there[both].median())
-        mine, other = median(seconds["ours"]), median(seconds["theirs"])
-        broken = f"{int(here.isfinite().sum()):4} {int(there.isfinite().sum()):4}"
-        print(
-            f"{name:13} {norm:4} {attack:8} {library:12} {len(x):5} {broken} {a:9.4f} {b:9.4f} {a / b:6.3f} {mine:8.2f} {other:8.2f} {other / mine:6.1f}",
-            flush=True,
-        )
+        there = distances(problem, results["theirs"].detach())
+        for steps in counts:
+            here, times = distances(problem, results[str(steps)]), (median(seconds[str(steps)]), median(seconds["theirs"]))
+            print(f"{name:13} {norm:4} {attack:8} {library:12} {steps:5} {len(x):5} {compared(here, there, times)}", flush=True)
+            if options.curve:
+                for radius, mine, other in curve(here, there):
+                    print(f"    {radius:9.4f} {mine:7.1%} {other:7.1%}")
+
+
+def compared(here: Tensor, there: Tensor, times: tuple[float, float]) -> str:
+    """Return the numbers of one line: points broken, medians and their ratio, the largest lead of the other over the curve, seconds, times as fast."""
+    both = here.isfinite() & there.isfinite()
+    a, b = float(here[both].median()), float(there[both].median())
+    behind = max(other - mine for _, mine, other in curve(here, there))
+    broken = f"{int(here.isfinite().sum()):4} {int(there.isfinite().sum()):4}"
+    return f"{broken} {a:9.4f} {b:9.4f} {a / b:6.3f} {behind:7.1%} {times[0]:8.2f} {times[1]:8.2f} {times[1] / times[0]:6.1f}"
+
+
+def curve(here: Tensor, there: Tensor) -> list[tuple[float, float, float]]:
+    """Return (radius, share that we break there, share that they break there) over the grid."""
+    known = torch.cat([here, there])
+    radii = torch.linspace(0, float(known[known.isfinite()].max()), GRID + 1, dtype=torch.float64)[1:]
+    return [(float(r), float((here <= r).double().mean()), float((there <= r).double().mean())) for r in radii]
 
 
 def main() -> None:
@@ -171,12 +187,16 @@ def main() -> None:
     for option, default in (("--points", 100), ("--steps", 100), ("--rounds", 1)):
         parser.add_argument(option, type=int, default=default)
     parser.add_argument("--tool", action="append", help="what to compare with exact distances; may be given several times")
+    parser.add_argument("--fewer", type=int, nargs="*", default=[30], help="other numbers of steps for ours, beside those of the peers")
+    parser.add_argument("--only", nargs="*", help="attacks of the second table: FMN, DDN, C&W, DeepFool; the first table is left out")
+    parser.add_argument("--curve", action="store_true", help="also print the share broken at each radius of a grid, ours and theirs")
     parser.add_argument("--no-peers", action="store_true", help="the first table only")
     options = parser.parse_args()
     found = common.start("Distances of minimum-norm attacks", [] if options.no_peers else ["foolbox", "torchattacks", "art"])
-    against_exact(options.tool or [repr(stage.tool) for stage in PLANS["distance"].stages if stage.kind == "attack"])
+    if not options.only:
+        against_exact(options.tool or [repr(stage.tool) for stage in PLANS["distance"].stages if stage.kind == "attack"])
     if found:
-        print(f"\n{'network':13} norm {'attack':8} {'library':12} tried broken by us, them; median, theirs, ratio; seconds, theirs, times as fast")
+        print(f"\n{'network':13} norm {'attack':8} {'library':12} our steps, points, broken, median, theirs, ratio; behind, seconds, theirs, speed")
         for name in NETWORKS:
             against_peers(name, found, options)
 

