@@ -1,7 +1,7 @@
 """Can the question be decided by cutting up the input? For few features that move: halve boxes until every one is proved or breaks.
 
-Boxes of intermediate values come from affine forms pushed forward, the margins from one backward sweep over those; everything is computed in checked
-float64 at once, so a closed box is a proof. A box is halved along the feature on which its worst margin hangs most. Centres and minimising corners are
+Boxes of intermediate values come from affine forms pushed forward, and from backward sweeps where these leave something bent (without the sweeps one
+ACAS Xu property took 24,589 boxes, with them 129); everything is computed in checked float64 at once, so a closed box is a proof. A box is halved along the feature on which its worst margin hangs most. Centres and minimising corners are
 tried as counterexamples.
 """
 
@@ -32,11 +32,11 @@ class InputSplit:
     """Decide every point within `seconds` of its own by halving its region, `batch` boxes at once; for norms that are boxes and at most `features` that move.
 
     Where more features move, nothing is claimed. Complete but for time and memory, and for points whose worst margin is 0 exactly.
-    Guarantee: float64-checked. Cost of a box: as many forward passes as features move, and one row of a backward sweep a margin.
+    Guarantee: float64-checked. Cost of a box: as many forward passes as features move, and CROWN for what still bends.
     """
 
     seconds: float = 30.0
-    batch: int = 1024
+    batch: int = 256
     features: int = 20
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class _Search:
     def _bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Form]:
         boxes, form = forward(self.graph, low, high, CHECKED)
         region = self.region.boxes(low, high)
-        state = relax(self.graph, region, CHECKED, boxes, refine=False)
+        state = relax(self.graph, region, CHECKED, boxes)
         y = self.problem.y.expand(len(low))
         rows = self.problem.goal.rows(y, self.problem.classes).double()
         return shifted(margin_bounds(state, rows), self.problem.goal, y, self.problem.classes), form
