@@ -89,7 +89,8 @@ def measure(
 ) -> Result:
     """Measure how robust a model is at points x (N, *D) with labels y (N,), from both sides.
 
-    `plan` is "quick", "standard", "brackets" (standard, then the distances of all points), "thorough", "autoattack", "distance", "categorical" or a `Plan`;
+    `plan` is "quick", "standard", "brackets" (standard, then the distances of all points), "thorough", "complete" (decides what it can), "autoattack",
+    "distance", "categorical" or a `Plan`;
     where none is given, "standard", or "categorical" for `Substitutions`. With a `record` file everything admitted is kept, and the same call
     takes an interrupted run up again. `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness.
     Ctrl-C returns what is known.

@@ -36,7 +36,7 @@ app = typer.Typer(
 
 EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_OPEN, EXIT_INTERRUPTED = 2, 3, 4, 130
 _RECORD = "run.calipers"
-_PLANS = "quick, standard, brackets (distances too), thorough, distance, autoattack, categorical. Default: standard, or categorical with --letters."
+_PLANS = "quick, standard, brackets (distances too), thorough, complete, distance, autoattack, categorical. Default: standard, or categorical with --letters."
 _RADII = "Several radii in one run, such as 0.05,0.1,0.2 or 2/255,8/255, in place of epsilon: a curve. Points are asked only where a verdict is open."
 _STATISTICS = "Mean that the model's inputs were standardised with: one number, or one a channel, separated by commas."
 

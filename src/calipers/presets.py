@@ -30,9 +30,12 @@ from calipers.attacks.sigma_zero import SigmaZero
 from calipers.attacks.spsa import SPSA
 from calipers.attacks.square import Square
 from calipers.attacks.transfer import Transfer
+from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.guide import Minimisers
+from calipers.certificates.input_split import InputSplit
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
@@ -47,7 +50,7 @@ ATTACKS: dict[str, type[Any]] = {
     tool.__name__: tool
     for tool in (Steepest, PGD, APGD, Descent, Momentum, Guided, Insist, Square, SPSA, Differences, Replace, Through, EOT, Transfer, *_NEAREST)
 }
-CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, Enumeration, LargestRadius)}
+CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, AlphaCROWN, BranchAndBound, InputSplit, Enumeration, LargestRadius)}
 
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
 
@@ -87,13 +90,17 @@ _DISTANCES = (
     Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
 )
 
+_UNTIL_STOPPED = 1e6
+
 VERIFY = (
     Stage(PGD(steps=20, restarts=4), "attack"),
     Stage(IBP(), "certifier"),
+    Stage(InputSplit(seconds=_UNTIL_STOPPED), "certifier"),
     Stage(CROWN(), "certifier"),
     Stage(PGD(steps=100, restarts=20), "attack"),
+    Stage(BranchAndBound(seconds=_UNTIL_STOPPED, attack=APGD(steps=20)), "certifier"),
 )
-"""What decides a property of a network, in order; complete tools stand at the end."""
+"""What decides a property of a network, in order; the complete tools go on until the time is up."""
 
 _CLOSER = Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)))
 
@@ -120,6 +127,17 @@ PLANS: dict[str, Plan] = {
             Stage(FAB(steps=100, targets=9), "attack"),
             Stage(Square(queries=5000), "attack"),
             *_DISTANCES,
+        ),
+        "measure --plan complete",
+    ),
+    "complete": Plan(
+        "complete",
+        (
+            *_VERDICTS,
+            *_CASCADE,
+            Stage(InputSplit(), "certifier"),
+            Stage(Guided(APGD(steps=100, restarts=5, targets=9), Minimisers(5)), "attack"),
+            Stage(BranchAndBound(seconds=60, attack=APGD(steps=20)), "certifier"),
         ),
         _HARDER,
     ),
