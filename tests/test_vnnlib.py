@@ -336,3 +336,16 @@ def test_a_bound_that_forgets_the_offsets_is_caught(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Specification, "offsets", forgetful)
     with pytest.raises(AssertionError):
         test_both_jaws_close_on_a_linear_model()
+
+
+def test_a_box_that_is_not_rounded_outward_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Query, "box", lambda self, dtype: ([float(q) for q in self.low], [float(q) for q in self.high]))
+    with pytest.raises(AssertionError):
+        test_bounds_are_exact_and_the_box_is_rounded_outward()
+
+
+def test_a_disjunction_read_as_a_conjunction_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mistake by which verifiers in the competition called unsafe networks safe."""
+    monkeypatch.setattr(Specification, "worst", lambda self, margins: margins.amax(1))
+    with pytest.raises(AssertionError):
+        test_worst_agrees_with_plain_arithmetic()
