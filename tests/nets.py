@@ -376,6 +376,91 @@ class TwoBranches(nn.Module):
         return torch.cat([self.left(x).relu(), self.right(x)], 1)
 
 
+class Attention(nn.Module):
+    """Attention written by hand, with a residual connection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.mixed, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, T, D)."""
+        n, t, d = x.shape
+        q, k, v = self.mixed(x).view(n, t, self.heads, 3, d // self.heads).permute(0, 2, 3, 1, 4).unbind(2)
+        weights = (q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5).softmax(-1)
+        joined = (weights @ v).transpose(1, 2).reshape(n, t, d)
+        return x + self.out(joined)
+
+
+class SmallTransformer(nn.Module):
+    """A vision transformer: patches, a class token, positions, layers, the token's answer."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.patches, self.token, self.place = nn.Conv2d(2, 4, 3, stride=3), nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 5, 4))
+        self.layers, self.last = nn.Sequential(*layers), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 2, 6, 6) -> (N, 3)."""
+        h = self.patches(x).flatten(2).transpose(1, 2)
+        h = torch.cat([self.token.expand(len(h), -1, -1), h], 1) + self.place
+        return self.last(self.layers(h)[:, 0])
+
+
+class Mixer(nn.Module):
+    """An MLP-Mixer's block: over places, then over channels."""
+
+    def __init__(self, places: int, width: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.along, self.across = (
+            nn.Sequential(nn.Linear(places, 5), nn.GELU(), nn.Linear(5, places)),
+            nn.Sequential(nn.Linear(width, 5), nn.GELU(), nn.Linear(5, width)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, T, D)."""
+        x = x + self.along(self.one(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.across(self.two(x))
+
+
+class Recurrent(nn.Module):
+    """The last state of a recurrent layer decides."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.layer, self.last = layer, nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, D) -> (N, 3)."""
+        return self.last(self.layer(x)[0][:, -1])
+
+
+class Shaped(nn.Module):
+    """Down, up again by a transposed convolution, and joined with what was there: a small U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up, self.join = nn.Conv2d(2, 3, 2, stride=2), nn.ConvTranspose2d(3, 2, 2, stride=2), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 2, 6, 6) -> (N, 2, 6, 6)."""
+        return self.join(torch.cat([x, self.up(self.down(x).relu())], 1))
+
+
+class Dense(nn.Module):
+    """A DenseNet's block: each layer sees all before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 2, 6, 6) -> (N, 6, 6, 6)."""
+        one = torch.cat([x, self.one(x.relu())], 1)
+        return torch.cat([one, self.two(one.relu())], 1)
+
+
 def _stirred(norm: nn.Module) -> nn.Module:
     """Give a batch norm statistics that are far from 0 and 1."""
     with torch.no_grad():
@@ -456,6 +541,53 @@ ZOO: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "sigmoid": (FLAT, _dense(torch.sigmoid)),
     "tanh": (FLAT, _dense(torch.tanh)),
     "abs": (FLAT, _dense(torch.abs)),
+    "residual, batch norm": (
+        IMAGE,
+        _ending(lambda: [nn.Conv2d(2, 3, 3), Residual(nn.Conv2d(3, 3, 3, padding=1), _stirred(nn.BatchNorm2d(3)), nn.ReLU(), nn.Conv2d(3, 3, 1))], 48),
+    ),
+    "densely connected": (IMAGE, _ending(lambda: [Dense(), nn.AvgPool2d(2)], 54)),
+    "vision transformer": (
+        IMAGE,
+        lambda: SmallTransformer(nn.LayerNorm(4), Attention(4, 2), nn.LayerNorm(4), Residual(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))),
+    ),
+    "transformer layer": (IMAGE, lambda: SmallTransformer(nn.TransformerEncoderLayer(4, 2, 6, activation="gelu", batch_first=True))),
+    "transformer layer, norm first": (IMAGE, lambda: SmallTransformer(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, norm_first=True))),
+    "mixer": ((4, 3), _ending(lambda: [Mixer(4, 3)], 12)),
+    "gru": ((3, 2), lambda: Recurrent(nn.GRU(2, 3, batch_first=True), 3)),
+    "lstm": ((3, 2), lambda: Recurrent(nn.LSTM(2, 3, batch_first=True), 3)),
+    "group norm": (IMAGE, _ending(lambda: [nn.Conv2d(2, 4, 3, stride=2), nn.GroupNorm(2, 4), nn.SiLU()], 16)),
+    "instance norm": (IMAGE, _ending(lambda: [nn.Conv2d(2, 2, 3), nn.InstanceNorm2d(2, affine=True), nn.ReLU()], 32)),
+    "prelu, mish and silu": (
+        FLAT,
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 5), nn.Mish(), nn.Linear(5, 4), nn.SiLU(), nn.Linear(4, 3)),
+    ),
+    "prelu on images": (IMAGE, _ending(lambda: [nn.Conv2d(2, 3, 3), nn.PReLU(3)], 48)),
+    "up and down": (IMAGE, _ending(lambda: [Shaped(), nn.ReLU()], 72)),
+    "transposed, uneven": (IMAGE, _ending(lambda: [nn.Conv2d(2, 2, 3), nn.ReLU(), nn.ConvTranspose2d(2, 2, 3, 2, 1, 1)], 128)),
+    "bilinear upsampling": (IMAGE, _ending(lambda: [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2, 2, 3, stride=3), nn.ReLU()], 32)),
+    "softmax": (FLAT, _dense(lambda x: x.softmax(1))),
+    "attention of torch": (SERIES, _ending(lambda: [nn.Linear(9, 3), Apply(lambda x: functional.scaled_dot_product_attention(x, 2 * x, x))], 6)),
+    "product": (FLAT, _dense(lambda x: x * x.flip(1))),
+    "product, broadcast": (FLAT, _dense(lambda x: x * x[:, :1])),
+    "square": (FLAT, _dense(lambda x: x * x)),
+    "softsign": (FLAT, _dense(functional.softsign)),
+    "quotient": (FLAT, _dense(lambda x: x / (1 + x.flip(1).square()))),
+    "largest of two": (FLAT, _dense(lambda x: torch.maximum(x, x.flip(1)) - torch.minimum(x.relu(), torch.tensor(0.3, dtype=x.dtype)))),
+    "matrix product": (SERIES, _ending(lambda: [nn.Linear(9, 3), Apply(lambda x: x.transpose(1, 2) @ x)], 9)),
+    "constant times matrix": (SERIES, _ending(lambda: [Apply(lambda x: torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=x.dtype) @ x), nn.ReLU()], 18)),
+    "sum over indices": (
+        SERIES,
+        _ending(lambda: [Apply(lambda x: torch.einsum("nct,cd->ndt", x, torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=x.dtype))), nn.ReLU()], 18),
+    ),
+    "padded with a value": (FLAT, _ending(lambda: [Apply(lambda x: functional.pad(x, (1, 1), value=-1.5)), nn.Linear(6, 4), nn.ReLU()], 4)),
+    "rolled and picked": (IMAGE, _ending(lambda: [Apply(lambda x: x.roll(2, 3).index_select(2, torch.tensor([0, 3, 3])))], 36)),
+    "masked": (FLAT, _dense(lambda x: torch.where(torch.arange(6) > 2, x, x.flip(1)).masked_fill(torch.arange(6) == 1, 0.7))),
+    "three chunks": (FLAT, _dense(lambda x: torch.cat([c.relu() * k for k, c in enumerate(x.chunk(3, 1), 1)], 1))),
+    "weighted sum": (FLAT, _dense(lambda x: torch.add(x.relu(), x, alpha=-2.5))),
+    "constant that enlarges": (FLAT, _ending(lambda: [nn.Linear(4, 1), Apply(lambda x: x * torch.arange(5.0, dtype=x.dtype) + 1), nn.ReLU()], 5)),
+    "max pool 3d": ((1, 4, 4, 4), _ending(lambda: [nn.MaxPool3d(2)], 8)),
+    "hard gates": (FLAT, _dense(lambda x: functional.hardsigmoid(4 * x) + functional.hardswish(4 * x))),
+    "variance": (FLAT, _dense(lambda x: x / (x.var(1, keepdim=True) + 0.1).sqrt())),
     "single logit": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))),
     "single logit, flat": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1), nn.Flatten(0))),
     "single logit, selected": (FLAT, lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Apply(lambda x: x[:, 2]), nn.ReLU(), Apply(lambda x: 2 * x - 1))),

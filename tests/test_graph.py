@@ -14,7 +14,7 @@ from torch.nn import functional
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.affine import Conv
 from calipers.graph.capture import capture, graph_of
-from calipers.graph.ir import Affine, Elementwise, Selection, Windowed
+from calipers.graph.ir import Affine, Bilinear, Elementwise, Selection, Windowed
 from calipers.problem.classifier import Classifier
 
 NAMES = sorted(nets.ZOO)
@@ -36,7 +36,7 @@ def test_graph_equals_module_on_batches_of_any_size(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_operation_is_of_one_kind_and_names_its_place(name: str) -> None:
     for node in nets.captured(name).nodes:
-        kinds = [(Affine, "affine"), (Elementwise, "elementwise"), (Selection, "selection")]
+        kinds = [(Affine, "affine"), (Elementwise, "elementwise"), (Selection, "selection"), (Bilinear, "product")]
         assert sum(isinstance(node.op, kind) and node.op.kind == word for kind, word in kinds) == 1
         assert node.where
 
@@ -175,13 +175,13 @@ def refusal(function: Callable[[Tensor], Tensor], kind: type[Exception], width: 
     ("function", "op"),
     [
         (torch.tan, "aten.tan.default"),
-        (lambda x: x * x, "aten.mul.Tensor"),
-        (lambda x: x / (1 + x.abs()), "aten.div.Tensor"),
-        (lambda x: x.softmax(1), "aten.softmax.int"),
+        (lambda x: x.sign(), "aten.sign.default"),
         (lambda x: x.cumsum(1), "aten.cumsum.default"),
-        (lambda x: functional.pad(x, (1, 1), value=-1.0)[:, 1:5], "aten.pad.default"),
-        (lambda x: torch.constant_pad_nd(x, (1, 1), -1.0)[:, 1:5], "aten.constant_pad_nd.default"),
-        (lambda x: functional.layer_norm(x, (4,)), "aten.layer_norm.default"),
+        (lambda x: x.sort(1).values, "aten.sort.default"),
+        (
+            lambda x: functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], is_causal=True)[:, 0],
+            "aten.scaled_dot_product_attention.default",
+        ),
     ],
 )
 def test_unsupported_operation_is_named_with_its_module_and_source_line(function: Callable[[Tensor], Tensor], op: str) -> None:
@@ -199,14 +199,39 @@ def test_unsupported_operation_is_named_with_its_module_and_source_line(function
         lambda x: x.flip(0),
         lambda x: torch.cat([x[1:], x[:1]]),
         lambda x: x / x.shape[0],
-        lambda x: x + torch.zeros(x.shape[0], 4, dtype=x.dtype),
-        lambda x: x.reshape(-1, 2).relu().reshape(-1, 4),
+        lambda x: x.softmax(0),
+        lambda x: functional.layer_norm(x.T, (len(x),)).T,
     ],
-    ids=["minus the mean", "minus the mean, kept", "minus the first", "flipped", "rolled", "divided by the batch size", "a constant for each point", "halved"],
+    ids=[
+        "minus the mean",
+        "minus the mean, kept",
+        "minus the first",
+        "flipped",
+        "rolled",
+        "divided by the batch size",
+        "softmax over points",
+        "norm over points",
+    ],
 )
 def test_models_that_mix_points_are_refused(function: Callable[[Tensor], Tensor]) -> None:
     message = refusal(function, CaptureError)
     assert "batch" in message or "points" in message
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x + torch.zeros(x.shape[0], 4, dtype=x.dtype),
+        lambda x: x.reshape(-1, 2).relu().reshape(-1, 4),
+        lambda x: x.T.relu().T,
+        lambda x: torch.stack([x, x.relu()])[1],
+    ],
+    ids=["a constant for each point", "halved", "turned around", "stacked before the points"],
+)
+def test_models_that_move_the_axis_of_points_and_keep_them_apart_are_captured(function: Callable[[Tensor], Tensor]) -> None:
+    module = Middle(function)
+    graph, x = capture(Classifier(module), torch.rand(3, 4)), torch.rand(6, 4, dtype=torch.float64)
+    torch.testing.assert_close(graph.values(x)[-1], module.double()(x))
 
 
 def test_batch_statistics_are_refused() -> None:

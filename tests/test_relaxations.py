@@ -19,11 +19,11 @@ import torch
 from mpmath import mpf
 from torch import Tensor
 
-from calipers.graph import smooth
+from calipers.graph import products, smooth
 from calipers.graph.activations import ACTIVATIONS, Clip, TwoPieces
 from calipers.graph.curves import CURVES
 from calipers.graph.ir import Elementwise
-from calipers.graph.products import SELECTIONS, MaxPool
+from calipers.graph.products import SELECTIONS, MaxPool, Product
 from calipers.graph.smooth import Smooth, Wave, _everywhere
 
 DTYPES = [torch.float64, torch.float32]
@@ -368,6 +368,66 @@ def test_the_judge_catches_a_chord_whose_intercept_is_rounded_down(monkeypatch: 
     monkeypatch.setattr(TwoPieces, "relax", careless)
     op = TwoPieces(0.0, 1.0)
     assert crossings(op, torch.float64, None, intervals(op, torch.float64))
+
+
+# ---- products --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def factors(dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return boxes of two factors: of all signs and sizes, some of no width, some around 0 or touching it."""
+    generator = torch.Generator().manual_seed(9)
+    centre = torch.randn(2, 3000, generator=generator, dtype=torch.float64) * 10 ** (torch.rand(2, 3000, generator=generator, dtype=torch.float64) * 8 - 4)
+    width = torch.rand(2, 3000, generator=generator, dtype=torch.float64) * 10 ** (torch.rand(2, 3000, generator=generator, dtype=torch.float64) * 14 - 10)
+    width[0, ::7], width[1, ::5], centre[:, ::11] = 0, 0, 0
+    low, high = (centre - width).to(dtype), (centre + width).to(dtype)
+    low[:, ::13] = low[:, ::13].clamp(min=0)
+    high = torch.maximum(low, high)
+    return (low[0], high[0]), (low[1], high[1])
+
+
+def outside(op: Product, dtype: torch.dtype, alpha: float | None) -> int:
+    """Count the corners that a plane or a range cuts off, exactly: a product is straight along both axes, so corners decide."""
+    x, y = factors(dtype)
+    saddle = op.saddle(x, y, None if alpha is None else torch.full_like(x[0], alpha))
+    least, most = op.corners(x, y)
+    rows = torch.stack([*x, *y, *saddle, least, most]).T.tolist()
+    found = 0
+    for low_x, high_x, low_y, high_y, ax, ay, a, bx, by, b, small, large in ([mpf(v) for v in row] for row in rows[::3]):
+        for p, q in itertools.product((low_x, high_x), (low_y, high_y)):
+            found += not (ax * p + ay * q + a <= p * q <= bx * p + by * q + b and small <= p * q <= large)
+    return found
+
+
+@pytest.mark.parametrize("alpha", ALPHAS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_planes_of_a_product_sandwich_it(dtype: torch.dtype, alpha: float | None) -> None:
+    assert not outside(Product(), dtype, alpha)
+
+
+def test_planes_of_a_product_touch_it_in_two_corners() -> None:
+    x, y = (tuple(torch.tensor([end], dtype=torch.float64) for end in ends) for ends in ((-1.0, 2.0), (0.5, 3.0)))
+    for alpha, touched in ((0.0, [(0, 0), (0, 1), (1, 0)]), (1.0, [(1, 1), (0, 1), (1, 0)])):
+        saddle = Product().saddle(x, y, torch.tensor([alpha], dtype=torch.float64))  # type: ignore[arg-type]
+        for i, j in touched:
+            gap = x[i] * y[j] - saddle.lower_x * x[i] - saddle.lower_y * y[j] - saddle.lower_intercept
+            assert 0 <= float(gap) < 1e-13
+
+
+@pytest.mark.parametrize("mistake", ["no room", "swapped", "slack"])
+def test_the_judge_catches_planes_of_a_product_that_cut(mistake: str) -> None:
+    class Mutant(Product):
+        """Intercepts without room, slopes of the wrong ends, or a lower plane that is a little too high."""
+
+        def saddle(self, x: Any, y: Any, alpha: Tensor | None = None) -> Any:
+            sound = super().saddle(x, y, alpha)
+            if mistake == "slack":
+                return sound._replace(lower_intercept=sound.lower_intercept + 1e-6)
+            if mistake == "swapped":
+                return sound._replace(lower_x=sound.upper_x)
+            size = torch.maximum(x[0].abs(), x[1].abs()) * torch.maximum(y[0].abs(), y[1].abs())
+            return sound._replace(lower_intercept=sound.lower_intercept + products._ULPS * torch.finfo(size.dtype).eps * size)
+
+    assert outside(Mutant(), torch.float64, 0.37)
 
 
 # ---- max pooling ------------------------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from torch import Tensor
 from calipers.bounds.coefficients import Dense
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed
-from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes
+from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Saddle
 from calipers.problem.ball import Region
 
 
@@ -300,10 +300,18 @@ class Dual:
 
     def _picked(self, k: int, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         planes = self.root.state.relaxations[k]
+        if isinstance(planes, Saddle):
+            x, y, at = self._plane(planes, a)
+            return (a * x, a * y), (a * at).flatten(1).sum(1)
         assert isinstance(planes, Planes)
         mine = Planes(*(t[self.rows] if t.dtype != torch.float64 else t[self.rows].to(a.dtype) for t in planes))
         back, offset = Dense(a[:, None], None).selected(mine, self.graph.shape(self.graph.nodes[k - 1].inputs[0]))
         return (back.a[:, 0],), offset[:, 0]
+
+    def _plane(self, saddle: Saddle, a: Tensor) -> list[Tensor]:
+        """Return the slopes and intercept of the planes that the coefficients take: the lower where they are positive."""
+        mine = [t[self.rows].to(a.dtype) for t in saddle]
+        return [torch.where(a > 0, low, high) for low, high in zip(mine[:3], mine[3:], strict=True)]
 
     def _forward(self, point: Tensor, chosen: dict[int, tuple[Tensor, Tensor]], behind: dict[int, Tensor]) -> dict[int, Tensor]:
         """Return the values on the minimisers' way."""
@@ -321,6 +329,10 @@ class Dual:
                 values[k] = straight.scatter_(1, columns.place, columns.get(flat) * slope + at).view(len(point), *self.graph.shape(k))
             elif k in behind:
                 planes = self.root.state.relaxations[k]
+                if isinstance(planes, Saddle):
+                    x, y, at = self._plane(planes, behind[k])
+                    values[k] = x * inputs[0] + y * inputs[1] + at
+                    continue
                 assert isinstance(planes, Planes)
                 picked = inputs[0].flatten(1).gather(1, planes.pick[self.rows].flatten(1)).view_as(behind[k])
                 values[k] = torch.where(planes.exact[self.rows] | (behind[k] > 0), picked, planes.ceiling[self.rows].to(picked.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Elementwise, Graph
+from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph
 from calipers.problem.ball import Region
 
 
@@ -54,6 +54,7 @@ def propagate(graph: Graph, number: int, boxes: dict[int, Box], arithmetic: Arit
     """Return the box of one number from the boxes of its inputs.
 
     Affine: centre and radius, W c + b -+ |W| r. Elementwise: the function's range. Selection: the largest ends.
+    Product: the corners.
     """
     node = graph.nodes[number - 1]
     inputs = [boxes[i] for i in node.inputs]
@@ -61,6 +62,8 @@ def propagate(graph: Graph, number: int, boxes: dict[int, Box], arithmetic: Arit
         return _affine(node.op, inputs, arithmetic)
     if isinstance(node.op, Elementwise):
         return Box(*node.op.range(inputs[0].lower, inputs[0].upper))
+    if isinstance(node.op, Bilinear):
+        return Box(*node.op.corners(*((b.lower, b.upper) for b in inputs)))
     return Box(node.op.value(inputs[0].lower), node.op.value(inputs[0].upper))
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from calipers.adjoint import BlockedAdjoint, few_channels
+from calipers.graph.generic import Generic as Generic
 from calipers.graph.ir import Affine, completed
 
 WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution runs as one matrix product
@@ -190,45 +191,6 @@ class Sum:
         return self
 
 
-@dataclass(frozen=True, eq=False)
-class Generic:
-    """An affine operation with non-negative weights and no constant: moving, copying, adding and averaging of elements.
-
-    `run` is the operation itself on batches; the adjoint is its vector-Jacobian product at zero. `diagonal`: only the shape changes.
-    """
-
-    run: Callable[..., Tensor] = field(repr=False)
-    name: str
-    input_shapes: tuple[tuple[int, ...], ...]
-    diagonal: bool = False
-    kind: Literal["affine"] = field(default="affine", repr=False)
-
-    def value(self, *inputs: Tensor) -> Tensor:
-        """As the model does it."""
-        return self.run(*inputs)
-
-    def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
-        """By automatic differentiation; exact, since the operation is linear."""
-        if self.diagonal:
-            return (a.reshape(len(a), *self.input_shapes[0]),)
-        with torch.enable_grad():
-            zeros = [torch.zeros(len(a), *shape, dtype=a.dtype, device=a.device, requires_grad=True) for shape in self.input_shapes]
-            return torch.autograd.grad(self.run(*zeros), zeros, a)
-
-    @property
-    def rounds(self) -> bool:
-        """Does the operation compute anything?"""
-        return not self.diagonal
-
-    def absolute(self, *inputs: Tensor) -> Tensor:
-        """The weights are their own absolute values."""
-        return self.run(*inputs)
-
-    def to(self, dtype: torch.dtype) -> Generic:
-        """No constants to convert."""
-        return self
-
-
 @dataclass(frozen=True)
 class Call:
     """A call in the exported program, as the builders see it: `tensors` are the inputs that depend on the point, `args` everything with constants in place."""
@@ -241,6 +203,8 @@ class Call:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    absolute: Callable[..., Tensor] | None = None
+    """The same with absolute constants, where that is known."""
 
 
 def _linear(call: Call) -> Affine | None:
@@ -330,15 +294,34 @@ def _move(call: Call) -> Affine | None:
 
 def _pad(call: Call) -> Affine | None:
     mode = call.args[2] if len(call.args) > 2 else "constant"
-    value = call.args[3] if len(call.args) > 3 else None
-    return _move(call) if mode in ("constant", "reflect", "replicate", "circular") and not value else None
+    return _move(call) if mode in ("constant", "reflect", "replicate", "circular") else None
+
+
+def _weighted(call: Call) -> Affine | None:
+    """A sum of products with constants, and perhaps a constant: whatever is affine in the one number that depends on the point."""
+    absolute = call.absolute
+    if absolute is None or len(call.input_shapes) != 1:
+        return None
+
+    def sizes(x: Tensor) -> Tensor:
+        return (absolute(x) - absolute(torch.zeros_like(x[:1]))).reshape(len(x), *call.shape)
+
+    return Generic(lambda x: call.run(x).reshape(len(x), *call.shape), call.name, call.input_shapes, sizes=sizes)
 
 
 _MOVES = (
     "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default aten.stack.default "
     "aten.avg_pool1d.default aten.avg_pool2d.default aten.avg_pool3d.default aten.adaptive_avg_pool1d.default "
     "aten.adaptive_avg_pool2d.default aten._adaptive_avg_pool2d.default aten.adaptive_avg_pool3d.default aten.mean.dim aten.sum.dim_IntList aten.flip.default "
-    "aten.upsample_nearest2d.vec aten.upsample_bilinear2d.vec aten.pixel_shuffle.default"
+    "aten.upsample_nearest1d.vec aten.upsample_nearest2d.vec aten.upsample_nearest3d.vec aten.upsample_linear1d.vec aten.upsample_bilinear2d.vec "
+    "aten.upsample_trilinear3d.vec aten.upsample_nearest1d.default aten.upsample_nearest2d.default aten.upsample_bilinear2d.default "
+    "aten.pixel_shuffle.default aten.pixel_unshuffle.default aten.roll.default aten.index_select.default aten.narrow.default aten.movedim.int "
+    "aten.repeat.default aten.t.default aten.tile.default aten.index.Tensor aten.channel_shuffle.default aten.diagonal.default "
+    "aten.mean.default aten.sum.default aten.unfold.default aten.im2col.default aten.adaptive_avg_pool1d.default"
+)
+_WEIGHTED = (
+    "aten.conv_transpose1d.default aten.conv_transpose2d.input aten.conv_transpose3d.input aten.einsum.default aten.matmul.default aten.mm.default "
+    "aten.bmm.default aten.addmm.default aten.baddbmm.default"
 )
 SHAPES = frozenset(
     "aten.expand.default aten.view.default aten._unsafe_view.default aten.reshape.default aten.flatten.using_ints aten.unsqueeze.default aten.squeeze.dim "
@@ -366,7 +349,8 @@ AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     "aten.neg.default": _negative,
     "aten.zeros_like.default": _zeros,
     "aten.pad.default": _pad,
-    "aten.constant_pad_nd.default": lambda call: _move(call) if not call.args[2:] or call.args[2] == 0 else None,
+    "aten.constant_pad_nd.default": _move,
+    **dict.fromkeys(_WEIGHTED.split(), _weighted),
     **dict.fromkeys(_MOVES.split(), _move),
     **dict.fromkeys(SHAPES, _reshape),
     "aten.expand.default": _move,

@@ -11,21 +11,24 @@ import copy
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
+from torch._decomp import decompositions
 
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, SHAPES, Call
+from calipers.graph.calls import has_parameters_for, leaves, options, place_of, unread, with_absolute_constants
 from calipers.graph.fusion import fused
-from calipers.graph.ir import Graph, Node, Op
+from calipers.graph.ir import Graph, Op
 from calipers.graph.products import SELECTIONS
+from calipers.graph.rewrites import REWRITES
+from calipers.graph.writing import Result, Writer
 
 _AGREEMENT = 1e-9  # relative; two float64 evaluations of the networks we measured differ by less than 1e-12
 
@@ -40,14 +43,6 @@ _USES_BATCH_SIZE = "the model computes with the batch size at {}: its answer for
 
 class _Batch:
     """Stands for the batch size in an argument; replaced by the actual one at each call."""
-
-
-@dataclass(frozen=True)
-class _Result:
-    """A number of the graph, with the shape the export recorded."""
-
-    number: int
-    shape: tuple[int, ...]
 
 
 class Freezable(Protocol):
@@ -107,7 +102,30 @@ def _graph(network: nn.Module, sample: Tensor) -> Graph:
             parts.append(_graph(part, sample))
             sample = part(sample).detach()
         return reduce(_then, parts)
-    return _Translator(_export(network, sample), sample).run()
+    return _exported(network, sample)
+
+
+def _exported(network: nn.Module, sample: Tensor) -> Graph:
+    """Return the graph exported with a free batch size; where the batch does not stay the first axis, that of a single point instead.
+
+    What is captured for one point may mix the points of a batch: that shows when the module runs on several, and then the first reason stands.
+    """
+    try:
+        return _Translator(_export(network, sample), sample).run()
+    except (CaptureError, UnsupportedOp) as refused:
+        try:
+            graph = _Translator(_export(network, sample, single=True), sample, single=True).run()
+        except (CaptureError, UnsupportedOp):
+            raise refused from None
+        if not _keeps_points_apart(network, sample):
+            raise refused from None
+        return graph
+
+
+def _keeps_points_apart(network: nn.Module, sample: Tensor) -> bool:
+    with torch.no_grad():
+        together, alone = network(sample), torch.cat([network(point) for point in sample.split(1)])
+    return together.shape == alone.shape and bool((together - alone).abs().max() <= _AGREEMENT * (1 + alone.abs().max()))
 
 
 def _then(first: Graph, second: Graph) -> Graph:
@@ -117,13 +135,13 @@ def _then(first: Graph, second: Graph) -> Graph:
     return Graph(first.input_shape, (*first.nodes, *behind))
 
 
-def _export(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
+def _export(network: nn.Module, sample: Tensor, *, single: bool = False) -> torch.export.ExportedProgram:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _slow_attention():
             warnings.simplefilter("ignore")
-            shapes = ({0: torch.export.Dim("batch", min=2)},)
-            wrapped = _OneArgument(network)
-            program: torch.export.ExportedProgram = torch.export.export(wrapped, (sample,), dynamic_shapes=shapes, strict=False).run_decompositions({})
+            shapes = None if single else ({0: torch.export.Dim("batch", min=2)},)
+            exported = torch.export.export(_OneArgument(network), (sample[:1] if single else sample,), dynamic_shapes=shapes, strict=False)
+            program: torch.export.ExportedProgram = exported.run_decompositions(_STEP_BY_STEP)
             return program
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -132,6 +150,21 @@ def _export(network: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
             "Usual causes: Python decisions that depend on the data, or code that fixes the batch size. "
             "Rewrite those with torch.where; attacks work without a graph."
         ) from error
+
+
+_STEP_BY_STEP = {torch.ops.aten.lstm.input: decompositions.lstm_impl, torch.ops.aten.gru.input: decompositions.gru_impl}
+"""Recurrent layers are written out, one time step after the other."""
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Export transformer layers as their parts, not as one fused kernel."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _OneArgument(nn.Module):
@@ -147,29 +180,37 @@ class _OneArgument(nn.Module):
 
 
 class _Translator:
-    """Walks the exported program once; `known` maps each of its nodes to a constant, a number of the graph, or the batch size."""
+    """Walks the exported program once; `known` maps each of its nodes to a constant, a number of the graph, or the batch size.
 
-    def __init__(self, program: torch.export.ExportedProgram, sample: Tensor) -> None:
-        self.program, self.sample = program, sample
+    `single`: the program was exported for one point, and its batch axis of 1 is an axis like all others.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram, sample: Tensor, *, single: bool = False) -> None:
+        self.program, self.sample, self.single = program, sample, single
         given = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs)
         self.batch = str(given.meta["val"].shape[0])
         self.known: dict[fx.Node, Any] = {}
-        self.nodes: list[Node] = []
+        self.writer = Writer(sample.dtype, sample.device, int(single))
 
     def run(self) -> Graph:
-        constants = self._constants()
+        constants, shape = self._constants(), tuple(self.sample.shape[1:])
         for fx_node in self.program.graph.nodes:
-            if fx_node.op == "placeholder":
-                self.known[fx_node] = constants.get(fx_node.name, _Result(0, tuple(self.sample.shape[1:])))
+            if fx_node.op == "placeholder" and fx_node.name in constants:
+                self.known[fx_node] = constants[fx_node.name]
+            elif fx_node.op == "placeholder":
+                given = Result(0, shape)
+                self.known[fx_node] = self.writer.reshape(given, (1, *shape)) if self.single else given
             elif fx_node.op == "call_function":
+                self.writer.where = place_of(fx_node)
                 self.known[fx_node] = self._translate(fx_node)
             elif fx_node.op == "output":
                 last = self.known[fx_node.args[0][0]]
-        if not isinstance(last, _Result) or not self.nodes:
+        if not isinstance(last, Result) or not last.number or len(self.writer.nodes) == int(self.single):
             raise CaptureError("the model's output does not depend on its input: nothing to bound")
-        if last.number != len(self.nodes):
-            self.nodes.append(Node(AFFINE["aten.view.default"](self._call("output", None, (last,), last.shape)), (last.number,), last.shape, "output"))  # type: ignore[arg-type]
-        return Graph(tuple(self.sample.shape[1:]), tuple(self.nodes))
+        last = self.writer.reshape(last, last.shape[1:]) if self.single else last
+        if last.number != len(self.writer.nodes):
+            self.writer.move("output", lambda x: x, last, diagonal=True)
+        return Graph(shape, tuple(self.writer.nodes))
 
     def _constants(self) -> dict[str, Tensor]:
         signature, found = self.program.graph_signature, {}
@@ -181,26 +222,36 @@ class _Translator:
 
     def _translate(self, fx_node: fx.Node) -> Any:
         name, args = str(fx_node.target), self._arguments(fx_node)
-        if name == "aten.sym_size.int" and isinstance(args[0], _Result):
+        if name == "aten.sym_size.int" and isinstance(args[0], Result):
             return _Batch() if args[1] == 0 else args[0].shape[args[1] - 1]
         if name.startswith("aten._assert"):
             return None
         if name == "<built-in function getitem>":
-            return args[0] if args[1] == 0 else None
+            return args[0][args[1]] if isinstance(args[0], (list, tuple)) else args[0] if args[1] == 0 else None
         if name in _UNCHANGED:
             return args[0]
-        variable = [a for a in _flatten(args) if isinstance(a, _Result)]
+        variable = [a for a in leaves(args) if isinstance(a, Result)]
         if not variable:
             return self._fold(fx_node, args)
-        shape = self._shape(fx_node)
-        op = self._op(name, fx_node, args, shape)
-        if op is None:
+        if name in _SEVERAL:
+            return self._parts(fx_node, args)
+        result = self._written(name, fx_node, args, self._shape(fx_node.meta["val"], place_of(fx_node)))
+        if result is None:
             raise UnsupportedOp(
-                f"no bounds for {name} at {_where(fx_node)}. Rewrite that line with supported operations, or add the op's facts in calipers/graph; "
-                "attacks work without them."
+                f"no bounds for {name} at {place_of(fx_node)}{_STEPS.get(name, '')}. Rewrite that line with supported operations, or add the op's facts in "
+                "calipers/graph; attacks work without them."
             )
-        self.nodes.append(Node(op, tuple(v.number for v in variable), shape, _where(fx_node)))
-        return _Result(len(self.nodes), shape)
+        return result
+
+    def _parts(self, fx_node: fx.Node, args: tuple[Any, ...]) -> list[Result]:
+        """Write each result of an operation that divides a number."""
+        run, name = self._bound(fx_node.target, args), str(fx_node.target)
+        shapes = [self._shape(value, place_of(fx_node)) for value in fx_node.meta["val"]]
+
+        def part(k: int, shape: tuple[int, ...]) -> Callable[..., Tensor]:
+            return lambda x: run(x)[k].reshape(len(x), *shape)
+
+        return [self.writer.move(name, part(k, shape), args[0]) for k, shape in enumerate(shapes)]
 
     def _arguments(self, fx_node: fx.Node) -> tuple[Any, ...]:
         """Return positional arguments with keyword ones put in their places, and every node replaced by what is known of it."""
@@ -212,81 +263,86 @@ class _Translator:
         return tuple(fx.node.map_arg(tuple(args), lambda n: self.known[n]))
 
     def _fold(self, fx_node: fx.Node, args: tuple[Any, ...]) -> Any:
-        if any(isinstance(a, _Batch) for a in _flatten(args)):
-            raise CaptureError(_USES_BATCH_SIZE.format(_where(fx_node)))
+        if any(isinstance(a, _Batch) for a in leaves(args)):
+            raise CaptureError(_USES_BATCH_SIZE.format(place_of(fx_node)))
         return fx_node.target(*args, **fx_node.kwargs)  # type: ignore[operator]
 
-    def _shape(self, fx_node: fx.Node) -> tuple[int, ...]:
-        value = fx_node.meta["val"]
+    def _shape(self, value: Any, where: str) -> tuple[int, ...]:
         value = value[0] if isinstance(value, (tuple, list)) else value
+        if self.single:
+            return tuple(value.shape)
         free = not value.shape or str(value.shape[0]) != self.batch
         if free or any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
-            raise CaptureError(
-                f"the model mixes points of a batch at {_where(fx_node)} (a result of shape {tuple(value.shape)}). Keep the batch as the first axis."
-            )
+            raise CaptureError(f"the model mixes points of a batch at {where} (a result of shape {tuple(value.shape)}). Keep the batch as the first axis.")
         return tuple(value.shape[1:]) or (1,)  # one number a point is a vector of one to the bounds
 
     def _call(self, name: str, target: Any, args: tuple[Any, ...], shape: tuple[int, ...]) -> Call:
-        flat = [a for a in _flatten(args) if isinstance(a, _Result)]
-        places = tuple(i for i, a in enumerate(args) if isinstance(a, _Result))
-        return Call(name, _bind(target, args), args, places, tuple(a.shape for a in flat), shape, self.sample.dtype, self.sample.device)
+        flat = [a for a in leaves(args) if isinstance(a, Result)]
+        places = tuple(i for i, a in enumerate(args) if isinstance(a, Result))
+        run, absolute = self._bound(target, args), self._bound(target, with_absolute_constants(args))
+        return Call(name, run, args, places, tuple(a.shape for a in flat), shape, self.sample.dtype, self.sample.device, absolute)
+
+    def _bound(self, target: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
+        run = _bind(target, args)
+        return torch.vmap(run) if self.single else run
+
+    def _written(self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> Result | None:
+        """Write the call as an operation with facts of its own, or as several."""
+        variable = [a for a in leaves(args) if isinstance(a, Result)]
+        if self.single and name in _WHOLE and args[0] is variable[0] and variable[0].shape[0] == 1:
+            # These know the batch as their first axis: the axis of 1 is taken off before, and put back behind.
+            inner = (self.writer.reshape(variable[0], variable[0].shape[1:]), *args[1:])
+            self.single, self.writer.lead = False, 0
+            result = self._written(name, fx_node, inner, shape[1:])
+            self.single, self.writer.lead = True, 1
+            return None if result is None else self.writer.reshape(result, shape)
+        op = self._op(name, fx_node, args, shape)
+        if op is not None:
+            return self.writer.write(op, *variable)
+        chosen = {k: v for k, v in options(fx_node).items() if k in fx_node.kwargs}
+        if name not in REWRITES or any(isinstance(a, _Batch) for a in leaves(args)) or not has_parameters_for(REWRITES[name], args, chosen):
+            return None
+        return REWRITES[name](self.writer, *args, **chosen)
 
     def _op(self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> Op | None:
         if name in ACTIVATIONS:
-            return ACTIVATIONS[name]((*args, *_options(fx_node).values()))
+            return ACTIVATIONS[name]((*args, *options(fx_node).values()))
         if name in SELECTIONS:
-            return SELECTIONS[name](args, args[0].shape, shape)
-        if name not in AFFINE or _unread(fx_node):
+            return SELECTIONS[name](args, args[0].shape, shape) if not self.single else None
+        if name not in AFFINE or unread(fx_node) or (self.single and name in _WHOLE):
             return None
-        if name not in SHAPES and any(isinstance(a, _Batch) for a in _flatten(args)):
-            raise CaptureError(_USES_BATCH_SIZE.format(_where(fx_node)))
+        if name not in SHAPES and any(isinstance(a, _Batch) for a in leaves(args)):
+            raise CaptureError(_USES_BATCH_SIZE.format(place_of(fx_node)))
         return AFFINE[name](self._call(name, fx_node.target, args, shape))
 
 
-def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Tensor]:
-    """Return the operation as a function of the tensors that depend on the point."""
+_SEVERAL = frozenset("aten.split.Tensor aten.split_with_sizes.default aten.chunk.default aten.unbind.int aten.tensor_split.sections".split())
+_WHOLE = frozenset(
+    "aten.conv1d.default aten.conv2d.default aten.conv3d.default aten.batch_norm.default aten._native_batch_norm_legit_no_training.default "
+    "aten.max_pool1d.default aten.max_pool2d.default aten.max_pool3d.default aten.group_norm.default aten.instance_norm.default aten.prelu.default".split()
+)
+_STEPS = dict.fromkeys(
+    [f"aten.{name}.default" for name in ("sign", "heaviside", "floor", "ceil", "round", "trunc")],
+    ", a step: its value jumps, and no line through the jump bounds it usefully",
+)
 
-    def run(*tensors: Tensor) -> Tensor:
-        left = iter(tensors)
+
+def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """Return the operation as a function of the tensors that depend on the point, its constants in their dtype."""
+
+    def run(*tensors: Tensor) -> Any:
+        left, dtype = iter(tensors), tensors[0].dtype
 
         def fill(a: Any) -> Any:
             if isinstance(a, (list, tuple)):
                 return [fill(item) for item in a]
-            return next(left) if isinstance(a, _Result) else len(tensors[0]) if isinstance(a, _Batch) else a
+            if isinstance(a, Tensor):
+                return a.to(dtype) if a.is_floating_point() else a
+            return next(left) if isinstance(a, Result) else len(tensors[0]) if isinstance(a, _Batch) else a
 
-        result: Tensor = target(*[fill(a) for a in args])
-        return result
+        return target(*[fill(a) for a in args])
 
     return run
-
-
-def _options(fx_node: fx.Node) -> dict[str, Any]:
-    """Return the keyword-only arguments of a call, defaults filled in, without those that change no result."""
-    schema = getattr(fx_node.target, "_schema", None)
-    options = {a.name: fx_node.kwargs.get(a.name, a.default_value) for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
-    return {name: value for name, value in options.items() if name not in ("memory_format", "dtype", "layout", "device", "pin_memory")}
-
-
-def _unread(fx_node: fx.Node) -> bool:
-    """Does the call set a keyword-only option (such as the alpha of add) that changes its result, and that builders do not see?"""
-    schema = getattr(fx_node.target, "_schema", None)
-    defaults = {a.name: a.default_value for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
-    return any(value != defaults[name] for name, value in _options(fx_node).items())
-
-
-def _flatten(args: Any) -> list[Any]:
-    return [leaf for a in args for leaf in _flatten(a)] if isinstance(args, (list, tuple)) else [args]
-
-
-def _where(fx_node: fx.Node) -> str:
-    """Name the module path and the last source line outside torch, as far as the export recorded them."""
-    stack = fx_node.meta.get("nn_module_stack") or {}
-    path = [str(value[0]) for value in stack.values()]
-    module = (path[-1] if path else "").removeprefix("network").lstrip(".") or "the model"
-    files = [line.strip() for line in (fx_node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")]
-    own = [line for line in files if "/torch/" not in line]
-    place = (own or files or [""])[-1].removeprefix("File ").replace('"', "").replace(", line ", ":").split(", in ")[0]
-    return f"{module} ({place})" if place else module
 
 
 def _compare(graph: Graph, network: nn.Module, sample: Tensor) -> None:

@@ -111,7 +111,44 @@ class Selection(Protocol):
         """Return planes over the box."""
 
 
-Op = Affine | Elementwise | Selection
+class Saddle(NamedTuple):
+    """Two planes that sandwich x * y over a box: each side's slopes for x and y and its intercept, all of the product's shape (M, *shape)."""
+
+    lower_x: Tensor
+    lower_y: Tensor
+    lower_intercept: Tensor
+    upper_x: Tensor
+    upper_y: Tensor
+    upper_intercept: Tensor
+
+    def lines(self) -> tuple[Lines, Lines]:
+        """Return the planes' share in each factor as lines, the intercepts with the first."""
+        zero = torch.zeros_like(self.lower_x)
+        return Lines(self.lower_x, self.lower_intercept, self.upper_x, self.upper_intercept), Lines(self.lower_y, zero, self.upper_y, zero)
+
+
+@runtime_checkable
+class Bilinear(Protocol):
+    """The product, element by element, of two numbers of one shape."""
+
+    @property
+    def kind(self) -> Literal["product"]:
+        """Which kind of operation this is."""
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return x * y."""
+
+    def corners(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the smallest and largest product over a box given by its ends, rounded outward."""
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where is a factor no constant? Only there do tighter bounds of it help."""
+
+    def saddle(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None) -> Saddle:
+        """Return planes over a box, rounded outward; sound for every alpha in [0, 1], which mixes the two best ones of each side."""
+
+
+Op = Affine | Elementwise | Selection | Bilinear
 
 
 def completed(args: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -164,7 +201,7 @@ class Graph:
     @cached_property
     def bent(self) -> tuple[int, ...]:
         """The numbers whose bounds matter: inputs of non-affine operations, in order."""
-        return tuple(sorted({n.inputs[0] for n in self.nodes if not isinstance(n.op, Affine)}))
+        return tuple(sorted({i for n in self.nodes if not isinstance(n.op, Affine) for i in n.inputs}))
 
     @cached_property
     def stem(self) -> int:

@@ -1,4 +1,4 @@
-"""Between which planes does each product of several elements lie? So far: the largest of some (max-pool)."""
+"""Between which planes does each operation on several elements lie? The largest of some (max-pool), and the product of two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calipers.graph.ir import Planes, Selection, completed
+from calipers.graph.ir import Planes, Saddle, Selection, completed
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +55,54 @@ class MaxPool:
         return Planes(pick.view(shape), (low.amax(-1) >= others).view(shape), high.amax(-1).view(shape))
 
 
+_ULPS = 16  # of the largest term, added to every intercept
+
+
+@dataclass(frozen=True)
+class Product:
+    """x * y between McCormick's planes (1976): of (x - l)(y - k) >= 0, (u - x)(h - y) >= 0 below, (x - l)(h - y) >= 0, (u - x)(y - k) >= 0 above.
+
+    Both planes of a side are as far from the product in the middle of the box; any mean of them is sound, and alpha is the weight of the second.
+    """
+
+    kind: Literal["product"] = field(default="product", repr=False)
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """Element by element."""
+        return x * y
+
+    def corners(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Extremes are at the corners; 0 times infinity bounds nothing."""
+        every = torch.stack([a * b for a in x for b in y])
+        eps, tiny = torch.finfo(every.dtype).eps, torch.finfo(every.dtype).tiny
+        least, most = every.amin(0), every.amax(0)  # a NaN stays one
+        return least - eps * least.abs() - tiny, most + eps * most.abs() + tiny
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Everywhere but on a point."""
+        return upper > lower
+
+    def saddle(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None) -> Saddle:
+        """See the class; by default the mean of both planes."""
+        (low_x, high_x), (low_y, high_y) = x, y
+        alpha = torch.full_like(low_x, 0.5) if alpha is None else alpha
+        below_x, below_y = _mixed(low_y, high_y, alpha), _mixed(low_x, high_x, alpha)
+        above_x, above_y = _mixed(high_y, low_y, alpha), _mixed(low_x, high_x, alpha)
+        corners = [(a, b) for a in x for b in y]
+        size = torch.maximum(low_x.abs(), high_x.abs()) * torch.maximum(low_y.abs(), high_y.abs())
+        room = _ULPS * torch.finfo(size.dtype).eps * size + torch.finfo(size.dtype).tiny
+        # A plane under a function that is straight along both axes lies under it everywhere if it does at the corners, however its slopes were rounded.
+        below = torch.stack([a * b - below_x * a - below_y * b for a, b in corners]).amin(0) - room
+        above = torch.stack([a * b - above_x * a - above_y * b for a, b in corners]).amax(0) + room
+        return Saddle(below_x, below_y, below, above_x, above_y, above)
+
+
+def _mixed(first: Tensor, second: Tensor, alpha: Tensor) -> Tensor:
+    return first + alpha * (second - first)
+
+
 def _max_pool(rank: int) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]:
-    pool = (functional.max_pool1d, functional.max_pool2d)[rank - 1]
+    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[rank - 1]
 
     def build(args: tuple[Any, ...], input_shape: tuple[int, ...], shape: tuple[int, ...]) -> Selection | None:
         kernel, stride, padding, dilation, ceil = completed(args[1:], (None, [], 0, 1, False))
@@ -92,5 +138,6 @@ def _windows(run: Callable[[Tensor], Tensor], input_shape: tuple[int, ...], shap
 SELECTIONS: dict[str, Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]] = {
     "aten.max_pool1d.default": _max_pool(1),
     "aten.max_pool2d.default": _max_pool(2),
+    "aten.max_pool3d.default": _max_pool(3),
 }
 """Builders by exported name, from the call's arguments, input shape and output shape."""

@@ -1,0 +1,54 @@
+"""What does a call in an exported program say? Its arguments, its keyword-only options, and the source line it stands on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+
+def options(fx_node: fx.Node) -> dict[str, Any]:
+    """Return the keyword-only arguments of a call, defaults filled in, without those that change no result."""
+    schema = getattr(fx_node.target, "_schema", None)
+    options = {a.name: fx_node.kwargs.get(a.name, a.default_value) for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
+    return {name: value for name, value in options.items() if name not in ("memory_format", "dtype", "layout", "device", "pin_memory")}
+
+
+def unread(fx_node: fx.Node) -> bool:
+    """Does the call set a keyword-only option (such as the alpha of add) that changes its result, and that builders do not see?"""
+    schema = getattr(fx_node.target, "_schema", None)
+    defaults = {a.name: a.default_value for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
+    return any(value != defaults[name] for name, value in options(fx_node).items())
+
+
+def leaves(args: Any) -> list[Any]:
+    return [leaf for a in args for leaf in leaves(a)] if isinstance(args, (list, tuple)) else [args]
+
+
+def place_of(fx_node: fx.Node) -> str:
+    """Name the module path and the last source line outside torch, as far as the export recorded them."""
+    stack = fx_node.meta.get("nn_module_stack") or {}
+    path = [str(value[0]) for value in stack.values()]
+    module = (path[-1] if path else "").removeprefix("network").lstrip(".") or "the model"
+    files = [line.strip() for line in (fx_node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")]
+    own = [line for line in files if "/torch/" not in line]
+    place = (own or files or [""])[-1].removeprefix("File ").replace('"', "").replace(", line ", ":").split(", in ")[0]
+    return f"{module} ({place})" if place else module
+
+
+def with_absolute_constants(args: Any) -> Any:
+    """Return the arguments with absolute constants."""
+    if isinstance(args, (list, tuple)):
+        return type(args)(with_absolute_constants(a) for a in args)
+    return args.abs() if isinstance(args, Tensor) and args.is_floating_point() else args
+
+
+def has_parameters_for(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Has the function parameters for all arguments of a call?"""
+    try:
+        inspect.signature(function).bind(None, *args, **options)
+    except TypeError:
+        return False
+    return True

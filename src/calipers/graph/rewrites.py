@@ -1,0 +1,225 @@
+"""How are operations on several variable numbers made of the kinds that have bounds? Sums, curves and one product, x * y.
+
+Each rewrite computes what the operation does, for real numbers; rounding differs, and capture compares the whole. Forms are chosen for what their bounds
+do: softmax is 1 / sum_j exp(x_j - x_i), which stays between 0 and 1 whatever the bounds of x, and needs no product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calipers.graph.activations import TwoPieces
+from calipers.graph.affine import Scale, Sum
+from calipers.graph.curves import EXP, RECIPROCAL, RSQRT, SQUARE
+from calipers.graph.products import Product
+from calipers.graph.writing import Result, Writer
+
+Value = Result | Tensor
+RELU = TwoPieces(0.0, 1.0)
+
+
+def scaled(w: Writer, x: Result, factor: Any, shift: Any = 0.0) -> Result:
+    """Write factor * x + shift with constants, which may enlarge x."""
+    constants = [torch.as_tensor(c, dtype=w.dtype, device=w.device) for c in (factor, shift)]
+    a, b = (c[None] if w.lead and c.dim() else c for c in constants)  # of a single point's constants none has an axis for points
+    shape = torch.broadcast_shapes((1, *x.shape), a.shape, b.shape)[1:]
+    return w.write(Scale(a, b), w.expand(x, tuple(shape)))
+
+
+def _pair(w: Writer, x: Result, y: Result) -> tuple[Result, Result]:
+    shape = tuple(torch.broadcast_shapes(x.shape, y.shape))
+    return w.expand(x, shape), w.expand(y, shape)
+
+
+def add(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None:
+    """x + alpha * y."""
+    if isinstance(x, Result) and isinstance(y, Result):
+        return w.write(Sum((1.0, float(alpha))), *_pair(w, x, y))
+    if isinstance(x, Result):
+        return scaled(w, x, 1.0, alpha * torch.as_tensor(y, dtype=w.dtype))
+    return scaled(w, y, alpha, x) if isinstance(y, Result) else None
+
+
+def subtract(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None:
+    """x - alpha * y."""
+    return add(w, x, y, -alpha)
+
+
+def multiply(w: Writer, x: Value, y: Value) -> Result | None:
+    """x * y; the square where both are the same number."""
+    if isinstance(x, Result) and isinstance(y, Result):
+        return w.write(SQUARE, x) if x.number == y.number and x.shape == y.shape else w.write(Product(), *_pair(w, x, y))
+    return scaled(w, x, y) if isinstance(x, Result) else scaled(w, y, x) if isinstance(y, Result) else None
+
+
+def divide(w: Writer, x: Value, y: Value) -> Result | None:
+    """x * (1 / y)."""
+    if isinstance(y, Result):
+        return multiply(w, x, w.write(RECIPROCAL, y))
+    return scaled(w, x, 1 / torch.as_tensor(y, dtype=w.dtype)) if isinstance(x, Result) else None
+
+
+def maximum(w: Writer, x: Value, y: Value) -> Result | None:
+    """y + max(x - y, 0)."""
+    over = subtract(w, x, y)
+    return None if over is None else add(w, w.write(RELU, over), y)
+
+
+def minimum(w: Writer, x: Value, y: Value) -> Result | None:
+    """x - max(x - y, 0)."""
+    over = subtract(w, x, y)
+    return None if over is None else subtract(w, x, w.write(RELU, over))
+
+
+def matmul(w: Writer, x: Value, y: Value) -> Result | None:
+    """The sum over k of x_ik * y_kj, each product by itself."""
+    if not isinstance(x, Result) or not isinstance(y, Result) or min(len(x.shape), len(y.shape)) < 2:
+        return None
+    rows = w.move("rows", lambda t: t.unsqueeze(-1), x)
+    columns = w.move("columns", lambda t: t.unsqueeze(-3), y)
+    return w.move("sum", lambda t: t.sum(-2), w.write(Product(), *_pair(w, rows, columns)))
+
+
+def add_matmul(w: Writer, bias: Value, x: Value, y: Value) -> Result | None:
+    """bias + x y."""
+    product = matmul(w, x, y)
+    return None if product is None else add(w, product, bias)
+
+
+def softmax(w: Writer, x: Result, dim: int) -> Result:
+    """1 / sum_j exp(x_j - x_i) along an axis; the differences of an element to itself are 0 whatever its bounds."""
+    axis = w.axis(x, dim)
+    size = x.shape[axis - 1]
+    others = 1 - torch.eye(size, dtype=w.dtype, device=w.device).reshape(size, size, *[1] * (len(x.shape) - axis))
+
+    def differences(t: Tensor) -> Tensor:
+        return (t.unsqueeze(axis) - t.unsqueeze(axis + 1)) * others.to(t.dtype)
+
+    def sizes(t: Tensor) -> Tensor:
+        return (t.unsqueeze(axis) + t.unsqueeze(axis + 1)) * others.to(t.dtype)
+
+    powers = w.write(EXP, w.move("differences", differences, x, absolute=sizes))
+    return w.write(RECIPROCAL, w.move("sum", lambda t: t.sum(axis + 1), powers))
+
+
+def attention(
+    w: Writer, q: Value, k: Value, v: Value, mask: Any = None, dropout: float = 0.0, causal: bool = False, scale: float | None = None
+) -> Result | None:
+    """softmax(q k^T * scale + mask) v, the mask a constant that is finite."""
+    if (
+        not isinstance(k, Result)
+        or dropout
+        or causal
+        or isinstance(mask, Result)
+        or (mask is not None and not (mask.is_floating_point() and mask.isfinite().all()))
+    ):
+        return None
+    scores = matmul(w, q, w.move("transpose", lambda t: t.transpose(-1, -2), k))
+    if scores is None:
+        return None
+    scores = scaled(w, scores, k.shape[-1] ** -0.5 if scale is None else scale, 0.0 if mask is None else mask)
+    return matmul(w, softmax(w, scores, -1), v)
+
+
+def normalised(w: Writer, x: Result, axes: int, eps: float) -> Result:
+    """(x - mean) / sqrt(variance + eps) over the last axes."""
+    dims = tuple(range(-axes, 0))
+    share = 1 - 2 / math.prod(x.shape[-axes:])  # |1 - 1/n| for the element itself and 1/n for the others is share * r + mean(r)
+    centred = w.move("centre", lambda t: t - t.mean(dims, keepdim=True), x, absolute=lambda t: share * t + t.mean(dims, keepdim=True))
+    variance = w.move("mean", lambda t: t.mean(dims, keepdim=True), w.write(SQUARE, centred))
+    return w.write(Product(), centred, w.expand(w.write(RSQRT, scaled(w, variance, 1.0, eps)), x.shape))
+
+
+def layer_norm(w: Writer, x: Result, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, _: Any = None) -> Result:
+    """Over the last axes, with a factor and a shift for each place."""
+    return scaled(w, normalised(w, x, len(shape), eps), 1.0 if weight is None else weight, 0.0 if bias is None else bias)
+
+
+def group_norm(w: Writer, x: Result, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, _: Any = None) -> Result:
+    """Over the channels of a group and all places."""
+    kept = x.shape[w.lead :]
+    made = w.reshape(normalised(w, w.reshape(x, (groups, math.prod(kept) // groups)), 1, eps), x.shape)
+    each = [None if t is None else t.reshape(-1, *[1] * (len(kept) - 1)) for t in (weight, bias)]
+    return scaled(w, made, 1.0 if each[0] is None else each[0], 0.0 if each[1] is None else each[1])
+
+
+def instance_norm(w: Writer, x: Result, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, _: Any = None) -> Result | None:
+    """A group norm with a group for each channel, where it takes the point's own statistics."""
+    return group_norm(w, x, x.shape[w.lead], weight, bias, eps) if own else None
+
+
+def prelu(w: Writer, x: Result, slope: Tensor) -> Result:
+    """slope * x + (1 - slope) * max(x, 0), a slope for each channel."""
+    kept = x.shape[w.lead :]
+    a = slope.reshape(-1, *[1] * (len(kept) - 1)) if len(kept) > 0 else slope
+    return w.write(Sum((1.0, 1.0)), scaled(w, x, a), scaled(w, w.write(RELU, x), 1 - a))
+
+
+def hard_sigmoid(w: Writer, x: Result) -> Result:
+    """max(min(x / 6 + 1/2, 1), 0) as max of max: relu(z) - relu(z - 1)."""
+    z = scaled(w, x, 1 / 6, 0.5)
+    return w.write(Sum((1.0, -1.0)), w.write(RELU, z), w.write(RELU, scaled(w, z, 1.0, -1.0)))
+
+
+def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
+    """mask * x + (1 - mask) * y for a constant mask."""
+    if isinstance(mask, Result):
+        return None
+    chosen, other = mask.to(w.dtype), (~mask).to(w.dtype)
+    if isinstance(x, Result) and isinstance(y, Result):
+        return add(w, scaled(w, x, chosen), scaled(w, y, other))
+    constant = torch.as_tensor(y if isinstance(x, Result) else x, dtype=w.dtype, device=w.device)
+    if isinstance(x, Result):
+        return scaled(w, x, chosen, torch.where(mask, torch.zeros_like(constant), constant))
+    return scaled(w, y, other, torch.where(mask, constant, torch.zeros_like(constant))) if isinstance(y, Result) else None
+
+
+def masked_fill(w: Writer, x: Value, mask: Any, value: Any) -> Result | None:
+    """The value where the mask says so, x elsewhere."""
+    return where(w, mask, torch.as_tensor(value, dtype=w.dtype), x)
+
+
+def variance(w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool = False) -> Result:
+    """The mean of the squared deviations, with the divisor n - correction."""
+    axes = tuple(w.axis(x, d) for d in dims)
+    count = math.prod(x.shape[a - 1] for a in axes)
+    share = 1 - 2 / count
+    centred = w.move("centre", lambda t: t - t.mean(axes, keepdim=True), x, absolute=lambda t: share * t + t.mean(axes, keepdim=True))
+    total = w.move("sum", lambda t: t.sum(axes, keepdim=keepdim), w.write(SQUARE, centred))
+    return scaled(w, total, 1 / (count - (1 if correction is None else correction)))
+
+
+REWRITES: dict[str, Callable[..., Result | None]] = {
+    "aten.add.Tensor": add,
+    "aten.sub.Tensor": subtract,
+    "aten.mul.Tensor": multiply,
+    "aten.div.Tensor": divide,
+    "aten.maximum.default": maximum,
+    "aten.max.other": maximum,
+    "aten.minimum.default": minimum,
+    "aten.min.other": minimum,
+    "aten.matmul.default": matmul,
+    "aten.bmm.default": matmul,
+    "aten.mm.default": matmul,
+    "aten.addmm.default": add_matmul,
+    "aten.baddbmm.default": add_matmul,
+    "aten.softmax.int": lambda w, x, dim, _=None: softmax(w, x, dim),
+    "aten._softmax.default": lambda w, x, dim, _=None: softmax(w, x, dim),
+    "aten.scaled_dot_product_attention.default": attention,
+    "aten.layer_norm.default": layer_norm,
+    "aten.group_norm.default": group_norm,
+    "aten.instance_norm.default": instance_norm,
+    "aten.prelu.default": prelu,
+    "aten.hardsigmoid.default": hard_sigmoid,
+    "aten.where.self": where,
+    "aten.masked_fill.Scalar": masked_fill,
+    "aten.masked_fill.Tensor": masked_fill,
+    "aten.var.correction": variance,
+    "aten.var.dim": lambda w, x, dims, unbiased=True, keepdim=False: variance(w, x, dims, int(unbiased), keepdim),
+}
+"""By exported name: writer, then the call's arguments, keyword-only ones by name; None where the call is not in a form that is known here."""
