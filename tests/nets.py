@@ -112,8 +112,8 @@ class Recipe:
         assert op is not None
         if isinstance(op, Smooth) and not bool(op.defined(torch.tensor(-1.0), torch.tensor(0.0))):
             self.add(SQUARE)  # the function asks for positive arguments
-            self.add(Scale(torch.ones((), dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)))
-        if name in ("aten.exp.default", "aten.expm1.default"):
+            self.add(Scale(torch.full((), 0.3, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)))
+        if isinstance(op, Smooth) and op.name.startswith(("exp", "power", "square")):
             self.add(SIGMOID)  # exponentials of exponentials leave every floating point
         return self.add(op)
 

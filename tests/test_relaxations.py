@@ -288,8 +288,8 @@ MUTANTS: dict[str, Callable[[Any], Any]] = {
     "an inflection too far left": lambda op: dataclasses.replace(op, inflections=tuple(c - 0.3 for c in op.inflections)),
     "an inflection too far right": lambda op: dataclasses.replace(op, inflections=tuple(c + 0.3 for c in op.inflections)),
     "convex where it is concave": lambda op: dataclasses.replace(op, convex=not op.convex),
-    "a value a millionth too high": lambda op: dataclasses.replace(op, run=lambda x: op.run(x) + 1e-6, formula=lambda x: op.smooth(x) + 1e-6),
-    "a value a millionth too low": lambda op: dataclasses.replace(op, run=lambda x: op.run(x) - 1e-6, formula=lambda x: op.smooth(x) - 1e-6),
+    "a value a millionth too high": lambda op: dataclasses.replace(op, run=lambda x: op.run(x) + 1e-6),
+    "a value a millionth too low": lambda op: dataclasses.replace(op, run=lambda x: op.run(x) - 1e-6),
     "a derivative too steep": lambda op: dataclasses.replace(op, derivative=lambda x: op.derivative(x) + 0.05),
     "a wave out of step": lambda op: dataclasses.replace(op, shift=op.shift + 0.3),
     "no jump": lambda op: dataclasses.replace(op, jump=0.0),
@@ -305,7 +305,7 @@ def breakable(op: Smooth, mistake: str) -> bool:
         return False
     if mistake.endswith("too high") and op.jump > 1e-6:
         return False  # the room for the jump hides it
-    return {"inflection": bool(op.inflections) and op.defined is _everywhere, "jump": op.jump > 0}.get(mistake.split()[1], True)
+    return {"inflection": bool(op.inflections) and op.defined is _everywhere and not op.jump, "jump": op.jump > 0}.get(mistake.split()[1], True)
 
 
 def broken(op: Smooth, mistake: str) -> list[str]:

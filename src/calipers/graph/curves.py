@@ -93,16 +93,15 @@ COS = Wave("cos", torch.cos, lambda x: -x.sin(), True, shift=math.pi / 2)
 
 
 def softplus(beta: float, threshold: float) -> Smooth:
-    """log(1 + exp(beta x)) / beta; torch returns x itself from beta x = threshold on, which is less by up to exp(-threshold) / beta."""
+    """log(1 + exp(beta x)) / beta; torch returns x itself from beta x = threshold on, which is less by log(1 + exp(-threshold)) / beta."""
 
     def run(x: Tensor) -> Tensor:
         return functional.softplus(x, beta, threshold)
 
-    def formula(x: Tensor) -> Tensor:
-        return torch.logaddexp(beta * x, torch.zeros_like(x)) / beta
+    def slope(x: Tensor) -> Tensor:
+        return torch.where(beta * x > threshold, 1.0, (beta * x).sigmoid())
 
-    jump = math.exp(-threshold) / abs(beta)
-    return Smooth(f"softplus {beta!r} {threshold!r}", run, lambda x: (beta * x).sigmoid(), beta > 0, rough=False, jump=jump, formula=formula)
+    return Smooth(f"softplus {beta!r} {threshold!r}", run, slope, True, (threshold / beta,), rough=False, jump=math.log1p(math.exp(-threshold)) / beta)
 
 
 def elu(alpha: float, scale: float, inner: float) -> Smooth:

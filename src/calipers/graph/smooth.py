@@ -50,7 +50,8 @@ class Smooth:
 
     `inflections` in order, the curvature alternating from `convex` on the far left (a straight piece passes as either); `turns` are its minima and
     maxima; `defined(lower, upper)` says over which intervals it has a value; outside `curved` it is a straight line. `rough`: where the value is small it
-    errs by units in the last place of the argument (or of 1), not of the value. `jump`: by how much the function as it runs may lie below `formula`.
+    errs by units in the last place of the argument (or of 1), not of the value. `jump`: by how much the function falls at its last
+    inflection.
     """
 
     name: str
@@ -63,26 +64,28 @@ class Smooth:
     curved: tuple[float, float] = (-math.inf, math.inf)
     rough: bool = True
     jump: float = 0.0
-    formula: Function | None = field(default=None, repr=False)
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), as the model does it."""
         return self.run(x)
 
-    def smooth(self, x: Tensor) -> Tensor:
-        """f(x) without jumps."""
-        return (self.formula or self.run)(x)
-
     def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Extremes are at the ends or the turns; pushed out by the function's own error. Infinite where the function is not defined."""
         least, most = self._extremes(lower, upper)
-        known = self.defined(lower, upper)
-        return torch.where(known, least - self.jump, -torch.inf), torch.where(known, most, torch.inf)
+        known, fall = self.defined(lower, upper), self._fall(lower, upper)
+        return torch.where(known, least - fall, -torch.inf), torch.where(known, most + fall, torch.inf)
+
+    def _fall(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Return the jump where the interval holds it; on which side its place itself lies is left open."""
+        if not self.jump:
+            return torch.zeros_like(lower)
+        place, near = self.inflections[-1], 1 + 8 * torch.finfo(lower.dtype).eps
+        return self.jump * ((lower <= place * near) & (upper >= place / near)).to(lower.dtype)
 
     def _extremes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         places = [lower, upper, *(self._within(turn, lower, upper) for turn in self.turns)]
-        ends = [self._widened(self.smooth(x), x) for x in places]
+        ends = [self._widened(self.run(x), x) for x in places]
         return torch.stack([low for low, _ in ends]).amin(0), torch.stack([high for _, high in ends]).amax(0)
 
     def _widened(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,12 +110,12 @@ class Smooth:
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """See the module; alpha is None: the tangent that is highest in the middle of the interval. Lines that bound nothing where f is not defined."""
         pieces = self.pieces(lower, upper)
-        low, low_at = _under(self.smooth, self.derivative, pieces, lower, upper, alpha)
-        high, high_at = _under(lambda x: -self.smooth(x), lambda x: -self.derivative(x), [p.turned() for p in pieces], lower, upper, alpha)
+        low, low_at = _under(self.run, self.derivative, pieces, lower, upper, alpha)
+        high, high_at = _under(lambda x: -self.run(x), lambda x: -self.derivative(x), [p.turned() for p in pieces], lower, upper, alpha)
         least, most = self.range(lower, upper)
-        known = self.defined(lower, upper)
-        low, low_at = _or_else(known, low, low_at - self.jump, least)
-        high, high_at = _or_else(known, -high, -high_at, most)
+        known, fall = self.defined(lower, upper), self._fall(lower, upper)
+        low, low_at = _or_else(known, low, low_at - fall, least)
+        high, high_at = _or_else(known, -high, -high_at + fall, most)
         return Lines(low, low_at, high, high_at)
 
 
