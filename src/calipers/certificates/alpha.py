@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import SEARCH, Arithmetic, plain_sums
 from calipers.bounds.sharpen import sharpening
 from calipers.certificates.crown import Bound, claims, shifted
+from calipers.certificates.proof import Noted, Notes
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.problem.ball import Region
@@ -31,11 +32,13 @@ class AlphaCROWN:
 
     Points that plain CROWN proves cost no more than that. The others get `steps` of ascent on the margins; those still open then get `sharpen` steps for
     each end of each intermediate value that bends (0: none), and the margins again. Guarantee: float64-checked, as every bound is confirmed with the
-    slopes found. Cost: CROWN's, and for what is open `steps` backward and forward passes a margin, `sharpen` for each bending element and end.
+    slopes found. Cost: CROWN's, and for what is open `steps` backward and forward passes a margin, `sharpen` for each bending element and end. With
+    `proofs` every claim comes with a proof file.
     """
 
     steps: int = 20
     sharpen: int = 10
+    proofs: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.sharpen < 0:
@@ -48,12 +51,13 @@ class AlphaCROWN:
     def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
         """See `Bounder`."""
         with torch.no_grad(), plain_sums():
-            start = Start.of(problem, arithmetic, known)
+            start = Start.of(problem, arithmetic, known, noted=self.proofs and known is None)
             start.optimise(Ascent(self.steps, ALPHA_STEP))
             if self.sharpen:
                 start.sharpen(Ascent(self.sharpen, ALPHA_STEP))
                 start.optimise(Ascent(self.steps, ALPHA_STEP))
-        return Bound(start.worst(), start.boxes, start.rows)
+        notes = start.notes
+        return Bound(start.worst(), start.boxes, start.rows, None if notes is None else lambda i: notes.written(i, self))
 
 
 @dataclass(eq=False)
@@ -77,10 +81,11 @@ class Start:
     cases: Tensor
     root: Root | None = None
     pending: tuple[Tensor, Tensor, Free] | None = None
+    notes: Notes | None = None
 
     @classmethod
-    def of(cls, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None) -> Start:
-        """Bound all margins by plain CROWN."""
+    def of(cls, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, noted: bool = False) -> Start:
+        """Bound all margins by plain CROWN; `noted`: keep notes of everything that is chosen, for proof files."""
         graph = graph_of(problem.classifier, problem.x).to(arithmetic.dtype)
         region = problem.threat.region(problem.x.to(arithmetic.dtype), outward=True)
         state = relax(graph, region, arithmetic, known)
@@ -90,7 +95,9 @@ class Start:
         cases = problem.goal.cases(problem.classes).to(spec.device)
         bounds = _case_bounds(margins, cases)
         left = torch.nonzero(~(bounds.amin(1) > 0)).flatten()
-        return cls(problem, arithmetic, margins, spec, offsets, state.boxes, state.rows + spec.shape[1], state, left, bounds, cases)
+        start = cls(problem, arithmetic, margins, spec, offsets, state.boxes, state.rows + spec.shape[1], state, left, bounds, cases)
+        start.notes = Notes.of(problem, state, margins) if noted else None
+        return start
 
     def worst(self) -> Tensor:
         """Return the lower bound of what decides, (N,)."""
@@ -109,7 +116,9 @@ class Start:
         index = (self.open[rows], case)
         self.case_bounds[index] = torch.where(proved > self.case_bounds[index], proved, self.case_bounds[index])
         self.rows[self.open] += ascent.steps * 2
-        left = torch.nonzero(~(self.case_bounds[index] > 0)).flatten()
+        done, left = (torch.nonzero(flags).flatten() for flags in (self.case_bounds[index] > 0, ~(self.case_bounds[index] > 0)))
+        if self.notes is not None:
+            self.notes.leaf(dual.take(done), free.take(done), case[done], self.open[rows[done]])
         self.pending = rows[left], case[left], free.take(left)
 
     def sharpen(self, ascent: Ascent) -> None:
@@ -121,7 +130,10 @@ class Start:
         part, region = self.problem.take(self.open), self._region(self.open)
         known = {k: box.take(self.open) for k, box in self.boxes.items()}
         wide = part.threat.region(part.x.to(self.arithmetic.dtype), outward=True)
-        state = relax(self.state.graph, wide, self.arithmetic, known, tighten=sharpening(ascent, region))
+        noted = None if self.notes is None else Noted(ascent.steps, ascent.alpha_step, ascent.beta_step)
+        state = relax(self.state.graph, wide, self.arithmetic, known, tighten=sharpening(noted or ascent, region))
+        if self.notes is not None and noted is not None:
+            self.notes.sharpened(state, self.open, noted.notes)
         self.rows[self.open] += state.rows
         for k, box in state.boxes.items():
             self.boxes[k].lower[self.open], self.boxes[k].upper[self.open] = box.lower, box.upper

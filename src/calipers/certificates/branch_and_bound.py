@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ class BranchAndBound:
     """Decide every point within `seconds` of its own: certify the whole radius, or find a counterexample.
 
     `steps` of ascent for each branch, `batch` branches at once, `look` candidates by each of two scores to look ahead at, `sharpen` steps of ascent for
-    each box of the root. `attack` is tried from the minimisers of the lowest branches, now and then. With `proofs` the leaves are kept.
+    each box of the root. `attack` is tried from the minimisers of the lowest branches, now and then. With `proofs` every claim comes with a
+    proof file.
 
     Complete for piecewise linear networks but for time and memory; for smooth activations intervals are halved.
     Guarantee: float64-checked, leaf by leaf. Cost: `steps` backward and forward passes and one confirming row a branch.
@@ -49,7 +50,7 @@ class BranchAndBound:
     batch: int = 128
     look: int = 2
     attack: Startable | None = None
-    proofs: bool = False
+    proofs: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or min(self.steps, self.batch, self.look) < 1 or self.sharpen < 0:
@@ -61,27 +62,33 @@ class BranchAndBound:
             part = problem.take(index)
             start = self._start(part)
             decided = start.worst() > 0
-            yield self._claim(problem, index[decided], start.worst()[decided], start.rows[decided])
+            yield self._claim(problem, index[decided], start.worst()[decided], start.rows[decided], self._written(start, decided))
             trees = [_Tree(self, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
             for tree, verdict in _each(trees):
                 here = index[tree.point].reshape(1)
                 if verdict is not None:
                     spent = torch.full_like(here, tree.rows)
                     yield Attempt(here, verdict, spent, spent)
-                yield self._claim(problem, here, tree.proved, torch.full_like(here, tree.rows))
+                mine = torch.arange(len(part), device=index.device) == tree.point
+                yield self._claim(problem, here, tree.proved, torch.full_like(here, tree.rows), self._written(start, mine & bool(tree.proved > 0)) or (None,))
 
     def _start(self, problem: Problem) -> Start:
         with torch.no_grad(), plain_sums():
-            start = Start.of(problem, CHECKED, None)
+            start = Start.of(problem, CHECKED, None, noted=self.proofs)
             start.optimise(Ascent(self.steps, ALPHA_STEP))
             if self.sharpen:
                 start.sharpen(Ascent(self.sharpen, ALPHA_STEP))
                 start.optimise(Ascent(self.steps, ALPHA_STEP))
         return start
 
-    def _claim(self, problem: Problem, index: Tensor, worst: Tensor, rows: Tensor) -> Claim:
+    def _written(self, start: Start, points: Tensor) -> tuple[bytes | None, ...]:
+        """Return the proofs of the flagged points, in order."""
+        with torch.no_grad():
+            return tuple(None if start.notes is None else start.notes.written(i, self) for i in torch.nonzero(points).flatten().tolist())
+
+    def _claim(self, problem: Problem, index: Tensor, worst: Tensor, rows: Tensor, proofs: tuple[bytes | None, ...]) -> Claim:
         radius = problem.threat.radii(len(problem)).to(worst.device)[index]
-        return Claim(index, torch.where(worst > 0, radius, torch.zeros_like(radius)), worst, CHECKED.guarantee, torch.zeros_like(rows), rows)
+        return Claim(index, torch.where(worst > 0, radius, torch.zeros_like(radius)), worst, CHECKED.guarantee, torch.zeros_like(rows), rows, proofs)
 
 
 def _each(trees: list[_Tree]) -> Iterator[tuple[_Tree, Tensor | None]]:
@@ -118,7 +125,6 @@ class _Tree:
         self.proved = start.worst()[self.point].reshape(1)
         self.ascent = Ascent(tool.steps, ALPHA_STEP)
         self.round = 0
-        self.leaves: list[Branches] = []
 
     def grow(self) -> Tensor | None:
         """Split until nothing is open, a counterexample is met or the time is up; return the counterexample (1, *D)."""
@@ -169,10 +175,9 @@ class _Tree:
             spec, offsets = self._directions(branches.case[likely])
             closed[likely] = confirmed(dual.take(likely), free.take(likely), spec, offsets) > 0
         left = torch.nonzero(~closed).flatten()
-        if self.tool.proofs:
+        if self.start.notes is not None:
             done = torch.nonzero(closed).flatten()
-            leaves = branches.take(done)
-            self.leaves.append(Branches(bound[done], leaves.rows, leaves.case, leaves.cuts, free.take(done)))
+            self.start.notes.leaf(dual.take(done), free.take(done), branches.case[done], self.point.expand(len(done)))
         kept = branches.take(left)
         return Branches(torch.maximum(kept.bound, bound[left]), kept.rows, kept.case, kept.cuts, free.take(left))
 

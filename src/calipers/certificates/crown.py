@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
+from calipers.certificates.proof import Notes
 from calipers.graph.capture import graph_of
 from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
@@ -23,11 +24,15 @@ _HELD_BYTES = 2**28
 
 
 class Bound(NamedTuple):
-    """What one evaluation proves: a lower bound of the worst margin (N,), the boxes it used, and the directions bounded for each point (N,)."""
+    """What one evaluation proves: a lower bound of the worst margin (N,), the boxes it used, and the directions bounded for each point (N,).
+
+    `prove` writes a proof of a point whose worst margin is positive, where proofs were asked for.
+    """
 
     worst: Tensor
     boxes: dict[int, Box]
     rows: Tensor
+    prove: Callable[[int], bytes] | None = None
 
 
 class Bounder(Protocol):
@@ -62,8 +67,10 @@ class CROWN:
     """Linear relaxations swept backward for every intermediate value that bends, then for the margins (Zhang et al. 2018), adaptive lower slopes.
 
     Guarantee: float64-checked (the rounding of the bound is accounted for). Cost: two rows of a backward sweep for each element that bends, one for
-    each margin.
+    each margin. With `proofs` every claim comes with a proof file.
     """
+
+    proofs: bool = field(default=False, repr=False)
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Yield a claim for every point."""
@@ -71,10 +78,10 @@ class CROWN:
 
     def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
         """See `Bounder`."""
-        return _bound(problem, arithmetic, known, refine=True)
+        return _bound(problem, arithmetic, known, refine=True, writer=self if self.proofs and known is None else None)
 
 
-def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, refine: bool) -> Bound:
+def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, refine: bool, writer: object | None = None) -> Bound:
     graph = graph_of(problem.classifier, problem.x).to(arithmetic.dtype)
     region = problem.threat.region(problem.x.to(arithmetic.dtype), outward=True)
     with torch.no_grad(), plain_sums():
@@ -82,8 +89,9 @@ def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | Non
         rows = problem.goal.rows(problem.y, problem.classes)
         margins = margin_bounds(state, rows) if refine else interval_margin_bounds(state, rows)
         margins = shifted(margins, problem.goal, problem.y, problem.classes)
-    worst = problem.goal.worst(margins.nan_to_num(nan=-torch.inf))
-    return Bound(worst, state.boxes, state.rows + rows.shape[1])
+    margins = margins.nan_to_num(nan=-torch.inf)
+    notes = None if writer is None else Notes.of(problem, state, margins)
+    return Bound(problem.goal.worst(margins), state.boxes, state.rows + rows.shape[1], None if notes is None else lambda i: notes.written(i, writer))
 
 
 def shifted(bounds: Tensor, goal: Goal, y: Tensor, classes: int) -> Tensor:
@@ -103,7 +111,7 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
     def claim(index: Tensor) -> Claim:
         part, radius = problem.take(index), radii[index]
         worst, rows = torch.full_like(radius, -torch.inf), torch.zeros_like(index)
-        left = torch.arange(len(index), device=index.device)
+        left, files = torch.arange(len(index), device=index.device), None
         if screen:
             rough = bounder.bound(part, SEARCH)
             worst, rows = rough.worst.double(), rough.rows
@@ -111,10 +119,20 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
         if len(left):
             proof = bounder.bound(part.take(left), CHECKED)
             worst[left], rows[left] = proof.worst, rows[left] + proof.rows
+            files = written(proof.prove, proof.worst > 0, left, len(index))
         proved = torch.where(worst > 0, radius, torch.zeros_like(radius))
-        return Claim(index, proved, worst, CHECKED.guarantee, torch.zeros_like(rows), rows)
+        return Claim(index, proved, worst, CHECKED.guarantee, torch.zeros_like(rows), rows, files)
 
     yield from spread(claim, batches(problem), problem.x.device)
+
+
+def written(prove: Callable[[int], bytes] | None, proved: Tensor, places: Tensor, count: int) -> tuple[bytes | None, ...] | None:
+    """Return the proofs of `count` points: of those among `places` that are proved, and None of the others; None where no proofs are written."""
+    if prove is None:
+        return None
+    with torch.no_grad():
+        files = {place: prove(i) for i, (place, good) in enumerate(zip(places.tolist(), proved.tolist(), strict=True)) if good}
+    return tuple(files.get(i) for i in range(count))
 
 
 Part = TypeVar("Part")

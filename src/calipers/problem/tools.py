@@ -31,7 +31,8 @@ class Claim:
     """What a certifier claims for some points: nothing adversarial within `radius (M,)` (0 claims nothing), float64, closed ball.
 
     `margin (M,)` is the lower bound of the worst margin at that radius (at the asked radius where nothing could be proved), `guarantee` the arithmetic
-    it holds in, `forwards`, `backwards (M,)` the cost in passes through the network (one pass for each row of bounds).
+    it holds in, `forwards`, `backwards (M,)` the cost in passes through the network (one pass for each row of bounds). `proofs`, where they were asked
+    for: a file for each point that is claimed, from which anybody can prove the claim again.
     """
 
     index: Tensor
@@ -40,6 +41,7 @@ class Claim:
     guarantee: Literal["real", "float64-checked", "float32-executed"]
     forwards: Tensor
     backwards: Tensor
+    proofs: tuple[bytes | None, ...] | None = None
 
 
 class Attack(Protocol):

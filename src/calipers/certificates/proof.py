@@ -1,0 +1,275 @@
+"""What has to be written down so that others can prove a claim again? Rows that narrowed boxes, slopes, multipliers and cuts: all that was chosen.
+
+While points are bounded the choices are noted; when a point is proved its notes become a file that `record/checker.py` proves from nothing else.
+The file repeats the bounder's course: a pass of plain sweeps, in which all rows share the slopes of each point; then, where boxes were sharpened, a second
+pass with slopes for every row; then the leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.dual import Columns, Dual, Free, Root
+from calipers.bounds.interval import Box, propagate
+from calipers.bounds.linear import Relaxed
+from calipers.bounds.optimise import Ascent
+from calipers.errors import BadInput
+from calipers.graph.described import described
+from calipers.graph.ir import Elementwise, Graph, Lines
+from calipers.problem.ball import Ball
+from calipers.problem.goals import Targeted, Untargeted
+from calipers.problem.problem import Problem
+from calipers.record.proofs import packed
+
+Arrays = dict[str, Any]
+
+
+class Sweeps(NamedTuple):
+    """Rows (P,) of sweeps with slopes of their own, from directions of `number`: each row's place in the root, and what it is about."""
+
+    root: Root
+    number: int
+    rows: Tensor
+    about: tuple[Tensor, Tensor]
+    """Element and sign of an end of a box (P,); case (P,) and weights (P, S) of a leaf."""
+    alpha: dict[int, Tensor]
+    beta: dict[int, Tensor]
+    cuts: dict[int, Box]
+
+    def take(self, index: Tensor) -> Sweeps:
+        """Return the chosen rows."""
+        held = ({k: t[index] for k, t in one.items()} for one in (self.alpha, self.beta))
+        alpha, beta = held
+        cuts = {k: box.take(index) for k, box in self.cuts.items()}
+        return Sweeps(self.root, self.number, self.rows[index], (self.about[0][index], self.about[1][index]), alpha, beta, cuts)
+
+
+@dataclass(frozen=True)
+class Noted(Ascent):
+    """An ascent that notes what it chose for the end of each box it was asked about."""
+
+    notes: list[Sweeps] = field(default_factory=list)
+
+    def __call__(self, dual: Dual, free: Free) -> tuple[Tensor, Free]:
+        """As any ascent."""
+        bound, chosen = super().__call__(dual, free)
+        flat = dual.spec[:, 0].flatten(1)
+        element = flat.abs().argmax(1)
+        sign = flat.gather(1, element[:, None])[:, 0]
+        self.notes.append(Sweeps(dual.root, dual.number, dual.rows, (element, sign), chosen.alpha, {}, {}))
+        return bound, chosen
+
+
+@dataclass(eq=False)
+class Notes:
+    """What was chosen for a batch of points. `plain` is their relaxation by plain sweeps, `margins (N, S)` what that proves; `sharp` follows it for the
+    points `open`; leaves are noted for places in the problem (P,)."""
+
+    problem: Problem
+    plain: Relaxed
+    margins: Tensor
+    cases: Tensor
+    open: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    sharp: Relaxed | None = None
+    ends: list[Sweeps] = field(default_factory=list)
+    leaves: list[tuple[int, Tensor, Sweeps]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, problem: Problem, plain: Relaxed, margins: Tensor) -> Notes:
+        """Begin with plain sweeps; raises `BadInput` where the threat has no place in a proof file."""
+        threat = problem.threat
+        if not isinstance(threat, Ball) or threat.region(problem.x[:1]).norm.is_count:
+            raise BadInput("proof files are about norm balls: measure this threat without proofs")
+        everything = torch.arange(len(problem), device=problem.x.device)
+        return cls(problem, plain.take(everything), margins.clone(), problem.goal.cases(problem.classes).to(margins.device))
+
+    def sharpened(self, state: Relaxed, points: Tensor, ends: list[Sweeps]) -> None:
+        """Note the second pass over the points `points (M,)`."""
+        self.sharp, self.open, self.ends = state, points, ends
+
+    def leaf(self, dual: Dual, free: Free, case: Tensor, points: Tensor) -> None:
+        """Note leaves (P,) that were proved for places in the problem; their directions are those of their cases, repeated where a case has fewer."""
+        weights = torch.zeros(len(case), len(self.cases), dtype=torch.float64, device=case.device)
+        members = [torch.nonzero(self.cases == c).flatten() for c in range(int(self.cases.max()) + 1)]
+        width = free.mix.shape[1]
+        table = torch.stack([torch.cat([m, m[:1].expand(width - len(m))]) for m in members])[case]
+        weights.scatter_add_(1, table, free.weights.double() if width > 1 else torch.ones_like(free.mix, dtype=torch.float64))
+        turn = 1 if self.sharp is not None else 0
+        beta = {k: b for k, b in free.beta.items() if k in dual.cuts}
+        self.leaves.append((turn, points, Sweeps(dual.root, dual.number, dual.rows, (case, weights), free.alpha, beta, dual.cuts)))
+
+    def written(self, i: int, tool: object) -> bytes:
+        """Return the proof of the point at place i."""
+        graph = self.plain.graph
+        network, given = described(graph)
+        arrays: Arrays = dict(given)
+        threat = self.problem.threat
+        assert isinstance(threat, Ball)
+        claim = {
+            "network": network,
+            "threat": {"norm": threat.norm, "radius": float(threat.radii(len(self.problem))[i])},
+            "goal": _goal(self.problem, i, arrays),
+            "tool": repr(tool),
+        }
+        arrays["x"] = self.problem.x[i]
+        _write_threat(threat, arrays)
+        return packed({**claim, "blocks": self._blocks(i, arrays)}, {k: v.detach().cpu().numpy() if isinstance(v, Tensor) else v for k, v in arrays.items()})
+
+    def _blocks(self, i: int, arrays: Arrays) -> list[dict[str, Any]]:
+        blocks: list[dict[str, Any]] = []
+        plain = self.plain.take(torch.tensor([i], device=self.margins.device))
+        _write_shared(plain, arrays)
+        for number, flags in _improved(plain, {}).items():
+            sign, element = flags.nonzero(as_tuple=True)
+            _write_block(blocks, arrays, {"pass": 0, "kind": "box", "number": number}, {"element": element, "sign": 1 - 2 * sign})
+        leaves = [(turn, sweeps.take(mine)) for turn, points, sweeps in self.leaves if len(mine := torch.nonzero(points == i).flatten())]
+        done = {int(c) for _, sweeps in leaves for c in sweeps.about[0].tolist()}
+        case, weights = self._plain_leaves(i, done)
+        if len(case):
+            _write_block(blocks, arrays, {"pass": 0, "kind": "leaf"}, {"case": case, "weights": weights})
+        if any(turn for turn, _ in leaves):
+            self._write_second_pass(i, plain, blocks, arrays)
+        for turn, sweeps in leaves:
+            block = {"case": sweeps.about[0], "weights": sweeps.about[1], **_slopes(sweeps), **_cuts(sweeps)}
+            _write_block(blocks, arrays, {"pass": turn, "kind": "leaf"}, block)
+        return blocks
+
+    def _plain_leaves(self, i: int, done: set[int]) -> tuple[Tensor, Tensor]:
+        """Return the cases that plain sweeps proved, each by the best of its margins."""
+        case = torch.tensor([c for c in range(int(self.cases.max()) + 1) if c not in done], dtype=torch.long, device=self.margins.device)
+        own = torch.where(self.cases == case[:, None], self.margins[i], -torch.inf)
+        weights = torch.zeros_like(own)
+        return case, weights.scatter_(1, own.argmax(1, keepdim=True), 1.0)
+
+    def _write_second_pass(self, i: int, plain: Relaxed, blocks: list[dict[str, Any]], arrays: Arrays) -> None:
+        assert self.sharp is not None
+        place = torch.nonzero(self.open == i).flatten()
+        sharp = self.sharp.take(place)
+        improved = _improved(sharp, plain.boxes)
+        for sweeps in self.ends:
+            flags = improved.get(sweeps.number)
+            if flags is None:
+                continue
+            side = (sweeps.about[1] < 0).long()
+            mine = torch.nonzero((sweeps.rows == place) & flags[side, sweeps.about[0]]).flatten()
+            if len(mine):
+                own = sweeps.take(mine)
+                block = {"element": own.about[0], "sign": own.about[1], **_slopes(own)}
+                _write_block(blocks, arrays, {"pass": 1, "kind": "box", "number": own.number}, block)
+
+
+def _goal(problem: Problem, i: int, arrays: Arrays) -> dict[str, Any]:
+    """Return the goal at a point; one of no known kind is written as its margins."""
+    goal, y = problem.goal, problem.y[i : i + 1]
+    if type(goal) is Untargeted:
+        return {"kind": "untargeted", "class": int(y)}
+    if type(goal) is Targeted:
+        return {"kind": "targeted", "class": int(torch.as_tensor(goal.target).expand(len(problem))[i])}
+    one = goal.take(torch.tensor([i], device=y.device))
+    arrays |= {"spec": one.rows(y, problem.classes)[0].double(), "offsets": one.offsets(y, problem.classes).expand(1, -1)[0].double()}
+    arrays["cases"] = one.cases(problem.classes)
+    return {"kind": "linear"}
+
+
+def _write_threat(threat: Ball, arrays: Arrays) -> None:
+    if threat.box is not None:
+        arrays |= {f"threat.{name}": _flat(torch.as_tensor(end, dtype=torch.float64), arrays) for name, end in zip(("low", "high"), threat.box, strict=True)}
+    if threat.mask is not None:
+        arrays["threat.mask"] = _flat(threat.mask, arrays)
+    if threat.weights is not None:
+        arrays["threat.weights"] = _flat(threat.weights, arrays)
+
+
+def _flat(value: Tensor, arrays: Arrays) -> Tensor:
+    """Return one number, or one for each feature of the point."""
+    return value if value.dim() == 0 else value.expand(arrays["x"].shape).flatten()
+
+
+def _write_block(blocks: list[dict[str, Any]], arrays: Arrays, facts: dict[str, Any], held: dict[str, Tensor]) -> None:
+    arrays |= {f"b{len(blocks)}.{name}": value for name, value in held.items()}
+    blocks.append(facts)
+
+
+def _improved(state: Relaxed, known: dict[int, Box]) -> dict[int, Tensor]:
+    """Return by number which ends (2, n) of one point's boxes, lower then upper, are narrower than intervals and what was known make them."""
+    found = {}
+    for number in state.graph.bent:
+        if number == 0:
+            continue
+        plain, box = propagate(state.graph, number, state.boxes, state.arithmetic), state.boxes[number]
+        plain = plain.meet(known[number]) if known else plain
+        flags = torch.stack([box.lower[0] > plain.lower[0], box.upper[0] < plain.upper[0]]).flatten(1)
+        if bool(flags.any()):
+            found[number] = flags
+    return found
+
+
+def _write_shared(state: Relaxed, arrays: Arrays) -> None:
+    """Write the slopes that all rows of a point share, where its functions bend."""
+    for k, i, op in _functions(state.graph):
+        box, lines = state.boxes[i], state.relaxations[k]
+        place = torch.nonzero(op.bends(box.lower, box.upper)[0].flatten()).flatten()
+        if len(place):
+            assert isinstance(lines, Lines)
+            held = {"low": lines.lower_slope[0].flatten()[place], "high": lines.upper_slope[0].flatten()[place]}
+            kept = _chosen(op, box.lower[0].flatten()[place], box.upper[0].flatten()[place], held)
+            arrays |= {f"pass0.{k}.{name}": value for name, value in {"place": place, **kept}.items()}
+
+
+def _functions(graph: Graph) -> list[tuple[int, int, Elementwise]]:
+    return [(k, node.inputs[0], node.op) for k, node in enumerate(graph.nodes, start=1) if isinstance(node.op, Elementwise)]
+
+
+def _chosen(op: Elementwise, low: Tensor, high: Tensor, slopes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return only those slopes that somebody chose: of a side that does not move with alpha the checker finds the chord itself."""
+    if not getattr(op, "straight", False):
+        return slopes
+    first, last = (op.relax(low, high, torch.full_like(low, a)) for a in (0.0, 1.0))
+    moves = {"low": bool((first.lower_slope != last.lower_slope).any()), "high": bool((first.upper_slope != last.upper_slope).any())}
+    return {name: slope for name, slope in slopes.items() if moves[name]}
+
+
+def _slopes(sweeps: Sweeps) -> dict[str, Tensor]:
+    """Return the slopes of one point's rows, by operation: the columns' places (U,) and slopes (P, U)."""
+    held: dict[str, Tensor] = {}
+    root = sweeps.root
+    for k, i, op in _functions(root.state.graph):
+        if k not in sweeps.alpha or k > sweeps.number:
+            continue
+        columns, whole = root.columns[i].take(sweeps.rows), root.state.boxes[i]
+        box = _cut(columns, Box(columns.get(whole.lower[sweeps.rows]), columns.get(whole.upper[sweeps.rows])), sweeps.cuts.get(i))
+        lines = op.relax(box.lower, box.upper, columns.filled(sweeps.alpha[k].double().clamp(0, 1)))
+        real = columns.real[0]
+        if bool(real.any()):
+            kept = _chosen(op, box.lower[:, real], box.upper[:, real], {"low": lines.lower_slope[:, real], "high": lines.upper_slope[:, real]})
+            held |= {f"{k}.{name}": value for name, value in {"place": columns.place[0, real], **kept}.items()}
+    return held
+
+
+def _cut(columns: Columns, box: Box, cut: Box | None) -> Box:
+    if cut is None:
+        return box
+    lower = torch.maximum(box.lower, columns.filled(cut.lower).double())
+    return Box(lower, torch.maximum(torch.minimum(box.upper, columns.filled(cut.upper).double()), lower))
+
+
+def _cuts(sweeps: Sweeps) -> dict[str, Tensor]:
+    """Return the cuts of one point's leaves one by one; a multiplier without a constraint of its sign is left out."""
+    parts = []
+    for number, box in sweeps.cuts.items():
+        columns = sweeps.root.columns[number].take(sweeps.rows)
+        row, column = ((box.lower.isfinite() | box.upper.isfinite()) & columns.real).nonzero(as_tuple=True)
+        low, high = box.lower[row, column], box.upper[row, column]
+        beta = sweeps.beta[number][row, column] if number in sweeps.beta else torch.zeros_like(low)
+        allowed = beta.isfinite() & torch.where(beta > 0, low.isfinite(), high.isfinite())
+        parts.append((row, torch.full_like(row, number), columns.place[row, column], low, high, torch.where(allowed, beta, 0.0)))
+    names = ("row", "number", "element", "low", "high", "beta")
+    return {f"cut.{name}": torch.cat(list(each)) for name, each in zip(names, zip(*parts, strict=True), strict=True)} if parts else {}
+
+
+Prove = Callable[[int], bytes]
