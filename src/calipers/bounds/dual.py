@@ -93,8 +93,8 @@ class Root:
                 users = [n.op for n in self.graph.nodes if n.inputs[0] == i and isinstance(n.op, Elementwise)]
                 self.columns[i] = Columns.of(torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1))
             slope, at = (t.flatten(1).to(self.region.center.dtype) for t in (lines[0], lines[1]))
-            still = self.columns[i].put(torch.zeros_like(at, dtype=torch.bool), self.columns[i].real)
-            at = at.masked_fill(still, 0.0)
+            # A row without bending elements keeps its own constants: its one column is filling.
+            at = self.columns[i].put(at, torch.where(self.columns[i].real.any(1, keepdim=True), torch.zeros_like(at[:, :1]), self.columns[i].get(at)))
             self.base[k] = slope, (at if bool(at.any()) else None)
 
     def ends(self, number: int, dtype: torch.dtype) -> Box:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calipers.bounds.interval import Box
+from calipers.bounds.interval import Box, propagate
 from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Affine, Elementwise, Graph
 
@@ -52,8 +52,7 @@ def forward(graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic) -> 
         elif isinstance(node.op, Elementwise):
             forms[number] = _bent(node.op, inputs[0], boxes[node.inputs[0]], arithmetic)
         else:
-            ends = [boxes[i] for i in node.inputs]
-            forms[number] = _constant(Box(node.op.value(*(b.lower for b in ends)), node.op.value(*(b.upper for b in ends))), form.g.shape[1], arithmetic)
+            forms[number] = _constant(propagate(graph, number, boxes, arithmetic), form.g.shape[1], arithmetic)
         boxes[number] = forms[number].box(arithmetic).mended()
     return boxes, forms[len(graph.nodes)]
 
