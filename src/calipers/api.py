@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calipers.certificates.proof import differs
 from calipers.errors import BadInput, Contradiction
 from calipers.measurement.plan import Plan
 from calipers.measurement.referee import CLEAN, Referee
@@ -24,6 +25,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.threat import Threat
 from calipers.problem.tools import Attack, Attempt, Certifier
 from calipers.record.bracket import Bracket
+from calipers.record.checker import prove
 from calipers.record.evidence import Evidence, Question
 from calipers.record.ledger import Ledger
 from calipers.report.report import AtRadius, PointRow, Rate, RobustAccuracy, Summary, summarise
@@ -84,6 +86,7 @@ def measure(
     record: str | Path | Ledger | None = None,
     confidence: float = 0.95,
     seconds: float | None = None,
+    proofs: bool = False,
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
@@ -92,10 +95,11 @@ def measure(
     `plan` is "quick", "standard", "brackets" (standard, then the distances of all points), "thorough", "complete" (decides what it can), "autoattack",
     "distance", "categorical" or a `Plan`;
     where none is given, "standard", or "categorical" for `Substitutions`. With a `record` file everything admitted is kept, and the same call
-    takes an interrupted run up again. `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness.
+    takes an interrupted run up again. With `proofs` it also keeps a proof file for each certificate, for `check`.
+    `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness.
     Ctrl-C returns what is known.
     """
-    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds), _ledger(record), _named(title)
+    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds, proofs), _ledger(record), _named(title)
     finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=named)
     return _result(problem, ledger, confidence, finished)
 
@@ -113,6 +117,7 @@ def curve(
     record: str | Path | Ledger | None = None,
     confidence: float = 0.95,
     seconds: float | None = None,
+    proofs: bool = False,
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
@@ -123,14 +128,21 @@ def curve(
     where it has no others), so between the radii the curve says no more than at the next. With a `record` the same call takes an interrupted run up.
     Cost: about log2(R) + 1 visits of a point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for radii not above 0.
     """
-    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds), _ledger(record), _named(title)
+    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds, proofs), _ledger(record), _named(title)
     finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, facts=named)
     return _result(problem, ledger, confidence, finished)
 
 
-def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None) -> Plan:
+def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None, proofs: bool) -> Plan:
     chosen = plan_for(threat, plan)
+    if proofs:
+        chosen = dataclasses.replace(chosen, stages=tuple(dataclasses.replace(s, tool=_proving(s.tool)) for s in chosen.stages))
     return chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
+
+
+def _proving(tool: Attack | Certifier) -> Attack | Certifier:
+    """Return the tool as it writes proof files, if it can: its name in the record stays."""
+    return dataclasses.replace(tool, proofs=True) if hasattr(tool, "proofs") else tool  # type: ignore[type-var]
 
 
 def _ledger(record: str | Path | Ledger | None) -> Ledger:
@@ -227,11 +239,13 @@ def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check of a record found: how many witnesses and certificates were replayed, and a line for each that failed."""
+    """What a check of a record found: how many witnesses and certificates were replayed, and a line for each that failed; `proofs` is a line for each
+    certificate that was proved again from its file, by the checker that shares nothing with the tools."""
 
     witnesses: int
     certificates: int
     failures: tuple[str, ...]
+    proofs: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -242,7 +256,8 @@ class Checked:
 def check(
     record: str | Path | Ledger, model: nn.Module | Classifier, threat: Callable[[Question], Threat], *, goal: Goal | None = None, certificates: bool = True
 ) -> tuple[Checked, ...]:
-    """Replay what a record claims against the model: every witness is run and measured again, every certificate proved again by its tool at its radius.
+    """Replay what a record claims against the model: every witness is run and measured again, every certificate proved again at its radius: by the
+    independent checker where a proof file is kept, else by its tool.
 
     One result for each question about this model (others are passed over); raises `BadInput` where there is none.
     """
@@ -266,13 +281,28 @@ def _check_question(ledger: Ledger, asked: Question, classifier: Classifier, thr
         failures += _replay(problem, place, ledger, asked, fact)
     claimed = [e for e in facts if e.kind == "certificate"] if certificates else []
     best = {e.point: e for e in sorted(claimed, key=lambda e: e.radius)}
-    for tool in sorted({e.tool for e in best.values()}):
-        failures += _reprove(problem, place, [e for e in best.values() if e.tool == tool])
+    files = {e.key: data for e in claimed if (data := ledger.witness(asked.fingerprint, e)) is not None}
+    checked = [_check_proof(problem, place, e, files[e.key].tobytes()) for e in claimed if e.key in files]
+    failures += [line for good, line in checked if not good]
+    left = [e for e in best.values() if e.key not in files]
+    for tool in sorted({e.tool for e in left}):
+        failures += _reprove(problem, place, [e for e in left if e.tool == tool])
     try:
         Bracket.of(problem.names, facts)
     except Contradiction as error:
         failures.append(str(error))
-    return Checked(len(witnesses), len(best), tuple(failures))
+    return Checked(len(witnesses), len(best), tuple(failures), tuple(line for good, line in checked if good))
+
+
+def _check_proof(problem: Problem, place: dict[str, int], fact: Evidence, data: bytes) -> tuple[bool, str]:
+    """Prove a file again, and compare what it claims with what the record says it does."""
+    name = f"point {fact.point}: the proof of {fact.tool} at {fact.radius:.9g}"
+    if fact.point not in place:
+        return False, f"{name} is not stored with its point"
+    verdict = prove(data)
+    asked = problem.take([place[fact.point]]).at(torch.tensor([fact.radius], dtype=torch.float64))
+    failed = verdict.reason or differs(asked, 0, data)
+    return not failed, f"{name} fails: {failed}" if failed else f"{name} holds ({verdict.leaves} leaves, {len(data)} bytes)"
 
 
 def _replay(problem: Problem, place: dict[str, int], ledger: Ledger, asked: Question, fact: Evidence) -> list[str]:

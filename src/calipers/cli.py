@@ -73,6 +73,7 @@ class Options:
     report: Annotated[str, typer.Option("--report", "-o", help="Page to write; none: no page.")] = "none"
     confidence: Annotated[float, typer.Option(help="Confidence of all intervals.")] = 0.95
     seconds: Annotated[float | None, typer.Option(help="Stop after about so many seconds, with what is known.")] = None
+    proofs: Annotated[bool, typer.Option("--proofs", help="Keep a proof file for every certificate that has one; calipers check proves them again.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False
 
     def classifiers(self) -> list[tuple[str, Classifier]]:
@@ -182,7 +183,7 @@ def check(
             raise BadInput(f"{record} holds no question about these models. Name the model that was measured: --model file.py:function")
         for name, one in found:
             print(f"{name}: {one.witnesses} witnesses replayed, {one.certificates} certificates proved again, {len(one.failures)} failed")
-            for line in one.failures:
+            for line in (*one.proofs, *one.failures):
                 print(f"  {line}")
         if any(not one.sound for _, one in found):
             raise typer.Exit(EXIT_CONTRADICTION)
@@ -292,7 +293,7 @@ def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | 
         with Ledger(None if options.record == "none" else options.record) as ledger:
             for name, classifier in classifiers:
                 with _watch(name, len(x), options.quiet) as watch:
-                    settings = {"seed": options.seed, "confidence": options.confidence, "seconds": options.seconds}
+                    settings = {"seed": options.seed, "confidence": options.confidence, "seconds": options.seconds, "proofs": options.proofs}
                     ask: Callable[..., Result] = measure_problem if radii is None else partial(curve, radii=radii)
                     results.append(ask(classifier, x, y, threat, plan=chosen, record=ledger, watch=watch, title=_title(name), **settings))
                 if not results[-1].finished:

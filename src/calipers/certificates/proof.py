@@ -7,11 +7,13 @@ pass with slopes for every row; then the leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from calipers.bounds.dual import Columns, Dual, Free, Root
@@ -19,12 +21,14 @@ from calipers.bounds.interval import Box, propagate
 from calipers.bounds.linear import Relaxed
 from calipers.bounds.optimise import Ascent
 from calipers.errors import BadInput
+from calipers.graph.capture import graph_of
 from calipers.graph.described import described
 from calipers.graph.ir import Elementwise, Graph, Lines
 from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted, Untargeted
+from calipers.problem.norms import norm_named
 from calipers.problem.problem import Problem
-from calipers.record.proofs import packed
+from calipers.record.proofs import contents, packed
 
 Arrays = dict[str, Any]
 
@@ -83,7 +87,7 @@ class Notes:
     def of(cls, problem: Problem, plain: Relaxed, margins: Tensor) -> Notes:
         """Begin with plain sweeps; raises `BadInput` where the threat has no place in a proof file."""
         threat = problem.threat
-        if not isinstance(threat, Ball) or threat.region(problem.x[:1]).norm.is_count:
+        if not isinstance(threat, Ball) or norm_named(threat.norm).is_count:
             raise BadInput("proof files are about norm balls: measure this threat without proofs")
         everything = torch.arange(len(problem), device=problem.x.device)
         return cls(problem, plain.take(everything), margins.clone(), problem.goal.cases(problem.classes).to(margins.device))
@@ -105,20 +109,8 @@ class Notes:
 
     def written(self, i: int, tool: object) -> bytes:
         """Return the proof of the point at place i."""
-        graph = self.plain.graph
-        network, given = described(graph)
-        arrays: Arrays = dict(given)
-        threat = self.problem.threat
-        assert isinstance(threat, Ball)
-        claim = {
-            "network": network,
-            "threat": {"norm": threat.norm, "radius": float(threat.radii(len(self.problem))[i])},
-            "goal": _goal(self.problem, i, arrays),
-            "tool": repr(tool),
-        }
-        arrays["x"] = self.problem.x[i]
-        _write_threat(threat, arrays)
-        return packed({**claim, "blocks": self._blocks(i, arrays)}, {k: v.detach().cpu().numpy() if isinstance(v, Tensor) else v for k, v in arrays.items()})
+        claim, arrays = _stated(self.problem, i, self.plain.graph)
+        return packed({**claim, "tool": repr(tool), "blocks": self._blocks(i, arrays)}, _plain(arrays))
 
     def _blocks(self, i: int, arrays: Arrays) -> list[dict[str, Any]]:
         blocks: list[dict[str, Any]] = []
@@ -161,6 +153,34 @@ class Notes:
                 own = sweeps.take(mine)
                 block = {"element": own.about[0], "sign": own.about[1], **_slopes(own)}
                 _write_block(blocks, arrays, {"pass": 1, "kind": "box", "number": own.number}, block)
+
+
+def differs(problem: Problem, i: int, data: bytes) -> str:
+    """Return what in a proof's claim is not the question about the point at place i, at the problem's radius; nothing if it is."""
+    claim, arrays = _stated(problem, i, graph_of(problem.classifier, problem.x))
+    header, held = contents(data)
+    for name, facts in json.loads(json.dumps(claim)).items():
+        if header.get(name) != facts:
+            return f"it is about another {name}"
+    told = {name: value for name, value in held.items() if name.startswith(("net.", "threat.")) or name in ("x", "spec", "offsets", "cases")}
+    asked = _plain(arrays)
+    wrong = sorted(name for name in asked.keys() | told.keys() if name not in asked or name not in told or not np.array_equal(asked[name], told[name]))
+    return f"its {wrong[0]} is not what was asked about" if wrong else ""
+
+
+def _stated(problem: Problem, i: int, graph: Graph) -> tuple[dict[str, Any], Arrays]:
+    """Return the claim about a point: network, threat and goal, with their arrays."""
+    network, given = described(graph)
+    threat, arrays = problem.threat, Arrays(given)
+    assert isinstance(threat, Ball)
+    arrays["x"] = problem.x[i]
+    _write_threat(threat, arrays)
+    radius = float(threat.radii(len(problem))[i])
+    return {"network": network, "threat": {"norm": threat.norm, "radius": radius}, "goal": _goal(problem, i, arrays)}, arrays
+
+
+def _plain(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    return {name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
 def _goal(problem: Problem, i: int, arrays: Arrays) -> dict[str, Any]:
@@ -270,6 +290,3 @@ def _cuts(sweeps: Sweeps) -> dict[str, Tensor]:
         parts.append((row, torch.full_like(row, number), columns.place[row, column], low, high, torch.where(allowed, beta, 0.0)))
     names = ("row", "number", "element", "low", "high", "beta")
     return {f"cut.{name}": torch.cat(list(each)) for name, each in zip(names, zip(*parts, strict=True), strict=True)} if parts else {}
-
-
-Prove = Callable[[int], bytes]

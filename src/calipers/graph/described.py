@@ -5,6 +5,7 @@ The list is the network that bounds are about: as captured, batch norm merged. `
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ _AT_ONCE = 2**24  # bytes of unit vectors
 _Entry = tuple[dict[str, Any], dict[str, Tensor]]
 
 
+@functools.lru_cache(maxsize=4)
 def described(graph: Graph) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return the list of operations, JSON-ready, and their arrays by name (`net.3.weight`). Raises `UnsupportedOp` for what has no description."""
     nodes: list[dict[str, Any]] = []

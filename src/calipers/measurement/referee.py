@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,12 +107,14 @@ class Referee:
         self._spot_check(part, torch.where(proved, radius, 0.0), tool, seed)
         share = seconds / max(1, len(part))
         facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
-        for i, name in enumerate(part.names):
+        proofs = claim.proofs or (None,) * len(part)
+        for i, (name, proof) in enumerate(zip(part.names, proofs, strict=True)):
             margin = float(claim.margin[i])
             note = Evidence(name, "attempt", tool, asked[i], margin, claim.guarantee, seconds=share)
             tried.append(dataclasses.replace(note, forwards=int(claim.forwards[i]), backwards=int(claim.backwards[i])))
             if bool(proved[i]):
-                facts.append(Evidence(name, "certificate", tool, float(radius[i]), margin, claim.guarantee))
+                array = None if proof is None else np.frombuffer(proof, np.uint8)
+                facts.append(Evidence(name, "certificate", tool, float(radius[i]), margin, claim.guarantee, array=array))
         return Ruling(tuple(facts), tuple(tried))
 
     def _spot_check(self, part: Problem, radius: Tensor, tool: str, seed: int) -> None:

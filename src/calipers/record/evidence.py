@@ -22,7 +22,7 @@ class Evidence:
 
     `radius` is in native units: a witness's distance (float64), the radius a certificate proves (closed ball), 0 for a misclassified point, NaN where
     a fact states none. `margin` is the worst margin of the witness, or the proved lower bound of it, in logits. `tool` is the tool's repr:
-    configuration and identity in one. `array` is the witness itself, or None.
+    configuration and identity in one. `array` is the witness itself, the bytes of a certificate's proof file, or None.
     """
 
     point: str

@@ -102,7 +102,7 @@ class Ledger:
         return [_fact(row) for row in rows]
 
     def witness(self, fingerprint: str, fact: Evidence) -> NDArray[Any] | None:
-        """Return the stored array of a fact, or None if it has none."""
+        """Return the stored array of a fact (a certificate's proof file as bytes, uint8), or None if it has none."""
         key = (fingerprint, fact.point, fact.kind, fact.tool, _NO_RADIUS if np.isnan(fact.radius) else fact.radius)
         rows = self._read("select array from evidence where question = ? and point = ? and kind = ? and tool = ? and radius = ?", *key)
         return None if not rows or rows[0][0] is None else _unpack(rows[0][0])

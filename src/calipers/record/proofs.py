@@ -46,7 +46,7 @@ def model_digest(network: dict[str, Any], arrays: Arrays) -> str:
 
 def narrowed(value: NDArray[Any]) -> NDArray[Any]:
     """Return the same numbers in the smallest type that holds every one exactly, NaN and infinity too."""
-    value = np.ascontiguousarray(value)
+    value = np.asarray(value, order="C")
     if value.dtype == bool:
         return value
     for dtype in (np.uint8, np.int32) if value.dtype.kind in "iu" else (np.uint8, np.float32):
