@@ -349,6 +349,9 @@ class Dual:
                 alpha[k] = torch.zeros_like(free.alpha[k])
         beta = {}
         for i, b in free.beta.items():
+            if i not in sight.values:  # nothing that is bounded depends on it
+                beta[i] = torch.zeros_like(b)
+                continue
             cut, z = self.cuts[i], self.columns[i].get(sight.values[i])
             above, under = cut.lower - z, cut.upper - z  # infinite where nothing was cut
             beta[i] = torch.where(cut.lower.isfinite() & ((b > 0) | (above > 0)), above, torch.where(cut.upper.isfinite(), under, torch.zeros_like(b)))

@@ -246,7 +246,7 @@ class Threat:
             size = tau * self.radius + (slope * cap).sum(1) * 2
         else:
             scale = self._multiplier(slope, cap)
-            move = np.minimum(slope / np.where(scale > 0, scale, 1.0), cap) if np.all(scale > 0) else np.where(scale > 0, np.minimum(slope / scale, cap), cap)
+            move = np.where(scale > 0, np.minimum(slope / np.where(scale > 0, scale, 1.0), cap), cap)
             value = (move * (slope - scale * move / 2)).sum(1) + scale[:, 0] * self.radius**2 / 2
             size = 2 * (slope * move).sum(1) + scale[:, 0] * self.radius**2
         return np.asarray(value + g(self.x.size + 32) * size + TINY)

@@ -1,0 +1,623 @@
+"""Does the independent checker prove every certificate again, and nothing that is false?"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import sqlite3
+import subprocess
+import sys
+import types
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import calipers
+from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.branch_and_bound import BranchAndBound
+from calipers.certificates.crown import CROWN
+from calipers.certificates.proof import differs
+from calipers.errors import UnsupportedOp
+from calipers.graph.capture import graph_of
+from calipers.problem.ball import Ball
+from calipers.problem.goals import Targeted
+from calipers.problem.problem import Problem
+from calipers.problem.specification import Specification
+from calipers.problem.tools import Certifier, Claim
+from calipers.record import checker, checker_ops
+from calipers.record.checker import Proof, prove
+from calipers.record.checker_ops import Leaf, Node, Threat, covered
+from calipers.record.proofs import contents, packed
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not (DATA / "nets" / "mnist_wk17a.npz").exists(), reason="the reference networks are not beside the project (../shared/data)")
+RADII = {"linf": 0.08, "l2": 0.25, "l1": 0.5}
+TOOLS: tuple[Certifier, ...] = (CROWN(proofs=True), AlphaCROWN(steps=8, sharpen=4, proofs=True), BranchAndBound(seconds=3, steps=6, sharpen=4, proofs=True))
+
+# ---- small networks ---------------------------------------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """Two branches that meet, an absolute value, a permutation that has no description of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        both = (h - self.second(h)).abs()
+        return self.last(torch.relu(both.flip(1) - 0.1))
+
+
+def network(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
+    match kind:
+        case "dense":
+            return nn.Sequential(nn.Linear(5, 10), nn.ReLU(), nn.Linear(10, 10), nn.LeakyReLU(0.1), nn.Linear(10, 4)), (5,)
+        case "conv":
+            layers = [nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 2, dilation=2, padding=1, groups=2), nn.ReLU()]
+            return nn.Sequential(*layers, nn.Flatten(), nn.Linear(36, 3)), (2, 6, 6)
+        case "pool":
+            layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 3, 2), nn.Hardtanh(), nn.AvgPool2d(2), nn.Flatten()]
+            return nn.Sequential(*layers, nn.Linear(3, 3)), (1, 6, 6)
+        case "smooth":
+            return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Sigmoid(), nn.Linear(6, 3)), (4,)
+        case "one-dimensional":
+            return nn.Sequential(nn.Conv1d(2, 3, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 3)), (2, 6)
+    return Residual(), (6,)
+
+
+KINDS = ("dense", "conv", "pool", "smooth", "one-dimensional", "residual")
+
+
+def posed(kind: str, seed: int, norm: str, share: float = 1.0, points: int = 3, **threat: Any) -> Problem:
+    """Return random points that a random network gets right, at a radius of `share` times the usual."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module, shape = network(kind)
+        x = torch.rand(points, *shape)
+        with torch.no_grad():
+            for p in module.parameters():
+                p *= 1.8
+    module.eval()
+    return Problem.pose(module, x, module(x).argmax(1), Ball(norm, RADII[norm] * share, **threat))
+
+
+def claims(tool: Certifier, problem: Problem) -> Iterator[tuple[int, float, bytes]]:
+    """Yield place, radius and proof of every claim."""
+    for claim in tool(problem):
+        if isinstance(claim, Claim):
+            assert claim.proofs is not None and len(claim.proofs) == len(claim.index)
+            for i, radius, data in zip(claim.index.tolist(), claim.radius.tolist(), claim.proofs, strict=True):
+                assert (data is not None) == (radius > 0)
+                if data is not None:
+                    yield i, radius, data
+
+
+def reproved(problem: Problem) -> list[int]:
+    """Prove every claim of every tool again; return the numbers of leaves."""
+    leaves = []
+    for tool in TOOLS:
+        for i, radius, data in claims(tool, problem):
+            verdict = prove(data)
+            assert verdict.proved, f"point {i}, {tool}, radius {radius}: {verdict.reason}"
+            assert verdict.claim["tool"] == repr(tool) and verdict.claim["threat"]["radius"] == radius and not differs(problem, i, data)
+            leaves.append(verdict.leaves)
+    return leaves
+
+
+# ---- whatever the tools prove, the checker proves ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", tuple(RADII))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_certificate_is_proved_again(kind: str, norm: str) -> None:
+    assert sum(len(reproved(posed(kind, seed, norm, share))) for seed, share in ((1, 0.5), (2, 1.5))) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("norm", tuple(RADII))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_certificate_of_many_networks_is_proved_again(kind: str, norm: str, seed: int) -> None:
+    reproved(posed(kind, 100 + seed, norm, (0.3, 1.0, 2.5)[seed % 3], points=4))
+
+
+@pytest.mark.parametrize("norm", tuple(RADII))
+def test_masks_weights_and_missing_boxes_are_kept(norm: str) -> None:
+    mask, weights = torch.tensor([True, False, True, True, True]), torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
+    assert reproved(posed("dense", 3, norm, mask=mask, weights=weights, box=(torch.zeros(5), torch.full((5,), 1.5))))
+    assert reproved(posed("dense", 4, norm, 0.2, box=None))
+
+
+def test_other_goals_are_proved_again() -> None:
+    problem = posed("dense", 5, "linf")
+    targeted = Problem.pose(problem.classifier, problem.x, problem.y, problem.threat, Targeted((problem.y + 1) % 4))
+    assert reproved(targeted)
+    logits = problem.classifier.logits(problem.x)
+    wide = Specification(torch.eye(4)[:3], (1 - logits.amin()).expand(3).clone(), torch.tensor([0, 0, 1]))
+    assert reproved(Problem.pose(problem.classifier, problem.x, problem.y, problem.threat, wide))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_network_of_the_file_is_the_model(kind: str) -> None:
+    problem = posed(kind, 6, "linf", 0.01)
+    _, _, data = next(claims(TOOLS[0], problem))
+    proof = Proof(data)
+    for x, logits in zip(problem.x.double(), problem.classifier.logits64(problem.x), strict=True):
+        values = [x.numpy().reshape(1, -1)]
+        for node in proof.nodes:
+            inputs = [values[i] for i in node.inputs]
+            if node.kind == "largest":
+                values.append(np.append(inputs[0][0], -np.inf)[node.held["windows"]].max(1)[None])
+            else:
+                values.append(node.forward(inputs, False) if node.affine else node.value(inputs[0])[0])
+        np.testing.assert_allclose(values[-1][0], logits.numpy(), rtol=1e-9, atol=1e-9)
+    assert graph_of(problem.classifier, problem.x).nodes[0].shape == proof.nodes[0].shape
+
+
+def test_what_cannot_be_written_is_refused() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval()
+    x = torch.rand(1, 3)
+    problem = Problem.pose(module, x, module(x).argmax(1), Ball("linf", 1e-6))
+    with pytest.raises(UnsupportedOp, match="proof file"):
+        list(CROWN(proofs=True)(problem))
+    assert all(claim.proofs is None for claim in CROWN()(problem))
+
+
+def test_the_same_proof_has_the_same_bytes() -> None:
+    first, second = (next(claims(TOOLS[1], posed("dense", 1, "linf", 0.5)))[2] for _ in range(2))
+    assert first == second
+
+
+# ---- and nothing that is false ----------------------------------------------------------------------------------------------------------------------
+
+Change = Callable[[dict[str, Any], dict[str, Any]], None]
+
+
+def rewritten(data: bytes, change: Change, *, listed: bool = True, hashed: bool = True) -> bytes:
+    """Return the file with its header and arrays changed, its own lists of them brought up to date unless told not to."""
+    header, arrays = contents(data)
+    arrays = {name: value.copy() for name, value in arrays.items()}
+    change(header, arrays)
+    if listed:
+        header["arrays"] = {name: [value.dtype.str, list(value.shape)] for name, value in arrays.items()}
+    if hashed:
+        header["model"] = checker.digest(header["network"], arrays)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, value in {"header": np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays}.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.asarray(value))
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+    return out.getvalue()
+
+
+def branched() -> tuple[Problem, int, bytes]:
+    """Return a problem, a point and its proof of several leaves."""
+    for seed in range(40):
+        problem = posed("dense", seed, "linf", 2.0, points=4)
+        for i, _, data in claims(BranchAndBound(seconds=3, steps=3, sharpen=0, proofs=True), problem):
+            if "cut.row" in " ".join(contents(data)[1]) and prove(data).leaves > 6:
+                return problem, i, data
+    raise AssertionError("no point needs branches")
+
+
+@pytest.fixture(scope="module")
+def tree() -> tuple[Problem, int, bytes]:
+    return branched()
+
+
+def own(arrays: dict[str, Any], ending: str) -> list[str]:
+    """Return the arrays of that name whose block has cuts."""
+    return [name for name in arrays if name.endswith(ending) and f"{name.split('.')[0]}.cut.row" in arrays and len(arrays[f"{name.split('.')[0]}.cut.row"])]
+
+
+def beyond(problem: Problem, i: int) -> float:
+    """Return the distance of an input of another class: no radius from there on can be certified."""
+    generator = torch.Generator().manual_seed(0)
+    other = torch.rand(4000, *problem.x.shape[1:], generator=generator)
+    near = torch.cat([problem.x[i] + t * (other - problem.x[i]) for t in (0.2, 0.4, 0.6, 0.8, 1.0)])
+    near = near[problem.classifier.logits(near).argmax(1) != problem.y[i]]
+    return float(problem.region.take([i] * len(near)).distance(near).min())
+
+
+def falsehoods(problem: Problem, i: int) -> dict[str, Change]:
+    """Return changes after which the claim is false, or does not follow."""
+    far, rival = beyond(problem, i), (int(problem.y[i]) + 1) % 4
+    x = problem.x[i].numpy()
+
+    def radius(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["threat"]["radius"] = far
+
+    def both(other: Change) -> Change:
+        def change(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+            other(header, arrays)
+            radius(header, arrays)
+
+        return change
+
+    def bias(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        last = f"net.{len(header['network']['nodes'])}.bias"
+        arrays[last][rival] += 100
+
+    def point(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        generator = torch.Generator().manual_seed(1)
+        other = torch.rand(4000, 5, generator=generator)
+        arrays["x"] = other[problem.classifier.logits(other).argmax(1) != problem.y[i]][0].numpy().astype(x.dtype)
+
+    def label(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["goal"]["class"] = rival
+
+    def target(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["goal"] = {"kind": "targeted", "class": int(problem.y[i])}
+
+    def norm(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["threat"] = {"norm": "l0", "radius": 5.0}
+
+    def guarantee(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["guarantee"] = "float32-executed"
+
+    def slopes(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        for name in arrays:
+            if name.endswith((".low", ".high")) and "cut" not in name and "threat" not in name:
+                arrays[name] = np.full(arrays[name].shape, 7.0)
+
+    def rows(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        for name in arrays:
+            if name.endswith(".element") and "cut" not in name:
+                arrays[name] = arrays[name][::-1]
+
+    def weights(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        for name in (n for n in arrays if n.startswith("b") and n.endswith(".weights")):
+            arrays[name] = -np.asarray(arrays[name], float)
+
+    plain = {"weight": bias, "point": point, "label": label, "target": target, "norm": norm, "guarantee": guarantee, "radius": radius, "weights": weights}
+    return plain | {"slopes": both(slopes), "rows": both(rows)}
+
+
+def test_a_false_claim_is_never_proved(tree: tuple[Problem, int, bytes]) -> None:
+    problem, i, data = tree
+    assert prove(data).proved
+    for name, change in falsehoods(problem, i).items():
+        assert not prove(rewritten(data, change)).proved, name
+        assert differs(problem, i, rewritten(data, change)) or name in ("guarantee", "weights"), name
+
+
+def test_bad_choices_change_no_truth(tree: tuple[Problem, int, bytes]) -> None:
+    # Slopes that no tool would choose are as sound as any.
+    data = tree[2]
+
+    def wild(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        name = next(n for n in arrays if n.endswith(".low") and n.startswith("b") and "cut" not in n)
+        arrays[name] = arrays[name].astype(float) + 1e-7
+
+    assert prove(rewritten(data, wild)).proved
+
+
+def test_a_changed_network_is_not_the_one_that_was_named(tree: tuple[Problem, int, bytes]) -> None:
+    def weight(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays["net.1.weight"][0, 0] += np.float32(1e-6)
+
+    assert "hash" in prove(rewritten(tree[2], weight, hashed=False)).reason
+
+
+def test_every_leaf_is_needed(tree: tuple[Problem, int, bytes]) -> None:
+    _, arrays = contents(tree[2])
+    for block in {name.split(".")[0] for name in own(arrays, ".case")}:
+        for leaf in range(len(arrays[f"{block}.case"])):
+
+            def remove(header: dict[str, Any], held: dict[str, Any], block: str = block, leaf: int = leaf) -> None:
+                count = len(held[f"{block}.case"])
+                cut = held[f"{block}.cut.row"].astype(int)
+                for name in [n for n in held if n.startswith(f"{block}.")]:
+                    if ".cut." in name:
+                        held[name] = held[name][cut != leaf]
+                    elif held[name].shape[0] == count and not name.endswith(".place"):
+                        held[name] = np.delete(held[name], leaf, 0)
+                held[f"{block}.cut.row"] = cut[cut != leaf] - (cut[cut != leaf] > leaf)
+
+            assert "cover" in prove(rewritten(tree[2], remove)).reason
+
+
+def test_a_moved_cut_leaves_a_gap(tree: tuple[Problem, int, bytes]) -> None:
+    def move(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        for name in own(arrays, ".cut.low"):
+            ends = arrays[name].astype(float)
+            ends[np.flatnonzero(np.isfinite(ends))[:1]] += 1e-3
+            arrays[name] = ends
+
+    assert not prove(rewritten(tree[2], move)).proved
+
+
+def test_a_multiplier_of_the_wrong_sign_is_rejected(tree: tuple[Problem, int, bytes]) -> None:
+    def flip(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        for name in own(arrays, ".cut.beta"):
+            arrays[name] = -arrays[name].astype(float) + np.where(np.isfinite(arrays[name.replace("beta", "low")].astype(float)), -1, 1)
+
+    assert "multiplier" in prove(rewritten(tree[2], flip)).reason
+
+
+def test_a_header_that_does_not_match_is_rejected(tree: tuple[Problem, int, bytes]) -> None:
+    def drop(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        del arrays[own(arrays, ".cut.beta")[0]]
+
+    def reshape(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays["x"] = arrays["x"][:-1]
+
+    assert "header" in prove(rewritten(tree[2], drop, listed=False)).reason
+    assert not prove(rewritten(tree[2], drop)).proved
+    assert not prove(rewritten(tree[2], reshape)).proved
+
+
+def test_damaged_files_prove_nothing(tree: tuple[Problem, int, bytes]) -> None:
+    data, draw = tree[2], np.random.Generator(np.random.PCG64(0))
+    for end in [0, 1, 100, *draw.integers(0, len(data), 20).tolist()]:
+        assert not prove(data[:end]).proved
+    for place in draw.integers(0, len(data), 100).tolist():
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(draw.integers(8))
+        verdict = prove(bytes(flipped))
+        assert not verdict.proved or verdict.claim == prove(data).claim
+
+
+@pytest.mark.parametrize("norm", tuple(RADII))
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_radius_above_a_witness_is_proved(kind: str, norm: str) -> None:
+    problem = posed(kind, 7, norm, 0.1, points=2)
+    for i, _, data in claims(TOOLS[1], problem):
+        generator = torch.Generator().manual_seed(i)
+        other = torch.rand(3000, *problem.x.shape[1:], generator=generator)
+        wrong = other[problem.classifier.logits(other).argmax(1) != problem.y[i]]
+        if not len(wrong):
+            continue
+        far = float(problem.region.take([i] * len(wrong)).distance(wrong).min())
+
+        def enlarge(header: dict[str, Any], arrays: dict[str, Any], far: float = far) -> None:
+            header["threat"]["radius"] = far
+
+        assert not prove(rewritten(data, enlarge)).proved
+
+
+# ---- the checker's own rules ------------------------------------------------------------------------------------------------------------------------
+
+
+def by_hand(margin: list[dict[str, Any]], arrays: dict[str, Any], leaves: dict[str, Any]) -> bytes:
+    """Return a file about x in [-1, 1] and the margin that these operations end in, with one block of leaves."""
+    claim = {"network": {"input": [1], "nodes": margin}, "threat": {"norm": "linf", "radius": 1.0}, "goal": {"kind": "linear"}, "tool": "by hand"}
+    held = {"x": np.zeros(1), "spec": np.ones((1, 1)), "offsets": np.zeros(1), "cases": np.zeros(1, int)}
+    return packed({**claim, "blocks": [{"pass": 0, "kind": "leaf"}]}, {**held, **arrays, **{f"b0.{name}": value for name, value in leaves.items()}})
+
+
+def _linear(inputs: int) -> dict[str, Any]:
+    return {"op": "linear", "inputs": [inputs], "shape": [1]}
+
+
+def _cuts(**columns: list[float]) -> dict[str, Any]:
+    whole = ("row", "number", "element")
+    return {f"cut.{name}": np.array(values, int if name in whole else float) for name, values in columns.items()}
+
+
+INF = float("inf")
+SLANTED = {"net.1.weight": np.ones((1, 1)), "net.2.weight": np.ones((1, 1)), "net.2.bias": np.array([0.5])}
+"""x + 0.5, which is negative at -1: no claim about it is true."""
+BETA = by_hand(
+    [_linear(0), _linear(1)],
+    SLANTED,
+    {
+        "case": np.zeros(2, int),
+        "weights": np.ones((2, 1)),
+        **_cuts(row=[0, 1], number=[1, 1], element=[0, 0], low=[0, -INF], high=[INF, 0], beta=[1, -1]),
+    },
+)
+HALF = by_hand(
+    [_linear(0), _linear(1)],
+    SLANTED,
+    {"case": np.zeros(1, int), "weights": np.ones((1, 1)), **_cuts(row=[0], number=[1], element=[0], low=[0], high=[INF], beta=[1])},
+)
+RAMP = {"op": "pieces", "inputs": [1], "shape": [1], "left": 0.0, "right": 1.0}
+TENT = by_hand(
+    [_linear(0), RAMP, _linear(2)],
+    {
+        "net.1.weight": np.ones((1, 1)),
+        "net.2.kinks": np.zeros(1),
+        "net.2.values": np.zeros(1),
+        "net.3.weight": -np.ones((1, 1)),
+        "net.3.bias": np.array([0.6]),
+    },
+    {"case": np.zeros(1, int), "weights": np.ones((1, 1))},
+)
+"""0.6 - max(x, 0), negative at 1."""
+WRONG_SIDE = by_hand(
+    [_linear(0), _linear(1)],
+    SLANTED,
+    {
+        "case": np.zeros(2, int),
+        "weights": np.ones((2, 1)),
+        **_cuts(row=[0, 1], number=[1, 1], element=[0, 0], low=[0, -INF], high=[INF, 0], beta=[1, 1]),
+    },
+)
+MUTANTS: dict[str, tuple[types.ModuleType, dict[str, str], bytes]] = {
+    "beta without its sign": (
+        checker,
+        {"np.subtract.at(a, (row, cuts.element[held]), beta)": "np.subtract.at(a, (row, cuts.element[held]), np.abs(beta))"},
+        BETA,
+    ),
+    "beta of either sign": (
+        checker,
+        {
+            "if not np.isfinite(np.where(beta > 0, low": "if False and not np.isfinite(np.where(beta > 0, low",
+            "ends = np.where(beta > 0, cuts.low": "ends = np.where(np.isfinite(cuts.low[held]), cuts.low",
+        },
+        WRONG_SIDE,
+    ),
+    "no intercepts": (checker, {"(up * low_at + down * high_at).sum(1)": "(0 * up * low_at).sum(1)"}, TENT),
+    "no upper lines": (checker, {"[up * low + down * high]": "[up * low + down * low * 0]"}, TENT),
+    "no look for gaps": (checker, {"if not covered(held)": "if False"}, HALF),
+    "no threat set": (checker, {"total + middle - fall": "total + middle"}, TENT),
+    "constants counted twice": (checker, {"gains, sizes, backs = a @ node.constant": "gains, sizes, backs = 2 * a @ node.constant"}, TENT),
+    "intercept of the kink": (
+        checker_ops,
+        {"for t in (low, high, *(np.clip(t, low, high) for t in inner))": "for t in [np.clip(t, low, high) for t in inner]"},
+        TENT,
+    ),
+    "one side is enough": (
+        checker_ops,
+        {"if below and over and": "if", "for side, part in ((1, below), (0, over))]": "for side, part in ((1, below), (0, over)) if part]"},
+        HALF,
+    ),
+}
+
+
+def mutated(module: types.ModuleType, changes: dict[str, str]) -> types.ModuleType:
+    """Return the checker with some changes in it, or in what it reads."""
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in the checker"
+        source = source.replace(old, new)
+    changed = types.ModuleType("mutant")
+    changed.__package__ = "calipers.record"
+    sys.modules["mutant"] = changed  # where dataclasses look their module up
+    exec(compile(source, "mutant", "exec"), changed.__dict__)
+    return changed
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_of_the_checker_proves_what_is_false(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, changes, data = MUTANTS[name]
+    assert not prove(data).proved
+    mutant = mutated(module, changes)
+    for held in ("Node", "Threat", "Leaf", "covered") if module is checker_ops else ():
+        monkeypatch.setattr(checker, held, getattr(mutant, held))
+    assert (checker if module is checker_ops else mutant).prove(data).proved
+
+
+def random_tree(draw: np.random.Generator, depth: int) -> list[Leaf]:
+    """Return the leaves of random splits of intervals."""
+    leaves = [Leaf()]
+    for _ in range(depth):
+        leaf = leaves.pop(int(draw.integers(len(leaves))))
+        key = (1, int(draw.integers(4)))
+        low, high = leaf.get(key, (-INF, INF))
+        value = float(draw.uniform(max(low, -1), min(high, 1)))
+        leaves += [Leaf({**leaf, key: (low, value)}), Leaf({**leaf, key: (value, high)})]
+    return leaves
+
+
+def test_leaves_of_any_tree_cover_and_fewer_do_not() -> None:
+    draw = np.random.Generator(np.random.PCG64(1))
+    for depth in range(1, 40):
+        leaves = random_tree(draw, depth)
+        draw.shuffle(leaves)  # type: ignore[arg-type]
+        assert covered(leaves)
+        for k in range(len(leaves)):
+            assert not covered(leaves[:k] + leaves[k + 1 :])
+    assert not covered([])
+
+
+@pytest.mark.parametrize("facts", [{"op": "curve", "function": "tanh"}, {"op": "curve", "function": "sigmoid"}, {"op": "pieces", "left": -0.5, "right": 0.25}])
+def test_lines_hold_for_any_slope(facts: dict[str, Any]) -> None:
+    draw = np.random.Generator(np.random.PCG64(2))
+    kinks = {"kinks": np.array([-1.0, 0.5]), "values": np.array([0.0, 2.0])} if facts["op"] == "pieces" else {}
+    node = Node({**facts, "inputs": [0], "shape": [500]}, kinks, [(500,)])
+    for scale in (0.1, 1.0, 6.0):
+        low = draw.normal(size=500) * scale
+        high = low + np.abs(draw.normal(size=500)) * scale
+        below, over = (draw.choice([0, 1e-7, 1.0, -1.0, 0.25, np.nan, 2.0], 500) + draw.normal(size=500) * draw.choice([0, 0.2], 500) for _ in range(2))
+        slope, at, upper, upper_at = node.lines(low, high, below, over)
+        least, most = node.range(low, high)
+        for share in np.linspace(0, 1, 60):
+            t = low + share * (high - low)
+            y = node.value(t)[0]
+            assert (slope * t + at <= y).all() and (y <= upper * t + upper_at).all() and (least <= y).all() and (y <= most).all()
+
+
+@pytest.mark.parametrize("norm", tuple(RADII))
+def test_linear_functions_fall_as_far_as_the_threat_allows(norm: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, a = torch.rand(1, 7, generator=generator).double(), torch.randn(50, 7, generator=generator).double()
+    mask, weights = torch.tensor([True] * 6 + [False]), torch.rand(7, generator=generator).double() + 0.5
+    for radius in (0.0, 0.05, 0.4, 3.0):
+        ball = Ball(norm, radius, mask=mask, weights=weights)
+        arrays = {"low": np.zeros(7), "high": np.ones(7), "mask": mask.numpy(), "weights": weights.numpy()}
+        fall = Threat({"norm": norm, "radius": radius}, x[0].numpy(), arrays).fall(a.numpy())
+        best = ball.region(x.expand(50, -1)).support(-a)
+        exact = (best.value + (a * x).sum(1)).numpy()
+        attained = ((x - best.point) * a).sum(1).numpy()
+        assert (fall >= attained - 1e-12).all()
+        np.testing.assert_allclose(fall, exact, rtol=1e-9, atol=1e-9)
+
+
+# ---- as a program, and in a record ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_checker_runs_on_its_own(tree: tuple[Problem, int, bytes], tmp_path: Path) -> None:
+    for name in ("checker.py", "checker_ops.py"):
+        (tmp_path / name).write_bytes((Path(str(checker.__file__)).parent / name).read_bytes())
+    (tmp_path / "good.npz").write_bytes(tree[2])
+    (tmp_path / "bad.npz").write_bytes(tree[2][:-100])
+    code = "import sys; sys.modules['torch'] = sys.modules['calipers'] = None; sys.path.insert(0, '.'); import checker; sys.exit(checker.main(sys.argv[1:]))"
+    for names, status in ((["good.npz"], 0), (["good.npz", "bad.npz"], 1)):
+        done = subprocess.run([sys.executable, "-c", code, *names], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == status and "good.npz: proved" in done.stdout, done.stderr
+    assert "NOT proved" in done.stdout
+    alone = subprocess.run([sys.executable, "checker.py", "good.npz"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert alone.returncode == 0, alone.stderr
+
+
+def test_a_record_keeps_proofs_and_check_proves_them(tmp_path: Path) -> None:
+    problem = posed("dense", 1, "linf", 0.5)
+    threat, record = problem.threat, tmp_path / "run.calipers"
+    calipers.measure(problem.classifier, problem.x, problem.y, threat, plan="quick", record=record, proofs=True)
+    (found,) = calipers.check(record, problem.classifier, lambda _: threat)
+    assert found.sound and len(found.proofs) > 0 and "holds" in found.proofs[0]
+    with sqlite3.connect(record) as database:
+        (blob,) = database.execute("select array from evidence where kind = 'certificate' and array is not null").fetchone()
+        data = np.load(io.BytesIO(blob)).tobytes()
+
+        def smaller(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+            header["threat"]["radius"] /= 2
+
+        buffer = io.BytesIO()
+        np.save(buffer, np.frombuffer(rewritten(data, smaller), np.uint8))
+        database.execute("update evidence set array = ? where array = ?", (buffer.getvalue(), blob))
+    (found,) = calipers.check(record, problem.classifier, lambda _: threat)
+    assert [line for line in found.failures if "another threat" in line]
+
+
+# ---- networks of real size --------------------------------------------------------------------------------------------------------------------------
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "radius", "points"), [("mnist_wk17a", 0.1, 60), ("mnist_madry_tiny", 0.3, 6), ("cifar_cnn_a_adv4", 2 / 255, 3)])
+def test_certificates_of_real_networks_are_proved_again(name: str, radius: float, points: int) -> None:
+    problem = real(name, radius, points)
+    proved = 0
+    for tool in (CROWN(proofs=True), AlphaCROWN(proofs=True)):
+        for i, _, data in claims(tool, problem):
+            verdict = prove(data)
+            assert verdict.proved, f"{tool}, point {i}: {verdict.reason}"
+            proved += 1
+    assert proved > 0
+
+
+def real(name: str, radius: float, points: int) -> Problem:
+    """Return the first points of a reference network's data that it gets right."""
+    spec = importlib.util.spec_from_file_location("load", DATA / "load.py")
+    assert spec is not None and spec.loader is not None
+    load = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(load)
+    module = load.load_net(str(DATA / "nets" / f"{name}.npz"))
+    held = np.load(DATA / "data" / ("mnist_test_2k.npz" if "mnist" in name else "cifar10_test_first100.npz"))
+    x, y = torch.tensor(held["x"][:points]).float() / 255, torch.tensor(held["y"][:points]).long()
+    x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
+    right = module(x).argmax(1) == y
+    return Problem.pose(module, x[right], y[right], Ball("linf", radius))
