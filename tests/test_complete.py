@@ -88,8 +88,16 @@ HALVES = InputSplit(seconds=2.0, batch=64)
 
 
 def tree_cases(first: int, count: int) -> Iterator[tuple[int, Case]]:
-    """Random networks, half of them of ReLUs."""
-    return ((seed, random_case(seed, RELU if seed % 2 else None)) for seed in range(first, first + count))
+    """Random networks, half of them of ReLUs; radii beyond the box, which a problem refuses, are halved."""
+    for seed in range(first, first + count):
+        case = random_case(seed, RELU if seed % 2 else None)
+        while True:
+            try:
+                posed(case)
+                break
+            except BadInput:
+                case = case.at(case.ball.radii(len(case.x)) / 2)
+        yield seed, case
 
 
 def flat_cases(first: int, count: int) -> Iterator[tuple[int, Case]]:
@@ -144,7 +152,10 @@ def least_on_a_grid(case: Case, steps: int = 60) -> Tensor:
     return case.worst(case.graph.values(points.flatten(0, 1))[-1], len(points)).view(len(points), -1).amin(0)
 
 
-@pytest.mark.parametrize("tool", [BranchAndBound(seconds=20, batch=32), InputSplit(seconds=20)], ids=["branches", "halves"])
+DECIDERS = [BranchAndBound(seconds=20, batch=32, attack=APGD(steps=10)), InputSplit(seconds=20)]
+
+
+@pytest.mark.parametrize("tool", DECIDERS, ids=["branches", "halves"])
 def test_every_small_question_is_decided_as_a_grid_shows(tool: Any) -> None:
     proved = broken = 0
     for seed in range(20):
@@ -161,7 +172,7 @@ def test_every_small_question_is_decided_as_a_grid_shows(tool: Any) -> None:
     assert proved >= 10 and broken >= 10
 
 
-@pytest.mark.parametrize("tool", [BranchAndBound(seconds=20, batch=32), InputSplit(seconds=20)], ids=["branches", "halves"])
+@pytest.mark.parametrize("tool", DECIDERS, ids=["branches", "halves"])
 def test_targets_and_specifications_are_decided(tool: Any) -> None:
     generator, decided = torch.Generator().manual_seed(0), 0
     for seed in range(12):
@@ -201,9 +212,12 @@ def test_a_handed_in_attack_is_asked_from_the_minimisers() -> None:
 
 
 def test_the_largest_radius_of_optimised_slopes_is_no_smaller() -> None:
-    case = nets.replace(small(3), ball=Ball("l2", 0.2, (0.0, 1.0)))
-    plain, better = (answers(LargestRadius(tool, rounds=20), posed(case))[0] for tool in (CROWN(), AlphaCROWN()))
-    assert bool((better >= plain * 0.999).all()) and bool((better > plain * 1.01).any())
+    gains = []
+    for seed in range(6):
+        case = nets.replace(small(seed, hidden=16, inputs=6), ball=Ball("l2", 0.2, None))
+        plain, better = (answers(LargestRadius(tool, rounds=20), posed(case))[0] for tool in (CROWN(), AlphaCROWN()))
+        gains += (better / plain).tolist()
+    assert min(gains) > 0.995 and max(gains) > 1.01
 
 
 def test_many_free_features_and_other_norms_are_left_to_others() -> None:
@@ -257,14 +271,14 @@ def test_mutant_that_forgets_one_half_of_a_split_is_caught(monkeypatch: pytest.M
         return children.take(half)
 
     quiet = BranchAndBound(seconds=2, batch=32, steps=8)
-    monkeypatch.setattr(branch_and_bound._Tree, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_and_bound._Tree, "_counterexample", lambda self, points, center=None: None)
     assert caught(monkeypatch, quiet, asked(range(60)), Split, "children", forgets)
 
 
 def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branch_and_bound._Tree, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_and_bound._Tree, "_counterexample", lambda self, points, center=None: None)
     hopeful = lambda dual, free, spec, offsets: torch.ones(len(spec))  # noqa: E731
-    monkeypatch.setattr(branch_and_bound.Ascent, "__call__", lambda self, dual, free: (torch.ones(len(dual.rows)), free))
+    monkeypatch.setattr(branch_and_bound.Ascent, "__call__", lambda self, dual, free, watch=None: (torch.ones(len(dual.rows)), free))
     assert caught(monkeypatch, BranchAndBound(seconds=2, sharpen=0), asked(range(20)), branch_and_bound, "confirmed", hopeful)
 
 

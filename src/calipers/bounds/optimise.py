@@ -10,6 +10,8 @@ from torch import Tensor
 
 from calipers.bounds.dual import Dual, Free, Sight
 
+Watch = Callable[[Tensor, Sight], None]
+
 _DECAY, _FIRST, _SECOND = 0.97, 0.9, 0.999  # of the step length, and of Adam's two averages (Kingma and Ba 2015)
 _WORTH_LEAVING = 0.25  # share of rows that have reached their aim at which the others go on alone
 
@@ -25,13 +27,15 @@ class Ascent:
     alpha_step: float = 0.1
     beta_step: float = 0.1
 
-    def __call__(self, dual: Dual, free: Free) -> tuple[Tensor, Free]:
-        """Return the best bounds (P,) and the choices that gave them."""
+    def __call__(self, dual: Dual, free: Free, watch: Watch | None = None) -> tuple[Tensor, Free]:
+        """Return the best bounds (P,) and the choices that gave them; `watch` is told at every step which rows are left, and what was seen of them."""
         best, kept = torch.full_like(dual.offsets[:, 0], -torch.inf), free
         left = torch.arange(len(best), device=best.device)
         moments, unit = _Moments(), dict[int, Tensor]()
         for step in range(self.steps + 1):
             sight = dual.see(free, forward=step < self.steps)
+            if watch is not None:
+                watch(left, sight)
             better = sight.bound > best[left]
             best[left] = torch.where(better, sight.bound, best[left])
             kept = kept.written(left, kept.take(left).replaced(better, free))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.confirm import confirmed
-from calipers.bounds.dual import Dual, Root
+from calipers.bounds.dual import Dual, Free, Root, Sight
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import CHECKED, SEARCH, plain_sums
 from calipers.certificates.alpha import ALPHA_STEP, Start
@@ -29,6 +29,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
 
 _HELD = 2**30  # bytes of branches of one point held at once; beyond them the search gives up
+_LINEAR_STEPS, _LINEAR_STEP = 100, 0.03  # of the ascent where nothing is left to split: an exact bound is wanted there
 _ATTACK_EVERY, _ATTACKED = 16, 32  # rounds (besides the powers of two); minimisers at once
 
 
@@ -115,6 +116,7 @@ class _Tree:
         self.point = start.open[place]
         self.problem = problem.take(self.point.reshape(1))
         self.root: Root = start.root
+        self.center = self.root.region.center[place]
         self.number = len(self.root.graph.nodes)
         self.rows = 0
         rows, case, free = start.pending
@@ -125,6 +127,7 @@ class _Tree:
         self.proved = start.worst()[self.point].reshape(1)
         self.ascent = Ascent(tool.steps, ALPHA_STEP)
         self.round = 0
+        self.found: Tensor | None = None
 
     def grow(self) -> Tensor | None:
         """Split until nothing is open, a counterexample is met or the time is up; return the counterexample (1, *D)."""
@@ -148,7 +151,7 @@ class _Tree:
         parents, rest = self.open.take(order[: self.tool.batch]), self.open.take(order[self.tool.batch :])
         dual = self._dual(parents)
         sight = dual.see(parents.free)
-        found = self._counterexample(sight.point)
+        found = self._counterexample(sight.point, self.center)
         self.round += 1
         if found is None and self.tool.attack is not None and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0):
             found = self._attacked(self.tool.attack, sight.point[:_ATTACKED])
@@ -157,24 +160,48 @@ class _Tree:
         splits = candidates(dual, sight, self.tool.look)
         split = chosen(splits, torch.stack([self._worth(s.children(parents)) for s in splits])) if splits else None
         can = torch.zeros_like(parents.bound, dtype=torch.bool) if split is None else split.can
-        children = parents.take(torch.nonzero(~can).flatten())
+        children, found = self._linear(parents.take(torch.nonzero(~can).flatten()))
+        if found is not None:
+            return found
         if split is not None:
             pair = split.children(parents)
             children = pair.take(torch.nonzero(can.repeat(2)).flatten()).plus(children)
         self.open = rest.plus(self._left(children))
-        return None
+        return self.found
+
+    def _linear(self, branches: Branches) -> tuple[Branches, Tensor | None]:
+        """Ascend in branches with nothing left to split: linear programs, of which an exact bound and the solution are wanted."""
+        if not len(branches):
+            return branches, None
+        bound, free, mean = self._ascended(Ascent(_LINEAR_STEPS, ALPHA_STEP, _LINEAR_STEP), self._dual(branches), branches)
+        found = self._counterexample(mean, self.center)
+        return Branches(torch.maximum(bound, branches.bound), branches.rows, branches.case, branches.cuts, free), found
+
+    def _ascended(self, ascent: Ascent, dual: Dual, branches: Branches) -> tuple[Tensor, Free, Tensor]:
+        """Return bounds, choices, and the mean of the minimisers on the way: it comes near the relaxation's own solution, as the last one does not (Shor
+        1985)."""
+        total, count = torch.zeros_like(dual.region.center), torch.zeros_like(branches.bound)
+
+        def add(rows: Tensor, sight: Sight) -> None:
+            total[rows] += sight.point
+            count[rows] += 1
+
+        bound, free = ascent(dual, branches.free, add)
+        self.rows += len(branches) * (2 * ascent.steps + 1)
+        return bound, free, total / count.view(-1, *[1] * (total.dim() - 1))
 
     def _left(self, branches: Branches) -> Branches:
         """Return the branches that remain open after their ascent."""
         dual = self._dual(branches)
-        bound, free = self.ascent(dual, branches.free)
-        self.rows += len(branches) * (2 * self.tool.steps + 1)
+        bound, free, mean = self._ascended(self.ascent, dual, branches)
         likely = torch.nonzero(bound > 0).flatten()
         closed = torch.zeros_like(bound, dtype=torch.bool)
         if len(likely):
             spec, offsets = self._directions(branches.case[likely])
             closed[likely] = confirmed(dual.take(likely), free.take(likely), spec, offsets) > 0
         left = torch.nonzero(~closed).flatten()
+        if len(left) and self.found is None:
+            self.found = self._counterexample(mean[left], self.center)
         if self.start.notes is not None:
             done = torch.nonzero(closed).flatten()
             self.start.notes.leaf(dual.take(done), free.take(done), branches.case[done], self.point.expand(len(done)))
@@ -196,10 +223,12 @@ class _Tree:
     def _directions(self, case: Tensor) -> tuple[Tensor, Tensor]:
         return self.start.directions(torch.full_like(case, self.place), case)
 
-    def _counterexample(self, points: Tensor) -> Tensor | None:
-        """Return one of the points that the model gets wrong."""
+    def _counterexample(self, points: Tensor, center: Tensor | None = None) -> Tensor | None:
+        """Return one of the points that the model gets wrong; `center`: what the points are offset from, if not from the problem's own point."""
         region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
-        inside = region.snap(points.to(self.problem.x.dtype))
+        # By their offsets: what the search's dtype lost of the centre, the mask would not forgive.
+        offsets = (points.to(self.problem.x.dtype) - center.to(self.problem.x.dtype)) if center is not None else points - self.problem.x
+        inside = region.snap(self.problem.x + offsets)
         logits = self.problem.classifier.logits(inside)
         worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
         hit = torch.nonzero(is_adversarial(worst)).flatten()

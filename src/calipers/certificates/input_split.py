@@ -1,7 +1,8 @@
 """Can the question be decided by cutting up the input? For few features that move: halve boxes until every one is proved or breaks.
 
 Boxes of intermediate values come from affine forms pushed forward, and from backward sweeps where these leave something bent (without the sweeps one
-ACAS Xu property took 24,589 boxes, with them 129); everything is computed in checked float64 at once, so a closed box is a proof. A box is halved along the feature on which its worst margin hangs most. Centres and minimising corners are
+ACAS Xu property took 24,589 boxes, with them 129); everything is computed in checked float64 at once, so a closed box is a proof. A box is halved along
+the feature on which its worst margin hangs most. Centres and minimising corners are
 tried as counterexamples.
 """
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from calipers.bounds.dual import Columns, Dual, Free, Root
 from calipers.bounds.interval import Box, propagate
 from calipers.bounds.linear import Relaxed
-from calipers.bounds.optimise import Ascent
+from calipers.bounds.optimise import Ascent, Watch
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.graph.described import described
@@ -59,9 +59,9 @@ class Noted(Ascent):
 
     notes: list[Sweeps] = field(default_factory=list)
 
-    def __call__(self, dual: Dual, free: Free) -> tuple[Tensor, Free]:
+    def __call__(self, dual: Dual, free: Free, watch: Watch | None = None) -> tuple[Tensor, Free]:
         """As any ascent."""
-        bound, chosen = super().__call__(dual, free)
+        bound, chosen = super().__call__(dual, free, watch)
         flat = dual.spec[:, 0].flatten(1)
         element = flat.abs().argmax(1)
         sign = flat.gather(1, element[:, None])[:, 0]
