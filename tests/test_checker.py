@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import calipers
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN
 from calipers.certificates.proof import differs
+from calipers.cli import app
 from calipers.errors import UnsupportedOp
 from calipers.graph.capture import graph_of
 from calipers.problem.ball import Ball
@@ -357,6 +359,17 @@ def test_a_header_that_does_not_match_is_rejected(tree: tuple[Problem, int, byte
     assert not prove(rewritten(tree[2], reshape)).proved
 
 
+def test_numbers_that_would_be_rounded_are_rejected(tree: tuple[Problem, int, bytes]) -> None:
+    def longer(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays["x"] = arrays["x"].astype(np.longdouble)
+
+    def later(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["blocks"][0]["pass"] = 10**9
+
+    assert "round" in prove(rewritten(tree[2], longer)).reason
+    assert "pass" in prove(rewritten(tree[2], later)).reason
+
+
 def test_damaged_files_prove_nothing(tree: tuple[Problem, int, bytes]) -> None:
     data, draw = tree[2], np.random.Generator(np.random.PCG64(0))
     for end in [0, 1, 100, *draw.integers(0, len(data), 20).tolist()]:
@@ -515,7 +528,7 @@ def test_leaves_of_any_tree_cover_and_fewer_do_not() -> None:
     draw = np.random.Generator(np.random.PCG64(1))
     for depth in range(1, 40):
         leaves = random_tree(draw, depth)
-        draw.shuffle(leaves)  # type: ignore[arg-type]
+        draw.shuffle(leaves)
         assert covered(leaves)
         for k in range(len(leaves)):
             assert not covered(leaves[:k] + leaves[k + 1 :])
@@ -590,6 +603,14 @@ def test_a_record_keeps_proofs_and_check_proves_them(tmp_path: Path) -> None:
         database.execute("update evidence set array = ? where array = ?", (buffer.getvalue(), blob))
     (found,) = calipers.check(record, problem.classifier, lambda _: threat)
     assert [line for line in found.failures if "another threat" in line]
+
+
+def test_the_command_line_keeps_and_checks_proofs(tmp_path: Path) -> None:
+    record = str(tmp_path / "run.calipers")
+    measured = CliRunner().invoke(app, ["measure", "-m", "mnist-robust", "-n", "2", "-p", "quick", "-o", "none", "-q", "--record", record, "--proofs"])
+    assert measured.exit_code == 0, measured.output
+    checked = CliRunner().invoke(app, ["check", record, "-m", "mnist-robust"])
+    assert checked.exit_code == 0 and " holds (" in checked.output
 
 
 # ---- networks of real size --------------------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ else:  # run on its own
     from checker_ops import TINY, Array, Leaf, Node, Rejected, Threat, covered, g, gathered
 
 VERSION = 1
+_PASSES = 8
 _OWN = 64  # operations besides the long sums
 _HELD = 2**21  # coefficients in flight
 
@@ -80,6 +81,10 @@ class Proof:
             raise Rejected("this checker proves files of format calipers-proof, version 1, guarantee float64-checked")
         if self.header["arrays"] != {name: [v.dtype.str, list(v.shape)] for name, v in files.items()}:
             raise Rejected("the arrays are not those that the header lists")
+        if any(v.dtype.kind not in "biuf" or v.dtype.itemsize > 8 or (v.dtype.kind in "iu" and v.size and int(abs(v).max()) > 2**53) for v in files.values()):
+            raise Rejected("an array holds numbers that float64 would round")
+        if any(b["pass"] not in range(_PASSES) for b in self.header["blocks"]):
+            raise Rejected(f"a block stands in no pass from 0 to {_PASSES - 1}")
         if digest(self.header["network"], files) != self.header["model"]:
             raise Rejected("the network is not the one that the header names: its hash differs")
         self._read_network()
