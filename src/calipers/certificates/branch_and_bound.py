@@ -116,7 +116,6 @@ class _Tree:
         self.point = start.open[place]
         self.problem = problem.take(self.point.reshape(1))
         self.root: Root = start.root
-        self.center = self.root.region.center[place]
         self.number = len(self.root.graph.nodes)
         self.rows = 0
         rows, case, free = start.pending
@@ -151,7 +150,7 @@ class _Tree:
         parents, rest = self.open.take(order[: self.tool.batch]), self.open.take(order[self.tool.batch :])
         dual = self._dual(parents)
         sight = dual.see(parents.free)
-        found = self._counterexample(sight.point, self.center)
+        found = self._counterexample(sight.point)
         self.round += 1
         if found is None and self.tool.attack is not None and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0):
             found = self._attacked(self.tool.attack, sight.point[:_ATTACKED])
@@ -174,7 +173,7 @@ class _Tree:
         if not len(branches):
             return branches, None
         bound, free, mean = self._ascended(Ascent(_LINEAR_STEPS, ALPHA_STEP, _LINEAR_STEP), self._dual(branches), branches)
-        found = self._counterexample(mean, self.center)
+        found = self._counterexample(mean)
         return Branches(torch.maximum(bound, branches.bound), branches.rows, branches.case, branches.cuts, free), found
 
     def _ascended(self, ascent: Ascent, dual: Dual, branches: Branches) -> tuple[Tensor, Free, Tensor]:
@@ -201,7 +200,7 @@ class _Tree:
             closed[likely] = confirmed(dual.take(likely), free.take(likely), spec, offsets) > 0
         left = torch.nonzero(~closed).flatten()
         if len(left) and self.found is None:
-            self.found = self._counterexample(mean[left], self.center)
+            self.found = self._counterexample(mean[left])
         if self.start.notes is not None:
             done = torch.nonzero(closed).flatten()
             self.start.notes.leaf(dual.take(done), free.take(done), branches.case[done], self.point.expand(len(done)))
@@ -223,12 +222,10 @@ class _Tree:
     def _directions(self, case: Tensor) -> tuple[Tensor, Tensor]:
         return self.start.directions(torch.full_like(case, self.place), case)
 
-    def _counterexample(self, points: Tensor, center: Tensor | None = None) -> Tensor | None:
-        """Return one of the points that the model gets wrong; `center`: what the points are offset from, if not from the problem's own point."""
+    def _counterexample(self, points: Tensor) -> Tensor | None:
+        """Return one of the points that the model gets wrong."""
         region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
-        # By their offsets: what the search's dtype lost of the centre, the mask would not forgive.
-        offsets = (points.to(self.problem.x.dtype) - center.to(self.problem.x.dtype)) if center is not None else points - self.problem.x
-        inside = region.snap(self.problem.x + offsets)
+        inside = region.snap(points.to(self.problem.x.dtype))
         logits = self.problem.classifier.logits(inside)
         worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
         hit = torch.nonzero(is_adversarial(worst)).flatten()

@@ -297,7 +297,8 @@ class Region:
 
     def snap(self, points: Tensor) -> Tensor:
         """Return nearly the same points, moved inward by a few roundings so that `contains` holds exactly."""
-        snapped = self._into_box(points)
+        still = ((self.low == 0) & (self.high == 0)).view_as(points)  # another dtype's rounding of a masked feature would be a change of it
+        snapped = self._into_box(torch.where(still, self.center.to(points.dtype), points))
         for k in range(_SNAP_ROUNDS):
             distance = self.distance(snapped)
             over = torch.nonzero(distance > self.radius).flatten()
