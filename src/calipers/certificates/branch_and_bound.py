@@ -127,6 +127,7 @@ class _Tree:
         self.ascent = Ascent(tool.steps, ALPHA_STEP)
         self.round = 0
         self.found: Tensor | None = None
+        self.near = self.problem.x  # of the last round's mean minimisers, those of the smallest true margins
 
     def grow(self) -> Tensor | None:
         """Split until nothing is open, a counterexample is met or the time is up; return the counterexample (1, *D)."""
@@ -153,7 +154,7 @@ class _Tree:
         found = self._counterexample(sight.point)
         self.round += 1
         if found is None and self.tool.attack is not None and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0):
-            found = self._attacked(self.tool.attack, sight.point[:_ATTACKED])
+            found = self._attacked(self.tool.attack, torch.cat([self.near, self._judged(sight.point[:_ATTACKED])[0]]))
         if found is not None:
             return found
         splits = candidates(dual, sight, self.tool.look)
@@ -200,7 +201,10 @@ class _Tree:
             closed[likely] = confirmed(dual.take(likely), free.take(likely), spec, offsets) > 0
         left = torch.nonzero(~closed).flatten()
         if len(left) and self.found is None:
-            self.found = self._counterexample(mean[left])
+            inside, worst = self._judged(mean[left])
+            nearest = worst.argsort()[:_ATTACKED]
+            self.near = inside[nearest]
+            self.found = self.near[:1] if bool(is_adversarial(worst[nearest[:1]])) else None
         if self.start.notes is not None:
             done = torch.nonzero(closed).flatten()
             self.start.notes.leaf(dual.take(done), free.take(done), branches.case[done], self.point.expand(len(done)))
@@ -224,12 +228,16 @@ class _Tree:
 
     def _counterexample(self, points: Tensor) -> Tensor | None:
         """Return one of the points that the model gets wrong."""
+        inside, worst = self._judged(points)
+        hit = torch.nonzero(is_adversarial(worst)).flatten()
+        return inside[hit[:1]] if len(hit) else None
+
+    def _judged(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the points made admissible, and their true worst margins (P,)."""
         region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
         inside = region.snap(points.to(self.problem.x.dtype))
         logits = self.problem.classifier.logits(inside)
-        worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
-        hit = torch.nonzero(is_adversarial(worst)).flatten()
-        return inside[hit[:1]] if len(hit) else None
+        return inside, self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
 
     def _attacked(self, attack: Startable, points: Tensor) -> Tensor | None:
         """Return an example that the attack finds from one of the points."""
