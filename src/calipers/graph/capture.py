@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
@@ -94,15 +94,20 @@ class Carrier(Protocol):
 
 def _graph(network: nn.Module, sample: Tensor) -> Graph:
     """Return a carried graph; of a sequence with a carrier in it, the parts' graphs one after another; of anything else, what the export shows."""
-    if isinstance(network, Carrier):
+    if _carries(network):
         return network.graph()
-    if isinstance(network, nn.Sequential) and any(isinstance(part, Carrier) for part in network):
+    if isinstance(network, nn.Sequential) and any(map(_carries, network)):
         parts = []
         for part in network:
             parts.append(_graph(part, sample))
             sample = part(sample).detach()
         return reduce(_then, parts)
     return _exported(network, sample)
+
+
+def _carries(network: object) -> TypeGuard[Carrier]:
+    """Does the module know its own graph? (An exported program has an attribute of that name, which is something else.)"""
+    return isinstance(network, Carrier) and callable(network.graph)
 
 
 def _exported(network: nn.Module, sample: Tensor) -> Graph:

@@ -61,5 +61,5 @@ class Startable(Protocol):
 class Certifier(Protocol):
     """Claims radii. Settings are the fields of a frozen dataclass; its repr is its identity in the record."""
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
-        """Yield claims as soon as points are decided; every point of the problem is mentioned exactly once."""
+    def __call__(self, problem: Problem) -> Iterator[Claim] | Iterator[Claim | Attempt]:
+        """Yield claims as soon as points are decided, one about every point; a complete tool also hands over the counterexamples it meets."""
