@@ -35,12 +35,16 @@ if TYPE_CHECKING:
     from calipers.attacks.spsa import SPSA
     from calipers.attacks.square import Square
     from calipers.attacks.transfer import Transfer
+    from calipers.certificates.alpha import AlphaCROWN
+    from calipers.certificates.branch_and_bound import BranchAndBound
     from calipers.certificates.crown import CROWN, IBP
     from calipers.certificates.enumerate import Enumeration
     from calipers.certificates.guide import Minimisers
+    from calipers.certificates.input_split import InputSplit
     from calipers.certificates.radius import LargestRadius
     from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, UnsupportedOp
-    from calipers.interchange import load_data, load_model
+    from calipers.instances import verify
+    from calipers.interchange import load_data, load_instances, load_model, load_onnx, load_vnnlib
     from calipers.measurement.plan import Plan, Stage
     from calipers.problem.answers import Answers, from_estimator, from_onnx
     from calipers.problem.ball import Ball
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from calipers.problem.goals import Targeted, Untargeted
     from calipers.problem.norms import distance_between
     from calipers.problem.problem import Problem
+    from calipers.problem.specification import Specification
     from calipers.problem.substitutions import Substitutions
     from calipers.record.bracket import Bracket
     from calipers.record.estimates import clopper_pearson, dkw_half_width, two_sided, wilson
@@ -78,6 +83,9 @@ _HOME = {
     "attacks.sigma_zero": "SigmaZero",
     "attacks.spsa": "SPSA",
     "attacks.square": "Square",
+    "certificates.alpha": "AlphaCROWN",
+    "certificates.branch_and_bound": "BranchAndBound",
+    "certificates.input_split": "InputSplit",
     "certificates.enumerate": "Enumeration",
     "certificates.guide": "Minimisers",
     "problem.answers": "Answers from_estimator from_onnx",
@@ -89,13 +97,15 @@ _HOME = {
     "certificates.crown": "CROWN IBP",
     "certificates.radius": "LargestRadius",
     "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError UnsupportedOp",
-    "interchange": "load_data load_model",
+    "instances": "verify",
+    "interchange": "load_data load_instances load_model load_onnx load_vnnlib",
     "measurement.plan": "Plan Stage",
     "problem.ball": "Ball",
     "problem.classifier": "Classifier",
     "problem.distortion": "mse psnr radius_of_equal_energy",
     "problem.goals": "Targeted Untargeted",
     "problem.norms": "distance_between",
+    "problem.specification": "Specification",
     "problem.problem": "Problem",
     "record.bracket": "Bracket",
     "record.estimates": "clopper_pearson dkw_half_width two_sided wilson",
@@ -109,9 +119,10 @@ __all__ = [
     "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
     "FMN", "Guided", "HopSkipJump", "RaySearch", "Differences",
     "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
-    "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "Enumeration", "LargestRadius",
+    "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "AlphaCROWN", "BranchAndBound",
+    "InputSplit", "Enumeration", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
-    "load_data", "load_model", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted",
+    "verify", "load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted", "Specification",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",
     "Bracket", "clopper_pearson", "dkw_half_width", "two_sided", "wilson", "Evidence", "Ledger",
 ]  # fmt: skip
