@@ -122,7 +122,8 @@ __all__ = [
     "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "AlphaCROWN", "BranchAndBound",
     "InputSplit", "Enumeration", "LargestRadius",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
-    "verify", "load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib", "Plan", "Stage", "Problem", "Ball", "Classifier", "Targeted", "Untargeted", "Specification",
+    "verify", "load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib", "Plan", "Stage",
+    "Problem", "Ball", "Classifier", "Targeted", "Untargeted", "Specification",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",
     "Bracket", "clopper_pearson", "dkw_half_width", "two_sided", "wilson", "Evidence", "Ledger",
 ]  # fmt: skip

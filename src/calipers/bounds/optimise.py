@@ -18,7 +18,7 @@ _WORTH_LEAVING = 0.25  # share of rows that have reached their aim at which the 
 
 @dataclass(frozen=True)
 class Ascent:
-    """Adam on alpha and beta from where `free` stands, best of all steps kept for each row; rows that pass 0 are done.
+    """Adam on alpha and beta from where `free` stands, best of all steps kept for each row; rows that pass `enough` are done.
 
     `beta_step` is in units of each number's average coefficient, so that scaled logits change nothing.
     """
@@ -26,6 +26,7 @@ class Ascent:
     steps: int = 20
     alpha_step: float = 0.1
     beta_step: float = 0.1
+    enough: float = 0.0
 
     def __call__(self, dual: Dual, free: Free, watch: Watch | None = None) -> tuple[Tensor, Free]:
         """Return the best bounds (P,) and the choices that gave them; `watch` is told at every step which rows are left, and what was seen of them."""
@@ -41,7 +42,7 @@ class Ascent:
             kept = kept.written(left, kept.take(left).replaced(better, free))
             if step == self.steps:
                 break
-            over = best[left] > 0
+            over = best[left] > self.enough
             if step % 4 == 0 and float(over.float().mean()) > _WORTH_LEAVING:
                 stay = torch.nonzero(~over).flatten()
                 if not len(stay):
