@@ -285,10 +285,11 @@ def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(monkeypatch
 def test_mutant_that_drops_one_half_of_the_input_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = input_split._Search._halve
 
-    def forgets(self: Any, low: Tensor, high: Tensor, weight: Tensor) -> None:
+    def forgets(self: Any, low: Tensor, high: Tensor, *rest: Tensor) -> None:
         before = len(self.low)
-        sound(self, low, high, weight)
+        sound(self, low, high, *rest)
         self.low, self.high = self.low[: before + len(low)], self.high[: before + len(low)]
+        self.near = self.near[: before + len(low)]
 
-    monkeypatch.setattr(input_split._Search, "_counterexample", lambda self, low, high, pulls: None)
+    monkeypatch.setattr(input_split._Search, "_counterexample", lambda self, low, *rest: (None, torch.zeros(len(low))))
     assert caught(monkeypatch, InputSplit(seconds=2), asked(range(60)), input_split._Search, "_halve", forgets)

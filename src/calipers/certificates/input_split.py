@@ -2,7 +2,7 @@
 
 Boxes of intermediate values come from affine forms pushed forward, and from backward sweeps where these leave something bent (without the sweeps one
 ACAS Xu property took 24,589 boxes, with them 129); everything is computed in checked float64 at once, so a closed box is a proof. A box is halved along
-the feature on which its worst margin hangs most. Centres and minimising corners are
+the feature on which its worst margin hangs most. Centres, minimising corners and points spread evenly inside are
 tried as counterexamples.
 """
 
@@ -25,6 +25,7 @@ from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
 
+_SCATTERED = 4096  # points tried besides centres and corners, in every round
 _HELD = 2**30  # bytes of boxes held at once; beyond them the search gives up
 
 
@@ -66,10 +67,11 @@ class _Search:
         self.tool, self.problem = tool, problem
         region = problem.threat.region(problem.x.double(), outward=True)
         self.graph = graph_of(problem.classifier, problem.x).to(torch.float64)
-        self.fits, self.spent = region.norm.is_box, 0
+        self.fits, self.spent, self.scattered = region.norm.is_box, 0, 0
         if self.fits:
             self.region = region
             self.low, self.high = region.outer_box()
+            self.near, self.width = torch.zeros(1, dtype=torch.float64, device=self.low.device), (self.high - self.low).flatten()
             self.fits = int((self.high > self.low).sum()) <= tool.features
 
     def run(self) -> Tensor | None:
@@ -83,9 +85,8 @@ class _Search:
         return None
 
     def _round(self) -> Tensor | None:
-        low, high = self.low[-self.tool.batch :], self.high[-self.tool.batch :]  # the youngest first: few boxes are open at a time
-        self.low, self.high = self.low[: -self.tool.batch], self.high[: -self.tool.batch]
-        count = len(low)
+        low, high = self._next()
+        count, moving = len(low), torch.nonzero((high > low).flatten(1).any(0)).flatten()
         margins, form = self._bounds(low, high)
         goal = self.problem.goal
         left = torch.nonzero(~(goal.worst(margins.nan_to_num(nan=-torch.inf)) > 0)).flatten()
@@ -94,10 +95,23 @@ class _Search:
             return None
         low, high, margins, form = low[left], high[left], margins[left], Form(*(t[left] for t in form))
         pulls = self._pulls(form, margins)
-        found = self._counterexample(low, high, pulls)
+        found, near = self._counterexample(low, high, pulls, moving)
         if found is None:
-            self._halve(low, high, pulls.abs())
+            self._halve(low, high, pulls.abs(), moving, near)
         return found
+
+    def _next(self) -> tuple[Tensor, Tensor]:
+        """Take the next boxes: one half the youngest, so that few are open at a time, the other half those nearest to a counterexample."""
+        order = torch.arange(len(self.low), device=self.low.device)
+        if len(order) > self.tool.batch:
+            young = self.tool.batch // 2
+            rest = order[:-young]
+            nearest = self.near[rest].argsort(stable=True)
+            order = torch.cat([rest[nearest[self.tool.batch - young :]].sort().values, rest[nearest[: self.tool.batch - young]], order[-young:]])
+        keep, taken = order[: -self.tool.batch], order[-self.tool.batch :]
+        low, high = self.low[taken], self.high[taken]
+        self.low, self.high, self.near = self.low[keep], self.high[keep], self.near[keep]
+        return low, high
 
     def _bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Form]:
         boxes, form = forward(self.graph, low, high, CHECKED)
@@ -115,11 +129,10 @@ class _Search:
         rows = self.problem.goal.rows(self.problem.y, self.problem.classes)[0].double()[deciding]
         return (form.g.flatten(2) @ rows[..., None])[..., 0]
 
-    def _halve(self, low: Tensor, high: Tensor, weight: Tensor) -> None:
+    def _halve(self, low: Tensor, high: Tensor, weight: Tensor, moving: Tensor, near: Tensor) -> None:
         wide = (high - low).flatten(1)
-        moving = torch.nonzero((wide > 0).any(0)).flatten()
         # A feature that the linear part does not see still matters through what bends: none is forgotten for ever.
-        share = wide[:, moving] / self._width[moving]
+        share = wide[:, moving] / self.width[moving]
         score = (weight / weight.amax(1, keepdim=True).clamp_min(1e-300) + 0.1) * torch.where(wide[:, moving] > 0, share, 0.0)
         place = moving[score.argmax(1)][:, None]
         flat_low, flat_high = low.flatten(1), high.flatten(1)
@@ -127,22 +140,34 @@ class _Search:
         lows, highs = torch.cat([flat_low, flat_low.scatter(1, place, middle)]), torch.cat([flat_high.scatter(1, place, middle), flat_high])
         self.low = torch.cat([self.low, lows.view(-1, *low.shape[1:])])
         self.high = torch.cat([self.high, highs.view(-1, *high.shape[1:])])
+        self.near = torch.cat([self.near, near.repeat(2)])
 
-    @property
-    def _width(self) -> Tensor:
-        low, high = self.region.outer_box()
-        return (high - low).flatten()
-
-    def _counterexample(self, low: Tensor, high: Tensor, pulls: Tensor) -> Tensor | None:
-        """Return a centre or a minimising corner that the model gets wrong."""
-        moving = torch.nonzero((high > low).flatten(1).any(0)).flatten()
+    def _counterexample(self, low: Tensor, high: Tensor, pulls: Tensor, moving: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return a centre or a minimising corner that the model gets wrong, and the smaller of both margins for each box."""
         corner = ((low + high) / 2).flatten(1)
         corner[:, moving] = torch.where(pulls > 0, low.flatten(1)[:, moving], high.flatten(1)[:, moving])
-        points = torch.cat([(low + high) / 2, corner.view_as(low)])
+        points = torch.cat([(low + high) / 2, corner.view_as(low), *self._scattered(low, high, moving)])
         region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
         inside = region.snap(points.to(self.problem.x.dtype))
         logits = self.problem.classifier.logits(inside)
         worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
         self.spent += len(points)
         hit = torch.nonzero(is_adversarial(worst)).flatten()
-        return inside[hit[:1]] if len(hit) else None
+        return inside[hit[:1]] if len(hit) else None, torch.minimum(*worst[: 2 * len(low)].double().chunk(2))
+
+    def _scattered(self, low: Tensor, high: Tensor, moving: Tensor) -> list[Tensor]:
+        """Return points spread evenly inside the boxes, other ones each time: a Kronecker sequence of the generalised golden ratio (Roberts 2018), no draw.
+
+        Where several inequalities have to hold at once slopes often lead nowhere, while a good share of a box breaks them.
+        """
+        count, d = max(1, _SCATTERED // len(low)), len(moving)
+        ratio = 2.0
+        for _ in range(30):
+            ratio = (1 + ratio) ** (1 / (d + 1))
+        step = ratio ** -torch.arange(1, d + 1, dtype=torch.float64, device=low.device)
+        number = self.scattered + torch.arange(1, count * len(low) + 1, dtype=torch.float64, device=low.device)
+        self.scattered += len(number)
+        share = (number[:, None] * step).frac()
+        flat, wide = low.flatten(1).repeat(count, 1), (high - low).flatten(1).repeat(count, 1)
+        flat[:, moving] += share * wide[:, moving]
+        return [flat.view(-1, *low.shape[1:])] if d else []
