@@ -123,7 +123,7 @@ def test_images_in_class_folders(folder: Path) -> None:
 BAD = {
     "a typo in the command": (("mesure",), "No such command"),
     "a typo in an option": (("measure", "--epsilonn", "1"), "No such option"),
-    "an unknown plan": (("measure", "--plan", "huge"), "choose one of quick, standard, brackets, thorough, autoattack, distance"),
+    "an unknown plan": (("measure", "--plan", "huge"), "choose one of quick, standard, brackets, thorough, complete, autoattack, distance"),
     "an unknown norm": (("measure", "--norm", "l7"), "unknown norm 'l7'; a Ball takes 'linf', 'l2' or 'l1'"),
     "a negative radius": (("measure", "-e", "-0.1"), "radius must be a finite number >= 0"),
     "no number": (("measure", "-e", "eight"), "'eight' is no number for a radius; write 0.1, 8/255"),

@@ -277,6 +277,7 @@ def test_mutant_that_forgets_one_half_of_a_split_is_caught(monkeypatch: pytest.M
 
 def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branch_and_bound._Tree, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_and_bound._Tree, "_judged", lambda self, points: (points, torch.ones(len(points))))
     hopeful = lambda dual, free, spec, offsets: torch.ones(len(spec))  # noqa: E731
     monkeypatch.setattr(branch_and_bound.Ascent, "__call__", lambda self, dual, free, watch=None: (torch.ones(len(dual.rows)), free))
     assert caught(monkeypatch, BranchAndBound(seconds=2, sharpen=0), asked(range(20)), branch_and_bound, "confirmed", hopeful)

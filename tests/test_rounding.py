@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from calipers.bounds.coefficients import Dense
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import _relaxed_size, interval_margin_bounds, margin_bounds, relax
+from calipers.bounds.linear import relaxed_size, interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Linear
@@ -308,7 +308,7 @@ def coefficients_err_by(size: Callable[[Lines, Box], Tensor]) -> float:
 
 def test_the_allowance_of_a_relaxed_operation_counts_both_lines() -> None:
     """The slope is computed as the lower line's and the rise from it, which may cancel: at most three roundings of both sizes together."""
-    assert 1 < coefficients_err_by(_relaxed_size) <= 3
+    assert 1 < coefficients_err_by(relaxed_size) <= 3
 
 
 def test_mutant_that_counts_the_lines_themselves_is_caught() -> None:

@@ -130,7 +130,7 @@ def test_the_question_is_neither_trivial_nor_hopeless() -> None:
         proved = case.goal.worst(margins_of(case, relaxed(case))) > 0
         assert not bool((proved & (worst <= 0)).any())
         certified, broken, total = certified + int(proved.sum()), broken + int((worst <= 0).sum()), total + len(case.x)
-    assert certified > 0.2 * total and broken > 0.2 * total
+    assert certified > 0.2 * total and broken > 0.15 * total
 
 
 @pytest.mark.parametrize("arithmetic", [CHECKED, SEARCH], ids=["checked", "search"])

@@ -237,7 +237,8 @@ class _Tree:
         region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
         inside = region.snap(points.to(self.problem.x.dtype))
         logits = self.problem.classifier.logits(inside)
-        return inside, self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
+        worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
+        return inside, torch.where(inside.flatten(1).isfinite().all(1), worst, torch.full_like(worst, torch.inf))
 
     def _attacked(self, attack: Startable, points: Tensor) -> Tensor | None:
         """Return an example that the attack finds from one of the points."""

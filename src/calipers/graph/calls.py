@@ -24,6 +24,7 @@ def unread(fx_node: fx.Node) -> bool:
 
 
 def leaves(args: Any) -> list[Any]:
+    """Return everything in nested lists and tuples, in order."""
     return [leaf for a in args for leaf in leaves(a)] if isinstance(args, (list, tuple)) else [args]
 
 
