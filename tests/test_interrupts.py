@@ -241,7 +241,7 @@ MUTANTS = {
 def test_forgetting_is_found_out(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, place, word, instead = MUTANTS[mutant]
     monkeypatch.setattr(place, word, instead or _only_whole_rounds(queries._Run._note))
-    assert lost(at_work(name), BALLS[name][1], trials=40)
+    assert lost(at_work(name), BALLS[name][1], trials=20)
 
 
 def _only_whole_rounds(note: Callable[..., Tensor]) -> Callable[..., Tensor]:

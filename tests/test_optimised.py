@@ -110,6 +110,7 @@ def test_bounds_hold_for_any_choice(block: int) -> None:
         assert not crossed(case, seed), f"seed {seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(nets.ZOO))
 def test_bounds_hold_for_any_choice_on_captured_modules(name: str) -> None:
     graph = nets.captured(name)
@@ -228,6 +229,7 @@ def test_forms_hold() -> None:
         assert not forms_crossed(case, seed), f"seed {seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(nets.ZOO))
 def test_forms_hold_on_captured_modules(name: str) -> None:
     mask = torch.zeros(nets.captured(name).input_shape).flatten()
