@@ -29,7 +29,8 @@ def confirmed(dual: Dual, free: Free, spec: Tensor, offsets: Tensor | None = Non
 def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
     root, rows = dual.root.state, dual.rows
     arithmetic = root.arithmetic
-    state = Relaxed(root.graph, root.region.take(rows), arithmetic, torch.zeros_like(rows), reach=root.reach[rows])
+    departures = {k: v[rows] for k, v in root.departures.items() if k <= dual.number}
+    state = Relaxed(root.graph, root.region.take(rows), arithmetic, torch.zeros_like(rows), reach=root.reach[rows], departures=departures)
     for k, node in enumerate(root.graph.nodes[: dual.number], start=1):
         if isinstance(node.op, Elementwise):
             lines = _lines(dual, free, k, node.inputs[0])

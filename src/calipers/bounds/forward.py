@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from calipers.bounds.executed import departure, input_departure
 from calipers.bounds.interval import Box, propagate
 from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Affine, Elementwise, Graph
@@ -44,6 +45,8 @@ def forward(graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic) -> 
     Proved in the arithmetic given, as far as it accounts for rounding. Cost: d + 2 forward passes a box.
     """
     form = _input(low, high)
+    if arithmetic.executed is not None:
+        form = form._replace(r=form.r + input_departure(form.box(arithmetic), arithmetic))
     forms, boxes = {0: form}, {0: form.box(arithmetic)}
     for number, node in enumerate(graph.nodes, start=1):
         inputs = [forms[i] for i in node.inputs]
@@ -53,6 +56,9 @@ def forward(graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic) -> 
             forms[number] = _bent(node.op, inputs[0], boxes[node.inputs[0]], arithmetic)
         else:
             forms[number] = _constant(propagate(graph, number, boxes, arithmetic), form.g.shape[1], arithmetic)
+        if arithmetic.executed is not None:
+            made = forms[number]
+            forms[number] = made._replace(r=made.r + departure(node.op, [boxes[i] for i in node.inputs], arithmetic))
         boxes[number] = forms[number].box(arithmetic).mended()
     return boxes, forms[len(graph.nodes)]
 

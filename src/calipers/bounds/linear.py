@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.coefficients import WORTH_A_WINDOW, Coefficients, Dense, unit_rows
+from calipers.bounds.executed import departure, input_departure, widened
 from calipers.bounds.interval import Box, input_box, propagate, terms
 from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, Lines, Planes, Saddle, Selection, Windowed
@@ -44,20 +45,24 @@ class Relaxed:
     """(N,) the sum of all magnitudes so far: what coefficients lost to underflow are multiplied with."""
     multipliers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """By number: what a branch's constraints take off the coefficients there, (N, *shape), and what that adds to the bound, (N,)."""
+    departures: dict[int, Tensor] = field(default_factory=dict)
+    """By number: how far the network as executed can depart from real arithmetic in that operation, filled where bounds are about its execution."""
 
     def slice(self, begin: int, end: int) -> Relaxed:
         """Return the view for a run of points, enough for sweeps from numbers settled so far."""
         part = slice(begin, end)
         relaxations = {k: type(v)(*(t[part] for t in v)) for k, v in self.relaxations.items()}
-        sizes = {k: v[part] for k, v in self.sizes.items()}
-        return Relaxed(self.graph, self.region.take(part), self.arithmetic, self.rows[part], {}, relaxations, sizes, self.reach[part])
+        sizes, departures = ({k: v[part] for k, v in held.items()} for held in (self.sizes, self.departures))
+        region, reach = self.region.take(part), self.reach[part]
+        return Relaxed(self.graph, region, self.arithmetic, self.rows[part], {}, relaxations, sizes, reach, departures=departures)
 
     def take(self, index: Tensor) -> Relaxed:
         """Return the chosen points' relaxation, complete."""
         boxes = {k: box.take(index) for k, box in self.boxes.items()}
         relaxations = {k: type(v)(*(t[index] for t in v)) for k, v in self.relaxations.items()}
-        sizes, reach = {k: v[index] for k, v in self.sizes.items()}, self.reach[index] if self.reach.dim() else self.reach
-        return Relaxed(self.graph, self.region.take(index), self.arithmetic, self.rows[index], boxes, relaxations, sizes, reach)
+        sizes, departures = ({k: v[index] for k, v in held.items()} for held in (self.sizes, self.departures))
+        region, reach = self.region.take(index), self.reach[index] if self.reach.dim() else self.reach
+        return Relaxed(self.graph, region, self.arithmetic, self.rows[index], boxes, relaxations, sizes, reach, departures=departures)
 
     def sloped(self, slope: Callable[[Tensor, Tensor], Tensor]) -> Relaxed:
         """Return the same boxes with other free slopes: `slope(lower, upper)` is the alpha in [0, 1] of every element, and any choice is sound."""
@@ -85,6 +90,8 @@ class Relaxed:
                 self.relaxations[later] = _relaxation(op, inputs, swept)
             if self.arithmetic.checked:
                 self.sizes[later] = terms(op, inputs) if isinstance(op, Affine) else relaxed_size(self.relaxations[later], *inputs)
+            if self.arithmetic.executed is not None:
+                self.departures[later] = departure(op, inputs, self.arithmetic)
 
 
 Tighten = Callable[[Relaxed, int, Box], Box]
@@ -108,11 +115,16 @@ def relax(
     Cost: a row of a backward sweep for every element that bends, and another one if it still does.
     """
     state = Relaxed(graph, region, arithmetic, torch.zeros(len(region.center), dtype=torch.long, device=region.center.device))
-    state.settle(0, input_box(region, arithmetic))
+    box = input_box(region, arithmetic)
+    if arithmetic.executed is not None:
+        state.departures[0] = input_departure(box, arithmetic)
+        box = widened(box, state.departures[0])
+    state.settle(0, box)
     exact = _exact_numbers(graph) if region.norm.is_box else frozenset()
     values = graph.values(region.center)
     for number in range(1, len(graph.nodes) + 1):
         box = propagate(graph, number, state.boxes, arithmetic)
+        box = widened(box, state.departures[number]) if arithmetic.executed is not None else box
         box = box if known is None else box.meet(known[number])
         swept = None
         if refine and number in graph.bent and number not in exact:
@@ -311,6 +323,7 @@ class _Sweep:
             self.offset = self.offset + (taken[1] if a.points is None else taken[1][a.points])[:, None]
         if self.state.arithmetic.checked and (taken is not None or getattr(node.op, "rounds", True)):
             self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(self.state.sizes[number])
+        self._depart(number, a)
         if isinstance(node.op, Affine):
             self._through_affine(node.op, a, node.inputs)
             return
@@ -322,6 +335,11 @@ class _Sweep:
         for i, (back, offset) in zip(node.inputs, passed, strict=True):
             self.offset = self.offset + offset
             self._add(i, back)
+
+    def _depart(self, number: int, a: Coefficients) -> None:
+        """Take off what the execution of one operation can have moved the row."""
+        if self.state.arithmetic.executed is not None:
+            self.rounding = self.rounding + a.size_dot(self.state.departures[number])
 
     def _add(self, number: int, a: Coefficients) -> None:
         self.pending[number] = self.pending[number].plus(a) if number in self.pending else a
@@ -339,6 +357,7 @@ class _Sweep:
         """The last step: the value at the centre, minus the support of -A over the region, dual bound and all."""
         a, region, arithmetic = self.pending[0], self.state.region, self.state.arithmetic
         fall = a.fall(region)
+        self._depart(0, a)
         if arithmetic.checked:
             reach = self.state.reach if a.points is None else self.state.reach[a.points]
             self.rounding = self.rounding + arithmetic.floor * reach[:, None]

@@ -17,20 +17,26 @@ from typing import Literal
 
 import torch
 
+from calipers.errors import BadInput
+
 _OWN_ROUNDING = 64  # operations besides the long sums: constants folded at capture, the additions that join branches, the allowance's own evaluation
 _SAFETY = 2.0  # leaves as much again for a float64 execution of the network itself, so that no float64 witness can contradict a certificate by rounding
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """In which arithmetic bounds are computed, and what is allowed for its rounding."""
+    """In which arithmetic bounds are computed, and what is allowed for its rounding; `executed` is the precision of the network that they are about, None
+    for the network in real arithmetic."""
 
     dtype: torch.dtype
     checked: bool
+    executed: torch.dtype | None = None
 
     @property
-    def guarantee(self) -> Literal["real", "float64-checked"]:
+    def guarantee(self) -> Literal["real", "float64-checked", "float32-executed"]:
         """The word for it in a claim."""
+        if self.executed is not None:
+            return "float32-executed"
         return "float64-checked" if self.checked else "real"
 
     def gamma(self, terms: int) -> float:
@@ -48,6 +54,17 @@ class Arithmetic:
 
 SEARCH = Arithmetic(torch.float32, checked=False)
 CHECKED = Arithmetic(torch.float64, checked=True)
+EXECUTED = Arithmetic(torch.float64, checked=True, executed=torch.float32)
+
+Guarantee = Literal["float64-checked", "float32-executed"]
+
+
+def arithmetic_of(guarantee: Guarantee) -> Arithmetic:
+    """Return the arithmetic in which such a guarantee is proved. Raises `BadInput` for a word that is none."""
+    words: dict[str, Arithmetic] = {a.guarantee: a for a in (CHECKED, EXECUTED)}
+    if guarantee not in words:
+        raise BadInput(f"a guarantee is {' or '.join(words)}, got {guarantee!r}")
+    return words[guarantee]
 
 
 _lock, _holders, _held = threading.Lock(), 0, contextlib.ExitStack()

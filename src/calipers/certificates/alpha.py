@@ -13,12 +13,12 @@ from calipers.bounds.dual import Dual, Free, Root
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, margin_bounds, relax
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.rounding import SEARCH, Arithmetic, plain_sums
+from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
 from calipers.bounds.sharpen import sharpening
 from calipers.certificates.crown import Bound, claims, shifted
+from calipers.certificates.guaranteed import check_proofs, posed, stated
 from calipers.certificates.proof import Noted, Notes
 from calipers.errors import BadInput
-from calipers.graph.capture import graph_of
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
@@ -31,16 +31,20 @@ class AlphaCROWN:
     """CROWN with lower slopes optimised for every margin that plain CROWN leaves open (Xu et al. 2021), and for the boxes of intermediate values.
 
     Points that plain CROWN proves cost no more than that. The others get `steps` of ascent on the margins; those still open then get `sharpen` steps for
-    each end of each intermediate value that bends (0: none), and the margins again. Guarantee: float64-checked, as every bound is confirmed with the
-    slopes found. Cost: CROWN's, and for what is open `steps` backward and forward passes a margin, `sharpen` for each bending element and end. With
+    each end of each intermediate value that bends (0: none), and the margins again. Every bound is confirmed with the slopes found; `guarantee` as for
+    `CROWN`. Cost: CROWN's, and for what is open `steps` backward and forward passes a margin, `sharpen` for each bending element and end. With
     `proofs` every claim comes with a proof file.
     """
 
     steps: int = 20
     sharpen: int = 10
     proofs: bool = field(default=False, repr=False)
+    guarantee: Guarantee = field(default="float64-checked", repr=False)
+
+    __repr__ = stated
 
     def __post_init__(self) -> None:
+        check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
         if self.steps < 1 or self.sharpen < 0:
             raise BadInput(f"AlphaCROWN takes steps >= 1 (usually 20) and sharpen >= 0 (usually 10), got {self.steps}, {self.sharpen}")
 
@@ -86,8 +90,7 @@ class Start:
     @classmethod
     def of(cls, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, noted: bool = False) -> Start:
         """Bound all margins by plain CROWN; `noted`: keep notes of everything that is chosen, for proof files."""
-        graph = graph_of(problem.classifier, problem.x).to(arithmetic.dtype)
-        region = problem.threat.region(problem.x.to(arithmetic.dtype), outward=True)
+        graph, region = posed(problem, arithmetic)
         state = relax(graph, region, arithmetic, known)
         spec = problem.goal.rows(problem.y, problem.classes).to(arithmetic.dtype)
         offsets = torch.as_tensor(problem.goal.offsets(problem.y, problem.classes)).to(spec).expand(spec.shape[:2])

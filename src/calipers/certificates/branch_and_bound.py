@@ -19,10 +19,11 @@ from torch import Tensor
 from calipers.bounds.confirm import confirmed
 from calipers.bounds.dual import Dual, Free, Root, Sight
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.rounding import CHECKED, SEARCH, plain_sums
+from calipers.bounds.rounding import SEARCH, Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.alpha import ALPHA_STEP, Start
 from calipers.certificates.branches import Branches, candidates, chosen, uncut
 from calipers.certificates.crown import batches
+from calipers.certificates.guaranteed import check_proofs, stated
 from calipers.errors import BadInput
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
@@ -42,7 +43,7 @@ class BranchAndBound:
     proof file.
 
     Complete for piecewise linear networks but for time and memory; for smooth activations intervals are halved.
-    Guarantee: float64-checked, leaf by leaf. Cost: `steps` backward and forward passes and one confirming row a branch.
+    `guarantee` as for `CROWN`, leaf by leaf. Cost: `steps` backward and forward passes and one confirming row a branch.
     """
 
     seconds: float = 30.0
@@ -52,8 +53,12 @@ class BranchAndBound:
     look: int = 2
     attack: Startable | None = None
     proofs: bool = field(default=False, repr=False)
+    guarantee: Guarantee = field(default="float64-checked", repr=False)
+
+    __repr__ = stated
 
     def __post_init__(self) -> None:
+        check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
         if self.seconds <= 0 or min(self.steps, self.batch, self.look) < 1 or self.sharpen < 0:
             raise BadInput(f"BranchAndBound takes seconds > 0, steps, batch and look >= 1 and sharpen >= 0, got {self}")
 
@@ -75,7 +80,7 @@ class BranchAndBound:
 
     def _start(self, problem: Problem) -> Start:
         with torch.no_grad(), plain_sums():
-            start = Start.of(problem, CHECKED, None, noted=self.proofs)
+            start = Start.of(problem, arithmetic_of(self.guarantee), None, noted=self.proofs)
             start.optimise(Ascent(self.steps, ALPHA_STEP))
             if self.sharpen:
                 start.sharpen(Ascent(self.sharpen, ALPHA_STEP))
@@ -89,7 +94,7 @@ class BranchAndBound:
 
     def _claim(self, problem: Problem, index: Tensor, worst: Tensor, rows: Tensor, proofs: tuple[bytes | None, ...]) -> Claim:
         radius = problem.threat.radii(len(problem)).to(worst.device)[index]
-        return Claim(index, torch.where(worst > 0, radius, torch.zeros_like(radius)), worst, CHECKED.guarantee, torch.zeros_like(rows), rows, proofs)
+        return Claim(index, torch.where(worst > 0, radius, torch.zeros_like(radius)), worst, self.guarantee, torch.zeros_like(rows), rows, proofs)
 
 
 def _each(trees: list[_Tree]) -> Iterator[tuple[_Tree, Tensor | None]]:

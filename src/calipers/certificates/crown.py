@@ -12,7 +12,8 @@ from torch import Tensor
 
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
-from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
+from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
+from calipers.certificates.guaranteed import check_proofs, posed, stated
 from calipers.certificates.proof import Notes
 from calipers.graph.capture import graph_of
 from calipers.problem.goals import Goal
@@ -38,6 +39,10 @@ class Bound(NamedTuple):
 class Bounder(Protocol):
     """A certifier that can be asked at any radius, and can reuse boxes that hold already."""
 
+    @property
+    def guarantee(self) -> Guarantee:
+        """What its claims speak about."""
+
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Claim the problem's own radii."""
 
@@ -50,8 +55,15 @@ class IBP:
     """Interval bound propagation (Gowal et al. 2018), with the last affine layers merged into the margins. Cheap and loose; exact for a linear model
     under linf.
 
-    Guarantee: float64-checked. Cost: two forward passes in float64.
+    `guarantee`: as for `CROWN`. Cost: two forward passes in float64.
     """
+
+    guarantee: Guarantee = field(default="float64-checked", repr=False)
+
+    def __post_init__(self) -> None:
+        arithmetic_of(self.guarantee)
+
+    __repr__ = stated
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Yield a claim for every point."""
@@ -66,11 +78,18 @@ class IBP:
 class CROWN:
     """Linear relaxations swept backward for every intermediate value that bends, then for the margins (Zhang et al. 2018), adaptive lower slopes.
 
-    Guarantee: float64-checked (the rounding of the bound is accounted for). Cost: two rows of a backward sweep for each element that bends, one for
-    each margin. With `proofs` every claim comes with a proof file.
+    `guarantee` "float64-checked": about the network in real arithmetic, the rounding of the bound accounted for. "float32-executed": about the network as
+    float32 runs it, in whatever order it adds up (see bounds/executed.py). Cost: two rows of a backward sweep for each element that bends, one for each
+    margin. With `proofs` every claim comes with a proof file.
     """
 
     proofs: bool = field(default=False, repr=False)
+    guarantee: Guarantee = field(default="float64-checked", repr=False)
+
+    def __post_init__(self) -> None:
+        check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
+
+    __repr__ = stated
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Yield a claim for every point."""
@@ -82,8 +101,7 @@ class CROWN:
 
 
 def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, refine: bool, writer: object | None = None) -> Bound:
-    graph = graph_of(problem.classifier, problem.x).to(arithmetic.dtype)
-    region = problem.threat.region(problem.x.to(arithmetic.dtype), outward=True)
+    graph, region = posed(problem, arithmetic)
     with torch.no_grad(), plain_sums():
         state = relax(graph, region, arithmetic, known, refine=refine)
         rows = problem.goal.rows(problem.y, problem.classes)
@@ -105,7 +123,7 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
 
     Where float64 is slow (a GPU) a float32 evaluation goes first, and only what it proves is confirmed.
     """
-    radii = problem.threat.radii(len(problem)).to(problem.x.device)
+    radii, arithmetic = problem.threat.radii(len(problem)).to(problem.x.device), arithmetic_of(bounder.guarantee)
     screen = problem.x.device.type != "cpu"
 
     def claim(index: Tensor) -> Claim:
@@ -117,11 +135,11 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
             worst, rows = rough.worst.double(), rough.rows
             left = torch.nonzero(rough.worst > 0).flatten()
         if len(left):
-            proof = bounder.bound(part.take(left), CHECKED)
+            proof = bounder.bound(part.take(left), arithmetic)
             worst[left], rows[left] = proof.worst, rows[left] + proof.rows
             files = written(proof.prove, proof.worst > 0, left, len(index))
         proved = torch.where(worst > 0, radius, torch.zeros_like(radius))
-        return Claim(index, proved, worst, CHECKED.guarantee, torch.zeros_like(rows), rows, files)
+        return Claim(index, proved, worst, arithmetic.guarantee, torch.zeros_like(rows), rows, files)
 
     yield from spread(claim, batches(problem), problem.x.device)
 

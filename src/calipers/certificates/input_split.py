@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from calipers.bounds.forward import Form, forward
 from calipers.bounds.linear import margin_bounds, relax
-from calipers.bounds.rounding import CHECKED, plain_sums
+from calipers.bounds.rounding import Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.crown import shifted
+from calipers.certificates.guaranteed import posed, stated
 from calipers.errors import BadInput
-from calipers.graph.capture import graph_of
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
@@ -34,14 +34,18 @@ class InputSplit:
     """Decide every point within `seconds` of its own by halving its region, `batch` boxes at once; for norms that are boxes and at most `features` that move.
 
     Where more features move, nothing is claimed. Complete but for time and memory, and for points whose worst margin is 0 exactly.
-    Guarantee: float64-checked. Cost of a box: as many forward passes as features move, and CROWN for what still bends.
+    `guarantee` as for `CROWN`. Cost of a box: as many forward passes as features move, and CROWN for what still bends.
     """
 
     seconds: float = 30.0
     batch: int = 256
     features: int = 20
+    guarantee: Guarantee = field(default="float64-checked", repr=False)
+
+    __repr__ = stated
 
     def __post_init__(self) -> None:
+        arithmetic_of(self.guarantee)
         if self.seconds <= 0 or self.batch < 1 or self.features < 1:
             raise BadInput(f"InputSplit takes seconds > 0, batch >= 1 and features >= 1, got {self}")
 
@@ -57,16 +61,15 @@ class InputSplit:
             radius = problem.threat.radii(len(problem)).to(here.device)[here]
             proved = found is None and search.fits and not len(search.low)
             margin = torch.full_like(radius, torch.finfo(radius.dtype).tiny if proved else -torch.inf)
-            yield Claim(here, torch.where(margin > 0, radius, 0.0), margin, CHECKED.guarantee, spent, spent)
+            yield Claim(here, torch.where(margin > 0, radius, 0.0), margin, self.guarantee, spent, spent)
 
 
 class _Search:
     """The boxes of one point that are still open, `low`, `high (P, *D)`."""
 
     def __init__(self, tool: InputSplit, problem: Problem) -> None:
-        self.tool, self.problem = tool, problem
-        region = problem.threat.region(problem.x.double(), outward=True)
-        self.graph = graph_of(problem.classifier, problem.x).to(torch.float64)
+        self.tool, self.problem, self.arithmetic = tool, problem, arithmetic_of(tool.guarantee)
+        self.graph, region = posed(problem, self.arithmetic)
         self.fits, self.spent, self.scattered = region.norm.is_box, 0, 0
         if self.fits:
             self.region = region
@@ -114,9 +117,9 @@ class _Search:
         return low, high
 
     def _bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Form]:
-        boxes, form = forward(self.graph, low, high, CHECKED)
+        boxes, form = forward(self.graph, low, high, self.arithmetic)
         region = self.region.boxes(low, high)
-        state = relax(self.graph, region, CHECKED, boxes)
+        state = relax(self.graph, region, self.arithmetic, boxes)
         y = self.problem.y.expand(len(low))
         rows = self.problem.goal.rows(y, self.problem.classes).double()
         return shifted(margin_bounds(state, rows), self.problem.goal, y, self.problem.classes), form

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.interval import Box
-from calipers.bounds.rounding import CHECKED, SEARCH
+from calipers.bounds.rounding import SEARCH, arithmetic_of
 from calipers.certificates.crown import Bounder, batches, spread
 from calipers.errors import BadInput
 from calipers.problem.problem import Problem
@@ -27,7 +27,7 @@ class LargestRadius:
     The lower bound of the worst margin falls with the radius. Each round asks all unsettled points at once, each at the zero of the line through its
     last success and failure (kept off both ends). Boxes of a failed, larger radius hold at every smaller one, and are met with. The search runs in
     float32; what is claimed is confirmed in float64 with rounding accounted for, and only radii confirmed in that pass are claimed (a bound need not
-    be monotone in the radius: the claim is the largest radius *proved*).
+    be monotone in the radius: the claim is the largest radius *proved*). The guarantee is the bounder's.
 
     `rounds` limits the search; a point is settled when the predicted gain is below `tolerance` of its radius.
     Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer points and fewer unstable elements.
@@ -52,7 +52,7 @@ class _Search:
     """The state of one batch: `low` proved and `high` failed radii with the margins bounded there, and the boxes of the failure."""
 
     def __init__(self, tool: LargestRadius, problem: Problem) -> None:
-        self.tool, self.problem = tool, problem
+        self.tool, self.problem, self.arithmetic = tool, problem, arithmetic_of(tool.bounder.guarantee)
         clean = problem.goal.worst(problem.margins(problem.classifier.logits64(problem.x))).double()
         n, device = len(problem), problem.x.device
         self.low, self.low_margin = torch.zeros(n, dtype=torch.float64, device=device), clean
@@ -74,7 +74,7 @@ class _Search:
             self._ask(active)
             self._aim(wide)
         radius, margin = self._confirm()
-        return Claim(index, radius, margin, CHECKED.guarantee, torch.zeros_like(self.rows), self.rows)
+        return Claim(index, radius, margin, self.arithmetic.guarantee, torch.zeros_like(self.rows), self.rows)
 
     def _ask(self, active: Tensor) -> None:
         radius = self.next[active]
@@ -125,7 +125,7 @@ class _Search:
             if not len(left):
                 break
             asked = self.low[left] * share
-            bound = self.tool.bounder.bound(self.problem.take(left).at(asked), CHECKED)
+            bound = self.tool.bounder.bound(self.problem.take(left).at(asked), self.arithmetic)
             self.rows[left] += bound.rows
             proved = bound.worst > 0
             radius[left[proved]], margin[left] = asked[proved], bound.worst

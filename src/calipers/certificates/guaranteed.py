@@ -1,0 +1,33 @@
+"""What does a certifier's claim speak about? Real arithmetic, or the network as it is executed; a tool's name says so where it is the latter."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from calipers.bounds.executed import check_executed
+from calipers.bounds.rounding import Arithmetic
+from calipers.errors import BadInput
+from calipers.graph.capture import graph_of
+from calipers.graph.ir import Graph
+from calipers.problem.ball import Region
+from calipers.problem.problem import Problem
+
+
+def posed(problem: Problem, arithmetic: Arithmetic) -> tuple[Graph, Region]:
+    """Return the network and the regions in the arithmetic of the bounds. Raises `BadInput` where these cannot be about its execution, though they should."""
+    graph = graph_of(problem.classifier, problem.x).to(arithmetic.dtype)
+    check_executed(problem, graph, arithmetic)
+    return graph, problem.threat.region(problem.x.to(arithmetic.dtype), outward=True)
+
+
+def stated(tool: Any) -> str:
+    """Return a tool as it is written down and recorded: its settings, and its guarantee where that is not the usual one."""
+    shown = [f.name for f in fields(tool) if f.repr or (f.name == "guarantee" and f.default is not MISSING and tool.guarantee != f.default)]
+    return f"{type(tool).__name__}({', '.join(f'{name}={getattr(tool, name)!r}' for name in shown)})"
+
+
+def check_proofs(arithmetic: Arithmetic, *, proofs: bool) -> None:
+    """Raise `BadInput` where proof files are asked for that no checker could prove."""
+    if proofs and arithmetic.executed is not None:
+        raise BadInput(f"proof files are about real arithmetic: measure without proofs, or without the guarantee {arithmetic.guarantee}")
