@@ -7,11 +7,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calipers.bounds.rounding import CHECKED, Guarantee, arithmetic_of
 from calipers.certificates.proof import differs
 from calipers.errors import BadInput, Contradiction
 from calipers.measurement.plan import Plan
@@ -87,6 +89,7 @@ def measure(
     confidence: float = 0.95,
     seconds: float | None = None,
     proofs: bool = False,
+    guarantee: Guarantee | None = None,
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
@@ -96,10 +99,12 @@ def measure(
     "distance", "categorical" or a `Plan`;
     where none is given, "standard", or "categorical" for `Substitutions`. With a `record` file everything admitted is kept, and the same call
     takes an interrupted run up again. With `proofs` it also keeps a proof file for each certificate, for `check`.
-    `seconds` limits the run. Raises `BadInput` at the door, `Contradiction` if a certificate stands above a witness.
+    `guarantee` is what certificates speak about: the network in real arithmetic ("float64-checked", the usual one) or as float32 runs it, in whatever order
+    it adds up ("float32-executed"); certificates that a record holds already stay as they are. `seconds` limits the run. Raises `BadInput` at the door,
+    `Contradiction` if a certificate stands above a witness.
     Ctrl-C returns what is known.
     """
-    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds, proofs), _ledger(record), _named(title)
+    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds, proofs, guarantee), _ledger(record), _named(title)
     finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=named)
     return _result(problem, ledger, confidence, finished)
 
@@ -118,6 +123,7 @@ def curve(
     confidence: float = 0.95,
     seconds: float | None = None,
     proofs: bool = False,
+    guarantee: Guarantee | None = None,
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
@@ -128,13 +134,18 @@ def curve(
     where it has no others), so between the radii the curve says no more than at the next. With a `record` the same call takes an interrupted run up.
     Cost: about log2(R) + 1 visits of a point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for radii not above 0.
     """
-    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds, proofs), _ledger(record), _named(title)
+    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds, proofs, guarantee), _ledger(record), _named(title)
     finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, facts=named)
     return _result(problem, ledger, confidence, finished)
 
 
-def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None, proofs: bool) -> Plan:
+def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None, proofs: bool, guarantee: Guarantee | None) -> Plan:
     chosen = plan_for(threat, plan)
+    if guarantee is not None:
+        arithmetic_of(guarantee)
+        chosen = dataclasses.replace(
+            chosen, stages=tuple(dataclasses.replace(s, tool=_guaranteeing(s.tool, guarantee)) if s.kind == "certifier" else s for s in chosen.stages)
+        )
     if proofs:
         chosen = dataclasses.replace(chosen, stages=tuple(dataclasses.replace(s, tool=_proving(s.tool)) for s in chosen.stages))
     return chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
@@ -143,6 +154,17 @@ def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None, proofs
 def _proving(tool: Attack | Certifier) -> Attack | Certifier:
     """Return the tool as it writes proof files, if it can: its name in the record stays."""
     return dataclasses.replace(tool, proofs=True) if hasattr(tool, "proofs") else tool  # type: ignore[type-var]
+
+
+def _guaranteeing(tool: Any, guarantee: Guarantee) -> Any:
+    """Return the certifier as it claims with that guarantee; a search, with its bounder so."""
+    if hasattr(tool, "bounder"):
+        return dataclasses.replace(tool, bounder=_guaranteeing(tool.bounder, guarantee))
+    if not hasattr(tool, "guarantee"):
+        if guarantee == CHECKED.guarantee:
+            return tool
+        raise BadInput(f"{tool!r} proves nothing with the guarantee {guarantee}: name a plan without it, or leave the guarantee out")
+    return dataclasses.replace(tool, guarantee=guarantee)
 
 
 def _ledger(record: str | Path | Ledger | None) -> Ledger:
