@@ -74,9 +74,7 @@ class Options:
     confidence: Annotated[float, typer.Option(help="Confidence of all intervals.")] = 0.95
     seconds: Annotated[float | None, typer.Option(help="Stop after about so many seconds, with what is known.")] = None
     proofs: Annotated[bool, typer.Option("--proofs", help="Keep a proof file for every certificate that has one; calipers check proves them again.")] = False
-    guarantee: Annotated[
-        str | None, typer.Option(help="What certificates speak about: float64-checked, or float32-executed (the network as float32 runs it).")
-    ] = None
+    guarantee: Annotated[str | None, typer.Option(help="Of certificates: float64-checked, or float32-executed (the network as float32 runs it).")] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False
 
     def classifiers(self) -> list[tuple[str, Classifier]]:
@@ -296,7 +294,7 @@ def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | 
         with Ledger(None if options.record == "none" else options.record) as ledger:
             for name, classifier in classifiers:
                 with _watch(name, len(x), options.quiet) as watch:
-                    settings = {name: getattr(options, name) for name in ("seed", "confidence", "seconds", "proofs", "guarantee")}
+                    settings = {k: getattr(options, k) for k in ("seed", "confidence", "seconds", "proofs", "guarantee")}
                     ask: Callable[..., Result] = measure_problem if radii is None else partial(curve, radii=radii)
                     results.append(ask(classifier, x, y, threat, plan=chosen, record=ledger, watch=watch, title=_title(name), **settings))
                 if not results[-1].finished:
