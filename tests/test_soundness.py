@@ -116,8 +116,19 @@ def test_every_activation_in_a_network(name: str, args: tuple[Any, ...]) -> None
 
 @pytest.mark.parametrize("name", sorted(nets.ZOO))
 def test_no_attacked_point_crosses_a_bound_of_a_captured_module(name: str) -> None:
+    judge_captured(name, range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(nets.ZOO))
+def test_no_attacked_point_crosses_a_bound_of_a_captured_module_asked_often(name: str) -> None:
+    judge_captured(name, range(2, 12))
+
+
+def judge_captured(name: str, seeds: range) -> None:
+    """Ask random questions about a module of the zoo."""
     graph = nets.captured(name)
-    for seed in range(6):
+    for seed in seeds:
         case = nets.case_of(graph, seed)
         assert not judged(case, seed), f"seed {seed}"
 
