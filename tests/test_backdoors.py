@@ -25,6 +25,8 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 
+pytestmark = pytest.mark.slow  # minutes; part of the slow shelf
+
 SIGMAS = tuple(10.0**power for power in range(8, 18))
 RUN = "float32-executed"
 

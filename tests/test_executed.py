@@ -149,6 +149,7 @@ def test_terms_that_a_large_one_absorbs_are_allowed_for(place: int, radius: floa
     assert not crossed(network, question(network, place, radius))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(nets.ZOO))
 def test_captured_modules_run_by_torch_stay_inside(name: str) -> None:
     """Convolutions, batch norm, pooling, residual connections: merged in the graph, step by step in the execution."""

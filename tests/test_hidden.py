@@ -28,6 +28,8 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 
+pytestmark = pytest.mark.slow  # minutes; part of the slow shelf
+
 ROOT = Path(__file__).resolve().parent
 _SPEC = importlib.util.spec_from_file_location("plant_examples", ROOT.parent / "scripts" / "plant_examples.py")
 assert _SPEC is not None and _SPEC.loader is not None
