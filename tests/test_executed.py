@@ -16,6 +16,7 @@ import torch
 from executions import executions
 from torch import Tensor, nn
 
+from calipers.api import check, measure
 from calipers.bounds import executed, linear
 from calipers.bounds.forward import forward
 from calipers.bounds.interval import Box
@@ -24,17 +25,21 @@ from calipers.bounds.rounding import CHECKED, EXECUTED, Arithmetic
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
+from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.guaranteed import posed
 from calipers.certificates.input_split import InputSplit
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.ir import Bilinear
+from calipers.measurement.plan import Plan, Stage
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.specification import Specification
 from calipers.problem.tools import Claim
+from calipers.record.ledger import Ledger
+from calipers.report.wording import limits
 
 WORD = "float32-executed"
 
@@ -241,6 +246,25 @@ def test_the_allowance_costs_little_where_layers_are_small() -> None:
     _, problem = well_conditioned(0)
     checked, run = (torch.cat([c.margin for c in CROWN(guarantee=g)(problem)]) for g in (CHECKED.guarantee, WORD))
     assert bool((run < checked).all()) and float((checked - run).max()) < 1e-4
+
+
+def test_a_measurement_records_and_reports_the_guarantee_and_its_certificates_are_proved_again() -> None:
+    network, problem = well_conditioned(1)
+    plan = Plan("both", (Stage(IBP(), "certifier"), Stage(LargestRadius(CROWN(), rounds=3), "certifier", "distance"), Stage(CROWN(), "certifier")))
+    with Ledger(None) as ledger:
+        result = measure(network, problem.x, problem.y, problem.threat, plan=plan, record=ledger, guarantee="float32-executed")
+        certificates = [e for e in ledger.evidence(problem.fingerprint()) if e.kind == "certificate"]
+        assert certificates and all(e.guarantee == WORD and WORD in e.tool for e in certificates)
+        assert dict(result.summary.guarantees).keys() == {WORD}
+        assert any(WORD in line for line in limits(result.summary))
+        (checked,) = check(ledger, network, lambda asked: problem.threat)
+        assert checked.sound and checked.certificates > 0
+
+
+def test_a_plan_with_a_tool_that_cannot_is_refused() -> None:
+    network, problem = well_conditioned(1)
+    with pytest.raises(BadInput, match="Enumeration"):
+        measure(network, problem.x, problem.y, problem.threat, plan=Plan("p", (Stage(Enumeration(), "certifier"),)), guarantee="float32-executed")
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------------------------------------
