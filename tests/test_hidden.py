@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
+from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.input_split import InputSplit
 from calipers.certificates.radius import LargestRadius
 from calipers.graph.activations import TwoPieces
@@ -26,6 +27,7 @@ from calipers.graph.ir import Lines
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
+from calipers.problem.substitutions import Substitutions, letters
 from calipers.problem.tools import Claim
 
 pytestmark = pytest.mark.slow  # minutes; part of the slow shelf
@@ -128,6 +130,42 @@ def test_no_certifier_claims_a_planted_distance(tool: Any, name: str) -> None:
 def test_much_can_be_proved_nearby(name: str) -> None:
     """Only a tool that claims something can claim too much."""
     assert float((radii(BranchAndBound(seconds=SECONDS), bed(name).problem(0.3)) > 0).double().mean()) > 0.5
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------------------------------------
+
+LENGTH, KINDS = 6, 3
+
+
+def words(seed: int) -> tuple[Problem, Tensor]:
+    """Return a problem about one word, with a ball that just holds the one word that the network gets wrong: that many switches away."""
+    generator = torch.Generator().manual_seed(seed)
+    own = torch.randint(KINDS, (LENGTH,), generator=generator)
+    k = 1 + seed % 3
+    planted = own.clone()
+    planted[:k] = (own[:k] + 1) % KINDS
+    x, bad = (nn.functional.one_hot(w, KINDS).flatten()[None].float() for w in (own, planted))
+    first, last = nn.Linear(LENGTH * KINDS, 12), nn.Linear(12, 2)
+    with torch.no_grad():
+        first.weight.copy_(torch.randn(12, LENGTH * KINDS, generator=generator) * 0.1)
+        first.weight[-1], first.bias[-1] = bad[0], 0.5 - LENGTH  # 1/2 at the planted word, 0 at all others
+        last.weight.copy_(torch.randn(2, 12, generator=generator) * 0.1)
+        last.weight[:, -1] = 0
+        last.bias.copy_(torch.tensor([1.0, 0.0]))
+        network = nn.Sequential(first, nn.ReLU(), last).eval()
+        margin = network(bad)[0] @ torch.tensor([1.0, -1.0])
+        last.weight[1, -1] = 2 * margin + 1e-3
+    return Problem.pose(Classifier(network), x, torch.zeros(1, dtype=torch.long), Substitutions(letters(LENGTH, KINDS), k)), bad
+
+
+def test_no_certifier_claims_a_planted_word() -> None:
+    for seed in range(30):
+        problem, bad = words(seed)
+        k = problem.threat.radii(1)
+        assert bool(problem.region.contains(bad).all()) and bool((problem.goal.worst(problem.margins(problem.classifier.logits(bad))) <= 0).all())
+        assert radii(Enumeration(), problem) == k - 1, f"seed {seed}: all nearer words resist"
+        for tool in (IBP(), CROWN(), IBP(guarantee="float32-executed"), CROWN(guarantee="float32-executed")):
+            assert radii(tool, problem) < k, f"seed {seed}, {tool}"
 
 
 # ---- mutants ---------------------------------------------------------------------------------------------------------------------------------------
