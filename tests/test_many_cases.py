@@ -65,11 +65,11 @@ def judged(seed: int) -> tuple[str, str, list[str]]:
         if isinstance(claim, Claim):
             radius[claim.index], margin[claim.index] = claim.radius, claim.margin
     proved = radius > 0
-    inside = case.at(torch.where(proved, radius, case.ball.radii(len(case.x))))
+    # The margin of a point that is not proved is one at the radius asked; a search claims radius 0 then, with the margin there.
+    inside = case.at(radius if isinstance(tool, LargestRadius) else torch.where(proved, radius, case.ball.radii(len(case.x))))
     points = attacked(inside, seed)
     worst = case.worst(case.graph.values(points.flatten(0, 1))[-1], len(points)).view(len(points), -1).amin(0)
     name = type(tool).__name__
-    # The margin claimed for a point that is not proved is one at the radius asked.
     found += [f"seed {seed}, {name}: point {i} is broken at {float(radius[i]):.6g}" for i in torch.nonzero(proved & ~(worst > 0)).flatten().tolist()]
     room = 1e-11 * (1 + worst.abs())  # of the float64 execution that judges
     crossed = (margin > worst + room) & (margin > 1e-300)
