@@ -337,6 +337,23 @@ def _numbers_gradient(case: Case, generator: torch.Generator) -> Tensor:
     return torch.stack(gradients)
 
 
+class Carrier(nn.Module):
+    """A random network as a module that knows its own graph."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, *D) -> (N, K)."""
+        return self.case.graph.values(x)[-1] * self.scale
+
+    def graph(self) -> Graph:
+        """Carry the graph itself."""
+        return self.case.graph
+
+
 # ---- real modules ----------------------------------------------------------------------------------------------------------------------------------
 
 

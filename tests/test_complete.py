@@ -32,26 +32,9 @@ from calipers.problem.tools import Attempt, Claim
 RELU = "aten.relu.default"
 
 
-class Net(nn.Module):
-    """A random network as a module of its own graph."""
-
-    def __init__(self, case: Case) -> None:
-        super().__init__()
-        self.case = case
-        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, K)."""
-        return self.case.graph.values(x)[-1] * self.scale
-
-    def graph(self) -> Any:
-        """Carry the graph itself."""
-        return self.case.graph
-
-
 def posed(case: Case) -> Problem:
     """Return the case as a problem."""
-    return Problem.pose(Net(case).eval(), case.x, case.y, case.ball, case.goal)
+    return Problem.pose(nets.Carrier(case).eval(), case.x, case.y, case.ball, case.goal)
 
 
 def answers(tool: Any, problem: Problem) -> tuple[Tensor, dict[int, Tensor]]:
@@ -178,7 +161,11 @@ def test_targets_and_specifications_are_decided(tool: Any) -> None:
     for seed in range(12):
         case = small(seed)
         matrix, shifts = torch.randn(4, 3, generator=generator, dtype=torch.float64), torch.randn(4, generator=generator, dtype=torch.float64)
-        for goal in (Targeted((case.y + 1) % 3), Specification(matrix, shifts, torch.tensor([0, 0, 1, 1]))):
+        for goal in (
+            Targeted((case.y + 1) % 3),
+            Specification(matrix, shifts, torch.tensor([0, 0, 1, 1])),
+            Specification(matrix, shifts, torch.tensor([1, 0, 0, 0])),
+        ):
             asked = nets.replace(case, goal=goal)
             logits = case.graph.values(case.x)[-1]
             asked = asked.take(torch.nonzero(goal.worst(goal.margins(logits, case.y)) > 0).flatten())
@@ -277,7 +264,7 @@ def test_mutant_that_forgets_one_half_of_a_split_is_caught(monkeypatch: pytest.M
 
 def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branch_and_bound._Tree, "_counterexample", lambda self, points: None)
-    monkeypatch.setattr(branch_and_bound._Tree, "_judged", lambda self, points: (points, torch.ones(len(points))))
+    monkeypatch.setattr(branch_and_bound, "judged", lambda problem, points: (points, torch.ones(len(points))))
     hopeful = lambda dual, free, spec, offsets: torch.ones(len(spec))  # noqa: E731
     monkeypatch.setattr(branch_and_bound.Ascent, "__call__", lambda self, dual, free, watch=None: (torch.ones(len(dual.rows)), free))
     assert caught(monkeypatch, BranchAndBound(seconds=2, sharpen=0), asked(range(20)), branch_and_bound, "confirmed", hopeful)

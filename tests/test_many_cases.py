@@ -12,8 +12,7 @@ from typing import Any
 import nets
 import pytest
 import torch
-from nets import Case, attacked
-from torch import Tensor, nn
+from nets import attacked
 
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
@@ -30,23 +29,6 @@ _SIZES = (0.5, 0.2, 0.07)  # of the random radius: from far too large to where b
 _LARGEST = {"linf": 0.3, "l2": 0.42, "l1": 0.6}  # beyond the smallest box drawn a question is refused
 
 
-class Net(nn.Module):
-    """A random network as a module of its own graph."""
-
-    def __init__(self, case: Case) -> None:
-        super().__init__()
-        self.case = case
-        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, K)."""
-        return self.case.graph.values(x)[-1] * self.scale
-
-    def graph(self) -> Any:
-        """Carry the graph itself."""
-        return self.case.graph
-
-
 def certifier(seed: int) -> Any:
     """Return one of the certifiers; those that search get little to do."""
     plain = (IBP(), CROWN(), CROWN(), CROWN(), AlphaCROWN(steps=3, sharpen=0), AlphaCROWN(steps=2, sharpen=2), LargestRadius(CROWN(), rounds=3))
@@ -59,7 +41,7 @@ def judged(seed: int) -> tuple[str, str, list[str]]:
     case = nets.random_case(seed)
     case = replace(case, ball=case.ball.at((case.ball.radii(len(case.x)) * _SIZES[seed % 3]).clamp(max=_LARGEST[case.ball.norm])))
     tool, found = certifier(seed), list[str]()
-    problem = Problem.pose(Classifier(Net(case).eval()), case.x, case.y, case.ball, case.goal)
+    problem = Problem.pose(Classifier(nets.Carrier(case).eval()), case.x, case.y, case.ball, case.goal)
     radius, margin = torch.zeros(len(case.x), dtype=torch.float64), torch.full((len(case.x),), -torch.inf, dtype=torch.float64)
     for claim in tool(problem):
         if isinstance(claim, Claim):

@@ -253,13 +253,13 @@ def test_only_presets_names_a_tool() -> None:
 
 
 def test_only_four_doors_touch_the_disk() -> None:
-    found = strangers(touches_the_disk, "record/ledger.py", "report/render.py", "interchange/", "cli.py", "data/__init__.py", "record/checker.py")
-    assert not found, report(found, "Files belong in record/ledger.py (evidence), report/render.py (pages), interchange/, cli.py and data/.")
+    found = strangers(touches_the_disk, "record/ledger.py", "report/render.py", "interchange/", "cli/", "data/__init__.py", "record/checker.py")
+    assert not found, report(found, "Files belong in record/ledger.py (evidence), report/render.py (pages), interchange/, cli/ and data/.")
 
 
 def test_only_the_command_line_prints() -> None:
-    found = strangers(prints, "cli.py", "record/checker.py")  # a program of its own
-    assert not found, report(found, "Return the text, or call the progress function that was handed in; printing belongs in cli.py.")
+    found = strangers(prints, "cli/", "record/checker.py")  # a program of its own
+    assert not found, report(found, "Return the text, or call the progress function that was handed in; printing belongs in cli/.")
 
 
 def test_nobody_draws_from_a_shared_generator() -> None:
@@ -406,5 +406,5 @@ def test_the_message_names_file_and_line(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "src" / "calipers" / "api.py").write_text("x = 1\nprint(x)\n")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     monkeypatch.setattr(sys.modules[__name__], "SRC", tmp_path / "src" / "calipers")
-    assert strangers(prints, "cli.py") == ["src/calipers/api.py:2: calls print"]
+    assert strangers(prints, "cli/") == ["src/calipers/api.py:2: calls print"]
     assert not strangers(prints, "api.py")

@@ -22,41 +22,11 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.coefficients import Dense
+from calipers.bounds.columns import Columns
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed
 from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Saddle
 from calipers.problem.ball import Region
-
-
-class Columns(NamedTuple):
-    """The elements of one number that bend: their flat places (N, U), and which of these are not mere filling. Filling repeats an element."""
-
-    place: Tensor
-    real: Tensor
-
-    @classmethod
-    def of(cls, flags: Tensor) -> Columns:
-        """Return the columns of the set flags (N, n)."""
-        width = max(1, int(flags.sum(1).max())) if len(flags) else 1
-        place = flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
-        real = torch.arange(width, device=flags.device) < flags.sum(1, keepdim=True)
-        return cls(torch.where(real, place, place[:, :1]), real)
-
-    def take(self, rows: Tensor) -> Columns:
-        """Return the columns of the chosen rows."""
-        return Columns(self.place[rows], self.real[rows])
-
-    def get(self, values: Tensor) -> Tensor:
-        """Return the elements of values (N, *shape), (N, U)."""
-        return values.flatten(1).gather(1, self.place)
-
-    def filled(self, values: Tensor) -> Tensor:
-        """Return values (N, U) with those of the repeated element in the filling, so that it does not matter which of them `put` writes last."""
-        return torch.where(self.real, values, values[:, :1])
-
-    def put(self, into: Tensor, values: Tensor) -> Tensor:
-        """Return `into (N, n)` with the columns replaced."""
-        return into.scatter(1, self.place, values)
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.coefficients import WORTH_A_WINDOW, Coefficients, Dense, unit_rows
+from calipers.bounds.columns import Columns
 from calipers.bounds.executed import departure, input_departure, widened
 from calipers.bounds.interval import Box, input_box, propagate, terms
 from calipers.bounds.rounding import Arithmetic
@@ -224,10 +225,7 @@ def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
         while end < len(ranked) and ranked[end] * 2 > widest and (end + 1 - begin) * widest <= budget:
             end += 1
         points = order[begin:end]
-        elements = flags[points].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :widest]
-        filled = torch.arange(widest, device=flags.device) < counts[points, None]
-        elements = torch.where(filled, elements, elements[:, :1])
-        for share in elements.split(max(1, budget), 1):
+        for share in Columns.of(flags[points], widest).place.split(max(1, budget), 1):
             yield state, points, points, share
         begin = end
 

@@ -20,6 +20,7 @@ from calipers.certificates.guaranteed import check_proofs, posed, stated
 from calipers.certificates.proof import Noted, Notes
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.goals import by_case
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 
@@ -54,12 +55,8 @@ class AlphaCROWN:
 
     def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
         """See `Bounder`."""
-        with torch.no_grad(), plain_sums():
-            start = Start.of(problem, arithmetic, known, noted=self.proofs and known is None)
-            start.optimise(Ascent(self.steps, ALPHA_STEP))
-            if self.sharpen:
-                start.sharpen(Ascent(self.sharpen, ALPHA_STEP))
-                start.optimise(Ascent(self.steps, ALPHA_STEP))
+        noted = self.proofs and known is None
+        start = Start.tightened(problem, arithmetic, known, steps=self.steps, sharpen=self.sharpen, noted=noted)
         notes = start.notes
         return Bound(start.worst(), start.boxes, start.rows, None if notes is None else lambda i: notes.written(i, self))
 
@@ -96,10 +93,23 @@ class Start:
         offsets = torch.as_tensor(problem.goal.offsets(problem.y, problem.classes)).to(spec).expand(spec.shape[:2])
         margins = shifted(margin_bounds(state, spec), problem.goal, problem.y, problem.classes).nan_to_num(nan=-torch.inf)
         cases = problem.goal.cases(problem.classes).to(spec.device)
-        bounds = _case_bounds(margins, cases)
+        bounds = by_case(margins, cases)
         left = torch.nonzero(~(bounds.amin(1) > 0)).flatten()
         start = cls(problem, arithmetic, margins, spec, offsets, state.boxes, state.rows + spec.shape[1], state, left, bounds, cases)
         start.notes = Notes.of(problem, state, margins) if noted else None
+        return start
+
+    @classmethod
+    def tightened(
+        cls, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None, *, steps: int, sharpen: int, noted: bool = False
+    ) -> Start:
+        """Bound by plain CROWN, then with slopes of their own for the margins that are open, then (with `sharpen` steps) from sharper boxes."""
+        with torch.no_grad(), plain_sums():
+            start = cls.of(problem, arithmetic, known, noted=noted)
+            start.optimise(Ascent(steps, ALPHA_STEP))
+            if sharpen:
+                start.sharpen(Ascent(sharpen, ALPHA_STEP))
+                start.optimise(Ascent(steps, ALPHA_STEP))
         return start
 
     def worst(self) -> Tensor:
@@ -170,10 +180,3 @@ class Start:
     def _region(self, index: Tensor) -> Region:
         part = self.problem.take(index)
         return part.threat.region(part.x.to(SEARCH.dtype))
-
-
-def _case_bounds(margins: Tensor, cases: Tensor) -> Tensor:
-    """Return the largest bound of each case, (N, C)."""
-    count = int(cases.max()) + 1
-    start = torch.full((len(margins), count), -torch.inf, dtype=margins.dtype, device=margins.device)
-    return start.scatter_reduce(1, cases.expand(len(margins), -1), margins, "amax")

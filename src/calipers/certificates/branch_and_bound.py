@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +21,8 @@ from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import SEARCH, Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.alpha import ALPHA_STEP, Start
 from calipers.certificates.branches import Branches, candidates, chosen, uncut
-from calipers.certificates.crown import batches
+from calipers.certificates.crown import batches, spread
+from calipers.certificates.examples import judged
 from calipers.certificates.guaranteed import check_proofs, stated
 from calipers.errors import BadInput
 from calipers.problem.goals import is_adversarial
@@ -66,26 +66,17 @@ class BranchAndBound:
         """Yield a claim for every point, and a candidate for each where a counterexample was met on the way."""
         for index in batches(problem):
             part = problem.take(index)
-            start = self._start(part)
+            start = Start.tightened(part, arithmetic_of(self.guarantee), steps=self.steps, sharpen=self.sharpen, noted=self.proofs)
             decided = start.worst() > 0
             yield self._claim(problem, index[decided], start.worst()[decided], start.rows[decided], self._written(start, decided))
             trees = [_Tree(self, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
-            for tree, verdict in _each(trees):
+            for tree, verdict in zip(trees, spread(_Tree.grow, trees, problem.x.device), strict=True):
                 here = index[tree.point].reshape(1)
                 if verdict is not None:
                     spent = torch.full_like(here, tree.rows)
                     yield Attempt(here, verdict, spent, spent)
                 mine = torch.arange(len(part), device=index.device) == tree.point
                 yield self._claim(problem, here, tree.proved, torch.full_like(here, tree.rows), self._written(start, mine & bool(tree.proved > 0)) or (None,))
-
-    def _start(self, problem: Problem) -> Start:
-        with torch.no_grad(), plain_sums():
-            start = Start.of(problem, arithmetic_of(self.guarantee), None, noted=self.proofs)
-            start.optimise(Ascent(self.steps, ALPHA_STEP))
-            if self.sharpen:
-                start.sharpen(Ascent(self.sharpen, ALPHA_STEP))
-                start.optimise(Ascent(self.steps, ALPHA_STEP))
-        return start
 
     def _written(self, start: Start, points: Tensor) -> tuple[bytes | None, ...]:
         """Return the proofs of the flagged points, in order."""
@@ -95,21 +86,6 @@ class BranchAndBound:
     def _claim(self, problem: Problem, index: Tensor, worst: Tensor, rows: Tensor, proofs: tuple[bytes | None, ...]) -> Claim:
         radius = problem.threat.radii(len(problem)).to(worst.device)[index]
         return Claim(index, torch.where(worst > 0, radius, torch.zeros_like(radius)), worst, self.guarantee, torch.zeros_like(rows), rows, proofs)
-
-
-def _each(trees: list[_Tree]) -> Iterator[tuple[_Tree, Tensor | None]]:
-    """Yield each tree and its counterexample, if it met one; on a CPU one thread a core grows a tree of its own."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(trees) < 2 or trees[0].problem.x.device.type != "cpu":
-        for tree in trees:
-            yield tree, tree.grow()
-        return
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield from zip(trees, pool.map(lambda tree: tree.grow(), trees), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 class _Tree:
@@ -159,7 +135,7 @@ class _Tree:
         found = self._counterexample(sight.point)
         self.round += 1
         if found is None and self.tool.attack is not None and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0):
-            found = self._attacked(self.tool.attack, torch.cat([self.near, self._judged(sight.point[:_ATTACKED])[0]]))
+            found = self._attacked(self.tool.attack, torch.cat([self.near, judged(self.problem, sight.point[:_ATTACKED])[0]]))
         if found is not None:
             return found
         splits = candidates(dual, sight, self.tool.look)
@@ -206,7 +182,7 @@ class _Tree:
             closed[likely] = confirmed(dual.take(likely), free.take(likely), spec, offsets) > 0
         left = torch.nonzero(~closed).flatten()
         if len(left) and self.found is None:
-            inside, worst = self._judged(mean[left])
+            inside, worst = judged(self.problem, mean[left])
             nearest = worst.argsort()[:_ATTACKED]
             self.near = inside[nearest]
             self.found = self.near[:1] if bool(is_adversarial(worst[nearest[:1]])) else None
@@ -233,17 +209,9 @@ class _Tree:
 
     def _counterexample(self, points: Tensor) -> Tensor | None:
         """Return one of the points that the model gets wrong."""
-        inside, worst = self._judged(points)
+        inside, worst = judged(self.problem, points)
         hit = torch.nonzero(is_adversarial(worst)).flatten()
         return inside[hit[:1]] if len(hit) else None
-
-    def _judged(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the points made admissible, and their true worst margins (P,)."""
-        region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
-        inside = region.snap(points.to(self.problem.x.dtype))
-        logits = self.problem.classifier.logits(inside)
-        worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
-        return inside, torch.where(inside.flatten(1).isfinite().all(1), worst, torch.full_like(worst, torch.inf))
 
     def _attacked(self, attack: Startable, points: Tensor) -> Tensor | None:
         """Return an example that the attack finds from one of the points."""

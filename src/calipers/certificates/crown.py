@@ -154,10 +154,11 @@ def written(prove: Callable[[int], bytes] | None, proved: Tensor, places: Tensor
 
 
 Part = TypeVar("Part")
+Answer = TypeVar("Answer")
 
 
-def spread(work: Callable[[Part], Claim], parts: Iterable[Part], device: torch.device) -> Iterator[Claim]:
-    """Yield the claims about each part, in order; on a CPU one thread a core works on a part of its own.
+def spread(work: Callable[[Part], Answer], parts: Iterable[Part], device: torch.device) -> Iterator[Answer]:
+    """Yield the answers about each part, in order; on a CPU one thread a core works on a part of its own.
 
     Sweeps are made of many short operations: a core for each batch of points keeps both busy, two cores for each operation mostly wait for one another.
     """

@@ -19,9 +19,10 @@ from calipers.bounds.forward import Form, forward
 from calipers.bounds.linear import margin_bounds, relax
 from calipers.bounds.rounding import Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.crown import shifted
+from calipers.certificates.examples import judged
 from calipers.certificates.guaranteed import posed, stated
 from calipers.errors import BadInput
-from calipers.problem.goals import is_adversarial
+from calipers.problem.goals import by_case, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
 
@@ -127,8 +128,7 @@ class _Search:
     def _pulls(self, form: Form, margins: Tensor) -> Tensor:
         """Return how the margin that decides each box changes along every feature that moves, (P, d): of the worst case, its best margin."""
         cases = self.problem.goal.cases(self.problem.classes).to(margins.device)
-        each = torch.stack([torch.where(cases == c, margins, -torch.inf).amax(1) for c in range(int(cases.max()) + 1)], 1)
-        deciding = torch.where(cases == each.argmin(1, keepdim=True), margins, -torch.inf).argmax(1)
+        deciding = torch.where(cases == by_case(margins, cases).argmin(1, keepdim=True), margins, -torch.inf).argmax(1)
         rows = self.problem.goal.rows(self.problem.y, self.problem.classes)[0].double()[deciding]
         return (form.g.flatten(2) @ rows[..., None])[..., 0]
 
@@ -150,10 +150,7 @@ class _Search:
         corner = ((low + high) / 2).flatten(1)
         corner[:, moving] = torch.where(pulls > 0, low.flatten(1)[:, moving], high.flatten(1)[:, moving])
         points = torch.cat([(low + high) / 2, corner.view_as(low), *self._scattered(low, high, moving)])
-        region = self.problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
-        inside = region.snap(points.to(self.problem.x.dtype))
-        logits = self.problem.classifier.logits(inside)
-        worst = self.problem.goal.worst(self.problem.goal.margins(logits, self.problem.y.expand(len(points))))
+        inside, worst = judged(self.problem, points)
         self.spent += len(points)
         hit = torch.nonzero(is_adversarial(worst)).flatten()
         return inside[hit[:1]] if len(hit) else None, torch.minimum(*worst[: 2 * len(low)].double().chunk(2))

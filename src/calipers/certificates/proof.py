@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calipers.bounds.dual import Columns, Dual, Free, Root
+from calipers.bounds.columns import Columns
+from calipers.bounds.dual import Dual, Free, Root
 from calipers.bounds.interval import Box, propagate
 from calipers.bounds.linear import Relaxed
 from calipers.bounds.optimise import Ascent, Watch

@@ -166,6 +166,12 @@ def is_adversarial(worst: Tensor) -> Tensor:
     return ~(worst > 0)
 
 
+def by_case(margins: Tensor, cases: Tensor) -> Tensor:
+    """Return the largest margin of each case (N, C), from margins (N, S) and the case of each (S,)."""
+    start = torch.full((len(margins), int(cases.max()) + 1), -torch.inf, dtype=margins.dtype, device=margins.device)
+    return start.scatter_reduce(1, cases.to(margins.device).expand(len(margins), -1), margins, "amax")
+
+
 class _Endless:
     """A goal that is never reached: its worst margin stays positive, and falls wherever the goal's own does."""
 
