@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from terminal import calipers
 from torch import nn
 
 MODEL = """
@@ -45,14 +46,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def calipers(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user would, in the folder."""
+def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would, in the folder: a process of its own."""
     return subprocess.run([sys.executable, "-m", "calipers.cli", *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_help_is_quick_and_names_every_command(folder: Path) -> None:
     begun = time.perf_counter()
-    shown = calipers(folder, "--help")
+    shown = process(folder, "--help")
     seconds = min(time.perf_counter() - begun, *(_timed(folder) for _ in range(3)))
     assert all(word in shown.stdout for word in ("measure", "distance", "attack", "certify", "check", "report"))
     assert seconds < 0.3, f"--help took {seconds:.2f} s; something imports torch or scipy early"
@@ -60,12 +61,12 @@ def test_help_is_quick_and_names_every_command(folder: Path) -> None:
 
 def _timed(folder: Path) -> float:
     begun = time.perf_counter()
-    calipers(folder, "--help")
+    process(folder, "--help")
     return time.perf_counter() - begun
 
 
 def test_measure_check_and_report_on_a_model_of_ones_own(folder: Path) -> None:
-    done = calipers(folder, "measure", "-m", "net.py:build", "-d", "points.npz", "-e", "8/255", "--plan", "quick")
+    done = process(folder, "measure", "-m", "net.py:build", "-d", "points.npz", "-e", "8/255", "--plan", "quick")
     assert done.returncode == 0, done.stderr
     assert "robust accuracy, linf eps = 0.03137 (8/255), 20 points" in done.stdout
     assert (folder / "report.html").exists() and (folder / "run.calipers").exists()

@@ -1,13 +1,12 @@
 """Is a curve what single measurements would have found, for less, and does it only ever fall?"""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from terminal import calipers
 from torch import nn
 
 from calipers.api import Result, curve, measure
@@ -196,13 +195,9 @@ def test_a_strangers_radii_are_not_believed(swept: Result) -> None:
 
 def test_the_command_line_prints_the_table_and_goes_on(tmp_path: Path) -> None:
     words = ["measure", "-m", "mnist-plain", "-n", "12", "--plan", "quick", "--radii", "2/255,0.03,0.05", "-o", "none"]
-    shown = [
-        subprocess.run([sys.executable, "-m", "calipers.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False) for _ in range(2)
-    ]
+    shown = [calipers(tmp_path, *words) for _ in range(2)]
     assert shown[0].returncode == 0, shown[0].stderr
     table = [run.stdout.split("at least")[-1].split("distance")[0] for run in shown]
     assert table[0] == table[1] and len(table[0].strip().splitlines()) == 4 and "0.00784314" in table[0]
-    wrong = subprocess.run(
-        [sys.executable, "-m", "calipers.cli", *words[:-4], "--radii", "0,0.1", "-o", "none"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    wrong = calipers(tmp_path, *words[:-4], "--radii", "0,0.1", "-o", "none")
     assert wrong.returncode == 2 and "above 0" in wrong.stderr

@@ -280,7 +280,7 @@ def test_presets_run_on_vectors_of_two_classes() -> None:
     """A tabular model of two classes with a single logit, no box, every preset for balls."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
-    x = torch.randn(40, 5)
+    x = torch.randn(12, 5)
     with torch.no_grad():
         y = (model(x)[:, 0] > 0).long()
     for plan in (plan for name, plan in PLANS.items() if name != "categorical"):

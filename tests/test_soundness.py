@@ -29,8 +29,9 @@ from calipers.graph.products import MaxPool
 from calipers.problem.ball import Ball, Fall, Region
 from calipers.problem.norms import L0, L1, L2, Support
 
-BLOCKS, NETS = 40, 50  # 2,000 random networks
+BLOCKS, NETS = 20, 50  # 1,000 random networks, and as many on the slow shelf
 SAME = 1e-9  # float64, another order of summation
+SAME_TANGENTS = 1e-6  # the search for a touching point ends before rounding does, and where two roots meet it enlarges a difference
 FLOAT32 = 2e-4  # relative to the largest value of a number; SEARCH does not account for its rounding
 
 
@@ -98,7 +99,7 @@ def cases(first: int, count: int, activation: str | None = None, ball: Ball | No
 # ---- bound <= everything attacked --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", range(BLOCKS))
+@pytest.mark.parametrize("block", [k if k < BLOCKS else pytest.param(k, marks=pytest.mark.slow) for k in range(2 * BLOCKS)])
 def test_no_attacked_point_crosses_a_bound(block: int) -> None:
     for seed, case in cases(block * NETS, NETS):
         points = attacked(case, seed)
@@ -325,7 +326,7 @@ def test_patches_equal_dense_rows(monkeypatch: pytest.MonkeyPatch, worth: float,
             forced.setattr(linear, "WORTH_A_WINDOW", worth)
             forced.setattr(affine, "WINDOW_MATRIX", matrix)
             # Rounding allowances count the terms of a row, and a patch has fewer: that is the only difference.
-            assert_same_boxes(dense, relaxed(case), f"seed {seed}")
+            assert_same_boxes(dense, relaxed(case), f"seed {seed}", SAME_TANGENTS)
 
 
 @pytest.mark.parametrize("arithmetic", [CHECKED, SEARCH], ids=["checked", "search"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import terminal
 import torch
 
 import calipers
@@ -52,7 +53,11 @@ def prop(unsafe: str, low: str = "-0.1", high: str = "0.3") -> str:
     return "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)" + bounds + f"(assert {unsafe})"
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *words: str) -> terminal.Shown:
+    return terminal.calipers(folder, "verify", *words)
+
+
+def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "calipers.cli", "verify", *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -189,7 +194,7 @@ def test_a_small_net_takes_less_than_four_seconds_from_the_start(folder: Path) -
     seconds = []
     for _ in range(3):
         begun = time.perf_counter()
-        assert run(folder, "net.onnx", "true.vnnlib").stdout == "unsat\n"
+        assert process(folder, "net.onnx", "true.vnnlib").stdout == "unsat\n"
         seconds.append(time.perf_counter() - begun)
     assert min(seconds) < 4, seconds
 

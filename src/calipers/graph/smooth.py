@@ -21,7 +21,7 @@ from torch import Tensor
 
 from calipers.graph.ir import Lines
 
-_BISECTIONS = 40
+_HALVINGS, _CROSSINGS = 6, 12  # after a few halvings a function is nearly straight in its bracket, and a secant doubles the digits
 _ULPS = 32  # of the largest term, taken off every intercept: the functions err by less than 8 units in the last place, and so do their derivatives
 _RANGE_ULPS = 8
 
@@ -29,15 +29,18 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Piece(NamedTuple):
-    """A part [begin, end] of every interval on which the function keeps to one curvature; of no width where the interval has no share in it."""
+    """A part [begin, end] of every interval on which the function keeps to one curvature; of no width where the interval has no share in it.
+
+    `convex`: of all intervals alike, or of each its own.
+    """
 
     begin: Tensor
     end: Tensor
-    convex: Tensor
+    convex: Tensor | bool
 
     def turned(self) -> Piece:
         """Return the same piece of the negative."""
-        return self._replace(convex=~self.convex)
+        return self._replace(convex=not self.convex if isinstance(self.convex, bool) else ~self.convex)
 
 
 def _everywhere(lower: Tensor, upper: Tensor) -> Tensor:
@@ -104,8 +107,7 @@ class Smooth:
     def pieces(self, lower: Tensor, upper: Tensor) -> list[Piece]:
         """Return the interval cut at the inflections."""
         places = [lower, *(self._within(place, lower, upper) for place in self.inflections), upper]
-        convex = torch.ones_like(lower, dtype=torch.bool)
-        return [Piece(a, b, convex if self.convex == (k % 2 == 0) else ~convex) for k, (a, b) in enumerate(pairwise(places))]
+        return [Piece(a, b, self.convex == (k % 2 == 0)) for k, (a, b) in enumerate(pairwise(places))]
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """See the module; alpha is None: the tangent that is highest in the middle of the interval. Lines that bound nothing where f is not defined."""
@@ -146,17 +148,20 @@ def _touching(f: Function, slope_of: Function, pieces: list[Piece], lower: Tenso
     places are nearest to the middle is taken.
     """
     if len(pieces) == 1:
-        return lower, upper, pieces[0].convex
+        return lower, upper, torch.ones_like(lower, dtype=torch.bool) & pieces[0].convex
     f_lower, f_upper = f(lower), f(upper)
 
-    def clears(x: Tensor, end: Tensor, value: Tensor) -> Tensor:
-        return f(x) + slope_of(x) * (end - x) <= value
+    def room(x: Tensor, end: Tensor, value: Tensor) -> Tensor:
+        """How far does the tangent at x pass below the function at an end?"""
+        return value - (f(x) + slope_of(x) * (end - x))
 
     first, last, found = lower, upper, torch.zeros_like(lower, dtype=torch.bool)
     for begin, end, convex in pieces:
-        start = _bisected(lambda x: clears(x, lower, f_lower), begin, end)
-        stop = _bisected(lambda x: clears(x, upper, f_upper), end, begin)
-        here = convex & (end > begin) & (start <= stop) & clears(start, lower, f_lower) & clears(stop, upper, f_upper)
+        if convex is False:
+            continue
+        _, start = _edge(lambda x: room(x, lower, f_lower), begin, end)
+        _, stop = _edge(lambda x: room(x, upper, f_upper), end, begin)
+        here = (end > begin) & (start <= stop) & (room(start, lower, f_lower) >= 0) & (room(stop, upper, f_upper) >= 0) & convex
         nearer = here & (~found | (_distance(middle, start, stop) < _distance(middle, first, last)))
         first, last, found = torch.where(nearer, start, first), torch.where(nearer, stop, last), found | here
     return first, last, found
@@ -166,14 +171,26 @@ def _distance(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.maximum(low - x, x - high).clamp(min=0)
 
 
-def _bisected(holds: Callable[[Tensor], Tensor], out: Tensor, inside: Tensor) -> Tensor:
-    """Return the place nearest to `out` from which on, towards `inside`, something holds."""
-    inside = torch.where(holds(out), out, inside)
-    for _ in range(_BISECTIONS):
-        middle = out + (inside - out) / 2
-        yes = holds(middle)
-        inside, out = torch.where(yes, middle, inside), torch.where(yes, out, middle)
-    return inside
+def _edge(value: Function, out: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two neighbouring places between which the value, seen from `out`, ceases to be negative: twice `out` itself where it is not negative there.
+
+    By halving, then by secants whose older end counts for half when it stays twice (the Illinois rule); where no secant crosses in between, by halving
+    again.
+    """
+    kept, at_kept, last, at_last = inside, value(inside), out, value(out)
+    good = at_last >= 0
+    kept, at_kept = torch.where(good, last, kept), torch.where(good, at_last, at_kept)
+    for k in range(_HALVINGS + _CROSSINGS):
+        place = kept + (last - kept) / 2
+        if k >= _HALVINGS:
+            crossing = last - (last - kept) * (at_last / (at_last - at_kept))
+            place = torch.where((crossing - kept) * (last - crossing) > 0, crossing, place)  # a NaN is nowhere
+        here = value(place)
+        was, good = good, here >= 0
+        turned = was != good
+        kept, at_kept = torch.where(turned, last, kept), torch.where(turned, at_last, at_kept / 2 if k >= _HALVINGS else at_kept)
+        last, at_last = place, here
+    return torch.where(good, kept, last), torch.where(good, last, kept)
 
 
 def _intercept(f: Function, slope_of: Function, pieces: list[Piece], at: Tensor, slope: Tensor, reach: Tensor) -> Tensor:
@@ -187,25 +204,24 @@ def _intercept(f: Function, slope_of: Function, pieces: list[Piece], at: Tensor,
 
     least = torch.full_like(slope, torch.inf)
     for begin, end, convex in pieces:
+        ends = torch.minimum(gap(begin), gap(end))
+        least = torch.minimum(least, ends)
+        if convex is False:
+            continue
         place = torch.minimum(torch.maximum(at, begin), end)
         tilt = slope_of(place) - slope
         fall = torch.minimum(tilt * (begin - place), tilt * (end - place))
         below = gap(place) + torch.where(tilt == 0, torch.zeros_like(fall), fall * (1 + _ULPS * info.eps))
         if len(pieces) > 1:
             below = torch.fmax(below, _bracketed(gap, slope_of, begin, end, slope))
-        ends = torch.minimum(gap(begin), gap(end))
-        least = torch.minimum(least, torch.where(convex, torch.minimum(below, ends), ends))
+        least = torch.minimum(least, below if convex is True else torch.where(convex, below, torch.inf))
     return least
 
 
 def _bracketed(gap: Function, slope_of: Function, begin: Tensor, end: Tensor, slope: Tensor) -> Tensor:
     """Bound the gap on convex pieces by its tangent at the left end of a small bracket around the place where it is least."""
     with torch.no_grad():
-        left, right = begin, end
-        for _ in range(_BISECTIONS):
-            middle = left + (right - left) / 2
-            falls = slope_of(middle) <= slope
-            left, right = torch.where(falls, middle, left), torch.where(falls, right, middle)
+        right, left = _edge(lambda x: slope - slope_of(x), end, begin)
     tilt = slope_of(left) - slope
     return gap(left) + (tilt * (right - left) * (1 + _ULPS * torch.finfo(slope.dtype).eps)).clamp(max=0)
 
