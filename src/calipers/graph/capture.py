@@ -1,7 +1,7 @@
 """How does a module become a graph? Exported, translated op by op, and only believed when both give the same numbers.
 
 `torch.export` traces the classifier's network (standardisation and class expansion included) on a float64 copy with a free batch size;
-`run_decompositions({})` makes it functional but keeps linear, convolution and batch norm whole. Constants are folded. At the end graph and module run
+where that is not understood, `run_decompositions` makes it functional but keeps linear, convolution and batch norm whole. Constants are folded. At the end graph and module run
 on the given points and on random ones, in float64, and must agree.
 """
 
@@ -12,7 +12,7 @@ import dataclasses
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import reduce
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -113,13 +113,17 @@ def _carries(network: object) -> TypeGuard[Carrier]:
 def _exported(network: nn.Module, sample: Tensor) -> Graph:
     """Return the graph exported with a free batch size; where the batch does not stay the first axis, that of a single point instead.
 
-    What is captured for one point may mix the points of a batch: that shows when the module runs on several, and then the first reason stands.
+    Most programs are understood as exported; to write one in fewer operations takes four times as long as its export, so that is done only to the
+    others. What is captured for one point may mix the points of a batch: that shows when the module runs on several, and then the first reason stands.
     """
     try:
-        return _Translator(_export(network, sample), sample).run()
+        program = _export(network, sample)
+        with suppress(CaptureError, UnsupportedOp):
+            return _Translator(program, sample).run()
+        return _Translator(_in_fewer(program), sample).run()
     except (CaptureError, UnsupportedOp) as refused:
         try:
-            graph = _Translator(_export(network, sample, single=True), sample, single=True).run()
+            graph = _Translator(_in_fewer(_export(network, sample, single=True)), sample, single=True).run()
         except (CaptureError, UnsupportedOp):
             raise refused from None
         if not _keeps_points_apart(network, sample):
@@ -141,13 +145,27 @@ def _then(first: Graph, second: Graph) -> Graph:
 
 
 def _export(network: nn.Module, sample: Tensor, *, single: bool = False) -> torch.export.ExportedProgram:
+    with _as_refusals():
+        shapes = None if single else ({0: torch.export.Dim("batch", min=2)},)
+        return torch.export.export(_OneArgument(network), (sample[:1] if single else sample,), dynamic_shapes=shapes, strict=False)
+
+
+def _in_fewer(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return the program without operations in place, and in fewer different ones."""
+    with _as_refusals():
+        written: torch.export.ExportedProgram = program.run_decompositions(_STEP_BY_STEP)
+        return written
+
+
+@contextmanager
+def _as_refusals() -> Iterator[None]:
+    """Say in our words why a program cannot be exported; transformer layers are exported as their parts, not as one fused kernel."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), _slow_attention():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shapes = None if single else ({0: torch.export.Dim("batch", min=2)},)
-            exported = torch.export.export(_OneArgument(network), (sample[:1] if single else sample,), dynamic_shapes=shapes, strict=False)
-            program: torch.export.ExportedProgram = exported.run_decompositions(_STEP_BY_STEP)
-            return program
+            yield
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
@@ -155,21 +173,12 @@ def _export(network: nn.Module, sample: Tensor, *, single: bool = False) -> torc
             "Usual causes: Python decisions that depend on the data, or code that fixes the batch size. "
             "Rewrite those with torch.where; attacks work without a graph."
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 _STEP_BY_STEP = {torch.ops.aten.lstm.input: decompositions.lstm_impl, torch.ops.aten.gru.input: decompositions.gru_impl}
 """Recurrent layers are written out, one time step after the other."""
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Export transformer layers as their parts, not as one fused kernel."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _OneArgument(nn.Module):
