@@ -8,7 +8,7 @@ bounds to that window.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -146,6 +146,38 @@ class Dense:
         return self
 
 
+class Window(NamedTuple):
+    """Which part of an image (H, W) does an element see? For the element at `place` of a grid: `size` pixels from `place * stride + offset` on."""
+
+    stride: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+    image: tuple[int, int]
+
+    def at(self, values: Tensor, points: Tensor, place: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the windows of values (N, C, H, W), (P, C, h, w), zero outside the image, for elements `place (P,)` of points (P,); N = 1 serves all."""
+        pads = []
+        for axis in (1, 0):
+            last = (grid[axis] - 1) * self.stride[axis] + self.offset[axis] + self.size[axis]
+            pads += [-self.offset[axis], last - self.image[axis]]
+        windows = functional.unfold(functional.pad(values, pads), self.size, stride=self.stride)
+        flat = windows.transpose(1, 2).reshape(-1, windows.shape[1])
+        where = place if len(values) == 1 else points * windows.shape[2] + place
+        return flat.index_select(0, where).view(len(place), values.shape[1], *self.size)
+
+    def through(self, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, int], image: tuple[int, int]) -> Window:
+        """Return the window of the input, of `size` pixels, of a convolution whose output is seen through this one."""
+        moved = ((self.stride[axis] * stride[axis], self.offset[axis] * stride[axis] - padding[axis]) for axis in range(2))
+        (rows, top), (columns, left) = moved
+        return Window((rows, columns), (top, left), size, image)
+
+    def union(self, other: Window) -> Window:
+        """Return the smallest window around both; they move alike."""
+        begin = [min(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
+        end = [max(w.offset[axis] + w.size[axis] for w in (self, other)) for axis in range(2)]
+        return Window(self.stride, (begin[0], begin[1]), (end[0] - begin[0], end[1] - begin[1]), self.image)
+
+
 @dataclass(frozen=True, eq=False)
 class Patch:
     """`a (P, S, C, h, w)` on a window of an image (C, H, W).
@@ -173,16 +205,12 @@ class Patch:
     def _size(self) -> tuple[int, int]:
         return (self.a.shape[3], self.a.shape[4])
 
+    @property
+    def _window(self) -> Window:
+        return Window(self.stride, self.offset, self._size, self.image)
+
     def _at(self, values: Tensor) -> Tensor:
-        """Return each row's window of values (N, C, H, W), (P, C, h, w), zero outside the image."""
-        pads = []
-        for axis in (1, 0):
-            last = (self.grid[axis] - 1) * self.stride[axis] + self.offset[axis] + self._size[axis]
-            pads += [-self.offset[axis], last - self.image[axis]]
-        windows = functional.unfold(functional.pad(values, pads), self._size, stride=self.stride)
-        flat = windows.transpose(1, 2).reshape(-1, windows.shape[1])
-        where = self.place if len(values) == 1 else self.points * windows.shape[2] + self.place
-        return flat.index_select(0, where).view(len(self.place), values.shape[1], *self._size)
+        return self._window.at(values, self.points, self.place, self.grid)
 
     def dot(self, values: Tensor) -> Tensor:
         """Over the window; what is the same at every place of a channel (the bias of a convolution) needs no window."""
@@ -200,13 +228,12 @@ class Patch:
         """On the union of both windows; windows that move differently are added dense."""
         if not isinstance(other, Patch) or other.stride != self.stride:
             return self.dense().plus(other)
-        begin = (min(self.offset[0], other.offset[0]), min(self.offset[1], other.offset[1]))
-        end = (max(self.offset[0] + self._size[0], other.offset[0] + other._size[0]), max(self.offset[1] + self._size[1], other.offset[1] + other._size[1]))
-        return replace(self, a=self._grown(begin, end) + other._grown(begin, end), offset=begin, clean=self.clean and other.clean)
+        both = self._window.union(other._window)
+        return replace(self, a=self._grown(both) + other._grown(both), offset=both.offset, clean=self.clean and other.clean)
 
-    def _grown(self, begin: tuple[int, int], end: tuple[int, int]) -> Tensor:
-        top, left = self.offset[0] - begin[0], self.offset[1] - begin[1]
-        return functional.pad(self.a, [left, end[1] - begin[1] - left - self._size[1], top, end[0] - begin[0] - top - self._size[0]])
+    def _grown(self, window: Window) -> Tensor:
+        top, left = self.offset[0] - window.offset[0], self.offset[1] - window.offset[1]
+        return functional.pad(self.a, [left, window.size[1] - left - self._size[1], top, window.size[0] - top - self._size[0]])
 
     def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
         """Inside the window where the operation is a convolution or acts element by element; dense otherwise."""
@@ -222,11 +249,9 @@ class Patch:
     def _through_window(self, op: Windowed, shape: tuple[int, ...]) -> Patch:
         # Places outside the image carry coefficients that no value stands behind: they must not reach real inputs through the transposed convolution.
         rows, kept = self.a.shape[:2], (self.a if self.clean else self.a * self._inside()[:, None]).flatten(0, 1)
-        size = [op.window(n, axis) for axis, n in enumerate(self._size)]
-        moved = op.window_adjoint(kept)
-        stride = (self.stride[0] * op.stride[0], self.stride[1] * op.stride[1])
-        offset = (self.offset[0] * op.stride[0] - op.padding[0], self.offset[1] * op.stride[1] - op.padding[1])
-        return replace(self, a=moved.view(*rows, shape[0], *size), stride=stride, offset=offset, image=(shape[1], shape[2]), clean=False)
+        seen = self._window.through(op.stride, op.padding, (op.window(self._size[0], 0), op.window(self._size[1], 1)), (shape[1], shape[2]))
+        moved = op.window_adjoint(kept).view(*rows, shape[0], *seen.size)
+        return replace(self, a=moved, stride=seen.stride, offset=seen.offset, image=seen.image, clean=False)
 
     def _inside(self) -> Tensor:
         return self._at(self.a.new_ones(1, 1, *self.image))

@@ -15,11 +15,15 @@ class Columns(NamedTuple):
     real: Tensor
 
     @classmethod
-    def of(cls, flags: Tensor, width: int | None = None) -> Columns:
-        """Return the columns of the set flags (N, n); `width`: the most flags of a row, where it is known (else one look at the values finds it)."""
+    def of(cls, flags: Tensor, width: int | None = None, among: Tensor | None = None) -> Columns:
+        """Return the columns of the set flags (N, n); `width`: the most flags of a row, where it is known (else one look at the values finds it).
+
+        `among (N, n)`: where a row without flags takes its filling from; anywhere if not given.
+        """
         if width is None:
             width = max(1, int(flags.sum(1).max())) if len(flags) else 1
-        place = flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        rank = flags.to(torch.uint8) if among is None else 2 * flags.to(torch.uint8) + among.to(torch.uint8)
+        place = rank.argsort(dim=1, descending=True, stable=True)[:, :width]
         real = torch.arange(width, device=flags.device) < flags.sum(1, keepdim=True)
         return cls(torch.where(real, place, place[:, :1]), real)
 

@@ -33,7 +33,8 @@ from calipers.problem.ball import Region
 class Root:
     """A relaxed network, proved, and what branches of it share: its bending elements, and lines for all the others.
 
-    `columns` by number, `base` by node: slope and intercept (N, n) of the elements that do not bend, in the dtype of the search.
+    `columns` by number, `base` by node: slope and intercept (N, n) of the elements that do not bend, in the dtype of the search. `inside` by number, of a
+    crop: which elements (N, n) stand for something.
     """
 
     state: Relaxed
@@ -42,11 +43,12 @@ class Root:
     columns: dict[int, Columns] = field(default_factory=dict)
     base: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     constants: dict[int, Tensor | None] = field(default_factory=dict)
+    inside: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, state: Relaxed, dtype: torch.dtype, region: Region) -> Root:
+    def of(cls, state: Relaxed, dtype: torch.dtype, region: Region, inside: dict[int, Tensor] | None = None) -> Root:
         """Return the root of a proved state; `region` are the same regions in the search's dtype. Numbers settled later are added by `grow`."""
-        root = cls(state, state.graph.to(dtype), region)
+        root = cls(state, state.graph.to(dtype), region, inside=inside or {})
         root.grow()
         return root
 
@@ -61,7 +63,7 @@ class Root:
             box, lines = self.state.boxes[i], self.state.relaxations[k]
             if i not in self.columns:
                 users = [n.op for n in self.graph.nodes if n.inputs[0] == i and isinstance(n.op, Elementwise)]
-                self.columns[i] = Columns.of(torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1))
+                self.columns[i] = Columns.of(torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1), among=self.inside.get(i))
             slope, at = (t.flatten(1).to(self.region.center.dtype) for t in (lines[0], lines[1]))
             # A row without bending elements keeps its own constants: its one column is filling.
             at = self.columns[i].put(at, torch.where(self.columns[i].real.any(1, keepdim=True), torch.zeros_like(at[:, :1]), self.columns[i].get(at)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from calipers.bounds.confirm import confirmed
+from calipers.bounds.crops import Crop
 from calipers.bounds.dual import Dual, Root
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, Tighten, bending
@@ -15,8 +17,10 @@ from calipers.problem.ball import Region
 _BYTES = 2**25  # of coefficients in flight: a backward and a forward pass hold about one set each
 
 
-def sharpening(ascent: Ascent, region: Region) -> Tighten:
+def sharpening(ascent: Ascent, region: Region, *, crops: bool = True) -> Tighten:
     """Return a way to tighten boxes: slopes optimised for each end of each bending element; `region` are the regions in the search's dtype.
+
+    With `crops` elements of images are bounded in the part of the network that they see; without, what the ascent chooses is about the whole of it.
 
     The end nearer to zero goes first, and where that settles an element nobody asks for the other. Cost: for every such end `ascent.steps` backward and
     forward passes, and one row to confirm it. Proved in the arithmetic of the state handed in.
@@ -29,36 +33,44 @@ def sharpening(ascent: Ascent, region: Region) -> Tighten:
             held[id(state)] = Root(state, state.graph.to(region.center.dtype), region)
         root = held[id(state)]
         root.grow()
-        return _sharpened(root, number, box, ascent)
+        crop = Crop.of(state.graph, number, root.region) if crops else None
+        return _sharpened(root, number, box, ascent, crop)
 
     return tighten
 
 
-def _sharpened(root: Root, number: int, box: Box, ascent: Ascent) -> Box:
+def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | None) -> Box:
     shape = root.graph.shape(number)
+    elements = sum(torch.Size(root.graph.shape(i)).numel() for i in range(number + 1)) if crop is None else crop.elements
     ends = torch.stack([-box.upper.flatten(1), box.lower.flatten(1)])  # each the lower end of -+value
     upward = (box.lower + box.upper).flatten(1) > 0
     for side in (upward, ~upward):
         flags = bending(root.graph, number, Box(ends[1].view_as(box.lower), -ends[0].view_as(box.upper)))
         root.state.rows += flags.sum(1)
         point, element = flags.nonzero(as_tuple=True)
-        for rows, places in zip(*(t.split(_rows_at_once(root, number)) for t in (point, element)), strict=True):
+        for rows, places in zip(*(t.split(max(1, _BYTES // (4 * elements))) for t in (point, element)), strict=True):
             if not len(rows):
                 continue
             up = side[rows, places]
-            low = _ends(root, number, rows, places, up.to(ends.dtype) * 2 - 1, shape, ascent)
+            sign = up.to(ends.dtype) * 2 - 1
+            dual, spec = _whole(root, number, rows, places, sign, shape) if crop is None else _cropped(root, crop, rows, places, sign, shape)
+            _, free = ascent(dual, dual.guess())
+            low = confirmed(dual, free, spec)
             where = (up.long(), rows, places)
             ends[where] = torch.where(low > ends[where], low, ends[where])  # a NaN changes nothing
     return Box(ends[1].view_as(box.lower), -ends[0].view_as(box.upper))
 
 
-def _rows_at_once(root: Root, number: int) -> int:
-    elements = sum(torch.Size(root.graph.shape(i)).numel() for i in range(number + 1))
-    return max(1, _BYTES // (4 * elements))
-
-
-def _ends(root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...], ascent: Ascent) -> Tensor:
+def _whole(root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]) -> tuple[Dual, Tensor]:
+    """Return the bounds of +-elements over the whole network, and what is bounded, (P, 1, *shape) float64."""
     spec = sign.new_zeros(len(rows), torch.Size(shape).numel()).scatter_(1, places[:, None], sign[:, None]).view(-1, 1, *shape)
-    dual = Dual(root, rows, number, spec.to(root.region.center.dtype))
-    _, free = ascent(dual, dual.guess())
-    return confirmed(dual, free, spec)
+    return Dual(root, rows, number, spec.to(root.region.center.dtype)), spec
+
+
+def _cropped(root: Root, crop: Crop, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]) -> tuple[Dual, Tensor]:
+    """Return the same over what each element sees."""
+    channel, place = places // (shape[1] * shape[2]), places % (shape[1] * shape[2])
+    state, inside = crop.relaxed(root.state, rows, place)
+    cut = Root.of(state, root.region.center.dtype, crop.region(root.region, rows, place), inside)
+    spec = (functional.one_hot(channel, shape[0]) * sign[:, None]).view(-1, 1, shape[0], 1, 1)
+    return Dual(cut, torch.arange(len(rows), device=rows.device), len(crop.graph.nodes), spec.to(root.region.center.dtype)), spec

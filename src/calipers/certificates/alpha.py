@@ -144,7 +144,7 @@ class Start:
         known = {k: box.take(self.open) for k, box in self.boxes.items()}
         wide = part.threat.region(part.x.to(self.arithmetic.dtype), outward=True)
         noted = None if self.notes is None else Noted(ascent.steps, ascent.alpha_step, ascent.beta_step)
-        state = relax(self.state.graph, wide, self.arithmetic, known, tighten=sharpening(noted or ascent, region))
+        state = relax(self.state.graph, wide, self.arithmetic, known, tighten=sharpening(noted or ascent, region, crops=noted is None))
         if self.notes is not None and noted is not None:
             self.notes.sharpened(state, self.open, noted.notes)
         self.rows[self.open] += state.rows

@@ -1,7 +1,7 @@
 """How does a module become a graph? Exported, translated op by op, and only believed when both give the same numbers.
 
-`torch.export` traces the classifier's network (standardisation and class expansion included) on a float64 copy with a free batch size;
-where that is not understood, `run_decompositions` makes it functional but keeps linear, convolution and batch norm whole. Constants are folded. At the end graph and module run
+`torch.export` traces the classifier's network (standardisation and class expansion included) on a float64 copy with a free batch size; where that is not
+understood, `run_decompositions` makes it functional but keeps linear, convolution and batch norm whole. Constants are folded. At the end graph and module run
 on the given points and on random ones, in float64, and must agree.
 """
 
