@@ -13,7 +13,7 @@ from torch import nn
 from calipers.bounds import crops, sharpen
 from calipers.bounds.confirm import confirmed
 from calipers.bounds.crops import Crop, Inside
-from calipers.bounds.dual import Dual, Root
+from calipers.bounds.dual import Root
 from calipers.bounds.linear import Relaxed, bending, relax
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import CHECKED, plain_sums
