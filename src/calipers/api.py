@@ -254,8 +254,10 @@ def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: 
     n, guarantee = len(problem), ""
     radius, margin = torch.zeros(n, dtype=torch.float64), torch.full((n,), -torch.inf, dtype=torch.float64)
     for claim in chosen(problem):
-        radius[claim.index.cpu()], margin[claim.index.cpu()] = claim.radius.cpu().double(), claim.margin.cpu().double()  # type: ignore[union-attr]
-        guarantee = claim.guarantee  # type: ignore[union-attr]
+        if isinstance(claim, Attempt):  # a counterexample that a complete tool met: no claim
+            continue
+        radius[claim.index.cpu()], margin[claim.index.cpu()] = claim.radius.cpu().double(), claim.margin.cpu().double()
+        guarantee = claim.guarantee
     return Certified(radius, radius >= threat.radii(n), margin, guarantee)
 
 

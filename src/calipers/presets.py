@@ -55,7 +55,7 @@ CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN,
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
 
 _LETTERS_ONLY = (Replace, Enumeration)
-_LETTERS_TOO = (Steepest, IBP, CROWN)
+_LETTERS_TOO = (Steepest, IBP, CROWN, AlphaCROWN, BranchAndBound, LargestRadius)
 """Tools that answer a `Substitutions` threat; all others search the inside of a ball."""
 
 _USUAL: dict[str, tuple[Any, ...]] = {
@@ -211,6 +211,10 @@ def check_fit(tool: Attack | Certifier, threat: Threat) -> None:
         if isinstance(tool, known) and not isinstance(tool, (*_LETTERS_ONLY, *_LETTERS_TOO)):
             instead = "Replace" if name in ATTACKS else "Enumeration or CROWN"
             raise BadInput(f"{name} searches the inside of a norm ball, but Substitutions are letters to replace: use {instead}, or plan='categorical'")
+        if isinstance(tool, BranchAndBound) and tool.attack is not None:
+            raise BadInput("BranchAndBound takes no attack where letters are replaced: leave it out, it tries admissible letters on its way")
+        if isinstance(tool, LargestRadius):
+            check_fit(tool.bounder, threat)
     elif isinstance(tool, _LETTERS_ONLY):
         instead = "PGD" if name in ATTACKS else "CROWN"
         raise BadInput(f"{name} replaces the letters of a Substitutions threat, but the threat is a Ball: use {instead}")

@@ -26,12 +26,14 @@ from calipers.certificates.examples import judged
 from calipers.certificates.guaranteed import check_proofs, stated
 from calipers.errors import BadInput
 from calipers.problem.goals import is_adversarial
+from calipers.problem.narrowed import divided, most_wanted
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
 
 _HELD = 2**30  # bytes of branches of one point held at once; beyond them the search gives up
 _LINEAR_STEPS, _LINEAR_STEP = 100, 0.03  # of the ascent where nothing is left to split: an exact bound is wanted there
 _ATTACK_EVERY, _ATTACKED = 16, 32  # rounds (besides the powers of two); minimisers at once
+_LETTERS_AFTER = 8  # rounds; then a letter is fixed, which settles more than another side of another element
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class BranchAndBound:
     each box of the root. `attack` is tried from the minimisers of the lowest branches, now and then. With `proofs` every claim comes with a
     proof file.
 
-    Complete for piecewise linear networks but for time and memory; for smooth activations intervals are halved.
+    Complete for piecewise linear networks but for time and memory; for smooth activations intervals are halved. Where letters are replaced, a search that
+    goes on for long, or has nothing left to split, fixes a letter in every way it can be written, and goes on in each part.
     `guarantee` as for `CROWN`, leaf by leaf. Cost: `steps` backward and forward passes and one confirming row a branch.
     """
 
@@ -106,20 +109,37 @@ class _Tree:
         self.open.free.beta.update({k: torch.zeros_like(box.lower) for k, box in cuts.items()})
         self.proved = start.worst()[self.point].reshape(1)
         self.ascent = Ascent(tool.steps, ALPHA_STEP)
-        self.round = 0
+        self.round, self.stuck, self.letter = 0, False, most_wanted(self.problem, self.problem.x)
         self.found: Tensor | None = None
         self.near = self.problem.x  # of the last round's mean minimisers, those of the smallest true margins
 
-    def grow(self) -> Tensor | None:
+    def grow(self, ends: float | None = None) -> Tensor | None:
         """Split until nothing is open, a counterexample is met or the time is up; return the counterexample (1, *D)."""
-        ends = time.monotonic() + self.tool.seconds
+        ends = time.monotonic() + self.tool.seconds if ends is None else ends
         with torch.no_grad(), plain_sums():
             while len(self.open) and time.monotonic() < ends and self._bytes() < _HELD:
                 found = self._round()
                 if found is not None:
                     return found
+                if len(self.open) and (self.stuck or self.round >= _LETTERS_AFTER) and self.letter is not None:
+                    return self._by_letters(self.letter, ends)
         if not len(self.open):
             self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)  # every leaf has a positive bound
+        return None
+
+    def _by_letters(self, group: int, ends: float) -> Tensor | None:
+        """Decide every way of writing one group on its own; return a counterexample (1, *D)."""
+        part = divided(self.problem, group)
+        start = Start.tightened(part, self.start.arithmetic, steps=self.tool.steps, sharpen=self.tool.sharpen)
+        self.rows += int(start.rows.sum())
+        trees = [_Tree(self.tool, part, start, place) for place in range(len(start.open)) if not bool(start.worst()[start.open[place]] > 0)]
+        for tree in sorted(trees, key=lambda tree: float(tree.proved)):
+            found = tree.grow(ends)
+            self.rows += tree.rows
+            if found is not None or not bool(tree.proved > 0):
+                return found
+        self.open = self.open.take(torch.zeros(0, dtype=torch.long, device=self.point.device))
+        self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)
         return None
 
     def _bytes(self) -> int:
@@ -133,6 +153,7 @@ class _Tree:
         dual = self._dual(parents)
         sight = dual.see(parents.free)
         found = self._counterexample(sight.point)
+        self.letter = most_wanted(self.problem, sight.point)
         self.round += 1
         if found is None and self.tool.attack is not None and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0):
             found = self._attacked(self.tool.attack, torch.cat([self.near, judged(self.problem, sight.point[:_ATTACKED])[0]]))
@@ -141,6 +162,9 @@ class _Tree:
         splits = candidates(dual, sight, self.tool.look)
         split = chosen(splits, torch.stack([self._worth(s.children(parents)) for s in splits])) if splits else None
         can = torch.zeros_like(parents.bound, dtype=torch.bool) if split is None else split.can
+        self.stuck = not bool(can.all())
+        if self.stuck and self.letter is not None:
+            return None
         children, found = self._linear(parents.take(torch.nonzero(~can).flatten()))
         if found is not None:
             return found

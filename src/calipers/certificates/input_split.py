@@ -22,6 +22,7 @@ from calipers.certificates.crown import shifted
 from calipers.certificates.examples import judged
 from calipers.certificates.guaranteed import posed, stated
 from calipers.errors import BadInput
+from calipers.problem.ball import Ball
 from calipers.problem.goals import by_case, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
@@ -52,6 +53,8 @@ class InputSplit:
 
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and a candidate for each where a counterexample was met on the way."""
+        if not isinstance(problem.threat, Ball):
+            raise BadInput("InputSplit halves boxes, and between two letters there is nothing: take BranchAndBound or Enumeration")
         for i in range(len(problem)):
             here = torch.tensor([i], device=problem.x.device)
             search = _Search(self, problem.take(here))

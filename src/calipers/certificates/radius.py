@@ -58,7 +58,7 @@ class _Search:
         self.low, self.low_margin = torch.zeros(n, dtype=torch.float64, device=device), clean
         self.high, self.high_margin = torch.full_like(self.low, torch.inf), torch.full_like(self.low, -torch.inf)
         self.next = problem.threat.radii(n).to(device)
-        self.next = torch.where(self.next > 0, self.next, 1e-3)  # no hint: begin somewhere
+        self.next = torch.where(self.next > 0, self.next, torch.maximum(problem.threat.next(self.low), torch.full_like(self.low, 1e-3)))  # no hint: somewhere
         self.rows = torch.zeros(n, dtype=torch.long, device=device)
         self.known: dict[int, Box] | None = None
         self.open, self.clean = clean > 0, clean
@@ -113,9 +113,10 @@ class _Search:
         aim = guarded * (1 - _CAUTION * self.tool.tolerance)
         # Nothing has failed yet: the bound falls faster and faster, so its zero lies before that of the line from the clean margin through the last success.
         beyond = self.low * self.clean / (self.clean - self.low_margin).clamp_min(1e-300)
-        self.next = torch.where(unbounded, torch.minimum(torch.minimum(beyond, _STRIDE * self.low), wide), aim)
+        wanted = self.problem.threat.least(torch.where(unbounded, torch.minimum(torch.minimum(beyond, _STRIDE * self.low), wide), aim))
+        self.next = torch.where(wanted > self.low, wanted, self.problem.threat.next(self.low))  # where counts allow nothing in between
         gain = torch.where(unbounded, wide - self.low, torch.minimum(self.high, inside) - self.low)
-        self.open = self.open & (gain > self.tool.tolerance * self.low) & (self.next > self.low)
+        self.open = self.open & (gain > self.tool.tolerance * self.low) & (self.next > self.low) & (self.next < self.high) & (self.next <= wide)
 
     def _confirm(self) -> tuple[Tensor, Tensor]:
         """Return the radii proved in checked float64, and the margins bounded there."""
@@ -124,7 +125,7 @@ class _Search:
         for share in _BACK_OFF:
             if not len(left):
                 break
-            asked = self.low[left] * share
+            asked = self.problem.threat.least(self.low[left] * share)
             bound = self.tool.bounder.bound(self.problem.take(left).at(asked), self.arithmetic)
             self.rows[left] += bound.rows
             proved = bound.worst > 0

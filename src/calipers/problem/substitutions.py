@@ -127,6 +127,17 @@ class Substitutions:
         """Return where the search for a certificate begins under witnesses at these distances: one switch less, which closes the bracket."""
         return np.ceil(distance).clip(1) - 1
 
+    def least(self, radius: Tensor) -> Tensor:
+        """Return the least numbers of switches that allow as much as these (N,)."""
+        asked = self.at(radius).k
+        assert isinstance(asked, Tensor)
+        return asked
+
+    def next(self, radius: Tensor) -> Tensor:
+        """Return the least numbers of switches that allow more than these (N,): before the first switch numeric columns move alone."""
+        first = NUMERIC_ALONE if self.numeric is not None else 1.0
+        return torch.where(radius < first, first, radius.floor() + 1)
+
     def check(self, x: Tensor) -> None:
         """Raise `BadInput` unless every group of every point x (N, *D) is one-hot, and the numeric columns lie in their ball's box."""
         radii = self.radii(len(x))

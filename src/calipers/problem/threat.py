@@ -12,7 +12,7 @@ from calipers.problem.ball import Ball
 from calipers.problem.substitutions import Substitutions
 
 Threat = Ball | Substitutions
-"""What every problem asks of its threat: `check`, `region`, `radii`, `at`, `take`, `widest`, `below`, `identity`."""
+"""What every problem asks of its threat: `check`, `region`, `radii`, `at`, `take`, `widest`, `below`, `least`, `next`, `identity`."""
 
 
 def recorded_threat(facts: Mapping[str, Any], radii: Tensor) -> Threat:
