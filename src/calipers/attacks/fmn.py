@@ -13,6 +13,7 @@ from calipers.attacks.minimum import FromTheCentre, check_between, cosine, seek,
 from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
+from calipers.problem.counts import L0
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
@@ -61,8 +62,8 @@ class _Search(FromTheCentre):
         region, radius, tool = look.region, memory["radius"], self.tool
         share, gamma = (cosine(a, b, look.step, self.steps) for a, b in ((tool.step, tool.last_step), (tool.gamma, tool.last_gamma)))
         radius = next_radius(look, radius, gamma)
-        if region.norm.is_count:
-            stride = _COUNT_SHARE * share * radius.sqrt()  # the length of that many features at a share of their width each
+        if isinstance(region.norm, L0):
+            stride = _COUNT_SHARE * share * (radius * region.norm.channels).sqrt()  # the length of that many features at a share of their width each
             moved = look.x + unit(look.gradient * widths(region)) * widths(region) * per_job(stride.to(look.x.dtype), look.x)
         else:
             moved = region.at(share * radius).step(look.x, look.gradient, 1.0)

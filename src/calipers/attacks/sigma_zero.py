@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from calipers.attacks.minimum import FromTheCentre, check_between, cosine, deman
 from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
+from calipers.problem.counts import L0
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
@@ -25,6 +26,7 @@ class SigmaZero:
 
     Changes d, `step`, `sigma` and `threshold` are measured in shares of what each feature can move (the paper's numbers on [0, 1]).
     `targets` > 0 runs a search towards each of that many rivals, nearest first; 0 follows the worst margin.
+    Where pixels are counted, d^2 is the sum over a pixel's channels, and a pixel is dropped whose largest change is below the threshold.
     Differs from the paper: targeted goals are possible, and the fewest changes found are pulled back to the boundary, which makes them smaller.
     Cost: (steps + 1) x max(targets, 1) forward and backward passes, and about 10 forwards at the end.
     """
@@ -43,7 +45,7 @@ class SigmaZero:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the candidates of fewest changes as points are decided; the seed is not used."""
-        demand(problem.region.norm.is_count, self, "l0", problem)
+        demand(problem.region.norm.is_count, self, "l0 or pixels", problem)
         return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed)
 
 
@@ -59,7 +61,7 @@ class _Search(FromTheCentre):
         size = widths(region)
         share = (look.x - region.center) / size.clamp_min(tiny)
         wins = is_adversarial(look.worst)
-        count = 2 * share * tool.sigma / (share.square() + tool.sigma).square() / region.low.shape[1]
+        count = 2 * share * tool.sigma / (of_pixels(region, share.square(), L0.total) + tool.sigma).square() / region.low.shape[1]
         gradient = count - torch.where(per_job(wins, look.x), torch.zeros_like(size), look.gradient * size)
         gradient = gradient / per_job(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
         mean, square = 0.9 * memory["mean"] + 0.1 * gradient, 0.999 * memory["square"] + 0.001 * gradient.square()
@@ -68,5 +70,11 @@ class _Search(FromTheCentre):
         share = share - per_job(rate.to(share.dtype), share) * (mean / first) / ((square / second).sqrt() + 1e-8)
         moved = region.project(region.center + share * size)
         threshold = (memory["threshold"] + rate * torch.where(wins, tool.adapt, -tool.adapt)).clamp(0, 1)
-        small = (moved - region.center).abs() < per_job(threshold.to(share.dtype), share) * size
-        return torch.where(small, region.center, moved), {"threshold": threshold, "mean": mean, "square": square}
+        excess = (moved - region.center).abs() - per_job(threshold.to(share.dtype), share) * size
+        return torch.where(of_pixels(region, excess, L0.peak) < 0, region.center, moved), {"threshold": threshold, "mean": mean, "square": square}
+
+
+def of_pixels(region: Region, values: Tensor, together: Callable[[L0, Tensor], Tensor]) -> Tensor:
+    """Return values (M, *D) taken together over the channels of each pixel, where pixels are counted."""
+    assert isinstance(region.norm, L0)
+    return together(region.norm, values.flatten(1)).view_as(values)

@@ -37,7 +37,7 @@ class Options:
     ] = None
     labels: Annotated[str | None, typer.Option(help=".npy with the labels.")] = None
     points: Annotated[int | None, typer.Option("--points", "-n", help="Measure the first N points only.")] = None
-    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf"
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1; l0 or pixels: epsilon is then how many features, or pixels, may change.")] = "linf"
     epsilon: Annotated[str, typer.Option("--epsilon", "-e", help="Radius in the data's own units; fractions such as 8/255 are exact.")] = "0.1"
     letters: Annotated[
         str | None,

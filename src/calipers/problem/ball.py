@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.norms import norm_named
+from calipers.problem.norms import norm_for, norm_named
 from calipers.problem.region import Attained, Fall, Region, contract, per_feature
 
 __all__ = ["Attained", "Ball", "Fall", "Region", "contract"]
@@ -24,7 +24,8 @@ class Ball:
     """All x' with norm(weights * (x' - x)) <= radius, inside the box, equal to x where the mask is False.
 
     `radius` is in the data's native units: one number, or one for each point (N,). `box` is (low, high), numbers or tensors of one input's shape, or None.
-    `mask` (bool) and `weights` (positive) have one input's shape; a feature of weight 2 may move half as far.
+    `mask` (bool) and `weights` (positive) have one input's shape; a feature of weight 2 may move half as far. In "l0" the radius is a number of features, in
+    "pixels" one of pixels of inputs (channels, ...): all channels of a pixel may change together.
 
     >>> Ball("linf", 8 / 255).norm
     'linf'
@@ -65,7 +66,7 @@ class Ball:
         span = (ceiling - floor).expand(x.shape[1:])
         if bool(span.isfinite().all()):
             weighted = span if self.weights is None else span * self.weights.double().to(x.device)
-            diagonal = norm_named(self.norm).of(weighted.reshape(1, -1))
+            diagonal = norm_for(self.norm, x.shape[1:]).of(weighted.reshape(1, -1))
             if bool((radius > diagonal).any()):
                 raise BadInput(
                     f"radius {float(radius.max()):g} is larger than the whole box {_box_text(floor, ceiling)} ({self.norm} diameter {float(diagonal):g}): "
@@ -107,7 +108,7 @@ class Ball:
             frozen = ~per_feature(self.mask, x)
             low, high = low.masked_fill(frozen, 0.0), high.masked_fill(frozen, 0.0)
         weight = None if self.weights is None else per_feature(self.weights, x)
-        return Region(self, norm_named(self.norm), x, self.radii(len(x)).to(x.device), low, high, weight)
+        return Region(self, norm_for(self.norm, x.shape[1:]), x, self.radii(len(x)).to(x.device), low, high, weight)
 
     def take(self, index: Tensor) -> Ball:
         """Return the ball for the chosen points."""

@@ -5,6 +5,8 @@ Masks are multiplied with rather than chosen by: a choice between tensors by a m
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,13 @@ _ROUNDS = 24  # of the search for the piece; three to eight have been enough, an
 _FAINT = 1e-15  # of the largest direction: fainter ones count as this faint, whose square single precision still holds
 _FEW = 64  # features: in l1 and l0 a nearest example changes a dozen
 _ENDLESS = 1e30  # in those units: as far as any box goes
+
+
+class Support(NamedTuple):
+    """The maximum of <g, delta> over the set, (M,), and a perturbation that attains it, (M, d)."""
+
+    value: Tensor
+    delta: Tensor
 
 
 def rise_together(g: Tensor, speed: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:

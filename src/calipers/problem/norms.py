@@ -10,26 +10,23 @@ multiplier, and its floating-point evaluation errs by at most `support_rounding(
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.budgets import caps, largest, rise_in_order, rise_together, share_out, soft_threshold, spend_in_order, toward
+from calipers.problem.budgets import Support, caps, rise_in_order, rise_together, share_out, soft_threshold, spend_in_order, toward
+from calipers.problem.counts import L0
+
+__all__ = ["L0", "L1", "L2", "NORMS", "Linf", "Norm", "Support", "distance_between", "norm_for", "norm_named", "support_rounding"]
 
 
 def support_rounding(d: int) -> int:
     """Return how many relative roundings a support value of d terms can accumulate: d - 1 additions and at most 15 operations inside a term."""
     return d + 16
-
-
-class Support(NamedTuple):
-    """The maximum of <g, delta> over the set, (M,), and a perturbation that attains it, (M, d)."""
-
-    value: Tensor
-    delta: Tensor
 
 
 class Norm(Protocol):
@@ -280,70 +277,25 @@ class L1:
         return share * normal.sign() * radius[:, None]
 
 
-@dataclass(frozen=True)
-class L0:
-    """The number of changed features. Not a norm (scaling changes nothing), and its ball not convex, but it has all the verbs inside a bounded box."""
-
-    name: str = "l0"
-    is_box: bool = False
-    is_euclidean: bool = False
-    is_count: bool = True
-    is_sparse: bool = False  # few features move, but the radius itself says how many
-
-    def alone(self, radius: Tensor) -> Tensor:
-        """Anywhere, once one change is allowed: the radius says how many features move, not how far."""
-        return torch.where(radius >= 1, torch.inf, 0.0).to(radius.dtype)
-
-    def longest_unit(self, features: int) -> float:
-        """There is none: a changed feature may move by any amount."""
-        raise BadInput("norm 'l0' is available as a distance only here: a count of changed features says nothing of energy; take 'linf', 'l2' or 'l1'.")
-
-    def of(self, delta: Tensor) -> Tensor:
-        """The count of non-zero changes."""
-        return (delta != 0).sum(-1).to(delta.dtype)
-
-    def dual(self, g: Tensor) -> Tensor:
-        """What one feature gains that moves by 1: the linf norm. A count has no dual, but the box bounds what a feature gains."""
-        return g.abs().amax(-1)
-
-    def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
-        """The features that gain most go to their ends of the box; their sum is the exact maximum."""
-        ends = torch.where(g > 0, high, low).masked_fill(g == 0, 0.0)
-        delta = largest((g * ends), ends, radius)
-        return Support((g * delta).sum(-1), delta)
-
-    def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """The same: the features that gain most, at their ends of the box."""
-        return self.support(g, length, low, high).delta
-
-    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
-        """Keep the changes, clipped to the box, whose loss would cost most; weights do not change a count."""
-        clipped = delta.clamp(low, high)
-        return largest(delta.square() - (delta - clipped).square(), clipped, radius)
-
-    def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """The features that gain most first."""
-        size = g.abs()
-        return rise_in_order(g, torch.where(size > 0, size * torch.where(g > 0, high, -low), torch.zeros_like(size)), gain, low, high)
-
-    def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
-        """As many features as allowed, chosen uniformly; a ball without a box has no uniform points, so they move by normal numbers."""
-        return largest(uniform[:, : normal.shape[1]], normal, radius)
-
-
-_ALL: tuple[Norm, ...] = (Linf(), L2(), L1(), L0())
+_ALL: tuple[Norm, ...] = (Linf(), L2(), L1(), L0(), L0("pixels"))
 NORMS: dict[str, Norm] = {norm.name: norm for norm in _ALL}
-_ALIASES = {"inf": "linf", "l_inf": "linf", "l∞": "linf", "2": "l2", "1": "l1", "0": "l0", "euclidean": "l2"}
+_ALIASES = {"inf": "linf", "l_inf": "linf", "l∞": "linf", "2": "l2", "1": "l1", "0": "l0", "pixel": "pixels", "euclidean": "l2"}
 
 
 def norm_named(name: str) -> Norm:
-    """Return the norm of that name ("linf", "l2", "l1", "l0")."""
+    """Return the norm of that name ("linf", "l2", "l1", "l0", "pixels")."""
     key = _ALIASES.get(str(name).lower(), str(name).lower())
     if key not in NORMS:
-        raise BadInput(f"unknown norm {name!r}; a Ball takes 'linf', 'l2' or 'l1', or 'l0' inside a bounded box.")
+        raise BadInput(f"unknown norm {name!r}; a Ball takes 'linf', 'l2' or 'l1', or 'l0' or 'pixels' inside a bounded box.")
     return NORMS[key]
 
 
+def norm_for(name: str, shape: Sequence[int]) -> Norm:
+    """Return the norm of that name for inputs of one shape: a count of pixels has to know the channels. Raises `BadInput` where they have none."""
+    norm = norm_named(name)
+    return norm.over(shape) if isinstance(norm, L0) else norm
+
+
 def distance_between(a: Tensor, b: Tensor, norm: str) -> Tensor:
-    """Return the distance (N,) in float64 between two batches (N, *D) in "linf", "l2", "l1" or "l0"."""
-    return norm_named(norm).of((a.double() - b.double()).flatten(1))
+    """Return the distance (N,) in float64 between two batches (N, *D) in "linf", "l2", "l1", "l0" or "pixels"."""
+    return norm_for(norm, a.shape[1:]).of((a.double() - b.double()).flatten(1))

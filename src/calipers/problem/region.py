@@ -129,6 +129,8 @@ class Region:
         if self.norm.is_box:
             sides = length[:, None] if self.weight is None else length[:, None] / self.weight
             return torch.addcmul(points, g.sign(), self._like_center(sides))
+        if self.norm.is_count:
+            length = length.clamp_min(1.0)  # less than one change is none
         offset, flat = (points - self.center).flatten(1), g.flatten(1)
         low, high = self.low - offset, self.high - offset
         if self.weight is not None:
@@ -190,6 +192,9 @@ class Region:
         """Return nearly the same points, moved inward by a few roundings so that `contains` holds exactly."""
         still = ((self.low == 0) & (self.high == 0)).view_as(points)  # another dtype's rounding of a masked feature would be a change of it
         snapped = self._into_box(torch.where(still, self.center.to(points.dtype), points))
+        if self.norm.is_count:  # which shrinking does not change
+            over = torch.nonzero(self.distance(snapped) > self.radius).flatten()
+            return snapped.index_copy(0, over, self._into_box(self.take(over).project(snapped[over]))) if len(over) else snapped
         for k in range(_SNAP_ROUNDS):
             distance = self.distance(snapped)
             over = torch.nonzero(distance > self.radius).flatten()

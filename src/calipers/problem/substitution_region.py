@@ -13,8 +13,8 @@ from torch import Tensor
 
 from calipers.errors import BadInput
 from calipers.problem.ball import Attained, Fall, Region
+from calipers.problem.counts import L0
 from calipers.problem.neighbours import BATCH, enumerate_switches, neighbourhood_size
-from calipers.problem.norms import L0
 from calipers.problem.streams import Streams
 
 if TYPE_CHECKING:
