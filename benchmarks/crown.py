@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import common
 import torch
+import trained
 from torch import Tensor, nn
-from torch.nn import functional
 
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic
 from calipers.certificates.crown import CROWN, batches
@@ -39,35 +39,8 @@ class Case(NamedTuple):
 CASES = (
     Case("mnist_wk17a", 0.1, 500), Case("mnist_6x100_nat", 0.026, 500), Case("residual", 0.02, 100),
     Case("mnist_rsl18a", 0.1, 500), Case("mnist_madry_tiny", 0.3, 200), Case("cifar_cnn_a_adv4", 2 / 255, 200),
+    Case("sigmoid", 0.02, 500), Case("tanh", 0.02, 200), Case("vit", 0.01, 50),
 )  # fmt: skip
-
-
-class Block(nn.Module):
-    """Two convolutions with batch norm, and the way around them."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
-        return functional.relu(x + self.norms[1](self.second(functional.relu(self.norms[0](self.first(x))))))
-
-
-def residual() -> nn.Module:
-    """Return a small residual network, trained for a few passes over the embedded images."""
-    torch.manual_seed(0)
-    stem = [nn.Conv2d(1, 8, 5, stride=4, padding=2), nn.ReLU()]
-    model = nn.Sequential(*stem, Block(8), Block(8), nn.Flatten(), nn.Linear(8 * 7 * 7, 10))
-    x, y = common.digits(500)
-    optimiser = torch.optim.Adam(model.parameters(), 5e-3)
-    for _ in range(10):
-        for place in torch.randperm(len(x)).split(50):
-            optimiser.zero_grad()
-            functional.cross_entropy(model(x[place]), y[place]).backward()
-            optimiser.step()
-    return model.eval().requires_grad_(False)
 
 
 def ours(problem: Problem, arithmetic: Arithmetic) -> Tensor:
@@ -107,7 +80,7 @@ def trial(library: ModuleType, problem: Problem, radius: float, batch: int, mode
 
 
 def compare(case: Case, library: ModuleType | None, options: argparse.Namespace) -> None:
-    model = residual() if case.network == "residual" else common.network(case.network)
+    model = trained.network(case.network)
     if model is None:
         return
     points = min(options.points, case.points)

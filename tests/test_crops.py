@@ -10,15 +10,18 @@ import torch
 from nets import Case, Residual
 from torch import nn
 
-from calipers.bounds import crops, sharpen
+from calipers.bounds import sharpen
+from calipers.bounds.bending import bending
 from calipers.bounds.confirm import confirmed
-from calipers.bounds.crops import Crop, Inside
+from calipers.bounds.crops import crop_of
 from calipers.bounds.dual import Root
-from calipers.bounds.linear import Relaxed, bending, relax
+from calipers.bounds.linear import Relaxed, relax
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import CHECKED, plain_sums
 from calipers.bounds.sharpen import sharpening
+from calipers.graph import windows
 from calipers.graph.capture import capture
+from calipers.graph.windows import Inside
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 
@@ -61,7 +64,7 @@ def differences(case: Case) -> list[str]:
         state = relax(case.graph, region, CHECKED)
         root, found, seen = Root.of(state, torch.float64, region), [], 0
         for number in case.graph.bent:
-            crop = Crop.of(case.graph, number, region)
+            crop = crop_of(case.graph, number, region)
             if crop is None or number == 0:
                 continue
             rows, places = bending(case.graph, number, state.boxes[number]).nonzero(as_tuple=True)
@@ -115,28 +118,28 @@ def test_sharpened_boxes_are_the_same_and_hold(name: str) -> None:
 def test_weights_and_wide_views_are_bounded_whole() -> None:
     question = case("two", BALLS["linf"])
     weighted = Ball("linf", 0.1, weights=torch.rand(IMAGE) + 0.5)
-    assert Crop.of(question.graph, 3, weighted.region(question.x)) is None
-    assert Crop.of(question.graph, len(question.graph.nodes), question.ball.region(question.x)) is None
+    assert crop_of(question.graph, 3, weighted.region(question.x)) is None
+    assert crop_of(question.graph, len(question.graph.nodes), question.ball.region(question.x)) is None
 
 
 def test_mutant_that_leaves_values_outside_the_image_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crops, "Affine", Inside)  # no operation is taken for affine, so that none is followed by zeros
+    monkeypatch.setattr(windows, "Affine", Inside)  # no operation is taken for affine, so that none is followed by zeros
     assert differences(case("one after another", BALLS["linf"]))
 
 
 def test_mutant_windows_beside_the_element_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = crops.Window.through
+    real = windows.Window.through
 
-    def beside(self: crops.Window, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, int], image: tuple[int, int]) -> crops.Window:
+    def beside(self: windows.Window, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, int], image: tuple[int, int]) -> windows.Window:
         return real(self, stride, (padding[0], 0), size, image)
 
-    monkeypatch.setattr(crops.Window, "through", beside)
+    monkeypatch.setattr(windows.Window, "through", beside)
     assert differences(case("two", BALLS["linf"]))
 
 
 def test_mutant_cuts_from_the_corner_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = crops.Cut
-    monkeypatch.setattr(crops, "Cut", lambda top, left, size, whole: real(0, 0, size, whole))
+    real = windows.Cut
+    monkeypatch.setattr(windows, "Cut", lambda top, left, size, whole: real(0, 0, size, whole))
     assert differences(case("residual", BALLS["linf"]))
 
 

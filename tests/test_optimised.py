@@ -322,15 +322,15 @@ def test_mutant_weights_that_are_negative_are_caught(monkeypatch: pytest.MonkeyP
 
 
 def test_mutant_sharpening_that_swaps_the_ends_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = sharpen._ends
+    sound = sharpen._whole
 
-    def wrong(root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: Any, ascent: Ascent) -> Tensor:
-        return sound(root, number, rows, places, -sign, shape, ascent)
+    def wrong(root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: Any) -> tuple[Dual, Tensor]:
+        return sound(root, number, rows, places, -sign, shape)
 
     def judge(case: Case, seed: int) -> list[int]:
         return boxes_crossed(case, seed, sharpened(case).boxes)
 
-    assert is_caught(monkeypatch, judge, some(0, 40, "aten.relu.default"), sharpen, "_ends", wrong)
+    assert is_caught(monkeypatch, judge, some(0, 40, "aten.relu.default"), sharpen, "_whole", wrong)
 
 
 def test_mutant_forms_that_forget_what_relaxation_loses_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

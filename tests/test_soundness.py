@@ -17,6 +17,7 @@ from nets import Case, attacked, random_case
 from torch import Tensor
 
 from calipers.bounds import coefficients, linear
+from calipers.bounds.bending import bending
 from calipers.bounds.coefficients import Coefficients, Dense, Patch
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, interval_margin_bounds, lower_bounds, margin_bounds, relax
@@ -262,6 +263,22 @@ def test_what_bends_in_the_end_is_bounded_on_both_sides() -> None:
             assert bool(tight[bends].all()), f"seed {seed}, number {number}"
             seen += int(bends.sum())
     assert seen > 1000
+
+
+def test_copies_are_bounded_once_and_before_they_are_made() -> None:
+    """Keys and queries of an attention layer, not each of their products' factors; scores, not the differences of all their pairs."""
+    graph = nets.captured("attention of torch")
+    for number, way in graph.ways.items():
+        behind = [torch.Size(graph.shape(k)).numel() for k in way]
+        assert behind[0] == min(behind), f"number {number} is bounded where its elements are more"
+    assert any(len(way) > 2 for way in graph.ways.values())
+    case = nets.case_of(graph, 3)
+    state = relaxed(case)
+    for number, way in graph.ways.items():
+        flags = bending(graph, way[0], state.boxes[way[0]])
+        ends = [n.op.bends(state.boxes[number].lower, state.boxes[number].upper) for n in graph.nodes if number in n.inputs and not isinstance(n.op, Affine)]
+        if any(bool(end.any()) for end in ends):
+            assert bool(flags.any()), f"nobody bounds what number {number} is made of"
 
 
 def test_a_row_of_margins_lies_below_the_attacked_values_of_every_number() -> None:

@@ -8,13 +8,14 @@ bounds to that window.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from calipers.graph.ir import Affine, Lines, Planes, Windowed
+from calipers.graph.windows import Window
 from calipers.problem.ball import Fall, Region, contract
 
 WORTH_A_WINDOW = 0.6  # a patch that covers more of its image than this is carried dense
@@ -144,38 +145,6 @@ class Dense:
     def dense(self) -> Dense:
         """Itself."""
         return self
-
-
-class Window(NamedTuple):
-    """Which part of an image (H, W) does an element see? For the element at `place` of a grid: `size` pixels from `place * stride + offset` on."""
-
-    stride: tuple[int, int]
-    offset: tuple[int, int]
-    size: tuple[int, int]
-    image: tuple[int, int]
-
-    def at(self, values: Tensor, points: Tensor, place: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the windows of values (N, C, H, W), (P, C, h, w), zero outside the image, for elements `place (P,)` of points (P,); N = 1 serves all."""
-        pads = []
-        for axis in (1, 0):
-            last = (grid[axis] - 1) * self.stride[axis] + self.offset[axis] + self.size[axis]
-            pads += [-self.offset[axis], last - self.image[axis]]
-        windows = functional.unfold(functional.pad(values, pads), self.size, stride=self.stride)
-        flat = windows.transpose(1, 2).reshape(-1, windows.shape[1])
-        where = place if len(values) == 1 else points * windows.shape[2] + place
-        return flat.index_select(0, where).view(len(place), values.shape[1], *self.size)
-
-    def through(self, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, int], image: tuple[int, int]) -> Window:
-        """Return the window of the input, of `size` pixels, of a convolution whose output is seen through this one."""
-        moved = ((self.stride[axis] * stride[axis], self.offset[axis] * stride[axis] - padding[axis]) for axis in range(2))
-        (rows, top), (columns, left) = moved
-        return Window((rows, columns), (top, left), size, image)
-
-    def union(self, other: Window) -> Window:
-        """Return the smallest window around both; they move alike."""
-        begin = [min(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
-        end = [max(w.offset[axis] + w.size[axis] for w in (self, other)) for axis in range(2)]
-        return Window(self.stride, (begin[0], begin[1]), (end[0] - begin[0], end[1] - begin[1]), self.image)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from calipers.bounds.bending import bending, carried
 from calipers.bounds.coefficients import WORTH_A_WINDOW, Coefficients, Dense, unit_rows
 from calipers.bounds.columns import Columns
 from calipers.bounds.executed import departure, input_departure, widened
@@ -122,15 +123,19 @@ def relax(
         box = widened(box, state.departures[0])
     state.settle(0, box)
     exact = _exact_numbers(graph) if region.norm.is_box else frozenset()
-    values = graph.values(region.center)
+    values, sweeps = graph.values(region.center), dict[int, Box]()
     for number in range(1, len(graph.nodes) + 1):
         box = propagate(graph, number, state.boxes, arithmetic)
         box = widened(box, state.departures[number]) if arithmetic.executed is not None else box
         box = box if known is None else box.meet(known[number])
-        swept = None
         if refine and number in graph.bent and number not in exact:
-            box, swept = _refined(state, number, box, values[number]) if tighten is None else (tighten(state, number, box), None)
-        state.settle(number, box, swept)
+            if tighten is None:
+                box, sweeps[number] = _refined(state, number, box, values[number])
+            else:
+                box = tighten(state, number, box)
+        elif number in graph.ways and graph.ways[number][0] in sweeps:
+            sweeps[number] = carried(graph, graph.ways[number], sweeps[graph.ways[number][0]])
+        state.settle(number, box, sweeps.get(number))
     return state
 
 
@@ -154,12 +159,6 @@ def _exact_numbers(graph: Graph) -> frozenset[int]:
             if getattr(node.op, "diagonal", isinstance(node.op, Elementwise)):
                 independent.add(number)
     return frozenset(exact)
-
-
-def bending(graph: Graph, number: int, box: Box) -> Tensor:
-    """Return (N, n) flags: on which elements of the number does some operation bend over the box?"""
-    users = [n.op for n in graph.nodes if number in n.inputs and not isinstance(n.op, Affine)]
-    return torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1)
 
 
 def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box, Box]:

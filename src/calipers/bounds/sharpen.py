@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from calipers.bounds.bending import bending
 from calipers.bounds.confirm import confirmed
-from calipers.bounds.crops import Crop
+from calipers.bounds.crops import crop_of, cropped, cropped_region
 from calipers.bounds.dual import Dual, Root
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import Relaxed, Tighten, bending
+from calipers.bounds.linear import Relaxed, Tighten
 from calipers.bounds.optimise import Ascent
+from calipers.graph.windows import Crop
 from calipers.problem.ball import Region
 
 _BYTES = 2**25  # of coefficients in flight: a backward and a forward pass hold about one set each
@@ -33,7 +35,7 @@ def sharpening(ascent: Ascent, region: Region, *, crops: bool = True) -> Tighten
             held[id(state)] = Root(state, state.graph.to(region.center.dtype), region)
         root = held[id(state)]
         root.grow()
-        crop = Crop.of(state.graph, number, root.region) if crops else None
+        crop = crop_of(state.graph, number, root.region) if crops else None
         return _sharpened(root, number, box, ascent, crop)
 
     return tighten
@@ -70,7 +72,7 @@ def _whole(root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, 
 def _cropped(root: Root, crop: Crop, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]) -> tuple[Dual, Tensor]:
     """Return the same over what each element sees."""
     channel, place = places // (shape[1] * shape[2]), places % (shape[1] * shape[2])
-    state, inside = crop.relaxed(root.state, rows, place)
-    cut = Root.of(state, root.region.center.dtype, crop.region(root.region, rows, place), inside)
+    state, inside = cropped(crop, root.state, rows, place)
+    cut = Root.of(state, root.region.center.dtype, cropped_region(crop, root.region, rows, place), inside)
     spec = (functional.one_hot(channel, shape[0]) * sign[:, None]).view(-1, 1, shape[0], 1, 1)
     return Dual(cut, torch.arange(len(rows), device=rows.device), len(crop.graph.nodes), spec.to(root.region.center.dtype)), spec

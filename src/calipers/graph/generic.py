@@ -39,6 +39,11 @@ class Generic:
             return torch.autograd.grad(self.run(*zeros), zeros, a)
 
     @property
+    def positive(self) -> bool:
+        """Are no weights negative?"""
+        return self.sizes is None
+
+    @property
     def rounds(self) -> bool:
         """Does the operation compute anything?"""
         return not self.diagonal

@@ -166,6 +166,25 @@ class Node:
     where: str
 
 
+_FAN = 2  # outputs for each input, from which on the inputs are bounded in their place
+
+
+def _passes_on(node: Node, shape: tuple[int, ...]) -> bool:
+    """Does the operation only move and copy the elements of its one input, or make several times as many of them?
+
+    Weights that are not negative, and of which the moments of order 0, 1 and 2 are those of a single one, belong to a single element.
+    """
+    if not isinstance(node.op, Affine) or len(node.inputs) > 1 or not hasattr(node.op, "positive"):
+        return False
+    elements = torch.Size(shape).numel()
+    if torch.Size(node.shape).numel() >= _FAN * elements or not node.op.positive:
+        return torch.Size(node.shape).numel() >= _FAN * elements
+    count = torch.arange(1.0, elements + 1, dtype=torch.float64)
+    with torch.no_grad():
+        nothing, ones, first, second = (node.op.value(t.view(1, *shape)).flatten() for t in (0 * count, count**0, count, count.square()))
+    return not bool(nothing.any()) and bool((ones == 1).all()) and bool((second == first.square()).all())
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """The network: number 0 is the input of shape `input_shape`, number i + 1 the result of `nodes[i]`, the last one the logits."""
@@ -199,9 +218,25 @@ class Graph:
         return Graph(self.input_shape, nodes)
 
     @cached_property
+    def ways(self) -> dict[int, tuple[int, ...]]:
+        """By number that a non-affine operation reads: the numbers from the one to bound in its place, up to itself.
+
+        Elements that are moved about and copied are bounded before that, once; and where sums multiply their number (the differences of all pairs), the
+        few that they are made of, with intervals from there on.
+        """
+        found = {}
+        for last in sorted({i for n in self.nodes if not isinstance(n.op, Affine) for i in n.inputs}):
+            way, plain = [last], True
+            while way[0] and _passes_on(self.nodes[way[0] - 1], self.shape(self.nodes[way[0] - 1].inputs[0])):
+                plain = plain and getattr(self.nodes[way[0] - 1].op, "diagonal", False)
+                way.insert(0, self.nodes[way[0] - 1].inputs[0])
+            found[last] = (last,) if plain else tuple(way)  # a mere change of shape is no gain
+        return found
+
+    @cached_property
     def bent(self) -> tuple[int, ...]:
-        """The numbers whose bounds matter: inputs of non-affine operations, in order."""
-        return tuple(sorted({i for n in self.nodes if not isinstance(n.op, Affine) for i in n.inputs}))
+        """The numbers whose bounds matter: inputs of non-affine operations, or what these are made of, in order."""
+        return tuple(sorted({way[0] for way in self.ways.values()}))
 
     @cached_property
     def stem(self) -> int:

@@ -112,8 +112,8 @@ class Smooth:
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """See the module; alpha is None: the tangent that is highest in the middle of the interval. Lines that bound nothing where f is not defined."""
         pieces = self.pieces(lower, upper)
-        low, low_at = _under(self.run, self.derivative, pieces, lower, upper, alpha)
-        high, high_at = _under(lambda x: -self.run(x), lambda x: -self.derivative(x), [p.turned() for p in pieces], lower, upper, alpha)
+        low, low_at = _under(self.run, self.derivative, pieces, lower, upper, alpha, self.rough)
+        high, high_at = _under(lambda x: -self.run(x), lambda x: -self.derivative(x), [p.turned() for p in pieces], lower, upper, alpha, self.rough)
         least, most = self.range(lower, upper)
         known, fall = self.defined(lower, upper), self._fall(lower, upper)
         low, low_at = _or_else(known, low, low_at - fall, least)
@@ -127,7 +127,7 @@ def _or_else(known: Tensor, slope: Tensor, at: Tensor, level: Tensor) -> tuple[T
     return torch.where(good, slope, torch.zeros_like(slope)), torch.where(good, at, level)
 
 
-def _under(f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, upper: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+def _under(f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, upper: Tensor, alpha: Tensor | None, rough: bool) -> tuple[Tensor, Tensor]:
     """Return slope and intercept of a line below f on [lower, upper]."""
     middle = lower + (upper - lower) / 2
     with torch.no_grad():
@@ -138,7 +138,8 @@ def _under(f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, 
         chord = torch.where(wide, (f(upper) - f(lower)) / torch.where(wide, width, 1), slope_of(middle))
     at = torch.minimum(torch.maximum(middle, first), last) if alpha is None else first + alpha * (last - first)
     slope = torch.where(touches, slope_of(at), chord)
-    return slope, _intercept(f, slope_of, pieces, torch.where(touches, at, middle), slope, torch.maximum(lower.abs(), upper.abs()))
+    reach = torch.maximum(lower.abs(), upper.abs())
+    return slope, _intercept(f, slope_of, pieces, torch.where(touches, at, middle), slope, (slope.abs() + rough) * reach)
 
 
 def _touching(f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, upper: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,14 +194,14 @@ def _edge(value: Function, out: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(good, kept, last), torch.where(good, last, kept)
 
 
-def _intercept(f: Function, slope_of: Function, pieces: list[Piece], at: Tensor, slope: Tensor, reach: Tensor) -> Tensor:
-    """Return a lower bound of f(x) - slope * x over the pieces: a proof, whatever the slope and wherever `at`."""
+def _intercept(f: Function, slope_of: Function, pieces: list[Piece], at: Tensor, slope: Tensor, size: Tensor) -> Tensor:
+    """Return a lower bound of f(x) - slope * x over the pieces: a proof, whatever the slope and wherever `at`. Beside the values of f, terms of that size
+    were added up."""
     info = torch.finfo(slope.dtype)
-    steep = (1 + slope.abs()) * reach
 
     def gap(x: Tensor) -> Tensor:
         y = f(x)
-        return y - slope * x - _ULPS * info.eps * (steep + y.abs()) - info.tiny
+        return y - slope * x - _ULPS * info.eps * (size + y.abs()) - info.tiny
 
     least = torch.full_like(slope, torch.inf)
     for begin, end, convex in pieces:

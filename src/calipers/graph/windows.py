@@ -1,0 +1,215 @@
+"""What does one element of an image depend on? The part of a graph that it sees, window by window, as a graph of its own.
+
+Places of a window that lie outside the image stand for padding. Behind an affine operation that feeds another one `Inside` marks where the zeros have to
+be put back; activations are told by whoever relaxes the crop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calipers.graph.affine import Conv, Scale, Sum
+from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Node
+
+
+class Window(NamedTuple):
+    """Which part of an image (H, W) does an element see? For the element at `place` of a grid: `size` pixels from `place * stride + offset` on."""
+
+    stride: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+    image: tuple[int, int]
+
+    def at(self, values: Tensor, points: Tensor, place: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the windows of values (N, C, H, W), (P, C, h, w), zero outside the image, for elements `place (P,)` of points (P,); N = 1 serves all."""
+        pads = []
+        for axis in (1, 0):
+            last = (grid[axis] - 1) * self.stride[axis] + self.offset[axis] + self.size[axis]
+            pads += [-self.offset[axis], last - self.image[axis]]
+        windows = functional.unfold(functional.pad(values, pads), self.size, stride=self.stride)
+        flat = windows.transpose(1, 2).reshape(-1, windows.shape[1])
+        where = place if len(values) == 1 else points * windows.shape[2] + place
+        return flat.index_select(0, where).view(len(place), values.shape[1], *self.size)
+
+    def through(self, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, int], image: tuple[int, int]) -> Window:
+        """Return the window of the input, of `size` pixels, of a convolution whose output is seen through this one."""
+        moved = ((self.stride[axis] * stride[axis], self.offset[axis] * stride[axis] - padding[axis]) for axis in range(2))
+        (rows, top), (columns, left) = moved
+        return Window((rows, columns), (top, left), size, image)
+
+    def union(self, other: Window) -> Window:
+        """Return the smallest window around both; they move alike."""
+        begin = [min(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
+        end = [max(w.offset[axis] + w.size[axis] for w in (self, other)) for axis in range(2)]
+        return Window(self.stride, (begin[0], begin[1]), (end[0] - begin[0], end[1] - begin[1]), self.image)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """The identity, as an activation that never bends: in a crop its lines are 0 where the window leaves the image."""
+
+    rounds: bool = False
+    straight: bool = True
+    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+
+    def value(self, x: Tensor) -> Tensor:
+        """x."""
+        return x
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval itself."""
+        return lower, upper
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Nowhere."""
+        return torch.zeros_like(lower, dtype=torch.bool)
+
+    def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
+        """The diagonal."""
+        one, zero = torch.ones_like(lower), torch.zeros_like(lower)
+        return Lines(one, zero, one, zero)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A part of each image: `top` and `left` say where it begins, `size` and `whole` how large it and the image are."""
+
+    top: int
+    left: int
+    size: tuple[int, int]
+    whole: tuple[int, int]
+    rounds: bool = False
+    kind: Literal["affine"] = field(default="affine", repr=False)
+
+    def value(self, *inputs: Tensor) -> Tensor:
+        """(M, C, H, W) -> (M, C, h, w)."""
+        return inputs[0][:, :, self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+
+    def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
+        """Zeros around."""
+        below, right = self.whole[0] - self.top - self.size[0], self.whole[1] - self.left - self.size[1]
+        return (functional.pad(a, [self.left, right, self.top, below]),)
+
+    def absolute(self, *inputs: Tensor) -> Tensor:
+        """The same part."""
+        return self.value(*inputs)
+
+    def to(self, dtype: torch.dtype) -> Cut:
+        """No constants to convert."""
+        return self
+
+
+class Origin(NamedTuple):
+    """Where a crop's number comes from: the whole graph's number, seen through a window; `made` is False where the crop itself added the operation."""
+
+    number: int
+    window: Window
+    made: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """The part of a graph that one element of a number sees; `origins` by number of the crop, `grid` the places that such an element can have."""
+
+    graph: Graph
+    origins: tuple[Origin, ...]
+    grid: tuple[int, int]
+
+    @classmethod
+    def of(cls, graph: Graph, number: int) -> Crop | None:
+        """Return the crop of a number's elements; None where operations before it do not keep to windows, or not all of these touch the image."""
+        if len(graph.shape(number)) != 3 or not all(_fits(graph, k) for k in _before(graph, number)):
+            return None
+        windows = _windows(graph, number)
+        return None if windows is None else _written(graph, number, windows)
+
+    @property
+    def elements(self) -> int:
+        """How many elements one row holds."""
+        return sum(torch.Size(self.graph.shape(k)).numel() for k in range(len(self.origins)))
+
+    def seen(self, number: int, values: Tensor, points: Tensor, place: Tensor) -> Tensor:
+        """Return what elements at `place (P,)` of points (P,) see of values (N, C, H, W) of the crop's number's origin, (P, C, h, w)."""
+        return self.origins[number].window.at(values, points, place, self.grid)
+
+
+def _before(graph: Graph, number: int) -> list[int]:
+    """Return the numbers that a number is made of, itself included, the input not."""
+    needed = {number}
+    for k in range(number, 0, -1):
+        if k in needed:
+            needed.update(graph.nodes[k - 1].inputs)
+    return sorted(needed - {0})
+
+
+def _fits(graph: Graph, number: int) -> bool:
+    """Does the operation do the same at every place of the image, and does each window touch the image?"""
+    node = graph.nodes[number - 1]
+    op = node.op
+    if any(len(graph.shape(i)) != 3 for i in node.inputs):
+        return False
+    if isinstance(op, Conv):
+        return len(op.stride) == 2 and all(pad < op.window(1, axis) for axis, pad in enumerate(op.padding))
+    if isinstance(op, Scale):
+        return all(t.numel() == 1 or t.shape == (1, node.shape[0], 1, 1) for t in (op.scale, op.shift))
+    return isinstance(op, Sum) or (isinstance(op, Elementwise) and len(node.inputs) == 1)
+
+
+def _needed(node: Node, window: Window, image: tuple[int, ...]) -> Window:
+    """Return what an operation reads of an input (C, H, W) for a window of its result."""
+    if not isinstance(node.op, Conv):
+        return window
+    size = (node.op.window(window.size[0], 0), node.op.window(window.size[1], 1))
+    return window.through(node.op.stride, node.op.padding, size, (image[1], image[2]))
+
+
+def _windows(graph: Graph, number: int) -> dict[int, Window] | None:
+    """Return the window of every number that one element sees; None where two ways to a number move differently."""
+    image = graph.shape(number)[1:]
+    windows = {number: Window((1, 1), (0, 0), (1, 1), (image[0], image[1]))}
+    for k in reversed(_before(graph, number)):
+        node = graph.nodes[k - 1]
+        for i in node.inputs:
+            wanted = _needed(node, windows[k], graph.shape(i))
+            if i in windows and windows[i].stride != wanted.stride:
+                return None
+            windows[i] = windows[i].union(wanted) if i in windows else wanted
+    return windows
+
+
+def _written(graph: Graph, number: int, windows: dict[int, Window]) -> Crop:
+    """Write the crop's graph: operations on windows, `Inside` where zeros have to be put back, `Cut` where an operation reads less than there is."""
+    read_by_affine = {i for k in _before(graph, number) if isinstance(graph.nodes[k - 1].op, Affine) for i in graph.nodes[k - 1].inputs}
+    first = (graph.input_shape[0], *windows[0].size)
+    nodes, origins, place = list[Node](), [Origin(0, windows[0])], {0: 0}
+
+    def add(node: Node, op: Conv | Scale | Sum | Cut | Inside | Elementwise, inputs: tuple[int, ...], origin: Origin) -> int:
+        channels = graph.shape(origin.number)[0]
+        nodes.append(dataclasses.replace(node, op=op, inputs=inputs, shape=(channels, *origin.window.size)))
+        origins.append(origin)
+        return len(nodes)
+
+    for k in _before(graph, number):
+        node, inputs = graph.nodes[k - 1], list[int]()
+        for i in node.inputs:
+            wanted, there = _needed(node, windows[k], graph.shape(i)), windows[i]
+            if wanted == there:
+                inputs.append(place[i])
+                continue
+            top, left = (w - t for w, t in zip(wanted.offset, there.offset, strict=True))
+            inputs.append(add(node, Cut(top, left, wanted.size, there.size), (place[i],), Origin(i, wanted, made=False)))
+        op = node.op
+        if isinstance(op, Conv):
+            op = dataclasses.replace(op, padding=(0, 0), input_size=_needed(node, windows[k], graph.shape(node.inputs[0])).size)
+        assert isinstance(op, Conv | Scale | Sum | Elementwise)
+        place[k] = add(node, op, tuple(inputs), Origin(k, windows[k]))
+        if isinstance(op, Affine) and k in read_by_affine:
+            place[k] = add(node, Inside(), (place[k],), Origin(k, windows[k], made=False))
+    grid = graph.shape(number)[1:]
+    return Crop(Graph(first, tuple(nodes)), tuple(origins), (grid[0], grid[1]))
