@@ -25,6 +25,7 @@ from torch import Tensor
 from calipers.bounds import coefficients, linear
 from calipers.bounds.interval import propagate
 from calipers.bounds.rounding import CHECKED
+from calipers.graph import tape
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Linear, Scale, Sum
 from calipers.graph.calls import leaves, with_absolute_constants
@@ -32,7 +33,7 @@ from calipers.graph.capture import capture
 from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, Lines, Op, Planes, Saddle, Selection
 from calipers.graph.products import SELECTIONS, Product
 from calipers.graph.smooth import Smooth
-from calipers.graph.tape import Held, _bound
+from calipers.graph.tape import Held
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Untargeted
@@ -252,7 +253,7 @@ def affine_call(name: str, shape: tuple[int, ...], args: tuple[Any, ...]) -> tup
 
 def bound(name: str, args: tuple[Any, ...]) -> Callable[..., Tensor]:
     """Return the call as a function of what depends on the point."""
-    run = _bound(name, args)
+    run = tape.bound(name, args)
     if name in ALONE:
         return torch.vmap(run)
     return lambda *inputs: run(*inputs)[0] if "native" in name else run(*inputs)

@@ -136,7 +136,7 @@ def picked(tape: Tape, step: Step, v: Value, axis: int, places: list[int]) -> Va
         return v
 
     def move(x: Tensor, shift: int) -> Tensor:
-        return x.index_select(axis + shift, torch.tensor([p % size for p in places], device=x.device))
+        return x.index_select(axis + shift, torch.tensor([p % size for p in places], dtype=torch.long, device=x.device))
 
     return rearranged(tape, step, v, move, [axis])
 

@@ -130,7 +130,7 @@ def _results(tape: Tape, line: Line, known: Mapping[str, Value | None]) -> tuple
             f"no bounds for ONNX's {step.kind} at {step.where}. Export the network without it, or add it to calipers/graph/onnx_ops.py; "
             "calipers.from_onnx runs attacks that only ask for answers."
         )
-    tape.where = step.where
+    tape.writer.where = step.where
     values = [known[name] for name in line.inputs]
     while values and values[-1] is None:
         values.pop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,17 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from calipers.graph.onnx_layers import LAYERS, constant
 from calipers.graph.onnx_moves import MOVES, Step, ints, padded, reshaped, transposed
-from calipers.graph.tape import Held, Tape, Value
+from calipers.graph.rewrites import inverse, leaky
+from calipers.graph.tape import Held, Tape, Value, fitted
 
 Reader = Callable[..., Value | tuple[Value, ...]]
 _FLOAT_TYPES = (1, 11)  # TensorProto.FLOAT, DOUBLE
-
-
-def _constant(value: Value | None, step: Step, what: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise step.refuse(f"{what} depends on the point: only constant ones are read")
-    return value
 
 
 def _linear(tape: Tape, v: Held, weight: Tensor, bias: Tensor | None) -> Held:
@@ -55,31 +50,41 @@ def _times(tape: Tape, v: Value, factor: float) -> Value:
 def _matmul(tape: Tape, step: Step, a: Value, b: Value) -> Value:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a @ b
-    if isinstance(a, Held) and isinstance(b, Tensor):
-        matrix = _matrix(b, step)
+    if isinstance(a, Held) and isinstance(b, Tensor) and (matrix := _matrix(b)) is not None:
         if b.dim() > 1:
             return _linear(tape, a, matrix.T, None)
         return reshaped(_linear(tape, a, matrix[None], None), a.shape[:-1])
-    if isinstance(a, Tensor) and isinstance(b, Held):
+    if isinstance(a, Tensor) and isinstance(b, Held) and (matrix := _matrix(a if a.dim() > 1 else a[None])) is not None:
         if len(b.shape) == 1:
-            made: Value = _linear(tape, b, _matrix(a if a.dim() > 1 else a[None], step), None)
+            made: Value = _linear(tape, b, matrix, None)
             return made if a.dim() > 1 else reshaped(made, ())
         order = [*range(len(b.shape) - 2), len(b.shape) - 1, len(b.shape) - 2]
         turned = transposed(tape, step, b, order)
         assert isinstance(turned, Held)
-        return transposed(tape, step, _linear(tape, turned, _matrix(a, step), None), order)
-    assert isinstance(a, Held) and isinstance(b, Held)
-    lead = 1 if a.shape[:1] == b.shape[:1] == (1,) and min(len(a.shape), len(b.shape)) > 2 else 0
-    product = tape.call("aten.matmul.default", tape.view(a, a.shape[lead:]), tape.view(b, b.shape[lead:]))
-    return Held(product.number, product.held, (1,) * lead + product.held)
+        return transposed(tape, step, _linear(tape, turned, matrix, None), order)
+    return _product(tape, a, b)
 
 
-def _matrix(weight: Tensor, step: Step) -> Tensor:
+def _matrix(weight: Tensor) -> Tensor | None:
+    """Return a constant as one matrix; None where it is a stack of them."""
     while weight.dim() > 2 and weight.shape[0] == 1:
         weight = weight[0]
-    if weight.dim() > 2:
-        raise step.refuse(f"a constant of shape {tuple(weight.shape)} multiplies stacks of matrices: only one matrix is read")
-    return weight
+    return weight if weight.dim() <= 2 else None
+
+
+def _product(tape: Tape, a: Value, b: Value) -> Value:
+    """Write the product of stacks of matrices, at least one of them variable; a vector is a matrix of one row or column."""
+    shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *a.shape[-2:-1], *(b.shape[-1:] if len(b.shape) > 1 else ()))
+    a = reshaped(a, (1, *a.shape)) if len(a.shape) == 1 else a
+    b = reshaped(b, (*b.shape, 1)) if len(b.shape) == 1 else b
+    rank = max(len(a.shape), len(b.shape))
+    lead = 1 if rank > 2 and all(len(v.shape) < rank or v.shape[0] == 1 for v in (a, b)) else 0
+    both = []
+    for v in (a, b):
+        held = v.shape[1:] if lead and len(v.shape) == rank else v.shape
+        both.append(tape.view(v, held) if isinstance(v, Held) else v.reshape(held))
+    product = tape.call("aten.matmul.default", *both)
+    return Held(product.number, product.held, shape)
 
 
 def _image(tape: Tape, step: Step, v: Value) -> Held:
@@ -103,8 +108,8 @@ def _windows(step: Step, size: tuple[int, ...], kernel: list[int]) -> tuple[list
 
 
 def _conv(tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = None) -> Value:
-    w = _constant(weight, step, "the kernel")
-    b = None if bias is None else _constant(bias, step, "the bias")
+    w = constant(weight, step, "the kernel")
+    b = None if bias is None else constant(bias, step, "the bias")
     x, rank = _image(tape, step, v), w.dim() - 2
     strides, dilations, before, after = _windows(step, x.held[1:], list(w.shape[2:]))
     if before != after or min(before) < 0:
@@ -116,7 +121,7 @@ def _conv(tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = 
 
 def _conv_transpose(tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = None) -> Value:
     """A convolution of the input with zeros between its elements, by the kernel turned around."""
-    w, x = _constant(weight, step, "the kernel"), _image(tape, step, v)
+    w, x = constant(weight, step, "the kernel"), _image(tape, step, v)
     rank, groups, size = w.dim() - 2, step.get("group", 1), x.held[1:]
     strides, dilations = step.get("strides") or [1] * rank, step.get("dilations") or [1] * rank
     before, after = _transpose_pads(step, size, list(w.shape[2:]), strides, dilations)
@@ -134,7 +139,7 @@ def _conv_transpose(tape: Tape, step: Step, v: Value, weight: Value, bias: Value
     reach = [(k - 1) * d for k, d in zip(w.shape[2:], dilations, strict=True)]
     x = _image(tape, step, _trimmed(tape, step, x, [(r - p, r - q) for r, p, q in zip(reach, before, after, strict=True)]))
     turned = w.flip(*range(2, w.dim())).reshape(groups, w.shape[0] // groups, *w.shape[1:]).transpose(1, 2).flatten(0, 1)
-    b = None if bias is None else _constant(bias, step, "the bias")
+    b = None if bias is None else constant(bias, step, "the bias")
     out = tape.call(f"aten.conv{rank}d.default", x, turned, b, [1] * rank, [0] * rank, dilations, groups)
     return Held(out.number, out.held, (1, *out.held))
 
@@ -159,7 +164,7 @@ def _transpose_pads(step: Step, size: tuple[int, ...], kernel: list[int], stride
 
 
 def _batch_norm(tape: Tape, step: Step, v: Value, *given: Value) -> Value:
-    scale, bias, mean, var = (_constant(g, step, "a statistic") for g in given)
+    scale, bias, mean, var = (constant(g, step, "a statistic") for g in given)
     if step.get("training_mode", 0) or step.outputs > 1:
         raise step.refuse("batch normalisation in training mode mixes the points of a batch")
     if not isinstance(v, Held) or v.shape[0] != 1:
@@ -213,27 +218,22 @@ def _function(name: str, *attributes: tuple[str, float]) -> Reader:
 
 
 def _clip(tape: Tape, step: Step, v: Value, low: Value | None = None, high: Value | None = None) -> Value:
-    ends = [step.get(name) if end is None else float(_constant(end, step, "a bound")) for name, end in (("min", low), ("max", high))]
+    ends = [step.get(name) if end is None else float(constant(end, step, "a bound")) for name, end in (("min", low), ("max", high))]
     if ends == [None, None]:
         return v
     return tape.elementwise("aten.clamp.default", v, *ends)
 
 
 def _prelu(tape: Tape, step: Step, v: Value, slope: Value) -> Value:
-    """max(x, 0) - slope * max(-x, 0)."""
-    a = _constant(slope, step, "the slope")
-    if a.numel() == 1:
-        return tape.elementwise("aten.leaky_relu.default", v, float(a))
-    left = tape.elementwise("aten.relu.default", tape.elementwise("aten.neg.default", v))
-    return tape.pair("aten.sub.Tensor", tape.elementwise("aten.relu.default", v), tape.pair("aten.mul.Tensor", left, a))
+    a = constant(slope, step, "the slope")
+    if isinstance(v, Tensor):
+        return torch.where(v > 0, v, a * v)
+    return tape.elementwise("aten.leaky_relu.default", v, float(a)) if a.numel() == 1 else tape.alike(leaky, v, fitted(a, v))
 
 
 def _hard_sigmoid(tape: Tape, step: Step, v: Value) -> Value:
-    swish = step.kind == "HardSwish"
-    alpha, beta = (1 / 6, 0.5) if swish else (step.get("alpha", 0.2), step.get("beta", 0.5))
-    line = tape.pair("aten.add.Tensor", _times(tape, v, alpha), torch.tensor(beta, dtype=tape.dtype, device=tape.device))
-    gate = tape.elementwise("aten.clamp.default", line, 0.0, 1.0)
-    return tape.pair("aten.mul.Tensor", v, gate) if swish else gate
+    offset = torch.tensor(step.get("beta", 0.5), dtype=tape.dtype, device=tape.device)
+    return tape.elementwise("aten.clamp.default", tape.pair("aten.add.Tensor", _times(tape, v, step.get("alpha", 0.2)), offset), 0.0, 1.0)
 
 
 def _arithmetic(name: str) -> Reader:
@@ -244,14 +244,18 @@ def _divide(tape: Tape, step: Step, a: Value, b: Value) -> Value:
     if isinstance(a, Tensor) and isinstance(b, Tensor) and not a.is_floating_point():
         return torch.div(a, b, rounding_mode="trunc")
     if isinstance(b, Held):
-        return tape.pair("aten.mul.Tensor", a, tape.elementwise("aten.reciprocal.default", b))
+        return tape.pair("aten.mul.Tensor", a, _inverse(tape, step, b))
     return tape.pair("aten.div.Tensor", a, b)
 
 
+def _inverse(tape: Tape, step: Step, v: Value) -> Value:
+    return v.reciprocal() if isinstance(v, Tensor) else tape.alike(inverse, v)
+
+
 def _power(tape: Tape, step: Step, v: Value, exponent: Value) -> Value:
-    p = _constant(exponent, step, "the exponent")
+    p = constant(exponent, step, "the exponent")
     if isinstance(v, Tensor) or p.numel() > 1:
-        return torch.pow(_constant(v, step, "the base"), p)
+        return torch.pow(constant(v, step, "the base"), p)
     return tape.elementwise("aten.pow.Tensor_Scalar", v, float(p))
 
 
@@ -262,29 +266,20 @@ def _sum(tape: Tape, step: Step, first: Value, *others: Value) -> Value:
 
 
 def _extreme(tape: Tape, step: Step, first: Value, *others: Value) -> Value:
-    """max(a, b) = b + max(a - b, 0); min likewise."""
     for v in others:
-        if isinstance(first, Tensor) and isinstance(v, Tensor):
-            first = torch.maximum(first, v) if step.kind == "Max" else torch.minimum(first, v)
-            continue
-        a, b = (first, v) if step.kind == "Max" else (v, first)
-        over = tape.elementwise("aten.relu.default", tape.pair("aten.sub.Tensor", a, b))
-        first = tape.pair("aten.add.Tensor", v, over) if step.kind == "Max" else tape.pair("aten.sub.Tensor", v, over)
+        first = tape.pair("aten.maximum.default" if step.kind == "Max" else "aten.minimum.default", first, v)
     return first
 
 
-def _softmax(tape: Tape, step: Step, v: Value) -> Value:
-    """Along one axis; before operator set 13 along all axes from that one on."""
-    last = step.opset >= 13
-    axis = step.get("axis", -1 if last else 1) % len(v.shape)
-    if not isinstance(v, Held):
-        return v.softmax(axis) if last else v.flatten(axis).softmax(-1).reshape(v.shape)
-    held = v.shape[1:] if v.shape[0] == 1 and len(v.shape) > 1 else v.shape
-    place = axis - len(v.shape) + len(held) + 1
-    if place == 0 or (not last and math.prod(v.shape[axis + 1 :]) > 1):
-        raise step.refuse(f"softmax along axis {axis} of shape {v.shape} is not read")
-    made = tape.call("aten.softmax.int", tape.view(v, held), place)
-    return Held(made.number, made.held, v.shape)
+def _where(tape: Tape, step: Step, mask: Value, x: Value, y: Value) -> Value:
+    """mask * x + (1 - mask) * y for a constant mask."""
+    chosen = constant(mask, step, "a choice").bool()
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return torch.where(chosen, x, y)
+    parts = []
+    for v, keep in ((x, chosen), (y, ~chosen)):
+        parts.append(torch.where(keep, v, torch.zeros_like(v)) if isinstance(v, Tensor) else tape.pair("aten.mul.Tensor", v, keep.to(tape.dtype)))
+    return tape.pair("aten.add.Tensor", *parts)
 
 
 def _identity(tape: Tape, step: Step, v: Value, *_: Any) -> Value:
@@ -328,7 +323,7 @@ def _folded(function: Callable[..., Tensor]) -> Reader:
 
 
 OPS: dict[str, Reader] = {
-    **MOVES,
+    **MOVES, **LAYERS,
     "Gemm": _gemm, "MatMul": _matmul, "Conv": _conv, "ConvTranspose": _conv_transpose, "BatchNormalization": _batch_norm,
     "MaxPool": _max_pool, "AveragePool": _average_pool, "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool,
     "Add": _arithmetic("aten.add.Tensor"), "Sub": _arithmetic("aten.sub.Tensor"), "Mul": _arithmetic("aten.mul.Tensor"), "Div": _divide,
@@ -336,12 +331,16 @@ OPS: dict[str, Reader] = {
     "Relu": _function("aten.relu.default"), "LeakyRelu": _function("aten.leaky_relu.default", ("alpha", 0.01)), "PRelu": _prelu,
     "Elu": _function("aten.elu.default", ("alpha", 1.0)), "Sigmoid": _function("aten.sigmoid.default"), "Tanh": _function("aten.tanh.default"),
     "Softplus": _function("aten.softplus.default"), "Exp": _function("aten.exp.default"), "Log": _function("aten.log.default"),
-    "Sqrt": _function("aten.sqrt.default"), "Abs": _function("aten.abs.default"), "Reciprocal": _function("aten.reciprocal.default"),
+    "Sqrt": _function("aten.sqrt.default"), "Abs": _function("aten.abs.default"), "Reciprocal": _inverse,
     "Erf": _function("aten.erf.default"), "Sin": _function("aten.sin.default"), "Cos": _function("aten.cos.default"), "Clip": _clip,
-    "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_sigmoid, "Softmax": _softmax,
+    "Atan": _function("aten.atan.default"), "Mish": _function("aten.mish.default"), "Celu": _function("aten.celu.default", ("alpha", 1.0)),
+    "Selu": lambda tape, step, v: tape.elementwise("aten.elu.default", v, step.get("alpha", 1.67326319217681884765625),
+                                                   step.get("gamma", 1.05070102214813232421875)),
+    "HardSigmoid": _hard_sigmoid, "HardSwish": _function("aten.hardswish.default"),
     "Identity": _identity, "Dropout": _identity, "Cast": _cast, "Constant": _constant_node, "ConstantOfShape": _constant_of_shape, "Shape": _shape,
     "Range": _folded(lambda a, b, c: torch.arange(a.item(), b.item(), c.item(), dtype=a.dtype, device=a.device)),
-    "Where": _folded(torch.where), "Equal": _folded(torch.eq), "Less": _folded(torch.lt), "Greater": _folded(torch.gt), "Not": _folded(torch.logical_not),
+    "Where": _where, "Mod": _folded(torch.remainder), "Equal": _folded(torch.eq),
+    "Less": _folded(torch.lt), "Greater": _folded(torch.gt), "Not": _folded(torch.logical_not),
     "Floor": _folded(torch.floor), "Ceil": _folded(torch.ceil), "And": _folded(torch.logical_and), "Or": _folded(torch.logical_or),
 }  # fmt: skip
 """Readers by ONNX's names: tape, step and the inputs' values (None where left out) to the result, or a tuple of results."""

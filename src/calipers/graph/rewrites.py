@@ -15,12 +15,12 @@ from torch import Tensor
 
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Scale, Sum
-from calipers.graph.curves import EXP, RECIPROCAL, RSQRT, SQUARE
+from calipers.graph.curves import ERF, EXP, GELU, MISH, RECIPROCAL, RSQRT, SIGMOID, SILU, SQRT, SQUARE, TANH, softplus
 from calipers.graph.products import Product
 from calipers.graph.writing import Result, Writer
 
 Value = Result | Tensor
-RELU = TwoPieces(0.0, 1.0)
+RELU, SOFTPLUS = TwoPieces(0.0, 1.0), softplus(1.0, 20.0)
 
 
 def scaled(w: Writer, x: Result, factor: Any, shift: Any = 0.0) -> Result:
@@ -51,16 +51,58 @@ def subtract(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None
 
 
 def multiply(w: Writer, x: Value, y: Value) -> Result | None:
-    """x * y; the square where both are the same number."""
+    """x * y; one curve where one factor is made of the other."""
     if isinstance(x, Result) and isinstance(y, Result):
-        return w.write(SQUARE, x) if x.number == y.number and x.shape == y.shape else w.write(Product(), *_pair(w, x, y))
+        if x.number == y.number and x.shape == y.shape:
+            return w.write(SQUARE, x)
+        return _gated(w, x, y) or _gated(w, y, x) or w.write(Product(), *_pair(w, x, y))
     return scaled(w, x, y) if isinstance(x, Result) else scaled(w, y, x) if isinstance(y, Result) else None
+
+
+def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
+    """Return the curve that x * gate is, for x = c z; None where the gate is not one of these.
+
+    c z * sigmoid(k z) is c / k * silu(k z); c z * (1 + erf(k z)) is c sqrt(2) / k * gelu(sqrt(2) k z); c z * tanh(softplus(z)) is c * mish(z).
+    """
+    (source, c, shift), (made, one, offset) = _line(w, x), _line(w, gate)
+    if not made or x.shape != gate.shape or shift != 0 or one != 1:
+        return None
+    node = w.nodes[made - 1]
+    inner = Result(node.inputs[0], node.shape)
+    below = w.nodes[inner.number - 1] if inner.number else None
+    if node.op is TANH and offset == 0 and below is not None and getattr(below.op, "name", "") == SOFTPLUS.name:
+        return _times(w, w.write(MISH, Result(source, x.shape)), c) if below.inputs == (source,) else None
+    origin, k, inner_shift = _line(w, inner)
+    if origin != source or inner_shift != 0 or k == 0:
+        return None
+    if node.op is SIGMOID and offset == 0:
+        return _times(w, w.write(SILU, inner), c / k)
+    wide = math.sqrt(2) * k
+    return _times(w, w.write(GELU, _times(w, Result(source, x.shape), wide)), 2 * c / wide) if node.op is ERF and offset == 1 else None
+
+
+def _line(w: Writer, x: Result) -> tuple[int, float, float]:
+    """Return number, factor and shift of what x is a scaling of, one factor and one shift for all elements; x itself where it is none."""
+    op = w.nodes[x.number - 1].op if x.number else None
+    if not isinstance(op, Scale) or op.scale.numel() > 1 or op.shift.numel() > 1:
+        return x.number, 1.0, 0.0
+    return w.nodes[x.number - 1].inputs[0], float(op.scale), float(op.shift)
+
+
+def _times(w: Writer, x: Result, factor: float) -> Result:
+    return x if abs(factor - 1) < 1e-15 else scaled(w, x, factor)
+
+
+def inverse(w: Writer, y: Result) -> Result:
+    """1 / y; of a root, the one curve that it is."""
+    node = w.nodes[y.number - 1] if y.number else None
+    return w.write(RECIPROCAL, y) if node is None or node.op is not SQRT else w.write(RSQRT, Result(node.inputs[0], y.shape))
 
 
 def divide(w: Writer, x: Value, y: Value) -> Result | None:
     """x * (1 / y)."""
     if isinstance(y, Result):
-        return multiply(w, x, w.write(RECIPROCAL, y))
+        return multiply(w, x, inverse(w, y))
     return scaled(w, x, 1 / torch.as_tensor(y, dtype=w.dtype)) if isinstance(x, Result) else None
 
 
@@ -154,10 +196,14 @@ def instance_norm(w: Writer, x: Result, weight: Any, bias: Any, mean: Any, var: 
 
 
 def prelu(w: Writer, x: Result, slope: Tensor) -> Result:
-    """slope * x + (1 - slope) * max(x, 0), a slope for each channel."""
+    """A slope for each channel."""
     kept = x.shape[w.lead :]
-    a = slope.reshape(-1, *[1] * (len(kept) - 1)) if len(kept) > 0 else slope
-    return w.write(Sum((1.0, 1.0)), scaled(w, x, a), scaled(w, w.write(RELU, x), 1 - a))
+    return leaky(w, x, slope.reshape(-1, *[1] * (len(kept) - 1)) if len(kept) > 0 else slope)
+
+
+def leaky(w: Writer, x: Result, slope: Tensor) -> Result:
+    """slope * x + (1 - slope) * max(x, 0), slopes that broadcast."""
+    return w.write(Sum((1.0, 1.0)), scaled(w, x, slope), scaled(w, w.write(RELU, x), 1 - slope))
 
 
 def hard_sigmoid(w: Writer, x: Result) -> Result:

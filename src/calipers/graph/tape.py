@@ -7,6 +7,7 @@ needs the elements in another arrangement.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,11 @@ from torch import Tensor
 from calipers.errors import UnsupportedOp
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Generic, Scale
+from calipers.graph.calls import leaves, with_absolute_constants
 from calipers.graph.ir import Graph, Node, Op
 from calipers.graph.products import SELECTIONS
+from calipers.graph.rewrites import REWRITES
+from calipers.graph.writing import Result, Writer
 
 Shape = tuple[int, ...]
 
@@ -36,42 +40,59 @@ Value = Held | Tensor
 
 
 class Tape:
-    """Collects nodes; `where` names the place in the file that is being read, for messages and for the nodes."""
+    """Turns calls into nodes; the writer's `where` names the place in the file that is being read, for messages and for the nodes."""
 
     def __init__(self, held: Shape, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         self.input = Held(0, held, shape)
-        self.dtype, self.device, self.where = dtype, device, "the input"
-        self.nodes: list[Node] = []
+        self.dtype, self.device, self.writer = dtype, device, Writer(dtype, device)
 
     def graph(self, output: Held) -> Graph:
         """Return what was written, `output` the last number."""
-        if output.number != len(self.nodes) or not self.nodes:
+        if not output.number:
             output = self._move("output", lambda x: x, (output,), output.held, diagonal=True)
-        return Graph(self.input.held, tuple(self.nodes))
+        return Graph(self.input.held, self._needed(output.number))
+
+    def _needed(self, last: int) -> tuple[Node, ...]:
+        """Return the nodes that a number depends on, numbered anew: what a rewrite made superfluous is left out."""
+        wanted, nodes = {last}, self.writer.nodes
+        for number in range(last, 0, -1):
+            if number in wanted:
+                wanted.update(nodes[number - 1].inputs)
+        place = {number: k for k, number in enumerate(sorted(wanted | {0}))}
+        return tuple(dataclasses.replace(nodes[n - 1], inputs=tuple(place[i] for i in nodes[n - 1].inputs)) for n in place if n)
 
     def call(self, name: str, *args: Any) -> Held:
         """Write the exported operation `name`, its tensors in the arrangement they are held in; `shape` of the result is what is held."""
-        variable = tuple(a for a in _flat(args) if isinstance(a, Held))
+        variable = tuple(a for a in leaves(args) if isinstance(a, Held))
         places = tuple(i for i, a in enumerate(args) if isinstance(a, Held))
-        run = _bound(name, args)
+        run, absolute = bound(name, args), bound(name, with_absolute_constants(args))
         shape = self._result(run, variable)
-        op = self._op(Call(name, run, args, places, tuple(v.held for v in variable), shape, self.dtype, self.device))
-        return self._write(op, variable, shape)
-
-    def _op(self, call: Call) -> Op:
-        op: Op | None = None
-        if call.name in ACTIVATIONS:
-            op = ACTIVATIONS[call.name](call.args)
-        elif call.name in SELECTIONS:
-            op = SELECTIONS[call.name](call.args, call.input_shapes[0], call.shape)
-        elif call.name in AFFINE:
-            op = AFFINE[call.name](call)
-        if op is None:
+        op = self._op(Call(name, run, args, places, tuple(v.held for v in variable), shape, self.dtype, self.device, absolute))
+        made = self.several(REWRITES[name], *args) if op is None and name in REWRITES else None if op is None else self._write(op, variable)
+        if made is None:
             raise UnsupportedOp(
-                f"no bounds for {call.name} at {self.where}. Export the network without it, or add the op's facts in calipers/graph; from_onnx runs attacks "
-                "that only ask for answers."
+                f"no bounds for {name} at {self.writer.where}. Export the network without it, or add the op's facts in calipers/graph; from_onnx runs "
+                "attacks that only ask for answers."
             )
-        return op
+        return made
+
+    def _op(self, call: Call) -> Op | None:
+        if call.name in ACTIVATIONS:
+            return ACTIVATIONS[call.name](call.args)
+        if call.name in SELECTIONS:
+            return SELECTIONS[call.name](call.args, call.input_shapes[0], call.shape)
+        return AFFINE[call.name](call) if call.name in AFFINE else None
+
+    def several(self, rewrite: Callable[..., Result | None], *args: Any) -> Held | None:
+        """Write several operations, as a rewrite says; None where it does not know the arguments."""
+        made = rewrite(self.writer, *(Result(a.number, a.held) if isinstance(a, Held) else a for a in args))
+        return None if made is None else Held(made.number, made.shape, made.shape)
+
+    def alike(self, rewrite: Callable[..., Result], v: Held, *args: Any) -> Held:
+        """Write several operations whose result has the shape of their first argument."""
+        made = self.several(rewrite, v, *args)
+        assert made is not None
+        return Held(made.number, made.held, v.shape)
 
     def view(self, v: Held, shape: Sequence[int]) -> Held:
         """Return the value held in another arrangement; the file's shape stays."""
@@ -102,7 +123,7 @@ class Tape:
 
     def scale(self, v: Held, factor: Tensor, shift: Tensor) -> Held:
         """Write factor * v + shift, constants that broadcast to the file's shape."""
-        made = self._write(Scale(fitted(factor, v), fitted(shift, v)), (v,), v.held)
+        made = self._write(Scale(fitted(factor, v), fitted(shift, v)), (v,))
         return Held(made.number, made.held, v.shape)
 
     def expand(self, v: Held, shape: Shape) -> Held:
@@ -127,11 +148,11 @@ class Tape:
         def whole(*inputs: Tensor) -> Tensor:
             return run(*inputs).reshape(len(inputs[0]), *shape)
 
-        return self._write(Generic(whole, name, tuple(v.held for v in values), diagonal), values, shape)
+        return self._write(Generic(whole, name, tuple(v.held for v in values), diagonal), values)
 
-    def _write(self, op: Op, values: tuple[Held, ...], shape: Shape) -> Held:
-        self.nodes.append(Node(op, tuple(v.number for v in values), shape, self.where))
-        return Held(len(self.nodes), shape, shape)
+    def _write(self, op: Op, values: tuple[Held, ...]) -> Held:
+        made = self.writer.write(op, *(Result(v.number, v.held) for v in values))
+        return Held(made.number, made.shape, made.shape)
 
     def _result(self, run: Callable[..., Tensor], values: tuple[Held, ...]) -> Shape:
         with torch.no_grad():
@@ -156,11 +177,7 @@ def _target(name: str) -> Callable[..., Any]:
     return found
 
 
-def _flat(args: Any) -> list[Any]:
-    return [leaf for a in args for leaf in _flat(a)] if isinstance(args, (list, tuple)) else [args]
-
-
-def _bound(name: str, args: tuple[Any, ...]) -> Callable[..., Tensor]:
+def bound(name: str, args: tuple[Any, ...]) -> Callable[..., Tensor]:
     """Return the operation as a function of the tensors that depend on the point."""
     target = _target(name)
 
