@@ -21,7 +21,7 @@ from calipers.certificates.crown import CROWN, batches
 from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 
-QUESTIONS = (("mnist_wk17a", 1.0, 10.0), ("mnist_fc_3layer", 0.5, 3.0), ("mnist-plain", 0.5, 5.0))  # largest radii looked at, l2 and l1
+QUESTIONS = (("mnist_wk17a", 1.0, 10.0), ("mnist_fc_3layer", 1.0, 12.0), ("mnist-plain", 0.5, 5.0))  # largest radii looked at, l2 and l1
 
 
 def ours(problem: Problem, box: tuple[float, float] | None) -> Callable[[Tensor], Tensor]:
