@@ -466,7 +466,7 @@ MUTANTS: dict[str, tuple[types.ModuleType, dict[str, str], bytes]] = {
     "beta of either sign": (
         checker,
         {
-            "if not np.isfinite(np.where(beta > 0, low": "if False and not np.isfinite(np.where(beta > 0, low",
+            "held = np.isfinite(np.where(beta > 0, low": "held = True or np.isfinite(np.where(beta > 0, low",
             "ends = np.where(beta > 0, cuts.low": "ends = np.where(np.isfinite(cuts.low[held]), cuts.low",
         },
         WRONG_SIDE,

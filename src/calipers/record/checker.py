@@ -19,15 +19,15 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING or __package__:
-    from calipers.record.checker_ops import TINY, Array, Leaf, Node, Rejected, Threat, covered, g, gathered
+    from calipers.record.checker_ops import TINY, Array, Leaf, Node, Rejected, Threat, covered, demand, g, gathered
 else:  # run on its own
-    from checker_ops import TINY, Array, Leaf, Node, Rejected, Threat, covered, g, gathered
+    from checker_ops import TINY, Array, Leaf, Node, Rejected, Threat, covered, demand, g, gathered
 
 VERSION = 1
 _PASSES = 8
@@ -49,21 +49,20 @@ class Verdict:
 # ---- the proof -------------------------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Cuts:
+class Cuts(NamedTuple):
     """Where the leaves of a block are cut: row, number, element, ends and multiplier of each cut."""
 
-    row: NDArray[np.int64]
-    number: NDArray[np.int64]
-    element: NDArray[np.int64]
-    low: Array
-    high: Array
-    beta: Array
+    row: NDArray[Any]
+    number: NDArray[Any]
+    element: NDArray[Any]
+    low: NDArray[Any]
+    high: NDArray[Any]
+    beta: NDArray[Any]
 
     def part(self, begin: int, end: int) -> Cuts:
         """Return the cuts of a run of rows."""
         mine = (self.row >= begin) & (self.row < end)
-        return Cuts(self.row[mine] - begin, self.number[mine], self.element[mine], self.low[mine], self.high[mine], self.beta[mine])
+        return Cuts(self.row[mine] - begin, *(column[mine] for column in self[1:]))
 
 
 class Proof:
@@ -76,17 +75,13 @@ class Proof:
             self.header: dict[str, Any] = json.loads(bytes(files.pop("header")))
         except Exception as error:  # what a damaged archive raises has no common name
             raise Rejected(f"the file cannot be read ({type(error).__name__}: {error})") from error
-        self.arrays = files
-        if self.header.get("format") != "calipers-proof" or self.header.get("version") != VERSION or self.header.get("guarantee") != "float64-checked":
-            raise Rejected("this checker proves files of format calipers-proof, version 1, guarantee float64-checked")
-        if self.header["arrays"] != {name: [v.dtype.str, list(v.shape)] for name, v in files.items()}:
-            raise Rejected("the arrays are not those that the header lists")
-        if any(v.dtype.kind not in "biuf" or v.dtype.itemsize > 8 or (v.dtype.kind in "iu" and v.size and int(abs(v).max()) > 2**53) for v in files.values()):
-            raise Rejected("an array holds numbers that float64 would round")
-        if any(b["pass"] not in range(_PASSES) for b in self.header["blocks"]):
-            raise Rejected(f"a block stands in no pass from 0 to {_PASSES - 1}")
-        if digest(self.header["network"], files) != self.header["model"]:
-            raise Rejected("the network is not the one that the header names: its hash differs")
+        self.arrays, kind = files, tuple(self.header.get(name) for name in ("format", "version", "guarantee"))
+        demand(kind == ("calipers-proof", VERSION, "float64-checked"), f"this checker proves calipers-proof, version {VERSION}, float64-checked, not {kind}")
+        demand(self.header["arrays"] == {name: [v.dtype.str, list(v.shape)] for name, v in files.items()}, "the arrays are not those that the header lists")
+        exact = [v.dtype.kind in "bf" or (v.dtype.kind in "iu" and (not v.size or int(abs(v).max()) <= 2**53)) for v in files.values()]
+        demand(all(exact) and all(v.dtype.itemsize <= 8 for v in files.values()), "an array holds numbers that float64 would round")
+        demand(all(b["pass"] in range(_PASSES) for b in self.header["blocks"]), f"a block stands in no pass from 0 to {_PASSES - 1}")
+        demand(digest(self.header["network"], files) == self.header["model"], "the network is not the one that the header names: its hash differs")
         self._read_network()
         self._read_claim()
 
@@ -101,23 +96,22 @@ class Proof:
 
     def _read_claim(self) -> None:
         x, k, goal = np.asarray(self.arrays["x"], np.float64).reshape(-1), self.sizes[-1], self.header["goal"]
-        if x.size != self.sizes[0] or not np.isfinite(x).all():
-            raise Rejected("the point is not an input of the network")
+        demand(x.size == self.sizes[0] and np.isfinite(x).all(), "the point is not an input of the network")
         self.threat = Threat(self.header["threat"], x, {n.removeprefix("threat."): v for n, v in self.arrays.items() if n.startswith("threat.")})
         if goal["kind"] == "linear":
             self.spec, self.offsets, self.cases = (np.asarray(self.arrays[name], t) for name, t in (("spec", float), ("offsets", float), ("cases", int)))
         else:
             chosen, eye = int(goal["class"]), np.eye(k)
-            if not 0 <= chosen < k or k < 2 or goal["kind"] not in ("untargeted", "targeted"):
-                raise Rejected(f"class {chosen} is none of the network's {k}, or the goal is unknown")
-            others = np.delete(eye, chosen, 0)
-            self.spec, self.offsets = (eye[chosen] - others if goal["kind"] == "untargeted" else others - eye[chosen]), np.zeros(k - 1)
-            self.cases = np.arange(k - 1) if goal["kind"] == "untargeted" else np.zeros(k - 1, int)
+            known = 0 <= chosen < k and k > 1 and goal["kind"] in ("untargeted", "targeted")
+            demand(known, f"class {chosen} is none of the network's {k}, or the goal is unknown")
+            away = goal["kind"] == "untargeted"
+            self.spec, self.offsets = (eye[chosen] - np.delete(eye, chosen, 0)) * (1 if away else -1), np.zeros(k - 1)
+            self.cases = np.arange(k - 1) * (1 if away else 0)
         count = len(self.spec)
-        if self.spec.shape != (count, k) or self.offsets.shape != (count,) or self.cases.shape != (count,) or not count:
-            raise Rejected("the specification does not fit the network's outputs")
-        if not np.isfinite(self.spec).all() or not np.isfinite(self.offsets).all() or set(self.cases.tolist()) != set(range(int(self.cases.max()) + 1)):
-            raise Rejected("the specification holds what is no number, or leaves a case out")
+        fits = count and self.spec.shape == (count, k) and self.offsets.shape == self.cases.shape == (count,)
+        demand(fits, "the specification does not fit the network's outputs")
+        whole = np.isfinite(self.spec).all() and np.isfinite(self.offsets).all() and set(self.cases.tolist()) == set(range(int(self.cases.max()) + 1))
+        demand(whole, "the specification holds what is no number, or leaves a case out")
 
 
 def digest(network: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
@@ -143,10 +137,10 @@ class Prover:
         blocks, leaves = self.proof.header["blocks"], {int(c): list[Leaf]() for c in self.proof.cases.tolist()}
         for turn in range(1 + max([int(b["pass"]) for b in blocks], default=0)):
             known, self.boxes, self.lines, self.reach = self.boxes, [], {}, {}
-            mine = [(j, b) for j, b in enumerate(blocks) if b["pass"] == turn]
+            mine = {j: b for j, b in enumerate(blocks) if b["pass"] == turn}
             for number in range(len(self.nodes) + 1):
-                self._settle(number, turn, known[number] if known else None, [(j, b) for j, b in mine if b["kind"] == "box" and b["number"] == number])
-            for j, _ in ((j, b) for j, b in mine if b["kind"] == "leaf"):
+                self._settle(number, turn, known[number] if known else None, [j for j, b in mine.items() if b["kind"] == "box" and b["number"] == number])
+            for j in (j for j, b in mine.items() if b["kind"] == "leaf"):
                 failed = self._leaves(j, leaves)
                 if failed:
                     return self._verdict(failed)
@@ -158,18 +152,17 @@ class Prover:
     def _verdict(self, failed: str) -> Verdict:
         return Verdict(not failed, failed, self.proof.header, self.rows, self.leaves)
 
-    def _settle(self, number: int, turn: int, known: tuple[Array, Array] | None, blocks: list[tuple[int, dict[str, Any]]]) -> None:
+    def _settle(self, number: int, turn: int, known: tuple[Array, Array] | None, blocks: list[int]) -> None:
         low, high = self._interval(number) if number else self.proof.threat.box()
         if known is not None:
             low, high = np.fmax(low, known[0]), np.fmin(high, known[1])
         self.boxes.append((np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)))
-        for j, _ in blocks:
+        for j in blocks:
             self._narrow(number, j)
         for k, node in enumerate(self.nodes, start=1):
             if node.inputs == [number] and node.kind in ("pieces", "curve"):
                 low, high = self.boxes[number]
-                slopes = [np.full_like(low, np.nan), np.full_like(low, np.nan)]
-                place = self._places(f"pass{turn}.{k}.place", node.size)
+                slopes, place = np.full((2, low.size), np.nan), self._places(f"pass{turn}.{k}.place", node.size)
                 for slope, name in zip(slopes, ("low", "high"), strict=True):
                     slope[place] = self.proof.arrays.get(f"pass{turn}.{k}.{name}", np.float64(np.nan))
                 self.lines[k] = node.lines(low, high, *slopes)
@@ -180,8 +173,7 @@ class Prover:
         if node.kind in ("pieces", "curve"):
             return node.range(*boxes[0])
         if node.kind == "largest":
-            lows, highs = (np.append(end, -np.inf)[node.held["windows"]] for end in boxes[0])
-            return lows.max(1), highs.max(1)
+            return self._members(node)[0].max(1), self._members(node)[1].max(1)
         middles = [(low + high) / 2 for low, high in boxes]
         radii = [np.maximum(high - c, c - low) for c, (low, high) in zip(middles, boxes, strict=True)]
         sizes = node.forward([self._size(i)[None] for i in node.inputs], True)[0] + np.abs(node.constant)
@@ -190,21 +182,23 @@ class Prover:
         middle, reach = node.forward([c[None] for c in middles], False)[0], node.forward([r[None] for r in radii], True)[0]
         return middle - reach - room, middle + reach + room
 
+    def _members(self, node: Node) -> list[Array]:
+        """Return both ends of each window's members; one past the end is minus infinity."""
+        return [np.append(end, -np.inf)[node.held["windows"]] for end in self.boxes[node.inputs[0]]]
+
     def _size(self, number: int) -> Array:
         return np.maximum(np.abs(self.boxes[number][0]), np.abs(self.boxes[number][1]))
 
     def _places(self, name: str, size: int) -> NDArray[np.int64]:
         place = np.asarray(self.proof.arrays.get(name, np.zeros(0)), np.int64).reshape(-1)
-        if ((place < 0) | (place >= size)).any():
-            raise Rejected(f"{name} points past the end of what it is about")
+        demand(((place >= 0) & (place < size)).all(), f"{name} points past the end of what it is about")
         return place
 
     def _narrow(self, number: int, j: int) -> None:
         """Sweep the rows of a block, each for one end of one element, and take what they prove."""
         low, high = (end.copy() for end in self.boxes[number])
         element, sign = self._places(f"b{j}.element", low.size), np.asarray(self.proof.arrays[f"b{j}.sign"], np.float64)
-        if sign.shape != element.shape or not (np.abs(sign) == 1).all():
-            raise Rejected(f"block {j}: each row is about +1 or -1 times an element")
+        demand(sign.shape == element.shape and (np.abs(sign) == 1).all(), f"block {j}: each row is about +1 or -1 times an element")
         for begin, end in self._shares(len(element)):
             a = np.zeros((end - begin, low.size))
             a[np.arange(end - begin), element[begin:end]] = sign[begin:end]
@@ -223,10 +217,9 @@ class Prover:
         """Sweep a block of leaves; return what failed, and note which part of the threat set each proves for its case."""
         proof = self.proof
         case, weights, cuts = np.asarray(proof.arrays[f"b{j}.case"], int), np.asarray(proof.arrays[f"b{j}.weights"], np.float64), self._cuts(j)
-        if weights.shape != (len(case), len(proof.spec)) or not (np.isfinite(weights) & (weights >= 0)).all() or not set(case.tolist()) <= set(leaves):
-            raise Rejected(f"block {j}: weights of directions are numbers of at least 0, one for each, and cases are those of the goal")
-        if (weights * (proof.cases != case[:, None])).any():
-            raise Rejected(f"block {j}: a leaf weighs directions of another case")
+        good = weights.shape == (len(case), len(proof.spec)) and (np.isfinite(weights) & (weights >= 0)).all() and set(case.tolist()) <= set(leaves)
+        demand(good, f"block {j}: weights of directions are numbers of at least 0, one for each, and cases are those of the goal")
+        demand(not (weights * (proof.cases != case[:, None])).any(), f"block {j}: a leaf weighs directions of another case")
         for begin, end in self._shares(len(case)):
             mine, w = cuts.part(begin, end), weights[begin:end]
             bound = self._sweep(len(self.nodes), w @ proof.spec, j, begin, mine) + w @ proof.offsets
@@ -238,8 +231,7 @@ class Prover:
                 return f"leaf {worst} of block {j} (case {case[worst]}): its bound is {bound[worst - begin]:.6g}, not above 0"
         found = [Leaf() for _ in case]
         for row, number, element, low, high in zip(*(v.tolist() for v in (cuts.row, cuts.number, cuts.element, cuts.low, cuts.high)), strict=True):
-            if (number, element) in found[row]:
-                raise Rejected(f"block {j}: leaf {row} cuts one element twice")
+            demand((number, element) not in found[row], f"block {j}: leaf {row} cuts one element twice")
             found[row][number, element] = (low, high)
         for c, leaf in zip(case.tolist(), found, strict=True):
             leaves[c].append(leaf)
@@ -249,17 +241,17 @@ class Prover:
     def _cuts(self, j: int) -> Cuts:
         if f"b{j}.cut.row" not in self.proof.arrays:
             return _NO_CUTS
-        row, number, element = (np.asarray(self.proof.arrays[f"b{j}.cut.{name}"], np.int64) for name in ("row", "number", "element"))
-        low, high, beta = (np.asarray(self.proof.arrays[f"b{j}.cut.{name}"], np.float64) for name in ("low", "high", "beta"))
-        one = {v.shape for v in (row, number, element, low, high, beta)} == {(len(row),)}
+        types = {name: np.int64 if name in ("row", "number", "element") else np.float64 for name in Cuts._fields}
+        cuts = Cuts(*(np.asarray(self.proof.arrays[f"b{j}.cut.{name}"], t) for name, t in types.items()))
+        row, number, element, low, high, beta = cuts
         count = len(self.proof.arrays[f"b{j}.case"])
-        if not one or ((row < 0) | (row >= count) | (number < 1) | (number > len(self.nodes)) | (element < 0)).any():
-            raise Rejected(f"block {j}: cuts that do not fit its leaves")
-        if (element >= np.asarray(self.proof.sizes)[number]).any() or np.isnan(low).any() or np.isnan(high).any() or not np.isfinite(beta).all():
-            raise Rejected(f"block {j}: a cut of no element, or at no number")
-        if not np.isfinite(np.where(beta > 0, low, np.where(beta < 0, high, 0.0))).all():
-            raise Rejected(f"block {j}: a multiplier whose sign is that of no constraint of its leaf")
-        return Cuts(row, number, element, low, high, beta)
+        fits = {v.shape for v in cuts} == {(len(row),)} and ((row >= 0) & (row < count) & (number >= 1) & (number <= len(self.nodes)) & (element >= 0)).all()
+        demand(fits, f"block {j}: cuts that do not fit its leaves")
+        real = (element < np.asarray(self.proof.sizes)[number]).all() and not np.isnan(low).any() and not np.isnan(high).any() and np.isfinite(beta).all()
+        demand(real, f"block {j}: a cut of no element, or at no number")
+        held = np.isfinite(np.where(beta > 0, low, np.where(beta < 0, high, 0.0))).all()
+        demand(held, f"block {j}: a multiplier whose sign is that of no constraint of its leaf")
+        return cuts
 
     def _empty(self, cuts: Cuts) -> NDArray[np.bool_]:
         low, high = (np.array([self.boxes[n][side][e] for n, e in zip(cuts.number, cuts.element, strict=True)]) for side in (0, 1))
@@ -322,14 +314,12 @@ class Prover:
         values = self.proof.arrays.get(name)
         if values is None:
             return None
-        if values.ndim != 2 or values.shape[1] != width or len(values) < begin + count:
-            raise Rejected(f"{name} has not one slope for each row and element")
+        demand(values.ndim == 2 and values.shape[1] == width and len(values) >= begin + count, f"{name} has not one slope for each row and element")
         return np.asarray(values[begin : begin + count], np.float64)
 
     def _selected(self, node: Node, a: Array) -> tuple[Array, Array, list[Array]]:
         """Go through the largest of each window: no less than its member of the largest lower end; no more than that one where it dominates, or a number."""
-        windows = node.held["windows"]
-        lows, highs = (np.append(end, -np.inf)[windows] for end in self.boxes[node.inputs[0]])
+        windows, (lows, highs) = node.held["windows"], self._members(node)
         best = lows.argmax(1)[:, None]
         pick, ceiling = np.take_along_axis(windows, best, 1)[:, 0], highs.max(1)
         np.put_along_axis(highs, best, -np.inf, 1)

@@ -21,6 +21,12 @@ class Rejected(Exception):
     """The file is damaged, or says what cannot be right."""
 
 
+def demand(good: Any, message: str) -> None:
+    """Reject the file unless something holds."""
+    if not good:
+        raise Rejected(message)
+
+
 def g(n: float) -> float:
     """Return the allowance for n roundings."""
     return n * UNIT / (1 - n * UNIT)
@@ -49,23 +55,23 @@ class Node:
 
     def __init__(self, facts: dict[str, Any], arrays: dict[str, NDArray[Any]], shapes: list[tuple[int, ...]]) -> None:
         self.kind, self.inputs, self.shape = str(facts["op"]), [int(i) for i in facts["inputs"]], tuple(int(n) for n in facts["shape"])
-        if not self.inputs or any(not 0 <= i < len(shapes) for i in self.inputs):
-            raise Rejected(f"an operation ({self.kind}) reads numbers that come after it")
+        demand(self.inputs and all(0 <= i < len(shapes) for i in self.inputs), f"an operation ({self.kind}) reads numbers that come after it")
         self.facts, self.size, self.wide = facts, math.prod(self.shape), [math.prod(shapes[i]) for i in self.inputs]
         self.input_shape = shapes[self.inputs[0]]
         whole = ("row", "column", "windows")
         self.held: dict[str, Any] = {k: np.asarray(v, np.int64 if k.startswith(whole) else np.float64) for k, v in arrays.items()}
         self.affine = self.kind in ("linear", "convolution", "scale", "sum", "reshape", "matrix")
-        if self.kind not in ("pieces", "curve", "largest") and not self.affine:
-            raise Rejected(f"the operation {self.kind!r} is not known to this checker")
+        demand(self.affine or self.kind in ("pieces", "curve", "largest"), f"the operation {self.kind!r} is not known to this checker")
         self._fits()
-        self.constant = self.forward([np.zeros((1, n)) for n in self.wide], False)[0] if self.affine else np.zeros(self.size)
+        self.constant = self._constant()
+        factor = self.held["scale"] if self.kind == "scale" else 1.0
+        self.factors = facts["signs"] if self.kind == "sum" else [np.broadcast_to(factor, self.shape).reshape(-1)]
 
     def _fits(self) -> None:
         """Raise where shapes disagree, so that nothing is broadcast or read past an end."""
         h = self.held
         same = {"scale": self.wide[0], "sum": self.wide[-1], "reshape": self.wide[0], "pieces": self.wide[0], "curve": self.wide[0]}.get(self.kind, self.size)
-        good = same == self.size and all(np.isfinite(v).all() for v in h.values())
+        good = same == self.size and all(np.isfinite(v).all() for v in h.values()) and (len(self.inputs) == 1 or self.kind in ("sum", "matrix"))
         if self.kind == "linear":
             good &= h["weight"].shape == (self.shape[-1], self.input_shape[-1]) and self.shape[:-1] == self.input_shape[:-1]
         if self.kind == "sum":
@@ -77,87 +83,67 @@ class Node:
             good &= self.facts["function"] in ("tanh", "sigmoid")
         if self.kind == "pieces":
             good &= h["kinks"].shape == h["values"].shape and len(h["kinks"]) > 0 and bool((np.diff(h["kinks"]) > 0).all())
-        if not good or (len(self.inputs) > 1 and self.kind not in ("sum", "matrix")):
-            raise Rejected(f"the shapes or numbers of an operation ({self.kind}) do not fit together")
+        demand(good, f"the shapes or numbers of an operation ({self.kind}) do not fit together")
+
+    def _constant(self) -> Array:
+        """Return b, flat: a bias for each output channel (first axis) or feature (last axis), a shift that broadcasts, or a constant for each number."""
+        name = {"linear": "bias", "convolution": "bias", "scale": "shift", "matrix": "constant"}.get(self.kind)
+        if name is None or (name == "bias" and name not in self.held):
+            return np.zeros(self.size)
+        b = self.held[name]
+        shape = {"convolution": (-1, *[1] * (len(self.shape) - 1)), "matrix": self.shape}.get(self.kind, b.shape)
+        return np.asarray(np.broadcast_to(b.reshape(shape), self.shape).reshape(-1))
+
+    def _taps(self) -> list[tuple[Array, NDArray[np.int64]]]:
+        """Return for each place of a kernel its weights (groups, m, c), and the input elements it meets (groups, c, places); padding is one past the end."""
+        groups, places, weight = int(self.facts["groups"]), math.prod(self.shape[1:]), self.held["weight"]
+        around = [(0, 0), *((p, p) for p in self.facts["padding"])]
+        index = np.pad(np.arange(self.wide[0]).reshape(self.input_shape), around, constant_values=self.wide[0])
+        spans = list(zip(self.facts["stride"], self.facts["dilation"], self.shape[1:], strict=True))
+        found = []
+        for tap in np.ndindex(*weight.shape[2:]):
+            where = tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, (s, d, n) in zip(tap, spans, strict=True))
+            w = weight[(slice(None), slice(None), *tap)].reshape(groups, self.shape[0] // groups, -1)
+            found.append((w, index[(slice(None), *where)].reshape(groups, w.shape[2], places)))
+        return found
 
     def forward(self, inputs: list[Array], absolute: bool) -> Array:
         """Return Wx + b, or |W|x."""
-        x = inputs[0]
+        weigh: Any = np.abs if absolute else np.asarray
+        total = sum(self._through(k, x, weigh) for k, x in enumerate(inputs))
+        return np.asarray(total if absolute else total + self.constant)
 
-        def weigh(weight: Any) -> Any:
-            return np.abs(weight) if absolute else weight
-
-        bias = None if absolute else self.held.get("bias")
+    def _through(self, k: int, x: Array, weigh: Any) -> Array:
         if self.kind == "linear":
-            y = x.reshape(len(x), -1, self.input_shape[-1]) @ weigh(self.held["weight"]).T
-            return np.asarray((y if bias is None else y + bias).reshape(len(x), self.size))
+            return np.asarray((x.reshape(len(x), -1, self.input_shape[-1]) @ weigh(self.held["weight"]).T).reshape(len(x), self.size))
         if self.kind == "convolution":
-            return self._convolved(x, weigh(self.held["weight"]), bias)
-        if self.kind == "scale":
-            factor, shift = (np.broadcast_to(self.held[name], self.shape).reshape(-1) for name in ("scale", "shift"))
-            return np.asarray(x * weigh(factor) + (0 if absolute else shift))
-        if self.kind == "sum":
-            return np.asarray(sum(abs(s) * v if absolute else s * v for s, v in zip(self.facts["signs"], inputs, strict=True)))
-        if self.kind == "reshape":
-            return x
-        total = np.zeros((len(x), self.size)) if absolute else np.tile(self.held["constant"], (len(x), 1))
-        for k, v in enumerate(inputs):
-            rows, columns, values = (self.held[f"{name}{k}"] for name in ("row", "column", "value"))
-            total = total + gathered(v[:, columns] * weigh(values), rows, self.size)
-        return total
+            around = np.vstack([x.T, np.zeros(len(x))])
+            return np.asarray(sum(weigh(w) @ around[where].reshape(*where.shape[:2], -1) for w, where in self._taps()).reshape(self.size, -1).T)
+        if self.kind == "matrix":
+            row, column, value = (self.held[f"{name}{k}"] for name in ("row", "column", "value"))
+            return gathered(x[:, column] * weigh(value), row, self.size)
+        return np.asarray(x * weigh(self.factors[k]))
 
     def back(self, a: Array) -> list[Array]:
         """Return W^T a for each input."""
         if self.kind == "linear":
             return [(a.reshape(len(a), -1, self.shape[-1]) @ self.held["weight"]).reshape(len(a), -1)]
         if self.kind == "convolution":
-            return [self._transposed(a)]
-        if self.kind == "scale":
-            return [a * np.broadcast_to(self.held["scale"], self.shape).reshape(-1)]
-        if self.kind == "sum":
-            return [s * a for s in self.facts["signs"]]
-        if self.kind == "reshape":
-            return [a]
-        parts = [[self.held[f"{name}{k}"] for name in ("row", "column", "value")] for k in range(len(self.inputs))]
-        return [gathered(a[:, rows] * values, columns, wide) for (rows, columns, values), wide in zip(parts, self.wide, strict=True)]
-
-    def _taps(self) -> list[tuple[tuple[int, ...], tuple[slice, ...]]]:
-        """Return for each place of the kernel the elements of the padded input it meets."""
-        kernel, strides, gaps = self.held["weight"].shape[2:], self.facts["stride"], self.facts["dilation"]
-        spans = list(zip(strides, gaps, self.shape[1:], strict=True))
-        return [(tap, tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, (s, d, n) in zip(tap, spans, strict=True))) for tap in np.ndindex(*kernel)]
-
-    def _padded(self) -> tuple[tuple[int, ...], tuple[slice, ...]]:
-        size = tuple(n + 2 * p for n, p in zip(self.input_shape[1:], self.facts["padding"], strict=True))
-        return size, tuple(slice(p, p + n) for n, p in zip(self.input_shape[1:], self.facts["padding"], strict=True))
-
-    def _convolved(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        groups, (size, inside) = int(self.facts["groups"]), self._padded()
-        padded = np.zeros((len(x), self.input_shape[0], *size))
-        padded[(slice(None), slice(None), *inside)] = x.reshape(len(x), *self.input_shape)
-        split: Any = weight.reshape(groups, -1, *weight.shape[1:])
-        y: Any = np.zeros((len(x), groups, self.shape[0] // groups, math.prod(self.shape[1:])))
-        for tap, where in self._taps():
-            window = padded[(slice(None), slice(None), *where)].reshape(len(x), groups, self.input_shape[0] // groups, -1)
-            y += split[(slice(None), slice(None), slice(None), *tap)] @ window
-        y = y.reshape(len(x), self.shape[0], -1)
-        return np.asarray((y if bias is None else y + bias[:, None]).reshape(len(x), self.size))
-
-    def _transposed(self, a: Array) -> Array:
-        groups, (size, inside), weight = int(self.facts["groups"]), self._padded(), self.held["weight"]
-        split, padded = weight.reshape(groups, -1, *weight.shape[1:]), np.zeros((len(a), self.input_shape[0], *size))
-        rows = a.reshape(len(a), groups, self.shape[0] // groups, -1)
-        for tap, where in self._taps():
-            matrix = split[(slice(None), slice(None), slice(None), *tap)].transpose(0, 2, 1)
-            padded[(slice(None), slice(None), *where)] += (matrix @ rows).reshape(len(a), self.input_shape[0], *self.shape[1:])
-        return np.asarray(padded[(slice(None), slice(None), *inside)].reshape(len(a), -1))
+            result, rows = np.zeros((self.wide[0] + 1, len(a))), np.ascontiguousarray(a.T)
+            for w, where in self._taps():  # of one tap no two elements meet the same one
+                result[where.reshape(-1)] += (w.transpose(0, 2, 1) @ rows.reshape(*w.shape[:2], -1)).reshape(-1, len(a))
+            return [result[:-1].T]
+        if self.kind == "matrix":
+            parts = [[self.held[f"{name}{k}"] for name in ("row", "column", "value")] for k in range(len(self.inputs))]
+            return [gathered(a[:, row] * value, column, wide) for (row, column, value), wide in zip(parts, self.wide, strict=True)]
+        return [a * factor for factor in self.factors]
 
     # functions of one number: from a slope the intercept that makes a line true
 
     def value(self, t: Array) -> tuple[Array, Array]:
         """Return f(t), and the size of the terms that made it."""
         if self.kind == "curve":
-            return (np.tanh(t), np.ones_like(t)) if self.facts["function"] == "tanh" else (0.5 + 0.5 * np.tanh(t / 2), np.ones_like(t))
+            return np.tanh(t) if self.facts["function"] == "tanh" else 0.5 + 0.5 * np.tanh(t / 2), np.ones_like(t)
         kinks, values = self.held["kinks"], self.held["values"]
         piece = np.searchsorted(kinks, t, side="right")
         anchor = np.maximum(piece - 1, 0)
@@ -180,10 +166,8 @@ class Node:
 
     def _touching(self, m: Array) -> list[Array]:
         """Return where f' = m, for slopes of at least 1e-6: there the place errs by less than 1e-9, and f - m t, flat there, by less than 1e-18."""
-        if self.facts["function"] == "tanh":
-            t = np.arctanh(np.sqrt(np.clip(1 - m, 0, 1 - 1e-9)))
-            return [-t, t]
-        t = 2 * np.arctanh(np.sqrt(np.clip(1 - 4 * m, 0, 1 - 1e-9)))
+        wide = 1 if self.facts["function"] == "tanh" else 2  # sigmoid(t) = 1/2 + tanh(t / 2) / 2
+        t = wide * np.arctanh(np.sqrt(np.clip(1 - wide**2 * m, 0, 1 - 1e-9)))
         return [-t, t]
 
     def range(self, low: Array, high: Array) -> tuple[Array, Array]:
@@ -216,14 +200,13 @@ class Threat:
     def __init__(self, facts: dict[str, Any], x: Array, arrays: dict[str, NDArray[Any]]) -> None:
         self.norm, self.radius, self.x = facts["norm"], float(facts["radius"]), x
         self.weight = np.broadcast_to(np.asarray(arrays.get("weights", 1.0), np.float64), x.shape)
-        if self.norm not in ("linf", "l2", "l1") or not 0 <= self.radius < math.inf or not ((self.weight > 0) & np.isfinite(self.weight)).all():
-            raise Rejected("the threat is none that this checker knows: linf, l2 or l1, a radius of at least 0, weights above 0")
+        good = self.norm in ("linf", "l2", "l1") and 0 <= self.radius < math.inf and ((self.weight > 0) & np.isfinite(self.weight)).all()
+        demand(good, "the threat is none that this checker knows: linf, l2 or l1, a radius of at least 0, weights above 0")
         reach = above(self.radius / self.weight)
         low, high = -reach, reach.copy()
         if "low" in arrays:
             floor, ceiling = (np.broadcast_to(np.asarray(arrays[name], np.float64), x.shape) for name in ("low", "high"))
-            if not ((floor <= x) & (x <= ceiling)).all():
-                raise Rejected("the point lies outside the threat's box")
+            demand(((floor <= x) & (x <= ceiling)).all(), "the point lies outside the threat's box")
             low, high = np.maximum(low, -above(x - floor)), np.minimum(high, above(ceiling - x))
         free = np.broadcast_to(np.asarray(arrays.get("mask", True), bool), x.shape)
         self.low, self.high = np.where(free, low, 0.0), np.where(free, high, 0.0)
