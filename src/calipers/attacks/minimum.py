@@ -16,6 +16,7 @@ from calipers.attacks.polish import polish
 from calipers.attacks.search import Memory, Recipe, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.constrained import ConstrainedRegion
 from calipers.problem.interrupts import remaining
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
@@ -81,6 +82,8 @@ def _settled(problem: Problem, attempt: Attempt, points: Tensor, seed: int) -> A
     forwards, backwards = counter.forwards, counter.backwards
     polish(problem, points, problem.streams(seed))
     candidate = _decided(problem, points)
+    if isinstance(problem.region, ConstrainedRegion):  # the way nearer to x may have led through what the constraints exclude
+        candidate = torch.where(per_job(problem.clearance(candidate) <= 0, candidate), candidate, attempt.candidate)
     spent, back = (counter.forwards - forwards) // len(points), (counter.backwards - backwards) // len(points)
     return Attempt(attempt.index, candidate, attempt.forwards + spent + 1, attempt.backwards + back)
 

@@ -8,7 +8,7 @@ pass with slopes for every row; then the leaves.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,8 +88,8 @@ class Notes:
     def of(cls, problem: Problem, plain: Relaxed, margins: Tensor) -> Notes:
         """Begin with plain sweeps; raises `BadInput` where the threat has no place in a proof file."""
         threat = problem.threat
-        if not isinstance(threat, Ball) or norm_named(threat.norm).is_count:
-            raise BadInput("proof files are about norm balls: measure this threat without proofs")
+        if not isinstance(threat, Ball) or norm_named(threat.norm).is_count or threat.constraints is not None:
+            raise BadInput("proof files are about norm balls, and no constraints: measure this threat without proofs")
         everything = torch.arange(len(problem), device=problem.x.device)
         return cls(problem, plain.take(everything), margins.clone(), problem.goal.cases(problem.classes).to(margins.device))
 
@@ -154,6 +154,12 @@ class Notes:
                 own = sweeps.take(mine)
                 block = {"element": own.about[0], "sign": own.about[1], **_slopes(own)}
                 _write_block(blocks, arrays, {"pass": 1, "kind": "box", "number": own.number}, block)
+
+
+def level(state: Relaxed) -> Relaxed:
+    """Return the state with lines of slope 0 where functions bend: sweeps through them prove no less than intervals do."""
+    lines = {k: Lines(*(torch.zeros_like(t) for t in v)) for k, v in state.relaxations.items() if isinstance(v, Lines)}
+    return replace(state, relaxations={**state.relaxations, **lines})
 
 
 def differs(problem: Problem, i: int, data: bytes) -> str:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.norms import norm_for, norm_named
+from calipers.problem.constrained import ConstrainedRegion, check_satisfied, read_constraints
+from calipers.problem.norms import norm_for, norm_named, unboxed
 from calipers.problem.region import Attained, Fall, Region, contract, per_feature
 
 __all__ = ["Attained", "Ball", "Fall", "Region", "contract"]
@@ -25,7 +26,8 @@ class Ball:
 
     `radius` is in the data's native units: one number, or one for each point (N,). `box` is (low, high), numbers or tensors of one input's shape, or None.
     `mask` (bool) and `weights` (positive) have one input's shape; a feature of weight 2 may move half as far. In "l0" the radius is a number of features, in
-    "pixels" one of pixels of inputs (channels, ...): all channels of a pixel may change together.
+    "pixels" one of pixels of inputs (channels, ...): all channels of a pixel may change together. `constraints` are (A, b): only points with A x' <= b are
+    admissible, where A (m, d) multiplies the flattened input in the data's units; for rows of a table, say, whose features have an order or a bounded sum.
 
     >>> Ball("linf", 8 / 255).norm
     'linf'
@@ -36,6 +38,7 @@ class Ball:
     box: tuple[float | Tensor, float | Tensor] | None = (0.0, 1.0)
     mask: Tensor | None = None
     weights: Tensor | None = None
+    constraints: tuple[Any, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", norm_named(self.norm).name)
@@ -54,11 +57,17 @@ class Ball:
             raise BadInput(f"mask must be of dtype bool (True where the adversary may change a feature), got {self.mask.dtype}")
         if self.weights is not None and not bool((self.weights > 0).all() and self.weights.isfinite().all()):
             raise BadInput("weights must be positive and finite in every feature; to freeze a feature use mask")
+        if self.constraints is not None:
+            object.__setattr__(self, "constraints", read_constraints(self.constraints))
+            if norm_named(self.norm).is_count:
+                raise BadInput(f"constraints cut a convex ball, and norm {self.norm!r} counts: take 'linf', 'l2' or 'l1'")
 
     def check(self, x: Tensor) -> None:
         """Raise `BadInput` where the points x (N, *D) lie outside the box, or radius and data are in different units."""
         radius = self.radii(len(x)).to(x.device)
         self.at(0.0).region(x[:1])  # do box, mask and weights fit the points?
+        if self.constraints is not None:
+            check_satisfied(x, self.constraints)
         if self.box is None:
             return
         floor, ceiling = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in self.box)
@@ -108,7 +117,10 @@ class Ball:
             frozen = ~per_feature(self.mask, x)
             low, high = low.masked_fill(frozen, 0.0), high.masked_fill(frozen, 0.0)
         weight = None if self.weights is None else per_feature(self.weights, x)
-        return Region(self, norm_for(self.norm, x.shape[1:]), x, self.radii(len(x)).to(x.device), low, high, weight)
+        kind, norm = Region, norm_for(self.norm, x.shape[1:])
+        if self.constraints is not None:
+            kind, norm = ConstrainedRegion, unboxed(norm)  # features no longer move independently
+        return kind(self, norm, x, self.radii(len(x)).to(x.device), low, high, weight)
 
     def take(self, index: Tensor) -> Ball:
         """Return the ball for the chosen points."""
@@ -130,11 +142,11 @@ class Ball:
     def identity(self) -> dict[str, Any]:
         """Return what makes two threats the same question, JSON-ready; the radius is not part of it (a verdict is a reading of a bracket)."""
         listed = [None if t is None else torch.as_tensor(t).tolist() for t in (*(self.box or (None, None)), self.mask, self.weights)]
-        return {"norm": self.norm, "box": None if self.box is None else listed[:2], "mask": listed[2], "weights": listed[3]}
+        return {"norm": self.norm, "box": None if self.box is None else listed[:2], "mask": listed[2], "weights": listed[3], **self.particulars()}
 
     def particulars(self) -> dict[str, Any]:
-        """Return what a record keeps, beside norm, radius and box, to bring the threat back: nothing."""
-        return {}
+        """Return what a record keeps, beside norm, radius and box, to bring the threat back: its constraints."""
+        return {} if self.constraints is None else {"constraints": [t.tolist() for t in self.constraints]}
 
 
 def _check_inside(x64: Tensor, floor: Tensor, ceiling: Tensor) -> None:

@@ -21,7 +21,7 @@ from calipers.errors import BadInput
 from calipers.problem.budgets import Support, caps, rise_in_order, rise_together, share_out, soft_threshold, spend_in_order, toward
 from calipers.problem.counts import L0
 
-__all__ = ["L0", "L1", "L2", "NORMS", "Linf", "Norm", "Support", "distance_between", "norm_for", "norm_named", "support_rounding"]
+__all__ = ["L0", "L1", "L2", "NORMS", "Linf", "Norm", "Support", "distance_between", "norm_for", "norm_named", "support_rounding", "unboxed"]
 
 
 def support_rounding(d: int) -> int:
@@ -294,6 +294,11 @@ def norm_for(name: str, shape: Sequence[int]) -> Norm:
     """Return the norm of that name for inputs of one shape: a count of pixels has to know the channels. Raises `BadInput` where they have none."""
     norm = norm_named(name)
     return norm.over(shape) if isinstance(norm, L0) else norm
+
+
+def unboxed(norm: Norm) -> Norm:
+    """Return the same norm, which no longer says that its ball is a box: for a set that something else cuts besides."""
+    return Linf(is_box=False) if isinstance(norm, Linf) else norm
 
 
 def distance_between(a: Tensor, b: Tensor, norm: str) -> Tensor:

@@ -20,7 +20,7 @@ def recorded_threat(facts: Mapping[str, Any], radii: Tensor) -> Threat:
     letters = facts.get("letters")
     if letters is None:
         box = facts["box"]
-        return Ball(facts["norm"], radii, None if box is None else (float(box[0]), float(box[1])))
+        return Ball(facts["norm"], radii, None if box is None else (float(box[0]), float(box[1])), constraints=facts.get("constraints"))
     allowed = None if letters["allowed"] is None else torch.tensor(letters["allowed"], dtype=torch.bool)
     return Substitutions(letters["groups"], radii, allowed, _numeric(letters["numeric"]))
 
@@ -36,4 +36,5 @@ def _numeric(said: Mapping[str, Any] | None) -> Ball | None:
         box,  # type: ignore[arg-type]
         None if mask is None else torch.tensor(mask, dtype=torch.bool),
         None if weights is None else torch.tensor(weights, dtype=torch.float64),
+        said.get("constraints"),
     )
