@@ -35,7 +35,8 @@ _HELD = 2**30  # bytes of boxes held at once; beyond them the search gives up
 class InputSplit:
     """Decide every point within `seconds` of its own by halving its region, `batch` boxes at once; for norms that are boxes and at most `features` that move.
 
-    Where more features move, or constraints tie them together, nothing is claimed. Complete but for time and memory, and for points whose worst margin is 0 exactly.
+    Where more features move, or constraints tie them together, nothing is claimed. Complete but for time and memory, and for points whose worst margin is 0
+    exactly.
     `guarantee` as for `CROWN`. Cost of a box: as many forward passes as features move, and CROWN for what still bends.
     """
 
