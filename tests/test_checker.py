@@ -23,8 +23,9 @@ from typer.testing import CliRunner
 import calipers
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
-from calipers.certificates.crown import CROWN
+from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.proof import differs
+from calipers.certificates.radius import LargestRadius
 from calipers.cli import app
 from calipers.errors import UnsupportedOp
 from calipers.graph.capture import graph_of
@@ -40,6 +41,7 @@ from calipers.record.proofs import contents, packed
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "nets" / "mnist_wk17a.npz").exists(), reason="the reference networks are not beside the project (../shared/data)")
+INF = float("inf")
 RADII = {"linf": 0.08, "l2": 0.25, "l1": 0.5}
 TOOLS: tuple[Certifier, ...] = (CROWN(proofs=True), AlphaCROWN(steps=8, sharpen=4, proofs=True), BranchAndBound(seconds=3, steps=6, sharpen=4, proofs=True))
 
@@ -132,6 +134,30 @@ def test_every_certificate_of_many_networks_is_proved_again(kind: str, norm: str
     reproved(posed(kind, 100 + seed, norm, (0.3, 1.0, 2.5)[seed % 3], points=4))
 
 
+def witnessed(problem: Problem, i: int) -> float:
+    """Return the distance of the nearest of some random inputs that are of another class; infinity where all are of one."""
+    other = torch.rand(3000, *problem.x.shape[1:], generator=torch.Generator().manual_seed(i))
+    wrong = other[problem.classifier.logits(other).argmax(1) != problem.y[i]]
+    return float(problem.region.take([i] * len(wrong)).distance(wrong).min()) if len(wrong) else INF
+
+
+@pytest.mark.parametrize("norm", tuple(RADII))
+@pytest.mark.parametrize("kind", KINDS)
+def test_certificates_of_intervals_and_of_searches_are_proved_again(kind: str, norm: str) -> None:
+    seen = set()
+    for tool, share in ((IBP(proofs=True), 0.02), (LargestRadius(CROWN(), proofs=True), 1.0), (LargestRadius(IBP(), proofs=True), 0.1)):
+        problem = posed(kind, 1, norm, share)
+        for i, radius, data in claims(tool, problem):
+            asked = problem.take([i]).at(torch.tensor([radius], dtype=torch.float64))
+            verdict, far = prove(data), witnessed(problem, i)
+            larger = rewritten(data, lambda header, _, far=far: header["threat"].update(radius=far))
+            assert verdict.proved, f"point {i}, {tool}, radius {radius}: {verdict.reason}"
+            assert verdict.claim["threat"]["radius"] == radius < far and not differs(asked, 0, data)
+            assert "threat" in differs(asked, 0, larger) and not prove(larger).proved
+            seen.add(str(tool))
+    assert len(seen) == 3
+
+
 @pytest.mark.parametrize("norm", tuple(RADII))
 def test_masks_weights_and_missing_boxes_are_kept(norm: str) -> None:
     mask, weights = torch.tensor([True, False, True, True, True]), torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
@@ -163,6 +189,21 @@ def test_the_network_of_the_file_is_the_model(kind: str) -> None:
                 values.append(node.forward(inputs, False) if node.affine else node.value(inputs[0])[0])
         np.testing.assert_allclose(values[-1][0], logits.numpy(), rtol=1e-9, atol=1e-9)
     assert graph_of(problem.classifier, problem.x).nodes[0].shape == proof.nodes[0].shape
+
+
+def test_intervals_that_prove_more_than_adaptive_slopes_are_proved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # max(h, 0) + 0.05 for h from -0.4 to 1: not negative for an interval, while the line h below it falls to -0.35.
+    module = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        for p, values in zip(module.parameters(), ([[1.4]], [-0.4], [[1.0], [0.0]], [0.05, 0.0]), strict=True):
+            p.copy_(torch.tensor(values))
+    problem = Problem.pose(module, torch.tensor([[0.5]]), torch.tensor([0]), Ball("linf", 0.5))
+    assert not list(claims(CROWN(proofs=True), problem))
+    ((_, _, data),) = claims(IBP(proofs=True), problem)
+    assert prove(data).proved
+    monkeypatch.setattr("calipers.certificates.crown.level", lambda state: state)
+    ((_, _, data),) = claims(IBP(proofs=True), problem)
+    assert not prove(data).proved
 
 
 def test_what_cannot_be_written_is_refused() -> None:
@@ -386,12 +427,9 @@ def test_damaged_files_prove_nothing(tree: tuple[Problem, int, bytes]) -> None:
 def test_no_radius_above_a_witness_is_proved(kind: str, norm: str) -> None:
     problem = posed(kind, 7, norm, 0.1, points=2)
     for i, _, data in claims(TOOLS[1], problem):
-        generator = torch.Generator().manual_seed(i)
-        other = torch.rand(3000, *problem.x.shape[1:], generator=generator)
-        wrong = other[problem.classifier.logits(other).argmax(1) != problem.y[i]]
-        if not len(wrong):
+        far = witnessed(problem, i)
+        if far == INF:
             continue
-        far = float(problem.region.take([i] * len(wrong)).distance(wrong).min())
 
         def enlarge(header: dict[str, Any], arrays: dict[str, Any], far: float = far) -> None:
             header["threat"]["radius"] = far
@@ -418,7 +456,6 @@ def _cuts(**columns: list[float]) -> dict[str, Any]:
     return {f"cut.{name}": np.array(values, int if name in whole else float) for name, values in columns.items()}
 
 
-INF = float("inf")
 SLANTED = {"net.1.weight": np.ones((1, 1)), "net.2.weight": np.ones((1, 1)), "net.2.bias": np.array([0.5])}
 """x + 0.5, which is negative at -1: no claim about it is true."""
 BETA = by_hand(

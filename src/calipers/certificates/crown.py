@@ -14,7 +14,7 @@ from calipers.bounds.interval import Box
 from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.guaranteed import check_proofs, posed, stated
-from calipers.certificates.proof import Notes
+from calipers.certificates.proof import Notes, level
 from calipers.graph.capture import graph_of
 from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
@@ -55,13 +55,14 @@ class IBP:
     """Interval bound propagation (Gowal et al. 2018), with the last affine layers merged into the margins. Cheap and loose; exact for a linear model
     under linf.
 
-    `guarantee`: as for `CROWN`. Cost: two forward passes in float64.
+    `proofs` and `guarantee`: as for `CROWN`. Cost: two forward passes in float64.
     """
 
+    proofs: bool = field(default=False, repr=False)
     guarantee: Guarantee = field(default="float64-checked", repr=False)
 
     def __post_init__(self) -> None:
-        arithmetic_of(self.guarantee)
+        check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
 
     __repr__ = stated
 
@@ -71,7 +72,7 @@ class IBP:
 
     def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
         """See `Bounder`."""
-        return _bound(problem, arithmetic, known, refine=False)
+        return _bound(problem, arithmetic, known, refine=False, writer=self if self.proofs and known is None else None)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | Non
         margins = margin_bounds(state, rows) if refine else interval_margin_bounds(state, rows)
         margins = shifted(margins, problem.goal, problem.y, problem.classes)
     margins = margins.nan_to_num(nan=-torch.inf)
-    notes = None if writer is None else Notes.of(problem, state, margins)
+    notes = None if writer is None else Notes.of(problem, state if refine else level(state), margins)
     return Bound(problem.goal.worst(margins), state.boxes, state.rows + rows.shape[1], None if notes is None else lambda i: notes.written(i, writer))
 
 

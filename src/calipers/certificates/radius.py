@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from calipers.bounds.interval import Box
 from calipers.bounds.rounding import SEARCH, arithmetic_of
-from calipers.certificates.crown import Bounder, batches, spread
+from calipers.certificates.crown import Bounder, batches, spread, written
 from calipers.errors import BadInput
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
@@ -29,13 +30,15 @@ class LargestRadius:
     float32; what is claimed is confirmed in float64 with rounding accounted for, and only radii confirmed in that pass are claimed (a bound need not
     be monotone in the radius: the claim is the largest radius *proved*). The guarantee is the bounder's.
 
-    `rounds` limits the search; a point is settled when the predicted gain is below `tolerance` of its radius.
+    `rounds` limits the search; a point is settled when the predicted gain is below `tolerance` of its radius. With `proofs` every claim comes with the
+    bounder's proof file at its radius, if the bounder writes any.
     Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer points and fewer unstable elements.
     """
 
     bounder: Bounder
     rounds: int = 12
     tolerance: float = 1e-3
+    proofs: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 < self.tolerance < 1:
@@ -73,8 +76,8 @@ class _Search:
                 break
             self._ask(active)
             self._aim(wide)
-        radius, margin = self._confirm()
-        return Claim(index, radius, margin, self.arithmetic.guarantee, torch.zeros_like(self.rows), self.rows)
+        radius, margin, files = self._confirm()
+        return Claim(index, radius, margin, self.arithmetic.guarantee, torch.zeros_like(self.rows), self.rows, files)
 
     def _ask(self, active: Tensor) -> None:
         radius = self.next[active]
@@ -118,17 +121,23 @@ class _Search:
         gain = torch.where(unbounded, wide - self.low, torch.minimum(self.high, inside) - self.low)
         self.open = self.open & (gain > self.tool.tolerance * self.low) & (self.next > self.low) & (self.next < self.high) & (self.next <= wide)
 
-    def _confirm(self) -> tuple[Tensor, Tensor]:
-        """Return the radii proved in checked float64, and the margins bounded there."""
+    def _confirm(self) -> tuple[Tensor, Tensor, tuple[bytes | None, ...] | None]:
+        """Return the radii proved in checked float64, the margins bounded there, and the proofs where they are written."""
+        bounder: Any = self.tool.bounder
+        if self.tool.proofs and hasattr(bounder, "proofs"):
+            bounder = replace(bounder, proofs=True)
         radius, margin = torch.zeros_like(self.low), torch.where(self.low > 0, -torch.inf, self.low_margin)
         left = torch.nonzero(self.low > 0).flatten()
+        files: list[bytes | None] | None = [None] * len(radius) if getattr(bounder, "proofs", False) else None
         for share in _BACK_OFF:
             if not len(left):
                 break
             asked = self.problem.threat.least(self.low[left] * share)
-            bound = self.tool.bounder.bound(self.problem.take(left).at(asked), self.arithmetic)
+            bound = bounder.bound(self.problem.take(left).at(asked), self.arithmetic)
             self.rows[left] += bound.rows
             proved = bound.worst > 0
             radius[left[proved]], margin[left] = asked[proved], bound.worst
+            new = written(bound.prove, proved, left, len(radius))
+            files = files if new is None else [a if b is None else b for a, b in zip(files or new, new, strict=True)]
             left = left[~proved]
-        return radius, margin
+        return radius, margin, None if files is None else tuple(files)
