@@ -1,6 +1,6 @@
 """What does it cost to account for the rounding of the network as executed? Points that CROWN certifies under either guarantee, and seconds.
 
-    PYTHONPATH=src python benchmarks/guarantees.py [--points 100]
+PYTHONPATH=src python benchmarks/guarantees.py [--points 100]
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from calipers.bounds.dual import Dual, Free, Sight
 
 Watch = Callable[[Tensor, Sight], None]
 
-_DECAY, _FIRST, _SECOND = 0.97, 0.9, 0.999  # of the step length, and of Adam's two averages (Kingma and Ba 2015)
+_LAST = 0.2  # share of the step's length that is left at the end
+_FIRST, _SECOND = 0.7, 0.9  # of Adam's two averages (Kingma and Ba 2015): shorter memories than usual, for few steps without noise
 _WORTH_LEAVING = 0.25  # share of rows that have reached their aim at which the others go on alone
 
 
@@ -55,7 +56,7 @@ class Ascent:
         return best, kept
 
     def _lengths(self, step: int, unit: dict[int, Tensor]) -> Callable[[str, int], Tensor | float]:
-        decay = _DECAY**step
+        decay = _LAST ** (step / self.steps)
         return lambda kind, k: decay * (self.beta_step * unit[k] if kind == "beta" else self.alpha_step)
 
 
