@@ -335,3 +335,13 @@ def test_a_measurement_in_pixels_is_recorded_and_comes_back(tmp_path: Path) -> N
     assert back.identity() == Ball("pixels", 1).identity()
     (checked,) = calipers.check(tmp_path / "run.calipers", model, lambda q: Ball("pixels", 1))
     assert checked.sound
+
+
+@pytest.mark.parametrize("norm", ["l0", "pixels"])
+@pytest.mark.parametrize("plan", ["quick", "standard", "thorough", "complete", "autoattack"])
+def test_plans_answer_counts(norm: str, plan: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+    x = torch.rand(6, 2, 4, 4)
+    result = calipers.measure(model, x, model(x).argmax(1), calipers.Ball(norm, 3), plan=plan)
+    assert result.finished and sum(row.verdict == "broken" for row in result.points) > 0

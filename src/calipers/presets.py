@@ -39,6 +39,8 @@ from calipers.certificates.input_split import InputSplit
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
+from calipers.problem.ball import Ball
+from calipers.problem.norms import norm_named
 from calipers.problem.substitutions import Substitutions
 from calipers.problem.threat import Threat
 from calipers.problem.tools import Attack, Certifier
@@ -57,6 +59,9 @@ GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
 _LETTERS_ONLY = (Replace, Enumeration)
 _LETTERS_TOO = (Steepest, IBP, CROWN, AlphaCROWN, BranchAndBound, LargestRadius)
 """Tools that answer a `Substitutions` threat; all others search the inside of a ball."""
+
+_CONVEX_ONLY = (Square, FAB)
+"""Tools of the plans that a count of changed features or pixels has no use for: `SigmaZero` stands in their place."""
 
 _USUAL: dict[str, tuple[Any, ...]] = {
     "Nearest": (PGD(steps=20),),
@@ -187,9 +192,21 @@ def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -
     if plan is None:
         plan = "categorical" if isinstance(threat, Substitutions) else usual
     chosen = plan if isinstance(plan, Plan) else plan_named(plan)
+    if not isinstance(plan, Plan) and isinstance(threat, Ball) and norm_named(threat.norm).is_count:
+        chosen = _counting(chosen)
     for stage in chosen.stages:
         check_fit(stage.tool, threat)
     return chosen
+
+
+def _counting(plan: Plan) -> Plan:
+    """Return the plan for norms that count: one `SigmaZero` in the place of what does not fit them."""
+    fits = [not isinstance(stage.tool, _CONVEX_ONLY) for stage in plan.stages]
+    if all(fits):
+        return plan
+    first = fits.index(False)
+    kept = [stage for stage, fit in zip(plan.stages, fits, strict=True) if fit]
+    return dataclasses.replace(plan, stages=(*kept[:first], Stage(SigmaZero(steps=200), "attack"), *kept[first:]))
 
 
 def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:

@@ -114,7 +114,10 @@ def norm(summary: Summary) -> str:
     if counts_switches(summary):
         return "switches"
     found = (lookup(summary.question.facts, "threat", key) for key in ("norm", "name", "kind"))
-    return str(next((value for value in found if value), "distance"))
+    constraints = lookup(summary.question.facts, "threat", "constraints")
+    count = len(constraints[1]) if isinstance(constraints, list) and len(constraints) == 2 and isinstance(constraints[1], list) else 0
+    under = f" under {count} linear constraint{'' if count == 1 else 's'}" if count else ""
+    return str(next((value for value in found if value), "distance")) + under
 
 
 def radius(summary: Summary) -> str:
