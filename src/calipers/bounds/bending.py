@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.interval import Box
-from calipers.graph.ir import Affine, Graph
+from calipers.graph.ir import Graph, is_affine
 
 
 def bending(graph: Graph, number: int, box: Box) -> Tensor:
     """Return (N, n) flags: on which elements of the number, or on something made of them on the way to an operation, does that operation bend?"""
     bends = torch.zeros_like(box.lower.flatten(1), dtype=torch.bool)
     for op, i in ((n.op, i) for n in graph.nodes for i in set(n.inputs)):
-        if isinstance(op, Affine) or graph.ways[i][0] != number:
+        if is_affine(op) or graph.ways[i][0] != number:
             continue
         way = graph.ways[i]
         there = carried(graph, way, box)
@@ -24,7 +24,7 @@ def bending(graph: Graph, number: int, box: Box) -> Tensor:
 def carried(graph: Graph, way: tuple[int, ...], box: Box) -> Box:
     """Return the box at the end of a way, by interval arithmetic without care for rounding: for choices, not for claims."""
     for op in (graph.nodes[k - 1].op for k in way[1:]):
-        assert isinstance(op, Affine)
+        assert is_affine(op)
         middle, radius = op.value((box.lower + box.upper) / 2), op.absolute((box.upper - box.lower) / 2)
         box = Box(middle - radius, middle + radius)
     return box
@@ -34,7 +34,7 @@ def _brought_back(graph: Graph, way: tuple[int, ...], flags: Tensor, like: Tenso
     """Return the elements at the beginning of a way of which a flagged one at its end is made."""
     for k in reversed(way[1:]):
         op, shape = graph.nodes[k - 1].op, graph.shape(graph.nodes[k - 1].inputs[0])
-        assert isinstance(op, Affine)
+        assert is_affine(op)
         with torch.enable_grad():
             zeros = torch.zeros(len(flags), *shape, dtype=like.dtype, device=like.device, requires_grad=True)
             (weights,) = torch.autograd.grad(op.absolute(zeros), zeros, flags.to(like.dtype))

@@ -25,7 +25,7 @@ from calipers.bounds.coefficients import Dense
 from calipers.bounds.columns import Columns
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed
-from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Saddle
+from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Saddle, is_affine
 from calipers.problem.ball import Region
 
 
@@ -55,7 +55,7 @@ class Root:
     def grow(self) -> None:
         """Take over what has been settled since."""
         for k, node in enumerate(self.graph.nodes, start=1):
-            if isinstance(node.op, Affine) and k not in self.constants:
+            if is_affine(node.op) and k not in self.constants:
                 self.constants[k] = _constant(node.op, [self.graph.shape(i) for i in node.inputs], self.region.center)
             if not isinstance(node.op, Elementwise) or k in self.base or k not in self.state.relaxations:
                 continue
@@ -229,7 +229,7 @@ class Dual:
             if k in free.beta and k in self.cuts:
                 a, gain = self._constrained(k, a, free.beta[k])
                 offset = offset + gain
-            if isinstance(node.op, Affine):
+            if is_affine(node.op):
                 constant = self.root.constants[k]
                 if constant is not None:
                     offset = offset + a.flatten(1) @ constant.flatten()
@@ -292,7 +292,7 @@ class Dual:
             if not all(i in values for i in node.inputs):
                 continue
             inputs = [values[i] for i in node.inputs]
-            if isinstance(node.op, Affine):
+            if is_affine(node.op):
                 values[k] = node.op.value(*inputs)
             elif k in chosen:
                 (slope, at), (base_slope, base_at) = chosen[k], self.base[k]

@@ -15,7 +15,7 @@ from torch import Tensor
 from calipers.bounds.executed import departure, input_departure
 from calipers.bounds.interval import Box, propagate
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Elementwise, Graph
+from calipers.graph.ir import Affine, Elementwise, Graph, is_affine
 
 _SLACK = 8  # roundings of a few scalar operations
 
@@ -50,7 +50,7 @@ def forward(graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic) -> 
     forms, boxes = {0: form}, {0: form.box(arithmetic)}
     for number, node in enumerate(graph.nodes, start=1):
         inputs = [forms[i] for i in node.inputs]
-        if isinstance(node.op, Affine):
+        if is_affine(node.op):
             forms[number] = _affine(node.op, inputs, arithmetic)
         elif isinstance(node.op, Elementwise):
             forms[number] = _bent(node.op, inputs[0], boxes[node.inputs[0]], arithmetic)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph
+from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, is_affine
 from calipers.problem.ball import Region
 
 
@@ -58,7 +58,7 @@ def propagate(graph: Graph, number: int, boxes: dict[int, Box], arithmetic: Arit
     """
     node = graph.nodes[number - 1]
     inputs = [boxes[i] for i in node.inputs]
-    if isinstance(node.op, Affine):
+    if is_affine(node.op):
         return _affine(node.op, inputs, arithmetic)
     if isinstance(node.op, Elementwise):
         return Box(*node.op.range(inputs[0].lower, inputs[0].upper))

@@ -21,7 +21,7 @@ from calipers.bounds.columns import Columns
 from calipers.bounds.executed import departure, input_departure, widened
 from calipers.bounds.interval import Box, input_box, propagate, terms
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, Lines, Planes, Saddle, Selection, Windowed
+from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, Lines, Planes, Saddle, Selection, Windowed, is_affine
 from calipers.problem.ball import Region
 from calipers.problem.norms import support_rounding
 
@@ -88,10 +88,10 @@ class Relaxed:
             if max(node.inputs) != number:
                 continue
             op, inputs = node.op, [self.boxes[i] for i in node.inputs]
-            if not isinstance(op, Affine):
+            if not is_affine(op):
                 self.relaxations[later] = _relaxation(op, inputs, swept)
             if self.arithmetic.checked:
-                self.sizes[later] = terms(op, inputs) if isinstance(op, Affine) else relaxed_size(self.relaxations[later], *inputs)
+                self.sizes[later] = terms(op, inputs) if is_affine(op) else relaxed_size(self.relaxations[later], *inputs)
             if self.arithmetic.executed is not None:
                 self.departures[later] = departure(op, inputs, self.arithmetic)
 
@@ -192,6 +192,7 @@ _Batch = tuple[Relaxed, Tensor, Tensor, Tensor]
 """The state the rows run in, their points' places in it, their points' places in the whole (P,), and their elements (P,) or (P, S)."""
 
 _ROWS_OF_WINDOWS = 4096
+_FEW = 4096  # rows that run together however many of them are filling: a call costs more
 
 
 def _runs(state: Relaxed, flags: Tensor) -> Iterator[_Batch]:
@@ -221,7 +222,7 @@ def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
     begin = 0
     while begin < len(ranked) and ranked[begin]:
         widest, end = ranked[begin], begin + 1
-        while end < len(ranked) and ranked[end] * 2 > widest and (end + 1 - begin) * widest <= budget:
+        while end < len(ranked) and ranked[end] and (ranked[end] * 2 > widest or (end + 1 - begin) * widest <= _FEW) and (end + 1 - begin) * widest <= budget:
             end += 1
         points = order[begin:end]
         for share in Columns.of(flags[points], widest).place.split(max(1, budget), 1):
@@ -321,7 +322,7 @@ class _Sweep:
         if self.state.arithmetic.checked and (taken is not None or getattr(node.op, "rounds", True)):
             self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(self.state.sizes[number])
         self._depart(number, a)
-        if isinstance(node.op, Affine):
+        if is_affine(node.op):
             self._through_affine(node.op, a, node.inputs)
             return
         relaxation = self.state.relaxations[number]

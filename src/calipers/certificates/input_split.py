@@ -28,6 +28,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
 
 _SCATTERED = 4096  # points tried besides centres and corners, in every round
+_AT_LEAST = 16  # boxes of a round after the first
 _HELD = 2**30  # bytes of boxes held at once; beyond them the search gives up
 
 
@@ -137,6 +138,15 @@ class _Search:
         return (form.g.flatten(2) @ rows[..., None])[..., 0]
 
     def _halve(self, low: Tensor, high: Tensor, weight: Tensor, moving: Tensor, near: Tensor) -> None:
+        """Put both halves of each box with the open ones; while there are few, halves of halves: a round costs the same for one box as for a dozen."""
+        while True:
+            low, high = self._halves(low, high, weight, moving)
+            weight, near = weight.repeat(2, 1), near.repeat(2)
+            if len(self.low) + len(low) >= _AT_LEAST:
+                break
+        self.low, self.high, self.near = torch.cat([self.low, low]), torch.cat([self.high, high]), torch.cat([self.near, near])
+
+    def _halves(self, low: Tensor, high: Tensor, weight: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
         wide = (high - low).flatten(1)
         # A feature that the linear part does not see still matters through what bends: none is forgotten for ever.
         share = wide[:, moving] / self.width[moving]
@@ -145,9 +155,7 @@ class _Search:
         flat_low, flat_high = low.flatten(1), high.flatten(1)
         middle = (flat_low.gather(1, place) + flat_high.gather(1, place)) / 2
         lows, highs = torch.cat([flat_low, flat_low.scatter(1, place, middle)]), torch.cat([flat_high.scatter(1, place, middle), flat_high])
-        self.low = torch.cat([self.low, lows.view(-1, *low.shape[1:])])
-        self.high = torch.cat([self.high, highs.view(-1, *high.shape[1:])])
-        self.near = torch.cat([self.near, near.repeat(2)])
+        return lows.view(-1, *low.shape[1:]), highs.view(-1, *high.shape[1:])
 
     def _counterexample(self, low: Tensor, high: Tensor, pulls: Tensor, moving: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return a centre or a minimising corner that the model gets wrong, and the smaller of both margins for each box."""
