@@ -26,6 +26,7 @@ from calipers.bounds.columns import Columns
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed
 from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Saddle, is_affine
+from calipers.graph.smooth import Slid
 from calipers.problem.ball import Region
 
 
@@ -123,14 +124,25 @@ class _Slide:
 
     def __init__(self, op: Elementwise, low: Tensor, high: Tensor) -> None:
         self.op, self.low, self.high = op, low, high
+        slid = getattr(op, "slid", None)
+        self.slid: Slid | None = None if slid is None else slid(low, high)
         self.ends: tuple[Lines, list[Tensor | None]] | None = None
         if getattr(op, "straight", False):
             first, last = (op.relax(low, high, torch.full_like(low, a)) for a in (0.0, 1.0))
             rise = [b - a for a, b in zip(first, last, strict=True)]
             self.ends = first, [r if bool(r.any()) else None for r in rise]
 
+    def start(self) -> Tensor:
+        """Return the activation's own guess."""
+        guess: Callable[[Tensor, Tensor], Tensor] | None = getattr(self.op, "guess", None)
+        if self.slid is not None:
+            return self.slid.start
+        return torch.full_like(self.low, 0.5) if guess is None else guess(self.low, self.high)
+
     def lines(self, alpha: Tensor) -> Lines:
         """Return the lines at alpha."""
+        if self.slid is not None:
+            return self.slid.lines(alpha)
         if self.ends is None:
             return self.op.relax(self.low, self.high, alpha)
         return Lines(*(a if r is None else torch.addcmul(a, r, alpha) for a, r in zip(*self.ends, strict=True)))
@@ -142,7 +154,7 @@ class _Slide:
         if self.ends is None:
             with torch.enable_grad():
                 free = alpha.detach().requires_grad_()
-                lines = self.op.relax(self.low, self.high, free)
+                lines = self.lines(free)
                 moving = [(line, p) for line, p in zip(lines, pulls, strict=True) if line.requires_grad]
                 if not moving:
                     return torch.zeros_like(alpha)
@@ -210,8 +222,7 @@ class Dual:
         """Return where the search begins: the activations' own guesses, and multipliers of 0."""
         alpha = {}
         for k, slide in self.slides.items():
-            guess: Callable[[Tensor, Tensor], Tensor] | None = getattr(slide.op, "guess", None)
-            alpha[k] = torch.full_like(slide.low, 0.5) if guess is None else guess(slide.low, slide.high)
+            alpha[k] = slide.start()
         return Free(alpha, {i: torch.zeros_like(self.weigh[i]) for i in self.cuts if i in self.columns}, self.spec.new_zeros(self.spec.shape[:2]))
 
     def see(self, free: Free, *, forward: bool = True) -> Sight:

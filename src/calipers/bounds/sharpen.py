@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,6 +15,7 @@ from calipers.bounds.dual import Dual, Root
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, Tighten
 from calipers.bounds.optimise import Ascent
+from calipers.graph.ir import is_affine
 from calipers.graph.windows import Crop
 from calipers.problem.ball import Region
 
@@ -43,6 +46,9 @@ def sharpening(ascent: Ascent, region: Region, *, crops: bool = True) -> Tighten
 
 def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | None) -> Box:
     shape = root.graph.shape(number)
+    readers = [n.op for n in root.graph.nodes for i in n.inputs if i in root.graph.ways and root.graph.ways[i][0] == number]
+    if not all(getattr(op, "straight", False) for op in readers if not is_affine(op)):
+        ascent = dataclasses.replace(ascent, enough=torch.inf)  # on which side of 0 a value lies settles what is straight on both; a curve bends on
     elements = sum(torch.Size(root.graph.shape(i)).numel() for i in range(number + 1)) if crop is None else crop.elements
     ends = torch.stack([-box.upper.flatten(1), box.lower.flatten(1)])  # each the lower end of -+value
     upward = (box.lower + box.upper).flatten(1) > 0

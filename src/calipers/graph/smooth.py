@@ -47,6 +47,13 @@ def _everywhere(lower: Tensor, upper: Tensor) -> Tensor:
     return torch.ones_like(lower, dtype=torch.bool)
 
 
+class Slid(NamedTuple):
+    """The lines over an interval as a function of alpha, and the alpha at which they touch nearest to its middle."""
+
+    lines: Callable[[Tensor], Lines]
+    start: Tensor
+
+
 @dataclass(frozen=True)
 class Smooth:
     """A function of one number, smooth but for kinks at its inflections.
@@ -109,16 +116,57 @@ class Smooth:
         places = [lower, *(self._within(place, lower, upper) for place in self.inflections), upper]
         return [Piece(a, b, self.convex == (k % 2 == 0)) for k, (a, b) in enumerate(pairwise(places))]
 
+    def slid(self, lower: Tensor, upper: Tensor) -> Slid:
+        """Return what `relax` gives at any alpha, for a search: touching points are looked for once, and nothing is proved or leaves room for rounding."""
+        pieces = self.pieces(lower, upper)
+        below, low_start = _sliding(self.run, self.derivative, pieces, lower, upper)
+        above, high_start = _sliding(lambda x: -self.run(x), lambda x: -self.derivative(x), [p.turned() for p in pieces], lower, upper)
+        least, most = self.range(lower, upper)
+        known = self.defined(lower, upper)
+
+        def lines(alpha: Tensor) -> Lines:
+            (low, low_at), (high, high_at) = below(alpha), above(1 - alpha)
+            return Lines(*_or_else(known, low, low_at, least), *_or_else(known, -high, -high_at, most))
+
+        # A half says that nothing slides on that side: then the other side decides.
+        return Slid(lines, torch.where(low_start == 0.5, 1 - high_start, torch.where(high_start == 0.5, low_start, (low_start + 1 - high_start) / 2)))
+
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """See the module; alpha is None: the tangent that is highest in the middle of the interval. Lines that bound nothing where f is not defined."""
         pieces = self.pieces(lower, upper)
+        above = None if alpha is None else 1 - alpha  # over an inflection the lower line touches best at the end of its range, the upper one at the beginning
         low, low_at = _under(self.run, self.derivative, pieces, lower, upper, alpha, self.rough)
-        high, high_at = _under(lambda x: -self.run(x), lambda x: -self.derivative(x), [p.turned() for p in pieces], lower, upper, alpha, self.rough)
+        high, high_at = _under(lambda x: -self.run(x), lambda x: -self.derivative(x), [p.turned() for p in pieces], lower, upper, above, self.rough)
         least, most = self.range(lower, upper)
         known, fall = self.defined(lower, upper), self._fall(lower, upper)
         low, low_at = _or_else(known, low, low_at - fall, least)
         high, high_at = _or_else(known, -high, -high_at + fall, most)
         return Lines(low, low_at, high, high_at)
+
+
+def _sliding(f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, upper: Tensor) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor]:
+    """Return alpha -> slope and intercept of a line that ought to lie below f, and the alpha nearest to the middle; 1/2 where nothing slides."""
+    with torch.no_grad():
+        middle = lower + (upper - lower) / 2
+        first, last, touches = _touching(f, slope_of, pieces, lower, upper, middle)
+        chord = _chord(f, slope_of, lower, upper, middle)
+        chord_at = torch.minimum(f(lower) - chord * lower, f(upper) - chord * upper)
+        slides = touches & (last > first)
+        start = torch.where(slides, ((middle - first) / torch.where(slides, last - first, 1)).clamp(0, 1), 0.5)
+
+    def line(alpha: Tensor) -> tuple[Tensor, Tensor]:
+        at = first + alpha * (last - first)
+        slope = torch.where(touches, slope_of(at), chord)
+        return slope, torch.where(touches, f(at) - slope * at, chord_at)
+
+    return line, start
+
+
+def _chord(f: Function, slope_of: Function, lower: Tensor, upper: Tensor, middle: Tensor) -> Tensor:
+    width = upper - lower
+    # The rounding of two near values would leave nothing of a chord's slope.
+    wide = width > math.sqrt(torch.finfo(lower.dtype).eps) * torch.maximum(lower.abs(), upper.abs())
+    return torch.where(wide, (f(upper) - f(lower)) / torch.where(wide, width, 1), slope_of(middle))
 
 
 def _or_else(known: Tensor, slope: Tensor, at: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,10 +180,7 @@ def _under(f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, 
     middle = lower + (upper - lower) / 2
     with torch.no_grad():
         first, last, touches = _touching(f, slope_of, pieces, lower, upper, middle)
-        width = upper - lower
-        # The rounding of two near values would leave nothing of a chord's slope.
-        wide = width > math.sqrt(torch.finfo(lower.dtype).eps) * torch.maximum(lower.abs(), upper.abs())
-        chord = torch.where(wide, (f(upper) - f(lower)) / torch.where(wide, width, 1), slope_of(middle))
+        chord = _chord(f, slope_of, lower, upper, middle)
     at = torch.minimum(torch.maximum(middle, first), last) if alpha is None else first + alpha * (last - first)
     slope = torch.where(touches, slope_of(at), chord)
     reach = torch.maximum(lower.abs(), upper.abs())
@@ -256,8 +301,15 @@ class Wave(Smooth):
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """As any smooth function, where the interval is short."""
-        lines, (least, most) = super().relax(lower, upper, alpha), self.range(lower, upper)
-        tame, zero = self._tame(lower, upper), torch.zeros_like(lower)
+        return self._tamed(super().relax(lower, upper, alpha), lower, upper)
+
+    def slid(self, lower: Tensor, upper: Tensor) -> Slid:
+        """As any smooth function, where the interval is short."""
+        free = super().slid(lower, upper)
+        return Slid(lambda alpha: self._tamed(free.lines(alpha), lower, upper), free.start)
+
+    def _tamed(self, lines: Lines, lower: Tensor, upper: Tensor) -> Lines:
+        tame, zero, (least, most) = self._tame(lower, upper), torch.zeros_like(lower), self.range(lower, upper)
         return Lines(*(torch.where(tame, line, level) for line, level in zip(lines, (zero, least, zero, most), strict=True)))
 
 
