@@ -90,7 +90,7 @@ def exponent(spots: Sequence[Spot], method: str) -> float:
 
 def drawn(found: dict[str, list[Spot]]) -> str:
     """Return the figure: a panel for each axis, both scales logarithmic."""
-    wide, high, pad = 230, 190, 44
+    wide, high, pad = 226, 190, 54
     seconds = [t for spots in found.values() for s in spots for t in s.seconds.values()]
     low, top = math.floor(math.log10(min(seconds))), math.ceil(math.log10(max(seconds)))
     parts = []
@@ -108,8 +108,8 @@ def drawn(found: dict[str, list[Spot]]) -> str:
             points = " ".join(place(s, s.seconds[method]) for s in spots)
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
             label = f"{method}: exponent {exponent(spots, method):.2f}"
-            parts.append(f'<text x="{left + 8}" y="{38 + 15 * list(METHODS).index(method)}" fill="{colour}">{label}</text>')
-        ends = f'<text x="{left}" y="{high + 36}">{spots[0].at:g}</text><text x="{left + wide}" y="{high + 36}" text-anchor="end">{spots[-1].at:.4g}</text>'
+            parts.append(f'<text x="{left + 8}" y="{38 + 15 * list(METHODS).index(method)}" style="fill: {colour}">{label}</text>')
+        ends = f'<text x="{left}" y="{high + 36}">{spots[0].at:.3g}</text><text x="{left + wide}" y="{high + 36}" text-anchor="end">{spots[-1].at:.3g}</text>'
         parts.append(ends + f'<text x="{left + wide / 2}" y="{high + 36}" text-anchor="middle">{axis}</text>')
     width = pad + len(found) * (wide + pad)
     style = "<style>text { font: 12px sans-serif; fill: #888 }</style>"
