@@ -208,6 +208,19 @@ def test_sharpened_boxes_hold_and_are_narrower() -> None:
     assert narrower > 0.02 * total
 
 
+@pytest.mark.parametrize("activation", ["aten.tanh.default", "aten.gelu.default"])
+def test_ends_of_curves_are_ascended_to_the_last_step(activation: str) -> None:
+    """A ReLU's input of known sign is settled, a curve's bends on: there the ascent must not stop at 0."""
+    for _, case in some(1200, 4, activation):
+        small = case.ball.region(case.x.float())
+        with torch.no_grad(), plain_sums():
+            for_ever = relax(case.graph, case.ball.region(case.x, outward=True), CHECKED, tighten=sharpening(Ascent(6, 0.25, enough=torch.inf), small))
+        usual = sharpened(case)
+        for k in case.graph.bent:
+            torch.testing.assert_close(usual.boxes[k].lower, for_ever.boxes[k].lower, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(usual.boxes[k].upper, for_ever.boxes[k].upper, rtol=1e-6, atol=1e-9)
+
+
 def box_cases(first: int, count: int) -> Iterator[tuple[int, Case]]:
     """Random networks over balls that are boxes, few features free."""
     for seed in range(first, first + count):
