@@ -14,7 +14,7 @@ from torch.nn import functional
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.affine import Conv
 from calipers.graph.capture import capture, graph_of
-from calipers.graph.ir import Affine, Bilinear, Elementwise, Selection, Windowed
+from calipers.graph.ir import Affine, Bilinear, Contraction, Elementwise, Pooling, Selection, Windowed
 from calipers.problem.classifier import Classifier
 
 NAMES = sorted(nets.ZOO)
@@ -37,6 +37,7 @@ def test_graph_equals_module_on_batches_of_any_size(name: str) -> None:
 def test_every_operation_is_of_one_kind_and_names_its_place(name: str) -> None:
     for node in nets.captured(name).nodes:
         kinds = [(Affine, "affine"), (Elementwise, "elementwise"), (Selection, "selection"), (Bilinear, "product")]
+        kinds += [(Contraction, "contraction"), (Pooling, "pooling")]
         assert sum(isinstance(node.op, kind) and node.op.kind == word for kind, word in kinds) == 1
         assert node.where
 

@@ -30,7 +30,10 @@ from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Linear, Scale, Sum
 from calipers.graph.calls import leaves, with_absolute_constants
 from calipers.graph.capture import capture
-from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, Lines, Op, Planes, Saddle, Selection
+from calipers.graph.contraction import MatMul
+from calipers.graph.generic import Generic
+from calipers.graph.ir import Affine, Bilinear, Contraction, Elementwise, Facets, Graph, Lines, Op, Planes, Pooling, Saddle, Selection
+from calipers.graph.pooled import LogSumExp
 from calipers.graph.products import SELECTIONS, Product
 from calipers.graph.smooth import Smooth
 from calipers.graph.tape import Held
@@ -531,6 +534,90 @@ def test_a_false_fact_of_a_product_is_caught(mistake: str) -> None:
     assert caught(products(), *WRONG_SADDLES[mistake])
 
 
+def ends_changed(**shifts: float) -> Change:
+    """Return the mistake that adds a share of the room to fields of a matrix product's planes."""
+
+    def spoil(facets: Callable[..., Facets]) -> Callable[..., Facets]:
+        def wrong(x: Any, y: Any, alpha: Tensor | None = None) -> Facets:
+            planes = facets(x, y, alpha)
+            room = (x[1] - x[0]) @ (y[1] - y[0])
+            return planes._replace(**{name: getattr(planes, name) + share * room for name, share in shifts.items()})
+
+        return wrong
+
+    return spoil
+
+
+WRONG_FACETS: dict[str, tuple[str, Change]] = {
+    "the lower plane raised": ("facets", ends_changed(low_low=-0.3)),
+    "the upper plane lowered": ("facets", ends_changed(low_high=0.3)),
+    "the ends of y swapped": ("facets", result(lambda planes: planes._replace(low_y=planes.high_y, high_y=planes.low_y))),
+    "the other end of x": ("facets", result(lambda planes: planes._replace(low_x=planes.high_x))),
+    "the range narrowed": ("corners", result(narrowed)),
+}
+
+
+def contractions() -> Iterator[tuple[Graph, list[int], int]]:
+    """Yield networks that multiply two matrices of independent numbers, and weigh the product and its factors."""
+    for seed in range(24):
+        recipe = Recipe((4,), seed)
+        first, second = (recipe.add(Linear(torch.eye(4, dtype=torch.float64)[keep] * recipe.normal(2, 1), recipe.normal(2)), 0) for keep in ([0, 1], [2, 3]))
+        row, column = (
+            recipe.add(Generic(lambda t, s=shape: t.reshape(len(t), *s), "reshape", ((2,),), True), k)  # type: ignore[misc]
+            for k, shape in ((first, (1, 2)), (second, (2, 1)))
+        )
+        number = recipe.add(MatMul(), row, column)
+        flat = recipe.add(Generic(lambda t: t.reshape(len(t), 1), "reshape", ((1, 1),), True), number)
+        recipe.add(Generic(lambda a, b: torch.cat([a, b], 1), "cat", ((1,), (2,))), flat, first)
+        recipe.linear(6)
+        yield recipe.graph(), [number], seed
+
+
+@pytest.mark.parametrize("mistake", WRONG_FACETS)
+def test_a_false_fact_of_a_matrix_product_is_caught(mistake: str) -> None:
+    assert caught(contractions(), *WRONG_FACETS[mistake])
+
+
+def shares_changed(side: str, share: float) -> Change:
+    """Return the mistake that moves a plane of log sum exp by a share of the room between both in the middle of the box."""
+
+    def spoil(lines: Callable[[Tensor, Tensor], Lines]) -> Callable[[Tensor, Tensor], Lines]:
+        def wrong(lower: Tensor, upper: Tensor) -> Lines:
+            made, middle = lines(lower, upper), (lower + upper) / 2
+            room = (made.upper_slope - made.lower_slope) * middle + made.upper_intercept - made.lower_intercept
+            name = f"{side}_intercept"
+            return made._replace(**{name: getattr(made, name) + share * room.mean(1, keepdim=True)})
+
+        return wrong
+
+    return spoil
+
+
+WRONG_SHARES: dict[str, tuple[str, Change]] = {
+    "the upper plane lowered": ("lines", shares_changed("upper", -0.7)),
+    "the lower plane raised": ("lines", shares_changed("lower", 0.7)),
+    "the upper slopes in another order": ("lines", result(lambda lines: lines._replace(upper_slope=turned(lines.upper_slope)))),
+    "the tangent above": ("lines", result(lambda lines: lines._replace(upper_slope=lines.lower_slope, upper_intercept=lines.lower_intercept))),
+}
+
+
+def poolings() -> Iterator[tuple[Graph, list[int], int]]:
+    """Yield networks with log sum exp of independent numbers, weighed against these."""
+    for seed in range(24):
+        recipe = Recipe((3,), seed)
+        recipe.add(Scale(3 * recipe.normal(1, 3), recipe.normal(1, 3)))
+        number = recipe.add(LogSumExp(1))
+        total = recipe.add(affine_call("aten.sum.dim_IntList", (3,), (X, [1], True))[0])
+        recipe.add(Generic(lambda a, b: torch.cat([a, b], 1), "cat", ((1,), (3,))), total, number - 1)
+        recipe.linear(6)
+        yield recipe.graph(), [number], seed
+
+
+@pytest.mark.parametrize("mistake", WRONG_SHARES)
+def test_a_false_fact_of_log_sum_exp_is_caught(mistake: str) -> None:
+    assert caught(poolings(), *WRONG_SHARES[mistake])
+
+
 # ---- what rewrites are made of -----------------------------------------------------------------------------------------------------------------------
 
 REWRITTEN = (
@@ -573,7 +660,7 @@ def rewritten(kind: str) -> Iterator[tuple[Graph, list[int], int]]:
                 yield graph, numbers, seed
 
 
-MOVED = ("differences", "sum", "rows", "columns", "centre", "mean", "expand", "transpose", "aten.split.Tensor", "aten.unbind.int", "aten.chunk.default")
+MOVED = ("sum", "centre", "mean", "expand", "transpose", "aten.split.Tensor", "aten.unbind.int", "aten.chunk.default")
 
 
 @pytest.mark.parametrize("kind", MOVED)
@@ -596,12 +683,14 @@ def cut_off(case: Case) -> list[str]:
         if isinstance(node.op, Affine):
             continue
         boxes = [state.boxes[i] for i in node.inputs]
-        share = torch.rand(len(boxes), 64, *boxes[0].lower.shape, generator=generator, dtype=torch.float64)
-        share[:, ::2] = share[:, ::2].round()  # corners
-        places = [box.lower + s * (box.upper - box.lower) for box, s in zip(boxes, share, strict=True)]
+        shares = [torch.rand(64, *box.lower.shape, generator=generator, dtype=torch.float64) for box in boxes]
+        corners = [torch.where(torch.arange(64).view(-1, *[1] * (s.dim() - 1)) % 2 > 0, s, s.round()) for s in shares]
+        places = [box.lower + s * (box.upper - box.lower) for box, s in zip(boxes, corners, strict=True)]
         flat = [x.flatten(0, 1) for x in places]
         value = node.op.value(*flat).view(64, -1, *node.shape)
         below, above = between(state.relaxations[number], [x.view(64, -1, *x.shape[1:]) for x in flat])
+        if isinstance(node.op, LogSumExp):  # its lines hold together
+            below, above = (t.mean(node.op.axis + 1, keepdim=True).expand_as(t) for t in (below, above))
         box, room = propagate(case.graph, number, state.boxes, CHECKED), 1e-12 * (1 + value.abs())  # the lines are evaluated here with a rounding
         low, high = torch.maximum(below, box.lower), torch.minimum(above, box.upper)
         found += [f"number {number} ({kind_of(node.op)})"] * bool(((value < low - room) | (value > high + room)).any())
@@ -613,13 +702,19 @@ def between(relaxation: Any, x: list[Tensor]) -> tuple[Tensor, Tensor]:
     if isinstance(relaxation, Planes):
         picked = x[0].flatten(2).gather(2, relaxation.pick.flatten(1).expand(len(x[0]), -1, -1)).view(len(x[0]), *relaxation.pick.shape)
         return picked, torch.where(relaxation.exact, picked, relaxation.ceiling)
+    if isinstance(relaxation, Facets):
+        flat, rounds = [t.flatten(0, 1) for t in x], len(x[0])
+        every = Facets(*(t.repeat(rounds, *[1] * (t.dim() - 1)) for t in relaxation))
+        sign = torch.ones_like(every.low_low)
+        low, high = (MatMul().plane(s, every, *flat).unflatten(0, (rounds, -1)) for s in (sign, -sign))
+        return low, high
     lines = (relaxation,) if isinstance(relaxation, Lines) else relaxation.lines()
     low = sum(part.lower_slope * t + part.lower_intercept for part, t in zip(lines, x, strict=True))
     high = sum(part.upper_slope * t + part.upper_intercept for part, t in zip(lines, x, strict=True))
     return torch.as_tensor(low), torch.as_tensor(high)
 
 
-NON_AFFINE = {Bilinear: WRONG_SADDLES, Elementwise: WRONG_LINES, Selection: WRONG_PLANES}
+NON_AFFINE = {Contraction: WRONG_FACETS, Pooling: WRONG_SHARES, Bilinear: WRONG_SADDLES, Elementwise: WRONG_LINES, Selection: WRONG_PLANES}
 
 
 @pytest.mark.parametrize("name", [*(n for n in REWRITTEN if n != "constant that enlarges"), "max pool, ceil", "prelu, mish and silu"])
@@ -640,6 +735,6 @@ def test_a_false_relaxation_in_a_captured_module_is_caught(name: str) -> None:
 @pytest.mark.slow
 def test_no_module_of_the_zoo_holds_an_operation_without_a_mutant() -> None:
     tried = {*CALLS, *MOVED, *POOLS, "reshape", "output", *(kind_of(op) for name, args in nets.activations() if (op := ACTIVATIONS[name](args)) is not None)}
-    tried |= {"Linear", "Conv", "Scale", "Sum", "MaxPool", "Product"}
+    tried |= {"Linear", "Conv", "Scale", "Sum", "MaxPool", "Product", "MatMul", "LogSumExp"}
     found = {kind_of(node.op) for name in nets.ZOO for node in nets.captured(name).nodes}
     assert found <= tried, found - tried

@@ -265,13 +265,15 @@ def test_what_bends_in_the_end_is_bounded_on_both_sides() -> None:
     assert seen > 1000
 
 
-def test_copies_are_bounded_once_and_before_they_are_made() -> None:
-    """Keys and queries of an attention layer, not each of their products' factors; scores, not the differences of all their pairs."""
-    graph = nets.captured("attention of torch")
+@pytest.mark.parametrize(("name", "longest"), [("attention of torch", 1), ("variance", 2)])
+def test_copies_are_bounded_once_and_before_they_are_made(name: str, longest: int) -> None:
+    """One factor, not each of its copies; what goes into a curve, not what comes out of it."""
+    graph = nets.captured(name)
     for number, way in graph.ways.items():
         behind = [torch.Size(graph.shape(k)).numel() for k in way]
         assert behind[0] == min(behind), f"number {number} is bounded where its elements are more"
-    assert any(len(way) > 2 for way in graph.ways.values())
+    assert any(len(way) > longest for way in graph.ways.values())
+    assert not any(graph.nodes[k - 1].op.kind == "elementwise" for k in graph.bent if k)
     case = nets.case_of(graph, 3)
     state = relaxed(case)
     for number, way in graph.ways.items():

@@ -24,6 +24,9 @@ def bending(graph: Graph, number: int, box: Box) -> Tensor:
 def carried(graph: Graph, way: tuple[int, ...], box: Box) -> Box:
     """Return the box at the end of a way, by interval arithmetic without care for rounding: for choices, not for claims."""
     for op in (graph.nodes[k - 1].op for k in way[1:]):
+        if op.kind == "elementwise":
+            box = Box(*op.range(box.lower, box.upper))
+            continue
         assert is_affine(op)
         middle, radius = op.value((box.lower + box.upper) / 2), op.absolute((box.upper - box.lower) / 2)
         box = Box(middle - radius, middle + radius)
@@ -34,6 +37,8 @@ def _brought_back(graph: Graph, way: tuple[int, ...], flags: Tensor, like: Tenso
     """Return the elements at the beginning of a way of which a flagged one at its end is made."""
     for k in reversed(way[1:]):
         op, shape = graph.nodes[k - 1].op, graph.shape(graph.nodes[k - 1].inputs[0])
+        if op.kind == "elementwise":
+            continue
         assert is_affine(op)
         with torch.enable_grad():
             zeros = torch.zeros(len(flags), *shape, dtype=like.dtype, device=like.device, requires_grad=True)

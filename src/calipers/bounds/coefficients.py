@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calipers.graph.ir import Affine, Lines, Planes, Windowed
+from calipers.graph.ir import Affine, Contraction, Facets, Lines, Planes, Windowed
 from calipers.graph.windows import Window
 from calipers.problem.ball import Fall, Region, contract
 
@@ -125,6 +125,11 @@ class Dense:
         back = self.a.new_zeros(*self.a.shape[:2], torch.Size(shape).numel())
         back.scatter_add_(-1, pick.expand_as(flat), flat - constant)
         return replace(self, a=back.view(*self.a.shape[:2], *shape)), (constant * ceiling).sum(-1)
+
+    def contracted(self, op: Contraction, facets: Facets) -> list[tuple[Coefficients, Tensor]]:
+        """Return the coefficients of both factors of a matrix product, and their offsets (P, S), all of it with the first."""
+        x, y, offset = op.back(self.a, Facets(*(self._at(t) for t in facets)))
+        return [(replace(self, a=x), offset), (replace(self, a=y), torch.zeros_like(offset))]
 
     def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
         """Runs of rows (P,)."""

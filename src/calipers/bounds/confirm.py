@@ -9,7 +9,7 @@ from calipers.bounds.coefficients import Dense
 from calipers.bounds.dual import Dual, Free
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed, lower_bounds, relaxed_size
-from calipers.graph.ir import Elementwise, Lines
+from calipers.graph.ir import Elementwise, Facets, Lines, Node, Relaxation, Saddle, is_affine
 
 _BYTES = 2**26  # of lines and sizes held at once
 
@@ -38,11 +38,11 @@ def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
             if arithmetic.checked:
                 state.sizes[k] = relaxed_size(lines, root.boxes[node.inputs[0]].take(rows))
             continue
-        if k in root.relaxations:
-            planes = root.relaxations[k]
-            state.relaxations[k] = type(planes)(*(t[rows] for t in planes))
+        if not is_affine(node.op):
+            state.relaxations[k] = _planes(dual, free, k, node)
         if arithmetic.checked:
-            state.sizes[k] = root.sizes[k][rows]
+            fixed = not isinstance(state.relaxations.get(k), Saddle)
+            state.sizes[k] = root.sizes[k][rows] if fixed else relaxed_size(state.relaxations[k], *(root.boxes[i].take(rows) for i in node.inputs))
     for i, beta in free.beta.items():
         if i in dual.cuts:
             state.multipliers[i] = _multiplier(dual, i, beta.to(spec.dtype))
@@ -53,6 +53,19 @@ def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
     # The mean itself was rounded: what it lost is at most that share of all its terms over the box of the number.
     reach = (size[:, 0].flatten(1) * root.boxes[dual.number].magnitude[rows].flatten(1)).sum(1) if spec.shape[1] > 1 else torch.zeros_like(bound)
     return bound + shift - arithmetic.gamma(spec.shape[1]) * (reach + terms + bound.abs())
+
+
+def _planes(dual: Dual, free: Free, k: int, node: Node) -> Relaxation:
+    """Return the planes of an operation on several elements in the root's dtype, a product's at the chosen alpha."""
+    root, rows = dual.root.state, dual.rows
+    held = root.relaxations[k]
+    alpha = free.alpha[k].clamp(0, 1).view(-1, *node.shape) if k in free.alpha else None
+    if isinstance(held, Saddle):
+        assert node.op.kind == "product" and alpha is not None
+        (low_x, high_x), (low_y, high_y) = ((root.boxes[i].lower[rows], root.boxes[i].upper[rows]) for i in node.inputs)
+        return node.op.saddle((low_x, high_x), (low_y, high_y), alpha.to(low_x.dtype))
+    mine = type(held)(*(t[rows] for t in held))
+    return mine._replace(alpha=alpha.to(mine.low_x.dtype)) if isinstance(mine, Facets) and alpha is not None else mine
 
 
 def _lines(dual: Dual, free: Free, k: int, number: int) -> Lines:

@@ -21,12 +21,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calipers.bounds.coefficients import Dense
 from calipers.bounds.columns import Columns
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import Relaxed
-from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Planes, Saddle, is_affine
-from calipers.graph.smooth import Slid
+from calipers.bounds.slides import Contracted, Fixed, Sheet, Slide, Tilt
+from calipers.graph.ir import Affine, Elementwise, Facets, Graph, Lines, Node, Saddle, is_affine
 from calipers.problem.ball import Region
 
 
@@ -119,51 +118,6 @@ class Free:
         return self.mix.softmax(1)
 
 
-class _Slide:
-    """The lines of one operation's columns as a function of alpha."""
-
-    def __init__(self, op: Elementwise, low: Tensor, high: Tensor) -> None:
-        self.op, self.low, self.high = op, low, high
-        slid = getattr(op, "slid", None)
-        self.slid: Slid | None = None if slid is None else slid(low, high)
-        self.ends: tuple[Lines, list[Tensor | None]] | None = None
-        if getattr(op, "straight", False):
-            first, last = (op.relax(low, high, torch.full_like(low, a)) for a in (0.0, 1.0))
-            rise = [b - a for a, b in zip(first, last, strict=True)]
-            self.ends = first, [r if bool(r.any()) else None for r in rise]
-
-    def start(self) -> Tensor:
-        """Return the activation's own guess."""
-        guess: Callable[[Tensor, Tensor], Tensor] | None = getattr(self.op, "guess", None)
-        if self.slid is not None:
-            return self.slid.start
-        return torch.full_like(self.low, 0.5) if guess is None else guess(self.low, self.high)
-
-    def lines(self, alpha: Tensor) -> Lines:
-        """Return the lines at alpha."""
-        if self.slid is not None:
-            return self.slid.lines(alpha)
-        if self.ends is None:
-            return self.op.relax(self.low, self.high, alpha)
-        return Lines(*(a if r is None else torch.addcmul(a, r, alpha) for a, r in zip(*self.ends, strict=True)))
-
-    def pull(self, alpha: Tensor, a: Tensor, z: Tensor) -> Tensor:
-        """Return d bound / d alpha from the coefficients behind the operation and the values before it."""
-        below, above = a.clamp(min=0), a.clamp(max=0)
-        pulls = (below * z, below, above * z, above)
-        if self.ends is None:
-            with torch.enable_grad():
-                free = alpha.detach().requires_grad_()
-                lines = self.lines(free)
-                moving = [(line, p) for line, p in zip(lines, pulls, strict=True) if line.requires_grad]
-                if not moving:
-                    return torch.zeros_like(alpha)
-                (gradient,) = torch.autograd.grad([line for line, _ in moving], free, [p for _, p in moving])
-            return gradient.nan_to_num(0.0)
-        moved = [r * p for r, p in zip(self.ends[1], pulls, strict=True) if r is not None]
-        return sum(moved[1:], moved[0]) if moved else torch.zeros_like(alpha)
-
-
 class Sight(NamedTuple):
     """What one evaluation saw: the bounds (P,), the minimisers (P, *D), and for each node its columns' coefficients and lines; values z by number."""
 
@@ -193,18 +147,33 @@ class Dual:
         self.offsets = spec.new_zeros(spec.shape[:2]) if offsets is None else offsets
         self.graph, self.region, self.cuts = root.graph, root.region.take(rows), cuts or {}
         self.columns: dict[int, Columns] = {}
-        self.slides: dict[int, _Slide] = {}
+        self.slides: dict[int, Slide] = {}
+        self.sheets: dict[int, Sheet] = {}
         for k, node in enumerate(self.graph.nodes[:number], start=1):
             if isinstance(node.op, Elementwise):
                 i = node.inputs[0]
                 if i not in self.columns:
                     self.columns[i] = root.columns[i].take(rows)
                 ends = self.ends(i)
-                self.slides[k] = _Slide(node.op, ends.lower, ends.upper)
+                self.slides[k] = Slide(node.op, ends.lower, ends.upper)
+            elif not is_affine(node.op):
+                self.sheets[k] = self._sheet(k, node)
         one = len(rows) > 0 and len(root.region.center) == 1
         self.base = {k: base if one else (base[0][rows], None if base[1] is None else base[1][rows]) for k, base in root.base.items() if k in self.slides}
         # A feature may enter a sum only once: filling weighs nothing.
         self.weigh = {i: c.real.to(spec.dtype) for i, c in self.columns.items()}
+
+    def _sheet(self, k: int, node: Node) -> Sheet:
+        """Return the planes of an operation on several elements, in the search's dtype."""
+        relaxation, dtype = self.root.state.relaxations[k], self.spec.dtype
+        if isinstance(relaxation, Facets):
+            assert node.op.kind == "contraction"
+            return Contracted(node.op, relaxation, self.rows, dtype)
+        if isinstance(relaxation, Saddle):
+            assert node.op.kind == "product"
+            boxes = (self.root.state.boxes[i].take(self.rows) for i in node.inputs)
+            return Tilt(node.op, *((b.lower.to(dtype), b.upper.to(dtype)) for b in boxes))
+        return Fixed(relaxation, self.rows, dtype, self.graph.shape(node.inputs[0]))
 
     def ends(self, number: int) -> Box:
         """Return the columns' ends in the branches, (P, U), in the search's dtype."""
@@ -220,9 +189,8 @@ class Dual:
 
     def guess(self) -> Free:
         """Return where the search begins: the activations' own guesses, and multipliers of 0."""
-        alpha = {}
-        for k, slide in self.slides.items():
-            alpha[k] = slide.start()
+        alpha = {k: slide.start() for k, slide in self.slides.items()}
+        alpha |= {k: start for k, sheet in self.sheets.items() if (start := sheet.start()) is not None}
         return Free(alpha, {i: torch.zeros_like(self.weigh[i]) for i in self.cuts if i in self.columns}, self.spec.new_zeros(self.spec.shape[:2]))
 
     def see(self, free: Free, *, forward: bool = True) -> Sight:
@@ -250,7 +218,7 @@ class Dual:
                 offset = offset + gain
                 backs = (back,)
             else:
-                backs, gain = self._picked(k, a)
+                backs, gain = self.sheets[k].through(a, free.alpha.get(k))
                 behind[k] = a
                 offset = offset + gain
             for i, back_i in zip(node.inputs, backs, strict=True):
@@ -259,7 +227,7 @@ class Dual:
         if 0 not in pending:
             return Sight(offset, self.region.center, behind, lines, {})
         best = self.region.lowest(pending[0])
-        values = self._forward(best.point, chosen, behind) if forward else {}
+        values = self._forward(best.point, free, chosen, behind) if forward else {}
         return Sight(offset + best.value, best.point, behind, lines, values)
 
     def _constrained(self, number: int, a: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,22 +249,7 @@ class Dual:
             offset = offset + (a.flatten(1) * base_at).sum(1)
         return own, lines, (slope, at), (a.flatten(1) * base_slope).scatter_(1, columns.place, own * slope), offset
 
-    def _picked(self, k: int, a: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        planes = self.root.state.relaxations[k]
-        if isinstance(planes, Saddle):
-            x, y, at = self._plane(planes, a)
-            return (a * x, a * y), (a * at).flatten(1).sum(1)
-        assert isinstance(planes, Planes)
-        mine = Planes(*(t[self.rows] if t.dtype != torch.float64 else t[self.rows].to(a.dtype) for t in planes))
-        back, offset = Dense(a[:, None], None).selected(mine, self.graph.shape(self.graph.nodes[k - 1].inputs[0]))
-        return (back.a[:, 0],), offset[:, 0]
-
-    def _plane(self, saddle: Saddle, a: Tensor) -> list[Tensor]:
-        """Return the slopes and intercept of the planes that the coefficients take: the lower where they are positive."""
-        mine = [t[self.rows].to(a.dtype) for t in saddle]
-        return [torch.where(a > 0, low, high) for low, high in zip(mine[:3], mine[3:], strict=True)]
-
-    def _forward(self, point: Tensor, chosen: dict[int, tuple[Tensor, Tensor]], behind: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _forward(self, point: Tensor, free: Free, chosen: dict[int, tuple[Tensor, Tensor]], behind: dict[int, Tensor]) -> dict[int, Tensor]:
         """Return the values on the minimisers' way."""
         values: dict[int, Tensor] = {0: point}
         for k, node in enumerate(self.graph.nodes[: self.number], start=1):
@@ -311,14 +264,7 @@ class Dual:
                 straight = flat * base_slope if base_at is None else torch.addcmul(base_at, flat, base_slope)
                 values[k] = straight.scatter_(1, columns.place, columns.get(flat) * slope + at).view(len(point), *self.graph.shape(k))
             elif k in behind:
-                planes = self.root.state.relaxations[k]
-                if isinstance(planes, Saddle):
-                    x, y, at = self._plane(planes, behind[k])
-                    values[k] = x * inputs[0] + y * inputs[1] + at
-                    continue
-                assert isinstance(planes, Planes)
-                picked = inputs[0].flatten(1).gather(1, planes.pick[self.rows].flatten(1)).view_as(behind[k])
-                values[k] = torch.where(planes.exact[self.rows] | (behind[k] > 0), picked, planes.ceiling[self.rows].to(picked.dtype))
+                values[k] = self.sheets[k].value(behind[k], free.alpha.get(k), inputs)
         return values
 
     def gradient(self, free: Free, sight: Sight) -> Free:
@@ -330,6 +276,12 @@ class Dual:
                 alpha[k] = slide.pull(free.alpha[k], sight.coefficients[k], self.columns[i].get(sight.values[i]))
             else:
                 alpha[k] = torch.zeros_like(free.alpha[k])
+        for k, sheet in self.sheets.items():
+            if k in free.alpha:
+                inputs = [sight.values.get(i) for i in self.graph.nodes[k - 1].inputs]
+                seen = k in sight.coefficients and all(t is not None for t in inputs)
+                pull = sheet.pull(sight.coefficients[k], [t for t in inputs if t is not None]) if seen else None
+                alpha[k] = torch.zeros_like(free.alpha[k]) if pull is None else pull
         beta = {}
         for i, b in free.beta.items():
             if i not in sight.values:  # nothing that is bounded depends on it

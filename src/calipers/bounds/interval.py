@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, is_affine
+from calipers.graph.ir import Affine, Graph, is_affine
 from calipers.problem.ball import Region
 
 
@@ -60,9 +60,9 @@ def propagate(graph: Graph, number: int, boxes: dict[int, Box], arithmetic: Arit
     inputs = [boxes[i] for i in node.inputs]
     if is_affine(node.op):
         return _affine(node.op, inputs, arithmetic)
-    if isinstance(node.op, Elementwise):
+    if node.op.kind == "elementwise" or node.op.kind == "pooling":
         return Box(*node.op.range(inputs[0].lower, inputs[0].upper))
-    if isinstance(node.op, Bilinear):
+    if node.op.kind == "product" or node.op.kind == "contraction":
         return Box(*node.op.corners(*((b.lower, b.upper) for b in inputs)))
     return Box(node.op.value(inputs[0].lower), node.op.value(inputs[0].upper))
 

@@ -21,7 +21,7 @@ from calipers.bounds.columns import Columns
 from calipers.bounds.executed import departure, input_departure, widened
 from calipers.bounds.interval import Box, input_box, propagate, terms
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, Lines, Planes, Saddle, Selection, Windowed, is_affine
+from calipers.graph.ir import Affine, Elementwise, Facets, Graph, Lines, Op, Planes, Relaxation, Saddle, Windowed, is_affine
 from calipers.problem.ball import Region
 from calipers.problem.norms import support_rounding
 
@@ -41,7 +41,7 @@ class Relaxed:
     arithmetic: Arithmetic
     rows: Tensor
     boxes: dict[int, Box] = field(default_factory=dict)
-    relaxations: dict[int, Lines | Planes | Saddle] = field(default_factory=dict)
+    relaxations: dict[int, Relaxation] = field(default_factory=dict)
     sizes: dict[int, Tensor] = field(default_factory=dict)
     reach: Tensor = field(default_factory=lambda: torch.ones(()))
     """(N,) the sum of all magnitudes so far: what coefficients lost to underflow are multiplied with."""
@@ -139,12 +139,16 @@ def relax(
     return state
 
 
-def _relaxation(op: Elementwise | Selection | Bilinear, inputs: list[Box], swept: Box | None) -> Lines | Planes | Saddle:
-    if isinstance(op, Bilinear):
-        first, second = ((b.lower, b.upper) for b in inputs)
-        return op.saddle(first, second)
-    box = inputs[0]
-    if not isinstance(op, Elementwise):
+def _relaxation(op: Op, inputs: list[Box], swept: Box | None) -> Relaxation:
+    assert not is_affine(op)
+    ends, box = [(b.lower, b.upper) for b in inputs], inputs[0]
+    if op.kind == "product":
+        return op.saddle(ends[0], ends[1])
+    if op.kind == "contraction":
+        return op.facets(ends[0], ends[1])
+    if op.kind == "pooling":
+        return op.lines(box.lower, box.upper)
+    if op.kind == "selection":
         return op.planes(box.lower, box.upper)
     guess = getattr(op, "guess", None)
     return op.relax(box.lower, box.upper, None if swept is None or guess is None else guess(swept.lower, swept.upper))
@@ -325,9 +329,12 @@ class _Sweep:
         if is_affine(node.op):
             self._through_affine(node.op, a, node.inputs)
             return
-        relaxation = self.state.relaxations[number]
-        if isinstance(relaxation, Planes):
-            passed: list[tuple[Coefficients, Tensor]] = [a.dense().selected(relaxation, self.state.graph.shape(node.inputs[0]))]
+        relaxation, passed = self.state.relaxations[number], list[tuple[Coefficients, Tensor]]()
+        if isinstance(relaxation, Facets):
+            assert node.op.kind == "contraction"
+            passed = a.dense().contracted(node.op, relaxation)
+        elif isinstance(relaxation, Planes):
+            passed = [a.dense().selected(relaxation, self.state.graph.shape(node.inputs[0]))]
         else:
             passed = [a.relaxed(lines) for lines in ((relaxation,) if isinstance(relaxation, Lines) else relaxation.lines())]
         for i, (back, offset) in zip(node.inputs, passed, strict=True):
@@ -364,8 +371,10 @@ class _Sweep:
         return self.offset + a.dot(region.center) - fall.value - self.rounding
 
 
-def relaxed_size(relaxation: Lines | Planes | Saddle, *boxes: Box) -> Tensor:
+def relaxed_size(relaxation: Relaxation, *boxes: Box) -> Tensor:
     """Bound the terms of a relaxed operation over the boxes of its inputs: |slope||x| + |intercept|, of the lower line and of the rise to the upper one."""
+    if isinstance(relaxation, Facets):
+        return relaxation.size(*(box.magnitude for box in boxes))
     if isinstance(relaxation, Planes):
         picked = boxes[0].magnitude.flatten(1).gather(1, relaxation.pick.flatten(1)).view_as(relaxation.ceiling)
         return torch.maximum(picked, relaxation.ceiling.abs())

@@ -151,7 +151,88 @@ class Bilinear(Protocol):
         """Return planes over a box, rounded outward; sound for every alpha in [0, 1], which mixes the two best ones of each side."""
 
 
-Op = Affine | Elementwise | Selection | Bilinear
+class Facets(NamedTuple):
+    """The planes of a matrix product over a box: the ends of both factors, the products of these ends, and (M, *out) the weight of each side's second plane.
+
+    Without a weight (M, 0) the first plane of each side is meant.
+    """
+
+    low_x: Tensor
+    high_x: Tensor
+    low_y: Tensor
+    high_y: Tensor
+    low_low: Tensor
+    low_high: Tensor
+    high_low: Tensor
+    high_high: Tensor
+    alpha: Tensor
+
+    def size(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return, from the factors' magnitudes, the size of all that an output's plane adds up, times what the roundings of its sums over k count for.
+
+        A plane is made of 3 products for each k, the ends' products of k roundings each.
+        """
+        return (3 * x.shape[-1] + 16) * (x @ y)
+
+
+@runtime_checkable
+class Contraction(Protocol):
+    """The product of two matrices, both variable, summed over the axis between them."""
+
+    @property
+    def kind(self) -> Literal["contraction"]:
+        """Which kind of operation this is."""
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return x @ y."""
+
+    def corners(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the smallest and largest value over a box given by its ends, rounded outward."""
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where is a factor no constant?"""
+
+    def facets(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None) -> Facets:
+        """Return planes over a box, sound for every alpha in [0, 1] but for the rounding of whoever adds them up."""
+
+    def back(self, a: Tensor, facets: Facets) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the coefficients of both factors and the offset (P, S), from coefficients (P, S, *out)."""
+
+    def pull(self, a: Tensor, facets: Facets, x: Tensor, y: Tensor) -> Tensor:
+        """Return d <a, plane at (x, y)> / d alpha for coefficients (P, *out)."""
+
+    def plane(self, a: Tensor, facets: Facets, x: Tensor, y: Tensor) -> Tensor:
+        """Return the value at (x, y) of the planes that coefficients (P, *out) take."""
+
+
+Relaxation = Lines | Planes | Saddle | Facets
+
+
+@runtime_checkable
+class Pooling(Protocol):
+    """A function of all elements along an axis that is neither affine nor one of them, in shares: every element of a row has its part of the value.
+
+    Whoever reads it reads nothing but the sum along the axis, for only sums lie between the lines.
+    """
+
+    @property
+    def kind(self) -> Literal["pooling"]:
+        """Which kind of operation this is."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return each element's share, of the input's shape."""
+
+    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the smallest and largest share over a box, rounded outward."""
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Which elements do tighter bounds help?"""
+
+    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
+        """Return a lower and an upper line for each element, whose sums along the axis sandwich the function over the box, rounded outward."""
+
+
+Op = Affine | Elementwise | Selection | Bilinear | Contraction | Pooling
 
 
 def is_affine(op: Op) -> TypeIs[Affine]:
@@ -178,11 +259,14 @@ _FAN = 2  # outputs for each input, from which on the inputs are bounded in thei
 
 
 def _passes_on(node: Node, shape: tuple[int, ...]) -> bool:
-    """Does the operation only move and copy the elements of its one input, or make several times as many of them?
+    """Does the operation only move and copy the elements of its one input, make several times as many of them, or bend each by itself?
 
-    Weights that are not negative, and of which the moments of order 0, 1 and 2 are those of a single one, belong to a single element.
+    What is bent is bounded no worse by its range over the bounds of what goes in: no line below it rises above its least value. Weights that are not
+    negative, and of which the moments of order 0, 1 and 2 are those of a single one, belong to a single element.
     """
-    if not isinstance(node.op, Affine) or len(node.inputs) > 1 or not hasattr(node.op, "positive"):
+    if node.op.kind == "elementwise":
+        return True
+    if not is_affine(node.op) or len(node.inputs) > 1 or not hasattr(node.op, "positive"):
         return False
     elements = torch.Size(shape).numel()
     if torch.Size(node.shape).numel() >= _FAN * elements or not node.op.positive:
@@ -229,7 +313,7 @@ class Graph:
     def ways(self) -> dict[int, tuple[int, ...]]:
         """By number that a non-affine operation reads: the numbers from the one to bound in its place, up to itself.
 
-        Elements that are moved about and copied are bounded before that, once; and where sums multiply their number (the differences of all pairs), the
+        Elements that are moved about, copied or bent are bounded before that, once; and where sums multiply their number (the differences of all pairs), the
         few that they are made of, with intervals from there on.
         """
         found = {}

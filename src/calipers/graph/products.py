@@ -83,7 +83,7 @@ class Product:
         return upper > lower
 
     def saddle(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None) -> Saddle:
-        """See the class; by default the mean of both planes."""
+        """See the class; by default the mean of both planes"""
         (low_x, high_x), (low_y, high_y) = x, y
         alpha = torch.full_like(low_x, 0.5) if alpha is None else alpha
         below_x, below_y = _mixed(low_y, high_y, alpha), _mixed(low_x, high_x, alpha)

@@ -1,7 +1,7 @@
 """How are operations on several variable numbers made of the kinds that have bounds? Sums, curves and one product, x * y.
 
 Each rewrite computes what the operation does, for real numbers; rounding differs, and capture compares the whole. Forms are chosen for what their bounds
-do: softmax is 1 / sum_j exp(x_j - x_i), which stays between 0 and 1 whatever the bounds of x, and needs no product.
+do: softmax is exp(x - log sum exp x), which needs no product, and of which the inner part has planes of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calipers.errors import CaptureError
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Scale, Sum
+from calipers.graph.contraction import MatMul
 from calipers.graph.curves import ERF, EXP, GELU, MISH, RECIPROCAL, RSQRT, SIGMOID, SILU, SQRT, SQUARE, TANH, softplus
+from calipers.graph.pooled import LogSumExp
 from calipers.graph.products import Product
 from calipers.graph.writing import Result, Writer
 
@@ -119,12 +122,11 @@ def minimum(w: Writer, x: Value, y: Value) -> Result | None:
 
 
 def matmul(w: Writer, x: Value, y: Value) -> Result | None:
-    """The sum over k of x_ik * y_kj, each product by itself."""
+    """The sum over k of x_ik * y_kj; matrices that stand for all of a stack are copied."""
     if not isinstance(x, Result) or not isinstance(y, Result) or min(len(x.shape), len(y.shape)) < 2:
         return None
-    rows = w.move("rows", lambda t: t.unsqueeze(-1), x)
-    columns = w.move("columns", lambda t: t.unsqueeze(-3), y)
-    return w.move("sum", lambda t: t.sum(-2), w.write(Product(), *_pair(w, rows, columns)))
+    stack = tuple(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
+    return w.write(MatMul(), *(w.expand(v, stack + v.shape[-2:]) for v in (x, y)))
 
 
 def add_matmul(w: Writer, bias: Value, x: Value, y: Value) -> Result | None:
@@ -134,19 +136,22 @@ def add_matmul(w: Writer, bias: Value, x: Value, y: Value) -> Result | None:
 
 
 def softmax(w: Writer, x: Result, dim: int) -> Result:
-    """1 / sum_j exp(x_j - x_i) along an axis; the differences of an element to itself are 0 whatever its bounds."""
-    axis = w.axis(x, dim)
-    size = x.shape[axis - 1]
-    others = 1 - torch.eye(size, dtype=w.dtype, device=w.device).reshape(size, size, *[1] * (len(x.shape) - axis))
+    """exp(x - log sum exp x) along an axis."""
+    return w.write(EXP, log_softmax(w, x, dim))
 
-    def differences(t: Tensor) -> Tensor:
-        return (t.unsqueeze(axis) - t.unsqueeze(axis + 1)) * others.to(t.dtype)
 
-    def sizes(t: Tensor) -> Tensor:
-        return (t.unsqueeze(axis) + t.unsqueeze(axis + 1)) * others.to(t.dtype)
+def log_softmax(w: Writer, x: Result, dim: int) -> Result:
+    """x - log sum exp x along an axis."""
+    return w.write(Sum((1.0, -1.0)), x, w.expand(log_sum_exp(w, x, dim, True), x.shape))
 
-    powers = w.write(EXP, w.move("differences", differences, x, absolute=sizes))
-    return w.write(RECIPROCAL, w.move("sum", lambda t: t.sum(axis + 1), powers))
+
+def log_sum_exp(w: Writer, x: Result, dims: Any, keepdim: bool = False) -> Result:
+    """log sum exp x along one axis."""
+    axes = [w.axis(x, d) for d in (dims if isinstance(dims, tuple | list) else (dims,))]
+    if len(axes) > 1:
+        raise CaptureError(f"logsumexp over several axes at once ({w.where}) is not supported: flatten them into one")
+    (axis,) = axes
+    return w.move("sum", lambda t: t.sum(axis, keepdim=keepdim), w.write(LogSumExp(axis), x))
 
 
 def attention(
@@ -256,6 +261,9 @@ REWRITES: dict[str, Callable[..., Result | None]] = {
     "aten.baddbmm.default": add_matmul,
     "aten.softmax.int": lambda w, x, dim, _=None: softmax(w, x, dim),
     "aten._softmax.default": lambda w, x, dim, _=None: softmax(w, x, dim),
+    "aten.log_softmax.int": lambda w, x, dim, _=None: log_softmax(w, x, dim),
+    "aten._log_softmax.default": lambda w, x, dim, _=None: log_softmax(w, x, dim),
+    "aten.logsumexp.default": log_sum_exp,
     "aten.scaled_dot_product_attention.default": attention,
     "aten.layer_norm.default": layer_norm,
     "aten.group_norm.default": group_norm,
