@@ -287,6 +287,7 @@ def test_weights_that_the_model_computes_are_refused() -> None:
 
 def test_products_of_two_numbers_are_refused() -> None:
     refused(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)), "multiplied with each other")
+    refused(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1), nn.Linear(3, 3)), "multiplied with each other or weighed")
 
 
 def test_margins_with_factors_of_their_own_are_refused() -> None:

@@ -146,6 +146,8 @@ CASES: dict[str, Any] = {
     "HardSigmoid": one("HardSigmoid", (1, 5), alpha=0.3),
     "HardSwish": one("HardSwish", (1, 5)),
     "Softmax": one("Softmax", (1, 5)),
+    "LogSoftmax": one("LogSoftmax", (1, 5)),
+    "LogSoftmax, old": one("LogSoftmax", (1, 5), opset=9),
     "Softmax, old": one("Softmax", (1, 5), opset=9),
     "product of two": model([helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Mul", ["x", "r"], ["y"])], (1, 5)),
     "quotient of two": model([helper.make_node("Exp", ["x"], ["r"]), helper.make_node("Div", ["x", "r"], ["y"])], (1, 5)),

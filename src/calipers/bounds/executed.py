@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from calipers.bounds.interval import Box, terms
 from calipers.bounds.rounding import Arithmetic
 from calipers.errors import BadInput
-from calipers.graph.ir import Affine, Bilinear, Elementwise, Graph, Op, Selection
+from calipers.graph.ir import Affine, Elementwise, Graph, Op, Selection
 from calipers.problem.problem import Problem
 
 _OWN = 8  # roundings of one layer besides its sum: the bias, and a scaling behind it with a factor of four roundings
@@ -130,10 +130,10 @@ def _computed_constants(problem: Problem, graph: Graph, dtype: torch.dtype) -> s
 
 
 def _unlike_the_graph(graph: Graph) -> str:
-    node = next((n for n in graph.nodes if isinstance(n.op, Bilinear)), None)
-    return (
-        "" if node is None else f"numbers are multiplied with each other at {node.where} (softmax, attention, layer norm), which libraries do in their own ways"
-    )
+    node = next((n for n in graph.nodes if n.op.kind in ("product", "contraction", "pooling")), None)
+    if node is None:
+        return ""
+    return f"numbers are multiplied with each other or weighed at {node.where} (softmax, attention, layer norm), which libraries do in their own ways"
 
 
 def _computed_margins(problem: Problem) -> str:

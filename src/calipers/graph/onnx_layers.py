@@ -28,13 +28,14 @@ def _softmax(tape: Tape, step: Step, v: Value) -> Value:
     last = step.opset >= 13
     axis = step.get("axis", -1 if last else 1) % len(v.shape)
     if not isinstance(v, Held):
-        return v.softmax(axis) if last else v.flatten(axis).softmax(-1).reshape(v.shape)
+        function = torch.log_softmax if step.kind == "LogSoftmax" else torch.softmax
+        return function(v, axis) if last else function(v.flatten(axis), -1).reshape(v.shape)
     held = v.shape[1:] if v.shape[0] == 1 and len(v.shape) > 1 else v.shape
     if axis < len(v.shape) - len(held):
-        raise step.refuse(f"softmax along axis {axis} of shape {v.shape} is not read")
+        raise step.refuse(f"{step.kind} along axis {axis} of shape {v.shape} is not read")
     if not last:
         held, axis = (math.prod(v.shape[:axis]), math.prod(v.shape[axis:])), len(v.shape) - 1
-    made = tape.call("aten.softmax.int", tape.view(v, held), axis - len(v.shape))
+    made = tape.call("aten.log_softmax.int" if step.kind == "LogSoftmax" else "aten.softmax.int", tape.view(v, held), axis - len(v.shape))
     return Held(made.number, made.held, v.shape)
 
 
@@ -173,7 +174,8 @@ def _stacked(tape: Tape, values: list[Value], lead: tuple[int, ...]) -> Held:
 
 
 LAYERS: dict[str, Callable[..., Any]] = {
-    "Softmax": _softmax, "LayerNormalization": _layer_norm, "InstanceNormalization": _group_norm, "GroupNormalization": _group_norm, "Gelu": _gelu,
+    "Softmax": _softmax, "LogSoftmax": _softmax,
+    "LayerNormalization": _layer_norm, "InstanceNormalization": _group_norm, "GroupNormalization": _group_norm, "Gelu": _gelu,
     "RNN": _recurrent, "GRU": _recurrent, "LSTM": _recurrent,
 }  # fmt: skip
 """Readers by ONNX's names."""
