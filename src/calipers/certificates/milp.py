@@ -1,0 +1,162 @@
+"""How near is the nearest adversarial example, exactly? Mixed-integer programming within the radius asked, of which every bound is proved again.
+
+A linear program for each branch says where the relaxed network is weakest (milp_solving); its multipliers prove a bound in rounded arithmetic, so a solver
+that is wrong makes a search slow, never its answer false (milp_proving); its solution is asked of the model, and the nearest example of that
+piece of the network is the radius left to prove (milp_examples). The search ends where the proof meets the example.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.rounding import CHECKED, plain_sums
+from calipers.certificates.alpha import Start
+from calipers.certificates.milp_encoding import encoded
+from calipers.certificates.milp_examples import Examples
+from calipers.certificates.milp_proving import Tree
+from calipers.errors import BadInput, Contradiction
+from calipers.problem.ball import Ball
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt, Claim, Startable
+
+_ROOM = 1 + 1e-3  # of the nearest example's distance: the model is made over a region that holds it
+_AGAIN = 0.9  # share of the region's radius: with an example nearer than that a smaller region has tighter rows
+_TOLD = 0.2  # seconds between two calls of `watch`
+
+Watch = Callable[[str, float, float], None]
+"""(name of the point, distance proved, distance of the nearest example)."""
+
+
+@dataclass(frozen=True)
+class MILP:
+    """The exact distance of every point whose nearest example lies within the problem's radius, and a proof that there is none where there is none.
+
+    For networks of straight pieces (others are refused: `BadInput`), up to a few hundred elements that bend within the radius; linf, l2, l1, with box, mask,
+    weights and constraints. `seconds` for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for `AlphaCROWN`, whose boxes the
+    rows are made of; `look` choices are tried before one is made. `attack` finds the first example; the smaller the radius, the fewer elements bend, so
+    give one, or a radius just above a known example's distance. `watch` is told both ends as they move.
+
+    Claims are float64-checked; they stop 1e-7 of the distance short of the nearest example of real arithmetic. The example found stands as much farther out
+    as the model's own rounding asks.
+    Cost: AlphaCROWN's, a row of a backward sweep for each element that bends, and linear programs: exponentially many at worst.
+    """
+
+    seconds: float = 60.0
+    steps: int = 20
+    sharpen: int = 10
+    look: int = 8
+    attack: Startable | None = None
+    watch: Watch | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or min(self.steps, self.look) < 1 or self.sharpen < 0:
+            raise BadInput(f"MILP takes seconds > 0, steps and look >= 1 and sharpen >= 0, got {self}")
+
+    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+        """Yield a claim for every point, and the nearest examples found; after an interrupt, what is known of the points begun."""
+        if not isinstance(problem.threat, Ball):
+            raise BadInput("MILP searches the inside of a ball, and between two letters there is nothing: take Enumeration or BranchAndBound")
+        searches = [_Search(self, problem.take([i])) for i in range(len(problem))]
+        told = 0
+        try:
+            for told, search in enumerate(_in_order(searches), start=1):
+                yield from search.results(torch.tensor([told - 1], device=problem.x.device))
+        except KeyboardInterrupt:
+            for i, search in enumerate(searches[told:], start=told):
+                yield from search.results(torch.tensor([i], device=problem.x.device)) if search.begun else ()
+            raise
+
+
+def _in_order(searches: list[_Search]) -> Iterator[_Search]:
+    """Run the searches, one on each core, and yield them in order; whoever is interrupted stops the others."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(searches) == 1:
+        for search in searches:
+            search.run()
+            yield search
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for search, done in [(s, pool.submit(s.run)) for s in searches]:
+            done.result()
+            yield search
+    finally:
+        for search in searches:
+            search.stop.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+class _Search:
+    """The search for one point: `lower` is proved, `examples` are found."""
+
+    def __init__(self, tool: MILP, problem: Problem) -> None:
+        self.tool, self.problem = tool, problem
+        self.radius = float(problem.threat.radii(1)[0])
+        self.examples = Examples(problem)
+        self.lower, self.rows, self.told = 0.0, 0, 0.0
+        self.begun, self.stop = False, threading.Event()
+        self.tree: Tree | None = None
+
+    def run(self) -> None:
+        """Search until both ends meet, the time is up or somebody says stop."""
+        self.begun, ends = True, time.monotonic() + self.tool.seconds
+        with torch.no_grad(), plain_sums():
+            if not bool(self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(self.problem.x))) > 0):
+                return  # no distance to measure
+            if self.tool.attack is not None:
+                for attempt in self.tool.attack(self.problem):
+                    self.examples.propose(attempt.candidate)
+            while self._smaller(ends):
+                pass
+        if self.lower >= self.examples.nearest:
+            raise Contradiction(
+                f"point {self.problem.names[0]}: linear programs prove that nothing lies within {self.lower:.9g}, but an example stands at "
+                f"{self.examples.nearest:.9g}. One of the two is wrong; nothing of this point was claimed. Please report it with the model."
+            )
+
+    def _smaller(self, ends: float) -> bool:
+        """Search over a region that just holds what is known; is a much smaller one worth the while?"""
+        radius = min(self.radius, self.examples.nearest * _ROOM)
+        part = self.problem.at(radius)
+        start = Start.tightened(part, CHECKED, steps=self.tool.steps, sharpen=self.tool.sharpen)
+        self.rows += int(start.rows[0])
+        if not len(start.open) or start.root is None:
+            self.lower = radius
+            return False
+        state, left = start.root.state, torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
+        cases = {case: torch.nonzero(start.cases == case).flatten().tolist() for case in left}
+        model = encoded(state, start.spec[0], start.offsets[0], cases)
+        examples = self.examples.within(state, model)
+        target = min(radius, examples.nearest)
+        self.tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look)
+        self.lower = max(self.lower, self.tree.proved)
+        self.lower = max(self.lower, self.tree.grow(ends, lambda: self._pause(radius)))
+        return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
+
+    def _worth_it(self, radius: float) -> bool:
+        return self.tree is not None and bool(self.tree.open) and self.tree.target < _AGAIN * radius
+
+    def _pause(self, radius: float) -> bool:
+        assert self.tree is not None
+        self.lower = max(self.lower, self.tree.proved)
+        if self.tool.watch is not None and time.monotonic() > self.told + _TOLD:
+            self.told = time.monotonic()
+            self.tool.watch(self.problem.names[0], self.lower, self.examples.nearest)
+        return self.stop.is_set() or self._worth_it(radius)
+
+    def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
+        """Yield the examples found and the claim."""
+        passes = torch.full_like(index, self.rows + self.examples.programs + (0 if self.tree is None else self.tree.programs))
+        for point in self.examples.points:
+            yield Attempt(index, point, torch.zeros_like(index), torch.zeros_like(index))
+        radius = torch.tensor([self.lower], dtype=torch.float64, device=index.device)
+        margin = torch.full_like(radius, torch.finfo(radius.dtype).tiny if self.lower > 0 else -torch.inf)
+        yield Claim(index, radius, margin, "float64-checked", torch.zeros_like(index), passes)

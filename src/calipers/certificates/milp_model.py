@@ -1,0 +1,134 @@
+"""What is a mixed-integer program here? Rows and columns that the network satisfies, and the choices that make a relaxation exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calipers.graph.ir import Elementwise, Graph
+
+Floats = NDArray[np.float64]
+
+
+class Option(NamedTuple):
+    """One way to choose: the row becomes an equation with `at` on the right, and column `z` lies between `low` and `high` (none where z < 0)."""
+
+    row: int
+    at: float
+    z: int
+    low: float
+    high: float
+
+
+class Choice(NamedTuple):
+    """Which straight piece, or which element of a window? `value` is the column of the result, `members` those that it is made from; rows from `first` to
+    `last` tie them together."""
+
+    node: int
+    value: int
+    members: tuple[int, ...]
+    options: tuple[Option, ...]
+    first: int
+    last: int
+
+
+@dataclass(eq=False)
+class Model:
+    """Rows  low_row <= inputs @ delta + columns @ v <= high_row  and columns  low <= v <= high,  which hold for every admissible delta in real arithmetic.
+
+    `inputs (R, d)`, `columns (R, C)`; `reach (d,)` is how far each feature can move; `goals` is the column whose largest lower bound decides each case:
+    where it is positive the case is safe.
+    """
+
+    graph: Graph
+    inputs: Any
+    columns: Any
+    low_row: Floats
+    high_row: Floats
+    low: Floats
+    high: Floats
+    reach: Floats
+    goals: dict[int, int]
+    choices: tuple[Choice, ...]
+    sources: dict[int, tuple[int, int]]
+    """By column: the number and the element of it that a choice's member is."""
+
+    @cached_property
+    def sizes(self) -> tuple[Any, Any]:
+        """The absolute values of `inputs` and `columns`."""
+        return abs(self.inputs), abs(self.columns)
+
+    def hull_rows(self, place: int) -> NDArray[np.int64]:
+        """Return the rows that tie a choice's result to its members."""
+        choice = self.choices[place]
+        return np.arange(choice.first, choice.last)
+
+    def of_values(self, values: list[Tensor]) -> Floats:
+        """Return the columns of the choices' members, and 0 elsewhere, from the network's numbers at one point."""
+        v = np.zeros(self.columns.shape[1])
+        for column, (number, element) in self.sources.items():
+            v[column] = float(values[number][0].flatten()[element])
+        return v
+
+    def values_of(self, v: Floats) -> Floats:
+        """Return what the choices' results would be in the network, given the columns of their members, (choices,)."""
+        found = np.empty(len(self.choices))
+        for node, places, members in self._groups:
+            z = torch.from_numpy(v[members])
+            op = self.graph.nodes[node - 1].op
+            found[places] = op.value(z[:, 0]).numpy() if isinstance(op, Elementwise) else z.amax(1).numpy()
+        return found
+
+    def pattern(self, v: Floats) -> list[int]:
+        """Return for each choice the option that the columns of its members are in."""
+        chosen = []
+        for choice in self.choices:
+            z = v[list(choice.members)]
+            apart = [max(o.low - z[0], z[0] - o.high) for o in choice.options] if len(z) == 1 else list(-z)
+            chosen.append(int(np.argmin(apart)))
+        return chosen
+
+    def results(self) -> NDArray[np.int64]:
+        """Return the columns of the choices' results."""
+        return np.array([c.value for c in self.choices], dtype=np.int64)
+
+    @property
+    def _groups(self) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """The choices by node: their places, and their members, a short list filled up with its first."""
+        if not self._grouped:
+            for node in dict.fromkeys(c.node for c in self.choices):
+                mine = [(i, c) for i, c in enumerate(self.choices) if c.node == node]
+                width = max(len(c.members) for _, c in mine)
+                members = [[*c.members, *[c.members[0]] * (width - len(c.members))] for _, c in mine]
+                self._grouped.append((node, np.array([i for i, _ in mine]), np.array(members)))
+        return self._grouped
+
+    _grouped: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list, repr=False)
+
+
+class Ends(NamedTuple):
+    """The ends of all rows and columns under some choices."""
+
+    low_row: Floats
+    high_row: Floats
+    low: Floats
+    high: Floats
+
+
+def ends_of(model: Model, made: Mapping[int, int]) -> Ends:
+    """Return the ends of rows and columns after the choices `made`: choice -> option."""
+    ends = Ends(model.low_row.copy(), model.high_row.copy(), model.low.copy(), model.high.copy())
+    for place, chosen in made.items():
+        option = model.choices[place].options[chosen]
+        ends.low_row[option.row] = ends.high_row[option.row] = option.at
+        if option.z >= 0:
+            ends.low[option.z] = max(ends.low[option.z], option.low)
+            ends.high[option.z] = min(ends.high[option.z], option.high)
+    return ends

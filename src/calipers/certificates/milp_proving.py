@@ -1,0 +1,211 @@
+"""Does nothing adversarial lie within r? Branch on the choices until every linear program's multipliers prove it, in rounded arithmetic.
+
+A linear program's multipliers y are a proof whatever made them: with row ends L, U and columns of ends l, u
+
+    min c v  >=  sum_i min(y_i L_i, y_i U_i) + sum_j min over [l_j, u_j] of (c - A^T y)_j v_j      for every y    (Neumaier and Shcherbina 2004),
+
+and the part of the input is the fall of a linear function over the threat's own region, as for every other bound. So the sum is a function of the radius, and
+where it is above 0 the branch is closed: no tolerance of a solver enters. A branch that is not closed still has a radius up to which it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from calipers.bounds.rounding import Arithmetic
+from calipers.certificates.milp_model import Ends, Floats, Model, ends_of
+from calipers.certificates.milp_solving import Answer, Program
+from calipers.problem.norms import support_rounding
+from calipers.problem.region import Region
+
+_GRID = 16  # radii looked at at once, for the largest that is proved
+_ROUGH, _FINE = 3, 8  # rounds of that: to tell branches apart, and to the last digit
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """What multipliers prove: within radius r the goal is at least `constant` minus the fall of <slope, delta> over the region of that radius."""
+
+    constant: float
+    slope: Floats
+    region: Region
+    gamma: float
+
+    def at(self, radii: Floats) -> Floats:
+        """Return the bounds at some radii, none larger than the model's own."""
+        many = self.region.take(torch.zeros(len(radii), dtype=torch.long)).at(torch.from_numpy(radii))
+        # The plain region's: its rows say already what further constraints there are.
+        fall = Region.fall(many, torch.from_numpy(self.slope).expand(len(radii), 1, -1), torch.arange(len(radii)))
+        return (self.constant - fall.value[:, 0] - self.gamma * fall.terms[:, 0]).numpy()
+
+    def reach(self, most: float, rounds: int = _FINE) -> tuple[float, float]:
+        """Return two radii close to each other, of which the bound is positive at the smaller one, and not at the larger one unless that is `most`."""
+        low, high = 0.0, most
+        if not self.constant > 0:
+            return 0.0, 0.0
+        for _ in range(rounds):
+            radii = np.linspace(low, high, _GRID + 1)
+            good = self.at(radii[1:]) > 0
+            if bool(good.all()):
+                return float(radii[-1]), float(radii[-1])
+            first = int(np.argmin(good))
+            low, high = float(radii[first]), float(radii[first + 1])
+        return low, high
+
+
+def bound_of(model: Model, answer: Answer, ends: Ends, region: Region, arithmetic: Arithmetic) -> Bound:
+    """Return what an answer's multipliers prove about its goal, the rounding of every sum taken off.
+
+    Without a goal, what they prove about nothing at all: where that is above 0 the rows contradict each other.
+    """
+    y = answer.multipliers
+    y = np.where(((y > 0) & ~np.isfinite(ends.low_row)) | ((y < 0) & ~np.isfinite(ends.high_row)) | ~np.isfinite(y), 0.0, y)
+    cost = np.zeros(model.columns.shape[1])
+    if answer.goal is not None:
+        cost[answer.goal] = 1.0
+    size = np.abs(y)
+    gamma = arithmetic.gamma(len(y) + 2)
+    left, lost = cost - model.columns.T @ y, gamma * (np.abs(cost) + model.sizes[1].T @ size)
+    slope, tilt = -(model.inputs.T @ y), gamma * (model.sizes[0].T @ size)
+    with np.errstate(invalid="ignore"):
+        rows = np.where(y == 0, 0.0, np.where(y > 0, y * ends.low_row, y * ends.high_row))
+        parts = np.where(left == 0, 0.0, np.minimum(left * ends.low, left * ends.high))
+    reach, far = np.maximum(np.abs(ends.low), np.abs(ends.high)), model.reach
+    away = float(lost @ reach + tilt @ far)
+    rounding = arithmetic.gamma(len(y) + len(cost)) * float(np.abs(rows).sum() + np.abs(parts).sum() + away) + arithmetic.floor * float(
+        reach.sum() + far.sum() + 1
+    )
+    constant = float(rows.sum() + parts.sum()) - away * (1 + gamma) - rounding
+    return Bound(constant, slope, region, arithmetic.gamma(support_rounding(len(slope))))
+
+
+class Node(NamedTuple):
+    """A branch that is open: the radius up to which it is proved, the goal's case, the choices made and the next one to make, and where its program ended."""
+
+    reach: float
+    number: int
+    case: int
+    made: dict[int, int]
+    next: int
+    basis: Any
+
+
+Meet = Callable[[Floats, dict[int, int] | None], float | None]
+"""Told of an offset that a program ended at, with the choices if all are made; returns a smaller radius to prove if an example was found, else None."""
+
+
+@dataclass(eq=False)
+class Tree:
+    """The branches of one point's model. `target` is the radius to prove; it may fall on the way, as nearer examples are met."""
+
+    model: Model
+    region: Region
+    arithmetic: Arithmetic
+    target: float
+    meet: Meet | None = None
+    look: int = 8
+    open: list[tuple[float, int, Node]] = field(default_factory=list)
+    stuck: float = np.inf
+    """The least radius of a branch without a choice left that could not be closed."""
+    doing: float = 0.0
+    """The radius of the branch that is being divided: an interrupt must not lose it."""
+    programs: int = 0
+    _numbers: Any = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.program = Program(self.model, self.region)
+        self.hulls = [self.model.hull_rows(i) for i in range(len(self.model.choices))]
+        for case in self.model.goals:
+            self._visit(case, {}, 0.0, None)
+        self.doing = np.inf
+
+    @property
+    def proved(self) -> float:
+        """The radius within which nothing lies, by all that is closed and all that is open."""
+        return min([self.target, self.stuck, self.doing, *(reach for reach, _, _ in self.open[:1])])
+
+    def grow(self, ends: float, stop: Callable[[], bool] = lambda: False) -> float:
+        """Branch until everything is closed up to the target, the time `ends` has come, or `stop` says so; return the radius proved."""
+        while self.open and self.open[0][0] < self.target and time.monotonic() < ends and not stop():
+            self.doing = self.open[0][0]
+            _, _, node = heapq.heappop(self.open)
+            for chosen in range(len(self.model.choices[node.next].options)):
+                self._visit(node.case, {**node.made, node.next: chosen}, node.reach, node.basis)
+            self.doing = np.inf
+        return self.proved
+
+    def _visit(self, case: int, made: dict[int, int], reach: float, basis: Any) -> None:
+        """Solve one branch's program, again where it leads to a nearer example; keep the branch if it is not closed."""
+        ends, whole, nearer = ends_of(self.model, made), len(made) == len(self.model.choices), True
+        while nearer:
+            answer = self.program.solve(self.target, self.model.goals[case], ends, basis)
+            self.programs += 1
+            if answer is None:
+                break
+            bound = bound_of(self.model, answer, ends, self.region, self.arithmetic)
+            if bool(bound.at(np.array([self.target]))[0] > 0):
+                return
+            basis = self.program.basis()
+            nearer = self._met(answer, made if whole else None)
+        if answer is not None:
+            reach = max(reach, bound.reach(self.target, _FINE if whole else _ROUGH)[0])
+        if reach < self.target:
+            self._keep(Node(reach, next(self._numbers), case, made, -1 if whole else self._split(answer, case, made, basis), basis))
+
+    def _met(self, answer: Answer, made: dict[int, int] | None) -> bool:
+        """Tell of the point that a program ended at; is the target smaller for it?"""
+        radius = None if self.meet is None or answer.delta is None else self.meet(answer.delta, made)
+        if radius is None or radius >= self.target:
+            return False
+        self.target = radius
+        return True
+
+    def _keep(self, node: Node) -> None:
+        if node.next < 0:
+            self.stuck = min(self.stuck, node.reach)
+        elif node.reach < self.target:
+            heapq.heappush(self.open, (node.reach, node.number, node))
+
+    def _split(self, answer: Answer | None, case: int, made: dict[int, int], basis: Any) -> int:
+        """Return the choice to make next: of those where the relaxation seems to lose most, the one whose programs rise most.
+
+        What is lost is the distance of a result from its function, times the multipliers of the rows between.
+        """
+        left = np.array([i for i in range(len(self.model.choices)) if i not in made], dtype=np.int64)
+        if answer is None or answer.columns is None:
+            return int(left[0])
+        gap = np.abs(self.model.values_of(answer.columns) - answer.columns[self.model.results()])[left]
+        weight = np.array([np.abs(answer.multipliers[self.hulls[i]]).sum() for i in left])
+        likely = left[np.lexsort((-gap, -gap * weight))[: self.look]]
+        if len(likely) == 1:
+            return int(likely[0])
+        goal = self.model.goals[case]
+        worth = [self._worth(answer.columns[goal], goal, made, int(i), basis) for i in likely]
+        return int(likely[int(np.argmax(worth))])
+
+    def _worth(self, value: float, goal: int, made: dict[int, int], choice: int, basis: Any) -> float:
+        """Return the product of what both sides of a choice gain, or the two least of several; no more than what closes them counts."""
+        gains = []
+        for chosen in range(len(self.model.choices[choice].options)):
+            answer = self.program.solve(self.target, goal, ends_of(self.model, {**made, choice: chosen}), basis)
+            self.programs += 1
+            lowest = 0.0 if answer is None or answer.columns is None else min(float(answer.columns[goal]), 0.0)
+            gains.append(max(lowest - value, 0.0) + 1e-6 * abs(value))
+        first, second, *_ = sorted(gains)
+        return first * second
+
+
+def prove_within(model: Model, region: Region, arithmetic: Arithmetic, radius: float, ends: float) -> float:
+    """Return the largest radius, up to the one asked, within which nothing adversarial is proved to lie, by the time `ends` on the monotonic clock.
+
+    The model must hold over a region at least as large. Cost: a linear program a branch.
+    """
+    return Tree(model, region, arithmetic, radius).grow(ends)
