@@ -22,6 +22,7 @@ from calipers.certificates.milp_encoding import encoded
 from calipers.certificates.milp_examples import Examples
 from calipers.certificates.milp_proving import Tree
 from calipers.errors import BadInput, Contradiction
+from calipers.graph.capture import graph_of
 from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
@@ -63,6 +64,8 @@ class MILP:
         """Yield a claim for every point, and the nearest examples found; after an interrupt, what is known of the points begun."""
         if not isinstance(problem.threat, Ball):
             raise BadInput("MILP searches the inside of a ball, and between two letters there is nothing: take Enumeration or BranchAndBound")
+        graph_of(problem.classifier, problem.x)  # the model itself is asked here, before there are threads: export and copies are not made for them
+        assert problem.size is not None
         searches = [_Search(self, problem.take([i])) for i in range(len(problem))]
         told = 0
         try:

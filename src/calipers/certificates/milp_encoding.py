@@ -63,9 +63,21 @@ class _Encoder:
                 self._through(k, node)
         goals = self._margins(spec, offsets, cases)
         inputs, columns, low, high = self._assembled(self.rows, self.state.region.low.shape[1])
+        inputs, columns, low, high = self._constrained(inputs, columns, low, high)
         sources = {column: source for source, column in self.before.items()}
         ends = np.array(self.low), np.array(self.high)
         return Model(self.graph, inputs, columns, low, high, *ends, _farthest(self.state.region), goals, tuple(self.choices), sources)
+
+    def _constrained(self, inputs: Any, columns: Any, low: Floats, high: Floats) -> tuple[Any, Any, Floats, Floats]:
+        """Return the rows with those of the threat's own constraints A x <= b."""
+        cut = getattr(self.state.region, "cut", None)
+        if cut is None:
+            return inputs, columns, low, high
+        a, b = cut
+        x = self.state.region.center.flatten()
+        room = self.arithmetic.gamma(len(x) + 2) * (a.abs() @ x.abs() + b.abs()) + self.arithmetic.floor
+        inputs, columns = sparse.vstack([inputs, sparse.csr_matrix(a.numpy())]), sparse.vstack([columns, sparse.csr_matrix((len(b), columns.shape[1]))])
+        return inputs.tocsr(), columns.tocsr(), np.append(low, np.full(len(b), -np.inf)), np.append(high, (b - a @ x + room).numpy())
 
     def _column(self, low: float, high: float) -> int:
         self.low.append(low)
@@ -113,7 +125,7 @@ class _Encoder:
             held |= {(piece.slope, piece.at, above) for above, so in ((False, piece.under), (True, piece.over)) if so}
             options.append(Option(row, piece.at, z, piece.begin, piece.end))
         for line in hull:
-            if line not in held:
+            if not any(line.above == above and np.isclose(line.slope, slope) and np.isclose(line.at, at) for slope, at, above in held):
                 held.add(line)
                 self._row({y: 1.0, z: -line.slope}, -np.inf if line.above else line.at, line.at if line.above else np.inf)
         self.choices.append(Choice(k, y, (z,), tuple(options), first, len(self.rows)))

@@ -9,22 +9,20 @@ from torch import Tensor
 from calipers.bounds.linear import Relaxed
 from calipers.certificates.examples import judged
 from calipers.certificates.milp_model import Ends, Floats, Model, ends_of
-from calipers.certificates.milp_proving import bound_of
+from calipers.certificates.milp_proving import zero_of
 from calipers.certificates.milp_solving import Answer, Program
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 
 _SHORT = 1e-7  # share of the nearest distance that a proof may stop short of it: where the margin is 0 nobody can prove that it is positive
 _OVER = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # shares of the distance by which the boundary is overstepped, until the model as it runs is fooled
-_STEPS, _SETTLED = 20, 1e-11  # Newton's, on a distance as a function of pieces: a few are enough
-_ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
 
 
 class Examples:
     """The nearest examples met in a search for one point. `nearest` is the distance of the nearest, infinite before the first; `points` are to be proposed.
 
-    A way of making all choices is a piece of the network, on which it is affine: its nearest example is found by linear programs whose radius goes by Newton's
-    method, as the smallest margin is a convex function of the radius. The model's own rounding may want a little more: see `_OVER`.
+    A way of making all choices is a piece of the network, on which it is affine: its nearest example stands where the smallest margin of the piece reaches 0.
+    The model's own rounding may want a little more: see `_OVER`.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -61,24 +59,10 @@ class Examples:
         self.seen.add(key)
         ends, radii = ends_of(self.model, made), list[float]()
         for goal in self.model.goals.values():
-            radius = self._distance(goal, ends)
-            if radius is not None and self._overstep(radius, goal, ends):
-                radii.append(radius * (1 - _SHORT))
+            zero = zero_of(self.program, self.state.arithmetic, self.state.region, goal, ends, min(self.nearest, float(self.state.region.radius[0])))
+            if zero is not None and self._overstep(zero.near, goal, ends):
+                radii.append(zero.near * (1 - _SHORT))
         return min(radii, default=None)
-
-    def _distance(self, goal: int, ends: Ends) -> float | None:
-        """Return the distance of the piece's nearest example, None where it has none within reach."""
-        top = radius = min(self.nearest, float(self.state.region.radius[0]))
-        for _ in range(_STEPS):
-            answer = self._solve(radius, goal, ends)
-            if answer is None or answer.delta is None or answer.columns is None or (radius == top and answer.columns[goal] > _ABOVE):
-                return None
-            # The first step lands below the distance, as the margin is convex in the radius; the others rise to it.
-            zero = bound_of(self.model, answer, ends, self.state.region, self.state.arithmetic).reach(top)[1]
-            settled, radius = abs(zero - radius) <= _SETTLED * top, zero
-            if settled:
-                break
-        return radius
 
     def _overstep(self, radius: float, goal: int, ends: Ends) -> bool:
         """Find points at the distance and a little farther, until the model is fooled beyond all doubt; was it fooled at all, nearer than before?"""
@@ -88,7 +72,7 @@ class Examples:
             answer = self._solve(farther, goal, ends) if farther < self.nearest or fooled else None
             if answer is None or answer.delta is None:
                 continue
-            inside, worst = judged(self.problem.at(farther), self._point(answer.delta))
+            inside, worst = judged(self.problem.at(farther), self._point(self.program.farther(answer.delta, farther)))
             exact = self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(inside)))
             if not bool(is_adversarial(worst) & is_adversarial(exact)):
                 continue

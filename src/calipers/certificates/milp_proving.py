@@ -27,6 +27,8 @@ from calipers.problem.norms import support_rounding
 from calipers.problem.region import Region
 
 _GRID = 16  # radii looked at at once, for the largest that is proved
+_STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
+_ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
 _ROUGH, _FINE = 3, 8  # rounds of that: to tell branches apart, and to the last digit
 
 
@@ -85,6 +87,32 @@ def bound_of(model: Model, answer: Answer, ends: Ends, region: Region, arithmeti
     )
     constant = float(rows.sum() + parts.sum()) - away * (1 + gamma) - rounding
     return Bound(constant, slope, region, arithmetic.gamma(support_rounding(len(slope))))
+
+
+class Zero(NamedTuple):
+    """Where a branch's smallest margin reaches 0: a radius up to which that is proved not to be so, and nearly the one where it is."""
+
+    proved: float
+    near: float
+
+
+def zero_of(program: Program, arithmetic: Arithmetic, region: Region, goal: int, ends: Ends, top: float) -> Zero | None:
+    """Return where the goal of a branch reaches 0 by Newton's method, None where it does not within `top` or the solver has no answer.
+
+    The smallest goal is a convex function of the radius, so the first step lands below the zero and the others rise to it; a radius too small for the branch to
+    have a point is left by what proves that.
+    """
+    radius, proved = top, 0.0
+    for _ in range(_STEPS):
+        answer = program.solve(radius, goal, ends)
+        if answer is None or (radius == top and answer.value > _ABOVE):
+            return None
+        low, high = bound_of(program.model, answer, ends, region, arithmetic).reach(top)
+        proved, settled = max(proved, low), abs(high - radius) <= _SETTLED * top
+        if settled or (high <= radius < top):
+            return Zero(proved, radius if answer.columns is None else high)
+        radius = max(high, proved)
+    return Zero(proved, radius)
 
 
 class Node(NamedTuple):
@@ -158,7 +186,11 @@ class Tree:
         if answer is not None:
             reach = max(reach, bound.reach(self.target, _FINE if whole else _ROUGH)[0])
         if reach < self.target:
-            self._keep(Node(reach, next(self._numbers), case, made, -1 if whole else self._split(answer, case, made, basis), basis))
+            split = -1 if whole else self._split(answer, case, made, basis)
+            if whole or not made:
+                zero = zero_of(self.program, self.arithmetic, self.region, self.model.goals[case], ends, self.target)
+                reach = reach if zero is None else max(reach, zero.proved)
+            self._keep(Node(reach, next(self._numbers), case, made, split, basis))
 
     def _met(self, answer: Answer, made: dict[int, int] | None) -> bool:
         """Tell of the point that a program ended at; is the target smaller for it?"""
@@ -185,10 +217,10 @@ class Tree:
         gap = np.abs(self.model.values_of(answer.columns) - answer.columns[self.model.results()])[left]
         weight = np.array([np.abs(answer.multipliers[self.hulls[i]]).sum() for i in left])
         likely = left[np.lexsort((-gap, -gap * weight))[: self.look]]
-        if len(likely) == 1:
+        if len(likely) == 1 or not np.isfinite(answer.value):
             return int(likely[0])
         goal = self.model.goals[case]
-        worth = [self._worth(answer.columns[goal], goal, made, int(i), basis) for i in likely]
+        worth = [self._worth(answer.value, goal, made, int(i), basis) for i in likely]
         return int(likely[int(np.argmax(worth))])
 
     def _worth(self, value: float, goal: int, made: dict[int, int], choice: int, basis: Any) -> float:
@@ -197,7 +229,7 @@ class Tree:
         for chosen in range(len(self.model.choices[choice].options)):
             answer = self.program.solve(self.target, goal, ends_of(self.model, {**made, choice: chosen}), basis)
             self.programs += 1
-            lowest = 0.0 if answer is None or answer.columns is None else min(float(answer.columns[goal]), 0.0)
+            lowest = 0.0 if answer is None else min(answer.value, 0.0)
             gains.append(max(lowest - value, 0.0) + 1e-6 * abs(value))
         first, second, *_ = sorted(gains)
         return first * second

@@ -1,7 +1,8 @@
 """Where is the margin smallest, once some choices are made? Linear programs over a ball, solved by HiGHS from where the last one ended.
 
 Nothing here is believed: what a program returns is multipliers, of which `milp_proving` makes bounds by itself, and points, which are asked of the network.
-The ball is a box, a budget that rising and falling features share (their offset is split in two), or a round one, cut off by tangents as they are needed.
+A ball is a box, or a budget that rising and falling features share (their offset is split in two). A round one has no linear rows: there the nearest point of
+margin 0 is asked for, a convex quadratic program, whose multipliers are as good.
 """
 
 from __future__ import annotations
@@ -10,69 +11,79 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 
 from calipers.certificates.milp_model import Ends, Floats, Model
 from calipers.errors import BadInput
 from calipers.problem.region import Region
 
-_TOLERANCE = 1e-9  # of feasibility, primal and dual: the smallest that the solver takes is 1e-10
-_ROUND = 1e-9  # share of the radius that a point may stand out of a round ball
-_TANGENTS = 40  # rounds of a program, two tangents each
+_SETTINGS: dict[str, Any] = {
+    "output_flag": False,
+    "threads": 1,
+    "presolve": "off",
+    "solver": "choose",
+    "small_matrix_value": 1e-12,
+    "primal_feasibility_tolerance": 1e-9,  # the smallest that the solver takes is 1e-10
+    "dual_feasibility_tolerance": 1e-9,
+    "qp_regularization_value": 0.0,  # else the multipliers are those of another program
+    "time_limit": 60.0,
+}
 
 
 class Answer(NamedTuple):
-    """What a program returned: the multipliers of the model's rows, the offset and the columns. Of an infeasible one (`goal` None) the multipliers of a
-    contradiction, and no point."""
+    """What a program returned: its smallest goal, the multipliers of the model's rows, the offset and the columns.
+
+    Of rows that contradict each other (`goal` None) the multipliers that show it, and no point.
+    """
 
     goal: int | None
+    value: float
     multipliers: Floats
     delta: Floats | None
     columns: Floats | None
 
 
 class Program:
-    """The linear programs of one model, at radii and under choices that change from call to call."""
+    """The programs of one model, at radii and under choices that change from call to call."""
 
     def __init__(self, model: Model, region: Region) -> None:
-        import highspy
-
         if region.norm.is_count:
-            raise BadInput("a norm that counts features has no linear programs: its distances are found by enumeration")
-        self.highs: Any
-        self.model, self.highs = model, highspy.Highs()  # type: ignore[no-untyped-call]
+            raise BadInput("a norm that counts features has no linear programs: attack it, and bound it by CROWN")
+        self.model, self.norm = model, region.norm
         self.low, self.high = (end[0].double().numpy() for end in (region.low, region.high))
         self.weight = np.ones_like(self.low) if region.weight is None else region.weight.double().numpy()
         self.round, self.split = region.norm.is_euclidean, region.norm.is_sparse
-        self.norm, self.width = region.norm, len(self.low) * (1 + self.split)
-        self.cuts = 0
-        self.at, self.goal = -1.0, -1
-        self.state: Ends | None = None
-        self._pass(highspy)
+        self.width, self.at, self.goal = len(self.low) * (1 + self.split), -1.0, -1
+        self.state = Ends(model.low_row.copy(), model.high_row.copy(), model.low.copy(), model.high.copy())
+        self.linear = self._passed(square=False)
+        self.solvers = [self.linear, self._passed(square=True)] if self.round else [self.linear]
 
-    def _pass(self, highspy: Any) -> None:
-        """Hand the model over, with the ball's own row at the end."""
-        model, h = self.model, self.highs
-        inputs = sparse.hstack([model.inputs, -model.inputs]) if self.split else model.inputs
-        matrix = sparse.hstack([inputs, model.columns]).tocsr()
+    def _passed(self, *, square: bool) -> Any:
+        """Return a solver that holds the model, the budget as its last row; `square`: the objective is half the square of the offset's length."""
+        import highspy
+
+        model, h = self.model, highspy.Highs()  # type: ignore[no-untyped-call]
+        matrix, budget = sparse.hstack([model.inputs, model.columns]), [np.inf] * int(self.split)
         if self.split:
-            budget = sparse.csr_matrix(np.concatenate([self.weight, self.weight, np.zeros(model.columns.shape[1])]))
-            matrix = sparse.vstack([matrix, budget]).tocsr()
-        lp, extra = highspy.HighsLp(), int(self.split)
-        lp.num_col_, lp.num_row_ = matrix.shape[1], matrix.shape[0]
+            spent = np.concatenate([self.weight, self.weight, np.zeros(model.columns.shape[1])])
+            matrix = sparse.vstack([sparse.hstack([model.inputs, -model.inputs, model.columns]), sparse.csr_matrix(spent)])
+        matrix, lp = matrix.tocsr(), highspy.HighsLp()
+        lp.num_row_, lp.num_col_ = matrix.shape
         lp.col_cost_ = np.zeros(matrix.shape[1])
         lp.col_lower_, lp.col_upper_ = (np.concatenate([np.zeros(self.width), end]) for end in (model.low, model.high))
-        lp.row_lower_, lp.row_upper_ = np.append(model.low_row, [-np.inf] * extra), np.append(model.high_row, [np.inf] * extra)
+        lp.row_lower_, lp.row_upper_ = np.append(model.low_row, [-b for b in budget]), np.append(model.high_row, budget)
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
-        settings: dict[str, Any] = {"output_flag": False, "threads": 1, "small_matrix_value": 1e-12, "presolve": "off", "solver": "simplex"}
-        tolerances = dict.fromkeys(("primal_feasibility_tolerance", "dual_feasibility_tolerance"), _TOLERANCE)
-        for name, value in {**settings, **tolerances}.items():
+        for name, value in _SETTINGS.items():
             h.setOptionValue(name, value)
         h.passModel(lp)
-        self.rows, self.total = len(model.low_row), lp.num_col_
-        self.state = Ends(model.low_row.copy(), model.high_row.copy(), model.low.copy(), model.high.copy())
+        if square:
+            hessian, d = highspy.HighsHessian(), self.width
+            hessian.dim_, hessian.format_ = matrix.shape[1], highspy.HessianFormat.kTriangular
+            hessian.start_ = np.minimum(np.arange(matrix.shape[1] + 1), d).astype(np.int32)
+            hessian.index_, hessian.value_ = np.arange(d, dtype=np.int32), self.weight**2
+            h.passHessian(hessian)
+        return h
 
     # ---- what changes ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -83,91 +94,78 @@ class Program:
         low, high = np.maximum(self.low, -radius / self.weight), np.minimum(self.high, radius / self.weight)
         if self.split:
             low, high = np.zeros(self.width), np.concatenate([high, -low])
-        self.highs.changeColsBounds(self.width, np.arange(self.width, dtype=np.int32), low, high)
-        for row in range(self.rows, self.rows + self.cuts + int(self.split)):
-            self.highs.changeRowBounds(row, -np.inf, radius)
+        for h in self.solvers:
+            h.changeColsBounds(self.width, np.arange(self.width, dtype=np.int32), low, high)
+        if self.split:
+            self.linear.changeRowBounds(len(self.model.low_row), -np.inf, radius)
 
-    def _set_ends(self, ends: Ends) -> None:
-        old = self.state
-        assert old is not None
+    def _set_ends(self, ends: Ends, goal: int) -> None:
+        old, self.state = self.state, ends
         rows = np.flatnonzero((old.low_row != ends.low_row) | (old.high_row != ends.high_row)).astype(np.int32)
         columns = np.flatnonzero((old.low != ends.low) | (old.high != ends.high)).astype(np.int32)
-        if len(rows):
-            self.highs.changeRowsBounds(len(rows), rows, ends.low_row[rows], ends.high_row[rows])
-        if len(columns):
-            self.highs.changeColsBounds(len(columns), columns + np.int32(self.width), ends.low[columns], ends.high[columns])
-        self.state = ends
-
-    def _set_goal(self, goal: int) -> None:
-        if goal != self.goal:
-            if self.goal >= 0:
-                self.highs.changeColCost(self.width + self.goal, 0.0)
-            self.highs.changeColCost(self.width + goal, 1.0)
-            self.goal = goal
+        for h in self.solvers:
+            if len(rows):
+                h.changeRowsBounds(len(rows), rows, ends.low_row[rows], ends.high_row[rows])
+            if len(columns):
+                h.changeColsBounds(len(columns), columns + np.int32(self.width), ends.low[columns], ends.high[columns])
+        if goal != self.goal and self.goal >= 0:
+            self.linear.changeColCost(self.width + self.goal, 0.0)
+            self.solvers[-1].changeColBounds(self.width + self.goal, ends.low[self.goal], ends.high[self.goal])
+        self.linear.changeColCost(self.width + goal, 1.0)
+        if self.round:
+            self.solvers[-1].changeColBounds(self.width + goal, min(ends.low[goal], 0.0), 0.0)
+        self.goal = goal
 
     def basis(self) -> Any:
-        """Return where the last program ended, for `solve` to begin from."""
-        return self.highs.getBasis()
+        """Return where the last linear program ended, for `solve` to begin from."""
+        return self.linear.getBasis()
 
     # ---- solving ---------------------------------------------------------------------------------------------------------------------------------------
 
     def solve(self, radius: float, goal: int, ends: Ends, basis: Any = None) -> Answer | None:
         """Return the answer of minimising the column `goal` within the radius; None where the solver has none."""
         self._set_radius(radius)
-        self._set_ends(ends)
-        self._set_goal(goal)
-        if basis is not None and len(basis.row_status) == self.highs.getNumRow():
-            self.highs.setBasis(basis)
-        answer = self._run()
-        for _ in range(_TANGENTS if self.round else 0):
-            if answer is None or answer.delta is None or not self._cut(answer):
-                break
-            answer = self._run()
-        return answer
+        self._set_ends(ends, goal)
+        if basis is not None:
+            self.linear.setBasis(basis)
+        answer = self._solved(self.linear)
+        if not self.round or answer is None or answer.delta is None or answer.value > 0:
+            return answer
+        nearest = self._solved(self.solvers[-1])  # the box around the ball leaves the margin open: the ball itself
+        return answer if nearest is None else nearest
 
-    def _run(self) -> Answer | None:
+    def farther(self, delta: Floats, radius: float) -> Floats:
+        """Return a program's point as it is of use within that radius: of round balls the nearest point is asked for, and moved on."""
+        length = float(self.norm.of(torch.from_numpy(delta * self.weight)))
+        return delta * (radius / length) if self.round and 0 < length < radius else delta
+
+    def _solved(self, h: Any) -> Answer | None:
         import highspy
 
-        self.highs.run()
-        status = self.highs.getModelStatus()
+        h.run()
+        status = h.getModelStatus()
         if status == highspy.HighsModelStatus.kInfeasible:
-            return self._contradiction()
+            return self._contradiction(h) if h is self.linear else None
         if status != highspy.HighsModelStatus.kOptimal:
-            self.highs.clearSolver()
+            h.clearSolver()
             return None
-        solution = self.highs.getSolution()
-        values = np.array(solution.col_value)
-        delta, width = values[: self.width], len(self.low)
-        delta = delta[:width] - delta[width:] if self.split else delta
-        return Answer(self.goal, np.array(solution.row_dual)[: self.rows], delta, values[self.width :])
+        solution, count, width = h.getSolution(), len(self.model.low_row), len(self.low)
+        values, multipliers = np.array(solution.col_value), np.array(solution.row_dual)[:count]
+        delta, columns = values[: self.width], values[self.width :]
+        if h is self.linear:
+            delta = delta[:width] - delta[width:] if self.split else delta
+            return Answer(self.goal, float(columns[self.goal]), multipliers, delta, columns)
+        return self._per_goal(delta, columns, multipliers, -float(solution.col_dual[self.width + self.goal]))
 
-    def _contradiction(self) -> Answer | None:
+    def _per_goal(self, delta: Floats, columns: Floats, multipliers: Floats, price: float) -> Answer:
+        """Return the nearest point's answer with multipliers for one unit of the goal; `price` is what a unit costs in half the square of the length."""
+        length = float(self.norm.of(torch.from_numpy(delta * self.weight)))
+        if not price > 0 or not length > 0:  # the margin may be 0 at the point itself: nothing is proved at any radius
+            return Answer(self.goal, -np.inf, np.zeros_like(multipliers), delta, columns)
+        return Answer(self.goal, (length - self.at) * length / price, multipliers / price, delta, columns)
+
+    def _contradiction(self, h: Any) -> Answer | None:
         """Return the multipliers of rows that cannot all hold."""
-        found = self.highs.getDualRay()
+        found = h.getDualRay()
         ray = np.array(found[2]) if len(found) > 2 and found[1] else None
-        return None if ray is None else Answer(None, ray[: self.rows], None, None)
-
-    def _cut(self, answer: Answer) -> bool:
-        """Add the tangents of the ball where the point, and where the multipliers' own minimiser, leave it; was it outside?"""
-        assert answer.delta is not None
-        out = answer.delta * self.weight
-        if self._length(out) <= self.at * (1 + _ROUND):
-            return False
-        pull = -(self.model.inputs.T @ answer.multipliers)
-        toward, radius = torch.from_numpy(-pull / self.weight)[None], torch.tensor([self.at], dtype=torch.float64)
-        lowest = self.norm.support(toward, radius, *self._sides()).delta[0].numpy()
-        for point in (out, lowest):
-            length = self._length(point)
-            if length > 0:
-                normal = point / length * self.weight
-                places = np.flatnonzero(normal).astype(np.int32)
-                self.highs.addRow(-np.inf, self.at, len(places), places, normal[places])
-                self.cuts += 1
-        return True
-
-    def _sides(self) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = (torch.from_numpy(np.clip(end * self.weight, -self.at, self.at))[None] for end in (self.low, self.high))
-        return low, high
-
-    def _length(self, delta: NDArray[np.float64]) -> float:
-        return float(self.norm.of(torch.from_numpy(delta)))
+        return None if ray is None else Answer(None, np.inf, ray[: len(self.model.low_row)], None, None)
