@@ -25,9 +25,10 @@ _SETTINGS: dict[str, Any] = {
     "small_matrix_value": 1e-12,
     "primal_feasibility_tolerance": 1e-9,  # the smallest that the solver takes is 1e-10
     "dual_feasibility_tolerance": 1e-9,
-    "qp_regularization_value": 0.0,  # else the multipliers are those of another program
     "time_limit": 60.0,
 }
+_REGULAR = (0.0, 1e-7)  # of quadratic programs: without, the multipliers are the program's own; with it, the solver does not go round in circles
+_ROUNDS = 5  # iterations of a quadratic program, for each row and column: three have been enough where it ends at all
 
 
 class Answer(NamedTuple):
@@ -78,6 +79,7 @@ class Program:
             h.setOptionValue(name, value)
         h.passModel(lp)
         if square:
+            h.setOptionValue("qp_iteration_limit", _ROUNDS * sum(matrix.shape))
             hessian, d = highspy.HighsHessian(), self.width
             hessian.dim_, hessian.format_ = matrix.shape[1], highspy.HessianFormat.kTriangular
             hessian.start_ = np.minimum(np.arange(matrix.shape[1] + 1), d).astype(np.int32)
@@ -131,8 +133,12 @@ class Program:
         answer = self._solved(self.linear)
         if not self.round or answer is None or answer.delta is None or answer.value > 0:
             return answer
-        nearest = self._solved(self.solvers[-1])  # the box around the ball leaves the margin open: the ball itself
-        return answer if nearest is None else nearest
+        for regular in _REGULAR:  # the box around the ball leaves the margin open: the ball itself
+            self.solvers[-1].setOptionValue("qp_regularization_value", regular)
+            nearest = self._solved(self.solvers[-1])
+            if nearest is not None:
+                return nearest
+        return answer
 
     def farther(self, delta: Floats, radius: float) -> Floats:
         """Return a program's point as it is of use within that radius: of round balls the nearest point is asked for, and moved on."""
