@@ -77,6 +77,11 @@ class MILP:
             raise
 
 
+def exact_within(seconds: float) -> MILP:
+    """Return the tool that closes a bracket whose upper ends are known, with so many seconds for a point."""
+    return MILP(seconds=seconds)
+
+
 def _in_order(searches: list[_Search]) -> Iterator[_Search]:
     """Run the searches, one on each core, and yield them in order; whoever is interrupted stops the others."""
     threads = torch.get_num_threads()

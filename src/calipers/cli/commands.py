@@ -38,6 +38,8 @@ _PLANS = "quick, standard, brackets (distances too), thorough, complete, distanc
 _RADII = "Several radii in one run, such as 0.05,0.1,0.2 or 2/255,8/255, in place of epsilon: a curve. Points are asked only where a verdict is open."
 
 
+_EXACT = "Close the brackets by mixed-integer programs: small networks of straight pieces, linf, l2 or l1. --seconds is then for each point (default 60)."
+
 _Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, CROWN, IBP …")]
 
 
@@ -52,14 +54,18 @@ def measure(
 
 
 @shared(app)
-def distance(options: Options) -> None:
+def distance(options: Options, exact: Annotated[bool, typer.Option("--exact", help=_EXACT)] = False) -> None:
     """Brackets on the distance to the nearest adversarial example, one line a point; the searches begin at epsilon."""
-    for result in _run(options, lambda threat: _plan_for(threat, None, "distance")):
-        print("\npoint  label  answer  certified above  broken at  by")
+    for result in _run(options, lambda threat: _plan_for(threat, None, "distance"), exact=exact):
+        print("\npoint  label  answer  certified above  broken at       gap  by")
         for row in result.points:
-            upper = "-" if row.upper == float("inf") else f"{row.upper:.6g}"
+            upper, gap = ("-", "-") if row.upper == float("inf") else (f"{row.upper:.6g}", f"{1 - row.lower / row.upper if row.upper else 0:.1e}")
             tools = row.note if row.verdict == "invalid" else ", ".join(t.split("(")[0] for t in (row.lower_tool, row.upper_tool) if t)
-            print(f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  {upper:>9}  {tools}")
+            print(f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  {upper:>9}  {gap:>8}  {tools}")
+        said = result.summary.question.facts.get("exact")
+        if said:
+            rest = f"; the widest gap of the others is {said['widest']:.2g} of the distance" if said["exact"] < said["points"] else ""
+            print(f"exact: {said['exact']} of {said['points']} distances{rest}")
 
 
 @shared(app, record="none")
@@ -161,10 +167,10 @@ def _plan_for(threat: Threat, name: str | None, usual: str = "standard") -> Plan
     return plan_for(threat, name, usual)
 
 
-def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | None = None) -> list[Result]:
+def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | None = None, *, exact: bool = False) -> list[Result]:
     """Measure every model that the options name, at one radius or several, print the tables, and write the page."""
     with _errors():
-        from calipers.api import curve
+        from calipers.api import curve, measure_exactly
         from calipers.api import measure as measure_problem
         from calipers.interchange import load_data
         from calipers.record.ledger import Ledger
@@ -180,6 +186,8 @@ def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | 
                 with watching(name, len(x), options.quiet) as watch:
                     settings = {k: getattr(options, k) for k in ("seed", "confidence", "seconds", "proofs", "guarantee")}
                     ask: Callable[..., Result] = measure_problem if radii is None else partial(curve, radii=radii)
+                    if exact:
+                        ask, settings["seconds"] = measure_exactly, settings["seconds"] or 60.0
                     results.append(ask(classifier, x, y, threat, plan=chosen, record=ledger, watch=watch, title=_title(name), **settings))
                 if not results[-1].finished:
                     break

@@ -1,0 +1,83 @@
+"""How does a bracket close? A tool that finds exact distances is asked within what the attacks have found, point by point, until both ends meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calipers.measurement.referee import Referee
+from calipers.measurement.run import Silent, Watch
+from calipers.problem.interrupts import relayed
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt, Certifier, Claim
+from calipers.record.bracket import Bracket
+from calipers.record.ledger import Ledger
+
+_ROOM = 1 + 1e-3  # of an example's distance: the region asked about holds it
+MET = 1e-5  # share of a distance within which both its ends count as one: float32 examples overstep the boundary by up to that much
+
+
+@dataclass(frozen=True)
+class Closed:
+    """How many of the points that have a distance are exact, and the widest gap of the others as a share of the upper end (0 where all are)."""
+
+    exact: int
+    points: int
+    widest: float
+
+
+def gaps(bracket: Bracket) -> NDArray[np.float64]:
+    """Return (upper - lower) / upper of each point: 0 where the model is wrong already, 1 where nothing is known."""
+    gap = np.ones_like(bracket.upper)
+    known = np.isfinite(bracket.upper) & (bracket.upper > 0)
+    gap[known] = 1 - bracket.lower[known] / bracket.upper[known]
+    gap[bracket.upper == 0] = 0.0
+    return gap
+
+
+def closed(bracket: Bracket) -> Closed:
+    """Return how closed a bracket is."""
+    gap = gaps(bracket)[bracket.upper > 0]
+    return Closed(int((gap <= MET).sum()), len(gap), float(gap[gap > MET].max(initial=0.0)))
+
+
+def close(problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, watch: Watch | None = None) -> bool:
+    """Ask the tool about every point whose ends are apart, narrowest first, and record what the referee admits; False if Ctrl-C came between.
+
+    Where no example is known the region is the whole box, or without one the problem's own radius. A point that this very tool was tried on is passed over.
+    Raises `Contradiction` as soon as a certificate stands above a witness.
+    """
+    fingerprint, watch = problem.fingerprint(), watch or Silent()
+    facts = ledger.evidence(fingerprint)
+    bracket = Bracket.of(problem.names, facts)
+    passed = {e.point for e in facts if e.kind == "invalid" or (e.kind == "attempt" and e.tool == repr(tool))}
+    gap, wide = gaps(bracket), problem.threat.widest(problem.x).cpu().numpy()
+    own = problem.threat.radii(len(problem)).numpy()
+    asked = np.where(np.isfinite(bracket.upper), np.minimum(bracket.upper * _ROOM, wide), np.where(np.isfinite(wide), wide, own))
+    todo = [i for i in np.argsort(bracket.upper, kind="stable").tolist() if gap[i] > MET and problem.names[i] not in passed]
+    watch.stage(repr(tool), len(todo))
+    if not todo:
+        return True
+    index = torch.tensor(todo, device=problem.x.device)
+    part = problem.take(index).at(torch.as_tensor(asked[todo]))
+    referee, everywhere = Referee(part), torch.arange(len(todo), device=index.device)
+
+    def rule(result: Attempt | Claim) -> Attempt | Claim:
+        name = repr(tool)
+        ruling = referee.claim(result, everywhere, name, 0.0, seed) if isinstance(result, Claim) else referee.attempt(result, everywhere, name, 0.0)
+        ledger.append(fingerprint, ruling.evidence)
+        now = Bracket.of(problem.names, ledger.evidence(fingerprint))
+        if isinstance(result, Claim):  # examples are told before, so the point is through
+            ledger.append(fingerprint, ruling.tried)
+            watch.progress(len(ruling.tried), int((gaps(now) <= MET).sum()))
+        return result
+
+    try:
+        for _ in relayed(tool(part), rule):
+            pass
+    except KeyboardInterrupt:
+        return False
+    return True
