@@ -50,6 +50,13 @@ def test_graph_in_float32_computes_in_float32(name: str) -> None:
     torch.testing.assert_close(values[-1].double(), nets.classifier_of(name).logits64(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_is_left_that_nobody_reads(name: str) -> None:
+    graph = nets.captured(name)
+    read = {i for node in graph.nodes for i in node.inputs} | {len(graph.nodes)}
+    assert set(range(1, len(graph.nodes) + 1)) <= read
+
+
 def test_module_is_left_as_it_was() -> None:
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 3)).train()
     before = {k: v.clone() for k, v in module.state_dict().items()}

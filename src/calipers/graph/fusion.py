@@ -1,4 +1,4 @@
-"""Which neighbours are one operation? A convolution or linear layer and the scaling behind it (batch norm) become one layer.
+"""Which neighbours are one operation? A convolution or linear layer and the scaling behind it (batch norm) become one layer; what nobody reads is left out.
 
 Every operation less is a pass less over the coefficients of a backward sweep, and one rounding allowance less.
 """
@@ -13,7 +13,11 @@ from calipers.graph.ir import Graph, Node
 
 
 def fused(graph: Graph) -> Graph:
-    """Return the same network with every scaling that only one layer feeds, and that alone reads that layer, merged into it."""
+    """Return the same network with every scaling that only one layer feeds, and that alone reads that layer, merged into it.
+
+    Without the numbers that the last one does not hang on: where a rewrite saw through a gate, its parts are left behind.
+    """
+    graph = _read(graph)
     readers = Counter(i for node in graph.nodes for i in node.inputs)
     nodes: list[Node] = []
     number = {0: 0}
@@ -26,6 +30,17 @@ def fused(graph: Graph) -> Graph:
         else:
             nodes[source - 1], number[old] = merged, source
     return Graph(graph.input_shape, tuple(nodes))
+
+
+def _read(graph: Graph) -> Graph:
+    """Return the graph of what the last number hangs on."""
+    read = {len(graph.nodes)}
+    for number in range(len(graph.nodes), 0, -1):
+        if number in read:
+            read.update(graph.nodes[number - 1].inputs)
+    place = {number: k for k, number in enumerate(sorted(read | {0}))}
+    kept = [node for number, node in enumerate(graph.nodes, start=1) if number in read]
+    return Graph(graph.input_shape, tuple(dataclasses.replace(node, inputs=tuple(place[i] for i in node.inputs)) for node in kept))
 
 
 def _merged(layer: Node, node: Node) -> Node | None:
