@@ -1,0 +1,178 @@
+"""On which straight piece is each operation of a network at a point? As long as none leaves its piece, the network is one affine map.
+
+Only facts of operations are read: kinks between which nothing bends, lines on a point, the members of a window. The affine map is never written out: it is
+pushed forward along a direction (one forward pass for each point) and pulled back from any element (one backward product for each row).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from calipers.errors import UnsupportedOp
+from calipers.graph.ir import Affine, Elementwise, Graph, Node, Op, is_affine
+
+BUDGET = 2**26  # bytes of one batch of rows pulled back at once
+
+
+class Gaps(NamedTuple):
+    """How far the values that an operation reads are from the end of its piece, above and below, (M, n) each; infinite where the piece has no end."""
+
+    above: Tensor
+    below: Tensor
+
+
+def kinks_of(op: Op) -> tuple[float, ...] | None:
+    """Return the places between which a function of one number is straight, in order; None where it is not made of straight pieces."""
+    kinks = getattr(op, "kinks", None)
+    if op.kind != "elementwise" or kinks is None:
+        return None
+    finite = sorted({k for k in kinks if math.isfinite(k)})
+    ends = torch.tensor([-math.inf, *finite, math.inf], dtype=torch.float64)
+    return None if bool(op.bends(ends[:-1], ends[1:]).any()) else tuple(finite)
+
+
+def straight(graph: Graph) -> None:
+    """Raise `UnsupportedOp` where the network is not made of straight pieces."""
+    for node in graph.nodes:
+        if not is_affine(node.op) and kinks_of(node.op) is None and not hasattr(node.op, "windows"):
+            raise UnsupportedOp(
+                f"{type(node.op).__name__} at {node.where} is not made of straight pieces: the model has no linear regions. "
+                "Gradients, slices of its decisions and brackets do not need them."
+            )
+
+
+def line(op: Elementwise, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope and intercept of the piece on which z lies; on a kink, of the piece to its right."""
+    lines = op.relax(z, z)
+    return lines.lower_slope, op.value(z) - lines.lower_slope * z
+
+
+def linear_part(op: Affine, inputs: list[Tensor]) -> Tensor:
+    """Return Wx without the constant, (M, *out)."""
+    return op.value(*inputs) - op.value(*(torch.zeros_like(t[:1]) for t in inputs))
+
+
+def winner(node: Node, z: Tensor) -> Tensor:
+    """Return the flat index of each window's largest member, (M, *out); of equal ones any."""
+    pick: Tensor = node.op.planes(z, z).pick  # type: ignore[union-attr]
+    return pick
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The network's affine map at M points: `values` of every number (the input first), by node number the `slopes` (M, *shape) of functions of one number
+    and the winners `picks` (M, *out) of windows. In the graph's float64."""
+
+    graph: Graph
+    values: list[Tensor]
+    slopes: dict[int, Tensor]
+    picks: dict[int, Tensor]
+
+    @classmethod
+    def at(cls, graph: Graph, x: Tensor) -> Pieces:
+        """Return the pieces at points x (M, *D). Raises `UnsupportedOp` where the network is not made of straight pieces. Cost: a forward pass."""
+        straight(graph)
+        slopes, picks, values = {}, {}, graph.values(x.double())
+        for number, node in enumerate(graph.nodes, start=1):
+            z = values[node.inputs[0]]
+            if node.op.kind == "elementwise":
+                slopes[number] = line(node.op, z)[0]
+            elif not is_affine(node.op):
+                picks[number] = winner(node, z)
+        return cls(graph, values, slopes, picks)
+
+    def take(self, index: Tensor) -> Pieces:
+        """Return the pieces of the chosen points."""
+        slopes, picks = ({k: t[index] for k, t in held.items()} for held in (self.slopes, self.picks))
+        return Pieces(self.graph, [v[index] for v in self.values], slopes, picks)
+
+    @property
+    def rows(self) -> int:
+        """How many rows may be pulled back at once."""
+        return max(1, BUDGET // (8 * self.graph.largest))
+
+    def push(self, u: Tensor) -> list[Tensor]:
+        """Return the derivative of every number along directions u (M, *D), as long as no operation leaves its piece."""
+        moved = [u]
+        for number, node in enumerate(self.graph.nodes, start=1):
+            inputs = [moved[i] for i in node.inputs]
+            if is_affine(node.op):
+                moved.append(linear_part(node.op, inputs))
+            elif number in self.slopes:
+                moved.append(self.slopes[number] * inputs[0])
+            else:
+                pick = self.picks[number]
+                moved.append(inputs[0].flatten(1).gather(1, pick.flatten(1)).view(pick.shape))
+        return moved
+
+    def pull(self, number: int, a: Tensor, point: Tensor) -> Tensor:
+        """Return the gradients (R, *D) of <a, value of the number> with respect to the input, for rows a (R, *shape) each at its own point (R,)."""
+        pending = {number: a}
+        for k in range(number, 0, -1):
+            if k not in pending:
+                continue
+            node, row = self.graph.nodes[k - 1], pending.pop(k)
+            for i, back in zip(node.inputs, self._back(k, row, point), strict=True):
+                pending[i] = back if i not in pending else pending[i] + back
+        return pending[0] if 0 in pending else a.new_zeros(len(a), *self.graph.input_shape)
+
+    def _back(self, number: int, row: Tensor, point: Tensor) -> tuple[Tensor, ...]:
+        node = self.graph.nodes[number - 1]
+        if is_affine(node.op):
+            return node.op.adjoint(row)
+        if number in self.slopes:
+            return (row * self.slopes[number][point],)
+        shape = self.graph.shape(node.inputs[0])
+        empty = row.new_zeros(len(row), torch.Size(shape).numel())
+        return (empty.scatter_add(1, self.picks[number][point].flatten(1), row.flatten(1)).view(len(row), *shape),)
+
+    def bending(self) -> Iterator[int]:
+        """Yield the numbers of the operations that are not affine."""
+        yield from (k for k, node in enumerate(self.graph.nodes, start=1) if not is_affine(node.op))
+
+    def gaps(self, number: int) -> Gaps:
+        """Return how far the values read by a function of one number are from its piece's ends."""
+        node = self.graph.nodes[number - 1]
+        z = self.values[node.inputs[0]].flatten(1)
+        above, below = torch.full_like(z, torch.inf), torch.full_like(z, torch.inf)
+        for kink in kinks_of(node.op) or ():
+            away = kink - z
+            above = torch.where(away > 0, torch.minimum(above, away), above)
+            below = torch.where(away <= 0, torch.minimum(below, -away), below)
+        return Gaps(above, below)
+
+    def trailing(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return by how much each member of each window trails its winner, (M, out, k), infinite for the winner itself and in the padding; and the
+        members' flat indices (out, k)."""
+        node = self.graph.nodes[number - 1]
+        z, windows = self.values[node.inputs[0]].flatten(1), _windows(node, self.values[0].device)
+        members = torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], 1)[:, windows]
+        pick = self.picks[number].flatten(1)
+        behind = z.gather(1, pick)[..., None] - members
+        return torch.where(windows == pick[..., None], torch.inf, behind), windows
+
+    def pattern(self) -> Tensor:
+        """Return which piece every operation is on, (M, n) int64: two points of equal patterns are in one linear region. On a kink: the piece to its right."""
+        found = [self.picks[k].flatten(1) if k in self.picks else _piece(self.graph.nodes[k - 1], self._read(k)) for k in self.bending()]
+        return torch.cat(found, 1) if found else torch.zeros(len(self.values[0]), 0, dtype=torch.long, device=self.values[0].device)
+
+    def _read(self, number: int) -> Tensor:
+        return self.values[self.graph.nodes[number - 1].inputs[0]].flatten(1)
+
+
+def _piece(node: Node, z: Tensor) -> Tensor:
+    count = torch.zeros_like(z, dtype=torch.long)
+    for kink in kinks_of(node.op) or ():
+        count += z >= kink
+    return count
+
+
+def _windows(node: Node, device: torch.device) -> Tensor:
+    windows: Tensor = node.op.windows  # type: ignore[union-attr]
+    return windows.to(device)

@@ -1,0 +1,122 @@
+"""How large is the linear region around a point, and does the decision change inside it?
+
+With d_B the distance to the region's border and d_D the distance to the decision boundary of its affine map, nothing nearer than min(d_B, d_D) is
+adversarial, and where d_D <= d_B the adversarial distance *is* d_D: exact, without a search (Croce, Andriushchenko and Hein 2019, arXiv 1810.07481). The radius
+of linearity d_B alone says nothing about robustness: a decision boundary may cut the region.
+
+Here both are measured inside the box, with masks and weights. What is computed is one thing, what is proved another: a backward sweep in checked float64
+confirms that no operation can leave its piece within `straight`, and that every margin stays positive within `lower`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.rounding import CHECKED
+from calipers.geometry.pieces import Pieces
+from calipers.geometry.proofs import confirmed, margins_hold, nothing_bends
+from calipers.geometry.walls import Wall, check_ball, distance_to, nearest_wall
+from calipers.graph.capture import graph_of
+from calipers.graph.ir import Graph
+from calipers.problem.goals import by_case
+from calipers.problem.problem import Problem
+
+_POINTS = 32  # points measured together
+_OVERSHOOT = 2.0  # of the model's own rounding: how far behind the decision boundary the candidate is put
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """The linear regions of N points, distances (N,) float64 in the threat's norm and native units, infinite where there is nothing to reach.
+
+    Computed in float64: `border` d_B, `decision` d_D (0 where the model is wrong), `node` and `element` of the operation that bounds the region (-1: none).
+    Proved (rounding accounted for): no operation leaves its piece within `straight`, nothing is adversarial within `lower`; 0 claims nothing.
+    `exact`: d_D <= d_B and a single margin decides, so that d_D is the adversarial distance; `candidate (N, *D)` is the point there, put behind the boundary
+    by twice the model's rounding, for a referee to judge. `margin` is the worst margin at the point, `guarantee` that of what is proved.
+    """
+
+    border: Tensor
+    decision: Tensor
+    straight: Tensor
+    lower: Tensor
+    exact: Tensor
+    candidate: Tensor
+    margin: Tensor
+    node: Tensor
+    element: Tensor
+    where: tuple[str, ...]
+    guarantee: str = CHECKED.guarantee
+
+
+def regions_of(problem: Problem) -> Regions:
+    """Measure the linear region of every point, and prove what it proves.
+
+    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for threats without hyperplanes. Cost for each point: two backward
+    products for each element that bends (the second for the nearest ones only), one sweep of CROWN's at each of the two radii.
+    """
+    check_ball(problem)
+    graph = graph_of(problem.classifier, problem.x)
+    parts = [_measured(problem.take(index), graph) for index in torch.arange(len(problem), device=problem.x.device).split(_POINTS)]
+    columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in _TENSORS}
+    return Regions(**columns, where=tuple(name for p in parts for name in p.where))
+
+
+_TENSORS = ("border", "decision", "straight", "lower", "exact", "candidate", "margin", "node", "element")
+
+
+def activation_pattern(problem: Problem) -> Tensor:
+    """Return which piece every operation is on at each point, (N, n) int64: equal patterns, one linear region."""
+    return Pieces.at(graph_of(problem.classifier, problem.x), problem.x).pattern()
+
+
+def _measured(problem: Problem, graph: Graph) -> Regions:
+    with torch.no_grad():
+        pieces = Pieces.at(graph, problem.x)
+        region = problem.threat.region(problem.x.double())
+        wall = nearest_wall(pieces, region)
+        decision, delta, margins, alone = _decision(problem, pieces)
+        worst = problem.goal.worst(margins)
+        candidate = (problem.x.double() + delta.view_as(problem.x)).to(problem.x.dtype)
+        straight = confirmed(problem, pieces, wall.distance, nothing_bends)
+        lower = confirmed(problem, pieces, torch.minimum(wall.distance, decision) * (worst > 0), margins_hold, straight)
+    exact = (worst > 0) & alone & (decision <= wall.distance) & decision.isfinite()
+    decision = torch.where(worst > 0, decision, 0.0)
+    candidate = torch.where(_like(worst > 0, candidate), candidate, problem.x)
+    return Regions(wall.distance, decision, straight, lower, exact, candidate, worst, wall.node, wall.element, _places(graph, wall))
+
+
+def _like(flags: Tensor, x: Tensor) -> Tensor:
+    return flags.view(-1, *[1] * (x.dim() - 1))
+
+
+def _places(graph: Graph, wall: Wall) -> tuple[str, ...]:
+    return tuple("" if k < 0 else graph.nodes[k - 1].where for k in wall.node.tolist())
+
+
+def _decision(problem: Problem, pieces: Pieces) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return d_D of the affine maps (N,), offsets (N, d) to just behind the decision boundary, the margins (N, S), and where one margin alone decides.
+
+    Of several margins that must all fall (a target, a specification), the farthest is a lower bound and no more.
+    """
+    n, logits = len(problem), pieces.values[-1]
+    margins = problem.margins(logits)
+    count = margins.shape[1]
+    rows = problem.goal.rows(problem.y, problem.classes).to(logits)
+    point = torch.arange(n, device=logits.device).repeat_interleave(count)
+    last = len(pieces.graph.nodes)
+    split = zip(rows.flatten(0, 1).split(pieces.rows), point.split(pieces.rows), strict=True)
+    g = torch.cat([pieces.pull(last, part.view(-1, *pieces.graph.shape(last)), at).flatten(1) for part, at in split])
+    region = problem.threat.region(problem.x.double()).take(point)
+    distance = distance_to(region, -g, margins.flatten()).distance.view(n, count)
+    cases = problem.goal.cases(problem.classes)
+    nearest = by_case(distance, cases).amin(1)
+    behind = _OVERSHOOT * problem.allowance(problem.classifier.logits64(problem.x), problem.size)
+    pick = torch.where(distance == nearest[:, None], 0.0, 1.0).argmin(1)
+    at = torch.arange(n, device=logits.device) * count + pick
+    delta = distance_to(region.take(at), -g[at], margins.gather(1, pick[:, None])[:, 0] + behind).delta
+    alone = torch.bincount(cases.to(logits.device), minlength=1)[cases.to(logits.device)[pick]] == 1
+    return nearest, delta, margins, alone

@@ -1,0 +1,185 @@
+"""How far is a hyperplane, and which of all that bound a linear region is nearest?
+
+The walls of a region are where some operation leaves its piece: a value meets a kink, or another member of a window wins. Within the region each is a
+hyperplane, whose distance from the point is gap / dual norm of its normal where nothing else limits the adversary, and no less inside a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from calipers.errors import BadInput
+from calipers.geometry.pieces import Pieces
+from calipers.problem.ball import Ball
+from calipers.problem.problem import Problem
+from calipers.problem.region import Region
+
+_AT_ONCE = 16  # walls of a point whose distance inside the box is computed at once, nearest first
+_SHORT = 1e-9  # of the gap: less than that is missing only by rounding
+
+
+class Reached(NamedTuple):
+    """The distance (P,) of the nearest admissible points with <g, delta> >= gap, infinite where there are none, and the offsets (P, d) to them."""
+
+    distance: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Wall:
+    """The nearest wall of each of M regions: its `distance`, the `node` that leaves its piece there and the `element` of what that reads (-1, -1 and infinite
+    where there is none), and `normal (M, d)`: the direction in which the value moves towards its kink."""
+
+    distance: Tensor
+    node: Tensor
+    element: Tensor
+    normal: Tensor
+
+
+def check_ball(problem: Problem) -> None:
+    """Raise `BadInput` for threats in which hyperplanes have no distance of this kind."""
+    if not isinstance(problem.threat, Ball) or problem.region.norm.is_count:
+        raise BadInput("linear regions are measured in linf, l2 or l1: replacing letters and counting features move through no straight line")
+    if problem.threat.constraints is not None:
+        raise BadInput("linear regions are measured without constraints between features: leave them out, the distances stay lower bounds")
+
+
+def free_distance(region: Region, g: Tensor, gap: Tensor) -> Tensor:
+    """Return gap / dual norm for normals g (P, d): the distance without the box, and a lower bound inside it. A wall that cannot be moved to is nowhere."""
+    flat = torch.where((region.low == 0) & (region.high == 0), 0.0, g)
+    size = region.norm.dual(flat if region.weight is None else flat / region.weight)
+    return torch.where(size > 0, gap / size, torch.inf)
+
+
+def distance_to(region: Region, g: Tensor, gap: Tensor) -> Reached:
+    """Return the distance of the hyperplane <g, delta> = gap (P,) from each region's centre, over its box and its movable features."""
+    low, high, flat = region.low, region.high, g
+    if region.weight is not None:
+        low, high, flat = low * region.weight, high * region.weight, flat / region.weight
+    flat = torch.where((low == 0) & (high == 0), 0.0, flat)
+    delta = region.norm.reach(flat, gap, low, high)
+    got = (flat * delta).sum(-1)
+    length = region.norm.of(delta)
+    none = got < gap * (1 - _SHORT)
+    return Reached(torch.where(none, torch.inf, length), delta if region.weight is None else delta / region.weight)
+
+
+def nearest_wall(pieces: Pieces, region: Region) -> Wall:
+    """Return the nearest wall of each point's linear region.
+
+    All walls are measured without the box first (a row pulled back for each); then inside the box from the nearest on, until the next one is farther even
+    without the box. Cost: a backward product for each element that has a kink and each member of a window; memory is bounded.
+    """
+    blocks = [block for number in pieces.bending() for block in _walls(pieces, number)]
+    if not blocks:
+        nothing = torch.full((len(region.center),), -1, device=region.center.device)
+        return Wall(torch.full_like(nothing, torch.inf, dtype=torch.float64), nothing, nothing, torch.zeros_like(region.low))
+    free = torch.cat([_free(pieces, region, block) for block in blocks], 1)
+    ranked, order = free.sort(1)
+    inside = torch.full_like(free, torch.inf)
+    for begin in range(0, free.shape[1], _AT_ONCE):
+        part = slice(begin, begin + _AT_ONCE)
+        worth = ranked[:, part] < inside.amin(1, keepdim=True)
+        if not bool(worth.any()):
+            break
+        point, place = worth.nonzero(as_tuple=True)
+        column = order[:, part][point, place]
+        for block, first in _beginning(blocks):
+            mine = (column >= first) & (column < first + block.gap.shape[1])
+            _measure_inside(pieces, region, block, inside[:, first:], point[mine], column[mine] - first)
+    return _chosen(pieces, blocks, inside)
+
+
+def _beginning(blocks: list[_Block]) -> Iterator[tuple[_Block, int]]:
+    """Yield each block with the place of its first wall when all stand side by side."""
+    first = 0
+    for block in blocks:
+        yield block, first
+        first += block.gap.shape[1]
+
+
+def _measure_inside(pieces: Pieces, region: Region, block: _Block, inside: Tensor, point: Tensor, wall: Tensor) -> None:
+    """Write the distances inside the box of chosen walls (R,) of a block into `inside (M, W)`."""
+    for at, part in zip(point.split(pieces.rows), wall.split(pieces.rows), strict=True):
+        g = _normal(pieces, block, at, part)
+        inside[at, part] = distance_to(region.take(at), g, block.gap[at, part]).distance
+
+
+def _chosen(pieces: Pieces, blocks: list[_Block], inside: Tensor) -> Wall:
+    distance, column = inside.min(1)
+    node, element = torch.full_like(column, -1), torch.full_like(column, -1)
+    normal = torch.zeros(len(inside), pieces.values[0][0].numel(), dtype=inside.dtype, device=inside.device)
+    for block, first in _beginning(blocks):
+        mine = torch.nonzero(distance.isfinite() & (column >= first) & (column < first + block.gap.shape[1])).flatten()
+        wall = column[mine] - first
+        node[mine], element[mine] = block.node, block.element(mine, wall)
+        for at, part in zip(mine.split(pieces.rows), wall.split(pieces.rows), strict=True):
+            normal[at] = _normal(pieces, block, at, part)
+    return Wall(distance, node, element, normal)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Some walls of one operation, the same for every point: a gap (M, W) for each, and the rows whose gradients are their normals.
+
+    `plus (W,)` or `(M, W)` is the element whose rise closes the gap, `minus` the one whose fall does; the place `nowhere` stands for none.
+    """
+
+    node: int
+    number: int
+    gap: Tensor
+    plus: Tensor
+    minus: Tensor
+    size: int
+
+    def rows(self, point: Tensor, wall: Tensor) -> Tensor:
+        """Return the rows (R, size) of chosen walls."""
+        rows = self.gap.new_zeros(len(point), self.size + 1)
+        for place, sign in ((self.plus, 1.0), (self.minus, -1.0)):
+            at = place.expand(self.gap.shape)[point, wall]
+            rows[torch.arange(len(point), device=rows.device), at] += sign
+        return rows[:, :-1]
+
+    def element(self, point: Tensor, wall: Tensor) -> Tensor:
+        """Return which element of what the operation reads chosen walls belong to."""
+        rising, falling = (place.expand(self.gap.shape)[point, wall] for place in (self.plus, self.minus))
+        return torch.where(rising < self.size, rising, falling)
+
+
+def _walls(pieces: Pieces, node: int) -> Iterator[_Block]:
+    number = pieces.graph.nodes[node - 1].inputs[0]
+    size = torch.Size(pieces.graph.shape(number)).numel()
+    if node in pieces.slopes:
+        every, nowhere = torch.arange(size, device=pieces.values[0].device), torch.full((size,), size, device=pieces.values[0].device)
+        gaps = pieces.gaps(node)
+        for gap, plus, minus in ((gaps.above, every, nowhere), (gaps.below, nowhere, every)):
+            if bool(gap.isfinite().any()):
+                yield _Block(node, number, gap, plus, minus, size)
+        return
+    behind, windows = pieces.trailing(node)
+    first = pieces.picks[node].flatten(1)[..., None].expand_as(behind)
+    yield _Block(node, number, behind.flatten(1), windows.flatten(), first.flatten(1), size)
+
+
+def _free(pieces: Pieces, region: Region, block: _Block) -> Tensor:
+    """Return the distances (M, W) of a block's walls without the box."""
+    found = torch.full_like(block.gap, torch.inf)
+    for point, wall in _batches(block.gap.isfinite(), pieces.rows):
+        g = _normal(pieces, block, point, wall)
+        found[point, wall] = free_distance(region.take(point), g, block.gap[point, wall])
+    return found
+
+
+def _batches(flags: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    point, wall = flags.nonzero(as_tuple=True)
+    yield from zip(point.split(most), wall.split(most), strict=True)
+
+
+def _normal(pieces: Pieces, block: _Block, point: Tensor, wall: Tensor) -> Tensor:
+    rows = block.rows(point, wall).view(len(point), *pieces.graph.shape(block.number))
+    return pieces.pull(block.number, rows, point).flatten(1)
