@@ -11,9 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from calipers.bounds.interval import Box
 from calipers.errors import BadInput
+from calipers.geometry import lipschitz
 from calipers.geometry.gradients import linear_score_change, sensitivity
+from calipers.geometry.lipschitz import local_slopes
+from calipers.geometry.pieces import line
 from calipers.geometry.polynomials import Polynomial, largest_gradient, largest_value
+from calipers.graph.ir import Elementwise
 from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
@@ -207,3 +212,57 @@ def test_wrong_descriptions_are_refused() -> None:
         Polynomial.of({(1,): 1.0}).gradient_bound(float("inf"))
     with pytest.raises(BadInput, match="low <= high"):
         largest_value(Polynomial.of({(1,): 1.0}), np.array([1.0]), np.array([0.0]))
+
+
+# ---- slopes around a point -------------------------------------------------------------------------------------------------------------------------
+
+
+def nets() -> list[tuple[nn.Module, tuple[int, ...]]]:
+    torch.manual_seed(3)
+    conv = nn.Sequential(nn.Conv2d(1, 3, 3), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3))
+    dense = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Hardtanh(-0.5, 0.5), nn.Linear(6, 3))
+    return [(conv.double().eval(), (1, 6, 6)), (dense.double().eval(), (5,))]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_no_margin_falls_faster_than_the_bound(norm: str) -> None:
+    for net, shape in nets():
+        x = torch.rand(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        problem = Problem.pose(net, x, net(x).argmax(1), Ball(norm, 0.2))
+        found = local_slopes(problem, samples=8)
+        assert bool((found.estimate <= found.bound * (1 + 1e-9)).all()) and bool((found.estimate > 0).all())
+        margins = problem.margins(problem.classifier.logits64(x))
+        for k in range(50):
+            moved = problem.region.sample(problem.streams(k))
+            fallen = margins - problem.margins(problem.classifier.logits64(moved))
+            assert bool((fallen <= found.bound * problem.region.distance(moved)[:, None] * (1 + 1e-9)).all())
+
+
+def test_the_bound_is_the_gradient_where_nothing_bends() -> None:
+    for net, shape in nets():
+        x = torch.rand(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        problem = Problem.pose(net, x, net(x).argmax(1), Ball("linf", 1e-7))
+        found = local_slopes(problem, samples=1)
+        torch.testing.assert_close(found.bound, found.estimate, rtol=1e-6, atol=1e-9)
+
+
+def test_slopes_of_one_piece_only_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: the slope at the centre for the whole region. Sampled gradients are longer than that bound."""
+    net, shape = nets()[1]
+    x = torch.rand(20, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    problem = Problem.pose(net, x, net(x).argmax(1), Ball("linf", 0.5))
+
+    def at_the_centre(op: Elementwise, box: Box) -> tuple[Tensor, Tensor]:
+        slope = line(op, (box.lower + box.upper) / 2)[0]
+        return slope, slope
+
+    monkeypatch.setattr(lipschitz, "_slopes", at_the_centre)
+    found = local_slopes(problem, samples=32)
+    assert bool((found.estimate > found.bound * (1 + 1e-6)).any())
+
+
+def test_curved_networks_have_an_estimate_and_no_bound() -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3)).double().eval()
+    x = torch.rand(2, 5, dtype=torch.float64)
+    found = local_slopes(Problem.pose(net, x, net(x).argmax(1), Ball("l2", 0.1)), samples=4)
+    assert bool(found.bound.isinf().all()) and bool(found.estimate.isfinite().all())
