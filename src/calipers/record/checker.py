@@ -1,12 +1,15 @@
 """Is a proof file true? Everything is proved again from its network and its point: `python checker.py proof.npz`. NumPy and the standard library only.
 
-The file states a claim: no input of a threat set around `x` changes what a network of listed operations answers. Beside it the file holds choices: slopes of
-lines, multipliers, weights, cuts, and which rows to sweep. Any choice is sound, since this program derives from it whatever has to be true: boxes by interval
-arithmetic and backward sweeps, intercepts of lines from slopes, and that the cuts of all leaves leave no gap. It believes no bound of the file.
+The file states a claim: no input of a threat set around `x` changes what a network of listed operations answers. Beside it the file holds choices: slopes,
+weights, multipliers, cuts, parts of the threat set, and which rows to sweep. Any choice is sound, since this program derives from it whatever has to be true:
+boxes of all numbers by interval arithmetic; planes between which each operation lies over its box; sweeps, which carry <a, number> >= ... back through one
+operation at a time to the input, and narrow boxes; and that all leaves are proved and leave no gap. It believes no bound of the file.
+
+Number 0 is the input, number k the result of operation k, all of them flat. A pass looks at the whole threat set, or at parts of it: rows of every box.
 
 Bounds are computed in float64. A sum of n products errs by at most g(n) = nu / (1 - nu) times the sum of their sizes, u = 2^-53, in any order of summation
 (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3); coefficients that a sweep has computed count as chosen, so that the rounding of one operation
-costs g(n) <|A|, |W||x| + |b|>. What is proved holds for the network in real arithmetic.
+costs g(n) <|A|, |W||x| + |b|>. Functions and planes are taken to err by 2^-48 of their size. What is proved holds for the network in real arithmetic.
 """
 
 from __future__ import annotations
@@ -17,320 +20,545 @@ import json
 import math
 import sys
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING or __package__:
-    from calipers.record.checker_ops import TINY, Array, Leaf, Node, Rejected, Threat, covered, demand, g, gathered
-else:  # run on its own
-    from checker_ops import TINY, Array, Leaf, Node, Rejected, Threat, covered, demand, g, gathered
-
-VERSION = 1
-_PASSES = 8
-_OWN = 64  # operations besides the long sums
-_HELD = 2**21  # coefficients in flight
+Array = NDArray[Any]
+Box = tuple[Array, Array]
+VERSION = 2
+UNIT, ROOM, TINY = 2.0**-53, 2.0**-48, 1e-280  # rounding, of functions and planes, and what underflow can lose
+_OWN, _HELD = 64, 2**21  # operations besides the long sums; coefficients in flight
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Was the claim proved? If not, `reason` says what failed. `claim` is the header; `rows` and `leaves` are what was swept."""
+class Rejected(Exception):
+    """The file is damaged, or says what cannot be right."""
+
+
+def demand(good: Any, message: str) -> None:
+    """Reject the file unless something holds."""
+    if not good:
+        raise Rejected(message)
+
+
+def g(n: float) -> float:
+    """Return the allowance for n roundings."""
+    return n * UNIT / (1 - n * UNIT)
+
+
+def above(value: Any) -> Any:
+    """Return the next number."""
+    return np.nextafter(value, np.inf)
+
+
+def of(values: Array, part: Array) -> Array:
+    """Return a row of values (..., parts, n) for each row of a sweep; one part serves all."""
+    return values if values.shape[-2] == 1 else values[..., part, :]
+
+
+def dot(a: Array, values: Array) -> Array:
+    """Return <a, values> of each row."""
+    return np.asarray(a @ values[0] if len(values) == 1 else (a * values).sum(1))
+
+
+def gathered(a: Array, index: Array, size: int) -> Array:
+    """Return (R, size): the columns of a (R, m) added up by their index."""
+    order = np.argsort(index, kind="stable")
+    keys, starts = np.unique(index[order], return_index=True)
+    result = np.zeros((len(a), size))
+    if len(keys):
+        result[:, keys] = np.add.reduceat(a[:, order], starts, axis=1)
+    return result
+
+
+class Function(NamedTuple):
+    """A function of one number: its value; a bound of |f''| on [a, b] between kinks (None: straight there); kinks; a fall at one place, and that place."""
+
+    value: Callable[[Array], Array]
+    bend: Callable[[Array, Array], Any] | None
+    kinks: tuple[float, ...] = ()
+    jump: tuple[float, float] = (0.0, math.inf)
+
+    def least(self, side: int, slope: Array, low: Array, high: Array) -> Array:
+        """Return no more than side * (f(t) - slope * t) on [low, high]: where a line below (side 1) or above (side -1) may begin.
+
+        Between kinks that is, on [a, b], no less than at the ends, less max |f''| (b - a)^2 / 8. Of 32 such cells the eight of least bound are cut into four,
+        five times: little more than max |f''| (high - low)^2 2^-33 is lost.
+        """
+
+        def at(t: Array, m: Array) -> Any:
+            y = self.value(t)
+            return side * (y - m * t) - ROOM * (1 + np.abs(t) + np.abs(y) + np.abs(m * t))
+
+        slope, *corners = np.broadcast_arrays(slope, low, high, *(np.clip(kink, low, high) for kink in self.kinks if math.isfinite(kink)))
+        if self.bend is None:
+            return np.asarray(np.min([at(t, slope) for t in corners], 0))
+        result, step, shares = np.empty(slope.size), _HELD // 64, np.arange(32) / 32
+        for i in range(0, slope.size, step):
+            m, a, b, *kinks = (v.reshape(-1)[i : i + step, None] for v in (slope, *corners))
+            edges, rest = np.sort(np.concatenate([a + (b - a) * shares, b, *kinks], 1), 1)[:, None], np.full(len(m), np.inf)
+            for last in (False,) * 5 + (True,):
+                y, a, b = at(edges, m[..., None]), edges[..., :-1], edges[..., 1:]
+                bound = np.minimum(y[..., :-1], y[..., 1:]) - self.bend(a, b) * (b - a) ** 2 / 8 * (1 + ROOM) - self.jump[0] * (b >= self.jump[1] * (1 - ROOM))
+                bound = np.where(np.isnan(bound), -np.inf, bound).reshape(len(m), -1)
+                if not last:
+                    order = np.argpartition(bound, 8, axis=1)
+                    rest = np.minimum(rest, np.take_along_axis(bound, order[:, 8:9], 1)[:, 0])
+                    a, b = (np.take_along_axis(v.reshape(bound.shape), order[:, :8], 1)[..., None] for v in (a, b))
+                    edges = np.concatenate([a + (b - a) * shares[::8], b], 2)
+            result[i : i + step] = np.minimum(rest, bound.min(1))
+        return result.reshape(slope.shape)
+
+    def lines(self, low: Array, high: Array, slopes: list[Array | None]) -> list[Array]:
+        """Return slope and intercept of a line below and of one above: of the slopes given, or the chord's where there is none."""
+        wide, lines = np.where(high > low, high - low, 1.0), list[Array]()
+        chord = np.nan_to_num((self.value(high) - self.value(low)) / wide, nan=0.0, posinf=0.0, neginf=0.0)
+        for side, given in zip((1, -1), slopes, strict=True):
+            m = chord if given is None else np.where(np.isfinite(given), given, chord)
+            lines += [m[None], side * self.least(side, m, low, high)]
+        return lines
+
+
+def near(a: Array, b: Array) -> Array:
+    """Return the least |t| on [a, b]."""
+    return np.maximum(np.maximum(a, -b), 0.0)
+
+
+def erf(t: Array) -> Array:
+    """Five terms of Taylor's series around the nearest 128th; the sixth is below 60 / 256^6 / 720 < 4e-16."""
+    t = np.clip(np.nan_to_num(t), -6.0, 6.0)
+    k = np.rint(t * 128).astype(int)
+    a, d = k / 128, t - k / 128
+    rest = (2 * a**2 - 1) / 3 - d * (a * (2 * a**2 - 3) / 6 - d * (4 * a**4 - 12 * a**2 + 3) / 30)
+    return np.asarray(_ERF[k] + 2 / math.sqrt(math.pi) * np.exp(-(a**2)) * d * (1 - d * (a - d * rest)))
+
+
+_ERF = np.array([math.erf(k / 128) for k in [*range(769), *range(-768, 0)]])  # negative places count from the end
+_C = 2 / math.sqrt(2 * math.pi)
+FUNCTIONS: dict[str, Callable[..., Function]] = {
+    "two pieces": lambda left, right: Function(lambda t: left * np.minimum(t, 0) + right * np.maximum(t, 0), None, (0.0,)),
+    "clip": lambda low, high: Function(lambda t: np.clip(t, low, high), None, (low, high)),
+    "tanh": lambda: Function(np.tanh, lambda a, b: np.minimum(0.77, 8 * np.exp(-2 * near(a, b)))),
+    "sigmoid": lambda: Function(lambda t: 0.5 + 0.5 * np.tanh(t / 2), lambda a, b: np.minimum(0.0963, np.exp(-near(a, b)))),
+    "erf": lambda: Function(erf, lambda a, b: np.minimum(0.968, 1.37 * np.exp(-(near(a, b) ** 2) / 2))),
+    "atan": lambda: Function(np.arctan, lambda a, b: np.minimum(0.65, 2 / near(a, b) ** 3)),
+    "gelu": lambda: Function(lambda t: t * (0.5 + 0.5 * erf(t / math.sqrt(2))), lambda a, b: 0.798 * np.exp(-(near(a, b) ** 2) / 4)),
+    "gelu by tanh": lambda: Function(lambda t: t * (0.5 + 0.5 * np.tanh(_C * (t + 0.044715 * t**3))), lambda a, b: 0.9 * np.exp(-(near(a, b) ** 2) / 4)),
+    "silu": lambda: Function(lambda t: t * (0.5 + 0.5 * np.tanh(t / 2)), lambda a, b: np.minimum(0.501, (2 + near(a, b)) * np.exp(-near(a, b)))),
+    "mish": lambda: Function(lambda t: t * np.tanh(np.logaddexp(0, t)), lambda a, b: np.minimum(0.65, (4 + 4 * near(a, b)) * np.exp(-near(a, b)))),
+    "log sigmoid": lambda: Function(lambda t: -np.logaddexp(0, -t), lambda a, b: np.minimum(0.2501, np.exp(-near(a, b)))),
+    "hardswish": lambda: Function(lambda t: t * np.clip(t + 3, 0, 6) / 6, lambda a, b: np.where((b <= -3) | (a >= 3), 0.0, 0.34), (-3.0, 3.0)),
+    "exp": lambda: Function(np.exp, lambda a, b: np.exp(b)),
+    "expm1": lambda: Function(np.expm1, lambda a, b: np.exp(b)),
+    "log": lambda: Function(np.log, lambda a, b: a**-2),
+    "log1p": lambda: Function(np.log1p, lambda a, b: (1 + a) ** -2),
+    "sin": lambda: Function(np.sin, lambda a, b: 1.0),
+    "cos": lambda: Function(np.cos, lambda a, b: 1.0),
+    "power": lambda p: Function(lambda t: t**p, lambda a, b: abs(p * (p - 1)) * np.maximum(near(a, b) ** (p - 2), np.maximum(-a, b) ** (p - 2))),
+    "softplus": lambda beta, end: Function(  # t itself from beta t = end on: by so much it falls there
+        lambda t: np.logaddexp(0, beta * t) / beta, lambda a, b: beta * np.minimum(0.2501, np.exp(-beta * near(a, b))), (), (math.exp(-end) / beta, end / beta)
+    ),
+    "elu": lambda alpha, scale, inner: Function(
+        lambda t: scale * np.where(t > 0, t, alpha * np.expm1(inner * np.minimum(t, 0))),
+        lambda a, b: scale * alpha * inner**2 * np.exp(inner * np.minimum(b, 0)) * (a < 0),
+        (0.0,),
+    ),
+}
+
+
+class Node:
+    """One operation of the list. If affine, `maps` holds for each input x -> Wx (B, n) -> (B, m), W as it is or absolute, and a -> W^T a (R, m) -> (R, n).
+    Else it lies between planes, whose `terms` tell for each input which results they go to and which elements they are of (None: both are one)."""
+
+    def __init__(self, facts: dict[str, Any], arrays: dict[str, Array], shapes: list[tuple[int, ...]]) -> None:
+        self.kind, self.inputs, self.shape = str(facts["op"]), [int(i) for i in facts["inputs"]], tuple(int(n) for n in facts["shape"])
+        demand(self.inputs and all(0 <= i < len(shapes) for i in self.inputs), f"an operation ({self.kind}) reads numbers that come after it")
+        self.facts, self.size, self.came, self.terms = facts, math.prod(self.shape), [shapes[i] for i in self.inputs], list[tuple[Array, Array] | None]([None])
+        self.wide, self.affine = [math.prod(shape) for shape in self.came], self.kind in ("linear", "convolution", "matrix")
+        ends = {"left": self.wide[0], "right": self.wide[-1], "into": self.size, "windows": self.wide[0] + (self.kind == "largest")}
+        ends |= {name: n for k, wide in enumerate(self.wide) for name, n in ((f"row{k}", self.size), (f"column{k}", wide))}
+        self.held = h = {name: np.asarray(v, np.int64 if name in ends else np.float64) for name, v in arrays.items()}
+        good = all(((v >= 0) & (v < ends[name])).all() if name in ends else np.isfinite(v).all() for name, v in h.items())
+        good &= self.kind == "matrix" or len(self.inputs) == 1 + (self.kind == "product")
+        if self.affine:
+            self.maps = [getattr(self, f"_{self.kind}")(k) for k in range(len(self.inputs))]
+        elif self.kind == "function":
+            self.function, good = FUNCTIONS[facts["function"]](*facts["parameters"]), good and self.wide[0] == self.size
+            good &= all(p >= 0 for p in facts["parameters"]) or facts["function"] in ("power", "two pieces", "clip")
+        elif self.kind == "product":
+            self.terms = [(h["into"], h["left"]), (h["into"], h["right"])]
+        else:
+            good &= self.kind in ("largest", "logsumexp") and h["windows"].ndim == 2 and len(h["windows"]) == self.size and facts.get("share", 1) > 0
+            self.terms = [(np.repeat(np.arange(self.size), h["windows"].shape[1]), h["windows"].reshape(-1))]
+        demand(good, f"an operation ({self.kind}) is not known, or its shapes or numbers do not fit together")
+        b = h.get("bias", np.zeros(1))
+        self.constant = np.asarray(np.broadcast_to(b.reshape(-1, *[1] * (len(self.shape) - 1)) if self.kind == "convolution" else b, self.shape).reshape(-1))
+        self.long = self.size + max([self.size, *self.wide, *(len(term[0]) for term in self.terms if term)])
+
+    def _linear(self, k: int) -> Any:
+        """Weights (out, in) at the last axis."""
+        w = self.held["weight"]
+        demand(w.shape == (self.shape[-1], self.came[0][-1]) and self.shape[:-1] == self.came[0][:-1], "weights that do not fit")
+        forward = lambda x, weigh: (x.reshape(len(x), -1, w.shape[1]) @ weigh(w).T).reshape(len(x), -1)  # noqa: E731
+        return forward, lambda a: (a.reshape(len(a), -1, len(w)) @ w).reshape(len(a), -1)
+
+    def _convolution(self, k: int) -> Any:
+        """Weights (out, in / groups, *kernel). Each place of the kernel has weights (groups, m, c), and meets elements (groups, c, places)."""
+        w, groups, wide, taps = self.held["weight"], int(self.facts["groups"]), self.wide[0], list[tuple[Array, Array]]()
+        index = np.pad(np.arange(wide).reshape(self.came[0]), [(0, 0), *((p, p) for p in self.facts["padding"])], constant_values=wide)  # one past the end
+        for tap in np.ndindex(*w.shape[2:]):
+            spans = zip(tap, self.facts["stride"], self.facts["dilation"], self.shape[1:], strict=True)
+            met = index[(slice(None), *(slice(t * d, t * d + (n - 1) * s + 1, s) for t, s, d, n in spans))]
+            weight = w[(slice(None), slice(None), *tap)].reshape(groups, self.shape[0] // groups, -1)
+            taps.append((weight, met.reshape(groups, weight.shape[2], math.prod(self.shape[1:]))))
+
+        def forward(x: Array, weigh: Any) -> Array:
+            around = np.vstack([x.T, np.zeros(len(x))])
+            return np.asarray(sum(weigh(weight) @ around[met].reshape(*met.shape[:2], -1) for weight, met in taps).reshape(self.size, -1).T)
+
+        def back(a: Array) -> Array:
+            result, rows = np.zeros((wide + 1, len(a))), np.ascontiguousarray(a.T)
+            for weight, met in taps:  # of one tap no two elements meet the same one
+                result[met.reshape(-1)] += (weight.transpose(0, 2, 1) @ rows.reshape(*weight.shape[:2], -1)).reshape(-1, len(a))
+            return result[:-1].T
+
+        return forward, back
+
+    def _matrix(self, k: int) -> Any:
+        """Entries by row and column."""
+        row, column, value = (self.held[f"{name}{k}"] for name in ("row", "column", "value"))
+        return lambda x, weigh: gathered(x[:, column] * weigh(value), row, self.size), lambda a: gathered(a[:, row] * value, column, self.wide[k])
+
+    def planes(self, boxes: list[Box], given: list[Array | None], flat: bool = False) -> list[Array]:
+        """Return slopes (inputs, parts, terms) and intercepts (parts, size) of planes below, then of planes above. `given`: slopes of lines, weights of second
+        planes of products. `flat`: slopes of 0 instead, which make the intercepts the range."""
+        if self.kind == "function":
+            return self.function.lines(*boxes[0], [np.zeros_like(boxes[0][0])] * 2 if flat else given)
+        if self.kind == "product":
+            return self._product(boxes, given, flat)
+        lows, highs = (np.concatenate([end, np.full((len(end), 1), -np.inf)], 1)[:, self.held["windows"]] for end in boxes[0])
+        low, low_at, high, high_at = (self._largest if self.kind == "largest" else self._logsumexp)(lows, highs, flat)
+        return [low.reshape(1, len(low), -1), low_at, high.reshape(1, len(low), -1), high_at]
+
+    def _product(self, boxes: list[Box], given: list[Array | None], flat: bool) -> list[Array]:
+        """Sums of x y. Over a box x y lies above planes of slopes (l_y, l_x) and (h_y, h_x), below (h_y, l_x) and (l_y, h_x) for x and y (McCormick 1976); and
+        on one side of any plane where it is so at the corners, for it is straight along both axes."""
+        into, planes, ends = self.held["into"], list[Array](), [[end[:, t[1]] for end in box] for t, box in zip(self.terms, boxes, strict=True) if t]
+        for side, weights in zip((1, -1), given, strict=True):
+            t = 0.0 if weights is None else np.nan_to_num(weights)[:, into]
+            first, second = ends[1][::side]
+            m = np.array([first + t * (second - first), ends[0][0] + t * (ends[0][1] - ends[0][0])]) * (not flat)
+            corners = [(a * b, m[0] * a, m[1] * b) for a in ends[0] for b in ends[1]]
+            gap = np.minimum.reduce([side * (c - x - y) - ROOM * (np.abs(c) + np.abs(x) + np.abs(y)) - TINY for c, x, y in corners])
+            planes += [m, side * (gathered(gap, into, self.size) - g(len(into) + 8) * gathered(np.abs(gap), into, self.size) - TINY)]
+        return planes
+
+    def _largest(self, lows: Array, highs: Array, flat: bool) -> list[Array]:
+        """No less than a member, the first of nearly the largest lower end; no more than that one where it dominates, else than the largest upper end."""
+        best = np.eye(lows.shape[2], dtype=bool)[(lows >= lows.max(2)[..., None] - 1e-9).argmax(2)]
+        wins = (np.where(best, lows, -np.inf).max(2) >= np.where(best, -np.inf, highs).max(2)) & (not flat)
+        return [best * 1.0, lows.max(2) * flat, (best & wins[..., None]) * 1.0, np.where(wins, 0.0, highs.max(2))]
+
+    def _logsumexp(self, lows: Array, highs: Array, flat: bool) -> list[Array]:
+        """A share of log sum exp x: that is convex, and lies above its tangent in the middle. And log s <= log t + s / t - 1 for any t, with chords in s."""
+
+        def total(x: Array) -> Array:
+            return np.asarray(x.max(2) + np.log(np.exp(x - x.max(2)[..., None]).sum(2)))
+
+        share, middle, top, wide = self.facts["share"], (lows + highs) / 2, highs.max(2)[..., None], np.where(highs > lows, highs - lows, 1.0)
+        room = 8 * (lows.shape[2] + 16) * ROOM * (1 + math.log(lows.shape[2]) + np.maximum(np.abs(lows), np.abs(highs)).max(2))
+        weight, low, high = np.exp(middle - total(middle)[..., None]), np.exp(lows - top), np.exp(highs - top)
+        t = ((low + high) / 2).sum(2)[..., None]
+        chord = (high - low) / wide / t
+        below = total(lows) if flat else total(middle) - (weight * middle).sum(2)
+        over = total(highs) if flat else (top + np.log(t))[..., 0] - 1 + (low / t - chord * lows).sum(2)
+        return [share * weight, share * (below - room), share * chord, share * (over + room)]
+
+
+class Threat:
+    """All x + d with |w d|_p <= radius, low <= x + d <= high; `box` is the smallest around it."""
+
+    def __init__(self, facts: dict[str, Any], x: Array, arrays: dict[str, Array]) -> None:
+        self.norm, self.radius, self.x = facts["norm"], float(facts["radius"]), x
+        inf, held = np.float64(np.inf), {name: np.broadcast_to(np.asarray(v, np.float64), x.shape) for name, v in arrays.items()}
+        self.weight, low, high = held.get("weights", np.ones_like(x)), held.get("low", -inf), held.get("high", inf)
+        good = self.norm in ("linf", "l2", "l1") and 0 <= self.radius < math.inf and ((self.weight > 0) & np.isfinite(self.weight)).all()
+        demand(good, "the threat is none that this checker knows: linf, l2 or l1, a radius of at least 0, weights above 0")
+        demand(((low <= x) & (x <= high)).all(), "the point lies outside the threat's box")
+        reach = above(self.radius / self.weight)
+        free = (held.get("mask", np.ones_like(x)) != 0) & (self.radius > 0)
+        self.box = np.where(free, np.maximum(low, -above(reach - x)), x)[None], np.where(free, np.minimum(high, above(x + reach)), x)[None]
+
+    def fall(self, a: Array, low: Array, high: Array, whole: bool) -> Array:
+        """Return no less than <-a, d> is for low <= d <= high and, of the `whole` set, |w d|_p <= radius: for l1 and l2 by a multiplier, sound at any."""
+        if not whole or self.norm == "linf":
+            return np.asarray(np.maximum(-a * low, -a * high).sum(1) + g(self.x.size + 8) * np.maximum(np.abs(a * low), np.abs(a * high)).sum(1) + TINY)
+        p, slope = 1 if self.norm == "l1" else 2, np.abs(a) / self.weight
+        cap = np.minimum(above(np.where(a < 0, high, -low) * self.weight), above(self.radius))
+
+        def moved(m: Array) -> Any:
+            return cap * (slope > m) if p == 1 else np.minimum(slope / m, cap)
+
+        least, most = np.zeros((len(a), 1)), np.sqrt((slope**2).sum(1, keepdims=True)) / (1 if p == 1 else max(self.radius, 1e-100)) + 1e-200
+        for _ in range(60):  # does what is moved use up the radius?
+            middle = (least + most) / 2
+            over = (moved(middle) ** p).sum(1, keepdims=True) > self.radius**p
+            least, most = np.where(over, middle, least), np.where(over, most, middle)
+        move, dual = moved(most), most[:, 0] * self.radius**p
+        value = (move * (slope - most * move ** (p - 1) / p)).sum(1) + dual / p
+        return np.asarray(value + g(self.x.size + 32) * 2 * ((slope * move).sum(1) + dual) + TINY)
+
+
+class Verdict(NamedTuple):
+    """Was the claim proved? If not, `reason` says what failed. `claim` is the header."""
 
     proved: bool
     reason: str
     claim: dict[str, Any]
-    rows: int = 0
     leaves: int = 0
-
-
-# ---- the proof -------------------------------------------------------------------------------------------------------------------------------------
-
-
-class Cuts(NamedTuple):
-    """Where the leaves of a block are cut: row, number, element, ends and multiplier of each cut."""
-
-    row: NDArray[Any]
-    number: NDArray[Any]
-    element: NDArray[Any]
-    low: NDArray[Any]
-    high: NDArray[Any]
-    beta: NDArray[Any]
-
-    def part(self, begin: int, end: int) -> Cuts:
-        """Return the cuts of a run of rows."""
-        mine = (self.row >= begin) & (self.row < end)
-        return Cuts(self.row[mine] - begin, *(column[mine] for column in self[1:]))
 
 
 class Proof:
     """A file, read and compared with its own header."""
 
     def __init__(self, data: bytes) -> None:
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                files = {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False) for name in archive.namelist()}
-            self.header: dict[str, Any] = json.loads(bytes(files.pop("header")))
-        except Exception as error:  # what a damaged archive raises has no common name
-            raise Rejected(f"the file cannot be read ({type(error).__name__}: {error})") from error
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            files = {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False) for name in archive.namelist()}
+        self.header: dict[str, Any] = json.loads(bytes(files.pop("header")))
         self.arrays, kind = files, tuple(self.header.get(name) for name in ("format", "version", "guarantee"))
         demand(kind == ("calipers-proof", VERSION, "float64-checked"), f"this checker proves calipers-proof, version {VERSION}, float64-checked, not {kind}")
         demand(self.header["arrays"] == {name: [v.dtype.str, list(v.shape)] for name, v in files.items()}, "the arrays are not those that the header lists")
         exact = [v.dtype.kind in "bf" or (v.dtype.kind in "iu" and (not v.size or int(abs(v).max()) <= 2**53)) for v in files.values()]
         demand(all(exact) and all(v.dtype.itemsize <= 8 for v in files.values()), "an array holds numbers that float64 would round")
-        demand(all(b["pass"] in range(_PASSES) for b in self.header["blocks"]), f"a block stands in no pass from 0 to {_PASSES - 1}")
         demand(digest(self.header["network"], files) == self.header["model"], "the network is not the one that the header names: its hash differs")
-        self._read_network()
-        self._read_claim()
-
-    def _read_network(self) -> None:
-        shapes = [tuple(int(n) for n in self.header["network"]["input"])]
-        self.nodes: list[Node] = []
+        shapes, self.nodes = [tuple(int(n) for n in self.header["network"]["input"])], list[Node]()
         for k, facts in enumerate(self.header["network"]["nodes"], start=1):
-            held = {name.removeprefix(f"net.{k}."): v for name, v in self.arrays.items() if name.startswith(f"net.{k}.")}
-            self.nodes.append(Node(facts, held, shapes))
+            self.nodes.append(Node(facts, self.named(f"net.{k}."), shapes))
             shapes.append(self.nodes[-1].shape)
-        self.sizes = [math.prod(shape) for shape in shapes]
-
-    def _read_claim(self) -> None:
-        x, k, goal = np.asarray(self.arrays["x"], np.float64).reshape(-1), self.sizes[-1], self.header["goal"]
+        self.sizes, x = [math.prod(shape) for shape in shapes], np.asarray(files["x"], np.float64).reshape(-1)
         demand(x.size == self.sizes[0] and np.isfinite(x).all(), "the point is not an input of the network")
-        self.threat = Threat(self.header["threat"], x, {n.removeprefix("threat."): v for n, v in self.arrays.items() if n.startswith("threat.")})
+        self.threat, goal, k = Threat(self.header["threat"], x, self.named("threat.")), self.header["goal"], self.sizes[-1]
         if goal["kind"] == "linear":
-            self.spec, self.offsets, self.cases = (np.asarray(self.arrays[name], t) for name, t in (("spec", float), ("offsets", float), ("cases", int)))
+            self.spec, self.offsets, self.cases = (np.asarray(files[name], t) for name, t in (("spec", float), ("offsets", float), ("cases", int)))
         else:
-            chosen, eye = int(goal["class"]), np.eye(k)
-            known = 0 <= chosen < k and k > 1 and goal["kind"] in ("untargeted", "targeted")
-            demand(known, f"class {chosen} is none of the network's {k}, or the goal is unknown")
-            away = goal["kind"] == "untargeted"
-            self.spec, self.offsets = (eye[chosen] - np.delete(eye, chosen, 0)) * (1 if away else -1), np.zeros(k - 1)
-            self.cases = np.arange(k - 1) * (1 if away else 0)
-        count = len(self.spec)
-        fits = count and self.spec.shape == (count, k) and self.offsets.shape == self.cases.shape == (count,)
-        demand(fits, "the specification does not fit the network's outputs")
+            chosen, away = int(goal["class"]), goal["kind"] == "untargeted"
+            demand(0 <= chosen < k and k > 1 and (away or goal["kind"] == "targeted"), f"class {chosen} is none of the network's {k}, or the goal is unknown")
+            self.spec, self.offsets = (np.eye(k)[chosen] - np.delete(np.eye(k), chosen, 0)) * (1 if away else -1), np.zeros(k - 1)
+            self.cases = np.arange(k - 1) * away
+        fits = len(self.spec) and self.spec.shape == (len(self.spec), k) and self.offsets.shape == self.cases.shape == (len(self.spec),)
         whole = np.isfinite(self.spec).all() and np.isfinite(self.offsets).all() and set(self.cases.tolist()) == set(range(int(self.cases.max()) + 1))
-        demand(whole, "the specification holds what is no number, or leaves a case out")
+        demand(fits and whole, "the specification does not fit the network's outputs, holds what is no number, or leaves a case out")
+
+    def named(self, beginning: str) -> dict[str, Array]:
+        """Return the arrays whose names begin so, by the rest of their names."""
+        return {name.removeprefix(beginning): v for name, v in self.arrays.items() if name.startswith(beginning)}
+
+    def places(self, name: str, size: int) -> Array:
+        """Return which elements an array is about, each no more than once if they are of cuts or parts."""
+        place = np.asarray(self.arrays[name], np.int64).reshape(-1)
+        demand(((place >= 0) & (place < size)).all(), f"{name} points past the end of what it is about")
+        demand(not name.endswith("place") or len(np.unique(place)) == len(place), f"{name} names an element twice")
+        return place
 
 
-def digest(network: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
+def digest(network: dict[str, Any], arrays: dict[str, Array]) -> str:
     """Return the name of a network: SHA-256 of its list of operations as JSON with sorted keys, then of each array's name, type, shape and bytes."""
-    name = hashlib.sha256(json.dumps(network, sort_keys=True, separators=(",", ":")).encode())
-    for key in sorted(k for k in arrays if k.startswith("net.")):
-        value = np.ascontiguousarray(arrays[key])
-        name.update(f"{key}:{value.dtype.str}:{list(value.shape)}:".encode() + value.tobytes())
-    return name.hexdigest()
+    parts = [f"{key}:{v.dtype.str}:{list(v.shape)}:".encode() + v.tobytes() for key, v in sorted(arrays.items()) if key.startswith("net.")]
+    return hashlib.sha256(b"".join([json.dumps(network, sort_keys=True, separators=(",", ":")).encode(), *parts])).hexdigest()
+
+
+def covered(low: Array, high: Array, begin: Array, end: Array) -> bool:
+    """Do leaves (P, keys) leave no gap in the box from begin to end? Looks for a value of a key that no leaf lies across, which parts them in two lots, one on
+    each side, and so on until a lot holds a leaf that is all of its box."""
+    lots = [(low, high, begin, end)]
+    while lots:
+        low, high, begin, end = lots.pop()
+        if ((low <= begin) & (high >= end)).all(1).any():
+            continue
+        for k in np.flatnonzero((low > begin).any(0) & (high < end).any(0)):
+            at = np.unique(low[(low[:, k] > begin[k]) & (low[:, k] < end[k]), k])
+            across = np.searchsorted(np.sort(low[:, k]), at) - np.searchsorted(np.sort(high[:, k]), at, side="right")
+            if (across == 0).any():
+                break
+        else:
+            return False
+        value = at[across == 0][(across == 0).sum() // 2]
+        below, middle = high[:, k] <= value, np.where(np.arange(len(begin)) == k, value, np.nan)
+        if below.all() or not below.any() or (low[~below, k] < value).any():
+            return False
+        lots += [(low[below], high[below], begin, np.fmin(end, middle)), (low[~below], high[~below], np.fmax(begin, middle), end)]
+    return True
 
 
 class Prover:
-    """The boxes proved so far, number by number, and the sweeps that narrow them."""
+    """The boxes proved so far, number by number, and the sweeps that narrow them. `good`: which leaves of each block are proved."""
 
     def __init__(self, proof: Proof) -> None:
-        self.proof, self.nodes, self.rows, self.leaves = proof, proof.nodes, 0, 0
-        self.boxes: list[tuple[Array, Array]] = []
-        self.lines: dict[int, tuple[Array, Array, Array, Array]] = {}
-        self.reach: dict[int, Array] = {}
+        self.proof, self.nodes, self.whole, self.good = proof, proof.nodes, list[Box](), dict[int, Array]()
+        numbers = {name: int(name.split(".")[1].removeprefix("cut")) for name in proof.arrays if ".cut" in name and name.endswith(".place")}
+        numbers |= {name: 0 for name in proof.arrays if name.endswith(".part.place")}
+        keys = sorted({(n, int(e)) for name, n in numbers.items() for e in proof.places(name, proof.sizes[n])})
+        self.keys, free = {key: k for k, key in enumerate(keys)}, (-np.inf, np.inf)
+        self.edge = [np.array([proof.threat.box[side][0, e] if n == 0 else free[side] for n, e in keys]) for side in (0, 1)]
+        self.leaves: dict[int, list[list[Array]]] = {int(c): [] for c in proof.cases}
 
     def run(self) -> Verdict:
         """Go through the passes: every number's box, then the leaves; at last look for gaps between these."""
-        blocks, leaves = self.proof.header["blocks"], {int(c): list[Leaf]() for c in self.proof.cases.tolist()}
-        for turn in range(1 + max([int(b["pass"]) for b in blocks], default=0)):
-            known, self.boxes, self.lines, self.reach = self.boxes, [], {}, {}
-            mine = {j: b for j, b in enumerate(blocks) if b["pass"] == turn}
+        blocks, reasons = self.proof.header["blocks"], list[str]()
+        for turn in sorted({0} | {int(b["pass"]) for b in blocks}):
+            self._begin(f"pass{turn}")
             for number in range(len(self.nodes) + 1):
-                self._settle(number, turn, known[number] if known else None, [j for j, b in mine.items() if b["kind"] == "box" and b["number"] == number])
-            for j in (j for j, b in mine.items() if b["kind"] == "leaf"):
-                failed = self._leaves(j, leaves)
-                if failed:
-                    return self._verdict(failed)
-        for case, held in leaves.items():
-            if not covered(held):
-                return self._verdict(f"case {case}: its {len(held)} leaves do not cover the whole threat set")
-        return self._verdict("")
+                self._settle(number, f"pass{turn}", [j for j, b in enumerate(blocks) if (b["pass"], b["kind"], b.get("number")) == (turn, "box", number)])
+            self.whole = self.whole if self.parts else self.boxes
+            reasons += [self._leaves(j) for j, b in enumerate(blocks) if (b["pass"], b["kind"]) == (turn, "leaf")]
+        for case, held in self.leaves.items():
+            low, high = (np.concatenate([np.zeros((0, len(self.keys))), *(leaves[side] for leaves in held)]) for side in (0, 1))
+            reasons += [] if covered(low, high, *self.edge) else [f"case {case}: its {len(low)} leaves do not cover the whole threat set"]
+        return Verdict(not any(reasons), next(filter(None, reasons), ""), self.proof.header, sum(map(len, self.good.values())))
 
-    def _verdict(self, failed: str) -> Verdict:
-        return Verdict(not failed, failed, self.proof.header, self.rows, self.leaves)
+    def _begin(self, turn: str) -> None:
+        """Begin with the box of the whole threat set, or with those of a pass's parts of it."""
+        x, ends, held = self.proof.threat.x, self.proof.threat.box, self.proof.named(f"{turn}.part.")
+        self.parts = held and (self.proof.places(f"{turn}.part.place", x.size), *(np.asarray(held[name], np.float64) for name in ("low", "high")))
+        if self.parts:
+            place, low, high = self.parts
+            demand(low.shape == high.shape == (len(low), len(place)) and (low <= high).all(), f"{turn}: parts that do not fit, or end before they begin")
+            ends = np.repeat(ends[0], len(low), 0), np.repeat(ends[1], len(low), 0)
+            ends[0][:, place], ends[1][:, place] = low, high
+        self.boxes, self.planes, self.reach = [ends], dict[int, list[Array]](), dict[int, Array]()
+        self.offsets = np.where(ends[0] == x, 0.0, -above(x - ends[0])), np.where(ends[1] == x, 0.0, above(ends[1] - x))
 
-    def _settle(self, number: int, turn: int, known: tuple[Array, Array] | None, blocks: list[int]) -> None:
-        low, high = self._interval(number) if number else self.proof.threat.box()
-        if known is not None:
-            low, high = np.fmax(low, known[0]), np.fmin(high, known[1])
+    def _settle(self, number: int, turn: str, blocks: list[int]) -> None:
+        low, high = self._interval(self.nodes[number - 1], number) if number else self.boxes.pop()
+        if self.whole:
+            low, high = np.fmax(low, self.whole[number][0]), np.fmin(high, self.whole[number][1])
         self.boxes.append((np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)))
         for j in blocks:
             self._narrow(number, j)
         for k, node in enumerate(self.nodes, start=1):
-            if node.inputs == [number] and node.kind in ("pieces", "curve"):
-                low, high = self.boxes[number]
-                slopes, place = np.full((2, low.size), np.nan), self._places(f"pass{turn}.{k}.place", node.size)
-                for slope, name in zip(slopes, ("low", "high"), strict=True):
-                    slope[place] = self.proof.arrays.get(f"pass{turn}.{k}.{name}", np.float64(np.nan))
-                self.lines[k] = node.lines(low, high, *slopes)
+            if max(node.inputs) == number and not node.affine:
+                self.planes[k] = node.planes([self.boxes[i] for i in node.inputs], [self.proof.arrays.get(f"{turn}.{k}.{side}") for side in ("low", "high")])
 
-    def _interval(self, number: int) -> tuple[Array, Array]:
-        node = self.nodes[number - 1]
+    def _interval(self, node: Node, number: int) -> Box:
         boxes = [self.boxes[i] for i in node.inputs]
-        if node.kind in ("pieces", "curve"):
-            return node.range(*boxes[0])
-        if node.kind == "largest":
-            return self._members(node)[0].max(1), self._members(node)[1].max(1)
+        if not node.affine:
+            _, least, _, most = node.planes(boxes, [None, None], flat=True)
+            return least, most
+
+        def through(values: list[Array], weigh: Any = np.asarray) -> Any:
+            return sum(forward(x, weigh) for (forward, _), x in zip(node.maps, values, strict=True))
+
         middles = [(low + high) / 2 for low, high in boxes]
         radii = [np.maximum(high - c, c - low) for c, (low, high) in zip(middles, boxes, strict=True)]
-        sizes = node.forward([self._size(i)[None] for i in node.inputs], True)[0] + np.abs(node.constant)
-        self.reach[number] = sizes
-        room = 4 * g(max(node.wide) + _OWN) * sizes + TINY
-        middle, reach = node.forward([c[None] for c in middles], False)[0], node.forward([r[None] for r in radii], True)[0]
-        return middle - reach - room, middle + reach + room
-
-    def _members(self, node: Node) -> list[Array]:
-        """Return both ends of each window's members; one past the end is minus infinity."""
-        return [np.append(end, -np.inf)[node.held["windows"]] for end in self.boxes[node.inputs[0]]]
+        self.reach[number] = sizes = through([self._size(i) for i in node.inputs], np.abs) + np.abs(node.constant)
+        middle, reach = through(middles) + node.constant, through(radii, np.abs) + 4 * g(max(node.wide) + _OWN) * sizes + TINY
+        return middle - reach, middle + reach
 
     def _size(self, number: int) -> Array:
         return np.maximum(np.abs(self.boxes[number][0]), np.abs(self.boxes[number][1]))
 
-    def _places(self, name: str, size: int) -> NDArray[np.int64]:
-        place = np.asarray(self.proof.arrays.get(name, np.zeros(0)), np.int64).reshape(-1)
-        demand(((place >= 0) & (place < size)).all(), f"{name} points past the end of what it is about")
-        return place
+    def _shares(self, rows: int) -> list[slice]:
+        step = max(1, _HELD // max(*self.proof.sizes, *(node.long for node in self.nodes)))
+        return [slice(begin, begin + step) for begin in range(0, rows, step)]
 
     def _narrow(self, number: int, j: int) -> None:
-        """Sweep the rows of a block, each for one end of one element, and take what they prove."""
-        low, high = (end.copy() for end in self.boxes[number])
-        element, sign = self._places(f"b{j}.element", low.size), np.asarray(self.proof.arrays[f"b{j}.sign"], np.float64)
-        demand(sign.shape == element.shape and (np.abs(sign) == 1).all(), f"block {j}: each row is about +1 or -1 times an element")
-        for begin, end in self._shares(len(element)):
-            a = np.zeros((end - begin, low.size))
-            a[np.arange(end - begin), element[begin:end]] = sign[begin:end]
-            bound = self._sweep(number, a, j, begin, _NO_CUTS)
-            for ends, side, take in ((low, sign[begin:end] > 0, np.maximum), (high, sign[begin:end] < 0, np.minimum)):
-                good = side & (bound > -np.inf)  # a NaN proves nothing
-                take.at(ends, element[begin:end][good], (bound if take is np.maximum else -bound)[good])
-        self.rows += len(element)
-        self.boxes[number] = (low, high)
+        """Sweep the rows of a block, each for one end of one element of a part, and take what they prove."""
+        proof, ends = self.proof, [end.copy() for end in self.boxes[number]]
+        element, upper = proof.places(f"b{j}.element", proof.sizes[number]), np.asarray(proof.arrays[f"b{j}.upper"], bool)
+        part = proof.places(f"b{j}.part", len(ends[0])) if self.parts else np.zeros_like(element)
+        demand(upper.shape == element.shape == part.shape, f"block {j}: each row is about one end of one element of one part")
+        for rows in self._shares(len(element)):
+            a, side, place = np.zeros((len(element[rows]), ends[0].shape[1])), upper[rows], (part[rows], element[rows])
+            a[np.arange(len(a)), place[1]] = np.where(side, -1.0, 1.0)
+            bound = self._sweep(number, a, j, rows, place[0], {})
+            bound = np.where(np.isnan(bound), -np.inf, bound)
+            np.maximum.at(ends[0], tuple(v[~side] for v in place), bound[~side])
+            np.minimum.at(ends[1], tuple(v[side] for v in place), -bound[side])
+        self.boxes[number] = ends[0], ends[1]
 
-    def _shares(self, rows: int) -> list[tuple[int, int]]:
-        step = max(1, _HELD // max(self.proof.sizes))
-        return [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
-
-    def _leaves(self, j: int, leaves: dict[int, list[Leaf]]) -> str:
+    def _leaves(self, j: int) -> str:
         """Sweep a block of leaves; return what failed, and note which part of the threat set each proves for its case."""
-        proof = self.proof
-        case, weights, cuts = np.asarray(proof.arrays[f"b{j}.case"], int), np.asarray(proof.arrays[f"b{j}.weights"], np.float64), self._cuts(j)
-        good = weights.shape == (len(case), len(proof.spec)) and (np.isfinite(weights) & (weights >= 0)).all() and set(case.tolist()) <= set(leaves)
-        demand(good, f"block {j}: weights of directions are numbers of at least 0, one for each, and cases are those of the goal")
+        proof, arrays, cuts = self.proof, self.proof.named(f"b{j}."), dict[int, tuple[Any, ...]]()
+        case, weights = np.asarray(arrays["case"], int), np.asarray(arrays["weights"], np.float64)
+        part = proof.places(f"b{j}.part", len(self.boxes[0][0])) if self.parts else np.zeros_like(case)
+        good = weights.shape == (len(case), len(proof.spec)) and (np.isfinite(weights) & (weights >= 0)).all() and set(case.tolist()) <= set(self.leaves)
+        demand(good and part.shape == case.shape, f"block {j}: weights of directions are numbers of at least 0, one for each, and cases are those of the goal")
         demand(not (weights * (proof.cases != case[:, None])).any(), f"block {j}: a leaf weighs directions of another case")
-        for begin, end in self._shares(len(case)):
-            mine, w = cuts.part(begin, end), weights[begin:end]
-            bound = self._sweep(len(self.nodes), w @ proof.spec, j, begin, mine) + w @ proof.offsets
-            lost = (w @ np.abs(proof.spec)) @ self._size(len(self.nodes)) + w @ np.abs(proof.offsets) + np.abs(bound)
-            good = bound - 2 * g(len(proof.spec) + 8) * lost > 0
-            good[mine.row[self._empty(mine)]] = True  # nothing lies on both sides of a cut
-            if not good.all():
-                worst = begin + int(np.argmin(good))
-                return f"leaf {worst} of block {j} (case {case[worst]}): its bound is {bound[worst - begin]:.6g}, not above 0"
-        found = [Leaf() for _ in case]
-        for row, number, element, low, high in zip(*(v.tolist() for v in (cuts.row, cuts.number, cuts.element, cuts.low, cuts.high)), strict=True):
-            demand((number, element) not in found[row], f"block {j}: leaf {row} cuts one element twice")
-            found[row][number, element] = (low, high)
-        for c, leaf in zip(case.tolist(), found, strict=True):
-            leaves[c].append(leaf)
-        self.leaves += len(case)
-        return ""
+        for n in (n for n in range(1, len(self.nodes) + 1) if f"cut{n}.place" in arrays):
+            low, high, beta = (np.asarray(arrays[f"cut{n}.{name}"], np.float64) for name in ("low", "high", "beta"))
+            cuts[n] = proof.places(f"b{j}.cut{n}.place", proof.sizes[n]), low, high, beta
+            fits = low.shape == high.shape == beta.shape == (len(case), len(cuts[n][0])) and (low <= high).all() and np.isfinite(beta).all()
+            demand(fits, f"block {j}: a cut that does not fit its leaves, or ends before it begins")
+            demand(np.isfinite(np.where(beta > 0, low, np.where(beta < 0, high, 0.0))).all(), f"block {j}: a multiplier whose sign is that of no constraint")
+        ends, bounds = [np.full((len(case), len(self.keys)), free) for free in (-np.inf, np.inf)], np.empty(len(case))
+        for n, held in {**cuts, **({0: (self.parts[0], *(end[part] for end in self.parts[1:]))} if self.parts else {})}.items():
+            columns = [self.keys[n, int(e)] for e in held[0]]
+            ends[0][:, columns], ends[1][:, columns] = held[1:3]
+        for rows in self._shares(len(case)):
+            w, p, mine = weights[rows], part[rows], {n: (place, *(v[rows] for v in cut)) for n, (place, *cut) in cuts.items()}
+            bound = self._sweep(len(self.nodes), w @ proof.spec, j, rows, p, mine) + w @ proof.offsets
+            lost = dot(w @ np.abs(proof.spec), of(self._size(len(self.nodes)), p)) + w @ np.abs(proof.offsets) + np.abs(bound)
+            bounds[rows] = bound - 2 * g(len(proof.spec) + 8) * lost
+        for c in set(case.tolist()):
+            self.leaves[c].append([end[case == c] for end in ends])
+        self.good[j], worst = bounds > 0, int(np.argmin(bounds > 0))
+        return "" if self.good[j].all() else f"leaf {worst} of block {j} (case {case[worst]}): its bound is {bounds[worst]:.6g}, not above 0"
 
-    def _cuts(self, j: int) -> Cuts:
-        if f"b{j}.cut.row" not in self.proof.arrays:
-            return _NO_CUTS
-        types = {name: np.int64 if name in ("row", "number", "element") else np.float64 for name in Cuts._fields}
-        cuts = Cuts(*(np.asarray(self.proof.arrays[f"b{j}.cut.{name}"], t) for name, t in types.items()))
-        row, number, element, low, high, beta = cuts
-        count = len(self.proof.arrays[f"b{j}.case"])
-        fits = {v.shape for v in cuts} == {(len(row),)} and ((row >= 0) & (row < count) & (number >= 1) & (number <= len(self.nodes)) & (element >= 0)).all()
-        demand(fits, f"block {j}: cuts that do not fit its leaves")
-        real = (element < np.asarray(self.proof.sizes)[number]).all() and not np.isnan(low).any() and not np.isnan(high).any() and np.isfinite(beta).all()
-        demand(real, f"block {j}: a cut of no element, or at no number")
-        held = np.isfinite(np.where(beta > 0, low, np.where(beta < 0, high, 0.0))).all()
-        demand(held, f"block {j}: a multiplier whose sign is that of no constraint of its leaf")
-        return cuts
-
-    def _empty(self, cuts: Cuts) -> NDArray[np.bool_]:
-        low, high = (np.array([self.boxes[n][side][e] for n, e in zip(cuts.number, cuts.element, strict=True)]) for side in (0, 1))
-        return np.asarray((cuts.low > cuts.high) | (cuts.low > high) | (cuts.high < low), bool)
-
-    def _sweep(self, number: int, a: Array, j: int, begin: int, cuts: Cuts) -> Array:
-        """Return lower bounds (R,) of <a, value of the number> over the threat set and the cuts; `begin` is the rows' place in their block."""
-        pending, total, lost = {number: a}, np.zeros(len(a)), np.zeros(len(a))
-        for k in range(number, 0, -1):
-            if k not in pending:
-                continue
+    def _sweep(self, number: int, a: Array, j: int, rows: slice, part: Array, cuts: dict[int, tuple[Any, ...]]) -> Array:
+        """Return lower bounds (R,) of <a, value of the number> over parts of the threat set, inside the cuts; `rows` is their place in block j."""
+        pending, deep = {number: a}, 2 * len(self.nodes) + _OWN
+        total: Any = np.zeros(len(a))
+        lost = total
+        for k in (k for k in range(number, 0, -1) if k in pending):
             a, node = pending.pop(k), self.nodes[k - 1]
-            held = cuts.number == k
-            if held.any():  # beta (z - end) >= 0 in the branch
-                row, beta = cuts.row[held], cuts.beta[held]
-                ends = np.where(beta > 0, cuts.low[held], cuts.high[held])
-                gain = np.where(beta == 0, 0.0, beta * np.where(beta == 0, 0.0, ends))
-                a = a.copy()
-                np.subtract.at(a, (row, cuts.element[held]), beta)
-                np.add.at(total, row, gain)
-                np.add.at(lost, row, g(len(self.nodes) + len(row) + 8) * np.abs(gain))
-            lost += g(16) * (np.abs(a) @ self._size(k))
-            allowed = g(node.size + max(node.wide) + 2 * len(self.nodes) + _OWN)
+            if k in cuts:  # beta (z - end) >= 0 in the branch
+                place, low, high, beta = cuts[k]
+                gain, a = beta * np.where(beta > 0, low, np.where(beta < 0, high, 0.0)), a.copy()
+                a[:, place] -= beta
+                total, lost = total + gain.sum(1), lost + g(deep + len(place)) * np.abs(gain).sum(1)
             if node.affine:
-                gains, sizes, backs = a @ node.constant, np.abs(a) @ self.reach[k], node.back(a)
-            elif node.kind == "largest":
-                gains, sizes, backs = self._selected(node, a)
+                gains, sizes, backs = a @ node.constant, dot(np.abs(a), of(self.reach[k], part)), [back(a) for _, back in node.maps]
             else:
-                gains, sizes, backs = self._bent(k, node, a, j, begin, cuts)
-            total, lost = total + gains, lost + allowed * sizes
+                gains, sizes, backs = self._bent(k, node, a, f"b{j}.{k}.", rows, part, cuts)
+            total, lost = total + gains, lost + g(16) * dot(np.abs(a), of(self._size(k), part)) + g(node.long + deep) * sizes
             for i, back in zip(node.inputs, backs, strict=True):
                 pending[i] = pending[i] + back if i in pending else back
-        threat = self.proof.threat
-        if 0 not in pending:
-            return np.asarray(total - (1 + 1e-6) * lost - TINY)
-        a = pending[0]
-        fall, middle, sizes = threat.fall(a), a @ threat.x, np.abs(a) @ np.abs(threat.x)
-        lost += 2 * g(a.shape[1] + 2 * len(self.nodes) + _OWN) * (sizes + fall + np.abs(total))
-        return np.asarray(total + middle - fall - (1 + 1e-6) * lost - TINY * (1 + sum(float(self._size(i).sum()) for i in range(number + 1))))
+        a, x = pending.get(0, np.zeros((1, self.proof.sizes[0]))), self.proof.threat.x
+        fall = self.proof.threat.fall(a, of(self.offsets[0], part), of(self.offsets[1], part), not self.parts)
+        sizes = dot(np.abs(a), of(self._size(0), part)) + np.abs(a) @ np.abs(x) + np.abs(fall) + np.abs(total)
+        lost = (1 + 1e-6) * (lost + 2 * g(x.size + deep) * sizes) + TINY * (1 + sum(float(self._size(i).sum()) for i in range(number + 1)))
+        return np.asarray(total + a @ x - fall - lost)
 
-    def _bent(self, k: int, node: Node, a: Array, j: int, begin: int, cuts: Cuts) -> tuple[Array, Array, list[Array]]:
-        """Go through a function of one number: lower lines where coefficients are positive, upper lines where they are negative."""
-        low, low_at, high, high_at = (line[None] for line in self.lines[k])
-        own = self._places(f"b{j}.{k}.place", node.size)
-        if own.size:
-            ends = [np.repeat(end[None], len(a), 0) for end in self.boxes[node.inputs[0]]]
-            mine = cuts.number == node.inputs[0]
-            for end, cut, take in zip(ends, (cuts.low, cuts.high), (np.maximum, np.minimum), strict=True):
-                take.at(end, (cuts.row[mine], cuts.element[mine]), cut[mine])
-            slopes = [self._rows(f"b{j}.{k}.{name}", begin, len(a), own.size) for name in ("low", "high")]
-            lines = node.lines(ends[0][:, own], np.maximum(*ends)[:, own], *slopes)
-            low, low_at, high, high_at = (np.repeat(line, len(a), 0) for line in (low, low_at, high, high_at))
-            for whole, part in zip((low, low_at, high, high_at), lines, strict=True):
-                whole[:, own] = part
-        up, down = np.maximum(a, 0), np.minimum(a, 0)
-        sizes = np.maximum(np.abs(low), np.abs(high)) * self._size(node.inputs[0]) + np.maximum(np.abs(low_at), np.abs(high_at))
-        return (up * low_at + down * high_at).sum(1), (np.abs(a) * sizes).sum(1), [up * low + down * high]
+    def _bent(self, k: int, node: Node, a: Array, own: str, rows: slice, part: Array, cuts: dict[int, tuple[Any, ...]]) -> tuple[Array, Array, list[Array]]:
+        """Go through an operation between planes: the lower ones where coefficients are positive, the upper ones where they are negative. Rows may have slopes
+        of their own, and boxes that their cuts make smaller."""
 
-    def _rows(self, name: str, begin: int, count: int, width: int) -> Array | None:
-        values = self.proof.arrays.get(name)
-        if values is None:
-            return None
-        demand(values.ndim == 2 and values.shape[1] == width and len(values) >= begin + count, f"{name} has not one slope for each row and element")
-        return np.asarray(values[begin : begin + count], np.float64)
+        def wide(end: Array) -> Array:
+            return np.array(np.broadcast_to(of(end, part), (len(a), end.shape[1])))
 
-    def _selected(self, node: Node, a: Array) -> tuple[Array, Array, list[Array]]:
-        """Go through the largest of each window: no less than its member of the largest lower end; no more than that one where it dominates, or a number."""
-        windows, (lows, highs) = node.held["windows"], self._members(node)
-        best = lows.argmax(1)[:, None]
-        pick, ceiling = np.take_along_axis(windows, best, 1)[:, 0], highs.max(1)
-        np.put_along_axis(highs, best, -np.inf, 1)
-        open_above = np.minimum(a, 0) * ~(lows.max(1) >= highs.max(1))
-        sizes = np.maximum(np.abs(ceiling), np.append(self._size(node.inputs[0]), 0.0)[pick])
-        safe = np.where(open_above.any(0), ceiling, 0.0)
-        return open_above @ safe, np.abs(a) @ sizes, [gathered(a - open_above, np.minimum(pick, node.wide[0] - 1), node.wide[0])]
-
-
-_NOTHING = np.zeros(0, np.int64)
-_NO_CUTS = Cuts(_NOTHING, _NOTHING, _NOTHING, np.zeros(0), np.zeros(0), np.zeros(0))
+        planes, held = [of(v, part) for v in self.planes[k]], self.proof.named(own)
+        if held:
+            given, boxes = list[Array | None]([None, None]), [(wide(low), wide(high)) for low, high in (self.boxes[i] for i in node.inputs)]
+            for side in (s for s in ("low", "high") if s in held):
+                given[side == "high"] = slopes = np.full((len(a), node.size), np.nan)
+                slopes[:, self.proof.places(f"{own}place", node.size)] = held[side][rows]
+            for (low, high), (place, begin, end, _) in ((box, cuts[i]) for i, box in zip(node.inputs, boxes, strict=True) if i in cuts):
+                low[:, place] = np.maximum(low[:, place], begin)
+                high[:, place] = np.maximum(np.minimum(high[:, place], end), low[:, place])
+            planes = node.planes(boxes, given)
+        low, low_at, high, high_at = planes
+        up, down, backs, sizes = np.maximum(a, 0), np.minimum(a, 0), list[Array](), dot(np.abs(a), np.maximum(np.abs(low_at), np.abs(high_at)))
+        for n, term in enumerate(node.terms):
+            u, d = (up, down) if term is None else (up[:, term[0]], down[:, term[0]])
+            back, size = u * low[n] + d * high[n], np.maximum(np.abs(low[n]), np.abs(high[n])) * (u - d)
+            if term is not None:
+                back, size = (gathered(v, term[1], node.wide[n] + 1)[:, :-1] for v in (back, size))
+            backs.append(back)
+            sizes = sizes + dot(size, of(self._size(node.inputs[n]), part))
+        return dot(up, low_at) + dot(down, high_at), sizes, backs
 
 
 def prove(data: bytes) -> Verdict:
@@ -338,25 +566,18 @@ def prove(data: bytes) -> Verdict:
     try:
         with np.errstate(all="ignore"):
             return Prover(Proof(data)).run()
-    except Rejected as error:
-        return Verdict(False, str(error), {})
-    except Exception as error:  # a header may lie about anything
-        return Verdict(False, f"the file contradicts itself ({type(error).__name__}: {error})", {})
-
-
-def statement(claim: dict[str, Any]) -> str:
-    """Return the claim in words."""
-    threat, goal = claim["threat"], claim["goal"]
-    what = {"untargeted": "no class but {} wins", "targeted": "class {} does not win", "linear": "the linear specification holds"}[goal["kind"]]
-    return f"{what.format(goal.get('class'))} within {threat['norm']} {threat['radius']:.9g} of the point, network {claim['model'][:12]}"
+    except Exception as error:  # what is damaged, or lies, may raise anything
+        return Verdict(False, str(error) if isinstance(error, Rejected) else f"the file cannot be read ({type(error).__name__}: {error})", {})
 
 
 def main(paths: list[str]) -> int:
     """Print a line for each file; return 1 if any is not proved."""
-    verdicts = [(path, prove(Path(path).read_bytes())) for path in paths]
-    for path, verdict in verdicts:
-        print(f"{path}: " + (f"proved: {statement(verdict.claim)} ({verdict.leaves} leaves)" if verdict.proved else f"NOT proved: {verdict.reason}"))
-    return 0 if paths and all(verdict.proved for _, verdict in verdicts) else 1
+    words = {"untargeted": "no class but {} wins", "targeted": "class {} does not win", "linear": "the linear specification holds"}
+    verdicts = [prove(Path(path).read_bytes()) for path in paths]
+    for path, (proved, reason, claim, leaves) in zip(paths, verdicts, strict=True):
+        where = proved and f"within {claim['threat']['norm']} {claim['threat']['radius']:.9g} of the point, network {claim['model'][:12]} ({leaves} leaves)"
+        print(f"{path}: " + (f"proved: {words[claim['goal']['kind']].format(claim['goal'].get('class'))} {where}" if proved else f"NOT proved: {reason}"))
+    return 0 if paths and all(verdict.proved for verdict in verdicts) else 1
 
 
 if __name__ == "__main__":
