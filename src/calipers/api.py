@@ -149,13 +149,8 @@ def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None, proofs
             chosen, stages=tuple(dataclasses.replace(s, tool=_guaranteeing(s.tool, guarantee)) if s.kind == "certifier" else s for s in chosen.stages)
         )
     if proofs:
-        chosen = dataclasses.replace(chosen, stages=tuple(dataclasses.replace(s, tool=_proving(s.tool)) for s in chosen.stages))
+        chosen = dataclasses.replace(chosen, stages=tuple(s.proving() for s in chosen.stages))
     return chosen if seconds is None else dataclasses.replace(chosen, seconds=seconds)
-
-
-def _proving(tool: Attack | Certifier) -> Attack | Certifier:
-    """Return the tool as it writes proof files, if it can: its name in the record stays."""
-    return dataclasses.replace(tool, proofs=True) if hasattr(tool, "proofs") else tool  # type: ignore[type-var]
 
 
 def _guaranteeing(tool: Any, guarantee: Guarantee) -> Any:

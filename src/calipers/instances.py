@@ -37,9 +37,18 @@ def listed(source: str | Path, timeout: float | None = None, seed: int = 0) -> I
             yield Listed(f"{','.join(one.names)},error,{time.monotonic() - begun:.2f}", False, f"{','.join(one.names)}: {error}")
 
 
-def verify(network: str | Path, specification: str | Path, *, timeout: float | None = None, seed: int = 0, tools: Sequence[Stage] | None = None) -> Verdict:
+def verify(
+    network: str | Path,
+    specification: str | Path,
+    *,
+    timeout: float | None = None,
+    seed: int = 0,
+    tools: Sequence[Stage] | None = None,
+    proofs: bool = False,
+) -> Verdict:
     """Return the verdict on an ONNX network and a VNN-LIB property, by default with the tools of `presets.VERIFY`; files may be packed (.gz).
 
+    With `proofs` an unsat one comes with a proof file for each box of the property, which the checker proves again by itself.
     The seconds count from here on, reading included. Raises `BadInput` where the files cannot be read or do not belong together, `UnsupportedOp` for an
     operation that cannot be bounded.
     """
@@ -55,6 +64,8 @@ def verify(network: str | Path, specification: str | Path, *, timeout: float | N
         from calipers.presets import VERIFY
 
         tools = VERIFY
+    if proofs:
+        tools = [stage.proving() for stage in tools]
     left = None if timeout is None else timeout - (time.monotonic() - begun)
     found = decide(Classifier(net), asked.queries, shape, tools, timeout=left, seed=seed)
     return dataclasses.replace(found, seconds=time.monotonic() - begun, notes=(*asked.notes, *found.notes))

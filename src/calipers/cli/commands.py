@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -132,6 +132,7 @@ def verify(
     timeout: Annotated[float | None, typer.Option(help="Seconds for each instance; a list's own limits count first.")] = None,
     instances: Annotated[str | None, typer.Option("--csv", help="A list, onnx,vnnlib[,timeout] a line; prints network,property,verdict,seconds.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random starts.")] = 0,
+    proof: Annotated[str | None, typer.Option(help="Write a proof file (.npz) of what is unsat here, which record/checker.py proves again.")] = None,
 ) -> None:
     """Is a property true for all inputs? Prints sat with an unsafe input, unsat (proved), unknown or timeout."""
     from calipers.instances import listed
@@ -139,13 +140,16 @@ def verify(
 
     with _errors():
         if instances is None and network and specification:
-            found = answer(network, specification, timeout=timeout, seed=seed)
+            found = answer(network, specification, timeout=timeout, seed=seed, proofs=proof is not None)
             print(found.answer, *([found.witness.text()] if found.witness else []), sep="\n")
-            for note in found.notes:
+            kept = [] if proof is None else _keep(proof, found.proofs)
+            for note in (*found.notes, *kept):
                 print(f"calipers: {note}", file=sys.stderr)
             raise typer.Exit(0 if found.decided else EXIT_OPEN)
         if instances is None or network or specification:
             raise BadInput("give a network and a property (calipers verify net.onnx spec.vnnlib), or a list of them alone (--csv instances.csv)")
+        if proof is not None:
+            raise BadInput("--proof keeps the proof of one network and property: leave --csv away")
         worst = 0
         for one in listed(instances, timeout, seed):
             print(one.line, flush=True)
@@ -153,6 +157,17 @@ def verify(
                 print(f"calipers: {one.error}", file=sys.stderr)
             worst = max(worst, EXIT_BAD_INPUT if one.error else 0 if one.decided else EXIT_OPEN, key=(0, EXIT_OPEN, EXIT_BAD_INPUT).index)
         raise typer.Exit(worst)
+
+
+def _keep(path: str, proofs: Sequence[bytes | None]) -> list[str]:
+    """Write the proofs, the boxes of a property numbered where it has several; return a line for each that there is none of."""
+    chosen, missing = Path(path), []
+    for i, data in enumerate(proofs):
+        if data is None:
+            missing.append(f"box {i} was closed by a tool that writes no proof file")
+        else:
+            (chosen if len(proofs) == 1 else chosen.with_stem(f"{chosen.stem}-{i}")).write_bytes(data)
+    return missing
 
 
 def _plan_of(threat: Threat, command: str, tool: str | None) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,10 @@ class Stage:
     def name(self) -> str:
         """The tool's settings, which are its identity in the record."""
         return repr(self.tool)
+
+    def proving(self) -> Stage:
+        """Return the stage with its tool writing proof files, if it can: its name in the record stays."""
+        return dataclasses.replace(self, tool=dataclasses.replace(self.tool, proofs=True)) if hasattr(self.tool, "proofs") else self  # type: ignore[type-var]
 
     @property
     def block(self) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -42,7 +42,8 @@ class Verdict:
     """What is known: "sat" (a witness is unsafe), "unsat" (proved safe), "unknown" (every tool has had its turn), "timeout"; by which
     tool, in how many seconds.
 
-    `notes`: tools that could not be run, and why.
+    `notes`: tools that could not be run, and why. `proofs`: of an unsat one, where they were asked for, a file for each box, in order; None for a box whose
+    tool writes none.
     """
 
     answer: Literal["sat", "unsat", "unknown", "timeout"]
@@ -50,6 +51,7 @@ class Verdict:
     tool: str = ""
     witness: Witness | None = None
     notes: tuple[str, ...] = ()
+    proofs: tuple[bytes | None, ...] = ()
 
     @property
     def decided(self) -> bool:
@@ -81,6 +83,7 @@ class _Case:
     timeout: float | None
     seed: int
     notes: tuple[str, ...] = ()
+    proofs: dict[Query, bytes | None] = field(default_factory=dict)
 
     def decide(self, stages: Sequence[Stage]) -> Verdict:
         left = [(query, query.posed(self.classifier, self.shape)) for query in self.queries]
@@ -129,7 +132,8 @@ class _Case:
         for item in tool(problem):
             if isinstance(item, Claim):
                 facts = referee.claim(item, whole, stage.name, 0.0, self.seed).evidence
-                proved |= any(fact.kind == "certificate" and fact.radius >= radius for fact in facts)
+                if any(fact.kind == "certificate" and fact.radius >= radius for fact in facts):
+                    proved, self.proofs[query] = True, (item.proofs or (None,))[0]
                 continue
             found = self.witness(query, item)
             if found is not None:
@@ -141,7 +145,8 @@ class _Case:
         return next((found for point in attempt.candidate if (found := witness(self.classifier, query, point)) is not None), None)
 
     def verdict(self, answer: Literal["sat", "unsat", "unknown", "timeout"], tool: str = "", found: Witness | None = None) -> Verdict:
-        return Verdict(answer, time.monotonic() - self.begun, tool, found, self.notes)
+        proofs = tuple(self.proofs.get(query) for query in self.queries) if answer == "unsat" else ()
+        return Verdict(answer, time.monotonic() - self.begun, tool, found, self.notes, proofs)
 
 
 def witness(classifier: Classifier, query: Query, point: torch.Tensor) -> Witness | None:
