@@ -10,12 +10,25 @@ from calipers.bounds.linear import Relaxed
 from calipers.certificates.examples import judged
 from calipers.certificates.milp_model import Ends, Floats, Model, ends_of
 from calipers.certificates.milp_proving import zero_of
-from calipers.certificates.milp_solving import Answer, Program
+from calipers.certificates.milp_solving import Program
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 
 _SHORT = 1e-7  # share of the nearest distance that a proof may stop short of it: where the margin is 0 nobody can prove that it is positive
-_OVER = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # shares of the distance by which the boundary is overstepped, until the model as it runs is fooled
+_OVER = (
+    0.0,
+    1e-9,
+    1e-8,
+    1e-7,
+    3e-7,
+    1e-6,
+    3e-6,
+    1e-5,
+    3e-5,
+    1e-4,
+    3e-4,
+    1e-3,
+)  # shares of the distance by which the boundary is overstepped, until the model as it runs is fooled
 
 
 class Examples:
@@ -69,10 +82,15 @@ class Examples:
         fooled = False
         for share in _OVER:
             farther = radius * (1 + share)
-            answer = self._solve(farther, goal, ends) if farther < self.nearest or fooled else None
-            if answer is None or answer.delta is None:
+            if farther >= self.nearest and not fooled:
+                break
+            self.programs += 1
+            delta = self.program.beyond(radius, share, goal, ends)
+            if delta is None:
                 continue
-            inside, worst = judged(self.problem.at(farther), self._point(self.program.farther(answer.delta, farther)))
+            point = self._point(delta)
+            length = torch.maximum(self.state.region.distance(point), torch.tensor([farther]))
+            inside, worst = judged(self.problem.at(length), point)
             exact = self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(inside)))
             if not bool(is_adversarial(worst) & is_adversarial(exact)):
                 continue
@@ -91,10 +109,6 @@ class Examples:
         self.nearest = distance
         self.points.append(point)
         return True
-
-    def _solve(self, radius: float, goal: int, ends: Ends) -> Answer | None:
-        self.programs += 1
-        return self.program.solve(radius, goal, ends)
 
     def _point(self, delta: Floats) -> Tensor:
         center = self.state.region.center

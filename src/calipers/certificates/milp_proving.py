@@ -231,7 +231,7 @@ class Tree:
             self.programs += 1
             lowest = 0.0 if answer is None else min(answer.value, 0.0)
             gains.append(max(lowest - value, 0.0) + 1e-6 * abs(value))
-        first, second, *_ = sorted(gains)
+        first, second, *_ = sorted(gains) * 2 if len(gains) == 1 else sorted(gains)
         return first * second
 
 

@@ -34,7 +34,7 @@ _ROUNDS = 5  # iterations of a quadratic program, for each row and column: three
 class Answer(NamedTuple):
     """What a program returned: its smallest goal, the multipliers of the model's rows, the offset and the columns.
 
-    Of rows that contradict each other (`goal` None) the multipliers that show it, and no point.
+    Of rows that contradict each other within the radius (`goal` None) the multipliers that show it, and a point only if it lies farther out.
     """
 
     goal: int | None
@@ -125,7 +125,10 @@ class Program:
     # ---- solving ---------------------------------------------------------------------------------------------------------------------------------------
 
     def solve(self, radius: float, goal: int, ends: Ends, basis: Any = None) -> Answer | None:
-        """Return the answer of minimising the column `goal` within the radius; None where the solver has none."""
+        """Return the answer of minimising the column `goal` within the radius; None where the solver has none.
+
+        In a round ball, where the goal can be 0 in the box around it, the point is the nearest one where it is at most 0, not the lowest.
+        """
         self._set_radius(radius)
         self._set_ends(ends, goal)
         if basis is not None:
@@ -133,17 +136,27 @@ class Program:
         answer = self._solved(self.linear)
         if not self.round or answer is None or answer.delta is None or answer.value > 0:
             return answer
-        for regular in _REGULAR:  # the box around the ball leaves the margin open: the ball itself
+        for regular in _REGULAR:
             self.solvers[-1].setOptionValue("qp_regularization_value", regular)
             nearest = self._solved(self.solvers[-1])
             if nearest is not None:
                 return nearest
         return answer
 
-    def farther(self, delta: Floats, radius: float) -> Floats:
-        """Return a program's point as it is of use within that radius: of round balls the nearest point is asked for, and moved on."""
-        length = float(self.norm.of(torch.from_numpy(delta * self.weight)))
-        return delta * (radius / length) if self.round and 0 < length < radius else delta
+    def beyond(self, radius: float, share: float, goal: int, ends: Ends) -> Floats | None:
+        """Return an offset of negative goal whose length is larger than the radius by that share, if there is one; None where the solver has none.
+
+        In a round ball from the nearest point on towards the lowest one in the box around it: what lies between two points keeps to the rows as they do.
+        """
+        answer = self.solve(radius * (1 + share), goal, ends)
+        if not self.round or answer is None or answer.delta is None:
+            return None if answer is None else answer.delta
+        self._set_radius(2 * radius)
+        lowest = self._solved(self.linear)
+        if lowest is None or lowest.delta is None:
+            return answer.delta
+        way = lowest.delta - answer.delta
+        return answer.delta + min(1.0, share * radius / max(float(self.norm.of(torch.from_numpy(way * self.weight))), 1e-300)) * way
 
     def _solved(self, h: Any) -> Answer | None:
         import highspy
@@ -166,7 +179,9 @@ class Program:
     def _per_goal(self, delta: Floats, columns: Floats, multipliers: Floats, price: float) -> Answer:
         """Return the nearest point's answer with multipliers for one unit of the goal; `price` is what a unit costs in half the square of the length."""
         length = float(self.norm.of(torch.from_numpy(delta * self.weight)))
-        if not price > 0 or not length > 0:  # the margin may be 0 at the point itself: nothing is proved at any radius
+        if length > 0 and not price > 0:  # the goal costs nothing: what is proved is that the branch has no point nearer than that
+            return Answer(None, -np.inf, multipliers, delta, columns)
+        if not length > 0:  # the margin may be 0 at the point itself: nothing is proved at any radius
             return Answer(self.goal, -np.inf, np.zeros_like(multipliers), delta, columns)
         return Answer(self.goal, (length - self.at) * length / price, multipliers / price, delta, columns)
 

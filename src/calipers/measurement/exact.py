@@ -17,7 +17,7 @@ from calipers.record.bracket import Bracket
 from calipers.record.ledger import Ledger
 
 _ROOM = 1 + 1e-3  # of an example's distance: the region asked about holds it
-MET = 1e-5  # share of a distance within which both its ends count as one: float32 examples overstep the boundary by up to that much
+MET = 1e-4  # share of a distance within which both its ends count as one: examples of float32 overstep the boundary by up to that much, seldom by a tenth of it
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""Does a bracket close where it is asked to, in the library and on the command line, also after an interrupt?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from terminal import calipers as run_calipers
+from torch import nn
+
+import calipers
+from calipers.errors import BadInput
+from calipers.measurement import exact as exact_module
+from calipers.measurement.exact import MET, closed, gaps
+from calipers.presets import CERTIFIERS
+from calipers.record.bracket import Bracket
+
+MODEL = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+def curved():
+    return nn.Sequential(build(), nn.Tanh()).eval()
+"""
+
+
+def net() -> nn.Module:
+    """Return a small network."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+def points(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return points and the network's own answers, the last one made wrong."""
+    x = torch.rand(n, 5, generator=torch.Generator().manual_seed(1))
+    y = net()(x).argmax(1)
+    y[-1] = (y[-1] + 1) % 3
+    return x, y
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
+def test_exact_distances_close_the_bracket(norm: str) -> None:
+    x, y = points()
+    loose = calipers.distance(net(), x, y, calipers.Ball(norm, 0.1))
+    tight = calipers.distance(net(), x, y, calipers.Ball(norm, 0.1), exact=True)
+    assert tight.upper[-1] == 0 and closed(tight).exact == closed(tight).points == 3 and closed(tight).widest == 0
+    assert (tight.lower >= loose.lower).all() and (tight.upper <= loose.upper).all() and (gaps(tight) <= MET).all()
+
+
+def test_a_record_is_taken_up_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = points()
+    first = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=tmp_path / "run")
+    monkeypatch.setattr(exact_module, "relayed", lambda *a: pytest.fail("nothing is left to ask"))
+    again = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=tmp_path / "run")
+    assert np.array_equal(first.lower, again.lower) and np.array_equal(first.upper, again.upper)
+
+
+def test_an_interrupt_keeps_what_was_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = points()
+    real, seen = exact_module.Bracket.of, []
+
+    def once(*args: object) -> Bracket:
+        seen.append(1)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exact_module.Bracket, "of", once)
+    from calipers.measurement.run import run
+
+    problem = calipers.Problem.pose(net(), x, y, calipers.Ball("linf", 0.1))
+    ledger = calipers.Ledger(tmp_path / "run")
+    run(problem, calipers.Plan("none", ()), ledger)
+    seen.clear()
+    from calipers.certificates.milp import MILP
+
+    assert not exact_module.close(problem, MILP(seconds=20), ledger)
+    monkeypatch.undo()
+    bracket = Bracket.of(problem.names, ledger.evidence(problem.fingerprint()))
+    whole = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True)
+    assert (bracket.lower > 0).any() and (bracket.lower <= whole.upper).all() and (bracket.upper >= whole.lower).all()
+
+
+def test_the_command_line_says_how_closed_it_is(tmp_path: Path) -> None:
+    x, y = points()
+    (tmp_path / "net.py").write_text(MODEL)
+    np.savez(tmp_path / "points.npz", x=x.numpy(), y=y.numpy())
+    shown = run_calipers(tmp_path, "distance", "-m", "net.py:build", "-d", "points.npz", "-e", "0.1", "--exact", "-q")
+    assert shown.returncode == 0 and "exact: 3 of 3 distances" in shown.stdout
+    refused = run_calipers(tmp_path, "distance", "-m", "net.py:curved", "-d", "points.npz", "-e", "0.1", "--exact", "-q", "--record", "none")
+    assert refused.returncode == 2 and "straight pieces" in refused.stderr
+
+
+def test_exact_distances_are_not_about_an_execution() -> None:
+    from calipers.api import measure_exactly
+
+    with pytest.raises(BadInput, match="real arithmetic"):
+        measure_exactly(net(), *points(), calipers.Ball("linf", 0.1), guarantee="float32-executed")
+
+
+@pytest.mark.skipif("MILP" not in CERTIFIERS, reason="the tool is not among the presets yet")
+def test_a_record_of_exact_distances_is_proved_again(tmp_path: Path) -> None:
+    x, y = points()
+    threat = calipers.Ball("linf", 0.1)
+    calipers.distance(net(), x, y, threat, exact=True, record=tmp_path / "run")
+    (checked,) = calipers.check(tmp_path / "run", net(), lambda q: threat)
+    assert checked.sound and checked.certificates == 3

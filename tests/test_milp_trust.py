@@ -1,0 +1,157 @@
+"""What does a solver that is wrong do to a claim? Nothing: its numbers are only used after they have been proved again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+from test_milp import ACTIVATIONS, asked, by_enumeration, exact, perceptron, small
+from torch import nn
+
+from calipers.bounds.rounding import CHECKED
+from calipers.certificates import milp as milp_module
+from calipers.certificates import milp_proving, milp_solving
+from calipers.certificates.milp import MILP, _Search
+from calipers.certificates.milp_model import ends_of
+from calipers.errors import Contradiction
+from calipers.problem.problem import Problem
+
+Lie = Callable[[milp_solving.Answer], milp_solving.Answer | None]
+LIES: dict[str, Lie] = {
+    "everything is infeasible": lambda a: a._replace(goal=None, value=np.inf, delta=None, columns=None),
+    "nothing is known": lambda a: None,
+    "a value far too high": lambda a: a._replace(value=1e6),
+    "multipliers a thousand times as large": lambda a: a._replace(multipliers=1e3 * a.multipliers),
+    "multipliers of the wrong sign": lambda a: a._replace(multipliers=-a.multipliers),
+    "multipliers that are no numbers": lambda a: a._replace(multipliers=np.full_like(a.multipliers, np.nan)),
+    "a point elsewhere": lambda a: a if a.delta is None else a._replace(delta=-a.delta, columns=None if a.columns is None else -a.columns),
+}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("name", LIES)
+def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, real = exact(small(norm=norm)), milp_solving.Program.solve
+
+    def lying(self: milp_solving.Program, *args: object, **more: object) -> milp_solving.Answer | None:
+        answer = real(self, *args, **more)  # type: ignore[arg-type]
+        return None if answer is None else LIES[name](answer)
+
+    monkeypatch.setattr(milp_solving.Program, "solve", lying)
+    for told, right in zip(exact(small(norm=norm), MILP(seconds=2)), truth, strict=True):
+        assert told.lower <= right.lower * (1 + 1e-6) if right.upper == np.inf else told.lower < right.upper
+        assert told.upper >= right.lower
+
+
+def test_a_solver_that_was_believed_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant of the test above: bounds that take the solver's value for theirs, and a solver that says it is high."""
+    real = milp_solving.Program.solve
+    monkeypatch.setattr(
+        milp_solving.Program,
+        "solve",
+        lambda self, *args, **more: None if (a := real(self, *args, **more)) is None else a._replace(value=1e6),  # type: ignore[arg-type]
+    )
+    believed = milp_proving.bound_of
+
+    def credulous(model: object, answer: milp_solving.Answer, *args: object) -> milp_proving.Bound:
+        bound = believed(model, answer, *args)  # type: ignore[arg-type]
+        return milp_proving.Bound(answer.value, 0 * bound.slope, bound.region, 0.0)
+
+    monkeypatch.setattr(milp_proving, "bound_of", credulous)
+    problem = small()
+    claimed = [float(r.radius[0]) for r in MILP(seconds=2)(problem) if hasattr(r, "radius")]
+    monkeypatch.undo()
+    assert any(c > e.upper for c, e in zip(claimed, exact(problem), strict=True))
+
+
+def big_m(model: nn.Sequential, problem: Problem, m: float) -> float:
+    """Return what a mixed-integer solver says the linf distance of the only point is, with one constant for all units: a textbook program."""
+    (w, b), (v, c) = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in model if isinstance(layer, nn.Linear)]
+    x, y = problem.x[0].numpy(), int(problem.y[0])
+    d, n, best = len(x), len(b), np.inf
+    size = d + 2 * n + 1  # delta, y, a, e
+    for j in (j for j in range(len(c)) if j != y):
+        rows, high = [], []
+
+        def add(limit: float, *parts: tuple[int, np.ndarray], rows: list[np.ndarray] = rows, high: list[float] = high) -> None:
+            row = np.zeros(size)
+            for at, values in parts:
+                row[at : at + len(values)] = values
+            rows.append(row)
+            high.append(limit)
+
+        one = np.ones(1)
+        for i in range(n):
+            z = w[i] @ x + b[i]
+            add(-z, (0, w[i]), (d + i, -one))  # y >= z
+            add(z + m, (0, -w[i]), (d + i, one), (d + n + i, m * one))  # y <= z + M (1 - a)
+            add(0.0, (d + i, one), (d + n + i, -m * one))  # y <= M a
+        for i in range(d):
+            add(0.0, (i, one), (size - 1, -one))
+            add(0.0, (i, -one), (size - 1, -one))
+        add(c[j] - c[y], (d, v[y] - v[j]))
+        low = np.concatenate([-x, np.zeros(2 * n + 1)])
+        top = np.concatenate([1 - x, np.full(n, np.inf), np.ones(n), [1.0]])
+        whole = np.concatenate([np.zeros(d + n), np.ones(n), [0.0]])
+        solved = milp(
+            np.eye(size)[-1],
+            constraints=LinearConstraint(np.array(rows), ub=np.array(high)),
+            bounds=Bounds(low, top),
+            integrality=whole,
+            options={"presolve": False},
+        )
+        best = min(best, float(solved.fun)) if solved.success else best
+    return best
+
+
+def test_a_loose_constant_makes_a_solver_lie_and_no_claim_wrong() -> None:
+    """With M = 1e7 the solver's own tolerance of integers lets a unit be on and off at once, or cuts off what is there: what it calls optimal is far from
+    it. The same points with both of our ends around the distance that enumeration finds."""
+    lies = 0
+    for seed in range(12):
+        activation, pieces = ACTIVATIONS["relu"]
+        model = perceptron(seed, activation, (3, 5, 3))
+        problem = asked(model, seed, 3, "linf")
+        truth, (ends,) = by_enumeration(model, pieces, problem), exact(problem)
+        said = big_m(model, problem, 1e7)
+        lies += abs(said - truth) > 1e-3 * truth
+        assert ends.lower <= truth * (1 + 1e-9) and (truth > 1 or truth * (1 - 1e-6) <= ends.lower <= truth <= ends.upper * (1 + 1e-9))
+    assert lies >= 1
+
+
+def test_a_proof_beyond_an_example_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milp_module.Tree, "proved", property(lambda self: 10.0))
+    with pytest.raises(Contradiction, match="nothing lies within 10, but an example stands at"):
+        list(MILP(seconds=5)(small()))
+
+
+def _searched(problem: Problem) -> _Search:
+    search = _Search(MILP(seconds=5), problem)
+    search.run()
+    return search
+
+
+def test_any_multipliers_prove_less_than_the_truth() -> None:
+    """Bounds from random multipliers are below the margins of sampled points, within every radius, under every choice that holds at them."""
+    search = next(s for seed in range(9) if (s := _searched(small(seed=seed).take([0]))).tree is not None and s.tree.model.choices)
+    problem = search.problem
+    model, region, state = search.examples.model, search.examples.state.region, search.examples.state
+    generator = np.random.default_rng(0)
+    checked = 0
+    for _ in range(200):
+        radius = float(generator.uniform(0.2, 1.0)) * float(region.radius[0])
+        delta = np.clip(generator.uniform(-radius, radius, model.inputs.shape[1]), region.low[0].numpy(), region.high[0].numpy())
+        values = state.graph.values(region.center + torch.from_numpy(delta).view_as(region.center))
+        made = dict(enumerate(model.pattern(model.of_values(values))))
+        kept = {i: made[i] for i in made if generator.random() < 0.5}
+        margins = problem.margins(values[-1])[0].numpy()
+        for case, goal in model.goals.items():
+            y = generator.normal(size=len(model.low_row)) * generator.random()
+            answer = milp_solving.Answer(goal, 0.0, y, None, None)
+            bound = milp_proving.bound_of(model, answer, ends_of(model, kept), region, CHECKED)
+            assert bound.at(np.array([radius]))[0] <= margins[case]
+            checked += bool(np.isfinite(bound.constant))
+    assert checked > 50
