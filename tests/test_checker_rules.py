@@ -290,6 +290,17 @@ def test_a_mutant_of_a_rule_proves_what_is_false(name: str) -> None:
     assert mutated(changes).prove(data).proved
 
 
+@pytest.mark.parametrize("name", ["left", "right", "into"])
+def test_places_of_different_lengths_are_rejected(name: str) -> None:
+    pairs = {key: np.zeros(3, int) for key in PAIR}
+    assert "not above 0" in prove(_two("product", pairs, 1.0, 0.9)).reason
+    assert "fit together" in prove(_two("product", {**pairs, name: np.zeros(1, int)}, 1.0, 0.9)).reason
+    entries = {"row0": np.zeros(2, int), "column0": np.arange(2), "value0": np.ones(2)}
+    assert prove(_two("matrix", entries, 1.0, 0.9)).proved  # x - x
+    for short in entries:
+        assert "fit together" in prove(_two("matrix", {**entries, short: entries[short][:1]}, 1.0, 0.9)).reason
+
+
 def test_parts_have_to_cover_the_threat() -> None:
     assert prove(_halves()).proved and prove(_halves(start=-1.5)).proved
     for bad in (_halves(0.1), _halves(1e-9), _halves(start=-0.99)):

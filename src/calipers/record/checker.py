@@ -183,6 +183,8 @@ class Node:
         self.held = h = {name: np.asarray(v, np.int64 if name in ends else np.float64) for name, v in arrays.items()}
         good = all(((v >= 0) & (v < ends[name])).all() if name in ends else np.isfinite(v).all() for name, v in h.items())
         good &= self.kind == "matrix" or len(self.inputs) == 1 + (self.kind == "product")
+        entries = [("left", "right", "into")] if self.kind == "product" else [(f"row{k}", f"column{k}", f"value{k}") for k in range(len(self.inputs))]
+        good &= self.kind not in ("product", "matrix") or all(h[a].ndim == 1 and h[a].shape == h[b].shape == h[c].shape for a, b, c in entries)
         if self.affine:
             self.maps = [getattr(self, f"_{self.kind}")(k) for k in range(len(self.inputs))]
         elif self.kind == "function":
