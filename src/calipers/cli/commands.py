@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calipers.cli.geometry import Ladder, Slices
 from calipers.cli.options import RECORD, Options, numbers, shared
 from calipers.cli.progress import watching
 from calipers.errors import BadInput, CalipersError, Contradiction
@@ -78,6 +79,15 @@ def attack(options: Options, tool: _Tool = None) -> None:
 def certify(options: Options, tool: _Tool = None) -> None:
     """The lower jaw alone: one certifier. Without --tool: CROWN; with --letters, Enumeration goes through every way to replace them."""
     _run(options, lambda threat: _plan_of(threat, "certify", tool))
+
+
+@shared(app, report="geometry.html", record="none", points=12)
+def geometry(options: Options, ladder: Ladder = None, slices: Slices = 2) -> None:
+    """Why is it fragile? Linear regions, gradients and a ladder of bounds for a few points, as a table and a page with pictures."""
+    from calipers.cli.geometry import run
+
+    with _errors():
+        run(options, ladder, slices)
 
 
 @app.command()

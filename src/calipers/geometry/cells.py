@@ -36,7 +36,8 @@ class Cells:
 def cells(graph: Graph, origin: Tensor, axes: Tensor, corners: Tensor, most: int = _CELLS) -> Cells:
     """Return the linear regions of origin + sum t_i axes_i, for t in the convex hull of `corners (V, k)`; origin (*D), axes (k, *D), k is 1 or 2.
 
-    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for more than `most` regions. Cost: 1 + k forward passes a region.
+    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for more than `most` regions. Cost: 1 + k forward passes a region, and
+    what cutting takes: n lines through a plane make up to n^2 / 2 regions.
     """
     straight(graph)
     state = _Cutting(graph, origin, axes, corners, most)
@@ -49,7 +50,7 @@ def decided(found: Cells, most: int = _CELLS) -> tuple[Cells, Tensor]:
     """Return the cells cut further where another logit becomes the largest, and the class of each, (R,)."""
     polygons = [_polygon(c) for c in found.corners]
     windows = torch.arange(found.maps.shape[2])[None]
-    pieces, parents = _divide(polygons, found.maps.flatten(2), lambda p, m: _by_winner(p, m, windows), most)
+    pieces, parents = _divide(polygons, found.maps.flatten(2), lambda p, m, left: _by_winner(p, m, windows, left), most)
     maps = found.maps[torch.tensor(parents)]
     centres = torch.tensor([_centre(p) for p in pieces], dtype=torch.float64)
     classes = _at(maps, centres).argmax(1)
@@ -81,9 +82,9 @@ class _Cutting:
         kinks = kinks_of(node.op)
         if kinks is None:
             windows: Tensor = node.op.windows.cpu()  # type: ignore[union-attr]
-            self.polygons, parents = _divide(self.polygons, maps, lambda p, m: _by_winner(p, m, windows), self.most)
+            self.polygons, parents = _divide(self.polygons, maps, lambda p, m, left: _by_winner(p, m, windows, left), self.most)
         else:
-            self.polygons, parents = _divide(self.polygons, maps, lambda p, m: _by_kinks(p, m, kinks), self.most)
+            self.polygons, parents = _divide(self.polygons, maps, lambda p, m, left: _by_kinks(p, m, kinks, left), self.most)
         if len(parents) > len(maps):
             index = torch.tensor(parents)
             self.held = {i: m[index] for i, m in self.held.items()}
@@ -118,7 +119,7 @@ def _at(maps: Tensor, t: Tensor) -> Tensor:
     return torch.einsum("rk,rk...->r...", weight, maps)
 
 
-_Cutter = Callable[[Polygon, Tensor], Iterator[Polygon]]
+_Cutter = Callable[[Polygon, Tensor, int], Iterator[Polygon]]
 
 
 def _divide(polygons: list[Polygon], maps: Tensor, cutter: _Cutter, most: int) -> tuple[list[Polygon], list[int]]:
@@ -126,15 +127,19 @@ def _divide(polygons: list[Polygon], maps: Tensor, cutter: _Cutter, most: int) -
     pieces: list[Polygon] = []
     parents: list[int] = []
     for r, (polygon, m) in enumerate(zip(polygons, maps, strict=True)):
-        new = list(cutter(polygon, m))
+        new = list(cutter(polygon, m, most - len(pieces)))
         pieces += new
         parents += [r] * len(new)
-        if len(pieces) > most:
-            raise BadInput(f"more than {most} linear regions: take a shorter segment or a smaller part of the plane")
     return pieces, parents
 
 
-def _by_kinks(polygon: Polygon, maps: Tensor, kinks: tuple[float, ...]) -> Iterator[Polygon]:
+def _check_count(count: int, left: int) -> None:
+    """Raise `BadInput` as soon as there are too many parts: n lines can make n^2 / 2 of them."""
+    if count > left:
+        raise BadInput("too many linear regions: take a shorter segment or a smaller part of the plane")
+
+
+def _by_kinks(polygon: Polygon, maps: Tensor, kinks: tuple[float, ...], left: int) -> Iterator[Polygon]:
     """Yield the parts of a cell in which every value (1 + k, n) keeps to one side of each kink."""
     values = _corner_values(polygon, maps)
     room = _NEAR * values.abs().amax(0)
@@ -147,17 +152,20 @@ def _by_kinks(polygon: Polygon, maps: Tensor, kinks: tuple[float, ...]) -> Itera
     parts = [polygon]
     for row, near in lines:
         parts = [part for whole in parts for part in _halves(whole, row, near)]
+        _check_count(len(parts), left)
     yield from parts
 
 
-def _by_winner(polygon: Polygon, maps: Tensor, windows: Tensor) -> Iterator[Polygon]:
+def _by_winner(polygon: Polygon, maps: Tensor, windows: Tensor, left: int) -> Iterator[Polygon]:
     """Yield the parts of a cell in which every window (out, members) of the values (1 + k, n) has one winner."""
     padded = torch.cat([maps, torch.zeros_like(maps[:, :1])], 1)
     padded[0, -1] = -1e300  # padding never wins
     members = padded[:, windows]  # (1 + k, out, members)
-    waiting = [polygon]
+    waiting, count = [polygon], 0
     while waiting:
         whole = waiting.pop()
+        count += 1
+        _check_count((count + 1) // 2, left)
         row = _undecided(whole, members)
         parts = [whole] if row is None else _halves(whole, *row)
         if len(parts) == 1:

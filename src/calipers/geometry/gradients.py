@@ -54,7 +54,7 @@ def sensitivity(problem: Problem, of: Of = "margin") -> Sensitivity:
 
 
 def _measured(problem: Problem, of: Of) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    margins, slopes, loss = _gradients(problem)
+    margins, slopes, loss = margin_gradients(problem)
     worst = problem.goal.worst(margins)
     dual = torch.stack([dual_norm(problem.region, slopes[:, s]) for s in range(slopes.shape[1])], 1)
     ratio = torch.where(dual > 0, margins.double() / dual, torch.inf)
@@ -65,7 +65,7 @@ def _measured(problem: Problem, of: Of) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return chosen, dual_norm(problem.region, chosen), worst, estimate
 
 
-def _gradients(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+def margin_gradients(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Return the margins (N, S), their gradients (N, S, *D) and the gradient of the cross-entropy (N, *D)."""
     with problem.classifier.frozen(), torch.enable_grad():
         x = problem.x.clone().requires_grad_()
@@ -105,4 +105,4 @@ def linear_score_change(weight: Tensor, radius: float | Tensor, norm: str) -> Te
     return torch.as_tensor(radius, dtype=torch.float64) * norm_named(norm).dual(weight.double())
 
 
-__all__ = ["Sensitivity", "dual_norm", "linear_score_change", "sensitivity"]
+__all__ = ["Sensitivity", "dual_norm", "linear_score_change", "margin_gradients", "sensitivity"]

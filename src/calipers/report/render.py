@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calipers.record.ledger import Ledger
-from calipers.report import figures, wording
+from calipers.report import figures, ladder, portrait, wording
 from calipers.report.gallery import Exhibit
+from calipers.report.portrait import Portrait
 from calipers.report.report import Summary, short_name, summaries
 from calipers.report.tiles import Tiles, tiles
 
@@ -71,13 +72,28 @@ def _drawings(summary: Summary) -> dict[str, str]:
     return {**drawn, "bare": figures.gauge(summary, figures.INLINE, bare=True)}
 
 
-def _template() -> Template:
+def render_portrait(found: Sequence[Portrait], path: str | Path) -> Path:
+    """Write the page about a model's geometry and return where it is."""
+    target = Path(path)
+    shown = [{**vars(p), **_portrayed(p)} for p in found]
+    css = _read("page.css") + _read("geometry.css")
+    target.write_text(_template("geometry.html.j2").render(portraits=shown, css=css, median=portrait.median), encoding="utf-8", errors="replace")
+    return target
+
+
+def _portrayed(p: Portrait) -> dict[str, object]:
+    points = [{**vars(r), "right": r.label == r.prediction} for r in p.points]
+    wrong = sum(not r["right"] for r in points)
+    return {"points": points, "wrong": wrong, "drawings": portrait.drawings(p), "exhibits": portrait.exhibits(p), "key": ladder.key(p.ladder)}
+
+
+def _template(name: str = "page.html.j2") -> Template:
     from jinja2 import Environment, StrictUndefined  # only a page needs it
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(w=wording)
     environment.filters.update(short_name=short_name, finite=_is_finite)
-    return environment.from_string(_read("page.html.j2"))
+    return environment.from_string(_read(name))
 
 
 def _is_finite(value: float) -> bool:

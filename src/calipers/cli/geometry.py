@@ -1,0 +1,49 @@
+"""What does `calipers geometry` say? Why a model is fragile: its linear regions, its gradients, and what each tool proves or finds about a point."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from calipers.cli.options import Options
+from calipers.errors import BadInput
+
+Ladder = Annotated[
+    str | None,
+    typer.Option("--ladder", "-l", help="Tools, separated by semicolons, attacks first: the rungs of each point's ladder. Default: from intervals to attacks."),
+]
+Slices = Annotated[int, typer.Option(help="Draw the first N points in the plane of their nearest example.")]
+
+
+def run(options: Options, ladder: str | None, slices: int) -> None:
+    """Measure, print a table for each model, and write the page."""
+    from calipers.interchange import load_data
+    from calipers.portraits import USUAL, portrait
+    from calipers.problem.ball import Ball
+    from calipers.report.render import render_portrait
+
+    options.check()
+    threat, classifiers = options.threat(), options.classifiers()
+    if not isinstance(threat, Ball):
+        raise BadInput("the geometry is that of a ball in linf, l2 or l1: replacing letters moves through no straight line")
+    if slices < 0:
+        raise BadInput(f"the number of slices is 0 or more, got {slices}")
+    tools = USUAL if ladder is None else [part.strip() for part in ladder.split(";") if part.strip()]
+    x, y = load_data(options.data, options.labels, options.points)
+    found = []
+    for name, classifier in classifiers:
+        told = None if options.quiet or not sys.stderr.isatty() else _told(name)
+        found.append(portrait(classifier, x, y, threat, tools=tools, slices=slices, seed=options.seed, title=name, watch=told))
+        print(found[-1], end="\n\n")
+    if options.report != "none":
+        print(render_portrait(found, options.report))
+
+
+def _told(name: str) -> Callable[[str], None]:
+    def tell(words: str) -> None:
+        print(f"{name}: {words}", file=sys.stderr)
+
+    return tell

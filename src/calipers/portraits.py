@@ -1,0 +1,251 @@
+"""Why is a model fragile at some points? One call measures its gradients, linear regions and what each tool says, and draws them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from calipers.errors import CaptureError, UnsupportedOp
+from calipers.geometry.gradients import Sensitivity, dual_norm, margin_gradients, sensitivity
+from calipers.geometry.lines import exit_distance, path
+from calipers.geometry.regions import Regions, regions_of
+from calipers.geometry.slices import Slice, plane_slices
+from calipers.geometry.walls import check_ball
+from calipers.measurement.referee import Referee
+from calipers.presets import check_fit, stage_of, tool_from
+from calipers.problem.ball import Ball
+from calipers.problem.classifier import Classifier
+from calipers.problem.goals import is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt, Claim
+from calipers.record.evidence import Evidence
+from calipers.report.ladder import Ladder, Rung
+from calipers.report.maps import Map, gradient_map
+from calipers.report.portrait import Portrait, Portrayed
+from calipers.report.report import short_name
+
+USUAL = (
+    "FMN(steps=100)",
+    "Closer",
+    "LargestRadius(IBP(), rounds=8)",
+    "LargestRadius(CROWN(), rounds=8)",
+    "LargestRadius(AlphaCROWN(), rounds=5, tolerance=0.02)",
+)
+"""The rungs of a ladder where none are named: attacks first, whose examples tell the searches for proofs where to look."""
+
+_REGION = "linear region"
+
+
+def portrait(
+    model: nn.Module | Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Ball,
+    *,
+    tools: Sequence[str] = USUAL,
+    slices: int = 2,
+    maps: int = 6,
+    seed: int = 0,
+    title: str = "model",
+    watch: Callable[[str], None] | None = None,
+) -> Portrait:
+    """Measure the geometry of a model at points x (N, *D) with labels y (N,).
+
+    `tools` are the rungs of each point's ladder, written down as for `attack` and `certify`; what they find is admitted by the referee. The first `slices`
+    points that have an example are drawn in its plane, the gradients of the first `maps` as pictures. Networks that are not made of straight pieces have no
+    linear regions: the rest is measured all the same. Raises `BadInput` for threats other than balls of linf, l2 or l1. Cost: that of the tools; for each
+    point two backward products for each element that bends; for each slice a forward pass for each linear region and grid point.
+    """
+    problem = Problem.pose(model, x, y, threat)
+    check_ball(problem)
+    study = _Study(problem, seed, watch or (lambda words: None))
+    study.look()
+    for tool in tools:
+        study.ask(tool)
+    return Portrait(
+        title,
+        f"{threat.norm} distance",
+        float(threat.radii(len(problem)).max()),
+        tuple(study.point(i) for i in range(len(problem))),
+        study.ladder(),
+        tuple(study.slices(slices)),
+        tuple(study.maps(maps)),
+        study.reason,
+    )
+
+
+@dataclass(eq=False)
+class _Study:
+    """What is known of the points so far."""
+
+    problem: Problem
+    seed: int
+    watch: Callable[[str], None]
+    rungs: list[Rung] = field(default_factory=list)
+    examples: dict[int, Tensor] = field(default_factory=dict)
+    reason: str = ""
+    regions: Regions | None = None
+
+    def look(self) -> None:
+        """Measure what needs no tool: predictions, gradients, linear regions."""
+        problem, n = self.problem, len(self.problem)
+        self.watch("gradients")
+        logits = problem.classifier.logits(problem.x)
+        self.prediction = logits.argmax(1).tolist()
+        self.right = torch.nonzero(~is_adversarial(problem.goal.worst(problem.margins(logits)))).flatten()
+        self.sensitivity: Sensitivity = sensitivity(problem)
+        self.lower, self.upper = np.zeros(n), np.full(n, np.inf)
+        self.upper[[i for i in range(n) if i not in set(self.right.tolist())]] = 0.0
+        self.watch("linear regions")
+        try:
+            self.regions = regions_of(problem)
+        except (UnsupportedOp, CaptureError) as error:
+            self.reason = str(error)
+            return
+        self._admit_regions(self.regions)
+
+    def _admit_regions(self, found: Regions) -> None:
+        claim = Claim(self.right, found.lower[self.right], found.margin[self.right], "float64-checked", *(torch.zeros_like(self.right),) * 2)
+        self._proved(_REGION, self.referee.claim(claim, torch.arange(len(self.problem)), _REGION, 0.0, self.seed).evidence)
+        exact = torch.nonzero(found.exact).flatten()
+        if len(exact):
+            none = torch.zeros(len(exact), dtype=torch.long)
+            attempt = Attempt(torch.arange(len(exact)), found.candidate[exact], none, none)
+            self._found(_REGION, self.referee.attempt(attempt, exact, _REGION, 0.0).evidence)
+
+    @property
+    def referee(self) -> Referee:
+        """Who admits what the tools propose."""
+        return Referee(self.problem)
+
+    def ask(self, text: str) -> None:
+        """Run a tool on all points that the model gets right, at radii that suit what is known."""
+        tool = tool_from(text)
+        check_fit(tool, self.problem.threat)
+        if not len(self.right):
+            return
+        self.watch(short_name(text))
+        stage, known = stage_of(tool), self.upper[self.right.cpu().numpy()]
+        asked = self.problem.threat.radii(len(self.problem))[self.right].numpy()
+        if stage.kind == "certifier":
+            search = stage.aim == "distance"
+            near = self.problem.threat.below(known, self.lower[self.right.cpu().numpy()]) if search else known * (1 + 1e-9)
+            asked = np.where(np.isfinite(known), near, asked)
+        part = self.problem.take(self.right).at(torch.from_numpy(asked))
+        name = _name(tool)
+        answers = tool(part, seed=self.seed) if stage.kind == "attack" else tool(part)  # type: ignore[call-arg]
+        proofs: list[Evidence] = []
+        examples: list[Evidence] = []
+        try:
+            for answer in answers:
+                if isinstance(answer, Attempt):
+                    examples += self.referee.attempt(answer, self.right, name, 0.0).evidence
+                else:
+                    proofs += self.referee.claim(answer, self.right, name, 0.0, self.seed).evidence
+        except (UnsupportedOp, CaptureError):
+            return  # a lower jaw that the network does not have: its rung is missing
+        if proofs or stage.kind == "certifier":
+            self._proved(name, proofs)
+        if examples or stage.kind == "attack":
+            self._found(name, examples)
+
+    def _proved(self, name: str, facts: Sequence[Evidence]) -> None:
+        values = self._values(facts, np.zeros(len(self.problem)), max)
+        self.lower = np.maximum(self.lower, values)
+        self.rungs.append(Rung(name, "lower", tuple(values)))
+
+    def _found(self, name: str, facts: Sequence[Evidence]) -> None:
+        for fact in facts:
+            i = self.problem.names.index(fact.point)
+            if fact.radius < self.upper[i] and fact.array is not None:
+                self.examples[i] = torch.from_numpy(np.array(fact.array))
+        values = self._values(facts, np.full(len(self.problem), np.inf), min)
+        self.upper = np.minimum(self.upper, values)
+        self.rungs.append(Rung(name, "upper", tuple(np.where(np.isfinite(values), values, np.nan))))
+
+    def _values(self, facts: Sequence[Evidence], start: np.ndarray, better: Callable[[float, float], float]) -> np.ndarray:
+        for fact in facts:
+            i = self.problem.names.index(fact.point)
+            start[i] = better(start[i], fact.radius)
+        return start
+
+    def point(self, i: int) -> Portrayed:
+        """Return all about one point."""
+        seen, found = self.sensitivity, self.regions
+        nothing = (math.nan, 0.0, math.nan, False, "")
+        border, straight, decision, exact, where = (
+            nothing
+            if found is None
+            else (float(found.border[i]), float(found.straight[i]), float(found.decision[i]), bool(found.exact[i]), found.where[i].split(" (")[0])
+        )
+        crossed = self._crossed(i)
+        values = (float(seen.margin[i]), float(seen.dual[i]), float(seen.estimate[i]), border, straight, decision)
+        ends = float(self.lower[i]), float(self.upper[i])
+        return Portrayed(i, int(self.problem.y[i]), self.prediction[i], *values, exact, self._exit(i), crossed, *ends, f"module {where}" if where else "")
+
+    def _exit(self, i: int) -> float:
+        """Return how far the steepest step stays inside the linear region."""
+        if self.regions is None:
+            return math.nan
+        one = self.problem.take([i]).at(1.0)
+        region = dataclasses.replace(one.region, low=torch.full_like(one.region.low, -torch.inf), high=torch.full_like(one.region.high, torch.inf))
+        _, delta = region.offset_support(-self.sensitivity.gradient[i : i + 1])
+        return float(exit_distance(one, delta.view_as(one.x)))
+
+    def _crossed(self, i: int) -> int:
+        return path(self.problem, i, self.examples[i]).regions if self.regions is not None and i in self.examples else 0
+
+    def ladder(self) -> Ladder:
+        """Return the rungs of the points that the model gets right."""
+        keep = self.right.tolist()
+        rungs = tuple(dataclasses.replace(r, values=tuple(float(r.values[i]) for i in keep)) for r in self.rungs)
+        return Ladder(tuple(f"point {i}" for i in keep), rungs, f"{self.problem.region.norm.name}")
+
+    def slices(self, count: int) -> list[tuple[Slice, ...]]:
+        """Return the planes of the first points that have an example."""
+        chosen = sorted(self.examples)[:count]
+        for i in chosen:
+            self.watch(f"slices of point {i}")
+        return [plane_slices(self.problem, i, self.examples[i], across=self._across(i), reach=1.8, seed=self.seed) for i in chosen]
+
+    def _across(self, i: int) -> tuple[Tensor, str] | None:
+        """Return the steepest way down the margin over the second-nearest rival, to first order: a plane that meets two decision boundaries says more."""
+        part = self.problem.take([i])
+        margins, slopes, _ = margin_gradients(part)
+        if margins.shape[1] < 2:
+            return None
+        each = torch.stack([margins[0, s].double() / dual_norm(part.region, slopes[:, s])[0] for s in range(margins.shape[1])])
+        rivals = part.goal.rivals(part.y, part.classes)[0]
+        answer = int(self.problem.classifier.logits(self.examples[i][None]).argmax(1))
+        second = next((k for k in each.argsort().tolist() if int(rivals[k]) != answer), None)
+        if second is None:
+            return None
+        flat = slopes[0, second].flatten()[None].double()
+        free = torch.full_like(flat, torch.inf)
+        step = part.region.norm.step(-flat, torch.ones(1, dtype=torch.float64), -free, free)
+        return step.view_as(part.x[0]), f"down the margin over class {int(rivals[second])}"
+
+    def maps(self, count: int) -> list[Map]:
+        """Return the gradients of the first points as pictures."""
+        x, found = self.problem.x.detach().cpu().double().numpy(), []
+        gradients = self.sensitivity.gradient.detach().cpu().double().numpy()
+        span = float(x.min()), float(x.max())
+        for i in self.right.tolist()[:count]:
+            change = None if i not in self.examples else self.examples[i].double().numpy() - x[i]
+            words = f"class {int(self.problem.y[i])}, dual norm {float(self.sensitivity.dual[i]):.3g}"
+            found.append(gradient_map(i, x[i], gradients[i], change, span, words))
+        return found
+
+
+def _name(tool: object) -> str:
+    """Return the tool's short name; of a search, that of what it searches with."""
+    return short_name(repr(getattr(tool, "bounder", tool)))
+
+
+__all__ = ["USUAL", "Portrait", "portrait"]

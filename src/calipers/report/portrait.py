@@ -1,0 +1,135 @@
+"""Why is a model fragile at these points? What was measured of its geometry, as a page and as a table; without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calipers.report import ladder as ladders
+from calipers.report import slices
+from calipers.report.figures import HALF, PHONE
+from calipers.report.ladder import Ladder
+from calipers.report.maps import Map
+from calipers.report.slices import Plane
+
+
+@dataclass(frozen=True)
+class Portrayed:
+    """One point: distances in the threat's norm, infinite or NaN where there is none.
+
+    `gradient` is the dual norm of the worst margin's gradient, `first_order` margin / gradient (an estimate). `border` d_B is computed, `straight` what is
+    proved of it; `decision` d_D, `exact` where it is the adversarial distance. `exit` is how far the region reaches along the steepest step, `crossed` how many
+    regions lie on the way to the nearest example (0: not counted).
+    """
+
+    index: int
+    label: int
+    prediction: int
+    margin: float
+    gradient: float
+    first_order: float
+    border: float
+    straight: float
+    decision: float
+    exact: bool
+    exit: float
+    crossed: int
+    lower: float
+    upper: float
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """All that was measured; `unit` says how distances are meant, `radius` is the one asked about, `regions` whether the network has linear regions at all."""
+
+    title: str
+    unit: str
+    radius: float
+    points: tuple[Portrayed, ...]
+    ladder: Ladder
+    slices: tuple[tuple[Plane, ...], ...]
+    maps: tuple[Map, ...]
+    regions: str
+
+    def report(self, path: str | Path = "geometry.html") -> Path:
+        """Write the page and return its path."""
+        from calipers.report.render import render_portrait
+
+        return render_portrait([self], path)
+
+    def __str__(self) -> str:
+        return text(self)
+
+
+def drawings(portrait: Portrait) -> dict[str, str]:
+    """Return the ladder and the scatter, each for a wide page and for a phone."""
+    found, rights = portrait.ladder, [i for i, p in enumerate(portrait.points) if p.label == p.prediction]
+    brackets = [(portrait.points[i].lower, portrait.points[i].upper) for i in rights]
+    straight = [portrait.points[i].border for i in rights]
+    both = [ladders.scatter(straight, brackets, portrait.unit, size) for size in (HALF, PHONE)]
+    drawn = [ladders.ladder(found, size) for size in (ladders.TALL, ladders.TALL_PHONE)] if found.points else []
+    return {"ladder": "".join(drawn), "scatter": "".join(both)}
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """The slices of one point: drawings with a caption each, and the colours of the classes."""
+
+    index: int
+    label: int
+    views: tuple[tuple[str, str], ...]
+    key: tuple[tuple[str, str], ...]
+
+
+def exhibits(portrait: Portrait) -> list[Exhibit]:
+    """Return the drawings of every point that was sliced."""
+    found = []
+    for planes in portrait.slices:
+        palette = slices.colours(planes)
+        index, label = planes[0].index, planes[0].label
+        straight = next((p.border for p in portrait.points if p.index == index), math.nan)
+        views = []
+        for k, plane in enumerate(planes):
+            drawn = "".join(slices.plane(plane, palette, portrait.radius, straight, size) for size in (slices.SQUARE, slices.SQUARE_PHONE))
+            views.append((drawn, _caption(plane, k)))
+        found.append(Exhibit(index, label, tuple(views), tuple((name, f"taken for {kind}") for kind, name in palette.items())))
+    return found
+
+
+def _caption(plane: Plane, k: int) -> str:
+    if not plane.exact:
+        return "Decisions on a grid of 200 by 200; the line is where the decision changes."
+    near = f"The same plane {'nearer to' if k else 'around'} the point: " if k else ""
+    outside = " The plane leaves the box of valid inputs, inside which radii are meant."
+    return f"{near}all {plane.regions:,} linear regions, cut exactly; the point's own is outlined.{outside}"
+
+
+def text(portrait: Portrait) -> str:
+    """Return the table for a terminal."""
+    head = f"{portrait.title}, {portrait.unit}"
+    columns = "point  label  margin     |grad|*    first order  linear within  decision d_D      regions to x'  robust within  broken at"
+    lines = [head, columns]
+    for p in portrait.points:
+        if p.label != p.prediction:
+            lines.append(f"{p.index:5d}  {p.label:5d}  wrong: the model says {p.prediction}")
+            continue
+        decision = "-" if not math.isfinite(p.decision) else f"{p.decision:.4g}" + (" (exact)" if p.exact else "")
+        crossed = f"{p.crossed:,}" if p.crossed else "-"
+        cells = (p.margin, p.gradient, p.first_order, p.straight)
+        values = "  ".join(f"{_short(v):>{w}}" for v, w in zip(cells, (9, 9, 11, 13), strict=True))
+        lines.append(f"{p.index:5d}  {p.label:5d}  {values}  {decision:<16}  {crossed:>13}  {_short(p.lower):>13}  {_short(p.upper):>9}")
+    note = portrait.regions or "linear within: proved; first order: an estimate; d_D: where the decision of the region's affine map would change."
+    return "\n".join([*lines, note])
+
+
+def _short(value: float) -> str:
+    return "-" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.4g}"
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle one of the finite values, NaN where there are none."""
+    kept = sorted(v for v in values if math.isfinite(v))
+    return kept[len(kept) // 2] if kept else math.nan
