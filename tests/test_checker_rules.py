@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN
 from calipers.certificates.input_split import InputSplit
 from calipers.certificates.proof import differs
+from calipers.cli import app
 from calipers.graph import curves
 from calipers.graph.capture import graph_of
 from calipers.graph.described import described
@@ -36,6 +38,7 @@ from calipers.record.proofs import contents
 sys.path.insert(0, str(Path(__file__).parent))
 from test_checker import _after, _curve, _leaves, by_hand, rewritten
 
+NANO = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnncomp" / "test"
 MADE = (
     curves.softplus(1.0, 20.0), curves.softplus(3.0, 4.0), curves.elu(1.0, 1.0, 1.0), curves.elu(1.6732632423543772, 1.0507009873554805, 1.0),
     curves.elu(2.0, 1.0, 0.5), *(c for p in (3.0, 4.0, -2.0, 1.5, 0.3) if (c := curves.power(p)) is not None),
@@ -465,3 +468,13 @@ def test_the_network_of_the_file_is_the_model_with_attention() -> None:
             else:
                 values.append(one.function.value(inputs[0]) if one.kind == "function" else evaluated(one, inputs))
             np.testing.assert_allclose(values[-1][0], theirs[k].flatten().numpy(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(not (NANO / "test_nano.onnx").exists(), reason="the instances are not beside the project (../shared/data/vnncomp)")
+def test_the_command_line_keeps_a_proof_of_what_is_unsat(tmp_path: Path) -> None:
+    kept = tmp_path / "nano.npz"
+    done = CliRunner().invoke(app, ["verify", str(NANO / "test_nano.onnx"), str(NANO / "test_nano.vnnlib"), "--proof", str(kept)])
+    assert done.exit_code == 0 and "unsat" in done.output
+    assert prove(kept.read_bytes()).proved
+    listed = CliRunner().invoke(app, ["verify", "--csv", str(NANO / "instances.csv"), "--proof", str(kept)])
+    assert listed.exit_code == 2
