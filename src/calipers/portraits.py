@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +19,20 @@ from calipers.geometry.regions import Regions, regions_of
 from calipers.geometry.slices import Slice, plane_slices
 from calipers.geometry.walls import check_ball
 from calipers.measurement.referee import Referee
-from calipers.presets import check_fit, stage_of, tool_from
+from calipers.presets import CERTIFIERS, check_fit, plan_for, stage_of, tool_from
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.tools import Attack, Attempt, Certifier, Claim
 from calipers.record.evidence import Evidence
 from calipers.report.ladder import Ladder, Rung
 from calipers.report.maps import Map, gradient_map
 from calipers.report.portrait import Portrait, Portrayed
 from calipers.report.report import short_name
 
-USUAL = (
-    "FMN(steps=100)",
-    "Closer",
-    "LargestRadius(IBP(), rounds=8)",
-    "LargestRadius(CROWN(), rounds=8)",
-    "LargestRadius(AlphaCROWN(), rounds=5, tolerance=0.02)",
-)
-"""The rungs of a ladder where none are named: attacks first, whose examples tell the searches for proofs where to look."""
-
 _REGION = "linear region"
+_ROUNDS, _TOLERANCE = 6, 0.02  # of a search for a radius: a drawing shows no more
 
 
 def portrait(
@@ -48,7 +41,7 @@ def portrait(
     y: Tensor,
     threat: Ball,
     *,
-    tools: Sequence[str] = USUAL,
+    tools: Sequence[str | Attack | Certifier] | None = None,
     slices: int = 2,
     maps: int = 6,
     seed: int = 0,
@@ -57,17 +50,18 @@ def portrait(
 ) -> Portrait:
     """Measure the geometry of a model at points x (N, *D) with labels y (N,).
 
-    `tools` are the rungs of each point's ladder, written down as for `attack` and `certify`; what they find is admitted by the referee. The first `slices`
-    points that have an example are drawn in its plane, the gradients of the first `maps` as pictures. Networks that are not made of straight pieces have no
-    linear regions: the rest is measured all the same. Raises `BadInput` for threats other than balls of linf, l2 or l1. Cost: that of the tools; for each
-    point two backward products for each element that bends; for each slice a forward pass for each linear region and grid point.
+    `tools` are the rungs of each point's ladder, attacks first: their examples tell the searches for proofs where to look. Where none are named, the attacks
+    of the plan for distances, and its search for a radius with every bounder there is. What they find is admitted by the referee. The first `slices` points
+    that have an example are drawn in its plane, the gradients of the first `maps` as pictures. Networks that are not made of straight pieces have no linear
+    regions: the rest is measured all the same. Raises `BadInput` for threats other than balls of linf, l2 or l1. Cost: that of the tools; for each point two
+    backward products for each element that bends; for each slice a forward pass for each linear region and grid point.
     """
     problem = Problem.pose(model, x, y, threat)
     check_ball(problem)
     study = _Study(problem, seed, watch or (lambda words: None))
     study.look()
-    for tool in tools:
-        study.ask(tool)
+    for tool in _usual(threat) if tools is None else tools:
+        study.ask(tool_from(tool) if isinstance(tool, str) else tool)
     return Portrait(
         title,
         f"{threat.norm} distance",
@@ -78,6 +72,15 @@ def portrait(
         tuple(study.maps(maps)),
         study.reason,
     )
+
+
+def _usual(threat: Ball) -> list[Attack | Certifier]:
+    """Return the rungs of a ladder where none are named."""
+    stages = plan_for(threat, None, "distance").stages
+    attacks = [stage.tool for stage in stages if stage.kind == "attack"]
+    bounders = [make() for make in CERTIFIERS.values() if hasattr(make, "bound")]
+    search: Any = next(stage.tool for stage in stages if hasattr(stage.tool, "bounder"))
+    return [*attacks, *(dataclasses.replace(search, bounder=b, rounds=_ROUNDS, tolerance=_TOLERANCE) for b in bounders)]
 
 
 @dataclass(eq=False)
@@ -124,13 +127,12 @@ class _Study:
         """Who admits what the tools propose."""
         return Referee(self.problem)
 
-    def ask(self, text: str) -> None:
+    def ask(self, tool: Attack | Certifier) -> None:
         """Run a tool on all points that the model gets right, at radii that suit what is known."""
-        tool = tool_from(text)
         check_fit(tool, self.problem.threat)
         if not len(self.right):
             return
-        self.watch(short_name(text))
+        self.watch(_name(tool))
         stage, known = stage_of(tool), self.upper[self.right.cpu().numpy()]
         asked = self.problem.threat.radii(len(self.problem))[self.right].numpy()
         if stage.kind == "certifier":
@@ -248,4 +250,4 @@ def _name(tool: object) -> str:
     return short_name(repr(getattr(tool, "bounder", tool)))
 
 
-__all__ = ["USUAL", "Portrait", "portrait"]
+__all__ = ["Portrait", "portrait"]

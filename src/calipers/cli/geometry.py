@@ -21,7 +21,7 @@ Slices = Annotated[int, typer.Option(help="Draw the first N points in the plane 
 def run(options: Options, ladder: str | None, slices: int) -> None:
     """Measure, print a table for each model, and write the page."""
     from calipers.interchange import load_data
-    from calipers.portraits import USUAL, portrait
+    from calipers.portraits import portrait
     from calipers.problem.ball import Ball
     from calipers.report.render import render_portrait
 
@@ -31,7 +31,7 @@ def run(options: Options, ladder: str | None, slices: int) -> None:
         raise BadInput("the geometry is that of a ball in linf, l2 or l1: replacing letters moves through no straight line")
     if slices < 0:
         raise BadInput(f"the number of slices is 0 or more, got {slices}")
-    tools = USUAL if ladder is None else [part.strip() for part in ladder.split(";") if part.strip()]
+    tools = None if ladder is None else [part.strip() for part in ladder.split(";") if part.strip()]
     x, y = load_data(options.data, options.labels, options.points)
     found = []
     for name, classifier in classifiers:

@@ -85,7 +85,7 @@ def scatter(straight: Sequence[float], brackets: Sequence[tuple[float, float]], 
     x = _decades([r for r, _, _ in pairs])
     y = _decades([v for _, low, high in pairs for v in (low, high) if v > 0])
     frame = Frame(size, x, y, left=64, right=16, top=12, bottom=48)
-    parts = [_axes(frame, _powers(x), _powers(y), f"radius of the linear region, {unit}", f"distance of examples and proofs, {unit}")]
+    parts = [_axes(frame, _powers(x), _powers(y), f"radius of the linear region, {unit}", f"adversarial distance, {unit}")]
     low, high = max(x[0], y[0]), min(x[1], y[1])
     if high > low:
         parts.append(f'<path class="asked" d="M{frame.px(low):.1f} {frame.py(low):.1f}L{frame.px(high):.1f} {frame.py(high):.1f}"/>')

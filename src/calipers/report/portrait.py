@@ -69,7 +69,7 @@ def drawings(portrait: Portrait) -> dict[str, str]:
     found, rights = portrait.ladder, [i for i, p in enumerate(portrait.points) if p.label == p.prediction]
     brackets = [(portrait.points[i].lower, portrait.points[i].upper) for i in rights]
     straight = [portrait.points[i].border for i in rights]
-    both = [ladders.scatter(straight, brackets, portrait.unit, size) for size in (HALF, PHONE)]
+    both = [ladders.scatter(straight, brackets, found.unit, size) for size in (HALF, PHONE)]
     drawn = [ladders.ladder(found, size) for size in (ladders.TALL, ladders.TALL_PHONE)] if found.points else []
     return {"ladder": "".join(drawn), "scatter": "".join(both)}
 

@@ -107,7 +107,7 @@ def _second(plane: Plane) -> str:
 
 
 def _round_ticks(half: float, count: int) -> list[tuple[float, str]]:
-    positive = ticks(0, half, max(count // 2, 1))
+    positive = ticks(0, half, max(count // 2, 2))
     return [(-v, "−" + name) for v, name in reversed(positive) if v] + positive
 
 
