@@ -85,7 +85,7 @@ def exact_within(seconds: float) -> MILP:
 def _in_order(searches: list[_Search]) -> Iterator[_Search]:
     """Run the searches, one on each core, and yield them in order; whoever is interrupted stops the others."""
     threads = torch.get_num_threads()
-    if threads == 1 or len(searches) == 1:
+    if threads == 1:
         for search in searches:
             search.run()
             yield search
@@ -142,9 +142,9 @@ class _Search:
         state, left = start.root.state, torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
         cases = {case: torch.nonzero(start.cases == case).flatten().tolist() for case in left}
         model = encoded(state, start.spec[0], start.offsets[0], cases)
-        examples = self.examples.within(state, model)
+        examples = self.examples.within(state, model, ends)
         target = min(radius, examples.nearest)
-        self.tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look)
+        self.tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
         self.lower = max(self.lower, self.tree.proved)
         self.lower = max(self.lower, self.tree.grow(ends, lambda: self._pause(radius)))
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)

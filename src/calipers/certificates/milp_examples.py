@@ -43,10 +43,11 @@ class Examples:
         self.points: list[Tensor] = []
         self.programs = 0
 
-    def within(self, state: Relaxed, model: Model) -> Examples:
-        """Look inside this model from now on."""
+    def within(self, state: Relaxed, model: Model, ends: float) -> Examples:
+        """Look inside this model from now on, until the time `ends`."""
         self.state, self.model, self.seen = state, model, set[tuple[int, ...]]()
         self.program = Program(model, state.region)
+        self.program.ends = ends
         return self
 
     def propose(self, point: Tensor) -> None:

@@ -140,6 +140,8 @@ class Tree:
     target: float
     meet: Meet | None = None
     look: int = 8
+    ends: float = np.inf
+    """When programs give up, until `grow` says otherwise."""
     open: list[tuple[float, int, Node]] = field(default_factory=list)
     stuck: float = np.inf
     """The least radius of a branch without a choice left that could not be closed."""
@@ -150,6 +152,7 @@ class Tree:
 
     def __post_init__(self) -> None:
         self.program = Program(self.model, self.region)
+        self.program.ends = self.ends
         self.hulls = [self.model.hull_rows(i) for i in range(len(self.model.choices))]
         for case in self.model.goals:
             self._visit(case, {}, 0.0, None)
@@ -162,6 +165,7 @@ class Tree:
 
     def grow(self, ends: float, stop: Callable[[], bool] = lambda: False) -> float:
         """Branch until everything is closed up to the target, the time `ends` has come, or `stop` says so; return the radius proved."""
+        self.program.ends = ends
         while self.open and self.open[0][0] < self.target and time.monotonic() < ends and not stop():
             self.doing = self.open[0][0]
             _, _, node = heapq.heappop(self.open)

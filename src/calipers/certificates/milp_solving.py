@@ -7,6 +7,7 @@ margin 0 is asked for, a convex quadratic program, whose multipliers are as good
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +26,8 @@ _SETTINGS: dict[str, Any] = {
     "small_matrix_value": 1e-12,
     "primal_feasibility_tolerance": 1e-9,  # the smallest that the solver takes is 1e-10
     "dual_feasibility_tolerance": 1e-9,
-    "time_limit": 60.0,
 }
+_PATIENCE = 2.0  # seconds for one program: most take a thousandth of that
 _REGULAR = (0.0, 1e-7)  # of quadratic programs: without, the multipliers are the program's own; with it, the solver does not go round in circles
 _ROUNDS = 5  # iterations of a quadratic program, for each row and column: three have been enough where it ends at all
 
@@ -46,6 +47,9 @@ class Answer(NamedTuple):
 
 class Program:
     """The programs of one model, at radii and under choices that change from call to call."""
+
+    ends: float = float("inf")
+    """When to give up, on the monotonic clock."""
 
     def __init__(self, model: Model, region: Region) -> None:
         if region.norm.is_count:
@@ -161,6 +165,7 @@ class Program:
     def _solved(self, h: Any) -> Answer | None:
         import highspy
 
+        h.setOptionValue("time_limit", h.getRunTime() + max(0.01, min(_PATIENCE, self.ends - time.monotonic())))  # its clock is never set back
         h.run()
         status = h.getModelStatus()
         if status == highspy.HighsModelStatus.kInfeasible:
