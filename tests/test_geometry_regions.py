@@ -379,6 +379,28 @@ def regions_wall(problem: Problem) -> Tensor:
     return torch.stack(found)
 
 
+def every_wall(monkeypatch: pytest.MonkeyPatch, own: Pieces, problem: Problem, factor: float) -> Tensor:
+    """The nearest distances, with the lower bounds that decide which walls are measured multiplied by a factor."""
+    bound = walls._at_least
+    with monkeypatch.context() as patch:
+        patch.setattr(walls, "_at_least", lambda *given: bound(*given) * factor)
+        patch.setattr(walls, "_AT_ONCE", 1)
+        return walls.nearest_wall(own, problem.region).distance
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_walls_that_are_passed_over_are_farther(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
+    """Measuring all of them finds the same; with lower bounds that are none (the mutant) some nearest walls are missed."""
+    missed = 0
+    for name, seed, box in ((name, seed, box) for name in NETS for seed in range(3) for box in (None, (0.0, 1.0))):
+        problem = posed(name, seed, norm, n=8, box=box)
+        own = Pieces.at(graph_of(problem.classifier, problem.x), problem.x)
+        quick, all_of_them, mutant = (every_wall(monkeypatch, own, problem, factor) for factor in (1.0, 0.0, 40.0))
+        assert torch.equal(quick, all_of_them)
+        missed += int((mutant > quick).sum())
+    assert missed
+
+
 def test_walls_of_the_first_layer_alone_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The radius would be too large, and sampling sees the pattern change."""
     problem = posed("dense", 3, "linf")

@@ -53,8 +53,8 @@ def portrait(
     `tools` are the rungs of each point's ladder, attacks first: their examples tell the searches for proofs where to look. Where none are named, the attacks
     of the plan for distances, and its search for a radius with every bounder there is. What they find is admitted by the referee. The first `slices` points
     that have an example are drawn in its plane, the gradients of the first `maps` as pictures. Networks that are not made of straight pieces have no linear
-    regions: the rest is measured all the same. Raises `BadInput` for threats other than balls of linf, l2 or l1. Cost: that of the tools; for each point two
-    backward products for each element that bends; for each slice a forward pass for each linear region and grid point.
+    regions: the rest is measured all the same. Raises `BadInput` for threats other than balls of linf, l2 or l1. Cost: that of the tools; for each point a
+    backward product for each element that may bound its region; for each slice a forward pass for each linear region and grid point.
     """
     problem = Problem.pose(model, x, y, threat)
     check_ball(problem)

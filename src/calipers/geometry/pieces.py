@@ -111,6 +111,21 @@ class Pieces:
                 moved.append(inputs[0].flatten(1).gather(1, pick.flatten(1)).view(pick.shape))
         return moved
 
+    def steepest(self, scale: Tensor) -> list[Tensor]:
+        """Return, for every number, more than <|gradient|, scale> of each element, scale (M, *D) >= 0: paths that cancel in the gradient add up here. Cost: a
+        forward pass with absolute weights."""
+        size = [scale]
+        for number, node in enumerate(self.graph.nodes, start=1):
+            inputs = [size[i] for i in node.inputs]
+            if is_affine(node.op):
+                size.append(node.op.absolute(*inputs))
+            elif number in self.slopes:
+                size.append(self.slopes[number].abs() * inputs[0])
+            else:
+                pick = self.picks[number]
+                size.append(inputs[0].flatten(1).gather(1, pick.flatten(1)).view(pick.shape))
+        return size
+
     def pull(self, number: int, a: Tensor, point: Tensor) -> Tensor:
         """Return the gradients (R, *D) of <a, value of the number> with respect to the input, for rows a (R, *shape) each at its own point (R,)."""
         pending = {number: a}

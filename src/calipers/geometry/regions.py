@@ -55,8 +55,8 @@ class Regions:
 def regions_of(problem: Problem) -> Regions:
     """Measure the linear region of every point, and prove what it proves.
 
-    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for threats without hyperplanes. Cost for each point: two backward
-    products for each element that bends (the second for the nearest ones only), one sweep of CROWN's at each of the two radii.
+    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for threats without hyperplanes. Cost for each point: a backward
+    product for each wall that may be the nearest (at worst each element that bends), one sweep of CROWN's at each of the two radii.
     """
     check_ball(problem)
     graph = graph_of(problem.classifier, problem.x)

@@ -19,7 +19,8 @@ from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 from calipers.problem.region import Region
 
-_AT_ONCE = 16  # walls of a point whose distance inside the box is computed at once, nearest first
+_AT_ONCE, _MOST_AT_ONCE = 32, 1024  # walls of a point measured together, at first and later
+_ROUNDED_DOWN = 1 - 1e-9  # more than the rounding of sums of a hundred thousand terms
 _SHORT = 1e-9  # of the gap: less than that is missing only by rounding
 
 
@@ -72,27 +73,36 @@ def distance_to(region: Region, g: Tensor, gap: Tensor) -> Reached:
 def nearest_wall(pieces: Pieces, region: Region) -> Wall:
     """Return the nearest wall of each point's linear region.
 
-    All walls are measured without the box first (a row pulled back for each); then inside the box from the nearest on, until the next one is farther even
-    without the box. Cost: a backward product for each element that has a kink and each member of a window; memory is bounded.
+    No wall is nearer than gap / (l1 norm of its normal, or more where paths cancel), which one forward pass tells of all. They are measured in that order,
+    until the next one cannot be nearer than the nearest so far. Cost: a backward product for each wall measured; memory is bounded.
     """
     blocks = [block for number in pieces.bending() for block in _walls(pieces, number)]
     if not blocks:
         nothing = torch.full((len(region.center),), -1, device=region.center.device)
         return Wall(torch.full_like(nothing, torch.inf, dtype=torch.float64), nothing, nothing, torch.zeros_like(region.low))
-    free = torch.cat([_free(pieces, region, block) for block in blocks], 1)
-    ranked, order = free.sort(1)
-    inside = torch.full_like(free, torch.inf)
-    for begin in range(0, free.shape[1], _AT_ONCE):
-        part = slice(begin, begin + _AT_ONCE)
-        worth = ranked[:, part] < inside.amin(1, keepdim=True)
+    ranked, order = _at_least(pieces, region, blocks).sort(1)
+    found = torch.full_like(ranked, torch.inf)
+    begin, count = 0, _AT_ONCE
+    while begin < ranked.shape[1]:
+        best = found.amin(1)
+        worth = ranked[:, begin : begin + count] < best[:, None]
         if not bool(worth.any()):
             break
         point, place = worth.nonzero(as_tuple=True)
-        column = order[:, part][point, place]
+        column = order[:, begin : begin + count][point, place]
         for block, first in _beginning(blocks):
             mine = (column >= first) & (column < first + block.gap.shape[1])
-            _measure_inside(pieces, region, block, inside[:, first:], point[mine], column[mine] - first)
-    return _chosen(pieces, blocks, inside)
+            _measure(pieces, region, block, found[:, first:], best, point[mine], column[mine] - first)
+        begin, count = begin + count, min(2 * count, _MOST_AT_ONCE)
+    return _chosen(pieces, blocks, found)
+
+
+def _at_least(pieces: Pieces, region: Region, blocks: list[_Block]) -> Tensor:
+    """Return a lower bound of every wall's distance, (M, W): no dual norm of a normal is above its l1 norm."""
+    scale = torch.ones_like(region.low) if region.weight is None else (1 / region.weight).expand_as(region.low)
+    still = (region.low == 0) & (region.high == 0)
+    size = pieces.steepest(torch.where(still, 0.0, scale).view_as(region.center))
+    return torch.cat([block.gap * _ROUNDED_DOWN / block.both(size[block.number].flatten(1)) for block in blocks], 1).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def _beginning(blocks: list[_Block]) -> Iterator[tuple[_Block, int]]:
@@ -103,17 +113,18 @@ def _beginning(blocks: list[_Block]) -> Iterator[tuple[_Block, int]]:
         first += block.gap.shape[1]
 
 
-def _measure_inside(pieces: Pieces, region: Region, block: _Block, inside: Tensor, point: Tensor, wall: Tensor) -> None:
-    """Write the distances inside the box of chosen walls (R,) of a block into `inside (M, W)`."""
+def _measure(pieces: Pieces, region: Region, block: _Block, found: Tensor, best: Tensor, point: Tensor, wall: Tensor) -> None:
+    """Write the distances of chosen walls (R,) of a block into `found (M, W)`: inside the box, where they are nearer than the `best (M,)` without it."""
     for at, part in zip(point.split(pieces.rows), wall.split(pieces.rows), strict=True):
-        g = _normal(pieces, block, at, part)
-        inside[at, part] = distance_to(region.take(at), g, block.gap[at, part]).distance
+        g, gap = _normal(pieces, block, at, part), block.gap[at, part]
+        near = torch.nonzero(free_distance(region.take(at), g, gap) < best[at]).flatten()
+        found[at[near], part[near]] = distance_to(region.take(at[near]), g[near], gap[near]).distance
 
 
-def _chosen(pieces: Pieces, blocks: list[_Block], inside: Tensor) -> Wall:
-    distance, column = inside.min(1)
+def _chosen(pieces: Pieces, blocks: list[_Block], found: Tensor) -> Wall:
+    distance, column = found.min(1)
     node, element = torch.full_like(column, -1), torch.full_like(column, -1)
-    normal = torch.zeros(len(inside), pieces.values[0][0].numel(), dtype=inside.dtype, device=inside.device)
+    normal = torch.zeros(len(found), pieces.values[0][0].numel(), dtype=found.dtype, device=found.device)
     for block, first in _beginning(blocks):
         mine = torch.nonzero(distance.isfinite() & (column >= first) & (column < first + block.gap.shape[1])).flatten()
         wall = column[mine] - first
@@ -145,6 +156,11 @@ class _Block:
             rows[torch.arange(len(point), device=rows.device), at] += sign
         return rows[:, :-1]
 
+    def both(self, size: Tensor) -> Tensor:
+        """Return the sum of a value (M, size) over the two elements of each wall, (M, W)."""
+        padded = torch.cat([size, torch.zeros_like(size[:, :1])], 1)
+        return padded.gather(1, self.plus.expand(self.gap.shape)) + padded.gather(1, self.minus.expand(self.gap.shape))
+
     def element(self, point: Tensor, wall: Tensor) -> Tensor:
         """Return which element of what the operation reads chosen walls belong to."""
         rising, falling = (place.expand(self.gap.shape)[point, wall] for place in (self.plus, self.minus))
@@ -164,20 +180,6 @@ def _walls(pieces: Pieces, node: int) -> Iterator[_Block]:
     behind, windows = pieces.trailing(node)
     first = pieces.picks[node].flatten(1)[..., None].expand_as(behind)
     yield _Block(node, number, behind.flatten(1), windows.flatten(), first.flatten(1), size)
-
-
-def _free(pieces: Pieces, region: Region, block: _Block) -> Tensor:
-    """Return the distances (M, W) of a block's walls without the box."""
-    found = torch.full_like(block.gap, torch.inf)
-    for point, wall in _batches(block.gap.isfinite(), pieces.rows):
-        g = _normal(pieces, block, point, wall)
-        found[point, wall] = free_distance(region.take(point), g, block.gap[point, wall])
-    return found
-
-
-def _batches(flags: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    point, wall = flags.nonzero(as_tuple=True)
-    yield from zip(point.split(most), wall.split(most), strict=True)
 
 
 def _normal(pieces: Pieces, block: _Block, point: Tensor, wall: Tensor) -> Tensor:
