@@ -16,7 +16,7 @@ import torch
 from executions import executions
 from torch import Tensor, nn
 
-from calipers.api import check, measure
+from calipers.api import measure
 from calipers.bounds import executed, linear
 from calipers.bounds.forward import forward
 from calipers.bounds.interval import Box
@@ -29,6 +29,7 @@ from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.guaranteed import posed
 from calipers.certificates.input_split import InputSplit
 from calipers.certificates.radius import LargestRadius
+from calipers.checking import check
 from calipers.errors import BadInput
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.ir import Bilinear

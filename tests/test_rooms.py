@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "calipers"
 LONGEST_FILE = 400
-LONGER = {"record/checker.py": 600}  # whoever doubts everything else reads this one file, and it alone
+LONGER = {"record/checker.py": 600}  # whoever doubts everything else reads this one file, and it alone: 500 lines of code
 
 Place = tuple[int, str]  # line, what stands there
 Rule = Callable[[ast.Module], Iterator[Place]]
@@ -282,6 +282,15 @@ def test_files_are_short_enough_to_read() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files()}
     found = [f"{path.relative_to(ROOT)}:{n}: {n} lines" for path, n in lengths.items() if n > LONGER.get(path.relative_to(SRC).as_posix(), LONGEST_FILE)]
     assert not found, report(found, f"A file has at most {LONGEST_FILE} lines: split it where an idea ends.")
+
+
+def test_the_checker_has_fewer_than_500_lines_of_code() -> None:
+    """Without blank lines, comments and docstrings."""
+    source = (SRC / "record/checker.py").read_text(encoding="utf-8")
+    texts = [n.body[0] for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(n)]
+    told = {line for text in texts for line in range(text.lineno, (text.end_lineno or text.lineno) + 1)}
+    code = [k for k, line in enumerate(source.splitlines(), start=1) if line.strip() and not line.strip().startswith("#") and k not in told]
+    assert 300 < len(code) < 500
 
 
 def test_every_module_begins_with_its_question() -> None:

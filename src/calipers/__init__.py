@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calipers.api import Attacked, Certified, Checked, Result, attack, certify, check, curve, distance, measure
+    from calipers.api import Attacked, Certified, Result, attack, certify, curve, distance, measure
     from calipers.attacks.apgd import APGD
     from calipers.attacks.boundary import Boundary
     from calipers.attacks.carlini_wagner import CarliniWagner
@@ -90,7 +90,8 @@ _HOME = {
     "certificates.guide": "Minimisers",
     "problem.answers": "Answers from_estimator from_onnx",
     "problem.substitutions": "Substitutions",
-    "api": "Attacked Certified Checked Result attack certify check curve distance measure",
+    "api": "Attacked Certified Result attack certify curve distance measure",
+    "checking": "Checked check",
     "attacks.nearest": "Nearest",
     "attacks.one_step": "Steepest",
     "attacks.pgd": "PGD",

@@ -100,7 +100,7 @@ def check(
     certificates: Annotated[bool, typer.Option(help="Prove every certificate again, not only the witnesses.")] = True,
 ) -> None:
     """Replay every witness of a record, and prove its certificates again."""
-    from calipers.api import check as check_record
+    from calipers.checking import check as check_record
 
     with _errors():
         classifiers = Options(model=model, builder=builder, mean=mean, std=std).classifiers()
