@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from calipers.report.figures import Frame, Size, _axes, _rect, _svg, _text, ticks
@@ -34,6 +34,10 @@ class Ladder:
     points: tuple[str, ...]
     rungs: tuple[Rung, ...]
     unit: str
+
+    def first(self, count: int) -> Ladder:
+        """Return the ladder of the first points."""
+        return Ladder(self.points[:count], tuple(replace(r, values=r.values[:count]) for r in self.rungs), self.unit)
 
     def bracket(self, i: int) -> tuple[float, float]:
         """Return the best proof and the nearest example of a point."""
@@ -89,7 +93,8 @@ def scatter(straight: Sequence[float], brackets: Sequence[tuple[float, float]], 
     low, high = max(x[0], y[0]), min(x[1], y[1])
     if high > low:
         parts.append(f'<path class="asked" d="M{frame.px(low):.1f} {frame.py(low):.1f}L{frame.px(high):.1f} {frame.py(high):.1f}"/>')
-        parts.append(_text("tick", frame.px(high) - 6, frame.py(high) + 16, "equal", "end"))
+        near = low + 0.12 * (high - low)  # where the line begins, points are few
+        parts.append(_text("tick", frame.px(near) + 8, frame.py(near) + 12, "equal", "start"))
     for r, lower, upper in pairs:
         px, top, foot = frame.px(math.log10(r)), frame.py(math.log10(upper)), frame.py(max(math.log10(lower), y[0]) if lower > 0 else y[0])
         parts.append(f'<path class="reach" d="M{px:.1f} {foot:.1f}V{top:.1f}"/>' + (f'<circle class="dot robust" cx="{px:.1f}" cy="{foot:.1f}" r="3.5"/>'))

@@ -14,6 +14,8 @@ from calipers.report.ladder import Ladder
 from calipers.report.maps import Map
 from calipers.report.slices import Plane
 
+_RUNGS_OF = 24  # points whose ladders are drawn; the table has all
+
 
 @dataclass(frozen=True)
 class Portrayed:
@@ -70,7 +72,7 @@ def drawings(portrait: Portrait) -> dict[str, str]:
     brackets = [(portrait.points[i].lower, portrait.points[i].upper) for i in rights]
     straight = [portrait.points[i].border for i in rights]
     both = [ladders.scatter(straight, brackets, found.unit, size) for size in (HALF, PHONE)]
-    drawn = [ladders.ladder(found, size) for size in (ladders.TALL, ladders.TALL_PHONE)] if found.points else []
+    drawn = [ladders.ladder(found.first(_RUNGS_OF), size) for size in (ladders.TALL, ladders.TALL_PHONE)] if found.points else []
     return {"ladder": "".join(drawn), "scatter": "".join(both)}
 
 
@@ -102,9 +104,8 @@ def exhibits(portrait: Portrait) -> list[Exhibit]:
 def _caption(plane: Plane, k: int) -> str:
     if not plane.exact:
         return "Decisions on a grid of 200 by 200; the line is where the decision changes."
-    near = f"The same plane {'nearer to' if k else 'around'} the point: " if k else ""
-    outside = " The plane leaves the box of valid inputs, inside which radii are meant."
-    return f"{near}all {plane.regions:,} linear regions, cut exactly; the point's own is outlined.{outside}"
+    start = "The same plane near the point: all" if k else "All"
+    return f"{start} {plane.regions:,} linear regions, cut exactly; the point's own is outlined. Where the plane leaves a box, radii still mean what is inside."
 
 
 def text(portrait: Portrait) -> str:
