@@ -14,7 +14,6 @@ import calipers
 from calipers.errors import BadInput
 from calipers.measurement import exact as exact_module
 from calipers.measurement.exact import MET, closed, gaps
-from calipers.presets import CERTIFIERS
 from calipers.record.bracket import Bracket
 
 MODEL = """
@@ -104,7 +103,6 @@ def test_exact_distances_are_not_about_an_execution() -> None:
         measure_exactly(net(), *points(), calipers.Ball("linf", 0.1), guarantee="float32-executed")
 
 
-@pytest.mark.skipif("MILP" not in CERTIFIERS, reason="the tool is not among the presets yet")
 def test_a_record_of_exact_distances_is_proved_again(tmp_path: Path) -> None:
     x, y = points()
     threat = calipers.Ball("linf", 0.1)

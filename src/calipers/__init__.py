@@ -41,11 +41,19 @@ if TYPE_CHECKING:
     from calipers.certificates.enumerate import Enumeration
     from calipers.certificates.guide import Minimisers
     from calipers.certificates.input_split import InputSplit
+    from calipers.certificates.milp import MILP
     from calipers.certificates.radius import LargestRadius
     from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, UnsupportedOp
+    from calipers.geometry.gradients import linear_score_change, sensitivity
+    from calipers.geometry.lines import exit_distance, path, steps_to_leave
+    from calipers.geometry.lipschitz import local_slopes
+    from calipers.geometry.polynomials import Polynomial, largest_gradient, largest_value
+    from calipers.geometry.regions import Regions, activation_pattern, regions_of
+    from calipers.geometry.slices import plane_slices
     from calipers.instances import verify
     from calipers.interchange import load_data, load_instances, load_model, load_onnx, load_vnnlib
     from calipers.measurement.plan import Plan, Stage
+    from calipers.portraits import Portrait, portrait
     from calipers.problem.answers import Answers, from_estimator, from_onnx
     from calipers.problem.ball import Ball
     from calipers.problem.classifier import Classifier
@@ -87,6 +95,7 @@ _HOME = {
     "certificates.branch_and_bound": "BranchAndBound",
     "certificates.input_split": "InputSplit",
     "certificates.enumerate": "Enumeration",
+    "certificates.milp": "MILP",
     "certificates.guide": "Minimisers",
     "problem.answers": "Answers from_estimator from_onnx",
     "problem.substitutions": "Substitutions",
@@ -98,6 +107,13 @@ _HOME = {
     "certificates.crown": "CROWN IBP",
     "certificates.radius": "LargestRadius",
     "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError UnsupportedOp",
+    "geometry.gradients": "sensitivity linear_score_change",
+    "geometry.lines": "exit_distance path steps_to_leave",
+    "geometry.lipschitz": "local_slopes",
+    "geometry.polynomials": "Polynomial largest_gradient largest_value",
+    "geometry.regions": "Regions regions_of activation_pattern",
+    "geometry.slices": "plane_slices",
+    "portraits": "Portrait portrait",
     "instances": "verify",
     "interchange": "load_data load_instances load_model load_onnx load_vnnlib",
     "measurement.plan": "Plan Stage",
@@ -121,7 +137,9 @@ __all__ = [
     "FMN", "Guided", "HopSkipJump", "RaySearch", "Differences",
     "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
     "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "AlphaCROWN", "BranchAndBound",
-    "InputSplit", "Enumeration", "LargestRadius",
+    "InputSplit", "Enumeration", "LargestRadius", "MILP",
+    "Portrait", "portrait", "Regions", "regions_of", "activation_pattern", "exit_distance", "path", "steps_to_leave", "sensitivity", "linear_score_change",
+    "Polynomial", "largest_gradient", "largest_value", "local_slopes", "plane_slices",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
     "verify", "load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib", "Plan", "Stage",
     "Problem", "Ball", "Classifier", "Targeted", "Untargeted", "Specification",

@@ -36,6 +36,7 @@ from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.guide import Minimisers
 from calipers.certificates.input_split import InputSplit
+from calipers.certificates.milp import MILP
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
@@ -52,7 +53,7 @@ ATTACKS: dict[str, type[Any]] = {
     tool.__name__: tool
     for tool in (Steepest, PGD, APGD, Descent, Momentum, Guided, Insist, Square, SPSA, Differences, Replace, Through, EOT, Transfer, *_NEAREST)
 }
-CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, AlphaCROWN, BranchAndBound, InputSplit, Enumeration, LargestRadius)}
+CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, AlphaCROWN, BranchAndBound, InputSplit, Enumeration, LargestRadius, MILP)}
 
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
 
