@@ -9,7 +9,7 @@ from torch import Tensor
 from calipers.bounds.linear import Relaxed
 from calipers.certificates.examples import judged
 from calipers.certificates.milp_model import Ends, Floats, Model, ends_of
-from calipers.certificates.milp_proving import zero_of
+from calipers.certificates.milp_proving import Zero, zero_of
 from calipers.certificates.milp_solving import Program
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
@@ -74,19 +74,19 @@ class Examples:
         ends, radii = ends_of(self.model, made), list[float]()
         for goal in self.model.goals.values():
             zero = zero_of(self.program, self.state.arithmetic, self.state.region, goal, ends, min(self.nearest, float(self.state.region.radius[0])))
-            if zero is not None and self._overstep(zero.near, goal, ends):
+            if zero is not None and self._overstep(zero, goal, ends):
                 radii.append(zero.near * (1 - _SHORT))
         return min(radii, default=None)
 
-    def _overstep(self, radius: float, goal: int, ends: Ends) -> bool:
+    def _overstep(self, zero: Zero, goal: int, ends: Ends) -> bool:
         """Find points at the distance and a little farther, until the model is fooled beyond all doubt; was it fooled at all, nearer than before?"""
         fooled = False
         for share in _OVER:
-            farther = radius * (1 + share)
+            farther = zero.near * (1 + share)
             if farther >= self.nearest and not fooled:
                 break
             self.programs += 1
-            delta = self.program.beyond(radius, share, goal, ends)
+            delta = self.program.beyond(zero.delta, zero.near, share, goal, ends)
             if delta is None:
                 continue
             point = self._point(delta)

@@ -28,6 +28,7 @@ from calipers.problem.region import Region
 
 _GRID = 16  # radii looked at at once, for the largest that is proved
 _STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
+_OUT = 1e-6  # share of the radius by which a point found there may be farther
 _ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
 _ROUGH, _FINE = 3, 8  # rounds of that: to tell branches apart, and to the last digit
 
@@ -90,10 +91,11 @@ def bound_of(model: Model, answer: Answer, ends: Ends, region: Region, arithmeti
 
 
 class Zero(NamedTuple):
-    """Where a branch's smallest margin reaches 0: a radius up to which that is proved not to be so, and nearly the one where it is."""
+    """Where a branch's smallest margin reaches 0: a radius up to which that is proved not to be so, nearly the one where it is, and an offset there."""
 
     proved: float
     near: float
+    delta: Floats
 
 
 def zero_of(program: Program, arithmetic: Arithmetic, region: Region, goal: int, ends: Ends, top: float) -> Zero | None:
@@ -102,17 +104,18 @@ def zero_of(program: Program, arithmetic: Arithmetic, region: Region, goal: int,
     The smallest goal is a convex function of the radius, so the first step lands below the zero and the others rise to it; a radius too small for the branch to
     have a point is left by what proves that.
     """
-    radius, proved = top, 0.0
+    radius, proved, delta = top, 0.0, np.zeros(program.model.inputs.shape[1])
     for _ in range(_STEPS):
-        answer = program.solve(radius, goal, ends)
+        answer = program.solve(radius, goal, ends, exact=True)
         if answer is None or (radius == top and answer.value > _ABOVE):
             return None
         low, high = bound_of(program.model, answer, ends, region, arithmetic).reach(top)
+        delta = answer.delta if answer.delta is not None and program.length(answer.delta) <= radius * (1 + _OUT) else delta
         proved, settled = max(proved, low), abs(high - radius) <= _SETTLED * top
         if settled or (high <= radius < top):
-            return Zero(proved, radius if answer.columns is None else high)
+            return Zero(proved, radius if answer.columns is None else high, delta)
         radius = max(high, proved)
-    return Zero(proved, radius)
+    return Zero(proved, radius, delta)
 
 
 class Node(NamedTuple):
@@ -178,7 +181,7 @@ class Tree:
         """Solve one branch's program, again where it leads to a nearer example; keep the branch if it is not closed."""
         ends, whole, nearer = ends_of(self.model, made), len(made) == len(self.model.choices), True
         while nearer:
-            answer = self.program.solve(self.target, self.model.goals[case], ends, basis)
+            answer = self.program.solve(self.target, self.model.goals[case], ends, basis, exact=whole)
             self.programs += 1
             if answer is None:
                 break
@@ -220,7 +223,7 @@ class Tree:
             return int(left[0])
         gap = np.abs(self.model.values_of(answer.columns) - answer.columns[self.model.results()])[left]
         weight = np.array([np.abs(answer.multipliers[self.hulls[i]]).sum() for i in left])
-        likely = left[np.lexsort((-gap, -gap * weight))[: self.look]]
+        likely = left[np.lexsort((-gap, -gap * weight))[: 1 if self.program.round else self.look]]  # round balls' programs take too long for looking ahead
         if len(likely) == 1 or not np.isfinite(answer.value):
             return int(likely[0])
         goal = self.model.goals[case]
