@@ -51,10 +51,13 @@ def area(corners: Tensor) -> float:
     return float((corners[:, 0] * after[:, 1] - corners[:, 1] * after[:, 0]).sum().abs() / 2)
 
 
+SLOWER = [pytest.param(name, marks=[pytest.mark.slow] if name == "convolutional" else []) for name in NETS]  # it takes ten seconds
+
+
 # ---- polygons --------------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SLOWER)
 def test_regions_tile_the_plane_and_each_is_one_pattern(name: str) -> None:
     for seed in range(2):
         problem, x, axes = plane_of(name, seed)
@@ -76,7 +79,7 @@ def test_regions_tile_the_plane_and_each_is_one_pattern(name: str) -> None:
         assert sampled <= seen and len(seen) > 5, "sampling met a region that was not cut out"
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", SLOWER)
 def test_cut_decisions_are_the_models_own(name: str) -> None:
     problem, x, axes = plane_of(name, 1)
     found = cells(graph_of(problem.classifier, problem.x), x, axes, 3 * SQUARE)
