@@ -30,7 +30,7 @@ _SETTINGS: dict[str, Any] = {
     "primal_feasibility_tolerance": 1e-9,  # the smallest that the solver takes is 1e-10
     "dual_feasibility_tolerance": 1e-9,
 }
-_PATIENCE = 0.5  # seconds for one program: most take a thousandth of that
+_PATIENCE, _SQUARE = 30.0, 0.5  # seconds for one program, linear or quadratic: most take a hundredth of that, but the first of a wide network
 _ROUND = 1e-9  # share of the radius that a point may stand out of a round ball
 _STEPS, _INSIDE = 15, 1e-11  # Newton's, to the shortest offset; of what the rows see
 _ENOUGH, _HELD = 12, 400  # rows added for one program, and held in all
@@ -268,7 +268,8 @@ class Program:
     def _solved(self, h: Any) -> Answer | None:
         import highspy
 
-        h.setOptionValue("time_limit", h.getRunTime() + max(0.01, min(_PATIENCE, self.ends - time.monotonic())))  # its clock is never set back
+        patience = min(_PATIENCE if h is self.linear else _SQUARE, self.ends - time.monotonic())
+        h.setOptionValue("time_limit", h.getRunTime() + max(0.01, patience))  # its clock is never set back
         h.run()
         status = h.getModelStatus()
         if status == highspy.HighsModelStatus.kInfeasible:
