@@ -15,8 +15,9 @@ from calipers.bounds.bending import bending
 from calipers.bounds.confirm import confirmed
 from calipers.bounds.crops import crop_of
 from calipers.bounds.dual import Root
-from calipers.bounds.linear import Relaxed, relax
+from calipers.bounds.linear import relax
 from calipers.bounds.optimise import Ascent
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import CHECKED, plain_sums
 from calipers.bounds.sharpen import sharpening
 from calipers.graph import windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -55,6 +56,23 @@ def test_no_number_is_left_that_nobody_reads(name: str) -> None:
     graph = nets.captured(name)
     read = {i for node in graph.nodes for i in node.inputs} | {len(graph.nodes)}
     assert set(range(1, len(graph.nodes) + 1)) <= read
+
+
+def test_shares_of_a_row_are_read_as_their_sum_alone() -> None:
+    """Lines of log sum exp hold together: whoever read one share of several would be told what is false of it."""
+    seen = 0
+    for name in NAMES:
+        graph = nets.captured(name)
+        for number in (k for k, node in enumerate(graph.nodes, start=1) if node.op.kind == "pooling"):
+            (reader,) = (node.op for node in graph.nodes if number in node.inputs)
+            assert isinstance(reader, Affine)
+            shares = torch.eye(math.prod(graph.shape(number)), dtype=torch.float64).view(-1, *graph.shape(number))
+            axis = graph.nodes[number - 1].op.axis
+            alike = reader.value(shares).flatten(1).view(*graph.shape(number), -1)
+            assert bool((alike == alike.narrow(axis - 1, 0, 1)).all())
+            assert not any(way[0] == number for way in graph.ways.values())
+            seen += 1
+    assert seen >= 3
 
 
 def test_module_is_left_as_it_was() -> None:

@@ -15,8 +15,9 @@ from calipers.bounds import confirm, forward, sharpen
 from calipers.bounds.confirm import confirmed
 from calipers.bounds.dual import Dual, Free, Root
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import Relaxed, relax
+from calipers.bounds.linear import relax
 from calipers.bounds.optimise import Ascent
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import CHECKED, SEARCH, plain_sums
 from calipers.bounds.sharpen import sharpening
 from calipers.certificates.branches import Branches, candidates, uncut

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from calipers.bounds.coefficients import Dense
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax, relaxed_size
+from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
+from calipers.bounds.relaxed import relaxed_size
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Linear

@@ -20,7 +20,8 @@ from calipers.bounds import coefficients, linear
 from calipers.bounds.bending import bending
 from calipers.bounds.coefficients import Coefficients, Dense, Patch
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import Relaxed, interval_margin_bounds, lower_bounds, margin_bounds, relax
+from calipers.bounds.linear import interval_margin_bounds, lower_bounds, margin_bounds, relax
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph import affine, smooth
 from calipers.graph.activations import TwoPieces

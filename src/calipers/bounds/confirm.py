@@ -8,7 +8,8 @@ from torch import Tensor
 from calipers.bounds.coefficients import Dense
 from calipers.bounds.dual import Dual, Free
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import Relaxed, lower_bounds, relaxed_size
+from calipers.bounds.linear import lower_bounds
+from calipers.bounds.relaxed import Relaxed, relaxed_size
 from calipers.graph.ir import Elementwise, Facets, Lines, Node, Relaxation, Saddle, is_affine
 
 _BYTES = 2**26  # of lines and sizes held at once

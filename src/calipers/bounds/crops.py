@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calipers.bounds.coefficients import WORTH_A_WINDOW
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import Relaxed
+from calipers.bounds.relaxed import Relaxed
 from calipers.graph.ir import Elementwise, Graph, Lines
 from calipers.graph.windows import Crop, Inside
 from calipers.problem.region import Region

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from calipers.bounds.columns import Columns
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import Relaxed
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.slides import Contracted, Fixed, Sheet, Slide, Tilt
 from calipers.graph.ir import Affine, Elementwise, Facets, Graph, Lines, Node, Saddle, is_affine
 from calipers.problem.ball import Region

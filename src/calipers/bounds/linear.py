@@ -10,7 +10,6 @@ Bounds of intermediate values are refined in order, and only elements where a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,82 +17,16 @@ from torch import Tensor
 from calipers.bounds.bending import bending, carried
 from calipers.bounds.coefficients import WORTH_A_WINDOW, Coefficients, Dense, unit_rows
 from calipers.bounds.columns import Columns
-from calipers.bounds.executed import departure, input_departure, widened
-from calipers.bounds.interval import Box, input_box, propagate, terms
+from calipers.bounds.executed import input_departure, widened
+from calipers.bounds.interval import Box, input_box, propagate
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Elementwise, Facets, Graph, Lines, Op, Planes, Relaxation, Saddle, Windowed, is_affine
+from calipers.graph.ir import Affine, Elementwise, Facets, Graph, Lines, Planes, Windowed, is_affine
 from calipers.problem.ball import Region
 from calipers.problem.norms import support_rounding
 
 _CACHED = 2**21  # bytes of coefficients of the input in flight: with the temporaries made of them they fit a core's cache
 MEMORY = 2**24  # bytes of coefficients in flight, measured: less costs calls, more costs cache misses and fresh pages
-
-
-@dataclass(eq=False)
-class Relaxed:
-    """The network relaxed over the regions of N points: a box for every number, and a relaxation for every operation that is not affine.
-
-    `sizes` are the M of the rounding allowance, filled where rounding is accounted for; `rows (N,)` counts the directions bounded for each point.
-    """
-
-    graph: Graph
-    region: Region
-    arithmetic: Arithmetic
-    rows: Tensor
-    boxes: dict[int, Box] = field(default_factory=dict)
-    relaxations: dict[int, Relaxation] = field(default_factory=dict)
-    sizes: dict[int, Tensor] = field(default_factory=dict)
-    reach: Tensor = field(default_factory=lambda: torch.ones(()))
-    """(N,) the sum of all magnitudes so far: what coefficients lost to underflow are multiplied with."""
-    multipliers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By number: what a branch's constraints take off the coefficients there, (N, *shape), and what that adds to the bound, (N,)."""
-    departures: dict[int, Tensor] = field(default_factory=dict)
-    """By number: how far the network as executed can depart from real arithmetic in that operation, filled where bounds are about its execution."""
-
-    def slice(self, begin: int, end: int) -> Relaxed:
-        """Return the view for a run of points, enough for sweeps from numbers settled so far."""
-        part = slice(begin, end)
-        relaxations = {k: type(v)(*(t[part] for t in v)) for k, v in self.relaxations.items()}
-        sizes, departures = ({k: v[part] for k, v in held.items()} for held in (self.sizes, self.departures))
-        region, reach = self.region.take(part), self.reach[part]
-        return Relaxed(self.graph, region, self.arithmetic, self.rows[part], {}, relaxations, sizes, reach, departures=departures)
-
-    def take(self, index: Tensor) -> Relaxed:
-        """Return the chosen points' relaxation, complete."""
-        boxes = {k: box.take(index) for k, box in self.boxes.items()}
-        relaxations = {k: type(v)(*(t[index] for t in v)) for k, v in self.relaxations.items()}
-        sizes, departures = ({k: v[index] for k, v in held.items()} for held in (self.sizes, self.departures))
-        region, reach = self.region.take(index), self.reach[index] if self.reach.dim() else self.reach
-        return Relaxed(self.graph, region, self.arithmetic, self.rows[index], boxes, relaxations, sizes, reach, departures=departures)
-
-    def sloped(self, slope: Callable[[Tensor, Tensor], Tensor]) -> Relaxed:
-        """Return the same boxes with other free slopes: `slope(lower, upper)` is the alpha in [0, 1] of every element, and any choice is sound."""
-        relaxations = dict(self.relaxations)
-        for number, node in enumerate(self.graph.nodes, start=1):
-            if number in relaxations and isinstance(node.op, Elementwise):
-                box = self.boxes[node.inputs[0]]
-                relaxations[number] = node.op.relax(box.lower, box.upper, slope(box.lower, box.upper))
-        return replace(self, relaxations=relaxations)
-
-    def settle(self, number: int, box: Box, swept: Box | None = None) -> None:
-        """Store a number's final box, and derive what later sweeps need of it.
-
-        `swept` is the box that sweeps alone gave, not met with others: where an activation's slope is a guess from its box, it is guessed from this one.
-        So slopes are plain CROWN's, while lines and stable elements profit from the tighter box. (Guessed from the met box they loosened bounds by 2e-3.)
-        """
-        box = box.mended()
-        self.boxes[number] = box
-        self.reach = self.reach + box.magnitude.flatten(1).sum(1)
-        for later, node in enumerate(self.graph.nodes, start=1):
-            if max(node.inputs) != number:
-                continue
-            op, inputs = node.op, [self.boxes[i] for i in node.inputs]
-            if not is_affine(op):
-                self.relaxations[later] = _relaxation(op, inputs, swept)
-            if self.arithmetic.checked:
-                self.sizes[later] = terms(op, inputs) if is_affine(op) else relaxed_size(self.relaxations[later], *inputs)
-            if self.arithmetic.executed is not None:
-                self.departures[later] = departure(op, inputs, self.arithmetic)
 
 
 Tighten = Callable[[Relaxed, int, Box], Box]
@@ -137,21 +70,6 @@ def relax(
             sweeps[number] = carried(graph, graph.ways[number], sweeps[graph.ways[number][0]])
         state.settle(number, box, sweeps.get(number))
     return state
-
-
-def _relaxation(op: Op, inputs: list[Box], swept: Box | None) -> Relaxation:
-    assert not is_affine(op)
-    ends, box = [(b.lower, b.upper) for b in inputs], inputs[0]
-    if op.kind == "product":
-        return op.saddle(ends[0], ends[1])
-    if op.kind == "contraction":
-        return op.facets(ends[0], ends[1])
-    if op.kind == "pooling":
-        return op.lines(box.lower, box.upper)
-    if op.kind == "selection":
-        return op.planes(box.lower, box.upper)
-    guess = getattr(op, "guess", None)
-    return op.relax(box.lower, box.upper, None if swept is None or guess is None else guess(swept.lower, swept.upper))
 
 
 def _exact_numbers(graph: Graph) -> frozenset[int]:
@@ -369,17 +287,3 @@ class _Sweep:
             gamma = arithmetic.gamma(support_rounding(a.terms) + len(self.state.graph.nodes))
             self.rounding = self.rounding + gamma * (a.size_dot(region.center.abs()) + fall.terms + self.offset.abs())
         return self.offset + a.dot(region.center) - fall.value - self.rounding
-
-
-def relaxed_size(relaxation: Relaxation, *boxes: Box) -> Tensor:
-    """Bound the terms of a relaxed operation over the boxes of its inputs: |slope||x| + |intercept|, of the lower line and of the rise to the upper one."""
-    if isinstance(relaxation, Facets):
-        return relaxation.size(*(box.magnitude for box in boxes))
-    if isinstance(relaxation, Planes):
-        picked = boxes[0].magnitude.flatten(1).gather(1, relaxation.pick.flatten(1)).view_as(relaxation.ceiling)
-        return torch.maximum(picked, relaxation.ceiling.abs())
-    if isinstance(relaxation, Saddle):
-        first, second = (relaxed_size(lines, box) for lines, box in zip(relaxation.lines(), boxes, strict=True))
-        return first + second
-    low, low_at, high, high_at = relaxation
-    return (low.abs() + (high - low).abs()) * boxes[0].magnitude + low_at.abs() + (high_at - low_at).abs()

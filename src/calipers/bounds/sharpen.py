@@ -13,8 +13,9 @@ from calipers.bounds.confirm import confirmed
 from calipers.bounds.crops import crop_of, cropped, cropped_region
 from calipers.bounds.dual import Dual, Root
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import Relaxed, Tighten
+from calipers.bounds.linear import Tighten
 from calipers.bounds.optimise import Ascent
+from calipers.bounds.relaxed import Relaxed
 from calipers.graph.ir import is_affine
 from calipers.graph.windows import Crop
 from calipers.problem.ball import Region

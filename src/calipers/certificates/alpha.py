@@ -11,8 +11,9 @@ from torch import Tensor
 from calipers.bounds.confirm import confirmed
 from calipers.bounds.dual import Dual, Free, Root
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import Relaxed, margin_bounds, relax
+from calipers.bounds.linear import margin_bounds, relax
 from calipers.bounds.optimise import Ascent
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
 from calipers.bounds.sharpen import sharpening
 from calipers.certificates.crown import Bound, claims, shifted

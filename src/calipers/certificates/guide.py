@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.bounds.linear import Relaxed, margin_lines, relax
+from calipers.bounds.linear import margin_lines, relax
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import SEARCH
 from calipers.certificates.crown import batches
 from calipers.errors import BadInput

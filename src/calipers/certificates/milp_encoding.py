@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from calipers.bounds.linear import Relaxed
+from calipers.bounds.relaxed import Relaxed
 from calipers.certificates.milp_model import Choice, Floats, Model, Option
 from calipers.errors import BadInput
 from calipers.graph.ir import Elementwise, Lines, Node, Planes, is_affine

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calipers.bounds.linear import Relaxed
+from calipers.bounds.relaxed import Relaxed
 from calipers.certificates.examples import judged
 from calipers.certificates.milp_model import Ends, Floats, Model, ends_of
 from calipers.certificates.milp_proving import Zero, zero_of

@@ -19,8 +19,8 @@ from torch import Tensor
 from calipers.bounds.columns import Columns
 from calipers.bounds.dual import Dual, Free, Root
 from calipers.bounds.interval import Box, propagate
-from calipers.bounds.linear import Relaxed
 from calipers.bounds.optimise import Ascent, Watch
+from calipers.bounds.relaxed import Relaxed
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.graph.described import described

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calipers.bounds.linear import Relaxed, margin_bounds, margin_lines, relax
+from calipers.bounds.linear import margin_bounds, margin_lines, relax
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import Arithmetic, plain_sums
 from calipers.certificates.crown import shifted
 from calipers.certificates.proof import Arrays, as_arrays, check_ball, improved_ends, stated_claim, write_block, write_shared

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.coefficients import Dense
-from calipers.bounds.linear import Relaxed, lower_bounds, margin_bounds, relax
+from calipers.bounds.linear import lower_bounds, margin_bounds, relax
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import CHECKED, plain_sums
 from calipers.geometry.pieces import Pieces
 from calipers.graph.generic import Generic
