@@ -40,6 +40,14 @@ class Box:
         return Box(self.lower[index], self.upper[index])
 
 
+def halves(low: Tensor, high: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ends of both halves of boxes `low`, `high (P, *D)`, each cut in the middle of its flat element `place (P,)`; lower halves first."""
+    flat_low, flat_high, at = low.flatten(1), high.flatten(1), place[:, None]
+    middle = flat_low.gather(1, at) / 2 + flat_high.gather(1, at) / 2
+    lows, highs = torch.cat([flat_low, flat_low.scatter(1, at, middle)]), torch.cat([flat_high.scatter(1, at, middle), flat_high])
+    return lows.view(-1, *low.shape[1:]), highs.view(-1, *high.shape[1:])
+
+
 def input_box(region: Region, arithmetic: Arithmetic) -> Box:
     """Return the smallest box around each region, rounded outward."""
     x = region.center.flatten(1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.forward import Form, forward
+from calipers.bounds.interval import halves
 from calipers.bounds.linear import margin_bounds, relax
 from calipers.bounds.rounding import Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.crown import shifted
@@ -159,11 +160,7 @@ class _Search:
         # A feature that the linear part does not see still matters through what bends: none is forgotten for ever.
         share = wide[:, moving] / self.width[moving]
         score = (weight / weight.amax(1, keepdim=True).clamp_min(1e-300) + 0.1) * torch.where(wide[:, moving] > 0, share, 0.0)
-        place = moving[score.argmax(1)][:, None]
-        flat_low, flat_high = low.flatten(1), high.flatten(1)
-        middle = (flat_low.gather(1, place) + flat_high.gather(1, place)) / 2
-        lows, highs = torch.cat([flat_low, flat_low.scatter(1, place, middle)]), torch.cat([flat_high.scatter(1, place, middle), flat_high])
-        return lows.view(-1, *low.shape[1:]), highs.view(-1, *high.shape[1:])
+        return halves(low, high, moving[score.argmax(1)])
 
     def _counterexample(self, low: Tensor, high: Tensor, pulls: Tensor, moving: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return a centre or a minimising corner that the model gets wrong, and the smaller of both margins for each box."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calipers.bounds.interval import halves
 from calipers.bounds.linear import margin_bounds, margin_lines, relax
 from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import Arithmetic, plain_sums
@@ -88,14 +89,11 @@ class Closed:
         worst = by_case(margins, self._cases(margins)).argmin(1)
         deciding = torch.where(self._cases(margins) == worst[:, None], margins, -torch.inf).argmax(1)
         lines = margin_lines(state, self._rows(len(low))[torch.arange(len(low)), deciding][:, None])[:, 0].flatten(1)
-        wide, flat = (high - low).flatten(1), (low.flatten(1), high.flatten(1))
+        wide = (high - low).flatten(1)
         loss = lines.abs() * wide
         score = torch.zeros_like(wide)
         score[:, moving] = (loss / loss.amax(1, keepdim=True).clamp_min(1e-300) + 0.1 * wide / wide.amax(1, keepdim=True))[:, moving]
-        place = score.argmax(1, keepdim=True)
-        middle = flat[0].gather(1, place) / 2 + flat[1].gather(1, place) / 2
-        lows, highs = torch.cat([flat[0], flat[0].scatter(1, place, middle)]), torch.cat([flat[1].scatter(1, place, middle), flat[1]])
-        return lows.view(-1, *low.shape[1:]), highs.view(-1, *low.shape[1:])
+        return halves(low, high, score.argmax(1))
 
     def _write(self, state: Relaxed, margins: Tensor, boxes: tuple[Tensor, Tensor, Tensor], turn: int, blocks: list[dict[str, Any]], arrays: Arrays) -> None:
         """Write a pass: its boxes, their slopes, the rows that narrow them, and a leaf for each case of each."""
