@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from test_soundness import relaxed, violations
 from torch import Tensor, nn
 
+from calipers.bounds import confirm
+from calipers.bounds.bending import bending, carried
 from calipers.bounds.confirm import confirmed
 from calipers.bounds.dual import Dual, Root
 from calipers.bounds.linear import Dense, lower_bounds
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.rounding import CHECKED, SEARCH
+from calipers.bounds.relaxed import Relaxed, relaxed_size
+from calipers.bounds.rounding import SEARCH
 from calipers.bounds.slides import Contracted, Tilt
 from calipers.graph.capture import capture
 from calipers.graph.contraction import MatMul
@@ -247,14 +250,68 @@ def test_searched_planes_are_tighter_than_the_first_ones_and_hold(attention: tup
     assert bool((best <= seen).all())
 
 
-def test_weights_of_planes_outside_their_range_are_brought_back(attention: tuple[nets.Case, Tensor]) -> None:
-    case, points = attention
+def asked(case: nets.Case) -> tuple[Dual, Tensor]:
+    """Return the bounds of every output of every point, and what is bounded (P, 1, K)."""
     spec = torch.eye(4, dtype=torch.float64).repeat(len(case.x), 1)[:, None]
     root = Root.of(relaxed(case), SEARCH.dtype, case.ball.region(case.x.float()))
-    dual = Dual(root, torch.arange(len(case.x)).repeat_interleave(4), len(case.graph.nodes), spec.float())
-    wild = dual.guess()
-    for k in wild.alpha:
-        wild.alpha[k] = torch.where(torch.arange(wild.alpha[k].shape[1]) % 2 > 0, 40.0, -40.0).expand_as(wild.alpha[k]).clone()
+    return Dual(root, torch.arange(len(case.x)).repeat_interleave(4), len(case.graph.nodes), spec.float()), spec
+
+
+def test_weights_of_planes_outside_their_range_are_brought_back(attention: tuple[nets.Case, Tensor]) -> None:
+    """Far along the gradient, where a plane that is none would be as high as one likes."""
+    case, points = attention
+    dual, spec = asked(case)
+    free = dual.guess()
+    uphill = dual.gradient(free, dual.see(free))
+    wild = free.each(lambda kind, k, t: t + 1e3 * uphill.of(kind, k).sign())
     values = case.graph.values(points.flatten(0, 1))[-1].view(len(points), -1).amin(0)
-    assert bool((confirmed(dual, wild, spec) <= values).all())
-    assert CHECKED.checked
+    bound = confirmed(dual, wild, spec)
+    assert bool((bound <= values).all())
+    torch.testing.assert_close(bound, confirmed(dual, free.each(lambda kind, k, t: wild.of(kind, k).clamp(0, 1)), spec))
+
+
+@pytest.mark.parametrize("name", ["attention of torch", "product, broadcast", "group norm"])
+def test_the_allowance_for_rounding_is_that_of_the_planes_chosen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, seen = nets.case_of(nets.captured(name), 3), list[Relaxed]()
+
+    def watched(state: Relaxed, number: int, start: Dense) -> Tensor:
+        seen.append(state)
+        return lower_bounds(state, number, start)
+
+    monkeypatch.setattr(confirm, "lower_bounds", watched)
+    outputs, count = case.graph.nodes[-1].shape[0], len(case.x)
+    spec = torch.eye(outputs, dtype=torch.float64).repeat(count, 1)[:, None]
+    root = Root.of(relaxed(case), SEARCH.dtype, case.ball.region(case.x.float()))
+    dual = Dual(root, torch.arange(count).repeat_interleave(outputs), len(case.graph.nodes), spec.float())
+    products = 0
+    for end in (0.0, 1.0):
+        free = dual.guess().each(lambda kind, k, t, end=end: torch.full_like(t, end))  # type: ignore[misc]
+        confirmed(dual, free, spec)
+        state = seen.pop()
+        for number, relaxation in state.relaxations.items():
+            boxes = [root.state.boxes[i].take(dual.rows) for i in case.graph.nodes[number - 1].inputs]
+            assert bool((state.sizes[number] >= relaxed_size(relaxation, *boxes) * (1 - 1e-12)).all())
+            products += case.graph.nodes[number - 1].op.kind in ("product", "contraction")
+    assert products
+
+
+def test_scores_are_bounded_where_their_softmax_is_asked_for(attention: tuple[nets.Case, Tensor]) -> None:
+    case, _ = attention
+    state = relaxed(case)
+    for number, node in enumerate(case.graph.nodes, start=1):
+        box = state.boxes[node.inputs[0]]
+        if node.op.kind == "pooling":
+            assert bool(node.op.bends(box.lower, box.upper).all())
+            assert not bool(node.op.bends(box.lower, box.lower).any())
+            assert bool(bending(case.graph, node.inputs[0], box).all()), number
+
+
+def test_a_way_through_a_curve_carries_its_range(attention: tuple[nets.Case, Tensor]) -> None:
+    """What reads exp(z) is asked about the box of exp(z), not that of z."""
+    graph, state = attention[0].graph, relaxed(attention[0])
+    ways = [way for way in graph.ways.values() if any(graph.nodes[k - 1].op.kind == "elementwise" for k in way[1:])]
+    assert ways
+    for way in ways:
+        found, last = carried(graph, way, state.boxes[way[0]]), state.boxes[way[-1]]
+        torch.testing.assert_close(found.lower, last.lower, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found.upper, last.upper, rtol=1e-6, atol=1e-9)
