@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 from test_milp import ACTIVATIONS, asked, by_enumeration, exact, perceptron, small
 from torch import nn
@@ -15,9 +17,13 @@ from calipers.bounds.rounding import CHECKED
 from calipers.certificates import milp as milp_module
 from calipers.certificates import milp_proving, milp_solving
 from calipers.certificates.milp import MILP, _Search
-from calipers.certificates.milp_model import ends_of
+from calipers.certificates.milp_model import Ends, Model, ends_of
 from calipers.errors import Contradiction
+from calipers.graph.capture import graph_of
+from calipers.problem.ball import Ball
+from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
+from calipers.problem.region import Region
 
 Lie = Callable[[milp_solving.Answer], milp_solving.Answer | None]
 LIES: dict[str, Lie] = {
@@ -155,3 +161,51 @@ def test_any_multipliers_prove_less_than_the_truth() -> None:
             assert bound.at(np.array([radius]))[0] <= margins[case]
             checked += bool(np.isfinite(bound.constant))
     assert checked > 50
+
+
+def exactly(model: Model, y: np.ndarray, ends: Ends, slope: np.ndarray) -> Fraction:
+    """Return the most that the constant of a bound may be, for multipliers y and the slope that it states, in rational numbers."""
+
+    def of(values: np.ndarray) -> list[Fraction]:
+        return [Fraction(float(v)) for v in values]
+
+    multipliers, a, b = of(y), [of(row) for row in model.inputs.toarray()], [of(row) for row in model.columns.toarray()]
+    low_row, high_row, low, high, reach = (of(v) for v in (ends.low_row, ends.high_row, ends.low, ends.high, model.reach))
+    total = sum((min(m * low_row[i], m * high_row[i]) for i, m in enumerate(multipliers)), Fraction(0))
+    for j in range(len(low)):
+        left = Fraction(int(j == 0)) - sum(m * row[j] for m, row in zip(multipliers, b, strict=True))
+        total += min(left * low[j], left * high[j])
+    for j in range(len(reach)):
+        missed = -sum(m * row[j] for m, row in zip(multipliers, a, strict=True)) - Fraction(float(slope[j]))
+        total -= abs(missed) * reach[j]
+    return total
+
+
+def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
+    """Return a model of random rows of which pairs nearly repeat each other, and multipliers that nearly cancel: only rounding is left."""
+    draw = np.random.default_rng(seed)
+    a, b = draw.normal(size=(6, 3)), draw.normal(size=(6, 4))
+    a[3:], b[3:] = a[:3] * (1 + 1e-13), b[:3] * (1 + 1e-13)
+    y = 1e6 * draw.normal(size=6)
+    y[3:] = -y[:3]
+    ends = Ends(np.zeros(6), np.zeros(6), -draw.random(4), draw.random(4))
+    graph, radius = graph_of(Classifier(nn.Linear(3, 2)), torch.zeros(1, 3)), 0.5
+    model = Model(graph, sparse.csr_matrix(a), sparse.csr_matrix(b), *ends, np.full(3, radius), {0: 0}, (), {})
+    return model, y, ends, Ball("linf", radius).region(torch.zeros(1, 3, dtype=torch.float64))
+
+
+def too_high(seed: int) -> bool:
+    model, y, ends, region = stated(seed)
+    bound = milp_proving.bound_of(model, milp_solving.Answer(0, 0.0, y, None, None), ends, region, CHECKED)
+    return Fraction(bound.constant) > exactly(model, y, ends, bound.slope)
+
+
+def test_rounding_is_taken_off_what_multipliers_prove() -> None:
+    assert not any(too_high(seed) for seed in range(200))
+
+
+def test_mutant_without_the_allowance_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is taken off for the coefficients that multipliers leave over, where large ones cancel."""
+    real = Model.sizes.func  # type: ignore[attr-defined]
+    monkeypatch.setattr(Model, "sizes", property(lambda self: tuple(0 * t for t in real(self))))
+    assert any(too_high(seed) for seed in range(200))

@@ -20,12 +20,12 @@ from calipers.bounds.linear import Dense, lower_bounds
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.relaxed import Relaxed, relaxed_size
 from calipers.bounds.rounding import SEARCH
-from calipers.bounds.slides import Contracted, Tilt
+from calipers.bounds.slides import Contracted, Fixed, Tilt
 from calipers.graph.capture import capture
 from calipers.graph.contraction import MatMul
 from calipers.graph.ir import Facets, Lines
 from calipers.graph.pooled import LogSumExp
-from calipers.graph.products import Product
+from calipers.graph.products import SELECTIONS, Product
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 
@@ -137,6 +137,21 @@ def test_a_bound_changes_with_alpha_as_the_search_believes(kind: str) -> None:
     assert pull is not None
     rise = (bound(alpha + 1e-3 * step) - bound(alpha - 1e-3 * step)) / 2e-3
     torch.testing.assert_close(rise, (pull * step.flatten(1)).sum(1), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["pooling", "selection"])
+def test_planes_without_a_choice_have_the_value_that_goes_back(kind: str) -> None:
+    """What the search sends forward through an operation is what its coefficients said going back."""
+    ends = drawn(4, POINTS, 6, 2)
+    pool = SELECTIONS["aten.max_pool1d.default"]((None, [2], [2]), (6, 2), (6, 1))
+    assert pool is not None
+    planes = LogSumExp(1).lines(*ends) if kind == "pooling" else pool.planes(*ends)
+    sheet, x = Fixed(planes, torch.arange(POINTS), torch.float64, (6, 2)), inside(ends, 5)[1]
+    a = torch.randn(POINTS, 6, 2 if kind == "pooling" else 1, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    (back,), offset = sheet.through(a, None)
+    at = (back.view_as(x) * x).flatten(1).sum(1) + offset
+    torch.testing.assert_close(at, (a * sheet.value(a, None, [x])).flatten(1).sum(1), rtol=1e-10, atol=1e-10)
+    assert sheet.start() is None and sheet.pull(a, [x]) is None
 
 
 # ---- log sum exp ---------------------------------------------------------------------------------------------------------------------------------------
