@@ -17,7 +17,7 @@ from executions import executions
 from torch import Tensor, nn
 
 from calipers.api import measure
-from calipers.bounds import executed, linear
+from calipers.bounds import executed, linear, relaxed
 from calipers.bounds.forward import forward
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
@@ -321,7 +321,7 @@ def mutant_caught(monkeypatch: pytest.MonkeyPatch, place: int, change: Callable[
 
     assert not crossed(network, problem)
     with monkeypatch.context() as mutated:
-        mutated.setattr(linear, "departure", wrong)
+        mutated.setattr(relaxed, "departure", wrong)
         return bool(crossed(network, problem))
 
 
