@@ -258,12 +258,12 @@ def test_mutant_that_forgets_one_half_of_a_split_is_caught(monkeypatch: pytest.M
         return children.take(half)
 
     quiet = BranchAndBound(seconds=2, batch=32, steps=8)
-    monkeypatch.setattr(branch_and_bound._Tree, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_and_bound.Search, "_counterexample", lambda self, points: None)
     assert caught(monkeypatch, quiet, asked(range(60)), Split, "children", forgets)
 
 
 def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branch_and_bound._Tree, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_and_bound.Search, "_counterexample", lambda self, points: None)
     monkeypatch.setattr(branch_and_bound, "judged", lambda problem, points: (points, torch.ones(len(points))))
     hopeful = lambda dual, free, spec, offsets: torch.ones(len(spec))  # noqa: E731
     monkeypatch.setattr(branch_and_bound.Ascent, "__call__", lambda self, dual, free, watch=None: (torch.ones(len(dual.rows)), free))

@@ -90,6 +90,7 @@ def by_enumeration(model: nn.Sequential, pieces: Pieces, problem: Problem) -> fl
     region, x, y, best = problem.region, problem.x[0].numpy(), int(problem.y[0]), np.inf
     unit = np.ones(x.size) if region.weight is None else region.weight.numpy()
     hidden = sum(len(b) for _, b in layers[:-1])
+    walls = ([], []) if problem.threat.constraints is None else tuple([t.numpy()] for t in problem.threat.constraints)
     for pattern in itertools.product(pieces, repeat=hidden):
         a, c, rows, ends, k = np.eye(x.size), np.zeros(x.size), [], [], 0
         for w, b in layers[:-1]:
@@ -100,7 +101,7 @@ def by_enumeration(model: nn.Sequential, pieces: Pieces, problem: Problem) -> fl
             a, c, k = slope[:, None] * a, slope * c + at, k + len(b)
         a, c = layers[-1][0] @ a, layers[-1][0] @ c + layers[-1][1]
         for j in (j for j in range(len(c)) if j != y):
-            sides, limits = np.vstack([*rows, a[y] - a[j]]), np.concatenate([*ends, [c[j] - c[y]]])
+            sides, limits = np.vstack([*rows, *walls[0], a[y] - a[j]]), np.concatenate([*ends, *walls[1], [c[j] - c[y]]])
             kept = np.isfinite(limits)
             low, high = region.low[0].numpy() * unit, region.high[0].numpy() * unit
             best = min(best, shortest(problem.threat.norm, sides[kept] / unit, (limits - sides @ x)[kept], low, high))
@@ -397,8 +398,12 @@ def _far_pieces(norm: str, name: str) -> Callable[[], None]:
     return lambda: [against_enumeration(norm, name, seed, widths=(3, 3, 3)) for seed in range(4)] and None
 
 
+def _deep_pieces(norm: str, name: str) -> Callable[[], None]:
+    return lambda: [against_enumeration(norm, name, seed) for seed in (6, 8, 9)] and None
+
+
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], None]]] = {
-    "lines inside the function": (lambda m: m.setattr(milp_encoding, "_hull", _turned), _far_pieces("linf", "relu")),
+    "lines inside the function": (lambda m: m.setattr(milp_encoding, "_hull", _turned), _deep_pieces("linf", "relu")),
     "a piece is forgotten": (lambda m: m.setattr(milp_encoding, "_pieces", _one_piece(milp_encoding._pieces)), _far_pieces("linf", "relu")),
     "a piece of three is forgotten": (lambda m: m.setattr(milp_encoding, "_pieces", _one_piece(milp_encoding._pieces)), _far_pieces("linf", "clip")),
     "lines on the wrong side": (lambda m: m.setattr(milp_encoding, "_pieces", _both_sides(milp_encoding._pieces)), _far_pieces("l1", "leaky")),

@@ -190,7 +190,7 @@ def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
     y[3:] = -y[:3]
     ends = Ends(np.zeros(6), np.zeros(6), -draw.random(4), draw.random(4))
     graph, radius = graph_of(Classifier(nn.Linear(3, 2)), torch.zeros(1, 3)), 0.5
-    model = Model(graph, sparse.csr_matrix(a), sparse.csr_matrix(b), *ends, np.full(3, radius), {0: 0}, (), {})
+    model = Model(graph, sparse.csr_matrix(a), sparse.csr_matrix(b), *ends, np.full(3, radius), {0: 0}, (), {}, np.array([0]), len(a))
     return model, y, ends, Ball("linf", radius).region(torch.zeros(1, 3, dtype=torch.float64))
 
 

@@ -33,6 +33,7 @@ from calipers.problem.tools import Attempt, Claim, Startable
 _HELD = 2**30  # bytes of branches of one point held at once; beyond them the search gives up
 _LINEAR_STEPS, _LINEAR_STEP = 100, 0.03  # of the ascent where nothing is left to split: an exact bound is wanted there
 _ATTACK_EVERY, _ATTACKED = 16, 32  # rounds (besides the powers of two); minimisers at once
+_NEAR, _STALLED, _GAIN = 0.0015, 0.05, 0.07  # shares of what is lacking at the root, and of what was lacking before a split: see `Search._near`
 _LETTERS_AFTER = 8  # rounds; then a letter is fixed, which settles more than another side of another element
 
 
@@ -72,8 +73,8 @@ class BranchAndBound:
             start = Start.tightened(part, arithmetic_of(self.guarantee), steps=self.steps, sharpen=self.sharpen, noted=self.proofs)
             decided = start.worst() > 0
             yield self._claim(problem, index[decided], start.worst()[decided], start.rows[decided], self._written(start, decided))
-            trees = [_Tree(self, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
-            for tree, verdict in zip(trees, spread(_Tree.grow, trees, problem.x.device), strict=True):
+            trees = [Search(self, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
+            for tree, verdict in zip(trees, spread(Search.grow, trees, problem.x.device), strict=True):
                 here = index[tree.point].reshape(1)
                 if verdict is not None:
                     spent = torch.full_like(here, tree.rows)
@@ -91,11 +92,16 @@ class BranchAndBound:
         return Claim(index, torch.where(worst > 0, radius, torch.zeros_like(radius)), worst, self.guarantee, torch.zeros_like(rows), rows, proofs)
 
 
-class _Tree:
-    """The search for one point. `proved` is the lower bound that holds over all branches so far."""
+class Search:
+    """The search for one point. `proved` is the lower bound that holds over all branches so far.
 
-    def __init__(self, tool: BranchAndBound, problem: Problem, start: Start, place: int) -> None:
+    With `lacking (cases,)`, the root's bounds below 0, branches that ascents are slow to close are `handed` over to who can do that better: those that come
+    near 0, and those with nothing left to split.
+    """
+
+    def __init__(self, tool: BranchAndBound, problem: Problem, start: Start, place: int, lacking: Tensor | None = None) -> None:
         assert start.root is not None and start.pending is not None
+        self.lacking, self.handed = lacking, list[Branches]()
         self.tool, self.start, self.place = tool, start, place
         self.point = start.open[place]
         self.problem = problem.take(self.point.reshape(1))
@@ -117,7 +123,7 @@ class _Tree:
         """Split until nothing is open, a counterexample is met or the time is up; return the counterexample (1, *D)."""
         ends = time.monotonic() + self.tool.seconds if ends is None else ends
         with torch.no_grad(), plain_sums():
-            while len(self.open) and time.monotonic() < ends and self._bytes() < _HELD:
+            while len(self.open) and time.monotonic() < ends and not self.full:
                 found = self._round()
                 if found is not None:
                     return found
@@ -132,7 +138,7 @@ class _Tree:
         part = divided(self.problem, group)
         start = Start.tightened(part, self.start.arithmetic, steps=self.tool.steps, sharpen=self.tool.sharpen)
         self.rows += int(start.rows.sum())
-        trees = [_Tree(self.tool, part, start, place) for place in range(len(start.open)) if not bool(start.worst()[start.open[place]] > 0)]
+        trees = [Search(self.tool, part, start, place) for place in range(len(start.open)) if not bool(start.worst()[start.open[place]] > 0)]
         for tree in sorted(trees, key=lambda tree: float(tree.proved)):
             found = tree.grow(ends)
             self.rows += tree.rows
@@ -142,9 +148,11 @@ class _Tree:
         self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)
         return None
 
-    def _bytes(self) -> int:
+    @property
+    def full(self) -> bool:
+        """Do the branches take as much memory as they may?"""
         tensors = [*self.open.free.alpha.values(), *self.open.free.beta.values(), *(end for box in self.open.cuts.values() for end in (box.lower, box.upper))]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in tensors) >= _HELD
 
     def _round(self) -> Tensor | None:
         """Split the branches of the lowest bounds once."""
@@ -165,7 +173,12 @@ class _Tree:
         self.stuck = not bool(can.all())
         if self.stuck and self.letter is not None:
             return None
-        children, found = self._linear(parents.take(torch.nonzero(~can).flatten()))
+        whole, found = parents.take(torch.nonzero(~can).flatten()), None
+        if self.lacking is not None:
+            self._hand(whole)
+            children = whole.take(whole.rows[:0])
+        else:
+            children, found = self._linear(whole)
         if found is not None:
             return found
         if split is not None:
@@ -197,6 +210,8 @@ class _Tree:
 
     def _left(self, branches: Branches) -> Branches:
         """Return the branches that remain open after their ascent."""
+        if not len(branches):
+            return branches
         dual = self._dual(branches)
         bound, free, mean = self._ascended(self.ascent, dual, branches)
         likely = torch.nonzero(bound > 0).flatten()
@@ -214,7 +229,29 @@ class _Tree:
             done = torch.nonzero(closed).flatten()
             self.start.notes.leaf(dual.take(done), free.take(done), branches.case[done], self.point.expand(len(done)))
         kept = branches.take(left)
-        return Branches(torch.maximum(kept.bound, bound[left]), kept.rows, kept.case, kept.cuts, free.take(left))
+        kept = Branches(torch.maximum(kept.bound, bound[left]), kept.rows, kept.case, kept.cuts, free.take(left))
+        if self.lacking is None:
+            return kept
+        near = self._near(kept, branches.bound[left])
+        self._hand(kept.take(torch.nonzero(near).flatten()))
+        return kept.take(torch.nonzero(~near).flatten())
+
+    def _near(self, branches: Branches, before: Tensor) -> Tensor:
+        """Return which branches lack almost nothing of their bound, or little, and gain too little from their split to go on so, (P,)."""
+        assert self.lacking is not None
+        lacking = self.lacking[branches.case]
+        return (branches.bound > _NEAR * lacking) | ((branches.bound > _STALLED * lacking) & (branches.bound - before < _GAIN * before.abs()))
+
+    def _hand(self, branches: Branches) -> None:
+        if len(branches):
+            self.handed.append(branches)
+
+    def left(self) -> Branches:
+        """Return what is handed over and what is open."""
+        left = self.open
+        for branches in self.handed:
+            left = left.plus(branches)
+        return left
 
     def _worth(self, children: Branches) -> Tensor:
         """Return the smaller bound of each pair of children, at their parents' choices."""

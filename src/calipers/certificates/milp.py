@@ -18,8 +18,9 @@ from torch import Tensor
 
 from calipers.bounds.rounding import CHECKED, plain_sums
 from calipers.certificates.alpha import Start
+from calipers.certificates.milp_ascents import ascended
 from calipers.certificates.milp_encoding import encoded
-from calipers.certificates.milp_examples import Examples
+from calipers.certificates.milp_examples import SHORT, Examples
 from calipers.certificates.milp_proving import Tree
 from calipers.errors import BadInput, Contradiction
 from calipers.graph.capture import graph_of
@@ -29,6 +30,7 @@ from calipers.problem.tools import Attempt, Claim, Startable
 
 _ROOM = 1 + 1e-3  # of the nearest example's distance: the model is made over a region that holds it
 _AGAIN = 0.9  # share of the region's radius: with an example nearer than that a smaller region has tighter rows
+_ASCENTS = 0.7  # share of the time that is left, for branches by ascents
 _TOLD = 0.2  # seconds between two calls of `watch`
 
 Watch = Callable[[str, float, float], None]
@@ -41,8 +43,9 @@ class MILP:
 
     For networks of straight pieces (others are refused: `BadInput`), up to a few hundred elements that bend within the radius; linf, l2, l1, with box, mask,
     weights and constraints. `seconds` for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for `AlphaCROWN`, whose boxes the
-    rows are made of; `look` choices are tried before one is made. `attack` finds the first example; the smaller the radius, the fewer elements bend, so
-    give one, or a radius just above a known example's distance. `watch` is told both ends as they move.
+    rows are made of; `look` choices are tried before one is made. Where more than `many` elements bend (l2: always) ascents close what branches they can,
+    and only the rest are left to programs. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give one, or a radius just
+    above a known example's distance. `watch` is told both ends as they move.
 
     Claims are float64-checked; they stop 1e-7 of the distance short of the nearest example of real arithmetic. The example found stands as much farther out
     as the model's own rounding asks.
@@ -53,12 +56,13 @@ class MILP:
     steps: int = 20
     sharpen: int = 10
     look: int = 8
+    many: int = 40
     attack: Startable | None = None
     watch: Watch | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0 or min(self.steps, self.look) < 1 or self.sharpen < 0:
-            raise BadInput(f"MILP takes seconds > 0, steps and look >= 1 and sharpen >= 0, got {self}")
+        if self.seconds <= 0 or min(self.steps, self.look) < 1 or min(self.sharpen, self.many) < 0:
+            raise BadInput(f"MILP takes seconds > 0, steps and look >= 1, sharpen and many >= 0, got {self}")
 
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and the nearest examples found; after an interrupt, what is known of the points begun."""
@@ -143,11 +147,26 @@ class _Search:
         cases = {case: torch.nonzero(start.cases == case).flatten().tolist() for case in left}
         model = encoded(state, start.spec[0], start.offsets[0], cases)
         examples = self.examples.within(state, model, ends)
-        target = min(radius, examples.nearest)
+        target = min(radius, examples.nearest * (1 - SHORT))
         self.tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
+        many = 0 if state.region.norm.is_euclidean else self.tool.many  # programs over round balls are slow
+        if len(model.choices) > many and self._nearer(start, self.tree, ends):
+            return time.monotonic() < ends
         self.lower = max(self.lower, self.tree.proved)
         self.lower = max(self.lower, self.tree.grow(ends, lambda: self._pause(radius)))
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
+
+    def _nearer(self, start: Start, tree: Tree, ends: float) -> bool:
+        """Close what ascents can close of the tree, before any program is solved; was an example met instead, nearer than before?"""
+        before, now = self.examples.nearest, time.monotonic()
+        left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set)
+        self.rows += left.rows
+        if left.example is not None:
+            self.examples.propose(left.example)
+            self.examples.meet((left.example.double() - self.problem.x.double()).flatten().cpu().numpy(), None)
+            return self.examples.nearest < before
+        tree.begin(left.branches, left.proved)
+        return False
 
     def _worth_it(self, radius: float) -> bool:
         return self.tree is not None and bool(self.tree.open) and self.tree.target < _AGAIN * radius

@@ -63,10 +63,15 @@ class _Encoder:
                 self._through(k, node)
         goals = self._margins(spec, offsets, cases)
         inputs, columns, low, high = self._assembled(self.rows, self.state.region.low.shape[1])
+        own_rows, defined = len(low), np.full(len(self.low), -1)
+        for a, _, first, _, _ in reversed(self.dense):
+            own_rows -= len(a)
+            defined[first : first + len(a)] = own_rows + np.arange(len(a))
+        own_rows = len(low)
         inputs, columns, low, high = self._constrained(inputs, columns, low, high)
         sources = {column: source for source, column in self.before.items()}
         ends = np.array(self.low), np.array(self.high)
-        return Model(self.graph, inputs, columns, low, high, *ends, _farthest(self.state.region), goals, tuple(self.choices), sources)
+        return Model(self.graph, inputs, columns, low, high, *ends, _farthest(self.state.region), goals, tuple(self.choices), sources, defined, own_rows)
 
     def _constrained(self, inputs: Any, columns: Any, low: Floats, high: Floats) -> tuple[Any, Any, Floats, Floats]:
         """Return the rows with those of the threat's own constraints A x <= b."""

@@ -14,7 +14,7 @@ from calipers.certificates.milp_solving import Program
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 
-_SHORT = 1e-7  # share of the nearest distance that a proof may stop short of it: where the margin is 0 nobody can prove that it is positive
+SHORT = 1e-7  # share of the nearest distance that a proof may stop short of it: where the margin is 0 nobody can prove that it is positive
 _OVER = (
     0.0,
     1e-9,
@@ -75,7 +75,7 @@ class Examples:
         for goal in self.model.goals.values():
             zero = zero_of(self.program, self.state.arithmetic, self.state.region, goal, ends, min(self.nearest, float(self.state.region.radius[0])))
             if zero is not None and self._overstep(zero, goal, ends):
-                radii.append(zero.near * (1 - _SHORT))
+                radii.append(zero.near * (1 - SHORT))
         return min(radii, default=None)
 
     def _overstep(self, zero: Zero, goal: int, ends: Ends) -> bool:

@@ -59,6 +59,10 @@ class Model:
     choices: tuple[Choice, ...]
     sources: dict[int, tuple[int, int]]
     """By column: the number and the element of it that a choice's member is."""
+    defined: NDArray[np.int64]
+    """By column: the row that says what it is made of, (C,); -1 for results of choices, and for cases of several margins."""
+    own_rows: int
+    """The number of rows that describe the network; those behind them are the threat's own constraints."""
 
     @cached_property
     def sizes(self) -> tuple[Any, Any]:
@@ -69,6 +73,11 @@ class Model:
         """Return the rows that tie a choice's result to its members."""
         choice = self.choices[place]
         return np.arange(choice.first, choice.last)
+
+    def chosen(self, ends: Ends) -> list[int] | None:
+        """Return the row of each choice that is an equation, None if one is open."""
+        rows = [[o.row for o in c.options if ends.low_row[o.row] == ends.high_row[o.row]] for c in self.choices]
+        return [r[0] for r in rows] if all(rows) else None
 
     def of_values(self, values: list[Tensor]) -> Floats:
         """Return the columns of the choices' members, and 0 elsewhere, from the network's numbers at one point."""

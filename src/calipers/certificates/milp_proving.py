@@ -30,6 +30,7 @@ _GRID = 16  # radii looked at at once, for the largest that is proved
 _STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
 _OUT = 1e-6  # share of the radius by which a point found there may be farther
 _ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
+_NONE, _UNSEEN = -1, -2  # instead of a branch's next choice: all are made; its program has not been solved
 _ROUGH, _FINE = 3, 8  # rounds of that: to tell branches apart, and to the last digit
 
 
@@ -113,7 +114,8 @@ def zero_of(program: Program, arithmetic: Arithmetic, region: Region, goal: int,
         delta = answer.delta if answer.delta is not None and program.length(answer.delta) <= radius * (1 + _OUT) else delta
         proved, settled = max(proved, low), abs(high - radius) <= _SETTLED * top
         if settled or (high <= radius < top):
-            return Zero(proved, radius if answer.columns is None else high, delta)
+            # A piece may begin beyond where its margin would reach 0: then its nearest point is where it begins.
+            return Zero(proved, max(proved, radius if answer.columns is None else high), delta)
         radius = max(high, proved)
     return Zero(proved, radius, delta)
 
@@ -148,7 +150,7 @@ class Tree:
     open: list[tuple[float, int, Node]] = field(default_factory=list)
     stuck: float = np.inf
     """The least radius of a branch without a choice left that could not be closed."""
-    doing: float = 0.0
+    doing: float = np.inf
     """The radius of the branch that is being divided: an interrupt must not lose it."""
     programs: int = 0
     _numbers: Any = field(default_factory=itertools.count)
@@ -157,9 +159,13 @@ class Tree:
         self.program = Program(self.model, self.region)
         self.program.ends = self.ends
         self.hulls = [self.model.hull_rows(i) for i in range(len(self.model.choices))]
-        for case in self.model.goals:
-            self._visit(case, {}, 0.0, None)
-        self.doing = np.inf
+        self.begin([(case, {}) for case in self.model.goals], 0.0)
+
+    def begin(self, branches: list[tuple[int, dict[int, int]]], proved: float) -> None:
+        """Begin anew with these branches, (case, choices made): all that is not closed up to the target. They are proved up to that radius."""
+        self.open.clear()
+        for case, made in branches:
+            self._keep(Node(proved, next(self._numbers), case, made, _UNSEEN, None))
 
     @property
     def proved(self) -> float:
@@ -172,8 +178,9 @@ class Tree:
         while self.open and self.open[0][0] < self.target and time.monotonic() < ends and not stop():
             self.doing = self.open[0][0]
             _, _, node = heapq.heappop(self.open)
-            for chosen in range(len(self.model.choices[node.next].options)):
-                self._visit(node.case, {**node.made, node.next: chosen}, node.reach, node.basis)
+            options = [{}] if node.next == _UNSEEN else [{node.next: chosen} for chosen in range(len(self.model.choices[node.next].options))]
+            for option in options:
+                self._visit(node.case, {**node.made, **option}, node.reach, node.basis)
             self.doing = np.inf
         return self.proved
 
@@ -193,7 +200,7 @@ class Tree:
         if answer is not None:
             reach = max(reach, bound.reach(self.target, _FINE if whole else _ROUGH)[0])
         if reach < self.target:
-            split = -1 if whole else self._split(answer, case, made, basis)
+            split = _NONE if whole else self._split(answer, case, made, basis)
             if whole or not made:
                 zero = zero_of(self.program, self.arithmetic, self.region, self.model.goals[case], ends, self.target)
                 reach = reach if zero is None else max(reach, zero.proved)
@@ -208,7 +215,7 @@ class Tree:
         return True
 
     def _keep(self, node: Node) -> None:
-        if node.next < 0:
+        if node.next == _NONE:
             self.stuck = min(self.stuck, node.reach)
         elif node.reach < self.target:
             heapq.heappush(self.open, (node.reach, node.number, node))

@@ -3,8 +3,8 @@
 Nothing here is believed: what a program returns is multipliers, of which `milp_proving` makes bounds by itself, and points, which are asked of the network.
 A ball is a box, or a budget that rising and falling features share (their offset is split in two). A round one has no linear rows. Where a point stands outside
 it, the shortest offset that the network cannot tell from it says in which direction, and a row that ends the ball there is added: a combination of the model's
-few rows, so a dozen do where tangents at the points took thousands. Where an answer is wanted to the last digit the nearest point of margin 0 is asked for, a
-convex quadratic program, whose multipliers are as good.
+few rows, so a dozen do where tangents at the points took thousands. Where all choices are made the nearest point of margin 0 is asked for instead, by
+projection (milp_projection), whose multipliers are as good.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from scipy import sparse
 
 from calipers.certificates.milp_model import Ends, Floats, Model
+from calipers.certificates.milp_projection import Piece
 from calipers.errors import BadInput
 from calipers.problem.norms import Support
 from calipers.problem.region import Region
@@ -30,12 +31,10 @@ _SETTINGS: dict[str, Any] = {
     "primal_feasibility_tolerance": 1e-9,  # the smallest that the solver takes is 1e-10
     "dual_feasibility_tolerance": 1e-9,
 }
-_PATIENCE, _SQUARE = 30.0, 0.5  # seconds for one program, linear or quadratic: most take a hundredth of that, but the first of a wide network
+_PATIENCE = 30.0  # seconds for one program: most take a hundredth of that, but the first of a wide network
 _ROUND = 1e-9  # share of the radius that a point may stand out of a round ball
 _STEPS, _INSIDE = 15, 1e-11  # Newton's, to the shortest offset; of what the rows see
 _ENOUGH, _HELD = 12, 400  # rows added for one program, and held in all
-_REGULAR = (0.0, 1e-7)  # of quadratic programs: without, the multipliers are the program's own; with it, the solver goes round in circles less often
-_ROUNDS = 5  # iterations of a quadratic program, for each row and column: three have been enough where it ends at all
 
 
 class Answer(NamedTuple):
@@ -68,11 +67,10 @@ class Program:
         self.state = Ends(model.low_row.copy(), model.high_row.copy(), model.low.copy(), model.high.copy())
         self.directions = np.zeros((0, len(self.low)))
         self.seen = model.inputs[np.diff(model.inputs.indptr) > 0].toarray() if self.round else np.zeros((0, len(self.low)))
-        self.linear = self._passed(square=False)
-        self.solvers = [self.linear, self._passed(square=True)] if self.round else [self.linear]
+        self.linear = self._passed()
 
-    def _passed(self, *, square: bool) -> Any:
-        """Return a solver that holds the model, and the budget as its last row; `square`: its objective is half the square of the offset's length."""
+    def _passed(self) -> Any:
+        """Return a solver that holds the model, and the budget as its last row."""
         import highspy
 
         model, h = self.model, highspy.Highs()  # type: ignore[no-untyped-call]
@@ -90,13 +88,6 @@ class Program:
         for name, value in _SETTINGS.items():
             h.setOptionValue(name, value)
         h.passModel(lp)
-        if square:
-            h.setOptionValue("qp_iteration_limit", _ROUNDS * sum(matrix.shape))
-            hessian, d = highspy.HighsHessian(), self.width
-            hessian.dim_, hessian.format_ = matrix.shape[1], highspy.HessianFormat.kTriangular
-            hessian.start_ = np.minimum(np.arange(matrix.shape[1] + 1), d).astype(np.int32)
-            hessian.index_, hessian.value_ = np.arange(d, dtype=np.int32), self.weight**2
-            h.passHessian(hessian)
         return h
 
     # ---- what changes ----------------------------------------------------------------------------------------------------------------------------------
@@ -108,8 +99,7 @@ class Program:
         low, high = np.maximum(self.low, -radius / self.weight), np.minimum(self.high, radius / self.weight)
         if self.split:
             low, high = np.zeros(self.width), np.concatenate([high, -low])
-        for h in self.solvers:
-            h.changeColsBounds(self.width, np.arange(self.width, dtype=np.int32), low, high)
+        self.linear.changeColsBounds(self.width, np.arange(self.width, dtype=np.int32), low, high)
         if self.split:
             self.linear.changeRowBounds(len(self.model.low_row), -np.inf, radius)
         for k, end in enumerate(self._support(self.directions)):
@@ -129,17 +119,13 @@ class Program:
         old, self.state = self.state, ends
         rows = np.flatnonzero((old.low_row != ends.low_row) | (old.high_row != ends.high_row)).astype(np.int32)
         columns = np.flatnonzero((old.low != ends.low) | (old.high != ends.high)).astype(np.int32)
-        for h in self.solvers:
-            if len(rows):
-                h.changeRowsBounds(len(rows), rows, ends.low_row[rows], ends.high_row[rows])
-            if len(columns):
-                h.changeColsBounds(len(columns), columns + np.int32(self.width), ends.low[columns], ends.high[columns])
+        if len(rows):
+            self.linear.changeRowsBounds(len(rows), rows, ends.low_row[rows], ends.high_row[rows])
+        if len(columns):
+            self.linear.changeColsBounds(len(columns), columns + np.int32(self.width), ends.low[columns], ends.high[columns])
         if goal != self.goal and self.goal >= 0:
             self.linear.changeColCost(self.width + self.goal, 0.0)
-            self.solvers[-1].changeColBounds(self.width + self.goal, ends.low[self.goal], ends.high[self.goal])
         self.linear.changeColCost(self.width + goal, 1.0)
-        if self.round:
-            self.solvers[-1].changeColBounds(self.width + goal, min(ends.low[goal], 0.0), 0.0)
         self.goal = goal
 
     def basis(self) -> Any:
@@ -157,25 +143,32 @@ class Program:
 
         `exact`: to the last digit, in a round ball too. There the point is the nearest one where the goal is at most 0, not the lowest.
         """
+        if exact and self.round and (nearest := self._nearest_of_piece(radius, goal, ends)) is not None:
+            return nearest
         if len(self.directions) > _HELD:
             self._forget()
         self._set_radius(radius)
         self._set_ends(ends, goal)
         if basis is not None:
             self._begin(basis)
-        answer = self._solved(self.linear)
-        if not self.round or answer is None or answer.delta is None or answer.value > 0:
-            return answer
-        return (self._squared() if exact else None) or self._rounded(answer)
+        answer = self._solved()
+        return self._rounded(answer) if self.round else answer
 
-    def _squared(self) -> Answer | None:
-        """Return the answer of the quadratic program, if its solver has one."""
-        for regular in _REGULAR:
-            self.solvers[-1].setOptionValue("qp_regularization_value", regular)
-            nearest = self._solved(self.solvers[-1])
-            if nearest is not None:
-                return nearest
-        return None
+    def _nearest_of_piece(self, radius: float, goal: int, ends: Ends) -> Answer | None:
+        """Return the nearest point of goal 0 in a piece, with multipliers for one unit of the goal; None if a choice is open, or for want of an answer."""
+        chosen = self.model.chosen(ends)
+        if chosen is None:
+            return None
+        with np.errstate(all="ignore"):
+            found = Piece(self.model, ends, chosen).nearest(goal, self.weight**2, self.low, self.high, radius)
+        if found is None:
+            return None
+        length = self.length(found.delta)
+        if not length > 0:  # the margin may be 0 at the point itself: nothing is proved at any radius
+            return Answer(goal, -np.inf, np.zeros_like(found.multipliers), found.delta, found.columns)
+        if not found.price > 0:  # the goal costs nothing: what is proved is that the piece has no point nearer than that
+            return Answer(None, -np.inf, found.multipliers, found.delta if length <= radius else None, None)
+        return Answer(goal, (length - radius) * length / found.price, found.multipliers / found.price, found.delta, found.columns)
 
     def _rounded(self, answer: Answer | None) -> Answer | None:
         """Return the answer with the ball's end in the directions that matter."""
@@ -186,7 +179,7 @@ class Program:
             answer = answer._replace(delta=nearest)
             if not self._ended(nearest, direction):
                 break
-            answer = self._solved(self.linear)
+            answer = self._solved()
         if answer is None or answer.delta is None or self.length(answer.delta) <= self.at * (1 + _ROUND):
             return answer
         # Not settled: the point of the ball where the multipliers' bound is attained is near the best one, if these are near the best.
@@ -199,7 +192,7 @@ class Program:
         """
         self._set_radius(2 * radius if self.round else radius * (1 + share))
         self._set_ends(ends, goal)
-        answer = self._solved(self.linear)
+        answer = self._solved()
         if not self.round or answer is None or answer.delta is None:
             return None if answer is None else answer.delta
         way = answer.delta - delta
@@ -265,34 +258,23 @@ class Program:
         self.linear.deleteRows(count, np.arange(first, first + count, dtype=np.int32))
         self.directions = self.directions[:0]
 
-    def _solved(self, h: Any) -> Answer | None:
+    def _solved(self) -> Answer | None:
         import highspy
 
-        patience = min(_PATIENCE if h is self.linear else _SQUARE, self.ends - time.monotonic())
+        h, patience = self.linear, min(_PATIENCE, self.ends - time.monotonic())
         h.setOptionValue("time_limit", h.getRunTime() + max(0.01, patience))  # its clock is never set back
         h.run()
         status = h.getModelStatus()
         if status == highspy.HighsModelStatus.kInfeasible:
-            return self._contradiction(h) if h is self.linear else None
+            return self._contradiction(h)
         if status != highspy.HighsModelStatus.kOptimal:
             h.clearSolver()
             return None
         solution, count, width = h.getSolution(), len(self.model.low_row), len(self.low)
         values, multipliers = np.array(solution.col_value), np.array(solution.row_dual)[:count]
         delta, columns = values[: self.width], values[self.width :]
-        if h is self.linear:
-            delta = delta[:width] - delta[width:] if self.split else delta
-            return Answer(self.goal, float(columns[self.goal]), multipliers, delta, columns)
-        return self._per_goal(delta, columns, multipliers, -float(solution.col_dual[self.width + self.goal]))
-
-    def _per_goal(self, delta: Floats, columns: Floats, multipliers: Floats, price: float) -> Answer:
-        """Return the nearest point's answer with multipliers for one unit of the goal; `price` is what a unit costs in half the square of the length."""
-        length = self.length(delta)
-        if length > 0 and not price > 0:  # the goal costs nothing: what is proved is that the branch has no point nearer than that
-            return Answer(None, -np.inf, multipliers, delta, columns)
-        if not length > 0:  # the margin may be 0 at the point itself: nothing is proved at any radius
-            return Answer(self.goal, -np.inf, np.zeros_like(multipliers), delta, columns)
-        return Answer(self.goal, (length - self.at) * length / price, multipliers / price, delta, columns)
+        delta = delta[:width] - delta[width:] if self.split else delta
+        return Answer(self.goal, float(columns[self.goal]), multipliers, delta, columns)
 
     def _contradiction(self, h: Any) -> Answer | None:
         """Return the multipliers of rows that cannot all hold."""

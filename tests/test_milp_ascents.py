@@ -1,0 +1,167 @@
+"""Are ascents before linear programs, and projections instead of them, sound and exact? Against enumeration, with every choice left to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from test_milp import ACTIVATIONS, SETTINGS, against_enumeration, asked, by_enumeration, exact, perceptron, wrong_somewhere
+
+from calipers.bounds.rounding import CHECKED
+from calipers.certificates import branch_and_bound, milp_ascents, milp_projection
+from calipers.certificates.alpha import Start
+from calipers.certificates.branch_and_bound import Search
+from calipers.certificates.milp import MILP
+from calipers.certificates.milp_ascents import ascended
+from calipers.certificates.milp_encoding import encoded
+from calipers.certificates.milp_projection import projected
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ascents come first however few elements bend."""
+    monkeypatch.setattr(MILP.__init__, "__defaults__", tuple(0 if d == 40 else d for d in MILP.__init__.__defaults__ or ()))
+    assert MILP().many == 0
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_enumeration_after_ascents(norm: str, name: str) -> None:
+    for seed in (6, 8):
+        against_enumeration(norm, name, seed, widths=(3, 3, 3) if name == "clip" else (3, 3, 2, 3))
+
+
+def within_constraints(seed: int) -> bool:
+    a, b = SETTINGS["constraints"]["constraints"]  # type: ignore[misc]
+    x = torch.rand(1, 3, generator=torch.Generator().manual_seed(seed + 90), dtype=torch.float64)
+    return bool((x @ a.T <= b).all())
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_enumeration_after_ascents_in_every_setting(norm: str, setting: str) -> None:
+    for seed in (3, 6) if setting != "constraints" else (0, 1, 2, 3, 4):
+        if setting != "constraints" or within_constraints(seed):
+            against_enumeration(norm, "relu", seed, setting)
+
+
+def test_a_square_distance_of_a_small_polyhedron() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(60):
+        matrix, square = draw.normal(size=(4, 6)), draw.random(6) + 0.5
+        inside = draw.uniform(-0.8, 0.8, 6)
+        ends, low, high = matrix @ inside + 0.1 * draw.random(4), np.full(6, -1.0), np.full(6, 1.0)
+        found = projected(matrix, ends, square, low, high, 1e9)
+        best = minimize(
+            lambda d, s=square: (s * d**2).sum() / 2,
+            inside,
+            jac=lambda d, s=square: s * d,
+            bounds=list(zip(low, high, strict=True)),
+            constraints={"type": "ineq", "fun": lambda d, m=matrix, e=ends: e - m @ d, "jac": lambda d, m=matrix: -m},
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        assert found is not None and (matrix @ found[0] <= ends + 1e-8).all() and (found[1] >= 0).all()
+        assert abs((square * found[0] ** 2).sum() / 2 - best.fun) <= 1e-6 * (1 + best.fun)
+
+
+def test_rows_that_contradict_each_other_are_told_by_a_large_dual_value() -> None:
+    matrix, ends = np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([-0.5, -0.5])
+    found = projected(matrix, ends, np.ones(2), -np.ones(2), np.ones(2), 9.0)
+    assert found is not None
+    delta, weights = found
+    assert delta @ delta / 2 + weights @ (matrix @ delta - ends) > 4.5
+
+
+def left_of(seed: int, share: float, norm: str = "linf") -> tuple[milp_ascents.Left, float, list[int]]:
+    """Return what ascents leave of a small network's branches within a share of its distance, that distance, and the pieces that the nearest example is in."""
+    activation, pieces = ACTIVATIONS["relu"]
+    model = perceptron(seed, activation, (3, 3, 2, 3))
+    problem = asked(model, seed, 3, norm)
+    truth = by_enumeration(model, pieces, problem)
+    (ends,) = exact(problem)
+    with torch.no_grad():
+        part = problem.at(truth * 1.01)
+        start = Start.tightened(part, CHECKED, steps=2, sharpen=0)
+        assert start.root is not None and ends.point is not None
+        cases = {case: [case] for case in torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()}
+        rows = encoded(start.root.state, start.spec[0], start.offsets[0], cases)
+        pattern = rows.pattern(rows.of_values(start.state.graph.values(ends.point)))
+        return ascended(part, start, rows, truth * share, np.inf), truth, pattern
+
+
+def check_what_is_left(norm: str, seed: int) -> None:
+    """Beyond the distance some branch holds the nearest example, and no more is proved than the distance; nothing is lost below it."""
+    left, truth, pattern = left_of(seed, 1.005, norm)
+    assert any(all(pattern[place] == which for place, which in made.items()) for _, made in left.branches)
+    assert 0 <= left.proved <= truth
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples met on the way are overlooked, so that all branches come to their end."""
+    monkeypatch.setattr(branch_and_bound, "is_adversarial", lambda worst: torch.zeros_like(worst, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("blind")
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("seed", [6, 8, 9, 10])
+def test_what_ascents_leave_holds_the_nearest_example(norm: str, seed: int) -> None:
+    check_what_is_left(norm, seed)
+    below, truth, _ = left_of(seed, 0.98, norm)
+    assert 0 < below.proved <= truth * 0.98
+
+
+def test_an_example_is_met() -> None:
+    left, _, _ = left_of(8, 1.005)
+    assert left.example is not None
+
+
+def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = milp_ascents.ascended
+    monkeypatch.setitem(globals(), "ascended", lambda *args: real(*args[:-1], -np.inf))
+    left, truth, _ = left_of(8, 0.98)
+    assert left.branches and all(not made for _, made in left.branches) and 0 < left.proved < truth
+
+
+MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "branches are lost": lambda m: m.setattr(milp_ascents, "_choices", lambda model, root, branches: []),
+    "options of the other side": lambda m: m.setattr(milp_ascents, "_choices", _turned(milp_ascents._choices)),
+    "the whole radius is proved": lambda m: m.setattr(milp_ascents, "_reach", lambda problem, start, branches, target: target),
+    "near branches are closed": lambda m: m.setattr(Search, "_hand", lambda self, branches: None),
+}
+
+
+def _turned(choices: Callable[..., list[tuple[int, dict[int, int]]]]) -> Callable[..., list[tuple[int, dict[int, int]]]]:
+    """Every choice is made the other way round."""
+    return lambda model, root, branches: [
+        (case, {place: len(model.choices[place].options) - 1 - which for place, which in made.items()}) for case, made in choices(model, root, branches)
+    ]
+
+
+@pytest.mark.usefixtures("blind")
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_what_is_handed_over_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MISTAKES[name](monkeypatch)
+    assert any(wrong_somewhere(lambda s=seed: check_what_is_left("l2", s)) for seed in (6, 8, 9, 10))  # type: ignore[misc]
+
+
+def test_multipliers_of_a_projection_are_proved_like_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a projection claims, the claim stays below the distance."""
+    real = milp_projection.Piece.nearest
+
+    def boasting(self: milp_projection.Piece, *args: object) -> object:
+        found = real(self, *args)  # type: ignore[arg-type]
+        return None if found is None else found._replace(multipliers=found.multipliers * 1.3, price=found.price * 0.7)
+
+    monkeypatch.setattr(milp_projection.Piece, "nearest", boasting)
+    activation, pieces = ACTIVATIONS["relu"]
+    for seed in (6, 8, 9):
+        model = perceptron(seed, activation, (3, 3, 2, 3))
+        problem = asked(model, seed, 3, "l2")
+        (ends,) = exact(problem, MILP(seconds=2))
+        assert ends.lower <= by_enumeration(model, pieces, problem) * (1 + 1e-6)
