@@ -12,7 +12,7 @@ from nets import Case, attacked, random_case
 from torch import Tensor, nn
 
 from calipers.attacks.apgd import APGD
-from calipers.certificates import branch_and_bound, input_split
+from calipers.certificates import branch_search, input_split
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.branches import Branches, Split
@@ -258,16 +258,16 @@ def test_mutant_that_forgets_one_half_of_a_split_is_caught(monkeypatch: pytest.M
         return children.take(half)
 
     quiet = BranchAndBound(seconds=2, batch=32, steps=8)
-    monkeypatch.setattr(branch_and_bound.Search, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_search.Search, "_counterexample", lambda self, points: None)
     assert caught(monkeypatch, quiet, asked(range(60)), Split, "children", forgets)
 
 
 def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branch_and_bound.Search, "_counterexample", lambda self, points: None)
-    monkeypatch.setattr(branch_and_bound, "judged", lambda problem, points: (points, torch.ones(len(points))))
+    monkeypatch.setattr(branch_search.Search, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_search, "judged", lambda problem, points: (points, torch.ones(len(points))))
     hopeful = lambda dual, free, spec, offsets: torch.ones(len(spec))  # noqa: E731
-    monkeypatch.setattr(branch_and_bound.Ascent, "__call__", lambda self, dual, free, watch=None: (torch.ones(len(dual.rows)), free))
-    assert caught(monkeypatch, BranchAndBound(seconds=2, sharpen=0), asked(range(20)), branch_and_bound, "confirmed", hopeful)
+    monkeypatch.setattr(branch_search.Ascent, "__call__", lambda self, dual, free, watch=None: (torch.ones(len(dual.rows)), free))
+    assert caught(monkeypatch, BranchAndBound(seconds=2, sharpen=0), asked(range(20)), branch_search, "confirmed", hopeful)
 
 
 def test_mutant_that_drops_one_half_of_the_input_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.attacks.apgd import APGD
-from calipers.certificates import branch_and_bound
+from calipers.certificates import branch_search
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN
@@ -135,7 +135,7 @@ def test_trained_nets_are_decided(source: Any, k: int) -> None:
 
 @pytest.mark.parametrize("letters_after", [0, 10**9])
 def test_letters_are_fixed_early_late_or_where_nothing_is_left_to_split(letters_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branch_and_bound, "_LETTERS_AFTER", letters_after)
+    monkeypatch.setattr(branch_search, "_LETTERS_AFTER", letters_after)
     for seed in range(3):
         problem = dense(seed, 2)
         assert verdicts(TREE, problem).tolist() == torch.where(exact(problem) > 0, 1.0, -1.0).tolist()
@@ -143,7 +143,7 @@ def test_letters_are_fixed_early_late_or_where_nothing_is_left_to_split(letters_
 
 def test_the_search_really_comes_to_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without fixing letters some points stay open: what is left once every element has a side is no letter."""
-    monkeypatch.setattr(branch_and_bound, "most_wanted", lambda problem, points: None)
+    monkeypatch.setattr(branch_search, "most_wanted", lambda problem, points: None)
     unknown = [verdicts(BranchAndBound(seconds=0.5, batch=16), dense(seed, 2)) == 0 for seed in range(3)]
     assert any(bool(u.any()) for u in unknown)
 
@@ -252,8 +252,8 @@ def test_parts_without_the_first_letter_put_in_are_caught(monkeypatch: pytest.Mo
     def forgetful(problem: Problem, group: int) -> Problem:
         return divided(problem, group).take([0])
 
-    monkeypatch.setattr(branch_and_bound, "divided", forgetful)
-    monkeypatch.setattr(branch_and_bound, "_LETTERS_AFTER", 0)
+    monkeypatch.setattr(branch_search, "divided", forgetful)
+    monkeypatch.setattr(branch_search, "_LETTERS_AFTER", 0)
     wrong = [bool(((verdicts(TREE, p) == 1) & (exact(p) <= 0)).any()) for p in (dense(seed, 2) for seed in range(4))]
     assert any(wrong)
 

@@ -11,9 +11,9 @@ from scipy.optimize import minimize
 from test_milp import ACTIVATIONS, SETTINGS, against_enumeration, asked, by_enumeration, exact, perceptron, wrong_somewhere
 
 from calipers.bounds.rounding import CHECKED
-from calipers.certificates import branch_and_bound, milp_ascents, milp_projection
+from calipers.certificates import branch_search, milp_ascents, milp_projection
 from calipers.certificates.alpha import Start
-from calipers.certificates.branch_and_bound import Search
+from calipers.certificates.branch_search import Search
 from calipers.certificates.milp import MILP
 from calipers.certificates.milp_ascents import ascended
 from calipers.certificates.milp_encoding import encoded
@@ -104,7 +104,7 @@ def check_what_is_left(norm: str, seed: int) -> None:
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples met on the way are overlooked, so that all branches come to their end."""
-    monkeypatch.setattr(branch_and_bound, "is_adversarial", lambda worst: torch.zeros_like(worst, dtype=torch.bool))
+    monkeypatch.setattr(branch_search, "is_adversarial", lambda worst: torch.zeros_like(worst, dtype=torch.bool))
 
 
 @pytest.mark.usefixtures("blind")

@@ -1,10 +1,4 @@
-"""Can the question be decided? Branch and bound on intermediate values: split where the relaxation loses most, until every branch is proved or one breaks.
-
-A branch fixes on which side of a value some elements lie. Its bound is one dual function of slopes and multipliers (Wang et al. 2021, beta-CROWN),
-ascended from where its parent's ascent ended; boxes of intermediate values stay the root's, cut by the branch. Elements are chosen by what their
-relaxation loses at the bound's own minimiser, and by the height of their relaxation (Bunel et al. 2020, BaBSR); of the best of both, one look ahead at the
-children decides (De Palma et al. 2021, FSB). A branch is closed only by a bound confirmed in checked float64. Minimisers are tried as counterexamples.
-"""
+"""Can the question be decided? Branch and bound on intermediate values, for every point that optimised slopes leave open, a search for each (branch_search)."""
 
 from __future__ import annotations
 
@@ -15,26 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from calipers.bounds.confirm import confirmed
-from calipers.bounds.dual import Dual, Free, Root, Sight
-from calipers.bounds.optimise import Ascent
-from calipers.bounds.rounding import SEARCH, Guarantee, arithmetic_of, plain_sums
-from calipers.certificates.alpha import ALPHA_STEP, Start
-from calipers.certificates.branches import Branches, candidates, chosen, uncut
+from calipers.bounds.rounding import Guarantee, arithmetic_of
+from calipers.certificates.alpha import Start
+from calipers.certificates.branch_search import Effort, Search
 from calipers.certificates.crown import batches, spread
-from calipers.certificates.examples import judged
 from calipers.certificates.guaranteed import check_proofs, stated
 from calipers.errors import BadInput
-from calipers.problem.goals import is_adversarial
-from calipers.problem.narrowed import divided, most_wanted
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
-
-_HELD = 2**30  # bytes of branches of one point held at once; beyond them the search gives up
-_LINEAR_STEPS, _LINEAR_STEP = 100, 0.03  # of the ascent where nothing is left to split: an exact bound is wanted there
-_ATTACK_EVERY, _ATTACKED = 16, 32  # rounds (besides the powers of two); minimisers at once
-_NEAR, _STALLED, _GAIN = 0.0015, 0.05, 0.07  # shares of what is lacking at the root, and of what was lacking before a split: see `Search._near`
-_LETTERS_AFTER = 8  # rounds; then a letter is fixed, which settles more than another side of another element
 
 
 @dataclass(frozen=True)
@@ -73,14 +55,18 @@ class BranchAndBound:
             start = Start.tightened(part, arithmetic_of(self.guarantee), steps=self.steps, sharpen=self.sharpen, noted=self.proofs)
             decided = start.worst() > 0
             yield self._claim(problem, index[decided], start.worst()[decided], start.rows[decided], self._written(start, decided))
-            trees = [Search(self, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
-            for tree, verdict in zip(trees, spread(Search.grow, trees, problem.x.device), strict=True):
+            effort = Effort(self.steps, self.sharpen, self.batch, self.look, self.attack)
+            trees = [Search(effort, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
+            for tree, verdict in zip(trees, spread(self._grown, trees, problem.x.device), strict=True):
                 here = index[tree.point].reshape(1)
                 if verdict is not None:
                     spent = torch.full_like(here, tree.rows)
                     yield Attempt(here, verdict, spent, spent)
                 mine = torch.arange(len(part), device=index.device) == tree.point
                 yield self._claim(problem, here, tree.proved, torch.full_like(here, tree.rows), self._written(start, mine & bool(tree.proved > 0)) or (None,))
+
+    def _grown(self, tree: Search) -> Tensor | None:
+        return tree.grow(time.monotonic() + self.seconds)
 
     def _written(self, start: Start, points: Tensor) -> tuple[bytes | None, ...]:
         """Return the proofs of the flagged points, in order."""
@@ -90,196 +76,3 @@ class BranchAndBound:
     def _claim(self, problem: Problem, index: Tensor, worst: Tensor, rows: Tensor, proofs: tuple[bytes | None, ...]) -> Claim:
         radius = problem.threat.radii(len(problem)).to(worst.device)[index]
         return Claim(index, torch.where(worst > 0, radius, torch.zeros_like(radius)), worst, self.guarantee, torch.zeros_like(rows), rows, proofs)
-
-
-class Search:
-    """The search for one point. `proved` is the lower bound that holds over all branches so far.
-
-    With `lacking (cases,)`, the root's bounds below 0, branches that ascents are slow to close are `handed` over to who can do that better: those that come
-    near 0, and those with nothing left to split.
-    """
-
-    def __init__(self, tool: BranchAndBound, problem: Problem, start: Start, place: int, lacking: Tensor | None = None) -> None:
-        assert start.root is not None and start.pending is not None
-        self.lacking, self.handed = lacking, list[Branches]()
-        self.tool, self.start, self.place = tool, start, place
-        self.point = start.open[place]
-        self.problem = problem.take(self.point.reshape(1))
-        self.root: Root = start.root
-        self.number = len(self.root.graph.nodes)
-        self.rows = 0
-        rows, case, free = start.pending
-        mine = torch.nonzero(rows == place).flatten()
-        cuts = uncut(self.root, rows[mine])
-        self.open = Branches(start.case_bounds[self.point, case[mine]].to(SEARCH.dtype), rows[mine], case[mine], cuts, free.take(mine))
-        self.open.free.beta.update({k: torch.zeros_like(box.lower) for k, box in cuts.items()})
-        self.proved = start.worst()[self.point].reshape(1)
-        self.ascent = Ascent(tool.steps, ALPHA_STEP)
-        self.round, self.stuck, self.letter = 0, False, most_wanted(self.problem, self.problem.x)
-        self.found: Tensor | None = None
-        self.near = self.problem.x  # of the last round's mean minimisers, those of the smallest true margins
-
-    def grow(self, ends: float | None = None) -> Tensor | None:
-        """Split until nothing is open, a counterexample is met or the time is up; return the counterexample (1, *D)."""
-        ends = time.monotonic() + self.tool.seconds if ends is None else ends
-        with torch.no_grad(), plain_sums():
-            while len(self.open) and time.monotonic() < ends and not self.full:
-                found = self._round()
-                if found is not None:
-                    return found
-                if len(self.open) and (self.stuck or self.round >= _LETTERS_AFTER) and self.letter is not None:
-                    return self._by_letters(self.letter, ends)
-        if not len(self.open):
-            self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)  # every leaf has a positive bound
-        return None
-
-    def _by_letters(self, group: int, ends: float) -> Tensor | None:
-        """Decide every way of writing one group on its own; return a counterexample (1, *D)."""
-        part = divided(self.problem, group)
-        start = Start.tightened(part, self.start.arithmetic, steps=self.tool.steps, sharpen=self.tool.sharpen)
-        self.rows += int(start.rows.sum())
-        trees = [Search(self.tool, part, start, place) for place in range(len(start.open)) if not bool(start.worst()[start.open[place]] > 0)]
-        for tree in sorted(trees, key=lambda tree: float(tree.proved)):
-            found = tree.grow(ends)
-            self.rows += tree.rows
-            if found is not None or not bool(tree.proved > 0):
-                return found
-        self.open = self.open.take(torch.zeros(0, dtype=torch.long, device=self.point.device))
-        self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)
-        return None
-
-    @property
-    def full(self) -> bool:
-        """Do the branches take as much memory as they may?"""
-        tensors = [*self.open.free.alpha.values(), *self.open.free.beta.values(), *(end for box in self.open.cuts.values() for end in (box.lower, box.upper))]
-        return sum(t.numel() * t.element_size() for t in tensors) >= _HELD
-
-    def _round(self) -> Tensor | None:
-        """Split the branches of the lowest bounds once."""
-        order = self.open.bound.argsort()
-        parents, rest = self.open.take(order[: self.tool.batch]), self.open.take(order[self.tool.batch :])
-        dual = self._dual(parents)
-        sight = dual.see(parents.free)
-        found = self._counterexample(sight.point)
-        self.letter = most_wanted(self.problem, sight.point)
-        self.round += 1
-        if found is None and self.tool.attack is not None and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0):
-            found = self._attacked(self.tool.attack, torch.cat([self.near, judged(self.problem, sight.point[:_ATTACKED])[0]]))
-        if found is not None:
-            return found
-        splits = candidates(dual, sight, self.tool.look)
-        split = chosen(splits, torch.stack([self._worth(s.children(parents)) for s in splits])) if splits else None
-        can = torch.zeros_like(parents.bound, dtype=torch.bool) if split is None else split.can
-        self.stuck = not bool(can.all())
-        if self.stuck and self.letter is not None:
-            return None
-        whole, found = parents.take(torch.nonzero(~can).flatten()), None
-        if self.lacking is not None:
-            self._hand(whole)
-            children = whole.take(whole.rows[:0])
-        else:
-            children, found = self._linear(whole)
-        if found is not None:
-            return found
-        if split is not None:
-            pair = split.children(parents)
-            children = pair.take(torch.nonzero(can.repeat(2)).flatten()).plus(children)
-        self.open = rest.plus(self._left(children))
-        return self.found
-
-    def _linear(self, branches: Branches) -> tuple[Branches, Tensor | None]:
-        """Ascend in branches with nothing left to split: linear programs, of which an exact bound and the solution are wanted."""
-        if not len(branches):
-            return branches, None
-        bound, free, mean = self._ascended(Ascent(_LINEAR_STEPS, ALPHA_STEP, _LINEAR_STEP), self._dual(branches), branches)
-        found = self._counterexample(mean)
-        return Branches(torch.maximum(bound, branches.bound), branches.rows, branches.case, branches.cuts, free), found
-
-    def _ascended(self, ascent: Ascent, dual: Dual, branches: Branches) -> tuple[Tensor, Free, Tensor]:
-        """Return bounds, choices, and the mean of the minimisers on the way: it comes near the relaxation's own solution, as the last one does not (Shor
-        1985)."""
-        total, count = torch.zeros_like(dual.region.center), torch.zeros_like(branches.bound)
-
-        def add(rows: Tensor, sight: Sight) -> None:
-            total[rows] += sight.point
-            count[rows] += 1
-
-        bound, free = ascent(dual, branches.free, add)
-        self.rows += len(branches) * (2 * ascent.steps + 1)
-        return bound, free, total / count.view(-1, *[1] * (total.dim() - 1))
-
-    def _left(self, branches: Branches) -> Branches:
-        """Return the branches that remain open after their ascent."""
-        if not len(branches):
-            return branches
-        dual = self._dual(branches)
-        bound, free, mean = self._ascended(self.ascent, dual, branches)
-        likely = torch.nonzero(bound > 0).flatten()
-        closed = torch.zeros_like(bound, dtype=torch.bool)
-        if len(likely):
-            spec, offsets = self._directions(branches.case[likely])
-            closed[likely] = confirmed(dual.take(likely), free.take(likely), spec, offsets) > 0
-        left = torch.nonzero(~closed).flatten()
-        if len(left) and self.found is None:
-            inside, worst = judged(self.problem, mean[left])
-            nearest = worst.argsort()[:_ATTACKED]
-            self.near = inside[nearest]
-            self.found = self.near[:1] if bool(is_adversarial(worst[nearest[:1]])) else None
-        if self.start.notes is not None:
-            done = torch.nonzero(closed).flatten()
-            self.start.notes.leaf(dual.take(done), free.take(done), branches.case[done], self.point.expand(len(done)))
-        kept = branches.take(left)
-        kept = Branches(torch.maximum(kept.bound, bound[left]), kept.rows, kept.case, kept.cuts, free.take(left))
-        if self.lacking is None:
-            return kept
-        near = self._near(kept, branches.bound[left])
-        self._hand(kept.take(torch.nonzero(near).flatten()))
-        return kept.take(torch.nonzero(~near).flatten())
-
-    def _near(self, branches: Branches, before: Tensor) -> Tensor:
-        """Return which branches lack almost nothing of their bound, or little, and gain too little from their split to go on so, (P,)."""
-        assert self.lacking is not None
-        lacking = self.lacking[branches.case]
-        return (branches.bound > _NEAR * lacking) | ((branches.bound > _STALLED * lacking) & (branches.bound - before < _GAIN * before.abs()))
-
-    def _hand(self, branches: Branches) -> None:
-        if len(branches):
-            self.handed.append(branches)
-
-    def left(self) -> Branches:
-        """Return what is handed over and what is open."""
-        left = self.open
-        for branches in self.handed:
-            left = left.plus(branches)
-        return left
-
-    def _worth(self, children: Branches) -> Tensor:
-        """Return the smaller bound of each pair of children, at their parents' choices."""
-        bound = self._dual(children).see(children.free, forward=False).bound
-        self.rows += len(children)
-        below, above = bound.chunk(2)
-        # What is proved already needs no better bound.
-        return torch.minimum(below.clamp(max=0), above.clamp(max=0)) + 1e-3 * torch.maximum(below.clamp(max=0), above.clamp(max=0))
-
-    def _dual(self, branches: Branches) -> Dual:
-        spec, offsets = self._directions(branches.case)
-        return Dual(self.root, branches.rows, self.number, spec.to(SEARCH.dtype), offsets.to(SEARCH.dtype), branches.cuts)
-
-    def _directions(self, case: Tensor) -> tuple[Tensor, Tensor]:
-        return self.start.directions(torch.full_like(case, self.place), case)
-
-    def _counterexample(self, points: Tensor) -> Tensor | None:
-        """Return one of the points that the model gets wrong."""
-        inside, worst = judged(self.problem, points)
-        hit = torch.nonzero(is_adversarial(worst)).flatten()
-        return inside[hit[:1]] if len(hit) else None
-
-    def _attacked(self, attack: Startable, points: Tensor) -> Tensor | None:
-        """Return an example that the attack finds from one of the points."""
-        copies = self.problem.take([0] * len(points))
-        starts = points.to(self.problem.x.dtype)[:, None, None].expand(-1, 1, self.start.spec.shape[1], *points.shape[1:])
-        for attempt in attack(copies, seed=self.round, starts=starts):
-            found = self._counterexample(attempt.candidate)
-            if found is not None:
-                return found
-        return None
