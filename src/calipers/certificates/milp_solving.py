@@ -50,39 +50,29 @@ class Answer(NamedTuple):
     columns: Floats | None
 
 
-class Program:
-    """The programs of one model, at radii and under choices that change from call to call."""
+class Linear:
+    """Linear programs over a model's rows, for offsets  delta = ways @ shares: the shares come before the model's columns, with further rows of their own."""
 
     ends: float = float("inf")
     """When to give up, on the monotonic clock."""
 
-    def __init__(self, model: Model, region: Region) -> None:
-        if region.norm.is_count:
-            raise BadInput("a norm that counts features has no linear programs: attack it, and bound it by CROWN")
-        self.model, self.norm = model, region.norm
-        self.low, self.high = (end[0].double().numpy() for end in (region.low, region.high))
-        self.weight = np.ones_like(self.low) if region.weight is None else region.weight.double().numpy()
-        self.round, self.split = region.norm.is_euclidean, region.norm.is_sparse
-        self.width, self.at, self.goal = len(self.low) * (1 + self.split), -1.0, -1
+    def __init__(self, model: Model, ways: Any, further: Any) -> None:
+        self.model, self.ways, self.width, self.goal = model, ways, ways.shape[1], -1
         self.state = Ends(model.low_row.copy(), model.high_row.copy(), model.low.copy(), model.high.copy())
-        self.directions = np.zeros((0, len(self.low)))
-        self.seen = model.inputs[np.diff(model.inputs.indptr) > 0].toarray() if self.round else np.zeros((0, len(self.low)))
-        self.linear = self._passed()
+        self.linear = self._passed(further)
 
-    def _passed(self) -> Any:
-        """Return a solver that holds the model, and the budget as its last row."""
+    def _passed(self, further: Any) -> Any:
+        """Return a solver that holds the model, and the further rows behind its own; shares have no ends yet but 0, these rows none."""
         import highspy
 
-        model, h = self.model, highspy.Highs()  # type: ignore[no-untyped-call]
-        matrix, budget = sparse.hstack([model.inputs, model.columns]), [np.inf] * int(self.split)
-        if self.split:
-            spent = np.concatenate([self.weight, self.weight, np.zeros(model.columns.shape[1])])
-            matrix = sparse.vstack([sparse.hstack([model.inputs, -model.inputs, model.columns]), sparse.csr_matrix(spent)])
-        matrix, lp = matrix.tocsr(), highspy.HighsLp()
+        model, h, lp = self.model, highspy.Highs(), highspy.HighsLp()  # type: ignore[no-untyped-call]
+        below = sparse.csr_matrix((further.shape[0], model.columns.shape[1]))
+        matrix = sparse.vstack([sparse.hstack([model.inputs @ self.ways, model.columns]), sparse.hstack([further, below])]).tocsr()
+        none = np.full(further.shape[0], np.inf)
         lp.num_row_, lp.num_col_ = matrix.shape
         lp.col_cost_ = np.zeros(matrix.shape[1])
         lp.col_lower_, lp.col_upper_ = (np.concatenate([np.zeros(self.width), end]) for end in (model.low, model.high))
-        lp.row_lower_, lp.row_upper_ = np.append(model.low_row, [-b for b in budget]), np.append(model.high_row, budget)
+        lp.row_lower_, lp.row_upper_ = np.append(model.low_row, -none), np.append(model.high_row, none)
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
         lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
         for name, value in _SETTINGS.items():
@@ -90,30 +80,8 @@ class Program:
         h.passModel(lp)
         return h
 
-    # ---- what changes ----------------------------------------------------------------------------------------------------------------------------------
-
-    def _set_radius(self, radius: float) -> None:
-        if radius == self.at:
-            return
-        self.at = radius
-        low, high = np.maximum(self.low, -radius / self.weight), np.minimum(self.high, radius / self.weight)
-        if self.split:
-            low, high = np.zeros(self.width), np.concatenate([high, -low])
+    def _set_shares(self, low: Floats, high: Floats) -> None:
         self.linear.changeColsBounds(self.width, np.arange(self.width, dtype=np.int32), low, high)
-        if self.split:
-            self.linear.changeRowBounds(len(self.model.low_row), -np.inf, radius)
-        for k, end in enumerate(self._support(self.directions)):
-            self.linear.changeRowBounds(len(self.model.low_row) + k, -np.inf, end)
-
-    def _support(self, directions: Floats) -> list[float]:
-        """Return how far the ball, and the box, reach in some directions."""
-        ends: list[float] = self._best(directions).value.tolist()
-        return ends
-
-    def _best(self, directions: Floats) -> Support:
-        low, high = (torch.from_numpy(np.broadcast_to(end * self.weight, directions.shape).copy()) for end in (self.low, self.high))
-        radius = torch.full((len(directions),), self.at, dtype=torch.float64)
-        return self.norm.support(torch.from_numpy(directions / self.weight), radius, low, high)
 
     def _set_ends(self, ends: Ends, goal: int) -> None:
         old, self.state = self.state, ends
@@ -131,6 +99,81 @@ class Program:
     def basis(self) -> Any:
         """Return where the last linear program ended, for `solve` to begin from."""
         return self.linear.getBasis()
+
+    def _begin(self, basis: Any) -> None:
+        """Begin where an earlier program ended; rows added since do not hold there."""
+        import highspy
+
+        missing = self.linear.getNumRow() - len(basis.row_status)
+        if missing >= 0:
+            basis.row_status = [*basis.row_status, *[highspy.HighsBasisStatus.kBasic] * missing]
+            self.linear.setBasis(basis)
+
+    def _solved(self) -> Answer | None:
+        import highspy
+
+        h, patience = self.linear, min(_PATIENCE, self.ends - time.monotonic())
+        h.setOptionValue("time_limit", h.getRunTime() + max(0.01, patience))  # its clock is never set back
+        h.run()
+        status = h.getModelStatus()
+        if status == highspy.HighsModelStatus.kInfeasible:
+            return self._contradiction(h)
+        if status != highspy.HighsModelStatus.kOptimal:
+            h.clearSolver()
+            return None
+        solution, count = h.getSolution(), len(self.model.low_row)
+        values, multipliers = np.array(solution.col_value), np.array(solution.row_dual)[:count]
+        shares, columns = values[: self.width], values[self.width :]
+        return Answer(self.goal, float(columns[self.goal]), multipliers, self.ways @ shares, columns)
+
+    def _contradiction(self, h: Any) -> Answer | None:
+        """Return the multipliers of rows that cannot all hold."""
+        found = h.getDualRay()
+        ray = np.array(found[2]) if len(found) > 2 and found[1] else None
+        return None if ray is None else Answer(None, np.inf, ray[: len(self.model.low_row)], None, None)
+
+
+class Program(Linear):
+    """The programs of one model over a ball, at radii and under choices that change from call to call."""
+
+    def __init__(self, model: Model, region: Region) -> None:
+        if region.norm.is_count:
+            raise BadInput("a norm that counts features has no linear programs: attack it, and bound it by CROWN")
+        self.norm = region.norm
+        self.low, self.high = (end[0].double().numpy() for end in (region.low, region.high))
+        self.weight = np.ones_like(self.low) if region.weight is None else region.weight.double().numpy()
+        self.round, self.split, self.at = region.norm.is_euclidean, region.norm.is_sparse, -1.0
+        self.directions = np.zeros((0, len(self.low)))
+        self.seen = model.inputs[np.diff(model.inputs.indptr) > 0].toarray() if self.round else np.zeros((0, len(self.low)))
+        each = sparse.identity(len(self.low), format="csr")
+        both = sparse.hstack([each, -each]).tocsr()  # rising and falling share the budget, which is the last row
+        budget = sparse.csr_matrix(np.concatenate([self.weight, self.weight]) if self.split else np.zeros((0, len(self.low))))
+        super().__init__(model, both if self.split else each, budget)
+
+    # ---- what changes ----------------------------------------------------------------------------------------------------------------------------------
+
+    def _set_radius(self, radius: float) -> None:
+        if radius == self.at:
+            return
+        self.at = radius
+        low, high = np.maximum(self.low, -radius / self.weight), np.minimum(self.high, radius / self.weight)
+        if self.split:
+            low, high = np.zeros(self.width), np.concatenate([high, -low])
+        self._set_shares(low, high)
+        if self.split:
+            self.linear.changeRowBounds(len(self.model.low_row), -np.inf, radius)
+        for k, end in enumerate(self._support(self.directions)):
+            self.linear.changeRowBounds(len(self.model.low_row) + k, -np.inf, end)
+
+    def _support(self, directions: Floats) -> list[float]:
+        """Return how far the ball, and the box, reach in some directions."""
+        ends: list[float] = self._best(directions).value.tolist()
+        return ends
+
+    def _best(self, directions: Floats) -> Support:
+        low, high = (torch.from_numpy(np.broadcast_to(end * self.weight, directions.shape).copy()) for end in (self.low, self.high))
+        radius = torch.full((len(directions),), self.at, dtype=torch.float64)
+        return self.norm.support(torch.from_numpy(directions / self.weight), radius, low, high)
 
     def length(self, delta: Floats) -> float:
         """Return the length of an offset."""
@@ -231,15 +274,6 @@ class Program:
             multiplier, found, value = multiplier + share * step, new, higher
         return found, a.T @ multiplier
 
-    def _begin(self, basis: Any) -> None:
-        """Begin where an earlier program ended; rows added since do not hold there."""
-        import highspy
-
-        missing = self.linear.getNumRow() - len(basis.row_status)
-        if missing >= 0:
-            basis.row_status = [*basis.row_status, *[highspy.HighsBasisStatus.kBasic] * missing]
-            self.linear.setBasis(basis)
-
     def _ended(self, point: Floats, direction: Floats) -> bool:
         """Add the row that ends the ball in the direction of a point; was the point outside?"""
         length, scale = self.length(point), float(np.abs(direction).max(initial=0.0))
@@ -257,27 +291,3 @@ class Program:
         first, count = len(self.model.low_row), len(self.directions)
         self.linear.deleteRows(count, np.arange(first, first + count, dtype=np.int32))
         self.directions = self.directions[:0]
-
-    def _solved(self) -> Answer | None:
-        import highspy
-
-        h, patience = self.linear, min(_PATIENCE, self.ends - time.monotonic())
-        h.setOptionValue("time_limit", h.getRunTime() + max(0.01, patience))  # its clock is never set back
-        h.run()
-        status = h.getModelStatus()
-        if status == highspy.HighsModelStatus.kInfeasible:
-            return self._contradiction(h)
-        if status != highspy.HighsModelStatus.kOptimal:
-            h.clearSolver()
-            return None
-        solution, count, width = h.getSolution(), len(self.model.low_row), len(self.low)
-        values, multipliers = np.array(solution.col_value), np.array(solution.row_dual)[:count]
-        delta, columns = values[: self.width], values[self.width :]
-        delta = delta[:width] - delta[width:] if self.split else delta
-        return Answer(self.goal, float(columns[self.goal]), multipliers, delta, columns)
-
-    def _contradiction(self, h: Any) -> Answer | None:
-        """Return the multipliers of rows that cannot all hold."""
-        found = h.getDualRay()
-        ray = np.array(found[2]) if len(found) > 2 and found[1] else None
-        return None if ray is None else Answer(None, np.inf, ray[: len(self.model.low_row)], None, None)
