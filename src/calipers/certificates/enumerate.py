@@ -95,11 +95,13 @@ class _Roll:
         moves = self.region.numbered(owner, switches.repeat(len(rows), 1, 1))
         self.forwards[rows] += ways
         parts = zip(owner.split(_ROWS), moves.split(_ROWS), strict=True)
-        return torch.cat([self._cleared(o, self.region.switched(o, m)) for o, m in parts]).view(len(rows), ways)
+        return torch.cat([cleared(self.problem, o, self.region.switched(o, m)) for o, m in parts]).view(len(rows), ways)
 
-    def _cleared(self, rows: Tensor, points: Tensor) -> Tensor:
-        problem, goal = self.problem, self.problem.goal.take(rows)
-        logits = problem.classifier.logits64(points)
-        size = problem.size[rows]
-        slack = torch.maximum(problem.allowance(logits, size), problem.allowance(logits, size, torch.float32))
-        return goal.worst(goal.margins(logits, problem.y[rows])) - slack
+
+def cleared(problem: Problem, rows: Tensor, points: Tensor) -> Tensor:
+    """Return the worst margins of points (P, *D) that belong to `rows (P,)` of the problem, the allowance for rounding taken off, (P,) float64."""
+    goal = problem.goal.take(rows)
+    logits = problem.classifier.logits64(points)
+    size = problem.size[rows]
+    slack = torch.maximum(problem.allowance(logits, size), problem.allowance(logits, size, torch.float32))
+    return goal.worst(goal.margins(logits, problem.y[rows])) - slack

@@ -21,6 +21,7 @@ from calipers.certificates.alpha import Start
 from calipers.certificates.milp_ascents import ascended
 from calipers.certificates.milp_encoding import encoded
 from calipers.certificates.milp_examples import SHORT, Examples
+from calipers.certificates.milp_letters import LetterSearch
 from calipers.certificates.milp_proving import Tree
 from calipers.errors import BadInput, Contradiction
 from calipers.graph.capture import graph_of
@@ -66,11 +67,10 @@ class MILP:
 
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and the nearest examples found; after an interrupt, what is known of the points begun."""
-        if not isinstance(problem.threat, Ball):
-            raise BadInput("MILP searches the inside of a ball, and between two letters there is nothing: take Enumeration or BranchAndBound")
         graph_of(problem.classifier, problem.x)  # the model itself is asked here, before there are threads: export and copies are not made for them
         assert problem.size is not None
-        searches = [_Search(self, problem.take([i])) for i in range(len(problem))]
+        search_of = _Search if isinstance(problem.threat, Ball) else LetterSearch
+        searches = [search_of(self, problem.take([i])) for i in range(len(problem))]
         told = 0
         try:
             for told, search in enumerate(_in_order(searches), start=1):
@@ -86,7 +86,7 @@ def exact_within(seconds: float) -> MILP:
     return MILP(seconds=seconds)
 
 
-def _in_order(searches: list[_Search]) -> Iterator[_Search]:
+def _in_order(searches: list[_Search | LetterSearch]) -> Iterator[_Search | LetterSearch]:
     """Run the searches, one on each core, and yield them in order; whoever is interrupted stops the others."""
     threads = torch.get_num_threads()
     if threads == 1:

@@ -1,0 +1,273 @@
+"""How few letters must be replaced to fool the model, exactly? One switch more at a time, until an example is met or the time is up.
+
+Within k switches the question is a decision. Its choices are the network's, as for balls, and the letters: one is put in, or may not come. A branch is closed
+by what its program's multipliers prove of its part of the region (milp_switching); where few ways of writing are left all of them are asked of the model
+itself, so with every letter settled its own numbers decide. All nearer points are proved by then, so whatever example is met is a nearest one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calipers.bounds.rounding import CHECKED, plain_sums
+from calipers.certificates.alpha import Start
+from calipers.certificates.enumerate import cleared
+from calipers.certificates.examples import judged
+from calipers.certificates.milp_encoding import encoded
+from calipers.certificates.milp_model import Floats, Model, ends_of
+from calipers.certificates.milp_proving import bound_of
+from calipers.certificates.milp_solving import Answer
+from calipers.certificates.milp_switching import Part, Switching, check_numeric, proved_of
+from calipers.errors import BadInput, Contradiction
+from calipers.problem.goals import is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.substitution_region import SubstitutionRegion
+from calipers.problem.tools import Attempt, Claim
+
+if TYPE_CHECKING:
+    from calipers.certificates.milp import MILP
+
+_LISTED = 1024  # ways of writing that are asked of the model rather than bounded: a program costs as much
+_SHARE = 1e-6  # of a letter: less is none
+_TOLD = 0.2  # seconds between two calls of `watch`
+
+
+class Words:
+    """What the model itself says of ways of writing near one point: the example met, and how many were asked."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.asked = problem, 0
+        self.example: Tensor | None = None
+        self.nearest = np.inf
+
+    def resist(self, points: Tensor) -> bool:
+        """Do all these points (P, *D) keep a margin beyond rounding? Those that are examples are kept, the nearest first of all."""
+        if not len(points):
+            return True
+        self.asked += len(points)
+        least = cleared(self.problem, torch.zeros(len(points), dtype=torch.long, device=self.problem.x.device), points.to(self.problem.x))
+        for place in torch.nonzero(~(least > 0)).flatten().tolist():
+            if self.propose(points[place : place + 1]):
+                break
+        return bool((least > 0).all())
+
+    def propose(self, point: Tensor) -> bool:
+        """Take over a point (1, *D) if it is admissible at some number of switches, fools the model, and is nearer than the example known."""
+        point = point.to(self.problem.x)
+        distance = self.problem.region.distance(point)
+        inside, worst = judged(self.problem.at(distance), point)
+        exact = self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(inside)))
+        distance = self.problem.region.distance(inside)
+        if not bool(is_adversarial(worst) & is_adversarial(exact)) or not 0 < float(distance) < self.nearest:
+            return False
+        self.example, self.nearest = inside, float(distance)
+        return True
+
+
+class Branch(NamedTuple):
+    """A branch that is open: its lower bound, the goal's case, the network's choices made, its part of the region, and the branches to divide it into."""
+
+    bound: float
+    case: int
+    made: dict[int, int]
+    part: Part
+    next: list[tuple[dict[int, int], Part]]
+    basis: Any
+
+
+@dataclass(eq=False)
+class Tree:
+    """The branches of one decision. `stuck` where one could neither be closed nor divided: what is left is within rounding of 0."""
+
+    model: Model
+    region: SubstitutionRegion
+    words: Words
+    level: float
+    look: int
+    ends: float
+    open: list[tuple[float, int, Branch]] = field(default_factory=list)
+    stuck: bool = False
+    programs: int = 0
+    _numbers: Any = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.program = Switching(self.model, self.region)
+        self.program.ends = self.ends
+        self.hulls = [self.model.hull_rows(i) for i in range(len(self.model.choices))]
+
+    def grow(self, stop: Callable[[], bool]) -> bool:
+        """Branch until everything is closed, an example within the level is met, the time is up or `stop` says so; is everything closed?"""
+        for case in self.model.goals:
+            if not self._settled():
+                self._visit(case, {}, self.program.whole, None)
+        while self.open and not self._settled() and time.monotonic() < self.ends and not stop():
+            _, _, branch = heapq.heappop(self.open)
+            for made, part in branch.next:
+                self._visit(branch.case, made, part, branch.basis, branch.bound)
+        return not self.open and not self.stuck and not self._settled()
+
+    def _settled(self) -> bool:
+        return self.words.nearest <= self.level
+
+    def _visit(self, case: int, made: dict[int, int], part: Part, basis: Any, bound: float = -np.inf) -> None:
+        """Solve one branch's program, or ask the model where few ways of writing are left; keep the branch if it is not closed."""
+        if self._listed(part):
+            return
+        goal, ends = self.model.goals[case], ends_of(self.model, made)
+        answer = self.program.solve(part, goal, ends, basis)
+        self.programs += 1
+        if answer is not None:
+            proved = proved_of(bound_of(self.model, answer, ends, self.region, CHECKED), self.region, part, CHECKED)
+            if proved.whole > 0:
+                return
+            bound, basis = max(bound, proved.whole), self.program.basis()
+            if answer.delta is not None and self.words.propose(part.of(self.region).snap(self._point(answer.delta))):
+                return
+            part = part.without(proved.each > 0)
+            if self._listed(part):
+                return
+        divided = self._divided(answer, goal, made, part, basis)
+        if not divided:
+            self.stuck = True
+        else:
+            heapq.heappush(self.open, (bound, next(self._numbers), Branch(bound, case, made, part, divided, basis)))
+
+    def _listed(self, part: Part) -> bool:
+        """Ask the model about every way of writing a part, where they are few and nothing else moves; is the part settled so?"""
+        if self.region.numeric is not None or part.ways > max(1, _LISTED):
+            return False
+        inner = part.of(self.region)
+        for points in inner.neighbours(0):
+            self.stuck |= not self.words.resist(points) and not self._settled()
+        return True
+
+    def _point(self, delta: Floats) -> Tensor:
+        return self.region.center + torch.from_numpy(delta).view_as(self.region.center)
+
+    # ---- dividing --------------------------------------------------------------------------------------------------------------------------------------
+
+    def _divided(self, answer: Answer | None, goal: int, made: dict[int, int], part: Part, basis: Any) -> list[tuple[dict[int, int], Part]]:
+        """Return the branches of the most promising choice, of the network or of a letter: of the likely ones that whose programs rise most."""
+        ways = [[({**made, i: c}, part) for c in range(len(self.model.choices[i].options))] for i in self._pieces(answer, made)]
+        ways += [[(made, part.with_letter(g, j)), (made, part.without_letter(g, j))] for g, j in self._letters(answer, part)]
+        if len(ways) < 2 or answer is None or not np.isfinite(answer.value):
+            return ways[-1] if ways else []
+        return ways[int(np.argmax([self._worth(answer.value, goal, way, basis) for way in ways]))]
+
+    def _pieces(self, answer: Answer | None, made: dict[int, int]) -> list[int]:
+        """Return the network's choices at which the relaxation seems to lose most: see `milp_proving.Tree`."""
+        open_ = [i for i in range(len(self.model.choices)) if i not in made]
+        if not open_ or answer is None or answer.columns is None:
+            return open_[:1]
+        left = np.array(open_)
+        gap = np.abs(self.model.values_of(answer.columns) - answer.columns[self.model.results()])[left]
+        weight = np.array([np.abs(answer.multipliers[self.hulls[i]]).sum() for i in left])
+        chosen: list[int] = left[np.lexsort((-gap, -gap * weight))[: self.look]].tolist()
+        return chosen
+
+    def _letters(self, answer: Answer | None, part: Part) -> list[tuple[int, int]]:
+        """Return the letters whose shares move the goal most, or the first that may come."""
+        shares = np.zeros_like(part.options, dtype=float) if answer is None or answer.delta is None else self.program.shares(answer.delta)
+        shares = np.where(part.options, shares, 0.0)
+        if not bool((shares > _SHARE).any()):
+            return [(int(g), int(j)) for g, j in np.argwhere(part.options)[:1]]
+        assert answer is not None
+        slope = self.model.inputs.T @ answer.multipliers
+        pull = slope[self.region.threat.columns.numpy()]
+        pull = np.abs(pull - np.take_along_axis(pull, self.region.letters[0, :, None].numpy(), 1))
+        order = np.argsort(-(shares * pull), axis=None, kind="stable")[: self.look]
+        found = [divmod(int(i), shares.shape[1]) for i in order]
+        return [(g, j) for g, j in found if shares[g, j] > _SHARE]
+
+    def _worth(self, value: float, goal: int, way: list[tuple[dict[int, int], Part]], basis: Any) -> float:
+        """Return the product of what the two least of a way's branches gain; no more than what closes them counts."""
+        gains = []
+        for made, part in way:
+            answer = self.program.solve(part, goal, ends_of(self.model, made), basis)
+            self.programs += 1
+            gains.append(max((0.0 if answer is None else min(answer.value, 0.0)) - value, 0.0) + 1e-6 * abs(value))
+        first, second, *_ = sorted(gains) * 2 if len(gains) == 1 else sorted(gains)
+        return first * second
+
+
+class LetterSearch:
+    """The search for one point: within `lower` switches nothing is adversarial, and `words` holds the example met."""
+
+    def __init__(self, tool: MILP, problem: Problem) -> None:
+        region = problem.region
+        assert isinstance(region, SubstitutionRegion)
+        check_numeric(region)
+        if problem.classifier.draws:
+            raise BadInput("MILP proves what holds for one function, but this model answers at random: attack it, or measure it without chance")
+        self.tool, self.problem, self.words = tool, problem, Words(problem)
+        self.lower, self.rows, self.told = 0.0, 0, 0.0
+        self.begun, self.stop = False, threading.Event()
+
+    def run(self) -> None:
+        """Search until both ends meet, the time is up or somebody says stop."""
+        self.begun, ends = True, time.monotonic() + self.tool.seconds
+        with torch.no_grad(), plain_sums():
+            if not bool(self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(self.problem.x))) > 0):
+                return  # no distance to measure
+            if self.tool.attack is not None:
+                for attempt in self.tool.attack(self.problem):
+                    self.words.propose(attempt.candidate)
+            for level in self._levels():
+                if self.stop.is_set() or time.monotonic() >= ends or not self._proved(level, ends):
+                    break
+                self.lower = level
+        if self.lower >= self.words.nearest:
+            raise Contradiction(
+                f"point {self.problem.names[0]}: linear programs prove that nothing lies within {self.lower:g} switches, but an example stands at "
+                f"{self.words.nearest:g}. One of the two is wrong; nothing of this point was claimed. Please report it with the model."
+            )
+
+    def _levels(self) -> Iterator[float]:
+        """Yield the numbers of switches to prove, fewest first, below the example known by then; the last that adds anything stands for all asked."""
+        threat, level = self.problem.threat, torch.zeros(1, dtype=torch.float64)
+        asked, widest = float(threat.radii(1)[0]), max(float(threat.widest(self.problem.x)[0]), float(threat.next(level)[0]))
+        while float(level) < asked:
+            level = threat.next(level)
+            within = asked if float(level) >= widest else float(level)
+            if within >= self.words.nearest:
+                return
+            yield within
+            level = torch.full_like(level, within)
+
+    def _proved(self, level: float, ends: float) -> bool:
+        """Does nothing within so many switches fool the model?"""
+        start = Start.tightened(self.problem.at(level), CHECKED, steps=self.tool.steps, sharpen=self.tool.sharpen)
+        self.rows += int(start.rows[0])
+        if not len(start.open) or start.root is None:
+            return True
+        state, left = start.root.state, torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
+        assert isinstance(state.region, SubstitutionRegion)
+        cases = {case: torch.nonzero(start.cases == case).flatten().tolist() for case in left}
+        tree = Tree(encoded(state, start.spec[0], start.offsets[0], cases), state.region, self.words, level, self.tool.look, ends)
+        closed = tree.grow(self._pause)
+        self.rows += tree.programs
+        return closed
+
+    def _pause(self) -> bool:
+        if self.tool.watch is not None and time.monotonic() > self.told + _TOLD:
+            self.told = time.monotonic()
+            self.tool.watch(self.problem.names[0], self.lower, self.words.nearest)
+        return self.stop.is_set()
+
+    def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
+        """Yield the example met and the claim."""
+        if self.words.example is not None:
+            yield Attempt(index, self.words.example, torch.zeros_like(index), torch.zeros_like(index))
+        radius = torch.tensor([self.lower], dtype=torch.float64, device=index.device)
+        margin = torch.full_like(radius, torch.finfo(radius.dtype).tiny if self.lower > 0 else -torch.inf)
+        yield Claim(index, radius, margin, "float64-checked", torch.full_like(index, self.words.asked), torch.full_like(index, self.rows))
