@@ -22,9 +22,9 @@ from calipers.certificates.milp_projection import projected
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ascents come first however few elements bend."""
-    monkeypatch.setattr(MILP.__init__, "__defaults__", tuple(0 if d == 40 else d for d in MILP.__init__.__defaults__ or ()))
-    assert MILP().many == 0
+    """Ascents come before any program."""
+    monkeypatch.setattr(MILP.__init__, "__defaults__", tuple(0 if d == 600 else d for d in MILP.__init__.__defaults__ or ()))
+    assert MILP().first == 0
 
 
 @pytest.mark.usefixtures("always")
@@ -97,8 +97,8 @@ def left_of(seed: int, share: float, norm: str = "linf") -> tuple[milp_ascents.L
 def check_what_is_left(norm: str, seed: int) -> None:
     """Beyond the distance some branch holds the nearest example, and no more is proved than the distance; nothing is lost below it."""
     left, truth, pattern = left_of(seed, 1.005, norm)
-    assert any(all(pattern[place] == which for place, which in made.items()) for _, made in left.branches)
-    assert 0 <= left.proved <= truth
+    assert any(all(pattern[place] == which for place, which in made.items()) for _, made, _ in left.branches)
+    assert all(0 < proved <= truth for _, _, proved in left.branches)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_ascents_leave_holds_the_nearest_example(norm: str, seed: int) -> None:
     check_what_is_left(norm, seed)
     below, truth, _ = left_of(seed, 0.98, norm)
-    assert 0 < below.proved <= truth * 0.98
+    assert all(0 < proved <= truth * 0.98 for _, _, proved in below.branches)
 
 
 def test_an_example_is_met() -> None:
@@ -125,13 +125,15 @@ def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(monke
     real = milp_ascents.ascended
     monkeypatch.setitem(globals(), "ascended", lambda *args: real(*args[:-1], -np.inf))
     left, truth, _ = left_of(8, 0.98)
-    assert left.branches and all(not made for _, made in left.branches) and 0 < left.proved < truth
+    assert left.branches and all(not made and 0 < proved < truth for _, made, proved in left.branches)
 
 
 MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "branches are lost": lambda m: m.setattr(milp_ascents, "_choices", lambda model, root, branches: []),
+    "branches are lost": lambda m: m.setattr(Search, "left", lambda self: self.open.take(self.open.rows[:0])),
     "options of the other side": lambda m: m.setattr(milp_ascents, "_choices", _turned(milp_ascents._choices)),
-    "the whole radius is proved": lambda m: m.setattr(milp_ascents, "_reach", lambda problem, start, branches, target: target),
+    "the whole radius is proved": lambda m: m.setattr(
+        milp_ascents, "_reach", lambda problem, start, branches, target: torch.full_like(branches.bound, target * 1.01)
+    ),
     "near branches are closed": lambda m: m.setattr(Search, "_hand", lambda self, branches: None),
 }
 

@@ -44,11 +44,11 @@ class MILP:
 
     For networks of straight pieces (others are refused: `BadInput`), up to a few hundred elements that bend within the radius; linf, l2, l1, with box, mask,
     weights and constraints. `seconds` for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for `AlphaCROWN`, whose boxes the
-    rows are made of; `look` choices are tried before one is made. Where more than `many` elements bend (l2: always) ascents close what branches they can,
-    and only the rest are left to programs. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give one, or a radius just
-    above a known example's distance. `watch` is told both ends as they move.
+    rows are made of; `look` choices are tried before one is made. What `first` programs (l2: none) have not settled is branched by ascents, which leave
+    to programs only the branches that they are slow to close. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give
+    one, or a radius just above a known example's distance. `watch` is told both ends as they move.
 
-    Claims are float64-checked; they stop 1e-7 of the distance short of the nearest example of real arithmetic. The example found stands as much farther out
+    Claims are float64-checked; they stop 2e-7 of the distance short of the nearest example of real arithmetic. The example found stands as much farther out
     as the model's own rounding asks.
     Cost: AlphaCROWN's, a row of a backward sweep for each element that bends, and linear programs: exponentially many at worst.
     """
@@ -57,13 +57,13 @@ class MILP:
     steps: int = 20
     sharpen: int = 10
     look: int = 8
-    many: int = 40
+    first: int = 600
     attack: Startable | None = None
     watch: Watch | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0 or min(self.steps, self.look) < 1 or min(self.sharpen, self.many) < 0:
-            raise BadInput(f"MILP takes seconds > 0, steps and look >= 1, sharpen and many >= 0, got {self}")
+        if self.seconds <= 0 or min(self.steps, self.look) < 1 or min(self.sharpen, self.first) < 0:
+            raise BadInput(f"MILP takes seconds > 0, steps and look >= 1, sharpen and first >= 0, got {self}")
 
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and the nearest examples found; after an interrupt, what is known of the points begun."""
@@ -136,7 +136,7 @@ class _Search:
 
     def _smaller(self, ends: float) -> bool:
         """Search over a region that just holds what is known; is a much smaller one worth the while?"""
-        radius = min(self.radius, self.examples.nearest * _ROOM)
+        radius = min(self.radius, self.examples.edge * _ROOM)
         part = self.problem.at(radius)
         start = Start.tightened(part, CHECKED, steps=self.tool.steps, sharpen=self.tool.sharpen)
         self.rows += int(start.rows[0])
@@ -147,25 +147,27 @@ class _Search:
         cases = {case: torch.nonzero(start.cases == case).flatten().tolist() for case in left}
         model = encoded(state, start.spec[0], start.offsets[0], cases)
         examples = self.examples.within(state, model, ends)
-        target = min(radius, examples.nearest * (1 - SHORT))
-        self.tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
-        many = 0 if state.region.norm.is_euclidean else self.tool.many  # programs over round balls are slow
-        if len(model.choices) > many and self._nearer(start, self.tree, ends):
+        target = min(radius, examples.edge * (1 - SHORT))
+        self.tree = tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
+        first = 0 if state.region.norm.is_euclidean else self.tool.first  # programs over round balls are slow
+        self.lower = max(self.lower, tree.grow(ends, lambda: self._pause(radius) or tree.programs >= first))
+        if tree.open and not self._worth_it(radius) and self._nearer(start, tree, ends):
             return time.monotonic() < ends
-        self.lower = max(self.lower, self.tree.proved)
-        self.lower = max(self.lower, self.tree.grow(ends, lambda: self._pause(radius)))
+        self.lower = max(self.lower, tree.proved, tree.grow(ends, lambda: self._pause(radius)))
+        examples.settle()
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
 
     def _nearer(self, start: Start, tree: Tree, ends: float) -> bool:
         """Close what ascents can close of the tree, before any program is solved; was an example met instead, nearer than before?"""
-        before, now = self.examples.nearest, time.monotonic()
+        before, now = self.examples.edge, time.monotonic()
         left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set)
         self.rows += left.rows
         if left.example is not None:
             self.examples.propose(left.example)
-            self.examples.meet((left.example.double() - self.problem.x.double()).flatten().cpu().numpy(), None)
-            return self.examples.nearest < before
-        tree.begin(left.branches, left.proved)
+            self.examples.descend(left.example.double().cpu())
+            self.examples.settle()
+            return self.examples.edge < before
+        tree.begin(left.branches)
         return False
 
     def _worth_it(self, radius: float) -> bool:

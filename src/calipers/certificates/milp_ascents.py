@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.confirm import confirmed
-from calipers.bounds.dual import Dual, Root
+from calipers.bounds.dual import Dual, Free, Root
+from calipers.bounds.interval import Box
 from calipers.bounds.rounding import SEARCH
 from calipers.certificates.alpha import Start
 from calipers.certificates.branch_search import Effort, Search
-from calipers.certificates.branches import Branches
+from calipers.certificates.branches import Branches, uncut
 from calipers.certificates.milp_model import Model
 from calipers.problem.problem import Problem
 
 _STEPS = 30  # of ascent for each branch: with a dozen, branches of deep networks stall
 _SLICE = 0.3  # seconds between two looks at whether to go on
 _TOGETHER = 256
-_GRID, _ROUNDS = 8, 2  # radii looked at in each round, for the largest that is proved
+_GRID = 64  # radii, closer to each other near the largest, of which the largest that is proved is looked for
 
 
 class Left(NamedTuple):
-    """What ascents leave: an example (1, *D) or None, the branches not closed, as (case, choices made), and the radius up to which all of them are proved."""
+    """What ascents leave: an example (1, *D) or None, and the branches not closed, as (case, choices made, radius up to which it is proved)."""
 
     example: Tensor | None
-    branches: list[tuple[int, dict[int, int]]]
-    proved: float
+    branches: list[tuple[int, dict[int, int], float]]
     rows: int
 
 
@@ -46,7 +46,7 @@ def ascended(problem: Problem, start: Start, model: Model, target: float, ends: 
     `start` holds the point's relaxation over a region at least as large, of which `model` was made. Cost: as many steps and one confirming row a branch.
     """
     part = problem.at(target)
-    root = _within(start, part, target)
+    root = _within(start, part, torch.tensor([target], dtype=torch.float64))
     begun = replace(start, root=root)
     lacking = begun.case_bounds[0].clamp(max=0.0).to(SEARCH.dtype)
     if root.region.norm.is_euclidean:
@@ -56,35 +56,41 @@ def ascended(problem: Problem, start: Start, model: Model, target: float, ends: 
     while found is None and len(search.open) and not search.full and time.monotonic() < ends and not stop():
         found = search.grow(min(ends, time.monotonic() + _SLICE))
     left = search.left()
-    proved = 0.0 if found is not None else _reach(problem, begun, left, target)
-    return Left(found, _choices(model, search.root, left), proved, search.rows)
+    if found is not None:
+        return Left(found, [], search.rows)
+    reach = _reach(problem, begun, left, target).tolist()
+    return Left(None, [(*branch, r) for branch, r in zip(_choices(model, search.root, left), reach, strict=True)], search.rows)
 
 
-def _within(start: Start, problem: Problem, radius: float) -> Root:
-    """Return the point's root over a smaller region: what holds over the larger one holds there."""
+def _within(start: Start, problem: Problem, radii: Tensor) -> Root:
+    """Return the point's root over smaller regions, one for each radius (R,): what holds over the larger one holds there."""
     assert start.root is not None
-    state = start.root.state
-    region = state.region.at(torch.full_like(state.region.radius, radius))
-    return Root.of(replace(state, region=region), SEARCH.dtype, problem.threat.region(problem.x.to(SEARCH.dtype)))
+    state = start.root.state.take(torch.zeros(len(radii), dtype=torch.long, device=problem.x.device))
+    part = problem.take([0] * len(radii)).at(radii)
+    return Root.of(replace(state, region=state.region.at(radii)), SEARCH.dtype, part.threat.region(part.x.to(SEARCH.dtype)))
 
 
-def _reach(problem: Problem, start: Start, branches: Branches, target: float) -> float:
-    """Return a radius up to which all these branches are proved, by the slopes and multipliers that they have."""
-    low, high = 0.0, target
-    branches = branches.take(branches.bound.argsort())  # the lowest show first that a radius is too large
-    spec, offsets = start.directions(torch.zeros_like(branches.case), branches.case)
-    for _ in range(_ROUNDS if len(branches) else 0):
-        step = (high - low) / _GRID
-        for radius in (high - step * n for n in range(1, _GRID)):
-            root = _within(start, problem.at(radius), radius)
-            dual = Dual(root, branches.rows, len(root.graph.nodes), spec.to(SEARCH.dtype), offsets.to(SEARCH.dtype), branches.cuts)
-            parts = torch.arange(len(branches)).split(_TOGETHER)
-            if all(bool((confirmed(dual.take(p), branches.free.take(p), spec[p], offsets[p]) > 0).all()) for p in parts):
-                low, high = radius, radius + step
-                break
-        else:
-            high = low + step
-    return low if len(branches) else target
+def _reach(problem: Problem, start: Start, branches: Branches, target: float) -> Tensor:
+    """Return for each branch a radius up to which it is proved, by its own slopes and multipliers, or by its case's at the root, (P,)."""
+    radii = target * (1 - torch.linspace(1, 0, _GRID + 1, dtype=torch.float64).square())
+    root = _within(start, problem, radii)
+    assert start.pending is not None
+    rows, case, free = start.pending
+    at_root = torch.zeros(len(start.case_bounds[0]), dtype=torch.float64).index_put((case,), radii[_largest(start, root, case, free, uncut(root, rows))])
+    own = [_largest(start, root, b.case, b.free, b.cuts) for b in map(branches.take, torch.arange(len(branches)).split(_TOGETHER))]
+    return torch.maximum(radii[torch.cat(own)], at_root[branches.case]) if own else at_root[:0]
+
+
+def _largest(start: Start, root: Root, case: Tensor, free: Free, cuts: dict[int, Box]) -> Tensor:
+    """Return for each branch the place of the largest of the root's radii at which it is proved, by halving, (P,); 0 if at none."""
+    low, high = torch.zeros_like(case), torch.full_like(case, _GRID)
+    spec, offsets = start.directions(torch.zeros_like(case), case)
+    while bool((high > low).any()):
+        middle = (low + high + 1) // 2
+        dual = Dual(root, middle, len(root.graph.nodes), spec.to(SEARCH.dtype), offsets.to(SEARCH.dtype), cuts)
+        good = confirmed(dual, free, spec, offsets) > 0
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle - 1)
+    return low
 
 
 def _choices(model: Model, root: Root, branches: Branches) -> list[tuple[int, dict[int, int]]]:

@@ -26,12 +26,13 @@ from calipers.certificates.milp_solving import Answer, Program
 from calipers.problem.norms import support_rounding
 from calipers.problem.region import Region
 
-_GRID = 16  # radii looked at at once, for the largest that is proved
+_GRID = 8  # radii looked at at once, for the largest that is proved
+_NEAR = np.array([-1e-1, -1e-2, -1e-3, -1e-4, -1e-6, -1e-8, -1e-10, 1e-10, 1e-8, 1e-6])  # and more around where the chord is 0, in shares of what is left
 _STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
 _OUT = 1e-6  # share of the radius by which a point found there may be farther
 _ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
 _NONE, _UNSEEN = -1, -2  # instead of a branch's next choice: all are made; its program has not been solved
-_ROUGH, _FINE = 3, 8  # rounds of that: to tell branches apart, and to the last digit
+_ROUGH, _FINE = 2, 8  # rounds of that: to tell branches apart, and to the last digit
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +53,24 @@ class Bound:
 
     def reach(self, most: float, rounds: int = _FINE) -> tuple[float, float]:
         """Return two radii close to each other, of which the bound is positive at the smaller one, and not at the larger one unless that is `most`."""
-        low, high = 0.0, most
         if not self.constant > 0:
             return 0.0, 0.0
+        low, high, left, right = 0.0, most, self.constant, float("nan")
         for _ in range(rounds):
-            radii = np.linspace(low, high, _GRID + 1)
-            good = self.at(radii[1:]) > 0
+            # The bound is convex in the radius, so the chord's zero is above it, and near it where both ends are near.
+            guess = low + (high - low) * left / (left - right) if right < 0 else high
+            near = guess + (high - low) * _NEAR
+            radii = np.unique(np.clip(np.concatenate([np.linspace(low, high, _GRID + 1)[1:], near]), low, high))
+            values = self.at(radii)
+            good = values > 0
             if bool(good.all()):
                 return float(radii[-1]), float(radii[-1])
             first = int(np.argmin(good))
-            low, high = float(radii[first]), float(radii[first + 1])
+            if first:
+                low, left = float(radii[first - 1]), float(values[first - 1])
+            high, right = float(radii[first]), float(values[first])
+            if high - low <= _SETTLED * most:
+                break
         return low, high
 
 
@@ -159,12 +168,13 @@ class Tree:
         self.program = Program(self.model, self.region)
         self.program.ends = self.ends
         self.hulls = [self.model.hull_rows(i) for i in range(len(self.model.choices))]
-        self.begin([(case, {}) for case in self.model.goals], 0.0)
+        self.begin([(case, {}, 0.0) for case in self.model.goals])
 
-    def begin(self, branches: list[tuple[int, dict[int, int]]], proved: float) -> None:
-        """Begin anew with these branches, (case, choices made): all that is not closed up to the target. They are proved up to that radius."""
+    def begin(self, branches: list[tuple[int, dict[int, int], float]]) -> None:
+        """Begin anew with these branches, (case, choices made, radius up to which it is proved): all that is not closed up to the target."""
         self.open.clear()
-        for case, made in branches:
+        self.stuck = np.inf
+        for case, made, proved in branches:
             self._keep(Node(proved, next(self._numbers), case, made, _UNSEEN, None))
 
     @property
