@@ -285,7 +285,7 @@ def test_bounds_hold_where_numeric_columns_move_too() -> None:
 
 # ---- which tools answer ----------------------------------------------------------------------------------------------------------------------------
 
-FIT = {"Replace", "Steepest", "IBP", "CROWN", "AlphaCROWN", "BranchAndBound", "LargestRadius", "Enumeration"}
+FIT = {"Replace", "Steepest", "IBP", "CROWN", "AlphaCROWN", "BranchAndBound", "LargestRadius", "Enumeration", "MILP"}
 
 
 @pytest.mark.parametrize("name", sorted({*ATTACKS, *CERTIFIERS} - FIT - {"Through", "EOT", "Transfer"}))

@@ -46,10 +46,11 @@ def points(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
 def test_exact_distances_close_the_bracket(norm: str) -> None:
     x, y = points()
-    loose = calipers.distance(net(), x, y, calipers.Ball(norm, 0.1))
-    tight = calipers.distance(net(), x, y, calipers.Ball(norm, 0.1), exact=True)
-    assert tight.upper[-1] == 0 and closed(tight).exact == closed(tight).points == 3 and closed(tight).widest == 0
-    assert (tight.lower >= loose.lower).all() and (tight.upper <= loose.upper).all() and (gaps(tight) <= MET).all()
+    threat = calipers.Ball(norm, 0.1)
+    loose = calipers.distance(net(), x, y, threat)
+    tight = calipers.distance(net(), x, y, threat, exact=True)
+    assert tight.upper[-1] == 0 and closed(tight, threat).exact == closed(tight, threat).points == 3 and closed(tight, threat).widest == 0
+    assert (tight.lower >= loose.lower).all() and (tight.upper <= loose.upper).all() and (gaps(tight, threat) <= MET).all()
 
 
 def test_a_record_is_taken_up_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

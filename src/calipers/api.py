@@ -190,7 +190,7 @@ def distance(
     """Return the bracket [certified, attacked] on every point's adversarial distance; the threat's radius is only where the searches begin.
 
     With `exact` mixed-integer programs then close it, `seconds` for each point, within what the attacks have found: for small networks of straight pieces
-    (others raise `BadInput`) under linf, l2 or l1. What is not closed by then stays a bracket.
+    (others raise `BadInput`) under linf, l2 or l1, or where letters are replaced. What is not closed by then stays a bracket.
     """
     if exact:
         return measure_exactly(model, x, y, threat, goal=goal, seed=seed, record=record, seconds=seconds, watch=watch).bracket
@@ -224,7 +224,7 @@ def measure_exactly(
     chosen = _plan(threat, plan_for(threat, plan, "distance"), None, proofs, guarantee)
     facts = {**_named(title), "plan": [chosen.name, *(s.name for s in chosen.stages), repr(tool)]}
     finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=facts) and close(problem, tool, ledger, seed=seed, watch=watch)
-    said = dataclasses.asdict(closed(Bracket.of(problem.names, ledger.evidence(problem.fingerprint()))))
+    said = dataclasses.asdict(closed(Bracket.of(problem.names, ledger.evidence(problem.fingerprint())), threat))
     run(problem, dataclasses.replace(chosen, stages=()), ledger, seed=seed, facts={**facts, "exact": said})
     return _result(problem, ledger, confidence, finished)
 

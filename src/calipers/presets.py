@@ -58,7 +58,7 @@ CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN,
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
 
 _LETTERS_ONLY = (Replace, Enumeration)
-_LETTERS_TOO = (Steepest, IBP, CROWN, AlphaCROWN, BranchAndBound, LargestRadius)
+_LETTERS_TOO = (Steepest, IBP, CROWN, AlphaCROWN, BranchAndBound, LargestRadius, MILP)
 """Tools that answer a `Substitutions` threat; all others search the inside of a ball."""
 
 _CONVEX_ONLY = (Square, FAB)
@@ -233,6 +233,8 @@ def check_fit(tool: Attack | Certifier, threat: Threat) -> None:
             raise BadInput("BranchAndBound takes no attack where letters are replaced: leave it out, it tries admissible letters on its way")
         if isinstance(tool, LargestRadius):
             check_fit(tool.bounder, threat)
+        if isinstance(tool, MILP) and tool.attack is not None:
+            check_fit(tool.attack, threat)
     elif isinstance(tool, _LETTERS_ONLY):
         instead = "PGD" if name in ATTACKS else "CROWN"
         raise BadInput(f"{name} replaces the letters of a Substitutions threat, but the threat is a Ball: use {instead}")

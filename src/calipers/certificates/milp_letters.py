@@ -28,7 +28,7 @@ from calipers.certificates.milp_model import Floats, Model, ends_of
 from calipers.certificates.milp_proving import bound_of
 from calipers.certificates.milp_solving import Answer
 from calipers.certificates.milp_switching import Part, Switching, check_numeric, proved_of
-from calipers.errors import BadInput, Contradiction
+from calipers.errors import Contradiction
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion
@@ -37,8 +37,10 @@ from calipers.problem.tools import Attempt, Claim
 if TYPE_CHECKING:
     from calipers.certificates.milp import MILP
 
-_LISTED = 1024  # ways of writing that are asked of the model rather than bounded: a program costs as much
+_LISTED = 2**14  # ways of writing that are asked of the model rather than divided: the programs that choose how to divide cost as much
+_PACE = 4  # ways of writing that are asked in the time of a program, for each choice that it has
 _SHARE = 1e-6  # of a letter: less is none
+_TRIED = 16  # of the points asked whose margins are not beyond rounding, lowest first
 _TOLD = 0.2  # seconds between two calls of `watch`
 
 
@@ -51,12 +53,10 @@ class Words:
         self.nearest = np.inf
 
     def resist(self, points: Tensor) -> bool:
-        """Do all these points (P, *D) keep a margin beyond rounding? Those that are examples are kept, the nearest first of all."""
-        if not len(points):
-            return True
+        """Do all these points (P, *D) keep a margin beyond rounding? One that is an example is kept."""
         self.asked += len(points)
         least = cleared(self.problem, torch.zeros(len(points), dtype=torch.long, device=self.problem.x.device), points.to(self.problem.x))
-        for place in torch.nonzero(~(least > 0)).flatten().tolist():
+        for place in least.argsort()[: min(_TRIED, int((~(least > 0)).sum()))].tolist():
             if self.propose(points[place : place + 1]):
                 break
         return bool((least > 0).all())
@@ -87,7 +87,7 @@ class Branch(NamedTuple):
 
 @dataclass(eq=False)
 class Tree:
-    """The branches of one decision. `stuck` where one could neither be closed nor divided: what is left is within rounding of 0."""
+    """The branches of one decision. `stuck` where one could neither be closed nor divided: what is left is within rounding of 0, or the time was up."""
 
     model: Model
     region: SubstitutionRegion
@@ -95,8 +95,10 @@ class Tree:
     level: float
     look: int
     ends: float
+    stop: Callable[[], bool]
     open: list[tuple[float, int, Branch]] = field(default_factory=list)
     stuck: bool = False
+    asked: list[Part] = field(default_factory=list)
     programs: int = 0
     _numbers: Any = field(default_factory=itertools.count)
 
@@ -105,23 +107,25 @@ class Tree:
         self.program.ends = self.ends
         self.hulls = [self.model.hull_rows(i) for i in range(len(self.model.choices))]
 
-    def grow(self, stop: Callable[[], bool]) -> bool:
+    def grow(self) -> bool:
         """Branch until everything is closed, an example within the level is met, the time is up or `stop` says so; is everything closed?"""
         for case in self.model.goals:
-            if not self._settled():
-                self._visit(case, {}, self.program.whole, None)
-        while self.open and not self._settled() and time.monotonic() < self.ends and not stop():
+            self._visit(case, {}, self.program.whole, None)
+        while self.open and not self._over():
             _, _, branch = heapq.heappop(self.open)
             for made, part in branch.next:
                 self._visit(branch.case, made, part, branch.basis, branch.bound)
         return not self.open and not self.stuck and not self._settled()
+
+    def _over(self) -> bool:
+        return self._settled() or time.monotonic() >= self.ends or self.stop()
 
     def _settled(self) -> bool:
         return self.words.nearest <= self.level
 
     def _visit(self, case: int, made: dict[int, int], part: Part, basis: Any, bound: float = -np.inf) -> None:
         """Solve one branch's program, or ask the model where few ways of writing are left; keep the branch if it is not closed."""
-        if self._listed(part):
+        if self._settled() or self._listed(part):
             return
         goal, ends = self.model.goals[case], ends_of(self.model, made)
         answer = self.program.solve(part, goal, ends, basis)
@@ -131,10 +135,10 @@ class Tree:
             if proved.whole > 0:
                 return
             bound, basis = max(bound, proved.whole), self.program.basis()
-            if answer.delta is not None and self.words.propose(part.of(self.region).snap(self._point(answer.delta))):
-                return
+            if answer.delta is not None:
+                self.words.propose(part.of(self.region).snap(self._point(answer.delta)))
             part = part.without(proved.each > 0)
-            if self._listed(part):
+            if self._settled() or self._listed(part):
                 return
         divided = self._divided(answer, goal, made, part, basis)
         if not divided:
@@ -144,12 +148,23 @@ class Tree:
 
     def _listed(self, part: Part) -> bool:
         """Ask the model about every way of writing a part, where they are few and nothing else moves; is the part settled so?"""
-        if self.region.numeric is not None or part.ways > max(1, _LISTED):
+        if any(part.within(other) for other in self.asked):
+            return True  # branches that differ in the network's choices alone hold the same points
+        if not self._few(part):
             return False
-        inner = part.of(self.region)
-        for points in inner.neighbours(0):
-            self.stuck |= not self.words.resist(points) and not self._settled()
+        for points in part.of(self.region).neighbours(0):
+            if self._over():
+                self.stuck = True
+                return True
+            self.stuck |= not self.words.resist(points)
+        self.asked.append(part)
+        self.open = [entry for entry in self.open if not entry[2].part.within(part)]
+        heapq.heapify(self.open)
         return True
+
+    def _few(self, part: Part) -> bool:
+        """Are a part's ways of writing few, or soon asked beside the programs so far? Where those get nowhere, asking costs no more than they did."""
+        return self.region.numeric is None and part.ways <= max(_LISTED, _PACE * len(self.model.choices) * self.programs - self.words.asked)
 
     def _point(self, delta: Floats) -> Tensor:
         return self.region.center + torch.from_numpy(delta).view_as(self.region.center)
@@ -193,8 +208,8 @@ class Tree:
         """Return the product of what the two least of a way's branches gain; no more than what closes them counts."""
         gains = []
         for made, part in way:
-            answer = self.program.solve(part, goal, ends_of(self.model, made), basis)
-            self.programs += 1
+            answer = None if self._few(part) else self.program.solve(part, goal, ends_of(self.model, made), basis)
+            self.programs += answer is not None
             gains.append(max((0.0 if answer is None else min(answer.value, 0.0)) - value, 0.0) + 1e-6 * abs(value))
         first, second, *_ = sorted(gains) * 2 if len(gains) == 1 else sorted(gains)
         return first * second
@@ -207,8 +222,6 @@ class LetterSearch:
         region = problem.region
         assert isinstance(region, SubstitutionRegion)
         check_numeric(region)
-        if problem.classifier.draws:
-            raise BadInput("MILP proves what holds for one function, but this model answers at random: attack it, or measure it without chance")
         self.tool, self.problem, self.words = tool, problem, Words(problem)
         self.lower, self.rows, self.told = 0.0, 0, 0.0
         self.begun, self.stop = False, threading.Event()
@@ -253,8 +266,8 @@ class LetterSearch:
         state, left = start.root.state, torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
         assert isinstance(state.region, SubstitutionRegion)
         cases = {case: torch.nonzero(start.cases == case).flatten().tolist() for case in left}
-        tree = Tree(encoded(state, start.spec[0], start.offsets[0], cases), state.region, self.words, level, self.tool.look, ends)
-        closed = tree.grow(self._pause)
+        tree = Tree(encoded(state, start.spec[0], start.offsets[0], cases), state.region, self.words, level, self.tool.look, ends, self._pause)
+        closed = tree.grow()
         self.rows += tree.programs
         return closed
 

@@ -59,6 +59,12 @@ class Part(NamedTuple):
         barred[group, letter] = True
         return self.without(barred)
 
+    def within(self, other: Part) -> bool:
+        """Is every way of writing this part one of the other's? (Where it says no, that may be so still.)"""
+        more = self.put.items() - other.put.items()
+        fits = other.put.items() <= self.put.items() and all(other.options[move] for move in more)
+        return fits and self.left + len(more) <= other.left and not bool((self.options & ~other.options).any())
+
     @property
     def ways(self) -> int:
         """In how many ways can it be written?"""

@@ -39,7 +39,9 @@ _PLANS = "quick, standard, brackets (distances too), thorough, complete, distanc
 _RADII = "Several radii in one run, such as 0.05,0.1,0.2 or 2/255,8/255, in place of epsilon: a curve. Points are asked only where a verdict is open."
 
 
-_EXACT = "Close the brackets by mixed-integer programs: small networks of straight pieces, linf, l2 or l1. --seconds is then for each point (default 60)."
+_EXACT = (
+    "Close the brackets by mixed-integer programs: small networks of straight pieces; linf, l2, l1 or --letters. --seconds is then for each point (default 60)."
+)
 
 _Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, CROWN, IBP …")]
 

@@ -12,11 +12,12 @@ from calipers.measurement.referee import Referee
 from calipers.measurement.run import Silent, Watch
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
+from calipers.problem.threat import Threat
 from calipers.problem.tools import Attempt, Certifier, Claim
 from calipers.record.bracket import Bracket
 from calipers.record.ledger import Ledger
 
-_ROOM = 1 + 1e-3  # of an example's distance: the region asked about holds it
+_ROOM = 1e-3  # of an example's distance, by which the region asked about is larger: it holds it. Where threats count it is smaller: at most one switch less
 MET = 1e-4  # share of a distance within which both its ends count as one: examples of float32 overstep the boundary by up to that much, seldom by a tenth of it
 
 
@@ -29,18 +30,22 @@ class Closed:
     widest: float
 
 
-def gaps(bracket: Bracket) -> NDArray[np.float64]:
-    """Return (upper - lower) / upper of each point: 0 where the model is wrong already, 1 where nothing is known."""
+def gaps(bracket: Bracket, threat: Threat) -> NDArray[np.float64]:
+    """Return (upper - lower) / upper of each point: 0 where the model is wrong already, 1 where nothing is known.
+
+    Where the threat counts, a bracket is as good as shut when no number lies inside: proved at 1 switch and broken at 2, the distance is 2.
+    """
     gap = np.ones_like(bracket.upper)
     known = np.isfinite(bracket.upper) & (bracket.upper > 0)
     gap[known] = 1 - bracket.lower[known] / bracket.upper[known]
     gap[bracket.upper == 0] = 0.0
+    gap[known & (threat.next(torch.from_numpy(bracket.lower)).numpy() >= bracket.upper)] = 0.0
     return gap
 
 
-def closed(bracket: Bracket) -> Closed:
-    """Return how closed a bracket is."""
-    gap = gaps(bracket)[bracket.upper > 0]
+def closed(bracket: Bracket, threat: Threat) -> Closed:
+    """Return how closed a bracket on distances of this threat is."""
+    gap = gaps(bracket, threat)[bracket.upper > 0]
     return Closed(int((gap <= MET).sum()), len(gap), float(gap[gap > MET].max(initial=0.0)))
 
 
@@ -54,9 +59,11 @@ def close(problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, w
     facts = ledger.evidence(fingerprint)
     bracket = Bracket.of(problem.names, facts)
     passed = {e.point for e in facts if e.kind == "invalid" or (e.kind == "attempt" and e.tool == repr(tool))}
-    gap, wide = gaps(bracket), problem.threat.widest(problem.x).cpu().numpy()
-    own = problem.threat.radii(len(problem)).numpy()
-    asked = np.where(np.isfinite(bracket.upper), np.minimum(bracket.upper * _ROOM, wide), np.where(np.isfinite(wide), wide, own))
+    gap, wide = gaps(bracket, problem.threat), problem.threat.widest(problem.x).cpu().numpy()
+    own, nothing = problem.threat.radii(len(problem)).numpy(), torch.zeros(len(problem), dtype=torch.float64)
+    counts = problem.threat.next(nothing).numpy() > 0
+    near = np.minimum(bracket.upper * np.where(counts, 1 - _ROOM, 1 + _ROOM), wide)
+    asked = np.where(np.isfinite(bracket.upper), near, np.where(np.isfinite(wide), wide, own))
     todo = [i for i in np.argsort(bracket.upper, kind="stable").tolist() if gap[i] > MET and problem.names[i] not in passed]
     watch.stage(repr(tool), len(todo))
     if not todo:
@@ -72,7 +79,7 @@ def close(problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, w
         now = Bracket.of(problem.names, ledger.evidence(fingerprint))
         if isinstance(result, Claim):  # examples are told before, so the point is through
             ledger.append(fingerprint, ruling.tried)
-            watch.progress(len(ruling.tried), int((gaps(now) <= MET).sum()))
+            watch.progress(len(ruling.tried), int((gaps(now, problem.threat) <= MET).sum()))
         return result
 
     try:
