@@ -46,7 +46,8 @@ class MILP:
     weights and constraints. `seconds` for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for `AlphaCROWN`, whose boxes the
     rows are made of; `look` choices are tried before one is made. What `first` programs (l2: none) have not settled is branched by ascents, which leave
     to programs only the branches that they are slow to close. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give
-    one, or a radius just above a known example's distance. `watch` is told both ends as they move.
+    one, or a radius just above a known example's distance. `watch` is told both ends as they move. Letters are switched one more at a time, and a claim is a
+    whole number of switches; numeric columns beside them may move in linf or l1, unconstrained.
 
     Claims are float64-checked; they stop 2e-7 of the distance short of the nearest example of real arithmetic. The example found stands as much farther out
     as the model's own rounding asks.

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,16 +32,41 @@ from calipers.errors import Contradiction
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion
-from calipers.problem.tools import Attempt, Claim
-
-if TYPE_CHECKING:
-    from calipers.certificates.milp import MILP
+from calipers.problem.tools import Attempt, Claim, Startable
 
 _LISTED = 2**14  # ways of writing that are asked of the model rather than divided: the programs that choose how to divide cost as much
 _PACE = 4  # ways of writing that are asked in the time of a program, for each choice that it has
 _SHARE = 1e-6  # of a letter: less is none
 _TRIED = 16  # of the points asked whose margins are not beyond rounding, lowest first
 _TOLD = 0.2  # seconds between two calls of `watch`
+
+
+class Effort(Protocol):
+    """What the tool that asks says of how to search."""
+
+    @property
+    def seconds(self) -> float:
+        """How long."""
+
+    @property
+    def steps(self) -> int:
+        """Of ascent on margins, for each number of switches."""
+
+    @property
+    def sharpen(self) -> int:
+        """Of ascent on boxes."""
+
+    @property
+    def look(self) -> int:
+        """How many choices of the network, and as many letters, are tried before one is made."""
+
+    @property
+    def attack(self) -> Startable | None:
+        """What finds a first example."""
+
+    @property
+    def watch(self) -> Callable[[str, float, float], None] | None:
+        """Who is told both ends as they move."""
 
 
 class Words:
@@ -218,7 +243,7 @@ class Tree:
 class LetterSearch:
     """The search for one point: within `lower` switches nothing is adversarial, and `words` holds the example met."""
 
-    def __init__(self, tool: MILP, problem: Problem) -> None:
+    def __init__(self, tool: Effort, problem: Problem) -> None:
         region = problem.region
         assert isinstance(region, SubstitutionRegion)
         check_numeric(region)
