@@ -35,7 +35,7 @@ from calipers.problem.substitution_region import SubstitutionRegion
 from calipers.problem.tools import Attempt, Claim, Startable
 
 _LISTED = 2**14  # ways of writing that are asked of the model rather than divided: the programs that choose how to divide cost as much
-_PACE = 4  # ways of writing that are asked in the time of a program, for each choice that it has
+_PACE = 16  # ways of writing that are asked for each program so far and each choice that it had: not many times what the programs took
 _SHARE = 1e-6  # of a letter: less is none
 _TRIED = 16  # of the points asked whose margins are not beyond rounding, lowest first
 _TOLD = 0.2  # seconds between two calls of `watch`
