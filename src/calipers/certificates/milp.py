@@ -32,6 +32,7 @@ from calipers.problem.tools import Attempt, Claim, Startable
 _ROOM = 1 + 1e-3  # of the nearest example's distance: the model is made over a region that holds it
 _AGAIN = 0.9  # share of the region's radius: with an example nearer than that a smaller region has tighter rows
 _ASCENTS = 0.7  # share of the time that is left, for branches by ascents
+_RISES, _LOW = 6, 0.7  # radii tried for a first proof, where less than that share of the distance is proved
 _TOLD = 0.2  # seconds between two calls of `watch`
 
 Watch = Callable[[str, float, float], None]
@@ -160,6 +161,7 @@ class _Search:
 
     def _nearer(self, start: Start, tree: Tree, ends: float) -> bool:
         """Close what ascents can close of the tree, before any program is solved; was an example met instead, nearer than before?"""
+        self._rise(tree.target, ends)
         before, now = self.examples.edge, time.monotonic()
         left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set)
         self.rows += left.rows
@@ -170,6 +172,17 @@ class _Search:
             return self.examples.edge < before
         tree.begin(left.branches)
         return False
+
+    def _rise(self, target: float, ends: float) -> None:
+        """Prove what slopes alone prove, within smaller radii: over the whole region relaxations may be too loose to prove anything if time runs out."""
+        high = target
+        for _ in range(_RISES if self.lower < _LOW * target else 0):
+            middle = (self.lower + high) / 2
+            start = Start.tightened(self.problem.at(middle), CHECKED, steps=self.tool.steps, sharpen=0)
+            self.rows += int(start.rows[0])
+            self.lower, high = (middle, high) if bool(start.worst()[0] > 0) else (self.lower, middle)
+            if time.monotonic() > ends or self.stop.is_set():
+                break
 
     def _worth_it(self, radius: float) -> bool:
         return self.tree is not None and bool(self.tree.open) and self.tree.target < _AGAIN * radius
