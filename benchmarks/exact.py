@@ -130,7 +130,8 @@ def _asked(ask: Asked, part: Problem, mine: tuple[float, float, float], seconds:
 
 
 def _compared(name: str, peer: str, mine: list[tuple[float, float, float]], told: list[Told], ratios: list[float]) -> None:
-    each = [t.seconds / m[2] for m, t in zip(mine, told, strict=True)]
+    # Where both ran out of time nothing is said about either.
+    each = [t.seconds / m[2] for m, t in zip(mine, told, strict=True) if t.solved or 1 - m[0] / m[1] <= 1e-4]
     ratios += each
     apart = sum(t.solved and 1 - m[0] / m[1] <= 1e-4 and not m[0] * (1 - 1e-4) <= t.distance <= m[1] * (1 + 1e-4) for m, t in zip(mine, told, strict=True))
     closed, ours, ended, theirs = sum(1 - m[0] / m[1] <= 1e-4 for m in mine), sum(m[2] for m in mine), sum(t.solved for t in told), sum(t.seconds for t in told)
