@@ -29,7 +29,9 @@ from calipers.certificates.milp import MILP
 from calipers.certificates.milp_proving import Bound
 from calipers.certificates.milp_switching import Part, proved_of
 from calipers.errors import BadInput, Contradiction
-from calipers.measurement.exact import closed, gaps
+from calipers.measurement.exact import close, closed, gaps
+from calipers.measurement.plan import Plan, Stage
+from calipers.measurement.run import run
 from calipers.problem.ball import Ball
 from calipers.problem.neighbours import neighbourhood_size
 from calipers.problem.problem import Problem
@@ -37,6 +39,7 @@ from calipers.problem.substitution_region import SubstitutionRegion
 from calipers.problem.substitutions import Substitutions
 from calipers.problem.tools import Attempt
 from calipers.record.bracket import Bracket
+from calipers.record.ledger import Ledger
 
 F64 = torch.float64
 TOOL = MILP(seconds=60, steps=4, sharpen=2)
@@ -452,15 +455,29 @@ def test_exact_distances_of_letters_close_the_bracket(tmp_path: Path) -> None:
     assert checked.sound
 
 
-def test_the_search_closes_what_the_plan_leaves_open() -> None:
-    from calipers.measurement.exact import close
-    from calipers.record.ledger import Ledger
-
+@pytest.mark.parametrize("tools", [(), (Replace("gradient"),)], ids=["nothing known", "examples known"])
+def test_the_search_closes_what_the_plan_leaves_open(tools: tuple[Replace, ...]) -> None:
     model, x, y = short()
     problem, ledger = Problem.pose(model, x[:12], y[:12], Substitutions(SHORT, 6)), Ledger(None)
+    run(problem, Plan("begun", tuple(Stage(tool, "attack") for tool in tools)), ledger)
     assert close(problem, TOOL, ledger)
     bracket, truth = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())), fewest(problem)
     assert bracket.upper.tolist() == truth.tolist() and bracket.lower.tolist() == np.where(np.isinf(truth), 6, truth - 1).tolist()
+
+
+def test_a_known_example_is_not_looked_for_again() -> None:
+    model, x, y = short()
+    problem, ledger, asked = Problem.pose(model, x[:12], y[:12], Substitutions(SHORT, 6)), Ledger(None), dict[str, float]()
+    run(problem, Plan("begun", (Stage(Replace(nearest=True), "attack"),)), ledger)
+    upper = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())).upper
+
+    def spying(part: Problem) -> Any:
+        asked.update(zip(part.names, part.threat.radii(len(part)).tolist(), strict=True))
+        return iter(())
+
+    close(problem, spying, ledger)
+    assert {name: u - 1 for name, u in zip(problem.names, upper.tolist(), strict=True) if 1 < u < np.inf}.items() <= asked.items()
+    assert set(asked) == {name for name, u in zip(problem.names, upper.tolist(), strict=True) if u > 1}
 
 
 def test_a_bracket_of_switches_is_closed_where_no_number_lies_inside() -> None:
@@ -494,6 +511,8 @@ def test_the_command_line_closes_distances_of_letters(tmp_path: Path) -> None:
     asked = ["distance", "-d", "points.npz", "--letters", "4,3", "-e", "1", "--exact", "-q", "--record", "none", "--report", "none"]
     shown = run_calipers(tmp_path, *asked, "-m", "net.py:build")
     assert shown.returncode == 0 and "exact: 5 of 5 distances" in shown.stdout
+    gaps_shown = {line.split()[5] for line in shown.stdout.partition("certified above")[2].splitlines()[1:6]}
+    assert gaps_shown == {"0.0e+00"}
 
 
 def test_what_programs_cannot_say_is_refused() -> None:

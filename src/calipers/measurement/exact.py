@@ -43,6 +43,11 @@ def gaps(bracket: Bracket, threat: Threat) -> NDArray[np.float64]:
     return gap
 
 
+def gap_between(lower: float, upper: float, threat: Threat) -> float:
+    """Return the gap of one point: see `gaps`."""
+    return float(gaps(Bracket(np.array([lower]), np.array([upper]), ("",), ("",)), threat)[0])
+
+
 def closed(bracket: Bracket, threat: Threat) -> Closed:
     """Return how closed a bracket on distances of this threat is."""
     gap = gaps(bracket, threat)[bracket.upper > 0]
