@@ -1,7 +1,7 @@
 """How far from the truth does each method stop? Radii of certificates and distances of attacks over exact distances, on random small networks.
 
 Dense and convolutional networks of two to four layers, ReLU, max-pooling in every fourth; a random point of the unit box each; three norms.
-"beyond" counts certificates above the exact lower end or attacks below it: any is a bug. The last line compares the distances that the point's own linear region
+"beyond" counts certificates above an example or attacks below the exact lower end: any is a bug. The last line compares distances that the own linear region
 decides (d_D <= d_B) with those of the mixed-integer search.
 
     PYTHONPATH=src python benchmarks/gaps.py [--networks 200] [--seconds 30]

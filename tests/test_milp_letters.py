@@ -354,7 +354,7 @@ def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("unlisted")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=[pytest.mark.slow]) for k in (1, 2))])
 def test_random_multipliers_prove_nothing_wrong(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, source, real = some(windowed, seed, 2, 3), np.random.default_rng(seed), milp_switching.Switching.solve
     truth = fewest(problem)
@@ -389,13 +389,14 @@ def out_of_time(monkeypatch: pytest.MonkeyPatch) -> set[float]:
     return proved
 
 
-@pytest.mark.parametrize("listed", [1, 2**14])
+@pytest.mark.parametrize("listed", [1, pytest.param(2**14, marks=[pytest.mark.slow])])
 def test_time_that_is_up_leaves_what_is_proved(listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(milp_letters, "_LISTED", listed)
     monkeypatch.setattr(milp_letters, "_PACE", 0)
     assert out_of_time(monkeypatch) >= {0.0, 1.0, 2.0}
 
 
+@pytest.mark.slow
 def test_a_list_cut_short_that_counts_as_whole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     real = milp_letters.Tree._listed
 
