@@ -260,6 +260,7 @@ def test_a_part_counts_its_ways_and_knows_what_it_lies_within() -> None:
     for part in (whole, one, barred):
         listed = torch.cat(list(part.of(region).neighbours(0)))
         assert part.ways == len(listed) == len(listed.unique(dim=0)) and bool(region.take(torch.zeros(len(listed), dtype=torch.long)).contains(listed).all())
+        assert bool(part.of(region).take(torch.zeros(len(listed), dtype=torch.long)).contains(listed).all())
     assert one.within(whole) and barred.within(one) and barred.within(whole) and not whole.within(one) and not one.within(barred)
     assert whole.ways == neighbourhood_size(whole.options.sum(1).tolist(), 3)
 
