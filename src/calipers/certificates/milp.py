@@ -7,7 +7,6 @@ piece of the network is the radius left to prove (milp_examples). The search end
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +15,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from calipers.bounds.rounding import CHECKED, plain_sums
+from calipers.bounds.rounding import CHECKED
 from calipers.certificates.alpha import Start
 from calipers.certificates.milp_ascents import ascended
 from calipers.certificates.milp_encoding import encoded
 from calipers.certificates.milp_examples import SHORT, Examples
 from calipers.certificates.milp_letters import LetterSearch
 from calipers.certificates.milp_proving import Tree
-from calipers.errors import BadInput, Contradiction
+from calipers.certificates.milp_search import PointSearch
+from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
@@ -33,7 +33,6 @@ _ROOM = 1 + 1e-3  # of the nearest example's distance: the model is made over a 
 _AGAIN = 0.9  # share of the region's radius: with an example nearer than that a smaller region has tighter rows
 _ASCENTS = 0.7  # share of the time that is left, for branches by ascents
 _RISES, _LOW = 6, 0.7  # radii tried for a first proof, where less than that share of the distance is proved
-_TOLD = 0.2  # seconds between two calls of `watch`
 
 Watch = Callable[[str, float, float], None]
 """(name of the point, distance proved, distance of the nearest example)."""
@@ -72,7 +71,7 @@ class MILP:
         graph_of(problem.classifier, problem.x)  # the model itself is asked here, before there are threads: export and copies are not made for them
         assert problem.size is not None
         search_of = _Search if isinstance(problem.threat, Ball) else LetterSearch
-        searches = [search_of(self, problem.take([i])) for i in range(len(problem))]
+        searches: list[PointSearch] = [search_of(self, problem.take([i])) for i in range(len(problem))]
         told = 0
         try:
             for told, search in enumerate(_in_order(searches), start=1):
@@ -88,7 +87,7 @@ def exact_within(seconds: float) -> MILP:
     return MILP(seconds=seconds)
 
 
-def _in_order(searches: list[_Search | LetterSearch]) -> Iterator[_Search | LetterSearch]:
+def _in_order(searches: list[PointSearch]) -> Iterator[PointSearch]:
     """Run the searches, one on each core, and yield them in order; whoever is interrupted stops the others."""
     threads = torch.get_num_threads()
     if threads == 1:
@@ -108,33 +107,19 @@ def _in_order(searches: list[_Search | LetterSearch]) -> Iterator[_Search | Lett
         torch.set_num_threads(threads)
 
 
-class _Search:
+class _Search(PointSearch):
     """The search for one point: `lower` is proved, `examples` are found."""
 
     def __init__(self, tool: MILP, problem: Problem) -> None:
-        self.tool, self.problem = tool, problem
-        self.radius = float(problem.threat.radii(1)[0])
         self.examples = Examples(problem)
-        self.lower, self.rows, self.told = 0.0, 0, 0.0
-        self.begun, self.stop = False, threading.Event()
+        super().__init__(tool, problem, self.examples)
+        self.radius = float(problem.threat.radii(1)[0])
         self.tree: Tree | None = None
 
-    def run(self) -> None:
-        """Search until both ends meet, the time is up or somebody says stop."""
-        self.begun, ends = True, time.monotonic() + self.tool.seconds
-        with torch.no_grad(), plain_sums():
-            if not bool(self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(self.problem.x))) > 0):
-                return  # no distance to measure
-            if self.tool.attack is not None:
-                for attempt in self.tool.attack(self.problem):
-                    self.examples.propose(attempt.candidate)
-            while self._smaller(ends):
-                pass
-        if self.lower >= self.examples.nearest:
-            raise Contradiction(
-                f"point {self.problem.names[0]}: linear programs prove that nothing lies within {self.lower:.9g}, but an example stands at "
-                f"{self.examples.nearest:.9g}. One of the two is wrong; nothing of this point was claimed. Please report it with the model."
-            )
+    def climb(self, ends: float) -> None:
+        """Search over smaller and smaller regions."""
+        while self._smaller(ends):
+            pass
 
     def _smaller(self, ends: float) -> bool:
         """Search over a region that just holds what is known; is a much smaller one worth the while?"""
@@ -190,16 +175,11 @@ class _Search:
     def _pause(self, radius: float) -> bool:
         assert self.tree is not None
         self.lower = max(self.lower, self.tree.proved)
-        if self.tool.watch is not None and time.monotonic() > self.told + _TOLD:
-            self.told = time.monotonic()
-            self.tool.watch(self.problem.names[0], self.lower, self.examples.nearest)
+        self.tell()
         return self.stop.is_set() or self._worth_it(radius)
 
     def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
         """Yield the examples found and the claim."""
-        passes = torch.full_like(index, self.rows + self.examples.programs + (0 if self.tree is None else self.tree.programs))
         for point in self.examples.points:
             yield Attempt(index, point, torch.zeros_like(index), torch.zeros_like(index))
-        radius = torch.tensor([self.lower], dtype=torch.float64, device=index.device)
-        margin = torch.full_like(radius, torch.finfo(radius.dtype).tiny if self.lower > 0 else -torch.inf)
-        yield Claim(index, radius, margin, "float64-checked", torch.zeros_like(index), passes)
+        yield self.claim(index, 0, self.rows + self.examples.programs + (0 if self.tree is None else self.tree.programs))

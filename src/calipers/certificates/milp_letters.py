@@ -9,64 +9,34 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calipers.bounds.rounding import CHECKED, plain_sums
+from calipers.bounds.rounding import CHECKED
 from calipers.certificates.alpha import Start
 from calipers.certificates.enumerate import cleared
 from calipers.certificates.examples import judged
 from calipers.certificates.milp_encoding import encoded
 from calipers.certificates.milp_model import Floats, Model, ends_of
 from calipers.certificates.milp_proving import bound_of
+from calipers.certificates.milp_search import Effort, PointSearch
 from calipers.certificates.milp_solving import Answer
 from calipers.certificates.milp_switching import Part, Switching, check_numeric, proved_of
-from calipers.errors import Contradiction
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion
-from calipers.problem.tools import Attempt, Claim, Startable
+from calipers.problem.tools import Attempt, Claim
 
 _LISTED = 2**14  # ways of writing that are asked of the model rather than divided: the programs that choose how to divide cost as much
 _PACE = 16  # ways of writing that are asked for each program so far and each choice that it had: not many times what the programs took
 _SHARE = 1e-6  # of a letter: less is none
 _TRIED = 16  # of the points asked whose margins are not beyond rounding, lowest first
-_TOLD = 0.2  # seconds between two calls of `watch`
-
-
-class Effort(Protocol):
-    """What the tool that asks says of how to search."""
-
-    @property
-    def seconds(self) -> float:
-        """How long."""
-
-    @property
-    def steps(self) -> int:
-        """Of ascent on margins, for each number of switches."""
-
-    @property
-    def sharpen(self) -> int:
-        """Of ascent on boxes."""
-
-    @property
-    def look(self) -> int:
-        """How many choices of the network, and as many letters, are tried before one is made."""
-
-    @property
-    def attack(self) -> Startable | None:
-        """What finds a first example."""
-
-    @property
-    def watch(self) -> Callable[[str, float, float], None] | None:
-        """Who is told both ends as they move."""
 
 
 class Words:
@@ -240,35 +210,22 @@ class Tree:
         return first * second
 
 
-class LetterSearch:
+class LetterSearch(PointSearch):
     """The search for one point: within `lower` switches nothing is adversarial, and `words` holds the example met."""
 
     def __init__(self, tool: Effort, problem: Problem) -> None:
         region = problem.region
         assert isinstance(region, SubstitutionRegion)
         check_numeric(region)
-        self.tool, self.problem, self.words = tool, problem, Words(problem)
-        self.lower, self.rows, self.told = 0.0, 0, 0.0
-        self.begun, self.stop = False, threading.Event()
+        self.words = Words(problem)
+        super().__init__(tool, problem, self.words)
 
-    def run(self) -> None:
-        """Search until both ends meet, the time is up or somebody says stop."""
-        self.begun, ends = True, time.monotonic() + self.tool.seconds
-        with torch.no_grad(), plain_sums():
-            if not bool(self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(self.problem.x))) > 0):
-                return  # no distance to measure
-            if self.tool.attack is not None:
-                for attempt in self.tool.attack(self.problem):
-                    self.words.propose(attempt.candidate)
-            for level in self._levels():
-                if self.stop.is_set() or time.monotonic() >= ends or not self._proved(level, ends):
-                    break
-                self.lower = level
-        if self.lower >= self.words.nearest:
-            raise Contradiction(
-                f"point {self.problem.names[0]}: linear programs prove that nothing lies within {self.lower:g} switches, but an example stands at "
-                f"{self.words.nearest:g}. One of the two is wrong; nothing of this point was claimed. Please report it with the model."
-            )
+    def climb(self, ends: float) -> None:
+        """One switch more at a time."""
+        for level in self._levels():
+            if self.stop.is_set() or time.monotonic() >= ends or not self._proved(level, ends):
+                break
+            self.lower = level
 
     def _levels(self) -> Iterator[float]:
         """Yield the numbers of switches to prove, fewest first, below the example known by then; the last that adds anything stands for all asked."""
@@ -297,15 +254,11 @@ class LetterSearch:
         return closed
 
     def _pause(self) -> bool:
-        if self.tool.watch is not None and time.monotonic() > self.told + _TOLD:
-            self.told = time.monotonic()
-            self.tool.watch(self.problem.names[0], self.lower, self.words.nearest)
+        self.tell()
         return self.stop.is_set()
 
     def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
         """Yield the example met and the claim."""
         if self.words.example is not None:
             yield Attempt(index, self.words.example, torch.zeros_like(index), torch.zeros_like(index))
-        radius = torch.tensor([self.lower], dtype=torch.float64, device=index.device)
-        margin = torch.full_like(radius, torch.finfo(radius.dtype).tiny if self.lower > 0 else -torch.inf)
-        yield Claim(index, radius, margin, "float64-checked", torch.full_like(index, self.words.asked), torch.full_like(index, self.rows))
+        yield self.claim(index, self.words.asked, self.rows)
