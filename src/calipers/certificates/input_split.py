@@ -30,7 +30,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
 
 _SCATTERED = 4096  # points tried besides centres and corners, in every round
-_AT_LEAST = 16  # boxes of a round after the first
+_AT_LEAST = 64  # boxes of a round after the first
 _HELD = 2**30  # bytes of boxes held at once; beyond them the search gives up
 
 
