@@ -31,6 +31,7 @@ from calipers.problem.tools import Attempt, Claim, Startable
 
 _ROOM = 1 + 1e-3  # of the nearest example's distance: the model is made over a region that holds it
 _AGAIN = 0.9  # share of the region's radius: with an example nearer than that a smaller region has tighter rows
+_STEP = 1e-5  # share of an example's distance by which the next one is nearer at least, for ascents to begin anew
 _ASCENTS = 0.7  # share of the time that is left, for branches by ascents
 _RISES, _LOW = 6, 0.7  # radii tried for a first proof, where less than that share of the distance is proved
 
@@ -138,14 +139,14 @@ class _Search(PointSearch):
         self.tree = tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
         first = 0 if state.region.norm.is_euclidean else self.tool.first  # programs over round balls are slow
         self.lower = max(self.lower, tree.grow(ends, lambda: self._pause(radius) or tree.programs >= first))
-        if tree.open and not self._worth_it(radius) and self._nearer(start, tree, ends):
+        if tree.unsettled and not self._worth_it(radius) and self._nearer(start, tree, ends):
             return time.monotonic() < ends
         self.lower = max(self.lower, tree.proved, tree.grow(ends, lambda: self._pause(radius)))
         examples.settle()
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
 
     def _nearer(self, start: Start, tree: Tree, ends: float) -> bool:
-        """Close what ascents can close of the tree, before any program is solved; was an example met instead, nearer than before?"""
+        """Close what ascents can close of the tree, before further programs are solved; was an example met instead, worth beginning anew?"""
         self._rise(tree.target, ends)
         before, now = self.examples.edge, time.monotonic()
         left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set)
@@ -154,7 +155,8 @@ class _Search(PointSearch):
             self.examples.propose(left.example)
             self.examples.descend(left.example.double().cpu())
             self.examples.settle()
-            return self.examples.edge < before
+            tree.target = min(tree.target, self.examples.edge * (1 - SHORT))
+            return self.examples.edge < (1 - _STEP) * before  # else programs go on: ascents would meet the next one as near
         tree.begin(left.branches)
         return False
 
@@ -170,7 +172,7 @@ class _Search(PointSearch):
                 break
 
     def _worth_it(self, radius: float) -> bool:
-        return self.tree is not None and bool(self.tree.open) and self.tree.target < _AGAIN * radius
+        return self.tree is not None and self.tree.unsettled and self.tree.target < _AGAIN * radius
 
     def _pause(self, radius: float) -> bool:
         assert self.tree is not None

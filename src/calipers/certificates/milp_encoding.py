@@ -63,11 +63,10 @@ class _Encoder:
                 self._through(k, node)
         goals = self._margins(spec, offsets, cases)
         inputs, columns, low, high = self._assembled(self.rows, self.state.region.low.shape[1])
-        own_rows, defined = len(low), np.full(len(self.low), -1)
-        for a, _, first, _, _ in reversed(self.dense):
-            own_rows -= len(a)
-            defined[first : first + len(a)] = own_rows + np.arange(len(a))
-        own_rows = len(low)
+        own_rows, defined, row = len(low), np.full(len(self.low), -1), len(self.rows)
+        for a, _, first, _, _ in self.dense:
+            defined[first : first + len(a)] = np.arange(row, row + len(a))
+            row += len(a)
         inputs, columns, low, high = self._constrained(inputs, columns, low, high)
         sources = {column: source for source, column in self.before.items()}
         ends = np.array(self.low), np.array(self.high)

@@ -24,8 +24,8 @@ from calipers.certificates.enumerate import cleared
 from calipers.certificates.examples import judged
 from calipers.certificates.milp_encoding import encoded
 from calipers.certificates.milp_model import Floats, Model, ends_of
-from calipers.certificates.milp_proving import bound_of
-from calipers.certificates.milp_search import Effort, PointSearch
+from calipers.certificates.milp_proving import bound_of, likely_choices, worth_of
+from calipers.certificates.milp_search import PointSearch, Settings
 from calipers.certificates.milp_solving import Answer
 from calipers.certificates.milp_switching import Part, Switching, check_numeric, proved_of
 from calipers.problem.goals import is_adversarial
@@ -100,7 +100,6 @@ class Tree:
     def __post_init__(self) -> None:
         self.program = Switching(self.model, self.region)
         self.program.ends = self.ends
-        self.hulls = [self.model.hull_rows(i) for i in range(len(self.model.choices))]
 
     def grow(self) -> bool:
         """Branch until everything is closed, an example within the level is met, the time is up or `stop` says so; is everything closed?"""
@@ -168,22 +167,11 @@ class Tree:
 
     def _divided(self, answer: Answer | None, goal: int, made: dict[int, int], part: Part, basis: Any) -> list[tuple[dict[int, int], Part]]:
         """Return the branches of the most promising choice, of the network or of a letter: of the likely ones that whose programs rise most."""
-        ways = [[({**made, i: c}, part) for c in range(len(self.model.choices[i].options))] for i in self._pieces(answer, made)]
+        ways = [[({**made, i: c}, part) for c in range(len(self.model.choices[i].options))] for i in likely_choices(self.model, answer, made, self.look)]
         ways += [[(made, part.with_letter(g, j)), (made, part.without_letter(g, j))] for g, j in self._letters(answer, part)]
         if len(ways) < 2 or answer is None or not np.isfinite(answer.value):
             return ways[-1] if ways else []
         return ways[int(np.argmax([self._worth(answer.value, goal, way, basis) for way in ways]))]
-
-    def _pieces(self, answer: Answer | None, made: dict[int, int]) -> list[int]:
-        """Return the network's choices at which the relaxation seems to lose most: see `milp_proving.Tree`."""
-        open_ = [i for i in range(len(self.model.choices)) if i not in made]
-        if not open_ or answer is None or answer.columns is None:
-            return open_[:1]
-        left = np.array(open_)
-        gap = np.abs(self.model.values_of(answer.columns) - answer.columns[self.model.results()])[left]
-        weight = np.array([np.abs(answer.multipliers[self.hulls[i]]).sum() for i in left])
-        chosen: list[int] = left[np.lexsort((-gap, -gap * weight))[: self.look]].tolist()
-        return chosen
 
     def _letters(self, answer: Answer | None, part: Part) -> list[tuple[int, int]]:
         """Return the letters whose shares move the goal most, or the first that may come."""
@@ -201,19 +189,15 @@ class Tree:
 
     def _worth(self, value: float, goal: int, way: list[tuple[dict[int, int], Part]], basis: Any) -> float:
         """Return the product of what the two least of a way's branches gain; no more than what closes them counts."""
-        gains = []
-        for made, part in way:
-            answer = None if self._few(part) else self.program.solve(part, goal, ends_of(self.model, made), basis)
-            self.programs += answer is not None
-            gains.append(max((0.0 if answer is None else min(answer.value, 0.0)) - value, 0.0) + 1e-6 * abs(value))
-        first, second, *_ = sorted(gains) * 2 if len(gains) == 1 else sorted(gains)
-        return first * second
+        answers = [None if self._few(part) else self.program.solve(part, goal, ends_of(self.model, made), basis) for made, part in way]
+        self.programs += sum(answer is not None for answer in answers)
+        return worth_of(value, answers)
 
 
 class LetterSearch(PointSearch):
     """The search for one point: within `lower` switches nothing is adversarial, and `words` holds the example met."""
 
-    def __init__(self, tool: Effort, problem: Problem) -> None:
+    def __init__(self, tool: Settings, problem: Problem) -> None:
         region = problem.region
         assert isinstance(region, SubstitutionRegion)
         check_numeric(region)

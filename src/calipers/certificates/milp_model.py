@@ -69,11 +69,6 @@ class Model:
         """The absolute values of `inputs` and `columns`."""
         return abs(self.inputs), abs(self.columns)
 
-    def hull_rows(self, place: int) -> NDArray[np.int64]:
-        """Return the rows that tie a choice's result to its members."""
-        choice = self.choices[place]
-        return np.arange(choice.first, choice.last)
-
     def chosen(self, ends: Ends) -> list[int] | None:
         """Return the row of each choice that is an equation, None if one is open."""
         rows = [[o.row for o in c.options if ends.low_row[o.row] == ends.high_row[o.row]] for c in self.choices]

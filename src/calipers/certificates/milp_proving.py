@@ -167,7 +167,6 @@ class Tree:
     def __post_init__(self) -> None:
         self.program = Program(self.model, self.region)
         self.program.ends = self.ends
-        self.hulls = [self.model.hull_rows(i) for i in range(len(self.model.choices))]
         self.begin([(case, {}, 0.0) for case in self.model.goals])
 
     def begin(self, branches: list[tuple[int, dict[int, int], float]]) -> None:
@@ -178,6 +177,11 @@ class Tree:
             self._keep(Node(proved, next(self._numbers), case, made, _UNSEEN, None))
 
     @property
+    def unsettled(self) -> bool:
+        """Is a branch open that is not proved up to the target? (The target may have fallen below what others are proved to.)"""
+        return bool(self.open) and self.open[0][0] < self.target
+
+    @property
     def proved(self) -> float:
         """The radius within which nothing lies, by all that is closed and all that is open."""
         return min([self.target, self.stuck, self.doing, *(reach for reach, _, _ in self.open[:1])])
@@ -185,7 +189,7 @@ class Tree:
     def grow(self, ends: float, stop: Callable[[], bool] = lambda: False) -> float:
         """Branch until everything is closed up to the target, the time `ends` has come, or `stop` says so; return the radius proved."""
         self.program.ends = ends
-        while self.open and self.open[0][0] < self.target and time.monotonic() < ends and not stop():
+        while self.unsettled and time.monotonic() < ends and not stop():
             self.doing = self.open[0][0]
             _, _, node = heapq.heappop(self.open)
             options = [{}] if node.next == _UNSEEN else [{node.next: chosen} for chosen in range(len(self.model.choices[node.next].options))]
@@ -231,32 +235,35 @@ class Tree:
             heapq.heappush(self.open, (node.reach, node.number, node))
 
     def _split(self, answer: Answer | None, case: int, made: dict[int, int], basis: Any) -> int:
-        """Return the choice to make next: of those where the relaxation seems to lose most, the one whose programs rise most.
-
-        What is lost is the distance of a result from its function, times the multipliers of the rows between.
-        """
-        left = np.array([i for i in range(len(self.model.choices)) if i not in made], dtype=np.int64)
-        if answer is None or answer.columns is None:
-            return int(left[0])
-        gap = np.abs(self.model.values_of(answer.columns) - answer.columns[self.model.results()])[left]
-        weight = np.array([np.abs(answer.multipliers[self.hulls[i]]).sum() for i in left])
-        likely = left[np.lexsort((-gap, -gap * weight))[: 1 if self.program.round else self.look]]  # round balls' programs take too long for looking ahead
-        if len(likely) == 1 or not np.isfinite(answer.value):
-            return int(likely[0])
+        """Return the choice to make next: of the likely ones the one whose programs rise most."""
+        likely = likely_choices(self.model, answer, made, 1 if self.program.round else self.look)  # round balls' programs take too long for looking ahead
+        if len(likely) == 1 or answer is None or not np.isfinite(answer.value):
+            return likely[0]
         goal = self.model.goals[case]
-        worth = [self._worth(answer.value, goal, made, int(i), basis) for i in likely]
-        return int(likely[int(np.argmax(worth))])
+        return likely[int(np.argmax([self._worth(answer.value, goal, made, i, basis) for i in likely]))]
 
     def _worth(self, value: float, goal: int, made: dict[int, int], choice: int, basis: Any) -> float:
-        """Return the product of what both sides of a choice gain, or the two least of several; no more than what closes them counts."""
-        gains = []
-        for chosen in range(len(self.model.choices[choice].options)):
-            answer = self.program.solve(self.target, goal, ends_of(self.model, {**made, choice: chosen}), basis)
-            self.programs += 1
-            lowest = 0.0 if answer is None else min(answer.value, 0.0)
-            gains.append(max(lowest - value, 0.0) + 1e-6 * abs(value))
-        first, second, *_ = sorted(gains) * 2 if len(gains) == 1 else sorted(gains)
-        return first * second
+        options = range(len(self.model.choices[choice].options))
+        self.programs += len(options)
+        return worth_of(value, [self.program.solve(self.target, goal, ends_of(self.model, {**made, choice: chosen}), basis) for chosen in options])
+
+
+def likely_choices(model: Model, answer: Answer | None, made: dict[int, int], most: int) -> list[int]:
+    """Return some open choices, those first where the relaxation seems to lose most: the distance of a result from its function, times the multipliers of the
+    rows between. Without an answer only the first; none where all are made."""
+    left = np.array([i for i in range(len(model.choices)) if i not in made], dtype=np.int64)
+    if not len(left) or answer is None or answer.columns is None:
+        return [int(i) for i in left[:1]]
+    gap = np.abs(model.values_of(answer.columns) - answer.columns[model.results()])[left]
+    weight = np.array([np.abs(answer.multipliers[model.choices[i].first : model.choices[i].last]).sum() for i in left])
+    return [int(i) for i in left[np.lexsort((-gap, -gap * weight))[:most]]]
+
+
+def worth_of(value: float, answers: list[Answer | None]) -> float:
+    """Return the product of what the two least of a choice's branches gain on `value`; no more than what closes them counts."""
+    gains = [max((0.0 if answer is None else min(answer.value, 0.0)) - value, 0.0) + 1e-6 * abs(value) for answer in answers]
+    first, second, *_ = sorted(gains) * 2 if len(gains) == 1 else sorted(gains)
+    return first * second
 
 
 def prove_within(model: Model, region: Region, arithmetic: Arithmetic, radius: float, ends: float) -> float:

@@ -19,7 +19,7 @@ from calipers.problem.tools import Attempt, Claim, Startable
 _TOLD = 0.2  # seconds between two calls of `watch`
 
 
-class Effort(Protocol):
+class Settings(Protocol):
     """What the tool that asks says of how to search."""
 
     @property
@@ -63,7 +63,7 @@ class Met(Protocol):
 class PointSearch(ABC):
     """The search for one point, which a thread runs and another may stop."""
 
-    def __init__(self, tool: Effort, problem: Problem, met: Met) -> None:
+    def __init__(self, tool: Settings, problem: Problem, met: Met) -> None:
         self.tool, self.problem, self.met = tool, problem, met
         self.lower, self.rows, self.told = 0.0, 0, 0.0
         self.begun, self.stop = False, threading.Event()

@@ -62,9 +62,10 @@ def distance(options: Options, exact: Annotated[bool, typer.Option("--exact", he
     from calipers.measurement.exact import gap_between
 
     for result in _run(options, lambda threat: _plan_for(threat, None, "distance"), exact=exact):
+        threat = options.threat()
         print("\npoint  label  answer  certified above  broken at       gap  by")
         for row in result.points:
-            upper, gap = ("-", "-") if row.upper == float("inf") else (f"{row.upper:.6g}", f"{gap_between(row.lower, row.upper, options.threat()):.1e}")
+            upper, gap = ("-", "-") if row.upper == float("inf") else (f"{row.upper:.6g}", f"{gap_between(row.lower, row.upper, threat):.1e}")
             tools = row.note if row.verdict == "invalid" else ", ".join(t.split("(")[0] for t in (row.lower_tool, row.upper_tool) if t)
             print(f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  {upper:>9}  {gap:>8}  {tools}")
         said = result.summary.question.facts.get("exact")
