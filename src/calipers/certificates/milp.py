@@ -45,8 +45,8 @@ class MILP:
 
     For networks of straight pieces (others are refused: `BadInput`), up to a few hundred elements that bend within the radius; linf, l2, l1, with box, mask,
     weights and constraints. `seconds` for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for `AlphaCROWN`, whose boxes the
-    rows are made of; `look` choices are tried before one is made. What `first` programs (l2: none) have not settled is branched by ascents, which leave
-    to programs only the branches that they are slow to close. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give
+    rows are made of; `look` choices are likely to be made next, of which those never looked at are tried first. What `first` programs (l2: none) have not
+    settled, though most of them close nothing, is branched by ascents, which leave to programs only the branches that they are slow to close. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give
     one, or a radius just above a known example's distance. `watch` is told both ends as they move. Letters are switched one more at a time, and a claim is a
     whole number of switches; numeric columns beside them may move in linf or l1, unconstrained.
 
@@ -138,7 +138,7 @@ class _Search(PointSearch):
         target = min(radius, examples.edge * (1 - SHORT))
         self.tree = tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
         first = 0 if state.region.norm.is_euclidean else self.tool.first  # programs over round balls are slow
-        self.lower = max(self.lower, tree.grow(ends, lambda: self._pause(radius) or tree.programs >= first))
+        self.lower = max(self.lower, tree.grow(ends, lambda: self._pause(radius) or (tree.programs >= first and tree.wide)))
         if tree.unsettled and not self._worth_it(radius) and self._nearer(start, tree, ends):
             return time.monotonic() < ends
         self.lower = max(self.lower, tree.proved, tree.grow(ends, lambda: self._pause(radius)))

@@ -32,6 +32,8 @@ _STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
 _OUT = 1e-6  # share of the radius by which a point found there may be farther
 _ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
 _NONE, _UNSEEN = -1, -2  # instead of a branch's next choice: all are made; its program has not been solved
+_LOST = 1e-12  # the least that a choice's relaxation counts as having lost
+_WIDE = 3  # programs for a branch left open: with fewer than that, nothing closes
 _ROUGH, _FINE = 2, 8  # rounds of that: to tell branches apart, and to the last digit
 
 
@@ -162,6 +164,8 @@ class Tree:
     doing: float = np.inf
     """The radius of the branch that is being divided: an interrupt must not lose it."""
     programs: int = 0
+    rises: dict[int, list[float]] = field(default_factory=dict)
+    """What each option of a choice rose when it was looked at, for what the relaxation had lost there."""
     _numbers: Any = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -180,6 +184,11 @@ class Tree:
     def unsettled(self) -> bool:
         """Is a branch open that is not proved up to the target? (The target may have fallen below what others are proved to.)"""
         return bool(self.open) and self.open[0][0] < self.target
+
+    @property
+    def wide(self) -> bool:
+        """Is a large share of what programs were solved for still open?"""
+        return len(self.open) * _WIDE >= self.programs
 
     @property
     def proved(self) -> float:
@@ -235,17 +244,30 @@ class Tree:
             heapq.heappush(self.open, (node.reach, node.number, node))
 
     def _split(self, answer: Answer | None, case: int, made: dict[int, int], basis: Any) -> int:
-        """Return the choice to make next: of the likely ones the one whose programs rise most."""
+        """Return the choice to make next: of the likely ones the one whose programs rise most, or have risen when they were looked at."""
         likely = likely_choices(self.model, answer, made, 1 if self.program.round else self.look)  # round balls' programs take too long for looking ahead
-        if len(likely) == 1 or answer is None or not np.isfinite(answer.value):
+        if len(likely) == 1 or answer is None or answer.columns is None or not np.isfinite(answer.value):
             return likely[0]
-        goal = self.model.goals[case]
-        return likely[int(np.argmax([self._worth(answer.value, goal, made, i, basis) for i in likely]))]
+        for choice in likely:
+            if choice not in self.rises:
+                self._look(answer, case, made, choice, basis)
+        gaps = gaps_of(self.model, answer.columns)
+        return likely[int(np.argmax([worth_of(answer.value, [gaps[i] * rise for rise in self.rises[i]]) for i in likely]))]
 
-    def _worth(self, value: float, goal: int, made: dict[int, int], choice: int, basis: Any) -> float:
+    def _look(self, answer: Answer, case: int, made: dict[int, int], choice: int, basis: Any) -> None:
+        """Solve the programs of a choice's options, and note what each rises for what the relaxation lost there (Benichou et al. 1971, pseudo-costs)."""
+        assert answer.columns is not None
         options = range(len(self.model.choices[choice].options))
         self.programs += len(options)
-        return worth_of(value, [self.program.solve(self.target, goal, ends_of(self.model, {**made, choice: chosen}), basis) for chosen in options])
+        answers = [self.program.solve(self.target, self.model.goals[case], ends_of(self.model, {**made, choice: chosen}), basis) for chosen in options]
+        gap = max(float(gaps_of(self.model, answer.columns)[choice]), _LOST)
+        self.rises[choice] = [rise / gap for rise in rises_of(answer.value, answers)]
+
+
+def gaps_of(model: Model, columns: Floats) -> Floats:
+    """Return how far each choice's result is from its function at a program's columns, (choices,)."""
+    gaps: Floats = np.abs(model.values_of(columns) - columns[model.results()])
+    return gaps
 
 
 def likely_choices(model: Model, answer: Answer | None, made: dict[int, int], most: int) -> list[int]:
@@ -254,14 +276,19 @@ def likely_choices(model: Model, answer: Answer | None, made: dict[int, int], mo
     left = np.array([i for i in range(len(model.choices)) if i not in made], dtype=np.int64)
     if not len(left) or answer is None or answer.columns is None:
         return [int(i) for i in left[:1]]
-    gap = np.abs(model.values_of(answer.columns) - answer.columns[model.results()])[left]
+    gap = gaps_of(model, answer.columns)[left]
     weight = np.array([np.abs(answer.multipliers[model.choices[i].first : model.choices[i].last]).sum() for i in left])
     return [int(i) for i in left[np.lexsort((-gap, -gap * weight))[:most]]]
 
 
-def worth_of(value: float, answers: list[Answer | None]) -> float:
-    """Return the product of what the two least of a choice's branches gain on `value`; no more than what closes them counts."""
-    gains = [max((0.0 if answer is None else min(answer.value, 0.0)) - value, 0.0) + 1e-6 * abs(value) for answer in answers]
+def rises_of(value: float, answers: list[Answer | None]) -> list[float]:
+    """Return by how much the programs of a choice's branches rise above `value`; no more than what closes them counts."""
+    return [max((0.0 if answer is None else min(answer.value, 0.0)) - value, 0.0) for answer in answers]
+
+
+def worth_of(value: float, rises: list[float]) -> float:
+    """Return the product of what the two least of a choice's branches rise above `value`, as far as that counts."""
+    gains = [min(rise, -value) + 1e-6 * abs(value) for rise in rises]
     first, second, *_ = sorted(gains) * 2 if len(gains) == 1 else sorted(gains)
     return first * second
 

@@ -98,16 +98,18 @@ class Linear:
 
     def basis(self) -> Any:
         """Return where the last linear program ended, for `solve` to begin from."""
-        return self.linear.getBasis()
+        return self.linear.getBasis(), self.linear.getNumRow()
 
     def _begin(self, basis: Any) -> None:
-        """Begin where an earlier program ended; rows added since do not hold there."""
+        """Begin where an earlier program ended; rows added since do not hold there. (To ask a basis itself for its length is to copy it.)"""
         import highspy
 
-        missing = self.linear.getNumRow() - len(basis.row_status)
+        held, rows = basis
+        missing = self.linear.getNumRow() - rows
+        if missing > 0:
+            held.row_status = [*held.row_status, *[highspy.HighsBasisStatus.kBasic] * missing]
         if missing >= 0:
-            basis.row_status = [*basis.row_status, *[highspy.HighsBasisStatus.kBasic] * missing]
-            self.linear.setBasis(basis)
+            self.linear.setBasis(held)
 
     def _solved(self) -> Answer | None:
         import highspy
