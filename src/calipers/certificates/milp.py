@@ -23,6 +23,7 @@ from calipers.certificates.milp_examples import SHORT, Examples
 from calipers.certificates.milp_letters import LetterSearch
 from calipers.certificates.milp_proving import Tree
 from calipers.certificates.milp_search import PointSearch
+from calipers.certificates.milp_tightening import tightened
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.problem.ball import Ball
@@ -33,6 +34,9 @@ _ROOM = 1 + 1e-3  # of the nearest example's distance: the model is made over a 
 _AGAIN = 0.9  # share of the region's radius: with an example nearer than that a smaller region has tighter rows
 _STEP = 1e-5  # share of an example's distance by which the next one is nearer at least, for ascents to begin anew
 _ASCENTS = 0.7  # share of the time that is left, for branches by ascents
+_TIGHTENED = 2  # programs for a choice: as many as tightening costs
+_FEWER = 0.85  # share of the choices that tightening leaves at most, to begin anew for it
+_MANY = 2  # branches of a case, times that, as many as there are choices: then its boxes are tightened
 _RISES, _LOW = 6, 0.7  # radii tried for a first proof, where less than that share of the distance is proved
 
 Watch = Callable[[str, float, float], None]
@@ -45,10 +49,11 @@ class MILP:
 
     For networks of straight pieces (others are refused: `BadInput`), up to a few hundred elements that bend within the radius; linf, l2, l1, with box, mask,
     weights and constraints. `seconds` for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for `AlphaCROWN`, whose boxes the
-    rows are made of; `look` choices are likely to be made next, of which those never looked at are tried first. What `first` programs (l2: none) have not
-    settled, though most of them close nothing, is branched by ascents, which leave to programs only the branches that they are slow to close. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give
-    one, or a radius just above a known example's distance. `watch` is told both ends as they move. Letters are switched one more at a time, and a claim is a
-    whole number of switches; numeric columns beside them may move in linf or l1, unconstrained.
+    rows are made of; of `look` likely choices one is made, those never looked at being tried first. What `first` programs (l2: none) have not settled is
+    branched by ascents if most of these closed nothing; ascents leave to programs only the branches that they are slow to close. Else programs go on, with
+    boxes tightened by programs for each case. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give one, or a radius
+    just above a known example's distance. `watch` is told both ends as they move. Letters are switched one more at a time, and a claim is a whole number of
+    switches; numeric columns beside them may move in linf or l1, unconstrained.
 
     Claims are float64-checked; they stop 2e-7 of the distance short of the nearest example of real arithmetic. The example found stands as much farther out
     as the model's own rounding asks.
@@ -138,12 +143,46 @@ class _Search(PointSearch):
         target = min(radius, examples.edge * (1 - SHORT))
         self.tree = tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
         first = 0 if state.region.norm.is_euclidean else self.tool.first  # programs over round balls are slow
-        self.lower = max(self.lower, tree.grow(ends, lambda: self._pause(radius) or (tree.programs >= first and tree.wide)))
-        if tree.unsettled and not self._worth_it(radius) and self._nearer(start, tree, ends):
-            return time.monotonic() < ends
+        worth = max(first, _TIGHTENED * len(model.choices))
+        self.lower = max(self.lower, tree.grow(ends, lambda: self._pause(radius) or (tree.programs >= first and (tree.wide or tree.programs >= worth))))
+        if tree.unsettled and not self._worth_it(radius):
+            if not tree.wide:
+                self._by_case(start, tree, cases, radius, ends)
+            elif self._nearer(start, tree, ends):
+                return time.monotonic() < ends
         self.lower = max(self.lower, tree.proved, tree.grow(ends, lambda: self._pause(radius)))
         examples.settle()
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
+
+    def _by_case(self, start: Start, tree: Tree, cases: dict[int, list[int]], radius: float, ends: float) -> None:
+        """Search each case that is left by itself, over rows that need to hold only where it fails."""
+        assert start.root is not None
+        old = start.root.state
+        for case, (reach, count) in tree.left.items():
+            if count * _MANY < len(tree.model.choices):
+                continue  # its few branches are sooner closed as they are
+            only = {case: cases[case]}
+            state = tightened(old, encoded(old, start.spec[0], start.offsets[0], only), tree.target, ends)
+            if state is None:
+                tree.raise_to(case, tree.target)
+                continue
+            model = encoded(state, start.spec[0], start.offsets[0], only)
+            if len(model.choices) > _FEWER * len(tree.model.choices):
+                continue  # what was branched so far is worth more
+            self.examples.settle()
+            own = Tree(model, state.region, CHECKED, tree.target, self.examples.within(state, model, ends).meet, self.tool.look, ends=ends)
+            own.begin([(case, {}, reach)])
+
+            def pause(own: Tree = own) -> bool:
+                tree.target = min(tree.target, own.target)
+                return self._pause(radius)
+
+            own.grow(ends, pause)
+            tree.target = min(tree.target, own.target)
+            tree.raise_to(case, own.proved)
+            tree.programs += own.programs
+            self.examples.settle()
+            self.examples.within(old, tree.model, ends)
 
     def _nearer(self, start: Start, tree: Tree, ends: float) -> bool:
         """Close what ascents can close of the tree, before further programs are solved; was an example met instead, worth beginning anew?"""

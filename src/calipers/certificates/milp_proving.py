@@ -26,6 +26,7 @@ from calipers.certificates.milp_solving import Answer, Program
 from calipers.problem.norms import support_rounding
 from calipers.problem.region import Region
 
+_LAST = 4  # roundings of the last sums of a bound, which cannot change its sign
 _GRID = 8  # radii looked at at once, for the largest that is proved
 _NEAR = np.array([-1e-1, -1e-2, -1e-3, -1e-4, -1e-6, -1e-8, -1e-10, 1e-10, 1e-8, 1e-6])  # and more around where the chord is 0, in shares of what is left
 _STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
@@ -53,6 +54,11 @@ class Bound:
         fall = Region.fall(many, torch.from_numpy(self.slope).expand(len(radii), 1, -1), torch.arange(len(radii)))
         return (self.constant - fall.value[:, 0] - self.gamma * fall.terms[:, 0]).numpy()
 
+    def below(self, radius: float) -> float:
+        """Return the bound at a radius as a number that the goal is not below, not only one of its sign."""
+        bound = float(self.at(np.array([radius]))[0])
+        return bound - _LAST * np.finfo(float).eps * (abs(self.constant) + abs(bound))
+
     def reach(self, most: float, rounds: int = _FINE) -> tuple[float, float]:
         """Return two radii close to each other, of which the bound is positive at the smaller one, and not at the larger one unless that is `most`."""
         if not self.constant > 0:
@@ -77,7 +83,7 @@ class Bound:
 
 
 def bound_of(model: Model, answer: Answer, ends: Ends, region: Region, arithmetic: Arithmetic) -> Bound:
-    """Return what an answer's multipliers prove about its goal, the rounding of every sum taken off.
+    """Return what an answer's multipliers prove about its goal (times its sign), the rounding of every sum taken off.
 
     Without a goal, what they prove about nothing at all: where that is above 0 the rows contradict each other.
     """
@@ -85,7 +91,7 @@ def bound_of(model: Model, answer: Answer, ends: Ends, region: Region, arithmeti
     y = np.where(((y > 0) & ~np.isfinite(ends.low_row)) | ((y < 0) & ~np.isfinite(ends.high_row)) | ~np.isfinite(y), 0.0, y)
     cost = np.zeros(model.columns.shape[1])
     if answer.goal is not None:
-        cost[answer.goal] = 1.0
+        cost[answer.goal] = answer.sign
     size = np.abs(y)
     gamma = arithmetic.gamma(len(y) + 2)
     left, lost = cost - model.columns.T @ y, gamma * (np.abs(cost) + model.sizes[1].T @ size)
@@ -184,6 +190,20 @@ class Tree:
     def unsettled(self) -> bool:
         """Is a branch open that is not proved up to the target? (The target may have fallen below what others are proved to.)"""
         return bool(self.open) and self.open[0][0] < self.target
+
+    @property
+    def left(self) -> dict[int, tuple[float, int]]:
+        """The cases that have open branches: the radius up to which each is proved, and how many they are."""
+        held: dict[int, list[float]] = {}
+        for reach, _, node in self.open:
+            held.setdefault(node.case, []).append(reach)
+        return {case: (min(reaches), len(reaches)) for case, reaches in held.items()}
+
+    def raise_to(self, case: int, reach: float) -> None:
+        """Take over what was proved of a whole case elsewhere: what lacks that still stays open."""
+        raised = [node._replace(reach=max(node.reach, reach)) if node.case == case else node for _, _, node in self.open]
+        self.open = [(node.reach, node.number, node) for node in raised if node.reach < self.target]
+        heapq.heapify(self.open)
 
     @property
     def wide(self) -> bool:

@@ -38,7 +38,7 @@ _ENOUGH, _HELD = 12, 400  # rows added for one program, and held in all
 
 
 class Answer(NamedTuple):
-    """What a program returned: its smallest goal, the multipliers of the model's rows, the offset and the columns.
+    """What a program returned: the smallest of its goal times `sign`, the multipliers of the model's rows, the offset and the columns.
 
     Of rows that contradict each other within the radius (`goal` None) the multipliers that show it, and a point only if it lies farther out.
     """
@@ -48,6 +48,7 @@ class Answer(NamedTuple):
     multipliers: Floats
     delta: Floats | None
     columns: Floats | None
+    sign: float = 1.0
 
 
 class Linear:
@@ -57,7 +58,7 @@ class Linear:
     """When to give up, on the monotonic clock."""
 
     def __init__(self, model: Model, ways: Any, further: Any) -> None:
-        self.model, self.ways, self.width, self.goal = model, ways, ways.shape[1], -1
+        self.model, self.ways, self.width, self.goal, self.sign = model, ways, ways.shape[1], -1, 1.0
         self.state = Ends(model.low_row.copy(), model.high_row.copy(), model.low.copy(), model.high.copy())
         self.linear = self._passed(further)
 
@@ -83,7 +84,7 @@ class Linear:
     def _set_shares(self, low: Floats, high: Floats) -> None:
         self.linear.changeColsBounds(self.width, np.arange(self.width, dtype=np.int32), low, high)
 
-    def _set_ends(self, ends: Ends, goal: int) -> None:
+    def _set_ends(self, ends: Ends, goal: int, sign: float = 1.0) -> None:
         old, self.state = self.state, ends
         rows = np.flatnonzero((old.low_row != ends.low_row) | (old.high_row != ends.high_row)).astype(np.int32)
         columns = np.flatnonzero((old.low != ends.low) | (old.high != ends.high)).astype(np.int32)
@@ -93,8 +94,8 @@ class Linear:
             self.linear.changeColsBounds(len(columns), columns + np.int32(self.width), ends.low[columns], ends.high[columns])
         if goal != self.goal and self.goal >= 0:
             self.linear.changeColCost(self.width + self.goal, 0.0)
-        self.linear.changeColCost(self.width + goal, 1.0)
-        self.goal = goal
+        self.linear.changeColCost(self.width + goal, sign)
+        self.goal, self.sign = goal, sign
 
     def basis(self) -> Any:
         """Return where the last linear program ended, for `solve` to begin from."""
@@ -126,7 +127,7 @@ class Linear:
         solution, count = h.getSolution(), len(self.model.low_row)
         values, multipliers = np.array(solution.col_value), np.array(solution.row_dual)[:count]
         shares, columns = values[: self.width], values[self.width :]
-        return Answer(self.goal, float(columns[self.goal]), multipliers, self.ways @ shares, columns)
+        return Answer(self.goal, self.sign * float(columns[self.goal]), multipliers, self.ways @ shares, columns, self.sign)
 
     def _contradiction(self, h: Any) -> Answer | None:
         """Return the multipliers of rows that cannot all hold."""
@@ -183,8 +184,8 @@ class Program(Linear):
 
     # ---- solving ---------------------------------------------------------------------------------------------------------------------------------------
 
-    def solve(self, radius: float, goal: int, ends: Ends, basis: Any = None, *, exact: bool = False) -> Answer | None:
-        """Return the answer of minimising the column `goal` within the radius; None where the solver has none.
+    def solve(self, radius: float, goal: int, ends: Ends, basis: Any = None, *, exact: bool = False, sign: float = 1.0) -> Answer | None:
+        """Return the answer of minimising the column `goal`, or of maximising it (`sign` -1), within the radius; None where the solver has none.
 
         `exact`: to the last digit, in a round ball too. There the point is the nearest one where the goal is at most 0, not the lowest.
         """
@@ -193,7 +194,7 @@ class Program(Linear):
         if len(self.directions) > _HELD:
             self._forget()
         self._set_radius(radius)
-        self._set_ends(ends, goal)
+        self._set_ends(ends, goal, sign)
         if basis is not None:
             self._begin(basis)
         answer = self._solved()
