@@ -22,9 +22,10 @@ from calipers.bounds.rounding import CHECKED
 from calipers.certificates.alpha import Start
 from calipers.certificates.enumerate import cleared
 from calipers.certificates.examples import judged
+from calipers.certificates.milp_branching import likely_choices, worth_of
 from calipers.certificates.milp_encoding import encoded
 from calipers.certificates.milp_model import Floats, Model, ends_of
-from calipers.certificates.milp_proving import bound_of, likely_choices, rises_of, worth_of
+from calipers.certificates.milp_proving import bound_of
 from calipers.certificates.milp_search import PointSearch, Settings
 from calipers.certificates.milp_solving import Answer
 from calipers.certificates.milp_switching import Part, Switching, check_numeric, proved_of
@@ -191,7 +192,7 @@ class Tree:
         """Return the product of what the two least of a way's branches gain; no more than what closes them counts."""
         answers = [None if self._few(part) else self.program.solve(part, goal, ends_of(self.model, made), basis) for made, part in way]
         self.programs += sum(answer is not None for answer in answers)
-        return worth_of(value, rises_of(value, answers))
+        return worth_of(value, [0.0 if answer is None else answer.value for answer in answers])
 
 
 class LetterSearch(PointSearch):

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from calipers.bounds.rounding import Arithmetic
+from calipers.certificates.milp_branching import PseudoCosts, gaps_of, likely_choices
 from calipers.certificates.milp_model import Ends, Floats, Model, ends_of
 from calipers.certificates.milp_solving import Answer, Program
 from calipers.problem.norms import support_rounding
@@ -33,7 +34,6 @@ _STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
 _OUT = 1e-6  # share of the radius by which a point found there may be farther
 _ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
 _NONE, _UNSEEN = -1, -2  # instead of a branch's next choice: all are made; its program has not been solved
-_LOST = 1e-12  # the least that a choice's relaxation counts as having lost
 _WIDE = 3  # programs for a branch left open: with fewer than that, nothing closes
 _ROUGH, _FINE = 2, 8  # rounds of that: to tell branches apart, and to the last digit
 
@@ -138,7 +138,8 @@ def zero_of(program: Program, arithmetic: Arithmetic, region: Region, goal: int,
 
 
 class Node(NamedTuple):
-    """A branch that is open: the radius up to which it is proved, the goal's case, the choices made and the next one to make, and where its program ended."""
+    """A branch that is open: the radius up to which it is proved, the goal's case, the choices made and the next one to make, and where its program ended: its
+    basis, the smallest goal, and what the relaxation loses there at the next choice."""
 
     reach: float
     number: int
@@ -146,6 +147,8 @@ class Node(NamedTuple):
     made: dict[int, int]
     next: int
     basis: Any
+    value: float = 0.0
+    gap: float = 0.0
 
 
 Meet = Callable[[Floats, dict[int, int] | None], float | None]
@@ -170,8 +173,7 @@ class Tree:
     doing: float = np.inf
     """The radius of the branch that is being divided: an interrupt must not lose it."""
     programs: int = 0
-    rises: dict[int, list[float]] = field(default_factory=dict)
-    """What each option of a choice rose when it was looked at, for what the relaxation had lost there."""
+    costs: PseudoCosts = field(default_factory=PseudoCosts)
     _numbers: Any = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -221,14 +223,17 @@ class Tree:
         while self.unsettled and time.monotonic() < ends and not stop():
             self.doing = self.open[0][0]
             _, _, node = heapq.heappop(self.open)
-            options = [{}] if node.next == _UNSEEN else [{node.next: chosen} for chosen in range(len(self.model.choices[node.next].options))]
-            for option in options:
-                self._visit(node.case, {**node.made, **option}, node.reach, node.basis)
+            if node.next == _UNSEEN:
+                self._visit(node.case, node.made, node.reach, node.basis)
+            else:
+                for chosen in range(len(self.model.choices[node.next].options)):
+                    value = self._visit(node.case, {**node.made, node.next: chosen}, node.reach, node.basis)
+                    self.costs.note(node.next, chosen, node.value, value, node.gap)
             self.doing = np.inf
         return self.proved
 
-    def _visit(self, case: int, made: dict[int, int], reach: float, basis: Any) -> None:
-        """Solve one branch's program, again where it leads to a nearer example; keep the branch if it is not closed."""
+    def _visit(self, case: int, made: dict[int, int], reach: float, basis: Any) -> float:
+        """Solve one branch's program, again where it leads to a nearer example, and keep the branch if it is not closed. Return its smallest goal, or NaN."""
         ends, whole, nearer = ends_of(self.model, made), len(made) == len(self.model.choices), True
         while nearer:
             answer = self.program.solve(self.target, self.model.goals[case], ends, basis, exact=whole)
@@ -237,17 +242,18 @@ class Tree:
                 break
             bound = bound_of(self.model, answer, ends, self.region, self.arithmetic)
             if bool(bound.at(np.array([self.target]))[0] > 0):
-                return
+                return answer.value
             basis = self.program.basis()
             nearer = self._met(answer, made if whole else None)
         if answer is not None:
             reach = max(reach, bound.reach(self.target, _FINE if whole else _ROUGH)[0])
         if reach < self.target:
-            split = _NONE if whole else self._split(answer, case, made, basis)
+            split, gap = (_NONE, 0.0) if whole else self._split(answer, case, made, basis)
             if whole or not made:
                 zero = zero_of(self.program, self.arithmetic, self.region, self.model.goals[case], ends, self.target)
                 reach = reach if zero is None else max(reach, zero.proved)
-            self._keep(Node(reach, next(self._numbers), case, made, split, basis))
+            self._keep(Node(reach, next(self._numbers), case, made, split, basis, 0.0 if answer is None else answer.value, gap))
+        return np.nan if answer is None else answer.value
 
     def _met(self, answer: Answer, made: dict[int, int] | None) -> bool:
         """Tell of the point that a program ended at; is the target smaller for it?"""
@@ -263,54 +269,24 @@ class Tree:
         elif node.reach < self.target:
             heapq.heappush(self.open, (node.reach, node.number, node))
 
-    def _split(self, answer: Answer | None, case: int, made: dict[int, int], basis: Any) -> int:
-        """Return the choice to make next: of the likely ones the one whose programs rise most, or have risen when they were looked at."""
+    def _split(self, answer: Answer | None, case: int, made: dict[int, int], basis: Any) -> tuple[int, float]:
+        """Return the choice to make next, of the likely ones that whose programs rise most as far as is known, and what the relaxation loses there."""
         likely = likely_choices(self.model, answer, made, 1 if self.program.round else self.look)  # round balls' programs take too long for looking ahead
-        if len(likely) == 1 or answer is None or answer.columns is None or not np.isfinite(answer.value):
-            return likely[0]
-        for choice in likely:
-            if choice not in self.rises:
-                self._look(answer, case, made, choice, basis)
+        if answer is None or answer.columns is None or not np.isfinite(answer.value):
+            return likely[0], 0.0
         gaps = gaps_of(self.model, answer.columns)
-        return likely[int(np.argmax([worth_of(answer.value, [gaps[i] * rise for rise in self.rises[i]]) for i in likely]))]
+        for choice in likely if len(likely) > 1 else []:
+            if not self.costs.knows(choice):
+                self._look(answer, case, made, choice, basis, gaps[choice])
+        best = max(likely, key=lambda choice: self.costs.worth(choice, answer.value, gaps[choice])) if len(likely) > 1 else likely[0]
+        return best, float(gaps[best])
 
-    def _look(self, answer: Answer, case: int, made: dict[int, int], choice: int, basis: Any) -> None:
-        """Solve the programs of a choice's options, and note what each rises for what the relaxation lost there (Benichou et al. 1971, pseudo-costs)."""
-        assert answer.columns is not None
-        options = range(len(self.model.choices[choice].options))
-        self.programs += len(options)
-        answers = [self.program.solve(self.target, self.model.goals[case], ends_of(self.model, {**made, choice: chosen}), basis) for chosen in options]
-        gap = max(float(gaps_of(self.model, answer.columns)[choice]), _LOST)
-        self.rises[choice] = [rise / gap for rise in rises_of(answer.value, answers)]
-
-
-def gaps_of(model: Model, columns: Floats) -> Floats:
-    """Return how far each choice's result is from its function at a program's columns, (choices,)."""
-    gaps: Floats = np.abs(model.values_of(columns) - columns[model.results()])
-    return gaps
-
-
-def likely_choices(model: Model, answer: Answer | None, made: dict[int, int], most: int) -> list[int]:
-    """Return some open choices, those first where the relaxation seems to lose most: the distance of a result from its function, times the multipliers of the
-    rows between. Without an answer only the first; none where all are made."""
-    left = np.array([i for i in range(len(model.choices)) if i not in made], dtype=np.int64)
-    if not len(left) or answer is None or answer.columns is None:
-        return [int(i) for i in left[:1]]
-    gap = gaps_of(model, answer.columns)[left]
-    weight = np.array([np.abs(answer.multipliers[model.choices[i].first : model.choices[i].last]).sum() for i in left])
-    return [int(i) for i in left[np.lexsort((-gap, -gap * weight))[:most]]]
-
-
-def rises_of(value: float, answers: list[Answer | None]) -> list[float]:
-    """Return by how much the programs of a choice's branches rise above `value`; no more than what closes them counts."""
-    return [max((0.0 if answer is None else min(answer.value, 0.0)) - value, 0.0) for answer in answers]
-
-
-def worth_of(value: float, rises: list[float]) -> float:
-    """Return the product of what the two least of a choice's branches rise above `value`, as far as that counts."""
-    gains = [min(rise, -value) + 1e-6 * abs(value) for rise in rises]
-    first, second, *_ = sorted(gains) * 2 if len(gains) == 1 else sorted(gains)
-    return first * second
+    def _look(self, answer: Answer, case: int, made: dict[int, int], choice: int, basis: Any, gap: float) -> None:
+        """Solve the programs of a choice's options, and note what they rise."""
+        for chosen in range(len(self.model.choices[choice].options)):
+            self.programs += 1
+            found = self.program.solve(self.target, self.model.goals[case], ends_of(self.model, {**made, choice: chosen}), basis)
+            self.costs.note(choice, chosen, answer.value, 0.0 if found is None else found.value, gap)
 
 
 def prove_within(model: Model, region: Region, arithmetic: Arithmetic, radius: float, ends: float) -> float:
