@@ -274,12 +274,12 @@ class Tree:
         likely = likely_choices(self.model, answer, made, 1 if self.program.round else self.look)  # round balls' programs take too long for looking ahead
         if answer is None or answer.columns is None or not np.isfinite(answer.value):
             return likely[0], 0.0
-        gaps = gaps_of(self.model, answer.columns)
+        gaps = gaps_of(self.model, answer.columns).tolist()
         for choice in likely if len(likely) > 1 else []:
             if not self.costs.knows(choice):
                 self._look(answer, case, made, choice, basis, gaps[choice])
         best = max(likely, key=lambda choice: self.costs.worth(choice, answer.value, gaps[choice])) if len(likely) > 1 else likely[0]
-        return best, float(gaps[best])
+        return best, gaps[best]
 
     def _look(self, answer: Answer, case: int, made: dict[int, int], choice: int, basis: Any, gap: float) -> None:
         """Solve the programs of a choice's options, and note what they rise."""
