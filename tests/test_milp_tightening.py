@@ -170,3 +170,12 @@ def test_the_search_goes_on_after_a_case(by_case: list[Relaxed | None]) -> None:
         (found,) = exact(problem)
         assert found.lower <= truth <= found.upper * (1 + 1e-12) and found.lower >= min(truth, 1.0) * (1 - 1e-6)
     assert len(by_case) > 4
+
+
+def test_examples_are_looked_for_in_the_whole_network_again_after_a_case(by_case: list[Relaxed | None]) -> None:
+    for seed in range(4):
+        problem = asked(perceptron(seed, ACTIVATIONS["relu"][0], WIDTHS), seed, 3, "linf")
+        search = milp_module._Search(MILP(), problem)
+        search.run()
+        assert search.tree is None or search.examples.model is search.tree.model
+    assert any(state is not None for state in by_case)
