@@ -36,7 +36,7 @@ class Settings(Protocol):
 
     @property
     def look(self) -> int:
-        """How many choices of the network, and as many letters, are tried before one is made."""
+        """How many likely choices of the network, and as many letters, are compared before one is made."""
 
     @property
     def first(self) -> int:
