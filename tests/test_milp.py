@@ -15,8 +15,9 @@ from test_exact_distance import shortest
 from torch import Tensor, nn
 
 from calipers.attacks.fmn import FMN
-from calipers.certificates import milp_encoding, milp_model, milp_proving, milp_solving
 from calipers.certificates.crown import CROWN, IBP
+from calipers.certificates.exact import encoding, proving, solving
+from calipers.certificates.exact import model as programs
 from calipers.certificates.milp import MILP
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput, Contradiction
@@ -339,15 +340,15 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 
 def test_an_interrupt_hands_over_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, calls, real = small(), itertools.count(), milp_solving.Program.solve
+    problem, calls, real = small(), itertools.count(), solving.Program.solve
     truth, threads = exact(problem), torch.get_num_threads()
 
-    def breaking(self: milp_solving.Program, *args: object, **more: object) -> object:
+    def breaking(self: solving.Program, *args: object, **more: object) -> object:
         if next(calls) == 0:
             raise KeyboardInterrupt
         return real(self, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(milp_solving.Program, "solve", breaking)
+    monkeypatch.setattr(solving.Program, "solve", breaking)
     torch.set_num_threads(1)
     told, interrupted = list[tuple[int, float]](), 0
     try:
@@ -373,18 +374,18 @@ def wrong_somewhere(check: Callable[[], None]) -> bool:
     return False
 
 
-def _turned(op: Elementwise, low: Tensor, high: Tensor) -> list[milp_encoding._Lines]:
+def _turned(op: Elementwise, low: Tensor, high: Tensor) -> list[encoding._Lines]:
     """Lines a tenth inside the function."""
     lines = op.relax(low, high)
-    return [milp_encoding._Lines(lines.upper_slope, lines.upper_intercept * 0.5, above=True)]
+    return [encoding._Lines(lines.upper_slope, lines.upper_intercept * 0.5, above=True)]
 
 
-def _one_piece(pieces: Callable[..., list[milp_encoding._Pieces]]) -> Callable[..., list[milp_encoding._Pieces]]:
+def _one_piece(pieces: Callable[..., list[encoding._Pieces]]) -> Callable[..., list[encoding._Pieces]]:
     """The last piece is forgotten."""
     return lambda *args: pieces(*args)[:-1]
 
 
-def _both_sides(pieces: Callable[..., list[milp_encoding._Pieces]]) -> Callable[..., list[milp_encoding._Pieces]]:
+def _both_sides(pieces: Callable[..., list[encoding._Pieces]]) -> Callable[..., list[encoding._Pieces]]:
     """Every line is taken for one above the function."""
     return lambda *args: [p._replace(over=torch.ones_like(p.over)) for p in pieces(*args)]
 
@@ -403,13 +404,13 @@ def _deep_pieces(norm: str, name: str) -> Callable[[], None]:
 
 
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], None]]] = {
-    "lines inside the function": (lambda m: m.setattr(milp_encoding, "_hull", _turned), _deep_pieces("linf", "relu")),
-    "a piece is forgotten": (lambda m: m.setattr(milp_encoding, "_pieces", _one_piece(milp_encoding._pieces)), _far_pieces("linf", "relu")),
-    "a piece of three is forgotten": (lambda m: m.setattr(milp_encoding, "_pieces", _one_piece(milp_encoding._pieces)), _far_pieces("linf", "clip")),
-    "lines on the wrong side": (lambda m: m.setattr(milp_encoding, "_pieces", _both_sides(milp_encoding._pieces)), _far_pieces("l1", "leaky")),
-    "constants are lost": (lambda m: m.setattr(milp_encoding, "_back", _without_intercepts(milp_encoding._back)), _far_pieces("linf", "relu")),
+    "lines inside the function": (lambda m: m.setattr(encoding, "_hull", _turned), _deep_pieces("linf", "relu")),
+    "a piece is forgotten": (lambda m: m.setattr(encoding, "_pieces", _one_piece(encoding._pieces)), _far_pieces("linf", "relu")),
+    "a piece of three is forgotten": (lambda m: m.setattr(encoding, "_pieces", _one_piece(encoding._pieces)), _far_pieces("linf", "clip")),
+    "lines on the wrong side": (lambda m: m.setattr(encoding, "_pieces", _both_sides(encoding._pieces)), _far_pieces("l1", "leaky")),
+    "constants are lost": (lambda m: m.setattr(encoding, "_back", _without_intercepts(encoding._back)), _far_pieces("linf", "relu")),
     "a budget twice as large": (
-        lambda m: m.setattr(milp_proving.Bound, "at", _at_half(milp_proving.Bound.at)),
+        lambda m: m.setattr(proving.Bound, "at", _at_half(proving.Bound.at)),
         _far_pieces("l1", "relu"),
     ),
 }
@@ -429,7 +430,7 @@ def test_a_mistake_in_a_rule_shows(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_forgotten_member_of_a_window_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(milp_model.Model, "pattern", lambda self, v: [0 for _ in self.choices])
-    real = milp_encoding.Choice
-    monkeypatch.setattr(milp_encoding, "Choice", lambda k, y, z, options, first, last: real(k, y, z, options[:1], first, last))
+    monkeypatch.setattr(programs.Model, "pattern", lambda self, v: [0 for _ in self.choices])
+    real = encoding.Choice
+    monkeypatch.setattr(encoding, "Choice", lambda k, y, z, options, first, last: real(k, y, z, options[:1], first, last))
     assert wrong_somewhere(lambda: on_a_grid(Pooled(), "linf", range(8)))

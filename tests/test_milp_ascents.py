@@ -11,13 +11,14 @@ from scipy.optimize import minimize
 from test_milp import ACTIVATIONS, SETTINGS, against_enumeration, asked, by_enumeration, exact, perceptron, wrong_somewhere
 
 from calipers.bounds.rounding import CHECKED
-from calipers.certificates import branch_search, milp_ascents, milp_projection
+from calipers.certificates import branch_search
 from calipers.certificates.alpha import Start
 from calipers.certificates.branch_search import Search
+from calipers.certificates.exact import ascents, projection
+from calipers.certificates.exact.ascents import ascended
+from calipers.certificates.exact.encoding import encoded
+from calipers.certificates.exact.projection import projected
 from calipers.certificates.milp import MILP
-from calipers.certificates.milp_ascents import ascended
-from calipers.certificates.milp_encoding import encoded
-from calipers.certificates.milp_projection import projected
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_rows_that_contradict_each_other_are_told_by_a_large_dual_value() -> Non
     assert delta @ delta / 2 + weights @ (matrix @ delta - ends) > 4.5
 
 
-def left_of(seed: int, share: float, norm: str = "linf") -> tuple[milp_ascents.Left, float, list[int]]:
+def left_of(seed: int, share: float, norm: str = "linf") -> tuple[ascents.Left, float, list[int]]:
     """Return what ascents leave of a small network's branches within a share of its distance, that distance, and the pieces that the nearest example is in."""
     activation, pieces = ACTIVATIONS["relu"]
     model = perceptron(seed, activation, (3, 3, 2, 3))
@@ -122,7 +123,7 @@ def test_an_example_is_met() -> None:
 
 
 def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = milp_ascents.ascended
+    real = ascents.ascended
     monkeypatch.setitem(globals(), "ascended", lambda *args: real(*args[:-1], -np.inf))
     left, truth, _ = left_of(8, 0.98)
     assert left.branches and all(not made and 0 < proved < truth for _, made, proved in left.branches)
@@ -130,9 +131,9 @@ def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(monke
 
 MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "branches are lost": lambda m: m.setattr(Search, "left", lambda self: self.open.take(self.open.rows[:0])),
-    "options of the other side": lambda m: m.setattr(milp_ascents, "_choices", _turned(milp_ascents._choices)),
+    "options of the other side": lambda m: m.setattr(ascents, "_choices", _turned(ascents._choices)),
     "the whole radius is proved": lambda m: m.setattr(
-        milp_ascents, "_reach", lambda problem, start, branches, target: torch.full_like(branches.bound, target * 1.01)
+        ascents, "_reach", lambda problem, start, branches, target: torch.full_like(branches.bound, target * 1.01)
     ),
     "near branches are closed": lambda m: m.setattr(Search, "_hand", lambda self, branches: None),
 }
@@ -154,13 +155,13 @@ def test_a_mistake_in_what_is_handed_over_shows(name: str, monkeypatch: pytest.M
 
 def test_multipliers_of_a_projection_are_proved_like_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a projection claims, the claim stays below the distance."""
-    real = milp_projection.Piece.nearest
+    real = projection.Piece.nearest
 
-    def boasting(self: milp_projection.Piece, *args: object) -> object:
+    def boasting(self: projection.Piece, *args: object) -> object:
         found = real(self, *args)  # type: ignore[arg-type]
         return None if found is None else found._replace(multipliers=found.multipliers * 1.3, price=found.price * 0.7)
 
-    monkeypatch.setattr(milp_projection.Piece, "nearest", boasting)
+    monkeypatch.setattr(projection.Piece, "nearest", boasting)
     activation, pieces = ACTIVATIONS["relu"]
     for seed in (6, 8):
         model = perceptron(seed, activation, (3, 3, 2, 3))

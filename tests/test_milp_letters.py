@@ -23,11 +23,11 @@ import calipers
 from calipers.attacks.apgd import APGD
 from calipers.attacks.replace import Replace
 from calipers.bounds.rounding import CHECKED, SEARCH
-from calipers.certificates import milp_letters, milp_solving, milp_switching
 from calipers.certificates.enumerate import Enumeration
+from calipers.certificates.exact import letters, solving, switching
+from calipers.certificates.exact.proving import Bound
+from calipers.certificates.exact.switching import Part, proved_of
 from calipers.certificates.milp import MILP
-from calipers.certificates.milp_proving import Bound
-from calipers.certificates.milp_switching import Part, proved_of
 from calipers.errors import BadInput, Contradiction
 from calipers.measurement.exact import close, closed, gaps
 from calipers.measurement.plan import Plan, Stage
@@ -96,8 +96,8 @@ def against_the_list(problem: Problem, tool: MILP = TOOL) -> None:
 @pytest.fixture
 def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave everything to programs but single words."""
-    monkeypatch.setattr(milp_letters, "_LISTED", 1)
-    monkeypatch.setattr(milp_letters, "_PACE", 0)
+    monkeypatch.setattr(letters, "_LISTED", 1)
+    monkeypatch.setattr(letters, "_PACE", 0)
 
 
 MAKES = (dense, embedded, windowed)
@@ -122,8 +122,8 @@ def test_the_usual_search_finds_the_fewest_switches(make: Any, seed: int, k: int
 @pytest.mark.usefixtures("unlisted")
 def test_the_programs_have_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the tests above would not tell programs from slopes."""
-    solved, real, made = [0], milp_switching.Switching.solve, list[int]()
-    monkeypatch.setattr(milp_switching.Switching, "solve", lambda self, *a, **b: (solved.append(1), made.append(len(a[0].put)), real(self, *a, **b))[2])
+    solved, real, made = [0], switching.Switching.solve, list[int]()
+    monkeypatch.setattr(switching.Switching, "solve", lambda self, *a, **b: (solved.append(1), made.append(len(a[0].put)), real(self, *a, **b))[2])
     for make in MAKES:
         solved.clear()
         ends(some(make, 0, 3))
@@ -286,7 +286,7 @@ def everything() -> None:
 @pytest.fixture
 def unhelped(unlisted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no program's solution be tried as an example either: then only what is asked word by word is found."""
-    monkeypatch.setattr(milp_letters.Tree, "_point", lambda self, delta: self.region.center)
+    monkeypatch.setattr(letters.Tree, "_point", lambda self, delta: self.region.center)
 
 
 def _not_put_in(self: Part, group: int, letter: int) -> Part:
@@ -299,7 +299,7 @@ def _settled(options: Any, group: int) -> Any:
     return options
 
 
-real_whole, real_with, real_proved = Part.whole.__func__, Part.with_letter, milp_switching.proved_of  # type: ignore[attr-defined]
+real_whole, real_with, real_proved = Part.whole.__func__, Part.with_letter, switching.proved_of  # type: ignore[attr-defined]
 
 
 def _bars_everything(bound: Any, region: Any, part: Part, arithmetic: Any) -> Any:
@@ -317,10 +317,10 @@ MISTAKES: dict[str, tuple[object, str, object]] = {
     "a letter that costs two switches": (Part, "with_letter", lambda self, g, j: (lambda p: p._replace(left=max(p.left - 1, 0)))(real_with(self, g, j))),
     "a group barred for one letter": (Part, "without_letter", lambda self, group, letter: self._replace(options=_settled(self.options, group))),
     "a part within any other": (Part, "within", lambda self, other: True),
-    "letters barred without a bound": (milp_letters, "proved_of", _bars_everything),
-    "letters barred as if a switch less were left": (milp_letters, "proved_of", _bars_for_fewer),
-    "bounds that are a little high": (milp_letters, "proved_of", lambda *a: (lambda p: p._replace(whole=p.whole + 0.3))(real_proved(*a))),
-    "a model that is not asked": (milp_letters.Words, "resist", lambda self, points: True),
+    "letters barred without a bound": (letters, "proved_of", _bars_everything),
+    "letters barred as if a switch less were left": (letters, "proved_of", _bars_for_fewer),
+    "bounds that are a little high": (letters, "proved_of", lambda *a: (lambda p: p._replace(whole=p.whole + 0.3))(real_proved(*a))),
+    "a model that is not asked": (letters.Words, "resist", lambda self, points: True),
 }
 
 
@@ -343,14 +343,14 @@ def test_the_check_for_mistakes_finds_none_where_none_is() -> None:
 @pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("name", LIES)
 def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, real = some(dense, 0, 2, 4), milp_switching.Switching.solve
+    problem, real = some(dense, 0, 2, 4), switching.Switching.solve
     truth = fewest(problem)
 
-    def lying(self: milp_switching.Switching, *args: Any) -> milp_solving.Answer | None:
+    def lying(self: switching.Switching, *args: Any) -> solving.Answer | None:
         answer = real(self, *args)
         return None if answer is None else LIES[name](answer)
 
-    monkeypatch.setattr(milp_switching.Switching, "solve", lying)
+    monkeypatch.setattr(switching.Switching, "solve", lying)
     lower, upper = ends(problem, dataclasses.replace(TOOL, seconds=1))
     assert (lower < np.where(truth == 0, 1, truth)).all() and (upper >= truth).all()
 
@@ -358,14 +358,14 @@ def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, monkeypatch: pytest
 @pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=[pytest.mark.slow]) for k in (1, 2))])
 def test_random_multipliers_prove_nothing_wrong(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, source, real = some(windowed, seed, 2, 3), np.random.default_rng(seed), milp_switching.Switching.solve
+    problem, source, real = some(windowed, seed, 2, 3), np.random.default_rng(seed), switching.Switching.solve
     truth = fewest(problem)
 
-    def noisy(self: milp_switching.Switching, *args: Any) -> milp_solving.Answer | None:
+    def noisy(self: switching.Switching, *args: Any) -> solving.Answer | None:
         answer = real(self, *args)
         return answer and answer._replace(multipliers=answer.multipliers + 0.1 * source.normal(size=len(answer.multipliers)))
 
-    monkeypatch.setattr(milp_switching.Switching, "solve", noisy)
+    monkeypatch.setattr(switching.Switching, "solve", noisy)
     lower, _ = ends(problem, dataclasses.replace(TOOL, seconds=2))
     assert (lower < np.where(truth == 0, 1, truth)).all()
 
@@ -377,7 +377,7 @@ def clocked(problem: Problem, monkeypatch: pytest.MonkeyPatch, seconds: int) -> 
     """Return what is proved of the only point when every look at the clock takes a second."""
     ticks = itertools.count()
     with monkeypatch.context() as patched:
-        patched.setattr(milp_letters.time, "monotonic", lambda: float(next(ticks)))
+        patched.setattr(letters.time, "monotonic", lambda: float(next(ticks)))
         return float(ends(problem, dataclasses.replace(TOOL, seconds=seconds))[0][0])
 
 
@@ -393,36 +393,36 @@ def out_of_time(monkeypatch: pytest.MonkeyPatch) -> set[float]:
 
 @pytest.mark.parametrize("listed", [1, pytest.param(2**14, marks=[pytest.mark.slow])])
 def test_time_that_is_up_leaves_what_is_proved(listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(milp_letters, "_LISTED", listed)
-    monkeypatch.setattr(milp_letters, "_PACE", 0)
+    monkeypatch.setattr(letters, "_LISTED", listed)
+    monkeypatch.setattr(letters, "_PACE", 0)
     assert out_of_time(monkeypatch) >= {0.0, 1.0, 2.0}
 
 
 @pytest.mark.slow
 def test_a_list_cut_short_that_counts_as_whole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = milp_letters.Tree._listed
+    real = letters.Tree._listed
 
-    def forgetful(self: milp_letters.Tree, part: Part) -> bool:
+    def forgetful(self: letters.Tree, part: Part) -> bool:
         before, settled = self.stuck, real(self, part)
         self.stuck = before
         return settled
 
-    monkeypatch.setattr(milp_letters.Tree, "_listed", forgetful)
+    monkeypatch.setattr(letters.Tree, "_listed", forgetful)
     with pytest.raises(AssertionError):
         out_of_time(monkeypatch)
 
 
 def interrupted(problem: Problem, monkeypatch: pytest.MonkeyPatch, begin: int) -> dict[int, float]:
     """Return what is claimed of each point where Ctrl-C comes at the program of that number."""
-    calls, real, told = itertools.count(), milp_switching.Switching.solve, dict[int, float]()
+    calls, real, told = itertools.count(), switching.Switching.solve, dict[int, float]()
 
-    def breaking(self: milp_switching.Switching, *args: Any) -> Any:
+    def breaking(self: switching.Switching, *args: Any) -> Any:
         if next(calls) == begin:
             raise KeyboardInterrupt
         return real(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(milp_switching.Switching, "solve", breaking)
+        patched.setattr(switching.Switching, "solve", breaking)
         try:
             told.update((int(result.index), float(result.radius)) for result in TOOL(problem) if not isinstance(result, Attempt))
         except KeyboardInterrupt:

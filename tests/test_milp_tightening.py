@@ -13,12 +13,12 @@ from test_milp_trust import LIES
 from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates import milp as milp_module
-from calipers.certificates import milp_solving, milp_tightening
 from calipers.certificates.alpha import Start
+from calipers.certificates.exact import solving, tightening
+from calipers.certificates.exact.encoding import encoded
+from calipers.certificates.exact.proving import Bound, Tree
+from calipers.certificates.exact.tightening import tightened
 from calipers.certificates.milp import MILP
-from calipers.certificates.milp_encoding import encoded
-from calipers.certificates.milp_proving import Bound, Tree
-from calipers.certificates.milp_tightening import tightened
 
 WIDTHS = (3, 4, 3, 3)
 
@@ -106,7 +106,7 @@ def _higher(below: Callable[[Bound, float], float]) -> Callable[[Bound, float], 
     return lambda self, radius: below(self, radius) + 0.05
 
 
-class _Stronger(milp_tightening.Ends):
+class _Stronger(tightening.Ends):
     """The condition asks for more than that the case fails."""
 
     def __new__(cls, low_row: np.ndarray, high_row: np.ndarray, low: np.ndarray, high: np.ndarray) -> _Stronger:
@@ -116,8 +116,8 @@ class _Stronger(milp_tightening.Ends):
 
 MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "ends higher than proved": lambda m: m.setattr(Bound, "below", _higher(Bound.below)),
-    "a condition that is too strong": lambda m: m.setattr(milp_tightening, "Ends", _Stronger),
-    "the wrong sign": lambda m: m.setattr(milp_tightening, "bound_of", _turned(milp_tightening.bound_of)),
+    "a condition that is too strong": lambda m: m.setattr(tightening, "Ends", _Stronger),
+    "the wrong sign": lambda m: m.setattr(tightening, "bound_of", _turned(tightening.bound_of)),
 }
 
 
@@ -135,13 +135,13 @@ def test_a_mistake_in_tightening_shows(name: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", LIES)
 def test_a_lying_solver_cannot_tighten_too_much(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = milp_solving.Program.solve
+    real = solving.Program.solve
 
-    def lying(self: milp_solving.Program, *args: object, **more: object) -> milp_solving.Answer | None:
+    def lying(self: solving.Program, *args: object, **more: object) -> solving.Answer | None:
         answer = real(self, *args, **more)  # type: ignore[arg-type]
         return None if answer is None else LIES[name](answer)
 
-    monkeypatch.setattr(milp_solving.Program, "solve", lying)
+    monkeypatch.setattr(solving.Program, "solve", lying)
     for seed in range(8):
         for before, after, points in cases_of(seed, "linf"):
             assert after is not None or not len(points)

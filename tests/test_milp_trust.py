@@ -15,9 +15,9 @@ from torch import nn
 
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates import milp as milp_module
-from calipers.certificates import milp_proving, milp_solving
+from calipers.certificates.exact import proving, solving
+from calipers.certificates.exact.model import Ends, Model, ends_of
 from calipers.certificates.milp import MILP, _Search
-from calipers.certificates.milp_model import Ends, Model, ends_of
 from calipers.errors import Contradiction
 from calipers.graph.capture import graph_of
 from calipers.problem.ball import Ball
@@ -25,7 +25,7 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.region import Region
 
-Lie = Callable[[milp_solving.Answer], milp_solving.Answer | None]
+Lie = Callable[[solving.Answer], solving.Answer | None]
 LIES: dict[str, Lie] = {
     "everything is infeasible": lambda a: a._replace(goal=None, value=np.inf, delta=None, columns=None),
     "nothing is known": lambda a: None,
@@ -40,13 +40,13 @@ LIES: dict[str, Lie] = {
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 @pytest.mark.parametrize("name", LIES)
 def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    truth, real = exact(small(norm=norm)), milp_solving.Program.solve
+    truth, real = exact(small(norm=norm)), solving.Program.solve
 
-    def lying(self: milp_solving.Program, *args: object, **more: object) -> milp_solving.Answer | None:
+    def lying(self: solving.Program, *args: object, **more: object) -> solving.Answer | None:
         answer = real(self, *args, **more)  # type: ignore[arg-type]
         return None if answer is None else LIES[name](answer)
 
-    monkeypatch.setattr(milp_solving.Program, "solve", lying)
+    monkeypatch.setattr(solving.Program, "solve", lying)
     for told, right in zip(exact(small(norm=norm), MILP(seconds=2)), truth, strict=True):
         assert told.lower <= right.lower * (1 + 1e-6) if right.upper == np.inf else told.lower < right.upper
         assert told.upper >= right.lower
@@ -54,19 +54,19 @@ def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, norm: str, monkeypa
 
 def test_a_solver_that_was_believed_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant of the test above: bounds that take the solver's value for theirs, and a solver that says it is high."""
-    real = milp_solving.Program.solve
+    real = solving.Program.solve
     monkeypatch.setattr(
-        milp_solving.Program,
+        solving.Program,
         "solve",
         lambda self, *args, **more: None if (a := real(self, *args, **more)) is None else a._replace(value=1e6),  # type: ignore[arg-type]
     )
-    believed = milp_proving.bound_of
+    believed = proving.bound_of
 
-    def credulous(model: object, answer: milp_solving.Answer, *args: object) -> milp_proving.Bound:
+    def credulous(model: object, answer: solving.Answer, *args: object) -> proving.Bound:
         bound = believed(model, answer, *args)  # type: ignore[arg-type]
-        return milp_proving.Bound(answer.value, 0 * bound.slope, bound.region, 0.0)
+        return proving.Bound(answer.value, 0 * bound.slope, bound.region, 0.0)
 
-    monkeypatch.setattr(milp_proving, "bound_of", credulous)
+    monkeypatch.setattr(proving, "bound_of", credulous)
     problem = small()
     claimed = [float(r.radius[0]) for r in MILP(seconds=2)(problem) if hasattr(r, "radius")]
     monkeypatch.undo()
@@ -156,8 +156,8 @@ def test_any_multipliers_prove_less_than_the_truth() -> None:
         margins = problem.margins(values[-1])[0].numpy()
         for case, goal in model.goals.items():
             y = generator.normal(size=len(model.low_row)) * generator.random()
-            answer = milp_solving.Answer(goal, 0.0, y, None, None)
-            bound = milp_proving.bound_of(model, answer, ends_of(model, kept), region, CHECKED)
+            answer = solving.Answer(goal, 0.0, y, None, None)
+            bound = proving.bound_of(model, answer, ends_of(model, kept), region, CHECKED)
             assert bound.at(np.array([radius]))[0] <= margins[case]
             checked += bool(np.isfinite(bound.constant))
     assert checked > 50
@@ -196,7 +196,7 @@ def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
 
 def too_high(seed: int) -> bool:
     model, y, ends, region = stated(seed)
-    bound = milp_proving.bound_of(model, milp_solving.Answer(0, 0.0, y, None, None), ends, region, CHECKED)
+    bound = proving.bound_of(model, solving.Answer(0, 0.0, y, None, None), ends, region, CHECKED)
     return Fraction(bound.constant) > exactly(model, y, ends, bound.slope)
 
 

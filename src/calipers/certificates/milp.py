@@ -1,8 +1,8 @@
 """How near is the nearest adversarial example, exactly? Mixed-integer programming within the radius asked, of which every bound is proved again.
 
-A linear program for each branch says where the relaxed network is weakest (milp_solving); its multipliers prove a bound in rounded arithmetic, so a solver
-that is wrong makes a search slow, never its answer false (milp_proving); its solution is asked of the model, and the nearest example of that
-piece of the network is the radius left to prove (milp_examples). The search ends where the proof meets the example.
+A linear program for each branch says where the relaxed network is weakest (exact.solving); its multipliers prove a bound in rounded arithmetic, so a solver
+that is wrong makes a search slow, never its answer false (exact.proving); its solution is asked of the model, and the nearest example of that
+piece of the network is the radius left to prove (exact.examples). The search ends where the proof meets the example.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates.alpha import Start
-from calipers.certificates.milp_ascents import ascended
-from calipers.certificates.milp_encoding import encoded
-from calipers.certificates.milp_examples import SHORT, Examples
-from calipers.certificates.milp_letters import LetterSearch
-from calipers.certificates.milp_proving import Tree
-from calipers.certificates.milp_search import PointSearch
-from calipers.certificates.milp_tightening import tightened
+from calipers.certificates.exact.ascents import ascended
+from calipers.certificates.exact.encoding import encoded
+from calipers.certificates.exact.examples import SHORT, Examples
+from calipers.certificates.exact.letters import LetterSearch
+from calipers.certificates.exact.proving import Tree
+from calipers.certificates.exact.search import PointSearch
+from calipers.certificates.exact.tightening import tightened
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.problem.ball import Ball

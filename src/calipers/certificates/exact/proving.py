@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from calipers.bounds.rounding import Arithmetic
-from calipers.certificates.milp_branching import PseudoCosts, gaps_of, likely_choices
-from calipers.certificates.milp_model import Ends, Floats, Model, ends_of
-from calipers.certificates.milp_solving import Answer, Program
+from calipers.certificates.exact.branching import PseudoCosts, gaps_of, likely_choices
+from calipers.certificates.exact.model import Ends, Floats, Model, ends_of
+from calipers.certificates.exact.solving import Answer, Program
 from calipers.problem.norms import support_rounding
 from calipers.problem.region import Region
 

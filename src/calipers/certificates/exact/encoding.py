@@ -23,7 +23,7 @@ from scipy import sparse
 from torch import Tensor
 
 from calipers.bounds.relaxed import Relaxed
-from calipers.certificates.milp_model import Choice, Floats, Model, Option
+from calipers.certificates.exact.model import Choice, Floats, Model, Option
 from calipers.errors import BadInput
 from calipers.graph.ir import Elementwise, Lines, Node, Planes, is_affine
 from calipers.problem.norms import support_rounding

@@ -22,7 +22,7 @@ from calipers.bounds.rounding import SEARCH
 from calipers.certificates.alpha import Start
 from calipers.certificates.branch_search import Effort, Search
 from calipers.certificates.branches import Branches, uncut
-from calipers.certificates.milp_model import Model
+from calipers.certificates.exact.model import Model
 from calipers.problem.problem import Problem
 
 _STEPS = 30  # of ascent for each branch: with a dozen, branches of deep networks stall

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.relaxed import Relaxed
+from calipers.certificates.exact.model import Ends, Floats, Model, ends_of
+from calipers.certificates.exact.proving import Zero, zero_of
+from calipers.certificates.exact.solving import Program
 from calipers.certificates.examples import judged
-from calipers.certificates.milp_model import Ends, Floats, Model, ends_of
-from calipers.certificates.milp_proving import Zero, zero_of
-from calipers.certificates.milp_solving import Program
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 

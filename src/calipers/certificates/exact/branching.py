@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calipers.certificates.milp_model import Floats, Model
-from calipers.certificates.milp_solving import Answer
+from calipers.certificates.exact.model import Floats, Model
+from calipers.certificates.exact.solving import Answer
 
 _LEAST = 1e-6  # share of what is lacking that any branch counts as rising
 _LOST = 1e-12  # the least that a choice's relaxation counts as having lost

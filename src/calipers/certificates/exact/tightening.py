@@ -12,9 +12,9 @@ import time
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import relax
 from calipers.bounds.relaxed import Relaxed
-from calipers.certificates.milp_model import Ends, Model
-from calipers.certificates.milp_proving import bound_of
-from calipers.certificates.milp_solving import Program
+from calipers.certificates.exact.model import Ends, Model
+from calipers.certificates.exact.proving import bound_of
+from calipers.certificates.exact.solving import Program
 
 
 def tightened(state: Relaxed, model: Model, radius: float, ends: float) -> Relaxed | None:

@@ -1,7 +1,7 @@
 """How few letters must be replaced to fool the model, exactly? One switch more at a time, until an example is met or the time is up.
 
 Within k switches the question is a decision. Its choices are the network's, as for balls, and the letters: one is put in, or may not come. A branch is closed
-by what its program's multipliers prove of its part of the region (milp_switching); where few ways of writing are left all of them are asked of the model
+by what its program's multipliers prove of its part of the region (switching); where few ways of writing are left all of them are asked of the model
 itself, so with every letter settled its own numbers decide. All nearer points are proved by then, so whatever example is met is a nearest one.
 """
 
@@ -21,14 +21,14 @@ from torch import Tensor
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates.alpha import Start
 from calipers.certificates.enumerate import cleared
+from calipers.certificates.exact.branching import likely_choices, worth_of
+from calipers.certificates.exact.encoding import encoded
+from calipers.certificates.exact.model import Floats, Model, ends_of
+from calipers.certificates.exact.proving import bound_of
+from calipers.certificates.exact.search import PointSearch, Settings
+from calipers.certificates.exact.solving import Answer
+from calipers.certificates.exact.switching import Part, Switching, check_numeric, proved_of
 from calipers.certificates.examples import judged
-from calipers.certificates.milp_branching import likely_choices, worth_of
-from calipers.certificates.milp_encoding import encoded
-from calipers.certificates.milp_model import Floats, Model, ends_of
-from calipers.certificates.milp_proving import bound_of
-from calipers.certificates.milp_search import PointSearch, Settings
-from calipers.certificates.milp_solving import Answer
-from calipers.certificates.milp_switching import Part, Switching, check_numeric, proved_of
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
-from calipers.certificates.milp_model import Ends, Floats, Model
+from calipers.certificates.exact.model import Ends, Floats, Model
 
 _STEPS, _HALVINGS = 80, 25
 _SETTLED, _NEARLY = 1e-10, 1e-7  # of a row's scale, by which it may be broken; where no step leads higher

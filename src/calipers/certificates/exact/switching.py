@@ -19,9 +19,9 @@ from scipy import sparse
 from torch import Tensor
 
 from calipers.bounds.rounding import Arithmetic
-from calipers.certificates.milp_model import Ends, Floats, Model
-from calipers.certificates.milp_proving import Bound
-from calipers.certificates.milp_solving import Answer, Linear
+from calipers.certificates.exact.model import Ends, Floats, Model
+from calipers.certificates.exact.proving import Bound
+from calipers.certificates.exact.solving import Answer, Linear
 from calipers.errors import BadInput
 from calipers.problem.neighbours import neighbourhood_size
 from calipers.problem.norms import support_rounding
