@@ -84,6 +84,15 @@ class Search:
             self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)  # every leaf has a positive bound
         return None
 
+    def enter(self, ends: float) -> None:
+        """Ascend in all that is open, and close what that closes, until the time `ends` has come."""
+        with torch.no_grad(), plain_sums():
+            left = self.open.take(self.open.rows[:0])
+            for part in torch.arange(len(self.open), device=self.open.rows.device).split(self.effort.batch):
+                branches = self.open.take(part)
+                left = left.plus(branches if time.monotonic() > ends or self.found is not None else self._left(branches))
+            self.open = left
+
     def _by_letters(self, group: int, ends: float) -> Tensor | None:
         """Decide every way of writing one group on its own; return a counterexample (1, *D)."""
         part = divided(self.problem, group)

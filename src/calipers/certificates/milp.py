@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from calipers.certificates.alpha import Start
 from calipers.certificates.exact.ascents import ascended
 from calipers.certificates.exact.encoding import encoded
 from calipers.certificates.exact.examples import SHORT, Examples
+from calipers.certificates.exact.hints import check_scip, covering, hinted
 from calipers.certificates.exact.letters import LetterSearch
 from calipers.certificates.exact.proving import Tree
 from calipers.certificates.exact.search import PointSearch
@@ -37,6 +39,7 @@ _ASCENTS = 0.7  # share of the time that is left, for branches by ascents
 _TIGHTENED = 2  # programs for a choice: as many as tightening costs
 _FEWER = 0.85  # share of the choices that tightening leaves at most, to begin anew for it
 _MANY = 2  # branches of a case, times that, as many as there are choices: then its boxes are tightened
+_HINTED = 0.5  # share of the time that is left, for hints
 _RISES, _LOW = 6, 0.7  # radii tried for a first proof, where less than that share of the distance is proved
 
 Watch = Callable[[str, float, float], None]
@@ -53,7 +56,8 @@ class MILP:
     branched by ascents if most of these closed nothing; ascents leave to programs only the branches that they are slow to close. Else programs go on, with
     boxes tightened by programs for each case. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give one, or a radius
     just above a known example's distance. `watch` is told both ends as they move. Letters are switched one more at a time, and a claim is a whole number of
-    switches; numeric columns beside them may move in linf or l1, unconstrained.
+    switches; numeric columns beside them may move in linf or l1, unconstrained. With `hints` of SCIP (the extra `scip`) the search begins from the branches
+    that SCIP's tree ended in and from the points that it met, all of which are proved and asked again: a second opinion, seldom the faster one.
 
     Claims are float64-checked; they stop 2e-7 of the distance short of the nearest example of real arithmetic. The example found stands as much farther out
     as the model's own rounding asks.
@@ -65,17 +69,24 @@ class MILP:
     sharpen: int = 10
     look: int = 8
     first: int = 600
+    hints: Literal["none", "SCIP"] = "none"
     attack: Startable | None = None
     watch: Watch | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or min(self.steps, self.look) < 1 or min(self.sharpen, self.first) < 0:
             raise BadInput(f"MILP takes seconds > 0, steps and look >= 1, sharpen and first >= 0, got {self}")
+        if self.hints not in ("none", "SCIP"):
+            raise BadInput(f"MILP takes hints of 'SCIP' or 'none', got {self.hints!r}")
 
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and the nearest examples found; after an interrupt, what is known of the points begun."""
         graph_of(problem.classifier, problem.x)  # the model itself is asked here, before there are threads: export and copies are not made for them
         assert problem.size is not None
+        if self.hints == "SCIP":
+            check_scip()
+            if not isinstance(problem.threat, Ball):
+                raise BadInput("MILP takes no hints where letters are replaced: leave `hints` out")
         search_of = _Search if isinstance(problem.threat, Ball) else LetterSearch
         searches: list[PointSearch] = [search_of(self, problem.take([i])) for i in range(len(problem))]
         told = 0
@@ -143,6 +154,8 @@ class _Search(PointSearch):
         target = min(radius, examples.edge * (1 - SHORT))
         self.tree = tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
         first = 0 if state.region.norm.is_euclidean else self.tool.first  # programs over round balls are slow
+        if self.tool.hints == "SCIP":
+            self._hinted(tree, radius, ends)
         worth = max(first, _TIGHTENED * len(model.choices))
         self.lower = max(self.lower, tree.grow(ends, lambda: self._pause(radius) or (tree.programs >= first and (tree.wide or tree.programs >= worth))))
         if tree.unsettled and not self._worth_it(radius):
@@ -153,6 +166,18 @@ class _Search(PointSearch):
         self.lower = max(self.lower, tree.proved, tree.grow(ends, lambda: self._pause(radius)))
         examples.settle()
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
+
+    def _hinted(self, tree: Tree, radius: float, ends: float) -> int:
+        """Begin from the branches that another solver ended in, and look at the points that it met; return how many branches there are."""
+        cases, sizes = {goal: case for case, goal in tree.model.goals.items()}, [len(c.options) for c in tree.model.choices]
+        branches: dict[int, list[dict[int, int]]] = {case: [{}] for case in tree.model.goals}
+        now = time.monotonic()
+        for hints in hinted(tree.model, tree.region, radius, _HINTED * (ends - now), lambda: self._pause(radius)):
+            branches[cases[hints.goal]] = covering(sizes, hints.branches)
+            nearer = None if hints.delta is None else self.examples.beside(hints.delta)
+            tree.target = min(tree.target, nearer or tree.target)
+        tree.begin([(case, made, 0.0) for case, held in branches.items() for made in held])
+        return len(tree.open)
 
     def _by_case(self, start: Start, tree: Tree, cases: dict[int, list[int]], radius: float, ends: float) -> None:
         """Search each case that is left by itself, over rows that need to hold only where it fails."""
@@ -188,7 +213,8 @@ class _Search(PointSearch):
         """Close what ascents can close of the tree, before further programs are solved; was an example met instead, worth beginning anew?"""
         self._rise(tree.target, ends)
         before, now = self.examples.edge, time.monotonic()
-        left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set)
+        hinted_at = tree.branches if self.tool.hints == "SCIP" else None  # ascents by themselves find fewer branches than programs had made
+        left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set, hinted_at)
         self.rows += left.rows
         if left.example is not None:
             self.examples.propose(left.example)

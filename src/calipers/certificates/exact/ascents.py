@@ -39,11 +39,20 @@ class Left(NamedTuple):
     rows: int
 
 
-def ascended(problem: Problem, start: Start, model: Model, target: float, ends: float, stop: Callable[[], bool] = lambda: False) -> Left:
+def ascended(
+    problem: Problem,
+    start: Start,
+    model: Model,
+    target: float,
+    ends: float,
+    stop: Callable[[], bool] = lambda: False,
+    branches: list[tuple[int, dict[int, int]]] | None = None,
+) -> Left:
     """Branch by ascents until every branch of the one point is closed within the radius `target` or handed over, an example is met, the time `ends` has come or
     `stop` says so.
 
-    `start` holds the point's relaxation over a region at least as large, of which `model` was made. Cost: as many steps and one confirming row a branch.
+    `start` holds the point's relaxation over a region at least as large, of which `model` was made. Only these `branches`, (case, choices made), if there are
+    any given. Cost: as many steps and one confirming row a branch.
     """
     part = problem.at(target)
     root = _within(start, part, torch.tensor([target], dtype=torch.float64))
@@ -52,7 +61,10 @@ def ascended(problem: Problem, start: Start, model: Model, target: float, ends: 
     if root.region.norm.is_euclidean:
         lacking = torch.zeros_like(lacking)  # only pieces, whose nearest points are projections: programs over round balls are slow
     search = Search(Effort(steps=_STEPS), part, begun, 0, lacking)
-    found = None
+    if branches is not None:
+        search.open = _cut(model, search, branches)
+        search.enter(ends)
+    found = search.found
     while found is None and len(search.open) and not search.full and time.monotonic() < ends and not stop():
         found = search.grow(min(ends, time.monotonic() + _SLICE))
     left = search.left()
@@ -60,6 +72,22 @@ def ascended(problem: Problem, start: Start, model: Model, target: float, ends: 
         return Left(found, [], search.rows)
     reach = _reach(problem, begun, left, target).tolist()
     return Left(None, [(*branch, r) for branch, r in zip(_choices(model, search.root, left), reach, strict=True)], search.rows)
+
+
+def _cut(model: Model, search: Search, branches: list[tuple[int, dict[int, int]]]) -> Branches:
+    """Return branches whose cuts leave what their options hold; of windows, whose choices are no cuts, all."""
+    place = {case: p for p, case in enumerate(search.open.case.tolist())}
+    found = search.open.take(torch.tensor([place[case] for case, _ in branches], dtype=torch.long, device=search.open.case.device))
+    cuts = {k: Box(box.lower.clone(), box.upper.clone()) for k, box in found.cuts.items()}
+    column = {number: {e: c for c, e in enumerate(search.root.columns[number].place[0].tolist())} for number in cuts}
+    for p, (_, made) in enumerate(branches):
+        for choice, which in made.items():
+            members, option = model.choices[choice].members, model.choices[choice].options[which]
+            number, element = model.sources[members[0]]
+            if len(members) == 1 and element in column.get(number, {}):
+                at = column[number][element]
+                cuts[number].lower[p, at], cuts[number].upper[p, at] = option.low, option.high
+    return replace(found, cuts=cuts)
 
 
 def _within(start: Start, problem: Problem, radii: Tensor) -> Root:

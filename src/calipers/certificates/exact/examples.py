@@ -63,12 +63,20 @@ class Examples:
 
     def meet(self, delta: Floats, made: dict[int, int] | None) -> float | None:
         """Look at the piece of the network in which an offset lies (or that of the choices, where all are made); return the radius that is left to prove."""
-        if made is None:
-            values = self.state.graph.values(self._point(delta))
-            if not bool(is_adversarial(self.problem.goal.worst(self.problem.margins(values[-1])))):
-                return None
-            made = dict(enumerate(self.model.pattern(self.model.of_values(values))))
-        return self.look(made)
+        if made is not None:
+            return self.look(made)
+        values = self.state.graph.values(self._point(delta))
+        return self._beside(values) if bool(is_adversarial(self.problem.goal.worst(self.problem.margins(values[-1])))) else None
+
+    def beside(self, delta: Floats) -> float | None:
+        """Look at the piece of the network in which an offset of the region (else: its nearest in the box) lies, fooled there or not: a solver's tolerances may
+        have kept it just short of that."""
+        delta = np.clip(delta, self.program.low, self.program.high)
+        inside = self.program.length(delta) <= float(self.state.region.radius[0])
+        return self._beside(self.state.graph.values(self._point(delta))) if inside else None
+
+    def _beside(self, values: list[Tensor]) -> float | None:
+        return self.look(dict(enumerate(self.model.pattern(self.model.of_values(values)))))
 
     def descend(self, point: Tensor) -> float | None:
         """Go from an example (1, *D) straight towards the point as far as the network is fooled, and look at the piece there."""
@@ -93,8 +101,9 @@ class Examples:
         self.seen.add(key)
         ends, before = ends_of(self.model, made), self.edge
         for goal in self.model.goals.values():
-            zero = zero_of(self.program, self.state.arithmetic, self.state.region, goal, ends, min(self.edge, float(self.state.region.radius[0])))
-            if zero is not None and zero.near < self.edge:
+            top = min(self.edge, float(self.state.region.radius[0]))
+            zero = zero_of(self.program, self.state.arithmetic, self.state.region, goal, ends, top)
+            if zero is not None and zero.near < self.edge and zero.proved < top:
                 self.edge = zero.near
                 self.zeros.append((zero, goal, ends))
         if self.edge < (1 - _SOON) * self.nearest:

@@ -194,6 +194,11 @@ class Tree:
         return bool(self.open) and self.open[0][0] < self.target
 
     @property
+    def branches(self) -> list[tuple[int, dict[int, int]]] | None:
+        """The branches that are open, (case, choices made); None where one that has no choice left is beyond proof by programs."""
+        return [(node.case, node.made) for _, _, node in self.open if node.reach < self.target] if self.stuck >= self.target else None
+
+    @property
     def left(self) -> dict[int, tuple[float, int]]:
         """The cases that have open branches: the radius up to which each is proved, and how many they are."""
         held: dict[int, list[float]] = {}

@@ -43,6 +43,10 @@ class Settings(Protocol):
         """How many programs are solved before ascents take over."""
 
     @property
+    def hints(self) -> str:
+        """Of which solver hints are taken."""
+
+    @property
     def attack(self) -> Startable | None:
         """What finds a first example."""
 

@@ -1,0 +1,226 @@
+"""What does SCIP make of a network's program? Asked in a process of its own, which can be ended at any time and whose faults stay its own.
+
+The program is the model's rows over offsets within the radius, a binary for each option of a choice, and the distance to be least; a row that an option closes
+is opened by a constant otherwise. What comes back are points and the branches that SCIP's search tree ended in. Both are hints: nobody believes them.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_THIN = 1e-9  # a row whose ends are nearer to each other than that is an equation
+_SETTINGS: dict[str, Any] = {
+    "misc/catchctrlc": False,  # who asks is interrupted, and ends this process
+    "presolving/maxrounds": 0,  # rows are tight as they are, and branches must be those of the choices given
+    "presolving/maxrestarts": 0,
+    "limits/gap": 1e-4,  # hints need no more
+    # Smooth sub-programs cost two thirds of a search over a round ball, and cuts more than they save.
+    **dict.fromkeys(["heuristics/subnlp/freq", "heuristics/mpec/freq", "heuristics/nlpdiving/freq", "heuristics/multistart/freq"], -1),
+    "separating/maxrounds": 0,
+    "separating/maxroundsroot": 0,
+}
+
+
+class Way(NamedTuple):
+    """One option of a choice: row `row` becomes an equation with `at` on the right, and may else stand `below` or `above` that by so much; column `z` lies
+    between `low` and `high` (none where z < 0)."""
+
+    row: int
+    at: float
+    below: float
+    above: float
+    z: int
+    low: float
+    high: float
+
+
+class Question(NamedTuple):
+    """Rows low_row <= inputs @ delta + columns @ v <= high_row, low <= v <= high; |delta| within `radius` in the norm of exponent `power` (1, 2, inf) with
+    `weight`, and within `floor` and `ceiling`; for each column of `goals`: how near is a point where it is at most 0?"""
+
+    inputs: Any
+    columns: Any
+    low_row: Floats
+    high_row: Floats
+    low: Floats
+    high: Floats
+    choices: list[list[Way]]
+    power: float
+    weight: Floats
+    floor: Floats
+    ceiling: Floats
+    goals: list[int]
+    radius: float
+    seconds: float
+
+
+class Hints(NamedTuple):
+    """For one goal: the nearest offset met (None: none), what SCIP says is the least distance, and the branches that its tree ended in: choice -> option."""
+
+    goal: int
+    delta: Floats | None
+    distance: float
+    branches: list[dict[int, int]]
+
+
+def serve() -> None:
+    """Read a question from the standard input, write the hints to the standard output as they come."""
+    question: Question = pickle.load(sys.stdin.buffer)
+    out, sys.stdout = sys.stdout.buffer, sys.stderr  # only hints may stand in the output
+    ends, radius = time.monotonic() + question.seconds, question.radius
+    for goal in question.goals:
+        hints = solved(question, goal, radius, ends - time.monotonic())
+        radius = radius if hints.delta is None else min(radius, hints.distance)
+        pickle.dump(hints, out)
+        out.flush()
+
+
+def solved(question: Question, goal: int, radius: float, seconds: float) -> Hints:
+    """Return what SCIP says about one goal within a radius."""
+    program = _Program(question, goal, radius)
+    return program.hints(goal, seconds)
+
+
+class _Program:
+    """SCIP's program: offsets in shares of the radius, u = weight * delta / radius, so that nothing depends on the data's units."""
+
+    def __init__(self, question: Question, goal: int, radius: float) -> None:
+        import pyscipopt
+
+        self.question, self.radius, self.sum = question, radius, pyscipopt.quicksum
+        self.model = pyscipopt.Model()
+        self.model.hideOutput()
+        for name, value in _SETTINGS.items():
+            self.model.setParam(name, value)
+        self.scale = radius / question.weight
+        low, high = np.maximum(question.floor / self.scale, -1.0), np.minimum(question.ceiling / self.scale, 1.0)
+        self.moving = np.flatnonzero(low < high)
+        self.offsets = {int(i): self.model.addVar(lb=float(low[i]), ub=float(high[i])) for i in self.moving}
+        self.columns = [
+            self.model.addVar(lb=float(a), ub=float(min(b, 0.0) if c == goal else b)) for c, (a, b) in enumerate(zip(question.low, question.high, strict=True))
+        ]
+        self.distance = self.model.addVar(lb=0.0, ub=1.0, obj=1.0)
+        self._ball()
+        self._rows()
+        self.binaries: dict[str, tuple[int, int, int]] = {}  # by name: the choice, the option where it is 1, and the one where it is 0 (-1: several)
+        for place, ways in enumerate(question.choices):
+            self._choice(place, ways)
+
+    def _ball(self) -> None:
+        """Say that the distance, squared for l2, is no less than the offset's length."""
+        power, add = self.question.power, self.model.addVar
+        if power == 2:
+            self.model.addCons(self.sum(u * u for u in self.offsets.values()) <= self.distance)
+        elif power == 1:
+            sizes = {i: add(lb=0.0, ub=1.0) for i in self.offsets}
+            for i, u in self.offsets.items():
+                self.model.addCons(u <= sizes[i])
+                self.model.addCons(-u <= sizes[i])
+            self.model.addCons(self.sum(sizes.values()) <= self.distance)
+        else:
+            for u in self.offsets.values():
+                self.model.addCons(u <= self.distance)
+                self.model.addCons(-u <= self.distance)
+
+    def _row(self, row: int) -> Any:
+        """Return the sum of a row."""
+        q = self.question
+        inputs = [(self.offsets[int(i)], a * self.scale[i]) for i, a in _entries(q.inputs, row) if int(i) in self.offsets]
+        return self.sum(v * float(a) for v, a in [*inputs, *((self.columns[c], a) for c, a in _entries(q.columns, row))])
+
+    def _rows(self) -> None:
+        for row, (low, high) in enumerate(zip(self.question.low_row.tolist(), self.question.high_row.tolist(), strict=True)):
+            if high - low <= _THIN:
+                self.model.addCons(self._row(row) == (low + high) / 2)
+                continue
+            if np.isfinite(low):
+                self.model.addCons(self._row(row) >= low)
+            if np.isfinite(high):
+                self.model.addCons(self._row(row) <= high)
+
+    def _choice(self, place: int, ways: list[Way]) -> None:
+        """Give each option a binary, of which one is 1; two options share one."""
+        chosen = list[Any]()
+        for k in range(len(ways)):
+            if len(ways) == 2 and k == 1:
+                chosen.append(1 - chosen[0])
+                continue
+            name = f"c{place}o{k}"
+            self.binaries[name] = (place, k, 1 - k if len(ways) == 2 else -1)
+            chosen.append(self.model.addVar(name=name, vtype="B"))
+        if len(ways) != 2:
+            self.model.addCons(self.sum(chosen) == 1)
+        for way, b in zip(ways, chosen, strict=True):
+            self.model.addCons(self._row(way.row) <= way.at + way.above * (1 - b))
+            self.model.addCons(self._row(way.row) >= way.at - way.below * (1 - b))
+            if way.z >= 0:
+                z, low, high = self.columns[way.z], self.question.low[way.z], self.question.high[way.z]
+                self.model.addCons(z >= max(way.low, low) * b + low * (1 - b))
+                self.model.addCons(z <= min(way.high, high) * b + high * (1 - b))
+
+    def hints(self, goal: int, seconds: float) -> Hints:
+        """Solve, and say what came out."""
+        ended = _ended(self.model)
+        self.model.setParam("limits/time", max(0.01, seconds))
+        self.model.optimize()
+        bound, power = self.model.getDualbound(), self.question.power
+        told = float(np.clip(bound, 0.0, 1.0) ** (0.5 if power == 2 else 1.0)) * self.radius
+        delta = None
+        if self.model.getNSols():
+            delta = np.zeros(len(self.scale))
+            best = self.model.getBestSol()
+            for i, u in self.offsets.items():
+                delta[i] = self.model.getSolVal(best, u) * self.scale[i]
+        return Hints(goal, delta, told, [self._made(path) for path in ended.paths])
+
+    def _made(self, path: list[tuple[str, float, bool]]) -> dict[int, int]:
+        """Return the choices that a branch made: (name of the binary, its bound, whether that is a lower one)."""
+        made = {}
+        for name, bound, lower in path:
+            place, one, zero = self.binaries.get(name.removeprefix("t_"), (-1, -1, -1))
+            option = one if lower and bound > 0.5 else zero if not lower and bound < 0.5 else -1
+            if option >= 0:
+                made[place] = option
+        return made
+
+
+def _entries(matrix: Any, row: int) -> list[tuple[int, float]]:
+    """Return the entries of a row of a sparse matrix: (column, value)."""
+    part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+    return list(zip(matrix.indices[part].tolist(), matrix.data[part].tolist(), strict=True))
+
+
+def _ended(model: Any) -> Any:
+    """Return what keeps the paths to the nodes that a search ends in."""
+    from pyscipopt.scip import PY_SCIP_EVENTTYPE, Eventhdlr
+
+    kinds = (PY_SCIP_EVENTTYPE.NODEINFEASIBLE, PY_SCIP_EVENTTYPE.NODEFEASIBLE)
+
+    class Ended(Eventhdlr):
+        def __init__(self) -> None:
+            self.paths: list[list[tuple[str, float, bool]]] = []
+
+        def eventinit(self) -> None:
+            for kind in kinds:
+                self.model.catchEvent(kind, self)
+
+        def eventexec(self, event: Any) -> None:
+            node, path = event.getNode(), []
+            while node.getDepth() > 0:
+                branchings = node.getParentBranchings()
+                if branchings is not None:
+                    path += [(v.name, bound, kind == 0) for v, bound, kind in zip(*branchings, strict=True)]
+                node = node.getParent()
+            self.paths.append(path)
+
+    ended = Ended()
+    model.includeEventhdlr(ended, "ended", "keeps the paths to the nodes that the search ends in")
+    return ended
