@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from calipers.certificates.exact.model import Ends, Model, ends_of
 from calipers.certificates.milp import MILP, _Search
 from calipers.errors import Contradiction
 from calipers.graph.capture import graph_of
+from calipers.graph.ir import Graph
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
@@ -181,6 +183,11 @@ def exactly(model: Model, y: np.ndarray, ends: Ends, slope: np.ndarray) -> Fract
     return total
 
 
+@cache
+def some_graph() -> Graph:
+    return graph_of(Classifier(nn.Linear(3, 2)), torch.zeros(1, 3))
+
+
 def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
     """Return a model of random rows of which pairs nearly repeat each other, and multipliers that nearly cancel: only rounding is left."""
     draw = np.random.default_rng(seed)
@@ -189,8 +196,8 @@ def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
     y = 1e6 * draw.normal(size=6)
     y[3:] = -y[:3]
     ends = Ends(np.zeros(6), np.zeros(6), -draw.random(4), draw.random(4))
-    graph, radius = graph_of(Classifier(nn.Linear(3, 2)), torch.zeros(1, 3)), 0.5
-    model = Model(graph, sparse.csr_matrix(a), sparse.csr_matrix(b), *ends, np.full(3, radius), {0: 0}, (), {}, np.array([0]), len(a))
+    radius = 0.5
+    model = Model(some_graph(), sparse.csr_matrix(a), sparse.csr_matrix(b), *ends, np.full(3, radius), {0: 0}, (), {}, np.array([0]), len(a))
     return model, y, ends, Ball("linf", radius).region(torch.zeros(1, 3, dtype=torch.float64))
 
 
@@ -209,3 +216,17 @@ def test_mutant_without_the_allowance_is_caught(monkeypatch: pytest.MonkeyPatch)
     real = Model.sizes.func  # type: ignore[attr-defined]
     monkeypatch.setattr(Model, "sizes", property(lambda self: tuple(0 * t for t in real(self))))
     assert any(too_high(seed) for seed in range(200))
+
+
+def last_sums_too_high(seed: int) -> bool:
+    """Is a bound above what its constant and a slope that is nearly lost in it come to, in rational numbers?"""
+    draw = np.random.default_rng(seed)
+    constant, slope, radius = float(draw.uniform(-2, 2)), 1e-17 * draw.normal(size=3), float(draw.uniform(0.1, 0.5))
+    bound = proving.Bound(constant, slope, Ball("linf", 0.5, box=None).region(torch.zeros(1, 3, dtype=torch.float64)), 1e-15)
+    return Fraction(bound.below(radius)) > Fraction(constant) - Fraction(radius) * sum(abs(Fraction(s)) for s in slope.tolist())
+
+
+def test_a_bound_that_is_read_as_a_number_has_room_for_its_last_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(last_sums_too_high(seed) for seed in range(50))
+    monkeypatch.setattr(proving, "_LAST", 0)
+    assert any(last_sums_too_high(seed) for seed in range(50))
