@@ -101,7 +101,12 @@ def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MAKES = (dense, embedded, windowed)
-CASES = [pytest.param(make, seed, k, marks=[pytest.mark.slow] if seed else []) for make in MAKES for seed in (0, 5) for k in (1, 2, 3)]
+CASES = [
+    pytest.param(make, seed, k, marks=[pytest.mark.slow] if seed or k == 1 or (make, k) == (embedded, 3) else [])
+    for make in MAKES
+    for seed in (0, 5)
+    for k in (1, 2, 3)
+]
 
 
 def some(make: Callable[[int, int], Problem], seed: int, k: int, n: int = 6) -> Problem:
@@ -126,8 +131,8 @@ def test_the_programs_have_something_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(switching.Switching, "solve", lambda self, *a, **b: (solved.append(1), made.append(len(a[0].put)), real(self, *a, **b))[2])
     for make in MAKES:
         solved.clear()
-        ends(some(make, 0, 3))
-        assert len(solved) > 20
+        ends(some(make, 0, 3, 3))
+        assert len(solved) > 10
     assert max(made) >= 2
 
 
