@@ -6,7 +6,7 @@ distance (wk17a: 1e-5). The region asked about is that of the nearest example th
 Second part: seconds, the attack's included, against those that other solvers spend on the textbook's program (textbook.py) within the same region and time.
 Marabou decides, so it is asked a hundredth below our distance and above.
 
-    PYTHONPATH=src python benchmarks/exact.py [--points 10] [--seconds 60] [--only tiny wk17a l2 others speed] [--peers HiGHS SCIP Marabou]
+    PYTHONPATH=src python benchmarks/exact.py [--points 10] [--seconds 60] [--only tiny wk17a l2 others speed] [--peers HiGHS SCIP Marabou] [--hints SCIP]
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def reach(problem: Problem) -> Tensor:
     return (distances(problem, candidates(tool_from(ATTACK), problem)) * ROOM).clamp(max=1e6)  # type: ignore[arg-type]
 
 
-def ends(problem: Problem, seconds: float) -> tuple[float, float, float]:
+def ends(problem: Problem, seconds: float, hints: str = "none") -> tuple[float, float, float]:
     """Return both ends of the only point's distance, the example of the attack at first, and the seconds it took."""
     begun, lower, upper = time.perf_counter(), 0.0, float(problem.threat.radii(1)[0]) / ROOM
-    for result in MILP(seconds=seconds)(problem):
+    for result in MILP(seconds=seconds, hints=hints)(problem):  # type: ignore[arg-type]
         if isinstance(result, Attempt):
             upper = min(upper, float(problem.region.distance(result.candidate)))
         else:
@@ -68,7 +68,7 @@ def published(options: argparse.Namespace, places: tuple[int, ...], slack: float
         count = min(options.points or len(problem), len(problem))
         radii, rows, agree, nearer = reach(problem.take(range(count))), [], 0, 0
         for i in range(count):
-            rows.append(ends(problem.take([i]).at(radii[i]), options.seconds))
+            rows.append(ends(problem.take([i]).at(radii[i]), options.seconds, options.hints))
             agree += rows[-1][0] <= float(high[i]) + slack * float(high[i]) and rows[-1][1] >= float(low[i]) * (1 - slack)
             nearer += rows[-1][0] > float(low[i]) * (1 + slack) or rows[-1][1] < float(high[i]) * (1 - slack)
         line(f"{row[0]} {row[1]}", rows, f"{agree} of {count} agree, {nearer} narrower than published")
@@ -78,7 +78,8 @@ def unpublished(name: str, problem: Problem | None, options: argparse.Namespace)
     """Close brackets of which nothing is known."""
     if problem is not None:
         radii = reach(problem)
-        line(f"{name} {problem.threat.norm}", [ends(problem.take([i]).at(radii[i]), options.seconds) for i in range(len(problem))])  # type: ignore[union-attr]
+        rows = [ends(problem.take([i]).at(radii[i]), options.seconds, options.hints) for i in range(len(problem))]
+        line(f"{name} {problem.threat.norm}", rows)  # type: ignore[union-attr]
 
 
 def first_right(name: str, norm: str, count: int) -> Problem | None:
@@ -108,7 +109,7 @@ def speed(options: argparse.Namespace) -> None:
         mine, told = [], dict[str, list[Told]]({peer: [] for peer in ratios})
         for i in range(len(problem)):
             part = problem.take([i])
-            low, high, seconds = ends(part.at(radii[i]), options.seconds)
+            low, high, seconds = ends(part.at(radii[i]), options.seconds, options.hints)
             mine.append((low, high, seconds + attack))
             for peer in ratios:
                 told[peer].append(_asked(peers[peer], part, mine[-1], options.seconds))
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for a point")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help="for speed")
     parser.add_argument("--only", nargs="*", default=["tiny", "wk17a", "l2", "others", "speed"])
+    parser.add_argument("--hints", choices=["none", "SCIP"], default="none", help="what MILP begins from")
     options = parser.parse_args()
     common.start("Exact distances by mixed-integer programming")
     print(f"{'network':24} points closed widest gap  median s    max s    sum s")

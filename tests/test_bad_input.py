@@ -304,6 +304,7 @@ def within(monkeypatch: pytest.MonkeyPatch, batch: int, attack: Attack, problem:
         return arsenal.collected(attack, problem, seed=4)[0]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_batch_size_order_and_shards_do_not_matter_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attack, threat = arsenal.arsenal()[name]
@@ -360,6 +361,7 @@ def listen(attack: Attack, problem: Problem, found: set[str]) -> None:
 LAST_CALL = {"Replace", "Steepest"}  # they find what they find there
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in LAST_CALL])
 def test_an_interrupt_keeps_what_was_found(name: str) -> None:
     """On the way some points are broken and some are not: the attack hands over the former, and then passes the interrupt on."""

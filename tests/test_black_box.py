@@ -215,6 +215,7 @@ def test_points_that_are_wrong_already_cost_one_query() -> None:
         assert torch.equal(got.candidate, problem.x) and got.forwards == [1] * 8
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_windows_asked_ahead_spend_the_budget_and_break_about_as_many(norm: str) -> None:
     """No more questions than allowed, the same verdict in every batch, and what one by one breaks four at once break too, give or take a tenth."""

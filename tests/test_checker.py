@@ -122,6 +122,7 @@ def reproved(problem: Problem) -> list[int]:
 # ---- whatever the tools prove, the checker proves ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm", tuple(RADII))
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_certificate_is_proved_again(kind: str, norm: str) -> None:
@@ -143,6 +144,7 @@ def witnessed(problem: Problem, i: int) -> float:
     return float(problem.region.take([i] * len(wrong)).distance(wrong).min()) if len(wrong) else INF
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("norm", tuple(RADII))
 @pytest.mark.parametrize("kind", KINDS)
 def test_certificates_of_intervals_and_of_searches_are_proved_again(kind: str, norm: str) -> None:

@@ -352,6 +352,7 @@ def proofs(problem: Problem, tools: tuple[Any, ...] = TOOLS) -> list[tuple[int, 
     return [(i, data) for claim in claims for i, data in zip(claim.index.tolist(), claim.proofs or (), strict=False) if data is not None]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("norm", tuple(RADII))
 @pytest.mark.parametrize("kind", SMALL)
 def test_certificates_of_smooth_networks_are_proved_again(kind: str, norm: str) -> None:
@@ -366,6 +367,7 @@ def test_certificates_of_smooth_networks_are_proved_again(kind: str, norm: str) 
     assert made > 0
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("norm", tuple(RADII))
 @pytest.mark.parametrize("kind", SMALL)
 def test_no_bound_of_the_checker_lies_above_a_sample(kind: str, norm: str) -> None:

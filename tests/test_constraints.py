@@ -163,6 +163,7 @@ def test_the_euclidean_bound_is_near_the_convex_program() -> None:
 TOOLS = [IBP(), CROWN(), AlphaCROWN(), BranchAndBound(seconds=2)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: type(tool).__name__)
 def test_no_certificate_crosses_the_exact_minimum(tool: Any, norm: str) -> None:
@@ -301,6 +302,7 @@ def test_the_projection_is_the_nearest_point() -> None:
         assert float((found[i] - wanted[i]).square().sum()) <= best.fun + 1e-4
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("attack", [PGD(steps=40, restarts=2), APGD(steps=40), Square(queries=60), FMN(steps=40)], ids=lambda a: type(a).__name__)
 def test_attacks_stay_inside_and_find_what_exists(attack: Any) -> None:
     breakable = found = 0

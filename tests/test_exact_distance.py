@@ -65,6 +65,7 @@ def on_linear(norm: str, attack: Attack, setting: str) -> None:
         assert len(ratio) and float(ratio.min()) >= TOUCH and float(ratio.max()) <= WITHIN
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("norm", "attack", "setting"), cases(SEEK))
 def test_every_point_of_a_linear_model_within_one_per_cent(norm: str, attack: Attack, setting: str) -> None:
     on_linear(norm, attack, setting)
@@ -89,6 +90,7 @@ RADIUS = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("norm", "attack", "setting"), cases(RADIUS))
 def test_verdicts_of_a_linear_model_on_both_sides_of_the_distance(norm: str, attack: Attack, setting: str) -> None:
     model = linear()
@@ -151,6 +153,7 @@ def nearest_of_polyhedron(sides: np.ndarray, ends: np.ndarray) -> float:
     return best
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "threat",
     [{"box": (0.0, 1.0)}, {"box": None}, {"box": (0.0, 1.0), "weights": torch.tensor([0.5, 1.0, 2.0], dtype=F64)}],

@@ -39,6 +39,7 @@ def verdicts(attack: Attack, problem: Problem) -> Tensor:
 # ---- random search ---------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(("norm", "queries"), [("linf", 1000), ("l2", 1500), ("l1", 1500)])
@@ -107,6 +108,7 @@ def test_weights_that_the_estimate_forgets_cost_verdicts(monkeypatch: pytest.Mon
     assert not verdicts(SPSA(), problem).all()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_differences_on_both_sides_of_the_distance(norm: str, setting: str) -> None:

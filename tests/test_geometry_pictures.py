@@ -231,12 +231,12 @@ def test_a_gradient_map_says_where_the_gradient_is() -> None:
 TOOLS = ("FMN(steps=20)", "LargestRadius(IBP(), rounds=4)", "LargestRadius(CROWN(), rounds=4)")
 
 
-def portrayed(build: Callable[[], nn.Module], norm: str = "linf") -> Portrait:
+def portrayed(build: Callable[[], nn.Module], norm: str = "linf", *, exact: bool = False) -> Portrait:
     net = seeded(1, build)
     x = torch.rand(10, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = net(x).argmax(1)
     y[3] = (y[3] + 1) % 3
-    return portrait(net, x, y, Ball(norm, 0.1), tools=TOOLS, slices=1, maps=2, title="<script>alert(1)</script>")
+    return portrait(net, x, y, Ball(norm, 0.1), tools=TOOLS, exact=exact, seconds=20, slices=1, maps=2, title="<script>alert(1)</script>")
 
 
 def small() -> nn.Module:
@@ -263,13 +263,22 @@ def test_a_portrait_keeps_its_promises(norm: str) -> None:
     assert all(len(r.values) == 9 for r in found.ladder.rungs)
 
 
+def test_exact_distances_close_the_ladder() -> None:
+    found = portrayed(small, exact=True)
+    (proved,) = [r for r in found.ladder.rungs if r.name == "MILP" and r.side == "lower"]
+    assert all(p.lower >= p.upper * (1 - 1e-4) for p in found.points if p.index != 3)
+    assert all(max(r.values[i] for r in found.ladder.rungs if r.side == "lower") == value for i, value in enumerate(proved.values))
+
+
 def test_a_curved_network_has_a_portrait_without_regions() -> None:
-    found = portrayed(curved)
+    found = portrayed(curved, exact=True)
+    assert "MILP" not in {r.name for r in found.ladder.rungs}
     assert "not made of straight pieces" in found.regions and math.isnan(found.points[0].border)
     assert "linear region" not in {r.name for r in found.ladder.rungs} and found.points[0].upper > found.points[0].lower > 0
     assert drawings(found)["scatter"] == "" and "not made of straight pieces" in str(found)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_stands_alone_and_fits(tmp_path: Path, scheme: str, width: int) -> None:
@@ -310,9 +319,9 @@ def test_the_command_line_draws_a_page(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(MODEL)
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "points.npz", x=rng.random((6, 1, 3, 4), dtype=np.float32), y=rng.integers(0, 3, 6))
-    words = ["geometry", "--model", "net.py:build", "--data", "points.npz", "--ladder", "FMN(steps=10); LargestRadius(CROWN(), rounds=3)", "--slices", "1"]
-    done = calipers(tmp_path, *words)
+    words = ["geometry", "--model", "net.py:build", "--data", "points.npz", "--ladder", "FMN(steps=10); LargestRadius(CROWN(), rounds=3)"]
+    done = calipers(tmp_path, *words, "--slices", "1", "--exact")
     assert done.returncode == 0, done.stderr
-    assert "linear within" in done.stdout and "CROWN" in (tmp_path / "geometry.html").read_text()
+    assert "linear within" in done.stdout and all(name in (tmp_path / "geometry.html").read_text() for name in ("CROWN", "MILP"))
     refused = calipers(tmp_path, "geometry", "--model", "net.py:build", "--data", "points.npz", "--norm", "l0", "--epsilon", "1")
     assert refused.returncode == 2 and "linf, l2 or l1" in refused.stderr

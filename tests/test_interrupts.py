@@ -118,6 +118,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_SECONDS_BETWEEN_YIELDS", -1.0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", list(BALLS))
 @pytest.mark.usefixtures("small_batches")
 def test_whatever_was_shown_before_an_interrupt_is_a_witness_after_it(name: str) -> None:
@@ -237,7 +238,7 @@ MUTANTS = {
 
 
 @pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize("mutant", list(MUTANTS))
+@pytest.mark.parametrize("mutant", [pytest.param(name, marks=[pytest.mark.slow] if "polish" in name else []) for name in MUTANTS])
 def test_forgetting_is_found_out(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, place, word, instead = MUTANTS[mutant]
     monkeypatch.setattr(place, word, instead or _only_whole_rounds(queries._Run._note))

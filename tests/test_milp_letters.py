@@ -330,7 +330,7 @@ MISTAKES: dict[str, tuple[object, str, object]] = {
 
 
 @pytest.mark.usefixtures("unhelped")
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "a part within any other" else []) for name in MISTAKES])
 def test_a_mistake_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*MISTAKES[name])
     assert shows(everything)
@@ -345,6 +345,7 @@ def test_the_check_for_mistakes_finds_none_where_none_is() -> None:
 # ---- a solver that lies ------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("name", LIES)
 def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def exact_ends(norm: str) -> list[Exact]:
     return exact(small(norm=norm))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 @pytest.mark.parametrize("name", LIES)
 def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:

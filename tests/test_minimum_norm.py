@@ -159,6 +159,7 @@ def test_the_fewest_features_of_a_linear_model(norm: str, attack: Attack) -> Non
 # ---- nothing but the point decides -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("norm", "attack"), PAIRS + COUNTS, ids=repr)
 def test_order_shards_and_batch_size_do_not_matter_bit_for_bit(norm: str, attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
     attack = dataclasses.replace(attack, steps=12)  # type: ignore[type-var]
@@ -265,6 +266,7 @@ def test_the_nearest_of_all_iterates_is_returned_not_the_last(monkeypatch: pytes
 # ---- unusual problems ------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("norm", "attack"), PAIRS + COUNTS, ids=repr)
 def test_unusual_problems(norm: str, attack: Attack) -> None:
     attack = dataclasses.replace(attack, steps=100 if isinstance(attack, CarliniWagner) else 40)  # type: ignore[type-var]

@@ -105,6 +105,7 @@ def test_a_file_computes_what_the_module_computes(name: str, folder: Path) -> No
     torch.testing.assert_close(both(name, folder)[1].values(x.double())[-1], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_of_a_file_hold_every_attacked_point(name: str, folder: Path) -> None:
     for seed in range(2):
@@ -112,6 +113,7 @@ def test_bounds_of_a_file_hold_every_attacked_point(name: str, folder: Path) -> 
         assert not violations(case, attacked(case, seed)), f"seed {seed}"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("radius", [0.01, 0.05])
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_of_a_file_are_those_of_the_module(name: str, radius: float, folder: Path) -> None:

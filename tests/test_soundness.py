@@ -101,6 +101,7 @@ def cases(first: int, count: int, activation: str | None = None, ball: Ball | No
 # ---- bound <= everything attacked --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("block", [k if k < BLOCKS else pytest.param(k, marks=pytest.mark.slow) for k in range(2 * BLOCKS)])
 def test_no_attacked_point_crosses_a_bound(block: int) -> None:
     for seed, case in cases(block * NETS, NETS):
@@ -111,12 +112,14 @@ def test_no_attacked_point_crosses_a_bound(block: int) -> None:
             assert not violations(case, points, SEARCH), f"seed {seed}"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("name", "args"), nets.activations(), ids=str)
 def test_every_activation_in_a_network(name: str, args: tuple[Any, ...]) -> None:
     for seed, case in cases(50_000, 12, name):
         assert not judged(case, seed), f"seed {seed}"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", sorted(nets.ZOO))
 def test_no_attacked_point_crosses_a_bound_of_a_captured_module(name: str) -> None:
     judge_captured(name, range(2))
@@ -147,6 +150,7 @@ def test_the_question_is_neither_trivial_nor_hopeless() -> None:
     assert certified > 0.2 * total and broken > 0.15 * total
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("arithmetic", [CHECKED, SEARCH], ids=["checked", "search"])
 def test_boxes_of_a_larger_radius_remain_sound(arithmetic: Arithmetic) -> None:
     for seed, case in cases(10_000, 50):
@@ -221,6 +225,7 @@ def test_mutant_that_moves_one_feature_too_few_is_caught(monkeypatch: pytest.Mon
     assert caught(monkeypatch, L0, "support", fewer, asked=counted(50_000, 40), attack=sparse)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("slope", [lambda l, u: torch.zeros_like(l), lambda l, u: torch.ones_like(l), lambda l, u: (u * 7919).frac().abs()])  # noqa: E741
 def test_margins_hold_for_every_choice_of_free_slopes(slope: Any) -> None:
     bent = 0
@@ -313,7 +318,7 @@ def test_a_point_is_bounded_alone_as_in_a_batch() -> None:
         assert_alone_as_together(case, f"seed {seed}")
 
 
-@pytest.mark.parametrize(("memory", "rows"), [(2**8, 1), (2**11, 7)])
+@pytest.mark.parametrize(("memory", "rows"), [pytest.param(2**8, 1, marks=pytest.mark.slow), (2**11, 7)])
 def test_grouping_of_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch, memory: int, rows: int) -> None:
     for seed, case in cases(31_000, 24):
         before = relaxed(case)
@@ -333,6 +338,7 @@ def force_dense(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(linear, "unit_rows", dense_rows)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("worth", [0.0, 0.6, 1e9])
 @pytest.mark.parametrize("matrix", [0, 2**20])
 def test_patches_equal_dense_rows(monkeypatch: pytest.MonkeyPatch, worth: float, matrix: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calipers.certificates.milp import exact_within
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.geometry.gradients import Sensitivity, dual_norm, margin_gradients, sensitivity
 from calipers.geometry.lines import exit_distance, path
@@ -42,6 +43,8 @@ def portrait(
     threat: Ball,
     *,
     tools: Sequence[str | Attack | Certifier] | None = None,
+    exact: bool = False,
+    seconds: float = 60.0,
     slices: int = 2,
     maps: int = 6,
     seed: int = 0,
@@ -51,10 +54,11 @@ def portrait(
     """Measure the geometry of a model at points x (N, *D) with labels y (N,).
 
     `tools` are the rungs of each point's ladder, attacks first: their examples tell the searches for proofs where to look. Where none are named, the attacks
-    of the plan for distances, and its search for a radius with every bounder there is. What they find is admitted by the referee. The first `slices` points
-    that have an example are drawn in its plane, the gradients of the first `maps` as pictures. Networks that are not made of straight pieces have no linear
-    regions: the rest is measured all the same. Raises `BadInput` for threats other than balls of linf, l2 or l1. Cost: that of the tools; for each point a
-    backward product for each element that may bound its region; for each slice a forward pass for each linear region and grid point.
+    of the plan for distances, and its search for a radius with every bounder there is. With `exact` mixed-integer programs close the ladder, `seconds` for
+    each point, if the network is made of straight pieces. What they find is admitted by the referee. The first `slices` points that have an example are drawn
+    in its plane, the gradients of the first `maps` as pictures. Networks that are not made of straight pieces have no linear regions: the rest is measured all
+    the same. Raises `BadInput` for threats other than balls of linf, l2 or l1. Cost: that of the tools; for each point a backward product for each element
+    that may bound its region; for each slice a forward pass for each linear region and grid point.
     """
     problem = Problem.pose(model, x, y, threat)
     check_ball(problem)
@@ -62,6 +66,8 @@ def portrait(
     study.look()
     for tool in _usual(threat) if tools is None else tools:
         study.ask(tool_from(tool) if isinstance(tool, str) else tool)
+    if exact and study.regions is not None:
+        study.ask(exact_within(seconds))
     return Portrait(
         title,
         f"{threat.norm} distance",

@@ -213,8 +213,8 @@ class _Search(PointSearch):
         """Close what ascents can close of the tree, before further programs are solved; was an example met instead, worth beginning anew?"""
         self._rise(tree.target, ends)
         before, now = self.examples.edge, time.monotonic()
-        hinted_at = tree.branches if self.tool.hints == "SCIP" else None  # ascents by themselves find fewer branches than programs had made
-        left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set, hinted_at)
+        branches = tree.branches if self.tool.hints == "SCIP" else None  # else anew: ascents find fewer branches of their own than programs had made
+        left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set, branches)
         self.rows += left.rows
         if left.example is not None:
             self.examples.propose(left.example)

@@ -43,6 +43,7 @@ _EXACT = (
     "Close the brackets by mixed-integer programs: small networks of straight pieces; linf, l2, l1 or --letters. --seconds is then for each point (default 60)."
 )
 
+_Exact = Annotated[bool, typer.Option("--exact", help=_EXACT)]
 _Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, CROWN, IBP …")]
 
 
@@ -57,7 +58,7 @@ def measure(
 
 
 @shared(app)
-def distance(options: Options, exact: Annotated[bool, typer.Option("--exact", help=_EXACT)] = False) -> None:
+def distance(options: Options, exact: _Exact = False) -> None:
     """Brackets on the distance to the nearest adversarial example, one line a point; the searches begin at epsilon."""
     from calipers.measurement.exact import gap_between
 
@@ -87,12 +88,12 @@ def certify(options: Options, tool: _Tool = None) -> None:
 
 
 @shared(app, report="geometry.html", record="none", points=12)
-def geometry(options: Options, ladder: Ladder = None, slices: Slices = 2) -> None:
+def geometry(options: Options, ladder: Ladder = None, slices: Slices = 2, exact: _Exact = False) -> None:
     """Why is it fragile? Linear regions, gradients and a ladder of bounds for a few points, as a table and a page with pictures."""
     from calipers.cli.geometry import run
 
     with _errors():
-        run(options, ladder, slices)
+        run(options, ladder, slices, exact)
 
 
 @app.command()

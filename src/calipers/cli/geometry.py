@@ -18,7 +18,7 @@ Ladder = Annotated[
 Slices = Annotated[int, typer.Option(help="Draw the first N points in the plane of their nearest example.")]
 
 
-def run(options: Options, ladder: str | None, slices: int) -> None:
+def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
     """Measure, print a table for each model, and write the page."""
     from calipers.interchange import load_data
     from calipers.portraits import portrait
@@ -36,7 +36,8 @@ def run(options: Options, ladder: str | None, slices: int) -> None:
     found = []
     for name, classifier in classifiers:
         told = None if options.quiet or not sys.stderr.isatty() else _told(name)
-        found.append(portrait(classifier, x, y, threat, tools=tools, slices=slices, seed=options.seed, title=name, watch=told))
+        settings = {"tools": tools, "slices": slices, "exact": exact, "seconds": options.seconds or 60.0, "seed": options.seed}
+        found.append(portrait(classifier, x, y, threat, **settings, title=name, watch=told))
         print(found[-1], end="\n\n")
     if options.report != "none":
         print(render_portrait(found, options.report))

@@ -6,6 +6,7 @@ are hints for a tree of our own: whatever they are, `covering` makes of them bra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -16,16 +17,18 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import numpy as np
 
+import calipers
 from calipers.certificates.exact.model import Choice, Model
 from calipers.certificates.exact.scip_process import Hints, Question, Way
 from calipers.errors import BadInput
 from calipers.problem.region import Region
 
-_STARTING = 30.0  # seconds for the process to begin and to end
+_STARTING = 5.0  # seconds for the process to begin, and to end
 _LOOK = 0.05  # seconds between two looks at who says stop
 _ROOM = 1e-9  # of a constant's size, by which it is larger than it need be
 _ASK = "from calipers.certificates.exact.scip_process import serve; serve()"
@@ -39,7 +42,8 @@ def check_scip() -> None:
 
 def hinted(model: Model, region: Region, radius: float, seconds: float, stop: Callable[[], bool]) -> Iterator[Hints]:
     """Ask SCIP about every goal of a model within a radius, and yield what it says, until the time is up or `stop` says so."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    paths = [str(Path(calipers.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         [sys.executable, "-c", _ASK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
     )
@@ -56,8 +60,9 @@ def hinted(model: Model, region: Region, radius: float, seconds: float, stop: Ca
             if hints is not None:
                 yield hints
                 continue
-            code = process.wait(_STARTING)
-            if code:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STARTING)
+            if code := process.returncode:
                 warnings.warn(f"SCIP's process ended early with code {code}: the search goes on without the hints that are lacking", stacklevel=2)
             return
     finally:
