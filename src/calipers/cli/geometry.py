@@ -36,8 +36,8 @@ def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
     found = []
     for name, classifier in classifiers:
         told = None if options.quiet or not sys.stderr.isatty() else _told(name)
-        settings = {"tools": tools, "slices": slices, "exact": exact, "seconds": options.seconds or 60.0, "seed": options.seed}
-        found.append(portrait(classifier, x, y, threat, **settings, title=name, watch=told))
+        seconds = options.seconds or 60.0
+        found.append(portrait(classifier, x, y, threat, tools=tools, exact=exact, seconds=seconds, slices=slices, seed=options.seed, title=name, watch=told))
         print(found[-1], end="\n\n")
     if options.report != "none":
         print(render_portrait(found, options.report))

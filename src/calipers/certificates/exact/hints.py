@@ -22,7 +22,6 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-import calipers
 from calipers.certificates.exact.model import Choice, Model
 from calipers.certificates.exact.scip_process import Hints, Question, Way
 from calipers.errors import BadInput
@@ -42,7 +41,7 @@ def check_scip() -> None:
 
 def hinted(model: Model, region: Region, radius: float, seconds: float, stop: Callable[[], bool]) -> Iterator[Hints]:
     """Ask SCIP about every goal of a model within a radius, and yield what it says, until the time is up or `stop` says so."""
-    paths = [str(Path(calipers.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         [sys.executable, "-c", _ASK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
