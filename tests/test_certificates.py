@@ -151,6 +151,7 @@ TOOLS: list[tuple[str, Callable[[], Certifier]]] = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("name", "tool"), TOOLS, ids=[name for name, _ in TOOLS])
 def test_every_point_is_mentioned_once_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch, name: str, tool: Callable[[], Certifier]) -> None:
     problem = small_problem()

@@ -190,6 +190,7 @@ def test_no_certificate_crosses_the_exact_minimum(tool: Any, norm: str) -> None:
     assert open_ <= 1 or not isinstance(tool, BranchAndBound)
 
 
+@pytest.mark.slow
 def test_constraints_make_more_points_certifiable() -> None:
     cut = free = 0
     for seed in (0, 2, 3, 4):

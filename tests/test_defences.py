@@ -252,6 +252,7 @@ class Stopped(nn.Module):
         return 2.0 * nn.functional.one_hot(z.max(1).indices, z.shape[1]) - 1 if self.labels else z
 
 
+@pytest.mark.slow
 def test_scores_break_a_net_without_gradients_nearly_as_often_as_gradients_do() -> None:
     """Measured: 84 of 100 digits at 3000 queries under each of three seeds, 83 at 5000 under the first; 87 by gradients of the net itself."""
     model, x, y = digits(100)

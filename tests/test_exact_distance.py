@@ -153,7 +153,7 @@ def nearest_of_polyhedron(sides: np.ndarray, ends: np.ndarray) -> float:
     return best
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     "threat",
     [{"box": (0.0, 1.0)}, {"box": None}, {"box": (0.0, 1.0), "weights": torch.tensor([0.5, 1.0, 2.0], dtype=F64)}],

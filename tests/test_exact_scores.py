@@ -39,7 +39,7 @@ def verdicts(attack: Attack, problem: Problem) -> Tensor:
 # ---- random search ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(("norm", "queries"), [("linf", 1000), ("l2", 1500), ("l1", 1500)])
@@ -53,6 +53,7 @@ def test_random_search_in_more_features() -> None:
     assert verdicts(Square(2000), at_share("l2", 1.01, d=24)).all()
 
 
+@pytest.mark.slow
 def test_windows_alone_never_settle(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug that was here: every proposal takes the whole budget of a second window, and no share of it."""
     monkeypatch.setattr(shares, "is_small", lambda region, query, queries: torch.zeros_like(query, dtype=torch.bool))

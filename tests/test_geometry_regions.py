@@ -301,6 +301,7 @@ def test_a_target_is_bounded_and_a_wrong_point_is_at_distance_nothing() -> None:
 # ---- lines -----------------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", NETS)
 def test_steps_match_a_simulation(name: str) -> None:
     for seed in range(34):

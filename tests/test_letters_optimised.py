@@ -119,7 +119,7 @@ def test_slopes_of_their_own_are_worth_something() -> None:
     assert all(float(g.double().mean()) > 0.3 for g in gained)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("make", "seed", "k"), CASES)
 def test_branch_and_bound_decides_as_the_list_of_all_neighbours(make: Any, seed: int, k: int) -> None:
     problem = make(seed, k)
@@ -135,7 +135,8 @@ def test_trained_nets_are_decided(source: Any, k: int) -> None:
     assert verdicts(TREE, problem).tolist() == torch.where(exact(problem) > 0, 1.0, -1.0).tolist()
 
 
-@pytest.mark.parametrize("letters_after", [0, pytest.param(10**9, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("letters_after", [0, 10**9])
 def test_letters_are_fixed_early_late_or_where_nothing_is_left_to_split(letters_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branch_search, "_LETTERS_AFTER", letters_after)
     for seed in range(3):

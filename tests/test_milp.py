@@ -155,6 +155,7 @@ def against_enumeration(norm: str, name: str, seed: int, setting: str = "box", w
         assert truth * (1 - 1e-6) - 1e-9 <= ends.lower <= truth * (1 + 1e-7) + 1e-9 and abs(ends.upper - truth) <= 1e-6 * truth + 1e-9
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=[pytest.mark.slow]) for seed in (1, 2))])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("norm", ["linf", "l1"])
@@ -162,12 +163,14 @@ def test_enumeration_of_all_pieces_gives_the_same_distance(norm: str, name: str,
     against_enumeration(norm, name, seed, widths=(3, 2, 2, 3) if name == "clip" else (3, 3, 2, 3))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=[pytest.mark.slow]) for seed in (2, 3))])
 @pytest.mark.parametrize("name", ["relu", "abs", "clip"])
 def test_enumeration_in_l2(name: str, seed: int) -> None:
     against_enumeration("l2", name, seed, widths=(3, 2, 3))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("setting", ["no box", "mask", "weights"])
 @pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
 def test_enumeration_whatever_the_ball(norm: str, setting: str) -> None:

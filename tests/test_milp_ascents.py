@@ -28,6 +28,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MILP().first == 0
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name not in ("relu", "clip") else []) for name in ACTIVATIONS])
@@ -42,6 +43,7 @@ def within_constraints(seed: int) -> bool:
     return bool((x @ a.T <= b).all())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("setting", [pytest.param(name, marks=[pytest.mark.slow] if name in ("constraints", "no box", "mask") else []) for name in SETTINGS])
 @pytest.mark.parametrize("norm", [pytest.param("linf", marks=[pytest.mark.slow]), "l2"])

@@ -93,6 +93,7 @@ def junk(model: Model, region: Region, radius: float, seconds: float, stop: Call
         yield Hints(goal, draw.choice([None, delta]), draw.choice([0.0, radius, np.nan]), draw.choice([[], leaves]))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
 @pytest.mark.parametrize("name", ["relu", "clip"])
 def test_junk_makes_no_claim_wrong(norm: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +172,7 @@ def begun(network: nn.Module, features: int, norm: str, setting: str = "box") ->
                 yield problem, start, encoded(start.root.state, start.spec[0], start.offsets[0], cases)
 
 
+@pytest.mark.one_in(3)
 @needs_scip
 @pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
 def test_scip_says_what_enumeration_says(norm: str) -> None:

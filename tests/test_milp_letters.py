@@ -113,12 +113,14 @@ def some(make: Callable[[int, int], Problem], seed: int, k: int, n: int = 6) -> 
     return make(seed, k).take(range(n))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize(("make", "seed", "k"), CASES)
 def test_programs_alone_find_the_fewest_switches(make: Any, seed: int, k: int) -> None:
     against_the_list(some(make, seed, k))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("make", "seed", "k"), CASES)
 def test_the_usual_search_finds_the_fewest_switches(make: Any, seed: int, k: int) -> None:
     against_the_list(make(seed + 2, k))
@@ -190,6 +192,7 @@ def word_by_word(problem: Problem) -> float:
     return best
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_numbers_that_move_beside_the_letters(norm: str) -> None:
     truths = []
@@ -329,6 +332,7 @@ MISTAKES: dict[str, tuple[object, str, object]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("unhelped")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "a part within any other" else []) for name in MISTAKES])
 def test_a_mistake_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,6 +401,7 @@ def out_of_time(monkeypatch: pytest.MonkeyPatch) -> set[float]:
     return proved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [1, pytest.param(2**14, marks=[pytest.mark.slow])])
 def test_time_that_is_up_leaves_what_is_proved(listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(letters, "_LISTED", listed)

@@ -397,6 +397,7 @@ def test_l0_support_and_projection_by_enumeration(count: float) -> None:
 # ---- a trained network -----------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("norm", "attack"), [("linf", FMN()), ("l2", FMN()), ("l2", DDN())], ids=repr)
 def test_on_a_trained_net_no_worse_than_bisected_pgd(norm: str, attack: Attack) -> None:
     x, y = images()

@@ -21,6 +21,7 @@ from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 
 
+@pytest.mark.slow
 def test_scores_break_nearly_as_many_digits_as_gradients_do() -> None:
     """Measured: 34 of 40 by gradients, 33 by 2000 queries of a copy without gradients (and 29 where the schedule is not fitted to the budget)."""
     x, y = (part[:40] for part in images())

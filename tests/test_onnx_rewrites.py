@@ -98,6 +98,7 @@ def logit_bounds(case: Case) -> tuple[Tensor, Tensor]:
     return low, -negative
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_computes_what_the_module_computes(name: str, folder: Path) -> None:
     module, x = module_of(name)
@@ -105,7 +106,7 @@ def test_a_file_computes_what_the_module_computes(name: str, folder: Path) -> No
     torch.testing.assert_close(both(name, folder)[1].values(x.double())[-1], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_of_a_file_hold_every_attacked_point(name: str, folder: Path) -> None:
     for seed in range(2):

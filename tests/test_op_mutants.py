@@ -266,6 +266,7 @@ WRONG_ADJOINTS: dict[str, Change] = {"too small": each(lambda b: 0.9 * b), "misp
 WRONG_ADJOINTS["without the last input"] = result(lambda backs: (*backs[:-1], torch.zeros_like(backs[-1])))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", sorted(AFFINE))
 def test_a_false_adjoint_is_caught_twice(name: str) -> None:
     wrong = 0

@@ -105,7 +105,7 @@ def some(first: int, count: int, activation: str | None = None) -> Iterator[tupl
     return ((seed, random_case(seed, activation)) for seed in range(first, first + count))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("block", range(6))
 def test_bounds_hold_for_any_choice(block: int) -> None:
     for seed, case in some(block * NETS, NETS):

@@ -276,18 +276,19 @@ def test_targeted_goal(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
     assert result.robust_accuracy.attacked.count >= untargeted.robust_accuracy.attacked.count
 
 
-def test_presets_run_on_vectors_of_two_classes() -> None:
-    """A tabular model of two classes with a single logit, no box, every preset for balls."""
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("plan", [plan for name, plan in PLANS.items() if name != "categorical"], ids=lambda plan: plan.name)
+def test_presets_run_on_vectors_of_two_classes(plan: Plan) -> None:
+    """A tabular model of two classes with a single logit, no box."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
     x = torch.randn(12, 5)
     with torch.no_grad():
         y = (model(x)[:, 0] > 0).long()
-    for plan in (plan for name, plan in PLANS.items() if name != "categorical"):
-        result = calipers.measure(model, x, y, calipers.Ball("l2", 0.2, box=None), plan=plan)
-        certifies = any(stage.kind == "certifier" for stage in plan.stages)
-        assert result.finished and (result.robust_accuracy.certified.count > 0) == certifies
-    assert (result.bracket.upper < np.inf).all()
+    result = calipers.measure(model, x, y, calipers.Ball("l2", 0.2, box=None), plan=plan)
+    certifies = any(stage.kind == "certifier" for stage in plan.stages)
+    assert result.finished and (result.robust_accuracy.certified.count > 0) == certifies
+    assert plan.name not in ("brackets", "distance") or (result.bracket.upper < np.inf).all()
 
 
 def test_check_replays_and_finds_a_forgery(sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def cases(first: int, count: int, activation: str | None = None, ball: Ball | No
 # ---- bound <= everything attacked --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("block", [k if k < BLOCKS else pytest.param(k, marks=pytest.mark.slow) for k in range(2 * BLOCKS)])
 def test_no_attacked_point_crosses_a_bound(block: int) -> None:
     for seed, case in cases(block * NETS, NETS):
@@ -355,6 +355,7 @@ def test_patches_equal_dense_rows(monkeypatch: pytest.MonkeyPatch, worth: float,
             assert_same_boxes(dense, relaxed(case), f"seed {seed}", SAME_TANGENTS)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("arithmetic", [CHECKED, SEARCH], ids=["checked", "search"])
 def test_radius_zero_gives_the_forward_pass(arithmetic: Arithmetic) -> None:
     tolerance = 1e-10 if arithmetic.checked else FLOAT32
