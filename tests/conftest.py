@@ -1,20 +1,29 @@
-"""Which of a test's many cases run every time? With `one_in(n)` every n-th, on a diagonal of its parameters; the others wait on the slow shelf."""
+"""Which of a test's many cases run every time? A share of them, on a diagonal of the parameters; the others wait on the slow shelf.
+
+With `one_in(n)` every n-th; of tests that do not say, the more cases there are the smaller a share.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
+
+SHARES = ((100, 4), (24, 3), (6, 2))  # cases from which on one in so many runs every time
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    fast = [item for item in items if item.get_closest_marker("slow") is None]
+    cases = Counter(name_of(item) for item in fast)
     seen: dict[str, int] = defaultdict(int)
-    for item in items:
-        mark = item.get_closest_marker("one_in")
-        if mark is None or item.get_closest_marker("slow") is not None:
-            continue
-        name, (n,) = item.nodeid.partition("[")[0], mark.args
+    for item in fast:
+        name, mark = name_of(item), item.get_closest_marker("one_in")
+        n = next((share for least, share in SHARES if cases[name] >= least), 1) if mark is None else mark.args[0]
         place, seen[name] = seen[name], seen[name] + 1
         if (place + place // n) % n:
             item.add_marker(pytest.mark.slow)
+
+
+def name_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]

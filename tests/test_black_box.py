@@ -89,6 +89,7 @@ def test_scores_find_the_exact_verdict_of_a_plane(norm: str, attack: Attack) -> 
     assert broken[near].all()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("attack", "slack"), [(HopSkipJump(queries=2000), 0.05), (Boundary(queries=1200), 0.05)], ids=["hop", "walk"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_labels_find_the_distance_of_a_plane_inside_the_box(norm: str, attack: Attack, slack: float) -> None:
@@ -114,6 +115,7 @@ def test_labels_find_the_distance_without_a_box_and_with_mask_and_weights() -> N
 # ---- nothing but the point decides -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("attack", [*SCORES, *LABELS], ids=repr)
 @pytest.mark.parametrize("norm", P)
 def test_batch_order_and_shards_do_not_matter_bit_for_bit(norm: str, attack: Any) -> None:

@@ -22,6 +22,8 @@ from calipers.graph.activations import TwoPieces
 from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 
+pytestmark = pytest.mark.one_in(1)
+
 
 def first_layer() -> nn.Sequential:
     """Three ReLUs of two inputs, as in the chapter; what follows them has its decision boundary far away."""

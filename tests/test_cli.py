@@ -15,6 +15,8 @@ MODEL = """
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.one_in(1)
+
 def build():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()

@@ -51,6 +51,7 @@ def test_brackets_close_without_a_box(digits: tuple[nn.Linear, torch.Tensor, tor
         _closed(measured(digits, norm, None), np.maximum(exact, 0))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_brackets_close_inside_a_box(digits: tuple[nn.Linear, torch.Tensor, torch.Tensor], norm: str) -> None:
     """The exact distance is that of the nearest point of [0, 1]^64 where some rival ties: a linear program, or for l2 a quadratic one."""

@@ -94,6 +94,7 @@ def flat_cases(first: int, count: int) -> Iterator[tuple[int, Case]]:
         yield seed, nets.case_of(graph, seed, ball=ball)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("block", range(4))
 def test_branch_and_bound_is_never_wrong(block: int) -> None:
     for seed, case in tree_cases(block * 6, 6):
@@ -138,6 +139,7 @@ def least_on_a_grid(case: Case, steps: int = 60) -> Tensor:
 DECIDERS = [BranchAndBound(seconds=20, batch=32, attack=APGD(steps=10)), InputSplit(seconds=20)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("tool", DECIDERS, ids=["branches", "halves"])
 def test_every_small_question_is_decided_as_a_grid_shows(tool: Any) -> None:
     proved = broken = 0
@@ -198,6 +200,7 @@ def test_a_handed_in_attack_is_asked_from_the_minimisers() -> None:
     assert Spy.calls
 
 
+@pytest.mark.slow
 def test_the_largest_radius_of_optimised_slopes_is_no_smaller() -> None:
     gains = []
     for seed in range(6):

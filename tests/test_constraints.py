@@ -163,7 +163,7 @@ def test_the_euclidean_bound_is_near_the_convex_program() -> None:
 TOOLS = [IBP(), CROWN(), AlphaCROWN(), BranchAndBound(seconds=2)]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: type(tool).__name__)
 def test_no_certificate_crosses_the_exact_minimum(tool: Any, norm: str) -> None:
@@ -343,6 +343,7 @@ def test_a_box_that_is_cut_is_not_halved() -> None:
     assert not calipers.certify(InputSplit(), model, x, model(x).argmax(1), threat("linf", 0.001)).certified.any()
 
 
+@pytest.mark.slow
 def test_distances_are_bracketed_inside_the_constraints() -> None:
     model, x = linear(2), rows(6, 2)
     y = evened(model, x, "linf", 0.15)

@@ -63,7 +63,7 @@ def ratios(attack: Attack, d: int, masked: bool) -> Tensor:
     return torch.cat(collected)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("d", [4, 5])
 @pytest.mark.parametrize("attack", [SigmaZero(targets=2), FMN(targets=2)], ids=repr)

@@ -39,7 +39,7 @@ def verdicts(attack: Attack, problem: Problem) -> Tensor:
 # ---- random search ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(("norm", "queries"), [("linf", 1000), ("l2", 1500), ("l1", 1500)])
@@ -60,6 +60,7 @@ def test_windows_alone_never_settle(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not verdicts(Square(1500), at_share("l2", 1.01)).any()
 
 
+@pytest.mark.slow
 def test_a_bump_of_fixed_size_does_not_settle_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares, "_GROWTH", 1.0)
     assert not verdicts(Square(1500), at_share("l2", 1.01)).all()
@@ -86,6 +87,7 @@ def test_small_moves_stay_inside(norm: str) -> None:
 # ---- estimated slopes ------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("directions", ["signs", "normal"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

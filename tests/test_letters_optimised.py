@@ -144,6 +144,7 @@ def test_letters_are_fixed_early_late_or_where_nothing_is_left_to_split(letters_
         assert verdicts(TREE, problem).tolist() == torch.where(exact(problem) > 0, 1.0, -1.0).tolist()
 
 
+@pytest.mark.slow
 def test_the_search_really_comes_to_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without fixing letters some points stay open: what is left once every element has a side is no letter."""
     monkeypatch.setattr(branch_search, "most_wanted", lambda problem, points: None)
@@ -251,6 +252,7 @@ def test_bounds_that_count_one_switch_too_few_are_caught(monkeypatch: pytest.Mon
     assert bool(((verdicts(TREE, problem) == 1) & (truth <= 0)).any())
 
 
+@pytest.mark.slow
 def test_parts_without_the_first_letter_put_in_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(problem: Problem, group: int) -> Problem:
         return divided(problem, group).take([0])

@@ -148,6 +148,7 @@ def _turned(choices: Callable[..., list[tuple[int, dict[int, int]]]]) -> Callabl
     ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_in_what_is_handed_over_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -238,6 +238,7 @@ def constants_hold(name: str) -> None:
     assert tight > 0.3
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["relu", "clip", "abs", "windows"])
 def test_constants_open_what_an_option_closes(name: str) -> None:
     constants_hold(name)
@@ -264,6 +265,7 @@ def test_whoever_says_stop_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> 
     assert time.monotonic() < before + 30 and [p.returncode for p in started] == [-9]
 
 
+@pytest.mark.one_in(2)
 @needs_scip
 @pytest.mark.parametrize("fault", ["raise SystemExit(3)", "import os; os.kill(os.getpid(), 11)"])
 def test_a_process_that_dies_is_told_and_the_search_goes_on(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:

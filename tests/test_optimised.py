@@ -287,6 +287,7 @@ def is_caught(monkeypatch: pytest.MonkeyPatch, judge: Any, cases: Iterator[tuple
     return False
 
 
+@pytest.mark.slow
 def test_mutant_multipliers_of_the_wrong_sign_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = confirm._multiplier
 

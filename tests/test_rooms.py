@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_in(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "calipers"
 LONGEST_FILE = 400
