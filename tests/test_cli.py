@@ -11,11 +11,11 @@ import torch
 from terminal import calipers
 from torch import nn
 
+pytestmark = pytest.mark.one_in(1)
+
 MODEL = """
 import torch
 from torch import nn
-
-pytestmark = pytest.mark.one_in(1)
 
 def build():
     torch.manual_seed(0)

@@ -58,6 +58,7 @@ def test_no_number_is_left_that_nobody_reads(name: str) -> None:
     assert set(range(1, len(graph.nodes) + 1)) <= read
 
 
+@pytest.mark.slow
 def test_shares_of_a_row_are_read_as_their_sum_alone() -> None:
     """Lines of log sum exp hold together: whoever read one share of several would be told what is false of it."""
     seen = 0

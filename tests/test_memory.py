@@ -77,7 +77,7 @@ STORED = 4096 * FEATURES * 4 / 2**20  # MB of one copy of all the points
 COPIES = 16  # of the points that a problem and an attack's book may hold: x, box ends, best, candidates …
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @measurable
 @pytest.mark.parametrize("name", ["APGD", "APGD, targets"])
 def test_eight_times_the_points_take_no_more_than_their_own_storage(name: str) -> None:

@@ -153,7 +153,7 @@ def test_the_question_is_neither_trivial_nor_hopeless() -> None:
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("arithmetic", [CHECKED, SEARCH], ids=["checked", "search"])
 def test_boxes_of_a_larger_radius_remain_sound(arithmetic: Arithmetic) -> None:
-    for seed, case in cases(10_000, 50):
+    for seed, case in cases(10_000, 20):
         larger = case.at(case.ball.radii(len(case.x)) * 1.5)
         for refine in (True, False):
             known = relaxed(larger, arithmetic, refine=refine).boxes
