@@ -175,6 +175,7 @@ def test_queries_are_counted_exactly_and_the_budget_is_kept(norm: str, attack: A
         assert int(forwards.min()) < budget  # broken points leave at once
 
 
+@pytest.mark.slow
 def test_every_query_is_admissible_and_none_changes_nothing() -> None:
     """One point at a time: each question differs from the best point before it, which the answers tell."""
     mask = random(1, 5, 7, seed=4) < 0.3

@@ -35,7 +35,7 @@ def digits(norm: str, radius: float, count: int = 100) -> tuple[Problem, Problem
 # ---- scores ----------------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "radius"), [("linf", 0.1), ("l2", 1.5)])
 def test_scores_break_as_many_digits_as_gradients_within_three(norm: str, radius: float) -> None:
     """Measured: 88 by gradients and 85 by 5000 scores in linf, 85 and 86 in l2; features drawn anew every round instead of in turn: 84 and 78."""

@@ -344,6 +344,7 @@ def test_a_box_that_is_not_rounded_outward_is_caught(monkeypatch: pytest.MonkeyP
         test_bounds_are_exact_and_the_box_is_rounded_outward()
 
 
+@pytest.mark.slow
 def test_a_disjunction_read_as_a_conjunction_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mistake by which verifiers in the competition called unsafe networks safe."""
     monkeypatch.setattr(Specification, "worst", lambda self, margins: margins.amax(1))
