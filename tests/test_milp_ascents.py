@@ -14,11 +14,14 @@ from calipers.bounds.rounding import CHECKED
 from calipers.certificates import branch_search
 from calipers.certificates.alpha import Start
 from calipers.certificates.branch_search import Search
+from calipers.certificates.branches import Branches
 from calipers.certificates.exact import ascents, projection
 from calipers.certificates.exact.ascents import ascended
 from calipers.certificates.exact.encoding import encoded
+from calipers.certificates.exact.model import Model
 from calipers.certificates.exact.projection import projected
 from calipers.certificates.milp import MILP
+from calipers.problem.problem import Problem
 
 
 @pytest.fixture
@@ -80,8 +83,9 @@ def test_rows_that_contradict_each_other_are_told_by_a_large_dual_value() -> Non
     assert delta @ delta / 2 + weights @ (matrix @ delta - ends) > 4.5
 
 
-def left_of(seed: int, share: float, norm: str = "linf") -> tuple[ascents.Left, float, list[int]]:
-    """Return what ascents leave of a small network's branches within a share of its distance, that distance, and the pieces that the nearest example is in."""
+def around(seed: int, norm: str) -> tuple[Problem, Start, Model, float, list[int]]:
+    """Return a small network's question within a little more than its distance, its relaxation and rows, that distance, and the pieces that the nearest
+    example is in."""
     activation, pieces = ACTIVATIONS["relu"]
     model = perceptron(seed, activation, (3, 3, 2, 3))
     problem = asked(model, seed, 3, norm)
@@ -93,7 +97,13 @@ def left_of(seed: int, share: float, norm: str = "linf") -> tuple[ascents.Left, 
         assert start.root is not None and ends.point is not None
         cases = {case: [case] for case in torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()}
         rows = encoded(start.root.state, start.spec[0], start.offsets[0], cases)
-        pattern = rows.pattern(rows.of_values(start.state.graph.values(ends.point)))
+        return part, start, rows, truth, rows.pattern(rows.of_values(start.state.graph.values(ends.point)))
+
+
+def left_of(seed: int, share: float, norm: str = "linf") -> tuple[ascents.Left, float, list[int]]:
+    """Return what ascents leave of a small network's branches within a share of its distance, that distance, and the pieces that the nearest example is in."""
+    part, start, rows, truth, pattern = around(seed, norm)
+    with torch.no_grad():
         return ascended(part, start, rows, truth * share, np.inf), truth, pattern
 
 
@@ -154,6 +164,42 @@ def _turned(choices: Callable[..., list[tuple[int, dict[int, int]]]]) -> Callabl
 def test_a_mistake_in_what_is_handed_over_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MISTAKES[name](monkeypatch)
     assert any(wrong_somewhere(lambda s=seed: check_what_is_left("l2", s)) for seed in (6, 8, 9, 10))  # type: ignore[misc]
+
+
+def from_branches(seed: int) -> None:
+    """What ascents leave of the branches of one choice holds the nearest example; on its other side no example is."""
+    part, start, rows, truth, pattern = around(seed, "linf")
+    for choice, which in enumerate(pattern):
+        halves = [[(case, {choice: option}) for case in rows.goals] for option in (which, 1 - which)]
+        with torch.no_grad():
+            there, beyond = (ascended(part, start, rows, truth * 1.005, np.inf, branches=half) for half in halves)
+        held = [any(all(pattern[place] == o for place, o in made.items()) for _, made, _ in left.branches) for left in (there, beyond)]
+        assert held == [True, False]
+        assert all(0 < proved <= truth for _, _, proved in there.branches)
+
+
+@pytest.mark.usefixtures("blind")
+@pytest.mark.parametrize("seed", [6, 8])
+def test_ascents_go_on_from_branches(seed: int) -> None:
+    from_branches(seed)
+
+
+FORGETTING: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "the wrong half": lambda m: m.setattr(ascents, "_cut", _other_half(ascents._cut)),
+    "no cuts": lambda m: m.setattr(ascents, "_cut", lambda model, search, branches: search.open),
+    "branches that enter and are lost": lambda m: m.setattr(Search, "enter", lambda self, ends: setattr(self, "open", self.open.take(self.open.rows[:0]))),
+}
+
+
+def _other_half(cut: Callable[..., Branches]) -> Callable[..., Branches]:
+    return lambda model, search, branches: cut(model, search, [(case, {c: 1 - o for c, o in made.items()}) for case, made in branches])
+
+
+@pytest.mark.usefixtures("blind")
+@pytest.mark.parametrize("name", FORGETTING)
+def test_a_mistake_in_where_ascents_begin_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    FORGETTING[name](monkeypatch)
+    assert any(wrong_somewhere(lambda s=seed: from_branches(s)) for seed in (6, 8))  # type: ignore[misc]
 
 
 def test_multipliers_of_a_projection_are_proved_like_any_others(monkeypatch: pytest.MonkeyPatch) -> None:

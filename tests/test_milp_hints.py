@@ -19,9 +19,9 @@ from torch import nn
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates import milp as milp_module
 from calipers.certificates.alpha import Start
-from calipers.certificates.exact import ascents, hints
-from calipers.certificates.exact.ascents import ascended
+from calipers.certificates.exact import hints, scip_process
 from calipers.certificates.exact.encoding import encoded
+from calipers.certificates.exact.examples import Examples
 from calipers.certificates.exact.hints import covering, hinted, question_of
 from calipers.certificates.exact.model import Model
 from calipers.certificates.exact.scip_process import Hints
@@ -113,49 +113,20 @@ def test_leaving_branches_out_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(wrong_somewhere(lambda s=seed: against_enumeration("linf", "relu", s)) for seed in range(8))  # type: ignore[misc]
 
 
-# ---- ascents from branches ---------------------------------------------------------------------------------------------------------------------------
-
-
-def from_branches(seed: int) -> None:
-    """What ascents leave of the branches of one choice holds the nearest example; on its other side no example is."""
-    activation, pieces = ACTIVATIONS["relu"]
-    model = perceptron(seed, activation, (3, 3, 2, 3))
-    problem = asked(model, seed, 3, "linf")
-    truth = by_enumeration(model, pieces, problem)
-    (ends,) = exact(problem)
+def test_pieces_without_an_example_leave_no_edge() -> None:
+    """Nothing of this network's box is adversarial: whatever pieces are asked about, no zero of theirs lowers what is left to prove."""
+    model = perceptron(1, ACTIVATIONS["clip"][0], (3, 2, 2, 3))
+    problem = asked(model, 1, 3, "l2")
     with torch.no_grad():
-        part = problem.at(truth * 1.005)
-        start = Start.tightened(part, CHECKED, steps=2, sharpen=0)
-        assert start.root is not None and ends.point is not None
+        start = Start.tightened(problem, CHECKED, steps=2, sharpen=0)
+        assert start.root is not None
         cases = {case: [case] for case in torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()}
         rows = encoded(start.root.state, start.spec[0], start.offsets[0], cases)
-        pattern = rows.pattern(rows.of_values(start.state.graph.values(ends.point)))
-        for choice, which in enumerate(pattern):
-            halves = [[(case, {choice: option}) for case in cases] for option in (which, 1 - which)]
-            there, beyond = (ascended(part, start, rows, truth * 1.005, np.inf, branches=half) for half in halves)
-            assert any(all(pattern[place] == o for place, o in made.items()) for _, made, _ in there.branches)
-            assert not any(all(pattern[place] == o for place, o in made.items()) for _, made, _ in beyond.branches)
-            assert all(0 < proved <= truth for _, _, proved in there.branches)
-
-
-@pytest.fixture
-def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples met on the way are overlooked, so that all branches come to their end."""
-    monkeypatch.setattr("calipers.certificates.branch_search.is_adversarial", lambda worst: torch.zeros_like(worst, dtype=torch.bool))
-
-
-@pytest.mark.usefixtures("blind")
-@pytest.mark.parametrize("seed", [6, 8])
-def test_ascents_go_on_from_branches(seed: int) -> None:
-    from_branches(seed)
-
-
-@pytest.mark.usefixtures("blind")
-def test_ascents_in_the_wrong_half_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ascents._cut
-    turned = lambda model, search, branches: real(model, search, [(case, {c: 1 - o for c, o in made.items()}) for case, made in branches])  # noqa: E731
-    monkeypatch.setattr(ascents, "_cut", turned)
-    assert any(wrong_somewhere(lambda s=seed: from_branches(s)) for seed in (6, 8))  # type: ignore[misc]
+        examples = Examples(problem).within(start.root.state, rows, np.inf)
+        ways = list(itertools.product(*(range(len(c.options)) for c in rows.choices)))
+        assert len(ways) > 4
+        for way in ways:
+            assert examples.look(dict(enumerate(way))) is None and examples.edge == np.inf
 
 
 # ---- SCIP itself -------------------------------------------------------------------------------------------------------------------------------------
@@ -249,6 +220,13 @@ def test_smaller_constants_show(monkeypatch: pytest.MonkeyPatch) -> None:
     halved = lambda model, choice: [w._replace(above=w.above / 4, below=w.below / 4) for w in real(model, choice)]  # noqa: E731
     monkeypatch.setattr(hints, "_ways", halved)
     assert all(wrong_somewhere(lambda n=name: constants_hold(n)) for name in ("relu", "clip", "abs", "windows"))  # type: ignore[misc]
+
+
+def test_a_branching_of_scip_is_read_as_the_option_it_makes() -> None:
+    program = object.__new__(scip_process._Program)
+    program.binaries = {"c0o0": (0, 0, 1), "c1o2": (1, 2, -1)}
+    assert program._made([("t_c0o0", 1.0, True)]) == {0: 0} and program._made([("t_c0o0", 0.0, False)]) == {0: 1}
+    assert program._made([("t_c1o2", 1.0, True)]) == {1: 2} and program._made([("t_c1o2", 0.0, False), ("t_x7", 0.3, True)]) == {}
 
 
 # ---- the process -------------------------------------------------------------------------------------------------------------------------------------

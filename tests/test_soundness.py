@@ -31,7 +31,7 @@ from calipers.graph.products import MaxPool
 from calipers.problem.ball import Ball, Fall, Region
 from calipers.problem.norms import L0, L1, L2, Support
 
-BLOCKS, NETS = 20, 50  # 1,000 random networks, and as many on the slow shelf
+BLOCKS, NETS = 20, 50  # 150 of 1,000 random networks each time; the others, and 1,000 more, on the slow shelf
 SAME = 1e-9  # float64, another order of summation
 SAME_TANGENTS = 1e-6  # the search for a touching point ends before rounding does, and where two roots meet it enlarges a difference
 FLOAT32 = 2e-4  # relative to the largest value of a number; SEARCH does not account for its rounding

@@ -167,8 +167,8 @@ class _Search(PointSearch):
         examples.settle()
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
 
-    def _hinted(self, tree: Tree, radius: float, ends: float) -> int:
-        """Begin from the branches that another solver ended in, and look at the points that it met; return how many branches there are."""
+    def _hinted(self, tree: Tree, radius: float, ends: float) -> None:
+        """Begin from the branches that another solver ended in, and look at the points that it met."""
         cases, sizes = {goal: case for case, goal in tree.model.goals.items()}, [len(c.options) for c in tree.model.choices]
         branches: dict[int, list[dict[int, int]]] = {case: [{}] for case in tree.model.goals}
         now = time.monotonic()
@@ -177,7 +177,6 @@ class _Search(PointSearch):
             nearer = None if hints.delta is None else self.examples.beside(hints.delta)
             tree.target = min(tree.target, nearer or tree.target)
         tree.begin([(case, made, 0.0) for case, held in branches.items() for made in held])
-        return len(tree.open)
 
     def _by_case(self, start: Start, tree: Tree, cases: dict[int, list[int]], radius: float, ends: float) -> None:
         """Search each case that is left by itself, over rows that need to hold only where it fails."""

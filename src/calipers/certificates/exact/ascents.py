@@ -86,7 +86,9 @@ def _cut(model: Model, search: Search, branches: list[tuple[int, dict[int, int]]
             number, element = model.sources[members[0]]
             if len(members) == 1 and element in column.get(number, {}):
                 at = column[number][element]
-                cuts[number].lower[p, at], cuts[number].upper[p, at] = option.low, option.high
+                # Two functions of one value may each have made a choice.
+                cuts[number].lower[p, at] = max(float(cuts[number].lower[p, at]), option.low)
+                cuts[number].upper[p, at] = min(float(cuts[number].upper[p, at]), option.high)
     return replace(found, cuts=cuts)
 
 

@@ -43,11 +43,12 @@ def hinted(model: Model, region: Region, radius: float, seconds: float, stop: Ca
     """Ask SCIP about every goal of a model within a radius, and yield what it says, until the time is up or `stop` says so."""
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    question = question_of(model, region, radius, seconds)
     process = subprocess.Popen(
         [sys.executable, "-c", _ASK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
     )
     told: SimpleQueue[Hints | None] = SimpleQueue()
-    reader = threading.Thread(target=_read, args=(process, question_of(model, region, radius, seconds), told), daemon=True)
+    reader = threading.Thread(target=_read, args=(process, question, told), daemon=True)
     reader.start()
     ends = time.monotonic() + seconds + _STARTING
     try:

@@ -63,12 +63,14 @@ class Question(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """For one goal: the nearest offset met (None: none), what SCIP says is the least distance, and the branches that its tree ended in: choice -> option."""
+    """For one goal: the nearest offset met (None: none), the bound that SCIP says, and the branches that its tree ended in: choice -> option."""
 
     goal: int
     delta: Floats | None
     distance: float
     branches: list[dict[int, int]]
+    length: float = np.inf
+    """Of the offset, as SCIP says."""
 
 
 def serve() -> None:
@@ -77,16 +79,12 @@ def serve() -> None:
     out, sys.stdout = sys.stdout.buffer, sys.stderr  # only hints may stand in the output
     ends, radius = time.monotonic() + question.seconds, question.radius
     for goal in question.goals:
-        hints = solved(question, goal, radius, ends - time.monotonic())
-        radius = radius if hints.delta is None else min(radius, hints.distance)
+        if time.monotonic() > ends:
+            break
+        hints = _Program(question, goal, radius).hints(goal, ends - time.monotonic())
+        radius = min(radius, hints.length)  # not the bound: that is near 0 where the time was up
         pickle.dump(hints, out)
         out.flush()
-
-
-def solved(question: Question, goal: int, radius: float, seconds: float) -> Hints:
-    """Return what SCIP says about one goal within a radius."""
-    program = _Program(question, goal, radius)
-    return program.hints(goal, seconds)
 
 
 class _Program:
@@ -102,8 +100,7 @@ class _Program:
             self.model.setParam(name, value)
         self.scale = radius / question.weight
         low, high = np.maximum(question.floor / self.scale, -1.0), np.minimum(question.ceiling / self.scale, 1.0)
-        self.moving = np.flatnonzero(low < high)
-        self.offsets = {int(i): self.model.addVar(lb=float(low[i]), ub=float(high[i])) for i in self.moving}
+        self.offsets = {int(i): self.model.addVar(lb=float(low[i]), ub=float(high[i])) for i in np.flatnonzero(low < high)}
         self.columns = [
             self.model.addVar(lb=float(a), ub=float(min(b, 0.0) if c == goal else b)) for c, (a, b) in enumerate(zip(question.low, question.high, strict=True))
         ]
@@ -171,15 +168,15 @@ class _Program:
         ended = _ended(self.model)
         self.model.setParam("limits/time", max(0.01, seconds))
         self.model.optimize()
-        bound, power = self.model.getDualbound(), self.question.power
-        told = float(np.clip(bound, 0.0, 1.0) ** (0.5 if power == 2 else 1.0)) * self.radius
-        delta = None
+        root, delta, length = 0.5 if self.question.power == 2 else 1.0, None, np.inf
         if self.model.getNSols():
             delta = np.zeros(len(self.scale))
             best = self.model.getBestSol()
             for i, u in self.offsets.items():
                 delta[i] = self.model.getSolVal(best, u) * self.scale[i]
-        return Hints(goal, delta, told, [self._made(path) for path in ended.paths])
+            length = self.model.getPrimalbound() ** root * self.radius
+        told = float(np.clip(self.model.getDualbound(), 0.0, 1.0)) ** root * self.radius
+        return Hints(goal, delta, told, [self._made(path) for path in ended.paths], length)
 
     def _made(self, path: list[tuple[str, float, bool]]) -> dict[int, int]:
         """Return the choices that a branch made: (name of the binary, its bound, whether that is a lower one)."""

@@ -1,10 +1,10 @@
 """Where is the margin smallest, once some choices are made? Linear programs over a ball, solved by HiGHS from where the last one ended.
 
-Nothing here is believed: what a program returns is multipliers, of which `proving` makes bounds by itself, and points, which are asked of the network.
+Nothing here is believed: what a program returns is multipliers, of which `exact.proving` makes bounds by itself, and points, which are asked of the network.
 A ball is a box, or a budget that rising and falling features share (their offset is split in two). A round one has no linear rows. Where a point stands outside
 it, the shortest offset that the network cannot tell from it says in which direction, and a row that ends the ball there is added: a combination of the model's
 few rows, so a dozen do where tangents at the points took thousands. Where all choices are made the nearest point of margin 0 is asked for instead, by
-projection (projection), whose multipliers are as good.
+projection (exact.projection), whose multipliers are as good.
 """
 
 from __future__ import annotations
