@@ -464,3 +464,11 @@ def test_a_kill_in_the_middle_of_appending_loses_nothing_admitted(tmp_path: Path
             assert (array is None) == (e.kind == "certificate") and (array is None or (array == int(e.tool[1:])).all())
         ledger.append("q", [Evidence("p", "witness", "after", 0.2)])
         assert len(ledger.evidence("q")) == len(names) + 1
+
+
+def test_a_decision_is_made_once_for_whoever_resumes(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "a.calipers") as first:
+        assert first.decide("q", "run", "order", lambda: ["FAB", "PGD"]) == ["FAB", "PGD"]
+    with Ledger(tmp_path / "a.calipers") as second:
+        assert second.decide("q", "run", "order", lambda: ["PGD", "FAB"]) == ["FAB", "PGD"]
+        assert second.decide("q", "other run", "order", lambda: ["PGD", "FAB"]) == ["PGD", "FAB"]

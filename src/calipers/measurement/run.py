@@ -6,10 +6,11 @@ blocks, skips those recorded as tried, and ends with the same brackets; and a bl
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -78,6 +79,11 @@ class _Session:
         self.asked: Question | None = None
         self.no_lower_jaw = False
         self.started = time.monotonic()
+        self.scope = _scope(plan, seed, problem.names, self.radii)
+
+    def decide(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return a decision in which the clock or a measured rate has a say: made once, kept in the record, and repeated by whoever resumes this run."""
+        return self.ledger.decide(self.fingerprint, self.scope, key, make)
 
     def opening(self) -> None:
         """Ask the model about every point itself."""
@@ -203,6 +209,12 @@ class _Session:
 
     def _settled(self) -> int:
         return sum(v != "unknown" for v in self.join().verdicts(self.radii))
+
+
+def _scope(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+    """Return a name for runs that proceed alike: the same stages, seed, points and radii."""
+    told = repr(([(s.name, s.aim, s.audit) for s in plan.stages], seed, tuple(names))).encode()
+    return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
 
 
 def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) -> Question:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,8 @@ create table if not exists evidence (question text not null, point text not null
     margin real, guarantee text not null, prediction integer not null, forwards integer not null, backwards integer not null, seconds real not null,
     note text not null, array blob, primary key (question, point, kind, tool, radius));
 """
+_DECISIONS = """create table if not exists decision (question text not null, scope text not null, key text not null, value text not null,
+    primary key (question, scope, key))"""
 _COLUMNS = "point, kind, tool, radius, margin, guarantee, prediction, forwards, backwards, seconds, note"
 _NO_RADIUS = -1.0  # SQLite keeps NaN as null, which a primary key cannot hold
 
@@ -60,6 +62,7 @@ class Ledger:
         self._db.execute("pragma synchronous = full")
         if not tables:
             self._db.executescript(f"begin; {_SCHEMA} pragma application_id = {_APPLICATION_ID}; pragma user_version = {SCHEMA_VERSION}; commit;")
+        self._db.execute(_DECISIONS)
 
     def __enter__(self) -> Ledger:
         return self
@@ -85,6 +88,20 @@ class Ledger:
         """Store facts in one transaction; a fact that is there already is passed over."""
         with self._db:
             self._db.executemany(f"insert into evidence values ({', '.join('?' * 13)}) on conflict do nothing", [_row(fingerprint, e) for e in evidence])
+
+    def decide(self, fingerprint: str, scope: str, key: str, make: Callable[[], Any]) -> Any:
+        """Return what was decided under this key, or make the decision now and keep it: whoever resumes the run decides alike.
+
+        For whatever a clock, a memory or a measured rate has a say in. `scope` names the run (its plan, seed, points and radii), `key` the decision; the value
+        is anything that JSON holds, and comes back as JSON gives it. Of two processes that decide at once the first one's word stands for both.
+        """
+        held = self._read("select value from decision where question = ? and scope = ? and key = ?", fingerprint, scope, key)
+        if not held:
+            value = json.dumps(make(), sort_keys=True)
+            with self._db:
+                self._db.execute("insert into decision values (?, ?, ?, ?) on conflict do nothing", (fingerprint, scope, key, value))
+            held = self._read("select value from decision where question = ? and scope = ? and key = ?", fingerprint, scope, key)
+        return json.loads(held[0][0])
 
     def questions(self) -> list[Question]:
         """Return what was asked, oldest first."""
