@@ -110,29 +110,29 @@ def _max_pool(rank: int) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[in
         def run(x: Tensor) -> Tensor:
             return pool(x, kernel, stride or kernel, padding, dilation, ceil)
 
-        one = _windows(run, (1, *input_shape[1:]), (1, *shape[1:]))  # every channel has the same windows
+        every = [(tuple(v) if isinstance(v, (list, tuple)) else (v,)) for v in (kernel, stride or kernel, padding, dilation)]
+        one = windows(input_shape[1:], shape[1:], *(v * (rank if len(v) == 1 else 1) for v in every))
         count, nowhere = torch.Size(input_shape[1:]).numel(), torch.Size(input_shape).numel()
-        each = [torch.where(one == count, nowhere, one + k * count) for k in range(input_shape[0])]
+        each = [torch.where(one == count, nowhere, one + k * count) for k in range(input_shape[0])]  # every channel has the same windows
         return MaxPool(run, torch.cat(each), shape)
 
     return build
 
 
-def _windows(run: Callable[[Tensor], Tensor], input_shape: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-    """Find each window's members by asking the operation itself: remove the winner, and ask again, until only padding is left."""
-    count = torch.Size(input_shape).numel()
-    rows: list[Tensor] = []
-    left = torch.arange(count, dtype=torch.float64).expand(torch.Size(shape).numel(), -1).clone()
-    places = torch.arange(len(left))
-    for _ in range(count):
-        winner = run(left.view(-1, *input_shape)).flatten(1)[places, places]
-        alive = winner > -1
-        if not bool(alive.any()):
-            break
-        member = torch.where(alive, winner, torch.full_like(winner, count)).long()
-        rows.append(member)
-        left[places[alive], member[alive]] = -torch.inf
-    return torch.stack(rows, 1)
+def windows(
+    size: tuple[int, ...], out: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> Tensor:
+    """Return the flat places in an image of `size` that each output place reads, (outputs, k); what lies in the padding is the image's count of elements.
+
+    Everything follows from the strides. To ask the operation itself takes a row of the whole image for each output: gigabytes at 224 x 224.
+    """
+    flat, inside = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    for n, m, k, step, pad, spread in zip(size, out, kernel, stride, padding, dilation, strict=True):
+        place = torch.arange(m)[:, None] * step - pad + torch.arange(k) * spread
+        here = (place >= 0) & (place < n)
+        flat = (flat[:, None, :, None] * n + place[None, :, None, :]).reshape(len(flat) * m, -1)
+        inside = (inside[:, None, :, None] & here[None, :, None, :]).reshape(len(inside) * m, -1)
+    return torch.where(inside, flat, torch.Size(size).numel())
 
 
 SELECTIONS: dict[str, Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]] = {
