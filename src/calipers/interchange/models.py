@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import nn
 
 from calipers import data
 from calipers.errors import BadInput, BadModel
+from calipers.interchange.archives import Archive
 from calipers.interchange.files import existing
 from calipers.interchange.onnx_files import is_onnx, load_onnx
+from calipers.interchange.pt2 import load_exported
 from calipers.problem.classifier import Classifier
 
 
@@ -43,7 +46,7 @@ def _load(source: str, builder: str | None) -> Any:
     if is_onnx(path):
         return load_onnx(path)
     if path.suffix == ".pt2":
-        return _exported(path)
+        return load_exported(path)
     if path.suffix in (".pt", ".pth", ".safetensors"):
         if builder is None:
             raise BadInput(f"{source} holds weights only: name the code that builds the module, --builder file.py:function")
@@ -73,16 +76,6 @@ def _call(source: str) -> Any:
     return getattr(module, name)()
 
 
-def _exported(path: Path) -> nn.Module:
-    try:
-        module: nn.Module = torch.export.load(path).module()
-    except Exception as error:
-        raise BadInput(
-            f"{path} cannot be read as an exported program ({type(error).__name__}: {error}). Write it with torch.export.save(program, path)."
-        ) from error
-    return module
-
-
 def _with_weights(module: Any, path: Path) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise BadModel(f"the builder gave {type(module).__name__}, not a torch.nn.Module")
@@ -92,13 +85,18 @@ def _with_weights(module: Any, path: Path) -> nn.Module:
 
             state: Any = load_file(path)
         else:
+            if zipfile.is_zipfile(path):
+                Archive(path).close()  # whose sizes are looked at before torch unpacks it
             state = torch.load(path, weights_only=True, map_location="cpu")
+    except BadInput:
+        raise
     except Exception as error:
         raise BadInput(
             f"{path} cannot be read as plain weights ({type(error).__name__}). Save them with torch.save(module.state_dict(), path) or safetensors."
         ) from error
     try:
         module.load_state_dict(state.get("state_dict", state) if isinstance(state, dict) else state)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise BadInput(f"the weights in {path} do not fit the module that the builder makes: {str(error).splitlines()[-1].strip()}") from error
+    except (RuntimeError, AttributeError, TypeError, KeyError, ValueError, IndexError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+        raise BadInput(f"the weights in {path} do not fit the module that the builder makes: {why}") from error
     return module
