@@ -15,7 +15,9 @@ from torch import Tensor, nn
 import calipers
 from calipers import presets
 from calipers.attacks.defences import Through
+from calipers.bounds.rounding import CHECKED
 from calipers.certificates import enumerate as enumeration
+from calipers.certificates.crown import CROWN
 from calipers.certificates.enumerate import Enumeration
 from calipers.errors import BadInput, Contradiction, UnsupportedOp
 from calipers.measurement.plan import Plan, Stage
@@ -121,7 +123,7 @@ def test_enumeration_claims_the_switches_that_all_neighbours_resist(k: int) -> N
 
 def test_an_enumeration_that_leaves_out_the_last_switches_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enumeration, "enumerate_switches", lambda counts, k, batch: enumerate_switches(counts, max(0, k - 1), batch))
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, Contradiction)):
         test_enumeration_claims_the_switches_that_all_neighbours_resist(2)
     plan = Plan("liar", (Stage(Enumeration(), "certifier"),))
     with pytest.raises(Contradiction, match=r"Enumeration.* certifies 2, but a random point at distance"):
@@ -221,9 +223,9 @@ def test_on_a_linear_model_the_bound_is_the_lowest_neighbour() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(18, 3)).double().requires_grad_(False)
     model[1].weight.copy_(torch.randn(3, 18, generator=generator(9), dtype=torch.float64))
     threat = Substitutions(SHORT, 2, allowed=[[0, 1], [2], [], [0, 1, 2], [1, 2], [0]])
-    certified = calipers.certify("CROWN", model, x.double(), y, threat)
+    bound = CROWN().bound(Problem.pose(model, x.double(), y, threat), CHECKED).worst  # before any referee has looked
     truth = torch.stack([m[:3].min() for m in lowest_margins(Problem.pose(model, x.double(), y, threat))])
-    assert torch.allclose(certified.margin, truth, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(bound, truth, rtol=1e-9, atol=1e-9)
 
 
 def test_a_bound_that_forgets_a_switch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from calipers.bounds.rounding import CHECKED, Guarantee, arithmetic_of
 from calipers.certificates.milp import exact_within
 from calipers.errors import BadInput
+from calipers.measurement.ask import Answer, ask
 from calipers.measurement.exact import close, closed
-from calipers.measurement.plan import Plan
-from calipers.measurement.referee import Referee
+from calipers.measurement.plan import Plan, Stage
+from calipers.measurement.referee import Referee, Ruling
 from calipers.measurement.run import Watch, run
 from calipers.measurement.sweep import sweep
 from calipers.presets import check_fit, plan_for, tool_from
@@ -25,7 +26,7 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
 from calipers.problem.threat import Threat
-from calipers.problem.tools import Attack, Attempt, Certifier
+from calipers.problem.tools import Attack, Attempt, Certifier, Claim
 from calipers.record.bracket import Bracket
 from calipers.record.ledger import Ledger
 from calipers.report.report import AtRadius, PointRow, Rate, RobustAccuracy, Summary, summarise
@@ -231,8 +232,12 @@ def measure_exactly(
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """What one attack did: `candidates (N, *D)`, `distance (N,)` float64, `margin (N,)` the worst margin there, `success (N,)` admitted as witness
-    inside the radius, passes spent (N,)."""
+    """What one attack did, as the referee saw it.
+
+    `candidates (N, *D)` are the nearest examples, and where there is none what was tried last; `margin (N,)` is the worst margin there. `distance (N,)`,
+    float64, is that of the example: infinite where none was found, 0 where the model is wrong at the point itself. `success (N,)`: an example within
+    the radius asked; an attack that seeks the nearest one may end beyond it. `forwards`, `backwards (N,)` are the passes spent.
+    """
 
     candidates: Tensor
     distance: Tensor
@@ -247,29 +252,37 @@ def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tens
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = tool_from(tool) if isinstance(tool, str) else tool
     check_fit(chosen, threat)
-    n, candidates = len(problem), problem.x.clone()
+    n, candidates, place = len(problem), problem.x.clone(), {name: i for i, name in enumerate(problem.names)}
     forwards, backwards = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
-    with contextlib.suppress(KeyboardInterrupt):
-        for attempt in chosen(problem, seed=seed):  # type: ignore[call-arg]
-            assert isinstance(attempt, Attempt)
-            candidates[attempt.index] = attempt.candidate
-            forwards[attempt.index.cpu()], backwards[attempt.index.cpu()] = attempt.forwards.cpu(), attempt.backwards.cpu()
+    distance, margin = torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), torch.nan)
     everywhere = torch.arange(n, device=problem.x.device)
-    attempt = Attempt(everywhere, candidates, forwards, backwards)
-    ruling = Referee(problem).attempt(attempt, everywhere, repr(chosen), 0.0)
-    witnesses = {e.point for e in ruling.evidence}
-    wrong = {e.point for e in Referee(problem).open(everywhere) if e.kind == "witness"}
-    measured = problem.region.distance(candidates)
-    within = measured <= threat.radii(n).to(measured)
-    success = torch.tensor([(name in witnesses or name in wrong) for name in problem.names], device=measured.device) & within
-    margin = torch.tensor([e.margin for e in ruling.tried])
-    return Attacked(candidates, measured, margin, success, forwards, backwards)
+    for fact in Referee(problem).open(everywhere):
+        i = place[fact.point]
+        margin[i], distance[i] = fact.margin, 0.0 if fact.kind == "witness" else distance[i]
+
+    def keep(answer: Answer, ruling: Ruling) -> None:
+        assert isinstance(answer, Attempt)
+        forwards[answer.index.cpu()], backwards[answer.index.cpu()] = answer.forwards.cpu(), answer.backwards.cpu()
+        found = {fact.point: fact.radius for fact in ruling.evidence}
+        for k, (i, tried) in enumerate(zip(answer.index.tolist(), ruling.tried, strict=True)):
+            here = found.get(problem.names[i], torch.inf)
+            if here < distance[i] or bool(distance[i].isinf()):
+                candidates[i], distance[i], margin[i] = answer.candidate[k], here, tried.margin
+
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in ask(Stage(chosen, "attack"), problem, keep, seed=seed):
+            pass
+    success = distance <= threat.radii(n)
+    return Attacked(candidates, distance.to(problem.x.device), margin, success.to(problem.x.device), forwards, backwards)
 
 
 @dataclass(frozen=True, eq=False)
 class Certified:
-    """What one certifier proved: `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the lower bound of the worst
-    margin, and the guarantee."""
+    """What one certifier proved, as far as the referee admits it.
+
+    `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the lower bound of the worst margin (minus infinity where the
+    tool's word is not admitted), and the guarantee.
+    """
 
     radius: Tensor
     certified: Tensor
@@ -278,18 +291,34 @@ class Certified:
 
 
 def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, *, goal: Goal | None = None) -> Certified:
-    """Run one certifier. Raises `UnsupportedOp` or `CaptureError` where the model cannot be bounded."""
+    """Run one certifier, and let the referee say what counts.
+
+    Points that the model gets wrong, or that cannot be measured, are never certified. Raises `Contradiction` where a claim is wrong beyond doubt or an
+    example that the tool met itself lies inside it; `UnsupportedOp` or `CaptureError` where the model cannot be bounded.
+    """
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = tool_from(tool) if isinstance(tool, str) else tool
     check_fit(chosen, threat)
     n, guarantee = len(problem), ""
-    radius, margin = torch.zeros(n, dtype=torch.float64), torch.full((n,), -torch.inf, dtype=torch.float64)
-    for claim in chosen(problem):
-        if isinstance(claim, Attempt):  # a counterexample that a complete tool met: no claim
-            continue
-        radius[claim.index.cpu()], margin[claim.index.cpu()] = claim.radius.cpu().double(), claim.margin.cpu().double()
-        guarantee = claim.guarantee
-    return Certified(radius, radius >= threat.radii(n), margin, guarantee)
+    margin, claimed = torch.full((n,), -torch.inf, dtype=torch.float64), torch.zeros(n, dtype=torch.bool)
+    opened = Referee(problem).open(torch.arange(n, device=problem.x.device))
+    out = {fact.point for fact in opened if fact.kind in ("witness", "invalid")}
+    facts, unfit = [fact for fact in opened if fact.kind == "witness"], {fact.point for fact in opened if fact.kind == "invalid"}
+    fit = torch.tensor([i for i, name in enumerate(problem.names) if name not in unfit], dtype=torch.long)
+
+    def keep(answer: Answer, ruling: Ruling) -> None:
+        nonlocal guarantee
+        facts.extend(fact for fact in ruling.evidence if fact.kind == "witness" or fact.point not in out)
+        if isinstance(answer, Claim):
+            guarantee = answer.guarantee
+            place = fit[answer.index.cpu()]
+            margin[place], claimed[place] = answer.margin.cpu().double().nan_to_num(nan=-torch.inf), answer.radius.cpu() != 0
+
+    for _ in ask(Stage(chosen, "certifier"), problem.take(fit), keep) if len(fit) else ():
+        pass
+    radius, right = torch.from_numpy(Bracket.of(problem.names, facts).lower), torch.tensor([name not in out for name in problem.names])
+    denied = (margin > 0) & (~right | (claimed & (radius == 0)))
+    return Certified(radius, right & (radius >= threat.radii(n)), torch.where(denied, -torch.inf, margin), guarantee)
 
 
 __all__ = ["Attacked", "Certified", "Result", "attack", "certify", "curve", "distance", "measure", "measure_exactly"]

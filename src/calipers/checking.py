@@ -12,6 +12,8 @@ from torch import nn
 
 from calipers.certificates.proof import differs
 from calipers.errors import BadInput, Contradiction
+from calipers.measurement.ask import ask
+from calipers.measurement.plan import Stage
 from calipers.measurement.referee import CLEAN, Referee
 from calipers.presets import tool_from
 from calipers.problem.classifier import Classifier
@@ -118,16 +120,15 @@ def _replay(problem: Problem, place: dict[str, int], ledger: Ledger, asked: Ques
 def _reprove(problem: Problem, place: dict[str, int], facts: list[Evidence]) -> list[str]:
     """Prove again at the recorded radius: by the tool itself, or for a search by the bounder it used."""
     tool = tool_from(facts[0].tool)
-    tool = getattr(tool, "bounder", tool)
-    failures = []
+    stage, failures = Stage(getattr(tool, "bounder", tool), "certifier"), []
     for start in range(0, len(facts), _REPROVED):
         part = facts[start : start + _REPROVED]
         asked = problem.take([place[e.point] for e in part]).at(torch.tensor([e.radius for e in part], dtype=torch.float64))
-        for claim in tool(asked):
-            held = (claim.radius >= asked.threat.radii(len(part))[claim.index.cpu()].to(claim.radius)).tolist()  # type: ignore[union-attr]
-            failures += [
-                f"point {part[i].point}: {part[i].tool} does not prove {part[i].radius:.9g} again"
-                for i, ok in zip(claim.index.tolist(), held, strict=True)
-                if not ok
-            ]
+        again: dict[str, float] = {}
+        try:
+            for told in ask(stage, asked, lambda _, ruling: ruling.evidence):
+                again.update({e.point: e.radius for e in told if e.kind == "certificate"})
+        except Contradiction as error:
+            failures.append(str(error))
+        failures += [f"point {e.point}: {e.tool} does not prove {e.radius:.9g} again" for e in part if not again.get(e.point, -1.0) >= e.radius]
     return failures

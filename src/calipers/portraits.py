@@ -19,13 +19,14 @@ from calipers.geometry.lines import exit_distance, path
 from calipers.geometry.regions import Regions, regions_of
 from calipers.geometry.slices import Slice, plane_slices
 from calipers.geometry.walls import check_ball
+from calipers.measurement.ask import ask
 from calipers.measurement.referee import Referee
 from calipers.presets import CERTIFIERS, check_fit, plan_for, stage_of, tool_from
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
-from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt, Certifier, Claim
+from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
 from calipers.report.ladder import Ladder, Rung
 from calipers.report.maps import Map, gradient_map
@@ -107,7 +108,8 @@ class _Study:
         self.watch("gradients")
         logits = problem.classifier.logits(problem.x)
         self.prediction = logits.argmax(1).tolist()
-        self.right = torch.nonzero(~is_adversarial(problem.goal.worst(problem.margins(logits)))).flatten()
+        out = {e.point for e in self.referee.open(torch.arange(n, device=problem.x.device)) if e.kind in ("witness", "invalid")}
+        self.right = torch.tensor([i for i, name in enumerate(problem.names) if name not in out], dtype=torch.long)
         self.sensitivity: Sensitivity = sensitivity(problem)
         self.lower, self.upper = np.zeros(n), np.full(n, np.inf)
         self.upper[[i for i in range(n) if i not in set(self.right.tolist())]] = 0.0
@@ -118,6 +120,7 @@ class _Study:
             self.reason = str(error)
             return
         self._admit_regions(self.regions)
+        self._meet()
 
     def _admit_regions(self, found: Regions) -> None:
         claim = Claim(self.right, found.lower[self.right], found.margin[self.right], "float64-checked", *(torch.zeros_like(self.right),) * 2)
@@ -146,22 +149,23 @@ class _Study:
             near = self.problem.threat.below(known, self.lower[self.right.cpu().numpy()]) if search else known * (1 + 1e-9)
             asked = np.where(np.isfinite(known), near, asked)
         part = self.problem.take(self.right).at(torch.from_numpy(asked))
-        name = _name(tool)
-        answers = tool(part, seed=self.seed) if stage.kind == "attack" else tool(part)  # type: ignore[call-arg]
-        proofs: list[Evidence] = []
-        examples: list[Evidence] = []
+        name, facts = _name(tool), list[Evidence]()
         try:
-            for answer in answers:
-                if isinstance(answer, Attempt):
-                    examples += self.referee.attempt(answer, self.right, name, 0.0).evidence
-                else:
-                    proofs += self.referee.claim(answer, self.right, name, 0.0, self.seed).evidence
+            for told in ask(stage, part, lambda _, ruling: ruling.evidence, seed=self.seed, name=name):
+                facts += told
         except (UnsupportedOp, CaptureError):
             return  # a lower jaw that the network does not have: its rung is missing
+        proofs, examples = ([fact for fact in facts if fact.kind == kind] for kind in ("certificate", "witness"))
         if proofs or stage.kind == "certifier":
             self._proved(name, proofs)
         if examples or stage.kind == "attack":
             self._found(name, examples)
+        self._meet()
+
+    def _meet(self) -> None:
+        """Raise `Contradiction` where a certificate stands above a witness."""
+        tools = tuple(", ".join(rung.name for rung in self.rungs if rung.side == side) for side in ("lower", "upper"))
+        Bracket(self.lower, self.upper, *((names,) * len(self.problem) for names in tools))
 
     def _proved(self, name: str, facts: Sequence[Evidence]) -> None:
         values = self._values(facts, np.zeros(len(self.problem)), max)

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calipers.measurement.referee import Referee
+from calipers.measurement.ask import Answer, ask
+from calipers.measurement.plan import Stage
+from calipers.measurement.referee import Ruling
 from calipers.measurement.run import Silent, Watch
-from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.threat import Threat
-from calipers.problem.tools import Attempt, Certifier, Claim
+from calipers.problem.tools import Certifier, Claim
 from calipers.record.bracket import Bracket
 from calipers.record.ledger import Ledger
 
@@ -75,20 +76,16 @@ def close(problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, w
         return True
     index = torch.tensor(todo, device=problem.x.device)
     part = problem.take(index).at(torch.as_tensor(asked[todo]))
-    referee, everywhere = Referee(part), torch.arange(len(todo), device=index.device)
 
-    def rule(result: Attempt | Claim) -> Attempt | Claim:
-        name = repr(tool)
-        ruling = referee.claim(result, everywhere, name, 0.0, seed) if isinstance(result, Claim) else referee.attempt(result, everywhere, name, 0.0)
+    def admit(result: Answer, ruling: Ruling) -> None:
         ledger.append(fingerprint, ruling.evidence)
         now = Bracket.of(problem.names, ledger.evidence(fingerprint))
         if isinstance(result, Claim):  # examples are told before, so the point is through
             ledger.append(fingerprint, ruling.tried)
             watch.progress(len(ruling.tried), int((gaps(now, problem.threat) <= MET).sum()))
-        return result
 
     try:
-        for _ in relayed(tool(part), rule):
+        for _ in ask(Stage(tool, "certifier", "distance"), part, admit, seed=seed):
             pass
     except KeyboardInterrupt:
         return False

@@ -121,7 +121,7 @@ class Referee:
         region = part.at(radius).region
         for k in range(_SPOT_CHECKS):
             points = part.x if k == 0 else region.snap(region.sample(part.streams(seed).fork(k)))
-            bad = (part.clearance(points) <= 0) & (radius > 0)
+            bad = is_adversarial(part.clearance(points)) & (radius > 0)  # a NaN is no robust answer either
             if bool(bad.any()):
                 i = int(torch.nonzero(bad)[0])
                 raise Contradiction(

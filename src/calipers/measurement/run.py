@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from calipers.errors import CaptureError, UnsupportedOp
+from calipers.measurement.ask import ask
 from calipers.measurement.plan import Plan, Stage
-from calipers.measurement.referee import CLEAN, Referee
-from calipers.problem.interrupts import relayed
+from calipers.measurement.referee import CLEAN, Referee, Ruling
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
@@ -177,23 +176,13 @@ class _Session:
         """Run the tool on one block; witnesses and certificates are recorded as they come, that the block was tried only at its end."""
         index = torch.tensor(block, dtype=torch.long, device=self.problem.x.device)
         part = self.problem.take(index).at(torch.as_tensor(radii, dtype=torch.float64))
-        referee = Referee(part)
-        everywhere = torch.arange(len(block), device=index.device)
-        begun, tried = time.perf_counter(), list[Evidence]()
+        tried = list[Evidence]()
 
-        def rule(result: Attempt | Claim) -> tuple[Evidence, ...]:
-            nonlocal begun
-            seconds = time.perf_counter() - begun
-            if isinstance(result, Attempt):
-                ruling = referee.attempt(result, everywhere, stage.name, seconds)
-            else:
-                ruling = referee.claim(result, everywhere, stage.name, seconds, self.seed)
+        def admit(_: object, ruling: Ruling) -> tuple[Evidence, ...]:
             self._admit(ruling.evidence)
-            begun = time.perf_counter()
             return ruling.tried
 
-        results: Iterator[Attempt | Claim] = stage.tool(part, seed=self.seed) if stage.kind == "attack" else stage.tool(part)  # type: ignore[call-arg]
-        for tried_now in relayed(results, rule):
+        for tried_now in ask(stage, part, admit, seed=self.seed):
             tried += tried_now
         self._admit(tried)
 

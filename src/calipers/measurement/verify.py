@@ -6,16 +6,17 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from calipers.errors import CaptureError, UnsupportedOp
+from calipers.measurement.ask import Answer, answers, ask
 from calipers.measurement.plan import Stage
-from calipers.measurement.referee import Referee
+from calipers.measurement.referee import Ruling
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.query import Query, read
@@ -116,9 +117,9 @@ class _Case:
     def attacked(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
         """Search for all cases at once, then for each: the nearest case is not always the one that can be reached."""
         alone = query.alone() if len(query.cases) <= _EACH_CASE else ()
-        tool: Callable[..., Iterator[Any]] = stage.tool
         for goal in (problem.goal, *(one.goal() for one in alone)):
-            for attempt in tool(dataclasses.replace(problem, goal=goal), seed=self.seed):
+            for attempt in answers(stage.tool, stage.kind, dataclasses.replace(problem, goal=goal), self.seed):
+                assert isinstance(attempt, Attempt)
                 found = self.witness(query, attempt)
                 if found is not None:
                     return found, False
@@ -126,18 +127,18 @@ class _Case:
 
     def bounded(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
         """Ask for a proof about the whole box; a certifier may also hand over counterexamples that it met."""
-        referee, whole = Referee(problem), torch.arange(len(problem), device=problem.x.device)
         radius, proved = float(problem.threat.radii(1)[0]), False
-        tool: Callable[..., Iterator[Any]] = stage.tool
-        for item in tool(problem):
-            if isinstance(item, Claim):
-                facts = referee.claim(item, whole, stage.name, 0.0, self.seed).evidence
-                if any(fact.kind == "certificate" and fact.radius >= radius for fact in facts):
-                    proved, self.proofs[query] = True, (item.proofs or (None,))[0]
-                continue
-            found = self.witness(query, item)
-            if found is not None:
-                return found, False
+
+        def judge(answer: Answer, ruling: Ruling) -> Witness | None:
+            nonlocal proved
+            if not isinstance(answer, Claim):
+                return self.witness(query, answer)
+            if any(fact.kind == "certificate" and fact.radius >= radius for fact in ruling.evidence):
+                proved, self.proofs[query] = True, (answer.proofs or (None,))[0]
+            return None
+
+        for found in ask(stage, problem, judge, seed=self.seed):
+            return found, False
         return None, proved
 
     def witness(self, query: Query, attempt: Attempt) -> Witness | None:
