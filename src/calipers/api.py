@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ def measure(
     record: str | Path | Ledger | None = None,
     confidence: float = 0.95,
     seconds: float | None = None,
+    lower_share: float | None = None,
     proofs: bool = False,
     guarantee: Guarantee | None = None,
     watch: Watch | None = None,
@@ -97,11 +99,14 @@ def measure(
     where none is given, "standard", or "categorical" for `Substitutions`. With a `record` file everything admitted is kept, and the same call
     takes an interrupted run up again. With `proofs` it also keeps a proof file for each certificate, for `check`.
     `guarantee` is what certificates speak about: the network in real arithmetic ("float64-checked", the usual one) or as float32 runs it, in whatever order
-    it adds up ("float32-executed"); certificates that a record holds already stay as they are. `seconds` limits the run. Raises `BadInput` at the door,
-    `Contradiction` if a certificate stands above a witness.
+    it adds up ("float32-executed"); certificates that a record holds already stay as they are. `seconds` limits the run. Certifiers that prove nothing may take
+    `lower_share` of the processor time of the attacks, a few seconds at least (`math.inf`: whatever they take; None: as the plan has it, which "complete"
+    does not limit); what is not run for that is said with the time that it would take. Raises `BadInput` at the door, `Contradiction` if a certificate
+    stands above a witness.
     Ctrl-C returns what is known.
     """
-    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds, proofs, guarantee), _ledger(record), _named(title)
+    problem, ledger, named = Problem.pose(model, x, y, threat, goal), _ledger(record), _named(title)
+    chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
     finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=named)
     return _result(problem, ledger, confidence, finished)
 
@@ -119,6 +124,7 @@ def curve(
     record: str | Path | Ledger | None = None,
     confidence: float = 0.95,
     seconds: float | None = None,
+    lower_share: float | None = None,
     proofs: bool = False,
     guarantee: Guarantee | None = None,
     watch: Watch | None = None,
@@ -131,13 +137,18 @@ def curve(
     where it has no others), so between the radii the curve says no more than at the next. With a `record` the same call takes an interrupted run up.
     Cost: about log2(R) + 1 visits of a point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for radii not above 0.
     """
-    problem, chosen, ledger, named = Problem.pose(model, x, y, threat, goal), _plan(threat, plan, seconds, proofs, guarantee), _ledger(record), _named(title)
+    problem, ledger, named = Problem.pose(model, x, y, threat, goal), _ledger(record), _named(title)
+    chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
     finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, facts=named)
     return _result(problem, ledger, confidence, finished)
 
 
-def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None, proofs: bool, guarantee: Guarantee | None) -> Plan:
+def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None, proofs: bool, guarantee: Guarantee | None, lower_share: float | None = None) -> Plan:
     chosen = plan_for(threat, plan)
+    if lower_share is not None:
+        if not lower_share >= 0:
+            raise BadInput(f"lower_share is a share of the attacks' time, 0 or more, or math.inf; got {lower_share}")
+        chosen = dataclasses.replace(chosen, lower_share=None if math.isinf(lower_share) else float(lower_share))
     if guarantee is not None:
         arithmetic_of(guarantee)
         chosen = dataclasses.replace(

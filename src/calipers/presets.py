@@ -80,11 +80,13 @@ _ALONE: dict[str, tuple[Attack | Certifier, Attack | Certifier]] = {
 """The tool of a command that names none: for a ball, and for letters."""
 
 _AUDIT = 16  # random points that decide whether a costly tool is worth running on the others; none of 16 bounds what all would give by 17 %
+_SHARE = 0.75  # of the attacks' time that certifiers may take without proving anything: a run then takes less than twice as long as its attacks
 
 _VERDICTS = (
     Stage(PGD(steps=10, step=0.25), "attack"),
     Stage(IBP(), "certifier", audit=_AUDIT),
     Stage(CROWN(), "certifier", audit=_AUDIT),
+    Stage(CROWN(refine=False), "certifier", audit=_AUDIT, fallback=True),
 )
 _CASCADE = (
     Stage(APGD(steps=100), "attack"),
@@ -113,16 +115,18 @@ _CLOSER = Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), 
 _HARDER = "attack --tool 'APGD(steps=500, restarts=5, targets=9)'"
 
 PLANS: dict[str, Plan] = {
-    "quick": Plan("quick", (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack")), "measure --plan standard"),
+    "quick": Plan("quick", (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack")), "measure --plan standard", lower_share=_SHARE),
     "standard": Plan(
         "standard",
         (*_VERDICTS, *_CASCADE, _AUDITED),
         "measure --plan thorough",
+        lower_share=_SHARE,
     ),
     "brackets": Plan(
         "brackets",
         (*_VERDICTS, *_CASCADE, _AUDITED, *_DISTANCES),
         "measure --plan thorough",
+        lower_share=_SHARE,
     ),
     "thorough": Plan(
         "thorough",
@@ -135,6 +139,7 @@ PLANS: dict[str, Plan] = {
             *_DISTANCES,
         ),
         "measure --plan complete",
+        lower_share=_SHARE,
     ),
     "complete": Plan(
         "complete",
@@ -165,6 +170,7 @@ PLANS: dict[str, Plan] = {
             Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
         ),
         "measure --plan standard",
+        lower_share=_SHARE,
     ),
     "categorical": Plan(
         "categorical",

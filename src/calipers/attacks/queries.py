@@ -18,6 +18,7 @@ from torch import Tensor
 from calipers.attacks.batches import BATCH, per_job
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
+from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -161,6 +162,7 @@ class _Run:
         return self._enter(slots.take(torch.nonzero(~over).flatten()))
 
     def _round(self, slots: _Slots, look: Look) -> Tensor:
+        give_way()
         asked = self.play.ask(look, slots.memory)
         worst, interrupt = self._worst(asked, slots.point)
         answers = self._note(slots, look.region, asked, worst)

@@ -20,6 +20,7 @@ from calipers.attacks.objectives import toward
 from calipers.attacks.rivals import rank_rivals
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
+from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -250,6 +251,7 @@ class Queue:
 
     def _step(self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> Slots:
         """One forward and backward pass for every slot; a slot that is through keeps its state."""
+        give_way()
         x = slots.x.requires_grad_()
         counter = self.problem.classifier.counter
         counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + len(x)

@@ -23,6 +23,7 @@ from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Affine, Elementwise, Facets, Graph, Lines, Planes, Windowed, is_affine
 from calipers.problem.ball import Region
+from calipers.problem.interrupts import give_way
 from calipers.problem.norms import support_rounding
 
 _CACHED = 2**21  # bytes of coefficients of the input in flight: with the temporaries made of them they fit a core's cache
@@ -55,13 +56,14 @@ def relax(
         state.departures[0] = input_departure(box, arithmetic)
         box = widened(box, state.departures[0])
     state.settle(0, box)
-    exact = _exact_numbers(graph) if region.norm.is_box else frozenset()
-    values, sweeps = graph.values(region.center), dict[int, Box]()
+    refined = refined_numbers(graph, region) if refine else frozenset()
+    values, sweeps = graph.values(region.center) if refine and tighten is None else [], dict[int, Box]()
     for number in range(1, len(graph.nodes) + 1):
+        give_way()
         box = propagate(graph, number, state.boxes, arithmetic)
         box = widened(box, state.departures[number]) if arithmetic.executed is not None else box
         box = box if known is None else box.meet(known[number])
-        if refine and number in graph.bent and number not in exact:
+        if number in refined:
             if tighten is None:
                 box, sweeps[number] = _refined(state, number, box, values[number])
             else:
@@ -70,6 +72,16 @@ def relax(
             sweeps[number] = carried(graph, graph.ways[number], sweeps[graph.ways[number][0]])
         state.settle(number, box, sweeps.get(number))
     return state
+
+
+def refined_numbers(graph: Graph, region: Region) -> frozenset[int]:
+    """Return the numbers whose boxes sweeps can tighten: those on which something bends, but for what intervals bound exactly."""
+    return frozenset(graph.bent) - (_exact_numbers(graph) if region.norm.is_box else frozenset())
+
+
+def in_windows(graph: Graph, number: int) -> bool:
+    """Are rows that begin at a number carried as patches?"""
+    return number > 0 and isinstance(graph.nodes[number - 1].op, Windowed) and graph.field_of_view(number) <= WORTH_A_WINDOW
 
 
 def _exact_numbers(graph: Graph) -> frozenset[int]:
@@ -92,7 +104,7 @@ def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box
     graph, shape = state.graph, state.graph.shape(number)
     ends, swept = (torch.stack([-box.upper.flatten(1), box.lower.flatten(1)]) for _ in range(2))  # each the lower end of +-value
     upward = likely.flatten(1) > 0
-    windowed = number > 0 and isinstance(graph.nodes[number - 1].op, Windowed) and graph.field_of_view(number) <= WORTH_A_WINDOW
+    windowed = in_windows(graph, number)
     for side in (upward, ~upward):
         lower, upper = ends[1].view_as(box.lower), -ends[0].view_as(box.upper)
         bends = bending(graph, number, Box(lower, upper))
@@ -178,18 +190,9 @@ def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
     return _known(_Sweep(state, len(state.graph.nodes), start).run_to_boxes())
 
 
-def joined_bounds(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return the better of what a sweep to the input and the boxes alone prove about rows (N, S, K) @ logits.
-
-    The sweep may be the looser one: between the planes of a product, or below a clip of a maximum. The boxes cost the affine operations at the network's
-    end.
-    """
-    return torch.maximum(margin_bounds(state, rows), interval_margin_bounds(state, rows))
-
-
 def _known(bounds: Tensor) -> Tensor:
-    """Return the bounds, those that are not a number, or have overflown, as what they say: nothing."""
-    return torch.where(bounds < torch.inf, bounds, torch.full_like(bounds, -torch.inf))
+    """Return the bounds, those that are not a number as what they say: nothing."""
+    return torch.where(bounds.isnan(), torch.full_like(bounds, -torch.inf), bounds)
 
 
 class _Sweep:
@@ -244,6 +247,7 @@ class _Sweep:
         return bound - self.rounding
 
     def _replace(self, number: int) -> None:
+        give_way()
         node = self.state.graph.nodes[number - 1]
         a = self.pending.pop(number)
         taken = self.state.multipliers.get(number)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.dual import Dual, Free, Sight
+from calipers.problem.interrupts import give_way
 
 Watch = Callable[[Tensor, Sight], None]
 
@@ -35,6 +36,7 @@ class Ascent:
         left = torch.arange(len(best), device=best.device)
         moments, unit = _Moments(), dict[int, Tensor]()
         for step in range(self.steps + 1):
+            give_way()
             sight = dual.see(free, forward=step < self.steps)
             if watch is not None:
                 watch(left, sight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from calipers.bounds.confirm import confirmed
 from calipers.bounds.dual import Dual, Free, Root
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import joined_bounds, margin_bounds, relax
+from calipers.bounds.linear import margin_bounds, relax
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
@@ -22,6 +23,7 @@ from calipers.certificates.proof import Noted, Notes
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.goals import by_case
+from calipers.problem.interrupts import OutOfTime
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 
@@ -92,7 +94,7 @@ class Start:
         state = relax(graph, region, arithmetic, known)
         spec = problem.goal.rows(problem.y, problem.classes).to(arithmetic.dtype)
         offsets = torch.as_tensor(problem.goal.offsets(problem.y, problem.classes)).to(spec).expand(spec.shape[:2])
-        margins = shifted((margin_bounds if noted else joined_bounds)(state, spec), problem.goal, problem.y, problem.classes).nan_to_num(nan=-torch.inf)
+        margins = shifted(margin_bounds(state, spec), problem.goal, problem.y, problem.classes).nan_to_num(nan=-torch.inf)
         cases = problem.goal.cases(problem.classes).to(spec.device)
         bounds = by_case(margins, cases)
         left = torch.nonzero(~(bounds.amin(1) > 0)).flatten()
@@ -104,13 +106,17 @@ class Start:
     def tightened(
         cls, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None, *, steps: int, sharpen: int, noted: bool = False
     ) -> Start:
-        """Bound by plain CROWN, then with slopes of their own for the margins that are open, then (with `sharpen` steps) from sharper boxes."""
+        """Bound by plain CROWN, then with slopes of their own for the margins that are open, then (with `sharpen` steps) from sharper boxes.
+
+        Where the time is up once CROWN is through, what is proved by then is returned.
+        """
         with torch.no_grad(), plain_sums():
             start = cls.of(problem, arithmetic, known, noted=noted)
-            start.optimise(Ascent(steps, ALPHA_STEP))
-            if sharpen:
-                start.sharpen(Ascent(sharpen, ALPHA_STEP))
+            with contextlib.suppress(OutOfTime):
                 start.optimise(Ascent(steps, ALPHA_STEP))
+                if sharpen:
+                    start.sharpen(Ascent(sharpen, ALPHA_STEP))
+                    start.optimise(Ascent(steps, ALPHA_STEP))
         return start
 
     def worst(self) -> Tensor:

@@ -15,6 +15,7 @@ from calipers.certificates.branch_search import Effort, Search
 from calipers.certificates.crown import batches, spread
 from calipers.certificates.guaranteed import check_proofs, stated
 from calipers.errors import BadInput
+from calipers.problem.interrupts import Limit, OutOfTime, limited
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
 
@@ -25,7 +26,7 @@ class BranchAndBound:
 
     `steps` of ascent for each branch, `batch` branches at once, `look` candidates by each of two scores to look ahead at, `sharpen` steps of ascent for
     each box of the root. `attack` is tried from the minimisers of the lowest branches, now and then. With `proofs` every claim comes with a
-    proof file.
+    proof file. Plain bounds and slopes of points that are bounded together may take their `seconds` together.
 
     Complete for piecewise linear networks but for time and memory; for smooth activations intervals are halved. Where letters are replaced, a search that
     goes on for long, or has nothing left to split, fixes a letter in every way it can be written, and goes on in each part.
@@ -51,11 +52,21 @@ class BranchAndBound:
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and a candidate for each where a counterexample was met on the way."""
         for index in batches(problem):
-            part = problem.take(index)
-            start = Start.tightened(part, arithmetic_of(self.guarantee), steps=self.steps, sharpen=self.sharpen, noted=self.proofs)
+            part, limit = problem.take(index), Limit(time.monotonic, time.monotonic() + self.seconds * len(index))
+            try:
+                with limited(limit):
+                    start = Start.tightened(part, arithmetic_of(self.guarantee), steps=self.steps, sharpen=self.sharpen, noted=self.proofs)
+            except OutOfTime as up:
+                if up.limit is not limit:
+                    raise
+                yield self._unbounded(problem, index)
+                continue
             decided = start.worst() > 0
             yield self._claim(problem, index[decided], start.worst()[decided], start.rows[decided], self._written(start, decided))
             effort = Effort(self.steps, self.sharpen, self.batch, self.look, self.attack)
+            if start.root is None or start.pending is None:  # the time was up before there were slopes to branch from
+                yield self._claim(problem, index[~decided], start.worst()[~decided], start.rows[~decided], self._written(start, ~decided))
+                continue
             trees = [Search(effort, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
             for tree, verdict in zip(trees, spread(self._grown, trees, problem.x.device), strict=True):
                 here = index[tree.point].reshape(1)
@@ -64,6 +75,11 @@ class BranchAndBound:
                     yield Attempt(here, verdict, spent, spent)
                 mine = torch.arange(len(part), device=index.device) == tree.point
                 yield self._claim(problem, here, tree.proved, torch.full_like(here, tree.rows), self._written(start, mine & bool(tree.proved > 0)) or (None,))
+
+    def _unbounded(self, problem: Problem, index: Tensor) -> Claim:
+        """Return the claim that nothing is known of these points."""
+        worst = torch.full((len(index),), -torch.inf, dtype=torch.float64, device=index.device)
+        return self._claim(problem, index, worst, torch.zeros_like(index), (None,) * len(index))
 
     def _grown(self, tree: Search) -> Tensor | None:
         return tree.grow(time.monotonic() + self.seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import interval_margin_bounds, joined_bounds, margin_bounds, relax
+from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
+from calipers.certificates.cost import boxes_forecast, held_bytes, sweeps_forecast
 from calipers.certificates.guaranteed import check_proofs, posed, stated
 from calipers.certificates.proof import Notes, level
 from calipers.graph.capture import graph_of
 from calipers.problem.goals import Goal
+from calipers.problem.interrupts import Limit, limited
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.tools import Claim, Forecast
 
 _POINTS = 64  # points bounded together; their boxes and relaxations are held at once
 _HELD_BYTES = 2**28
@@ -72,7 +75,11 @@ class IBP:
 
     def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
         """See `Bounder`."""
-        return _bound(problem, arithmetic, known, refine=False, writer=self if self.proofs and known is None else None)
+        return _bound(problem, arithmetic, known, refine=False, sweep=False, writer=self if self.proofs and known is None else None)
+
+    def forecast(self, problem: Problem) -> Forecast:
+        """A pass through the network tells what the boxes will cost."""
+        return boxes_forecast(problem, arithmetic_of(self.guarantee))
 
 
 @dataclass(frozen=True)
@@ -81,9 +88,11 @@ class CROWN:
 
     `guarantee` "float64-checked": about the network in real arithmetic, the rounding of the bound accounted for. "float32-executed": about the network as
     float32 runs it, in whatever order it adds up (see bounds/executed.py). Cost: two rows of a backward sweep for each element that bends, one for each
-    margin. With `proofs` every claim comes with a proof file.
+    margin. With `proofs` every claim comes with a proof file. Without `refine` boxes of intermediate values are plain intervals (CROWN-IBP, Zhang et al.
+    2020): rows for the margins are all there is to pay.
     """
 
+    refine: bool = field(default=True, repr=False)
     proofs: bool = field(default=False, repr=False)
     guarantee: Guarantee = field(default="float64-checked", repr=False)
 
@@ -98,19 +107,22 @@ class CROWN:
 
     def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
         """See `Bounder`."""
-        return _bound(problem, arithmetic, known, refine=True, writer=self if self.proofs and known is None else None)
+        return _bound(problem, arithmetic, known, refine=self.refine, sweep=True, writer=self if self.proofs and known is None else None)
+
+    def forecast(self, problem: Problem) -> Forecast:
+        """A few rows tell what all of them will cost."""
+        return sweeps_forecast(problem, arithmetic_of(self.guarantee), refine=self.refine)
 
 
-def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, refine: bool, writer: object | None = None) -> Bound:
+def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, refine: bool, sweep: bool, writer: object | None = None) -> Bound:
     graph, region = posed(problem, arithmetic)
     with torch.no_grad(), plain_sums():
         state = relax(graph, region, arithmetic, known, refine=refine)
         rows = problem.goal.rows(problem.y, problem.classes)
-        bounded = interval_margin_bounds if not refine else margin_bounds if writer is not None else joined_bounds  # a proof file holds one of the two
-        margins = bounded(state, rows)
+        margins = margin_bounds(state, rows) if sweep else interval_margin_bounds(state, rows)
         margins = shifted(margins, problem.goal, problem.y, problem.classes)
     margins = margins.nan_to_num(nan=-torch.inf)
-    notes = None if writer is None else Notes.of(problem, state if refine else level(state), margins)
+    notes = None if writer is None else Notes.of(problem, state if sweep else level(state), margins)
     return Bound(problem.goal.worst(margins), state.boxes, state.rows + rows.shape[1], None if notes is None else lambda i: notes.written(i, writer))
 
 
@@ -163,21 +175,25 @@ def spread(work: Callable[[Part], Answer], parts: Iterable[Part], device: torch.
     """Yield the answers about each part, in order; on a CPU one thread a core works on a part of its own.
 
     Sweeps are made of many short operations: a core for each batch of points keeps both busy, two cores for each operation mostly wait for one another.
+    Whoever stops listening, by Ctrl-C too, stops the threads.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
         yield from map(work, parts)
         return
+    stop = Limit(lambda: 0.0, 1.0)
+    with limited(stop):
+        context = copy_context()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield from pool.map(work, parts)
+        yield from pool.map(lambda part: context.copy().run(work, part), parts)
     finally:
+        stop.ends = 0.0
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
 def batches(problem: Problem) -> Iterator[Tensor]:
     """Yield the places of points to bound together: as many as a fixed number of bytes holds boxes for."""
-    graph = graph_of(problem.classifier, problem.x)
-    held = sum(torch.Size(graph.shape(i)).numel() for i in range(len(graph.nodes) + 1)) * 8 * 10
+    held = held_bytes(graph_of(problem.classifier, problem.x))
     yield from torch.arange(len(problem), device=problem.x.device).split(max(1, min(_POINTS, _HELD_BYTES // held)))

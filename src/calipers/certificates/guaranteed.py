@@ -22,8 +22,9 @@ def posed(problem: Problem, arithmetic: Arithmetic) -> tuple[Graph, Region]:
 
 
 def stated(tool: Any) -> str:
-    """Return a tool as it is written down and recorded: its settings, and its guarantee where that is not the usual one."""
-    shown = [f.name for f in fields(tool) if f.repr or (f.name == "guarantee" and f.default is not MISSING and tool.guarantee != f.default)]
+    """Return a tool as it is written down and recorded: its settings, and its guarantee and what boxes it uses where these are not the usual ones."""
+    unusual = [f.name for f in fields(tool) if f.name in ("guarantee", "refine") and f.default is not MISSING and getattr(tool, f.name) != f.default]
+    shown = [f.name for f in fields(tool) if f.repr or f.name in unusual]
     return f"{type(tool).__name__}({', '.join(f'{name}={getattr(tool, name)!r}' for name in shown)})"
 
 

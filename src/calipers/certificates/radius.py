@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,11 +14,13 @@ from calipers.bounds.interval import Box
 from calipers.bounds.rounding import SEARCH, arithmetic_of
 from calipers.certificates.crown import Bounder, batches, spread, written
 from calipers.errors import BadInput
+from calipers.problem.interrupts import OutOfTime, give_way, shortened
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 
 _BACK_OFF = (1.0, 1 - 1e-6, 1 - 1e-4, 0.99, 0.98, 0.96, 0.93, 0.9, 0.8, 0.5)  # shares of the found radius tried in the confirming pass
 _STRIDE = 1.5  # the most that a radius grows while nothing has failed: a failure far out costs the most rows of all
+_SEARCHING = 0.6  # of the time, where it is limited; the rest confirms what was found
 _CAUTION = 0.5  # of the tolerance: aim this much below the predicted zero, so that the proof at the aim succeeds
 
 
@@ -49,6 +52,7 @@ class LargestRadius:
         # The model itself is asked here, not in the threads: holding it still changes its flags.
         searches = [(_Search(self, problem.take(index)), index) for index in batches(problem)]
         yield from spread(lambda pair: pair[0].claim(pair[1]), searches, problem.x.device)
+        give_way()  # a search that was cut short claims what it has; whoever set the limit hears of it here
 
 
 class _Search:
@@ -68,14 +72,15 @@ class _Search:
         self.side = torch.zeros(n, dtype=torch.bool, device=device)  # did the last radius hold?
 
     def claim(self, index: Tensor) -> Claim:
-        """Search, then confirm."""
+        """Search, then confirm: where the time is limited, in what is left of it."""
         wide = self.problem.threat.widest(self.problem.x)
-        for _ in range(self.tool.rounds):
-            active = torch.nonzero(self.open).flatten()
-            if not len(active):
-                break
-            self._ask(active)
-            self._aim(wide)
+        with contextlib.suppress(OutOfTime), shortened(_SEARCHING):
+            for _ in range(self.tool.rounds):
+                active = torch.nonzero(self.open).flatten()
+                if not len(active):
+                    break
+                self._ask(active)
+                self._aim(wide)
         radius, margin, files = self._confirm()
         return Claim(index, radius, margin, self.arithmetic.guarantee, torch.zeros_like(self.rows), self.rows, files)
 
@@ -133,7 +138,10 @@ class _Search:
             if not len(left):
                 break
             asked = self.problem.threat.least(self.low[left] * share)
-            bound = bounder.bound(self.problem.take(left).at(asked), self.arithmetic)
+            try:
+                bound = bounder.bound(self.problem.take(left).at(asked), self.arithmetic)
+            except OutOfTime:
+                break
             self.rows[left] += bound.rows
             proved = bound.worst > 0
             radius[left[proved]], margin[left] = asked[proved], bound.worst

@@ -20,12 +20,15 @@ class Stage:
 
     `audit`: the tool is tried on that many random points of those still open, and on the others only where it settles any of these. The record keeps how
     many were tried, so that a bound on what the audit may have missed can be stated. None tries all of them.
+
+    `fallback`: only where the stage before it, a better tool, was too dear for its share of the time or the memory.
     """
 
     tool: Attack | Certifier
     kind: Literal["attack", "certifier"]
     aim: Literal["verdict", "distance"] = "verdict"
     audit: int | None = None
+    fallback: bool = False
 
     @property
     def name(self) -> str:
@@ -44,12 +47,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order, cheapest first, and a limit in seconds (None: no limit), looked at between blocks of points.
+    """Stages in order, cheapest first, and a limit in seconds (None: no limit), which ends a tool inside a block too.
 
-    `next_step` is the command (without the word calipers) that would settle more of what this plan leaves open; reports pass it on.
+    `lower_share` bounds what certifiers may take that prove nothing: that share of the processor time of the attacks, a few seconds at least. None: whatever
+    they take. `next_step` is the command (without the word calipers) that would settle more of what this plan leaves open; reports pass it on.
     """
 
     name: str
     stages: tuple[Stage, ...]
     next_step: str = ""
     seconds: float | None = None
+    lower_share: float | None = None

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.measurement.ask import ask
+from calipers.measurement.budget import Purse, Turn, as_told
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import CLEAN, Referee, Ruling
+from calipers.problem.interrupts import Limit, give_way, limited
 from calipers.problem.problem import Problem
+from calipers.problem.tools import Forecast, Foreseeing
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
@@ -48,17 +51,28 @@ class Silent:
         """Nothing."""
 
 
-def run(problem: Problem, plan: Plan, ledger: Ledger, *, seed: int = 0, watch: Watch | None = None, facts: dict[str, object] | None = None) -> bool:
+def run(
+    problem: Problem,
+    plan: Plan,
+    ledger: Ledger,
+    *,
+    seed: int = 0,
+    watch: Watch | None = None,
+    facts: dict[str, object] | None = None,
+    clock: Callable[[], float] = time.process_time,
+) -> bool:
     """Carry out the plan, and return whether it came to its end (False: the time limit or Ctrl-C stopped it; what was admitted stands).
 
-    Raises `Contradiction` as soon as a certificate stands above a witness.
+    `clock` tells what both jaws have cost, where the plan bounds that. Raises `Contradiction` as soon as a certificate stands above a witness.
     """
-    session = _Session(problem, plan, ledger, seed, watch or Silent())
+    session = _Session(problem, plan, ledger, seed, watch or Silent(), clock)
     session.asked = question(problem, plan, seed, facts or {})
     ledger.ask(session.asked, _points(problem))
+    limits = () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
     try:
         session.opening()
-        return all(session.stage(k) for k in range(len(plan.stages)))
+        with limited(*limits):
+            return all(session.stage(k) for k in range(len(plan.stages))) and all(session.stage(k, last=True) for k in list(session.waiting))
     except KeyboardInterrupt:
         return False
     finally:
@@ -68,7 +82,7 @@ def run(problem: Problem, plan: Plan, ledger: Ledger, *, seed: int = 0, watch: W
 class _Session:
     """The state of one run: what is known, and where the clock stands."""
 
-    def __init__(self, problem: Problem, plan: Plan, ledger: Ledger, seed: int, watch: Watch) -> None:
+    def __init__(self, problem: Problem, plan: Plan, ledger: Ledger, seed: int, watch: Watch, clock: Callable[[], float]) -> None:
         self.problem, self.plan, self.ledger, self.seed, self.watch = problem, plan, ledger, seed, watch
         self.fingerprint = problem.fingerprint()
         self.place = {name: i for i, name in enumerate(problem.names)}
@@ -79,6 +93,11 @@ class _Session:
         self.no_lower_jaw = False
         self.started = time.monotonic()
         self.scope = _scope(plan, seed, problem.names, self.radii)
+        self.purse = None if plan.lower_share is None else Purse(plan.lower_share, clock)
+        self.through: set[str] = set()
+        self.waiting: list[int] = []  # stages of the lower jaw that are put off to the end
+        self.forecasts: dict[int, Forecast | None] = {}
+        self.turns: dict[int, Turn] = {}
 
     def decide(self, key: str, make: Callable[[], Any]) -> Any:
         """Return a decision in which the clock or a measured rate has a say: made once, kept in the record, and repeated by whoever resumes this run."""
@@ -92,14 +111,29 @@ class _Session:
         for block in torch.tensor(fresh, dtype=torch.long).split(_OPENING_BLOCK):
             if len(block):
                 self._admit(self.referee.open(block.to(self.problem.x.device)))
+        if self.purse is not None:
+            attacks = {s.name for s in self.plan.stages if s.kind == "attack"}
+            self.purse.attacks = sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool in attacks)
 
-    def stage(self, k: int) -> bool:
-        """Run one stage on what earlier ones left open; False when the time is up. Without a graph the stages of the lower jaw are passed over."""
+    def stage(self, k: int, *, last: bool = False) -> bool:
+        """Run one stage on what earlier ones left open; False when the time is up. Without a graph the stages of the lower jaw are passed over.
+
+        `last`: the stage was put off, and has its turn now.
+        """
         stage = self.plan.stages[k]
+        begun = 0.0 if self.purse is None else self.purse.clock()
+        in_time = self._passed(k, stage, last=last)
+        if self.purse is not None and stage.kind == "attack":
+            self.purse.attacks += self.purse.clock() - begun
+        if last or k not in self.waiting:
+            self.through.add(stage.name)
+        return in_time
+
+    def _passed(self, k: int, stage: Stage, *, last: bool) -> bool:
         if stage.kind == "certifier" and self.no_lower_jaw:
             return True
         try:
-            in_time = self._stage(k, stage)
+            in_time = self._stage(k, stage, last=last)
         except (UnsupportedOp, CaptureError) as error:
             self.no_lower_jaw = True
             if self.asked is not None and self.asked.facts.get("lower_jaw") != "available":  # another certifier may have had its say
@@ -116,11 +150,15 @@ class _Session:
             self.asked = Question(self.asked.fingerprint, self.asked.title, {**self.asked.facts, key: text})
             self.ledger.ask(self.asked, ())
 
-    def _stage(self, k: int, stage: Stage) -> bool:
-        later = {s.name for s in self.plan.stages[k:]}
+    def _stage(self, k: int, stage: Stage, *, last: bool) -> bool:
+        if stage.fallback and not (k - 1 in self.turns and self.turns[k - 1].too_dear):
+            return True
+        later = {s.name for s in self.plan.stages} - self.through
         before = [e for e in self.known if e.tool not in later]
         open_points, radii = self._todo(stage, Bracket.of(self.problem.names, before), {e.point for e in before if e.kind == "invalid"})
         self.watch.stage(stage.name, len(open_points))
+        if stage.kind == "certifier" and self.purse is not None and open_points:
+            return self._turn(k, stage, open_points, radii, last=last)
         if stage.audit is None or stage.audit >= len(open_points):
             return self._blocks(stage, open_points, radii)
         sample = self._sample(open_points, stage.audit)
@@ -130,18 +168,63 @@ class _Session:
         settled = self._settled_by(stage, sample, radii)
         if settled:
             return self._blocks(stage, rest, radii)
-        self._note("audits", {**self._audits(), stage.name: {"kind": stage.kind, "open": len(open_points), "tried": len(sample)}})
+        self._note_of("audits", stage, {"kind": stage.kind, "open": len(open_points), "tried": len(sample)})
         self.watch.progress(len(rest), self._settled())
         return True
 
+    def _turn(self, k: int, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]], *, last: bool) -> bool:
+        """Let a certifier do what its share of the time allows; where more of it may help later, the stage is put off."""
+        purse = self.purse
+        assert purse is not None
+
+        def make() -> dict[str, Any]:
+            return as_told(
+                purse.turn(
+                    self._sample(places, len(places)),
+                    stage.audit,
+                    lambda chunk: self._blocks(stage, chunk, radii),
+                    lambda chunk: self._proved(stage, chunk, radii),
+                    lambda: self._forecast(k, stage, places, radii),
+                    block=stage.block,
+                    last=last,
+                )
+            )
+
+        turn = Turn(**self.decide(f"{k} {stage.name}{' at the end' if last else ''}", make))
+        self.turns[k] = turn
+        if turn.worth_waiting and not last:
+            self.waiting.append(k)
+            return True
+        tried = len(places) - len(turn.left)
+        if tried and turn.left and not turn.proved:
+            self._note_of("audits", stage, {"kind": stage.kind, "open": len(places), "tried": tried})
+        if turn.left and turn.end != "nothing":
+            self._note_of("not_run", stage, turn.fact(len(places)))
+        self.watch.progress(len(turn.left), self._settled())
+        return True
+
+    def _forecast(self, k: int, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Forecast | None:
+        """Return what the stage's tool says it will cost, asked once about the first point; None where it cannot say."""
+        if k not in self.forecasts:
+            place = self._sample(places, 1)
+            part = self.problem.take(torch.tensor(place, device=self.problem.x.device)).at(torch.as_tensor(radii[place], dtype=torch.float64))
+            self.forecasts[k] = stage.tool.forecast(part) if isinstance(stage.tool, Foreseeing) else None
+        return self.forecasts[k]
+
+    def _proved(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
+        """Did this very tool settle any of the points, or where distances are sought narrow any bracket?"""
+        if stage.aim == "verdict":
+            return self._settled_by(stage, places, radii) > 0
+        names = {self.problem.names[i] for i in places}
+        return any(e.tool == stage.name and e.kind in ("certificate", "witness") and e.point in names for e in self.known)
+
     def _blocks(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
-        """Deal the points in blocks, those recorded as tried left out; return whether there was time for all of them."""
+        """Deal the points in blocks, those recorded as tried left out; where the time is up in between, `OutOfTime` passes through here."""
         tried = {(e.point, e.radius) for e in self.known if e.kind == "attempt" and e.tool == stage.name}
         for start in range(0, len(places), stage.block):
             block = places[start : start + stage.block]
             if any((self.problem.names[i], float(radii[i])) not in tried for i in block):
-                if self.plan.seconds is not None and time.monotonic() - self.started > self.plan.seconds:
-                    return False
+                give_way()
                 self._deal(stage, block, radii[block])
             self.watch.progress(len(block), self._settled())
         return True
@@ -157,10 +240,11 @@ class _Session:
         verdicts = mine.verdicts(radii)
         return sum(verdicts[i] != "unknown" for i in places)
 
-    def _audits(self) -> dict[str, object]:
+    def _note_of(self, key: str, stage: Stage, fact: dict[str, object]) -> None:
+        """Add a circumstance of one stage."""
         assert self.asked is not None
-        held = self.asked.facts.get("audits")
-        return dict(held) if isinstance(held, dict) else {}
+        held = self.asked.facts.get(key)
+        self._note(key, {**(held if isinstance(held, dict) else {}), stage.name: fact})
 
     def _todo(self, stage: Stage, bracket: Bracket, invalid: set[str]) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
         """Return the places a stage is for, and the radius to ask at each: the known witness's distance is where a search for a distance begins."""
@@ -189,6 +273,8 @@ class _Session:
     def _admit(self, facts: Sequence[Evidence]) -> None:
         self.ledger.append(self.fingerprint, facts)
         self.known += facts
+        if self.purse is not None and any(e.kind == "certificate" for e in facts):
+            self.purse.proved()
         if any(e.kind in ("witness", "certificate") for e in facts):
             self.join()
 
@@ -202,7 +288,7 @@ class _Session:
 
 def _scope(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
     """Return a name for runs that proceed alike: the same stages, seed, points and radii."""
-    told = repr(([(s.name, s.aim, s.audit) for s in plan.stages], seed, tuple(names))).encode()
+    told = repr(([(s.name, s.aim, s.audit) for s in plan.stages], plan.lower_share, seed, tuple(names))).encode()
     return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
 
 

@@ -69,9 +69,9 @@ def verify(
     """
     case = _Case(classifier, list(queries), shape, time.monotonic(), timeout, seed)
     try:
-        with limited(timeout):
+        with _limit(timeout):
             return case.decide(stages)
-    except OutOfTimeError:
+    except _OutOfTimeError:
         return case.verdict("timeout")
 
 
@@ -107,7 +107,7 @@ class _Case:
         still = []
         for query, problem in left:
             if self.timeout is not None and time.monotonic() - self.begun > self.timeout:
-                raise OutOfTimeError
+                raise _OutOfTimeError
             found, proved = self.attacked(stage, query, problem) if stage.kind == "attack" else self.bounded(stage, query, problem)
             if found is not None:
                 return found, left
@@ -164,19 +164,18 @@ def witness(classifier: Classifier, query: Query, point: torch.Tensor) -> Witnes
     return Witness(texts, tuple(str(v) for v in outputs))
 
 
-class OutOfTimeError(KeyboardInterrupt):
+class _OutOfTimeError(KeyboardInterrupt):
     """An interrupt: tools hand over what they have, and stop."""
 
 
 @contextmanager
-def limited(seconds: float | None) -> Iterator[None]:
-    """Raise `OutOfTimeError` in what runs inside, once the seconds are over (in the main thread; elsewhere nothing can)."""
+def _limit(seconds: float | None) -> Iterator[None]:
     if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def ring(*_: object) -> None:
-        raise OutOfTimeError
+        raise _OutOfTimeError
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))

@@ -1,13 +1,64 @@
-"""What becomes of the finds when Ctrl-C comes? Whoever was at work at that moment, a tool hands over all that it holds before it ends."""
+"""What becomes of the finds when Ctrl-C comes, or the time is up? Whoever was at work at that moment, a tool hands over all that it holds before it ends.
+
+Whoever has something long to do asks `give_way` between its steps. Limits belong to the context of the caller: tools need not know that there are any.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TypeVar
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+
+
+@dataclass(eq=False)
+class Limit:
+    """A moment, `ends`, on some clock."""
+
+    clock: Callable[[], float]
+    ends: float
+
+    @property
+    def left(self) -> float:
+        """How much time is left; not above 0 once it is up."""
+        return self.ends - self.clock()
+
+
+class OutOfTime(KeyboardInterrupt):
+    """The time of `limit` is up. An interrupt, so that tools hand over what they hold, as at Ctrl-C."""
+
+    def __init__(self, limit: Limit) -> None:
+        super().__init__("the time is up")
+        self.limit = limit
+
+
+_limits: ContextVar[tuple[Limit, ...]] = ContextVar("limits", default=())
+
+
+@contextlib.contextmanager
+def limited(*limits: Limit) -> Iterator[None]:
+    """Let everything inside end with these limits too. Not around a `yield`: what is set there holds for whoever is yielded to."""
+    before = _limits.set((*_limits.get(), *limits))
+    try:
+        yield
+    finally:
+        _limits.reset(before)
+
+
+def give_way() -> None:
+    """Raise `OutOfTime` if the time of any limit is up, the outermost first."""
+    for limit in _limits.get():
+        if limit.left <= 0:
+            raise OutOfTime(limit)
+
+
+def shortened(share: float) -> contextlib.AbstractContextManager[None]:
+    """Limit what is inside to that share of the time that each limit leaves: what is found there has to be confirmed with the rest."""
+    return limited(*(Limit(limit.clock, limit.clock() + share * limit.left) for limit in _limits.get()))
 
 
 def remaining(results: Iterator[Given], interrupt: KeyboardInterrupt) -> Iterator[Given]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -44,6 +44,18 @@ class Claim:
     proofs: tuple[bytes | None, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a certifier expects to need, from a small measurement on one point: `seconds` of processor time a point, and `held` bytes at once.
+
+    `hopeless` says why it will not prove the point, where a cheaper bound shows that; empty otherwise. Estimates, not promises.
+    """
+
+    seconds: float
+    held: int = 0
+    hopeless: str = ""
+
+
 class Attack(Protocol):
     """Proposes points. Settings are the fields of a frozen dataclass; its repr is its identity in the record."""
 
@@ -63,3 +75,11 @@ class Certifier(Protocol):
 
     def __call__(self, problem: Problem) -> Iterator[Claim] | Iterator[Claim | Attempt]:
         """Yield claims as soon as points are decided, one about every point; a complete tool also hands over the counterexamples it meets."""
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A certifier that can tell what it will cost."""
+
+    def forecast(self, problem: Problem) -> Forecast:
+        """Return what one point of this problem, which holds one, will cost; itself cheap beside that."""

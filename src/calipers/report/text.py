@@ -19,6 +19,7 @@ from calipers.report.wording import (
     integer,
     missing_lower_jaw,
     norm,
+    not_run,
     percent,
     plain,
     points,
@@ -97,6 +98,8 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack is only as strong as the attacks."
     for said in audits(summary):
         yield f"  audit    {said}"
+    for said in not_run(summary):
+        yield f"  not run  {said}"
     for row in summary.invalid[:_SHOWN_INVALID]:
         yield f"  invalid  point {row.index} is in no rate: {row.note or 'no reason given'}"
     if len(summary.invalid) > _SHOWN_INVALID:

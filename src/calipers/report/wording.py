@@ -214,6 +214,7 @@ def limits(summary: Summary) -> Iterator[str]:
         meaning = GUARANTEES.get(guarantee, "see the documentation of that guarantee")
         yield f"{integer(count)} of the certified points have the guarantee “{guarantee}”: {meaning}."
     yield from audits(summary)
+    yield from not_run(summary)
     if 0 < summary.n < 100:
         yield f"With {points(summary.n)} little can be said about a population: the intervals are wide for a reason."
     yield "The intervals take the points for a random sample of the population. If they are the first of a test set, read every number as one about that set."
@@ -236,6 +237,37 @@ def audits(summary: Summary) -> Iterator[str]:
             f"{plain(tool).partition('(')[0]} was tried on {integer(tried)} random points of the {integer(of)} that were open before it and {broke} none, "
             f"so it was not run on the others: with {share_of_points(summary.confidence)} confidence it would {would} at most {most} of them."
         )
+
+
+_WHY_NOT = {
+    "cost": "more than attacks took",
+    "time": "its time was up",
+    "memory": "it would hold about {held:.0f} GB at once",
+    "hopeless": "without hope: {reason}",
+}
+
+
+def not_run(summary: Summary) -> Iterator[str]:
+    """Yield which certifiers were not run on all the points that they were for, what that would take by their forecasts, why not, and how to insist."""
+    held = summary.question.facts.get("not_run")
+    for tool, fact in (held if isinstance(held, dict) else {}).items():
+        count, seconds, held_bytes, reason = (lookup(fact, key) for key in ("points", "seconds", "held", "reason"))
+        if not isinstance(count, int):
+            continue
+        why = _WHY_NOT.get(str(lookup(fact, "why")), "").format(held=(held_bytes if isinstance(held_bytes, int) else 0) / 1e9, reason=plain(reason))
+        took = f"about {duration(seconds)} for " if isinstance(seconds, (int, float)) and seconds > 0 else ""
+        others = "more points" if lookup(fact, "proved") else "points"
+        of = f"{integer(count)} {others}" if count != 1 else points(1)
+        yield f"{_called(plain(tool))}: {took}{of} of this size, {why}; not run. To insist: the same command with --lower-share all."
+
+
+def _called(tool: str) -> str:
+    """Return a tool by its name, and its settings where they tell it from another of the name.
+
+    >>> _called("CROWN()"), _called("CROWN(refine=False)")
+    ('CROWN', 'CROWN(refine=False)')
+    """
+    return tool.removesuffix("()")
 
 
 def provenance(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
