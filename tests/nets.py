@@ -31,16 +31,28 @@ ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
 # Arguments with which each activation is tried; an entry that is not listed is tried with its defaults.
 ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
-    "aten.leaky_relu.default": [(None,), (None, 0.3), (None, 1.7), (None, -0.4)],
+    "aten.leaky_relu.default": [(None,), (None, 0.3), (None, 1.7), (None, -0.4), (None, 25.0)],
     "aten.hardtanh.default": [(None,), (None, -0.3, 0.8), (None, 0.25, 0.75)],
-    "aten.clamp.default": [(None, 0.0), (None, -0.5, 0.5), (None, None, 0.3), (None, -0.2, None), (None, 0.4, 0.4)],
+    "aten.clamp.default": [(None, 0.0), (None, -0.5, 0.5), (None, None, 0.3), (None, -0.2, None), (None, 0.4, 0.4), (None, 0.7, 0.2)],
     "aten.clamp_min.default": [(None, 0.0), (None, -0.4)],
     "aten.clamp_max.default": [(None, 0.7), (None, -0.2)],
     "aten.gelu.default": [(None,), (None, "tanh")],
     "aten.softplus.default": [(None,), (None, 2.5), (None, 0.5, 3.0)],
-    "aten.elu.default": [(None,), (None, 0.4), (None, 1.7)],
+    "aten.elu.default": [(None,), (None, 0.4), (None, 30.0)],
     "aten.celu.default": [(None,), (None, 0.3)],
-    "aten.pow.Tensor_Scalar": [(None, 2), (None, 3), (None, 4), (None, 0.5), (None, 1.5), (None, -0.5), (None, -1), (None, -2), (None, -3)],
+    "aten.pow.Tensor_Scalar": [
+        (None, 2),
+        (None, 3),
+        (None, 4),
+        (None, 0.5),
+        (None, 1.5),
+        (None, -0.5),
+        (None, -1),
+        (None, -2),
+        (None, -3),
+        (None, 0.1),
+        (None, 5),
+    ],
 }
 
 

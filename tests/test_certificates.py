@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
 import pytest
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 from calipers.bounds.rounding import CHECKED, SEARCH
 from calipers.certificates import crown
+from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball
+from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Certifier
@@ -350,3 +353,17 @@ def test_images_with_a_known_adversarial_example_are_never_certified(tool: Certi
     hard = np.load(DATA / "truth" / "madry_tiny_hard_images.npz")
     radii, margins = claims(tool, reference_problem("mnist_madry_tiny", hard["x"], hard["y"], 0.3))
     assert not radii.any() and not bool((margins > 0).any())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda t: t[:, :1] * t[:, 1:2], lambda t: torch.minimum(t[:, :1].clamp(min=0.3) * 2, torch.tensor(0.5, dtype=t.dtype)) - t[:, 1:2]],
+    ids=["a product", "a minimum of a maximum"],
+)
+def test_no_bound_is_looser_than_that_of_intervals(function: Any) -> None:
+    module = nets.Apply(lambda t: torch.cat([function(t), 0 * t[:, :1] - 0.05], 1)).eval()
+    x = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    classifier = Classifier(module)
+    problem = Problem.pose(classifier, x, classifier.logits(x).argmax(1), Ball("linf", 0.3))
+    by_boxes, *others = (torch.cat([c.margin for c in tool(problem)]) for tool in (IBP(), CROWN(), AlphaCROWN(steps=2, sharpen=0)))
+    assert all(bool((margin >= by_boxes - 1e-12).all()) for margin in others)

@@ -432,8 +432,11 @@ def tilted(op: Elementwise, wrong: Elementwise, middle: Tensor, reach: Tensor) -
     return Case(recipe.graph(), middle.view(1, 1), torch.zeros(1, dtype=torch.long), Ball("linf", reach.view(1), box=None), Untargeted())
 
 
+CONSTANT = ((0.4, 0.4), (0.7, 0.2))  # clamps to these are no function of their argument
+
+
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize(("name", "args"), [entry for entry in nets.activations() if entry[1][1:] != (0.4, 0.4)], ids=str)  # that clamp is a constant
+@pytest.mark.parametrize(("name", "args"), [entry for entry in nets.activations() if entry[1][1:] not in CONSTANT], ids=str)
 def test_false_facts_of_a_function_are_caught(name: str, args: tuple[Any, ...]) -> None:
     made = ACTIVATIONS[name](args)
     assert made is not None

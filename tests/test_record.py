@@ -396,7 +396,7 @@ def test_reading_what_is_not_there_says_how_to_measure(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="cannot be used as a record"):
+    with pytest.raises(RecordError, match="there is no folder"):
         Ledger(tmp_path / "missing" / "run.calipers")
 
 

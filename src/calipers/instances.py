@@ -12,7 +12,7 @@ from pathlib import Path
 from calipers.errors import BadInput, CaptureError, UnsupportedOp
 from calipers.interchange import load_instances, load_onnx, load_vnnlib
 from calipers.measurement.plan import Stage
-from calipers.measurement.verify import Verdict
+from calipers.measurement.verify import OutOfTimeError, Verdict, limited
 from calipers.measurement.verify import verify as decide
 from calipers.problem.classifier import Classifier
 
@@ -52,8 +52,15 @@ def verify(
     The seconds count from here on, reading included. Raises `BadInput` where the files cannot be read or do not belong together, `UnsupportedOp` for an
     operation that cannot be bounded.
     """
+    if timeout is not None and not 0 <= timeout < math.inf:
+        raise BadInput(f"the timeout is a number of seconds, at least 0; got {timeout:g}")
     begun = time.monotonic()
-    asked, net = load_vnnlib(specification), load_onnx(network, paired=True)
+    try:
+        with limited(timeout):
+            net = load_onnx(network, paired=True)  # first: a network is read in no time, a property may be of megabytes
+            asked = load_vnnlib(specification)
+    except OutOfTimeError:
+        return Verdict("timeout", time.monotonic() - begun, notes=("the time was over before both files were read",))
     shape = net.program.point_shape
     if (asked.inputs, asked.outputs) != (math.prod(shape), net.outputs):
         raise BadInput(

@@ -31,9 +31,9 @@ class Box:
         return Box(lower, upper)
 
     def mended(self) -> Box:
-        """Return the box with ends that are not a number replaced by infinity: they bound nothing."""
+        """Return the box with ends that are not a number, or have overflown to the wrong side, replaced by infinity: they bound nothing."""
         everything = torch.full_like(self.lower, torch.inf)
-        return Box(torch.where(self.lower.isnan(), -everything, self.lower), torch.where(self.upper.isnan(), everything, self.upper))
+        return Box(torch.where(self.lower < everything, self.lower, -everything), torch.where(self.upper > -everything, self.upper, everything))
 
     def take(self, index: Tensor) -> Box:
         """Return the chosen points' boxes."""
@@ -89,4 +89,4 @@ def terms(op: Affine, inputs: list[Box]) -> Tensor:
     constant = getattr(op, "constant_terms", None)
     if constant is None:
         constant = op.value(*(torch.zeros_like(b.lower[:1]) for b in inputs)).abs()
-    return op.absolute(*(b.magnitude for b in inputs)) + constant
+    return op.absolute(*(b.magnitude for b in inputs)) + constant + torch.finfo(constant.dtype).tiny  # a term that underflows has a size too

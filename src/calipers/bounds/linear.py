@@ -190,9 +190,18 @@ def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
     return _known(_Sweep(state, len(state.graph.nodes), start).run_to_boxes())
 
 
+def joined_bounds(state: Relaxed, rows: Tensor) -> Tensor:
+    """Return the better of what a sweep to the input and the boxes alone prove about rows (N, S, K) @ logits.
+
+    The sweep may be the looser one: between the planes of a product, or below a clip of a maximum. The boxes cost the affine operations at the network's
+    end.
+    """
+    return torch.maximum(margin_bounds(state, rows), interval_margin_bounds(state, rows))
+
+
 def _known(bounds: Tensor) -> Tensor:
-    """Return the bounds, those that are not a number as what they say: nothing."""
-    return torch.where(bounds.isnan(), torch.full_like(bounds, -torch.inf), bounds)
+    """Return the bounds, those that are not a number, or have overflown, as what they say: nothing."""
+    return torch.where(bounds < torch.inf, bounds, torch.full_like(bounds, -torch.inf))
 
 
 class _Sweep:

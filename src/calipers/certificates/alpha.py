@@ -12,7 +12,7 @@ from torch import Tensor
 from calipers.bounds.confirm import confirmed
 from calipers.bounds.dual import Dual, Free, Root
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import margin_bounds, relax
+from calipers.bounds.linear import joined_bounds, margin_bounds, relax
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
@@ -94,7 +94,7 @@ class Start:
         state = relax(graph, region, arithmetic, known)
         spec = problem.goal.rows(problem.y, problem.classes).to(arithmetic.dtype)
         offsets = torch.as_tensor(problem.goal.offsets(problem.y, problem.classes)).to(spec).expand(spec.shape[:2])
-        margins = shifted(margin_bounds(state, spec), problem.goal, problem.y, problem.classes).nan_to_num(nan=-torch.inf)
+        margins = shifted((margin_bounds if noted else joined_bounds)(state, spec), problem.goal, problem.y, problem.classes).nan_to_num(nan=-torch.inf)
         cases = problem.goal.cases(problem.classes).to(spec.device)
         bounds = by_case(margins, cases)
         left = torch.nonzero(~(bounds.amin(1) > 0)).flatten()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
+from calipers.bounds.linear import interval_margin_bounds, joined_bounds, margin_bounds, relax
 from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.cost import boxes_forecast, held_bytes, sweeps_forecast
 from calipers.certificates.guaranteed import check_proofs, posed, stated
@@ -119,7 +119,8 @@ def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | Non
     with torch.no_grad(), plain_sums():
         state = relax(graph, region, arithmetic, known, refine=refine)
         rows = problem.goal.rows(problem.y, problem.classes)
-        margins = margin_bounds(state, rows) if sweep else interval_margin_bounds(state, rows)
+        bounded = interval_margin_bounds if not sweep else margin_bounds if writer is not None else joined_bounds  # a proof file holds one of the two
+        margins = bounded(state, rows)
         margins = shifted(margins, problem.goal, problem.y, problem.classes)
     margins = margins.nan_to_num(nan=-torch.inf)
     notes = None if writer is None else Notes.of(problem, state if sweep else level(state), margins)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from calipers.bounds.forward import Form, forward
 from calipers.bounds.interval import halves
-from calipers.bounds.linear import margin_bounds, relax
+from calipers.bounds.linear import joined_bounds, relax
 from calipers.bounds.rounding import Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.crown import shifted
 from calipers.certificates.examples import judged
@@ -137,7 +137,7 @@ class _Search:
         state = relax(self.graph, region, self.arithmetic, boxes)
         y = self.problem.y.expand(len(low))
         rows = self.problem.goal.rows(y, self.problem.classes).double()
-        return shifted(margin_bounds(state, rows), self.problem.goal, y, self.problem.classes), form
+        return shifted(joined_bounds(state, rows), self.problem.goal, y, self.problem.classes), form
 
     def _pulls(self, form: Form, margins: Tensor) -> Tensor:
         """Return how the margin that decides each box changes along every feature that moves, (P, d): of the worst case, its best margin."""

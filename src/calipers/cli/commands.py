@@ -139,6 +139,8 @@ def report_command(
     from calipers.report.render import render_html
     from calipers.report.text import render_text
 
+    with _errors():
+        Options(report=output, confidence=confidence).check()
     with _errors(), Ledger(record, read_only=True) as ledger:
         print(render_text(ledger, confidence))
         if output != "none":
@@ -280,7 +282,7 @@ def _recorded_threat(question: Question, ledger: Any) -> Threat:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Turn the package's own exceptions into a message and an exit code; others are bugs and keep their trace."""
+    """Turn the package's own exceptions, and what the system refuses, into a message and an exit code; others are bugs and keep their trace."""
     try:
         yield
     except Contradiction as error:
@@ -288,6 +290,9 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(EXIT_CONTRADICTION) from error
     except CalipersError as error:
         print(f"calipers: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_BAD_INPUT) from error
+    except (OSError, MemoryError) as error:
+        print(f"calipers: the system refuses ({error or 'out of memory'})", file=sys.stderr)
         raise typer.Exit(EXIT_BAD_INPUT) from error
     except KeyboardInterrupt:
         print("calipers: interrupted before anything was measured", file=sys.stderr)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from calipers.graph.curves import CURVES
 from calipers.graph.ir import Elementwise, Lines
+from calipers.graph.parameters import argument, require, require_numbers
 
 
 def _eps(x: Tensor) -> float:
@@ -41,6 +42,9 @@ class TwoPieces:
     """Are all lines straight functions of alpha? Then those at 0 and 1 say all."""
     kinks: tuple[float, ...] = field(default=(0.0,), repr=False)
     """Where branching splits: between kinks the function is straight."""
+
+    def __post_init__(self) -> None:
+        require_numbers("a function of two straight pieces", left=self.left, right=self.right)
 
     def value(self, x: Tensor) -> Tensor:
         """f(x)."""
@@ -88,13 +92,20 @@ class TwoPieces:
 
 @dataclass(frozen=True)
 class Clip:
-    """min(max(x, low), high): clip, hardtanh, relu6. alpha slides both free lines."""
+    """min(max(x, low), high): clip, hardtanh, relu6. alpha slides both free lines.
+
+    With low above high that is the constant `high`, in torch, NumPy and ONNX alike: then low is taken for high, as all lines assume corners in order.
+    """
 
     low: float
     high: float
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
     straight: bool = field(default=True, repr=False)
     """As for `TwoPieces`."""
+
+    def __post_init__(self) -> None:
+        require(self.low < math.inf and self.high > -math.inf, "a clip", "a finite value between the ends", low=self.low, high=self.high)
+        object.__setattr__(self, "low", min(self.low, self.high))
 
     @property
     def kinks(self) -> tuple[float, ...]:
@@ -110,13 +121,13 @@ class Clip:
         return self.value(lower), self.value(upper)
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """A corner lies inside."""
-        return ((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high))
+        """A corner lies inside; a constant has none."""
+        return (((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high))) & (self.low < self.high)
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """Below: a line through the corner (low, low), or the chord where only the upper corner is inside. Above: mirrored."""
         bend = self.bends(lower, upper)
-        flat = (upper <= self.low) | (lower >= self.high)
+        flat = (upper <= self.low) | (lower >= self.high) | torch.full_like(bend, self.low == self.high)
         f_lower, f_upper = self.value(lower), self.value(upper)
         one = torch.ones_like(lower)
         chord = (f_upper - f_lower) / torch.where(bend, upper - lower, one)
@@ -137,25 +148,21 @@ class Clip:
         return _outward(Lines(*picked), lower, upper, torch.full_like(lower, corners), bend)
 
 
-def _argument(args: tuple[Any, ...], place: int, default: float) -> float:
-    """An argument of the call, or its default where it is left out or None."""
-    return default if len(args) <= place or args[place] is None else float(args[place])
-
-
 def _clip(args: tuple[Any, ...]) -> Elementwise:
-    low, high = _argument(args, 1, -math.inf), _argument(args, 2, math.inf)
+    low, high = argument(args, 1, -math.inf), argument(args, 2, math.inf)
     return TwoPieces(0.0, 1.0) if (low, high) == (0.0, math.inf) else Clip(low, high)
 
 
 ACTIVATIONS: dict[str, Callable[[tuple[Any, ...]], Elementwise | None]] = {
     "aten.relu.default": lambda args: TwoPieces(0.0, 1.0),
-    "aten.leaky_relu.default": lambda args: TwoPieces(_argument(args, 1, 0.01), 1.0),
+    "aten.leaky_relu.default": lambda args: TwoPieces(argument(args, 1, 0.01), 1.0),
     "aten.abs.default": lambda args: TwoPieces(-1.0, 1.0),
-    "aten.hardtanh.default": lambda args: Clip(_argument(args, 1, -1.0), _argument(args, 2, 1.0)),
+    "aten.hardtanh.default": lambda args: Clip(argument(args, 1, -1.0), argument(args, 2, 1.0)),
     "aten.relu6.default": lambda args: Clip(0.0, 6.0),
     "aten.clamp.default": _clip,
+    "aten.clip.default": _clip,
     "aten.clamp_min.default": _clip,
-    "aten.clamp_max.default": lambda args: Clip(-math.inf, _argument(args, 1, math.inf)),
+    "aten.clamp_max.default": lambda args: Clip(-math.inf, argument(args, 1, math.inf)),
     **CURVES,
 }
 """Builders by exported name, from the call's arguments; None where these ask for something that is not known here."""

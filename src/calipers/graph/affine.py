@@ -16,6 +16,7 @@ from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 from calipers.adjoint import BlockedAdjoint, few_channels
 from calipers.graph.generic import Generic as Generic
 from calipers.graph.ir import Affine, completed
+from calipers.graph.parameters import require, require_numbers
 
 WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution runs as one matrix product
 
@@ -170,6 +171,9 @@ class Sum:
     signs: tuple[float, float]
     kind: Literal["affine"] = field(default="affine", repr=False)
 
+    def __post_init__(self) -> None:
+        require_numbers("a sum", first=self.signs[0], second=self.signs[1])
+
     def value(self, *inputs: Tensor) -> Tensor:
         """Two inputs (M, *shape)."""
         return self.signs[0] * inputs[0] + self.signs[1] * inputs[1]
@@ -180,7 +184,7 @@ class Sum:
 
     def slopes(self) -> tuple[Tensor, ...]:
         """The factor of each element of each input."""
-        return (torch.tensor(self.signs[0]), torch.tensor(self.signs[1]))
+        return (torch.tensor(self.signs[0], dtype=torch.float64), torch.tensor(self.signs[1], dtype=torch.float64))  # float32 would round a factor
 
     def absolute(self, *inputs: Tensor) -> Tensor:
         """|s_0| r_0 + |s_1| r_1."""
@@ -292,6 +296,13 @@ def _move(call: Call) -> Affine | None:
     return Generic(lambda *inputs: call.run(*inputs).reshape(len(inputs[0]), *call.shape), call.name, call.input_shapes)
 
 
+def _average(call: Call) -> Affine | None:
+    """A mean over windows; a divisor that is asked for may be of any sign, and weights are taken for positive ones."""
+    divisor = completed(call.args[1:], (None, [], 0, False, True, None))[5] if "adaptive" not in call.name else None
+    require(divisor is None or divisor > 0, "average-pooling", "a divisor above 0", divisor_override=divisor or 0)
+    return _move(call)
+
+
 def _pad(call: Call) -> Affine | None:
     mode = call.args[2] if len(call.args) > 2 else "constant"
     return _move(call) if mode in ("constant", "reflect", "replicate", "circular") else None
@@ -311,7 +322,7 @@ def _weighted(call: Call) -> Affine | None:
 
 _MOVES = (
     "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default aten.stack.default "
-    "aten.avg_pool1d.default aten.avg_pool2d.default aten.avg_pool3d.default aten.adaptive_avg_pool1d.default "
+    "aten.adaptive_avg_pool1d.default "
     "aten.adaptive_avg_pool2d.default aten._adaptive_avg_pool2d.default aten.adaptive_avg_pool3d.default aten.mean.dim aten.sum.dim_IntList aten.flip.default "
     "aten.upsample_nearest1d.vec aten.upsample_nearest2d.vec aten.upsample_nearest3d.vec aten.upsample_linear1d.vec aten.upsample_bilinear2d.vec "
     "aten.upsample_trilinear3d.vec aten.upsample_nearest1d.default aten.upsample_nearest2d.default aten.upsample_bilinear2d.default "
@@ -354,5 +365,6 @@ AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     **dict.fromkeys(_MOVES.split(), _move),
     **dict.fromkeys(SHAPES, _reshape),
     "aten.expand.default": _move,
+    **{f"aten.avg_pool{rank}d.default": _average for rank in (1, 2, 3)},
 }
 """Builders by exported name; a builder returns None where the call is not affine in the point, or not in a form it knows."""

@@ -249,7 +249,11 @@ class _Translator:
             return self._fold(fx_node, args)
         if name in _SEVERAL:
             return self._parts(fx_node, args)
-        result = self._written(name, fx_node, args, self._shape(fx_node.meta["val"], place_of(fx_node)))
+        shape = self._shape(fx_node.meta["val"], place_of(fx_node))
+        try:
+            result = self._written(name, fx_node, args, shape)
+        except UnsupportedOp as refused:
+            raise UnsupportedOp(f"{name} at {place_of(fx_node)}: {refused}") from refused
         if result is None:
             raise UnsupportedOp(
                 f"no bounds for {name} at {place_of(fx_node)}{_STEPS.get(name, '')}. Rewrite that line with supported operations, or add the op's facts in "

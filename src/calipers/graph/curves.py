@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from calipers.graph.parameters import argument, require, require_numbers
 from calipers.graph.smooth import Smooth, Wave
 
 _DENSITY = 1 / math.sqrt(2 * math.pi)
 _TANH_GELU = math.sqrt(2 / math.pi), 0.044715
+_EXP_FAR = 700.0  # beyond it an exponential overflows, and log(1 + exp(x)) is x
+_STEEPEST = 1000  # exponents beyond it leave every floating point, and err by more than a few units in the last place
 
 
 def _positive(lower: Tensor, upper: Tensor) -> Tensor:
@@ -94,6 +97,8 @@ COS = Wave("cos", torch.cos, lambda x: -x.sin(), True, shift=math.pi / 2)
 
 def softplus(beta: float, threshold: float) -> Smooth:
     """log(1 + exp(beta x)) / beta; torch returns x itself from beta x = threshold on, which is less by log(1 + exp(-threshold)) / beta."""
+    require(0 < beta < math.inf and not math.isnan(threshold), "softplus", "beta above 0", beta=beta, threshold=threshold)
+    fall = math.log1p(math.exp(-threshold)) if threshold > -_EXP_FAR else -threshold
 
     def run(x: Tensor) -> Tensor:
         return functional.softplus(x, beta, threshold)
@@ -101,11 +106,13 @@ def softplus(beta: float, threshold: float) -> Smooth:
     def slope(x: Tensor) -> Tensor:
         return torch.where(beta * x > threshold, 1.0, (beta * x).sigmoid())
 
-    return Smooth(f"softplus {beta!r} {threshold!r}", run, slope, True, (threshold / beta,), rough=False, jump=math.log1p(math.exp(-threshold)) / beta)
+    return Smooth(f"softplus {beta!r} {threshold!r}", run, slope, True, (threshold / beta,), rough=False, jump=fall / beta)
 
 
 def elu(alpha: float, scale: float, inner: float) -> Smooth:
     """scale * (x above 0, alpha * (exp(inner x) - 1) below): selu and celu too. A kink that turns down is an inflection."""
+    require_numbers("elu", alpha=alpha, scale=scale, inner=inner)
+    require(min(alpha, scale, inner) > 0, "elu", "every parameter above 0", alpha=alpha, scale=scale, inner=inner)
 
     def run(x: Tensor) -> Tensor:
         return torch.where(x > 0, scale * x, scale * alpha * torch.expm1(inner * x.clamp(max=0)))
@@ -118,6 +125,7 @@ def elu(alpha: float, scale: float, inner: float) -> Smooth:
 
 def power(exponent: float) -> Smooth | None:
     """x to a constant exponent: whole numbers everywhere (but at 0 where negative), others above 0. None where it is a straight line."""
+    require(abs(exponent) <= _STEEPEST, "a power", f"an exponent of at most {_STEEPEST} in size", exponent=exponent)
     named = {2.0: SQUARE, 0.5: SQRT, -0.5: RSQRT, -1.0: RECIPROCAL}
     if exponent in named or exponent in (0.0, 1.0):
         return named.get(exponent)
@@ -133,24 +141,18 @@ def _powered(p: float, convex: bool, inflections: tuple[float, ...], turns: tupl
     return Smooth(f"power {p!r}", lambda x: x.pow(p), lambda x: _power_slope(x, p), convex, inflections, turns, defined=defined, rough=False)
 
 
-def _argument(args: tuple[Any, ...], place: int, default: float) -> float:
-    """An argument of the call, or its default where it is left out or None."""
-    return default if len(args) <= place or args[place] is None else float(args[place])
+def _softplus(args: tuple[Any, ...]) -> Smooth:
+    return softplus(argument(args, 1, 1.0), argument(args, 2, 20.0))
 
 
-def _softplus(args: tuple[Any, ...]) -> Smooth | None:
-    beta = _argument(args, 1, 1.0)
-    return softplus(beta, _argument(args, 2, 20.0)) if beta > 0 else None
+def _elu(args: tuple[Any, ...]) -> Smooth:
+    return elu(argument(args, 1, 1.0), argument(args, 2, 1.0), argument(args, 3, 1.0))
 
 
-def _elu(args: tuple[Any, ...]) -> Smooth | None:
-    alpha, scale, inner = _argument(args, 1, 1.0), _argument(args, 2, 1.0), _argument(args, 3, 1.0)
-    return elu(alpha, scale, inner) if min(alpha, scale, inner) > 0 else None
-
-
-def _celu(args: tuple[Any, ...]) -> Smooth | None:
-    alpha = _argument(args, 1, 1.0)
-    return elu(alpha, 1.0, 1 / alpha) if alpha > 0 else None
+def _celu(args: tuple[Any, ...]) -> Smooth:
+    alpha = argument(args, 1, 1.0)
+    require(alpha > 0, "celu", "alpha above 0", alpha=alpha)
+    return elu(alpha, 1.0, 1 / alpha)
 
 
 def _always(curve: Smooth) -> Callable[[tuple[Any, ...]], Smooth | None]:
@@ -169,6 +171,6 @@ CURVES: dict[str, Callable[[tuple[Any, ...]], Smooth | None]] = {
     "aten.elu.default": _elu,
     "aten.celu.default": _celu,
     "aten.selu.default": lambda args: elu(1.6732632423543772, 1.0507009873554805, 1.0),
-    "aten.pow.Tensor_Scalar": lambda args: power(float(args[1])),
+    "aten.pow.Tensor_Scalar": lambda args: power(argument(args, 1, 1.0)),
 }
 """Builders by exported name, from the call's arguments; None where the arguments ask for something else."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from calipers.graph.curves import GELU, TANH_GELU
-from calipers.graph.onnx_moves import Step, not_along_the_batch, picked
+from calipers.graph.onnx_moves import not_along_the_batch, picked
+from calipers.graph.onnx_steps import Step
 from calipers.graph.rewrites import group_norm, layer_norm
 from calipers.graph.tape import Held, Tape, Value
 
@@ -26,7 +27,7 @@ def constant(value: Value | None, step: Step, what: str) -> Tensor:
 def _softmax(tape: Tape, step: Step, v: Value) -> Value:
     """Along one axis; before operator set 13 along all axes from that one on."""
     last = step.opset >= 13
-    axis = step.get("axis", -1 if last else 1) % len(v.shape)
+    axis = step.axis(step.get("axis", -1 if last else 1), len(v.shape))
     if not isinstance(v, Held):
         function = torch.log_softmax if step.kind == "LogSoftmax" else torch.softmax
         return function(v, axis) if last else function(v.flatten(axis), -1).reshape(v.shape)
@@ -41,7 +42,7 @@ def _softmax(tape: Tape, step: Step, v: Value) -> Value:
 
 def _layer_norm(tape: Tape, step: Step, v: Value, scale: Value, bias: Value | None = None) -> Value:
     """Over the axes from one on."""
-    axis = step.get("axis", -1) % len(v.shape)
+    axis = step.axis(step.get("axis", -1), len(v.shape))
     if step.outputs > 1 or not isinstance(v, Held):
         raise step.refuse("layer normalisation of a constant, or one that also returns mean or deviation, is not read")
     if axis == 0:
@@ -65,7 +66,10 @@ def _group_norm(tape: Tape, step: Step, v: Value, scale: Value, bias: Value) -> 
 
 
 def _gelu(tape: Tape, step: Step, v: Value) -> Value:
-    curve = TANH_GELU if step.get("approximate", "none") == "tanh" else GELU
+    approximate = step.get("approximate", "none")
+    if approximate not in ("none", "tanh"):
+        raise step.refuse(f"the approximation {approximate!r} is not read")
+    curve = TANH_GELU if approximate == "tanh" else GELU
     return curve.value(v) if isinstance(v, Tensor) else tape.alike(lambda w, x: w.write(curve, x), v)
 
 
@@ -110,6 +114,7 @@ class _Cell(NamedTuple):
 
 
 State = tuple[Value, ...]
+_LONGEST = 4096  # steps of a sequence, each of which becomes some twenty operations
 
 
 def _plain(cell: _Cell, x: Value, state: State) -> State:
@@ -146,15 +151,20 @@ def _recurrent(tape: Tape, step: Step, v: Value, weight: Value, recurrent: Value
     """One time step after the other; the results are all states (T, directions, 1, n), and the last ones."""
     count, one, functions = _STEPS[step.kind]
     bias, lengths, *initial = (*given, *[None] * 5)[: 2 + count]
-    asked = step.get("activations") or functions
-    odd = [name for name in ("clip", "layout", "input_forget") if step.get(name)] + [f"activation {f}" for f in asked if f not in functions]
+    ways = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[step.get("direction", "forward")]
+    asked = step.get("activations") if "activations" in step.attributes else functions * len(ways)  # the operator sets write too many Tanh for a plain one
+    odd = [name for name in ("clip", "layout", "input_forget") if step.get(name)]
+    odd += [f"activations {', '.join(asked)}"] if asked != functions * len(ways) else []
     if odd or len(given) > 2 + count or not isinstance(v, Held) or v.shape[1] != 1:
         raise step.refuse(f"{step.kind} with {odd[0] if odd else 'peepholes or several sequences'} is not read")
     if lengths is not None and bool((constant(lengths, step, "a length") != v.shape[0]).any()):
         raise step.refuse("sequences shorter than the input are not read")
     w, r = constant(weight, step, "a weight"), constant(recurrent, step, "a weight")
     b = w.new_zeros(len(w), 2 * w.shape[1]) if bias is None else constant(bias, step, "a bias")
-    ways = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[step.get("direction", "forward")]
+    if len(w) != len(ways) or step.get("hidden_size", r.shape[-1]) != r.shape[-1]:
+        raise step.damaged(f"weights of shape {tuple(w.shape)} and {tuple(r.shape)} do not fit {len(ways)} directions of {step.get('hidden_size')} numbers")
+    if v.shape[0] * len(ways) > _LONGEST:
+        raise step.refuse(f"a sequence of {v.shape[0]} steps is not written out: at most {_LONGEST // len(ways)}")
     times, states, last = v.shape[0], {}, []
     for d, way in enumerate(ways):
         cell = _Cell(tape, w[d], r[d], b[d].chunk(2), bool(step.get("linear_before_reset", 0)))

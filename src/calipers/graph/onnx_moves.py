@@ -9,44 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calipers.errors import CaptureError, UnsupportedOp
+from calipers.errors import CaptureError
+from calipers.graph.onnx_steps import Step, ints
 from calipers.graph.tape import Held, Tape, Value
 
 Move = Callable[[Tensor, int], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One operation of the file: its kind, its attributes, the version of the operator set, whether the file leaves its batch size free, and its place."""
-
-    kind: str
-    attributes: dict[str, Any]
-    opset: int
-    free_batch: bool
-    where: str
-    outputs: int = 1
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute."""
-        return self.attributes.get(name, default)
-
-    def refuse(self, why: str) -> UnsupportedOp:
-        """Return the error that names the place."""
-        return UnsupportedOp(f"{self.where}: {why}")
-
-
-def ints(value: Value | None, step: Step) -> list[int]:
-    """Return a constant's whole numbers."""
-    if not isinstance(value, Tensor):
-        raise step.refuse("a shape, index or size that depends on the point cannot be bounded; export the network with constant ones")
-    return [int(n) for n in value.reshape(-1).tolist()]
 
 
 def rearranged(tape: Tape, step: Step, v: Value, move: Move, axes: Iterable[int], mixes: bool = True) -> Value:
@@ -71,17 +43,22 @@ def not_along_the_batch(step: Step, v: Value) -> None:
 def reshaped(v: Value, shape: Iterable[int]) -> Value:
     """Return the value in another shape of the file: nothing moves."""
     shape = tuple(shape)
+    if math.prod(shape) != math.prod(v.shape) or min(shape, default=0) < 0:
+        raise ValueError(f"{tuple(v.shape)} does not fit the shape {shape}")
     return v.reshape(shape) if isinstance(v, Tensor) else Held(v.number, v.held, shape)
-
-
-def _axis(axis: int, rank: int) -> int:
-    return axis + rank if axis < 0 else axis
 
 
 def _axes(tape: Tape, step: Step, v: Value, given: Value | None) -> list[int] | None:
     """Return the axes of an attribute (older operator sets) or an input, None where there are none."""
     found = step.get("axes") if given is None else ints(given, step)
-    return None if found is None else [_axis(int(a), len(v.shape)) for a in found]
+    return None if found is None else _distinct(step, found, len(v.shape))
+
+
+def _distinct(step: Step, given: Iterable[int], rank: int) -> list[int]:
+    axes = [step.axis(int(a), rank) for a in given]
+    if len(set(axes)) < len(axes):
+        raise step.damaged(f"an axis is named twice: {axes}")
+    return axes
 
 
 def _reshape(tape: Tape, step: Step, v: Value, target: Value | None = None) -> Value:
@@ -98,24 +75,29 @@ def _reshape(tape: Tape, step: Step, v: Value, target: Value | None = None) -> V
 
 
 def _flatten(tape: Tape, step: Step, v: Value) -> Value:
-    axis = _axis(step.get("axis", 1), len(v.shape))
+    axis = step.get("axis", 1)
+    axis = axis if axis == len(v.shape) else step.axis(axis, len(v.shape))
     return reshaped(v, (math.prod(v.shape[:axis]), math.prod(v.shape[axis:])))
 
 
 def _squeeze(tape: Tape, step: Step, v: Value, axes: Value | None = None) -> Value:
     gone = _axes(tape, step, v, axes)
+    if gone is not None and any(v.shape[a] != 1 for a in gone):
+        raise step.damaged(f"axes {gone} of shape {tuple(v.shape)} are left out, but not all of them are 1")
     return reshaped(v, (n for i, n in enumerate(v.shape) if (n != 1 if gone is None else i not in gone)))
 
 
 def _unsqueeze(tape: Tape, step: Step, v: Value, axes: Value | None = None) -> Value:
     found = step.get("axes") if axes is None else ints(axes, step)
-    new = {_axis(int(a), len(v.shape) + len(found)) for a in found}
+    new = set(_distinct(step, found, len(v.shape) + len(found)))
     old = iter(v.shape)
     return reshaped(v, (1 if i in new else next(old) for i in range(len(v.shape) + len(new))))
 
 
 def transposed(tape: Tape, step: Step, v: Value, order: list[int]) -> Value:
     """Return the value with its axes in another order."""
+    if sorted(order) != list(range(len(v.shape))):
+        raise step.damaged(f"{order} is no order of {len(v.shape)} axes")
     shape = [v.shape[p] for p in order]
     if [p for p in order if v.shape[p] != 1] == sorted(p for p in order if v.shape[p] != 1):
         return reshaped(v, shape)  # only axes of size 1 change places
@@ -142,7 +124,7 @@ def picked(tape: Tape, step: Step, v: Value, axis: int, places: list[int]) -> Va
 
 
 def _gather(tape: Tape, step: Step, v: Value, index: Value) -> Value:
-    axis = _axis(step.get("axis", 0), len(v.shape))
+    axis = step.axis(step.get("axis", 0), len(v.shape))
     found = picked(tape, step, v, axis, ints(index, step))
     return reshaped(found, (*v.shape[:axis], *index.shape, *v.shape[axis + 1 :]))
 
@@ -153,25 +135,37 @@ def _slice(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
     else:
         starts, ends, axes, steps = step.get("starts"), step.get("ends"), step.get("axes"), None
     assert starts is not None and ends is not None
-    for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis = _axis(k if axes is None else axes[k], len(v.shape))
-        by = 1 if steps is None else steps[k]
-        v = picked(tape, step, v, axis, list(range(v.shape[axis]))[start:end:by])  # out of range and backwards as in Python
+    axes = _distinct(step, range(len(starts)) if axes is None else axes, len(v.shape))
+    for start, end, axis, by in zip(starts, ends, axes, steps or [1] * len(starts), strict=True):
+        v = picked(tape, step, v, axis, list(range(v.shape[axis])[_from(start, v.shape[axis], by) : _to(end, v.shape[axis], by) : by]))
     return v
 
 
+def _from(start: int, size: int, by: int) -> int:
+    """Return where a slice begins; out of range as the operator set clamps it, which going backwards is not what Python does with a start too low."""
+    start = start + size if start < 0 else start
+    return min(max(start, 0), size - 1 if by < 0 else size)
+
+
+def _to(end: int, size: int, by: int) -> int | None:
+    end = end + size if end < 0 else end
+    return None if by < 0 and end < 0 else min(max(end, 0), size)
+
+
 def _split(tape: Tape, step: Step, v: Value, sizes: Value | None = None) -> tuple[Value, ...]:
-    axis = _axis(step.get("axis", 0), len(v.shape))
-    each = step.get("split") if sizes is None else ints(sizes, step)
+    axis = step.axis(step.get("axis", 0), len(v.shape))
+    each, parts = (step.get("split") if sizes is None else ints(sizes, step)), step.get("num_outputs") or step.outputs
     if each is None:
-        most = -(-v.shape[axis] // step.outputs)
-        each = [min(most, v.shape[axis] - most * k) for k in range(step.outputs)]
+        most = -(-v.shape[axis] // parts)
+        each = [min(most, v.shape[axis] - most * k) for k in range(parts)]
+    if sum(each) != v.shape[axis] or min(each) < 0 or len(each) != parts:
+        raise step.damaged(f"an axis of {v.shape[axis]} cannot be split into {each} for {parts} outputs")
     ends = list(itertools.accumulate(each))
     return tuple(picked(tape, step, v, axis, list(range(end - n, end))) for end, n in zip(ends, each, strict=True))
 
 
 def _concat(tape: Tape, step: Step, *values: Value) -> Value:
-    axis = _axis(step.get("axis", 0), len(values[0].shape))
+    axis = step.axis(step.get("axis", 0), len(values[0].shape))
     if all(isinstance(v, Tensor) for v in values):
         return torch.cat([v for v in values if isinstance(v, Tensor)], axis)
     held = tuple(v for v in values if isinstance(v, Held))
@@ -201,6 +195,10 @@ def padded(tape: Tape, step: Step, v: Value, pairs: dict[int, tuple[int, int]], 
     pairs = {axis: pair for axis, pair in pairs.items() if pair != (0, 0)}
     if not pairs:
         return v
+    wider = [n + sum(pairs.get(axis, (0, 0))) for axis, n in enumerate(v.shape)]
+    if any(n - after < 0 or n - before < 0 for n, (before, after) in ((wider[axis], pair) for axis, pair in pairs.items())) or min(wider) < 0:
+        raise step.refuse(f"a value of shape {tuple(v.shape)} cannot lose as much as {pairs} says")
+    step.room(wider, math.prod(v.shape))
 
     def around(x: Tensor, shift: int, filling: float) -> Tensor:
         amounts = [n for axis in range(x.dim() - 1, shift - 1, -1) for n in pairs.get(axis - shift, (0, 0))]
@@ -218,7 +216,9 @@ def _pad(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
     amounts, filling, where = (*given, None, None, None)[:3]
     pads = step.get("pads") if amounts is None else ints(amounts, step)
     value = step.get("value", 0.0) if filling is None else float(filling)  # type: ignore[arg-type]
-    axes = list(range(len(v.shape))) if where is None else [_axis(a, len(v.shape)) for a in ints(where, step)]
+    axes = list(range(len(v.shape))) if where is None else _distinct(step, ints(where, step), len(v.shape))
+    if len(pads) != 2 * len(axes):
+        raise step.damaged(f"{len(pads)} amounts of padding for {len(axes)} axes")
     pairs = {axis: (pads[k], pads[k + len(axes)]) for k, axis in enumerate(axes)}
     mode = step.get("mode", "constant")
     if mode == "constant":
@@ -235,12 +235,11 @@ def _pad(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
 
 def _reduce(mean: bool) -> Callable[..., Value]:
     def build(tape: Tape, step: Step, v: Value, axes: Value | None = None) -> Value:
-        over = _axes(tape, step, v, axes)
+        over, keep = _axes(tape, step, v, axes), bool(step.get("keepdims", 1))
         if not over:
             if step.get("noop_with_empty_axes", 0):
                 return v
             over = list(range(len(v.shape)))
-        keep = bool(step.get("keepdims", 1))
         if 0 in over:
             not_along_the_batch(step, v)
 
@@ -260,15 +259,20 @@ def _expand(tape: Tape, step: Step, v: Value, target: Value) -> Value:
 
 
 def _tile(tape: Tape, step: Step, v: Value, repeats: Value) -> Value:
-    for axis, n in enumerate(ints(repeats, step)):
+    many = ints(repeats, step)
+    if len(many) != len(v.shape) or min(many, default=0) < 0:
+        raise step.damaged(f"{many} is no number of copies for each of {len(v.shape)} axes")
+    for axis, n in enumerate(many):
         v = picked(tape, step, v, axis, list(range(v.shape[axis])) * n)
     return v
 
 
 def _depth_to_space(tape: Tape, step: Step, v: Value) -> Value:
-    b, (_, c, h, w) = step.get("blocksize"), v.shape
-    deep = (1, b, b, c // b**2, h, w) if step.get("mode", "DCR") == "DCR" else (1, c // b**2, b, b, h, w)
-    order = [0, 3, 4, 1, 5, 2] if step.get("mode", "DCR") == "DCR" else [0, 1, 4, 2, 5, 3]
+    b, mode, (_, c, h, w) = step.get("blocksize"), step.get("mode", "DCR"), v.shape
+    if mode not in ("DCR", "CRD"):
+        raise step.refuse(f"the mode {mode!r} is not known")
+    deep = (1, b, b, c // b**2, h, w) if mode == "DCR" else (1, c // b**2, b, b, h, w)
+    order = [0, 3, 4, 1, 5, 2] if mode == "DCR" else [0, 1, 4, 2, 5, 3]
     return reshaped(transposed(tape, step, reshaped(v, deep), order), (1, c // b**2, h * b, w * b))
 
 
@@ -285,12 +289,21 @@ def _resize(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
         _, scales, sizes = (*given, None, None, None)[:3]
     if step.get("axes") is not None or step.get("antialias", 0) or step.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise step.refuse("resizing with axes, antialias or keep_aspect_ratio_policy is not read")
+    step.ignore("cubic_coeff_a", "extrapolation_value")  # of modes that are refused
     rates = [float(s) for s in scales.reshape(-1).tolist()] if isinstance(scales, Tensor) and scales.numel() else None
+    if (rates is None) == (sizes is None) or min(rates or [1.0]) <= 0:
+        raise step.damaged(f"resizing needs either sizes or positive scales, got scales {rates} and {'sizes' if sizes is not None else 'no sizes'}")
     target = ints(sizes, step) if rates is None else [math.floor(n * s) for n, s in zip(v.shape, rates, strict=True)]
+    _check_resizing(step)
     for axis, (n, m) in enumerate(zip(v.shape, target, strict=True)):
         if n == m and (rates is None or rates[axis] == 1):
             continue
-        matrix = _interpolation(step, n, m, m / n if rates is None else rates[axis]).to(dtype=tape.dtype, device=tape.device)
+        at = _positions(step, n, m, m / n if rates is None else rates[axis])
+        if step.get("mode", "nearest") == "nearest":
+            v = picked(tape, step, v, axis, _rounded(step, at).clamp(0, n - 1).long().tolist())
+            continue
+        step.room((m, n))
+        matrix = _interpolation(at, n).to(dtype=tape.dtype, device=tape.device)
         if bool(((matrix == 0) | (matrix == 1)).all()):
             v = picked(tape, step, v, axis, matrix.argmax(1).tolist())
         else:
@@ -298,34 +311,48 @@ def _resize(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
     return v
 
 
-def _interpolation(step: Step, n: int, m: int, rate: float) -> Tensor:
-    """Return the matrix (m, n) that makes m samples of n."""
+def _check_resizing(step: Step) -> None:
+    """Read the three modes, also where no axis changes its size."""
+    kind, mode, rounding = _coordinates(step), step.get("mode", "nearest"), step.get("nearest_mode", "floor")
+    if kind not in _POSITIONS or mode not in ("nearest", "linear", "bilinear", "trilinear") or rounding not in _ROUNDINGS:
+        raise step.refuse(f"resizing by {mode!r} with coordinates {kind!r} and rounding {rounding!r} is not read")
+
+
+def _coordinates(step: Step) -> str:
     default = "asymmetric" if step.kind == "Upsample" or step.opset < 11 else "half_pixel"
-    kind = step.get("coordinate_transformation_mode", default)
-    at: dict[str, Callable[[int], float]] = {
-        "asymmetric": lambda i: i / rate,
-        "half_pixel": lambda i: (i + 0.5) / rate - 0.5,
-        "pytorch_half_pixel": lambda i: (i + 0.5) / rate - 0.5 if m > 1 else 0.0,
-        "align_corners": lambda i: i * (n - 1) / (m - 1) if m > 1 else 0.0,
-    }
-    nearest: dict[str, Callable[[float], int]] = {
-        "round_prefer_floor": lambda p: math.ceil(p - 0.5),
-        "round_prefer_ceil": lambda p: math.floor(p + 0.5),
-        "floor": math.floor,
-        "ceil": math.ceil,
-    }
-    mode, rounding = step.get("mode", "nearest"), step.get("nearest_mode", "floor" if default == "asymmetric" else "round_prefer_floor")
-    if kind not in at or mode not in ("nearest", "linear", "bilinear", "trilinear"):
-        raise step.refuse(f"resizing by {mode!r} with coordinates {kind!r} is not read")
-    matrix = torch.zeros(m, n, dtype=torch.float64)
-    for i in range(m):
-        p = at[kind](i)
-        if mode == "nearest":
-            matrix[i, min(max(nearest[rounding](p), 0), n - 1)] = 1
-        else:
-            low, share = math.floor(p), p - math.floor(p)
-            matrix[i, min(max(low, 0), n - 1)] += 1 - share
-            matrix[i, min(max(low + 1, 0), n - 1)] += share
+    return str(step.get("coordinate_transformation_mode", default))
+
+
+_POSITIONS: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
+    "asymmetric": lambda i, n, m, rate: i / rate,
+    "half_pixel": lambda i, n, m, rate: (i + 0.5) / rate - 0.5,
+    "pytorch_half_pixel": lambda i, n, m, rate: (i + 0.5) / rate - 0.5 if m > 1 else 0 * i,
+    "align_corners": lambda i, n, m, rate: i * (n - 1) / (m - 1) if m > 1 else 0 * i,
+}
+_ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "round_prefer_floor": lambda p: (p - 0.5).ceil(),
+    "round_prefer_ceil": lambda p: (p + 0.5).floor(),
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+}
+
+
+def _positions(step: Step, n: int, m: int, rate: float) -> Tensor:
+    """Return where among n samples the m new ones lie."""
+    return _POSITIONS[_coordinates(step)](torch.arange(m, dtype=torch.float64), n, m, rate)
+
+
+def _rounded(step: Step, at: Tensor) -> Tensor:
+    older = step.kind == "Upsample" or step.opset < 11
+    return _ROUNDINGS[step.get("nearest_mode", "floor" if older else "round_prefer_floor")](at)
+
+
+def _interpolation(at: Tensor, n: int) -> Tensor:
+    """Return the matrix (m, n) that makes samples at these positions of n."""
+    matrix, rows = torch.zeros(len(at), n, dtype=torch.float64), torch.arange(len(at))
+    low = at.floor()
+    for place, share in ((low, 1 - (at - low)), (low + 1, at - low)):
+        matrix.index_put_((rows, place.clamp(0, n - 1).long()), share, accumulate=True)
     return matrix
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from calipers.errors import BadModel, CalipersError, CaptureError, UnsupportedOp
+from calipers.errors import BadModel, CaptureError, UnsupportedOp
 from calipers.graph.affine import Linear
 from calipers.graph.ir import Graph, Node
-from calipers.graph.onnx_moves import Step
+from calipers.graph.onnx_agreement import Outputs, compare
 from calipers.graph.onnx_ops import OPS
+from calipers.graph.onnx_steps import Step
 from calipers.graph.tape import Held, Shape, Tape, Value
 
 
@@ -29,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a file says, weights apart: `input_shape` as it stands there, with 1 for a free batch; the lines in order."""
+    """What a file says, weights apart: `input_shape` as it stands there, with 1 for a free batch; the lines that the output depends on, in order."""
 
     source: str
     input: str
@@ -42,15 +45,6 @@ class Program:
         """The shape of one point: the input's, without the leading axis of 1 that stands for the batch."""
         return self.input_shape[1:] if len(self.input_shape) > 1 and self.input_shape[0] == 1 else self.input_shape
 
-    def needed(self) -> tuple[Line, ...]:
-        """Return the lines that the output depends on."""
-        wanted, kept = {self.output}, []
-        for line in reversed(self.lines):
-            if wanted.intersection(line.outputs):
-                wanted.update(line.inputs)
-                kept.append(line)
-        return tuple(reversed(kept))
-
     def digest(self) -> str:
         """Return a hash of everything but the weights."""
         h = hashlib.sha256(f"{self.input} {self.input_shape} {self.output}".encode())
@@ -60,22 +54,35 @@ class Program:
         return h.hexdigest()[:16]
 
 
+class Other(Protocol):
+    """Another program that runs the file."""
+
+    dtype: np.dtype[Any]
+
+    def __call__(self, x: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the outputs (M, K) of inputs (M, *input_shape)."""
+
+    def edited(self, net: nn.Module) -> bool:
+        """Have weights of the network been changed since it was read?"""
+
+
 class OnnxNet(nn.Module):
     """The network of an ONNX file, (M, *point_shape) -> (M, K): evaluates its graph, with gradients, in the precision of its buffers.
 
-    `paired`: a single output z comes out as the logits (0, z), so that there are two classes; `outputs` counts the file's own. Raises `UnsupportedOp` at
-    once where an operation has no facts.
+    `paired` is for properties, which number the outputs whatever their shape: a single output z comes out as the logits (0, z), so that there are two
+    classes. Otherwise outputs of more axes come out with those, for whoever asks for logits to refuse. `outputs` counts the file's own. `other` runs the
+    file, for `confirm`. Raises `UnsupportedOp` at once where an operation has no facts.
     """
 
-    def __init__(self, program: Program, constants: Mapping[str, Tensor], paired: bool = False) -> None:
+    def __init__(self, program: Program, constants: Mapping[str, Tensor], paired: bool = False, other: Other | None = None) -> None:
         super().__init__()
-        self.program, self.paired = program, paired
+        self.program, self.paired, self.other = program, paired, other
         self.names = {name: f"constant_{k}" for k, name in enumerate(constants)}
         for name, tensor in constants.items():
             self.register_buffer(self.names[name], tensor)
         self.register_buffer("anchor", torch.zeros((), dtype=torch.float64 if _all_double(constants) else torch.float32))
         self._built: tuple[object, Graph] | None = None
-        self.outputs = 0
+        self.outputs, self._axes, self._foreseen = 0, Shape(), False
         self.graph()
 
     def graph(self) -> Graph:
@@ -89,7 +96,24 @@ class OnnxNet(nn.Module):
         """(M, *point_shape) -> (M, K)."""
         if x.shape[1:] != self.program.point_shape:
             raise BadModel(f"{self.program.source} takes points of shape {self.program.point_shape}, got {tuple(x.shape[1:])}")
-        return self.graph().values(x)[-1]
+        z = self.graph().values(x)[-1]
+        return z if self.paired or len(self._axes) < 2 else z.reshape(len(z), *self._axes)
+
+    def confirm(self, x: Tensor, run: Tensor, exact: Tensor) -> None:
+        """Compare outputs at points x (M, *point_shape), as this network gives them and as a float64 copy does, with the program that runs the file.
+
+        Raises `BadModel` with the size of the difference. A network whose weights were changed since is no longer that of the file.
+        """
+        if self.other is None:
+            return
+        given = x.detach().cpu().reshape(len(x), *self.program.input_shape)
+        own, double = (z.detach().cpu().flatten(1)[:, -self.outputs :] for z in (run, exact))
+        other = torch.as_tensor(self.other(given.numpy()))
+        try:
+            compare(Outputs(own, double, other), torch.as_tensor(np.zeros((), self.other.dtype)).dtype, self.program.source, "onnxruntime or the reference")
+        except BadModel:
+            if not self.other.edited(self):
+                raise
 
     def extra_repr(self) -> str:
         """Return what tells this network from another one with the same weights."""
@@ -105,12 +129,14 @@ class OnnxNet(nn.Module):
         known: dict[str, Value | None] = {"": None, self.program.input: tape.input}
         known.update({name: self.get_buffer(buffer) for name, buffer in self.names.items()})
         with torch.no_grad():
-            for line in self.program.needed():
-                known.update(zip(line.outputs, _results(tape, line, known), strict=False))
+            for line in self.program.lines:
+                known.update(zip(line.outputs, _results(tape, line, known, not self._foreseen), strict=False))
         output = known.get(self.program.output)
         if not isinstance(output, Held):
             raise CaptureError(f"{self.program.source}: the output {self.program.output} does not depend on the input {self.program.input}: nothing to bound")
+        self._foreseen = True  # once is enough: sizes are the same in every precision
         self.outputs = torch.Size(output.shape).numel()
+        self._axes = output.shape[1:] if output.shape[:1] == (1,) and len(output.shape) > 1 else output.shape
         graph = tape.graph(tape.view(output, (self.outputs,)))
         return _with_zero(graph, anchor) if self.paired and self.outputs == 1 else graph
 
@@ -120,11 +146,14 @@ def _all_double(constants: Mapping[str, Tensor]) -> bool:
     return bool(floats) and all(dtype == torch.float64 for dtype in floats)
 
 
-def _results(tape: Tape, line: Line, known: Mapping[str, Value | None]) -> tuple[Value, ...]:
-    step = line.step
+def _results(tape: Tape, line: Line, known: Mapping[str, Value | None], foresee: bool) -> tuple[Value, ...]:
+    step = line.step.fresh()
     missing = [name for name in line.inputs if name not in known]
     if missing:
-        raise BadModel(f"{step.where}: the input {missing[0]!r} is made nowhere before; the file is damaged or its operations are out of order")
+        raise BadModel(
+            f"{step.where}: the input {missing[0]!r} is made nowhere before: the file is damaged, its operations are out of order, or it is a further "
+            "result of an operation of which only the first is read"
+        )
     if step.kind not in OPS:
         raise UnsupportedOp(
             f"no bounds for ONNX's {step.kind} at {step.where}. Export the network without it, or add it to calipers/graph/onnx_ops.py; "
@@ -134,13 +163,15 @@ def _results(tape: Tape, line: Line, known: Mapping[str, Value | None]) -> tuple
     values = [known[name] for name in line.inputs]
     while values and values[-1] is None:
         values.pop()
-    try:
+    with step.guarded():
+        shapes = step.foreseen(values) if foresee else []
         found = OPS[step.kind](tape, step, *values)
-    except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
-        if isinstance(error, CalipersError):
-            raise
-        raise BadModel(f"{step.where}: {step.kind} cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})") from error
-    return found if isinstance(found, tuple) else (found,)
+        made = found if isinstance(found, tuple) else (found,)
+        step.finish()
+        for value, shape in zip(made, shapes, strict=False):
+            if shape is not None and tuple(value.shape) != shape:
+                raise step.damaged(f"a result of shape {tuple(value.shape)} was read, where the operator set says {shape}")
+    return made
 
 
 def _with_zero(graph: Graph, anchor: Tensor) -> Graph:

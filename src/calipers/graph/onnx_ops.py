@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from calipers.graph.onnx_layers import LAYERS, constant
-from calipers.graph.onnx_moves import MOVES, Step, ints, padded, reshaped, transposed
+from calipers.graph.onnx_moves import MOVES, reshaped, transposed
+from calipers.graph.onnx_steps import Step, ints
+from calipers.graph.onnx_windows import WINDOWS
 from calipers.graph.rewrites import inverse, leaky
 from calipers.graph.tape import Held, Tape, Value, fitted
 
 Reader = Callable[..., Value | tuple[Value, ...]]
 _FLOAT_TYPES = (1, 11)  # TensorProto.FLOAT, DOUBLE
+_HALF_TYPES = {10: torch.float16, 16: torch.bfloat16}
+_WHOLE_TYPES = {7: (-(2**63), 2**63 - 1), 6: (-(2**31), 2**31 - 1), 5: (-(2**15), 2**15 - 1), 3: (-128, 127), 2: (0, 255)}
 
 
 def _linear(tape: Tape, v: Held, weight: Tensor, bias: Tensor | None) -> Held:
@@ -87,84 +90,9 @@ def _product(tape: Tape, a: Value, b: Value) -> Value:
     return Held(product.number, product.held, shape)
 
 
-def _image(tape: Tape, step: Step, v: Value) -> Held:
-    """Return the value held as channels and places; the file's own batch axis must be 1."""
-    if not isinstance(v, Held) or len(v.shape) < 3 or v.shape[0] != 1:
-        raise step.refuse(f"expects one image of shape (1, channels, ...), got {tuple(v.shape)}")
-    return tape.view(v, v.shape[1:])
-
-
-def _windows(step: Step, size: tuple[int, ...], kernel: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return strides, dilations, and the padding before and after each axis, auto_pad worked out."""
-    rank = len(size)
-    strides, dilations = step.get("strides") or [1] * rank, step.get("dilations") or [1] * rank
-    auto = step.get("auto_pad", "NOTSET")
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n) for n, s, k, d in zip(size, strides, kernel, dilations, strict=True)]
-        less, more = [t // 2 for t in total], [t - t // 2 for t in total]
-        return strides, dilations, *((less, more) if auto == "SAME_UPPER" else (more, less))
-    pads = [0] * 2 * rank if auto == "VALID" else step.get("pads") or [0] * 2 * rank
-    return strides, dilations, pads[:rank], pads[rank:]
-
-
-def _conv(tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = None) -> Value:
-    w = constant(weight, step, "the kernel")
-    b = None if bias is None else constant(bias, step, "the bias")
-    x, rank = _image(tape, step, v), w.dim() - 2
-    strides, dilations, before, after = _windows(step, x.held[1:], list(w.shape[2:]))
-    if before != after or min(before) < 0:
-        x = _image(tape, step, padded(tape, step, x, {2 + i: pair for i, pair in enumerate(zip(before, after, strict=True))}))
-        before = [0] * rank
-    made = tape.call(f"aten.conv{rank}d.default", x, w, b, strides, before, dilations, step.get("group", 1))
-    return Held(made.number, made.held, (1, *made.held))
-
-
-def _conv_transpose(tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = None) -> Value:
-    """A convolution of the input with zeros between its elements, by the kernel turned around."""
-    w, x = constant(weight, step, "the kernel"), _image(tape, step, v)
-    rank, groups, size = w.dim() - 2, step.get("group", 1), x.held[1:]
-    strides, dilations = step.get("strides") or [1] * rank, step.get("dilations") or [1] * rank
-    before, after = _transpose_pads(step, size, list(w.shape[2:]), strides, dilations)
-    spread = [(n - 1) * s + 1 for n, s in zip(size, strides, strict=True)]
-
-    def between(t: Tensor) -> Tensor:
-        wide = t.new_zeros(*t.shape[:2], *spread)
-        places: Any = (..., *(slice(None, None, s) for s in strides))
-        wide[places] = t
-        return wide
-
-    if max(strides) > 1:
-        made = tape.moved("spread", (x,), between)
-        x = Held(made.number, made.held, (1, *made.held))
-    reach = [(k - 1) * d for k, d in zip(w.shape[2:], dilations, strict=True)]
-    x = _image(tape, step, _trimmed(tape, step, x, [(r - p, r - q) for r, p, q in zip(reach, before, after, strict=True)]))
-    turned = w.flip(*range(2, w.dim())).reshape(groups, w.shape[0] // groups, *w.shape[1:]).transpose(1, 2).flatten(0, 1)
-    b = None if bias is None else constant(bias, step, "the bias")
-    out = tape.call(f"aten.conv{rank}d.default", x, turned, b, [1] * rank, [0] * rank, dilations, groups)
-    return Held(out.number, out.held, (1, *out.held))
-
-
-def _trimmed(tape: Tape, step: Step, x: Held, pairs: list[tuple[int, int]]) -> Value:
-    return padded(tape, step, x, {2 + i: pair for i, pair in enumerate(pairs)})
-
-
-def _transpose_pads(step: Step, size: tuple[int, ...], kernel: list[int], strides: list[int], dilations: list[int]) -> tuple[list[int], list[int]]:
-    """Return what is cut off before and after each axis; what is added at the end counts as cut off less."""
-    rank = len(size)
-    extra = step.get("output_padding") or [0] * rank
-    pads, auto = step.get("pads") or [0] * 2 * rank, step.get("auto_pad", "NOTSET")
-    wanted = step.get("output_shape") or ([n * s for n, s in zip(size, strides, strict=True)] if auto.startswith("SAME") else None)
-    if wanted is None:
-        return pads[:rank], [q - e for q, e in zip(pads[rank:], extra, strict=True)]
-    full = [s * (n - 1) + e + (k - 1) * d + 1 for n, s, k, d, e in zip(size, strides, kernel, dilations, extra, strict=True)]
-    total = [max(0, f - w) for f, w in zip(full, wanted, strict=True)]
-    less, more = [t // 2 for t in total], [t - t // 2 for t in total]
-    before, after = (less, more) if auto == "SAME_UPPER" else (more, less)
-    return before, [q - e for q, e in zip(after, extra, strict=True)]
-
-
 def _batch_norm(tape: Tape, step: Step, v: Value, *given: Value) -> Value:
     scale, bias, mean, var = (constant(g, step, "a statistic") for g in given)
+    step.ignore("momentum")  # of running statistics, in training
     if step.get("training_mode", 0) or step.outputs > 1:
         raise step.refuse("batch normalisation in training mode mixes the points of a batch")
     if not isinstance(v, Held) or v.shape[0] != 1:
@@ -172,44 +100,6 @@ def _batch_norm(tape: Tape, step: Step, v: Value, *given: Value) -> Value:
     x = tape.view(v, v.shape[1:])
     made = tape.call("aten.batch_norm.default", x, scale, bias, mean, var, False, 0.0, step.get("epsilon", 1e-5), False)
     return Held(made.number, made.held, v.shape)
-
-
-def _max_pool(tape: Tape, step: Step, v: Value) -> Value:
-    x, kernel = _image(tape, step, v), step.get("kernel_shape")
-    strides, dilations, before, after = _windows(step, x.held[1:], kernel)
-    if before != after or max(2 * p - k for p, k in zip(before, kernel, strict=True)) > 0:
-        raise step.refuse(f"max-pooling with padding {before} before and {after} after is not read: only equal padding of at most half a window")
-    made = tape.call(f"aten.max_pool{len(kernel)}d.default", x, kernel, strides, before, dilations, bool(step.get("ceil_mode", 0)))
-    return Held(made.number, made.held, (1, *made.held))
-
-
-def _average_pool(tape: Tape, step: Step, v: Value) -> Value:
-    x, kernel = _image(tape, step, v), step.get("kernel_shape")
-    strides, dilations, before, after = _windows(step, x.held[1:], kernel)
-    if step.get("ceil_mode", 0) or max(dilations) > 1:
-        raise step.refuse("average-pooling with ceil_mode or dilations is not read")
-    pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 1]
-    around = [n for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
-    shares = None if step.get("count_include_pad", 0) or not any(around) else 1 / pool(
-        functional.pad(torch.ones(1, 1, *x.held[1:], dtype=tape.dtype, device=tape.device), around), kernel, strides
-    )  # fmt: skip
-
-    def run(t: Tensor) -> Tensor:
-        mean: Tensor = pool(functional.pad(t, around), kernel, strides)
-        return mean if shares is None else mean * shares.to(mean)
-
-    made = tape.moved(step.kind, (x,), run)
-    return Held(made.number, made.held, (1, *made.held))
-
-
-def _global_pool(tape: Tape, step: Step, v: Value) -> Value:
-    x = _image(tape, step, v)
-    size = x.held[1:]
-    if step.kind == "GlobalMaxPool":
-        made = tape.call(f"aten.max_pool{len(size)}d.default", x, list(size), list(size))
-    else:
-        made = tape.moved(step.kind, (x,), lambda t: t.mean(tuple(range(2, t.dim())), keepdim=True))
-    return Held(made.number, made.held, (1, *made.held))
 
 
 def _function(name: str, *attributes: tuple[str, float]) -> Reader:
@@ -282,21 +172,47 @@ def _where(tape: Tape, step: Step, mask: Value, x: Value, y: Value) -> Value:
     return tape.pair("aten.add.Tensor", *parts)
 
 
-def _identity(tape: Tape, step: Step, v: Value, *_: Any) -> Value:
+def _identity(tape: Tape, step: Step, v: Value) -> Value:
     return v
+
+
+def _dropout(tape: Tape, step: Step, v: Value, ratio: Value | None = None, training: Value | None = None) -> Value:
+    """Nothing is dropped, whatever the share and the seed, unless the file says that it is training."""
+    step.ignore("ratio", "seed")
+    if training is not None and bool(constant(training, step, "the mode").any()):
+        raise step.refuse("drops at random (training_mode is true): a network whose answers depend on chance. Export it in evaluation mode")
+    return v
+
+
+def _mod(tape: Tape, step: Step, a: Value, b: Value) -> Value:
+    """The remainder has the sign of the divisor, or with fmod that of the dividend."""
+    a, b = (constant(v, step, "a term of a remainder") for v in (a, b))
+    return torch.fmod(a, b) if step.get("fmod", 0) else torch.remainder(a, b)
 
 
 def _cast(tape: Tape, step: Step, v: Value) -> Value:
     to = step.get("to")
+    step.ignore("saturate", "round_mode")  # of types that are not read
     if isinstance(v, Held):
         if to not in _FLOAT_TYPES:
             raise step.refuse(f"casts what depends on the point to type {to}: only float and double are read")
         return v
-    return v.to(tape.dtype) if to in (*_FLOAT_TYPES, 10, 16) else v.bool() if to == 9 else v.trunc().long() if v.is_floating_point() else v.long()
+    if to in _FLOAT_TYPES or to in _HALF_TYPES:
+        return v.to(_HALF_TYPES.get(to, tape.dtype)).to(tape.dtype)
+    if to == 9:
+        return v.bool()
+    whole = v.trunc().long() if v.is_floating_point() else v.long()
+    low, high = _WHOLE_TYPES.get(to, (0, -1))
+    if whole.numel() and (int(whole.min()) < low or int(whole.max()) > high):
+        raise step.refuse(f"casts {int(whole.min())}..{int(whole.max())} to type {to}, which does not hold it")
+    return whole
 
 
 def _constant_node(tape: Tape, step: Step) -> Value:
-    value = next(iter(step.attributes.values()))
+    given = {name: step.get(name) for name in ("value", "value_float", "value_floats", "value_int", "value_ints") if name in step.attributes}
+    if len(step.attributes) != 1 or not given:
+        raise step.refuse(f"a constant given by {', '.join(step.attributes) or 'nothing'} is not read")
+    value = next(iter(given.values()))
     t = value if isinstance(value, Tensor) else torch.as_tensor(value)
     return t.to(tape.device, tape.dtype if t.is_floating_point() else t.dtype)
 
@@ -311,6 +227,10 @@ def _shape(tape: Tape, step: Step, v: Value) -> Value:
     return torch.tensor(v.shape[step.get("start", 0) : step.get("end")], dtype=torch.long, device=tape.device)
 
 
+def _size(tape: Tape, step: Step, v: Value) -> Value:
+    return torch.tensor(math.prod(v.shape), dtype=torch.long, device=tape.device)
+
+
 def _folded(function: Callable[..., Tensor]) -> Reader:
     """Return the reader of an operation that is only known for constants."""
 
@@ -323,23 +243,22 @@ def _folded(function: Callable[..., Tensor]) -> Reader:
 
 
 OPS: dict[str, Reader] = {
-    **MOVES, **LAYERS,
-    "Gemm": _gemm, "MatMul": _matmul, "Conv": _conv, "ConvTranspose": _conv_transpose, "BatchNormalization": _batch_norm,
-    "MaxPool": _max_pool, "AveragePool": _average_pool, "GlobalAveragePool": _global_pool, "GlobalMaxPool": _global_pool,
+    **MOVES, **LAYERS, **WINDOWS,
+    "Gemm": _gemm, "MatMul": _matmul, "BatchNormalization": _batch_norm,
     "Add": _arithmetic("aten.add.Tensor"), "Sub": _arithmetic("aten.sub.Tensor"), "Mul": _arithmetic("aten.mul.Tensor"), "Div": _divide,
     "Pow": _power, "Sum": _sum, "Mean": _sum, "Max": _extreme, "Min": _extreme, "Neg": _function("aten.neg.default"),
     "Relu": _function("aten.relu.default"), "LeakyRelu": _function("aten.leaky_relu.default", ("alpha", 0.01)), "PRelu": _prelu,
     "Elu": _function("aten.elu.default", ("alpha", 1.0)), "Sigmoid": _function("aten.sigmoid.default"), "Tanh": _function("aten.tanh.default"),
     "Softplus": _function("aten.softplus.default"), "Exp": _function("aten.exp.default"), "Log": _function("aten.log.default"),
-    "Sqrt": _function("aten.sqrt.default"), "Abs": _function("aten.abs.default"), "Reciprocal": _inverse,
+    "Sqrt": _function("aten.sqrt.default"), "Abs": _function("aten.abs.default"), "Reciprocal": _inverse, "Size": _size,
     "Erf": _function("aten.erf.default"), "Sin": _function("aten.sin.default"), "Cos": _function("aten.cos.default"), "Clip": _clip,
     "Atan": _function("aten.atan.default"), "Mish": _function("aten.mish.default"), "Celu": _function("aten.celu.default", ("alpha", 1.0)),
     "Selu": lambda tape, step, v: tape.elementwise("aten.elu.default", v, step.get("alpha", 1.67326319217681884765625),
                                                    step.get("gamma", 1.05070102214813232421875)),
     "HardSigmoid": _hard_sigmoid, "HardSwish": _function("aten.hardswish.default"),
-    "Identity": _identity, "Dropout": _identity, "Cast": _cast, "Constant": _constant_node, "ConstantOfShape": _constant_of_shape, "Shape": _shape,
+    "Identity": _identity, "Dropout": _dropout, "Cast": _cast, "Constant": _constant_node, "ConstantOfShape": _constant_of_shape, "Shape": _shape,
     "Range": _folded(lambda a, b, c: torch.arange(a.item(), b.item(), c.item(), dtype=a.dtype, device=a.device)),
-    "Where": _where, "Mod": _folded(torch.remainder), "Equal": _folded(torch.eq),
+    "Where": _where, "Mod": _mod, "Equal": _folded(torch.eq),
     "Less": _folded(torch.lt), "Greater": _folded(torch.gt), "Not": _folded(torch.logical_not),
     "Floor": _folded(torch.floor), "Ceil": _folded(torch.ceil), "And": _folded(torch.logical_and), "Or": _folded(torch.logical_or),
 }  # fmt: skip

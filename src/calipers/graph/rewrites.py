@@ -18,6 +18,7 @@ from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Scale, Sum
 from calipers.graph.contraction import MatMul
 from calipers.graph.curves import ERF, EXP, GELU, MISH, RECIPROCAL, RSQRT, SIGMOID, SILU, SQRT, SQUARE, TANH, softplus
+from calipers.graph.parameters import require
 from calipers.graph.pooled import LogSumExp
 from calipers.graph.products import Product
 from calipers.graph.writing import Result, Writer
@@ -235,10 +236,18 @@ def masked_fill(w: Writer, x: Value, mask: Any, value: Any) -> Result | None:
     return where(w, mask, torch.as_tensor(value, dtype=w.dtype), x)
 
 
+def plain_power(w: Writer, x: Result, exponent: Any) -> Result | None:
+    """x to the power of 1 or 0, which is no curve: x itself, or 1 everywhere."""
+    if isinstance(exponent, Result) or exponent not in (0, 1):
+        return None
+    return scaled(w, x, float(exponent), 1.0 - float(exponent))
+
+
 def variance(w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool = False) -> Result:
     """The mean of the squared deviations, with the divisor n - correction."""
     axes = tuple(w.axis(x, d) for d in dims)
     count = math.prod(x.shape[a - 1] for a in axes)
+    require(count > (1 if correction is None else correction), "a variance", "more elements than its correction", elements=count)
     share = 1 - 2 / count
     centred = w.move("centre", lambda t: t - t.mean(axes, keepdim=True), x, absolute=lambda t: share * t + t.mean(axes, keepdim=True))
     total = w.move("sum", lambda t: t.sum(axes, keepdim=keepdim), w.write(SQUARE, centred))
@@ -273,6 +282,7 @@ REWRITES: dict[str, Callable[..., Result | None]] = {
     "aten.where.self": where,
     "aten.masked_fill.Scalar": masked_fill,
     "aten.masked_fill.Tensor": masked_fill,
+    "aten.pow.Tensor_Scalar": plain_power,
     "aten.var.correction": variance,
     "aten.var.dim": lambda w, x, dims, unbiased=True, keepdim=False: variance(w, x, dims, int(unbiased), keepdim),
 }

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from calipers.graph.ir import Lines
+from calipers.graph.parameters import require
 
 _HALVINGS, _CROSSINGS = 6, 12  # after a few halvings a function is nearly straight in its bracket, and a secant doubles the digits
 _ULPS = 32  # of the largest term, taken off every intercept: the functions err by less than 8 units in the last place, and so do their derivatives
@@ -76,6 +77,9 @@ class Smooth:
     jump: float = 0.0
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
 
+    def __post_init__(self) -> None:
+        require(not any(math.isnan(p) for p in (*self.inflections, *self.turns, self.jump)), self.name, "a number for every parameter", jump=self.jump)
+
     def value(self, x: Tensor) -> Tensor:
         """f(x), as the model does it."""
         return self.run(x)
@@ -90,8 +94,9 @@ class Smooth:
         """Return the jump where the interval holds it; on which side its place itself lies is left open."""
         if not self.jump:
             return torch.zeros_like(lower)
-        place, near = self.inflections[-1], 1 + 8 * torch.finfo(lower.dtype).eps
-        return self.jump * ((lower <= place * near) & (upper >= place / near)).to(lower.dtype)
+        place = self.inflections[-1]
+        near = 8 * torch.finfo(lower.dtype).eps * abs(place)
+        return torch.where((lower <= place + near) & (upper >= place - near), self.jump, torch.zeros_like(lower))
 
     def _extremes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         places = [lower, upper, *(self._within(turn, lower, upper) for turn in self.turns)]

@@ -67,7 +67,10 @@ class Tape:
         places = tuple(i for i, a in enumerate(args) if isinstance(a, Held))
         run, absolute = bound(name, args), bound(name, with_absolute_constants(args))
         shape = self._result(run, variable)
-        op = self._op(Call(name, run, args, places, tuple(v.held for v in variable), shape, self.dtype, self.device, absolute))
+        try:
+            op = self._op(Call(name, run, args, places, tuple(v.held for v in variable), shape, self.dtype, self.device, absolute))
+        except UnsupportedOp as refused:
+            raise UnsupportedOp(f"{self.writer.where}: {refused}") from refused
         made = self.several(REWRITES[name], *args) if op is None and name in REWRITES else None if op is None else self._write(op, variable)
         if made is None:
             raise UnsupportedOp(

@@ -11,6 +11,7 @@ from calipers.errors import BadInput
 
 FREE, RATIO = 2**26, 100  # what may be unpacked from any file, in bytes, and otherwise so many times its size
 _MOST = 100_000  # members
+_CHUNK = 2**20
 
 
 class Archive:
@@ -45,20 +46,21 @@ class Archive:
         """The members, in the archive's order."""
         return list(self._members)
 
-    def size(self, name: str) -> int:
-        """Return how many bytes a member says it holds."""
-        return self._members[name].file_size
-
-    def read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytearray:
         """Return what a member holds, its checksum compared."""
         info = self._members[name]
+        data = bytearray(info.file_size)
+        view, place = memoryview(data), 0
         try:
             with self._zip.open(info) as member:
-                data = member.read(info.file_size + 1)
+                while place < len(data) and (part := member.read(min(_CHUNK, len(data) - place))):
+                    view[place : place + len(part)] = part
+                    place += len(part)
+                rest = member.read(1)  # at the end the checksum is compared
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
             raise BadInput(f"{self.path}: {name} cannot be unpacked ({error}); is the file complete?") from error
-        if len(data) != info.file_size:
-            raise BadInput(f"{self.path}: {name} holds {len(data)} bytes in place of {info.file_size}; is the file complete?")
+        if place != len(data) or rest:
+            raise BadInput(f"{self.path}: {name} does not hold the {len(data)} bytes that it lists; is the file complete?")
         return data
 
     def close(self) -> None:
@@ -72,8 +74,13 @@ class Archive:
         self.close()
 
 
+def growth(path: Path) -> int:
+    """Return how many bytes a packed file may unpack to."""
+    return max(FREE, RATIO * path.stat().st_size)
+
+
 def check_growth(path: Path, size: int) -> None:
     """Refuse a packed file that would unpack to far more than what it takes on the disk."""
-    limit = max(FREE, RATIO * path.stat().st_size)
-    if size > limit:
-        raise BadInput(f"{path} would unpack to {size:,} bytes, more than {RATIO} times what it takes on the disk. If that is meant, store it unpacked.")
+    if size > growth(path):
+        told = f"more than {RATIO} times what it takes on the disk"
+        raise BadInput(f"{path} would unpack to {size:,} bytes or more, {told}. If that is meant, store it unpacked.")

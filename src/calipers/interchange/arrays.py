@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,24 @@ from torch import Tensor
 
 from calipers import data
 from calipers.errors import BadInput
-from calipers.interchange.files import existing
+from calipers.interchange.archives import FREE, RATIO
+from calipers.interchange.files import existing, is_file
+from calipers.interchange.npy import Array, NpyFile, array_of
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # of images: bytes of a pixel
+_X, _Y = ("x", "images", "data", "inputs"), ("y", "labels", "label", "targets")
 
 
 def load_data(source: str | None, labels: str | None = None, points: int | None = None) -> tuple[Tensor, Tensor]:
     """Return x (N, *D) and y (N,), the first `points` of them.
 
-    `.npz` with arrays x and y (or one of each kind), `.npy` with the labels in another `.npy`, a folder with one sub-folder of images a class (in
-    sorted order, as torchvision has it), or None: the embedded MNIST images. 8-bit values are scaled to [0, 1]; images come out as (N, C, H, W).
+    `.npz` with arrays x and y (or one of each kind), `.npy` with the labels in another `.npy`, a folder with one sub-folder of images
+    a class (in sorted order, as torchvision has it), or None: the embedded MNIST images. 8-bit values are scaled to [0, 1]; images
+    come out as (N, C, H, W).
     """
+    if points is not None and points < 1:
+        raise BadInput(f"the number of points must be at least 1, got {points}")
     if source is None:
         x, y = data.images()
     else:
@@ -29,34 +37,43 @@ def load_data(source: str | None, labels: str | None = None, points: int | None 
         x, y = _folder(path) if path.is_dir() else _arrays(path, labels)
     if len(x) != len(y):
         raise BadInput(f"{source} holds {len(x)} points but {len(y)} labels")
-    if points is not None and points < 1:
-        raise BadInput(f"the number of points must be at least 1, got {points}")
     return x[:points], y[:points]
 
 
 def _arrays(path: Path, labels: str | None) -> tuple[Tensor, Tensor]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
+    with NpyFile(path) as file:
+        if file.single:
             if labels is None:
                 raise BadInput(f"{path} holds the points alone: name the file of their labels, --labels labels.npy")
-            return _as_points(loaded), torch.as_tensor(np.load(existing(labels, "labels"), allow_pickle=False))
-        arrays = {k: loaded[k] for k in loaded.files}
-    except (ValueError, OSError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{path} cannot be read as arrays ({error}). Give an .npz with x and y, or an .npy of plain numbers.") from error
-    y = next((arrays[k] for k in ("y", "labels", "label", "targets") if k in arrays), None)
-    x = next((arrays[k] for k in ("x", "images", "data", "inputs") if k in arrays), None)
-    if x is None or y is None:
-        raise BadInput(f"{path} holds the arrays {', '.join(arrays) or 'none'}; x (the points) and y (the labels) are needed")
-    return _as_points(x), torch.as_tensor(y)
+            return _as_points(file.array(""), path), _labels(existing(labels, "labels"))
+        x, y = (next((name for name in names if name in file.names), None) for names in (_X, _Y))
+        if x is None or (y is None and labels is None):
+            held = ", ".join(file.names)[:300] or "none"
+            raise BadInput(f"{path} holds the arrays {held}; x (the points) and y (the labels) are needed")
+        told = _labels(existing(str(labels), "labels")) if y is None else _as_labels(file.array(y), path)
+        return _as_points(file.array(x), path), told
 
 
-def _as_points(array: np.ndarray[Any, Any]) -> Tensor:
+def _labels(path: Path) -> Tensor:
+    return _as_labels(array_of(path, _Y), path)
+
+
+def _as_labels(array: Array, path: Path) -> Tensor:
+    if array.ndim == 0:
+        raise BadInput(f"{path} holds one number where labels are needed, one for each point")
+    if array.dtype.kind in "iu":
+        if array.size and int(array.max()) >= 2**63:
+            raise BadInput(f"{path} holds labels of 2^63 and more; labels are classes, counted from 0")
+        array = array.astype(np.int64)
+    return torch.as_tensor(array)
+
+
+def _as_points(array: Array, path: Path) -> Tensor:
+    if array.ndim == 0:
+        raise BadInput(f"{path} holds one number where points are needed, (N, *D)")
+    if array.dtype != np.uint8:
+        return torch.as_tensor(array if array.dtype.kind == "f" else array.astype(np.float64))
     x = torch.as_tensor(array)
-    if x.dtype != torch.uint8:
-        return x if x.is_floating_point() else x.double()
     if x.dim() == 3:
         x = x[:, None]
     elif x.dim() == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
@@ -65,18 +82,40 @@ def _as_points(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def _folder(path: Path) -> tuple[Tensor, Tensor]:
+    """Return the images of a folder; their sizes are compared before any is unpacked."""
     try:
-        from PIL import Image
+        from PIL import Image  # noqa: F401
     except ImportError as error:
         raise BadInput("reading images needs Pillow: pip install 'calipers[images]'") from error
-    classes = sorted(p for p in path.iterdir() if p.is_dir())
-    files = [(f, k) for k, folder in enumerate(classes) for f in sorted(folder.rglob("*")) if f.suffix.lower() in _IMAGES]
+    try:
+        classes = sorted(p for p in path.iterdir() if p.is_dir())
+        files = [(f, k) for k, folder in enumerate(classes) for f in sorted(folder.rglob("*")) if f.suffix.lower() in _IMAGES]
+    except OSError as error:
+        raise BadInput(f"the folder {path} cannot be read ({error})") from error
     if not files:
         raise BadInput(f"{path} holds no images in class folders; expected {path}/CLASS/IMAGE.png")
-    arrays = [np.asarray(image) for image in map(Image.open, (f for f, _ in files))]
-    sizes = {a.shape for a in arrays}
-    if len(sizes) > 1 or any(a.dtype != np.uint8 for a in arrays):
-        raise BadInput(
-            f"the images in {path} must be 8-bit and of one size, found {len(sizes)} sizes: {', '.join(map(str, sorted(sizes)[:3]))}. Resize them first."
-        )
-    return _as_points(np.stack(arrays)), torch.tensor([k for _, k in files])
+    sizes = {_image(f, look=True) for f, _ in files}
+    if len(sizes) > 1:
+        shown = ", ".join(map(str, sorted(sizes)[:3]))
+        raise BadInput(f"the images in {path} must be 8-bit and of one size, found {len(sizes)} sizes: {shown}. Resize them first.")
+    total = len(files) * math.prod(sizes.pop())
+    if total > max(FREE, RATIO * sum(f.stat().st_size for f, _ in files)):
+        raise BadInput(f"the images in {path} would unpack to {total:,} bytes, more than {RATIO} times what they take on the disk")
+    return _as_points(np.stack([_image(f) for f, _ in files]), path), torch.tensor([k for _, k in files])
+
+
+def _image(path: Path, look: bool = False) -> Any:
+    """Return an image's pixels, or only how many rows, columns and bytes a pixel it has."""
+    from PIL import Image
+
+    if not is_file(path):
+        raise BadInput(f"{path} is no ordinary file")
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _MODES:
+                raise BadInput(f"{path} must be 8-bit grey or RGB; its mode is {image.mode}. Convert it first: Image.open(path).convert('RGB')")
+            return (*image.size[::-1], _MODES[image.mode]) if look else np.asarray(image)
+    except BadInput:
+        raise
+    except Exception as error:  # of a broken image Pillow raises whatever its decoders do
+        raise BadInput(f"{path} cannot be read as an image ({type(error).__name__}: {str(error)[:200]}); is it complete?") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calipers.errors import BadInput
-from calipers.interchange.files import content, existing
+from calipers.interchange.files import content, existing, is_file
 
 _NETWORK, _PROPERTY, _TIMEOUT = {"network", "onnx", "model"}, {"property", "vnnlib", "specification"}, {"timeout", "seconds"}
 
@@ -46,14 +46,16 @@ def load_instances(source: str | Path) -> list[Instance]:
 def _instance(row: list[str], places: list[int | None], path: Path) -> Instance:
     network, specification, timeout = ("" if k is None or k >= len(row) else row[k] for k in places)
     if not network or not specification:
-        raise BadInput(f"{path}: the line {','.join(row)!r} names no network and property; each line is network,property[,timeout]")
+        raise BadInput(f"{path}: the line {','.join(row)[:200]!r} names no network and property; each line is network,property[,timeout]")
     try:
         seconds = float(timeout) if timeout else None
     except ValueError as error:
-        raise BadInput(f"{path}: {timeout!r} is no number of seconds") from error
+        raise BadInput(f"{path}: {timeout[:40]!r} is no number of seconds") from error
+    if seconds is not None and not 0 <= seconds < float("inf"):
+        raise BadInput(f"{path}: a time of {timeout[:40]} seconds; give a number of at least 0")
     return Instance((network, specification), _file(path.parent, network, "onnx"), _file(path.parent, specification, "vnnlib"), seconds)
 
 
 def _file(folder: Path, name: str, kind: str) -> Path:
     tried = [folder / place / (name + ending) for place in ("", kind) for ending in ("", f".{kind}", ".gz", f".{kind}.gz")]
-    return next((path for path in tried if path.is_file()), folder / name)
+    return next((path for path in tried if is_file(path)), folder / name)

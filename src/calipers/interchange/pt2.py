@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,10 +96,8 @@ def _tensor(archive: Archive, member: str, facts: dict[str, Any], where: str) ->
     last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     if rest or math.prod(sizes) > count + _ROOM or (math.prod(sizes) and last >= count):
         raise BadInput(f"{where} needs more numbers than the {count} that are stored for it; is the file complete?")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the bytes cannot be written to: the tensor is copied
-        flat = torch.frombuffer(data, dtype=dtype) if count else torch.zeros(0, dtype=dtype)
-    tensor = flat.as_strided(sizes, strides, offset).clone() if math.prod(sizes) else torch.zeros(sizes, dtype=dtype)
+    flat = torch.frombuffer(data, dtype=dtype) if count else torch.zeros(0, dtype=dtype)
+    tensor = flat.as_strided(sizes, strides, offset) if math.prod(sizes) else torch.zeros(sizes, dtype=dtype)
     on_gpu = facts["device"]["type"] == "cuda" and torch.cuda.is_available()
     return tensor.cuda() if on_gpu else tensor
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +22,9 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
 _IGNORED = {"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"}
 _MOST_DIGITS = 1000
+_MOST_BITS = 2 * int(_MOST_DIGITS * 3.33)
 _MOST_CASES = 100_000
+_MOST_ATOMS = 10_000_000  # of all cases together
 
 Atom = dict[str, Fraction]
 """A linear term, coefficients by name, its constant under "": as an atom of a formula, it is <= 0."""
@@ -81,6 +82,7 @@ class _Reader:
     opened: list[int] = field(default_factory=list)
     declared: set[str] = field(default_factory=set)
     asserted: list[Formula] = field(default_factory=list)
+    atoms: int = 0
 
     def fail(self, why: str) -> BadInput:
         return BadInput(f"{self.name}, line {self.line}: {why}")
@@ -156,13 +158,16 @@ class _Reader:
             count *= len(formula)
             if count > _MOST_CASES:
                 raise self.fail(f"the disjunctions multiply to more than {_MOST_CASES} cases")
+        self.atoms += count * (len(plain) + sum(max(map(len, formula)) for formula in choices))
+        if self.atoms > _MOST_ATOMS:
+            raise self.fail(f"the disjunctions multiply to more than {_MOST_ATOMS} comparisons")
         return tuple(plain + tuple(itertools.chain.from_iterable(choice)) for choice in itertools.product(*choices))
 
     def comparison(self, sign: str, terms: list[Atom]) -> Formula:
         if len(terms) != 2:
             raise self.fail(f"({sign} ...) compares two terms, got {len(terms)}")
-        below = _combined(terms, (1, -1))
-        above = _combined(terms, (-1, 1))
+        below = self.combined(terms, (1, -1))
+        above = {name: -c for name, c in below.items()}
         return ((below,),) if sign == "<=" else ((above,),) if sign == ">=" else ((below, above),)
 
     def arithmetic(self, sign: str, terms: list[Atom]) -> Atom:
@@ -170,7 +175,7 @@ class _Reader:
             raise self.fail(f"({sign}) adds nothing up")
         if sign in "+-":
             first = -1 if sign == "-" and len(terms) == 1 else 1
-            return _combined(terms, (first, *[1 if sign == "+" else -1] * (len(terms) - 1)))
+            return self.combined(terms, (first, *[1 if sign == "+" else -1] * (len(terms) - 1)))
         total = terms[0]
         for term in terms[1:]:
             fixed = term if set(term) <= {""} else total
@@ -179,11 +184,21 @@ class _Reader:
             if set(fixed) - {""} or (sign == "/" and (fixed is not term or factor == 0)):
                 raise self.fail(f"({sign} ...) of two variables, or by zero, is not linear")
             total = {name: c * factor if sign == "*" else c / factor for name, c in other.items()}
-        self._check_size(total)
+            self.check_size(total)
         return total
 
-    def _check_size(self, term: Atom) -> None:
-        if any(abs(c.numerator) >= 10**_MOST_DIGITS or c.denominator >= 10**_MOST_DIGITS for c in term.values()):
+    def combined(self, terms: Sequence[Atom], signs: Sequence[int]) -> Atom:
+        """Return the sum of terms by their signs, without what cancels."""
+        total: Atom = {}
+        for term, sign in zip(terms, signs, strict=True):
+            for name, c in term.items():
+                total[name] = total[name] + sign * c if name in total else c if sign == 1 else -c
+            self.check_size({name: total[name] for name in term})
+        return {name: c for name, c in total.items() if c}
+
+    def check_size(self, term: Atom) -> None:
+        """Raise `BadInput` where numbers grow without end."""
+        if any(max(c.numerator.bit_length(), c.denominator.bit_length()) > _MOST_BITS for c in term.values()):
             raise self.fail(f"a number of more than {_MOST_DIGITS} digits")
 
     def formula(self, word: Word) -> Formula:
@@ -210,7 +225,8 @@ class _Reader:
         inputs, outputs = (self.count(letter) for letter in "XY")
         if not any(name.startswith("Y") for f in self.asserted for conjunction in f for atom in conjunction for name in atom):
             raise BadInput(f"{self.name} asserts nothing about the outputs: is the file complete?")
-        return _property(inputs, outputs, self.conjunction(self.asserted), self.name)
+        common = itertools.chain.from_iterable(f[0] for f in self.asserted if len(f) == 1)
+        return _Sorter(inputs, outputs, self.name, tuple(common)).sorted(self.conjunction([f for f in self.asserted if len(f) != 1]))
 
     def count(self, letter: str) -> int:
         numbers = sorted(int(name[2:]) for name in self.declared if name.startswith(letter))
@@ -220,51 +236,84 @@ class _Reader:
         return len(numbers)
 
 
-def _combined(terms: Sequence[Atom], signs: Sequence[int]) -> Atom:
-    total: Counter[str] = Counter()
-    for term, sign in zip(terms, signs, strict=True):
-        for name, c in term.items():
-            total[name] += sign * c  # type: ignore[assignment]
-    return {name: Fraction(c) for name, c in total.items() if c}
+Ends = tuple[dict[int, Fraction], dict[int, Fraction]]
+"""The greatest lower and the least upper bound found of each input."""
+
+Key = tuple[tuple[Fraction, ...], tuple[Fraction, ...]]
 
 
-def _property(inputs: int, outputs: int, formula: Formula, name: str) -> Property:
-    """Sort the cases by their boxes."""
-    boxes: dict[tuple[tuple[Fraction, ...], tuple[Fraction, ...]], list[tuple[Inequality, ...]]] = {}
-    notes = []
-    for place, conjunction in enumerate(formula):
-        if any(set(atom) <= {""} and atom.get("", 0) > 0 for atom in conjunction):
-            notes.append(f"case {place} asks for the impossible")
-            continue
-        low, high = _box(conjunction, inputs, name)
-        if any(a > b for a, b in zip(low, high, strict=True)):
-            notes.append(f"case {place} leaves no input: X_{next(i for i, (a, b) in enumerate(zip(low, high, strict=True)) if a > b)} has no value")
-            continue
-        rows = (_inequality(atom, outputs) for atom in conjunction if any(n.startswith("Y") for n in atom))
-        boxes.setdefault((low, high), []).append(tuple(dict.fromkeys(rows)))
-    queries = tuple(Query(low, high, outputs, tuple(dict.fromkeys(cases))) for (low, high), cases in boxes.items())
-    return Property(inputs, outputs, queries, tuple(notes))
+@dataclass
+class _Sorter:
+    """Sorts cases by their boxes. What is `common` to all of them is looked at once: properties have thousands of such bounds, and hundreds of cases."""
+
+    inputs: int
+    outputs: int
+    name: str
+    common: tuple[Atom, ...]
+    notes: list[str] = field(default_factory=list)
+
+    def sorted(self, formula: Formula) -> Property:
+        """Return the property that these cases make."""
+        boxes: dict[Key, list[tuple[Inequality, ...]]] = {}
+        ends = self.narrowed(({}, {}), self.common)
+        rows, hopeless = self.rows(self.common), any(map(_impossible, self.common))
+        usual: tuple[Key | None, list[tuple[Inequality, ...]]] | None = None  # of cases without bounds of their own
+        for place, conjunction in enumerate(formula):
+            if hopeless or any(map(_impossible, conjunction)):
+                self.notes.append(f"case {place} asks for the impossible")
+                continue
+            own = [atom for atom in conjunction if any(n.startswith("X") for n in atom)]
+            if own or usual is None:
+                key = self.box(self.narrowed(ends, own) if own else ends, place)
+                held = [] if key is None else boxes.setdefault(key, [])
+                usual = usual if own else (key, held)
+            else:
+                key, held = usual
+                if key is None:
+                    self.notes.append(f"case {place} leaves no input either")
+            held.append(tuple(dict.fromkeys((*rows, *self.rows(conjunction)))))
+        queries = tuple(Query(low, high, self.outputs, tuple(dict.fromkeys(cases))) for (low, high), cases in boxes.items())
+        return Property(self.inputs, self.outputs, queries, tuple(self.notes))
+
+    def narrowed(self, ends: Ends, atoms: Sequence[Atom]) -> Ends:
+        """Return the bounds of inputs, with those of some atoms among them."""
+        low, high = dict(ends[0]), dict(ends[1])
+        for atom in atoms:
+            variables = [n for n in atom if n.startswith("X")]
+            if not variables:
+                continue
+            if len(atom) - ("" in atom) > 1:
+                tied = " and ".join(sorted(n for n in atom if n)[:3])
+                raise BadInput(f"{self.name} ties {tied} together: only bounds of single inputs are read")
+            (variable,) = variables
+            i, end = int(variable[2:]), -atom.get("", Fraction(0)) / atom[variable]
+            if atom[variable] > 0:
+                high[i] = end if i not in high else min(high[i], end)
+            else:
+                low[i] = end if i not in low else max(low[i], end)
+        return low, high
+
+    def box(self, ends: Ends, place: int) -> Key | None:
+        """Return a case's box; none, and a note, where it is empty."""
+        low, high = ends
+        for i in range(self.inputs) if min(len(low), len(high)) < self.inputs else ():
+            if i not in low or i not in high:
+                side = "lower" if i not in low else "upper"
+                raise BadInput(f"{self.name} gives X_{i} no {side} bound: every input needs both, in every case")
+        empty = next((i for i in range(self.inputs) if low[i] > high[i]), None)
+        if empty is not None:
+            self.notes.append(f"case {place} leaves no input: X_{empty} has no value")
+            return None
+        return tuple(low[i] for i in range(self.inputs)), tuple(high[i] for i in range(self.inputs))
+
+    def rows(self, atoms: Sequence[Atom]) -> list[Inequality]:
+        """Return what atoms ask of the outputs."""
+        return [_inequality(atom) for atom in atoms if any(n.startswith("Y") for n in atom)]
 
 
-def _box(conjunction: Sequence[Atom], inputs: int, name: str) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
-    low: dict[int, Fraction] = {}
-    high: dict[int, Fraction] = {}
-    for atom in conjunction:
-        variables = [n for n in atom if n.startswith("X")]
-        if not variables:
-            continue
-        if len(atom) - ("" in atom) > 1:
-            raise BadInput(f"{name} ties {' and '.join(sorted(n for n in atom if n)[:3])} together: only bounds of single inputs are read")
-        (variable,) = variables
-        i, end, bound = int(variable[2:]), -atom.get("", Fraction(0)) / atom[variable], atom[variable]
-        ends, tighter = ((high, min), (low, max))[bound < 0]
-        choose: Callable[..., Fraction] = tighter
-        ends[i] = end if i not in ends else choose(ends[i], end)
-    for i in range(inputs):
-        if i not in low or i not in high:
-            raise BadInput(f"{name} gives X_{i} no {'lower' if i not in low else 'upper'} bound: every input needs both, in every case")
-    return tuple(low[i] for i in range(inputs)), tuple(high[i] for i in range(inputs))
+def _impossible(atom: Atom) -> bool:
+    return set(atom) <= {""} and atom.get("", 0) > 0
 
 
-def _inequality(atom: Atom, outputs: int) -> Inequality:
+def _inequality(atom: Atom) -> Inequality:
     return Inequality(tuple(sorted((int(n[2:]), c) for n, c in atom.items() if n)), atom.get("", Fraction(0)))

@@ -69,9 +69,9 @@ def verify(
     """
     case = _Case(classifier, list(queries), shape, time.monotonic(), timeout, seed)
     try:
-        with _limit(timeout):
+        with limited(timeout):
             return case.decide(stages)
-    except _OutOfTimeError:
+    except OutOfTimeError:
         return case.verdict("timeout")
 
 
@@ -107,7 +107,7 @@ class _Case:
         still = []
         for query, problem in left:
             if self.timeout is not None and time.monotonic() - self.begun > self.timeout:
-                raise _OutOfTimeError
+                raise OutOfTimeError
             found, proved = self.attacked(stage, query, problem) if stage.kind == "attack" else self.bounded(stage, query, problem)
             if found is not None:
                 return found, left
@@ -164,18 +164,19 @@ def witness(classifier: Classifier, query: Query, point: torch.Tensor) -> Witnes
     return Witness(texts, tuple(str(v) for v in outputs))
 
 
-class _OutOfTimeError(KeyboardInterrupt):
+class OutOfTimeError(KeyboardInterrupt):
     """An interrupt: tools hand over what they have, and stop."""
 
 
 @contextmanager
-def _limit(seconds: float | None) -> Iterator[None]:
+def limited(seconds: float | None) -> Iterator[None]:
+    """Raise `OutOfTimeError` in what runs inside, once the seconds are over (in the main thread; elsewhere nothing can)."""
     if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def ring(*_: object) -> None:
-        raise _OutOfTimeError
+        raise OutOfTimeError
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))

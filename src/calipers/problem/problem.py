@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadInput
+from calipers.problem.agreement import confirm
 from calipers.problem.ball import Region
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted
@@ -59,6 +60,7 @@ class Problem:
             raise BadInput(f"the model returns {classes} logits: nothing to tell apart")
         goal = goal or Untargeted()
         goal.check(y, classes)
+        confirm(classifier, x, threat)
         return cls(classifier, x, y, threat, goal, classes, _names(x, y, goal))
 
     def __len__(self) -> int:

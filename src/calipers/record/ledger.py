@@ -44,11 +44,26 @@ class Ledger:
         self.path = None if path is None else Path(path)
         if read_only and (self.path is None or not self.path.exists()):
             raise RecordError(f"no record at {path}: nothing to read. Measure first: calipers measure --record {path}")
+        if self.path is not None and not self.path.absolute().parent.is_dir():
+            raise RecordError(f"there is no folder {self.path.parent} to keep the record in: make it first")
+        self._made: sqlite3.Connection | None = None
+        if self.path is None or self.path.exists():
+            self._connect()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The open file. One that does not exist is made only when something is asked: a question that is refused at the door leaves none."""
+        return self._made or self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
         try:
-            self._db = sqlite3.connect(":memory:" if self.path is None else str(self.path), timeout=30)
+            self._made = sqlite3.connect(":memory:" if self.path is None else str(self.path), timeout=30)
             self._prepare()
         except sqlite3.DatabaseError as error:
-            raise RecordError(f"{path} cannot be used as a record ({error}). Give another file name, or remove it if it is not a calipers record.") from error
+            self.close()
+            told = "Give another file name, or remove it if it is not a calipers record."
+            raise RecordError(f"{self.path} cannot be used as a record ({error}). {told}") from error
+        return self._made
 
     def _prepare(self) -> None:
         known = self._db.execute("pragma application_id").fetchone()[0]
@@ -72,7 +87,8 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file; what was appended stays."""
-        self._db.close()
+        if self._made is not None:
+            self._made.close()
 
     def ask(self, question: Question, points: Iterable[Point]) -> None:
         """Register a question and its points. Both may be known already: then the facts and radii of the latest asking stand (a verdict is a reading

@@ -1,0 +1,60 @@
+"""Does a network that was read from a file compute what the file says? Asked at the door, on points of the very question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from calipers.problem.classifier import Classifier
+from calipers.problem.streams import Streams
+from calipers.problem.threat import Threat
+
+_CENTERS, _AROUND = 2, 2  # points, and for each of them how many inside its ball, and as many at its ends
+
+
+@runtime_checkable
+class Sworn(Protocol):
+    """A module that can be compared with another program."""
+
+    def confirm(self, x: Tensor, run: Tensor, exact: Tensor) -> None:
+        """Raise `BadModel` where its outputs at points x, in its own precision and in float64, are not those of the other program."""
+
+
+def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) -> None:
+    """Compare every part of the model that can be, on the first points of x (N, *D) that are finite and on points of their balls.
+
+    Raises `BadModel` with the size of the difference. Costs nothing for a model without such parts.
+    """
+    if not any(isinstance(m, Sworn) for m in classifier.module.modules()):
+        return
+    points = _points(x[x.flatten(1).isfinite().all(1)][:_CENTERS], threat, seed)
+    for (module, given, run), (_, _, exact) in zip(_heard(classifier.logits, points), _heard(classifier.logits64, points), strict=True):
+        module.confirm(given, run, exact)
+
+
+def _points(centers: Tensor, threat: Threat, seed: int) -> Tensor:
+    """Return the centers, random points of their balls, and some that a random direction leads to."""
+    region, found = threat.region(centers), [centers]
+    for k in range(_AROUND):
+        streams = Streams.of(seed, [f"agreement {k} {i}" for i in range(len(centers))], centers.device)
+        found += [region.sample(streams), region.support(streams.normal(centers[0].numel(), centers.dtype).view_as(centers)).point]
+    return torch.cat([p.to(centers) for p in found])
+
+
+def _heard(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[tuple[Sworn, Tensor, Tensor]]:
+    """Run the model, and return what its parts that can be compared were given and answered."""
+    found: list[tuple[Sworn, Tensor, Tensor]] = []
+
+    def listen(module: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+        if isinstance(module, Sworn):
+            found.append((module, given[0], answer))
+
+    hook = nn.modules.module.register_module_forward_hook(listen)
+    try:
+        ask(points)
+    finally:
+        hook.remove()
+    return found
