@@ -23,6 +23,7 @@ from calipers.measurement.referee import Referee, Ruling
 from calipers.measurement.run import Watch, run
 from calipers.measurement.sweep import sweep
 from calipers.presets import check_fit, plan_for, tool_from
+from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
@@ -74,6 +75,7 @@ class Result:
         return render_text([self.summary])
 
 
+@with_gradients()
 def measure(
     model: nn.Module | Classifier,
     x: Tensor,
@@ -111,6 +113,7 @@ def measure(
     return _result(problem, ledger, confidence, finished)
 
 
+@with_gradients()
 def curve(
     model: nn.Module | Classifier,
     x: Tensor,
@@ -186,6 +189,7 @@ def _result(problem: Problem, ledger: Ledger, confidence: float, finished: bool)
     return Result(summary, Bracket.of(problem.names, facts), ledger, finished)
 
 
+@with_gradients()
 def distance(
     model: nn.Module | Classifier,
     x: Tensor,
@@ -209,6 +213,7 @@ def distance(
     return measure(model, x, y, threat, goal=goal, plan=plan_for(threat, None, "distance"), seed=seed, record=record, watch=watch).bracket
 
 
+@with_gradients()
 def measure_exactly(
     model: nn.Module | Classifier,
     x: Tensor,
@@ -258,6 +263,7 @@ class Attacked:
     backwards: Tensor
 
 
+@with_gradients()
 def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, *, goal: Goal | None = None, seed: int = 0) -> Attacked:
     """Run one attack, and let the referee say what counts. Ctrl-C ends the search; what it has found is judged and returned."""
     problem = Problem.pose(model, x, y, threat, goal)
@@ -301,6 +307,7 @@ class Certified:
     guarantee: str
 
 
+@with_gradients()
 def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, *, goal: Goal | None = None) -> Certified:
     """Run one certifier, and let the referee say what counts.
 

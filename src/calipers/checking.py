@@ -16,6 +16,7 @@ from calipers.measurement.ask import ask
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import CLEAN, Referee
 from calipers.presets import tool_from
+from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
@@ -45,6 +46,7 @@ class Checked:
         return not self.failures
 
 
+@with_gradients()
 def check(
     record: str | Path | Ledger, model: nn.Module | Classifier, threat: Callable[[Question], Threat], *, goal: Goal | None = None, certificates: bool = True
 ) -> tuple[Checked, ...]:

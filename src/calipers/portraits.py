@@ -23,6 +23,7 @@ from calipers.measurement.ask import ask
 from calipers.measurement.referee import Referee
 from calipers.presets import CERTIFIERS, check_fit, plan_for, stage_of, tool_from
 from calipers.problem.ball import Ball
+from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt, Certifier, Claim
@@ -37,6 +38,7 @@ _REGION = "linear region"
 _ROUNDS, _TOLERANCE = 6, 0.02  # of a search for a radius: a drawing shows no more
 
 
+@with_gradients()
 def portrait(
     model: nn.Module | Classifier,
     x: Tensor,

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, per_job
+from calipers.attacks.batches import BATCH, backwards_of, per_job
 from calipers.attacks.objectives import LossName, check_loss, climbed
 from calipers.attacks.rivals import rank_rivals, rivals
 from calipers.attacks.search import Look, Memory, Queue
@@ -85,7 +85,7 @@ class APGD:
         rounds = _rounds(targets, self.steps) if self.halving and targets > 1 else [(targets, self.steps, 2.0)]
         left = torch.arange(len(places), device=places.device)
         best = problem.x.clone()
-        forwards, backwards = torch.ones_like(places), torch.full_like(places, problem.classes - 1)
+        forwards, backwards = torch.ones_like(places), torch.full_like(places, (problem.classes - 1) * backwards_of(problem))
         for number, (count, steps, first) in enumerate(rounds):
             part = problem.take(left)
             recipe = Climb(steps, self.restarts if number == 0 else 1, count, self.loss, min(first, share))

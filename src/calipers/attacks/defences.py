@@ -68,9 +68,10 @@ class _Replaced(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, part: BPDA) -> Tensor:
         ctx.part = part
         ctx.save_for_backward(x)
-        result = part.layer(x)
+        own = x.detach()  # a layer of NumPy takes no tensor that asks for gradients
+        result = part.layer(own)
         ctx.shape = result.shape
-        return result.view_as(result) if result is x else result
+        return result.view_as(result) if result is own else result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.apgd import Climb
-from calipers.attacks.batches import BATCH
+from calipers.attacks.batches import BATCH, backwards_of
 from calipers.attacks.objectives import LossName, check_loss
 from calipers.attacks.rivals import rank_rivals, rivals
 from calipers.attacks.search import Queue
@@ -58,7 +58,7 @@ class Descent:
         begin: Tensor | None = None
         radius = problem.threat.radii(len(problem))
         forwards = torch.full((len(problem),), int(targets > 0), dtype=torch.long, device=problem.x.device)
-        backwards = forwards * (problem.classes - 1)
+        backwards = forwards * (problem.classes - 1) * backwards_of(problem)
         for number, part in enumerate(_PARTS):
             last = number + 1 == len(_PARTS)
             factor = self.widest + (1 - self.widest) * number / (len(_PARTS) - 1)

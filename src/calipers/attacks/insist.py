@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, input_gradient, per_job
+from calipers.attacks.batches import BATCH, backwards_of, input_gradient, per_job
 from calipers.attacks.minimum import slope as steepness
 from calipers.errors import BadInput
 from calipers.problem.goals import is_adversarial
@@ -87,7 +87,7 @@ class _State:
         for part in left.split(BATCH):
             away[part] = _missing(self.problem.take(part), self.best[part])
             self.forwards[part] += 1
-            self.backwards[part] += 1
+            self.backwards[part] += backwards_of(self.problem)
         return away
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, per_job
+from calipers.attacks.batches import BATCH, backwards_of, per_job
 from calipers.attacks.batches import input_gradient as gradient_of
 from calipers.attacks.objectives import toward
 from calipers.problem.ball import Region
@@ -189,7 +189,7 @@ def _wins(problem: Problem, net: Network, points: Tensor) -> Tensor:
 
 def _margins(problem: Problem, net: Network, x: Tensor, backwards: int) -> Tensor:
     counter = problem.classifier.counter
-    counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + backwards * len(x)
+    counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + backwards * len(x) * backwards_of(problem)
     return problem.margins(net(x))
 
 

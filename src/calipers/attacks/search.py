@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, input_gradient, per_job
+from calipers.attacks.batches import BATCH, backwards_of, input_gradient, per_job
 from calipers.attacks.book import Book
 from calipers.attacks.objectives import toward
 from calipers.attacks.rivals import rank_rivals
@@ -137,8 +137,9 @@ class Queue:
         self.n, device = len(problem), problem.x.device
         self.streams = problem.streams(seed)
         self.network = problem.classifier.step(dtype)
-        self.coarse = dtype not in (None, problem.classifier.dtype)
-        ranking = (0, 0) if rivals is not None or not recipe.targets else (1, problem.classes - 1)
+        self.coarse = dtype not in (None, problem.classifier.dtype) or problem.classifier.in_half
+        self.back = backwards_of(problem)
+        ranking = (0, 0) if rivals is not None or not recipe.targets else (1, (problem.classes - 1) * self.back)
         self.rivals = rivals if rivals is not None or not recipe.targets else rank_rivals(problem, recipe.targets, batch)
         self.book = Book(self.n, recipe.restarts * max(recipe.targets, 1))
         self.best = problem.x.clone()
@@ -254,7 +255,7 @@ class Queue:
         give_way()
         x = slots.x.requires_grad_()
         counter = self.problem.classifier.counter
-        counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + len(x)
+        counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + len(x) * self.back
         margins = part.margins(self.network(x))
         loss = self.recipe.loss(margins, part, restart) if rival is None else toward(margins, rival)
         gradient = input_gradient(loss, x)
@@ -300,7 +301,7 @@ class Queue:
         spent = torch.tensor(ended + moot, dtype=torch.long, device=slots.job.device)
         place, passes = slots.job[spent] % self.n, slots.step[spent]
         self.forwards.index_add_(0, place, passes)
-        self.backwards.index_add_(0, place, passes)
+        self.backwards.index_add_(0, place, passes * self.back)
         decided += [p for p in sorted(touched) if self.book.settle(p)]
         return ended, moot
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from calipers.attacks.batches import backwards_of
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
@@ -62,13 +63,14 @@ class Ways:
     def _slope(self, rows: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient of minus the worst margin at one way (P, i) of each point; zero where the model has none."""
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
-        self.backwards.index_add_(0, rows, torch.ones_like(rows))
+        back = backwards_of(self.problem)
+        self.backwards.index_add_(0, rows, torch.full_like(rows, back))
         classifier = self.problem.classifier
         slopes = []
         for r, m in zip(rows.split(_ROWS), moves.split(_ROWS), strict=True):
             x = self.region.switched(r, m, self.base).requires_grad_()
-            classifier.counter.forwards, classifier.counter.backwards = classifier.counter.forwards + len(x), classifier.counter.backwards + len(x)
-            with classifier.frozen(), torch.enable_grad():
+            classifier.counter.forwards, classifier.counter.backwards = classifier.counter.forwards + len(x), classifier.counter.backwards + len(x) * back
+            with classifier.frozen():
                 goal = self.problem.goal.take(r)
                 loss = -goal.worst(goal.margins(classifier.network(x), self.problem.y[r])).sum()
                 (slope,) = torch.autograd.grad(loss, x, allow_unused=True) if loss.requires_grad else (None,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ def place_of(fx_node: fx.Node) -> str:
     """Name the module path and the last source line outside torch, as far as the export recorded them."""
     stack = fx_node.meta.get("nn_module_stack") or {}
     path = [str(value[0]) for value in stack.values()]
-    module = (path[-1] if path else "").removeprefix("network").lstrip(".") or "the model"
+    module = re.sub(r"^(network(\.of)?)?(\.|$)", "", path[-1] if path else "") or "the model"
     files = [line.strip() for line in (fx_node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")]
     own = [line for line in files if "/torch/" not in line]
     place = (own or files or [""])[-1].removeprefix("File ").replace('"', "").replace(", line ", ":").split(", in ")[0]

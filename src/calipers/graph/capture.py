@@ -7,7 +7,6 @@ on the given points and on random ones, in float64, and must agree.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import warnings
 import weakref
@@ -48,12 +47,8 @@ class _Batch:
 class Freezable(Protocol):
     """A model that can be held still while it is looked at."""
 
-    @property
-    def network(self) -> nn.Module:
-        """The whole map from native inputs to logits."""
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """Hold evaluation mode and random state inside the context."""
+    def precisely(self) -> AbstractContextManager[nn.Module]:
+        """Hold the model still, and hand over a float64 copy of the whole map from native inputs to logits."""
 
     def state(self) -> object:
         """Return what changes whenever a weight does."""
@@ -73,14 +68,18 @@ def graph_of(classifier: Freezable, x: Tensor) -> Graph:
 def capture(classifier: Freezable, x: Tensor) -> Graph:
     """Return the graph of the classifier's network in float64; x (N, *D) are points to compare on.
 
-    Raises `UnsupportedOp` (an operation without facts: its name, module path and source line) or `CaptureError` (cannot be exported, mixes points of
-    a batch, or graph and module disagree). Cost: about a second for a small network.
+    Raises `UnsupportedOp` (an operation without facts: its name, module path and source line) or `CaptureError` (cannot be copied or exported, mixes points
+    of a batch, or graph and module disagree; whatever else goes wrong in here as well). Cost: about a second for a small network.
     """
-    with classifier.frozen():
-        network = copy.deepcopy(classifier.network).double().requires_grad_(False)
-        sample = x[:3].double() if len(x) > 2 else torch.cat([x[:1].double()] * 3)
-        graph = fused(_graph(network, sample))
-        _compare(graph, network, sample)
+    try:
+        with classifier.precisely() as network:
+            sample = x[:3].double() if len(x) > 2 else torch.cat([x[:1].double()] * 3)
+            graph = fused(_graph(network, sample))
+            _compare(graph, network, sample)
+    except (CaptureError, UnsupportedOp):
+        raise
+    except Exception as error:
+        raise CaptureError(f"the model cannot be turned into a graph ({_told(error)}); attacks work without a graph") from error
     return graph
 
 
@@ -96,6 +95,9 @@ def _graph(network: nn.Module, sample: Tensor) -> Graph:
     """Return a carried graph; of a sequence with a carrier in it, the parts' graphs one after another; of anything else, what the export shows."""
     if _carries(network):
         return network.graph()
+    inner = getattr(network, "of", None)  # a network that is handed a copy of its input
+    if isinstance(inner, nn.Module) and any(map(_carries, inner.modules())):
+        return _graph(inner, sample)
     if isinstance(network, nn.Sequential) and any(map(_carries, network)):
         parts = []
         for part in network:
@@ -167,9 +169,8 @@ def _as_refusals() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
-            f"the model cannot be exported as a graph ({type(error).__name__}: {first}). "
+            f"the model cannot be exported as a graph ({_told(error)}). "
             "Usual causes: Python decisions that depend on the data, or code that fixes the batch size. "
             "Rewrite those with torch.where; attacks work without a graph."
         ) from error
@@ -179,6 +180,11 @@ def _as_refusals() -> Iterator[None]:
 
 _STEP_BY_STEP = {torch.ops.aten.lstm.input: decompositions.lstm_impl, torch.ops.aten.gru.input: decompositions.gru_impl}
 """Recurrent layers are written out, one time step after the other."""
+
+
+def _told(error: Exception) -> str:
+    """Return what went wrong in one line: export errors go on with pages of listings."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
 
 
 class _OneArgument(nn.Module):
@@ -217,6 +223,8 @@ class _Translator:
             elif fx_node.op == "call_function":
                 self.writer.where = place_of(fx_node)
                 self.known[fx_node] = self._translate(fx_node)
+            elif fx_node.op == "get_attr":  # an inner program: blocks of no_grad or autocast are unfolded where operations are written in fewer
+                raise UnsupportedOp(f"a part of the model is a program of its own ({fx_node.target}), at {place_of(fx_node)}: a branch or a loop on data")
             elif fx_node.op == "output":
                 last = self.known[fx_node.args[0][0]]
         if not isinstance(last, Result) or not last.number or len(self.writer.nodes) == int(self.single):

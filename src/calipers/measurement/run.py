@@ -24,6 +24,7 @@ from calipers.measurement.referee import CLEAN, Referee, Ruling
 from calipers.problem.interrupts import Limit, give_way, limited
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Forecast, Foreseeing
+from calipers.problem.slopes import gradients
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
@@ -114,6 +115,9 @@ class _Session:
         if self.purse is not None:
             attacks = {s.name for s in self.plan.stages if s.kind == "attack"}
             self.purse.attacks = sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool in attacks)
+        self._note("gradients", {**self.decide("gradients", lambda: gradients(self.problem, self.seed)), "why": self.problem.classifier.no_gradient})
+        if self.problem.classifier.no_float64:
+            self._note("no_float64", self.problem.classifier.no_float64)
 
     def stage(self, k: int, *, last: bool = False) -> bool:
         """Run one stage on what earlier ones left open; False when the time is up. Without a graph the stages of the lower jaw are passed over.

@@ -17,6 +17,7 @@ from calipers.errors import CaptureError, UnsupportedOp
 from calipers.measurement.ask import Answer, answers, ask
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import Ruling
+from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.query import Query, read
@@ -60,6 +61,7 @@ class Verdict:
         return self.answer in ("sat", "unsat")
 
 
+@with_gradients()
 def verify(
     classifier: Classifier, queries: Sequence[Query], shape: tuple[int, ...], stages: Sequence[Stage], *, timeout: float | None = None, seed: int = 0
 ) -> Verdict:

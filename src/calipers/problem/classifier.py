@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadModel
+from calipers.problem.calls import HALVES, Fresh, InHalf, uncompiled, undressed, with_gradients
 from calipers.problem.chance import ballot, differ, drawn, seeded
+from calipers.problem.company import in_company, is_probability
+from calipers.problem.innards import copied, loose, made_in
 from calipers.problem.search_copy import search_copy
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-_PROBABILITY_TOLERANCE = 1e-5
+_PROBABILITY_TOLERANCE, _HALF_TOLERANCE = 1e-5, 2e-3
+_ENOUGH = 8  # rows that do not all sum to about 1 by chance
 _ROWS = 256  # of one call: all points at once would not fit
-_ENOUGH_TO_TELL = 10  # points on which a single output that never leaves [0, 1] cannot be a logit by chance
 
 
 class Standardise(nn.Module):
@@ -80,33 +82,58 @@ class Classifier:
         draws: int = 0,
     ) -> None:
         if not isinstance(module, nn.Module):
-            raise BadModel(f"a Classifier wraps a torch.nn.Module, got {type(module).__name__}. Load other models with calipers.load(...).")
+            raise BadModel(
+                f"a Classifier wraps a torch.nn.Module, got {type(module).__name__}. Read a file with calipers.load_model(...), and wrap a function in "
+                "calipers.Answers, or in a module whose forward calls it."
+            )
         if (mean is None) != (std is None):
             raise BadModel("give both mean and std (the ones the model was trained with), or neither")
         if draws < 0:
             raise BadModel(f"draws is the number of draws that judge a random model (usually 100), or 0 for a model without chance, got {draws}")
-        self.module, self.draws = module, draws
+        self.module, self.draws = _usable(undressed(module)), draws
+        self._loose, plain = loose(self.module)
         self.counter = Counter()
-        anchor = next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), torch.zeros(()))
-        self.device, self.dtype = anchor.device, anchor.dtype
+        anchor = next((t for t in [*self._tensors(), *plain] if t.is_floating_point()), torch.zeros(()))
+        half = anchor.dtype in HALVES
+        self.device, self.dtype = anchor.device, torch.float32 if half else anchor.dtype
         self.mean, self.std = (None if v is None else torch.as_tensor(v, dtype=self.dtype, device=self.device).reshape(-1) for v in (mean, std))
         if self.std is not None and not bool((self.std > 0).all()):
             raise BadModel(f"std must be positive in every channel, got {self.std.tolist()}")
         self._head: list[nn.Module] = [] if self.mean is None or self.std is None else [Standardise(self.mean, self.std)]
+        self._body: nn.Module = InHalf(self.module) if half else self.module
         self._tail: list[nn.Module] = []
-        self._double: tuple[object, nn.Module] | None = None
+        self._double: tuple[object, nn.Module | None, str] | None = None
+        self.no_gradient, self._fails_with_gradients = "", False
 
     @property
     def network(self) -> nn.Module:
-        """The whole map from native inputs to at least two logits, sharing the module's parameters."""
-        parts = [*self._head, self.module, *self._tail]
+        """The whole map from native inputs to at least two logits, sharing the module's parameters; each call has a copy of its input."""
+        return Fresh(self._whole, self._fails_with_gradients)
+
+    @property
+    def _whole(self) -> nn.Module:
+        parts = [*self._head, self._body, *self._tail]
         return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
-    def check(self, x: Tensor) -> Tensor:
+    @property
+    def in_half(self) -> bool:
+        """Does the model compute in half precision? It is searched through a copy in single precision, whose answers are hints."""
+        return isinstance(self._body, InHalf)
+
+    @property
+    def no_float64(self) -> str:
+        """Why there is no float64 copy of the model, once one was asked for; nothing where there is one."""
+        return "" if self._double is None else self._double[2]
+
+    def _tensors(self) -> list[Tensor]:
+        """Return parameters and buffers, those of networks in lists included."""
+        return [t for part in (self.module, *self._loose) for t in [*part.parameters(), *part.buffers()]]
+
+    def check(self, x: Tensor, *, classifies: bool = True) -> Tensor:
         """Run the model on points x (N, *D) at the door, and return their logits (N, K).
 
-        Raises `BadModel` for active dropout or batch norm, a call that fails, an output that is no logits, outputs that are probabilities, or
-        that depend on chance where no `draws` are declared.
+        Raises `BadModel` for active dropout or batch norm, a call that fails, an output that is no logits, outputs that depend on the other points of a batch,
+        or on chance where no `draws` are declared; and for probabilities, where the outputs are scores of classes (`classifies`).
         """
         self._check_mode()
         few = x[:2]
@@ -117,27 +144,61 @@ class Classifier:
                 f"the model could not be called on inputs of shape {tuple(x.shape[1:])} and dtype {x.dtype}: {error}. "
                 "Check the shape (images are N, C, H, W) and that the model takes a single batch of inputs."
             ) from error
-        if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != len(few):
-            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise BadModel(f"the model must return logits of shape (N, K); for {len(few)} inputs it returned {got}")
+        _check_outputs(z, len(few))
         if not self.draws:
             self._check_chance(few, z)
         single = not self._tail and (z.dim() == 1 or z.shape[1] == 1)
         if single:
             self._tail = [TwoLogits(self.dtype, self.device)]
+            self._double = None
+        self._look_for_gradients(few)
+        if not self.draws:
+            self._check_company(x)
         logits = self.logits(x)
-        if single and len(x) >= _ENOUGH_TO_TELL and bool(((logits[:, 1] >= 0) & (logits[:, 1] <= 1)).all()):
+        if single and classifies and is_probability(x, logits[:, 1], lambda p: self.logits(p)[:, 1]):
             self._tail = []
             raise BadModel(
-                f"the model's single output lies in [0, 1] at all {len(x)} points: it looks like a probability, but a logit is needed "
+                f"the model's single output lies in [0, 1] at all {len(x)} points, and at others far away: it looks like a probability, but a logit is needed "
                 "(class 1 wins where it is above 0). Remove the last sigmoid."
             )
-        if _are_probabilities(logits):
+        if classifies and _are_probabilities(logits):
             raise BadModel(
                 "the model's outputs are probabilities (rows in [0, 1] that sum to 1), but margins need logits: softmax flattens gradients and hides "
-                "distances. Remove the last softmax, or return its input."
+                "distances. Remove the last softmax, or return its input; of an average of probabilities return the logarithm."
             )
         return logits
+
+    def _look_for_gradients(self, x: Tensor) -> None:
+        """Note in `no_gradient` why the logits have no gradient by the inputs, or nothing; a model that fails where gradients are on is asked without."""
+        self.no_gradient, self._fails_with_gradients = "", False
+        self.counter.forwards += len(x)
+        try:
+            with self.frozen():
+                x = x.clone().requires_grad_()
+                z = self.network(x)
+                (slope,) = torch.autograd.grad(z.sum(), x, allow_unused=True) if z.requires_grad else (None,)
+        except Exception as error:
+            self.no_gradient, self._fails_with_gradients = f"the model fails where gradients are on ({_first_line(error)})", True
+        else:
+            self.counter.backwards += 0 if slope is None else len(x)
+            self.no_gradient = "its graph is cut between input and logits" if slope is None else ""
+
+    def _check_company(self, x: Tensor) -> None:
+        """Ask about some points alone and beside others."""
+        precise = self.logits64 if self.dtype == torch.float32 and self._precise(x) is not None else None
+        try:
+            found = in_company(x, self.logits, precise)
+        except Exception as error:
+            raise BadModel(
+                f"the model answers a batch of points, but not one alone, or not {len(x)}: {_first_line(error)}. Let the batch be the first axis, of any size."
+            ) from error
+        if found is not None:
+            place, gap = found
+            raise BadModel(
+                f"the model answers point {place} differently beside other points than alone (a logit moves by {gap:.3g}): what is found in a batch would not "
+                "hold. Usual causes: sums, normalisation or a scale of quantisation over the whole batch. Make it answer each point by itself; "
+                "torch.cat([model(point) for point in x.split(1)]) in forward does."
+            )
 
     def _check_mode(self) -> None:
         active = [name or type(m).__name__ for name, m in self.module.named_modules() if m.training and isinstance(m, _MODE_DEPENDENT)]
@@ -161,14 +222,15 @@ class Classifier:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Hold the model still: evaluation mode, no parameter gradients, random state forked; all put back at the end, whatever happens.
+        """Hold the model still: evaluation mode, no parameter gradients, random state forked, gradients on; all put back at the end, whatever happens.
 
         A declared random model begins with the same draws each time: what a tool finds does not depend on what others have drawn before.
         """
-        modes = [(m, m.training) for m in self.module.modules()]
-        flags = [(p, p.requires_grad) for p in self.module.parameters()]
+        held = (self.module, *self._loose)
+        modes = [(m, m.training) for part in held for m in part.modules()]
+        flags = [(p, p.requires_grad) for part in held for p in part.parameters()]
         devices = [self.device] if self.device.type == "cuda" else []
-        with seeded(0, self.device) if self.draws else torch.random.fork_rng(devices=devices):
+        with with_gradients(), uncompiled(), seeded(0, self.device) if self.draws else torch.random.fork_rng(devices=devices):
             try:
                 for module, _ in modes:
                     module.training = False
@@ -188,15 +250,37 @@ class Classifier:
             return _in_parts(self.network, x)
 
     def logits64(self, x: Tensor) -> Tensor:
-        """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell a margin from its rounding. Counts N forwards."""
-        if self.dtype == torch.float64:
-            return self.logits(x)
-        if self._double is None or self._double[0] != self.state():
-            with self.frozen():
-                self._double = (self.state(), copy.deepcopy(self.network).double().requires_grad_(False))
+        """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell a margin from its rounding. Counts N forwards.
+
+        Where such a copy cannot be made or run (`no_float64` says why: `forward` makes single precision itself, say), the model's own.
+        """
+        precise = None if self.dtype == torch.float64 else self._precise(x)
+        if precise is None:
+            return self.logits(x).double()
         self.counter.forwards += len(x)
-        with self.frozen(), torch.no_grad():
-            return _in_parts(self._double[1], x.double())
+        with self.frozen(), torch.no_grad(), made_in(torch.float64):
+            return _in_parts(precise, x.double()).double()
+
+    @contextlib.contextmanager
+    def precisely(self) -> Iterator[nn.Module]:
+        """Hold the model still and hand over a float64 copy of the network; tensors that `forward` makes are float64, too.
+
+        Raises what copying raises.
+        """
+        with self.frozen(), made_in(torch.float64):
+            yield copied(self.network, torch.float64)
+
+    def _precise(self, x: Tensor) -> nn.Module | None:
+        """Return the float64 copy, tried on two points when it is made."""
+        if self._double is None or self._double[0] != self.state():
+            made, reason = None, ""
+            try:
+                with self.precisely() as made, torch.no_grad():
+                    made(x[:2].double())
+            except Exception as error:
+                made, reason = None, f"{type(error).__name__}: {_first_line(error)}"
+            self._double = (self.state(), made, reason)
+        return self._double[1]
 
     def ballot(self, x: Tensor) -> Tensor:
         """Return the logits (draws, N, K) of fresh draws of a random model, each point alone (see chance.py). Counts draws x N forwards."""
@@ -206,7 +290,7 @@ class Classifier:
 
     def state(self) -> tuple[tuple[int, int], ...]:
         """Return what changes whenever a weight or buffer is replaced or written to; copies made of the model are only good for the state they were made in."""
-        return tuple((id(t), t._version) for t in [*self.module.parameters(), *self.module.buffers()])
+        return tuple((id(t), t._version) for t in self._tensors())
 
     def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
         """Return the bare map from inputs to logits for use inside `frozen()`, as a copy that gives gradients sooner (see search_copy.py), in the model's
@@ -220,7 +304,7 @@ class Classifier:
         h = hashlib.sha256(str(self.module).encode())
         if self.draws:
             h.update(f"judged by {self.draws} draws".encode())
-        for name, tensor in sorted({**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}.items()):
+        for name, tensor in sorted({**dict(self._whole.named_parameters()), **dict(self._whole.named_buffers())}.items()):
             h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return h.hexdigest()[:16]
@@ -232,7 +316,37 @@ def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
     return z
 
 
+def _usable(module: nn.Module) -> nn.Module:
+    """Return the module, or a copy of one whose weights were made in inference mode: such weights take no part in gradients."""
+    if not any(t.is_inference() for t in [*module.parameters(), *module.buffers()]):
+        return module
+    try:
+        return copied(module, None)
+    except Exception as error:
+        raise BadModel(
+            f"the model's weights were made in torch.inference_mode(), where nothing has gradients, and it cannot be copied ({_first_line(error)}). "
+            "Build or load it outside."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _check_outputs(z: object, n: int) -> None:
+    if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != n:
+        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        cure = "" if isinstance(z, Tensor) else ". Wrap it in a module whose forward picks the logits out: model(x).logits, model(x)[0] or model(x)['logits']"
+        raise BadModel(f"the model must return logits of shape (N, K); for {n} inputs it returned {got}{cure}")
+    if not z.is_floating_point():
+        raise BadModel(
+            f"the model returns {z.dtype}, but logits are floating point numbers. A model that answers with labels goes through "
+            "calipers.Answers(function, kind='labels', classes=K); then attacks without gradients apply."
+        )
+
+
 def _are_probabilities(z: Tensor) -> bool:
-    """Do all rows look like a softmax's output? A row of exactly equal logits (1/K each) alone is no sign of it."""
+    """Do all rows look like a softmax's output? A row of exactly equal logits (1/K each) alone is no sign of it; many rows may be rounded to half precision."""
+    tolerance = _PROBABILITY_TOLERANCE if len(z) < _ENOUGH else _HALF_TOLERANCE
     inside = bool((z.min() >= -_PROBABILITY_TOLERANCE) and (z.max() <= 1 + _PROBABILITY_TOLERANCE))
-    return inside and bool(((z.sum(1) - 1).abs() < _PROBABILITY_TOLERANCE).all()) and bool((z.max() - z.min()) > _PROBABILITY_TOLERANCE)
+    return inside and bool(((z.sum(1) - 1).abs() < tolerance).all()) and bool((z.max() - z.min()) > _PROBABILITY_TOLERANCE)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from calipers.errors import BadInput
 from calipers.problem.agreement import confirm
 from calipers.problem.ball import Region
+from calipers.problem.calls import normal, with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted
+from calipers.problem.specification import Specification
 from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
 
@@ -38,22 +40,23 @@ class Problem:
     names: tuple[str, ...]
 
     @classmethod
+    @with_gradients()
     def pose(cls, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, goal: Goal | None = None) -> Problem:
         """Return the checked problem; raises `BadInput` with what was got, what was expected, and what to do."""
         classifier = model if isinstance(model, Classifier) else Classifier(model)
-        x = torch.as_tensor(x).detach()
+        x = normal(torch.as_tensor(x).detach())
         if x.dim() < 2 or not len(x) or not x[0].numel():
             raise BadInput(f"x must hold at least one point of at least one feature, shape (N, *D), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise BadInput(f"x has dtype {x.dtype}; give floating point numbers in the model's native units (for 8-bit images: x.float() / 255)")
         x = x.to(device=classifier.device, dtype=classifier.dtype)
-        y = torch.as_tensor(y, device=classifier.device)
+        y = normal(torch.as_tensor(y, device=classifier.device))
         if y.shape != (len(x),) or y.is_floating_point():
             raise BadInput(f"y must hold one integer label a point, shape ({len(x)},), got {tuple(y.shape)} of {y.dtype}")
         y = y.long()
         threat.check(x)
         finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-        classes = classifier.check(finite).shape[1]
+        classes = classifier.check(finite, classifies=not isinstance(goal, Specification)).shape[1]
         if bool(((y < 0) | (y >= classes)).any()):
             raise BadInput(f"labels must lie in 0..{classes - 1} for a model of {classes} classes, got {int(y.min())}..{int(y.max())}")
         if classes < 2:

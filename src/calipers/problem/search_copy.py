@@ -5,13 +5,13 @@ On small networks the input gradient of the first convolution takes half of a st
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from calipers.adjoint import BlockedAdjoint, few_channels
+from calipers.problem.innards import copied
 
 
 def search_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -26,19 +26,19 @@ def search_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     if not slow and all(p.dtype == dtype for p in parameters):
         return network
     try:
-        copied = copy.deepcopy(network).to(dtype).requires_grad_(False)
+        made = copied(network, dtype)
     except Exception:
         if any(p.dtype != dtype for p in parameters):
             raise
         return network  # a module that cannot be copied (it holds a lock, a file, a graph) is asked as it is
     for name in slow:
         path, _, last = name.rpartition(".")
-        convolution = copied.get_submodule(name)
+        convolution = made.get_submodule(name)
         assert isinstance(convolution, nn.Conv2d)
         if not name:
             return BlockedConvolution(convolution)
-        setattr(copied.get_submodule(path), last, BlockedConvolution(convolution))
-    return copied
+        setattr(made.get_submodule(path), last, BlockedConvolution(convolution))
+    return made
 
 
 def _gains(part: nn.Module) -> bool:

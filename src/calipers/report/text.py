@@ -16,6 +16,7 @@ from calipers.report.wording import (
     counts_switches,
     distance,
     duration,
+    gradients,
     integer,
     missing_lower_jaw,
     norm,
@@ -23,6 +24,7 @@ from calipers.report.wording import (
     percent,
     plain,
     points,
+    precision,
     radius,
     share_of_points,
     tools,
@@ -100,6 +102,10 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield f"  audit    {said}"
     for said in not_run(summary):
         yield f"  not run  {said}"
+    for said in gradients(summary):
+        yield f"  gradient {said}"
+    for said in precision(summary):
+        yield f"  float32  {said}"
     for row in summary.invalid[:_SHOWN_INVALID]:
         yield f"  invalid  point {row.index} is in no rate: {row.note or 'no reason given'}"
     if len(summary.invalid) > _SHOWN_INVALID:

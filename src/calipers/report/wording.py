@@ -215,6 +215,8 @@ def limits(summary: Summary) -> Iterator[str]:
         yield f"{integer(count)} of the certified points have the guarantee “{guarantee}”: {meaning}."
     yield from audits(summary)
     yield from not_run(summary)
+    yield from gradients(summary)
+    yield from precision(summary)
     if 0 < summary.n < 100:
         yield f"With {points(summary.n)} little can be said about a population: the intervals are wide for a reason."
     yield "The intervals take the points for a random sample of the population. If they are the first of a test set, read every number as one about that set."
@@ -268,6 +270,33 @@ def _called(tool: str) -> str:
     ('CROWN', 'CROWN(refine=False)')
     """
     return tool.removesuffix("()")
+
+
+def gradients(summary: Summary) -> Iterator[str]:
+    """Yield where attacks by gradients are blind, and what to do about it."""
+    held = lookup(summary.question.facts, "gradients")
+    asked_at, none, zero, infinite = (lookup(held, key) for key in ("asked", "none", "zero", "not finite"))
+    if not all(isinstance(n, int) for n in (asked_at, none, zero, infinite)) or not asked_at or not none + zero + infinite:
+        return
+    why = lookup(held, "why")
+    parts = [
+        f"does not exist at {integer(none)}{f' ({plain(why)})' if isinstance(why, str) and why else ''}" if none else "",
+        f"is exactly zero at {integer(zero)}" if zero else "",
+        f"is not finite at {integer(infinite)}" if infinite else "",
+    ]
+    yield (
+        f"The gradient of the margin {', '.join(part for part in parts if part)} of {points(asked_at)} asked. Attacks by gradients see nothing there, and what "
+        "they leave standing may only be hidden from them. Ask attacks that need none (--tool Square, Differences, SPSA or HopSkipJump), or give the layer "
+        "that rounds or cuts another slope: Through(PGD(steps=40), (('layer', 'identity'),))."
+    )
+
+
+def precision(summary: Summary) -> Iterator[str]:
+    """Yield that there was no float64 copy to judge by, and why."""
+    why = summary.question.facts.get("no_float64")
+    if isinstance(why, str) and why:
+        dtype = str(lookup(summary.question.facts, "model", "dtype") or "own precision").removeprefix("torch.")
+        yield f"Margins are judged in {plain(dtype)} alone: no float64 copy of the model can be run ({plain(why)}). Differences within rounding may count."
 
 
 def provenance(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
