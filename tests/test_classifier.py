@@ -213,7 +213,8 @@ def test_every_point_is_counted() -> None:
     classifier.logits64(points(3))
     assert classifier.counter.forwards == 10
     classifier.check(points(5))
-    assert classifier.counter.forwards == 10 + 2 + 2 + 5  # a first call with two points, another for chance, then all
+    # A first call with two points, others for chance and gradients; five points alone, together and in reverse; then all.
+    assert classifier.counter.forwards == 10 + 2 + 2 + 2 + 3 * 5 + 5 and classifier.counter.backwards == 2
 
 
 def test_logits_carry_no_gradients() -> None:

@@ -285,7 +285,7 @@ def gradients(summary: Summary) -> Iterator[str]:
         f"is not finite at {integer(infinite)}" if infinite else "",
     ]
     yield (
-        f"The gradient of the margin {', '.join(part for part in parts if part)} of {points(asked_at)} asked. Attacks by gradients see nothing there, and what "
+        f"Of {points(asked_at)} the gradient of the margin {', '.join(part for part in parts if part)}: attacks by gradients see nothing there, and what "
         "they leave standing may only be hidden from them. Ask attacks that need none (--tool Square, Differences, SPSA or HopSkipJump), or give the layer "
         "that rounds or cuts another slope: Through(PGD(steps=40), (('layer', 'identity'),))."
     )
