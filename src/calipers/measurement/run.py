@@ -23,8 +23,8 @@ from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import CLEAN, Referee, Ruling
 from calipers.problem.interrupts import Limit, give_way, limited
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Forecast, Foreseeing
 from calipers.problem.slopes import gradients
+from calipers.problem.tools import Forecast, Foreseeing
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
