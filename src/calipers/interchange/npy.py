@@ -86,6 +86,8 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
         version = np.lib.format.read_magic(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if version not in _HEADERS:
+                raise ValueError(f"version {version[0]}.{version[1]} of the format, in which no plain numbers are kept")
             shape, fortran, dtype = _HEADERS[version](file)
     except Exception as error:  # of an odd header NumPy raises whatever its parser does
         raise BadInput(f"{where} cannot be read as an array ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})") from error

@@ -251,6 +251,8 @@ class _Sorter:
     name: str
     common: tuple[Atom, ...]
     notes: list[str] = field(default_factory=list)
+    made: dict[int, Inequality] = field(default_factory=dict)
+    known: dict[Inequality, Inequality] = field(default_factory=dict)
 
     def sorted(self, formula: Formula) -> Property:
         """Return the property that these cases make."""
@@ -271,8 +273,9 @@ class _Sorter:
                 key, held = usual
                 if key is None:
                     self.notes.append(f"case {place} leaves no input either")
-            held.append(tuple(dict.fromkeys((*rows, *self.rows(conjunction)))))
-        queries = tuple(Query(low, high, self.outputs, tuple(dict.fromkeys(cases))) for (low, high), cases in boxes.items())
+            held.append(tuple({id(row): row for row in (*rows, *self.rows(conjunction))}.values()))
+        alone = {key: tuple({tuple(map(id, case)): case for case in cases}.values()) for key, cases in boxes.items()}
+        queries = tuple(Query(low, high, self.outputs, cases) for (low, high), cases in alone.items())
         return Property(self.inputs, self.outputs, queries, tuple(self.notes))
 
     def narrowed(self, ends: Ends, atoms: Sequence[Atom]) -> Ends:
@@ -307,8 +310,11 @@ class _Sorter:
         return tuple(low[i] for i in range(self.inputs)), tuple(high[i] for i in range(self.inputs))
 
     def rows(self, atoms: Sequence[Atom]) -> list[Inequality]:
-        """Return what atoms ask of the outputs."""
-        return [_inequality(atom) for atom in atoms if any(n.startswith("Y") for n in atom)]
+        """Return what atoms ask of the outputs. Equal ones are one object: cases that multiply hold the same few again and again."""
+        for atom in (atom for atom in atoms if id(atom) not in self.made and any(n.startswith("Y") for n in atom)):
+            row = _inequality(atom)
+            self.made[id(atom)] = self.known.setdefault(row, row)
+        return [self.made[id(atom)] for atom in atoms if id(atom) in self.made]
 
 
 def _impossible(atom: Atom) -> bool:

@@ -78,10 +78,12 @@ class Query:
     def goal(self) -> Specification:
         """Return what decides, in floats that say no less."""
         width, first = max(2, self.outputs), int(self.outputs == 1)
-        rows, shifts, belongs = [], [], []
+        rows, shifts, belongs, none = [], [], [], Inequality((), Fraction(0))
+        known = {id(one): one for case in self.cases for one in (*case, none)}
+        floats = {place: one.floats() for place, one in known.items()}
         for number, case in enumerate(self.cases):
-            for inequality in case or (Inequality((), Fraction(0)),):
-                terms, constant = inequality.floats()
+            for inequality in case or (none,):
+                terms, constant = floats[id(inequality)]
                 rows.append([terms.get(j - first, 0.0) for j in range(width)])
                 shifts.append(constant)
                 belongs.append(number)
