@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import io
-import json
 import sqlite3
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,7 @@ from calipers.problem.specification import Specification
 from calipers.problem.tools import Certifier, Claim
 from calipers.record import checker
 from calipers.record.checker import Proof, Threat, covered, prove
-from calipers.record.proofs import contents, packed
+from calipers.record.proofs import about, contents, packed, sealed
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "nets" / "mnist_wk17a.npz").exists(), reason="the reference networks are not beside the project (../shared/data)")
@@ -239,13 +237,8 @@ def rewritten(data: bytes, change: Change, *, listed: bool = True, hashed: bool 
         header["arrays"] = {name: [value.dtype.str, list(value.shape)] for name, value in arrays.items()}
     if hashed:
         header["model"] = checker.digest(header["network"], arrays)
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, value in {"header": np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays}.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.asarray(value))
-            archive.writestr(f"{name}.npy", buffer.getvalue())
-    return out.getvalue()
+        header["claim"] = checker.claimed(header, arrays)
+    return sealed(header, arrays)
 
 
 def branched() -> tuple[Problem, int, bytes]:
@@ -419,11 +412,84 @@ def test_damaged_files_prove_nothing(tree: tuple[Problem, int, bytes]) -> None:
     data, draw = tree[2], np.random.Generator(np.random.PCG64(0))
     for end in [0, 1, 100, *draw.integers(0, len(data), 20).tolist()]:
         assert not prove(data[:end]).proved
-    for place in draw.integers(0, len(data), 100).tolist():
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << int(draw.integers(8))
-        verdict = prove(bytes(flipped))
-        assert not verdict.proved or verdict.claim == prove(data).claim
+    assert not any(prove(flipped(data, place, 1 << int(draw.integers(8)))).proved for place in range(len(data)))
+
+
+def flipped(data: bytes, place: int, bits: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :]
+
+
+def test_without_its_seal_a_file_can_be_changed_unnoticed(tree: tuple[Problem, int, bytes]) -> None:
+    """In places of an archive that nobody reads: the seal is what notices."""
+    unsealed = {"demand(data[-SEAL:] == seal(data),": "demand(True,"}
+    place = tree[2].find(b"PK\x03\x04") + 10  # the time of its first member
+    assert only_proved_by(unsealed, flipped(tree[2], place, 1))
+
+
+def altered(data: bytes) -> dict[str, bytes]:
+    """Return files of other claims than the one that was made, every list and hash in them brought up to date: nothing of them is false."""
+
+    def point(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays["x"] = np.nextafter(arrays["x"], np.float32(1))
+
+    def radius(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["threat"]["radius"] *= 0.5
+
+    def norm(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["threat"] |= {"norm": "l1", "radius": header["threat"]["radius"] * 0.5}
+
+    def box(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays |= {"threat.low": arrays["x"].astype(np.float64) - 1e-3, "threat.high": arrays["x"].astype(np.float64) + 1e-3}
+
+    def mask(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        arrays["threat.mask"] = np.zeros(arrays["x"].shape, bool)
+
+    def goal(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        k, chosen = header["network"]["nodes"][-1]["shape"][-1], header["goal"]["class"]
+        header["goal"] = {"kind": "targeted", "class": (chosen + 1) % k}
+
+    return {change.__name__: rewritten(data, change) for change in (point, radius, norm, box, mask, goal)}
+
+
+def test_another_claim_is_not_the_one_that_was_asked_for(tree: tuple[Problem, int, bytes]) -> None:
+    """Though it may be proved: it has another hash, and differs from the problem at hand."""
+    problem, i, data = tree
+    asked = prove(data).claim["claim"]
+    assert prove(data, asked).proved and prove(data, asked[:16]).proved and prove(data, model=prove(data).claim["model"]).proved
+    assert not prove(data, model="0" * 64).proved
+    others = altered(data)
+    for name, other in others.items():
+        verdict = prove(other, asked)
+        assert not verdict.proved and differs(problem, i, other), name
+        assert "another claim" in verdict.reason or not prove(other).proved, name
+    assert sum(prove(other).proved for other in others.values()) >= 4  # of which the hash alone tells
+
+
+def test_what_a_claim_is_made_of_has_all_of_it_in_its_hash(tree: tuple[Problem, int, bytes]) -> None:
+    header, arrays = contents(tree[2])
+    first = checker.claimed(header, arrays)
+    for name in header["network"], header["threat"], header["goal"]:
+        name["more"] = 1
+        assert checker.claimed(header, arrays) != first
+        del name["more"]
+    for name in [name for name in arrays if name.startswith(("net.", "threat.")) or name == "x"]:
+        changed = {**arrays, name: np.roll(arrays[name].reshape(-1), 1).reshape(arrays[name].shape) + (arrays[name].size == 1)}
+        assert checker.claimed(header, changed) != first or (changed[name] == arrays[name]).all(), name
+
+
+def test_a_file_of_an_older_format_is_asked_for_again(tree: tuple[Problem, int, bytes]) -> None:
+    def older(header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        header["version"] = 2
+
+    assert "write it again" in prove(rewritten(tree[2], older)).reason
+    assert "write it again" in prove(tree[2][: -checker.SEAL] + bytes(checker.SEAL)).reason
+
+
+def test_a_proof_says_what_it_is_about_but_that_proves_nothing(tree: tuple[Problem, int, bytes]) -> None:
+    named = about(tree[2], network="net.onnx", property="spec\x1b[2J.vnnlib")
+    verdict = prove(named)
+    assert verdict.proved and verdict.claim["claim"] == prove(tree[2]).claim["claim"]
+    assert r"network net.onnx, property spec\x1b[2J.vnnlib" in checker.said(verdict)
 
 
 @pytest.mark.parametrize("norm", tuple(RADII))
@@ -568,8 +634,24 @@ def test_the_checker_runs_on_its_own(tree: tuple[Problem, int, bytes], tmp_path:
         done = subprocess.run([sys.executable, "-c", code, *names], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == status and "good.npz: proved" in done.stdout, done.stderr
     assert "NOT proved" in done.stdout
-    alone = subprocess.run([sys.executable, "checker.py", "good.npz"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert alone.returncode == 0, alone.stderr
+
+    def alone(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "checker.py", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    claim = prove(tree[2]).claim["claim"]
+    (tmp_path / "folder").mkdir()
+    for words, status, said in (
+        (("good.npz",), 0, f"claim {claim}"),
+        (("good.npz", "--claim", claim), 0, "proved: no class but"),
+        (("good.npz", "--claim", "0" * 16), 1, "NOT proved: it is another claim than 000000000000"),
+        (("good.npz", "--claim", "0"), 2, "at least 16 letters"),
+        (("--help",), 0, "usage"),
+        ((), 2, "usage"),
+        (("nothing.npz", "folder"), 1, "folder: NOT proved: the file cannot be read"),
+    ):
+        shown = alone(*words)
+        assert shown.returncode == status and said in shown.stdout + shown.stderr, shown
+        assert "Traceback" not in shown.stderr
 
 
 def test_a_record_keeps_proofs_and_check_proves_them(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.one_in(1)
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "calipers"
 LONGEST_FILE = 400
-LONGER = {"record/checker.py": 600}  # whoever doubts everything else reads this one file, and it alone: 500 lines of code
+LONGER = {"record/checker.py": 650}  # whoever doubts everything else reads this one file, and it alone: 500 lines of code
 
 Place = tuple[int, str]  # line, what stands there
 Rule = Callable[[ast.Module], Iterator[Place]]

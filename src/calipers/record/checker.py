@@ -5,6 +5,10 @@ weights, multipliers, cuts, parts of the threat set, and which rows to sweep. An
 boxes of all numbers by interval arithmetic; planes between which each operation lies over its box; sweeps, which carry <a, number> >= ... back through one
 operation at a time to the input, and narrow boxes; and that all leaves are proved and leave no gap. It believes no bound of the file.
 
+Three hashes say what was proved. `model` names the network, `claim` network, threat, point and goal together: every number that decides what is claimed.
+They are computed here from what is used, and printed; whoever knows the claim that was asked for compares it (`--claim`, `--model`). The last 64 bytes of
+the file are the hash of all before: no bit of it can change unnoticed.
+
 Number 0 is the input, number k the result of operation k, all of them flat. A pass looks at the whole threat set, or at parts of it: rows of every box.
 
 Bounds are computed in float64. A sum of n products errs by at most g(n) = nu / (1 - nu) times the sum of their sizes, u = 2^-53, in any order of summation
@@ -14,6 +18,7 @@ costs g(n) <|A|, |W||x| + |b|>. Functions and planes are taken to err by 2^-48 o
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -29,9 +34,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Box = tuple[Array, Array]
-VERSION = 2
+VERSION = 3
+SEAL = 64  # bytes at the end of a file: the hash of those before
+CLAIM = ("guarantee", "network", "threat", "goal"), ("net.", "threat.", "x", "spec", "offsets", "cases")  # of header and arrays
 UNIT, ROOM, TINY = 2.0**-53, 2.0**-48, 1e-280  # rounding, of functions and planes, and what underflow can lose
 _OWN, _HELD = 64, 2**21  # operations besides the long sums; coefficients in flight
+_UNPACKED, _SIZE, _CLASSES = 2**28, 2**25, 2**13  # of any file: bytes, numbers of an operation, classes
 
 
 class Rejected(Exception):
@@ -176,6 +184,7 @@ class Node:
     def __init__(self, facts: dict[str, Any], arrays: dict[str, Array], shapes: list[tuple[int, ...]]) -> None:
         self.kind, self.inputs, self.shape = str(facts["op"]), [int(i) for i in facts["inputs"]], tuple(int(n) for n in facts["shape"])
         demand(self.inputs and all(0 <= i < len(shapes) for i in self.inputs), f"an operation ({self.kind}) reads numbers that come after it")
+        demand(0 < math.prod(self.shape) <= _SIZE and min(self.shape, default=1) > 0, f"an operation ({self.kind}) of no size, or of more than {_SIZE} numbers")
         self.facts, self.size, self.came, self.terms = facts, math.prod(self.shape), [shapes[i] for i in self.inputs], list[tuple[Array, Array] | None]([None])
         self.wide, self.affine = [math.prod(shape) for shape in self.came], self.kind in ("linear", "convolution", "matrix")
         ends = {"left": self.wide[0], "right": self.wide[-1], "into": self.size, "windows": self.wide[0] + (self.kind == "largest")}
@@ -315,7 +324,7 @@ class Threat:
 
 
 class Verdict(NamedTuple):
-    """Was the claim proved? If not, `reason` says what failed. `claim` is the header."""
+    """Was the claim proved? If not, `reason` says what failed. `claim` is the header, its hashes compared."""
 
     proved: bool
     reason: str
@@ -327,15 +336,22 @@ class Proof:
     """A file, read and compared with its own header."""
 
     def __init__(self, data: bytes) -> None:
+        again = "if it is whole and from an older calipers, write it again"
+        demand(data[-SEAL:] == seal(data), f"the file is not the one that was sealed: it is damaged or was changed ({again})")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            demand(sum(i.file_size for i in archive.infolist()) <= max(_UNPACKED, 100 * len(data)), "it would unpack to far more than it takes")
             files = {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False) for name in archive.namelist()}
         self.header: dict[str, Any] = json.loads(bytes(files.pop("header")))
         self.arrays, kind = files, tuple(self.header.get(name) for name in ("format", "version", "guarantee"))
-        demand(kind == ("calipers-proof", VERSION, "float64-checked"), f"this checker proves calipers-proof, version {VERSION}, float64-checked, not {kind}")
+        demand(
+            kind == ("calipers-proof", VERSION, "float64-checked"),
+            f"this checker proves calipers-proof, version {VERSION}, float64-checked, not {kind}: {again}",
+        )
         demand(self.header["arrays"] == {name: [v.dtype.str, list(v.shape)] for name, v in files.items()}, "the arrays are not those that the header lists")
         exact = [v.dtype.kind in "bf" or (v.dtype.kind in "iu" and (not v.size or int(abs(v).max()) <= 2**53)) for v in files.values()]
         demand(all(exact) and all(v.dtype.itemsize <= 8 for v in files.values()), "an array holds numbers that float64 would round")
         demand(digest(self.header["network"], files) == self.header["model"], "the network is not the one that the header names: its hash differs")
+        demand(claimed(self.header, files) == self.header["claim"], "the claim is not the one that the header names: its hash differs")
         shapes, self.nodes = [tuple(int(n) for n in self.header["network"]["input"])], list[Node]()
         for k, facts in enumerate(self.header["network"]["nodes"], start=1):
             self.nodes.append(Node(facts, self.named(f"net.{k}."), shapes))
@@ -347,7 +363,10 @@ class Proof:
             self.spec, self.offsets, self.cases = (np.asarray(files[name], t) for name, t in (("spec", float), ("offsets", float), ("cases", int)))
         else:
             chosen, away = int(goal["class"]), goal["kind"] == "untargeted"
-            demand(0 <= chosen < k and k > 1 and (away or goal["kind"] == "targeted"), f"class {chosen} is none of the network's {k}, or the goal is unknown")
+            demand(
+                0 <= chosen < k and 1 < k <= _CLASSES and (away or goal["kind"] == "targeted"),
+                f"class {chosen} is none of the network's {k}, or the goal is unknown",
+            )
             self.spec, self.offsets = (np.eye(k)[chosen] - np.delete(np.eye(k), chosen, 0)) * (1 if away else -1), np.zeros(k - 1)
             self.cases = np.arange(k - 1) * away
         fits = len(self.spec) and self.spec.shape == (len(self.spec), k) and self.offsets.shape == self.cases.shape == (len(self.spec),)
@@ -366,10 +385,20 @@ class Proof:
         return place
 
 
-def digest(network: dict[str, Any], arrays: dict[str, Array]) -> str:
-    """Return the name of a network: SHA-256 of its list of operations as JSON with sorted keys, then of each array's name, type, shape and bytes."""
-    parts = [f"{key}:{v.dtype.str}:{list(v.shape)}:".encode() + v.tobytes() for key, v in sorted(arrays.items()) if key.startswith("net.")]
-    return hashlib.sha256(b"".join([json.dumps(network, sort_keys=True, separators=(",", ":")).encode(), *parts])).hexdigest()
+def digest(told: Any, arrays: dict[str, Array], beginnings: tuple[str, ...] = ("net.",)) -> str:
+    """Return SHA-256 of facts as JSON with sorted keys, then of name, type, shape and bytes of each array whose name begins so; by default a network's."""
+    parts = [f"{key}:{v.dtype.str}:{list(v.shape)}:".encode() + v.tobytes() for key, v in sorted(arrays.items()) if key.startswith(beginnings)]
+    return hashlib.sha256(b"".join([json.dumps(told, sort_keys=True, separators=(",", ":")).encode(), *parts])).hexdigest()
+
+
+def claimed(header: dict[str, Any], arrays: dict[str, Array]) -> str:
+    """Return the name of a claim: the digest of all that says what is claimed."""
+    return digest({name: header[name] for name in CLAIM[0]}, arrays, CLAIM[1])
+
+
+def seal(data: bytes) -> bytes:
+    """Return what the last bytes of a file have to be."""
+    return hashlib.sha256(data[:-SEAL]).hexdigest().encode()
 
 
 def covered(low: Array, high: Array, begin: Array, end: Array) -> bool:
@@ -563,23 +592,48 @@ class Prover:
         return dot(up, low_at) + dot(down, high_at), sizes, backs
 
 
-def prove(data: bytes) -> Verdict:
-    """Return whether the claim of a proof file holds. Raises nothing: a file that makes no sense proves nothing."""
+def prove(data: bytes, claim: str = "", model: str = "") -> Verdict:
+    """Return whether the claim of a proof file holds, and is the one whose hashes begin so. Raises nothing: a file that makes no sense proves nothing."""
     try:
         with np.errstate(all="ignore"):
-            return Prover(Proof(data)).run()
+            proof = Proof(data)
+            demand(proof.header["claim"].startswith(claim), f"it is another claim than {claim[:12]}: {proof.header['claim']}")
+            demand(proof.header["model"].startswith(model), f"it is about another network than {model[:12]}: {proof.header['model']}")
+            return Prover(proof).run()
     except Exception as error:  # what is damaged, or lies, may raise anything
         return Verdict(False, str(error) if isinstance(error, Rejected) else f"the file cannot be read ({type(error).__name__}: {error})", {})
 
 
-def main(paths: list[str]) -> int:
-    """Print a line for each file; return 1 if any is not proved."""
+def said(verdict: Verdict) -> str:
+    """Return what is proved, in lines that name it, or why nothing is."""
+    if not verdict.proved:
+        return f"NOT proved: {verdict.reason}"
     words = {"untargeted": "no class but {} wins", "targeted": "class {} does not win", "linear": "the linear specification holds"}
-    verdicts = [prove(Path(path).read_bytes()) for path in paths]
-    for path, (proved, reason, claim, leaves) in zip(paths, verdicts, strict=True):
-        where = proved and f"within {claim['threat']['norm']} {claim['threat']['radius']:.9g} of the point, network {claim['model'][:12]} ({leaves} leaves)"
-        print(f"{path}: " + (f"proved: {words[claim['goal']['kind']].format(claim['goal'].get('class'))} {where}" if proved else f"NOT proved: {reason}"))
-    return 0 if paths and all(verdict.proved for verdict in verdicts) else 1
+    claim, about = verdict.claim, verdict.claim.get("about", {})
+    what = words[claim["goal"]["kind"]].format(claim["goal"].get("class"))
+    told = ", ".join(f"{ascii(str(name))[1:-1]} {ascii(str(value))[1:-1]}" for name, value in about.items()) if isinstance(about, dict) else ""
+    where = f"within {claim['threat']['norm']} {claim['threat']['radius']:.9g} of the point ({verdict.leaves} leaves)"
+    return f"proved: {what} {where}\n  claim {claim['claim']}\n  model {claim['model']}" + (f"\n  it says of itself: {told}" if told else "")
+
+
+def main(words: list[str]) -> int:
+    """Print what each file proves; return 1 if any does not."""
+    parser = argparse.ArgumentParser(prog="checker.py", description="Prove again what proof files of calipers claim.")
+    parser.add_argument("files", nargs="+", metavar="proof.npz")
+    parser.add_argument("--claim", default="", help="the claim that was asked for: its hash, or the first 16 letters of it or more")
+    parser.add_argument("--model", default="", help="the network that was asked about, likewise")
+    options = parser.parse_args(words)
+    if any(0 < len(text) < 16 for text in (options.claim, options.model)):
+        parser.error("of a hash at least 16 letters are needed")
+    good = True
+    for path in options.files:
+        try:
+            verdict = prove(Path(path).read_bytes(), options.claim, options.model)
+        except (OSError, MemoryError, ValueError) as error:
+            verdict = Verdict(False, f"the file cannot be read ({error})", {})
+        print(f"{ascii(path)[1:-1]}: {said(verdict)}")
+        good = good and verdict.proved
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

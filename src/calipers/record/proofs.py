@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calipers.record.checker import VERSION, digest
+from calipers.record.checker import SEAL, VERSION, claimed, digest, seal
 
 Arrays = dict[str, NDArray[Any]]
 _BEGINNING = (1980, 1, 1, 0, 0, 0)  # no clock enters the bytes
@@ -22,20 +22,33 @@ def packed(claim: dict[str, Any], arrays: Arrays) -> bytes:
     listed = {name: [value.dtype.str, list(value.shape)] for name, value in held.items()}
     kind = {"format": "calipers-proof", "version": VERSION, "guarantee": "float64-checked"}
     header = {**kind, **claim, "model": digest(claim["network"], held), "arrays": listed}
+    return sealed({**header, "claim": claimed(header, held)}, held)
+
+
+def sealed(header: dict[str, Any], arrays: Arrays) -> bytes:
+    """Return a header and its arrays as the bytes of a file, the hash of all before at its end."""
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, value in {"header": text, **held}.items():
+        for name, value in {"header": text, **arrays}.items():
             buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, value, allow_pickle=False)
+            np.lib.format.write_array(buffer, np.asarray(value), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", _BEGINNING), buffer.getvalue(), zipfile.ZIP_DEFLATED)
-    return out.getvalue()
+        archive.comment = bytes(SEAL)
+    data = out.getvalue()
+    return data[:-SEAL] + seal(data)
+
+
+def about(data: bytes, **names: str) -> bytes:
+    """Return a proof that says in words what it is about: names of files, which no hash of the claim covers."""
+    header, arrays = contents(data)
+    return sealed({**header, "about": names}, arrays)
 
 
 def contents(data: bytes) -> tuple[dict[str, Any], Arrays]:
     """Return the header and the arrays of a proof's bytes."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        arrays = {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name))) for name in archive.namelist()}
+        arrays = {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False) for name in archive.namelist()}
     return json.loads(bytes(arrays.pop("header"))), arrays
 
 
