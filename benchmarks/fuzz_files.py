@@ -38,13 +38,19 @@ import torch
 from torch import Tensor, nn
 
 import calipers
-from calipers.errors import CalipersError
+from calipers.certificates.branch_and_bound import BranchAndBound
+from calipers.certificates.crown import CROWN
+from calipers.certificates.proof import differs
+from calipers.errors import BadInput, CalipersError
 from calipers.instances import listed
 from calipers.interchange import load_data, load_instances, load_model, load_vnnlib
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
+from calipers.problem.tools import Claim
+from calipers.record import checker
 from calipers.record.ledger import Ledger
+from calipers.record.proofs import contents, sealed
 from calipers.report.render import render_html
 from calipers.report.text import render_text
 
@@ -378,6 +384,72 @@ class Lists(Kind):
         return "read"
 
 
+class Proofs(Kind):
+    """Proof files: as bytes, as archives, and as claims whose lists, hashes and seal fit again."""
+
+    suffix = ".npz"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).double().eval()
+        x = torch.rand(12, 5, dtype=torch.float64)
+        self.problem = Problem.pose(Classifier(model), x, model(x).argmax(1), Ball("linf", 0.05))
+        tools: tuple[Any, ...] = (CROWN(proofs=True), BranchAndBound(seconds=2, steps=3, sharpen=2, proofs=True))
+        claims = [claim for tool in tools for claim in tool(self.problem) if isinstance(claim, Claim)]
+        self.base = [(i, data) for c in claims for i, data in zip(c.index.tolist(), c.proofs or (), strict=False) if data is not None]
+        self.asked: tuple[int, str] = (0, "")
+
+    def make(self, draw: random.Random) -> bytes:
+        i, data = draw.choice(self.base)
+        header, arrays = contents(data)
+        self.asked = i, header["claim"]
+        way = draw.random()
+        if way < 0.3:
+            return mutated(draw, data)
+        if way < 0.4:
+            return packed_again(draw, data, lambda _, content: mutated(draw, content, 1) if draw.random() < 0.1 else content, 0.3)
+        if draw.random() < 0.5:
+            header = rewritten(draw, header, draw.choice((1, 1, 2, 4)))
+        for name in draw.sample(sorted(arrays), min(len(arrays), draw.choice((0, 1, 1, 2)))):
+            arrays[name] = self._changed(draw, arrays[name])
+        with contextlib.suppress(Exception):
+            header["arrays"] = {name: [v.dtype.str, list(v.shape)] for name, v in arrays.items()}
+            header["model"] = checker.digest(header["network"], arrays)
+            header["claim"] = checker.claimed(header, arrays)
+        return sealed(header, arrays)
+
+    def _changed(self, draw: random.Random, array: Any) -> Any:
+        way, flat = draw.randrange(6), array.reshape(-1).copy()
+        if way == 0 and len(flat):
+            k = draw.randrange(len(flat))
+            flat[k] = (
+                not flat[k] if flat.dtype == bool else flat[k] + draw.choice((1, 3) if flat.dtype.kind in "iu" else (1e-3, -0.1, 1e6, math.nan, -math.inf))
+            )
+            return flat.reshape(array.shape)
+        if way == 1:
+            return flat[: len(flat) // 2]
+        if way == 2:
+            return np.concatenate([array, array[:1]]) if array.ndim else array
+        if way == 3:
+            return array.astype(draw.choice(("f8", "i8", "u1", ">f4")))
+        return array * 0 if way == 4 and flat.dtype != bool else flat[::-1].reshape(array.shape)
+
+    def read(self, path: Path) -> str:
+        data, (i, claim) = path.read_bytes(), self.asked
+        if checker.main([str(path)]) not in (0, 1):
+            return "traceback"
+        verdict = checker.prove(data)
+        if not verdict.proved:
+            raise BadInput(verdict.reason)
+        other = contents(data)[0]["claim"] != claim
+        if checker.prove(data, claim).proved and (other or differs(self.problem, i, data)):
+            return "altered"
+        if other and not differs(self.problem, i, data):
+            return "altered"
+        return "read"
+
+
 class Records(Kind):
     """SQLite files, and what a report of them reads."""
 
@@ -424,7 +496,7 @@ class Records(Kind):
         return "read"
 
 
-KINDS: dict[str, type[Kind]] = {"npz": Arrays, "vnnlib": Properties, "pt2": Programs, "csv": Lists, "record": Records}
+KINDS: dict[str, type[Kind]] = {"npz": Arrays, "vnnlib": Properties, "pt2": Programs, "proof": Proofs, "csv": Lists, "record": Records}
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------------------------------------------

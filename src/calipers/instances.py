@@ -5,16 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from calipers.certificates.proof import as_arrays, differs
 from calipers.errors import BadInput, CaptureError, UnsupportedOp
-from calipers.interchange import load_instances, load_onnx, load_vnnlib
+from calipers.graph.capture import graph_of
+from calipers.graph.described import described
+from calipers.interchange import load_instances, load_model, load_onnx, load_vnnlib
+from calipers.interchange.files import existing, is_file
+from calipers.interchange.onnx_files import is_onnx
 from calipers.measurement.plan import Stage
 from calipers.measurement.verify import OutOfTimeError, Verdict, limited
 from calipers.measurement.verify import verify as decide
 from calipers.problem.classifier import Classifier
+from calipers.record.checker import prove, said
+from calipers.record.proofs import about, contents, model_digest
 
 
 @dataclass(frozen=True)
@@ -75,4 +84,51 @@ def verify(
         tools = [stage.proving() for stage in tools]
     left = None if timeout is None else timeout - (time.monotonic() - begun)
     found = decide(Classifier(net), asked.queries, shape, tools, timeout=left, seed=seed)
-    return dataclasses.replace(found, seconds=time.monotonic() - begun, notes=(*asked.notes, *found.notes))
+    named = {"network": Path(network).name, "property": Path(specification).name}
+    kept = tuple(data and about(data, **named, box=str(i)) for i, data in enumerate(found.proofs))
+    return dataclasses.replace(found, seconds=time.monotonic() - begun, notes=(*asked.notes, *found.notes), proofs=kept)
+
+
+def is_proof(source: str | Path) -> bool:
+    """Is there such a file, and an archive as proofs are?"""
+    path = Path(source)
+    return is_file(path) and path.read_bytes()[:2] == b"PK"
+
+
+def proved_again(
+    source: str | Path, model: str | None = None, specification: str | Path | None = None, load: Callable[[str], Classifier] = load_model
+) -> tuple[bool, str]:
+    """Return whether a proof file proves its claim, and what is to be said of it.
+
+    With a model it has to be about that, and with an ONNX network and a property about one of the property's boxes: the numbers of the file are compared
+    with those of the question, not names or hashes that it holds. `load` opens models that are no ONNX files.
+    """
+    data = existing(source, "a proof").read_bytes()
+    if specification is not None and model is None:
+        raise BadInput("name the network that the property is about, --model net.onnx")
+    verdict = prove(data)
+    if not verdict.proved or model is None:
+        return verdict.proved, said(verdict) + ("\n  compared with no network: --model net.onnx --property spec.vnnlib" if verdict.proved else "")
+    wrong = _of_another_network(data, model, load) if specification is None else _of_another_question(data, model, specification)
+    which = "network" if specification is None else "question"
+    return not wrong, f"{said(verdict)}\n  {f'but not about this {which}: {wrong}' if wrong else f'about this {which}'}"
+
+
+def _of_another_question(data: bytes, network: str, specification: str | Path) -> str:
+    """Return what in a proof is not about these files; nothing if all is."""
+    net, asked = load_onnx(network, paired=True), load_vnnlib(specification)
+    shape, classifier = net.program.point_shape, Classifier(net)
+    if (asked.inputs, asked.outputs) != (math.prod(shape), net.outputs):
+        return f"{Path(specification).name} and {Path(network).name} do not belong together"
+    wrong = [differs(query.posed(classifier, shape), 0, data) for query in asked.queries]
+    return "" if "" in wrong else wrong[0] if len(wrong) == 1 else "it is none of the property's boxes"
+
+
+def _of_another_network(data: bytes, model: str, load: Callable[[str], Classifier]) -> str:
+    """Return nothing if the network of a proof is this model's, a single logit as two."""
+    header, arrays = contents(data)
+    classifier = Classifier(load_onnx(model, paired=True)) if is_onnx(Path(model)) else load(model)
+    x = torch.as_tensor(arrays["x"]).to(classifier.dtype)[None]
+    classifier.check(x)
+    network, held = described(graph_of(classifier, x))
+    return "" if model_digest(network, as_arrays(held)) == header["model"] else f"its network {header['model'][:12]} is not that of {Path(model).name}"

@@ -111,11 +111,23 @@ def check(
     mean: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     std: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     certificates: Annotated[bool, typer.Option(help="Prove every certificate again, not only the witnesses.")] = True,
+    specification: Annotated[str | None, typer.Option("--property", help="Of a proof file: the .vnnlib it has to be about, with --model net.onnx.")] = None,
 ) -> None:
-    """Replay every witness of a record, and prove its certificates again."""
+    """Replay every witness of a record, and prove its certificates again; or prove a proof file (.npz), and compare it with --model and --property."""
     from calipers.checking import check as check_record
+    from calipers.instances import is_proof, proved_again
 
     with _errors():
+        if is_proof(record):
+
+            def load(name: str) -> Classifier:
+                return Options(model=name, builder=builder, mean=mean, std=std).classifiers()[0][1]
+
+            good, told = proved_again(record, model, specification, load)
+            print(f"{record}: {told}")
+            raise typer.Exit(0 if good else EXIT_CONTRADICTION)
+        if specification is not None:
+            raise BadInput(f"{record} is no proof file, which --property is for: a record holds its own questions")
         classifiers = Options(model=model, builder=builder, mean=mean, std=std).classifiers()
         found = [(name, one) for name, c in classifiers for one in _checked(check_record, record, c, certificates, skip=len(classifiers) > 1)]
         if not found:
@@ -164,6 +176,8 @@ def verify(
     from calipers.instances import verify as answer
 
     with _errors():
+        if proof is not None and not Path(proof).absolute().parent.is_dir():
+            raise BadInput(f"there is no folder {Path(proof).parent} to write the proof to: make it first")
         if instances is None and network and specification:
             found = answer(network, specification, timeout=timeout, seed=seed, proofs=proof is not None)
             print(found.answer, *([found.witness.text()] if found.witness else []), sep="\n")
@@ -185,14 +199,18 @@ def verify(
 
 
 def _keep(path: str, proofs: Sequence[bytes | None]) -> list[str]:
-    """Write the proofs, the boxes of a property numbered where it has several; return a line for each that there is none of."""
-    chosen, missing = Path(path), []
+    """Write the proofs, the boxes of a property numbered where it has several; return a line for each: the hash of what it claims, or that there is none."""
+    from calipers.record.proofs import contents
+
+    chosen, told = Path(path), []
     for i, data in enumerate(proofs):
         if data is None:
-            missing.append(f"box {i} was closed by a tool that writes no proof file")
+            told.append(f"box {i} was closed by a tool that writes no proof file")
         else:
-            (chosen if len(proofs) == 1 else chosen.with_stem(f"{chosen.stem}-{i}")).write_bytes(data)
-    return missing
+            place = chosen if len(proofs) == 1 else chosen.with_stem(f"{chosen.stem}-{i}")
+            place.write_bytes(data)
+            told.append(f"{place} proves the claim {contents(data)[0]['claim']}")
+    return told
 
 
 def _plan_of(threat: Threat, command: str, tool: str | None) -> Plan:
