@@ -423,16 +423,16 @@ class Proofs(Kind):
         way, flat = draw.randrange(6), array.reshape(-1).copy()
         if way == 0 and len(flat):
             k = draw.randrange(len(flat))
-            flat[k] = (
-                not flat[k] if flat.dtype == bool else flat[k] + draw.choice((1, 3) if flat.dtype.kind in "iu" else (1e-3, -0.1, 1e6, math.nan, -math.inf))
-            )
+            steps = (1, 3) if flat.dtype.kind in "iu" else (1e-3, -0.1, 1e6, math.nan, -math.inf)
+            flat[k] = not flat[k] if flat.dtype == bool else flat[k] + draw.choice(steps)
             return flat.reshape(array.shape)
         if way == 1:
             return flat[: len(flat) // 2]
         if way == 2:
             return np.concatenate([array, array[:1]]) if array.ndim else array
         if way == 3:
-            return array.astype(draw.choice(("f8", "i8", "u1", ">f4")))
+            with np.errstate(all="ignore"):
+                return array.astype(draw.choice(("f8", "i8", "u1", ">f4")))
         return array * 0 if way == 4 and flat.dtype != bool else flat[::-1].reshape(array.shape)
 
     def read(self, path: Path) -> str:
@@ -442,12 +442,8 @@ class Proofs(Kind):
         verdict = checker.prove(data)
         if not verdict.proved:
             raise BadInput(verdict.reason)
-        other = contents(data)[0]["claim"] != claim
-        if checker.prove(data, claim).proved and (other or differs(self.problem, i, data)):
-            return "altered"
-        if other and not differs(self.problem, i, data):
-            return "altered"
-        return "read"
+        # The same numbers in another type have another hash; what the question is compared with are the numbers.
+        return "altered" if checker.prove(data, claim).proved and differs(self.problem, i, data) else "read"
 
 
 class Records(Kind):

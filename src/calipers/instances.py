@@ -16,7 +16,7 @@ from calipers.errors import BadInput, CaptureError, UnsupportedOp
 from calipers.graph.capture import graph_of
 from calipers.graph.described import described
 from calipers.interchange import load_instances, load_model, load_onnx, load_vnnlib
-from calipers.interchange.files import existing, is_file
+from calipers.interchange.files import content, existing
 from calipers.interchange.onnx_files import is_onnx
 from calipers.measurement.plan import Stage
 from calipers.measurement.verify import OutOfTimeError, Verdict, limited
@@ -89,12 +89,6 @@ def verify(
     return dataclasses.replace(found, seconds=time.monotonic() - begun, notes=(*asked.notes, *found.notes), proofs=kept)
 
 
-def is_proof(source: str | Path) -> bool:
-    """Is there such a file, and an archive as proofs are?"""
-    path = Path(source)
-    return is_file(path) and path.read_bytes()[:2] == b"PK"
-
-
 def proved_again(
     source: str | Path, model: str | None = None, specification: str | Path | None = None, load: Callable[[str], Classifier] = load_model
 ) -> tuple[bool, str]:
@@ -103,7 +97,7 @@ def proved_again(
     With a model it has to be about that, and with an ONNX network and a property about one of the property's boxes: the numbers of the file are compared
     with those of the question, not names or hashes that it holds. `load` opens models that are no ONNX files.
     """
-    data = existing(source, "a proof").read_bytes()
+    data = content(existing(source, "a proof"))
     if specification is not None and model is None:
         raise BadInput("name the network that the property is about, --model net.onnx")
     verdict = prove(data)

@@ -115,10 +115,11 @@ def check(
 ) -> None:
     """Replay every witness of a record, and prove its certificates again; or prove a proof file (.npz), and compare it with --model and --property."""
     from calipers.checking import check as check_record
-    from calipers.instances import is_proof, proved_again
+    from calipers.instances import proved_again
+    from calipers.interchange.files import is_archive
 
     with _errors():
-        if is_proof(record):
+        if is_archive(Path(record)):
 
             def load(name: str) -> Classifier:
                 return Options(model=name, builder=builder, mean=mean, std=std).classifiers()[0][1]

@@ -27,6 +27,14 @@ def is_file(path: Path) -> bool:
     return _there(path) and path.is_file()
 
 
+def is_archive(path: Path) -> bool:
+    """Is there an ordinary file of this name that begins as a zip archive does?"""
+    if not is_file(path):
+        return False
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
 def _there(path: Path) -> bool:
     try:
         return path.exists()
