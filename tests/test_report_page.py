@@ -36,6 +36,7 @@ def test_the_terminal_table_states_both_jaws(tmp_path: Path) -> None:
         "  clean     87.5 %  (63.9 .. 96.6)",
         "  distance median above 0.04, at most 0.3",
         "  cost     184 forwards, 182 backwards, 11.5 s",
+        "  record   not checked: calipers check run.calipers replays every witness and certificate against the model",
         "  invalid  point 16 is in no rate: a feature lies outside the box",
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,10 @@ import torch
 from torch import nn
 
 from calipers.certificates.proof import differs
-from calipers.errors import BadInput, Contradiction
+from calipers.errors import BadInput, Contradiction, RecordError
 from calipers.measurement.ask import ask
 from calipers.measurement.plan import Stage
+from calipers.measurement.probe import answers_differ, told_apart
 from calipers.measurement.referee import CLEAN, Referee
 from calipers.presets import tool_from
 from calipers.problem.calls import with_gradients
@@ -53,14 +56,36 @@ def check(
     """Replay what a record claims against the model: every witness is run and measured again, every certificate proved again at its radius: by the
     independent checker where a proof file is kept, else by its tool.
 
-    One result for each question about this model (others are passed over); raises `BadInput` where there is none.
+    One result for each question about this model (others are passed over); raises `BadInput` where there is none. A record that was altered after it was
+    written fails, and so does a model that answers otherwise than it did when it was measured. That it was checked is noted in the record.
     """
-    ledger = record if isinstance(record, Ledger) else Ledger(record, read_only=True)
+    if not isinstance(record, Ledger):
+        with Ledger(record, read_only=True) as ledger:
+            return check(ledger, model, threat, goal=goal, certificates=certificates)
     classifier = model if isinstance(model, Classifier) else Classifier(model)
-    mine = [q for q in ledger.questions() if q.facts.get("model", {}).get("hash") == classifier.digest()]
+    mine = [q for q in record.questions() if q.facts.get("model", {}).get("hash") == classifier.digest()]
     if not mine:
-        raise BadInput("the record holds no question about this model: its weights or structure differ from those that were measured")
-    return tuple(_check_question(ledger, q, classifier, threat(q), goal, certificates) for q in mine)
+        raise BadInput(_no_question(record, classifier))
+    found = tuple(_check_question(record, q, classifier, threat(q), goal, certificates) for q in mine)
+    _note(record, mine, found)
+    return found
+
+
+def _note(ledger: Ledger, asked: list[Question], found: tuple[Checked, ...]) -> None:
+    """Keep in the record that it was checked, where it can be written to."""
+    with contextlib.suppress(RecordError, sqlite3.OperationalError), contextlib.ExitStack() as stack:
+        book = ledger if ledger.path is None else stack.enter_context(Ledger(ledger.path))
+        for q, one in zip(asked, found, strict=True):
+            book.note_check(q.fingerprint, one.witnesses, one.certificates, len(one.failures))
+
+
+def _no_question(ledger: Ledger, classifier: Classifier) -> str:
+    """Return how the model differs from those that were measured, the most similar one first."""
+    name = type(classifier.module).__name__
+    known = {m.digest: m for m in ledger.models()}
+    asked = {str(q.facts.get("model", {}).get("hash")): q.title for q in ledger.questions()}
+    told = [told_apart(classifier, asked[digest], known.get(digest), digest, ledger) for digest in asked]
+    return f"the record holds no question about this model ({name} {classifier.digest()[:8]}). {min(told, key=len, default='It holds no question at all.')}"
 
 
 def _check_question(ledger: Ledger, asked: Question, classifier: Classifier, threat: Threat, goal: Goal | None, certificates: bool) -> Checked:
@@ -69,7 +94,11 @@ def _check_question(ledger: Ledger, asked: Question, classifier: Classifier, thr
     problem = Problem.pose(classifier, x, y, threat, goal)
     if problem.fingerprint() != asked.fingerprint:
         raise BadInput("the threat or goal given differs from the one recorded; check with the same norm, box, mask, weights and goal")
-    place, facts, failures = {name: i for i, name in enumerate(problem.names)}, ledger.evidence(asked.fingerprint), list[str]()
+    place, facts = {name: i for i, name in enumerate(problem.names)}, ledger.evidence(asked.fingerprint)
+    failures = [f"the record was altered after it was written: {what}" for what in ledger.trust().altered]
+    known = next((m for m in ledger.models() if m.digest == classifier.digest()), None)
+    if known is not None and (wrong := answers_differ(classifier, known)):
+        failures.append(wrong)
     witnesses = [e for e in facts if e.kind == "witness"]
     for fact in witnesses:
         failures += _replay(problem, place, ledger, asked, fact)

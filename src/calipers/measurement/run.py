@@ -20,6 +20,7 @@ from calipers.errors import CaptureError, UnsupportedOp
 from calipers.measurement.ask import ask
 from calipers.measurement.budget import Purse, Turn, as_told
 from calipers.measurement.plan import Plan, Stage
+from calipers.measurement.probe import acquaint
 from calipers.measurement.referee import CLEAN, Referee, Ruling
 from calipers.problem.interrupts import Limit, give_way, limited
 from calipers.problem.problem import Problem
@@ -64,10 +65,12 @@ def run(
 ) -> bool:
     """Carry out the plan, and return whether it came to its end (False: the time limit or Ctrl-C stopped it; what was admitted stands).
 
-    `clock` tells what both jaws have cost, where the plan bounds that. Raises `Contradiction` as soon as a certificate stands above a witness.
+    `clock` tells what both jaws have cost, where the plan bounds that. Raises `Contradiction` as soon as a certificate stands above a witness, and
+    `RecordError` where the record is about another program of this name.
     """
     session = _Session(problem, plan, ledger, seed, watch or Silent(), clock)
     session.asked = question(problem, plan, seed, facts or {})
+    acquaint(problem, session.asked.title, ledger)
     ledger.ask(session.asked, _points(problem))
     limits = () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
     try:

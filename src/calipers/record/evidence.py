@@ -22,7 +22,9 @@ class Evidence:
 
     `radius` is in native units: a witness's distance (float64), the radius a certificate proves (closed ball), 0 for a misclassified point, NaN where
     a fact states none. `margin` is the worst margin of the witness, or the proved lower bound of it, in logits. `tool` is the tool's repr:
-    configuration and identity in one. `array` is the witness itself, the bytes of a certificate's proof file, or None.
+    configuration and identity in one. `array` is the witness itself, the bytes of a certificate's proof file, or None. `asked` is the radius at which
+    the tool was at work when it handed the fact over, NaN where it was not dealt a block of points: should the tool be interrupted, it begins the block
+    again, and what it then does not find again is passed over.
     """
 
     point: str
@@ -37,6 +39,7 @@ class Evidence:
     seconds: float = 0.0
     note: str = ""
     array: NDArray[Any] | None = field(default=None, compare=False, repr=False)
+    asked: float = field(default=float("nan"), compare=False, repr=False)
 
     @property
     def key(self) -> tuple[str, str, str, float]:
@@ -62,6 +65,20 @@ class Question:
     fingerprint: str
     title: str
     facts: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A program that was measured: its digest, name and parts (see problem/identity.py), when and under what `circumstances` it was met first, and its
+    `logits` (M, K) at a few `points` (M, *D), by which it is known again."""
+
+    digest: str
+    name: str
+    met: str
+    circumstances: dict[str, Any] = field(compare=False)
+    parts: dict[str, str] = field(compare=False, repr=False)
+    points: NDArray[Any] = field(compare=False, repr=False)
+    logits: NDArray[Any] = field(compare=False, repr=False)
 
 
 def as_array(values: Any) -> NDArray[np.float64]:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from calipers.errors import Contradiction
 from calipers.record.bracket import Bracket, Verdict
+from calipers.record.chain import Trust
 from calipers.record.estimates import Interval, clopper_pearson, two_sided, wilson
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
@@ -146,7 +148,7 @@ class Summary:
     """Everything the record says about one question. `rows` holds every point, also the invalid ones; rates are over the others.
 
     `radius` is the smallest and largest radius asked; `at_radii` are the rates where several were asked in one run (else none);
-    `guarantees` counts the certified points by the arithmetic in which their claim holds.
+    `guarantees` counts the certified points by the arithmetic in which their claim holds; `trust` is whether the record is as it was written, and checked.
     """
 
     question: Question
@@ -167,6 +169,7 @@ class Summary:
     quantiles: tuple[Quantile, ...]
     costs: tuple[ToolCost, ...]
     gallery: tuple[Exhibit, ...] = field(repr=False)
+    trust: Trust = field(default_factory=Trust)
 
     @property
     def n(self) -> int:
@@ -202,7 +205,12 @@ def short_name(tool: str) -> str:
 
 def summaries(ledger: Ledger, confidence: float = 0.95) -> tuple[Summary, ...]:
     """Return one summary for each question of the ledger, oldest first. Raises `Contradiction` where two tools cannot both be right."""
-    return tuple(summarise(ledger, question, confidence) for question in ledger.questions())
+    try:
+        return tuple(summarise(ledger, question, confidence) for question in ledger.questions())
+    except Contradiction as error:
+        if altered := ledger.trust().altered:
+            raise Contradiction(f"the record was altered after it was written ({'; '.join(altered)}), and now says: {error}") from error
+        raise
 
 
 def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> Summary:
@@ -233,6 +241,7 @@ def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> S
         quantiles=quantiles_of(lower, upper, curve.half_width),
         costs=tool_costs(rows, facts),
         gallery=hang(ledger, question, points, facts, {r.name: (r.upper, r.upper_tool, r.prediction) for r in valid}),
+        trust=ledger.trust(),
     )
 
 

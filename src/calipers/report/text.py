@@ -8,6 +8,7 @@ from calipers.record.ledger import Ledger
 from calipers.report.report import Summary, summaries
 from calipers.report.wording import (
     advice,
+    alarm,
     asked,
     at_least,
     at_most,
@@ -27,6 +28,7 @@ from calipers.report.wording import (
     precision,
     radius,
     share_of_points,
+    standing,
     tools,
 )
 
@@ -46,6 +48,8 @@ def _lines(summary: Summary, titled: bool) -> Iterator[str]:
     if titled:
         yield summary.title
     how_far = asked(summary) if counts_switches(summary) else f"{norm(summary)} eps = {radius(summary)}"
+    if said := alarm(summary):
+        yield f"WARNING: {said}"
     yield f"robust accuracy, {how_far}, {points(summary.n)}, {share_of_points(summary.confidence)}"
     if summary.n:
         yield from _rates(summary)
@@ -95,6 +99,8 @@ def _cost(summary: Summary) -> str:
 
 
 def _remarks(summary: Summary) -> Iterator[str]:
+    for said in standing(summary):
+        yield f"  record   {said}"
     jaw = missing_lower_jaw(summary)
     if jaw:
         yield f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack is only as strong as the attacks."

@@ -198,6 +198,8 @@ def sampling(summary: Summary) -> str:
 
 def limits(summary: Summary) -> Iterator[str]:
     """Yield what this measurement does not tell, plainest first."""
+    if said := alarm(summary):
+        yield said[0].upper() + said[1:]
     jaw = missing_lower_jaw(summary)
     if jaw:
         yield f"The lower jaw is missing: {jaw.rstrip('.')}. Nothing is proved robust, and the accuracy under attack is only as strong as the attacks listed."
@@ -224,6 +226,35 @@ def limits(summary: Summary) -> Iterator[str]:
         yield "Distances count switches. Where numeric columns moved and no letter changed, half a switch stands for it: more than none, less than one."
     beyond = f"Beyond the {reach(summary)} asked a curve only carries what happened to be found or proved"
     yield f"{beyond}; that nobody searched there looks the same as robustness."
+
+
+def alarm(summary: Summary) -> str:
+    """Return the sentence on a record that is not as it was written, or nothing."""
+    if not summary.trust.altered:
+        return ""
+    where = shlex.quote(summary.record) if summary.record else "RECORD"
+    return (
+        f"this record was altered after it was written: {'; '.join(map(plain, summary.trust.altered))}. What is shown may be nobody's measurement: "
+        f"calipers check {where} replays it against the model, a new record leaves no doubt."
+    )
+
+
+def standing(summary: Summary) -> Iterator[str]:
+    """Yield what is known about a record kept in a file: whether its evidence was replayed, and whether all of it is chained."""
+    trust, where = summary.trust, shlex.quote(summary.record)
+    if not summary.record:
+        return
+    check = trust.last_check(summary.question.fingerprint)
+    if check is None:
+        yield f"not checked: calipers check {where} replays every witness and certificate against the model"
+    else:
+        failed = f"{integer(check.failures)} failed" if check.failures else "none failed"
+        grown = trust.grown(check)
+        since = f"; {integer(grown)} facts were added since" if grown else ""
+        replayed = f"{integer(check.witnesses)} witnesses and {integer(check.certificates)} certificates replayed, {failed}"
+        yield f"checked on {check.at.replace('T', ' ').replace('+00:00', ' UTC')}: {replayed}{since}"
+    if trust.unchained:
+        yield f"{integer(trust.unchained)} of {integer(trust.facts)} facts were written before records were chained: whether they were altered cannot be told"
 
 
 def audits(summary: Summary) -> Iterator[str]:
