@@ -306,7 +306,23 @@ class Classifier:
         return low if dtype in (None, self.dtype) else lambda x: low(x.to(dtype)).to(self.dtype)
 
     def digest(self) -> str:
-_UNUSUAL, _SMALL = 13, 20_000  # points in a batch that no cache of a model has met, where a point has at most so many features
+        """Return the name under which a record keeps what this model computes: see identity.py."""
+        return self.identity().digest
+
+    def identity(self) -> Identity:
+        """Return what this model computes, part by part; looked at anew at every `check`, and whenever a weight has changed."""
+        state = self.state()
+        if self._identity is None or self._identity[0] != state:
+            extra = {"mean": self.mean, "std": self.std, "draws": self.draws or None}
+            self._identity = (state, identify(self.module, extra, None if self._few is None else self._call))
+        return self._identity[1]
+
+    def _call(self) -> None:
+        """Run the model on a batch of a size that it has hardly met, for whatever counts, caches or collects to show itself."""
+        assert self._few is not None
+        rows = self._few[:1].expand(_UNUSUAL if self._few[0].numel() <= _SMALL else 3, *self._few.shape[1:])
+        with self.frozen(), torch.no_grad(), contextlib.suppress(Exception):  # what refuses such a batch shows nothing by it
+            self.network(0.5 * rows)
 
 
 def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
