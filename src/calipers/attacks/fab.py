@@ -24,7 +24,8 @@ class FAB:
     the box, the next iterate lies between the two a share `overshoot` beyond, at most `most_bias` of the way towards x's projection; a success is drawn back
     towards x by the factor `backward`.
 
-    Each of the `targets` rivals, nearest first, has a search of its own; 0 follows the worst margin instead.
+    Each of the `targets` rivals, nearest first, has a search of its own; 0 follows the worst margin instead. `inside` ends the searches of a point at the
+    first example within the problem's radius: for verdicts.
     Differs from the paper: after a success the tangent is the one at the success, not at the point drawn back, which saves a pass; no random restarts; a
     search on the segment ends each run.
     Cost: (steps + 1) x max(targets, 1) forward and backward passes, one backward pass a class for the ranking, and about 10 forwards at the end.
@@ -35,6 +36,7 @@ class FAB:
     overshoot: float = 0.05
     most_bias: float = 0.1
     backward: float = 0.9
+    inside: bool = False
 
     def __post_init__(self) -> None:
         check_between(self, steps=(1, 10**9), targets=(0, 10**9), overshoot=(0, 10), most_bias=(0, 1), backward=(0, 1))
@@ -42,7 +44,7 @@ class FAB:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
         demand(not problem.region.norm.is_count, self, "linf, l2 or l1", problem)
-        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed)
+        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed, self.inside)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ class FMN:
     iterate resists and shrinks while it does not; a gradient step is projected onto that ball.
 
     `step` is the first step as a share of the current radius, `last_step` and `last_gamma` are where step and gamma end, along a cosine. `targets` > 0 runs
-    a search towards each of that many rivals, nearest first; 0 follows the worst margin, which may lead to another rival than the nearest.
+    a search towards each of that many rivals, nearest first; 0 follows the worst margin, which may lead to another rival than the nearest. `inside` ends the
+    searches of a point at the first example within the problem's radius: for verdicts.
     Differs from the paper: the step is steepest ascent of the norm, not the Euclidean gradient (0.14 instead of 0.31 in linf on the embedded robust net),
     and scales with the radius, so that no unit of the data is assumed; for l0, the Euclidean gradient in shares of what each feature can move. After a
     success the radius falls at once to where a linear model puts the boundary, not by gamma alone (in l1 on the embedded robust net 6.0 instead of 7.2). The
@@ -41,6 +42,7 @@ class FMN:
     gamma: float = 0.05
     last_gamma: float = 0.001
     targets: int = 0
+    inside: bool = False
 
     def __post_init__(self) -> None:
         check_between(self, steps=(1, 10**9), step=(1e-9, 1e3), last_step=(0, self.step), gamma=(1e-9, 0.999), last_gamma=(0, self.gamma))
@@ -48,7 +50,7 @@ class FMN:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
-        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed)
+        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed, self.inside)
 
 
 @dataclass(frozen=True, kw_only=True)

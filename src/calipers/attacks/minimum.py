@@ -24,6 +24,7 @@ from calipers.problem.tools import Attempt
 
 _EVERYWHERE = 1e30  # the radius where no box ends: finite in float32, and its multiples too
 _BEYOND = 1.001  # of the farthest corner, so that no rounding cuts it off
+_SURELY = 1 - 1e-6  # of the radius: an example so near lies within it also when the referee measures in float64
 _PUSHES = (1.0, 1.001, 1.03)  # a candidate that is adversarial by a rounding only is moved on a little, so that nobody's arithmetic doubts it
 
 
@@ -49,10 +50,11 @@ class FromTheCentre:
         return margin(margins, problem.goal)
 
 
-def seek(problem: Problem, recipe: Recipe, seed: int) -> Iterator[Attempt]:
+def seek(problem: Problem, recipe: Recipe, seed: int, inside: bool = False) -> Iterator[Attempt]:
     """Run a recipe that seeks the nearest adversarial point on the whole box, and yield what it finds, pulled back to the boundary.
 
-    The problem's radius plays no part. A point that is adversarial already is its own nearest example and costs one forward.
+    The problem's radius plays no part, unless examples `inside` it are enough: then a search that has one ends, and the example stays where it was found.
+    A point that is adversarial already is its own nearest example and costs one forward.
     """
     wrong = problem.clearance(problem.x) <= 0
     done, open_ = (torch.nonzero(flags).flatten() for flags in (wrong, ~wrong))
@@ -62,12 +64,13 @@ def seek(problem: Problem, recipe: Recipe, seed: int) -> Iterator[Attempt]:
         return
     part = problem.take(open_)
     wide = part.at((part.threat.widest(part.x) * _BEYOND).nan_to_num(posinf=_EVERYWHERE).clamp(max=_EVERYWHERE))
-    queue, held = run_queue(wide, recipe, seed=seed), list[tuple[Attempt, Tensor]]()
+    enough = _SURELY * part.threat.radii(len(part)).to(part.x.device) if inside else None
+    queue, held = run_queue(wide, recipe, seed=seed, enough=enough), list[tuple[Attempt, Tensor]]()
     try:
         for attempt in queue:
             points = attempt.candidate.clone()
             held.append((attempt, points))
-            settled = _settled(wide.take(attempt.index), attempt, points, seed)
+            settled = _settled(wide, attempt, points, seed) if enough is None else _settled_inside(wide, enough, attempt, points, seed)
             held.clear()
             yield dataclasses.replace(settled, index=open_[attempt.index])
     except KeyboardInterrupt as interrupt:
@@ -76,8 +79,23 @@ def seek(problem: Problem, recipe: Recipe, seed: int) -> Iterator[Attempt]:
         raise
 
 
-def _settled(problem: Problem, attempt: Attempt, points: Tensor, seed: int) -> Attempt:
+def _settled_inside(wide: Problem, enough: Tensor, attempt: Attempt, points: Tensor, seed: int) -> Attempt:
+    """Return the attempt with the candidates that lie at most `enough` away as they are, and the others, a copy of which is moved in place, as `_settled`."""
+    part = wide.take(attempt.index)
+    far = torch.nonzero((part.region.distance(points) > enough[attempt.index]) | (part.clearance(points) > 0)).flatten()
+    if not len(far):
+        return attempt
+    moved = points[far]
+    some = Attempt(attempt.index[far], attempt.candidate[far], attempt.forwards[far], attempt.backwards[far])
+    settled = _settled(wide, some, moved, seed)
+    candidate, forwards, backwards = attempt.candidate.clone(), attempt.forwards.clone(), attempt.backwards.clone()
+    candidate[far], forwards[far], backwards[far] = settled.candidate, settled.forwards, settled.backwards
+    return Attempt(attempt.index, candidate, forwards, backwards)
+
+
+def _settled(wide: Problem, attempt: Attempt, points: Tensor, seed: int) -> Attempt:
     """Return the attempt with its candidates, a copy of which is moved in place, pulled back to the boundary, and the passes that this took."""
+    problem = wide.take(attempt.index)
     counter = problem.classifier.counter
     forwards, backwards = counter.forwards, counter.backwards
     polish(problem, points, problem.streams(seed))

@@ -104,15 +104,22 @@ class Slots:
 
 
 def run_queue(
-    problem: Problem, recipe: Recipe, *, seed: int, dtype: torch.dtype | None = None, batch: int | None = None, starts: Tensor | None = None
+    problem: Problem,
+    recipe: Recipe,
+    *,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    batch: int | None = None,
+    starts: Tensor | None = None,
+    enough: Tensor | None = None,
 ) -> Iterator[Attempt]:
     """Yield an `Attempt` for every point, as points are decided.
 
     Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
-    `starts` are those of `Queue`. `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the
+    `starts` and `enough` are those of `Queue`. `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the
     steps on a GPU.
     """
-    return Queue(problem, recipe, seed, dtype, batch or BATCH, starts).run()
+    return Queue(problem, recipe, seed, dtype, batch or BATCH, starts, enough=enough).run()
 
 
 class Queue:
@@ -120,6 +127,7 @@ class Queue:
 
     `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the recipe's own (they are projected into the region); `rivals (N, T)`
     the margin columns of the targets, ranked here where they are not given. With `keep_all` the best iterate of every job is remembered, (N, ranks, *D).
+    `enough (N,)` are distances at which a search for the nearest ends like any other that has succeeded.
     """
 
     def __init__(
@@ -132,8 +140,12 @@ class Queue:
         starts: Tensor | None = None,
         rivals: Tensor | None = None,
         keep_all: bool = False,
+        enough: Tensor | None = None,
     ) -> None:
         self.problem, self.recipe, self.batch, self.starts = problem, recipe, batch, starts
+        self.goal = torch.full((len(problem),), -torch.inf if recipe.nearest else 0.0, dtype=problem.x.dtype, device=problem.x.device)
+        if enough is not None:
+            self.goal = enough.to(self.goal)
         self.n, device = len(problem), problem.x.device
         self.streams = problem.streams(seed)
         self.network = problem.classifier.step(dtype)
@@ -217,8 +229,11 @@ class Queue:
         return over
 
     def _through(self, slots: Slots) -> Tensor:
-        spent = slots.step > self.recipe.steps
-        return spent if self.recipe.nearest else spent | is_adversarial(slots.score)
+        return (slots.step > self.recipe.steps) | self._won(slots)
+
+    def _won(self, slots: Slots) -> Tensor:
+        """Which jobs need not go on? NaN counts as won, as in `is_adversarial`."""
+        return ~(slots.score > self.goal[slots.job % self.n])
 
     def _part(self, job: Tensor) -> Problem:
         """Return the problem of the jobs' points, its names left out."""
@@ -277,14 +292,14 @@ class Queue:
         ended = [i for i, done in enumerate(over) if done]
         if not ended:
             return [], []
-        jobs, scores = slots.job.tolist(), slots.score.tolist()
+        jobs, scores, won = slots.job.tolist(), slots.score.tolist(), self._won(slots).tolist()
         take: list[int] = []
         held: dict[int, float] = {}  # the lowest score of each point, this round's included
         touched = set()
         for i in ended:
             point = jobs[i] % self.n
             touched.add(point)
-            lowest = self.book.finish(jobs[i], not self.recipe.nearest and not scores[i] > 0)
+            lowest = self.book.finish(jobs[i], won[i])
             unbroken = self.book.winner[point] == self.book.ranks
             if lowest or (unbroken and scores[i] < held.get(point, float(self.score[point]))):
                 held[point] = scores[i]

@@ -25,7 +25,8 @@ class SigmaZero:
     threshold are dropped after each step, and the threshold rises by `adapt` steps while the iterate is adversarial, falls while it is not.
 
     Changes d, `step`, `sigma` and `threshold` are measured in shares of what each feature can move (the paper's numbers on [0, 1]).
-    `targets` > 0 runs a search towards each of that many rivals, nearest first; 0 follows the worst margin.
+    `targets` > 0 runs a search towards each of that many rivals, nearest first; 0 follows the worst margin. `inside` ends the searches of a point at the
+    first example within the problem's radius: for verdicts.
     Where pixels are counted, d^2 is the sum over a pixel's channels, and a pixel is dropped whose largest change is below the threshold.
     Differs from the paper: targeted goals are possible, and the fewest changes found are pulled back to the boundary, which makes them smaller.
     Cost: (steps + 1) x max(targets, 1) forward and backward passes, and about 10 forwards at the end.
@@ -38,6 +39,7 @@ class SigmaZero:
     threshold: float = 0.3
     adapt: float = 0.01
     targets: int = 0
+    inside: bool = False
 
     def __post_init__(self) -> None:
         check_between(self, steps=(1, 10**9), step=(1e-9, 10), last_step=(0, self.step), sigma=(1e-12, 1), threshold=(0, 1), adapt=(0, 1))
@@ -46,7 +48,7 @@ class SigmaZero:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the candidates of fewest changes as points are decided; the seed is not used."""
         demand(problem.region.norm.is_count, self, "l0 or pixels", problem)
-        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed)
+        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed, self.inside)
 
 
 @dataclass(frozen=True, kw_only=True)
