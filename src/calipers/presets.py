@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from calipers.attacks.apgd import APGD
@@ -41,7 +42,7 @@ from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
 from calipers.problem.ball import Ball
-from calipers.problem.norms import norm_named
+from calipers.problem.norms import Norm, norm_named
 from calipers.problem.substitutions import Substitutions
 from calipers.problem.threat import Threat
 from calipers.problem.tools import Attack, Certifier
@@ -61,8 +62,12 @@ _LETTERS_ONLY = (Replace, Enumeration)
 _LETTERS_TOO = (Steepest, IBP, CROWN, AlphaCROWN, BranchAndBound, LargestRadius, MILP)
 """Tools that answer a `Substitutions` threat; all others search the inside of a ball."""
 
-_CONVEX_ONLY = (Square, FAB)
-"""Tools of the plans that a count of changed features or pixels has no use for: `SigmaZero` stands in their place."""
+_FITS: tuple[tuple[tuple[type[Any], ...], Callable[[Norm], bool]], ...] = (
+    ((Square, FAB), lambda norm: not norm.is_count),
+    ((DDN,), lambda norm: norm.is_euclidean),
+    ((SigmaZero,), lambda norm: norm.is_count),
+)
+"""Tools that are made for some norms: a plan that is asked for by name passes over those that do not fit."""
 
 _USUAL: dict[str, tuple[Any, ...]] = {
     "Nearest": (PGD(steps=20),),
@@ -88,11 +93,25 @@ _VERDICTS = (
     Stage(CROWN(), "certifier", audit=_AUDIT),
     Stage(CROWN(refine=False), "certifier", audit=_AUDIT, fallback=True),
 )
-_CASCADE = (
-    Stage(APGD(steps=100), "attack"),
-    Stage(Insist(Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2)), Descent()), "attack"),
+_INSISTING = Insist(Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2)), Descent())
+
+
+def _family(name: str, tool: Attack, audit: int | None = _AUDIT, waits: bool = False) -> Stage:
+    return Stage(tool, "attack", audit=audit, family=name, waits=waits)
+
+
+_FAMILIES = (
+    _family("ascents", APGD(steps=100), None),
+    _family("ascents", _INSISTING, None),
+    _family("growing and shrinking radii", FMN(steps=60, targets=3, gamma=0.2, inside=True)),
+    _family("growing and shrinking radii", FMN(steps=100, targets=9, gamma=0.2, inside=True)),
+    _family("tangents", FAB(steps=40, targets=3, backward=0.8, inside=True)),
+    _family("tangents", FAB(steps=60, targets=9, backward=0.8, inside=True)),
+    _family("directions", DDN(steps=50, inside=True)),
+    _family("counts", SigmaZero(steps=200, inside=True), None),
+    _family("scores", Square(queries=800, ahead=8), waits=True),
 )
-_AUDITED = Stage(Square(queries=800, ahead=8), "attack", audit=_AUDIT)
+"""What stands side by side in the plans: ascents at the radius, searches for the nearest example, and scores alone (see `measurement.portfolio`)."""
 _DISTANCES = (
     Stage(FMN(steps=40), "attack", "distance"),
     Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
@@ -118,13 +137,13 @@ PLANS: dict[str, Plan] = {
     "quick": Plan("quick", (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack")), "measure --plan standard", lower_share=_SHARE),
     "standard": Plan(
         "standard",
-        (*_VERDICTS, *_CASCADE, _AUDITED),
+        (*_VERDICTS, *_FAMILIES),
         "measure --plan thorough",
         lower_share=_SHARE,
     ),
     "brackets": Plan(
         "brackets",
-        (*_VERDICTS, *_CASCADE, _AUDITED, *_DISTANCES),
+        (*_VERDICTS, *_FAMILIES, *_DISTANCES),
         "measure --plan thorough",
         lower_share=_SHARE,
     ),
@@ -132,7 +151,7 @@ PLANS: dict[str, Plan] = {
         "thorough",
         (
             *_VERDICTS,
-            *_CASCADE,
+            *_FAMILIES,
             Stage(Guided(APGD(steps=200, restarts=4, targets=9), Minimisers(4)), "attack"),
             Stage(FAB(steps=100, targets=9), "attack"),
             Stage(Square(queries=5000), "attack"),
@@ -145,7 +164,7 @@ PLANS: dict[str, Plan] = {
         "complete",
         (
             *_VERDICTS,
-            *_CASCADE,
+            *_FAMILIES,
             Stage(InputSplit(), "certifier"),
             Stage(Guided(APGD(steps=100, restarts=5, targets=9), Minimisers(5)), "attack"),
             Stage(BranchAndBound(seconds=60, attack=APGD(steps=20)), "certifier"),
@@ -199,21 +218,17 @@ def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -
     if plan is None:
         plan = "categorical" if isinstance(threat, Substitutions) else usual
     chosen = plan if isinstance(plan, Plan) else plan_named(plan)
-    if not isinstance(plan, Plan) and isinstance(threat, Ball) and norm_named(threat.norm).is_count:
-        chosen = _counting(chosen)
+    if not isinstance(plan, Plan) and isinstance(threat, Ball):
+        chosen = _fitting(chosen, norm_named(threat.norm))
     for stage in chosen.stages:
         check_fit(stage.tool, threat)
     return chosen
 
 
-def _counting(plan: Plan) -> Plan:
-    """Return the plan for norms that count: one `SigmaZero` in the place of what does not fit them."""
-    fits = [not isinstance(stage.tool, _CONVEX_ONLY) for stage in plan.stages]
-    if all(fits):
-        return plan
-    first = fits.index(False)
-    kept = [stage for stage, fit in zip(plan.stages, fits, strict=True) if fit]
-    return dataclasses.replace(plan, stages=(*kept[:first], Stage(SigmaZero(steps=200), "attack"), *kept[first:]))
+def _fitting(plan: Plan, norm: Norm) -> Plan:
+    """Return the plan without the tools that are made for other norms."""
+    kept = tuple(s for s in plan.stages if all(fits(norm) for tools, fits in _FITS if isinstance(s.tool, tools)))
+    return plan if len(kept) == len(plan.stages) else dataclasses.replace(plan, stages=kept)
 
 
 def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:

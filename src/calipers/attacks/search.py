@@ -116,7 +116,7 @@ def run_queue(
     """Yield an `Attempt` for every point, as points are decided.
 
     Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
-    `starts` and `enough` are those of `Queue`. `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the
+    `starts` and `enough`: see `Queue`. `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the
     steps on a GPU.
     """
     return Queue(problem, recipe, seed, dtype, batch or BATCH, starts, enough=enough).run()

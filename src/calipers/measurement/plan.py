@@ -22,6 +22,9 @@ class Stage:
     many were tried, so that a bound on what the audit may have missed can be stated. None tries all of them.
 
     `fallback`: only where the stage before it, a better tool, was too dear for its share of the time or the memory.
+
+    `family`: attacks with a family that follow each other are no sequence but stand side by side (`measurement.portfolio`): each is tried on a sample of
+    what is left, as large as its audit says, and what breaks most per second goes first. One that `waits` comes after all that do not.
     """
 
     tool: Attack | Certifier
@@ -29,6 +32,8 @@ class Stage:
     aim: Literal["verdict", "distance"] = "verdict"
     audit: int | None = None
     fallback: bool = False
+    family: str = ""
+    waits: bool = False
 
     @property
     def name(self) -> str:

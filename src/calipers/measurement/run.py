@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from calipers.errors import CaptureError, UnsupportedOp
+from calipers.measurement import portfolio
 from calipers.measurement.ask import ask
 from calipers.measurement.budget import Purse, Turn, as_told
 from calipers.measurement.plan import Plan, Stage
@@ -76,7 +77,7 @@ def run(
     try:
         session.opening()
         with limited(*limits):
-            return all(session.stage(k) for k in range(len(plan.stages))) and all(session.stage(k, last=True) for k in list(session.waiting))
+            return all(session.part(ks) for ks in portfolio.parts(plan.stages)) and all(session.stage(k, last=True) for k in list(session.waiting))
     except KeyboardInterrupt:
         return False
     finally:
@@ -97,6 +98,7 @@ class _Session:
         self.no_lower_jaw = False
         self.started = time.monotonic()
         self.scope = _scope(plan, seed, problem.names, self.radii)
+        self.clock = clock
         self.purse = None if plan.lower_share is None else Purse(plan.lower_share, clock)
         self.through: set[str] = set()
         self.waiting: list[int] = []  # stages of the lower jaw that are put off to the end
@@ -121,6 +123,33 @@ class _Session:
         self._note("gradients", {**self.decide("gradients", lambda: gradients(self.problem, self.seed)), "why": self.problem.classifier.no_gradient})
         if self.problem.classifier.no_float64:
             self._note("no_float64", self.problem.classifier.no_float64)
+
+    def part(self, ks: list[int]) -> bool:
+        """Run one stage, or families of attacks that stand side by side; False when the time is up."""
+        stages = [self.plan.stages[k] for k in ks]
+        if not stages[0].family:
+            return self.stage(ks[0])
+        later = {s.name for s in self.plan.stages} - self.through
+        table = portfolio.Table(
+            names=self.problem.names,
+            radii=self.radii,
+            known=self.known,
+            before=[e for e in self.known if e.tool not in later],
+            attacks={s.name for s in self.plan.stages if s.kind == "attack"},
+            open=lambda facts: self._todo(stages[0], Bracket.of(self.problem.names, facts), {e.point for e in facts if e.kind == "invalid"})[0],
+            deal=lambda stage, places: self._blocks(stage, places, self.radii),
+            broken=lambda stage, places: self._settled_by(stage, places, self.radii),
+            drawn=self._drawn,
+            decide=lambda key, make: self.decide(f"{ks[0]} {key}", make),
+            told=self.watch.stage,
+            missed=lambda stage, counts: self._note_of("audits", stage, {"kind": stage.kind, **counts}),
+        )
+        begun = self.clock()
+        in_time = portfolio.Portfolio(table, stages, self.clock).run()
+        if self.purse is not None:
+            self.purse.attacks += self.clock() - begun
+        self.through |= {stage.name for stage in stages}
+        return in_time
 
     def stage(self, k: int, *, last: bool = False) -> bool:
         """Run one stage on what earlier ones left open; False when the time is up. Without a graph the stages of the lower jaw are passed over.
@@ -237,9 +266,13 @@ class _Session:
         return True
 
     def _sample(self, places: list[int], count: int) -> list[int]:
-        """Return `count` random places, in order: each point's own stream says how early it is drawn."""
+        """Return `count` random places, in order."""
+        return sorted(self._drawn(places)[:count])
+
+    def _drawn(self, places: list[int]) -> list[int]:
+        """Return the places in random order: each point's own stream says how early it is drawn, whatever others there are."""
         draw = self.problem.streams(self.seed).take(torch.tensor(places, device=self.problem.x.device)).uniform(1, torch.float64)[:, 0]
-        return sorted(places[i] for i in draw.argsort()[:count].tolist())
+        return [places[i] for i in draw.argsort().tolist()]
 
     def _settled_by(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> int:
         """How many of the points did this very tool settle at their radii?"""
@@ -295,7 +328,7 @@ class _Session:
 
 def _scope(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
     """Return a name for runs that proceed alike: the same stages, seed, points and radii."""
-    told = repr(([(s.name, s.aim, s.audit) for s in plan.stages], plan.lower_share, seed, tuple(names))).encode()
+    told = repr(([(s.name, s.aim, s.audit, s.family, s.waits) for s in plan.stages], plan.lower_share, seed, tuple(names))).encode()
     return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
 
 

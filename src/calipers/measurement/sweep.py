@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
+from calipers.measurement.portfolio import in_turn
 from calipers.measurement.run import Watch, run
 from calipers.problem.problem import Problem
 from calipers.record.bracket import Bracket
@@ -37,13 +38,14 @@ def sweep(
     Each point is asked at the middle of the radii where its verdict is open, and so on in the halves: settled there, it is settled on one whole side. Where it
     stays open, attacks are only tried at larger radii and certifiers at smaller ones: what they could not do inside a smaller ball, or for a larger one, is
     not to be had from them. So a point costs about log2(R) + 1 visits of the plan, not R. Stages that look for distances are left out, but where the plan
-    has no others it is carried out once. An audit bounds what is missed at one radius: here audited attacks are left out, audited certifiers try all points.
+    has no others it is carried out once. An audit bounds what is missed at one radius: here audited certifiers try all points, of families of attacks each
+    tries all with its first stage, and other audited attacks are left out.
     The record shows the verdicts at the middle radius, and the rates at all of them.
     A run that was stopped is taken up by the same call: what is settled is read from the record, what was tried is not tried again.
     """
     grid = checked(radii)
     shown = grid[len(grid) // 2]
-    stages = tuple(dataclasses.replace(s, audit=None) for s in plan.stages if s.aim == "verdict" and not (s.audit and s.kind == "attack"))
+    stages = in_turn([s for s in plan.stages if s.aim == "verdict"])
     extra = {**(facts or {}), "radii": list(grid), "plan": [plan.name, *(s.name for s in stages or plan.stages)]}
     state = _Sweep(problem, ledger, np.asarray(grid), stages)
     began, finished = time.monotonic(), True

@@ -265,10 +265,11 @@ def audits(summary: Summary) -> Iterator[str]:
         if not (isinstance(tried, int) and isinstance(of, int) and 0 < tried < of):
             continue
         broke, would = ("proved", "prove") if lookup(audit, "kind") == "certifier" else ("broke", "break")
-        most = integer(most_missed(tried, of, summary.confidence))
+        most, near = integer(most_missed(tried, of, summary.confidence)), lookup(audit, "near")
+        also = f" and on the {integer(near)} that came nearest to falling" if isinstance(near, int) and near else ""
         yield (
-            f"{plain(tool).partition('(')[0]} was tried on {integer(tried)} random points of the {integer(of)} that were open before it and {broke} none, "
-            f"so it was not run on the others: with {share_of_points(summary.confidence)} confidence it would {would} at most {most} of them."
+            f"{plain(tool).partition('(')[0]} was tried on {integer(tried)} random points of the {integer(of)} that were open before it{also} "
+            f"and {broke} none, so it was not run on the others: with {share_of_points(summary.confidence)} confidence it would {would} at most {most} of them."
         )
 
 

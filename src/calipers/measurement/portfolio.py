@@ -1,0 +1,173 @@
+"""Which attacks are worth their time on this network? Families of attacks side by side: all tried on a sample, the quickest first, the useless left out.
+
+No family of attacks is the strongest everywhere: ascents are blind where gradients vanish far inside a region, searches for the nearest example where a
+boundary is ragged, both where scores alone lead on. First each family is tried on the same few random points: how many it breaks per second is its place in
+the order. Then each has its turn on what those before have left: tried on a sample of it, and run on all of it where it breaks any of the sample. A family
+that breaks none is left out, and the record says how many it may have missed; a stage without an audit is run on all in any case. A family may have several
+stages, the quick one first: those after it follow where it was of use. Families that wait come last, in the plan's order.
+
+The sample: as many random points as the stage's audit says, and half as many again that came nearest to falling so far, by what the record holds. Only the
+random ones count for what may have been missed. Seconds are the process's own, so that a busy machine does not turn the order round; they are decided once
+and kept in the record, so that a resumed run deals the same blocks in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calipers.measurement.plan import Stage
+from calipers.record.evidence import Evidence
+
+_FIRST = 8  # random points that every family is tried on for its place in the order
+_FEW = 3 * _FIRST  # where no more are left, the plan's own order will do
+_NEAR = 0.5  # of an audit, added to it: points that came nearest to falling
+_DEALT = 0.02  # of the seconds in the record: a process that spent less did not do the work itself
+
+
+Counts = Callable[[str, int], bool]
+"""(tool, place) -> whether what the tool found there counts by now: a record may hold more than this run has come to."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a run lets its families of attacks see and do. Places are those of the problem's points.
+
+    `known` is all evidence, as it grows, `before` what counts of earlier stages, `attacks` the names of all attacks of the plan. `open` says which places
+    evidence leaves open, `deal` runs a stage on places (False when the time is up), `broken` counts those of them that this very tool has broken, `drawn`
+    puts places in a random order in which that of two does not depend on the others, `decide` makes a decision or repeats it, `told` hears which stage
+    begins on how many points, `missed` that one broke none of a sample and was not run on the rest.
+    """
+
+    names: Sequence[str]
+    radii: NDArray[np.float64]
+    known: list[Evidence]
+    before: list[Evidence]
+    attacks: set[str]
+    open: Callable[[list[Evidence]], list[int]]
+    deal: Callable[[Stage, list[int]], bool]
+    broken: Callable[[Stage, list[int]], int]
+    drawn: Callable[[list[int]], list[int]]
+    decide: Callable[[str, Callable[[], Any]], Any]
+    told: Callable[[str, int], None]
+    missed: Callable[[Stage, dict[str, int]], None]
+
+    def facts(self, counts: Counts) -> list[Evidence]:
+        """Return the evidence that counts."""
+        place = {name: i for i, name in enumerate(self.names)}
+        return self.before + [e for e in self.known if counts(e.tool, place[e.point])]
+
+    def seconds(self, stage: Stage, places: list[int]) -> float:
+        """Return how long a tool took for the places by the record, waiting included."""
+        names = {self.names[i] for i in places}
+        return sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool == stage.name and e.point in names)
+
+    def nearest(self, places: list[int], counts: Counts) -> list[int]:
+        """Return the places by their better rank of two: the lowest margin above 0 that an attack came to, and the nearest example beyond the radius."""
+        place = {name: i for i, name in enumerate(self.names)}
+        margin, share = np.full(len(place), np.inf), np.full(len(place), np.inf)
+        for e in self.facts(counts):
+            i = place[e.point]
+            if e.kind == "attempt" and e.margin > 0 and e.tool in self.attacks:
+                margin[i] = min(margin[i], e.margin)
+            elif e.kind == "witness":
+                share[i] = min(share[i], e.radius / self.radii[i])
+        at = np.array(places)
+        rank = np.minimum(*(value[at].argsort(kind="stable").argsort() for value in (margin, share)))
+        return [places[i] for i in rank.argsort(kind="stable")]
+
+
+def parts(stages: Sequence[Stage]) -> list[list[int]]:
+    """Return the places of stages that belong together: families that follow each other are one part, any other stage is its own."""
+    grouped = groupby(range(len(stages)), key=lambda k: -1 if stages[k].family else k)
+    return [list(ks) for _, ks in grouped]
+
+
+def in_turn(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return the stages for a run that cannot audit attacks: of each family that does not wait the first one, and what has no audit, as plain stages."""
+    firsts = {stage.family: stage for stage in reversed(stages) if stage.family and not stage.waits}
+    kept = [stage for stage in stages if stage.kind == "certifier" or stage.audit is None or stage is firsts.get(stage.family)]
+    return tuple(replace(stage, audit=None, family="") for stage in kept)
+
+
+@dataclass
+class Portfolio:
+    """The families of one part of a plan, and what each was tried on so far."""
+
+    table: Table
+    stages: Sequence[Stage]
+    clock: Callable[[], float]
+    tried: dict[str, set[int]] = field(default_factory=dict)
+    useful: set[str] = field(default_factory=set)
+
+    def run(self) -> bool:
+        """Give each family its turn; False when the time is up."""
+        families = {stage.family: [s for s in self.stages if s.family == stage.family] for stage in self.stages}
+        order = self._order([stages[0] for stages in families.values()])
+        return order is not None and all(self._turn(stage, stage is families[stage.family][0]) for first in order for stage in families[first.family])
+
+    def _order(self, firsts: list[Stage]) -> list[Stage] | None:
+        """Return each family's first stage, by how many of the first sample it breaks per second, those that wait last; None when the time is up."""
+        left, rates = self._open(), dict[str, float]()
+        if len(left) > _FEW:
+            sample = sorted(self.table.drawn(left)[:_FIRST])
+            for stage in firsts:
+                begun = self.clock()
+                if stage.waits:
+                    continue
+                if not self._deal(stage, sample):
+                    return None
+                rates[stage.name] = self.table.broken(stage, sample) / max(self._seconds(stage, sample, self.clock() - begun), 1e-6)
+        return sorted(firsts, key=lambda stage: (stage.waits, -rates.get(stage.name, 0.0)))
+
+    def _turn(self, stage: Stage, first: bool) -> bool:
+        """Try a stage on a sample of what is left, and on the rest where it is of use; False when the time is up."""
+        left = self._open()
+        if not left or not (first or stage.audit is None or stage.family in self.useful):
+            return True
+        if stage.audit is None:
+            return self._deal(stage, left)
+        drawn = self.table.drawn(left)
+        chosen, rest = drawn[: stage.audit], set(drawn[stage.audit :])
+        near = [i for i in self.table.nearest(left, self._counts) if i in rest][: round(_NEAR * stage.audit)]
+        if not self._deal(stage, sorted(chosen + near)):
+            return False
+        self.useful.discard(stage.family)
+        if self.table.broken(stage, chosen + near):
+            self.useful.add(stage.family)
+            return self._deal(stage, self._open())
+        if len(chosen) + len(near) < len(left):
+            self.table.missed(stage, {"open": len(left), "tried": len(chosen), "near": len(near)})
+        return True
+
+    def _seconds(self, stage: Stage, sample: list[int], spent: float) -> float:
+        """Return how long a stage took for the sample: once decided, always the same."""
+
+        def seconds() -> float:
+            # Where the run was stopped just after the sample, it was not dealt again now: what the record says stands for it.
+            recorded = self.table.seconds(stage, sample)
+            return spent if spent > _DEALT * recorded else recorded
+
+        return float(self.table.decide(f"seconds of {stage.name}", seconds))
+
+    def _deal(self, stage: Stage, places: list[int]) -> bool:
+        """Run a stage on the places that it was not tried on before; False when the time is up."""
+        tried = self.tried.setdefault(stage.name, set())
+        fresh = [i for i in places if i not in tried]
+        if fresh:
+            self.table.told(stage.name, len(fresh))
+            if not self.table.deal(stage, fresh):
+                return False
+        tried.update(fresh)
+        return True
+
+    def _counts(self, tool: str, place: int) -> bool:
+        return place in self.tried.get(tool, ())
+
+    def _open(self) -> list[int]:
+        return self.table.open(self.table.facts(self._counts))
