@@ -49,7 +49,7 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 from calipers.record import checker
-from calipers.record.ledger import Ledger
+from calipers.record.ledger import Ledger, making_sense
 from calipers.record.proofs import contents, sealed
 from calipers.report.render import render_html
 from calipers.report.text import render_text
@@ -470,7 +470,7 @@ class Records(Kind):
         db = sqlite3.connect(path)
         with contextlib.suppress(sqlite3.DatabaseError), db:
             for _ in range(draw.randint(1, 3)):
-                table = draw.choice(("question", "point", "evidence"))
+                table = draw.choice(("question", "point", "evidence", "chain", "meta", "model", "checked", "passed"))
                 columns = [row[1] for row in db.execute(f"pragma table_info({table})")]
                 column = draw.choice(columns)
                 old = db.execute(f"select {column} from {table} limit 1").fetchone()
@@ -486,7 +486,7 @@ class Records(Kind):
         return path.read_bytes()
 
     def read(self, path: Path) -> str:
-        with Ledger(path, read_only=True) as ledger:
+        with Ledger(path, read_only=True) as ledger, making_sense(ledger):
             render_text(ledger)
             render_html(ledger, self.folder / "page.html")
         return "read"

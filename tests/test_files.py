@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
+import sqlite3
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -304,6 +306,21 @@ def test_every_option_is_looked_at_before_work_begins(kind: str, tmp_path: Path)
     shown = calipers(tmp_path, *words)
     assert shown.returncode == 2
     assert message in shown.stderr
+
+
+def test_an_altered_record_that_makes_no_sense_is_told_and_a_bug_keeps_its_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("-m", "mnist-plain", "-n", "2", "--plan", "quick", "--record", "r.calipers", "--report", "none", "-q")
+    assert calipers(tmp_path, "measure", *words).returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("calipers.report.text.render_text", lambda *_: {}["no such thing"])
+        with pytest.raises(KeyError):
+            calipers(tmp_path, "report", "r.calipers", "-o", "none")
+    for change in ("update question set facts = '[]'", "update point set array = x'00'", "update evidence set radius = 'far'"):
+        with contextlib.closing(sqlite3.connect(tmp_path / "r.calipers")) as db, db:
+            db.execute(change)
+        shown = calipers(tmp_path, "report", "r.calipers", "-o", "page.html")
+        assert shown.returncode == 2, change
+        assert "altered" in shown.stderr
 
 
 def test_what_is_refused_at_the_door_leaves_no_record(tmp_path: Path) -> None:

@@ -148,13 +148,13 @@ def report_command(
     confidence: Annotated[float, typer.Option(help="Confidence of all intervals.")] = 0.95,
 ) -> None:
     """Print the tables of a record, and write its page. Needs neither the model nor torch."""
-    from calipers.record.ledger import Ledger
+    from calipers.record.ledger import Ledger, making_sense
     from calipers.report.render import render_html
     from calipers.report.text import render_text
 
     with _errors():
         Options(report=output, confidence=confidence).check()
-    with _errors(), Ledger(record, read_only=True) as ledger:
+    with _errors(), Ledger(record, read_only=True) as ledger, making_sense(ledger):
         print(render_text(ledger, confidence))
         if output != "none":
             print(f"\n{render_html(ledger, output, confidence)}")
@@ -240,7 +240,7 @@ def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | 
         from calipers.api import curve, measure_exactly
         from calipers.api import measure as measure_problem
         from calipers.interchange import load_data
-        from calipers.record.ledger import Ledger
+        from calipers.record.ledger import Ledger, making_sense
         from calipers.report.text import render_text
 
         options.check()
@@ -248,7 +248,7 @@ def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | 
         chosen = plan(threat)
         x, y = load_data(options.data, options.labels, options.points)
         results: list[Result] = []
-        with Ledger(None if options.record == "none" else options.record) as ledger:
+        with Ledger(None if options.record == "none" else options.record) as ledger, making_sense(ledger):
             for name, classifier in classifiers:
                 with watching(name, len(x), options.quiet) as watch:
                     settings = {k: getattr(options, k) for k in ("seed", "confidence", "seconds", "proofs", "guarantee")}
@@ -281,9 +281,9 @@ def _show(results: list[Result], report: str, record: str) -> None:
 
 def _checked(check_record: Callable[..., Any], record: str, classifier: Classifier, certificates: bool, *, skip: bool) -> Iterator[Any]:
     """Yield the checks of one model; with `skip` a model the record does not know is passed over."""
-    from calipers.record.ledger import Ledger
+    from calipers.record.ledger import Ledger, making_sense
 
-    with Ledger(record, read_only=True) as ledger:
+    with Ledger(record, read_only=True) as ledger, making_sense(ledger):
         try:
             yield from check_record(ledger, classifier, lambda q: _recorded_threat(q, ledger), certificates=certificates)
         except BadInput:

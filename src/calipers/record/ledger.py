@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calipers.errors import RecordError
+from calipers.errors import CalipersError, RecordError
 from calipers.record.chain import Chain, Check, Trust, altered, held_head
 from calipers.record.evidence import Evidence, Model, Point, Question
 from calipers.record.schema import APPLICATION_ID, now, prepare
@@ -59,7 +59,7 @@ class Ledger:
         try:
             self._made = self._opened()
             self._prepare(self._made)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self.close()
             told = "Give another file name, or remove it if it is not a calipers record."
             raise RecordError(f"{self.path} cannot be used as a record ({error}). {told}") from error
@@ -221,7 +221,7 @@ class Ledger:
             checks = self._read("select question, at, witnesses, certificates, failures, facts from checked order by number")
             try:
                 wrong = altered(self._db)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 raise RecordError(f"{self.path} is damaged ({error}). Take a copy of the file, or measure again into a new one.") from error
             head = held_head(self._db)[1].hex()
             self._trust = (state, Trust(wrong, facts, int(meta.get("unchained", 0)), head, tuple(Check(*row) for row in checks), counts))
@@ -253,7 +253,7 @@ class Ledger:
     def _read(self, sql: str, *parameters: str | float) -> list[Any]:
         try:
             return self._db.execute(sql, parameters).fetchall()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise RecordError(f"{self.path} is damaged ({error}). Take a copy of the file, or measure again into a new one.") from error
 
     def merge(self, other: Ledger) -> None:
@@ -301,5 +301,27 @@ def _pack(array: NDArray[Any]) -> bytes:
 
 
 def _unpack(blob: bytes) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(io.BytesIO(blob), allow_pickle=False)
+    try:
+        array: NDArray[Any] = np.load(io.BytesIO(blob), allow_pickle=False)
+    except Exception as error:  # of odd bytes NumPy raises whatever its parser does
+        raise RecordError(f"the record holds an array that cannot be read ({type(error).__name__}): it is damaged, or was altered") from error
     return array
+
+
+@contextmanager
+def making_sense(ledger: Ledger) -> Iterator[None]:
+    """Say that a record was altered where what it holds leads to an error: rows that make no sense may raise anything. Of a record as it was written the
+    error is a bug, and keeps its trace."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, CalipersError):
+            raise
+        try:
+            wrong = "; ".join(ledger.trust().altered)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            wrong = "not even its chain can be read"
+        if not wrong:
+            raise
+        told = f"{type(error).__name__}: {str(error)[:200]}"
+        raise RecordError(f"{ledger.path} was altered after it was written ({wrong}), and what it holds makes no sense ({told})") from error
