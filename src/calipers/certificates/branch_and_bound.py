@@ -15,7 +15,7 @@ from calipers.certificates.branch_search import Effort, Search
 from calipers.certificates.crown import batches, spread
 from calipers.certificates.guaranteed import check_proofs, stated
 from calipers.errors import BadInput
-from calipers.problem.interrupts import Limit, OutOfTime, limited
+from calipers.problem.interrupts import Limit, OutOfTime, give_way, limited
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
 
@@ -66,6 +66,7 @@ class BranchAndBound:
             effort = Effort(self.steps, self.sharpen, self.batch, self.look, self.attack)
             if start.root is None or start.pending is None:  # the time was up before there were slopes to branch from
                 yield self._claim(problem, index[~decided], start.worst()[~decided], start.rows[~decided], self._written(start, ~decided))
+                give_way()
                 continue
             trees = [Search(effort, part, start, place) for place in range(len(start.open)) if not bool(decided[start.open[place]])]
             for tree, verdict in zip(trees, spread(self._grown, trees, problem.x.device), strict=True):
