@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, backwards_of, per_job
+from calipers.attacks.batches import BATCH, backwards_of, in_flight, per_job
 from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.rivals import rank_rivals, rivals
+from calipers.attacks.rivals import looked_at, rank_rivals, rivals
 from calipers.attacks.search import Look, Memory, Queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
@@ -58,34 +58,36 @@ class APGD:
             raise BadInput(f"precision is 'model' or 'bfloat16', got {self.precision!r}")
         check_loss(self.loss)
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None, starts: Tensor | None = None) -> Iterator[Attempt]:
+    def __call__(
+        self, problem: Problem, *, seed: int = 0, batch: int | None = None, starts: Tensor | None = None, columns: Tensor | None = None
+    ) -> Iterator[Attempt]:
         """Yield candidates as points are decided; `batch` (points in flight) does not change the result.
 
         `starts (N, R, S, *D)` take the place of the first R random starts of the jobs against each of the S margins' rivals; without targets, of the
-        first R S restarts.
+        first R S restarts. `columns (N, S)` names these margins where they are not all, the nearest first: then these are the targets.
         """
         targets = rivals(problem, self.targets)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         # All best iterates of a block are held at once where rivals are dropped on the way.
-        for places in torch.arange(len(problem), device=problem.x.device).split(BATCH if targets else len(problem)):
-            begin = None if starts is None else starts[places]
-            yield from self._block(problem.take(places), targets, seed, dtype, batch or BATCH, begin, places)
+        for places in torch.arange(len(problem), device=problem.x.device).split(in_flight(problem, BATCH) if targets else len(problem)):
+            begin, named = (None if t is None else t[places] for t in (starts, columns))
+            yield from self._block(problem.take(places), targets, seed, dtype, batch or BATCH, begin, named, places)
 
     def _block(
-        self, problem: Problem, targets: int, seed: int, dtype: torch.dtype | None, batch: int, starts: Tensor | None, places: Tensor
+        self, problem: Problem, targets: int, seed: int, dtype: torch.dtype | None, batch: int, starts: Tensor | None, columns: Tensor | None, places: Tensor
     ) -> Iterator[Attempt]:
         if not targets:
             begin = None if starts is None else starts.flatten(1, 2)
             attempts = Queue(problem, Climb(self.steps, self.restarts, 0, self.loss), seed, dtype, batch, begin).run()
             yield from relayed(attempts, lambda attempt: replace(attempt, index=places[attempt.index]))
             return
-        ranked = rank_rivals(problem, targets, batch)
-        begin = None if starts is None else chosen(starts, ranked)
+        ranked = rank_rivals(problem, targets, batch) if columns is None else columns
+        begin = None if starts is None else chosen(starts, ranked) if columns is None else starts.flatten(1, 2)
         share = 2.0 if starts is None else _GUIDED_SHARE
         rounds = _rounds(targets, self.steps) if self.halving and targets > 1 else [(targets, self.steps, 2.0)]
         left = torch.arange(len(places), device=places.device)
         best = problem.x.clone()
-        forwards, backwards = torch.ones_like(places), torch.full_like(places, (problem.classes - 1) * backwards_of(problem))
+        forwards, backwards = torch.ones_like(places), torch.full_like(places, looked_at(problem, targets) * backwards_of(problem))
         for number, (count, steps, first) in enumerate(rounds):
             part = problem.take(left)
             recipe = Climb(steps, self.restarts if number == 0 else 1, count, self.loss, min(first, share))

@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import weakref
+from collections.abc import Hashable
 
+import torch
+from torch import Tensor, nn
+
+from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 
 BATCH = 256  # points in flight: enough to fill two cores and to hide what a loop itself does, small enough to stay in cache
+_HELD = 2**30  # bytes of points in flight, with what a pass through the model keeps of them
+_HELD_ELSEWHERE = 2**33  # the same on an accelerator
+_COPIES = 24  # tensors of a point's size that a loop holds for it: iterates, gradients, ends of the box, memories
+_ROOM = 2.0  # times what is kept for the way back: what a layer needs while it runs
+_LIGHT = 2**17  # bytes of a point's copies, and parameters, up to which nothing can be too large
+
+
+def in_flight(problem: Problem, most: int) -> int:
+    """Return how many points may be in flight: `most`, or as many as their bytes allow. What a pass keeps of a point is measured once for a model."""
+    own = problem.x[:1].numel() * problem.x.element_size() * _COPIES if len(problem) else 0
+    kept = _kept(problem.classifier, problem.x[:1]) if own > _LIGHT or _parameters(problem.classifier) > _LIGHT else 0
+    held = _HELD if problem.x.device.type == "cpu" else _HELD_ELSEWHERE
+    return max(1, min(most, int(held // max(1.0, own + _ROOM * kept))))
+
+
+def _parameters(classifier: Classifier) -> int:
+    return sum(p.numel() for p in classifier.module.parameters())
+
+
+_measured: weakref.WeakKeyDictionary[Classifier, dict[Hashable, int]] = weakref.WeakKeyDictionary()
+
+
+def _kept(classifier: Classifier, point: Tensor) -> int:
+    """Return how many bytes a pass through the model keeps for the way back, parameters left out."""
+    sizes = _measured.setdefault(classifier, {})
+    key = (tuple(point.shape), point.dtype)
+    if key not in sizes and len(point):
+        sizes[key] = _measure(classifier, point)
+    return sizes.get(key, 0)
+
+
+def _measure(classifier: Classifier, point: Tensor) -> int:
+    own = {t.untyped_storage().data_ptr() for t in [*classifier.network.parameters(), *classifier.network.buffers()]}
+    held = dict[int, int]()
+
+    def note(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    network: nn.Module = classifier.network
+    with classifier.frozen(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        network(point.detach().clone().nan_to_num(0.0).requires_grad_(point.is_floating_point()))
+    return sum(held.values())
 
 
 def input_gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:

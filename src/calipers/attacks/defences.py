@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from calipers.attacks.batches import BATCH
+from calipers.attacks.batches import BATCH, in_flight
 from calipers.errors import BadInput, BadModel
 from calipers.problem.chance import drawn, judged
 from calipers.problem.classifier import Classifier
@@ -209,7 +209,7 @@ class EOT:
 
     def _votes(self, problem: Problem, goal: Goal, points: Tensor, place: Tensor, seed: int) -> Tensor:
         problem.classifier.counter.forwards += len(points) * self.judges
-        network, y, parts = problem.classifier.network, problem.y[place], torch.arange(len(points), device=points.device).split(BATCH)
+        network, y, parts = problem.classifier.network, problem.y[place], torch.arange(len(points), device=points.device).split(in_flight(problem, BATCH))
         with problem.classifier.frozen():
             return torch.cat([judged(network, points[i], y[i], self.judges, seed, goal.take(i)) for i in parts])
 

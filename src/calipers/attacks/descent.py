@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.apgd import Climb
-from calipers.attacks.batches import BATCH, backwards_of
+from calipers.attacks.batches import BATCH, backwards_of, in_flight
 from calipers.attacks.objectives import LossName, check_loss
-from calipers.attacks.rivals import rank_rivals, rivals
+from calipers.attacks.rivals import looked_at, rank_rivals, rivals
 from calipers.attacks.search import Queue
 from calipers.errors import BadInput
 from calipers.problem.goals import endless
@@ -49,7 +49,7 @@ class Descent:
 
     def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
         """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
-        for places in torch.arange(len(problem), device=problem.x.device).split(BATCH):  # all best iterates of a block are held at once
+        for places in torch.arange(len(problem), device=problem.x.device).split(in_flight(problem, BATCH)):  # all best iterates of a block are held at once
             yield from relayed(self._block(problem.take(places), seed, batch or BATCH), partial(_placed, places))
 
     def _block(self, problem: Problem, seed: int, batch: int) -> Iterator[Attempt]:
@@ -58,7 +58,7 @@ class Descent:
         begin: Tensor | None = None
         radius = problem.threat.radii(len(problem))
         forwards = torch.full((len(problem),), int(targets > 0), dtype=torch.long, device=problem.x.device)
-        backwards = forwards * (problem.classes - 1) * backwards_of(problem)
+        backwards = forwards * looked_at(problem, targets) * backwards_of(problem)
         for number, part in enumerate(_PARTS):
             last = number + 1 == len(_PARTS)
             factor = self.widest + (1 - self.widest) * number / (len(_PARTS) - 1)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from calipers.attacks.rivals import looked_at, rank_rivals, rivals
 from calipers.errors import CaptureError, UnsupportedOp
+from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Startable
+
+_BYTES, _STARTS = 2**28, 4  # of the starts of a block of points, if a guide gives so many for each rival
 
 
 class Guide(Protocol):
     """Names points worth starting from."""
 
-    def __call__(self, problem: Problem) -> Tensor:
-        """Return starts (N, R, S, *D): R for each of the S margins' rivals. Raises `UnsupportedOp` or `CaptureError` where the model has no graph."""
+    def __call__(self, problem: Problem, columns: Tensor | None = None) -> Tensor:
+        """Return starts (N, R, S, *D): R for each of the S margins' rivals, all of them or those of `columns (N, S)`.
+
+        Raises `UnsupportedOp` or `CaptureError` where the model has no graph.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,9 +42,26 @@ class Guided:
     guide: Guide
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the attack's candidates."""
+        """Yield the attack's candidates.
+
+        Of many classes only the rivals that the attack will take are asked about, and of large inputs a block of points at a time: starts for a thousand
+        rivals of one image of 224 x 224 take a gigabyte.
+        """
+        targets, margins = rivals(problem, getattr(self.attack, "targets", 0)), problem.classes - 1
+        few = targets > 0 and looked_at(problem, targets) < margins and "columns" in inspect.signature(self.attack).parameters
+        size = _STARTS * (targets if few else margins) * problem.x[:1].numel() * problem.x.element_size()
+        for places in torch.arange(len(problem), device=problem.x.device).split(max(1, _BYTES // max(1, size))):
+            part = problem.take(places)
+            yield from relayed(self._block(part, rank_rivals(part, targets) if few else None, seed), partial(_placed, places))
+
+    def _block(self, problem: Problem, columns: Tensor | None, seed: int) -> Iterator[Attempt]:
+        named = {} if columns is None else {"columns": columns}
         try:
-            starts: Tensor | None = self.guide(problem)
+            starts: Tensor | None = self.guide(problem, **named)
         except (UnsupportedOp, CaptureError):
             starts = None
-        yield from self.attack(problem, seed=seed, starts=starts)
+        yield from self.attack(problem, seed=seed, starts=starts, **named)
+
+
+def _placed(places: Tensor, attempt: Attempt) -> Attempt:
+    return replace(attempt, index=places[attempt.index])

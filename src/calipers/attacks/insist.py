@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, backwards_of, input_gradient, per_job
+from calipers.attacks.batches import BATCH, backwards_of, in_flight, input_gradient, per_job
 from calipers.attacks.minimum import slope as steepness
 from calipers.errors import BadInput
 from calipers.problem.goals import is_adversarial
@@ -84,7 +84,7 @@ class _State:
         """Return how far the candidates are from the boundary by a linear model of its worst margin, as a share of the radius, (N,); infinite if broken."""
         away = torch.full_like(self.worst, torch.inf)
         left = torch.nonzero(~self.broken).flatten()
-        for part in left.split(BATCH):
+        for part in left.split(in_flight(self.problem, BATCH)):
             away[part] = _missing(self.problem.take(part), self.best[part])
             self.forwards[part] += 1
             self.backwards[part] += backwards_of(self.problem)

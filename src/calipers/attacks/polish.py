@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, backwards_of, per_job
+from calipers.attacks.batches import BATCH, backwards_of, in_flight, per_job
 from calipers.attacks.batches import input_gradient as gradient_of
 from calipers.attacks.objectives import toward
 from calipers.problem.ball import Region
@@ -82,7 +82,7 @@ def polish(problem: Problem, points: Tensor, streams: Streams) -> None:
     Cost: at most 2 x 6 forward and backward passes, 6 forwards, and up to 4 backward passes for the ranking; for a point not found 8 x 6 more of both.
     """
     net = problem.classifier.step()
-    for part in torch.arange(len(points), device=points.device).split(BATCH):
+    for part in torch.arange(len(points), device=points.device).split(in_flight(problem, BATCH)):
         if len(part):
             _polish(problem.take(part), net, _Held(points, part), streams.take(part))
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, per_job
+from calipers.attacks.batches import BATCH, in_flight, per_job
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.interrupts import give_way
@@ -24,6 +24,7 @@ from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
 _ROWS = 4096  # questions of one round; an attack that asks many at once has fewer points in flight
+_BYTES = 2**27  # of the questions of one round, and they are held about ten times
 _SECONDS_BETWEEN_YIELDS = 1.0
 _UNBOUNDED = 1e9  # where no box ends the search for a first adversarial point, in the data's own units
 
@@ -112,7 +113,9 @@ class _Run:
 
     def __init__(self, problem: Problem, play: Play, seed: int, batch: int) -> None:
         self.problem, self.play = problem, play
-        self.room = max(1, min(batch, _ROWS // play.width))
+        self.calls = in_flight(problem, BATCH)
+        size = max(1, problem.x[:1].numel() * problem.x.element_size())
+        self.room = max(1, min(batch, min(_ROWS, _BYTES // size) // play.width))
         self.streams = problem.streams(seed)
         self.entered = 0
         self.done: list[_Slots] = []
@@ -193,7 +196,7 @@ class _Run:
         network, goal, y = problem.classifier.network, problem.goal.take(place), problem.y[place]
         logits, interrupt = list[Tensor](), None
         try:
-            for part in asked.points.split(BATCH):
+            for part in asked.points.split(self.calls):
                 problem.classifier.counter.forwards += len(part)
                 logits.append(network(part))
         except KeyboardInterrupt as error:

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, backwards_of, input_gradient, per_job
+from calipers.attacks.batches import BATCH, backwards_of, in_flight, input_gradient, per_job
 from calipers.attacks.book import Book
 from calipers.attacks.objectives import toward
-from calipers.attacks.rivals import rank_rivals
+from calipers.attacks.rivals import looked_at, rank_rivals
 from calipers.problem.ball import Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.interrupts import give_way
@@ -142,7 +142,7 @@ class Queue:
         keep_all: bool = False,
         enough: Tensor | None = None,
     ) -> None:
-        self.problem, self.recipe, self.batch, self.starts = problem, recipe, batch, starts
+        self.problem, self.recipe, self.batch, self.starts = problem, recipe, in_flight(problem, batch), starts
         self.goal = torch.full((len(problem),), -torch.inf if recipe.nearest else 0.0, dtype=problem.x.dtype, device=problem.x.device)
         if enough is not None:
             self.goal = enough.to(self.goal)
@@ -151,8 +151,8 @@ class Queue:
         self.network = problem.classifier.step(dtype)
         self.coarse = dtype not in (None, problem.classifier.dtype) or problem.classifier.in_half
         self.back = backwards_of(problem)
-        ranking = (0, 0) if rivals is not None or not recipe.targets else (1, (problem.classes - 1) * self.back)
-        self.rivals = rivals if rivals is not None or not recipe.targets else rank_rivals(problem, recipe.targets, batch)
+        ranking = (0, 0) if rivals is not None or not recipe.targets else (1, looked_at(problem, recipe.targets) * self.back)
+        self.rivals = rivals if rivals is not None or not recipe.targets else rank_rivals(problem, recipe.targets, self.batch)
         self.book = Book(self.n, recipe.restarts * max(recipe.targets, 1))
         self.best = problem.x.clone()
         self.score = torch.full((self.n,), torch.inf, dtype=problem.x.dtype, device=device)

@@ -27,6 +27,7 @@ from calipers.problem.interrupts import give_way
 from calipers.problem.norms import support_rounding
 
 _CACHED = 2**21  # bytes of coefficients of the input in flight: with the temporaries made of them they fit a core's cache
+_TOGETHER = 2**28  # bytes of coefficients of margins, beyond which their rows are taken in shares
 MEMORY = 2**24  # bytes of coefficients in flight, measured: less costs calls, more costs cache misses and fresh pages
 
 
@@ -174,8 +175,15 @@ def lower_bounds(state: Relaxed, number: int, start: Coefficients) -> Tensor:
 
 def margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
     """Return lower bounds (N, S) of rows (N, S, K) @ logits over each region."""
-    start = Dense(rows.to(state.region.center.dtype), None)
-    return lower_bounds(state, len(state.graph.nodes), start)
+    return _in_shares(state, rows, lambda start: lower_bounds(state, len(state.graph.nodes), start))
+
+
+def _in_shares(state: Relaxed, rows: Tensor, bound: Callable[[Dense], Tensor]) -> Tensor:
+    """Return the bounds (N, S) of rows (N, S, K), so many rows at a time that their coefficients fit: those of a thousand classes may not."""
+    size = len(rows) * state.graph.largest * torch.finfo(state.arithmetic.dtype).bits // 8
+    parts = rows.to(state.region.center.dtype).split(max(1, _TOGETHER // size), 1)
+    bounds = [bound(Dense(part, None)) for part in parts]
+    return bounds[0] if len(bounds) == 1 else torch.cat(bounds, 1)
 
 
 def margin_lines(state: Relaxed, rows: Tensor) -> Tensor:
@@ -186,8 +194,7 @@ def margin_lines(state: Relaxed, rows: Tensor) -> Tensor:
 def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
     """Return lower bounds (N, S) of rows (N, S, K) @ logits from boxes alone: the affine operations at the end are merged with the rows, and meet the
     boxes before them."""
-    start = Dense(rows.to(state.region.center.dtype), None)
-    return _known(_Sweep(state, len(state.graph.nodes), start).run_to_boxes())
+    return _in_shares(state, rows, lambda start: _known(_Sweep(state, len(state.graph.nodes), start).run_to_boxes()))
 
 
 def joined_bounds(state: Relaxed, rows: Tensor) -> Tensor:

@@ -53,15 +53,19 @@ class Minimisers:
         if not 1 <= self.slopes <= len(_SLOPES):
             raise BadInput(f"Minimisers takes 1 to {len(_SLOPES)} slopes, got {self.slopes}")
 
-    def __call__(self, problem: Problem) -> Tensor:
-        """Return starts (N, slopes, rivals, *D), rivals in the order of the problem's margins; raises as capture does for models without a graph."""
-        with torch.no_grad():
-            return torch.cat([self._starts(problem.take(part)) for part in batches(problem)])
+    def __call__(self, problem: Problem, columns: Tensor | None = None) -> Tensor:
+        """Return starts (N, slopes, rivals, *D), rivals in the order of the problem's margins, or of `columns` (N, rivals) of these.
 
-    def _starts(self, problem: Problem) -> Tensor:
+        Raises as capture does for models without a graph.
+        """
+        with torch.no_grad():
+            return torch.cat([self._starts(problem.take(part), None if columns is None else columns[part]) for part in batches(problem)])
+
+    def _starts(self, problem: Problem, columns: Tensor | None) -> Tensor:
         graph = graph_of(problem.classifier, problem.x).to(SEARCH.dtype)
         region = problem.threat.region(problem.x.to(SEARCH.dtype))
         state, rows = relax(graph, region, SEARCH, refine=False), problem.goal.rows(problem.y, problem.classes)
+        rows = rows if columns is None else rows[torch.arange(len(rows), device=rows.device)[:, None], columns]
         states: list[Relaxed] = [state if slope is None else state.sloped(slope) for slope in _SLOPES[: self.slopes]]
         lines = torch.stack([margin_lines(s, rows) for s in states], 1)  # (N, slopes, rivals, *D)
         count = lines.shape[1] * lines.shape[2]

@@ -20,7 +20,7 @@ from calipers.problem.search_copy import search_copy
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _PROBABILITY_TOLERANCE, _HALF_TOLERANCE = 1e-5, 2e-3
 _ENOUGH = 8  # rows that do not all sum to about 1 by chance
-_ROWS = 256  # of one call: all points at once would not fit
+_ROWS, _BYTES = 256, 2**26  # of one call: all points at once would not fit, and of large ones not so many
 _UNUSUAL, _SMALL = 13, 20_000  # points in a batch that no cache of a model has met, where a point has at most so many features
 
 
@@ -327,7 +327,8 @@ class Classifier:
 
 def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
     """Return the network's answers, so many points at a time that its memory does not grow with their number."""
-    z: Tensor = network(x) if len(x) <= _ROWS else torch.cat([network(part) for part in x.split(_ROWS)])
+    rows = max(1, min(_ROWS, _BYTES // max(1, x[:1].numel() * x.element_size())))
+    z: Tensor = network(x) if len(x) <= rows else torch.cat([network(part) for part in x.split(rows)])
     return z
 
 
