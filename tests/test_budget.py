@@ -138,6 +138,7 @@ def proving_nothing_ends() -> None:
     tool = Slow(1.0, clock)
     ledger = ran([Stage(Attack(100.0, clock), "attack"), trial(tool)], clock)
     assert len(tool.asked) == 16 and facts(ledger, "audits")[repr(tool)] == {"kind": "certifier", "open": N, "tried": 16}
+    assert sorted(tool.asked) != [i / N for i in range(16)]  # drawn at random, or the bound on what was missed means nothing
 
 
 def proving_goes_on() -> None:
@@ -267,6 +268,7 @@ MUTANTS: dict[str, tuple[object, str, object, list[Callable[[], None]]]] = {
         [too_dear_is_not_begun, what_does_not_fit_waits, without_hope_is_not_begun, too_large_is_not_begun, the_fallback_has_what_is_too_dear],
     ),
     "no end": (Purse, "allowance", property(_without_leash), [a_point_is_left_inside, going_on_ends_where_nothing_more_is_proved, too_dear_is_not_begun]),
+    "the first points for all": (running._Session, "_drawn", lambda self, places: list(places), [proving_nothing_ends]),
     "never hopeless": (budget, "FLOOR", 1e9, [without_hope_is_not_begun]),
 }
 

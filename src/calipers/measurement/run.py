@@ -216,7 +216,7 @@ class _Session:
         def make() -> dict[str, Any]:
             return as_told(
                 purse.turn(
-                    self._sample(places, len(places)),
+                    self._drawn(places),
                     stage.audit,
                     lambda chunk: self._blocks(stage, chunk, radii),
                     lambda chunk: self._proved(stage, chunk, radii),
