@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import calipers
-from calipers.presets import plan_named
+from calipers.presets import plan_for
 
 ROWS = [("ResNet-18", 8, "1e-4"), ("ResNet-18", 8, "8/255"), ("WRN-28-10", 4, "8/255"), ("ResNet-50", 4, "1/255"), ("ViT", 4, "1/255"), ("LeNet", 40, "0.3")]
 RATIO, SHARE, ROOM = 2.2, 0.5, 6.0  # whole run over attacks alone; of the lower jaw, on the LeNet; GiB
@@ -77,18 +77,37 @@ def posed(name: str, points: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x[:points], y[:points]
 
 
+class Stages:
+    """Notes the processor time at which each stage begins."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, float]] = []
+
+    def stage(self, name: str, points: int) -> None:
+        """A stage begins."""
+        self.begun.append((name, time.process_time()))
+
+    def progress(self, done: int, settled: int) -> None:
+        """Nothing."""
+
+    def lower(self) -> float:
+        """Return the seconds of the stages of the lower jaw."""
+        ends = [*(at for _, at in self.begun[1:]), time.process_time()]
+        return sum(end - at for (name, at), end in zip(self.begun, ends, strict=True) if name.startswith(("IBP", "CROWN")))
+
+
 def alone(name: str, points: int, radius: str, which: str) -> None:
     """Measure one row, by the attacks of the plan or all of it, and print the figures."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    plan = plan_named("standard")
+    threat = calipers.Ball("linf", float(Fraction(radius)))
+    plan = plan_for(threat, "standard")
     if which == "attacks":
         plan = dataclasses.replace(plan, stages=tuple(s for s in plan.stages if s.kind == "attack"))
     model, x, y = posed(name, points)
-    begun = time.process_time()
-    result = calipers.measure(model, x, y, calipers.Ball("linf", float(Fraction(radius))), plan=plan)
-    seconds = time.process_time() - begun
-    lower = sum(c.seconds for c in result.summary.costs if c.tool.startswith(("IBP", "CROWN")))
+    begun, stages = time.process_time(), Stages()
+    result = calipers.measure(model, x, y, threat, plan=plan, watch=stages)
+    seconds, lower = time.process_time() - begun, stages.lower()
     figures = {"seconds": seconds, "lower": lower, "certified": result.robust_accuracy.certified.count, "attacked": result.robust_accuracy.attacked.count}
     print(json.dumps({**figures, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "said": str(result)}))
 
@@ -109,6 +128,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of networks")
     parser.add_argument("--points", type=int)
     parser.add_argument("--radius", nargs="*", help="in place of the usual ones")
+    parser.add_argument("--once", action="store_true", help="take the attacks' time from the whole run, in place of one of their own")
+    parser.add_argument("--said", action="store_true", help="print what each run said, too")
     parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.alone:
@@ -123,11 +144,13 @@ def main() -> int:
         if (given.only and name not in given.only) or (given.radius and radius not in given.radius):
             continue
         count = given.points or points
-        attacks, whole = (child(name, count, radius, which) for which in ("attacks", "whole"))
+        whole = child(name, count, radius, "whole")
+        attacks = {**whole, "seconds": whole["seconds"] - whole["lower"]} if given.once else child(name, count, radius, "attacks")
         ratio, peak, share = whole["seconds"] / attacks["seconds"], max(attacks["peak"], whole["peak"]), 1 - attacks["seconds"] / whole["seconds"]
         short += ratio > RATIO or peak > ROOM or (name == "LeNet" and share > SHARE)
         print(f"  {name:10} {count:6d} {radius:>7}  {attacks['seconds']:8.1f} {whole['seconds']:8.1f} {ratio:6.2f} {share:6.0%}  "
               f"{whole['certified']:9.0f} {whole['attacked']:8.0f}  {peak:8.2f}", flush=True)  # fmt: skip
+        print(whole["said"] if given.said else "", end="\n" if given.said else "", flush=True)
     print(f"at most {RATIO} and {ROOM:.0f} GiB, the lower jaw of the LeNet at most {SHARE:.0%}: {short} rows fall short")
     return int(short > 0)
 
