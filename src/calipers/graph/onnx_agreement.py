@@ -24,9 +24,7 @@ class Outputs:
 
     def allowed(self, dtype: torch.dtype) -> Tensor:
         """Return how far each output may be off, (K,): a share of its size at these points, and what rounding shows."""
-        finite = self.finite
-        size = self.other.where(finite, 0.0).abs().amax(0)
-        return _RELATIVE[dtype] * size + self.rounding + torch.finfo(dtype).tiny
+        return _RELATIVE[dtype] * self.other.where(self.finite, 0.0).abs().amax(0) + self.rounding + torch.finfo(dtype).tiny
 
     @property
     def rounding(self) -> Tensor:
@@ -37,7 +35,8 @@ class Outputs:
     @property
     def blind(self) -> bool:
         """Does rounding move the outputs so far that nothing can be compared?"""
-        return bool(self.rounding.max() > _BLIND * self.other.where(self.finite, 0.0).abs().max())
+        size = torch.maximum(self.other.abs(), self.exact.abs()).where(self.finite, 0.0).max()
+        return bool(self.rounding.max() > _BLIND * size)
 
     @property
     def finite(self) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from calipers.errors import BadModel, CaptureError, UnsupportedOp
 from calipers.graph.affine import Linear
 from calipers.graph.ir import Graph, Node
 from calipers.graph.onnx_agreement import Outputs, compare
-from calipers.graph.onnx_ops import OPS
+from calipers.graph.onnx_ops import OPS, Reader
 from calipers.graph.onnx_steps import Step
 from calipers.graph.tape import Held, Shape, Tape, Value
 
@@ -134,6 +135,8 @@ class OnnxNet(nn.Module):
         output = known.get(self.program.output)
         if not isinstance(output, Held):
             raise CaptureError(f"{self.program.source}: the output {self.program.output} does not depend on the input {self.program.input}: nothing to bound")
+        if not math.prod(output.shape):
+            raise BadModel(f"{self.program.source}: the output {self.program.output} has the shape {output.shape}: no number at all")
         self._foreseen = True  # once is enough: sizes are the same in every precision
         self.outputs = torch.Size(output.shape).numel()
         self._axes = output.shape[1:] if output.shape[:1] == (1,) and len(output.shape) > 1 else output.shape
@@ -154,24 +157,38 @@ def _results(tape: Tape, line: Line, known: Mapping[str, Value | None], foresee:
             f"{step.where}: the input {missing[0]!r} is made nowhere before: the file is damaged, its operations are out of order, or it is a further "
             "result of an operation of which only the first is read"
         )
-    if step.kind not in OPS:
+    values = [known[name] for name in line.inputs]
+    while values and values[-1] is None:
+        values.pop()
+    reader = OPS.get(step.kind) or _folding(step, values)
+    if reader is None:
         raise UnsupportedOp(
             f"no bounds for ONNX's {step.kind} at {step.where}. Export the network without it, or add it to calipers/graph/onnx_ops.py; "
             "calipers.from_onnx runs attacks that only ask for answers."
         )
     tape.writer.where = step.where
-    values = [known[name] for name in line.inputs]
-    while values and values[-1] is None:
-        values.pop()
     with step.guarded():
         shapes = step.foreseen(values) if foresee else []
-        found = OPS[step.kind](tape, step, *values)
+        found = reader(tape, step, *values)
         made = found if isinstance(found, tuple) else (found,)
         step.finish()
         for value, shape in zip(made, shapes, strict=False):
             if shape is not None and tuple(value.shape) != shape:
                 raise step.damaged(f"a result of shape {tuple(value.shape)} was read, where the operator set says {shape}")
     return made
+
+
+def _folding(step: Step, values: Sequence[Value | None]) -> Reader | None:
+    """Return the reader of an operation that is worked out where all its inputs are constants, None where it cannot be."""
+    if step.fold is None or any(isinstance(v, Held) for v in values):
+        return None
+    step.ignore(*step.attributes)
+    work_out = step.fold
+
+    def read(tape: Tape, step: Step, *constants: Tensor | None) -> tuple[Value, ...]:
+        return tuple(t.to(tape.device, tape.dtype if t.is_floating_point() else t.dtype) for t in work_out(constants))
+
+    return read
 
 
 def _with_zero(graph: Graph, anchor: Tensor) -> Graph:

@@ -25,6 +25,7 @@ Foresight = Callable[[Sequence[Tensor | Shape | None]], list[Shape | None]]
 class Step:
     """One operation of the file: its kind, its attributes, the version of the operator set, whether the file leaves its batch size free, and its place.
 
+    `fold` works the operation out on constants where it is one that is read of nothing else.
     `defaults` are the values that the operator set gives to attributes left out. An attribute that no reader asks for must have its default: what a file
     says is read, or the file is refused.
     """
@@ -37,6 +38,7 @@ class Step:
     outputs: int = 1
     defaults: dict[str, Any] = field(default_factory=dict)
     foresee: Foresight = lambda values: []
+    fold: Callable[[Sequence[Tensor | None]], tuple[Tensor, ...]] | None = None
     asked: set[str] = field(default_factory=set)
 
     def fresh(self) -> Step:
@@ -80,14 +82,14 @@ class Step:
         return number % rank
 
     def room(self, shape: Sequence[int], given: int = 0) -> None:
-        """Raise `UnsupportedOp` before a value of this shape is made, where it is larger than `LARGEST` and than what was given."""
+        """Raise `UnsupportedOp` before a value of this shape is made, where it is larger than `LARGEST` and than what it is made from."""
         if math.prod(shape) > max(LARGEST, given):
             raise self.refuse(f"a value of shape {tuple(shape)} has {math.prod(shape):,} elements; up to {LARGEST:,} are read")
 
     def foreseen(self, values: Sequence[Value | None]) -> list[Shape | None]:
         """Return the shapes of the outputs as the operator set defines them, none of them too large."""
         shapes = self.foresee([v.shape if isinstance(v, Held) else v for v in values])
-        given = sum(math.prod(v.shape) for v in values if v is not None)
+        given = max((math.prod(v.shape) for v in values if v is not None), default=0)
         for shape in shapes:
             self.room(shape or (), given)
         return shapes

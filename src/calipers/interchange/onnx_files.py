@@ -119,7 +119,8 @@ def _input_shape(given: Any, path: Path) -> tuple[tuple[int, ...], bool]:
         raise BadInput(f"{path.name}: the input {given.name} does not hold floating-point numbers, as a point must")
     sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in given.type.tensor_type.shape.dim]
     if not sizes or any(n is None for n in sizes[1:]):
-        raise BadInput(f"{path.name}: the input {given.name} has the shape {sizes or 'of a scalar'}: only the first axis, the batch, may be free")
+        said = sizes or "of a scalar"
+        raise BadInput(f"{path.name}: the input {given.name} has the shape {said}: only the first axis, the batch, may be free. Export it with fixed sizes.")
     if math.prod(n or 1 for n in sizes) > LARGEST:
         raise BadInput(f"{path.name}: the input {given.name} has the shape {sizes}: up to {LARGEST:,} numbers are read")
     free = sizes[0] is None

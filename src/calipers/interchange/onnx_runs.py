@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,9 +76,10 @@ class Execution:
         return lambda point: np.asarray(session.run([self.output], {self.input: point})[0])
 
     def _by_the_reference(self) -> Run:
+        import onnx
         from onnx.reference import ReferenceEvaluator
 
-        evaluator: Any = ReferenceEvaluator(io.BytesIO(self.data))
+        evaluator: Any = ReferenceEvaluator(onnx.load_model_from_string(self.data))
 
         def run(point: NDArray[Any]) -> NDArray[Any]:
             with np.errstate(all="ignore"):

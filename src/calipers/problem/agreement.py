@@ -13,6 +13,7 @@ from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
 
 _CENTERS, _AROUND = 2, 2  # points, and for each of them how many inside its ball, and as many at its ends
+_NUMBERS = 2**22  # of all points together: of large inputs there are fewer
 
 
 @runtime_checkable
@@ -31,6 +32,7 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
     if not any(isinstance(m, Sworn) for m in classifier.module.modules()):
         return
     points = _points(x[x.flatten(1).isfinite().all(1)][:_CENTERS], threat, seed)
+    classifier.logits64(points[:1])  # the copy is made, and tried, before anybody listens
     for (module, given, run), (_, _, exact) in zip(_heard(classifier.logits, points), _heard(classifier.logits64, points), strict=True):
         module.confirm(given, run, exact)
 
@@ -41,7 +43,7 @@ def _points(centers: Tensor, threat: Threat, seed: int) -> Tensor:
     for k in range(_AROUND):
         streams = Streams.of(seed, [f"agreement {k} {i}" for i in range(len(centers))], centers.device)
         found += [region.sample(streams), region.support(streams.normal(centers[0].numel(), centers.dtype).view_as(centers)).point]
-    return torch.cat([p.to(centers) for p in found])
+    return torch.cat([p.to(centers) for p in found])[: max(1, _NUMBERS // centers[0].numel())]
 
 
 def _heard(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[tuple[Sworn, Tensor, Tensor]]:
