@@ -207,13 +207,14 @@ def test_a_target_is_met_by_its_own_class_and_never_the_label(name: str) -> None
 @pytest.mark.parametrize("name", ON_BALLS)
 def test_a_model_that_answers_in_turns_ends_and_nothing_false_is_admitted(name: str) -> None:
     """Labels that flip between calls, whatever the point: an attack must end, and a referee that asks three times hears no agreement."""
-    calls: list[int] = []
+    calls, moods = list[int](), list[str]()
 
     def moody(x: Any) -> Any:
         calls.append(len(x))
-        return [len(calls) % 2 if len(calls) > 3 else 0] * len(x)
+        return [len(calls) % 2 if moods else 0] * len(x)
 
     problem = Problem.pose(Answers(moody, "labels", classes=2, dtype=F64), uniform(4, 6), [0] * 4, ball(name))
+    moods.append("after the door")
     attempts = list(arsenal.arsenal()[name][0](problem))
     ruling = Referee(problem).attempt(attempts[0], torch.arange(4), "moody", 0.0)
     assert not ruling.evidence
@@ -401,7 +402,7 @@ def test_an_interrupted_measurement_holds_its_witnesses(name: str, share: float)
     problem = arsenal.pose(model, threat, n=16)
     whole = calls_of(attack, problem)
     plan = Plan("one", (stage_of(attack),))
-    Fuse.left = 3 + 2 + int(share * whole)  # the door's and the opening's calls come first
+    Fuse.left = 12 + 3 + int(share * whole)  # the door's and the opening's calls come first
     result = calipers.measure(model, problem.x, problem.y, problem.threat, plan=plan)
     assert not result.finished and sum(row.verdict == "broken" for row in result.points) > 0
     again = calipers.measure(model, problem.x, problem.y, problem.threat, plan=plan, record=result.ledger)

@@ -276,13 +276,14 @@ def test_targets_and_points_without_room() -> None:
 
 @pytest.mark.parametrize("attack", LABELS, ids=repr)
 def test_a_model_that_changes_its_mind_ends_all_the_same(attack: Any) -> None:
-    calls = []
+    calls, moods = [], list[str]()
 
     def moody(x: Any) -> Any:
         calls.append(len(x))
-        return np.where(np.arange(len(x)) % 2 == len(calls) % 2, 0, 1) if len(calls) > 3 else np.zeros(len(x), dtype=int)
+        return np.where(np.arange(len(x)) % 2 == len(calls) % 2, 0, 1) if moods else np.zeros(len(x), dtype=int)
 
     problem = Problem.pose(Answers(moody, "labels", classes=2, dtype=F64), random(5, 6), [0] * 5, Ball("l2", 0.3))
+    moods.append("after the door")
     attempts = list(attack(problem))
     assert max(int(a.forwards.max()) for a in attempts) <= attack.queries
 

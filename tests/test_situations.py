@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.attacks.pgd import PGD
+from calipers.errors import BadInput, BadModel, CaptureError, UnsupportedOp
+from calipers.graph import capture
 from calipers.problem import calls, classifier
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
@@ -184,3 +187,319 @@ def test_copies_of_a_model_are_given_copies_too() -> None:
         answer(x)
         assert torch.equal(x, before)
     assert copy.deepcopy(model.network)(x).shape == (20, 3) and torch.equal(x, before)
+
+
+# ---- single precision inside -----------------------------------------------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """The state is made in `forward`, as most people write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.last = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rnn(x, torch.zeros(1, len(x), 6))[0][:, -1])  # type: ignore[no-any-return]
+
+
+class Kernel:
+    """An object of one's own that holds a tensor."""
+
+    def __init__(self) -> None:
+        self.weight = torch.full((4, 4), 0.25)
+
+
+PRECISE: dict[str, Callable[[], nn.Module]] = {
+    "state of zeros": Recurrent,
+    "plain attribute": lambda: Fn(lambda s, v: s.net(v @ s.blur), blur=torch.full((4, 4), 0.25)),
+    "in a dict of an object": lambda: Fn(lambda s, v: s.net(v @ s.held["k"].weight), held={"k": Kernel()}),
+    "made in forward": lambda: Fn(lambda s, v: s.net(v @ torch.eye(4))),
+    "ensemble in a list": lambda: Fn(lambda s, v: sum(m(v) for m in s.all), all=[net(k) for k in range(3)]),
+}
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize("kind", PRECISE)
+def test_single_precision_held_or_made_inside_is_copied_into_double(kind: str) -> None:
+    model, x = PRECISE[kind](), points()
+    own = Classifier(model)
+    own.check(x)
+    exact = own.logits64(x)
+    assert not own.no_float64 and exact.dtype == torch.float64
+    gap = (exact - own.logits(x).double()).abs().max()
+    assert 0 < gap < 1e-5, "rounding, and no more"
+    assert rates(model, Ball("linf", 1e-3))[0] >= 16, "certificates are about the same network"
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in Classifier(model)._tensors())
+
+
+def test_networks_in_lists_are_held_still_and_known() -> None:
+    parts = [net(0).double(), net(1).double()]
+    model = Classifier(Fn(lambda s, v: sum(m(v) for m in s.all), all=parts, net=None))
+    assert model.dtype == torch.float64
+    with model.frozen():
+        assert not any(p.requires_grad for part in parts for p in part.parameters())
+    assert all(p.requires_grad for part in parts for p in part.parameters())
+    before = model.state()
+    with torch.no_grad():
+        parts[1][1].weight += 1.0  # type: ignore[operator]
+    assert model.state() != before
+
+
+FIXED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "float()": lambda s, v: s.net(v.float()),
+    "NumPy": lambda s, v: s.net(torch.from_numpy(v.detach().numpy().astype("float32"))),
+}
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize("kind", FIXED)
+def test_single_precision_that_cannot_be_changed_is_judged_in_and_said(kind: str) -> None:
+    x, model = points(), Fn(FIXED[kind])
+    result = calipers.measure(model, x, labels(model, x), BALL, plan="quick")
+    assert "Margins are judged in float32 alone: no float64 copy" in str(result)
+    assert result.clean_accuracy.count == 20 and result.robust_accuracy.certified.count == 0
+    assert fooled("PGD(steps=10)", model) == (fooled("PGD(steps=10)", net()) if kind == "float()" else 0)
+    judged, usual = (Problem.pose(m, x, labels(net(), x), BALL) for m in (model, net()))
+    assert (judged.clearance(x) > usual.clearance(x)).all(), "without a float64 copy more is allowed for rounding"
+
+
+class Locked(nn.Module):
+    """A model that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.lock = net(), threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.net(x)
+        return answer
+
+
+class Remembering(nn.Module):
+    """A model that keeps an activation, graph and all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.net[0](x)
+        answer: Tensor = self.net(x)
+        return answer
+
+
+def test_models_that_cannot_be_copied_or_keep_activations_are_measured() -> None:
+    assert fooled("PGD(steps=10)", Locked()) == fooled("PGD(steps=10)", Remembering()) == fooled("PGD(steps=10)", net())
+    assert rates(Locked())[1] == rates(net())[1]
+    assert rates(Remembering()) == rates(net())
+
+
+# ---- blocks and wrappers ---------------------------------------------------------------------------------------------------------------------------
+
+
+def constants(s: Any, v: Tensor) -> Any:
+    with torch.no_grad():
+        shift = torch.linspace(0, 0.1, 4, dtype=v.dtype)
+    return s.net(v + shift)
+
+
+def cut_block(s: Any, v: Tensor) -> Any:
+    with torch.set_grad_enabled(s.training):
+        v = v * 1
+    return s.net(v)
+
+
+def plain_block(s: Any, v: Tensor) -> Any:
+    with torch.autocast("cpu", enabled=False):
+        return s.net(v)
+
+
+@pytest.mark.parametrize("block", [constants, cut_block, plain_block], ids=["no_grad", "set_grad_enabled", "autocast"])
+def test_blocks_in_forward_are_read_through(block: Callable[[Any, Tensor], Any]) -> None:
+    certified = rates(Fn(block), Ball("linf", 0.01))
+    assert certified[0] >= 16
+    if block is not constants:
+        assert certified[0] == rates(net(), Ball("linf", 0.01))[0]
+
+
+def test_any_error_of_the_translation_leaves_the_upper_jaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("submod_3")
+
+    monkeypatch.setattr(capture, "_graph", fails)
+    x = points()
+    with pytest.raises(CaptureError, match=r"cannot be turned into a graph.*submod_3"):
+        calipers.certify("CROWN", net(), x, labels(net(), x), BALL)
+    result = calipers.measure(net(), x, labels(net(), x), BALL, plan="quick")
+    assert "no lower jaw" in str(result) and result.robust_accuracy.attacked.count < 20
+
+
+def test_a_branch_on_data_is_refused_by_name() -> None:
+    model = Fn(lambda s, v: torch.cond(v.sum() > 0, lambda z: z * 1, lambda z: z * 2, (s.net(v),)))
+    with pytest.raises((CaptureError, UnsupportedOp), match=r"graph|program of its own|mixes points"):
+        calipers.certify("CROWN", model, points(), labels(net(), points()), BALL)
+
+
+def test_compiled_models_are_measured_as_the_code_they_were_made_of() -> None:
+    whole, part = torch.compile(net(), backend="aot_eager"), Fn(lambda s, v: s.inner(v), inner=torch.compile(net(), backend="aot_eager"))
+    assert Classifier(whole).module is whole._orig_mod
+    for model in (whole, part):
+        for tool in ("PGD(steps=10)", "APGD(steps=5, targets=2)"):
+            assert fooled(tool, model) == fooled(tool, net())
+
+
+def test_scripted_models_are_attacked_and_their_missing_graph_is_said() -> None:
+    scripted = torch.jit.script(net())
+    assert fooled("PGD(steps=10)", scripted) == fooled("PGD(steps=10)", net())
+    x = points()
+    result = calipers.measure(scripted, x, labels(net(), x), BALL, plan="quick")
+    assert "no lower jaw" in str(result) and result.robust_accuracy.attacked.count == rates(net())[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_judged_as_it_is_deployed(dtype: torch.dtype) -> None:
+    model, x = net().to(dtype), points()
+    own = Classifier(model)
+    assert own.dtype == torch.float32 and own.in_half
+    assert torch.equal(own.logits(x), model(x.to(dtype)).float().detach())
+    y = own.logits(x).argmax(1)
+    for tool in ("PGD(steps=10)", "FMN(steps=10)", "DeepFool", "Square(queries=50)", "HopSkipJump(queries=150)"):
+        found = calipers.attack(tool, model, x, y, Ball("linf", 0.2))
+        deployed = model(found.candidates.to(dtype)).detach().scatter(1, y[:, None], -torch.inf).amax(1)
+        ahead = model(found.candidates.to(dtype)).gather(1, y[:, None])[:, 0] > deployed
+        assert found.success.any() and not ahead[found.success].any(), tool
+    assert all(p.dtype == dtype for p in model.parameters())
+
+
+# ---- company ---------------------------------------------------------------------------------------------------------------------------------------
+
+MIXERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "mean of the batch": lambda s, v: s.net(v - 0.01 * v.mean(0)),
+    "scale of the batch": lambda s, v: s.net(v / v.abs().max()),
+    "place in the batch": lambda s, v: s.net(v + 1e-3 * torch.arange(len(v))[:, None, None]),
+    "number of points": lambda s, v: s.net(v) / len(v),
+}
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_model_whose_answer_hangs_on_its_company_is_refused(mixer: str) -> None:
+    with pytest.raises(BadModel, match=r"answers point \d+ differently beside other points than alone \(a logit moves by [\d.e-]+\)"):
+        Classifier(Fn(MIXERS[mixer])).check(points())
+
+
+def test_rounding_alone_is_no_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        wide = nn.Sequential(nn.Flatten(), nn.Linear(12, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3)).eval()
+        Classifier(wide).check(points())
+        Classifier(Fn(lambda s, v, wide=wide: (wide(v) * 255).round() / 255)).check(points())
+    monkeypatch.setattr(classifier, "in_company", lambda *_: None)
+    for mixer in MIXERS.values():
+        Classifier(Fn(mixer)).check(points())  # the mutant without the question lets them in
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 40])
+def test_a_single_probability_is_refused_however_few_the_points(n: int) -> None:
+    with pytest.raises(BadModel, match="looks like a probability"):
+        Classifier(Fn(lambda s, v: s.net(v)[:, :1].sigmoid())).check(points(n))
+    Classifier(Fn(lambda s, v: s.net(v)[:, :1])).check(points(n))
+    Classifier(Fn(lambda s, v: v.mean((1, 2)))).check(points(n))  # within [0, 1] at these points, but not elsewhere
+
+
+def test_a_value_between_0_and_1_may_be_specified() -> None:
+    value = Fn(lambda s, v: s.net(v)[:, :1].sigmoid())
+    goal = calipers.Specification(torch.tensor([[0.0, 1.0]]), torch.tensor([-0.5]), torch.tensor([0]))
+    for n in (5, 20):
+        calipers.attack("PGD(steps=2)", value, points(n), torch.zeros(n, dtype=torch.long), BALL, goal=goal)
+
+
+# ---- what callers hand over ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_and_lists_are_read_like_tensors() -> None:
+    x, mask = points(), torch.arange(12).view(3, 4) % 2 == 0
+    y = labels(net(), x)
+    usual = calipers.attack("PGD(steps=5)", net(), x, y, Ball("linf", 0.2, (0.0, 1.0), mask), goal=calipers.Targeted((y + 1) % 3))
+    box = (np.zeros((3, 4)), [[1.0] * 4] * 3)
+    ball = Ball("linf", np.float64(0.2), box, mask.numpy())  # type: ignore[arg-type]
+    for xs, ys, target in (
+        (x.numpy(), y.numpy(), ((y + 1) % 3).numpy()),
+        (x.numpy()[::-1][::-1], y[:, None], ((y + 1) % 3).tolist()),
+        (list(x), y.tolist(), (y + 1) % 3),
+    ):
+        found = calipers.attack("PGD(steps=5)", net(), xs, ys, ball, goal=calipers.Targeted(target))  # type: ignore[arg-type]
+        assert torch.equal(found.candidates, usual.candidates)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (points(), None, "y must be numbers, a tensor or an array; got nothing"),
+        (points(), ["a"] * 20, "y must be numbers, a tensor or an array; got strings"),
+        (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(points())), torch.zeros(20).long(), "got a DataLoader that holds no table"),
+        ([[1.0, 2.0], [1.0]], torch.zeros(2).long(), "got a list that holds no table"),
+        (None, torch.zeros(2).long(), "x must be numbers, a tensor or an array; got nothing"),
+        (np.array(["a", "b"]), torch.zeros(2).long(), "got strings"),
+    ],
+    ids=["no labels", "strings", "loader", "ragged", "nothing", "texts"],
+)
+def test_what_is_no_table_is_named(x: Any, y: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        calipers.attack("PGD(steps=2)", net(), x, y, BALL)
+
+
+def test_other_wrong_settings_are_named() -> None:
+    for make, said in (
+        (lambda: Ball("linf", "wide"), "radius must be numbers"),
+        (lambda: Ball("linf", 0.1, "box"), r"box must be \(low, high\)"),
+        (lambda: Ball("linf", 0.1, (0, "high")), "an end of the box must be numbers"),
+        (lambda: Ball("linf", 0.1, mask=[0, 1]), "mask must be of dtype bool"),
+        (lambda: calipers.Targeted("cat"), "targets must be numbers"),
+        (lambda: calipers.Targeted([0.5]), "as integers"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            make()  # type: ignore[no-untyped-call]
+
+
+class Estimator:
+    """Linear, as scikit-learn has it: scores in the order of `classes_`."""
+
+    def __init__(self, classes: Any) -> None:
+        self.classes_ = np.asarray(classes)
+
+    def decision_function(self, x: Any) -> Any:
+        return np.stack([x[:, 0] - 0.5, x[:, 1] - 0.5, 0.2 - x[:, 0]], 1)
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize("classes", [[0, 1, 2], [1, 2, 3], [-1, 0, 7], ["a", "b", "c"]], ids=str)
+def test_labels_of_an_estimator_are_its_own(classes: list[Any], tmp_path: Path) -> None:
+    model, x = calipers.from_estimator(Estimator(classes)), points(30).flatten(1).double()
+    place = np.argmax(Estimator(classes).decision_function(x.numpy()), 1)
+    few = np.flatnonzero(place < 2)  # of the classes only some occur: nothing tells a shift
+    named = np.asarray(classes)[place]
+    result = calipers.measure(model, x[few], named[few], Ball("linf", 0.05), plan="quick", record=tmp_path / "r.calipers")
+    assert result.clean_accuracy.count == len(few)
+    (checked,) = calipers.check(tmp_path / "r.calipers", model, lambda _: Ball("linf", 0.05))
+    assert checked.sound
+    with pytest.raises(BadInput, match=r"labels must be among the model's own classes|labels must lie in"):
+        calipers.measure(model, x, np.full(30, 99), Ball("linf", 0.05))
+
+
+def test_a_convolution_keeps_its_face_in_the_copy_that_is_searched() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.last = nn.Conv2d(1, 4, 3), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.conv(x.to(self.conv.weight.dtype)) + 0 * self.conv.bias[0] + self.conv.padding[0]
+            return self.last(z.relu().flatten(1))  # type: ignore[no-any-return]
+
+    model, x = Reads().eval(), torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = calipers.attack("PGD(steps=10)", model, x, labels(model, x), Ball("linf", 0.5))
+    assert found.success.any()

@@ -91,7 +91,7 @@ def _no_question(ledger: Ledger, classifier: Classifier) -> str:
 def _check_question(ledger: Ledger, asked: Question, classifier: Classifier, threat: Threat, goal: Goal | None, certificates: bool) -> Checked:
     points = ledger.points(asked.fingerprint)
     x, y = torch.as_tensor(np.stack([p.array for p in points])), torch.tensor([p.label for p in points])
-    problem = Problem.pose(classifier, x, y, threat, goal)
+    problem = Problem.pose(classifier, x, y, threat, goal, places=True)
     if problem.fingerprint() != asked.fingerprint:
         raise BadInput("the threat or goal given differs from the one recorded; check with the same norm, box, mask, weights and goal")
     place, facts = {name: i for i, name in enumerate(problem.names)}, ledger.evidence(asked.fingerprint)

@@ -49,6 +49,7 @@ class Answers(nn.Module):
         if kind == "labels" and (classes is None or classes < 2):
             raise BadInput(f"labels alone do not say how many classes there are: give classes=K, at least 2, got {classes}")
         self.function, self.kind, self.classes, self.flat, self.name = function, kind, classes, flat, name
+        self.labels: Any = None  # what the classes are called, in the order of the outputs, where they are not called 0, 1, 2, ...
         self.register_buffer("anchor", torch.zeros((), dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,12 +82,15 @@ class Answers(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Answers:
         """Share the function: sessions and estimators need not be copyable, and nothing here writes to them."""
-        return Answers(self.function, self.kind, classes=self.classes, flat=self.flat, name=self.name, dtype=self.anchor.dtype)
+        made = Answers(self.function, self.kind, classes=self.classes, flat=self.flat, name=self.name, dtype=self.anchor.dtype)
+        made.labels = self.labels
+        return made
 
 
 def from_estimator(estimator: Any, kind: Kind | None = None, *, dtype: torch.dtype = torch.float64) -> Answers:
-    """Return a fitted scikit-learn classifier as a module; its columns are in the order of `estimator.classes_`, and so are the labels.
+    """Return a fitted scikit-learn classifier as a module; its columns are in the order of `estimator.classes_`.
 
+    Labels of points are given as the estimator's own: whatever `classes_` holds, numbers or strings. Targets and reports speak of their places, 0, 1, 2, ...
     Asks `decision_function` where there is one, else `predict_proba`, else `predict`; `kind` chooses. Points may have any shape: the estimator sees rows.
     """
     known = getattr(estimator, "classes_", None)
@@ -100,7 +104,9 @@ def from_estimator(estimator: Any, kind: Kind | None = None, *, dtype: torch.dty
     ask = getattr(estimator, methods[chosen])
     classes = np.asarray(known)
     function = (lambda rows: np.searchsorted(classes, ask(rows))) if chosen == "labels" else ask
-    return Answers(function, chosen, classes=len(classes), flat=True, name=f"{type(estimator).__name__} {_digest(estimator)}", dtype=dtype)
+    made = Answers(function, chosen, classes=len(classes), flat=True, name=f"{type(estimator).__name__} {_digest(estimator)}", dtype=dtype)
+    made.labels = None if classes.tolist() == list(range(len(classes))) else classes
+    return made
 
 
 def from_onnx(session: Any, kind: Kind = "scores", *, classes: int | None = None, name: str | None = None) -> Answers:

@@ -15,6 +15,7 @@ from torch import Tensor
 from calipers.errors import BadInput
 from calipers.problem.constrained import ConstrainedRegion, check_satisfied, read_constraints
 from calipers.problem.norms import norm_for, norm_named, unboxed
+from calipers.problem.reading import tensor
 from calipers.problem.region import Attained, Fall, Region, contract, per_feature
 
 __all__ = ["Attained", "Ball", "Fall", "Region", "contract"]
@@ -42,6 +43,7 @@ class Ball:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", norm_named(self.norm).name)
+        self._read()
         radius = torch.as_tensor(self.radius, dtype=torch.float64)
         if radius.dim() > 1:
             raise BadInput(f"radius must be one number or one for each point, got a tensor of shape {tuple(radius.shape)}")
@@ -61,6 +63,19 @@ class Ball:
             object.__setattr__(self, "constraints", read_constraints(self.constraints))
             if norm_named(self.norm).is_count:
                 raise BadInput(f"constraints cut a convex ball, and norm {self.norm!r} counts: take 'linf', 'l2' or 'l1'")
+
+    def _read(self) -> None:
+        """Make tensors of arrays and lists; numbers and tensors stay what they are."""
+        cure = "Give one number, or an array of one input's shape."
+        if self.box is not None:
+            if isinstance(self.box, Tensor | str | int | float) or len(self.box) != 2:
+                raise BadInput(f"box must be (low, high), two numbers or arrays, or None; got {self.box!r}")
+            ends = (_plain(end, "an end of the box", cure) for end in self.box)
+            object.__setattr__(self, "box", tuple(ends))
+        object.__setattr__(self, "radius", _plain(self.radius, "radius", "Give one number, or one for each point (N,)."))
+        for name in ("mask", "weights"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tensor(value, name, cure))
 
     def check(self, x: Tensor) -> None:
         """Raise `BadInput` where the points x (N, *D) lie outside the box, or radius and data are in different units."""
@@ -147,6 +162,10 @@ class Ball:
     def particulars(self) -> dict[str, Any]:
         """Return what a record keeps, beside norm, radius and box, to bring the threat back: its constraints."""
         return {} if self.constraints is None else {"constraints": [t.tolist() for t in self.constraints]}
+
+
+def _plain(value: Any, what: str, cure: str) -> float | Tensor:
+    return value if type(value) in (int, float) else tensor(value, what, cure)
 
 
 def _check_inside(x64: Tensor, floor: Tensor, ceiling: Tensor) -> None:

@@ -300,9 +300,14 @@ class Classifier:
 
     def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
         """Return the bare map from inputs to logits for use inside `frozen()`, as a copy that gives gradients sooner (see search_copy.py), in the model's
-        dtype or another one."""
-        with self.frozen():
-            low = search_copy(self.network, dtype or self.dtype)
+        dtype or another one. Raises `BadModel` where the model has no copy in another one."""
+        try:
+            with self.frozen():
+                low = search_copy(self.network, dtype or self.dtype)
+        except Exception as error:
+            if dtype not in (None, self.dtype):
+                raise BadModel(f"the model cannot be copied into {dtype} ({_first_line(error)}): search in its own precision") from error
+            low = self.network
         return low if dtype in (None, self.dtype) else lambda x: low(x.to(dtype)).to(self.dtype)
 
     def digest(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
+from calipers.problem.reading import tensor
 from calipers.problem.specification import Specification
 
 
@@ -104,6 +105,12 @@ class Targeted:
     """
 
     target: int | Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, int | Tensor):
+            object.__setattr__(self, "target", tensor(self.target, "targets", "Give one class, or one for each point, as places 0, 1, 2, ..."))
+        if isinstance(self.target, Tensor) and (self.target.dim() > 1 or self.target.is_floating_point()):
+            raise BadInput(f"targets are one class, or one for each point (N,), as integers; got {tuple(self.target.shape)} of {self.target.dtype}")
 
     def _targets(self, y: Tensor) -> Tensor:
         return torch.as_tensor(self.target, device=y.device).expand(len(y))

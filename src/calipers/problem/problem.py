@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadInput
+from calipers.problem import reading
 from calipers.problem.agreement import confirm
+from calipers.problem.answers import Answers
 from calipers.problem.ball import Region
-from calipers.problem.calls import normal, with_gradients
+from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted
 from calipers.problem.specification import Specification
@@ -22,6 +24,7 @@ from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
 
 _SETTLED = 16  # float32 logits of the networks we measured differ from float64 by less than 5 roundings of the largest one
+_UNSETTLED = 4 * _SETTLED
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +44,15 @@ class Problem:
 
     @classmethod
     @with_gradients()
-    def pose(cls, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, goal: Goal | None = None) -> Problem:
-        """Return the checked problem; raises `BadInput` with what was got, what was expected, and what to do."""
+    def pose(cls, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, goal: Goal | None = None, *, places: bool = False) -> Problem:
+        """Return the checked problem; raises `BadInput` with what was got, what was expected, and what to do.
+
+        Labels are places among the outputs. A model that names its classes (see `from_estimator`) is asked by their names, unless `places` says otherwise.
+        """
         classifier = model if isinstance(model, Classifier) else Classifier(model)
-        x = normal(torch.as_tensor(x).detach())
-        if x.dim() < 2 or not len(x) or not x[0].numel():
-            raise BadInput(f"x must hold at least one point of at least one feature, shape (N, *D), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise BadInput(f"x has dtype {x.dtype}; give floating point numbers in the model's native units (for 8-bit images: x.float() / 255)")
-        x = x.to(device=classifier.device, dtype=classifier.dtype)
-        y = normal(torch.as_tensor(y, device=classifier.device))
-        if y.shape != (len(x),) or y.is_floating_point():
-            raise BadInput(f"y must hold one integer label a point, shape ({len(x)},), got {tuple(y.shape)} of {y.dtype}")
-        y = y.long()
+        x = reading.points(x).to(device=classifier.device, dtype=classifier.dtype)
+        own = classifier.module.labels if isinstance(classifier.module, Answers) and not places else None
+        y = reading.labels(y, len(x), own).to(classifier.device)
         threat.check(x)
         finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         classes = classifier.check(finite, classifies=not isinstance(goal, Specification)).shape[1]
@@ -105,9 +104,11 @@ class Problem:
     def allowance(self, logits: Tensor, size: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return by how much the model's own arithmetic, or that of `dtype`, may move a margin of a float64 copy's logits (M, K), (M,) float64.
 
-        `_SETTLED` roundings of the largest logit, or of the `size (M,)` of the point that they belong to.
+        `_SETTLED` roundings of the largest logit, or of the `size (M,)` of the point that they belong to; more where there is no float64 copy to
+        tell the size by.
         """
-        return _SETTLED * torch.finfo(dtype or self.x.dtype).eps * torch.maximum(logits.abs().amax(1), size)
+        settled = _UNSETTLED if self.classifier.no_float64 else _SETTLED
+        return settled * torch.finfo(dtype or self.x.dtype).eps * torch.maximum(logits.abs().amax(1), size)
 
     @cached_property
     def size(self) -> Tensor:

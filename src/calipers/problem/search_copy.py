@@ -49,12 +49,12 @@ def _gains(part: nn.Module) -> bool:
     return plain and few_channels(part.in_channels, part.stride)
 
 
-class BlockedConvolution(nn.Module):
-    """A convolution whose input gradient is a convolution too."""
+class BlockedConvolution(nn.Conv2d):
+    """A convolution whose input gradient is a convolution too; else the one that it is made of, whose weights and settings code elsewhere may read."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.convolution = convolution
+        nn.Module.__init__(self)
+        self.__dict__.update(convolution.__dict__)
         self.adjoint = BlockedAdjoint(convolution.weight, convolution.stride, tuple(int(p) for p in convolution.padding))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, blocked: BlockedConvolution) -> Tensor:
         ctx.adjoint, ctx.size = blocked.adjoint, x.shape[2:]
-        return blocked.convolution(x)  # type: ignore[no-any-return]
+        return nn.Conv2d.forward(blocked, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
