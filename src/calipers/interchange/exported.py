@@ -68,7 +68,11 @@ class Program:
     held: dict[str, Any]
     shape: tuple[int | str, ...]
     ranges: dict[str, tuple[int | None, int | None]]
-    digest: str
+    hashed: str
+
+    def digest(self) -> str:
+        """Return a hash of everything but the weights."""
+        return self.hashed
 
     def __deepcopy__(self, memo: object) -> Program:
         return self
@@ -122,7 +126,7 @@ class Exported(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what tells this program from another one with the same weights."""
-        return f"{self.program.source}, {self.program.digest}"
+        return f"{self.program.source}, {self.program.digest()}"
 
 
 class _Run:
