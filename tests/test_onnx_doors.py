@@ -25,6 +25,7 @@ from calipers.interchange import load_onnx
 from calipers.interchange.onnx_nodes import OPERATOR_SETS
 from calipers.interchange.onnx_runs import Execution
 from calipers.problem import problem as problem_module
+from calipers.problem.substitutions import letters
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnx import helper, numpy_helper  # noqa: E402
@@ -248,6 +249,23 @@ def test_the_network_as_it_runs_is_compared_too(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(OPS, "Relu", by_precision)
     with pytest.raises(BadModel, match=r"rounding moves the outputs|differs by"):
         calipers.certify("IBP", loaded(tmp_path, NET), X, Y, BALL)
+
+
+def test_points_that_are_no_numbers_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = X.clone()
+    x[0, 0] = torch.nan
+    assert [row.verdict for row in calipers.measure(loaded(tmp_path, NET), x, Y, BALL, plan="quick").points].count("invalid") == 1
+    monkeypatch.setitem(OPS, "Relu", as_if_bent)
+    with pytest.raises(BadModel, match="differs by"):
+        calipers.attack("PGD(steps=1)", loaded(tmp_path, NET), x, Y, BALL)
+
+
+def test_letters_are_compared_as_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, threat = torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]), calipers.Substitutions(letters(2, 2), 1)
+    calipers.attack("Replace", loaded(tmp_path, NET), x, Y[:2], threat)
+    monkeypatch.setitem(OPS, "Relu", as_if_bent)
+    with pytest.raises(BadModel, match="differs by"):
+        calipers.attack("Replace", loaded(tmp_path, NET), x, Y[:2], threat)
 
 
 def outputs(run: Any, exact: Any, other: Any) -> Outputs:

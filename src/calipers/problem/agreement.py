@@ -13,7 +13,7 @@ from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
 
 _CENTERS, _AROUND = 2, 2  # points, and for each of them how many inside its ball, and as many at its ends
-_NUMBERS = 2**22  # of all points together: of large inputs there are fewer
+_NUMBERS = 2**22  # of all points together: of large inputs there are fewer, but a point and one beside it always
 
 
 @runtime_checkable
@@ -29,9 +29,10 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
 
     Raises `BadModel` with the size of the difference. Costs nothing for a model without such parts.
     """
-    if not any(isinstance(m, Sworn) for m in classifier.module.modules()):
+    finite = x[x.flatten(1).isfinite().all(1)][:_CENTERS]
+    if not len(finite) or not any(isinstance(m, Sworn) for m in classifier.module.modules()):
         return
-    points = _points(x[x.flatten(1).isfinite().all(1)][:_CENTERS], threat, seed)
+    points = _points(finite, threat, seed)
     classifier.logits64(points[:1])  # the copy is made, and tried, before anybody listens
     for (module, given, run), (_, _, exact) in zip(_heard(classifier.logits, points), _heard(classifier.logits64, points), strict=True):
         module.confirm(given, run, exact)
@@ -39,11 +40,13 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
 
 def _points(centers: Tensor, threat: Threat, seed: int) -> Tensor:
     """Return the centers, random points of their balls, and some that a random direction leads to."""
+    room = max(2, _NUMBERS // centers[0].numel())
+    centers = centers[: max(1, room // 2)]
     region, found = threat.region(centers), [centers]
-    for k in range(_AROUND):
+    for k in range(min(_AROUND, room - 1)):
         streams = Streams.of(seed, [f"agreement {k} {i}" for i in range(len(centers))], centers.device)
         found += [region.sample(streams), region.support(streams.normal(centers[0].numel(), centers.dtype).view_as(centers)).point]
-    return torch.cat([p.to(centers) for p in found])[: max(1, _NUMBERS // centers[0].numel())]
+    return torch.cat([p.to(centers) for p in found])[:room]
 
 
 def _heard(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[tuple[Sworn, Tensor, Tensor]]:
