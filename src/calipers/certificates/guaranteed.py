@@ -15,9 +15,14 @@ from calipers.problem.problem import Problem
 
 
 def posed(problem: Problem, arithmetic: Arithmetic) -> tuple[Graph, Region]:
-    """Return the network and the regions in the arithmetic of the bounds. Raises `BadInput` where these cannot be about its execution, though they should."""
-    graph = graph_of(problem.classifier, problem.x).to(arithmetic.dtype)
+    """Return the network and the regions in the arithmetic of the bounds. Raises `BadInput` where these cannot be about its execution, though they should.
+
+    About an execution the layers are as they run: merged ones hide what overflows, or is lost, between them.
+    """
+    graph = graph_of(problem.classifier, problem.x)
+    graph = graph if arithmetic.executed is None else graph.apart or graph
     check_executed(problem, graph, arithmetic)
+    graph = graph.to(arithmetic.dtype)
     return graph, problem.threat.region(problem.x.to(arithmetic.dtype), outward=True)
 
 

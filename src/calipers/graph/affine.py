@@ -142,6 +142,8 @@ class Scale:
 
     diagonal: bool = True
     kind: Literal["affine"] = field(default="affine", repr=False)
+    detour: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    """Of batch norm, which is executed in several steps: the largest product of its factors, each at least 1, and the size of the mean taken off before."""
 
     def value(self, *inputs: Tensor) -> Tensor:
         """(M, *shape) -> (M, *shape)."""
@@ -161,7 +163,14 @@ class Scale:
 
     def to(self, dtype: torch.dtype) -> Scale:
         """In another dtype."""
-        return Scale(self.scale.to(dtype), self.shift.to(dtype), None if self.constant_terms is None else self.constant_terms.to(dtype))
+        made_of, detour = self.constant_terms, self.detour
+        return dataclasses.replace(
+            self,
+            scale=self.scale.to(dtype),
+            shift=self.shift.to(dtype),
+            constant_terms=None if made_of is None else made_of.to(dtype),
+            detour=None if detour is None else (detour[0].to(dtype), detour[1].to(dtype)),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +245,10 @@ def _batch_norm(call: Call) -> Affine | None:
     shift = (0 if bias is None else bias) - mean * scale
     shape = (1, -1, *[1] * (len(call.shape) - 1))
     made_of = (0 if bias is None else bias.abs()) + (mean * scale).abs()
-    return Scale(scale.view(shape), shift.view(shape), made_of.view(shape))
+    peak = (var + eps).rsqrt().clamp(min=1) * (1 if weight is None else weight.abs().clamp(min=1))
+    sound = (var >= 0) & (var + eps >= torch.finfo(torch.float32).tiny)  # else the sum under the root is rounded away, or to nothing
+    detour = (torch.where(sound, peak, torch.inf).view(shape), mean.abs().view(shape))
+    return Scale(scale.view(shape), shift.view(shape), made_of.view(shape), detour=detour)
 
 
 def _constant(value: Any, call: Call) -> Tensor:

@@ -7,7 +7,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
+
+_ROUNDED_ONCE = frozenset("add sub mul div sqrt rsqrt reciprocal".split())
 
 
 def options(fx_node: fx.Node) -> dict[str, Any]:
@@ -54,3 +57,13 @@ def has_parameters_for(function: Callable[..., Any], args: tuple[Any, ...], opti
     except TypeError:
         return False
     return True
+
+
+def rounded_often(name: str, args: tuple[Any, ...], made: Any) -> bool:
+    """May a constant that float32 makes of constants be another one by more than a rounding or two?"""
+    once = name.split(".")[1:2] and name.split(".")[1] in _ROUNDED_ONCE
+    return not _in_float32(made) and not (once and all(map(_in_float32, leaves(args))))
+
+
+def _in_float32(value: Any) -> bool:
+    return not isinstance(value, Tensor) or not value.is_floating_point() or torch.equal(value.float().to(value.dtype), value)

@@ -22,7 +22,7 @@ from torch._decomp import decompositions
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, SHAPES, Call
-from calipers.graph.calls import has_parameters_for, leaves, options, place_of, unread, with_absolute_constants
+from calipers.graph.calls import has_parameters_for, leaves, options, place_of, rounded_often, unread, with_absolute_constants
 from calipers.graph.fusion import fused
 from calipers.graph.ir import Graph, Op
 from calipers.graph.products import SELECTIONS
@@ -143,7 +143,7 @@ def _then(first: Graph, second: Graph) -> Graph:
     """Return the graph that hands the first one's result to the second."""
     last = len(first.nodes)
     behind = [dataclasses.replace(node, inputs=tuple(i + last for i in node.inputs)) for node in second.nodes]
-    return Graph(first.input_shape, (*first.nodes, *behind))
+    return Graph(first.input_shape, (*first.nodes, *behind), computed=first.computed or second.computed)
 
 
 def _export(network: nn.Module, sample: Tensor, *, single: bool = False) -> torch.export.ExportedProgram:
@@ -210,6 +210,7 @@ class _Translator:
         given = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs)
         self.batch = str(given.meta["val"].shape[0])
         self.known: dict[fx.Node, Any] = {}
+        self.computed = ""
         self.writer = Writer(sample.dtype, sample.device, int(single))
 
     def run(self) -> Graph:
@@ -232,7 +233,7 @@ class _Translator:
         last = self.writer.reshape(last, last.shape[1:]) if self.single else last
         if last.number != len(self.writer.nodes):
             self.writer.move("output", lambda x: x, last, diagonal=True)
-        return Graph(shape, tuple(self.writer.nodes))
+        return Graph(shape, tuple(self.writer.nodes), computed=self.computed)
 
     def _constants(self) -> dict[str, Tensor]:
         signature, found = self.program.graph_signature, {}
@@ -291,7 +292,10 @@ class _Translator:
     def _fold(self, fx_node: fx.Node, args: tuple[Any, ...]) -> Any:
         if any(isinstance(a, _Batch) for a in leaves(args)):
             raise CaptureError(_USES_BATCH_SIZE.format(place_of(fx_node)))
-        return fx_node.target(*args, **fx_node.kwargs)  # type: ignore[operator]
+        made = fx_node.target(*args, **fx_node.kwargs)  # type: ignore[operator]
+        if not self.computed and rounded_often(str(fx_node.target), args, made):
+            self.computed = place_of(fx_node)
+        return made
 
     def _shape(self, value: Any, where: str) -> tuple[int, ...]:
         value = value[0] if isinstance(value, (tuple, list)) else value

@@ -15,7 +15,8 @@ from calipers.graph.ir import Graph, Node
 def fused(graph: Graph) -> Graph:
     """Return the same network with every scaling that only one layer feeds, and that alone reads that layer, merged into it.
 
-    Without the numbers that the last one does not hang on: where a rewrite saw through a gate, its parts are left behind.
+    Without the numbers that the last one does not hang on: where a rewrite saw through a gate, its parts are left behind. The layers as they were stay at
+    hand in `apart`: merging changes what is executed.
     """
     graph = _read(graph)
     readers = Counter(i for node in graph.nodes for i in node.inputs)
@@ -29,7 +30,7 @@ def fused(graph: Graph) -> Graph:
             number[old] = len(nodes)
         else:
             nodes[source - 1], number[old] = merged, source
-    return Graph(graph.input_shape, tuple(nodes))
+    return Graph(graph.input_shape, tuple(nodes), graph, graph.computed)
 
 
 def _read(graph: Graph) -> Graph:
@@ -40,7 +41,7 @@ def _read(graph: Graph) -> Graph:
             read.update(graph.nodes[number - 1].inputs)
     place = {number: k for k, number in enumerate(sorted(read | {0}))}
     kept = [node for number, node in enumerate(graph.nodes, start=1) if number in read]
-    return Graph(graph.input_shape, tuple(dataclasses.replace(node, inputs=tuple(place[i] for i in node.inputs)) for node in kept))
+    return dataclasses.replace(graph, nodes=tuple(dataclasses.replace(node, inputs=tuple(place[i] for i in node.inputs)) for node in kept))
 
 
 def _merged(layer: Node, node: Node) -> Node | None:

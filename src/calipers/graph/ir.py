@@ -283,6 +283,10 @@ class Graph:
 
     input_shape: tuple[int, ...]
     nodes: tuple[Node, ...]
+    apart: Graph | None = None
+    """The same network before neighbouring layers were merged: what is executed, one operation after the other."""
+    computed: str = ""
+    """Where the model computes a constant that float32 does not hold, so that its execution has another one; empty where it does not."""
 
     def values(self, x: Tensor) -> list[Tensor]:
         """Return the result of every number, the input first, for a batch x (M, *input_shape)."""

@@ -6,6 +6,7 @@ do: softmax is exp(x - log sum exp x), which needs no product, and of which the 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from calipers.graph.curves import ERF, EXP, GELU, MISH, RECIPROCAL, RSQRT, SIGMO
 from calipers.graph.parameters import require
 from calipers.graph.pooled import LogSumExp
 from calipers.graph.products import Product
+from calipers.graph.smooth import Smooth
 from calipers.graph.writing import Result, Writer
 
 Value = Result | Tensor
@@ -75,14 +77,20 @@ def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
     inner = Result(node.inputs[0], node.shape)
     below = w.nodes[inner.number - 1] if inner.number else None
     if node.op is TANH and offset == 0 and below is not None and getattr(below.op, "name", "") == SOFTPLUS.name:
-        return _times(w, w.write(MISH, Result(source, x.shape)), c) if below.inputs == (source,) else None
+        return _times(w, w.write(_gate(MISH, c), Result(source, x.shape)), c) if below.inputs == (source,) else None
     origin, k, inner_shift = _line(w, inner)
     if origin != source or inner_shift != 0 or k == 0:
         return None
     if node.op is SIGMOID and offset == 0:
-        return _times(w, w.write(SILU, inner), c / k)
+        return _times(w, w.write(_gate(SILU, c / k), inner), c / k)
     wide = math.sqrt(2) * k
-    return _times(w, w.write(GELU, _times(w, Result(source, x.shape), wide)), 2 * c / wide) if node.op is ERF and offset == 1 else None
+    if node.op is not ERF or offset != 1:
+        return None
+    return _times(w, w.write(_gate(GELU, 2 * c / wide), _times(w, Result(source, x.shape), wide)), 2 * c / wide)
+
+
+def _gate(curve: Smooth, factor: float) -> Smooth:
+    return dataclasses.replace(curve, gate=abs(factor))
 
 
 def _line(w: Writer, x: Result) -> tuple[int, float, float]:

@@ -62,7 +62,7 @@ class Smooth:
     `inflections` in order, the curvature alternating from `convex` on the far left (a straight piece passes as either); `turns` are its minima and
     maxima; `defined(lower, upper)` says over which intervals it has a value; outside `curved` it is a straight line. `rough`: where the value is small it
     errs by units in the last place of the argument (or of 1), not of the value. `jump`: by how much the function falls at its last
-    inflection.
+    inflection. `gate`: where a product was seen to be this curve, how many times the argument its other factor is, which is executed too.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Smooth:
     curved: tuple[float, float] = (-math.inf, math.inf)
     rough: bool = True
     jump: float = 0.0
+    gate: float = 0.0
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
 
     def __post_init__(self) -> None:

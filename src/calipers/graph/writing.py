@@ -43,7 +43,8 @@ class Writer:
         return Result(len(self.nodes), shape)
 
     def move(self, name: str, run: Callable[..., Tensor], *inputs: Result, absolute: Callable[..., Tensor] | None = None, diagonal: bool = False) -> Result:
-        """Append an affine operation on batches; see `Generic`."""
+        """Append an affine operation on batches; see `Generic`. One number a point is a vector of one."""
+        run, absolute = _vector(run), None if absolute is None else _vector(absolute)
         return self.write(Generic(run, name, tuple(v.shape for v in inputs), diagonal, absolute), *inputs)
 
     def reshape(self, x: Result, shape: tuple[int, ...]) -> Result:
@@ -63,3 +64,11 @@ class Writer:
         if place == 0:
             raise CaptureError(f"the model mixes points of a batch at {self.where} (it works along the first axis). Keep the batch as the first axis.")
         return place
+
+
+def _vector(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def whole(*inputs: Tensor) -> Tensor:
+        made = run(*inputs)
+        return made if made.dim() > 1 else made[:, None]
+
+    return whole

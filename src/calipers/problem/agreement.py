@@ -29,10 +29,10 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
 
     Raises `BadModel` with the size of the difference. Costs nothing for a model without such parts.
     """
-    finite = x[x.flatten(1).isfinite().all(1)][:_CENTERS]
+    finite = torch.nonzero(x.flatten(1).isfinite().all(1)).flatten()[:_CENTERS]
     if not len(finite) or not any(isinstance(m, Sworn) for m in classifier.module.modules()):
         return
-    points = _points(finite, threat, seed)
+    points = _points(x[finite], threat.take(finite), seed)  # a radius may be each point's own
     classifier.logits64(points[:1])  # the copy is made, and tried, before anybody listens
     for (module, given, run), (_, _, exact) in zip(_heard(classifier.logits, points), _heard(classifier.logits64, points), strict=True):
         module.confirm(given, run, exact)
