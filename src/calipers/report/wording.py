@@ -274,10 +274,10 @@ def audits(summary: Summary) -> Iterator[str]:
 
 
 _WHY_NOT = {
-    "cost": "more than attacks took",
-    "time": "its time was up",
-    "memory": "it would hold about {held:.0f} GB at once",
-    "hopeless": "without hope: {reason}",
+    "cost": "more than its share of the attacks' time; not run",
+    "time": "cut short when its share of the attacks' time was up",
+    "memory": "and it would hold about {held:.0f} GB at once; not run",
+    "hopeless": "and without hope: {reason}; not run",
 }
 
 
@@ -285,14 +285,14 @@ def not_run(summary: Summary) -> Iterator[str]:
     """Yield which certifiers were not run on all the points that they were for, what that would take by their forecasts, why not, and how to insist."""
     held = summary.question.facts.get("not_run")
     for tool, fact in (held if isinstance(held, dict) else {}).items():
-        count, seconds, held_bytes, reason = (lookup(fact, key) for key in ("points", "seconds", "held", "reason"))
-        if not isinstance(count, int):
+        count, seconds, size, reason = (lookup(fact, key) for key in ("points", "seconds", "held", "reason"))
+        why = _WHY_NOT.get(str(lookup(fact, "why")), "")
+        if not isinstance(count, int) or not why:
             continue
-        why = _WHY_NOT.get(str(lookup(fact, "why")), "").format(held=(held_bytes if isinstance(held_bytes, int) else 0) / 1e9, reason=plain(reason))
         took = f"about {duration(seconds)} for " if isinstance(seconds, (int, float)) and seconds > 0 else ""
-        others = "more points" if lookup(fact, "proved") else "points"
-        of = f"{integer(count)} {others}" if count != 1 else points(1)
-        yield f"{_called(plain(tool))}: {took}{of} of this size, {why}; not run. To insist: the same command with --lower-share all."
+        which = points(count).replace(" point", " more point") if lookup(fact, "proved") else points(count)
+        told = why.format(held=(size if isinstance(size, int) else 0) / 1e9, reason=plain(reason))
+        yield f"{_called(plain(tool))}: {took}{which} of this size, {told}. To insist: the same command with --lower-share all."
 
 
 def _called(tool: str) -> str:
