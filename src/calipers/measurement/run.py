@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.measurement import portfolio
@@ -22,6 +20,7 @@ from calipers.measurement.ask import ask
 from calipers.measurement.budget import Purse, Turn, as_told
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.probe import acquaint
+from calipers.measurement.question import question
 from calipers.measurement.referee import CLEAN, Referee, Ruling
 from calipers.problem.interrupts import Limit, give_way, limited
 from calipers.problem.problem import Problem
@@ -332,68 +331,9 @@ def _scope(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[
     return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
 
 
-def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) -> Question:
-    """Return the question as the record keeps it: identity, and the circumstances of this run."""
-    model, threat = problem.classifier, problem.threat
-    radii = threat.radii(len(problem))
-    std = None if model.std is None else model.std.tolist()
-    facts: dict[str, object] = {
-        "model": {
-            "name": extra.get("title", type(model.module).__name__),
-            "hash": model.digest(),
-            "parameters": sum(p.numel() for p in model.module.parameters()),
-            "dtype": str(model.dtype),
-            "device": str(model.device),
-            "mean": None if model.mean is None else model.mean.tolist(),
-            "std": std,
-        },
-        "threat": {
-            "norm": threat.norm,
-            "radius": _one_or_range(radii),
-            "units": "native",
-            "box": None if threat.box is None else [_plain(end) for end in threat.box],
-            "radius_standardised": None if std is None else [_one_or_range(radii / s) for s in std],
-            "masked_features": None if threat.mask is None else int((~threat.mask).sum()),
-            "weights": None if threat.weights is None else "per feature",
-            **threat.particulars(),
-        },
-        "goal": _goal_text(problem),
-        "data": {"points": len(problem), "shape": list(problem.x.shape[1:])},
-        "versions": {"calipers": _version(), "torch": torch.__version__, "numpy": np.__version__},
-        "seed": seed,
-        "plan": [plan.name, *(s.name for s in plan.stages)],
-        "next_step": plan.next_step,
-        **extra,
-    }
-    return Question(problem.fingerprint(), str(facts.get("title", type(model.module).__name__)), facts)
-
-
-def _goal_text(problem: Problem) -> str:
-    goal = problem.identity()["goal"]
-    assert isinstance(goal, dict)
-    return str(goal["name"]).lower() + (f" at class {goal['target']}" if "target" in goal else "")
-
-
-def _plain(end: float | Tensor) -> float | str:
-    return float(end) if not isinstance(end, Tensor) or end.numel() == 1 else f"{float(end.min()):g}..{float(end.max()):g} by feature"
-
-
-def _one_or_range(radii: Tensor) -> float | list[float]:
-    low, high = float(radii.min()), float(radii.max())
-    return low if low == high else [low, high]
-
-
 def _points(problem: Problem) -> list[Point]:
     arrays, labels, radii = problem.x.detach().cpu().numpy(), problem.y.tolist(), problem.threat.radii(len(problem)).tolist()
     return [Point(name, i, labels[i], radii[i], arrays[i]) for i, name in enumerate(problem.names)]
 
 
 __all__ = ["CLEAN", "Silent", "Watch", "question", "run"]
-
-
-def _version() -> str:
-    """Return the installed version; code run from a source tree that was never installed has none."""
-    try:
-        return metadata.version("calipers")
-    except metadata.PackageNotFoundError:
-        return "source"
