@@ -23,6 +23,7 @@ from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
+from calipers.problem.region import Reached
 from calipers.problem.substitutions import Substitutions, letters
 from calipers.problem.tools import Attempt
 
@@ -364,7 +365,7 @@ def test_what_has_no_linear_regions_is_refused() -> None:
 
 def test_a_primal_norm_in_place_of_the_dual_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = posed("dense", 0, "l1")
-    monkeypatch.setattr(walls, "distance_to", lambda region, g, gap: walls.Reached(gap / region.norm.of(g), g))
+    monkeypatch.setattr(walls, "distance_to", lambda region, g, gap: Reached(gap / region.norm.of(g), g))
     monkeypatch.setattr(walls, "free_distance", lambda region, g, gap: gap / region.norm.of(g))
     wrong = regions.nearest_wall(Pieces.at(graph_of(problem.classifier, problem.x), problem.x), problem.region)
     assert not torch.allclose(wrong.distance, regions_wall(problem))

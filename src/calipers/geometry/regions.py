@@ -19,11 +19,12 @@ from torch import Tensor
 from calipers.bounds.rounding import CHECKED
 from calipers.geometry.pieces import Pieces
 from calipers.geometry.proofs import confirmed, margins_hold, nothing_bends
-from calipers.geometry.walls import Wall, check_ball, distance_to, nearest_wall
+from calipers.geometry.walls import Wall, check_ball, nearest_wall
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
 from calipers.problem.goals import by_case
 from calipers.problem.problem import Problem
+from calipers.problem.region import distance_to
 
 _POINTS = 32  # points measured together
 _OVERSHOOT = 2.0  # of the model's own rounding: how far behind the decision boundary the candidate is put

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +16,10 @@ from calipers.errors import BadInput
 from calipers.geometry.pieces import Pieces
 from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
-from calipers.problem.region import Region
+from calipers.problem.region import Region, distance_to
 
 _AT_ONCE, _MOST_AT_ONCE = 32, 1024  # walls of a point measured together, at first and later
 _ROUNDED_DOWN = 1 - 1e-9  # more than the rounding of sums of a hundred thousand terms
-_SHORT = 1e-9  # of the gap: less than that is missing only by rounding
-
-
-class Reached(NamedTuple):
-    """The distance (P,) of the nearest admissible points with <g, delta> >= gap, infinite where there are none, and the offsets (P, d) to them."""
-
-    distance: Tensor
-    delta: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +46,6 @@ def free_distance(region: Region, g: Tensor, gap: Tensor) -> Tensor:
     flat = torch.where((region.low == 0) & (region.high == 0), 0.0, g)
     size = region.norm.dual(flat if region.weight is None else flat / region.weight)
     return torch.where(size > 0, gap / size, torch.inf)
-
-
-def distance_to(region: Region, g: Tensor, gap: Tensor) -> Reached:
-    """Return the distance of the hyperplane <g, delta> = gap (P,) from each region's centre, over its box and its movable features."""
-    low, high, flat = region.low, region.high, g
-    if region.weight is not None:
-        low, high, flat = low * region.weight, high * region.weight, flat / region.weight
-    flat = torch.where((low == 0) & (high == 0), 0.0, flat)
-    delta = region.norm.reach(flat, gap, low, high)
-    got = (flat * delta).sum(-1)
-    length = region.norm.of(delta)
-    none = got < gap * (1 - _SHORT)
-    return Reached(torch.where(none, torch.inf, length), delta if region.weight is None else delta / region.weight)
 
 
 def nearest_wall(pieces: Pieces, region: Region) -> Wall:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from calipers.problem.ball import Ball
 
 _SNAP_ROUNDS = 8  # each round shrinks by a little more than the rounding that spoiled the last; two have always been enough
+_MISSED = 1e-9  # of a gap: less than that is missing only by rounding
 
 
 class Attained(NamedTuple):
@@ -25,6 +26,13 @@ class Attained(NamedTuple):
 
     value: Tensor
     point: Tensor
+
+
+class Reached(NamedTuple):
+    """The distance (P,) of the nearest admissible points with <g, delta> >= gap, infinite where there are none, and the offsets (P, d) to them."""
+
+    distance: Tensor
+    delta: Tensor
 
 
 class Fall(NamedTuple):
@@ -226,6 +234,19 @@ class Region:
         delta = self.norm.sample(streams.fork(0).uniform(d + 1, dtype), normal, self.radius.to(dtype))
         delta = (delta if self.weight is None else delta / self.weight).clamp(self.low, self.high)
         return self.center + delta.view_as(self.center)
+
+
+def distance_to(region: Region, g: Tensor, gap: Tensor) -> Reached:
+    """Return the distance of the hyperplane <g, delta> = gap (P,) from each centre, over box and movable features; constraints count for nothing."""
+    low, high, flat = region.low, region.high, g
+    if region.weight is not None:
+        low, high, flat = low * region.weight, high * region.weight, flat / region.weight
+    flat = torch.where((low == 0) & (high == 0), 0.0, flat)
+    delta = region.norm.reach(flat, gap, low, high)
+    got = (flat * delta).sum(-1)
+    length = region.norm.of(delta)
+    none = got < gap * (1 - _MISSED)
+    return Reached(torch.where(none, torch.inf, length), delta if region.weight is None else delta / region.weight)
 
 
 def per_feature(value: float | Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,233 @@
+"""How far is the nearest example where the network is one affine map up to it? Both ends are read off that map: no search.
+
+Where no operation leaves its piece within the ball every margin is affine, m + <a, delta>. The most that it falls within radius r, over ball, box, mask and
+weights, rises with r along known pieces; the root of fall(r) = m is the distance, gap / dual norm where nothing but the ball limits the adversary, and the
+minimiser there is the nearest example (Hein and Andriushchenko 2017, Croce, Andriushchenko and Hein 2019). Where several margins must fall at once, or
+constraints cut the ball, the nearest point of a polyhedron takes the place of the root (polyhedra.py).
+
+The map is that of the point itself, and only a guess: what is claimed is bounded again in checked float64 over the whole ball, and what is found
+is asked of the model. Points whose nearest example in the map lies beyond a kink are left to searches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from calipers.bounds.linear import margin_lines, relax
+from calipers.bounds.rounding import Arithmetic, Guarantee, arithmetic_of, plain_sums
+from calipers.certificates.crown import CROWN, batches, written
+from calipers.certificates.guaranteed import check_proofs, posed, stated
+from calipers.certificates.joint import Joint
+from calipers.graph.capture import graph_of
+from calipers.graph.ir import Graph, is_affine
+from calipers.problem.constrained import ConstrainedRegion
+from calipers.problem.goals import is_adversarial
+from calipers.problem.problem import Problem
+from calipers.problem.region import Region, distance_to
+from calipers.problem.tools import Attempt, Claim
+
+_EXACT = Arithmetic(torch.float64, checked=False)
+_SEVERAL = 16  # margins of a network with kinks that are looked at, the smallest; the proof is about all
+_HELD_BYTES = 2**28  # of the rows of an affine network's margins
+_BELOW = 1 - 1e-9  # of the distance: there the margin is larger than the rounding of its bound, as a rule
+_TRIES = 4  # radii; each next one is where the last bound, short by rounding, would have been positive
+_BEYOND = (0.0, *(2.0**k for k in range(-12, 3)))  # of the model's own rounding, until it is fooled, and beyond all doubt
+
+
+@dataclass(frozen=True)
+class LinearRegion:
+    """The exact distance of points whose nearest example lies in the linear region of the point, with that example; 0 for all others.
+
+    On affine models (logistic regression, networks without activations) that is every point that has an example in its box; elsewhere those within whose
+    distance no operation leaves its piece, or where bounds are tight all the same. Any box, mask, weights, constraints and goal; radii of the problem
+    play no part. `proofs` and `guarantee` as for `CROWN`; where several margins must fall at once there are no proof files.
+    Cost: a row of a backward sweep for each margin (at most 16, if the network has kinks), and CROWN's at a radius, for points that pass a look at the example.
+    """
+
+    proofs: bool = field(default=False, repr=False)
+    guarantee: Guarantee = field(default="float64-checked", repr=False)
+
+    def __post_init__(self) -> None:
+        check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
+
+    __repr__ = stated
+
+    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+        """Yield examples, and a claim about every point."""
+        graph = graph_of(problem.classifier, problem.x)
+        straight = all(is_affine(node.op) or hasattr(node.op, "kinks") or hasattr(node.op, "windows") for node in graph.nodes)
+        for index in batches(problem):
+            if straight:
+                yield from self._answers(problem.take(index), index)
+            else:
+                yield _claim(index, self.guarantee)
+
+    def _answers(self, problem: Problem, index: Tensor) -> Iterator[Claim | Attempt]:
+        with torch.no_grad(), plain_sums():
+            guess = Guess.at(problem)
+            claim, left = _claim(index, self.guarantee), guess.straight()
+            claim.backwards.add_(guess.rows.shape[1])
+            attempts = _examples(guess, left[guess.distance[left].isfinite()])
+            claim = self._proved(guess, left, claim)
+        for attempt in attempts:
+            yield Attempt(index[attempt.index], attempt.candidate, attempt.forwards, attempt.backwards)
+        yield claim
+
+    def _proved(self, guess: Guess, left: Tensor, claim: Claim) -> Claim:
+        """Claim for the points `left` the largest radius, just below the guess, of a few that is proved."""
+        problem, arithmetic, files = guess.problem, arithmetic_of(self.guarantee), None
+        wide = problem.threat.widest(problem.x).to(guess.distance)
+        asked = torch.minimum(guess.distance * _BELOW, wide)
+        for _ in range(_TRIES):
+            radius = problem.threat.least(asked)
+            left = left[(radius[left] > 0) & radius[left].isfinite()]
+            if not len(left):
+                break
+            part = problem.take(left).at(radius[left])
+            bounder = CROWN(self.proofs, self.guarantee)
+            if guess.joint is None or (self.proofs and not isinstance(part.region, ConstrainedRegion)):
+                bound = bounder.bound(part, arithmetic)
+                worst, new = bound.worst, written(bound.prove, bound.worst > 0, left, len(claim.index))
+                claim.backwards[left] += bound.rows
+            else:
+                worst, new = torch.full_like(radius[left], -torch.inf), None
+            if guess.joint is not None:
+                worst = torch.maximum(worst, guess.joint.worst(part, left, arithmetic))
+            proved = worst > 0
+            claim.radius[left[proved]], claim.margin[left] = radius[left[proved]], worst
+            files = files if new is None else tuple(a or b for a, b in zip(files or (None,) * len(new), new, strict=True))
+            # The margin falls from its clean value to 0 over the distance, or faster: where the bound is short by rounding, a little less is enough.
+            short = (-2 * worst / guess.clean[left]).clamp(0, 1)
+            asked, left = asked.index_copy(0, left, asked[left] * (1 - short)), left[~proved]
+        return Claim(claim.index, claim.radius, claim.margin, claim.guarantee, claim.forwards, claim.backwards, files)
+
+
+def _claim(index: Tensor, guarantee: Guarantee) -> Claim:
+    """Return a claim of nothing."""
+    radius, none = torch.zeros(len(index), dtype=torch.float64, device=index.device), torch.zeros_like(index)
+    return Claim(index, radius, torch.full_like(radius, -torch.inf), guarantee, none, none.clone())
+
+
+Solve = Callable[[Tensor, Tensor], Tensor]
+"""The offsets (P, d) of the nearest examples of chosen points (P,), the margins that decide there being at most minus `beyond (P,)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """The affine maps at N points and how far their decision boundaries are, as if they held everywhere; in float64.
+
+    `distance (N,)` is infinite where there is no example, 0 where the point is wrong or nothing was found; `clean (N,)` the worst margin at the point.
+    `rows (N, S, d)` are the gradients of the margins looked at; `joint` is set where several margins decide together.
+    """
+
+    problem: Problem
+    graph: Graph
+    rows: Tensor
+    clean: Tensor
+    distance: Tensor
+    delta: Solve
+    joint: Joint | None = None
+
+    @classmethod
+    def at(cls, problem: Problem) -> Guess:
+        """Read the maps off the point: a relaxation over the point alone is the network."""
+        graph, region = posed(problem, _EXACT)
+        margins = problem.margins(graph.values(region.center)[-1])
+        chosen = _smallest(margins, graph, region)
+        state = relax(graph, region.at(torch.zeros_like(region.radius)), _EXACT, refine=False)
+        spec = problem.goal.rows(problem.y, problem.classes).to(margins)
+        spec = spec.gather(1, chosen[:, :, None].expand(-1, -1, spec.shape[2]))
+        rows, clean, held = margin_lines(state, spec).flatten(2), problem.goal.worst(margins), margins.gather(1, chosen)
+        cases = problem.goal.cases(problem.classes).to(chosen.device)
+        alone = bool((torch.bincount(cases, minlength=1) == 1).all())
+        if alone and not isinstance(region, ConstrainedRegion):
+            distance, delta = _roots(region, rows, held)
+            return cls(problem, graph, rows, clean, torch.where(clean > 0, distance, 0.0), delta)
+        if rows.shape[1] < margins.shape[1] or region.norm.is_count:
+            return cls(problem, graph, rows, clean, torch.zeros_like(clean), lambda places, beyond: rows[places, 0] * 0)
+        joint = Joint.of(problem, region, rows, held, clean > 0)
+        return cls(problem, graph, rows, clean, torch.where(clean > 0, joint.distance, 0.0), joint.offsets, joint)
+
+    def straight(self) -> Tensor:
+        """Return the points (P,) that have a distance, at whose nearest example every operation is still on its piece."""
+        good = (self.clean > 0) & (self.distance > 0)
+        if all(is_affine(node.op) for node in self.graph.nodes):
+            return torch.nonzero(good).flatten()
+        places = torch.nonzero(good & self.distance.isfinite()).flatten()
+        if not len(places):
+            return places
+        x = self.problem.x[places].double()
+        there = x + self.delta(places, torch.zeros_like(self.clean[places])).view_as(x)
+        near, far = self.graph.values(x), self.graph.values(there)
+        still = torch.ones_like(places, dtype=torch.bool)
+        for node in self.graph.nodes:
+            if not is_affine(node.op):
+                ends = near[node.inputs[0]], far[node.inputs[0]]
+                still &= ~node.op.bends(torch.minimum(*ends), torch.maximum(*ends)).flatten(1).any(1)
+        return places[still]
+
+
+def _smallest(margins: Tensor, graph: Graph, region: Region) -> Tensor:
+    """Return the places (N, S) of the smallest margins, as many as are looked at, in order."""
+    most = _SEVERAL
+    if all(is_affine(node.op) for node in graph.nodes):
+        most = max(1, _HELD_BYTES // (8 * max(1, region.low.numel())))
+    return margins.topk(min(most, margins.shape[1]), dim=1, largest=False).indices.sort(1).values
+
+
+def _roots(region: Region, rows: Tensor, margins: Tensor) -> tuple[Tensor, Solve]:
+    """Return the distance (N,) at which the first of the margins (N, S) falls to 0, and how to get there."""
+    n, count = margins.shape
+    point = torch.arange(n, device=rows.device).repeat_interleave(count)
+    each = distance_to(region.take(point), -rows.flatten(0, 1), margins.flatten().clamp_min(0)).distance.view(n, count)
+    distance, first = each.min(1)
+
+    def offsets(places: Tensor, beyond: Tensor) -> Tensor:
+        gap = margins[places, first[places]] + beyond
+        return distance_to(region.take(places), -rows[places, first[places]], gap).delta
+
+    return distance, offsets
+
+
+def _examples(guess: Guess, places: Tensor) -> list[Attempt]:
+    """Return the nearest points where the model itself is fooled, and those where no order of summation shows another answer."""
+    if not len(places):
+        return []
+    problem = guess.problem.take(places)
+    rounding = problem.allowance(problem.classifier.logits64(problem.x), problem.size)
+    found, sure = problem.x.clone(), problem.x.clone()
+    open_, doubtful = torch.ones_like(places, dtype=torch.bool), torch.ones_like(places, dtype=torch.bool)
+    for share in _BEYOND:
+        left = torch.nonzero(open_ | doubtful).flatten()
+        if not len(left):
+            break
+        part = problem.take(left)
+        point = (part.x.double() + guess.delta(places[left], share * rounding[left]).view_as(part.x)).to(part.x.dtype)
+        inside = part.at(part.region.distance(point)).region.snap(point)
+        fooled, certain = _fooled(part, inside), part.clearance(inside) <= 0
+        first, last = open_[left] & fooled, doubtful[left] & certain
+        found[left[first]], sure[left[last]] = inside[first], inside[last]
+        open_[left[fooled]], doubtful[left[certain]] = False, False
+    attempts = []
+    for points, missing in ((found, open_), (sure, doubtful)):
+        there = torch.nonzero(~missing).flatten()
+        if len(there):
+            spent = torch.full_like(there, len(_BEYOND))
+            attempts.append(Attempt(places[there], points[there], spent, torch.zeros_like(spent)))
+    return attempts
+
+
+def _fooled(problem: Problem, points: Tensor) -> Tensor:
+    """Does the model itself, in a batch and alone, and its float64 copy get the points (N, *D) wrong, (N,) bool? As the referee will ask."""
+    model, none = problem.classifier, torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    exact = is_adversarial(problem.goal.worst(problem.margins(model.logits64(points))))
+    wrong = is_adversarial(problem.goal.worst(problem.margins(model.logits(points)))) & exact
+    places = torch.nonzero(wrong).flatten()
+    if not len(places):
+        return none
+    alone = torch.cat([model.logits(points[i : i + 1]) for i in places.tolist()])
+    return none.index_copy(0, places, is_adversarial(problem.take(places).goal.worst(problem.take(places).margins(alone))))
