@@ -149,17 +149,23 @@ def _replay(problem: Problem, place: dict[str, int], ledger: Ledger, asked: Ques
 
 
 def _reprove(problem: Problem, place: dict[str, int], facts: list[Evidence]) -> list[str]:
-    """Prove again at the recorded radius: by the tool itself, or for a search by the bounder it used."""
-    tool = tool_from(facts[0].tool)
-    stage, failures = Stage(getattr(tool, "bounder", tool), "certifier"), []
+    """Prove again at the recorded radius: for a search by the bounder it used, and what that leaves by the tool itself."""
+    tool, failures = tool_from(facts[0].tool), list[str]()
     for start in range(0, len(facts), _REPROVED):
-        part = facts[start : start + _REPROVED]
-        asked = problem.take([place[e.point] for e in part]).at(torch.tensor([e.radius for e in part], dtype=torch.float64))
-        again: dict[str, float] = {}
-        try:
-            for told in ask(stage, asked, lambda _, ruling: ruling.evidence):
-                again.update({e.point: e.radius for e in told if e.kind == "certificate"})
-        except Contradiction as error:
-            failures.append(str(error))
-        failures += [f"point {e.point}: {e.tool} does not prove {e.radius:.9g} again" for e in part if not again.get(e.point, -1.0) >= e.radius]
+        left = facts[start : start + _REPROVED]
+        for asked in dict.fromkeys((getattr(tool, "bounder", tool), tool)):
+            try:
+                left = _unproved(problem, place, left, Stage(asked, "certifier"))
+            except Contradiction as error:
+                failures.append(str(error))
+        failures += [f"point {e.point}: {e.tool} does not prove {e.radius:.9g} again" for e in left]
     return failures
+
+
+def _unproved(problem: Problem, place: dict[str, int], facts: list[Evidence], stage: Stage) -> list[Evidence]:
+    """Return the certificates that a tool, asked at their radii, does not prove as far as they claim."""
+    if not facts:
+        return []
+    asked = problem.take([place[e.point] for e in facts]).at(torch.tensor([e.radius for e in facts], dtype=torch.float64))
+    proved = {e.point: e.radius for told in ask(stage, asked, lambda _, ruling: ruling.evidence) for e in told if e.kind == "certificate"}
+    return [e for e in facts if not proved.get(e.point, -1.0) >= e.radius]

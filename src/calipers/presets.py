@@ -37,6 +37,7 @@ from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.guide import Minimisers
 from calipers.certificates.input_split import InputSplit
+from calipers.certificates.linear_region import LinearRegion
 from calipers.certificates.milp import MILP
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
@@ -54,7 +55,9 @@ ATTACKS: dict[str, type[Any]] = {
     tool.__name__: tool
     for tool in (Steepest, PGD, APGD, Descent, Momentum, Guided, Insist, Square, SPSA, Differences, Replace, Through, EOT, Transfer, *_NEAREST)
 }
-CERTIFIERS: dict[str, type[Any]] = {tool.__name__: tool for tool in (IBP, CROWN, AlphaCROWN, BranchAndBound, InputSplit, Enumeration, LargestRadius, MILP)}
+CERTIFIERS: dict[str, type[Any]] = {
+    tool.__name__: tool for tool in (IBP, CROWN, AlphaCROWN, BranchAndBound, InputSplit, Enumeration, LargestRadius, LinearRegion, MILP)
+}
 
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
 
@@ -75,6 +78,7 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "Closer": (FMN(steps=50), APGD(steps=20, targets=9, halving=True)),
     "Insist": (PGD(steps=40), Descent()),
     "LargestRadius": (CROWN(),),
+    "LinearRegion": (CROWN(),),
 }
 """What a search runs when only its name is given."""
 
@@ -113,6 +117,7 @@ _FAMILIES = (
 )
 """What stands side by side in the plans: ascents at the radius, searches for the nearest example, and scores alone (see `measurement.portfolio`)."""
 _DISTANCES = (
+    Stage(LinearRegion(CROWN()), "certifier", "distance"),
     Stage(FMN(steps=40), "attack", "distance"),
     Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
 )
@@ -184,6 +189,7 @@ PLANS: dict[str, Plan] = {
     "distance": Plan(
         "distance",
         (
+            Stage(LinearRegion(CROWN()), "certifier", "distance"),
             Stage(Nearest(PGD(steps=20), rounds=8, tolerance=0.01), "attack", "distance"),
             Stage(_CLOSER, "attack", "distance"),
             Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
@@ -264,7 +270,7 @@ def check_fit(tool: Attack | Certifier, threat: Threat) -> None:
 def stage_of(tool: Attack | Certifier) -> Stage:
     """Return a stage that runs one tool; tools that search for a distance are aimed at distances."""
     kind = "attack" if type(tool).__name__ in ATTACKS else "certifier"
-    return Stage(tool, kind, "distance" if isinstance(tool, (*_NEAREST, LargestRadius)) else "verdict")  # type: ignore[arg-type]
+    return Stage(tool, kind, "distance" if isinstance(tool, (*_NEAREST, LargestRadius, LinearRegion)) else "verdict")  # type: ignore[arg-type]
 
 
 def tool_from(text: str) -> Attack | Certifier:

@@ -12,15 +12,16 @@ is asked of the model. Points whose nearest example in the map lies beyond a kin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from calipers.bounds.linear import margin_lines, relax
 from calipers.bounds.rounding import Arithmetic, Guarantee, arithmetic_of, plain_sums
-from calipers.certificates.crown import CROWN, batches, written
-from calipers.certificates.guaranteed import check_proofs, posed, stated
+from calipers.certificates.crown import Bounder, batches, written
+from calipers.certificates.guaranteed import posed
 from calipers.certificates.joint import Joint
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph, is_affine
@@ -44,17 +45,14 @@ class LinearRegion:
 
     On affine models (logistic regression, networks without activations) that is every point that has an example in its box; elsewhere those within whose
     distance no operation leaves its piece, or where bounds are tight all the same. Any box, mask, weights, constraints and goal; radii of the problem
-    play no part. `proofs` and `guarantee` as for `CROWN`; where several margins must fall at once there are no proof files.
-    Cost: a row of a backward sweep for each margin (at most 16, if the network has kinks), and CROWN's at a radius, for points that pass a look at the example.
+    play no part. The `bounder` proves the radius, and the guarantee is its own; with `proofs` its proof files come along, but where several margins must
+    fall at once.
+    Cost: a row of a backward sweep for each margin (at most 16, if the network has kinks), and the bounder's at a radius, for points that pass a look at
+    the example.
     """
 
+    bounder: Bounder
     proofs: bool = field(default=False, repr=False)
-    guarantee: Guarantee = field(default="float64-checked", repr=False)
-
-    def __post_init__(self) -> None:
-        check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
-
-    __repr__ = stated
 
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
         """Yield examples, and a claim about every point."""
@@ -64,12 +62,12 @@ class LinearRegion:
             if straight:
                 yield from self._answers(problem.take(index), index)
             else:
-                yield _claim(index, self.guarantee)
+                yield _claim(index, self.bounder.guarantee)
 
     def _answers(self, problem: Problem, index: Tensor) -> Iterator[Claim | Attempt]:
         with torch.no_grad(), plain_sums():
             guess = Guess.at(problem)
-            claim, left = _claim(index, self.guarantee), guess.straight()
+            claim, left = _claim(index, self.bounder.guarantee), guess.straight()
             claim.backwards.add_(guess.rows.shape[1])
             attempts = _examples(guess, left[guess.distance[left].isfinite()])
             claim = self._proved(guess, left, claim)
@@ -79,7 +77,8 @@ class LinearRegion:
 
     def _proved(self, guess: Guess, left: Tensor, claim: Claim) -> Claim:
         """Claim for the points `left` the largest radius, just below the guess, of a few that is proved."""
-        problem, arithmetic, files = guess.problem, arithmetic_of(self.guarantee), None
+        bounder: Any = replace(self.bounder, proofs=True) if self.proofs and hasattr(self.bounder, "proofs") else self.bounder  # type: ignore[type-var]
+        problem, arithmetic, files = guess.problem, arithmetic_of(self.bounder.guarantee), None
         wide = problem.threat.widest(problem.x).to(guess.distance)
         asked = torch.minimum(guess.distance * _BELOW, wide)
         for _ in range(_TRIES):
@@ -88,7 +87,6 @@ class LinearRegion:
             if not len(left):
                 break
             part = problem.take(left).at(radius[left])
-            bounder = CROWN(self.proofs, self.guarantee)
             if guess.joint is None or (self.proofs and not isinstance(part.region, ConstrainedRegion)):
                 bound = bounder.bound(part, arithmetic)
                 worst, new = bound.worst, written(bound.prove, bound.worst > 0, left, len(claim.index))

@@ -67,7 +67,7 @@ def measure(
 @shared(app)
 def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare = None) -> None:
     """Brackets on the distance to the nearest adversarial example, one line a point; the searches begin at epsilon."""
-    from calipers.measurement.exact import gap_between
+    from calipers.measurement.gaps import gap_between
 
     for result in _run(options, lambda threat: _plan_for(threat, None, "distance", lower_share), exact=exact):
         threat = options.threat()

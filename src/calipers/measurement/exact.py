@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calipers.measurement.ask import Answer, ask
+from calipers.measurement.gaps import MET, gaps
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import Ruling
 from calipers.measurement.run import Silent, Watch
@@ -19,7 +19,6 @@ from calipers.record.bracket import Bracket
 from calipers.record.ledger import Ledger
 
 _ROOM = 1e-3  # of an example's distance, by which the region asked about is larger: it holds it. Where threats count it is smaller: at most one switch less
-MET = 1e-4  # share of a distance within which both its ends count as one: examples of float32 overstep the boundary by up to that much, seldom by a tenth of it
 
 
 @dataclass(frozen=True)
@@ -29,24 +28,6 @@ class Closed:
     exact: int
     points: int
     widest: float
-
-
-def gaps(bracket: Bracket, threat: Threat) -> NDArray[np.float64]:
-    """Return (upper - lower) / upper of each point: 0 where the model is wrong already, 1 where nothing is known.
-
-    Where the threat counts, a bracket is as good as shut when no number lies inside: proved at 1 switch and broken at 2, the distance is 2.
-    """
-    gap = np.ones_like(bracket.upper)
-    known = np.isfinite(bracket.upper) & (bracket.upper > 0)
-    gap[known] = 1 - bracket.lower[known] / bracket.upper[known]
-    gap[bracket.upper == 0] = 0.0
-    gap[known & (threat.next(torch.from_numpy(bracket.lower)).numpy() >= bracket.upper)] = 0.0
-    return gap
-
-
-def gap_between(lower: float, upper: float, threat: Threat) -> float:
-    """Return the gap of one point: see `gaps`."""
-    return float(gaps(Bracket(np.array([lower]), np.array([upper]), ("",), ("",)), threat)[0])
 
 
 def closed(bracket: Bracket, threat: Threat) -> Closed:

@@ -18,6 +18,7 @@ from calipers.errors import CaptureError, UnsupportedOp
 from calipers.measurement import portfolio
 from calipers.measurement.ask import ask
 from calipers.measurement.budget import Purse, Turn, as_told
+from calipers.measurement.gaps import met
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.probe import acquaint
 from calipers.measurement.question import question
@@ -286,14 +287,18 @@ class _Session:
         self._note(key, {**(held if isinstance(held, dict) else {}), stage.name: fact})
 
     def _todo(self, stage: Stage, bracket: Bracket, invalid: set[str]) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        """Return the places a stage is for, and the radius to ask at each: the known witness's distance is where a search for a distance begins."""
+        """Return the places a stage is for, and the radius to ask at each: the known witness's distance is where a search for a distance begins.
+
+        A distance whose ends have met is not searched any more.
+        """
         verdicts = bracket.verdicts(self.radii)
         usable = [name not in invalid for name in self.problem.names]
         if stage.aim == "verdict":
             return [i for i, v in enumerate(verdicts) if v == "unknown" and usable[i] and self.radii[i] > 0], self.radii
         start = bracket.upper if stage.kind == "attack" else self.problem.threat.below(bracket.upper, bracket.lower)
         radii = np.where(np.isfinite(bracket.upper), start, self.radii)
-        return [i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i]], radii
+        done = met(bracket, self.problem.threat, self.problem.threat.widest(self.problem.x).cpu().numpy())
+        return [i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i] and not done[i]], radii
 
     def _deal(self, stage: Stage, block: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
         """Run the tool on one block; witnesses and certificates are recorded as they come, that the block was tried only at its end."""
