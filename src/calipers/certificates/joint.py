@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Joint:
     first: Tensor
     weights: Tensor
     multipliers: Tensor
+    found: dict[tuple[int, float], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem, region: Region, rows: Tensor, margins: Tensor, wanted: Tensor) -> Joint:
@@ -51,7 +52,7 @@ class Joint:
     def _look(self, i: int, alone: Tensor) -> None:
         """Solve the cases of one point, the one of the farthest single half-space last, until the next cannot be nearer."""
         farthest = [(float(alone[self.cases == c].max()), c) for c in range(self.multipliers.shape[1])]
-        best, place = torch.inf, -1
+        best, place, known = torch.inf, -1, True
         for floor, case in sorted(farthest):
             mine = torch.nonzero(self.cases == case).flatten()
             self.weights[i, mine[alone[mine].argmax()]] = 1.0
@@ -59,13 +60,14 @@ class Joint:
                 continue
             found = self._solved(i, mine, 0.0)
             if found is None:
-                best = min(best, floor)  # nothing better is known to be proved
+                known = False
                 continue
             self.weights[i, mine], self.multipliers[i, case] = found[1][: len(mine)], found[1][len(mine) :]
             length = self._length(i, mine, case)
             if length < best:
                 best, place = length, case
-        self.distance[i], self.first[i] = (best if place >= 0 else 0.0), max(place, 0)
+                self.found[i, 0.0] = found[0]
+        self.distance[i], self.first[i] = (best if known else 0.0), max(place, 0)
 
     def _length(self, i: int, mine: Tensor, case: int) -> float:
         """Return how far the half-space is that the multipliers make of a case."""
@@ -89,14 +91,20 @@ class Joint:
         total = 0.0 if found is None else float(found.multipliers[: len(mine)].sum())
         return None if found is None or not total > 0 else (found.delta, found.multipliers / total)
 
-    def offsets(self, places: Tensor, beyond: Tensor) -> Tensor:
-        """Return the offsets (P, d) to the nearest examples, or to where the margins that decide are at most minus `beyond (P,)`."""
-        delta = torch.zeros_like(self.rows[places, 0])
-        for k, (i, short) in enumerate(zip(places.tolist(), beyond.tolist(), strict=True)):
-            found = self._solved(i, torch.nonzero(self.cases == self.first[i]).flatten(), short)
-            if found is not None:
-                delta[k] = found[0]
-        return delta
+    def offsets(self, places: Tensor, beyond: Tensor, most: Tensor) -> Tensor:
+        """Return the offsets (P, d) to the nearest examples whose deciding margins are at most minus `beyond (P,)`, of which `most (P,)` will be asked.
+
+        Between the nearest at 0 and the nearest at `most`: what lies there keeps all rows, and is hardly longer than the nearest.
+        """
+        near, far = (torch.stack([self._nearest(i, end) for i, end in zip(places.tolist(), ends, strict=True)]) for ends in ([0.0] * len(most), most.tolist()))
+        return near + (beyond / most.clamp_min(torch.finfo(most.dtype).tiny))[:, None] * (far - near)
+
+    def _nearest(self, i: int, beyond: float) -> Tensor:
+        """Return the nearest offset of the nearest case of one point; none where there is none."""
+        if (i, beyond) not in self.found:
+            found = self._solved(i, torch.nonzero(self.cases == self.first[i]).flatten(), beyond)
+            self.found[i, beyond] = torch.zeros_like(self.rows[i, 0]) if found is None else found[0]
+        return self.found[i, beyond]
 
     def worst(self, problem: Problem, places: Tensor, arithmetic: Arithmetic) -> Tensor:
         """Return a proved lower bound (P,) of the worst margin of a problem at its own radii, whose points are those at `places`: for each case the bound of

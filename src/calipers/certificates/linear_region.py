@@ -36,7 +36,8 @@ _SEVERAL = 16  # margins of a network with kinks that are looked at, the smalles
 _HELD_BYTES = 2**28  # of the rows of an affine network's margins
 _BELOW = 1 - 1e-9  # of the distance: there the margin is larger than the rounding of its bound, as a rule
 _TRIES = 4  # radii; each next one is where the last bound, short by rounding, would have been positive
-_BEYOND = (0.0, *(2.0**k for k in range(-12, 3)))  # of the model's own rounding, until it is fooled, and beyond all doubt
+_BEYOND = (0.0, *(2.0**k for k in range(-12, 3)))  # of the model's own rounding, by which margins are overstepped until it is fooled beyond all doubt
+_FARTHER = tuple(10.0**k for k in range(-9, -3))  # of the margin: a solver may stop as much short
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def _claim(index: Tensor, guarantee: Guarantee) -> Claim:
     return Claim(index, radius, torch.full_like(radius, -torch.inf), guarantee, none, none.clone())
 
 
-Solve = Callable[[Tensor, Tensor], Tensor]
-"""The offsets (P, d) of the nearest examples of chosen points (P,), the margins that decide there being at most minus `beyond (P,)`."""
+Solve = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The offsets (P, d) of the nearest examples of chosen points (P,), the margins that decide there being at most minus `beyond (P,)`, or up to `most (P,)`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,7 @@ class Guess:
             distance, delta = _roots(region, rows, held)
             return cls(problem, graph, rows, clean, torch.where(clean > 0, distance, 0.0), delta)
         if rows.shape[1] < margins.shape[1] or region.norm.is_count:
-            return cls(problem, graph, rows, clean, torch.zeros_like(clean), lambda places, beyond: rows[places, 0] * 0)
+            return cls(problem, graph, rows, clean, torch.zeros_like(clean), lambda places, beyond, most: rows[places, 0] * 0)
         joint = Joint.of(problem, region, rows, held, clean > 0)
         return cls(problem, graph, rows, clean, torch.where(clean > 0, joint.distance, 0.0), joint.offsets, joint)
 
@@ -159,7 +160,8 @@ class Guess:
         if not len(places):
             return places
         x = self.problem.x[places].double()
-        there = x + self.delta(places, torch.zeros_like(self.clean[places])).view_as(x)
+        none = torch.zeros_like(self.clean[places])
+        there = x + self.delta(places, none, none).view_as(x)
         near, far = self.graph.values(x), self.graph.values(there)
         still = torch.ones_like(places, dtype=torch.bool)
         for node in self.graph.nodes:
@@ -184,7 +186,7 @@ def _roots(region: Region, rows: Tensor, margins: Tensor) -> tuple[Tensor, Solve
     each = distance_to(region.take(point), -rows.flatten(0, 1), margins.flatten().clamp_min(0)).distance.view(n, count)
     distance, first = each.min(1)
 
-    def offsets(places: Tensor, beyond: Tensor) -> Tensor:
+    def offsets(places: Tensor, beyond: Tensor, most: Tensor) -> Tensor:
         gap = margins[places, first[places]] + beyond
         return distance_to(region.take(places), -rows[places, first[places]], gap).delta
 
@@ -197,14 +199,16 @@ def _examples(guess: Guess, places: Tensor) -> list[Attempt]:
         return []
     problem = guess.problem.take(places)
     rounding = problem.allowance(problem.classifier.logits64(problem.x), problem.size)
+    steps = [unit[:, None] * unit.new_tensor(shares) for unit, shares in ((rounding, _BEYOND), (guess.clean[places], _FARTHER))]
+    beyond = torch.cat(steps, 1).sort(1).values
     found, sure = problem.x.clone(), problem.x.clone()
     open_, doubtful = torch.ones_like(places, dtype=torch.bool), torch.ones_like(places, dtype=torch.bool)
-    for share in _BEYOND:
+    for k in range(beyond.shape[1]):
         left = torch.nonzero(open_ | doubtful).flatten()
         if not len(left):
             break
         part = problem.take(left)
-        point = (part.x.double() + guess.delta(places[left], share * rounding[left]).view_as(part.x)).to(part.x.dtype)
+        point = (part.x.double() + guess.delta(places[left], beyond[left, k], beyond[left, -1]).view_as(part.x)).to(part.x.dtype)
         inside = part.at(part.region.distance(point)).region.snap(point)
         fooled, certain = _fooled(part, inside), part.clearance(inside) <= 0
         first, last = open_[left] & fooled, doubtful[left] & certain
@@ -214,7 +218,7 @@ def _examples(guess: Guess, places: Tensor) -> list[Attempt]:
     for points, missing in ((found, open_), (sure, doubtful)):
         there = torch.nonzero(~missing).flatten()
         if len(there):
-            spent = torch.full_like(there, len(_BEYOND))
+            spent = torch.full_like(there, beyond.shape[1])
             attempts.append(Attempt(places[there], points[there], spent, torch.zeros_like(spent)))
     return attempts
 
