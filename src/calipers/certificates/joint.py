@@ -12,6 +12,7 @@ from calipers.bounds.rounding import Arithmetic, plain_sums
 from calipers.certificates.guaranteed import posed
 from calipers.certificates.polyhedra import Weighed, nearest, uncut
 from calipers.problem.constrained import ConstrainedRegion
+from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
 from calipers.problem.region import Region, distance_to
 
@@ -46,6 +47,7 @@ class Joint:
         most, distance = int(cases.max()) + 1, torch.zeros(n, dtype=torch.float64, device=rows.device)
         held = cls(region, rows, margins, cases, distance, torch.zeros_like(point[:n]), torch.zeros_like(margins), margins.new_zeros(n, most, len(constraints)))
         for i in torch.nonzero(wanted).flatten().tolist():
+            give_way()
             held._look(i, alone[i])
         return held
 

@@ -27,6 +27,7 @@ from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph, is_affine
 from calipers.problem.constrained import ConstrainedRegion
 from calipers.problem.goals import is_adversarial
+from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
 from calipers.problem.region import Region, distance_to
 from calipers.problem.tools import Attempt, Claim
@@ -60,6 +61,7 @@ class LinearRegion:
         graph = graph_of(problem.classifier, problem.x)
         straight = all(is_affine(node.op) or hasattr(node.op, "kinks") or hasattr(node.op, "windows") for node in graph.nodes)
         for index in batches(problem):
+            give_way()
             if straight:
                 yield from self._answers(problem.take(index), index)
             else:
@@ -204,6 +206,7 @@ def _examples(guess: Guess, places: Tensor) -> list[Attempt]:
     found, sure = problem.x.clone(), problem.x.clone()
     open_, doubtful = torch.ones_like(places, dtype=torch.bool), torch.ones_like(places, dtype=torch.bool)
     for k in range(beyond.shape[1]):
+        give_way()
         left = torch.nonzero(open_ | doubtful).flatten()
         if not len(left):
             break

@@ -287,10 +287,7 @@ class _Session:
         self._note(key, {**(held if isinstance(held, dict) else {}), stage.name: fact})
 
     def _todo(self, stage: Stage, bracket: Bracket, invalid: set[str]) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        """Return the places a stage is for, and the radius to ask at each: the known witness's distance is where a search for a distance begins.
-
-        A distance whose ends have met is not searched any more.
-        """
+        """Return the places a stage is for, and the radius to ask at each: the known witness's distance is where a search for a distance begins."""
         verdicts = bracket.verdicts(self.radii)
         usable = [name not in invalid for name in self.problem.names]
         if stage.aim == "verdict":
