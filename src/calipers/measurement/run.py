@@ -293,9 +293,8 @@ class _Session:
         if stage.aim == "verdict":
             return [i for i, v in enumerate(verdicts) if v == "unknown" and usable[i] and self.radii[i] > 0], self.radii
         start = bracket.upper if stage.kind == "attack" else self.problem.threat.below(bracket.upper, bracket.lower)
-        radii = np.where(np.isfinite(bracket.upper), start, self.radii)
         done = met(bracket, self.problem.threat, self.problem.threat.widest(self.problem.x).cpu().numpy())
-        return [i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i] and not done[i]], radii
+        return [i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i] and not done[i]], np.where(np.isfinite(bracket.upper), start, self.radii)
 
     def _deal(self, stage: Stage, block: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
         """Run the tool on one block; witnesses and certificates are recorded as they come, that the block was tried only at its end."""
