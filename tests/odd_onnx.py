@@ -225,6 +225,9 @@ def _slice(rng: Rng, kind: str, opset: int) -> Node:
     over = [a % len(shape) for a in axes(rng, len(shape))]
     starts, ends = ([int(v) for v in rng.integers(-8, 9, len(over))] for _ in range(2))
     steps = [pick(rng, [1, 1, 2, -1, -2]) for _ in over]
+    if rng.random() < 0.7:  # mostly something is left
+        starts = [pick(rng, [0, 0, -shape[a], -9] if by > 0 else [-1, shape[a] - 1, 9]) for a, by in zip(over, steps, strict=True)]
+        ends = [pick(rng, [shape[a], 2**40, -1] if by > 0 else [-9, -(2**40), 0]) for a, by in zip(over, steps, strict=True)]
     if opset < 10:
         return Node(kind, shape, [], {"starts": starts, "ends": ends, **({"axes": over} if rng.random() < 0.8 else {})})
     return Node(kind, shape, [ints(*starts), ints(*ends), ints(*over), *([ints(*steps)] if rng.random() < 0.7 else [])], {})
@@ -377,7 +380,10 @@ TEMPLATES: dict[str, Callable[[Rng, str, int], Node]] = {
     "Reshape": _reshape, "Transpose": _transpose, "Gather": _gather, "Slice": _slice, "Split": _split, "Concat": _concat, "Pad": _pad, "Expand": _expand,
     "Tile": _tile, "Dropout": _dropout, "Cast": _cast, "Gelu": _gelu,
 }  # fmt: skip
-CONSTANT = ("Range", "Mod", "Equal", "Less", "Greater", "Not", "And", "Or", "Where", "ConstantOfShape", "Shape", "Constant", "Floor", "Ceil", "Div", "Size")
+CONSTANT = (
+    "Range Mod Equal Less Greater Not And Or Where ConstantOfShape Shape Constant Floor Ceil Div Size Trilu ReduceMax ReduceMin ReduceProd ReduceL1 "
+    "ReduceL2 Sign Round ArgMax ArgMin GreaterOrEqual LessOrEqual Xor CastLike CumSum"
+).split()
 """Operations that are read of constants, most of them of nothing else."""
 
 
@@ -449,9 +455,13 @@ def proto(nodes: list[Any], shape: Any, constants: dict[str, Any], opset: int, l
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+_OF_ONE = "Trilu ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 Sign Round ArgMax ArgMin".split()
+
+
 def _of_constants(rng: Rng) -> onnx.ModelProto:
     """Return x plus the sum of what an operation makes of constants."""
-    kind, opset = pick(rng, CONSTANT), pick(rng, [9, 11, 13, 17, 21])
+    opset = pick(rng, [9, 11, 13, 17, 21])
+    kind = pick(rng, [k for k in CONSTANT if (opset >= 17 or k not in ("Trilu", "CastLike", "CumSum", "GreaterOrEqual", "LessOrEqual", "Round"))])
     shape = some(rng, rank=2)
     a, b = numbers(rng, *shape), numbers(rng, *shape)
     if rng.random() < 0.4:
@@ -464,6 +474,7 @@ def _of_constants(rng: Rng) -> onnx.ModelProto:
     names = {
         "Not": ["t"], "And": ["t", "u"], "Or": ["t", "u"], "Where": ["t", "a", "b"], "Floor": ["a"], "Ceil": ["a"], "ConstantOfShape": ["s"],
         "Size": ["a"], "Shape": ["a"], "Constant": [], "Range": ["r0", "r1", "r2"],
+        "Xor": ["t", "u"], "CumSum": ["a", "z"], **{one: ["a"] for one in _OF_ONE},
     }.get(kind, ["a", "b"])  # fmt: skip
     if kind == "Mod" and rng.random() < 0.6:
         found["fmod"] = 1
@@ -474,7 +485,7 @@ def _of_constants(rng: Rng) -> onnx.ModelProto:
     if kind == "Constant":
         newer = [{"value_float": 0.3}, {"value_ints": [1, 2]}, {"value_floats": [0.5, 2.0]}, {"value_int": 3}]
         found = pick(rng, [{"value": numpy_helper.from_array(a)}, *(newer if opset >= 12 else [])])
-    constants.update(t=rng.random(shape) < 0.5, u=rng.random(shape) < 0.5, s=ints(2, 2))
+    constants.update(t=rng.random(shape) < 0.5, u=rng.random(shape) < 0.5, s=ints(2, 2), z=np.int64(1))
     if kind == "Range":
         start, by, floats = int(rng.integers(-3, 3)), pick(rng, [1, 2, -1, -2]), rng.random() < 0.3
         for name, v in zip(names, (start, start + by * int(rng.integers(0, 4)), by), strict=True):

@@ -22,7 +22,7 @@ from calipers.graph.onnx_net import OnnxNet
 from calipers.graph.onnx_ops import OPS
 from calipers.graph.onnx_steps import Step
 from calipers.interchange import load_onnx
-from calipers.interchange.onnx_nodes import OPERATOR_SETS
+from calipers.interchange.onnx_nodes import FOLDED, OPERATOR_SETS
 from calipers.interchange.onnx_runs import Execution
 from calipers.problem import problem as problem_module
 from calipers.problem.substitutions import letters
@@ -60,12 +60,37 @@ READ: dict[str, Any] = {
     "defaults written out": one("Conv", IMAGE, {"w": random(4, 2, 3, 3)}, auto_pad="NOTSET", group=1, kernel_shape=[3, 3], dilations=[1, 1]),
     "momentum": one("BatchNormalization", (1, 2), {n: np.abs(random(2)) + 1 for n in "sbmv"}, momentum=0.5),
     "dropout": one("Dropout", (1, 5), {"r": np.float32(0.4), "t": np.bool_(False)}, seed=3),
-    "folded": model([helper.make_node("OneHot", ["i", "d", "v"], ["k"]), helper.make_node("MatMul", ["x", "k"], ["y"])], (1, 3),
-                    {"i": ints(2, 0, 1), "d": np.int64(3), "v": random(2)}),
     "upper triangle": model([helper.make_node("Trilu", ["k"], ["t"], upper=0), helper.make_node("MatMul", ["x", "t"], ["y"])], (1, 3), {"k": random(3, 3)}),
     "to half precision and back": model([helper.make_node("Cast", ["k"], ["h"], to=10), helper.make_node("Cast", ["h"], ["f"], to=1),
                                          helper.make_node("Mul", ["x", "f"], ["y"])], (1, 3), {"k": random(3)}),
 }  # fmt: skip
+
+
+K, INDEX = random(2, 3), np.array([[2, 0, 1], [1, 1, 0]])
+FOLDS: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "OneHot": ([INDEX[0], np.int64(3), random(2)], {}), "Trilu": ([K], {"upper": 0}), "EyeLike": ([K], {"k": 1}), "CastLike": ([INDEX, K], {}),
+    **dict.fromkeys(["ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"], ([K], {"axes": [1]})),
+    **dict.fromkeys(["ArgMax", "ArgMin"], ([K], {"axis": 1})), "CumSum": ([K, np.int64(1)], {"reverse": 1}),
+    "GatherElements": ([K, INDEX], {"axis": 1}), "GatherND": ([K, ints(1)], {}), "ScatterND": ([K, np.array([[0, 1]]), random(1)], {}),
+    **dict.fromkeys(["Sign", "Round"], ([3 * K], {})), **dict.fromkeys(["GreaterOrEqual", "LessOrEqual"], ([K, random(2, 3, seed=4)], {})),
+    "Xor": ([K > 0, INDEX > 0], {}), "DequantizeLinear": ([INDEX.astype(np.int8), np.float32(0.3)], {}), "Einsum": ([K, random(3, 2)], {"equation": "ij,jk"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLDS)
+def test_constants_are_folded_as_the_reference_works_them_out(kind: str, tmp_path: Path) -> None:
+    assert set(FOLDS) == FOLDED
+    values, attributes = FOLDS[kind]
+    constants, opset = {f"c{k}": v for k, v in enumerate(values)}, 21 if kind == "DequantizeLinear" else 17  # the reference knows no earlier one
+    proto = model([helper.make_node(kind, list(constants), ["k"], **attributes), helper.make_node("Cast", ["k"], ["f"], to=1),
+                   helper.make_node("ReduceSum", ["f"], ["s"], keepdims=0), helper.make_node("Mul", ["x", "s"], ["y"])], (1, 3), constants, opset)  # fmt: skip
+    net, x = loaded(tmp_path, proto, paired=True), random(2, 3, seed=2)
+    expected = np.stack([answer(proto, p[None]) for p in x])
+    for precision in (net, net.double()):
+        got = precision(torch.tensor(x).to(precision.get_buffer("anchor"))).float().numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UnsupportedOp, match=f"no bounds for ONNX's {kind}"):
+        loaded(tmp_path, model([helper.make_node(kind, ["x", *list(constants)[1:]], ["y"], **attributes)], (2, 3), constants, opset), paired=True)
 
 
 @pytest.mark.one_in(1)
