@@ -360,6 +360,24 @@ def test_the_readers_raise_nothing_but_their_own(tmp_path: Path, monkeypatch: py
     assert issubclass(BadModel, CalipersError)
 
 
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize("where", ["initializer", "constant"])
+def test_weights_beside_the_file_are_read_and_compared(where: str, tmp_path: Path) -> None:
+    proto = one("MatMul", (1, 4), {"w": random(4, 3)})
+    if where == "constant":
+        proto.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=proto.graph.initializer[0]))
+        del proto.graph.initializer[:]
+    (tmp_path / "in").mkdir()
+    onnx.save_model(proto, tmp_path / "in" / "net.onnx", save_as_external_data=True, size_threshold=0, convert_attribute=True, location="weights.bin")
+    assert (tmp_path / "in" / "weights.bin").stat().st_size
+    calipers.certify("IBP", load_onnx(tmp_path / "in" / "net.onnx"), X, Y, BALL)
+    data = (tmp_path / "in" / "net.onnx").read_bytes()
+    (tmp_path / "in" / "net.onnx").write_bytes(data.replace(b"weights.bin", b"../outs.bin"))
+    (tmp_path / "in" / "weights.bin").rename(tmp_path / "outs.bin")
+    with pytest.raises(BadInput, match="cannot be read as an ONNX file"):
+        load_onnx(tmp_path / "in" / "net.onnx")
+
+
 def test_weights_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
     for dims in ([2**40], [-1, 4], [4, 7]):
         proto = one("MatMul", (1, 4), {"w": random(4, 6)})

@@ -99,7 +99,8 @@ def _parsed(path: Path) -> tuple[Any, bytes]:
     try:
         data = content(path)
         model = onnx.load_model_from_string(data)
-        if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
+        tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
+        if any(map(onnx.external_data_helper.uses_external_data, tensors)):
             onnx.external_data_helper.load_external_data_for_model(model, str(path.resolve().parent))
             data = model.SerializeToString()
     except Exception as error:
