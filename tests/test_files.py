@@ -323,6 +323,15 @@ def test_an_altered_record_that_makes_no_sense_is_told_and_a_bug_keeps_its_trace
         assert "altered" in shown.stderr
 
 
+def test_names_in_a_file_move_no_cursor(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", **{"a\x1b[2J": X, "b\u202e": Y})
+    shown = calipers(tmp_path, "attack", "-m", "mnist-plain", "-d", "d.npz", "-q")
+    assert shown.returncode == 2
+    assert r"holds the arrays a\x1b[2J, b\u202e; x" in shown.stderr
+    (tmp_path / "list.csv").write_text("n\x07.onnx,s.vnnlib")
+    assert calipers(tmp_path, "verify", "--csv", "list.csv").stdout.startswith(r"n\x07.onnx,s.vnnlib,error")
+
+
 def test_what_is_refused_at_the_door_leaves_no_record(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=Y)
     shown = calipers(tmp_path, "measure", "-m", "mnist-plain", "-d", "d.npz", "-q")

@@ -130,6 +130,16 @@ def test_another_shape_or_a_fixed_batch_is_refused_with_the_cure(tmp_path: Path)
         net(torch.rand(3, 48))
 
 
+def test_a_norm_of_weights_reads_nothing_past_its_end(tmp_path: Path) -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(48, 3))
+    program = exported(tmp_path / "net.pt2", Fn(lambda m, x: m[0](x.flatten(1)), layer))
+    net, x = load_exported(tmp_path / "net.pt2"), torch.rand(2, 3, 4, 4)
+    assert torch.equal(net(x), program.module()(x))
+    for size in ((1, 1), (3,), (3, 2)):
+        with pytest.raises(BadModel, match="weight norm"):
+            pt2_graph._weight_norm(torch.rand(3, 48), torch.rand(size), 0)
+
+
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(48), nn.Dropout(0.5)], ids=["batch norm", "dropout"])
 def test_training_mode_is_refused(layer: nn.Module, tmp_path: Path) -> None:
     module = nn.Sequential(nn.Flatten(), layer, nn.Linear(48, 3)).train()
@@ -301,6 +311,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an unknown operation": (
         lambda good: edited(good, lambda told: told["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.evil.f.default")),
         "not known",
+    ),
+    "an operation that reads past the end": (
+        lambda good: edited(good, lambda told: told["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.aten.embedding_bag.default")),
+        "is not read: it is none that a classifier computes with",
     ),
     "a value made nowhere": (
         lambda good: edited(good, lambda told: told["graph_module"]["graph"]["outputs"][0]["as_tensor"].update(name="nobody")),

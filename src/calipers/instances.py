@@ -37,6 +37,7 @@ class Listed:
 
 def listed(source: str | Path, timeout: float | None = None, seed: int = 0) -> Iterator[Listed]:
     """Yield the answers to a list of instances, one after another; one that cannot be read is an error in its line, and the others go on."""
+    _check(timeout)
     for one in load_instances(source):
         begun = time.monotonic()
         try:
@@ -61,8 +62,7 @@ def verify(
     The seconds count from here on, reading included. Raises `BadInput` where the files cannot be read or do not belong together, `UnsupportedOp` for an
     operation that cannot be bounded.
     """
-    if timeout is not None and not 0 <= timeout < math.inf:
-        raise BadInput(f"the timeout is a number of seconds, at least 0; got {timeout:g}")
+    _check(timeout)
     begun = time.monotonic()
     try:
         with limited(timeout):
@@ -87,6 +87,11 @@ def verify(
     named = {"network": Path(network).name, "property": Path(specification).name}
     kept = tuple(data and about(data, **named, box=str(i)) for i, data in enumerate(found.proofs))
     return dataclasses.replace(found, seconds=time.monotonic() - begun, notes=(*asked.notes, *found.notes), proofs=kept)
+
+
+def _check(timeout: float | None) -> None:
+    if timeout is not None and not 0 <= timeout < math.inf:
+        raise BadInput(f"the timeout is a number of seconds, at least 0; got {timeout:g}")
 
 
 def proved_again(

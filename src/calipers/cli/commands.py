@@ -15,7 +15,7 @@ import typer
 from calipers.cli.geometry import Ladder, Slices
 from calipers.cli.options import RECORD, Options, numbers, shared
 from calipers.cli.progress import watching
-from calipers.errors import BadInput, CalipersError, Contradiction
+from calipers.errors import BadInput, CalipersError, Contradiction, shown
 
 if TYPE_CHECKING:
     from calipers.api import Result
@@ -184,7 +184,7 @@ def verify(
             print(found.answer, *([found.witness.text()] if found.witness else []), sep="\n")
             kept = [] if proof is None else _keep(proof, found.proofs)
             for note in (*found.notes, *kept):
-                print(f"calipers: {note}", file=sys.stderr)
+                _tell(f"calipers: {note}")
             raise typer.Exit(0 if found.decided else EXIT_OPEN)
         if instances is None or network or specification:
             raise BadInput("give a network and a property (calipers verify net.onnx spec.vnnlib), or a list of them alone (--csv instances.csv)")
@@ -192,9 +192,9 @@ def verify(
             raise BadInput("--proof keeps the proof of one network and property: leave --csv away")
         worst = 0
         for one in listed(instances, timeout, seed):
-            print(one.line, flush=True)
+            print(shown(one.line), flush=True)
             if one.error:
-                print(f"calipers: {one.error}", file=sys.stderr)
+                _tell(f"calipers: {one.error}")
             worst = max(worst, EXIT_BAD_INPUT if one.error else 0 if one.decided else EXIT_OPEN, key=(0, EXIT_OPEN, EXIT_BAD_INPUT).index)
         raise typer.Exit(worst)
 
@@ -305,17 +305,22 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except Contradiction as error:
-        print(f"contradiction: {error}", file=sys.stderr)
+        _tell(f"contradiction: {error}")
         raise typer.Exit(EXIT_CONTRADICTION) from error
     except CalipersError as error:
-        print(f"calipers: {error}", file=sys.stderr)
+        _tell(f"calipers: {error}")
         raise typer.Exit(EXIT_BAD_INPUT) from error
     except (OSError, MemoryError) as error:
-        print(f"calipers: the system refuses ({error or 'out of memory'})", file=sys.stderr)
+        _tell(f"calipers: the system refuses ({error or 'out of memory'})")
         raise typer.Exit(EXIT_BAD_INPUT) from error
     except KeyboardInterrupt:
         print("calipers: interrupted before anything was measured", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _tell(message: str) -> None:
+    """Print a message on the side of errors; what a file put into it moves no cursor, and can be encoded."""
+    print(shown(message), file=sys.stderr)
 
 
 def main() -> None:

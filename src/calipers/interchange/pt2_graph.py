@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from calipers.errors import BadInput
+from calipers.errors import BadInput, BadModel
 from calipers.interchange.exported import AUTOCAST, GRAD, Block, Call, Program, Ref
 
 DTYPES = dict(
@@ -37,6 +38,16 @@ def _power(base: Any, exponent: Any) -> Any:
     return base**exponent
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Return g v / |v|, one norm for each place along dim (-1: one for all); torch itself reads past the end of a g that is too short."""
+    fits = dim == -1 and g.numel() == 1
+    if 0 <= dim < v.dim():
+        fits = v.numel() > 0 and g.shape == tuple(n if k == dim else 1 for k, n in enumerate(v.shape))
+    if not fits:
+        raise BadModel(f"weight norm: sizes {tuple(v.shape)} and {tuple(g.shape)} do not fit together")
+    return torch._weight_norm(v, g, dim)
+
+
 _SIZES: dict[str, Callable[..., Any]] = {
     f"_operator.{name}": getattr(operator, name)
     for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "getitem")
@@ -45,13 +56,14 @@ _SIZES["_operator.pow"] = _power
 _PLAIN = {"Tensor", "int", "float", "bool", "number", "str", "SymInt", "ScalarType", "Layout", "Device", "MemoryFormat", "Generator", "complex", "SymBool"}
 _INTERNAL = {  # of the operations that begin with _, those that exported networks are made of
     *("_to_copy", "_softmax", "_log_softmax", "_unsafe_view", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_native_batch_norm_legit_no_training"),
-    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "_native_multi_head_attention", "_prelu_kernel"),
-    *("_assert_scalar", "_assert_async", "_unsafe_index", "_weight_norm", "_weight_norm_interface", "_cdist_forward"),
-    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_conj", "_pad_circular", "_transformer_encoder_layer_fwd"),
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "_prelu_kernel"),
+    *("_assert_scalar", "_assert_async", "_weight_norm", "_cdist_forward"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_conj", "_pad_circular"),
 }
 _TRACED = "torch.ops.aten._assert_tensor_metadata.default"  # compares types with those of the export; ours follow the module
 _SILENT = {"_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"}  # return nothing
 _REFUSED = {"from_file", "save", "set_", "set", "set_data", "resize_", "resize", "resize_as_", "backward", "record_stream", "manual_seed"}
+_UNSAFE = re.compile(r"quantize|fbgemm|mkldnn|miopen|mps|embedding_bag|backward|_unsafe_(?!view)")  # of which torch reads past the end on odd sizes
 _TRAINED = {"batch_norm", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "native_batch_norm", "cudnn_batch_norm"}
 
 
@@ -182,7 +194,7 @@ class _Reader:
             results = results[0]
         if several and len(returns) > 1 and len(results) > len(returns):
             raise self.fail(f"{target} returns {len(returns)} values, {len(results)} are named")
-        return Call(target, run, tuple(arguments), named, results, several)
+        return Call(target, _weight_norm if base == "_weight_norm" else run, tuple(arguments), named, results, several)
 
     def looked_up(self, target: str) -> tuple[Any, str]:
         """Return an operation of aten that computes tensors and numbers from tensors and numbers, and its plain name."""
@@ -195,7 +207,7 @@ class _Reader:
         plain = all(set(re.findall(r"\w+", re.sub(r"Optional|List|Dict|\d+", " ", kind))) <= _PLAIN for kind in used)
         silent = not run._schema.returns and base not in _SILENT
         writes = any(one.is_write and one.name != "self" for one in run._schema.arguments)
-        if not plain or silent or writes or base in _REFUSED or (base.startswith("_") and base not in _INTERNAL):
+        if not plain or silent or writes or base in _REFUSED or _UNSAFE.search(base) or (base.startswith("_") and base not in _INTERNAL):
             raise self.fail(f"the operation {target[:80]} is not read: it is none that a classifier computes with")
         return run, base
 
