@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.attacks.pgd import PGD
-from calipers.errors import BadInput, BadModel, CaptureError, UnsupportedOp
+from calipers.certificates.crown import IBP
+from calipers.errors import BadInput, BadModel, CaptureError, Contradiction, UnsupportedOp
 from calipers.graph import capture
+from calipers.measurement.plan import Plan, Stage
 from calipers.problem import calls, classifier
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
@@ -503,3 +507,30 @@ def test_a_convolution_keeps_its_face_in_the_copy_that_is_searched() -> None:
     model, x = Reads().eval(), torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     found = calipers.attack("PGD(steps=10)", model, x, labels(model, x), Ball("linf", 0.5))
     assert found.success.any()
+
+
+# ---- the upper jaw outlives the lower one ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fails:
+    """A certifier that runs out of memory."""
+
+    error: type[BaseException] = MemoryError
+
+    def __call__(self, problem: Problem) -> Iterator[Any]:
+        yield from ()
+        raise self.error("cannot hold 12 GB\nand more lines")
+
+
+def test_a_certifier_that_fails_ends_itself_alone() -> None:
+    x, said = points(), "Fails ended on an error of its own (MemoryError: cannot hold 12 GB)"
+    y = labels(net(), x)
+    plan = Plan("own", (Stage(Fails(), "certifier"), Stage(PGD(steps=10), "attack"), Stage(IBP(), "certifier")))
+    result = calipers.measure(net(), x, y, Ball("linf", 0.01), plan=plan)
+    assert result.finished and result.robust_accuracy.certified.count > 0 and said in str(result)
+    with pytest.raises(calipers.ToolFailed, match=re.escape(said)):
+        calipers.certify(Fails(), net(), x, y, BALL)
+    for error in (KeyboardInterrupt, Contradiction):
+        with pytest.raises(error):
+            calipers.certify(Fails(error), net(), x, y, BALL)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from calipers.certificates.linear_region import LinearRegion
     from calipers.certificates.milp import MILP
     from calipers.certificates.radius import LargestRadius
-    from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, UnsupportedOp
+    from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, ToolFailed, UnsupportedOp
     from calipers.geometry.gradients import linear_score_change, sensitivity
     from calipers.geometry.lines import exit_distance, path, steps_to_leave
     from calipers.geometry.lipschitz import local_slopes
@@ -108,7 +108,7 @@ _HOME = {
     "certificates.crown": "CROWN IBP",
     "certificates.linear_region": "LinearRegion",
     "certificates.radius": "LargestRadius",
-    "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError UnsupportedOp",
+    "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError ToolFailed UnsupportedOp",
     "geometry.gradients": "sensitivity linear_score_change",
     "geometry.lines": "exit_distance path steps_to_leave",
     "geometry.lipschitz": "local_slopes",
@@ -142,7 +142,7 @@ __all__ = [
     "InputSplit", "Enumeration", "LargestRadius", "LinearRegion", "MILP",
     "Portrait", "portrait", "Regions", "regions_of", "activation_pattern", "exit_distance", "path", "steps_to_leave", "sensitivity", "linear_score_change",
     "Polynomial", "largest_gradient", "largest_value", "local_slopes", "plane_slices",
-    "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "UnsupportedOp",
+    "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "ToolFailed", "UnsupportedOp",
     "verify", "load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib", "Plan", "Stage",
     "Problem", "Ball", "Classifier", "Targeted", "Untargeted", "Specification",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",

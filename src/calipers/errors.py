@@ -23,6 +23,10 @@ class CaptureError(CalipersError):
     """The model cannot be turned into a graph whose output equals the model's."""
 
 
+class ToolFailed(CalipersError):
+    """A certifier ended on an error that is not of its own making; what others find stands."""
+
+
 class Contradiction(CalipersError):
     """A certificate stands above a witness: one of two tools is wrong."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from calipers.certificates.milp import exact_within
-from calipers.errors import CaptureError, UnsupportedOp
+from calipers.errors import CaptureError, ToolFailed, UnsupportedOp
 from calipers.geometry.gradients import Sensitivity, dual_norm, margin_gradients, sensitivity
 from calipers.geometry.lines import exit_distance, path
 from calipers.geometry.regions import Regions, regions_of
@@ -155,7 +155,7 @@ class _Study:
         try:
             for told in ask(stage, part, lambda _, ruling: ruling.evidence, seed=self.seed, name=name):
                 facts += told
-        except (UnsupportedOp, CaptureError):
+        except (UnsupportedOp, CaptureError, ToolFailed):
             return  # a lower jaw that the network does not have: its rung is missing
         proofs, examples = ([fact for fact in facts if fact.kind == kind] for kind in ("certificate", "witness"))
         if proofs or stage.kind == "certifier":

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from calipers.errors import CalipersError, ToolFailed
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import Referee, Ruling
 from calipers.problem.interrupts import relayed
@@ -19,10 +20,23 @@ Made = TypeVar("Made")
 
 
 def answers(tool: object, kind: Literal["attack", "certifier"], problem: Problem, seed: int) -> Iterator[Answer]:
-    """Return what a tool proposes; only attacks are told a seed. For whoever judges the answers by rules of its own."""
+    """Return what a tool proposes; only attacks are told a seed. For whoever judges the answers by rules of its own.
+
+    Whatever ends a certifier beside the errors of this package (no memory, say) is raised as `ToolFailed`: the upper jaw must not die of the lower one.
+    """
     called: Any = tool
-    result: Iterator[Answer] = called(problem, seed=seed) if kind == "attack" else called(problem)
+    result: Iterator[Answer] = called(problem, seed=seed) if kind == "attack" else _typed(tool, called, problem)
     return result
+
+
+def _typed(tool: object, called: Callable[[Problem], Iterator[Answer]], problem: Problem) -> Iterator[Answer]:
+    try:
+        yield from called(problem)
+    except CalipersError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise ToolFailed(f"{type(tool).__name__} ended on an error of its own ({type(error).__name__}: {first})") from error
 
 
 def ask(stage: Stage, problem: Problem, use: Callable[[Answer, Ruling], Made | None], *, seed: int = 0, name: str = "") -> Iterator[Made]:

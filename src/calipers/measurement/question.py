@@ -44,6 +44,7 @@ def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) 
         "seed": seed,
         "plan": [plan.name, *(s.name for s in plan.stages)],
         "next_step": plan.next_step,
+        **({"no_float64": model.no_float64} if model.no_float64 else {}),
         **extra,
     }
     return Question(problem.fingerprint(), str(facts.get("title", type(model.module).__name__)), facts)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from calipers.errors import CaptureError, UnsupportedOp
+from calipers.errors import CaptureError, ToolFailed, UnsupportedOp
 from calipers.measurement import portfolio
 from calipers.measurement.ask import ask
 from calipers.measurement.budget import Purse, Turn, as_told
@@ -120,9 +120,7 @@ class _Session:
         if self.purse is not None:
             attacks = {s.name for s in self.plan.stages if s.kind == "attack"}
             self.purse.attacks = sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool in attacks)
-        self._note("gradients", {**self.decide("gradients", lambda: gradients(self.problem, self.seed)), "why": self.problem.classifier.no_gradient})
-        if self.problem.classifier.no_float64:
-            self._note("no_float64", self.problem.classifier.no_float64)
+        self._note("gradients", self.decide("gradients", lambda: gradients(self.problem, self.seed)))
 
     def part(self, ks: list[int]) -> bool:
         """Run one stage, or families of attacks that stand side by side; False when the time is up."""
@@ -174,6 +172,9 @@ class _Session:
             self.no_lower_jaw = True
             if self.asked is not None and self.asked.facts.get("lower_jaw") != "available":  # another certifier may have had its say
                 self._note("lower_jaw", str(error))
+            return True
+        except ToolFailed as error:  # that tool is through, others have their say
+            self._note_of("failed", stage, {"error": str(error)})
             return True
         if stage.kind == "certifier":
             self._note("lower_jaw", "available")

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from calipers.errors import CaptureError, UnsupportedOp
+from calipers.errors import CaptureError, ToolFailed, UnsupportedOp
 from calipers.measurement.ask import Answer, answers, ask
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import Ruling
@@ -94,7 +94,7 @@ class _Case:
         for stage in stages if left else ():
             try:
                 found, left = self.turn(stage, left)
-            except (UnsupportedOp, CaptureError) as error:
+            except (UnsupportedOp, CaptureError, ToolFailed) as error:
                 self.notes += (f"{stage.name}: {error}",)
                 continue
             last = stage.name

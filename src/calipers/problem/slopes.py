@@ -11,8 +11,8 @@ _ASKED = 64  # points of a question that are looked at
 _ROWS = 64
 
 
-def gradients(problem: Problem, seed: int = 0) -> dict[str, int]:
-    """Return of how many points the gradient of the worst margin does not exist, is exactly zero, or is not finite, and how many were `asked`.
+def gradients(problem: Problem, seed: int = 0) -> dict[str, int | str]:
+    """Return of how many points the gradient of the worst margin does not exist, is exactly zero, or is not finite, how many were `asked`, and `why`.
 
     "none": the model cuts its graph (a detach, a `no_grad` block, NumPy). "zero": rounding, a threshold, saturation. Points that hold NaN or infinity are
     left out; of many points a random part is asked. Cost: a forward and a backward pass for each of at most 64 points.
@@ -23,7 +23,8 @@ def gradients(problem: Problem, seed: int = 0) -> dict[str, int]:
         places = places[luck.argsort()[:_ASKED]].sort().values
     kinds = [_kinds(problem.take(part)) for part in places.split(_ROWS) if len(part)]
     counts = torch.stack(kinds).sum(0).tolist() if kinds else [0, 0, 0]
-    return {"asked": len(places), "none": int(counts[0]), "zero": int(counts[1]), "not finite": int(counts[2])}
+    none, zero, infinite = map(int, counts)
+    return {"asked": len(places), "none": none, "zero": zero, "not finite": infinite, "why": problem.classifier.no_gradient}
 
 
 def _kinds(problem: Problem) -> Tensor:

@@ -17,6 +17,7 @@ from calipers.report.wording import (
     counts_switches,
     distance,
     duration,
+    failures,
     gradients,
     integer,
     missing_lower_jaw,
@@ -108,6 +109,8 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield f"  audit    {said}"
     for said in not_run(summary):
         yield f"  not run  {said}"
+    for said in failures(summary):
+        yield f"  failed   {said}"
     for said in gradients(summary):
         yield f"  gradient {said}"
     for said in precision(summary):

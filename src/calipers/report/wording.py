@@ -217,6 +217,7 @@ def limits(summary: Summary) -> Iterator[str]:
         yield f"{integer(count)} of the certified points have the guarantee “{guarantee}”: {meaning}."
     yield from audits(summary)
     yield from not_run(summary)
+    yield from failures(summary)
     yield from gradients(summary)
     yield from precision(summary)
     if 0 < summary.n < 100:
@@ -329,6 +330,13 @@ def precision(summary: Summary) -> Iterator[str]:
     if isinstance(why, str) and why:
         dtype = str(lookup(summary.question.facts, "model", "dtype") or "own precision").removeprefix("torch.")
         yield f"Margins are judged in {plain(dtype)} alone: no float64 copy of the model can be run ({plain(why)}). Differences within rounding may count."
+
+
+def failures(summary: Summary) -> Iterator[str]:
+    """Yield which certifiers ended on an error of their own."""
+    held = summary.question.facts.get("failed")
+    for fact in (held if isinstance(held, dict) else {}).values():
+        yield f"{plain(lookup(fact, 'error')).rstrip('.')}. What it might have proved is missing; what other tools found stands."
 
 
 def provenance(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
