@@ -65,14 +65,14 @@ class Verdicts:
         )
 
 
-def judged(make: Callable[[], tuple[nn.Module, tuple[int, ...], str, Ask]], seed: int, questions: int = 2) -> Verdicts:
-    """Make a model, ask about it, and say what was wrong; a refusal in words is none."""
+def judged(make: Callable[[], tuple[nn.Module, tuple[int, ...], str, Ask]], seed: int, *, light: bool = False) -> Verdicts:
+    """Make a model, ask two questions about it, or one, and say what was wrong; a refusal in words is none."""
     found, said = Verdicts(models=1), ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, shape, said, ask = make()
-            _asked(found, model, shape, ask, seed, questions, said)
+            _asked(found, model, shape, ask, seed, said, light=light)
     except NotWritten:
         found.models, found.unwritten = 0, 1
     except (UnsupportedOp, CaptureError) as refused:
@@ -87,14 +87,14 @@ def judged(make: Callable[[], tuple[nn.Module, tuple[int, ...], str, Ask]], seed
     return found
 
 
-def _asked(found: Verdicts, model: nn.Module, shape: tuple[int, ...], ask: Ask, seed: int, questions: int, said: str) -> None:
+def _asked(found: Verdicts, model: nn.Module, shape: tuple[int, ...], ask: Ask, seed: int, said: str, *, light: bool) -> None:
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     classifier = Classifier(model)
     x = torch.rand(3, *shape, generator=generator, dtype=torch.float64) * draw.choice([1.0, 1.0, 3.0]) - draw.choice([0.0, 0.5])
     with torch.no_grad():
         logits = ask(x)
     graph, y = graph_of(classifier, x), logits.argmax(1)
-    for k in range(questions):
+    for k in range(1 if light else 2):
         norm = draw.choice(["linf", "linf", "l2", "l1"])
         sizes = [10 ** draw.uniform(-6, -2), 10 ** draw.uniform(-2, -0.5), 10 ** draw.uniform(-1, 1)]
         ball = Ball(norm, torch.tensor(sizes, dtype=torch.float64), None)
@@ -104,16 +104,16 @@ def _asked(found: Verdicts, model: nn.Module, shape: tuple[int, ...], ask: Ask, 
             worst = case.goal.worst(case.goal.margins(ask(points.flatten(0, 1)), y.repeat(len(points)))).view(len(points), -1)
         found.questions += 1
         problem = Problem.pose(classifier, x, y, ball)
-        for tool in tools(draw):
+        for tool in tools(draw, light=light):
             _compared(found, tool, problem, worst, f"seed {seed}, {said}, {norm} {sizes}, {type(tool).__name__}")
 
 
-def tools(draw: random.Random) -> Iterable[Any]:
+def tools(draw: random.Random, *, light: bool) -> Iterable[Any]:
     """The certifiers of one question; those that search come now and then."""
     yield from (IBP(), CROWN())
-    if draw.random() < 0.5:
+    if draw.random() < (0.2 if light else 0.5):
         yield AlphaCROWN(steps=2, sharpen=draw.choice([0, 0, 1]))
-    if draw.random() < 0.06:
+    if not light and draw.random() < 0.06:
         yield draw.choice([BranchAndBound(seconds=0.05), InputSplit(seconds=0.05)])
 
 
