@@ -168,6 +168,17 @@ def test_networks_without_kinks_are_closed(name: str) -> None:
             assert closed(bracket(model, x, Ball(norm, radii), y=y), 1e-4 if dtype == torch.float32 else CLOSED).sum() > 5
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_verdicts_on_affine_models_leave_nothing_unknown(digits: tuple[nn.Linear, Tensor, Tensor], norm: str) -> None:
+    """The plan `standard`, asked each point a little below and above its own distance: CROWN is exact there, and attacks reach what it does not prove."""
+    model, x, y = (digits[0], digits[1][:20], digits[2][:20])
+    exact = bracket(model, x, Ball(norm, 0.1), y=y).upper
+    for share, verdict in ((1 - 1e-5, "robust"), (1 + 1e-4, "broken")):
+        radii = np.where(exact > 0, exact, 0.1) * share
+        found = calipers.measure(model, x, y, Ball(norm, torch.from_numpy(radii))).bracket.verdicts(radii)
+        assert found == [verdict if distance > 0 else "broken" for distance in exact]
+
+
 # ---- several margins at once, and constraints -----------------------------------------------------------------------------------------------------------
 
 
