@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.threat import Threat
 from calipers.problem.tools import Certifier, Claim
 from calipers.record.bracket import Bracket
+from calipers.record.evidence import Evidence
 from calipers.record.ledger import Ledger
 
 _ROOM = 1e-3  # of an example's distance, by which the region asked about is larger: it holds it. Where threats count it is smaller: at most one switch less
@@ -44,7 +46,8 @@ def close(problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, w
     """
     fingerprint, watch = problem.fingerprint(), watch or Silent()
     facts = ledger.evidence(fingerprint)
-    bracket = Bracket.of(problem.names, facts)
+    # What the tool itself found before it was interrupted does not change where it is asked when it is taken up again.
+    bracket = Bracket.of(problem.names, [e for e in facts if e.tool != repr(tool)])
     passed = {e.point for e in facts if e.kind == "invalid" or (e.kind == "attempt" and e.tool == repr(tool))}
     gap, wide = gaps(bracket, problem.threat), problem.threat.widest(problem.x).cpu().numpy()
     own, nothing = problem.threat.radii(len(problem)).numpy(), torch.zeros(len(problem), dtype=torch.float64)
@@ -58,11 +61,17 @@ def close(problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, w
     index = torch.tensor(todo, device=problem.x.device)
     part = problem.take(index).at(torch.as_tensor(asked[todo]))
 
+    radii = dict(zip(part.names, part.threat.radii(len(part)).tolist(), strict=True))
+    found = list[Evidence]()
+
     def admit(result: Answer, ruling: Ruling) -> None:
-        ledger.append(fingerprint, ruling.evidence)
-        now = Bracket.of(problem.names, ledger.evidence(fingerprint))
+        facts = [dataclasses.replace(e, asked=radii[e.point]) for e in ruling.evidence]
+        ledger.append(fingerprint, facts)
+        found.extend(facts)
         if isinstance(result, Claim):  # examples are told before, so the point is through
-            ledger.append(fingerprint, ruling.tried)
+            ledger.finish(fingerprint, ruling.tried, found)
+        now = Bracket.of(problem.names, ledger.evidence(fingerprint))
+        if isinstance(result, Claim):
             watch.progress(len(ruling.tried), int((gaps(now, problem.threat) <= MET).sum()))
 
     try:

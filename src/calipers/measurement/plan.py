@@ -40,6 +40,11 @@ class Stage:
         """The tool's settings, which are its identity in the record."""
         return repr(self.tool)
 
+    @property
+    def by_the_clock(self) -> bool:
+        """Has the tool so many seconds for a point? Then each point is recorded as tried once it is through, and its time is not begun anew."""
+        return hasattr(self.tool, "seconds")
+
     def proving(self) -> Stage:
         """Return the stage with its tool writing proof files, if it can: its name in the record stays."""
         return dataclasses.replace(self, tool=dataclasses.replace(self.tool, proofs=True)) if hasattr(self.tool, "proofs") else self  # type: ignore[type-var]

@@ -6,6 +6,7 @@ blocks, skips those recorded as tried, and ends with the same brackets; and a bl
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import torch
 
 from calipers.errors import CaptureError, ToolFailed, UnsupportedOp
 from calipers.measurement import portfolio
-from calipers.measurement.ask import ask
+from calipers.measurement.ask import Answer, ask
 from calipers.measurement.budget import Purse, Turn, as_told
 from calipers.measurement.gaps import met
 from calipers.measurement.plan import Plan, Stage
@@ -26,7 +27,7 @@ from calipers.measurement.referee import CLEAN, Referee, Ruling
 from calipers.problem.interrupts import Limit, give_way, limited
 from calipers.problem.problem import Problem
 from calipers.problem.slopes import gradients
-from calipers.problem.tools import Forecast, Foreseeing
+from calipers.problem.tools import Claim, Forecast, Foreseeing
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
@@ -97,7 +98,7 @@ class _Session:
         self.asked: Question | None = None
         self.no_lower_jaw = False
         self.started = time.monotonic()
-        self.scope = _scope(plan, seed, problem.names, self.radii)
+        self.scope = scope_of(plan, seed, problem.names, self.radii)
         self.clock = clock
         self.purse = None if plan.lower_share is None else Purse(plan.lower_share, clock)
         self.through: set[str] = set()
@@ -113,9 +114,8 @@ class _Session:
         """Ask the model about every point itself."""
         self.known = [e for e in self.ledger.evidence(self.fingerprint) if e.point in self.place]
         seen = {e.point for e in self.known if e.kind in ("clean", "invalid")}
-        fresh = [i for i, name in enumerate(self.problem.names) if name not in seen]
-        for block in torch.tensor(fresh, dtype=torch.long).split(_OPENING_BLOCK):
-            if len(block):
+        for block in torch.arange(len(self.problem)).split(_OPENING_BLOCK):
+            if any(self.problem.names[i] not in seen for i in block.tolist()):  # the whole block, cut short or not: rounding depends on who is in it
                 self._admit(self.referee.open(block.to(self.problem.x.device)))
         if self.purse is not None:
             attacks = {s.name for s in self.plan.stages if s.kind == "attack"}
@@ -260,9 +260,11 @@ class _Session:
         tried = {(e.point, e.radius) for e in self.known if e.kind == "attempt" and e.tool == stage.name}
         for start in range(0, len(places), stage.block):
             block = places[start : start + stage.block]
-            if any((self.problem.names[i], float(radii[i])) not in tried for i in block):
+            left = [i for i in block if (self.problem.names[i], float(radii[i])) not in tried]
+            if left:
                 give_way()
-                self._deal(stage, block, radii[block])
+                dealt = left if stage.by_the_clock else block
+                self._deal(stage, dealt, radii[dealt])
             self.watch.progress(len(block), self._settled())
         return True
 
@@ -301,15 +303,26 @@ class _Session:
         """Run the tool on one block; witnesses and certificates are recorded as they come, that the block was tried only at its end."""
         index = torch.tensor(block, dtype=torch.long, device=self.problem.x.device)
         part = self.problem.take(index).at(torch.as_tensor(radii, dtype=torch.float64))
-        tried = list[Evidence]()
+        asked = dict(zip(part.names, part.threat.radii(len(part)).tolist(), strict=True))
+        tried, found = list[Evidence](), list[Evidence]()
 
-        def admit(_: object, ruling: Ruling) -> tuple[Evidence, ...]:
-            self._admit(ruling.evidence)
+        def admit(answer: Answer, ruling: Ruling) -> tuple[Evidence, ...]:
+            facts = [dataclasses.replace(e, asked=asked[e.point]) for e in ruling.evidence]
+            self._admit(facts)
+            found.extend(facts)
+            if stage.by_the_clock and isinstance(answer, Claim):  # its time is not to be had again
+                self._finish(ruling.tried, found)
+                return ()
             return ruling.tried
 
         for tried_now in ask(stage, part, admit, seed=self.seed):
             tried += tried_now
-        self._admit(tried)
+        self._finish(tried, found)
+
+    def _finish(self, tried: Sequence[Evidence], found: Sequence[Evidence]) -> None:
+        """Record that a tool has come to its end at some points, and pass over what an interrupted pass had found there and this one did not."""
+        over = self.ledger.finish(self.fingerprint, tried, found)
+        self.known = [e for e in self.known if e.key not in over] + list(tried)
 
     def _admit(self, facts: Sequence[Evidence]) -> None:
         self.ledger.append(self.fingerprint, facts)
@@ -327,7 +340,7 @@ class _Session:
         return sum(v != "unknown" for v in self.join().verdicts(self.radii))
 
 
-def _scope(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+def scope_of(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
     """Return a name for runs that proceed alike: the same stages, seed, points and radii."""
     told = repr(([(s.name, s.aim, s.audit, s.family, s.waits) for s in plan.stages], plan.lower_share, seed, tuple(names))).encode()
     return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
@@ -338,4 +351,4 @@ def _points(problem: Problem) -> list[Point]:
     return [Point(name, i, labels[i], radii[i], arrays[i]) for i, name in enumerate(problem.names)]
 
 
-__all__ = ["CLEAN", "Silent", "Watch", "question", "run"]
+__all__ = ["CLEAN", "Silent", "Watch", "question", "run", "scope_of"]

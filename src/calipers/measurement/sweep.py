@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.portfolio import in_turn
-from calipers.measurement.run import Watch, run
+from calipers.measurement.run import Watch, run, scope_of
 from calipers.problem.problem import Problem
 from calipers.record.bracket import Bracket
 from calipers.record.ledger import Ledger
@@ -47,12 +48,13 @@ def sweep(
     shown = grid[len(grid) // 2]
     stages = in_turn([s for s in plan.stages if s.aim == "verdict"])
     extra = {**(facts or {}), "radii": list(grid), "plan": [plan.name, *(s.name for s in stages or plan.stages)]}
-    state = _Sweep(problem, ledger, np.asarray(grid), stages)
+    scope = "sweep " + scope_of(dataclasses.replace(plan, stages=stages), seed, problem.names, np.asarray(grid))
+    state = _Sweep(problem, ledger, np.asarray(grid), stages, scope)
     began, finished = time.monotonic(), True
     try:
         # Every point gets its place in the record, and is asked itself, before parts of them are dealt with.
         finished = run(problem.at(shown), dataclasses.replace(plan, stages=() if stages else plan.stages), ledger, seed=seed, watch=watch, facts=extra)
-        while finished and (parts := list(state.next())):
+        while finished and (parts := state.next()):
             for part in parts:
                 left = None if plan.seconds is None else plan.seconds - (time.monotonic() - began)
                 finished = finished and (left is None or left > 0) and state.visit(part, dataclasses.replace(plan, seconds=left), seed, watch, extra)
@@ -73,6 +75,7 @@ def checked(radii: Sequence[float]) -> tuple[float, ...]:
 class _Part:
     """Points that some stages visit, each at the radius of its column."""
 
+    name: str
     stages: tuple[Stage, ...]
     places: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -81,23 +84,37 @@ class _Part:
 class _Sweep:
     """Which jaw has nothing more to say in which cell?"""
 
-    def __init__(self, problem: Problem, ledger: Ledger, grid: NDArray[np.float64], stages: tuple[Stage, ...]) -> None:
-        self.problem, self.ledger, self.grid, self.stages = problem, ledger, grid, stages
-        self.fingerprint = problem.fingerprint()
+    def __init__(self, problem: Problem, ledger: Ledger, grid: NDArray[np.float64], stages: tuple[Stage, ...], scope: str) -> None:
+        self.problem, self.ledger, self.grid, self.stages, self.scope = problem, ledger, grid, stages, scope
+        self.fingerprint, self.round = problem.fingerprint(), 0
         self.jaws = {kind: tuple(s for s in stages if s.kind == kind) for kind in ("attack", "certifier")}
         self.spent = {kind: np.full((len(problem), len(grid)), not jaw) for kind, jaw in self.jaws.items()}
         self._remember()
+        held = self._decided("start", lambda: {kind: np.packbits(cells).tobytes().hex() for kind, cells in self.spent.items()})
+        for kind, bits in held.items():
+            cells = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=self.spent[kind].size)
+            self.spent[kind] = cells.astype(bool).reshape(self.spent[kind].shape)
 
-    def next(self) -> Iterator[_Part]:
-        """Yield what to visit in this round: both jaws where both can still tell something, else the one that can."""
+    def _decided(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return what was decided in this sweep before it was cut short, or decide it now: a sweep taken up again makes the same visits in the same company."""
+        return self.ledger.decide(self.fingerprint, self.scope, key, make)
+
+    def next(self) -> list[_Part]:
+        """Return what to visit in the next round: both jaws where both can still tell something, else the one that can."""
+        self.round += 1
+        jaws = {"both": self.stages, **self.jaws}
+        told = self._decided(f"round {self.round}", lambda: [(jaw, places.tolist(), columns.tolist()) for jaw, places, columns in self._round()])
+        return [_Part(f"round {self.round}, {jaw}", jaws[jaw], np.asarray(places), np.asarray(columns)) for jaw, places, columns in told]
+
+    def _round(self) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
         open_cells = self._open()
         attack, certifier = (open_cells & ~self.spent[kind] for kind in ("attack", "certifier"))
         both = attack & certifier
         alone = ~both.any(1, keepdims=True)
-        for stages, cells in ((self.stages, both), (self.jaws["attack"], attack & alone), (self.jaws["certifier"], certifier & alone)):
+        for jaw, cells in (("both", both), ("attack", attack & alone), ("certifier", certifier & alone)):
             places = np.flatnonzero(cells.any(1))
             if len(places):
-                yield _Part(stages, places, _middle(cells[places]))
+                yield jaw, places, _middle(cells[places])
 
     def visit(self, part: _Part, plan: Plan, seed: int, watch: Watch | None, facts: dict[str, object]) -> bool:
         """Run the part's stages, and note for the points that stay open which radii need not be asked any more."""
@@ -105,7 +122,7 @@ class _Sweep:
         noted = {**facts, **self.notes()}
         if not run(asked, dataclasses.replace(plan, stages=part.stages), self.ledger, seed=seed, watch=watch, facts=noted):
             return False
-        failed = self._open()[part.places, part.columns]
+        failed = np.asarray(self._decided(f"{part.name} failed", lambda: np.flatnonzero(self._open()[part.places, part.columns]).tolist()), dtype=np.int64)
         for kind in {s.kind for s in part.stages}:
             self._fail(kind, part.places[failed], part.columns[failed])
         return True
