@@ -58,6 +58,8 @@ def sweep(
             for part in parts:
                 left = None if plan.seconds is None else plan.seconds - (time.monotonic() - began)
                 finished = finished and (left is None or left > 0) and state.visit(part, dataclasses.replace(plan, seconds=left), seed, watch, extra)
+    except KeyboardInterrupt:  # between two runs
+        finished = False
     finally:
         run(problem.at(shown), dataclasses.replace(plan, stages=()), ledger, seed=seed, facts={**extra, **state.notes()})
     return finished
