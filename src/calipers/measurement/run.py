@@ -322,7 +322,7 @@ class _Session:
     def _finish(self, tried: Sequence[Evidence], found: Sequence[Evidence]) -> None:
         """Record that a tool has come to its end at some points, and pass over what an interrupted pass had found there and this one did not."""
         over = self.ledger.finish(self.fingerprint, tried, found)
-        self.known = [e for e in self.known if e.key not in over] + list(tried)
+        self.known[:] = [*(e for e in self.known if e.key not in over), *tried]  # in place: others hold the list
 
     def _admit(self, facts: Sequence[Evidence]) -> None:
         self.ledger.append(self.fingerprint, facts)
