@@ -234,6 +234,13 @@ def test_numbers_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(parse_vnnlib(text).queries) == 1
 
 
+def test_coefficients_beyond_all_floats_are_refused_when_the_question_is_posed() -> None:
+    terms = f"(* {'9' * 500} Y_0) (* 0.{'3' * 40} Y_1)"
+    (query,) = parse_vnnlib(f"{DECLARED}(declare-const Y_1 Real)(assert (<= (+ {terms}) 1))").queries
+    with pytest.raises(BadInput, match="too many digits"):
+        query.goal()
+
+
 def test_disjunctions_do_not_multiply_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = "(and " + "(<= Y_0 1)" * 300 + ")"
     text = f"{DECLARED}(assert {'(and ' + f'(or {wide}{wide})' * 4 + ')'})"
@@ -327,9 +334,9 @@ def test_names_in_a_file_move_no_cursor(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", **{"a\x1b[2J": X, "b\u202e": Y})
     shown = calipers(tmp_path, "attack", "-m", "mnist-plain", "-d", "d.npz", "-q")
     assert shown.returncode == 2
-    assert r"holds the arrays a\x1b[2J, b\u202e; x" in shown.stderr
+    assert "holds the arrays a�[2J, b�; x" in shown.stderr
     (tmp_path / "list.csv").write_text("n\x07.onnx,s.vnnlib")
-    assert calipers(tmp_path, "verify", "--csv", "list.csv").stdout.startswith(r"n\x07.onnx,s.vnnlib,error")
+    assert calipers(tmp_path, "verify", "--csv", "list.csv").stdout.startswith("n�.onnx,s.vnnlib,error")
 
 
 def test_what_is_refused_at_the_door_leaves_no_record(tmp_path: Path) -> None:

@@ -316,6 +316,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda good: edited(good, lambda told: told["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.aten.embedding_bag.default")),
         "is not read: it is none that a classifier computes with",
     ),
+    "an input without a name": (
+        lambda good: edited(good, lambda told: told["graph_module"]["graph"]["inputs"][0].update(as_tensor={})),
+        "cannot be read",
+    ),
     "a value made nowhere": (
         lambda good: edited(good, lambda told: told["graph_module"]["graph"]["outputs"][0]["as_tensor"].update(name="nobody")),
         "used before it is made",

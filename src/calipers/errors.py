@@ -33,8 +33,3 @@ class Contradiction(CalipersError):
 
 class RecordError(CalipersError):
     """A record file cannot be read, or answers another question."""
-
-
-def shown(text: str) -> str:
-    """Return text for a terminal: characters that would move its cursor, or that no encoding writes, as their escapes."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

@@ -15,7 +15,7 @@ import typer
 from calipers.cli.geometry import Ladder, Slices
 from calipers.cli.options import RECORD, Options, numbers, shared
 from calipers.cli.progress import watching
-from calipers.errors import BadInput, CalipersError, Contradiction, shown
+from calipers.errors import BadInput, CalipersError, Contradiction
 
 if TYPE_CHECKING:
     from calipers.api import Result
@@ -175,6 +175,7 @@ def verify(
     """Is a property true for all inputs? Prints sat with an unsafe input, unsat (proved), unknown or timeout."""
     from calipers.instances import listed
     from calipers.instances import verify as answer
+    from calipers.report.wording import plain
 
     with _errors():
         if proof is not None and not Path(proof).absolute().parent.is_dir():
@@ -192,7 +193,7 @@ def verify(
             raise BadInput("--proof keeps the proof of one network and property: leave --csv away")
         worst = 0
         for one in listed(instances, timeout, seed):
-            print(shown(one.line), flush=True)
+            print(plain(one.line), flush=True)
             if one.error:
                 _tell(f"calipers: {one.error}")
             worst = max(worst, EXIT_BAD_INPUT if one.error else 0 if one.decided else EXIT_OPEN, key=(0, EXIT_OPEN, EXIT_BAD_INPUT).index)
@@ -320,7 +321,9 @@ def _errors() -> Iterator[None]:
 
 def _tell(message: str) -> None:
     """Print a message on the side of errors; what a file put into it moves no cursor, and can be encoded."""
-    print(shown(message), file=sys.stderr)
+    from calipers.report.wording import plain
+
+    print("\n".join(map(plain, message.split("\n"))), file=sys.stderr)
 
 
 def main() -> None:

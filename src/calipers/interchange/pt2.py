@@ -34,7 +34,7 @@ def load_exported(path: Path) -> Exported:
             return _read(archive)
     except CalipersError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, RecursionError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, StopIteration) as error:
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
         raise BadInput(f"{path} cannot be read as an exported program ({type(error).__name__}: {first}). {_AGAIN}") from error
 

@@ -45,7 +45,7 @@ class Inequality:
             factor = Fraction(math.lcm(*(c.denominator for _, c in self.terms)), math.gcd(*(c.numerator for _, c in self.terms)) or 1)
         scaled = {j: c * factor for j, c in self.terms}
         if any(not _is_float(c) for c in scaled.values()):
-            raise BadInput(f"the coefficients {', '.join(str(float(c)) for _, c in self.terms)} have too many digits to be held exactly: write fewer")
+            raise BadInput(f"the coefficients {', '.join(str(below(c)) for _, c in self.terms)} have too many digits to be held exactly: write fewer")
         return {j: float(c) for j, c in scaled.items()}, below(self.constant * factor)
 
 
