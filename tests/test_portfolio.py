@@ -222,3 +222,32 @@ def test_families_stand_together_in_the_plan() -> None:
         parts = portfolio.parts(plan.stages)
         assert [k for part in parts for k in part] == list(range(len(plan.stages)))
         assert sum(len(part) > 1 for part in parts) <= 1
+
+
+@dataclass(frozen=True)
+class Nearing:
+    """A search that comes to that share of the distance asked about, for points of a number divisible by `every`."""
+
+    share: float
+    every: int
+    asked: list[int] = field(repr=False)
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield all points."""
+        number = (problem.x[:, 1] * 1000).round().long()
+        self.asked.extend(number.tolist())
+        candidate = problem.x.clone()
+        moved = 0.6 - problem.threat.radii(len(problem)).float() * self.share
+        candidate[:, 0] = torch.where(number % self.every == 0, moved, candidate[:, 0])
+        none = torch.zeros_like(number)
+        yield Attempt(torch.arange(len(number)), candidate, none, none)
+
+
+@pytest.mark.parametrize(("share", "every", "runs"), [(0.9, 4, True), (0.999, 1, False), (0.9, 997, False), (0.9, 1, True)])
+def test_a_search_for_the_nearest_is_run_on_all_where_a_sample_gains(share: float, every: int, runs: bool) -> None:
+    first, then = list[int](), list[int]()
+    stages = (Stage(Nearing(0.8, 1, first), "attack", "distance"), Stage(Nearing(share, every, then), "attack", "distance", audit=16))
+    result = measured(Plan("nearer", stages))
+    assert len(first) == POINTS and len(then) == (POINTS if runs else 16)
+    said = [line for line in wording.limits(result.summary) if "came hardly nearer" in line]
+    assert len(said) == (not runs) and ("audits" in result.summary.question.facts) == (not runs)

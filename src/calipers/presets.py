@@ -116,9 +116,19 @@ _FAMILIES = (
     _family("scores", Square(queries=800, ahead=8), waits=True),
 )
 """What stands side by side in the plans: ascents at the radius, searches for the nearest example, and scores alone (see `measurement.portfolio`)."""
+
+_NEARER = (
+    Stage(FAB(steps=60, targets=9, backward=0.8), "attack", "distance", audit=_AUDIT),
+    Stage(FMN(steps=200, targets=9, gamma=0.2), "attack", "distance", audit=_AUDIT),
+    Stage(Closer(FAB(steps=40, targets=3, backward=0.8), PGD(steps=20, step=0.1), rounds=5), "attack", "distance", audit=_AUDIT),
+    Stage(DDN(steps=100), "attack", "distance", audit=_AUDIT),
+)
+"""Searches for the nearest example by other ways, each on all points only where it comes nearer on some of them."""
+
 _DISTANCES = (
     Stage(LinearRegion(CROWN()), "certifier", "distance"),
-    Stage(FMN(steps=40), "attack", "distance"),
+    Stage(FMN(steps=60, targets=3, gamma=0.2), "attack", "distance"),
+    *_NEARER,
     Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
 )
 
@@ -134,7 +144,7 @@ VERIFY = (
 )
 """What decides a property of a network, in order; the complete tools go on until the time is up."""
 
-_CLOSER = Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)))
+_CLOSER = Closer(FMN(steps=60, targets=3, gamma=0.2), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)))
 
 _HARDER = "attack --tool 'APGD(steps=500, restarts=5, targets=9)'"
 
@@ -192,6 +202,7 @@ PLANS: dict[str, Plan] = {
             Stage(LinearRegion(CROWN()), "certifier", "distance"),
             Stage(Nearest(PGD(steps=20), rounds=8, tolerance=0.01), "attack", "distance"),
             Stage(_CLOSER, "attack", "distance"),
+            *_NEARER,
             Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
         ),
         "measure --plan standard",

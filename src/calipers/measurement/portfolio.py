@@ -22,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calipers.measurement.plan import Stage
+from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
 
 _FIRST = 8  # random points that every family is tried on for its place in the order
 _FEW = 3 * _FIRST  # where no more are left, the plan's own order will do
 _NEAR = 0.5  # of an audit, added to it: points that came nearest to falling
+_NEARER = 0.003  # of the distance, on average over a sample: where a search for the nearest gains less, it is not run on all
 _DEALT = 0.02  # of the seconds in the record: a process that spent less did not do the work itself
 
 
@@ -80,6 +82,20 @@ class Table:
         at = np.array(places)
         rank = np.minimum(*(value[at].argsort(kind="stable").argsort() for value in (margin, share)))
         return [places[i] for i in rank.argsort(kind="stable")]
+
+
+def gains(names: Sequence[str], known: list[Evidence], stage: Stage, places: list[int], asked: NDArray[np.float64]) -> bool:
+    """Is a search for the nearest examples worth its time on all points, going by how much nearer it came on these than the distances asked about?"""
+    found = Bracket.of(names, [e for e in known if e.tool == stage.name])
+    if stage.kind == "certifier":
+        return bool((found.lower[places] > 0).any())
+    share = found.upper[places] / asked[places]  # an infinite end is no gain
+    return bool(np.maximum(1 - share, 0).mean() >= _NEARER)
+
+
+def aimed(stage: Stage) -> dict[str, str]:
+    """Return what an audit's fact says besides its counts: that distances were sought, where they were."""
+    return {"aim": stage.aim} if stage.aim == "distance" else {}
 
 
 def parts(stages: Sequence[Stage]) -> list[list[int]]:

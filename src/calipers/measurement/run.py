@@ -202,10 +202,9 @@ class _Session:
         if not self._blocks(stage, sample, radii):
             return False
         rest = sorted(set(open_points) - set(sample))
-        settled = self._settled_by(stage, sample, radii)
-        if settled:
+        if portfolio.gains(self.problem.names, self.known, stage, sample, radii) if stage.aim == "distance" else self._settled_by(stage, sample, radii):
             return self._blocks(stage, rest, radii)
-        self._note_of("audits", stage, {"kind": stage.kind, "open": len(open_points), "tried": len(sample)})
+        self._note_of("audits", stage, {"kind": stage.kind, "open": len(open_points), "tried": len(sample), **portfolio.aimed(stage)})
         self.watch.progress(len(rest), self._settled())
         return True
 

@@ -266,6 +266,12 @@ def audits(summary: Summary) -> Iterator[str]:
         if not (isinstance(tried, int) and isinstance(of, int) and 0 < tried < of):
             continue
         broke, would = ("proved", "prove") if lookup(audit, "kind") == "certifier" else ("broke", "break")
+        if lookup(audit, "aim") == "distance":
+            yield (
+                f"{plain(tool).partition('(')[0]} looked for nearer examples of {integer(tried)} random points of {integer(of)}, and came hardly nearer than "
+                "what was known: it was not run on the others."
+            )
+            continue
         most, near = integer(most_missed(tried, of, summary.confidence)), lookup(audit, "near")
         also = f" and on the {integer(near)} that came nearest to falling" if isinstance(near, int) and near else ""
         yield (
