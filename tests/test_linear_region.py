@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
 import pytest
 import torch
@@ -24,18 +25,21 @@ from calipers.certificates.polyhedra import Weighed
 from calipers.measurement import run as run_module
 from calipers.measurement.gaps import met
 from calipers.measurement.plan import Plan, Stage
+from calipers.measurement.referee import Referee
 from calipers.problem.goals import Goal, Targeted
 from calipers.problem.norms import norm_named
 from calipers.problem.problem import Problem
 from calipers.problem.region import distance_to
 from calipers.problem.specification import Specification
 from calipers.problem.threat import Threat
+from calipers.problem.tools import Claim
 
 pytestmark = pytest.mark.one_in(1)
 
 F64 = torch.float64
 NORMS = ("linf", "l2", "l1")
 CLOSED = 1e-5
+STRAIGHT = ["aten.relu.default", "aten.leaky_relu.default", "aten.abs.default", "aten.hardtanh.default", "aten.relu6.default", "aten.clamp.default"]
 ALONE = Plan("linear regions", (Stage(LinearRegion(CROWN()), "certifier", "distance"),))
 MASK, WEIGHTS = torch.arange(8) != 3, torch.linspace(0.5, 2.0, 8)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -275,6 +279,55 @@ def test_beyond_kinks_nothing_wrong_is_claimed(norm: str) -> None:
         assert (found.lower <= exact.upper).all() and (found.upper >= exact.lower).all()
         shut += int((found.upper - found.lower <= CLOSED * found.upper)[np.isfinite(found.upper)].sum())
     assert 0 < shut < 36
+
+
+def fuzzed(seeds: range) -> tuple[int, int]:
+    """Assert of random networks, balls and goals that no attack breaks what is claimed and that the referee admits what is found; return how many points
+    were proved, and how many closed."""
+    proved = shut = 0
+    for seed in seeds:
+        case = nets.random_case(seed, STRAIGHT[seed % len(STRAIGHT)]).at(1e-3)  # the radius plays no part
+        problem = Problem.pose(nets.Carrier(case).eval(), case.x, case.y, case.ball, case.goal)
+        found = dict.fromkeys(range(len(problem)), np.inf)
+        radius = torch.zeros(len(problem), dtype=F64)
+        for answer in LinearRegion(CROWN())(problem):
+            if isinstance(answer, Claim):
+                radius[answer.index] = answer.radius
+                continue
+            for fact in Referee(problem).attempt(answer, torch.arange(len(problem)), "t", 0.0).evidence:
+                found[problem.names.index(fact.point)] = fact.radius
+        claimed = case.at(torch.where(radius > 0, radius, 0.0))
+        points = nets.attacked(claimed, seed, steps=4)
+        broken = (case.worst(case.graph.values(points.flatten(0, 1))[-1], len(points)).view(len(points), -1) <= 0).any(0)
+        assert not bool((broken & (radius > 0)).any()), f"seed {seed}: a point is broken and proved"
+        nearest = torch.tensor(list(found.values()), dtype=F64)
+        assert bool((radius < nearest).all()), f"seed {seed}: a certificate above an example"
+        proved, shut = proved + int((radius > 0).sum()), shut + int((nearest - radius <= CLOSED * nearest)[nearest.isfinite()].sum())
+    return proved, shut
+
+
+def test_no_attack_breaks_what_is_claimed_of_random_networks() -> None:
+    proved, shut = fuzzed(range(150))
+    assert proved > 40 and shut > 25, (proved, shut)
+
+
+@pytest.mark.slow
+def test_no_attack_breaks_what_is_claimed_of_many_random_networks() -> None:
+    proved, shut = fuzzed(range(150, 3000))
+    assert proved > 900 and shut > 600, (proved, shut)
+
+
+def test_a_bounder_that_believes_every_guess_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = CROWN.bound
+
+    def believing(self: CROWN, *asked: Any) -> Any:
+        bound = real(self, *asked)
+        return bound._replace(worst=bound.worst.abs() + 1)
+
+    monkeypatch.setattr(CROWN, "bound", believing)
+    monkeypatch.setattr(linear_region, "_BELOW", 1.05)
+    with pytest.raises(AssertionError, match="seed"):
+        fuzzed(range(30))
 
 
 def test_smooth_networks_are_left_to_searches() -> None:
