@@ -182,7 +182,7 @@ def judged(data: bytes, path: Path, seed: int = 0) -> Judged:
     path.write_bytes(data)
     try:
         net = load_onnx(path, paired=True)
-        shape = (3 if math.prod(net.program.point_shape) < 2**18 else 1, *net.program.point_shape)
+        shape = (3 if max(net.largest, math.prod(net.program.point_shape)) < 2**18 else 1, *net.program.point_shape)
         x = torch.as_tensor(np.random.default_rng(seed).uniform(-2, 2, shape).astype(np.float32)).to(net.get_buffer("anchor").dtype)
         own = net(x).detach()[:, -net.outputs :].double().numpy()
     except CalipersError as error:

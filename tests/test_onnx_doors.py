@@ -21,6 +21,7 @@ from calipers.graph.onnx_agreement import Outputs
 from calipers.graph.onnx_net import OnnxNet
 from calipers.graph.onnx_ops import OPS
 from calipers.graph.onnx_steps import Step
+from calipers.instances import proved_again
 from calipers.interchange import load_onnx
 from calipers.interchange.onnx_nodes import FOLDED, OPERATOR_SETS
 from calipers.interchange.onnx_runs import Execution
@@ -242,8 +243,14 @@ def test_a_false_unsat_is_what_the_comparison_prevents(tmp_path: Path, monkeypat
     monkeypatch.setitem(OPS, "Relu", as_if_bent)
     with pytest.raises(BadModel, match="differs by"):
         ask()
-    monkeypatch.setattr(problem_module, "confirm", lambda *_: None)
-    assert ask().answer == "unsat"
+    with monkeypatch.context() as patch:
+        patch.setattr(problem_module, "confirm", lambda *_: None)
+        found = calipers.verify(tmp_path / "net.onnx", tmp_path / "p.vnnlib", proofs=True)
+    assert found.answer == "unsat" and found.proofs[0] is not None
+    (tmp_path / "proof.npz").write_bytes(found.proofs[0])
+    for specification in (tmp_path / "p.vnnlib", None):  # nor is its proof one about this network
+        with pytest.raises(BadModel, match="differs by"):
+            proved_again(tmp_path / "proof.npz", str(tmp_path / "net.onnx"), specification)
 
 
 def test_a_file_that_nobody_runs_is_not_claimed_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +281,18 @@ def test_the_network_as_it_runs_is_compared_too(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(OPS, "Relu", by_precision)
     with pytest.raises(BadModel, match=r"rounding moves the outputs|differs by"):
         calipers.certify("IBP", loaded(tmp_path, NET), X, Y, BALL)
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize("limits", [("calipers.problem.classifier._BYTES", 32), ("calipers.problem.agreement._NUMBERS", 4)])
+def test_large_inputs_are_compared_a_few_at_a_time(limits: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 32 bytes at once two float32 points go together, and of float64 ones each alone."""
+    monkeypatch.setattr(*limits)
+    each = calipers.Ball("linf", torch.tensor([0.1, 0.2, 0.3]))
+    calipers.certify("IBP", loaded(tmp_path, NET), X, Y, each)
+    monkeypatch.setitem(OPS, "Relu", as_if_bent)
+    with pytest.raises(BadModel, match="differs by"):
+        calipers.certify("IBP", loaded(tmp_path, NET), X, Y, each)
 
 
 def test_points_that_are_no_numbers_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from calipers.interchange.onnx_files import is_onnx
 from calipers.measurement.plan import Stage
 from calipers.measurement.verify import OutOfTimeError, Verdict, limited
 from calipers.measurement.verify import verify as decide
+from calipers.problem.agreement import confirm
+from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.record.checker import prove, said
 from calipers.record.proofs import about, contents, model_digest
@@ -129,5 +131,6 @@ def _of_another_network(data: bytes, model: str, load: Callable[[str], Classifie
     classifier = Classifier(load_onnx(model, paired=True)) if is_onnx(Path(model)) else load(model)
     x = torch.as_tensor(arrays["x"]).to(classifier.dtype)[None]
     classifier.check(x)
+    confirm(classifier, x, Ball("linf", 0.1, box=None))
     network, held = described(graph_of(classifier, x))
     return "" if model_digest(network, as_arrays(held)) == header["model"] else f"its network {header['model'][:12]} is not that of {Path(model).name}"

@@ -55,6 +55,8 @@ class Outputs:
 
 def compare(outputs: Outputs, dtype: torch.dtype, source: str, program: str) -> None:
     """Raise `BadModel` with the size of the difference where the outputs are not those of the other program."""
+    if outputs.run.shape != outputs.exact.shape:
+        raise BadModel(f"{source}: a float64 copy of the network returns outputs of shape {tuple(outputs.exact.shape)}, not {tuple(outputs.run.shape)}")
     if outputs.run.shape != outputs.other.shape:
         raise BadModel(f"{source}: {program} returns outputs of shape {tuple(outputs.other.shape)}, but {tuple(outputs.run.shape)} were read from the file")
     if outputs.blind:

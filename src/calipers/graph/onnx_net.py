@@ -100,6 +100,11 @@ class OnnxNet(nn.Module):
         z = self.graph().values(x)[-1]
         return z if self.paired or len(self._axes) < 2 else z.reshape(len(z), *self._axes)
 
+    @property
+    def largest(self) -> int:
+        """How many numbers has the largest value of a point?"""
+        return max(math.prod(node.shape) for node in self.graph().nodes)
+
     def confirm(self, x: Tensor, run: Tensor, exact: Tensor) -> None:
         """Compare outputs at points x (M, *point_shape), as this network gives them and as a float64 copy does, with the program that runs the file.
 

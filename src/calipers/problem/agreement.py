@@ -13,12 +13,16 @@ from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
 
 _CENTERS, _AROUND = 2, 2  # points, and for each of them how many inside its ball, and as many at its ends
-_NUMBERS = 2**22  # of all points together: of large inputs there are fewer, but a point and one beside it always
+_NUMBERS = 2**22  # of the largest value at all points together: of large ones there are fewer points, but always one
 
 
 @runtime_checkable
 class Sworn(Protocol):
     """A module that can be compared with another program."""
+
+    @property
+    def largest(self) -> int:
+        """How many numbers has the largest value that it computes of a point?"""
 
     def confirm(self, x: Tensor, run: Tensor, exact: Tensor) -> None:
         """Raise `BadModel` where its outputs at points x, in its own precision and in float64, are not those of the other program."""
@@ -29,29 +33,43 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
 
     Raises `BadModel` with the size of the difference. Costs nothing for a model without such parts.
     """
-    finite = torch.nonzero(x.flatten(1).isfinite().all(1)).flatten()[:_CENTERS]
-    if not len(finite) or not any(isinstance(m, Sworn) for m in classifier.module.modules()):
+    sizes = [m.largest for m in classifier.module.modules() if isinstance(m, Sworn)]
+    finite = torch.nonzero(x.flatten(1).isfinite().all(1)).flatten() if sizes else x.new_empty(0)
+    if not len(finite):
         return
-    points = _points(x[finite], threat.take(finite), seed)  # a radius may be each point's own
+    room = max(1, _NUMBERS // max(*sizes, x[0].numel()))
+    finite = finite[: min(_CENTERS, max(1, room // 2))]
+    points = _points(x[finite], threat.take(finite), room, seed)  # a radius may be each point's own
     classifier.logits64(points[:1])  # the copy is made, and tried, before anybody listens
     for (module, given, run), (_, _, exact) in zip(_heard(classifier.logits, points), _heard(classifier.logits64, points), strict=True):
         module.confirm(given, run, exact)
 
 
-def _points(centers: Tensor, threat: Threat, seed: int) -> Tensor:
-    """Return the centers, random points of their balls, and some that a random direction leads to."""
-    room = max(2, _NUMBERS // centers[0].numel())
-    centers = centers[: max(1, room // 2)]
-    region, found = threat.region(centers), [centers]
-    for k in range(min(_AROUND, room - 1)):
+def _points(centers: Tensor, threat: Threat, room: int, seed: int) -> Tensor:
+    """Return random points of the balls, some that a random direction leads to, and the centers: the first `room` of these."""
+    region, found = threat.region(centers), list[Tensor]()
+    for k in range(min(_AROUND, room)):
         streams = Streams.of(seed, [f"agreement {k} {i}" for i in range(len(centers))], centers.device)
-        found += [region.sample(streams), region.support(streams.normal(centers[0].numel(), centers.dtype).view_as(centers)).point]
-    return torch.cat([p.to(centers) for p in found])[:room]
+        found.append(region.sample(streams))
+        if room > 1:
+            found.append(region.support(streams.normal(centers[0].numel(), centers.dtype).view_as(centers)).point)
+    return torch.cat([p.to(centers) for p in (*found, centers)])[:room]
 
 
-def _heard(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[tuple[Sworn, Tensor, Tensor]]:
-    """Run the model, and return what its parts that can be compared were given and answered."""
-    found: list[tuple[Sworn, Tensor, Tensor]] = []
+Call = tuple[Sworn, Tensor, Tensor]
+
+
+def _heard(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[Call]:
+    """Run the model, and return what its parts that can be compared were given and answered; where it takes the points in several turns, one at a time."""
+    found = _listened(ask, points)
+    if all(len(given) == len(points) for _, given, _ in found):
+        return found
+    each = zip(*(_listened(ask, point) for point in points.split(1)), strict=True)
+    return [(calls[0][0], torch.cat([c[1] for c in calls]), torch.cat([c[2] for c in calls])) for calls in each]
+
+
+def _listened(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[Call]:
+    found: list[Call] = []
 
     def listen(module: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
         if isinstance(module, Sworn):
