@@ -130,6 +130,7 @@ _DISTANCES = (
     Stage(FMN(steps=60, targets=3, gamma=0.2), "attack", "distance"),
     *_NEARER,
     Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
+    Stage(LargestRadius(CROWN(refine=False), rounds=8, tolerance=0.05), "certifier", "distance", fallback=True),
 )
 
 _UNTIL_STOPPED = 1e6
@@ -204,6 +205,7 @@ PLANS: dict[str, Plan] = {
             Stage(_CLOSER, "attack", "distance"),
             *_NEARER,
             Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
+            Stage(LargestRadius(CROWN(refine=False), rounds=12), "certifier", "distance", fallback=True),
         ),
         "measure --plan standard",
         lower_share=_SHARE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from calipers.bounds.optimise import Ascent
 from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
 from calipers.bounds.sharpen import sharpening
+from calipers.certificates.cost import sweeps_forecast
 from calipers.certificates.crown import Bound, claims, shifted
 from calipers.certificates.guaranteed import check_proofs, posed, stated
 from calipers.certificates.proof import Noted, Notes
@@ -25,7 +26,7 @@ from calipers.problem.ball import Region
 from calipers.problem.goals import by_case
 from calipers.problem.interrupts import OutOfTime, give_way
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.tools import Claim, Forecast
 
 ALPHA_STEP = 0.3  # of the range of a slope: larger than usual, for few steps
 
@@ -56,6 +57,11 @@ class AlphaCROWN:
         """Yield a claim for every point."""
         yield from claims(self, problem)
         give_way()  # slopes that were cut short are no error until here: what plain bounds proved had to be claimed first
+
+    def forecast(self, problem: Problem) -> Forecast:
+        """Every row of plain sweeps is worth two passes for each step of sharpening, where the point is not proved before."""
+        told = sweeps_forecast(problem, arithmetic_of(self.guarantee), refine=True)
+        return replace(told, seconds=told.seconds * (1 + 2 * self.sharpen))
 
     def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
         """See `Bounder`."""

@@ -156,7 +156,7 @@ class _Sweep:
     def notes(self) -> dict[str, object]:
         """Return what earlier visits wrote down about the run, for the next one not to forget."""
         held = next((q.facts for q in self.ledger.questions() if q.fingerprint == self.fingerprint), {})
-        return {"lower_jaw": held["lower_jaw"]} if "lower_jaw" in held else {}
+        return {key: held[key] for key in ("lower_jaw", "not_run") if key in held}
 
     def _open(self) -> Cells:
         """In which cells does the record leave the verdict open? In none of a point that cannot be measured."""
