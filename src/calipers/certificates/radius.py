@@ -18,7 +18,7 @@ from calipers.problem.interrupts import OutOfTime, give_way, shortened
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim, Forecast, Foreseeing
 
-_BACK_OFF = (1.0, 1 - 1e-6, 1 - 1e-4, 0.99, 0.98, 0.96, 0.93, 0.9, 0.8, 0.5)  # shares of the found radius tried in the confirming pass
+_BACK_OFF = (1.0, 1 - 1e-6, 1 - 5e-6, 1 - 1e-4, 0.99, 0.98, 0.96, 0.93, 0.9, 0.8, 0.5)  # shares of the found radius tried in the confirming pass
 _STRIDE = 1.5  # the most that a radius grows while nothing has failed: a failure far out costs the most rows of all
 _SEARCHING = 0.6  # of the time, where it is limited; the rest confirms what was found
 _CAUTION = 0.5  # of the tolerance: aim this much below the predicted zero, so that the proof at the aim succeeds
