@@ -59,9 +59,9 @@ class Attack:
 
 @dataclass(frozen=True)
 class Slow:
-    """Takes `seconds` a point, in `steps` between which it gives way; proves every point whose first feature is below `below`."""
+    """Takes `takes` seconds a point, in `steps` between which it gives way; proves every point whose first feature is below `below`."""
 
-    seconds: float
+    takes: float
     clock: Clock = field(repr=False)
     below: float = 0.0
     steps: int = 1
@@ -72,7 +72,7 @@ class Slow:
         for i in range(len(problem)):
             self.asked.append(float(problem.x[i, 0]))
             for _ in range(self.steps):
-                self.clock.now += self.seconds / self.steps
+                self.clock.now += self.takes / self.steps
                 give_way()
             here, good = torch.tensor([i]), bool(problem.x[i, 0] < self.below)
             radius = problem.threat.radii(len(problem))[i : i + 1]
@@ -322,7 +322,7 @@ def test_a_resumed_run_repeats_what_the_clock_decided(dear: bool, tmp_path: Path
     for costs in ((1000.0 if dear else 0.1), (0.1 if dear else 1000.0)):
         clock = Clock()
         tool = Foreseen(costs, clock, below=2.0, name="Same", said=Forecast(costs))
-        tool = dataclasses.replace(tool, seconds=0.0)
+        tool = dataclasses.replace(tool, takes=0.0)
         with Ledger(tmp_path / "run.calipers") as ledger:
             ran([Stage(Attack(1.0, Clock()), "attack"), trial(tool)], clock, ledger=ledger)
             counts.append(len(tool.asked))
