@@ -284,6 +284,11 @@ def test_what_refuses_an_operation_is_what_keeps_files_from_being_written(good: 
     assert mark.exists()
 
 
+def _enlarge(nodes: list[Any]) -> None:
+    ones = next(node for node in nodes if node["target"] == "torch.ops.aten.ones.default")
+    ones["inputs"][0]["arg"]["as_sym_ints"][1] = {"as_int": 2**43}
+
+
 REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a pickle": (
         lambda good: edited(good, lambda told: next(iter(told["config"].values())).update(use_pickle=True), "data/weights/model_weights_config.json"),
@@ -315,6 +320,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an operation that reads past the end": (
         lambda good: edited(good, lambda told: told["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.aten.embedding_bag.default")),
         "is not read: it is none that a classifier computes with",
+    ),
+    "a size of terabytes": (
+        lambda good: edited(good, lambda told: _enlarge(told["graph_module"]["graph"]["nodes"])),
+        "makes 8,796,093,022,208 numbers for each point",
     ),
     "an input without a name": (
         lambda good: edited(good, lambda told: told["graph_module"]["graph"]["inputs"][0].update(as_tensor={})),

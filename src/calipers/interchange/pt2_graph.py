@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -64,6 +65,7 @@ _TRACED = "torch.ops.aten._assert_tensor_metadata.default"  # compares types wit
 _SILENT = {"_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"}  # return nothing
 _REFUSED = {"from_file", "save", "set_", "set", "set_data", "resize_", "resize", "resize_as_", "backward", "record_stream", "manual_seed"}
 _UNSAFE = re.compile(r"quantize|fbgemm|mkldnn|miopen|mps|embedding_bag|backward|_unsafe_(?!view)")  # of which torch reads past the end on odd sizes
+_LARGEST = 2**28  # numbers that one operation may be told to make for a point
 _TRAINED = {"batch_norm", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "native_batch_norm", "cudnn_batch_norm"}
 
 
@@ -180,6 +182,9 @@ class _Reader:
             value = self.argument(rest.pop(one.name))
             if one.name in ("training", "train") and value is True and base in _TRAINED:
                 raise self.fail(f"{base} runs in training mode: call model.eval() before torch.export.export")
+            sizes = [n for n in value if type(n) is int and n > 0] if isinstance(value, list) and "size" in one.name else []
+            if math.prod(sizes) > _LARGEST:
+                raise self.fail(f"{base} makes {math.prod(sizes):,} numbers for each point, more than {_LARGEST:,}")
             if one.is_write and self.fixed.intersection(_refs([value])):
                 raise self.fail(f"{base} writes to the weights or buffers: call model.eval() before torch.export.export")
             if one.kwarg_only or len(arguments) != run._schema.arguments.index(one):
