@@ -52,7 +52,7 @@ Change = Callable[[Callable[..., Any]], Callable[..., Any]]
 class Mistaken(Graph):
     """A graph with a false fact in it; its values are those of the true one."""
 
-    honest: Graph
+    honest: Graph = field(kw_only=True)
 
     def values(self, x: Tensor) -> list[Tensor]:
         """As without the mistake."""
@@ -76,7 +76,7 @@ def mistaken(graph: Graph, numbers: Iterable[int], fact: str, change: Change) ->
     nodes = list(graph.nodes)
     for number in numbers:
         nodes[number - 1] = replace(nodes[number - 1], op=spoiled(nodes[number - 1].op, fact, change))
-    return Mistaken(graph.input_shape, tuple(nodes), graph)
+    return Mistaken(graph.input_shape, tuple(nodes), honest=graph)
 
 
 def each(change: Callable[[Tensor], Tensor]) -> Change:
