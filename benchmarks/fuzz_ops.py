@@ -25,7 +25,7 @@ from written import Verdicts, judged
 
 
 def main() -> None:
-    """Print every violation as it is met, and the counts at the end; exit with 1 where there was one."""
+    """Print every violation as it is met, the counts so far now and then, and all at the end; exit with 1 where there was a violation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
@@ -47,6 +47,8 @@ def main() -> None:
         for line in found.wrong:
             print(f"{kind}: {line}", flush=True)
         total[kind].add(found)
+        if (seed - options.seed) % 100 == 99:
+            print(f"{seed - options.seed + 1}: {'; '.join(f'{name} {seen}' for name, seen in total.items())}", file=sys.stderr, flush=True)
     for kind, seen in total.items():
         print(f"{kind}: {seen}")
         print("   refused:", "; ".join(f"{count} {reason}" for reason, count in seen.reasons.most_common(12)))

@@ -79,7 +79,9 @@ def softmaxes(d: Draw) -> tuple[Shape, list[Node], int]:
     """Along any axis of small and large numbers."""
     shape, opset = d.any(), d.one(13, 17)  # the reference takes sets before 13 for later ones
     axis = d.random.randrange(1, len(shape) + 1)
-    return (1, *shape), [("Mul", [floats(d.one(1.0, 30.0, -2.0))], {}), (d.random.choice(["Softmax", "LogSoftmax"]), [], {"axis": axis})], opset
+    kind = d.random.choice(["Softmax", "LogSoftmax"])
+    factor = d.one(1.0, -2.0) if kind == "LogSoftmax" else d.one(1.0, 30.0, -2.0)  # the reference takes log(0) of what is far below the largest
+    return (1, *shape), [("Mul", [floats(factor)], {}), (kind, [], {"axis": axis})], opset
 
 
 def norms(d: Draw) -> tuple[Shape, list[Node], int]:
@@ -189,7 +191,7 @@ def proto(name: str, seed: int) -> tuple[onnx.ModelProto, Shape, str]:
     """Return a file in double precision around one operation, the shape of x in it, and what was drawn."""
     d = Draw(seed)
     shape, body, opset = WAYS[name](d)
-    scale, shift = d.one(1.0, 1.0, 3.0, 0.1, 30.0), float(d.some(1))
+    scale, shift = d.one(1.0, 1.0, 3.0, 0.1, *(() if body[-1][0] == "LogSoftmax" else (30.0,))), float(d.some(1))
     nodes, constants, last = [], dict[str, Any](), "x"
     for k, (kind, inputs, attributes) in enumerate([("Mul", [floats(scale)], {}), ("Add", [floats(shift)], {}), *body]):
         names = [last]
