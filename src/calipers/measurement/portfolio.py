@@ -4,7 +4,7 @@ No family of attacks is the strongest everywhere: ascents are blind where gradie
 boundary is ragged, both where scores alone lead on. First each family is tried on the same few random points: how many it breaks per second is its place in
 the order. Then each has its turn on what those before have left: tried on a sample of it, and run on all of it where it breaks any of the sample. A family
 that breaks none is left out, and the record says how many it may have missed; a stage without an audit is run on all in any case. A family may have several
-stages, the quick one first: those after it follow where it was of use. Families that wait come last, in the plan's order.
+stages, the quick one first: those after it follow where it was of use, or where few points are left. Families that wait come last, in the plan's order.
 
 The sample: as many random points as the stage's audit says, and half as many again that came nearest to falling so far, by what the record holds. Only the
 random ones count for what may have been missed. Seconds are the process's own, so that a busy machine does not turn the order round; they are decided once
@@ -144,7 +144,7 @@ class Portfolio:
     def _turn(self, stage: Stage, first: bool) -> bool:
         """Try a stage on a sample of what is left, and on the rest where it is of use; False when the time is up."""
         left = self._open()
-        if not left or not (first or stage.audit is None or stage.family in self.useful):
+        if not left or not (first or stage.audit is None or stage.family in self.useful or len(left) <= _FEW):
             return True
         if stage.audit is None:
             return self._deal(stage, left)
