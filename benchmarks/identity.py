@@ -1,6 +1,6 @@
 """What does it cost that a record knows its models and chains its rows? Shares of the plan quick on 500 images, in processor time.
 
-    python benchmarks/identity.py
+python benchmarks/identity.py
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from calipers.problem.substitutions import Substitutions, letters
 from calipers.problem.tools import Attempt, Claim
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
+from calipers.report.report import summaries
+from calipers.report.wording import begun_anew
 
 N, FEATURES = 7, 6
 
@@ -251,9 +253,18 @@ def test_a_point_whose_time_was_spent_is_not_asked_again() -> None:
     ledger, Timed.fuse = Ledger(), 3
     Timed.asked.clear()
     early = run(ledger)
+    assert not said(ledger)
     late = run(ledger)
+    (told,) = said(ledger)
+    assert told == "Timed(seconds=1.0) was stopped at work and began its time anew: what it proved may differ from what a run left alone proves."
+    run(ledger)
+    assert said(ledger) == [told]
     assert len(Timed.asked) == len(set(Timed.asked)) == 3
     assert early.lower[:2].tolist() == late.lower[:2].tolist() == [0.01, 0.005] and late.lower[2] > 0
+
+
+def said(ledger: Ledger) -> list[str]:
+    return list(begun_anew(summaries(ledger)[0]))
 
 
 def test_two_who_finish_the_same_block_keep_the_finds_of_both(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -71,7 +72,8 @@ def run(
     `RecordError` where the record is about another program of this name.
     """
     session = _Session(problem, plan, ledger, seed, watch or Silent(), clock)
-    session.asked = question(problem, plan, seed, facts or {})
+    before = next((q.facts for q in ledger.questions() if q.fingerprint == session.fingerprint), {})
+    session.asked = question(problem, plan, seed, {**{key: before[key] for key in ("begun_anew",) if key in before}, **(facts or {})})
     acquaint(problem, session.asked.title, ledger)
     ledger.ask(session.asked, _points(problem))
     limits = () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
@@ -98,6 +100,7 @@ class _Session:
         self.asked: Question | None = None
         self.no_lower_jaw = False
         self.started = time.monotonic()
+        self.process = f"{os.getpid()} {time.time_ns()}"
         self.scope = scope_of(plan, seed, problem.names, self.radii)
         self.clock = clock
         self.purse = None if plan.lower_share is None else Purse(plan.lower_share, clock)
@@ -214,6 +217,7 @@ class _Session:
         assert purse is not None
 
         def make() -> dict[str, Any]:
+            self._begin_time(stage)
             return as_told(
                 purse.turn(
                     self._drawn(places),
@@ -262,10 +266,19 @@ class _Session:
             left = [i for i in block if (self.problem.names[i], float(radii[i])) not in tried]
             if left:
                 give_way()
+                if stage.by_the_clock:
+                    self._begin_time(stage)
                 dealt = left if stage.by_the_clock else block
                 self._deal(stage, dealt, radii[dealt])
             self.watch.progress(len(block), self._settled())
         return True
+
+    def _begin_time(self, stage: Stage) -> None:
+        """Note where a tool whose time is limited was at work in another process before: its time begins anew, which no record can undo."""
+        if self.decide(f"first at work: {stage.name}", lambda: self.process) != self.process:
+            assert self.asked is not None
+            held = self.asked.facts.get("begun_anew")
+            self._note("begun_anew", sorted({*(held if isinstance(held, list) else []), stage.name}))
 
     def _sample(self, places: list[int], count: int) -> list[int]:
         """Return `count` random places, in order."""

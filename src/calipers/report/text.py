@@ -13,6 +13,7 @@ from calipers.report.wording import (
     at_least,
     at_most,
     audits,
+    begun_anew,
     broken,
     counts_switches,
     distance,
@@ -107,6 +108,8 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack is only as strong as the attacks."
     for said in audits(summary):
         yield f"  audit    {said}"
+    for said in begun_anew(summary):
+        yield f"  clock    {said}"
     for said in not_run(summary):
         yield f"  not run  {said}"
     for said in failures(summary):

@@ -217,6 +217,7 @@ def limits(summary: Summary) -> Iterator[str]:
         yield f"{integer(count)} of the certified points have the guarantee “{guarantee}”: {meaning}."
     yield from audits(summary)
     yield from not_run(summary)
+    yield from begun_anew(summary)
     yield from failures(summary)
     yield from gradients(summary)
     yield from precision(summary)
@@ -300,6 +301,13 @@ def not_run(summary: Summary) -> Iterator[str]:
         which = points(count).replace(" point", " more point") if lookup(fact, "proved") else points(count)
         told = why.format(held=(size if isinstance(size, int) else 0) / 1e9, reason=plain(reason))
         yield f"{_called(plain(tool))}: {took}{which} of this size, {told}. To insist: the same command with --lower-share all."
+
+
+def begun_anew(summary: Summary) -> Iterator[str]:
+    """Yield which tools of limited time were stopped at work and began their time anew: the clock may then have decided otherwise."""
+    held = summary.question.facts.get("begun_anew")
+    for tool in held if isinstance(held, list) else []:
+        yield f"{_called(plain(tool))} was stopped at work and began its time anew: what it proved may differ from what a run left alone proves."
 
 
 def _called(tool: str) -> str:
