@@ -19,7 +19,7 @@ from calipers.attacks import queries, search
 from calipers.measurement import plan as plans
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee
-from calipers.presets import PLANS
+from calipers.presets import PLANS, plan_for
 from calipers.problem.problem import Problem
 from calipers.problem.substitutions import Substitutions, letters
 from calipers.problem.tools import Attempt, Claim
@@ -81,8 +81,14 @@ def shortened(tool: Any) -> Any:
     return dataclasses.replace(tool, **new)
 
 
-SHORT = {name: dataclasses.replace(plan, stages=tuple(dataclasses.replace(s, tool=shortened(s.tool)) for s in plan.stages)) for name, plan in PLANS.items()}
-RUNS: dict[str, Run] = {name: planned(plan) for name, plan in SHORT.items() if name != "categorical"}
+def short(name: str) -> Plan:
+    """Return the plan as it is for this threat, in small."""
+    plan = plan_for(BALL, name)
+    return dataclasses.replace(plan, stages=tuple(dataclasses.replace(s, tool=shortened(s.tool)) for s in plan.stages))
+
+
+SHORT = {name: short(name) for name in PLANS if name != "categorical"}
+RUNS: dict[str, Run] = {name: planned(plan) for name, plan in SHORT.items()}
 RUNS |= {"categorical": lettered, "sweep": swept, "exact": exactly}
 
 
