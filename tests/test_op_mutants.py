@@ -52,10 +52,11 @@ Change = Callable[[Callable[..., Any]], Callable[..., Any]]
 class Mistaken(Graph):
     """A graph with a false fact in it; its values are those of the true one."""
 
-    honest: Graph = field(kw_only=True)
+    honest: Graph | None = None
 
     def values(self, x: Tensor) -> list[Tensor]:
         """As without the mistake."""
+        assert self.honest is not None
         return self.honest.values(x)
 
     def to(self, dtype: torch.dtype) -> Graph:
