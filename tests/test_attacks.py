@@ -504,12 +504,13 @@ class Interrupting(nn.Module):
 @pytest.mark.parametrize("attack", [PGD(steps=50, restarts=3), PGD(steps=50, targets=2)], ids=repr)
 def test_an_interrupted_attack_leaves_modes_flags_and_random_state(attack: PGD) -> None:
     torch.manual_seed(0)
-    model = Interrupting(after=12).train()
+    model = Interrupting(after=0).train()
     model.norm.eval()
     model.first.weight.requires_grad_(False)
     problem = Problem.pose(model, random(5, 4), [0] * 5, Ball("linf", 1e-4, box=None))
     problem = Problem.pose(model, problem.x, problem.classifier.logits(problem.x).argmax(1), problem.threat)
     modes, flags, generator = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()], torch.get_rng_state()
+    model.left = 6  # calls of the attack itself
     with pytest.raises(KeyboardInterrupt):
         list(attack(problem))
     assert modes == [m.training for m in model.modules()] == [True, True, False, True]
