@@ -6,6 +6,7 @@ All clocks are counted, none is real.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -349,7 +350,7 @@ def test_more_of_the_time_is_another_run(tmp_path: Path) -> None:
 
 def test_a_limit_in_seconds_holds_inside_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=clock, time_ns=time.time_ns))
     tool, ledger = Slow(1.0, clock, below=2.0), Ledger()
     plan = Plan("short", (trial(tool, None),), seconds=10.0)
     assert not run(posed(), plan, ledger)
