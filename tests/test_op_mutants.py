@@ -434,10 +434,11 @@ def tilted(op: Elementwise, wrong: Elementwise, middle: Tensor, reach: Tensor) -
 
 
 CONSTANT = ((0.4, 0.4), (0.7, 0.2))  # clamps to these are no function of their argument
+LINES = (("aten.clip.default", (None,)),)  # without ends it changes nothing: both lines are the function
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize(("name", "args"), [entry for entry in nets.activations() if entry[1][1:] not in CONSTANT], ids=str)
+@pytest.mark.parametrize(("name", "args"), [entry for entry in nets.activations() if entry[1][1:] not in CONSTANT and entry not in LINES], ids=str)
 def test_false_facts_of_a_function_are_caught(name: str, args: tuple[Any, ...]) -> None:
     made = ACTIVATIONS[name](args)
     assert made is not None

@@ -246,8 +246,13 @@ def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -
 
 def _fitting(plan: Plan, norm: Norm) -> Plan:
     """Return the plan without the tools that are made for other norms."""
-    kept = tuple(s for s in plan.stages if all(fits(norm) for tools, fits in _FITS if isinstance(s.tool, tools)))
+    kept = tuple(s for s in plan.stages if all(fits(norm) for tools, fits in _FITS if isinstance(s.tool, tools) or _begins(s.tool, tools)))
     return plan if len(kept) == len(plan.stages) else dataclasses.replace(plan, stages=kept)
+
+
+def _begins(tool: object, tools: tuple[type[Any], ...]) -> bool:
+    """Is the tool a search that runs one of these, first or again and again?"""
+    return isinstance(tool, (Closer, Insist, Nearest)) and any(isinstance(getattr(tool, name, None), tools) for name in ("first", "again", "attack"))
 
 
 def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:
