@@ -157,7 +157,7 @@ def test_a_margin_within_rounding_is_neither_proved_nor_broken() -> None:
     problem = dense(0, 2)
     weakest = torch.cat(list(problem.region.neighbours(4)))
     level = problem.margins(problem.classifier.logits64(weakest)).amin() - 1e-12
-    problem.classifier.network[-1].bias[0] -= level  # type: ignore[index, union-attr]
+    problem.classifier.module[-1].bias[0] -= level  # type: ignore[index, union-attr]
     tied = Problem.pose(problem.classifier.network, problem.x[[4]], problem.y[[4]], problem.threat)
     (claim,) = Enumeration()(tied)
     assert ends(tied)[0].tolist() == claim.radius.tolist() and float(claim.radius) < 2 and ends(tied)[1][0] == np.inf

@@ -534,3 +534,31 @@ def test_a_certifier_that_fails_ends_itself_alone() -> None:
     for error in (KeyboardInterrupt, Contradiction):
         with pytest.raises(error):
             calipers.certify(Fails(error), net(), x, y, BALL)
+
+
+def test_two_threads_leave_the_default_type_as_it_was() -> None:
+    """Each holds another type for a while, and the later one must not put back the earlier one's."""
+    import threading
+
+    from calipers.problem.innards import made_in
+
+    inside, go_on = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with made_in(torch.float64):
+            inside.set()
+            go_on.wait(10)
+
+    def second() -> None:
+        with made_in(torch.float64):
+            pass
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    inside.wait(10)
+    threads[1].start()
+    threads[1].join(0.05)  # without a lock it would have come and gone, or stand inside
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert torch.get_default_dtype() == torch.float32

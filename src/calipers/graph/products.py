@@ -132,7 +132,8 @@ def windows(
         here = (place >= 0) & (place < n)
         flat = (flat[:, None, :, None] * n + place[None, :, None, :]).reshape(len(flat) * m, -1)
         inside = (inside[:, None, :, None] & here[None, :, None, :]).reshape(len(inside) * m, -1)
-    return torch.where(inside, flat, torch.Size(size).numel())
+    # In order, the padding last: where nothing is known of any member, the first one stands for the window.
+    return torch.where(inside, flat, torch.Size(size).numel()).sort(-1).values
 
 
 SELECTIONS: dict[str, Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]] = {

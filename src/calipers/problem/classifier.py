@@ -104,6 +104,7 @@ class Classifier:
         self._body: nn.Module = InHalf(self.module) if half else self.module
         self._tail: list[nn.Module] = []
         self._double: tuple[object, nn.Module | None, str] | None = None
+        self._makes = False  # does forward make tensors whose type has to follow?
         self.no_gradient, self._fails_with_gradients = "", False
         self._identity: tuple[object, Identity] | None = None
         self._few: Tensor | None = None
@@ -264,7 +265,7 @@ class Classifier:
         if precise is None:
             return self.logits(x).double()
         self.counter.forwards += len(x)
-        with self.frozen(), torch.no_grad(), made_in(torch.float64):
+        with self.frozen(), torch.no_grad(), made_in(torch.float64 if self._makes else None):
             return _in_parts(precise, x.double()).double()
 
     @contextlib.contextmanager
@@ -280,12 +281,16 @@ class Classifier:
         """Return the float64 copy, tried on two points when it is made."""
         if self._double is None or self._double[0] != self.state():
             made, reason = None, ""
-            try:
-                with self.precisely() as made, torch.no_grad():
-                    made(x[:2].double())
-            except Exception as error:
-                made, reason = None, f"{type(error).__name__}: {_first_line(error)}"
-            self._double = (self.state(), made, reason)
+            # The default type belongs to the whole process: it is changed only for models that cannot do without.
+            for self._makes in (False, True):
+                try:
+                    with self.frozen(), made_in(torch.float64 if self._makes else None), torch.no_grad():
+                        made = copied(self.network, torch.float64)
+                        made(x[:2].double())
+                    break
+                except Exception as error:
+                    made, reason = None, f"{type(error).__name__}: {_first_line(error)}"
+            self._double = (self.state(), made, "" if made is not None else reason)
         return self._double[1]
 
     def ballot(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -84,12 +85,23 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return copy_of.to(dtype) if dtype is not None and copy_of.is_floating_point() else copy_of
 
 
+_DEFAULT_TYPE = threading.RLock()
+"""Held by whoever has changed the default type, which all threads share: two at once would put back each other's."""
+
+
 @contextlib.contextmanager
-def made_in(dtype: torch.dtype) -> Iterator[None]:
-    """Let tensors that code makes without naming a type have this one: a state of zeros for a recurrent layer, a matrix made in `forward`."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+def made_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Let tensors that code makes without naming a type have this one.
+
+    A state of zeros for a recurrent layer, say, or a matrix made in `forward`. None changes nothing.
+    """
+    if dtype is None:
         yield
-    finally:
-        torch.set_default_dtype(before)
+        return
+    with _DEFAULT_TYPE:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
