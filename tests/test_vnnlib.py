@@ -8,13 +8,14 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -209,6 +210,7 @@ def test_coefficients_are_held_exactly_or_refused() -> None:
 
 
 @settings(deadline=None)
+@example([(Decimal("0E-7"), Decimal("0E-9")), (Decimal("1E-7"), Decimal("0E-9"))], 0, True)  # sides of a few subnormal floats
 @given(st.lists(st.tuples(st.decimals(-10, 10, places=7), st.decimals(0, 1, places=9)), min_size=1, max_size=4), st.integers(0, 2**32), st.booleans())
 def test_every_float_of_the_region_is_written_inside_the_exact_box(sides: list[tuple[object, object]], seed: int, single: bool) -> None:
     """The box of the problem, sampled and at its corners, in both precisions: what is written reads back as the same float, and lies in the exact box."""

@@ -91,7 +91,7 @@ class Ball:
         if bool(span.isfinite().all()):
             weighted = span if self.weights is None else span * self.weights.double().to(x.device)
             diagonal = norm_for(self.norm, x.shape[1:]).of(weighted.reshape(1, -1))
-            if bool((radius > diagonal + torch.finfo(torch.float64).tiny).any()):  # of numbers this small no unit can be told
+            if bool((radius > diagonal).any()):
                 raise BadInput(
                     f"radius {float(radius.max()):g} is larger than the whole box {_box_text(floor, ceiling)} ({self.norm} diameter {float(diagonal):g}): "
                     f"radius and box are in different units. For 8-bit steps on [0, 1] data write {float(radius.max()):g} / 255."

@@ -147,7 +147,7 @@ def _reach(low: Tensor, high: Tensor, x: Tensor) -> tuple[float, Tensor | None]:
     A side of a few floats has no middle among them, and the point lies at its end; where all sides are so the radius is the longest, for all features.
     """
     side, reach = high - low, torch.maximum(high - x, x - low)
-    longest, ends = side.max(), reach > 0.7 * side
+    longest, ends = side.max(), (reach > 0.7 * side) | (side < torch.finfo(side.dtype).tiny)  # no share of a subnormal side can be held
     if bool(ends.all()):
         return float(longest), None
     weights = torch.where(ends, 0.5, 1.0) * (longest / side).clamp(max=_LARGEST_WEIGHT)
