@@ -15,7 +15,7 @@ from calipers.measurement.plan import Plan, Stage
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 from calipers.record.estimates import most_missed
-from calipers.report import wording
+from calipers.report import caveats
 
 RADIUS = 0.02
 
@@ -53,7 +53,7 @@ def test_an_audit_that_finds_nothing_spares_the_others_and_says_what_it_may_have
     still = result.clean_accuracy.count
     assert spy.asked == [20] and result.finished
     assert result.summary.question.facts["audits"] == {"Spy(works=False)": {"kind": "attack", "open": still, "tried": 20}}
-    (line,) = (said for said in wording.limits(result.summary) if "Spy" in said)
+    (line,) = (said for said in caveats.limits(result.summary) if "Spy" in said)
     assert f"20 random points of the {still} " in line and f"break at most {most_missed(20, still)} of them" in line
     assert line in str(result)
 
@@ -91,7 +91,7 @@ def test_a_certifier_that_proves_nothing_on_the_audit_is_given_up() -> None:
     audits = result.summary.question.facts["audits"]
     assert list(audits) == ["IBP()"] and audits["IBP()"]["kind"] == "certifier"
     assert result.robust_accuracy.certified.count > 20
-    assert any(said.startswith("IBP") and "proved none" in said for said in wording.limits(result.summary))
+    assert any(said.startswith("IBP") and "proved none" in said for said in caveats.limits(result.summary))
 
 
 @pytest.mark.parametrize(("tried", "of"), [(0, 7), (7, 7), (3, 7), (20, 77), (32, 400), (1, 1)])

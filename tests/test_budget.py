@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from clocks import Clock
 from torch import nn
 
 import calipers
@@ -27,22 +28,12 @@ from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Forecast
 from calipers.record.ledger import Ledger
-from calipers.report import wording
+from calipers.report import caveats
 from calipers.report.render import render_html
 from calipers.report.report import summaries
 from calipers.report.text import render_text
 
 N = 40
-
-
-@dataclass
-class Clock:
-    """Time passes when somebody says so."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass(frozen=True)
@@ -120,9 +111,9 @@ def facts(ledger: Ledger, key: str = "not_run") -> dict[str, dict[str, object]]:
 def said(ledger: Ledger) -> list[str]:
     """Return the sentences on what was not run."""
     (summary,) = summaries(ledger)
-    sentences = list(wording.not_run(summary))
+    sentences = list(caveats.not_run(summary))
     assert all(sentence in render_text([summary]) for sentence in sentences)
-    assert all(sentence in list(wording.limits(summary)) for sentence in sentences)
+    assert all(sentence in list(caveats.limits(summary)) for sentence in sentences)
     return sentences
 
 

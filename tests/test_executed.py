@@ -39,7 +39,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.specification import Specification
 from calipers.problem.tools import Claim
 from calipers.record.ledger import Ledger
-from calipers.report.wording import limits
+from calipers.report.caveats import limits
 
 WORD = "float32-executed"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clocks import Clock
 from torch import Tensor, nn
 
 import calipers
@@ -18,7 +19,7 @@ from calipers.presets import PLANS, plan_for
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 from calipers.record.estimates import most_missed
-from calipers.report import wording
+from calipers.report import caveats
 
 POINTS = 60
 
@@ -29,17 +30,6 @@ class Sign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 2) -> (N, 2)."""
         return torch.stack([0.5 - x[:, 0], x[:, 0] - 0.5], 1)
-
-
-@dataclass
-class Clock:
-    """Process time that only attacks use up."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 @dataclass(frozen=True)
@@ -123,7 +113,7 @@ def test_what_breaks_nothing_is_left_out_and_what_it_may_have_missed_is_said(clo
     (audit,) = result.summary.question.facts["audits"].values()
     assert audit == {"kind": "attack", "open": left, "tried": 16, "near": 8}
     assert len({n for n in numbers(asked["none"]) if n % 4}) == 24
-    (line,) = (said for said in wording.limits(result.summary) if said.startswith("Known was"))
+    (line,) = (said for said in caveats.limits(result.summary) if said.startswith("Known was"))
     assert f"16 random points of the {left} that were open before it and on the 8 that came nearest" in line
     assert f"at most {most_missed(16, left)} of them" in line and line in str(result)
 
@@ -249,5 +239,5 @@ def test_a_search_for_the_nearest_is_run_on_all_where_a_sample_gains(share: floa
     stages = (Stage(Nearing(0.8, 1, first), "attack", "distance"), Stage(Nearing(share, every, then), "attack", "distance", audit=16))
     result = measured(Plan("nearer", stages))
     assert len(first) == POINTS and len(then) == (POINTS if runs else 16)
-    said = [line for line in wording.limits(result.summary) if "came hardly nearer" in line]
+    said = [line for line in caveats.limits(result.summary) if "came hardly nearer" in line]
     assert len(said) == (not runs) and ("audits" in result.summary.question.facts) == (not runs)

@@ -14,7 +14,7 @@ import pytest
 from calipers.errors import Contradiction
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
-from calipers.report import wording
+from calipers.report import caveats
 from calipers.report.gallery import data_range
 from calipers.report.render import page
 from calipers.report.report import Summary, summaries
@@ -124,7 +124,7 @@ def test_a_point_not_looked_at_is_unknown_and_not_clean() -> None:
         summary = summaries(ledger)[0]
     assert (summary.rows[2].verdict, summary.unseen, summary.clean.of, summary.n) == ("unknown", 1, 2, 3)
     assert summary.curve.at(0.0)[0] == pytest.approx(2 / 3)
-    assert any("not looked at" in line for line in wording.limits(summary))
+    assert any("not looked at" in line for line in caveats.limits(summary))
 
 
 def test_classes_are_counted_with_their_intervals() -> None:

@@ -17,7 +17,7 @@ from test_report import BROKEN, FACTS, INF, MIXED, OPEN, REFUSED, ROBUST, WRONG,
 
 from calipers.record.evidence import Evidence
 from calipers.record.ledger import Ledger
-from calipers.report import figures, wording
+from calipers.report import caveats, figures, wording
 from calipers.report.render import page, render_html
 from calipers.report.report import Rate, summaries
 from calipers.report.text import render_text
@@ -61,7 +61,7 @@ def test_a_missing_lower_jaw_is_stated_plainly() -> None:
     for facts, said in (({**FACTS, "lower_jaw": reason}, reason), ({}, "no certificate is on record")):
         summary = told([(0.0, 0.05), (0.0, INF)], facts=facts)
         assert f"no lower jaw: {said}" in render_text([summary])
-        assert said in page([summary]) and any("lower jaw is missing" in line for line in wording.limits(summary))
+        assert said in page([summary]) and any("lower jaw is missing" in line for line in caveats.limits(summary))
     assert "lower jaw" not in render_text([told([ROBUST])])
 
 

@@ -25,8 +25,8 @@ from calipers.problem.substitutions import Substitutions, letters
 from calipers.problem.tools import Attempt, Claim
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
+from calipers.report.caveats import begun_anew
 from calipers.report.report import summaries
-from calipers.report.wording import begun_anew
 
 N, FEATURES = 7, 6
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calipers.record.ledger import Ledger
-from calipers.report import figures, ladder, portrait, wording
+from calipers.report import caveats, figures, ladder, portrait, wording
 from calipers.report.gallery import Exhibit
 from calipers.report.portrait import Portrait
 from calipers.report.report import Summary, short_name, summaries
@@ -54,7 +54,7 @@ def _section(anchor: str, summary: Summary) -> Section:
         summary,
         _drawings(summary),
         tuple((exhibit, tiles(exhibit)) for exhibit in summary.gallery),
-        tuple(wording.limits(summary)),
+        tuple(caveats.limits(summary)),
         wording.provenance(summary.question.facts),
     )
 
@@ -91,7 +91,7 @@ def _template(name: str = "page.html.j2") -> Template:
     from jinja2 import Environment, StrictUndefined  # only a page needs it
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(w=wording)
+    environment.globals.update(w=wording, caveats=caveats)
     environment.filters.update(short_name=short_name, finite=_is_finite)
     return environment.from_string(_read(name))
 

@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from calipers.record.ledger import Ledger
+from calipers.report.caveats import alarm, missing_lower_jaw, shortcomings, standing
 from calipers.report.report import Summary, summaries
 from calipers.report.wording import (
     advice,
-    alarm,
     asked,
     at_least,
     at_most,
-    audits,
-    begun_anew,
     broken,
     counts_switches,
     distance,
     duration,
-    failures,
-    gradients,
     integer,
-    missing_lower_jaw,
     norm,
-    not_run,
     percent,
     plain,
     points,
-    precision,
     radius,
     share_of_points,
-    standing,
     tools,
 )
 
@@ -106,18 +98,8 @@ def _remarks(summary: Summary) -> Iterator[str]:
     jaw = missing_lower_jaw(summary)
     if jaw:
         yield f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack is only as strong as the attacks."
-    for said in audits(summary):
-        yield f"  audit    {said}"
-    for said in begun_anew(summary):
-        yield f"  clock    {said}"
-    for said in not_run(summary):
-        yield f"  not run  {said}"
-    for said in failures(summary):
-        yield f"  failed   {said}"
-    for said in gradients(summary):
-        yield f"  gradient {said}"
-    for said in precision(summary):
-        yield f"  float32  {said}"
+    for word, said in shortcomings(summary):
+        yield f"  {word:<8} {said}"
     for row in summary.invalid[:_SHOWN_INVALID]:
         yield f"  invalid  point {row.index} is in no rate: {row.note or 'no reason given'}"
     if len(summary.invalid) > _SHOWN_INVALID:
