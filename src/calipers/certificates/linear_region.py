@@ -26,7 +26,6 @@ from calipers.certificates.joint import Joint
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph, is_affine
 from calipers.problem.constrained import ConstrainedRegion
-from calipers.problem.goals import is_adversarial
 from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
 from calipers.problem.region import Region, distance_to
@@ -213,7 +212,7 @@ def _examples(guess: Guess, places: Tensor) -> list[Attempt]:
         part = problem.take(left)
         point = (part.x.double() + guess.delta(places[left], beyond[left, k], beyond[left, -1]).view_as(part.x)).to(part.x.dtype)
         inside = part.at(part.region.distance(point)).region.snap(point)
-        fooled, certain = _fooled(part, inside), part.clearance(inside) <= 0
+        fooled, certain = part.fooled(inside)[0], part.clearance(inside) <= 0
         first, last = open_[left] & fooled, doubtful[left] & certain
         found[left[first]], sure[left[last]] = inside[first], inside[last]
         open_[left[fooled]], doubtful[left[certain]] = False, False
@@ -224,15 +223,3 @@ def _examples(guess: Guess, places: Tensor) -> list[Attempt]:
             spent = torch.full_like(there, beyond.shape[1])
             attempts.append(Attempt(places[there], points[there], spent, torch.zeros_like(spent)))
     return attempts
-
-
-def _fooled(problem: Problem, points: Tensor) -> Tensor:
-    """Does the model itself, in a batch and alone, and its float64 copy get the points (N, *D) wrong, (N,) bool? As the referee will ask."""
-    model, none = problem.classifier, torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    exact = is_adversarial(problem.goal.worst(problem.margins(model.logits64(points))))
-    wrong = is_adversarial(problem.goal.worst(problem.margins(model.logits(points)))) & exact
-    places = torch.nonzero(wrong).flatten()
-    if not len(places):
-        return none
-    alone = torch.cat([model.logits(points[i : i + 1]) for i in places.tolist()])
-    return none.index_copy(0, places, is_adversarial(problem.take(places).goal.worst(problem.take(places).margins(alone))))

@@ -82,17 +82,7 @@ class Referee:
         if model.draws:
             worst, answer, finite = _by_vote(part, points)
             return is_adversarial(worst) & finite, worst, answer
-        logits = model.logits(points)
-        worst = part.goal.worst(part.margins(logits))
-        good = is_adversarial(worst) & logits.isfinite().all(1)
-        places = torch.nonzero(good).flatten()
-        if len(places):
-            left = part.take(places)
-            alone = torch.cat([model.logits(points[i : i + 1]) for i in places.tolist()])
-            exact = model.logits64(points[places])
-            agree = is_adversarial(left.goal.worst(left.margins(alone))) & is_adversarial(left.goal.worst(left.margins(exact)))
-            good[places] = agree & alone.isfinite().all(1) & exact.isfinite().all(1)
-        return good, worst, logits.argmax(1)
+        return part.fooled(points)
 
     def claim(self, claim: Claim, index: Tensor, tool: str, seconds: float, seed: int) -> Ruling:
         """Rule on claims: each must be about a point the model gets right, and survive random points of its own region (`Contradiction` otherwise).

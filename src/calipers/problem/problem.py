@@ -18,7 +18,7 @@ from calipers.problem.answers import Answers
 from calipers.problem.ball import Region
 from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
-from calipers.problem.goals import Goal, Targeted, Untargeted
+from calipers.problem.goals import Goal, Targeted, Untargeted, is_adversarial
 from calipers.problem.specification import Specification
 from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
@@ -92,6 +92,24 @@ class Problem:
     def margins(self, logits: Tensor) -> Tensor:
         """Return the margins (N, S) of logits (N, K)."""
         return self.goal.margins(logits, self.y)
+
+    def fooled(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where the model gets points (N, *D) wrong beyond doubt, their worst margins and its answers.
+
+        Beyond doubt: in a batch, alone and in float64, with finite logits each time. Shapes (N,): bool, the
+        model's dtype, class numbers.
+        """
+        logits = self.classifier.logits(points)
+        worst = self.goal.worst(self.margins(logits))
+        good = is_adversarial(worst) & logits.isfinite().all(1)
+        places = torch.nonzero(good).flatten()
+        if len(places):
+            left = self.take(places)
+            alone = torch.cat([self.classifier.logits(points[i : i + 1]) for i in places.tolist()])
+            exact = self.classifier.logits64(points[places])
+            agree = is_adversarial(left.goal.worst(left.margins(alone))) & is_adversarial(left.goal.worst(left.margins(exact)))
+            good[places] = agree & alone.isfinite().all(1) & exact.isfinite().all(1)
+        return good, worst, logits.argmax(1)
 
     def clearance(self, points: Tensor) -> Tensor:
         """Return how far points (N, *D) are from being adversarial beyond all doubt, (N,) float64 in logits; tools that creep up to the boundary stop at 0.
