@@ -142,8 +142,7 @@ def _near_zero(op: Elementwise, box: Box, tiny: float) -> Tensor:
 
 def _held(op: Elementwise) -> bool:
     """Are the function's own parameters numbers that the precision holds, and far from its ends?"""
-    named = str(getattr(op, "name", "")).split()[1:]
-    numbers = [float(word) for word in named if word[-1].isdigit()] + [getattr(op, end, 0.0) for end in ("left", "right")]
+    numbers = [*getattr(op, "parameters", ()), *(getattr(op, end, 0.0) for end in ("left", "right"))]
     return all(n == 0 or 1 / _LARGEST_WEIGHT < abs(n) < _LARGEST_WEIGHT for n in numbers)
 
 

@@ -106,7 +106,7 @@ def softplus(beta: float, threshold: float) -> Smooth:
     def slope(x: Tensor) -> Tensor:
         return torch.where(beta * x > threshold, 1.0, (beta * x).sigmoid())
 
-    return Smooth(f"softplus {beta!r} {threshold!r}", run, slope, True, (threshold / beta,), rough=False, jump=fall / beta)
+    return Smooth(f"softplus {beta!r} {threshold!r}", run, slope, True, (threshold / beta,), rough=False, jump=fall / beta, parameters=(beta, threshold))
 
 
 def elu(alpha: float, scale: float, inner: float) -> Smooth:
@@ -120,7 +120,16 @@ def elu(alpha: float, scale: float, inner: float) -> Smooth:
     def slope(x: Tensor) -> Tensor:
         return torch.where(x > 0, scale, scale * alpha * inner * torch.exp(inner * x.clamp(max=0)))
 
-    return Smooth(f"elu {alpha!r} {scale!r} {inner!r}", run, slope, True, (0.0,) if alpha * inner > 1 else (), curved=(-math.inf, 0.0), rough=False)
+    return Smooth(
+        f"elu {alpha!r} {scale!r} {inner!r}",
+        run,
+        slope,
+        True,
+        (0.0,) if alpha * inner > 1 else (),
+        curved=(-math.inf, 0.0),
+        rough=False,
+        parameters=(alpha, scale, inner),
+    )
 
 
 def power(exponent: float) -> Smooth | None:
@@ -138,7 +147,7 @@ def power(exponent: float) -> Smooth | None:
 
 
 def _powered(p: float, convex: bool, inflections: tuple[float, ...], turns: tuple[float, ...], defined: Callable[[Tensor, Tensor], Tensor]) -> Smooth:
-    return Smooth(f"power {p!r}", lambda x: x.pow(p), lambda x: _power_slope(x, p), convex, inflections, turns, defined=defined, rough=False)
+    return Smooth(f"power {p!r}", lambda x: x.pow(p), lambda x: _power_slope(x, p), convex, inflections, turns, defined=defined, rough=False, parameters=(p,))
 
 
 def _softplus(args: tuple[Any, ...]) -> Smooth:

@@ -62,7 +62,8 @@ class Smooth:
     `inflections` in order, the curvature alternating from `convex` on the far left (a straight piece passes as either); `turns` are its minima and
     maxima; `defined(lower, upper)` says over which intervals it has a value; outside `curved` it is a straight line. `rough`: where the value is small it
     errs by units in the last place of the argument (or of 1), not of the value. `jump`: by how much the function falls at its last
-    inflection. `gate`: where a product was seen to be this curve, how many times the argument its other factor is, which is executed too.
+    inflection. `gate`: where a product was seen to be this curve, how many times the argument its other factor is, which is
+    executed too. `parameters`: the numbers that the function is made with.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Smooth:
     rough: bool = True
     jump: float = 0.0
     gate: float = 0.0
+    parameters: tuple[float, ...] = ()
     kind: Literal["elementwise"] = field(default="elementwise", repr=False)
 
     def __post_init__(self) -> None:
