@@ -27,6 +27,7 @@ import tempfile
 import traceback
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -146,7 +147,7 @@ class Any3(nn.Module):
         return torch.stack([s, -s, 0 * s + 0.5], 1)
 
 
-class Kind:
+class Kind(ABC):
     """How files of a kind are made, and what reads them."""
 
     suffix = ""
@@ -154,12 +155,13 @@ class Kind:
     def __init__(self, folder: Path) -> None:
         self.folder, self.mark = folder, folder / "mark"
 
+    @abstractmethod
     def make(self, draw: random.Random) -> bytes:
-        raise NotImplementedError
+        """Return a file, whole or spoiled."""
 
+    @abstractmethod
     def read(self, path: Path) -> str:
         """Read a file; return "read", or what must never be."""
-        raise NotImplementedError
 
 
 class Arrays(Kind):

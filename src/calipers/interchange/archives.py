@@ -19,7 +19,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        try:  # zipfile says NotImplementedError of files that ask for a newer version of zip
             self._zip = zipfile.ZipFile(path)
             self._members = {info.filename: info for info in self._zip.infolist()}
         except (zipfile.BadZipFile, OSError, EOFError, ValueError, OverflowError, NotImplementedError) as error:
