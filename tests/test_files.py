@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import sqlite3
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -344,3 +345,15 @@ def test_what_is_refused_at_the_door_leaves_no_record(tmp_path: Path) -> None:
     shown = calipers(tmp_path, "measure", "-m", "mnist-plain", "-d", "d.npz", "-q")
     assert shown.returncode == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz"]
+
+
+def test_a_header_that_claims_gigabytes_makes_nobody_set_them_aside(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little") + b"{'descr': '<f4'}")
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadInput, match="cannot be read as an array"):
+            load_data(str(path), labels=str(path))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()

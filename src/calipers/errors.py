@@ -33,3 +33,24 @@ class Contradiction(CalipersError):
 
 class RecordError(CalipersError):
     """A record file cannot be read, or answers another question."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or where it says nothing its type.
+
+    Libraries go on with pages of listings. At most 200 characters.
+
+    >>> first_line(ValueError("no such axis\\n  in node 7")), first_line(MemoryError())
+    ('no such axis', 'MemoryError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def typed(error: BaseException) -> str:
+    """Return the type of an error and the first line of what it says.
+
+    >>> typed(KeyError("x")), typed(MemoryError())
+    ("KeyError: 'x'", 'MemoryError')
+    """
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"

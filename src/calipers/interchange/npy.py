@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calipers.errors import BadInput
+from calipers.errors import BadInput, typed
 from calipers.interchange.archives import Archive
 
 Array = NDArray[Any]
@@ -53,16 +53,21 @@ class NpyFile:
     def array(self, name: str) -> Array:
         """Return an array of numbers in the machine's byte order."""
         if self._archive is None:
-            return self._read(self._file, os.fstat(self._file.fileno()).st_size, f"{self.path}")
+            return self._read(self._file.read(_HEAD), os.fstat(self._file.fileno()).st_size, f"{self.path}")
         data = self._archive.read(f"{name}.npy")
-        return self._read(io.BytesIO(data[:_HEAD]), len(data), f"{self.path}: {name}", data)
+        return self._read(data[:_HEAD], len(data), f"{self.path}: {name}", data)
 
-    def _read(self, file: IO[bytes], size: int, where: str, data: bytearray | None = None) -> Array:
-        shape, fortran, dtype = _header(file, where)
-        count, room = math.prod(shape), size - file.tell()
+    def _read(self, begin: bytes | bytearray, size: int, where: str, data: bytearray | None = None) -> Array:
+        head = io.BytesIO(begin)  # a header that claims gigabytes finds no more than this to read
+        shape, fortran, dtype = _header(head, where)
+        count, room = math.prod(shape), size - head.tell()
         if count * dtype.itemsize != room:
             raise BadInput(f"{where} says that it holds {count * dtype.itemsize:,} bytes of numbers, but {room:,} are there; is it complete?")
-        flat = np.fromfile(file, dtype, count) if data is None else np.frombuffer(memoryview(data)[file.tell() :], dtype)
+        if data is None:
+            self._file.seek(head.tell())
+            flat = np.fromfile(self._file, dtype, count)
+        else:
+            flat = np.frombuffer(memoryview(data)[head.tell() :], dtype)
         if len(flat) != count:
             raise BadInput(f"{where} ends too early; is it complete?")
         native = flat if dtype.isnative else flat.astype(dtype.newbyteorder("="))
@@ -90,7 +95,7 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
                 raise ValueError(f"version {version[0]}.{version[1]} of the format, in which no plain numbers are kept")
             shape, fortran, dtype = _HEADERS[version](file)
     except Exception as error:  # of an odd header NumPy raises whatever its parser does
-        raise BadInput(f"{where} cannot be read as an array ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})") from error
+        raise BadInput(f"{where} cannot be read as an array ({typed(error)})") from error
     if dtype.newbyteorder("=") not in _DTYPES or dtype.shape:
         kind = "Python objects, which are pickles and never read" if dtype.hasobject else f"the type {str(dtype)[:60]}"
         raise BadInput(f"{where} holds {kind}. Save plain numbers: bool, integers or floats of at most 64 bits.")
