@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calipers.errors import BadModel, CalipersError, UnsupportedOp
+from calipers.errors import BadModel, CalipersError, UnsupportedOp, typed
 from calipers.graph.tape import Held, Shape, Value
 
 LARGEST = 2**25
@@ -102,8 +102,7 @@ class Step:
         except CalipersError:
             raise
         except Exception as error:
-            first = next(iter(str(error).splitlines()), "")
-            raise BadModel(f"{self.where}: {self.kind} cannot be read ({type(error).__name__}: {first})") from error
+            raise BadModel(f"{self.where}: {self.kind} cannot be read ({typed(error)})") from error
 
 
 def ints(value: Value | None, step: Step) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calipers.errors import BadInput, CalipersError, UnsupportedOp
+from calipers.errors import BadInput, CalipersError, UnsupportedOp, typed
 from calipers.graph.onnx_net import Line, OnnxNet, Program
 from calipers.graph.onnx_steps import LARGEST
 from calipers.interchange.files import content, existing
@@ -37,8 +37,7 @@ def load_onnx(source: str | Path, *, paired: bool = False) -> OnnxNet:
     except CalipersError:
         raise
     except Exception as error:  # bytes from strangers: there is no end of what the libraries raise
-        first = next(iter(str(error).splitlines()), "")
-        raise BadInput(f"{path} cannot be read as an ONNX file ({type(error).__name__}: {first}); is it damaged?") from error
+        raise BadInput(f"{path} cannot be read as an ONNX file ({typed(error)}); is it damaged?") from error
 
 
 def _read(path: Path, paired: bool) -> OnnxNet:
@@ -106,7 +105,7 @@ def _parsed(path: Path) -> tuple[Any, bytes]:
     except Exception as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{path} cannot be read as an ONNX file ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})") from error
+        raise BadInput(f"{path} cannot be read as an ONNX file ({typed(error)})") from error
     if not model.graph.node or not model.graph.output:
         raise BadInput(f"{path} holds no network: is it an ONNX file, and complete?")
     if model.functions:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from calipers.errors import BadModel
+from calipers.errors import BadModel, first_line
 
 Run = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -57,7 +57,7 @@ class Execution:
                 with np.errstate(all="ignore"):
                     run(point)
             except Exception as error:  # whatever a foreign program raises: the next one is asked
-                reasons.append(f"{make.__name__.removeprefix('_by_').replace('_', ' ')}: {next(iter(str(error).splitlines()), type(error).__name__)}")
+                reasons.append(f"{make.__name__.removeprefix('_by_').replace('_', ' ')}: {first_line(error)}")
             else:
                 return run
         raise BadModel(

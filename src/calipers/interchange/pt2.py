@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calipers.errors import BadInput, CalipersError
+from calipers.errors import BadInput, CalipersError, typed
 from calipers.interchange.archives import Archive
 from calipers.interchange.exported import Exported, Held
 from calipers.interchange.pt2_graph import DTYPES, program_of
@@ -35,8 +35,7 @@ def load_exported(path: Path) -> Exported:
     except CalipersError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, StopIteration) as error:
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-        raise BadInput(f"{path} cannot be read as an exported program ({type(error).__name__}: {first}). {_AGAIN}") from error
+        raise BadInput(f"{path} cannot be read as an exported program ({typed(error)}). {_AGAIN}") from error
 
 
 def _read(archive: Archive) -> Exported:

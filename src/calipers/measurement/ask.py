@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from calipers.errors import CalipersError, ToolFailed
+from calipers.errors import CalipersError, ToolFailed, typed
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import Referee, Ruling
 from calipers.problem.interrupts import relayed
@@ -35,8 +35,7 @@ def _typed(tool: object, called: Callable[[Problem], Iterator[Answer]], problem:
     except CalipersError:
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), "no reason given")
-        raise ToolFailed(f"{type(tool).__name__} ended on an error of its own ({type(error).__name__}: {first})") from error
+        raise ToolFailed(f"{type(tool).__name__} ended on an error of its own ({typed(error)})") from error
 
 
 def ask(stage: Stage, problem: Problem, use: Callable[[Answer, Ruling], Made | None], *, seed: int = 0, name: str = "") -> Iterator[Made]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from calipers.errors import BadModel
+from calipers.errors import BadModel, first_line, typed
 from calipers.problem.calls import HALVES, Fresh, InHalf, uncompiled, undressed, with_gradients
 from calipers.problem.chance import ballot, differ, drawn, seeded
 from calipers.problem.company import in_company, is_probability
@@ -184,7 +184,7 @@ class Classifier:
                 z = self.network(x)
                 (slope,) = torch.autograd.grad(z.sum(), x, allow_unused=True) if z.requires_grad else (None,)
         except Exception as error:
-            self.no_gradient, self._fails_with_gradients = f"the model fails where gradients are on ({_first_line(error)})", True
+            self.no_gradient, self._fails_with_gradients = f"the model fails where gradients are on ({first_line(error)})", True
         else:
             self.counter.backwards += 0 if slope is None else len(x)
             self.no_gradient = "its graph is cut between input and logits" if slope is None else ""
@@ -196,7 +196,7 @@ class Classifier:
             found = in_company(x, self.logits, precise)
         except Exception as error:
             raise BadModel(
-                f"the model answers a batch of points, but not one alone, or not {len(x)}: {_first_line(error)}. Let the batch be the first axis, of any size."
+                f"the model answers a batch of points, but not one alone, or not {len(x)}: {first_line(error)}. Let the batch be the first axis, of any size."
             ) from error
         if found is not None:
             place, gap = found
@@ -289,7 +289,7 @@ class Classifier:
                         made(x[:2].double())
                     break
                 except Exception as error:
-                    made, reason = None, f"{type(error).__name__}: {_first_line(error)}"
+                    made, reason = None, typed(error)
             self._double = (self.state(), made, "" if made is not None else reason)
         return self._double[1]
 
@@ -311,7 +311,7 @@ class Classifier:
                 low = search_copy(self.network, dtype or self.dtype)
         except Exception as error:
             if dtype not in (None, self.dtype):
-                raise BadModel(f"the model cannot be copied into {dtype} ({_first_line(error)}): search in its own precision") from error
+                raise BadModel(f"the model cannot be copied into {dtype} ({first_line(error)}): search in its own precision") from error
             low = self.network
         return low if dtype in (None, self.dtype) else lambda x: low(x.to(dtype)).to(self.dtype)
 
@@ -350,13 +350,9 @@ def _usable(module: nn.Module) -> nn.Module:
         return copied(module, None)
     except Exception as error:
         raise BadModel(
-            f"the model's weights were made in torch.inference_mode(), where nothing has gradients, and it cannot be copied ({_first_line(error)}). "
+            f"the model's weights were made in torch.inference_mode(), where nothing has gradients, and it cannot be copied ({first_line(error)}). "
             "Build or load it outside."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _check_outputs(z: object, n: int) -> None:
