@@ -8,21 +8,20 @@ on the given points and on random ones, in float64, and must agree.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from functools import reduce
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
-from torch._decomp import decompositions
 
-from calipers.errors import CaptureError, UnsupportedOp
+from calipers.errors import CaptureError, UnsupportedOp, typed
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, SHAPES, Call
 from calipers.graph.calls import has_parameters_for, leaves, options, place_of, rounded_often, unread, with_absolute_constants
+from calipers.graph.exporting import exported, in_fewer
 from calipers.graph.fusion import fused
 from calipers.graph.ir import Graph, Op
 from calipers.graph.products import SELECTIONS
@@ -79,7 +78,7 @@ def capture(classifier: Freezable, x: Tensor) -> Graph:
     except (CaptureError, UnsupportedOp):
         raise
     except Exception as error:
-        raise CaptureError(f"the model cannot be turned into a graph ({_told(error)}); attacks work without a graph") from error
+        raise CaptureError(f"the model cannot be turned into a graph ({typed(error)}); attacks work without a graph") from error
     return graph
 
 
@@ -119,13 +118,13 @@ def _exported(network: nn.Module, sample: Tensor) -> Graph:
     others. What is captured for one point may mix the points of a batch: that shows when the module runs on several, and then the first reason stands.
     """
     try:
-        program = _export(network, sample)
+        program = exported(network, sample)
         with suppress(CaptureError, UnsupportedOp):
             return _Translator(program, sample).run()
-        return _Translator(_in_fewer(program), sample).run()
+        return _Translator(in_fewer(program), sample).run()
     except (CaptureError, UnsupportedOp) as refused:
         try:
-            graph = _Translator(_in_fewer(_export(network, sample, single=True)), sample, single=True).run()
+            graph = _Translator(in_fewer(exported(network, sample, single=True)), sample, single=True).run()
         except (CaptureError, UnsupportedOp):
             raise refused from None
         if not _keeps_points_apart(network, sample):
@@ -144,59 +143,6 @@ def _then(first: Graph, second: Graph) -> Graph:
     last = len(first.nodes)
     behind = [dataclasses.replace(node, inputs=tuple(i + last for i in node.inputs)) for node in second.nodes]
     return Graph(first.input_shape, (*first.nodes, *behind), computed=first.computed or second.computed)
-
-
-def _export(network: nn.Module, sample: Tensor, *, single: bool = False) -> torch.export.ExportedProgram:
-    with _as_refusals():
-        shapes = None if single else ({0: torch.export.Dim("batch", min=2)},)
-        return torch.export.export(_OneArgument(network), (sample[:1] if single else sample,), dynamic_shapes=shapes, strict=False)
-
-
-def _in_fewer(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the program without operations in place, and in fewer different ones."""
-    with _as_refusals():
-        written: torch.export.ExportedProgram = program.run_decompositions(_STEP_BY_STEP)
-        return written
-
-
-@contextmanager
-def _as_refusals() -> Iterator[None]:
-    """Say in our words why a program cannot be exported; transformer layers are exported as their parts, not as one fused kernel."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except Exception as error:
-        raise CaptureError(
-            f"the model cannot be exported as a graph ({_told(error)}). "
-            "Usual causes: Python decisions that depend on the data, or code that fixes the batch size. "
-            "Rewrite those with torch.where; attacks work without a graph."
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-_STEP_BY_STEP = {torch.ops.aten.lstm.input: decompositions.lstm_impl, torch.ops.aten.gru.input: decompositions.gru_impl}
-"""Recurrent layers are written out, one time step after the other."""
-
-
-def _told(error: Exception) -> str:
-    """Return what went wrong in one line: export errors go on with pages of listings."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
-
-
-class _OneArgument(nn.Module):
-    """Gives every network the same signature, so that the free batch size can be declared."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.network(x)
-        return result
 
 
 class _Translator:
