@@ -19,11 +19,7 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.measurement.plan import Plan
-from calipers.presets import PLANS
-
-PLAN = PLANS["distance"]
-SEARCHING = dataclasses.replace(PLAN, stages=PLAN.stages[1:])
-ALONE = dataclasses.replace(PLAN, stages=PLAN.stages[:1])
+from calipers.presets import plan_for
 
 
 def digits(dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
@@ -39,10 +35,19 @@ def digits(dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
     return model.to(dtype).requires_grad_(False).eval(), torch.tensor(images[:100]).to(dtype), torch.tensor(labels[:100])
 
 
-def measured(model: nn.Module, x: Tensor, y: Tensor, ball: calipers.Ball, plan: Plan) -> tuple[str, float]:
-    """Return how wide the brackets of one plan are, and its processor seconds."""
+ALL, SEARCHES, REGIONS = slice(None), slice(1, None), slice(1)
+
+
+def stages(ball: calipers.Ball, which: slice) -> Plan:
+    """Return these stages of the plan for distances: linear regions come first."""
+    plan = plan_for(ball, "distance")
+    return dataclasses.replace(plan, stages=plan.stages[which])
+
+
+def measured(model: nn.Module, x: Tensor, y: Tensor, ball: calipers.Ball, which: slice) -> tuple[str, float]:
+    """Return how wide the brackets of some stages are, and their processor seconds."""
     begun = time.process_time()
-    found = calipers.measure(model, x, y, ball, plan=plan).bracket
+    found = calipers.measure(model, x, y, ball, plan=stages(ball, which)).bracket
     spent = time.process_time() - begun
     right = (found.upper > 0) & np.isfinite(found.upper)
     gap = 1 - found.lower[right] / found.upper[right]
@@ -64,10 +69,10 @@ def main() -> None:
         for box in (None, (0.0, 1.0)):
             for mask in (None, torch.arange(64) % 3 != 0):
                 ball = calipers.Ball(norm, 0.1, box, mask)
-                told, spent = measured(model, x, y, ball, PLAN)
+                told, spent = measured(model, x, y, ball, ALL)
                 line = f"{norm:4s} {'box' if box else '   '} {'mask' if mask is not None else '    '}  {told}"
                 if not options.no_search:
-                    other, long = measured(model, x, y, ball, SEARCHING)
+                    other, long = measured(model, x, y, ball, SEARCHES)
                     line += f" | searching: {other} ({long / spent:.0f} x)"
                 print(line, flush=True)
     network = common.network("mnist_wk17a") if options.kinks else None
@@ -76,7 +81,9 @@ def main() -> None:
             x, y = torch.tensor(arrays["x"]).float()[:, None] / 255, torch.tensor(arrays["y"]).long()
         for norm in ("linf", "l2", "l1"):
             begun = time.process_time()
-            found = calipers.measure(network, x, y, calipers.Ball(norm, 0.1), plan=dataclasses.replace(ALONE, lower_share=None)).bracket
+            ball = calipers.Ball(norm, 0.1)
+            plan = dataclasses.replace(stages(ball, REGIONS), lower_share=None)
+            found = calipers.measure(network, x, y, ball, plan=plan).bracket
             near = np.flatnonzero((found.upper > 0) & np.isfinite(found.upper))
             told = ", ".join(f"{i}: {found.upper[i]:.6g} ({1 - found.lower[i] / found.upper[i]:.1e} apart)" for i in near)
             print(f"mnist_wk17a {norm}: {len(near)} examples in the point's own region, {time.process_time() - begun:.1f} s; {told}", flush=True)

@@ -16,7 +16,7 @@ import trained
 import calipers
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.measurement.plan import Plan
-from calipers.presets import PLANS
+from calipers.presets import plan_for
 from calipers.problem.ball import Ball
 
 RADII = {"mnist_wk17a": 0.1, "mnist_madry_tiny": 0.3, "mnist_rsl18a": 0.1, "mnist_6x100_nat": 0.026, "cifar_cnn_a_adv4": 2 / 255}
@@ -43,7 +43,7 @@ def main() -> None:
 
 def row(name: str, budget: float, run: Callable[[Plan], calipers.Result]) -> None:
     """Measure with that budget and print what was decided, and by which tool."""
-    plan = PLANS["complete"]
+    plan = plan_for(Ball("linf", 1.0), "complete")
     stages = tuple(dataclasses.replace(s, tool=dataclasses.replace(s.tool, seconds=budget)) if isinstance(s.tool, BranchAndBound) else s for s in plan.stages)
     results: list[calipers.Result] = []
     seconds = common.clock(lambda: results.append(run(dataclasses.replace(plan, stages=stages))))

@@ -27,7 +27,7 @@ from calipers.attacks.carlini_wagner import CarliniWagner
 from calipers.attacks.ddn import DDN
 from calipers.attacks.deepfool import DeepFool
 from calipers.attacks.fmn import FMN
-from calipers.presets import PLANS, tool_from
+from calipers.presets import plan_for, tool_from
 from calipers.problem.ball import Ball
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
@@ -76,14 +76,15 @@ def distances(problem: Problem, found: Tensor) -> Tensor:
     return torch.where(broken, problem.region.distance(inside), torch.inf)
 
 
-def against_exact(tools: list[str]) -> None:
-    """Print the first table."""
+def against_exact(named: list[str] | None) -> None:
+    """Print the first table: of the tools named, or of those that the plan distance asks in each norm."""
     print(f"\n{'network':18} {'norm':4} points  median    95 %     max   below  seconds  tool")
     for row in EXACT:
         known = with_exact(*row)
         if known is None:
             continue
         problem, low, high = known
+        tools = named or [repr(stage.tool) for stage in plan_for(problem.threat, "distance").stages if stage.kind == "attack"]
         for text in tools:
             results: list[Tensor] = []
             seconds = common.clock(lambda: results.append(candidates(tool_from(text), problem)))  # type: ignore[arg-type]  # noqa: B023
@@ -194,7 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     found = common.start("Distances of minimum-norm attacks", [] if options.no_peers else ["foolbox", "torchattacks", "art"])
     if not options.only:
-        against_exact(options.tool or [repr(stage.tool) for stage in PLANS["distance"].stages if stage.kind == "attack"])
+        against_exact(options.tool)
     if found:
         print(f"\n{'network':13} norm {'attack':8} {'library':12} our steps, points, broken, median, theirs, ratio; behind, seconds, theirs, speed")
         for name in NETWORKS:

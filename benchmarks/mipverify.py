@@ -26,7 +26,7 @@ from exact import ROOM, ends, reach
 import calipers
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.measurement.plan import Plan
-from calipers.presets import PLANS
+from calipers.presets import plan_for
 from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 
@@ -44,7 +44,7 @@ class Image(NamedTuple):
 
 def plan_of(seconds: float) -> Plan:
     """Return the plan complete with that much branch and bound a point."""
-    plan = PLANS["complete"]
+    plan = plan_for(Ball("linf", RADIUS), "complete")
     stages = [dataclasses.replace(s, tool=dataclasses.replace(s.tool, seconds=seconds)) if isinstance(s.tool, BranchAndBound) else s for s in plan.stages]
     return dataclasses.replace(plan, stages=tuple(stages))
 

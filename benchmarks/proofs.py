@@ -29,7 +29,7 @@ from calipers.certificates.input_split import InputSplit
 from calipers.errors import CalipersError
 from calipers.instances import verify
 from calipers.interchange import load_instances
-from calipers.presets import PLANS
+from calipers.presets import plan_for
 from calipers.problem.ball import Ball
 from calipers.record import checker
 from calipers.record.ledger import Ledger
@@ -77,9 +77,10 @@ def points(name: str, count: int, seconds: float) -> Iterator[tuple[str, bytes |
     if model is None:
         return
     x, y = common.cifar(min(count, 200)) if name.startswith("cifar") else common.digits(count)
-    plan, ledger = PLANS["complete"], Ledger()
+    ball, ledger = Ball("linf", RADII[name]), Ledger()
+    plan = plan_for(ball, "complete")
     stages = tuple(dataclasses.replace(s, tool=dataclasses.replace(s.tool, seconds=seconds)) if isinstance(s.tool, COMPLETE) else s for s in plan.stages)
-    calipers.measure(model, x, y, Ball("linf", RADII[name]), plan=dataclasses.replace(plan, stages=stages), record=ledger, proofs=True)
+    calipers.measure(model, x, y, ball, plan=dataclasses.replace(plan, stages=stages), record=ledger, proofs=True)
     (asked,) = ledger.questions()
     for fact in (e for e in ledger.evidence(asked.fingerprint) if e.kind == "certificate"):
         data = ledger.witness(asked.fingerprint, fact)
