@@ -17,10 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from calipers.bounds.linear import joined_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH
 from calipers.certificates import crown
 from calipers.certificates.alpha import AlphaCROWN
 from calipers.certificates.crown import CROWN, IBP
+from calipers.certificates.guaranteed import posed
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball
@@ -367,3 +369,21 @@ def test_no_bound_is_looser_than_that_of_intervals(function: Any) -> None:
     problem = Problem.pose(classifier, x, classifier.logits(x).argmax(1), Ball("linf", 0.3))
     by_boxes, *others = (torch.cat([c.margin for c in tool(problem)]) for tool in (IBP(), CROWN(), AlphaCROWN(steps=2, sharpen=0)))
     assert all(bool((margin >= by_boxes - 1e-12).all()) for margin in others)
+
+
+class Clipped(nn.Module):
+    """A maximum below a clip: lines through both are looser than the boxes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = x.sum(1, keepdim=True).clamp(min=-1.0).clamp(max=1.0)
+        return torch.cat([z, 0 * z], 1)
+
+
+def test_bounds_joined_with_the_boxes_are_the_better_ones_and_no_better() -> None:
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    problem = Problem.pose(Clipped().double(), x, torch.zeros(1, dtype=torch.long), Ball("linf", 4.0, None))
+    graph, region = posed(problem, CHECKED)
+    rows = problem.goal.rows(problem.y, problem.classes)
+    state = relax(graph, region, CHECKED)
+    joined, sweep = joined_bounds(state, rows), margin_bounds(state, rows)
+    assert float(sweep) < -1.1 and -1.0 - 1e-9 < float(joined) <= -1.0  # -1 is met at (-4, -4)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import calipers
 from calipers import Ball
-from calipers.certificates import linear_region
+from calipers.certificates import linear_region, polyhedra
 from calipers.certificates.crown import CROWN
 from calipers.certificates.joint import Joint
 from calipers.certificates.linear_region import LinearRegion
@@ -430,3 +430,14 @@ def test_a_bound_that_is_too_high_contradicts_the_example(monkeypatch: pytest.Mo
     monkeypatch.setattr(linear_region, "_BELOW", 1.01)
     with pytest.raises(calipers.Contradiction):
         bracket(*joint_questions("linf")["a target each"])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_multipliers_below_zero_count_for_nothing(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
+    """A solver's multiplier may be below 0 by its tolerance; times a row it would add an inequality that nobody stated."""
+    region = Ball(norm, 1.0, None).region(torch.zeros(1, 2, dtype=F64))
+    rows, ends = torch.eye(2, dtype=F64), torch.tensor([-0.2, -0.3], dtype=F64)
+    for name in ("projected", "_programmed"):
+        monkeypatch.setattr(polyhedra, name, lambda *_, **__: (np.array([-0.2, -0.3]), np.array([1.0, -1e-9])))
+    found = polyhedra.nearest(region, rows, ends)
+    assert found is not None and found.multipliers.tolist() == [1.0, 0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,3 +242,36 @@ def test_a_search_for_the_nearest_is_run_on_all_where_a_sample_gains(share: floa
     assert len(first) == POINTS and len(then) == (POINTS if runs else 16)
     said = [line for line in caveats.limits(result.summary) if "came hardly nearer" in line]
     assert len(said) == (not runs) and ("audits" in result.summary.question.facts) == (not runs)
+
+
+@dataclass(frozen=True)
+class Close:
+    """An attack that comes close to breaking some points, and breaks none."""
+
+    chosen: tuple[int, ...]
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield all points."""
+        near = torch.isin((problem.x[:, 1] * 1000).round().long(), torch.tensor(self.chosen))
+        candidate, none = problem.x.clone(), torch.zeros(len(problem), dtype=torch.long)
+        candidate[:, 0] = torch.where(near, 0.501, candidate[:, 0])
+        yield Attempt(torch.arange(len(problem)), candidate, none, none)
+
+
+def test_points_that_came_nearest_to_falling_call_a_family_too(clock: Clock) -> None:
+    """None of the random sample falls, all of the near ones would: the family is run on all."""
+    settings = {"others": (NEVER, 1, 1.0)}
+    plan, asked = plan_with(settings, clock)
+    measured(plan)
+    drawn = set(asked["others"][0] + asked["others"][1][:16])
+    unseen = tuple(n for n in range(POINTS) if n not in {m for block in asked["others"] for m in block})[:8]
+    assert not drawn & set(unseen)
+    tool = Known("others", unseen[0], unseen[1] - unseen[0], 1.0, clock, [])
+    met = tuple(n for n in range(unseen[0], POINTS, unseen[1] - unseen[0]))
+    chosen = tuple(n for n in met if n not in drawn)[:2]
+    picky = dataclasses.replace(tool, first=chosen[0], every=NEVER)
+    stages = (Stage(Close(chosen), "attack"), Stage(picky, "attack", audit=16, family="p"))
+    result = measured(Plan("near", stages))
+    assert "audits" not in result.summary.question.facts
+    assert numbers(picky.asked) == list(range(POINTS))
+    assert [row.verdict for row in result.points].count("broken") == 1

@@ -219,3 +219,29 @@ def test_a_single_logit_near_zero_is_doubtful_however_small_it_is() -> None:
     assert float(problem.classifier.logits64(barely)[0, 1]) < 0 < float(problem.clearance(barely))
     assert float(problem.clearance(torch.tensor([[0.72, 0.73]]))) < 0
     assert torch.equal(problem.take([0]).at(0.2).size, problem.size)
+
+
+class Moody(nn.Module):
+    """Right about a point; wrong in a batch, alone or in float64 where `mood` says so, or without an answer."""
+
+    mood = frozenset[str]()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("one", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        where = "float64" if x.dtype == torch.float64 else "batch" if len(x) > 1 else "alone"
+        second = -1.0 if where not in self.mood else torch.inf if f"{where} without end" in self.mood else 1.0
+        return torch.stack([0 * x[:, 0], 0 * x[:, 0] + second * self.one], 1)
+
+
+@pytest.mark.parametrize("fooled", [True, False])
+def test_a_model_is_fooled_beyond_doubt_in_a_batch_alone_and_in_float64(fooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, everywhere = Moody(), {"batch", "alone", "float64"}
+    problem = Problem.pose(model, torch.rand(3, 2), torch.zeros(3, dtype=torch.long), Ball("linf", 0.1))
+    doubts = [*(everywhere - {where} for where in everywhere), *({*everywhere, f"{where} without end"} for where in everywhere)]
+    moods = [everywhere] if fooled else doubts
+    for mood in moods:
+        monkeypatch.setattr(Moody, "mood", frozenset(mood))  # of the class: the float64 copy sees it too
+        assert problem.fooled(problem.x)[0].tolist() == [fooled] * 3, mood

@@ -537,28 +537,34 @@ def test_a_certifier_that_fails_ends_itself_alone() -> None:
 
 
 def test_two_threads_leave_the_default_type_as_it_was() -> None:
-    """Each holds another type for a while, and the later one must not put back the earlier one's."""
+    """The second may only come in once the first has put its own back: else it would put back the first one's."""
     import threading
 
     from calipers.problem.innards import made_in
 
-    inside, go_on = threading.Event(), threading.Event()
+    inside, entered, go_on, gone = (threading.Event() for _ in range(4))
 
     def first() -> None:
         with made_in(torch.float64):
             inside.set()
             go_on.wait(10)
+        gone.set()
 
     def second() -> None:
+        inside.wait(10)
         with made_in(torch.float64):
-            pass
+            entered.set()
+            gone.wait(10)
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
-    threads[0].start()
-    inside.wait(10)
-    threads[1].start()
-    threads[1].join(0.05)  # without a lock it would have come and gone, or stand inside
-    go_on.set()
-    for thread in threads:
-        thread.join()
-    assert torch.get_default_dtype() == torch.float32
+    try:
+        for thread in threads:
+            thread.start()
+        assert inside.wait(10) and not entered.wait(0.2)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        go_on.set()
+        torch.set_default_dtype(torch.float32)
