@@ -275,3 +275,47 @@ def test_points_that_came_nearest_to_falling_call_a_family_too(clock: Clock) -> 
     assert "audits" not in result.summary.question.facts
     assert numbers(picky.asked) == list(range(POINTS))
     assert [row.verdict for row in result.points].count("broken") == 1
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """An attack that comes to an example beyond the radius: by a tenth for numbers divisible by 3, by two thirds for the others."""
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield all points."""
+        number = (problem.x[:, 1] * 1000).round().long()
+        candidate, none = problem.x.clone(), torch.zeros_like(number)
+        candidate[:, 0] = 0.6 - 0.25 * torch.where(number % 3 == 0, 1.1, 1.67)
+        yield Attempt(torch.arange(len(number)), candidate, none, none)
+
+
+def looked_at(deep: Known, audit: int, near: float) -> tuple[list[list[int]], dict[str, object]]:
+    """Return what a deep search is asked where examples beyond the radius are known, and what the record says of audits."""
+    family = Stage(deep, "attack", audit=audit, family="deep", waits=True, near=near)
+    return deep.asked, measured(Plan("near", (Stage(Beyond(), "attack"), family))).summary.question.facts.get("audits", {})  # type: ignore[return-value]
+
+
+NEAR = [n for n in range(POINTS) if n % 3 == 0]
+
+
+def test_near_misses_are_all_looked_at_again_where_that_breaks_a_few_of_them(clock: Clock) -> None:
+    asked, audits = looked_at(Known("deep", 0, 3, 1.0, clock, []), 0, 0.15)
+    assert len(asked[0]) == 8 and numbers(asked) == NEAR and not audits
+
+
+def test_near_misses_are_left_alone_where_the_nearest_withstand(clock: Clock) -> None:
+    """No random point was tried, so nothing can be said of the others."""
+    asked, audits = looked_at(Known("deep", 1, 3, 1.0, clock, []), 0, 0.15)
+    assert len(asked) == 1 and len(asked[0]) == 8 and set(asked[0]) <= set(NEAR) and not audits
+
+
+def test_a_deep_search_keeps_to_points_with_a_near_example_where_it_breaks_no_others(clock: Clock) -> None:
+    asked, audits = looked_at(Known("deep", 0, 3, 1.0, clock, []), 16, 0.3)
+    (audit,), far = audits.values(), [n for n in numbers(asked) if n % 3]
+    assert set(NEAR) <= set(numbers(asked)) and len(far) <= 16
+    assert audit == {"kind": "attack", "open": POINTS - len(NEAR), "tried": len(far), "near": 0}
+
+
+def test_a_deep_search_is_run_on_all_where_it_breaks_a_far_point(clock: Clock) -> None:
+    asked, audits = looked_at(Known("deep", 1, 3, 1.0, clock, []), 16, 0.3)
+    assert numbers(asked) == list(range(POINTS)) and not audits

@@ -89,6 +89,7 @@ _ALONE: dict[str, tuple[Attack | Certifier, Attack | Certifier]] = {
 """The tool of a command that names none: for a ball, and for letters."""
 
 _AUDIT = 16  # random points that decide whether a costly tool is worth running on the others; none of 16 bounds what all would give by 17 %
+_CLOSE, _MISSED = 0.3, 0.15  # of the radius: as far beyond it as points have their nearest example that deep searches break, and that deeper ones do
 _SHARE = 0.75  # of the attacks' time that certifiers may take without proving anything: a run then takes less than twice as long as its attacks
 
 _VERDICTS = (
@@ -100,22 +101,26 @@ _VERDICTS = (
 _INSISTING = Insist(Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2)), Descent())
 
 
-def _family(name: str, tool: Attack, audit: int | None = _AUDIT, waits: bool = False) -> Stage:
-    return Stage(tool, "attack", audit=audit, family=name, waits=waits)
+def _family(name: str, tool: Attack, audit: int | None = _AUDIT, *, waits: bool = False, near: float | None = None) -> Stage:
+    return Stage(tool, "attack", audit=audit, family=name, waits=waits, near=near)
 
 
 _FAMILIES = (
     _family("ascents", APGD(steps=100), None),
-    _family("ascents", _INSISTING, None),
+    _family("ascents for each rival", _INSISTING),
     _family("growing and shrinking radii", FMN(steps=60, targets=3, gamma=0.2, inside=True)),
-    _family("growing and shrinking radii", FMN(steps=100, targets=9, gamma=0.2, inside=True)),
+    _family("growing and shrinking radii", FMN(steps=100, targets=9, gamma=0.2, inside=True), near=_CLOSE),
     _family("tangents", FAB(steps=40, targets=3, backward=0.8, inside=True)),
-    _family("tangents", FAB(steps=60, targets=9, backward=0.8, inside=True)),
+    _family("tangents", FAB(steps=60, targets=9, backward=0.8, inside=True), near=_CLOSE),
     _family("directions", DDN(steps=50, inside=True)),
     _family("counts", SigmaZero(steps=200, inside=True), None),
-    _family("scores", Square(queries=800, ahead=8), waits=True),
+    _family("near misses", FMN(steps=200, targets=9, inside=True), 0, waits=True, near=_MISSED),
+    _family("near misses", FAB(steps=60, targets=9, inside=True), 0, waits=True, near=_MISSED),
+    _family("near misses", Guided(APGD(steps=300, restarts=2, targets=3, halving=True), Minimisers(2)), 0, waits=True, near=_MISSED),
+    _family("scores", Square(queries=800, ahead=8), waits=True, near=0.0),
 )
-"""What stands side by side in the plans: ascents at the radius, searches for the nearest example, and scores alone (see `measurement.portfolio`)."""
+"""What stands side by side in the plans: ascents at the radius, searches for the nearest example, a second and deeper look at what was nearly broken, and
+scores alone (see `measurement.portfolio`)."""
 
 _NEARER = (
     Stage(FAB(steps=60, targets=9, backward=0.8), "attack", "distance", audit=_AUDIT),

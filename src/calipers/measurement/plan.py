@@ -25,6 +25,9 @@ class Stage:
 
     `family`: attacks with a family that follow each other are no sequence but stand side by side (`measurement.portfolio`): each is tried on a sample of
     what is left, as large as its audit says, and what breaks most per second goes first. One that `waits` comes after all that do not.
+
+    `near`: a deep search of a family, worth its time on points whose nearest known example lies beyond the radius by no more than that share of it; on
+    others only where it breaks any of its sample that lie farther. With an audit of 0 it is for no others, and a few of the nearest decide.
     """
 
     tool: Attack | Certifier
@@ -34,6 +37,7 @@ class Stage:
     fallback: bool = False
     family: str = ""
     waits: bool = False
+    near: float | None = None
 
     @property
     def name(self) -> str:

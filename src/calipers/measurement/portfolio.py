@@ -5,6 +5,7 @@ boundary is ragged, both where scores alone lead on. First each family is tried 
 the order. Then each has its turn on what those before have left: tried on a sample of it, and run on all of it where it breaks any of the sample. A family
 that breaks none is left out, and the record says how many it may have missed; a stage without an audit is run on all in any case. A family may have several
 stages, the quick one first: those after it follow where it was of use, or where few points are left. Families that wait come last, in the plan's order.
+Stages for near misses run on all points whose nearest known example lies hardly beyond the radius, and on no others: there depth is worth its time.
 
 The sample: as many random points as the stage's audit says, and half as many again that came nearest to falling so far, by what the record holds. Only the
 random ones count for what may have been missed. Seconds are the process's own, so that a busy machine does not turn the order round; they are decided once
@@ -27,7 +28,6 @@ from calipers.record.evidence import Evidence
 
 _FIRST = 8  # random points that every family is tried on for its place in the order
 _FEW = 3 * _FIRST  # where no more are left, the plan's own order will do
-_NEAR = 0.5  # of an audit, added to it: points that came nearest to falling
 _NEARER = 0.003  # of the distance, on average over a sample: where a search for the nearest gains less, it is not run on all
 _DEALT = 0.02  # of the seconds in the record: a process that spent less did not do the work itself
 
@@ -69,17 +69,18 @@ class Table:
         names = {self.names[i] for i in places}
         return sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool == stage.name and e.point in names)
 
+    def shares(self, counts: Counts) -> NDArray[np.float64]:
+        """Return how far the nearest known example of every point is, as a share of the radius asked: infinite where none is known."""
+        upper = Bracket.of(self.names, self.facts(counts)).upper
+        return np.divide(upper, self.radii, out=np.full_like(upper, np.inf), where=self.radii > 0)
+
     def nearest(self, places: list[int], counts: Counts) -> list[int]:
         """Return the places by their better rank of two: the lowest margin above 0 that an attack came to, and the nearest example beyond the radius."""
-        place = {name: i for i, name in enumerate(self.names)}
-        margin, share = np.full(len(place), np.inf), np.full(len(place), np.inf)
+        margin, at = np.full(len(self.names), np.inf), np.array(places)
+        share, place = self.shares(counts), {name: i for i, name in enumerate(self.names)}
         for e in self.facts(counts):
-            i = place[e.point]
             if e.kind == "attempt" and e.margin > 0 and e.tool in self.attacks:
-                margin[i] = min(margin[i], e.margin)
-            elif e.kind == "witness":
-                share[i] = min(share[i], e.radius / self.radii[i])
-        at = np.array(places)
+                margin[place[e.point]] = min(margin[place[e.point]], e.margin)
         rank = np.minimum(*(value[at].argsort(kind="stable").argsort() for value in (margin, share)))
         return [places[i] for i in rank.argsort(kind="stable")]
 
@@ -107,7 +108,8 @@ def parts(stages: Sequence[Stage]) -> list[list[int]]:
 def in_turn(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """Return the stages for a run that cannot audit attacks: of each family that does not wait the first one, and what has no audit, as plain stages."""
     firsts = {stage.family: stage for stage in reversed(stages) if stage.family and not stage.waits}
-    kept = [stage for stage in stages if stage.kind == "certifier" or stage.audit is None or stage is firsts.get(stage.family)]
+    wanted = [stage for stage in stages if stage.near is None]
+    kept = [stage for stage in wanted if stage.kind == "certifier" or stage.audit is None or stage is firsts.get(stage.family)]
     return tuple(replace(stage, audit=None, family="") for stage in kept)
 
 
@@ -144,22 +146,30 @@ class Portfolio:
     def _turn(self, stage: Stage, first: bool) -> bool:
         """Try a stage on a sample of what is left, and on the rest where it is of use; False when the time is up."""
         left = self._open()
-        if not left or not (first or stage.audit is None or stage.family in self.useful or len(left) <= _FEW):
+        if not left or not (first or not stage.audit or stage.family in self.useful or len(left) <= _FEW):
             return True
         if stage.audit is None:
             return self._deal(stage, left)
-        drawn = self.table.drawn(left)
-        chosen, rest = drawn[: stage.audit], set(drawn[stage.audit :])
-        near = [i for i in self.table.nearest(left, self._counts) if i in rest][: round(_NEAR * stage.audit)]
+        close, drawn = self._close(stage, left), self.table.drawn(left)
+        chosen, rest = drawn[: stage.audit], close.difference(drawn[: stage.audit])
+        near = [i for i in self.table.nearest(left, self._counts) if i in rest][:_FIRST]
         if not self._deal(stage, sorted(chosen + near)):
             return False
         self.useful.discard(stage.family)
+        wanted = set[int]()
         if self.table.broken(stage, chosen + near):
             self.useful.add(stage.family)
-            return self._deal(stage, self._open())
-        if len(chosen) + len(near) < len(left):
-            self.table.missed(stage, {"open": len(left), "tried": len(chosen), "near": len(near)})
-        return True
+            far = [i for i in chosen if i not in close]
+            wanted = set(left) if self.table.broken(stage, far) else close
+        others, tried = set(left) - wanted, {"tried": chosen, "near": near}
+        if stage.audit and not others.issubset(chosen + near):
+            self.table.missed(stage, {"open": len(others), **{key: len(others.intersection(places)) for key, places in tried.items()}})
+        return self._deal(stage, [i for i in self._open() if i in wanted])
+
+    def _close(self, stage: Stage, left: list[int]) -> set[int]:
+        """Return the places whose nearest known example is near enough for the stage."""
+        share = np.zeros(len(self.table.names)) if stage.near is None else self.table.shares(self._counts)
+        return {i for i in left if share[i] <= 1 + (stage.near or 0.0)}
 
     def _seconds(self, stage: Stage, sample: list[int], spent: float) -> float:
         """Return how long a stage took for the sample: once decided, always the same."""

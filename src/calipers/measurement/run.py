@@ -354,7 +354,7 @@ class _Session:
 
 def scope_of(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
     """Return a name for runs that proceed alike: the same stages, seed, points and radii."""
-    told = repr(([(s.name, s.aim, s.audit, s.family, s.waits) for s in plan.stages], plan.lower_share, seed, tuple(names))).encode()
+    told = repr(([(s.name, s.aim, s.audit, s.family, s.waits, s.near) for s in plan.stages], plan.lower_share, seed, tuple(names))).encode()
     return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
 
 
