@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from calipers.certificates.input_split import InputSplit
     from calipers.certificates.linear_region import LinearRegion
     from calipers.certificates.milp import MILP
+    from calipers.certificates.own_piece import OwnPiece
     from calipers.certificates.radius import LargestRadius
     from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, ToolFailed, UnsupportedOp
     from calipers.geometry.gradients import linear_score_change, sensitivity
@@ -107,6 +108,7 @@ _HOME = {
     "attacks.pgd": "PGD",
     "certificates.crown": "CROWN IBP",
     "certificates.linear_region": "LinearRegion",
+    "certificates.own_piece": "OwnPiece",
     "certificates.radius": "LargestRadius",
     "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError ToolFailed UnsupportedOp",
     "geometry.gradients": "sensitivity linear_score_change",
@@ -139,7 +141,7 @@ __all__ = [
     "FMN", "Guided", "HopSkipJump", "RaySearch", "Differences",
     "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
     "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "AlphaCROWN", "BranchAndBound",
-    "InputSplit", "Enumeration", "LargestRadius", "LinearRegion", "MILP",
+    "InputSplit", "Enumeration", "LargestRadius", "LinearRegion", "OwnPiece", "MILP",
     "Portrait", "portrait", "Regions", "regions_of", "activation_pattern", "exit_distance", "path", "steps_to_leave", "sensitivity", "linear_score_change",
     "Polynomial", "largest_gradient", "largest_value", "local_slopes", "plane_slices",
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "ToolFailed", "UnsupportedOp",

@@ -39,6 +39,7 @@ from calipers.certificates.guide import Minimisers
 from calipers.certificates.input_split import InputSplit
 from calipers.certificates.linear_region import LinearRegion
 from calipers.certificates.milp import MILP
+from calipers.certificates.own_piece import OwnPiece
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
@@ -56,7 +57,7 @@ ATTACKS: dict[str, type[Any]] = {
     for tool in (Steepest, PGD, APGD, Descent, Momentum, Guided, Insist, Square, SPSA, Differences, Replace, Through, EOT, Transfer, *_NEAREST)
 }
 CERTIFIERS: dict[str, type[Any]] = {
-    tool.__name__: tool for tool in (IBP, CROWN, AlphaCROWN, BranchAndBound, InputSplit, Enumeration, LargestRadius, LinearRegion, MILP)
+    tool.__name__: tool for tool in (IBP, CROWN, AlphaCROWN, BranchAndBound, InputSplit, Enumeration, LargestRadius, LinearRegion, OwnPiece, MILP)
 }
 
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
@@ -79,6 +80,7 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "Insist": (PGD(steps=40), Descent()),
     "LargestRadius": (CROWN(),),
     "LinearRegion": (CROWN(),),
+    "OwnPiece": (MILP(seconds=10),),
 }
 """What a search runs when only its name is given."""
 
@@ -206,6 +208,7 @@ PLANS: dict[str, Plan] = {
         "distance",
         (
             Stage(LinearRegion(CROWN()), "certifier", "distance"),
+            Stage(OwnPiece(MILP(seconds=10)), "certifier", "distance"),
             Stage(Nearest(PGD(steps=20), rounds=8, tolerance=0.01), "attack", "distance"),
             Stage(_CLOSER, "attack", "distance"),
             *_NEARER,
@@ -293,7 +296,7 @@ def check_fit(tool: Attack | Certifier, threat: Threat) -> None:
 def stage_of(tool: Attack | Certifier) -> Stage:
     """Return a stage that runs one tool; tools that search for a distance are aimed at distances."""
     kind = "attack" if type(tool).__name__ in ATTACKS else "certifier"
-    return Stage(tool, kind, "distance" if isinstance(tool, (*_NEAREST, LargestRadius, LinearRegion)) else "verdict")  # type: ignore[arg-type]
+    return Stage(tool, kind, "distance" if isinstance(tool, (*_NEAREST, LargestRadius, LinearRegion, OwnPiece)) else "verdict")  # type: ignore[arg-type]
 
 
 def tool_from(text: str) -> Attack | Certifier:

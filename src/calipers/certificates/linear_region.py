@@ -58,10 +58,9 @@ class LinearRegion:
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
         """Yield examples, and a claim about every point."""
         graph = graph_of(problem.classifier, problem.x)
-        straight = all(is_affine(node.op) or hasattr(node.op, "kinks") or hasattr(node.op, "windows") for node in graph.nodes)
         for index in batches(problem):
             give_way()
-            if straight:
+            if straight(graph):
                 yield from self._answers(problem.take(index), index)
             else:
                 yield _claim(index, self.bounder.guarantee)
@@ -71,7 +70,7 @@ class LinearRegion:
             guess = Guess.at(problem)
             claim, left = _claim(index, self.bounder.guarantee), guess.straight()
             claim.backwards.add_(guess.rows.shape[1])
-            attempts = _examples(guess, left[guess.distance[left].isfinite()])
+            attempts = examples(guess, left[guess.distance[left].isfinite()])
             claim = self._proved(guess, left, claim)
         for attempt in attempts:
             yield Attempt(index[attempt.index], attempt.candidate, attempt.forwards, attempt.backwards)
@@ -104,6 +103,11 @@ class LinearRegion:
             short = (-2 * worst / guess.clean[left]).clamp(0, 1)
             asked, left = asked.index_copy(0, left, asked[left] * (1 - short)), left[~proved]
         return Claim(claim.index, claim.radius, claim.margin, claim.guarantee, claim.forwards, claim.backwards, files)
+
+
+def straight(graph: Graph) -> bool:
+    """Is the network made of straight pieces?"""
+    return all(is_affine(node.op) or hasattr(node.op, "kinks") or hasattr(node.op, "windows") for node in graph.nodes)
 
 
 def _claim(index: Tensor, guarantee: Guarantee) -> Claim:
@@ -194,7 +198,7 @@ def _roots(region: Region, rows: Tensor, margins: Tensor) -> tuple[Tensor, Solve
     return distance, offsets
 
 
-def _examples(guess: Guess, places: Tensor) -> list[Attempt]:
+def examples(guess: Guess, places: Tensor) -> list[Attempt]:
     """Return the nearest points where the model itself is fooled, and those where no order of summation shows another answer."""
     if not len(places):
         return []

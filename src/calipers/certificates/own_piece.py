@@ -1,0 +1,72 @@
+"""Is the nearest example the one in the point's own linear region? A complete certifier is asked within its distance, where bounds stay open."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from calipers.bounds.rounding import plain_sums
+from calipers.certificates.crown import batches
+from calipers.certificates.linear_region import Guess, examples, straight
+from calipers.errors import BadInput, UnsupportedOp
+from calipers.graph.capture import graph_of
+from calipers.problem.interrupts import give_way, relayed
+from calipers.problem.problem import Problem
+from calipers.problem.tools import Attempt, Certifier, Claim
+
+_ROOM = 1 + 1e-3  # of the example's distance: the ball that is asked about just holds it
+
+
+@runtime_checkable
+class Complete(Certifier, Protocol):
+    """A certifier that decides every point, given time."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it may take for a point."""
+
+
+@dataclass(frozen=True)
+class OwnPiece:
+    """The exact distance of points with an example in their own linear region, where other regions reach into the ball before it; nothing for all others.
+
+    `LinearRegion` finds such an example and proves its distance where no operation leaves its piece within the ball. Elsewhere `complete`, such as
+    `MILP(seconds=10)`, is asked within a ball that just holds the example: that is a small one, of few pieces. Claims are the complete certifier's, with its
+    guarantee. Points without such an example are not claimed, and networks that it does not take are passed over; radii of the problem play no part.
+    Cost: a row of a backward sweep for each margin, 16 at most, and the complete certifier's for each point with an example.
+    """
+
+    complete: Complete
+
+    @property
+    def seconds(self) -> float:
+        """How long a point may take."""
+        return self.complete.seconds
+
+    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+        """Yield examples, what the complete certifier says of them, and a claim of nothing about the other points."""
+        graph = graph_of(problem.classifier, problem.x)
+        for index in batches(problem):
+            give_way()
+            part, found = problem.take(index), list[Attempt]()
+            if straight(graph):
+                with torch.no_grad(), plain_sums():
+                    guess = Guess.at(part)
+                    left = guess.straight()
+                    found = examples(guess, left[guess.distance[left].isfinite()])
+            for attempt in found:
+                yield replace(attempt, index=index[attempt.index])
+            asked = found[0].index if found else index[:0]
+            for i in asked.tolist():
+                with contextlib.suppress(BadInput, UnsupportedOp):
+                    yield from self._decided(part.take([i]).at(guess.distance[[i]] * _ROOM), index[[i]])
+            others = index[~torch.isin(torch.arange(len(part), device=index.device), asked)]
+            none = torch.zeros_like(others)
+            yield Claim(others, none.double(), none.double() - torch.inf, "float64-checked", none, none.clone())
+
+    def _decided(self, problem: Problem, index: torch.Tensor) -> Iterator[Claim | Attempt]:
+        return relayed(self.complete(problem), lambda answer: replace(answer, index=index[answer.index]))
