@@ -8,7 +8,7 @@ times the nearest example that anybody finds the upper ends of the plans `distan
 Plans were tuned on the networks of TUNED_ON alone; judge by the others. Results are appended to a file of JSON lines, and rows that it holds are not run
 again, so a long run can be stopped and taken up.
 
-    PYTHONPATH=src python benchmarks/grid.py [--points 100] [--nets own-linf ...] [--norms l1 ...] [--radii 0 1 2] [--only-plans] [--distances]
+    PYTHONPATH=src python benchmarks/grid.py [--points 100] [--nets own-linf ...] [--norms l1 ...] [--radii 0 1 2] [--no-union] [--no-peer] [--distances]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import common
 import grid_nets
 import numpy as np
 import torch
+import torch.export  # the library's own import takes seconds, once in a process; AutoAttack has done its own before it is timed
 from torch import Tensor, nn
 
 import calipers
@@ -130,7 +131,7 @@ def clocked(run: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - begin
 
 
-def strength(model: nn.Module, x: Tensor, y: Tensor, row: Row, library: ModuleType | None, only_plan: bool) -> Row:
+def strength(model: nn.Module, x: Tensor, y: Tensor, row: Row, library: ModuleType | None, options: argparse.Namespace) -> Row:
     """Return what the standard plan, the union and AutoAttack leave of a row."""
     threat = Ball(row["norm"], row["radius"])
     result, seconds = clocked(lambda: calipers.measure(model, x, y, threat, plan=row["plan"]))
@@ -138,9 +139,7 @@ def strength(model: nn.Module, x: Tensor, y: Tensor, row: Row, library: ModuleTy
     left = [i for i, verdict in enumerate(result.bracket.verdicts(at)) if verdict == "unknown"]
     robust, found = result.robust_accuracy, dict[str, int]()
     out = {"left": robust.attacked.count, "certified": robust.certified.count, "seconds": seconds}
-    if only_plan:
-        return out
-    problem = Problem.pose(model, x[left], y[left], threat) if left else None
+    problem = Problem.pose(model, x[left], y[left], threat) if left and not options.no_union else None
     for attack in harder(row["norm"]):
         if problem is None or not len(problem):
             break
@@ -148,7 +147,8 @@ def strength(model: nn.Module, x: Tensor, y: Tensor, row: Row, library: ModuleTy
         if bool(fell.any()):
             found[repr(attack)] = int(fell.sum())
             problem = problem.take(torch.nonzero(~fell).flatten())
-    out |= {"union": out["left"] - sum(found.values()), "found": found}
+    if not options.no_union:
+        out |= {"union": out["left"] - sum(found.values()), "found": found}
     if library is not None:
         kept_x, kept_y = common.right(model, x, y)
         theirs, out["theirs_seconds"] = clocked(lambda: cascade.theirs(library, model, kept_x, kept_y, cascade.Row(row["net"], row["norm"], row["radius"])))
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--norms", nargs="*", default=NORMS)
     parser.add_argument("--radii", nargs="*", type=int, default=[0, 1, 2], help="which of the three radii")
     parser.add_argument("--plan", default="standard")
-    parser.add_argument("--only-plans", action="store_true", help="neither the union nor AutoAttack")
+    parser.add_argument("--no-union", action="store_true", help="do not try what is left with everything else")
     parser.add_argument("--no-peer", action="store_true", help="no AutoAttack")
     parser.add_argument("--distances", action="store_true", help="the plans distance and brackets instead, at the middle radius")
     parser.add_argument("--results", type=Path, default=KEPT, help="the file of JSON lines")
@@ -238,7 +238,7 @@ def main() -> None:
     library = common.start("The standard plan against everything", [] if options.no_peer or options.distances else ["autoattack"]).get("autoattack")
     torch.set_num_threads(1)
     print(f"results: {options.results}; * plans were tuned on this network", flush=True)
-    mode = "distances" if options.distances else options.plan + (" alone" if options.only_plans else "") + (" peer" if library else "")
+    mode = "distances" if options.distances else options.plan + (" alone" if options.no_union else "") + (" peer" if library else "")
     shown, known = list[Row](), {json.dumps(row["key"]): row for row in held(options.results)}
     for net in options.nets:
         model = grid_nets.network(net)
@@ -260,7 +260,7 @@ def measured(model: nn.Module, key: list[Any], radius: float, library: ModuleTyp
     x, y = images(key[1], options.points)
     torch.manual_seed(0)
     row = {"key": key, "net": key[1], "norm": key[2], "radius": radius, "points": len(x), "plan": options.plan}
-    row |= nearness(model, x, y, row) if options.distances else strength(model, x, y, row, library, options.only_plans)
+    row |= nearness(model, x, y, row) if options.distances else strength(model, x, y, row, library, options)
     with options.results.open("a") as lines:
         lines.write(json.dumps(row) + "\n")
     return row

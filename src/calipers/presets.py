@@ -91,7 +91,7 @@ _ALONE: dict[str, tuple[Attack | Certifier, Attack | Certifier]] = {
 """The tool of a command that names none: for a ball, and for letters."""
 
 _AUDIT = 16  # random points that decide whether a costly tool is worth running on the others; none of 16 bounds what all would give by 17 %
-_CLOSE, _MISSED = 0.3, 0.15  # of the radius: as far beyond it as points have their nearest example that deep searches break, and that deeper ones do
+_MISSED = 0.15  # of the radius: as far beyond it as most points have an example that only deep searches break
 _SHARE = 0.75  # of the attacks' time that certifiers may take without proving anything: a run then takes less than twice as long as its attacks
 
 _VERDICTS = (
@@ -111,9 +111,9 @@ _FAMILIES = (
     _family("ascents", APGD(steps=100), None),
     _family("ascents for each rival", _INSISTING),
     _family("growing and shrinking radii", FMN(steps=60, targets=3, gamma=0.2, inside=True)),
-    _family("growing and shrinking radii", FMN(steps=100, targets=9, gamma=0.2, inside=True), near=_CLOSE),
+    _family("growing and shrinking radii", FMN(steps=100, targets=9, gamma=0.2, inside=True)),
     _family("tangents", FAB(steps=40, targets=3, backward=0.8, inside=True)),
-    _family("tangents", FAB(steps=60, targets=9, backward=0.8, inside=True), near=_CLOSE),
+    _family("tangents", FAB(steps=60, targets=9, backward=0.8, inside=True)),
     _family("directions", DDN(steps=50, inside=True)),
     _family("counts", SigmaZero(steps=200, inside=True), None),
     _family("near misses", FMN(steps=200, targets=9, inside=True), 0, waits=True, near=_MISSED),
