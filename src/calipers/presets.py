@@ -124,11 +124,14 @@ _FAMILIES = (
 """What stands side by side in the plans: ascents at the radius, searches for the nearest example, a second and deeper look at what was nearly broken, and
 scores alone (see `measurement.portfolio`)."""
 
-_NEARER = (
-    Stage(FAB(steps=60, targets=9, backward=0.8), "attack", "distance", audit=_AUDIT),
-    Stage(FMN(steps=200, targets=9, gamma=0.2), "attack", "distance", audit=_AUDIT),
-    Stage(Closer(FAB(steps=40, targets=3, backward=0.8), PGD(steps=20, step=0.1), rounds=5), "attack", "distance", audit=_AUDIT),
-    Stage(DDN(steps=100), "attack", "distance", audit=_AUDIT),
+_NEARER = tuple(
+    Stage(tool, "attack", "distance", audit=_AUDIT)
+    for tool in (
+        FAB(steps=60, targets=9, backward=0.8),
+        FMN(steps=200, targets=9, gamma=0.2),
+        Closer(FAB(steps=40, targets=3, backward=0.8), PGD(steps=20, step=0.1), rounds=5),
+        DDN(steps=100),
+    )
 )
 """Searches for the nearest example by other ways, each on all points only where it comes nearer on some of them."""
 
@@ -212,6 +215,8 @@ PLANS: dict[str, Plan] = {
             Stage(Nearest(PGD(steps=20), rounds=8, tolerance=0.01), "attack", "distance"),
             Stage(_CLOSER, "attack", "distance"),
             *_NEARER,
+            Stage(FMN(steps=500, targets=9), "attack", "distance", audit=_AUDIT),
+            Stage(FMN(steps=500, targets=9, gamma=0.2), "attack", "distance", audit=_AUDIT),
             Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
             Stage(LargestRadius(CROWN(refine=False), rounds=12), "certifier", "distance", fallback=True),
         ),
