@@ -17,6 +17,7 @@ import calipers
 from calipers.measurement import portfolio, run
 from calipers.measurement.plan import Plan, Stage
 from calipers.presets import PLANS, plan_for
+from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 from calipers.record.estimates import most_missed
@@ -293,6 +294,39 @@ def looked_at(deep: Known, audit: int, near: float) -> tuple[list[list[int]], di
     """Return what a deep search is asked where examples beyond the radius are known, and what the record says of audits."""
     family = Stage(deep, "attack", audit=audit, family="deep", waits=True, near=near)
     return deep.asked, measured(Plan("near", (Stage(Beyond(), "attack"), family))).summary.question.facts.get("audits", {})  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A deep search of many steps, a thousand seconds each, that breaks number 0 at the first one."""
+
+    clock: Clock = field(repr=False)
+    steps: list[int] = field(repr=False, default_factory=list)
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield number 0, and the others at the end."""
+        number = (problem.x[:, 1] * 1000).round().long()
+        order, none = number.argsort(), torch.zeros_like(number)
+        candidate = problem.x.clone()
+        candidate[:, 0] = torch.where(number == 0, 0.4, candidate[:, 0])
+        yield Attempt(order[:1], candidate[order[:1]], none[:1], none[:1])
+        for step in range(100):
+            self.steps.append(step)
+            self.clock.now += 1000.0
+            give_way()
+        yield Attempt(order[1:], candidate[order[1:]], none[1:], none[1:])
+
+
+@pytest.mark.parametrize("audit", [0, 16])
+def test_a_further_look_takes_no_longer_than_all_before_it(clock: Clock, tmp_path: Path, audit: int) -> None:
+    """It ends within its own point, keeps what it found, and is not taken up again."""
+    deep, record = Slow(clock), tmp_path / "record.calipers"
+    before = Stage(Known("before", NEVER, 1, 50.0, clock, []), "attack", audit=None, family="deep", waits=True)
+    family = dataclasses.replace(before, tool=deep, audit=audit, near=0.15)
+    for _ in range(2):
+        result = measured(Plan("near", (Stage(Beyond(), "attack"), before, family)), record, count=20)
+        assert len(deep.steps) == 1, "the first family took 20 x 50 s, so one step of 1000 s is all that this one has"
+        assert [row.verdict for row in result.points].count("broken") == 1
 
 
 NEAR = [n for n in range(POINTS) if n % 3 == 0]

@@ -5,9 +5,10 @@ boundary is ragged, both where scores alone lead on. First each family is tried 
 the order. Then each has its turn on what those before have left: tried on a sample of it, and run on all of it where it breaks any of the sample. A family
 that breaks none is left out, and the record says how many it may have missed; a stage without an audit is run on all in any case. A family may have several
 stages, the quick one first: those after it follow where it was of use, or where few points are left. Families that wait come last, in the plan's order.
-Stages for near misses run on all points whose nearest known example lies hardly beyond the radius, and on no others: there depth is worth its time.
+Stages for near misses look at a few points whose nearest known example lies hardly beyond the radius, at all such where that breaks any, and at no others.
+Such a further look, for which nothing speaks yet, takes at most as long as all that came before it: on a large network it would take hours.
 
-The sample: as many random points as the stage's audit says, and half as many again that came nearest to falling so far, by what the record holds. Only the
+The sample: as many random points as the stage's audit says, and eight more that came nearest to falling so far, by what the record holds. Only the
 random ones count for what may have been missed. Seconds are the process's own, so that a busy machine does not turn the order round; they are decided once
 and kept in the record, so that a resumed run deals the same blocks in the same order.
 """
@@ -23,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calipers.measurement.plan import Stage
+from calipers.problem.interrupts import Limit, OutOfTime, limited
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
 
 _FIRST = 8  # random points that every family is tried on for its place in the order
 _FEW = 3 * _FIRST  # where no more are left, the plan's own order will do
 _NEARER = 0.003  # of the distance, on average over a sample: where a search for the nearest gains less, it is not run on all
+_LEAST = 10.0  # seconds that every further look may take
 _DEALT = 0.02  # of the seconds in the record: a process that spent less did not do the work itself
 
 
@@ -73,6 +76,10 @@ class Table:
         """Return how far the nearest known example of every point is, as a share of the radius asked: infinite where none is known."""
         upper = Bracket.of(self.names, self.facts(counts)).upper
         return np.divide(upper, self.radii, out=np.full_like(upper, np.inf), where=self.radii > 0)
+
+    def spent(self) -> float:
+        """Return the seconds of all attacks of the plan by the record, waiting included."""
+        return sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool in self.attacks)
 
     def nearest(self, places: list[int], counts: Counts) -> list[int]:
         """Return the places by their better rank of two: the lowest margin above 0 that an attack came to, and the nearest example beyond the radius."""
@@ -122,6 +129,10 @@ class Portfolio:
     clock: Callable[[], float]
     tried: dict[str, set[int]] = field(default_factory=dict)
     useful: set[str] = field(default_factory=set)
+    begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = self.clock()
 
     def run(self) -> bool:
         """Give each family its turn; False when the time is up."""
@@ -153,7 +164,8 @@ class Portfolio:
         close, drawn = self._close(stage, left), self.table.drawn(left)
         chosen, rest = drawn[: stage.audit], close.difference(drawn[: stage.audit])
         near = [i for i in self.table.nearest(left, self._counts) if i in rest][:_FIRST]
-        if not self._deal(stage, sorted(chosen + near)):
+        deal = self._deal if stage.audit and (first or stage.family in self.useful) else self._looked_again
+        if not deal(stage, sorted(chosen + near)):
             return False
         self.useful.discard(stage.family)
         wanted = set[int]()
@@ -165,6 +177,26 @@ class Portfolio:
         if stage.audit and not others.issubset(chosen + near):
             self.table.missed(stage, {"open": len(others), **{key: len(others.intersection(places)) for key, places in tried.items()}})
         return self._deal(stage, [i for i in self._open() if i in wanted])
+
+    def _looked_again(self, stage: Stage, places: list[int]) -> bool:
+        """Deal a stage that nothing speaks for: it may take as long as all that came before it, and some seconds at least."""
+        limit = Limit(self.clock, np.inf)
+
+        def end() -> str:
+            limit.ends = self.clock() + max(_LEAST, self.clock() - self.begun, self.table.spent())
+            try:
+                with limited(limit):
+                    self._deal(stage, places)
+            except OutOfTime as up:
+                if up.limit is not limit:
+                    raise
+                return "time"
+            return "through"
+
+        if self.table.decide(f"looked again: {stage.name}", end) == "through":
+            return self._deal(stage, places)  # of a run that was taken up: nothing is done twice
+        self.tried.setdefault(stage.name, set()).update(places)
+        return True
 
     def _close(self, stage: Stage, left: list[int]) -> set[int]:
         """Return the places whose nearest known example is near enough for the stage."""
