@@ -21,6 +21,7 @@ from calipers.measurement import portfolio
 from calipers.measurement.ask import Answer, ask
 from calipers.measurement.budget import Purse, Turn, as_told
 from calipers.measurement.gaps import met
+from calipers.measurement.known import Known
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.probe import acquaint
 from calipers.measurement.question import question
@@ -84,7 +85,7 @@ def run(
     except KeyboardInterrupt:
         return False
     finally:
-        session.join()
+        session.known.bracket()  # raises where the jaws cross
 
 
 class _Session:
@@ -96,7 +97,7 @@ class _Session:
         self.place = {name: i for i, name in enumerate(problem.names)}
         self.referee = Referee(problem)
         self.radii = problem.threat.radii(len(problem)).numpy()
-        self.known: list[Evidence] = []
+        self.known = Known(problem.names, self.radii)
         self.asked: Question | None = None
         self.no_lower_jaw = False
         self.started = time.monotonic()
@@ -115,14 +116,14 @@ class _Session:
 
     def opening(self) -> None:
         """Ask the model about every point itself."""
-        self.known = [e for e in self.ledger.evidence(self.fingerprint) if e.point in self.place]
-        seen = {e.point for e in self.known if e.kind in ("clean", "invalid")}
+        self.known = Known(self.problem.names, self.radii, (e for e in self.ledger.evidence(self.fingerprint) if e.point in self.place))
+        seen = {e.point for e in self.known.facts if e.kind in ("clean", "invalid")}
         for block in torch.arange(len(self.problem)).split(_OPENING_BLOCK):
             if any(self.problem.names[i] not in seen for i in block.tolist()):  # the whole block, cut short or not: rounding depends on who is in it
                 self._admit(self.referee.open(block.to(self.problem.x.device)))
         if self.purse is not None:
             attacks = {s.name for s in self.plan.stages if s.kind == "attack"}
-            self.purse.attacks = sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool in attacks)
+            self.purse.attacks = sum(e.seconds for e in self.known.facts if e.kind == "attempt" and e.tool in attacks)
         self._note("gradients", self.decide("gradients", lambda: gradients(self.problem, self.seed)))
 
     def part(self, ks: list[int]) -> bool:
@@ -134,12 +135,12 @@ class _Session:
         table = portfolio.Table(
             names=self.problem.names,
             radii=self.radii,
-            known=self.known,
-            before=[e for e in self.known if e.tool not in later],
+            known=self.known.facts,
+            before=[e for e in self.known.facts if e.tool not in later],
             attacks={s.name for s in self.plan.stages if s.kind == "attack"},
             open=lambda facts: self._todo(stages[0], Bracket.of(self.problem.names, facts), {e.point for e in facts if e.kind == "invalid"})[0],
             deal=lambda stage, places: self._blocks(stage, places, self.radii),
-            broken=lambda stage, places: self._settled_by(stage, places, self.radii),
+            broken=lambda stage, places: self.known.settled_by(stage.name, places, self.radii),
             drawn=self._drawn,
             decide=lambda key, make: self.decide(f"{ks[0]} {key}", make),
             told=self.watch.stage,
@@ -194,7 +195,7 @@ class _Session:
         if stage.fallback and not (k - 1 in self.turns and self.turns[k - 1].too_dear):
             return True
         later = {s.name for s in self.plan.stages} - self.through
-        before = [e for e in self.known if e.tool not in later]
+        before = [e for e in self.known.facts if e.tool not in later]
         open_points, radii = self._todo(stage, Bracket.of(self.problem.names, before), {e.point for e in before if e.kind == "invalid"})
         self.watch.stage(stage.name, len(open_points))
         if stage.kind == "certifier" and self.purse is not None and open_points:
@@ -205,10 +206,10 @@ class _Session:
         if not self._blocks(stage, sample, radii):
             return False
         rest = sorted(set(open_points) - set(sample))
-        if portfolio.gains(self.problem.names, self.known, stage, sample, radii) if stage.aim == "distance" else self._settled_by(stage, sample, radii):
+        if self._gained(stage, sample, radii):
             return self._blocks(stage, rest, radii)
         self._note_of("audits", stage, {"kind": stage.kind, "open": len(open_points), "tried": len(sample), **portfolio.aimed(stage)})
-        self.watch.progress(len(rest), self._settled())
+        self.watch.progress(len(rest), self.known.settled)
         return True
 
     def _turn(self, k: int, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]], *, last: bool) -> bool:
@@ -240,7 +241,7 @@ class _Session:
             self._note_of("audits", stage, {"kind": stage.kind, "open": len(places), "tried": tried})
         if turn.left and turn.end != "nothing":
             self._note_of("not_run", stage, turn.fact(len(places)))
-        self.watch.progress(len(turn.left), self._settled())
+        self.watch.progress(len(turn.left), self.known.settled)
         return True
 
     def _forecast(self, k: int, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Forecast | None:
@@ -254,13 +255,18 @@ class _Session:
     def _proved(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
         """Did this very tool settle any of the points, or where distances are sought narrow any bracket?"""
         if stage.aim == "verdict":
-            return self._settled_by(stage, places, radii) > 0
-        names = {self.problem.names[i] for i in places}
-        return any(e.tool == stage.name and e.kind in ("certificate", "witness") and e.point in names for e in self.known)
+            return self.known.settled_by(stage.name, places, radii) > 0
+        return self.known.narrowed_by(stage.name, places)
+
+    def _gained(self, stage: Stage, sample: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
+        """Is a stage worth its time on all points, going by a sample?"""
+        if stage.aim == "distance":
+            return portfolio.gains(self.problem.names, self.known.facts, stage, sample, radii)
+        return self.known.settled_by(stage.name, sample, radii) > 0
 
     def _blocks(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
         """Deal the points in blocks, those recorded as tried left out; where the time is up in between, `OutOfTime` passes through here."""
-        tried = {(e.point, e.radius) for e in self.known if e.kind == "attempt" and e.tool == stage.name}
+        tried = self.known.tried(stage.name)
         for start in range(0, len(places), stage.block):
             block = places[start : start + stage.block]
             left = [i for i in block if (self.problem.names[i], float(radii[i])) not in tried]
@@ -270,7 +276,7 @@ class _Session:
                     self._begin_time(stage)
                 dealt = left if stage.by_the_clock else block
                 self._deal(stage, dealt, radii[dealt])
-            self.watch.progress(len(block), self._settled())
+            self.watch.progress(len(block), self.known.settled)
         return True
 
     def _begin_time(self, stage: Stage) -> None:
@@ -288,12 +294,6 @@ class _Session:
         """Return the places in random order: each point's own stream says how early it is drawn, whatever others there are."""
         draw = self.problem.streams(self.seed).take(torch.tensor(places, device=self.problem.x.device)).uniform(1, torch.float64)[:, 0]
         return [places[i] for i in draw.argsort().tolist()]
-
-    def _settled_by(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> int:
-        """How many of the points did this very tool settle at their radii?"""
-        mine = Bracket.of(self.problem.names, [e for e in self.known if e.tool == stage.name])
-        verdicts = mine.verdicts(radii)
-        return sum(verdicts[i] != "unknown" for i in places)
 
     def _note_of(self, key: str, stage: Stage, fact: dict[str, object]) -> None:
         """Add a circumstance of one stage."""
@@ -333,23 +333,13 @@ class _Session:
 
     def _finish(self, tried: Sequence[Evidence], found: Sequence[Evidence]) -> None:
         """Record that a tool has come to its end at some points, and pass over what an interrupted pass had found there and this one did not."""
-        over = self.ledger.finish(self.fingerprint, tried, found)
-        self.known[:] = [*(e for e in self.known if e.key not in over), *tried]  # in place: others hold the list
+        self.known.finish(self.ledger.finish(self.fingerprint, tried, found), tried)
 
     def _admit(self, facts: Sequence[Evidence]) -> None:
         self.ledger.append(self.fingerprint, facts)
-        self.known += facts
+        self.known.add(facts)
         if self.purse is not None and any(e.kind == "certificate" for e in facts):
             self.purse.proved()
-        if any(e.kind in ("witness", "certificate") for e in facts):
-            self.join()
-
-    def join(self) -> Bracket:
-        """Return the bracket of everything known; raises `Contradiction` where the jaws cross."""
-        return Bracket.of(self.problem.names, self.known)
-
-    def _settled(self) -> int:
-        return sum(v != "unknown" for v in self.join().verdicts(self.radii))
 
 
 def scope_of(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

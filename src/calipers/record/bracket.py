@@ -30,8 +30,7 @@ class Bracket:
     upper_tool: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        # Written so that a NaN on either side is a contradiction too.
-        wrong = np.flatnonzero(~((self.lower < self.upper) | ((self.lower == 0) & (self.upper == 0))))
+        wrong = np.flatnonzero(~_in_order(self.lower, self.upper))
         if wrong.size:
             i = int(wrong[0])
             raise Contradiction(
@@ -48,18 +47,9 @@ class Bracket:
     @classmethod
     def of(cls, names: Sequence[str], evidence: Iterable[Evidence]) -> Bracket:
         """Return the join of all facts about the points `names`; facts about other points are passed over."""
-        n, place = len(names), {name: i for i, name in enumerate(names)}
-        lower, upper = np.zeros(n), np.full(n, np.inf)
-        lower_tool, upper_tool = [""] * n, [""] * n
-        for fact in evidence:
-            i = place.get(fact.point)
-            if i is None:
-                continue
-            if fact.kind == "certificate" and _closer(fact.radius, fact.tool, lower[i], lower_tool[i], sign=-1):
-                lower[i], lower_tool[i] = fact.radius, fact.tool
-            if fact.kind == "witness" and _closer(fact.radius, fact.tool, upper[i], upper_tool[i], sign=1):
-                upper[i], upper_tool[i] = fact.radius, fact.tool
-        return cls(lower, upper, tuple(lower_tool), tuple(upper_tool))
+        growing = Growing(names)
+        growing.add(evidence, check=False)
+        return growing.bracket()
 
     def join(self, other: Bracket) -> Bracket:
         """Return the tighter of both at each end; raises `Contradiction` where the ends cross."""
@@ -76,6 +66,42 @@ class Bracket:
         """Read the bracket at a radius: `upper <= radius` broken, `lower >= radius` robust, else unknown."""
         r = np.broadcast_to(np.asarray(radius, dtype=np.float64), self.lower.shape)
         return ["broken" if up <= e else "robust" if low >= e else "unknown" for low, up, e in zip(self.lower, self.upper, r, strict=True)]
+
+
+class Growing:
+    """A bracket of the points `names` that facts are joined to as they come, in place: `lower (N,)` and `upper (N,)` as in `Bracket`."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        n = len(names)
+        self.lower, self.upper = np.zeros(n), np.full(n, np.inf)
+        self._place = {name: i for i, name in enumerate(names)}
+        self._lower_tool, self._upper_tool = [""] * n, [""] * n
+
+    def add(self, evidence: Iterable[Evidence], *, check: bool = True) -> list[int]:
+        """Join facts, those about other points passed over, and return the places whose ends moved; `check` raises `Contradiction` where the ends cross."""
+        moved = list[int]()
+        for fact in evidence:
+            i = self._place.get(fact.point)
+            if i is None:
+                continue
+            if fact.kind == "certificate" and _closer(fact.radius, fact.tool, self.lower[i], self._lower_tool[i], sign=-1):
+                self.lower[i], self._lower_tool[i] = fact.radius, fact.tool
+                moved.append(i)
+            if fact.kind == "witness" and _closer(fact.radius, fact.tool, self.upper[i], self._upper_tool[i], sign=1):
+                self.upper[i], self._upper_tool[i] = fact.radius, fact.tool
+                moved.append(i)
+        if check and any(not _in_order(self.lower[i], self.upper[i]) for i in moved):
+            self.bracket()  # says what is wrong
+        return moved
+
+    def bracket(self) -> Bracket:
+        """Return the bracket as it is now."""
+        return Bracket(self.lower.copy(), self.upper.copy(), tuple(self._lower_tool), tuple(self._upper_tool))
+
+
+def _in_order(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Do the ends not cross? Written so that a NaN on either side is a contradiction too."""
+    return np.asarray((lower < upper) | ((lower == 0) & (upper == 0)))
 
 
 def _closer(value: float, tool: str, held: float, holder: str, *, sign: int) -> bool:
