@@ -10,6 +10,8 @@ import torch
 from terminal import calipers
 from torch import nn
 
+from calipers import __version__
+
 pytestmark = pytest.mark.one_in(1)
 
 MODEL = """
@@ -180,3 +182,14 @@ def test_letters_have_tools_of_their_own(folder: Path, command: str, tool: str) 
     shown = calipers(folder, "report", "mine", "-o", "none")
     assert tool in shown.stdout, shown.stdout
     assert tool in calipers(folder, command, "--help").stdout
+
+
+def test_the_version_is_that_of_the_package(folder: Path) -> None:
+    assert process(folder, "--version").stdout == f"{__version__}\n"
+
+
+def test_models_that_are_named_in_turn_are_measured_in_turn(folder: Path) -> None:
+    """Each once, and none dropped in silence."""
+    words = ("-d", "points.npz", "-e", "0.05", "--plan", "quick", "--record", "none", "--report", "none")
+    done = calipers(folder, "measure", "-m", "net.py:build", "-m", "net.py:uncapturable", "-m", "net.py:build", *words)
+    assert [line for line in done.stdout.splitlines() if line.startswith("net.py")] == ["net.py:build", "net.py:uncapturable"], done.stderr

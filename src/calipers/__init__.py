@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from calipers.api import Attacked, Certified, Result, attack, certify, curve, distance, measure
     from calipers.attacks.apgd import APGD

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calipers import __version__
 from calipers.cli.geometry import Ladder, Slices
 from calipers.cli.options import RECORD, Options, numbers, shared
 from calipers.cli.progress import watching
@@ -33,6 +34,20 @@ app = typer.Typer(
     help="Measure how robust a neural network really is: attacks from above, certificates from below. "
     "`calipers measure` alone measures two small MNIST networks that ship with it.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")] = False,
+) -> None:
+    pass
+
 
 EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_OPEN, EXIT_INTERRUPTED = 2, 3, 4, 130
 _PLANS = "quick, standard, brackets (distances too), thorough, complete, distance, autoattack, categorical. Default: standard, or categorical with --letters."
@@ -122,14 +137,14 @@ def check(
         if is_archive(Path(record)):
 
             def load(name: str) -> Classifier:
-                return Options(model=name, builder=builder, mean=mean, std=std).classifiers()[0][1]
+                return Options(model=[name], builder=builder, mean=mean, std=std).classifiers()[0][1]
 
             good, told = proved_again(record, model, specification, load)
             print(f"{record}: {told}")
             raise typer.Exit(0 if good else EXIT_CONTRADICTION)
         if specification is not None:
             raise BadInput(f"{record} is no proof file, which --property is for: a record holds its own questions")
-        classifiers = Options(model=model, builder=builder, mean=mean, std=std).classifiers()
+        classifiers = Options(model=None if model is None else [model], builder=builder, mean=mean, std=std).classifiers()
         found = [(name, one) for name, c in classifiers for one in _checked(check_record, record, c, certificates, skip=len(classifiers) > 1)]
         if not found:
             raise BadInput(f"{record} holds no question about these models. Name the model that was measured: --model file.py:function")

@@ -26,9 +26,12 @@ class Options:
     """The options that every measuring command takes."""
 
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--model", "-m", help="file.py:function, model.pt2, weights with --builder, mnist-plain or mnist-robust. Default: both embedded networks."
+            "--model",
+            "-m",
+            help="file.py:function, model.pt2, weights with --builder, mnist-plain or mnist-robust; several in turn, where it is given again. "
+            "Default: both embedded networks.",
         ),
     ] = None
     builder: Annotated[str | None, typer.Option(help="file.py:function that builds the module, when --model is a file of weights.")] = None
@@ -62,10 +65,10 @@ class Options:
         from calipers.data import NAMES
         from calipers.interchange import load_model
 
-        if self.model is None and self.data is not None:
+        if not self.model and self.data is not None:
             raise BadInput("name the model to measure on this data: --model file.py:function (the embedded networks read MNIST images only)")
         mean, std = (None if text is None else numbers(text, "mean and std") for text in (self.mean, self.std))
-        return [(name, _loaded(load_model, name, builder=self.builder, mean=mean, std=std)) for name in ([self.model] if self.model else NAMES)]
+        return [(name, _loaded(load_model, name, builder=self.builder, mean=mean, std=std)) for name in dict.fromkeys(self.model or NAMES)]
 
     def check(self) -> None:
         """Raise `BadInput` for numbers and places that would else fail only after the work is done."""
