@@ -195,7 +195,7 @@ def test_an_order_that_is_measured_again_would_be_noticed(tmp_path: Path, clock:
 
 def test_named_plans_ask_what_fits_the_norm() -> None:
     tools = {norm: {type(s.tool).__name__ for s in plan_for(calipers.Ball(norm, 1.0), "standard").stages} for norm in ("linf", "l2", "l1", "l0")}
-    everywhere = {"APGD", "Insist", "FMN"}
+    everywhere = {"APGD", "Guided", "FMN"}
     assert all(everywhere <= names for names in tools.values())
     assert [norm for norm, names in tools.items() if "DDN" in names] == ["l2"]
     assert [norm for norm, names in tools.items() if "SigmaZero" in names] == ["l0"]
@@ -205,7 +205,7 @@ def test_named_plans_ask_what_fits_the_norm() -> None:
 def test_at_many_radii_each_family_tries_all_with_its_first_stage() -> None:
     stages = portfolio.in_turn(plan_for(calipers.Ball("l1", 1.0), "standard").stages)
     names = [type(s.tool).__name__ for s in stages if s.kind == "attack"]
-    assert names == ["PGD", "APGD", "Insist", "FMN", "FAB"]
+    assert names == ["PGD", "APGD", "Guided", "FMN", "FAB"]
     assert not any(s.family or s.audit for s in stages)
 
 
@@ -341,6 +341,12 @@ def test_near_misses_are_left_alone_where_the_nearest_withstand(clock: Clock) ->
     """No random point was tried, so nothing can be said of the others."""
     asked, audits = looked_at(Known("deep", 1, 3, 1.0, clock, []), 0, 0.15)
     assert len(asked) == 1 and len(asked[0]) == 8 and set(asked[0]) <= set(NEAR) and not audits
+
+
+def test_points_whose_nearest_example_nobody_looked_for_count_as_near(clock: Clock) -> None:
+    deep = Known("deep", 1, 3, 1.0, clock, [])
+    measured(Plan("near", (Stage(Known("none", NEVER, 1, 1.0, clock, []), "attack"), Stage(deep, "attack", audit=0, family="deep", waits=True, near=0.15))))
+    assert numbers(deep.asked) == list(range(POINTS))
 
 
 def test_a_deep_search_keeps_to_points_with_a_near_example_where_it_breaks_no_others(clock: Clock) -> None:

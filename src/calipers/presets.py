@@ -100,7 +100,6 @@ _VERDICTS = (
     Stage(CROWN(), "certifier", audit=_AUDIT),
     Stage(CROWN(refine=False), "certifier", audit=_AUDIT, fallback=True),
 )
-_INSISTING = Insist(Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2)), Descent())
 
 
 def _family(name: str, tool: Attack, audit: int | None = _AUDIT, *, waits: bool = False, near: float | None = None) -> Stage:
@@ -109,16 +108,16 @@ def _family(name: str, tool: Attack, audit: int | None = _AUDIT, *, waits: bool 
 
 _FAMILIES = (
     _family("ascents", APGD(steps=100), None),
-    _family("ascents for each rival", _INSISTING),
+    _family("ascents for each rival", Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2))),
     _family("growing and shrinking radii", FMN(steps=60, targets=3, gamma=0.2, inside=True)),
-    _family("growing and shrinking radii", FMN(steps=100, targets=9, gamma=0.2, inside=True)),
     _family("tangents", FAB(steps=40, targets=3, backward=0.8, inside=True)),
     _family("tangents", FAB(steps=60, targets=9, backward=0.8, inside=True)),
     _family("directions", DDN(steps=50, inside=True)),
     _family("counts", SigmaZero(steps=200, inside=True), None),
+    _family("radii for each rival", FMN(steps=100, targets=9, gamma=0.2, inside=True), waits=True),
     _family("near misses", FMN(steps=200, targets=9, inside=True), 0, waits=True, near=_MISSED),
     _family("near misses", FAB(steps=60, targets=9, inside=True), 0, waits=True, near=_MISSED),
-    _family("near misses", Guided(APGD(steps=300, restarts=2, targets=3, halving=True), Minimisers(2)), 0, waits=True, near=_MISSED),
+    _family("near misses", Guided(APGD(steps=300, restarts=2, targets=5, halving=True), Minimisers(2)), 0, waits=True, near=_MISSED),
     _family("scores", Square(queries=800, ahead=8), waits=True, near=0.0),
 )
 """What stands side by side in the plans: ascents at the radius, searches for the nearest example, a second and deeper look at what was nearly broken, and

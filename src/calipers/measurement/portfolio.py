@@ -199,9 +199,11 @@ class Portfolio:
         return True
 
     def _close(self, stage: Stage, left: list[int]) -> set[int]:
-        """Return the places whose nearest known example is near enough for the stage."""
-        share = np.zeros(len(self.table.names)) if stage.near is None else self.table.shares(self._counts)
-        return {i for i in left if share[i] <= 1 + (stage.near or 0.0)}
+        """Return the places whose nearest known example is near enough for the stage; where none is known, nobody may have looked for it."""
+        if stage.near is None:
+            return set(left)
+        share = self.table.shares(self._counts)
+        return {i for i in left if stage.near and not 1 + stage.near < share[i] < np.inf}
 
     def _seconds(self, stage: Stage, sample: list[int], spent: float) -> float:
         """Return how long a stage took for the sample: once decided, always the same."""
