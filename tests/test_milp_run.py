@@ -11,6 +11,7 @@ from terminal import calipers as run_calipers
 from torch import nn
 
 import calipers
+from calipers.certificates import milp as milp_module
 from calipers.errors import BadInput
 from calipers.measurement import exact as exact_module
 from calipers.measurement.exact import MET, closed, gaps
@@ -110,3 +111,35 @@ def test_a_record_of_exact_distances_is_proved_again(tmp_path: Path) -> None:
     calipers.distance(net(), x, y, threat, exact=True, record=tmp_path / "run")
     (checked,) = calipers.check(tmp_path / "run", net(), lambda q: threat)
     assert checked.sound and checked.certificates == 3
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """What it had proved by then counts, but not as the tool's last word."""
+    x, y = points()
+    whole = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True)
+    _interrupted(x, y, tmp_path / "run", monkeypatch, call)
+    again = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=tmp_path / "run")
+    assert (again.lower == whole.lower).all() and (again.upper == whole.upper).all()
+
+
+def test_a_last_word_that_an_interrupt_made_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milp_module, "replace", lambda answer, **changes: answer)
+    with pytest.raises(AssertionError):
+        test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path, monkeypatch, 2)
+
+
+def _interrupted(x: torch.Tensor, y: torch.Tensor, record: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Measure exactly, Ctrl-C coming when a program's model is made for the `call`-th time."""
+    real, calls = milp_module.encoded, list[int]()
+
+    def once(*args: object) -> object:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(milp_module, "encoded", once)
+        calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=record)
+    assert len(calls) == call

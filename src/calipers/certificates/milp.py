@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -95,7 +95,8 @@ class MILP:
                 yield from search.results(torch.tensor([told - 1], device=problem.x.device))
         except KeyboardInterrupt:
             for i, search in enumerate(searches[told:], start=told):
-                yield from search.results(torch.tensor([i], device=problem.x.device)) if search.begun else ()
+                for answer in search.results(torch.tensor([i], device=problem.x.device)) if search.begun else ():
+                    yield replace(answer, final=False) if isinstance(answer, Claim) else answer
             raise
 
 

@@ -105,7 +105,7 @@ class Referee:
             if bool(proved[i]):
                 array = None if proof is None else np.frombuffer(proof, np.uint8)
                 facts.append(Evidence(name, "certificate", tool, float(radius[i]), margin, claim.guarantee, array=array))
-        return Ruling(tuple(facts), tuple(tried))
+        return Ruling(tuple(facts), tuple(tried) if claim.final else ())
 
     def _spot_check(self, part: Problem, radius: Tensor, tool: str, seed: int) -> None:
         region = part.at(radius).region

@@ -32,7 +32,8 @@ class Claim:
 
     `margin (M,)` is the lower bound of the worst margin at that radius (at the asked radius where nothing could be proved), `guarantee` the arithmetic
     it holds in, `forwards`, `backwards (M,)` the cost in passes through the network (one pass for each row of bounds). `proofs`, where they were asked
-    for: a file for each point that is claimed, from which anybody can prove the claim again.
+    for: a file for each point that is claimed, from which anybody can prove the claim again. Not `final`: an interrupt came while the points were at work;
+    what is claimed stands, but the tool has not come to its end there, and a run that is taken up asks it again.
     """
 
     index: Tensor
@@ -42,6 +43,7 @@ class Claim:
     forwards: Tensor
     backwards: Tensor
     proofs: tuple[bytes | None, ...] | None = None
+    final: bool = True
 
 
 @dataclass(frozen=True)
