@@ -11,9 +11,11 @@ from terminal import calipers as run_calipers
 from torch import nn
 
 import calipers
+from calipers.api import measure_exactly
 from calipers.certificates import milp as milp_module
 from calipers.errors import BadInput
 from calipers.measurement import exact as exact_module
+from calipers.measurement import run as run_module
 from calipers.measurement.exact import MET, closed, gaps
 from calipers.record.bracket import Bracket
 
@@ -113,33 +115,59 @@ def test_a_record_of_exact_distances_is_proved_again(tmp_path: Path) -> None:
     assert checked.sound and checked.certificates == 3
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
-def test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    """What it had proved by then counts, but not as the tool's last word."""
-    x, y = points()
-    whole = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True)
-    _interrupted(x, y, tmp_path / "run", monkeypatch, call)
-    again = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=tmp_path / "run")
+AT_WORK = [("encoded", 1), ("encoded", 2), ("encoded", 3), ("settle", 1), ("settle", 2)]
+
+
+@pytest.mark.parametrize(("where", "call"), AT_WORK)
+def test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int) -> None:
+    """What it had proved and found by then counts, but neither as the tool's last word nor for where the other tools look."""
+    whole = _exactly(tmp_path / "whole")
+    _interrupted(tmp_path / "run", monkeypatch, where, call)
+    again = _exactly(tmp_path / "run")
     assert (again.lower == whole.lower).all() and (again.upper == whole.upper).all()
+    assert _tried(tmp_path / "run") == _tried(tmp_path / "whole")
 
 
 def test_a_last_word_that_an_interrupt_made_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(milp_module, "replace", lambda answer, **changes: answer)
     with pytest.raises(AssertionError):
-        test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path, monkeypatch, 2)
+        test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path, monkeypatch, "encoded", 2)
 
 
-def _interrupted(x: torch.Tensor, y: torch.Tensor, record: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    """Measure exactly, Ctrl-C coming when a program's model is made for the `call`-th time."""
-    real, calls = milp_module.encoded, list[int]()
+def test_tools_that_look_elsewhere_after_an_interrupt_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module._Session, "_later", lambda self: {s.name for s in self.plan.stages} - self.through)
+    with pytest.raises(AssertionError):
+        test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path, monkeypatch, "settle", 1)
+
+
+def _exactly(record: Path) -> calipers.Bracket:
+    """Measure exactly, after a search and a bound."""
+    stages = (calipers.Stage(calipers.FMN(steps=10), "attack", "distance"), calipers.Stage(calipers.LargestRadius(calipers.CROWN()), "certifier", "distance"))
+    return measure_exactly(net(), *points(), calipers.Ball("linf", 0.1), plan=calipers.Plan("two", stages), record=record).bracket
+
+
+def _tried(record: Path) -> set[tuple[str, str, float]]:
+    """Return what every tool was asked, at which radii."""
+    with calipers.Ledger(record, read_only=True) as ledger:
+        (question,) = ledger.questions()
+        return {(e.point, e.tool, e.radius) for e in ledger.evidence(question.fingerprint) if e.kind == "attempt"}
+
+
+def _interrupted(record: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int) -> None:
+    """Measure exactly, Ctrl-C coming when a program's model is made, or an example settled, for the `call`-th time."""
+    owner = milp_module if where == "encoded" else milp_module.Examples
+    real, calls = getattr(owner, where), list[int]()
 
     def once(*args: object) -> object:
         calls.append(1)
+        if len(calls) == call and where == "encoded":
+            raise KeyboardInterrupt
+        result = real(*args)
         if len(calls) == call:
             raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(milp_module, "encoded", once)
-        calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=record)
+        patch.setattr(owner, where, once)
+        _exactly(record)
     assert len(calls) == call

@@ -240,7 +240,7 @@ def measure_exactly(
     problem, ledger, tool = Problem.pose(model, x, y, threat, goal), _ledger(record), exact_within(seconds)
     chosen = _plan(threat, plan_for(threat, plan, "distance"), None, proofs, guarantee)
     facts = {**_named(title), "plan": [chosen.name, *(s.name for s in chosen.stages), repr(tool)]}
-    finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=facts) and close(problem, tool, ledger, seed=seed, watch=watch)
+    finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=facts, after=(repr(tool),)) and close(problem, tool, ledger, seed=seed, watch=watch)
     said = dataclasses.asdict(closed(Bracket.of(problem.names, ledger.evidence(problem.fingerprint())), threat))
     run(problem, dataclasses.replace(chosen, stages=()), ledger, seed=seed, facts={**facts, "exact": said})
     return _result(problem, ledger, confidence, finished)

@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,14 +66,16 @@ def run(
     seed: int = 0,
     watch: Watch | None = None,
     facts: dict[str, object] | None = None,
+    after: Collection[str] = (),
     clock: Callable[[], float] = time.process_time,
 ) -> bool:
     """Carry out the plan, and return whether it came to its end (False: the time limit or Ctrl-C stopped it; what was admitted stands).
 
-    `clock` tells what both jaws have cost, where the plan bounds that. Raises `Contradiction` as soon as a certificate stands above a witness, and
-    `RecordError` where the record is about another program of this name.
+    `clock` tells what both jaws have cost, where the plan bounds that. `after` names tools that will be asked when the plan is through: what they said in an
+    earlier pass decides nothing here, so that a run which is taken up proceeds as it did. Raises `Contradiction` as soon as a certificate stands above a
+    witness, and `RecordError` where the record is about another program of this name.
     """
-    session = _Session(problem, plan, ledger, seed, watch or Silent(), clock)
+    session = _Session(problem, plan, ledger, seed, watch or Silent(), clock, after)
     before = next((q.facts for q in ledger.questions() if q.fingerprint == session.fingerprint), {})
     session.asked = question(problem, plan, seed, {**{key: before[key] for key in ("begun_anew",) if key in before}, **(facts or {})})
     acquaint(problem, session.asked.title, ledger)
@@ -91,7 +94,7 @@ def run(
 class _Session:
     """The state of one run: what is known, and where the clock stands."""
 
-    def __init__(self, problem: Problem, plan: Plan, ledger: Ledger, seed: int, watch: Watch, clock: Callable[[], float]) -> None:
+    def __init__(self, problem: Problem, plan: Plan, ledger: Ledger, seed: int, watch: Watch, clock: Callable[[], float], after: Collection[str]) -> None:
         self.problem, self.plan, self.ledger, self.seed, self.watch = problem, plan, ledger, seed, watch
         self.fingerprint = problem.fingerprint()
         self.place = {name: i for i, name in enumerate(problem.names)}
@@ -103,7 +106,7 @@ class _Session:
         self.started = time.monotonic()
         self.process = f"{os.getpid()} {time.time_ns()}"
         self.scope = scope_of(plan, seed, problem.names, self.radii)
-        self.clock = clock
+        self.clock, self.after = clock, frozenset(after)
         self.purse = None if plan.lower_share is None else Purse(plan.lower_share, clock)
         self.through: set[str] = set()
         self.waiting: list[int] = []  # stages of the lower jaw that are put off to the end
@@ -131,7 +134,7 @@ class _Session:
         stages = [self.plan.stages[k] for k in ks]
         if not stages[0].family:
             return self.stage(ks[0])
-        later = {s.name for s in self.plan.stages} - self.through
+        later = self._later()
         table = portfolio.Table(
             names=self.problem.names,
             radii=self.radii,
@@ -167,6 +170,10 @@ class _Session:
             self.through.add(stage.name)
         return in_time
 
+    def _later(self) -> AbstractSet[str]:
+        """Return the names of the tools that have not had their turn."""
+        return ({s.name for s in self.plan.stages} - self.through) | self.after
+
     def _passed(self, k: int, stage: Stage, *, last: bool) -> bool:
         if stage.kind == "certifier" and self.no_lower_jaw:
             return True
@@ -194,7 +201,7 @@ class _Session:
     def _stage(self, k: int, stage: Stage, *, last: bool) -> bool:
         if stage.fallback and not (k - 1 in self.turns and self.turns[k - 1].too_dear):
             return True
-        later = {s.name for s in self.plan.stages} - self.through
+        later = self._later()
         before = [e for e in self.known.facts if e.tool not in later]
         open_points, radii = self._todo(stage, Bracket.of(self.problem.names, before), {e.point for e in before if e.kind == "invalid"})
         self.watch.stage(stage.name, len(open_points))
