@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -115,28 +116,40 @@ def test_a_record_of_exact_distances_is_proved_again(tmp_path: Path) -> None:
     assert checked.sound and checked.certificates == 3
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Search point by point: with several threads a Ctrl-C inside one of them leaves the others at work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 AT_WORK = [("encoded", 1), ("encoded", 2), ("encoded", 3), ("settle", 1), ("settle", 2)]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("where", "call"), AT_WORK)
 def test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int) -> None:
     """What it had proved and found by then counts, but neither as the tool's last word nor for where the other tools look."""
     whole = _exactly(tmp_path / "whole")
     _interrupted(tmp_path / "run", monkeypatch, where, call)
     again = _exactly(tmp_path / "run")
-    assert (again.lower == whole.lower).all() and (again.upper == whole.upper).all()
-    assert _tried(tmp_path / "run") == _tried(tmp_path / "whole")
+    assert (again.lower == whole.lower).all() and (again.upper == whole.upper).all(), "other brackets"
+    assert _tried(tmp_path / "run") == _tried(tmp_path / "whole"), "asked elsewhere"
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_last_word_that_an_interrupt_made_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(milp_module, "replace", lambda answer, **changes: answer)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="other brackets"):
         test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path, monkeypatch, "encoded", 2)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_tools_that_look_elsewhere_after_an_interrupt_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module._Session, "_later", lambda self: {s.name for s in self.plan.stages} - self.through)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="asked elsewhere"):
         test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path, monkeypatch, "settle", 1)
 
 
