@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import calipers
 from calipers import CROWN, MILP, Ball, LinearRegion, OwnPiece, Plan, Problem, Stage
 from calipers.certificates import own_piece
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.tools import Attempt, Claim, Forecast
 
 NORMS = ("linf", "l2", "l1")
 EXACT = MILP(seconds=120)
@@ -88,3 +88,14 @@ def test_a_run_by_the_clock_is_resumed(tmp_path: Path) -> None:
     first, again = (calipers.measure(net, x, y, Ball("l2", 0.1), plan=plan, record=record).bracket for _ in range(2))
     assert Stage(OwnPiece(EXACT), "certifier").by_the_clock
     assert (first.lower == again.lower).all() and (first.upper == again.upper).all()
+
+
+def test_a_search_whose_bounds_alone_take_longer_than_it_may_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a large network it would not come back: linear programs and their rows ask no clock."""
+    net, x, y = small(1)
+    monkeypatch.setattr(own_piece, "sweeps_forecast", lambda problem, arithmetic, refine: Forecast(EXACT.seconds + 1))
+    monkeypatch.setattr(MILP, "__call__", lambda self, problem: pytest.fail("begun"))
+    answers = list(OwnPiece(EXACT)(Problem.pose(net, x, y, Ball("l2", 0.1))))
+    claims = [a for a in answers if isinstance(a, Claim)]
+    assert any(isinstance(a, Attempt) for a in answers) and sum(len(a.index) for a in claims) == len(x)
+    assert all(bool((a.radius == 0).all()) for a in claims)

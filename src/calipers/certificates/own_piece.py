@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from calipers.bounds.rounding import plain_sums
+from calipers.bounds.rounding import CHECKED, plain_sums
+from calipers.certificates.cost import sweeps_forecast
 from calipers.certificates.crown import batches
 from calipers.certificates.linear_region import Guess, examples, straight
 from calipers.errors import BadInput, UnsupportedOp
@@ -36,7 +37,8 @@ class OwnPiece:
 
     `LinearRegion` finds such an example and proves its distance where no operation leaves its piece within the ball. Elsewhere `complete`, such as
     `MILP(seconds=10)`, is asked within a ball that just holds the example: that is a small one, of few pieces. Claims are the complete certifier's, with its
-    guarantee. Points without such an example are not claimed, and networks that it does not take are passed over; radii of the problem play no part.
+    guarantee. Points without such an example are not claimed, networks that it does not take are passed over, and so are points whose plain bounds are
+    forecast to take longer than its `seconds`: a complete search begins with better ones. Radii of the problem play no part.
     Cost: a row of a backward sweep for each margin, 16 at most, and the complete certifier's for each point with an example.
     """
 
@@ -52,7 +54,7 @@ class OwnPiece:
         graph = graph_of(problem.classifier, problem.x)
         for index in batches(problem):
             give_way()
-            part, found = problem.take(index), list[Attempt]()
+            part, found, claimed = problem.take(index), list[Attempt](), list[int]()
             if straight(graph):
                 with torch.no_grad(), plain_sums():
                     guess = Guess.at(part)
@@ -62,9 +64,12 @@ class OwnPiece:
                 yield replace(attempt, index=index[attempt.index])
             asked = found[0].index if found else index[:0]
             for i in asked.tolist():
+                around = part.take([i]).at(guess.distance[[i]] * _ROOM)
                 with contextlib.suppress(BadInput, UnsupportedOp):
-                    yield from self._decided(part.take([i]).at(guess.distance[[i]] * _ROOM), index[[i]])
-            others = index[~torch.isin(torch.arange(len(part), device=index.device), asked)]
+                    if sweeps_forecast(around, CHECKED, refine=True).seconds <= self.seconds:
+                        yield from self._decided(around, index[[i]])
+                        claimed.append(i)
+            others = index[[i for i in range(len(part)) if i not in claimed]]
             none = torch.zeros_like(others)
             yield Claim(others, none.double(), none.double() - torch.inf, "float64-checked", none, none.clone())
 
