@@ -12,6 +12,8 @@ from calipers.errors import BadInput
 FREE, RATIO = 2**26, 100  # what may be unpacked from any file, in bytes, and otherwise so many times its size
 _MOST = 100_000  # members
 _CHUNK = 2**20
+_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, OverflowError, RuntimeError)
+"""What zipfile raises for bytes that are no archive, or a broken one; of what it cannot read (a newer zip, a password) it says RuntimeError."""
 
 
 class Archive:
@@ -19,10 +21,10 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:  # zipfile says NotImplementedError of files that ask for a newer version of zip
+        try:
             self._zip = zipfile.ZipFile(path)
             self._members = {info.filename: info for info in self._zip.infolist()}
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, OverflowError, NotImplementedError) as error:
+        except _DAMAGED as error:
             raise BadInput(f"{path} is no zip archive, or a damaged one ({error}); is the file complete?") from error
         try:
             self._check()
@@ -57,7 +59,7 @@ class Archive:
                     view[place : place + len(part)] = part
                     place += len(part)
                 rest = member.read(1)  # at the end the checksum is compared
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise BadInput(f"{self.path}: {name} cannot be unpacked ({error}); is the file complete?") from error
         if place != len(data) or rest:
             raise BadInput(f"{self.path}: {name} does not hold the {len(data)} bytes that it lists; is the file complete?")

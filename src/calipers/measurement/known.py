@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from calipers.record.bracket import Bracket, Growing
 from calipers.record.evidence import Evidence
-
-Key = tuple[str, str, str, float]
+from calipers.record.ledger import Key
 
 
 class Known:

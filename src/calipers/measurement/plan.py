@@ -27,7 +27,8 @@ class Stage:
     what is left, as large as its audit says, and what breaks most per second goes first. One that `waits` comes after all that do not.
 
     `near`: a deep search of a family, worth its time on points whose nearest known example lies beyond the radius by no more than that share of it; on
-    others only where it breaks any of its sample that lie farther. With an audit of 0 it is for no others, and a few of the nearest decide.
+    others only where it breaks any of its sample that lie farther. With an audit of 0 it is for no others, and a few of the nearest
+    decide; with `near` 0 no point counts as near, and its random sample alone decides.
     """
 
     tool: Attack | Certifier
