@@ -1,7 +1,8 @@
 """What does the run loop cost beside its tools? Bookkeeping of the plan `quick` on a small network, by the number of points.
 
-Bookkeeping is all processor time outside the tools, the referee and the model: the record, its chain of digests, the join of evidence. It should grow with
-the number of points and no faster, and be a small share of the whole.
+Bookkeeping is all processor time outside the tools, the referee and the model: the record, its chain of
+digests, the join of evidence. It should grow with the number of points and no faster, and be a small share of
+the whole.
 
     PYTHONPATH=src python benchmarks/overhead.py [--points 1000 4000 16000 64000]
 """

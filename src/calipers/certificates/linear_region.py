@@ -1,12 +1,15 @@
 """How far is the nearest example where the network is one affine map up to it? Both ends are read off that map: no search.
 
-Where no operation leaves its piece within the ball every margin is affine, m + <a, delta>. The most that it falls within radius r, over ball, box, mask and
-weights, rises with r along known pieces; the root of fall(r) = m is the distance, gap / dual norm where nothing but the ball limits the adversary, and the
-minimiser there is the nearest example (Hein and Andriushchenko 2017, Croce, Andriushchenko and Hein 2019). Where several margins must fall at once, or
-constraints cut the ball, the nearest point of a polyhedron takes the place of the root (polyhedra.py).
+Where no operation leaves its piece within the ball every margin is affine, m + <a, delta>. The most that it
+falls within radius r, over ball, box, mask and weights, rises with r along known pieces; the root of fall(r)
+= m is the distance, gap / dual norm where nothing but the ball limits the adversary, and the minimiser there
+is the nearest example (Hein and Andriushchenko 2017, Croce, Andriushchenko and Hein 2019). Where several
+margins must fall at once, or constraints cut the ball, the nearest point of a polyhedron takes the place of
+the root (polyhedra.py).
 
-The map is that of the point itself, and only a guess: what is claimed is bounded again in checked float64 over the whole ball, and what is found
-is asked of the model. Points whose nearest example in the map lies beyond a kink are left to searches.
+The map is that of the point itself, and only a guess: what is claimed is bounded again in checked float64
+over the whole ball, and what is found is asked of the model. Points whose nearest example in the map lies
+beyond a kink are left to searches.
 """
 
 from __future__ import annotations
@@ -44,12 +47,13 @@ _FARTHER = tuple(10.0**k for k in range(-9, -3))  # of the margin: a solver may 
 class LinearRegion:
     """The exact distance of points whose nearest example lies in the linear region of the point, with that example; 0 for all others.
 
-    On affine models (logistic regression, networks without activations) that is every point that has an example in its box; elsewhere those within whose
-    distance no operation leaves its piece, or where bounds are tight all the same. Any box, mask, weights, constraints and goal; radii of the problem
-    play no part. The `bounder` proves the radius, and the guarantee is its own; with `proofs` its proof files come along, but where several margins must
-    fall at once.
-    Cost: a row of a backward sweep for each margin (at most 16, if the network has kinks), and the bounder's at a radius, for points that pass a look at
-    the example.
+    On affine models (logistic regression, networks without activations) that is every point that has an
+    example in its box; elsewhere those within whose distance no operation leaves its piece, or where bounds
+    are tight all the same. Any box, mask, weights, constraints and goal; radii of the problem play no part.
+    The `bounder` proves the radius, and the guarantee is its own; with `proofs` its proof files come along,
+    but where several margins must fall at once.
+    Cost: a row of a backward sweep for each margin (at most 16, if the network has kinks), and the bounder's
+    at a radius, for points that pass a look at the example.
     """
 
     bounder: Bounder
@@ -124,8 +128,9 @@ Solve = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Guess:
     """The affine maps at N points and how far their decision boundaries are, as if they held everywhere; in float64.
 
-    `distance (N,)` is infinite where there is no example, 0 where the point is wrong or nothing was found; `clean (N,)` the worst margin at the point.
-    `rows (N, S, d)` are the gradients of the margins looked at; `joint` is set where several margins decide together.
+    `distance (N,)` is infinite where there is no example, 0 where the point is wrong or nothing was found;
+    `clean (N,)` the worst margin at the point. `rows (N, S, d)` are the gradients of the margins looked at;
+    `joint` is set where several margins decide together.
     """
 
     problem: Problem

@@ -35,11 +35,14 @@ class Complete(Certifier, Protocol):
 class OwnPiece:
     """The exact distance of points with an example in their own linear region, where other regions reach into the ball before it; nothing for all others.
 
-    `LinearRegion` finds such an example and proves its distance where no operation leaves its piece within the ball. Elsewhere `complete`, such as
-    `MILP(seconds=10)`, is asked within a ball that just holds the example: that is a small one, of few pieces. Claims are the complete certifier's, with its
-    guarantee. Points without such an example are not claimed, networks that it does not take are passed over, and so are points whose plain bounds are
-    forecast to take longer than its `seconds`: a complete search begins with better ones. Radii of the problem play no part.
-    Cost: a row of a backward sweep for each margin, 16 at most, and the complete certifier's for each point with an example.
+    `LinearRegion` finds such an example and proves its distance where no operation leaves its piece within
+    the ball. Elsewhere `complete`, such as `MILP(seconds=10)`, is asked within a ball that just holds the
+    example: that is a small one, of few pieces. Claims are the complete certifier's, with its guarantee.
+    Points without such an example are not claimed, networks that it does not take are passed over, and so are
+    points whose plain bounds are forecast to take longer than its `seconds`: a complete search begins with
+    better ones. Radii of the problem play no part.
+    Cost: a row of a backward sweep for each margin, 16 at most, and the complete certifier's for each point
+    with an example.
     """
 
     complete: Complete

@@ -15,20 +15,24 @@ _POINTS = {"attack": 256, "certifier": 256}
 class Stage:
     """One tool and the points it is for.
 
-    `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the model gets right, to narrow its bracket; such a
-    tool starts from what is known of the point.
+    `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the model gets
+    right, to narrow its bracket; such a tool starts from what is known of the point.
 
-    `audit`: the tool is tried on that many random points of those still open, and on the others only where it settles any of these. The record keeps how
-    many were tried, so that a bound on what the audit may have missed can be stated. None tries all of them.
+    `audit`: the tool is tried on that many random points of those still open, and on the others only where it
+    settles any of these. The record keeps how many were tried, so that a bound on what the audit may have
+    missed can be stated. None tries all of them.
 
-    `fallback`: only where the stage before it, a better tool, was too dear for its share of the time or the memory.
+    `fallback`: only where the stage before it, a better tool, was too dear for its share of the time or the
+    memory.
 
-    `family`: attacks with a family that follow each other are no sequence but stand side by side (`measurement.portfolio`): each is tried on a sample of
-    what is left, as large as its audit says, and what breaks most per second goes first. One that `waits` comes after all that do not.
+    `family`: attacks with a family that follow each other are no sequence but stand side by side
+    (`measurement.portfolio`): each is tried on a sample of what is left, as large as its audit says, and what
+    breaks most per second goes first. One that `waits` comes after all that do not.
 
-    `near`: a deep search of a family, worth its time on points whose nearest known example lies beyond the radius by no more than that share of it; on
-    others only where it breaks any of its sample that lie farther. With an audit of 0 it is for no others, and a few of the nearest
-    decide; with `near` 0 no point counts as near, and its random sample alone decides.
+    `near`: a deep search of a family, worth its time on points whose nearest known example lies beyond the
+    radius by no more than that share of it; on others only where it breaks any of its sample that lie
+    farther. With an audit of 0 it is for no others, and a few of the nearest decide; with `near` 0 no point
+    counts as near, and its random sample alone decides.
     """
 
     tool: Attack | Certifier
@@ -64,8 +68,9 @@ class Stage:
 class Plan:
     """Stages in order, cheapest first, and a limit in seconds (None: no limit), which ends a tool inside a block too.
 
-    `lower_share` bounds what certifiers may take that prove nothing: that share of the processor time of the attacks, a few seconds at least. None: whatever
-    they take. `next_step` is the command (without the word calipers) that would settle more of what this plan leaves open; reports pass it on.
+    `lower_share` bounds what certifiers may take that prove nothing: that share of the processor time of the
+    attacks, a few seconds at least. None: whatever they take. `next_step` is the command (without the word
+    calipers) that would settle more of what this plan leaves open; reports pass it on.
     """
 
     name: str

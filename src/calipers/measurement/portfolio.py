@@ -1,16 +1,20 @@
 """Which attacks are worth their time on this network? Families of attacks side by side: all tried on a sample, the quickest first, the useless left out.
 
-No family of attacks is the strongest everywhere: ascents are blind where gradients vanish far inside a region, searches for the nearest example where a
-boundary is ragged, both where scores alone lead on. First each family is tried on the same few random points: how many it breaks per second is its place in
-the order. Then each has its turn on what those before have left: tried on a sample of it, and run on all of it where it breaks any of the sample. A family
-that breaks none is left out, and the record says how many it may have missed; a stage without an audit is run on all in any case. A family may have several
-stages, the quick one first: those after it follow where it was of use, or where few points are left. Families that wait come last, in the plan's order.
-Stages for near misses look at a few points whose nearest known example lies hardly beyond the radius, at all such where that breaks any, and at no others.
-Such a further look, for which nothing speaks yet, takes at most as long as all that came before it: on a large network it would take hours.
+No family of attacks is the strongest everywhere: ascents are blind where gradients vanish far inside a
+region, searches for the nearest example where a boundary is ragged, both where scores alone lead on. First
+each family is tried on the same few random points: how many it breaks per second is its place in the order.
+Then each has its turn on what those before have left: tried on a sample of it, and run on all of it where it
+breaks any of the sample. A family that breaks none is left out, and the record says how many it may have
+missed; a stage without an audit is run on all in any case. A family may have several stages, the quick one
+first: those after it follow where it was of use, or where few points are left. Families that wait come last,
+in the plan's order. Stages for near misses look at a few points whose nearest known example lies hardly
+beyond the radius, at all such where that breaks any, and at no others. Such a further look, for which nothing
+speaks yet, takes at most as long as all that came before it: on a large network it would take hours.
 
-The sample: as many random points as the stage's audit says, and eight more that came nearest to falling so far, by what the record holds. Only the
-random ones count for what may have been missed. Seconds are the process's own, so that a busy machine does not turn the order round; they are decided once
-and kept in the record, so that a resumed run deals the same blocks in the same order.
+The sample: as many random points as the stage's audit says, and eight more that came nearest to falling so
+far, by what the record holds. Only the random ones count for what may have been missed. Seconds are the
+process's own, so that a busy machine does not turn the order round; they are decided once and kept in the
+record, so that a resumed run deals the same blocks in the same order.
 """
 
 from __future__ import annotations
@@ -43,10 +47,12 @@ Counts = Callable[[str, int], bool]
 class Table:
     """What a run lets its families of attacks see and do. Places are those of the problem's points.
 
-    `known` is all evidence, as it grows, `before` what counts of earlier stages, `attacks` the names of all attacks of the plan. `open` says which places
-    evidence leaves open, `deal` runs a stage on places (False when the time is up), `broken` counts those of them that this very tool has broken, `drawn`
-    puts places in a random order in which that of two does not depend on the others, `decide` makes a decision or repeats it, `told` hears which stage
-    begins on how many points, `missed` that one broke none of a sample and was not run on the rest.
+    `known` is all evidence, as it grows, `before` what counts of earlier stages, `attacks` the names of all
+    attacks of the plan. `open` says which places evidence leaves open, `deal` runs a stage on places (False
+    when the time is up), `broken` counts those of them that this very tool has broken, `drawn` puts places in
+    a random order in which that of two does not depend on the others, `decide` makes a decision or repeats
+    it, `told` hears which stage begins on how many points, `missed` that one broke none of a sample and was
+    not run on the rest.
     """
 
     names: Sequence[str]

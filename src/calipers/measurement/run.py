@@ -269,7 +269,7 @@ class _Session:
         """Is a stage worth its time on all points, going by a sample?"""
         if stage.aim == "distance":
             return portfolio.gains(self.problem.names, self.known.facts, stage, sample, radii)
-        return self.known.settled_by(stage.name, sample, radii) > 0
+        return self._proved(stage, sample, radii)
 
     def _blocks(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
         """Deal the points in blocks, those recorded as tried left out; where the time is up in between, `OutOfTime` passes through here."""

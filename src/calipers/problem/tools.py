@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Attempt:
     """What an attack proposes for some points: the best candidate it found for each, and what it spent.
 
-    `index (M,)` places in the problem, `candidate (M, *D)`, `forwards`, `backwards (M,)` passes spent on each point. Whether a candidate counts is the
-    referee's word.
+    `index (M,)` places in the problem, `candidate (M, *D)`, `forwards`, `backwards (M,)` passes spent on each
+    point. Whether a candidate counts is the referee's word.
     """
 
     index: Tensor
@@ -30,10 +30,12 @@ class Attempt:
 class Claim:
     """What a certifier claims for some points: nothing adversarial within `radius (M,)` (0 claims nothing), float64, closed ball.
 
-    `margin (M,)` is the lower bound of the worst margin at that radius (at the asked radius where nothing could be proved), `guarantee` the arithmetic
-    it holds in, `forwards`, `backwards (M,)` the cost in passes through the network (one pass for each row of bounds). `proofs`, where they were asked
-    for: a file for each point that is claimed, from which anybody can prove the claim again. Not `final`: an interrupt came while the points were at work;
-    what is claimed stands, but the tool has not come to its end there, and a run that is taken up asks it again.
+    `margin (M,)` is the lower bound of the worst margin at that radius (at the asked radius where nothing
+    could be proved), `guarantee` the arithmetic it holds in, `forwards`, `backwards (M,)` the cost in passes
+    through the network (one pass for each row of bounds). `proofs`, where they were asked for: a file for
+    each point that is claimed, from which anybody can prove the claim again. Not `final`: an interrupt came
+    while the points were at work; what is claimed stands, but the tool has not come to its end there, and a
+    run that is taken up asks it again.
     """
 
     index: Tensor
@@ -50,7 +52,8 @@ class Claim:
 class Forecast:
     """What a certifier expects to need, from a small measurement on one point: `seconds` of processor time a point, and `held` bytes at once.
 
-    `hopeless` says why it will not prove the point, where a cheaper bound shows that; empty otherwise. Estimates, not promises.
+    `hopeless` says why it will not prove the point, where a cheaper bound shows that; empty otherwise.
+    Estimates, not promises.
     """
 
     seconds: float
