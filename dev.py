@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Make the environment, then do one thing in it. Standard library only; Linux and macOS.
 
-    python3 dev.py measure [...]     measure the embedded default; the report lands in the current folder
-    python3 dev.py test [...]        ruff, mypy, import-linter, then the fast tests; arguments go to pytest
-    python3 dev.py test-slow [...]   the slow reference tests; arguments go to pytest
+    python3 dev.py measure [...]     measure the embedded default; the page lands in this folder
+    python3 dev.py test [...]        lints, type-checks and runs the fast tests; arguments: pytest
+    python3 dev.py test-slow [...]   the slow reference tests; arguments: pytest
     python3 dev.py lint              ruff, mypy and import-linter alone
     python3 dev.py calipers ...      any calipers command line
 
-The first call makes .venv beside this file and installs into it, which takes a minute or two; later calls start at once.
+The first call makes .venv beside this file and installs into it, which takes a minute or two; later
+calls start at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import time
 from pathlib import Path
 
 if sys.version_info < (3, 11):
-    sys.exit(f"dev.py needs Python 3.11 or newer, this is {sys.version.split()[0]} at {sys.executable}. Start it with a newer one: python3.11 dev.py ...")
+    sys.exit(
+        f"dev.py needs Python 3.11 or newer, this is {sys.version.split()[0]} at "
+        f"{sys.executable}. Start it with a newer one: python3.11 dev.py ..."
+    )
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -44,15 +48,23 @@ def main(arguments: list[str]) -> int:
     if command == "test":
         return all_of([*LINT, ("pytest", [*PYTEST, "--durations=5", "--durations-min=1", *rest])])
     if command == "test-slow":
-        return all_of([("pytest", [*PYTEST, "-m", "slow", "--durations=0", "--durations-min=1", *rest])])
+        return all_of(
+            [("pytest", [*PYTEST, "-m", "slow", "--durations=0", "--durations-min=1", *rest])]
+        )
     if command == "lint":
         return all_of(LINT)
-    print(f"dev.py does not know '{command}'. Its commands: measure, test, test-slow, lint, calipers. More: python3 dev.py --help", file=sys.stderr)
+    print(
+        f"dev.py does not know '{command}'. Its commands: measure, test, test-slow, lint, "
+        "calipers. More: python3 dev.py --help",
+        file=sys.stderr,
+    )
     return 2
 
 
 def in_place_of_this(extra: str, command: list[str]) -> int:
-    """Become the command, in the caller's folder: its exit code, its signals and its terminal are the caller's."""
+    """Become the command, in the caller's folder: its exit code, its signals and its terminal are
+    the caller's.
+    """
     prepare(extra)
     sys.stdout.flush()
     os.execv(BIN / command[0], command)
@@ -69,9 +81,18 @@ def all_of(steps: list[tuple[str, list[str]]]) -> int:
     for name, command in steps:
         print(f"\n── {name}", flush=True)
         start = time.perf_counter()
-        code = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
+        code = subprocess.run(
+            [BIN / command[0], *command[1:]],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        ).returncode
         failed |= code != 0
-        lines.append(f"  {'ok    ' if code == 0 else 'FAILED'}  {name:<14} {time.perf_counter() - start:6.1f} s")
+        lines.append(
+            f"  {'ok    ' if code == 0 else 'FAILED'}  {name:<14} "
+            f"{time.perf_counter() - start:6.1f} s"
+        )
     print("\n── summary", *lines, sep="\n", flush=True)
     return int(failed)
 
@@ -103,11 +124,15 @@ def stamp() -> list[str]:
 
 
 def digest(extra: str) -> str:
-    """Return what an installation depends on, as one number: the two files, the Python of .venv, the extra."""
+    """Return what an installation depends on, as one number: the two files, the Python of .venv,
+    the extra.
+    """
     import hashlib
 
     files = [ROOT / "pyproject.toml", ROOT / "constraints.txt", VENV / "pyvenv.cfg"]
-    return hashlib.sha256(b"\0".join([extra.encode(), *(file.read_bytes() for file in files if file.exists())])).hexdigest()
+    return hashlib.sha256(
+        b"\0".join([extra.encode(), *(file.read_bytes() for file in files if file.exists())])
+    ).hexdigest()
 
 
 def install(extra: str, lock: int) -> None:
@@ -118,8 +143,26 @@ def install(extra: str, lock: int) -> None:
         run([sys.executable, "-m", "venv", "--clear", str(VENV)], lock)
     STAMP.write_text(f"{UNFINISHED}\n{ROOT}\n")
     what = f".[{extra}]" if extra else "."
-    say(f"installing calipers{extra and f' with what {extra} needs'} into .venv (a minute or two the first time)")
-    run([str(BIN / "python"), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "-c", "constraints.txt", "-e", what], lock)
+    say(
+        f"installing calipers{extra and f' with what {extra} needs'} into .venv (a minute or two "
+        "the first time)"
+    )
+    run(
+        [
+            str(BIN / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-input",
+            "--disable-pip-version-check",
+            "-c",
+            "constraints.txt",
+            "-e",
+            what,
+        ],
+        lock,
+    )
     finished = STAMP.with_suffix(".new")
     finished.write_text(f"{digest(extra)}\n{ROOT}\n")
     finished.replace(STAMP)
@@ -127,7 +170,9 @@ def install(extra: str, lock: int) -> None:
 
 
 def is_usable() -> bool:
-    """Can .venv be installed into? Not without pip, nor half installed, nor after its folder was moved: scripts hold its path."""
+    """Can .venv be installed into? Not without pip, nor half installed, nor after its folder was
+    moved: scripts hold its path.
+    """
     if not ((BIN / "python").exists() and (BIN / "pip").exists()):
         return False
     lines = stamp()
@@ -138,9 +183,17 @@ def run(command: list[str], lock: int) -> None:
     """Run one step of the installation quietly; show its output and stop if it fails."""
     import subprocess
 
-    # The child holds the lock as well: should this process be killed alone, nobody installs beside the child.
+    # The child holds the lock as well: should this process be killed alone, nobody installs beside
+    # the child.
     done = subprocess.run(
-        command, cwd=ROOT, pass_fds=(lock,), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        cwd=ROOT,
+        pass_fds=(lock,),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     if done.returncode:
         STAMP.unlink(missing_ok=True)

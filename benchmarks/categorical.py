@@ -1,10 +1,12 @@
-"""Are replaced letters found wherever they exist, and at what cost? Searches against the list of all neighbours, on nucleotides and on mushrooms.
+"""Are replaced letters found wherever they exist, and at what cost? Searches against the list of
+all neighbours, on nucleotides and on mushrooms.
 
     python benchmarks/categorical.py [points at k = 1] [points at k = 2]
 
-Nets are trained here, in seconds: splice junctions (60 nucleotides of 4 letters, 3 classes) and mushrooms (22 attributes of 2 to 12 values, 2 classes).
-"Evaluations" are forwards a point, for bounds the rows of backward sweeps; a point that a search breaks costs less, so the exhaustive search is the dearer
-the fewer break.
+Nets are trained here, in seconds: splice junctions (60 nucleotides of 4 letters, 3 classes) and
+mushrooms (22 attributes of 2 to 12 values, 2 classes). "Evaluations" are forwards a point, for
+bounds the rows of backward sweeps; a point that a search breaks costs less, so the exhaustive
+search is the dearer the fewer break.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ from calipers.problem.problem import Problem
 from calipers.problem.substitutions import Substitutions
 from calipers.problem.tools import Attack, Certifier
 
-_SEARCHES = (Replace("exhaustive", limit=10**6), Replace("gradient"), Replace("greedy"), Replace("beam"), Replace())
+_SEARCHES = (
+    Replace("exhaustive", limit=10**6),
+    Replace("gradient"),
+    Replace("greedy"),
+    Replace("beam"),
+    Replace(),
+)
 
 
 def main(at_one: int = 1000, at_two: int = 200) -> None:
@@ -44,7 +52,10 @@ def main(at_one: int = 1000, at_two: int = 200) -> None:
         model = trained(x[held:], y[held:])
         clean = float((model(x[:held]).argmax(1) == y[:held]).float().mean())
         x, y = right(model, x[:held], y[:held])
-        print(f"\n{name}: {len(groups)} letters, {x.shape[1]} columns, clean accuracy {100 * clean:.1f} % of {held} held-out points")
+        print(
+            f"\n{name}: {len(groups)} letters, {x.shape[1]} columns, clean accuracy "
+            f"{100 * clean:.1f} % of {held} held-out points"
+        )
         for k, points in ((1, at_one), (2, at_two)):
             compare(model, x[:points], y[:points], Substitutions(groups, k))
 
@@ -54,14 +65,23 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Substitutions) -> No
     problem = Problem.pose(model, x, y, threat)
     sizes = problem.region.sizes()  # type: ignore[attr-defined]
     print(f"\n  k = {threat.k}, {len(x)} points, {min(sizes)} to {max(sizes)} neighbours each")
-    print("  tool                             broken or certified   differs from the list   evaluations a point   seconds")
+    print(
+        "  tool                             broken or certified   differs from the list   "
+        "evaluations a point   seconds"
+    )
     truth = torch.zeros(0)
     for tool in _SEARCHES:
         begin = time.perf_counter()
         found = calipers.attack(tool, model, x, y, threat)
         spent = time.perf_counter() - begin
         truth = found.success if not len(truth) else truth
-        line(tool, found.success, int((found.success != truth).sum()), float(found.forwards.double().mean()), spent)
+        line(
+            tool,
+            found.success,
+            int((found.success != truth).sum()),
+            float(found.forwards.double().mean()),
+            spent,
+        )
     for certifier in (Enumeration(), CROWN(), IBP()):
         begin = time.perf_counter()
         claims = list(certifier(problem))
@@ -77,7 +97,10 @@ def line(tool: Attack | Certifier, decided: Tensor, off: int, cost: float, secon
     """Print one row."""
     count = int(decided.sum())
     name = f"{type(tool).__name__} {getattr(tool, 'search', '')}"
-    print(f"  {name:<34} {count:6d} ({100 * count / len(decided):5.1f} %)   {off:12d} points   {cost:19.1f}   {seconds:7.2f}")
+    print(
+        f"  {name:<34} {count:6d} ({100 * count / len(decided):5.1f} %)   {off:12d} points   "
+        f"{cost:19.1f}   {seconds:7.2f}"
+    )
 
 
 def splice() -> tuple[list[Sequence[str]], Tensor] | None:
@@ -85,32 +108,56 @@ def splice() -> tuple[list[Sequence[str]], Tensor] | None:
     lines = read("splice.data.gz")
     found = [[part.strip() for part in text.split(",")] for text in lines]
     found = [row for row in found if set(row[2]) <= set("ACGT")]
-    return ([row[2] for row in found], torch.tensor([["EI", "IE", "N"].index(row[0]) for row in found])) if found else None
+    return (
+        (
+            [row[2] for row in found],
+            torch.tensor([["EI", "IE", "N"].index(row[0]) for row in found]),
+        )
+        if found
+        else None
+    )
 
 
 def mushroom() -> tuple[list[Sequence[str]], Tensor] | None:
     """Return the attributes of every mushroom, and whether it is poisonous."""
-    found = [text.split(",") for text in read("agaricus-lepiota.data.gz") if text[:2] in ("p,", "e,")]
-    return ([row[1:] for row in found], torch.tensor([int(row[0] == "p") for row in found])) if found else None
+    found = [
+        text.split(",") for text in read("agaricus-lepiota.data.gz") if text[:2] in ("p,", "e,")
+    ]
+    return (
+        ([row[1:] for row in found], torch.tensor([int(row[0] == "p") for row in found]))
+        if found
+        else None
+    )
 
 
 def read(name: str) -> list[str]:
-    """Return the lines of a file beside the published networks; none, with a message, where it is absent."""
+    """Return the lines of a file beside the published networks; none, with a message, where it is
+    absent.
+    """
     path = DATA / "data" / name
     if not path.exists():
-        print(f"{name}: skipped, no such file (set CALIPERS_BENCHMARK_DATA to the folder that holds nets/ and data/)")
+        print(
+            f"{name}: skipped, no such file (set CALIPERS_BENCHMARK_DATA to the folder that holds "
+            "nets/ and data/)"
+        )
         return []
     with gzip.open(path, "rt") as file:
         return [text.strip() for text in file if text.strip()]
 
 
 def one_hot(rows: Sequence[Sequence[str]]) -> tuple[Tensor, list[list[int]]]:
-    """Return the rows as one-hot columns, and the columns of each letter; letters of one kind only are left out, as they cannot change."""
+    """Return the rows as one-hot columns, and the columns of each letter; letters of one kind only
+    are left out, as they cannot change.
+    """
     parts, groups, width = [], list[list[int]](), 0
     for column in zip(*rows, strict=True):
         kinds = sorted(set(column))
         if len(kinds) > 1:
-            parts.append(nn.functional.one_hot(torch.tensor([kinds.index(value) for value in column]), len(kinds)))
+            parts.append(
+                nn.functional.one_hot(
+                    torch.tensor([kinds.index(value) for value in column]), len(kinds)
+                )
+            )
             groups.append(list(range(width, width + len(kinds))))
             width += len(kinds)
     return torch.cat(parts, 1).float(), groups
@@ -119,7 +166,13 @@ def one_hot(rows: Sequence[Sequence[str]]) -> tuple[Tensor, list[list[int]]]:
 def trained(x: Tensor, y: Tensor, hidden: int = 64, steps: int = 80) -> nn.Module:
     """Return a net of two hidden layers, trained on all points at once."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, int(y.max()) + 1))
+    model = nn.Sequential(
+        nn.Linear(x.shape[1], hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, int(y.max()) + 1),
+    )
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=1e-3)
     for _ in range(steps):
         optimiser.zero_grad()

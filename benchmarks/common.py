@@ -1,4 +1,6 @@
-"""What do the benchmarks share? Networks and images, timing in alternating pairs, and the words for what ran where."""
+"""What do the benchmarks share? Networks and images, timing in alternating pairs, and the words for
+what ran where.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from torch import Tensor, nn
 from calipers.data import build, images
 
 THREADS = 2
-DATA = Path(os.environ.get("CALIPERS_BENCHMARK_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))  # published networks, not part of the project
+# published networks, not part of the project
+DATA = Path(
+    os.environ.get(
+        "CALIPERS_BENCHMARK_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"
+    )
+)
 
 
 def start(question: str, peers: Sequence[str] = ()) -> dict[str, ModuleType]:
@@ -29,9 +36,15 @@ def start(question: str, peers: Sequence[str] = ()) -> dict[str, ModuleType]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(THREADS)
     found = {name: module for name in peers if (module := _imported(name)) is not None}
-    versions = ", ".join(f"{name} {getattr(module, '__version__', '?')}" for name, module in {"torch": torch, **found}.items())
+    versions = ", ".join(
+        f"{name} {getattr(module, '__version__', '?')}"
+        for name, module in {"torch": torch, **found}.items()
+    )
     busy = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    print(f"{question}\n{platform.machine()}, Python {platform.python_version()}, {versions}; {THREADS} threads of {os.cpu_count()} cores{busy}")
+    print(
+        f"{question}\n{platform.machine()}, Python {platform.python_version()}, {versions}; "
+        f"{THREADS} threads of {os.cpu_count()} cores{busy}"
+    )
     missing = [name for name in peers if name not in found]
     if missing:
         print(f"not importable here, so not measured: {', '.join(missing)}")
@@ -46,15 +59,23 @@ def _imported(name: str) -> ModuleType | None:
 
 
 def network(name: str) -> nn.Module | None:
-    """Return an embedded network ("mnist-plain", "mnist-robust") or a published one; None, with a message, where its file is absent."""
+    """Return an embedded network ("mnist-plain", "mnist-robust") or a published one; None, with a
+    message, where its file is absent.
+    """
     if name.startswith("mnist-"):
         return build(name)
     path = DATA / "nets" / f"{name}.npz"
     if not path.exists():
-        print(f"{name}: skipped, no {path.name} among the published networks (set CALIPERS_BENCHMARK_DATA to the folder that holds nets/ and data/)")
+        print(
+            f"{name}: skipped, no {path.name} among the published networks (set "
+            "CALIPERS_BENCHMARK_DATA to the folder that holds nets/ and data/)"
+        )
         return None
     with np.load(path) as arrays:
-        layers = [_layer(entry, {k: torch.tensor(v) for k, v in arrays.items() if k != "spec"}) for entry in json.loads(str(arrays["spec"]))]
+        layers = [
+            _layer(entry, {k: torch.tensor(v) for k, v in arrays.items() if k != "spec"})
+            for entry in json.loads(str(arrays["spec"]))
+        ]
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
@@ -74,14 +95,23 @@ class Normalise(nn.Module):
 def _layer(entry: dict[str, object], arrays: dict[str, Tensor]) -> nn.Module:
     op = str(entry["op"])
     if op == "normalize":
-        return Normalise(torch.tensor(entry["mean"]).view(1, -1, 1, 1), torch.tensor(entry["std"]).view(1, -1, 1, 1))
+        return Normalise(
+            torch.tensor(entry["mean"]).view(1, -1, 1, 1),
+            torch.tensor(entry["std"]).view(1, -1, 1, 1),
+        )
     if op not in ("conv2d", "linear"):
         return {"relu": nn.ReLU, "flatten": nn.Flatten}[op]()
     weight, bias = arrays[str(entry["w"])], arrays[str(entry["b"])]
     if op == "linear":
         layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0])
     else:
-        layer = nn.Conv2d(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), tuple(entry["stride"]), tuple(entry["padding"]))  # type: ignore[arg-type]
+        layer = nn.Conv2d(
+            weight.shape[1],
+            weight.shape[0],
+            tuple(weight.shape[2:]),
+            tuple(entry["stride"]),
+            tuple(entry["padding"]),
+        )  # type: ignore[arg-type]
     layer.load_state_dict({"weight": weight, "bias": bias})
     return layer
 
@@ -93,7 +123,9 @@ def digits(count: int) -> tuple[Tensor, Tensor]:
 
 
 def cifar(count: int) -> tuple[Tensor, Tensor]:
-    """Return the first of the 200 CIFAR-10 test images that published certificates are counted on."""
+    """Return the first of the 200 CIFAR-10 test images that published certificates are counted
+    on.
+    """
     with np.load(DATA / "data" / "cifar10_sdp200.npz") as arrays:
         x, y = torch.tensor(arrays["x"][:count]), torch.tensor(arrays["y"][:count]).long()
     x = x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x
@@ -117,8 +149,12 @@ def clock(run: Callable[[], object]) -> float:
 CONTROL = "the first again (control)"
 
 
-def alternate(sides: dict[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
-    """Return seconds for each side: every round runs all of them in turn, and the first once more. `warm`: one run of each beforehand that does not count."""
+def alternate(
+    sides: dict[str, Callable[[], object]], rounds: int, *, warm: bool = True
+) -> dict[str, list[float]]:
+    """Return seconds for each side: every round runs all of them in turn, and the first once more.
+    `warm`: one run of each beforehand that does not count.
+    """
     first = next(iter(sides))
     order = {**sides, CONTROL: sides[first]}
     if warm:
@@ -134,11 +170,16 @@ def alternate(sides: dict[str, Callable[[], object]], rounds: int, *, warm: bool
 
 
 def table(seconds: dict[str, list[float]], notes: dict[str, str] | None = None) -> None:
-    """Print one line a side: median seconds, and the median and spread of its ratio to the first side in the same round."""
+    """Print one line a side: median seconds, and the median and spread of its ratio to the first
+    side in the same round.
+    """
     first = next(iter(seconds))
     width = max(map(len, seconds))
     print(f"  {'':{width}}  {'seconds':>8}  {'ratio':>6}  spread")
     for name, measured in seconds.items():
         ratios = [a / b for a, b in zip(measured, seconds[first], strict=True)]
         note = (notes or {}).get(name, "")
-        print(f"  {name:{width}}  {median(measured):8.3f}  {median(ratios):6.2f}  {min(ratios):.2f}-{max(ratios):.2f}  {note}")
+        print(
+            f"  {name:{width}}  {median(measured):8.3f}  {median(ratios):6.2f}  "
+            f"{min(ratios):.2f}-{max(ratios):.2f}  {note}"
+        )

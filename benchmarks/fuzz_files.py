@@ -1,10 +1,13 @@
-"""What do files do that nobody meant to be read? Generated and mutated ones at every door, counted by what came of them.
+"""What do files do that nobody meant to be read? Generated and mutated ones at every door, counted
+by what came of them.
 
 PYTHONPATH=src python benchmarks/fuzz_files.py --kind npz --count 5000 [--seed 1] [--keep FOLDER]
 
-Kinds: npz (and npy), vnnlib, pt2, proof, csv, record. A child reads one file after another in its own memory limit (1 GiB above what torch takes) and
-time limit (10 CPU seconds a file); the parent counts: read, refused (in one of the package's own errors), and what must never be: traceback, memory, hang,
-crash, code (a file that ran what stood in it), altered (a proof of another claim than was asked about). Files of those are kept in FOLDER.
+Kinds: npz (and npy), vnnlib, pt2, proof, csv, record. A child reads one file after another in its
+own memory limit (1 GiB above what torch takes) and time limit (10 CPU seconds a file); the parent
+counts: read, refused (in one of the package's own errors), and what must never be: traceback,
+memory, hang, crash, code (a file that ran what stood in it), altered (a proof of another claim than
+was asked about). Files of those are kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -56,11 +59,37 @@ from calipers.report.render import render_html
 from calipers.report.text import render_text
 
 GOOD = ("read", "refused")
-_MEMORY, _SECONDS, _PATIENCE = 2**30, 10, 120  # bytes above the start; CPU seconds, and seconds on the wall, of one file
-_ODD = (0, 1, -1, 2, 7, 2**31 - 1, 2**31, 2**40, 2**63 - 1, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e308, None, True, [], {}, "", "x" * 3000, "\x00", "as_int")
+# bytes above the start; CPU seconds, and seconds on the wall, of one file
+_MEMORY, _SECONDS, _PATIENCE = 2**30, 10, 120
+_ODD = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    2**31 - 1,
+    2**31,
+    2**40,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    None,
+    True,
+    [],
+    {},
+    "",
+    "x" * 3000,
+    "\x00",
+    "as_int",
+)
 
 
-# ---- mutations ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- mutations
+# --------------------------------------------------------------------------------------------------
 
 
 def mutated(draw: random.Random, data: bytes, most: int = 6) -> bytes:
@@ -78,7 +107,9 @@ def mutated(draw: random.Random, data: bytes, most: int = 6) -> bytes:
         elif way == 3:
             out[i:i] = out[i : min(j, i + 200)]
         elif way == 4:
-            out[i : i + 4] = draw.choice((b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"9999"))
+            out[i : i + 4] = draw.choice(
+                (b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80", b"9999")
+            )
         elif way == 5 and out:
             out[min(i, len(out) - 1)] = draw.randrange(256)
         else:
@@ -86,10 +117,18 @@ def mutated(draw: random.Random, data: bytes, most: int = 6) -> bytes:
     return bytes(out)
 
 
-def packed_again(draw: random.Random, data: bytes, edit: Callable[[str, bytes], bytes], odd: float = 1.0) -> bytes:
-    """Return an archive with its members edited, now and then one left out, doubled, renamed or packed another way."""
+def packed_again(
+    draw: random.Random, data: bytes, edit: Callable[[str, bytes], bytes], odd: float = 1.0
+) -> bytes:
+    """Return an archive with its members edited, now and then one left out, doubled, renamed or
+    packed another way.
+    """
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target, warnings.catch_warnings():
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as source,
+        zipfile.ZipFile(out, "w") as target,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         for info in source.infolist():
             name, content = info.filename, edit(info.filename, source.read(info))
@@ -121,18 +160,33 @@ def rewritten(draw: random.Random, told: Any, changes: int) -> Any:
             elif way == 3 and type(holder[key]) is int:
                 holder[key] += draw.choice((-1, 1, 2, 100, 2**33))
             elif isinstance(holder[key], str):
-                holder[key] = draw.choice((holder[key] + "_", holder[key][::-1], "torch.ops.aten.relu.default", "x", "0.weight"))
+                holder[key] = draw.choice(
+                    (
+                        holder[key] + "_",
+                        holder[key][::-1],
+                        "torch.ops.aten.relu.default",
+                        "x",
+                        "0.weight",
+                    )
+                )
     return told
 
 
 def _places(told: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
-    keys = told.keys() if isinstance(told, dict) else range(len(told)) if isinstance(told, list) else ()
+    keys = (
+        told.keys()
+        if isinstance(told, dict)
+        else range(len(told))
+        if isinstance(told, list)
+        else ()
+    )
     for key in list(keys):
         yield told, key
         yield from _places(told[key], depth + 1)
 
 
-# ---- kinds -------------------------------------------------------------------------------------------------------------------------------------------
+# ---- kinds
+# --------------------------------------------------------------------------------------------------
 
 
 class Any3(nn.Module):
@@ -170,11 +224,20 @@ class Arrays(Kind):
     suffix = ".npz"
 
     def make(self, draw: random.Random) -> bytes:
-        names = draw.choice((("x", "y"), ("x", "y"), ("images", "labels"), ("x",), ("a", "b", "x", "y")))
+        names = draw.choice(
+            (("x", "y"), ("x", "y"), ("images", "labels"), ("x",), ("a", "b", "x", "y"))
+        )
         tame = draw.choice(((4,), (1, 3, 3), (3, 5, 5))) if draw.random() < 0.6 else None
-        members = {name: self._member(draw, None if tame is None else (3, *tame) if name in ("x", "images") else (3,)) for name in names}
+        members = {
+            name: self._member(
+                draw, None if tame is None else (3, *tame) if name in ("x", "images") else (3,)
+            )
+            for name in names
+        }
         if draw.random() < 0.3:
-            return mutated(draw, members.popitem()[1]) if draw.random() < 0.7 else members.popitem()[1]
+            return (
+                mutated(draw, members.popitem()[1]) if draw.random() < 0.7 else members.popitem()[1]
+            )
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w") as target:
             for name, data in members.items():
@@ -183,37 +246,101 @@ class Arrays(Kind):
         way = draw.random()
         if way < 0.35:
             return mutated(draw, data)
-        return packed_again(draw, data, lambda _, content: mutated(draw, content, 3) if draw.random() < 0.5 else content) if way < 0.7 else data
+        return (
+            packed_again(
+                draw,
+                data,
+                lambda _, content: mutated(draw, content, 3) if draw.random() < 0.5 else content,
+            )
+            if way < 0.7
+            else data
+        )
 
     def _member(self, draw: random.Random, tame: tuple[int, ...] | None) -> bytes:
         if tame is not None and draw.random() < 0.9:
-            kinds = ("i8", "u1", ">i4", "i2") if len(tame) == 1 else ("f4", "f8", "u1", ">f4", ">f8", "f2", "i4", "?")
+            kinds = (
+                ("i8", "u1", ">i4", "i2")
+                if len(tame) == 1
+                else ("f4", "f8", "u1", ">f4", ">f8", "f2", "i4", "?")
+            )
             out = io.BytesIO()
-            np.save(out, np.array([draw.randrange(3) for _ in range(math.prod(tame))]).reshape(tame).astype(draw.choice(kinds)))
+            np.save(
+                out,
+                np.array([draw.randrange(3) for _ in range(math.prod(tame))])
+                .reshape(tame)
+                .astype(draw.choice(kinds)),
+            )
             return out.getvalue()
-        n, shape = draw.choice((0, 1, 3, 3, 3, 40)), draw.choice(((), (4,), (1, 3, 3), (3, 3, 3), (0,), (2, 2, 2, 2, 2)))
-        kind = draw.choice(("f4", "f8", "u1", "i8", ">f4", ">i2", "f2", "?", "c8", "g", "O", "U3", "S2", "M8[s]", "u8", "V4", "(2,)f4", "i4,f4"))
-        array = np.zeros((n, *shape), np.dtype(kind)) if draw.random() < 0.9 else np.zeros((), np.dtype(kind))
+        n, shape = (
+            draw.choice((0, 1, 3, 3, 3, 40)),
+            draw.choice(((), (4,), (1, 3, 3), (3, 3, 3), (0,), (2, 2, 2, 2, 2))),
+        )
+        kind = draw.choice(
+            (
+                "f4",
+                "f8",
+                "u1",
+                "i8",
+                ">f4",
+                ">i2",
+                "f2",
+                "?",
+                "c8",
+                "g",
+                "O",
+                "U3",
+                "S2",
+                "M8[s]",
+                "u8",
+                "V4",
+                "(2,)f4",
+                "i4,f4",
+            )
+        )
+        array = (
+            np.zeros((n, *shape), np.dtype(kind))
+            if draw.random() < 0.9
+            else np.zeros((), np.dtype(kind))
+        )
         with contextlib.suppress(Exception):
-            array = np.array([draw.randrange(3) for _ in range(array.size)]).reshape(array.shape).astype(kind)
+            array = (
+                np.array([draw.randrange(3) for _ in range(array.size)])
+                .reshape(array.shape)
+                .astype(kind)
+            )
         out = io.BytesIO()
         if draw.random() < 0.6:
             with contextlib.suppress(Exception):
                 np.save(out, array, allow_pickle=True)
                 return out.getvalue()
-        odd = [draw.choice((0, 1, 3, 2**20, 2**31, 2**62, 10**25, -1, True, 2.5)) for _ in range(draw.randint(0, 40 if draw.random() < 0.1 else 3))]
+        odd = [
+            draw.choice((0, 1, 3, 2**20, 2**31, 2**62, 10**25, -1, True, 2.5))
+            for _ in range(draw.randint(0, 40 if draw.random() < 0.1 else 3))
+        ]
         text = repr(
-            {"descr": draw.choice((array.dtype.str, "<f8", "|O", [("a", "<f4")], "x", 3)), "fortran_order": draw.choice((True, False, 1)), "shape": tuple(odd)}
+            {
+                "descr": draw.choice((array.dtype.str, "<f8", "|O", [("a", "<f4")], "x", 3)),
+                "fortran_order": draw.choice((True, False, 1)),
+                "shape": tuple(odd),
+            }
         )
-        text = draw.choice((text, text, "(" * 3000, "{" + text, "9" * 9000, text.replace("'", '"') + "#"))
+        text = draw.choice(
+            (text, text, "(" * 3000, "{" + text, "9" * 9000, text.replace("'", '"') + "#")
+        )
         version = draw.choice((b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x00"))
         size = len(text).to_bytes(2 if version[0] == 1 else 4, "little")
-        return b"\x93NUMPY" + version + size + text.encode() + draw.randbytes(draw.choice((0, 96, 24)))
+        return (
+            b"\x93NUMPY" + version + size + text.encode() + draw.randbytes(draw.choice((0, 96, 24)))
+        )
 
     def read(self, path: Path) -> str:
         np.save(self.folder / "labels.npy", np.zeros(3, int))
         draw = random.Random(path.stat().st_size)
-        x, y = load_data(str(path), draw.choice((None, str(self.folder / "labels.npy"), str(path))), draw.choice((None, 2)))
+        x, y = load_data(
+            str(path),
+            draw.choice((None, str(self.folder / "labels.npy"), str(path))),
+            draw.choice((None, 2)),
+        )
         Problem.pose(Classifier(Any3()), x, y, Ball("linf", 0.1, box=None))
         return "read"
 
@@ -226,14 +353,32 @@ class Properties(Kind):
     def make(self, draw: random.Random) -> bytes:
         self.wild = draw.choice((0.0, 0.0, 0.01, 0.1))
         n, k = draw.choice((1, 2, 5, 200)), draw.choice((1, 2, 5))
-        lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [f"(declare-const Y_{i} Real)" for i in range(k)]
-        lines += [f"(assert (>= X_{i} {self._number(draw, -1)}))\n(assert (<= X_{i} {self._number(draw, 1)}))" for i in range(n)]
-        lines += [f"(assert {self._formula(draw, n, k, draw.choice((1, 2, 3, 4, 6)))})" for _ in range(draw.randint(1, 3))]
+        lines = [f"(declare-const X_{i} Real)" for i in range(n)] + [
+            f"(declare-const Y_{i} Real)" for i in range(k)
+        ]
+        lines += [
+            f"(assert (>= X_{i} {self._number(draw, -1)}))\n(assert (<= X_{i} "
+            f"{self._number(draw, 1)}))"
+            for i in range(n)
+        ]
+        lines += [
+            f"(assert {self._formula(draw, n, k, draw.choice((1, 2, 3, 4, 6)))})"
+            for _ in range(draw.randint(1, 3))
+        ]
         text = "\n".join(draw.sample(lines, len(lines)) if draw.random() < 0.05 else lines)
         if draw.random() < 0.1:
-            text = text.replace(draw.choice("()-.0YX"), draw.choice(("(", ")", "((", "", "|", '"', ";", "9" * 2000)))
+            text = text.replace(
+                draw.choice("()-.0YX"), draw.choice(("(", ")", "((", "", "|", '"', ";", "9" * 2000))
+            )
         if draw.random() < 0.07:
-            text += draw.choice(("(assert ", "(" * 10**5, "(or " * 10**4 + "(<= Y_0 0)", "(assert (<= (+ " + "(/ 1 97)" * 2000 + ") Y_0))"))
+            text += draw.choice(
+                (
+                    "(assert ",
+                    "(" * 10**5,
+                    "(or " * 10**4 + "(<= Y_0 0)",
+                    "(assert (<= (+ " + "(/ 1 97)" * 2000 + ") Y_0))",
+                )
+            )
         data = text.encode()
         data = mutated(draw, data) if draw.random() < 0.3 else data
         return gzip.compress(data) if draw.random() < 0.05 else data
@@ -241,19 +386,43 @@ class Properties(Kind):
     def _number(self, draw: random.Random, around: int = 0) -> str:
         if draw.random() >= self.wild:
             return f"{around + draw.random() * 0.5:.6f}"
-        return draw.choice(("1", "-1", "1e999", "1e-999", "nan", "9" * 900, f"0.{'3' * 900}", "(/ 1 3)", "1e99999", "0x10", "+.5", "-5.e-3"))
+        return draw.choice(
+            (
+                "1",
+                "-1",
+                "1e999",
+                "1e-999",
+                "nan",
+                "9" * 900,
+                f"0.{'3' * 900}",
+                "(/ 1 3)",
+                "1e99999",
+                "0x10",
+                "+.5",
+                "-5.e-3",
+            )
+        )
 
     def _formula(self, draw: random.Random, n: int, k: int, depth: int) -> str:
         odd = draw.random() < self.wild
         if depth <= 0 or draw.random() < 0.2:
-            return f"({draw.choice(('=', '<', 'distinct') if odd else ('<=', '>='))} {self._term(draw, n, k, 2)} {self._term(draw, n, k, 2)})"
-        parts = " ".join(self._formula(draw, n, k, depth - 1) for _ in range(draw.choice((1, 2, 3, 6))))
+            return (
+                f"({draw.choice(('=', '<', 'distinct') if odd else ('<=', '>='))} "
+                f"{self._term(draw, n, k, 2)} {self._term(draw, n, k, 2)})"
+            )
+        parts = " ".join(
+            self._formula(draw, n, k, depth - 1) for _ in range(draw.choice((1, 2, 3, 6)))
+        )
         return f"({'not' if odd else draw.choice(('and', 'or'))} {parts})"
 
     def _term(self, draw: random.Random, n: int, k: int, depth: int) -> str:
         odd = draw.random() < self.wild
         if depth <= 0 or draw.random() < 0.5:
-            return draw.choice((f"X_{draw.randrange(n)}", f"Y_{k}")) if odd else draw.choice((f"Y_{draw.randrange(k)}", self._number(draw)))
+            return (
+                draw.choice((f"X_{draw.randrange(n)}", f"Y_{k}"))
+                if odd
+                else draw.choice((f"Y_{draw.randrange(k)}", self._number(draw)))
+            )
         if draw.random() < 0.3:
             return f"(* {self._number(draw)} {self._term(draw, n, k, depth - 1)})"
         parts = " ".join(self._term(draw, n, k, depth - 1) for _ in range(draw.choice((1, 2, 3))))
@@ -274,7 +443,11 @@ def _exported(folder: Path) -> list[bytes]:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second, self.table = nn.Conv2d(1, 2, 3), nn.Linear(8, 3), [torch.eye(3)]
+            self.first, self.second, self.table = (
+                nn.Conv2d(1, 2, 3),
+                nn.Linear(8, 3),
+                [torch.eye(3)],
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             h, n = torch.relu(self.first(x)), x.shape[0]
@@ -283,8 +456,15 @@ def _exported(folder: Path) -> list[bytes]:
             return self.second(h.reshape(n, 8)) @ self.table[0] + top + torch.zeros(n, 1)
 
     found = []
-    for module, shape in ((nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), (3, 4)), (Mixed(), (3, 1, 4, 4))):
-        program = torch.export.export(module.eval(), (torch.rand(shape),), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    for module, shape in (
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), (3, 4)),
+        (Mixed(), (3, 1, 4, 4)),
+    ):
+        program = torch.export.export(
+            module.eval(),
+            (torch.rand(shape),),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=2)},),
+        )
         torch.export.save(program, folder / "base.pt2")
         found.append((folder / "base.pt2").read_bytes())
     return found
@@ -321,17 +501,38 @@ class Programs(Kind):
 
         def edit(name: str, content: bytes) -> bytes:
             if name.endswith(".json"):
-                told = rewritten(draw, json.loads(content), draw.choice((0, 0, 0, 1, 2, 5)) if name.endswith("model.json") or not evil else 0)
+                told = rewritten(
+                    draw,
+                    json.loads(content),
+                    draw.choice((0, 0, 0, 1, 2, 5))
+                    if name.endswith("model.json") or not evil
+                    else 0,
+                )
                 text = json.dumps(told)
                 if evil and way in (0, 1):
                     text = text.replace('"use_pickle": false', '"use_pickle": true')
                 if evil and way in (2, 3):
-                    old = draw.choice(("Symbol('s77', positive=True, integer=True)", '"x"', "s77", '"relu"', '"linear"', '"p_1_weight"'))
-                    text = text.replace(old, json.dumps(self.code) if old.startswith('"') else self.code)
+                    old = draw.choice(
+                        (
+                            "Symbol('s77', positive=True, integer=True)",
+                            '"x"',
+                            "s77",
+                            '"relu"',
+                            '"linear"',
+                            '"p_1_weight"',
+                        )
+                    )
+                    text = text.replace(
+                        old, json.dumps(self.code) if old.startswith('"') else self.code
+                    )
                 if evil and way == 4:
-                    text = text.replace('"guards_code": []', json.dumps({"guards_code": [self.code]})[1:-1])
+                    text = text.replace(
+                        '"guards_code": []', json.dumps({"guards_code": [self.code]})[1:-1]
+                    )
                 if evil and way == 5:
-                    text = text.replace('"weight_0"', '"custom_obj_0"').replace('"tensor_0"', '"opaque_obj_0"')
+                    text = text.replace('"weight_0"', '"custom_obj_0"').replace(
+                        '"tensor_0"', '"opaque_obj_0"'
+                    )
                 return text.encode() if draw.random() < 0.97 else mutated(draw, text.encode())
             if evil and ("sample_inputs" in name or (way in (1, 5) and name.endswith("_0"))):
                 return self.pickle
@@ -375,7 +576,10 @@ class Lists(Kind):
             )
             return draw.choice(odd)
 
-        rows = [",".join(cell() for _ in range(draw.choice((0, 1, 2, 3, 3, 4)))) for _ in range(draw.randint(0, 6))]
+        rows = [
+            ",".join(cell() for _ in range(draw.choice((0, 1, 2, 3, 3, 4))))
+            for _ in range(draw.randint(0, 6))
+        ]
         data = draw.choice(("\n", "\r\n", "\r")).join(rows).encode()
         return mutated(draw, data) if draw.random() < 0.5 else data
 
@@ -394,12 +598,26 @@ class Proofs(Kind):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).double().eval()
+        model = (
+            nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+            .double()
+            .eval()
+        )
         x = torch.rand(12, 5, dtype=torch.float64)
         self.problem = Problem.pose(Classifier(model), x, model(x).argmax(1), Ball("linf", 0.05))
-        tools: tuple[Any, ...] = (CROWN(proofs=True), BranchAndBound(seconds=2, steps=3, sharpen=2, proofs=True))
-        claims = [claim for tool in tools for claim in tool(self.problem) if isinstance(claim, Claim)]
-        self.base = [(i, data) for c in claims for i, data in zip(c.index.tolist(), c.proofs or (), strict=False) if data is not None]
+        tools: tuple[Any, ...] = (
+            CROWN(proofs=True),
+            BranchAndBound(seconds=2, steps=3, sharpen=2, proofs=True),
+        )
+        claims = [
+            claim for tool in tools for claim in tool(self.problem) if isinstance(claim, Claim)
+        ]
+        self.base = [
+            (i, data)
+            for c in claims
+            for i, data in zip(c.index.tolist(), c.proofs or (), strict=False)
+            if data is not None
+        ]
         self.asked: tuple[int, str] = (0, "")
 
     def make(self, draw: random.Random) -> bytes:
@@ -410,7 +628,12 @@ class Proofs(Kind):
         if way < 0.3:
             return mutated(draw, data)
         if way < 0.4:
-            return packed_again(draw, data, lambda _, content: mutated(draw, content, 1) if draw.random() < 0.1 else content, 0.3)
+            return packed_again(
+                draw,
+                data,
+                lambda _, content: mutated(draw, content, 1) if draw.random() < 0.1 else content,
+                0.3,
+            )
         if draw.random() < 0.5:
             header = rewritten(draw, header, draw.choice((1, 1, 2, 4)))
         for name in draw.sample(sorted(arrays), min(len(arrays), draw.choice((0, 1, 1, 2)))):
@@ -444,8 +667,13 @@ class Proofs(Kind):
         verdict = checker.prove(data)
         if not verdict.proved:
             raise BadInput(verdict.reason)
-        # The same numbers in another type have another hash; what the question is compared with are the numbers.
-        return "altered" if checker.prove(data, claim).proved and differs(self.problem, i, data) else "read"
+        # The same numbers in another type have another hash; what the question is compared with are
+        # the numbers.
+        return (
+            "altered"
+            if checker.prove(data, claim).proved and differs(self.problem, i, data)
+            else "read"
+        )
 
 
 class Records(Kind):
@@ -458,7 +686,14 @@ class Records(Kind):
         torch.manual_seed(0)
         model = nn.Linear(4, 3).eval()
         x = torch.rand(6, 4)
-        calipers.measure(model, x, model(x).argmax(1), Ball("linf", 0.1), plan="quick", record=folder / "base.calipers").ledger.close()
+        calipers.measure(
+            model,
+            x,
+            model(x).argmax(1),
+            Ball("linf", 0.1),
+            plan="quick",
+            record=folder / "base.calipers",
+        ).ledger.close()
         with sqlite3.connect(folder / "base.calipers") as db:
             db.execute("pragma journal_mode = delete")
         db.close()
@@ -472,16 +707,24 @@ class Records(Kind):
         db = sqlite3.connect(path)
         with contextlib.suppress(sqlite3.DatabaseError), db:
             for _ in range(draw.randint(1, 3)):
-                table = draw.choice(("question", "point", "evidence", "chain", "meta", "model", "checked", "passed"))
+                table = draw.choice(
+                    ("question", "point", "evidence", "chain", "meta", "model", "checked", "passed")
+                )
                 columns = [row[1] for row in db.execute(f"pragma table_info({table})")]
                 column = draw.choice(columns)
                 old = db.execute(f"select {column} from {table} limit 1").fetchone()
-                new: Any = draw.choice((None, 0, -1, 2**62, 1e400, "text", b"\x93NUMPY", "", "{}", "[]", "NaN", b""))
+                new: Any = draw.choice(
+                    (None, 0, -1, 2**62, 1e400, "text", b"\x93NUMPY", "", "{}", "[]", "NaN", b"")
+                )
                 if old and isinstance(old[0], bytes):
                     new = draw.choice((new, mutated(draw, old[0]), old[0][:20]))
                 if old and isinstance(old[0], str) and old[0].startswith("{"):
                     new = draw.choice((new, json.dumps(rewritten(draw, json.loads(old[0]), 2))))
-                db.execute(f"update {table} set {column} = ? where rowid in (select rowid from {table} limit {draw.choice((1, 100))})", (new,))
+                db.execute(
+                    f"update {table} set {column} = ? where rowid in (select rowid from {table} "
+                    f"limit {draw.choice((1, 100))})",
+                    (new,),
+                )
             if draw.random() < 0.1:
                 db.execute(f"drop table {draw.choice(('question', 'point', 'evidence'))}")
         db.close()
@@ -494,10 +737,18 @@ class Records(Kind):
         return "read"
 
 
-KINDS: dict[str, type[Kind]] = {"npz": Arrays, "vnnlib": Properties, "pt2": Programs, "proof": Proofs, "csv": Lists, "record": Records}
+KINDS: dict[str, type[Kind]] = {
+    "npz": Arrays,
+    "vnnlib": Properties,
+    "pt2": Programs,
+    "proof": Proofs,
+    "csv": Lists,
+    "record": Records,
+}
 
 
-# ---- runs --------------------------------------------------------------------------------------------------------------------------------------------
+# ---- runs
+# --------------------------------------------------------------------------------------------------
 
 
 class _Hang(BaseException):
@@ -514,7 +765,11 @@ def outcome(kind: Kind, path: Path) -> tuple[str, str]:
     signal.setitimer(signal.ITIMER_PROF, _SECONDS)
     words = ""
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             found = kind.read(path)
     except CalipersError as error:
@@ -525,7 +780,10 @@ def outcome(kind: Kind, path: Path) -> tuple[str, str]:
     except _Hang:
         found, words = "hang", traceback.format_exc()
     except BaseException as error:
-        found, words = ("memory" if "can't allocate memory" in str(error) else "traceback"), traceback.format_exc()
+        found, words = (
+            ("memory" if "can't allocate memory" in str(error) else "traceback"),
+            traceback.format_exc(),
+        )
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     if kind.mark.exists():
@@ -547,15 +805,21 @@ def _child(kind: Kind, seed: int, begin: int, count: int, pipe: Any) -> None:
     pipe.send(("done", count, ""))
 
 
-def run(name: str, count: int, seed: int = 1, keep: Path | None = None) -> tuple[Counter[str], list[str]]:
-    """Return how often what came of the files of a kind, and the last line of each that must not be."""
+def run(
+    name: str, count: int, seed: int = 1, keep: Path | None = None
+) -> tuple[Counter[str], list[str]]:
+    """Return how often what came of the files of a kind, and the last line of each that must not
+    be.
+    """
     torch.set_num_threads(1)
     counts, told, begin = Counter[str](), list[str](), 0
     with tempfile.TemporaryDirectory() as folder:
         kind = KINDS[name](Path(folder))
         while begin < count:
             here, there = multiprocessing.Pipe(duplex=False)
-            child = multiprocessing.get_context("fork").Process(target=_child, args=(kind, seed, begin, count, there))
+            child = multiprocessing.get_context("fork").Process(
+                target=_child, args=(kind, seed, begin, count, there)
+            )
             child.start()
             there.close()
             word, died = "", ("hang", "no answer")
@@ -576,7 +840,14 @@ def run(name: str, count: int, seed: int = 1, keep: Path | None = None) -> tuple
     return counts, told
 
 
-def _count(found: tuple[str, str], at: int, kind: Kind, counts: Counter[str], told: list[str], keep: Path | None) -> None:
+def _count(
+    found: tuple[str, str],
+    at: int,
+    kind: Kind,
+    counts: Counter[str],
+    told: list[str],
+    keep: Path | None,
+) -> None:
     what, words = found
     counts[what] += 1
     if what in GOOD:
@@ -584,13 +855,17 @@ def _count(found: tuple[str, str], at: int, kind: Kind, counts: Counter[str], to
     told.append(f"{what} {at}: {words.strip().splitlines()[-1][:300] if words.strip() else ''}")
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        (keep / f"{what}-{at}{kind.suffix}").write_bytes((kind.folder / f"case{kind.suffix}").read_bytes())
+        (keep / f"{what}-{at}{kind.suffix}").write_bytes(
+            (kind.folder / f"case{kind.suffix}").read_bytes()
+        )
         (keep / f"{what}-{at}.txt").write_text(words)
 
 
 def main() -> None:
     """Print the counts; exit with 1 where any file did what none may."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
@@ -599,7 +874,10 @@ def main() -> None:
     counts, told = run(options.kind, options.count, options.seed, options.keep)
     for line in told[:40]:
         print(line)
-    print(f"{options.kind}, {options.count} files, seed {options.seed}: " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
+    print(
+        f"{options.kind}, {options.count} files, seed {options.seed}: "
+        + ", ".join(f"{n} {what}" for what, n in counts.most_common())
+    )
     sys.exit(any(what not in GOOD for what in counts))
 
 

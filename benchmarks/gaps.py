@@ -1,7 +1,9 @@
-"""How far from the truth does each method stop? Radii of certificates and distances of attacks over exact distances, on random small networks.
+"""How far from the truth does each method stop? Radii of certificates and distances of attacks over
+exact distances, on random small networks.
 
-Dense and convolutional networks of two to four layers, ReLU, max-pooling in every fourth; a random point of the unit box each; three norms.
-"beyond" counts certificates above an example or attacks below the exact lower end: any is a bug. The last line compares distances that the own linear region
+Dense and convolutional networks of two to four layers, ReLU, max-pooling in every fourth; a random
+point of the unit box each; three norms. "beyond" counts certificates above an example or attacks
+below the exact lower end: any is a bug. The last line compares distances that the own linear region
 decides (d_D <= d_B) with those of the mixed-integer search.
 
     PYTHONPATH=src python benchmarks/gaps.py [--networks 200] [--seconds 30]
@@ -22,8 +24,16 @@ from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 
-CERTIFIERS = {"intervals": "LargestRadius(IBP())", "CROWN": "LargestRadius(CROWN())", "alpha-CROWN": "LargestRadius(AlphaCROWN())"}
-ATTACKS = {"FMN": "FMN(steps=50)", "Closer": "Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)))"}
+CERTIFIERS = {
+    "intervals": "LargestRadius(IBP())",
+    "CROWN": "LargestRadius(CROWN())",
+    "alpha-CROWN": "LargestRadius(AlphaCROWN())",
+}
+ATTACKS = {
+    "FMN": "FMN(steps=50)",
+    "Closer": "Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), "
+    "Minimisers(2)))",
+}
 NORMS = ("linf", "l2", "l1")
 
 
@@ -49,27 +59,44 @@ def random_network(seed: int) -> tuple[nn.Sequential, tuple[int, ...]]:
 
 
 def ends(tool: str, problem: Problem) -> tuple[float, float]:
-    """Return the radius that a tool proves for the only point, and the distance of the nearest example that it finds."""
+    """Return the radius that a tool proves for the only point, and the distance of the nearest
+    example that it finds.
+    """
     lower, upper = 0.0, np.inf
     for result in tool_from(tool)(problem):
         if not isinstance(result, Attempt):
             lower = max(lower, float(result.radius.max())) if len(result.radius) else lower
             continue
         for point in result.candidate:
-            wrong = bool((problem.goal.worst(problem.margins(problem.classifier.logits64(point[None]))) <= 0).all())
+            wrong = bool(
+                (
+                    problem.goal.worst(problem.margins(problem.classifier.logits64(point[None])))
+                    <= 0
+                ).all()
+            )
             upper = min(upper, float(problem.region.distance(point[None]))) if wrong else upper
     return lower, upper
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=30.0, help="for an exact distance")
     options = parser.parse_args()
-    common.start("Radii and distances of methods, as shares of the exact distance, on random small networks")
+    common.start(
+        "Radii and distances of methods, as shares of the exact distance, on random small networks"
+    )
     shares = {norm: {name: list[float]() for name in [*CERTIFIERS, *ATTACKS]} for norm in NORMS}
-    closed, beyond, inside, apart, asked = dict.fromkeys(NORMS, 0), 0, 0, 0.0, dict.fromkeys(NORMS, 0)
+    closed, beyond, inside, apart, asked = (
+        dict.fromkeys(NORMS, 0),
+        0,
+        0,
+        0.0,
+        dict.fromkeys(NORMS, 0),
+    )
     for seed in range(options.networks):
         model, shape = random_network(seed)
         norm, x = NORMS[(seed // 2) % 3], torch.rand(1, *shape, dtype=torch.float64)
@@ -79,7 +106,9 @@ def main() -> None:
         nearest = min(found.values())
         if not np.isfinite(nearest):
             continue
-        low, high = ends(f"MILP(seconds={options.seconds})", problem.at(torch.tensor([nearest * 1.001])))
+        low, high = ends(
+            f"MILP(seconds={options.seconds})", problem.at(torch.tensor([nearest * 1.001]))
+        )
         high = min(high, nearest)
         asked[norm] += 1
         closed[norm] += high - low <= 1e-5 * high
@@ -96,9 +125,15 @@ def main() -> None:
                 shares[norm][name].append(distance / high)
     print(f"{'norm':6} networks  exact  " + "  ".join(f"{name:>12}" for name in shares["linf"]))
     for norm in NORMS:
-        print(f"{norm:6} {asked[norm]:8} {closed[norm]:6}  " + "  ".join(f"{np.mean(held):12.4f}" for held in shares[norm].values()))
+        print(
+            f"{norm:6} {asked[norm]:8} {closed[norm]:6}  "
+            + "  ".join(f"{np.mean(held):12.4f}" for held in shares[norm].values())
+        )
     print(f"certificates or attacks beyond the exact end: {beyond}")
-    print(f"points whose own region decides: {inside}; largest difference from the mixed-integer search: {apart:.1e} of the distance")
+    print(
+        f"points whose own region decides: {inside}; largest difference from the mixed-integer "
+        f"search: {apart:.1e} of the distance"
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,21 @@
-"""Has the product a blind side? The standard plan against all its attacks with five times their steps, and against AutoAttack, on many nets, norms and radii.
+"""Has the product a blind side? The standard plan against all its attacks with five times their
+steps, and against AutoAttack, on many nets, norms and radii.
 
-Rows are every published network and those of `grid_nets.py`, in linf, l2 and l1, at three radii around the median distance. For each: how many points
-the standard plan leaves and in how many seconds of the process; how many are left when everything else, at five times its usual steps, has tried those too;
-and AutoAttack's number and seconds where it is importable (`autoattack`), run on the points that the model gets right. With --distances, how many
-times the nearest example that anybody finds the upper ends of the plans `distance` and `brackets` are: median and 95 % over the points.
+Rows are every published network and those of `grid_nets.py`, in linf, l2 and l1, at three radii
+around the median distance. For each: how many points the standard plan leaves and in how many
+seconds of the process; how many are left when everything else, at five times its usual steps, has
+tried those too; and AutoAttack's number and seconds where it is importable (`autoattack`), run on
+the points that the model gets right. With
+--distances, how many times the nearest example that anybody finds the upper ends of the plans
+ `distance` and
+`brackets` are: median and 95 % over the points.
 
-Plans were tuned on the networks of TUNED_ON alone; judge by the others. Results are appended to a file of JSON lines, and rows that it holds are not run
-again, so a long run can be stopped and taken up.
+Plans were tuned on the networks of TUNED_ON alone; judge by the others. Results are appended to a
+file of JSON lines, and rows that it holds are not run again, so a long run can be stopped and taken
+up.
 
-    PYTHONPATH=src python benchmarks/grid.py [--points 100] [--nets own-linf ...] [--norms l1 ...] [--radii 0 1 2] [--no-union] [--no-peer] [--distances]
+    PYTHONPATH=src python benchmarks/grid.py [--points 100] [--nets own-linf ...] \\
+        [--norms l1 ...] [--radii 0 1 2] [--no-union] [--no-peer] [--distances]
 """
 
 from __future__ import annotations
@@ -28,7 +35,10 @@ import common
 import grid_nets
 import numpy as np
 import torch
-import torch.export  # the library's own import takes seconds, once in a process; AutoAttack has done its own before it is timed
+
+# the library's own import takes seconds, once in a process; AutoAttack has done its own before it
+# is timed
+import torch.export
 from torch import Tensor, nn
 
 import calipers
@@ -71,7 +81,9 @@ Row = dict[str, Any]
 
 def harder(norm: str) -> list[Attack]:
     """Return all attacks of the product at five times their usual steps, the cheap ones first."""
-    l2: list[Attack] = [DDN(steps=500, inside=True), CarliniWagner(steps=500)] if norm == "l2" else []
+    l2: list[Attack] = (
+        [DDN(steps=500, inside=True), CarliniWagner(steps=500)] if norm == "l2" else []
+    )
     return [
         PGD(steps=200, restarts=5),
         Momentum(steps=50),
@@ -83,8 +95,14 @@ def harder(norm: str) -> list[Attack]:
         APGD(steps=500, restarts=2),
         APGD(steps=500, targets=9),
         Descent(steps=500, targets=9),
-        Insist(Guided(APGD(steps=300, restarts=2, targets=5, halving=True), Minimisers(2)), Descent(steps=500)),
-        Closer(FMN(steps=250, targets=3), Guided(APGD(steps=100, targets=9, halving=True), Minimisers(2))),
+        Insist(
+            Guided(APGD(steps=300, restarts=2, targets=5, halving=True), Minimisers(2)),
+            Descent(steps=500),
+        ),
+        Closer(
+            FMN(steps=250, targets=3),
+            Guided(APGD(steps=100, targets=9, halving=True), Minimisers(2)),
+        ),
         Square(queries=4000, ahead=8),
     ]
 
@@ -92,7 +110,9 @@ def harder(norm: str) -> list[Attack]:
 def broken(problem: Problem, attack: Attack) -> Tensor:
     """Return which points the attack breaks, (N,) bool; a float64 copy of the model decides."""
     found = problem.region.snap(candidates(problem, attack))
-    return problem.region.contains(found) & is_adversarial(problem.goal.worst(problem.margins(problem.classifier.logits64(found))))
+    return problem.region.contains(found) & is_adversarial(
+        problem.goal.worst(problem.margins(problem.classifier.logits64(found)))
+    )
 
 
 def candidates(problem: Problem, attack: Attack) -> Tensor:
@@ -104,7 +124,9 @@ def candidates(problem: Problem, attack: Attack) -> Tensor:
 
 
 def distances(problem: Problem, attack: Attack) -> Tensor:
-    """Return how far the examples are that the attack finds, (N,) float64, infinite where it finds none."""
+    """Return how far the examples are that the attack finds, (N,) float64, infinite where it finds
+    none.
+    """
     wide = problem.at(1e30)
     found = wide.region.snap(candidates(problem, attack))
     hit = is_adversarial(wide.goal.worst(wide.margins(wide.classifier.logits64(found))))
@@ -117,10 +139,15 @@ def images(name: str, count: int) -> tuple[Tensor, Tensor]:
 
 
 def radii(model: nn.Module, name: str, norm: str) -> list[float]:
-    """Return three radii around the median distance of 40 points, as two searches see it, with two digits."""
+    """Return three radii around the median distance of 40 points, as two searches see it, with two
+    digits.
+    """
     x, y = common.right(model, *images(name, 40))
     problem = Problem.pose(model, x, y, Ball(norm, 1.0))
-    nearest = torch.minimum(distances(problem, FMN(steps=60, targets=3, gamma=0.2)), distances(problem, FAB(steps=40, targets=3, backward=0.8)))
+    nearest = torch.minimum(
+        distances(problem, FMN(steps=60, targets=3, gamma=0.2)),
+        distances(problem, FAB(steps=40, targets=3, backward=0.8)),
+    )
     return [float(f"{share * float(nearest.median()):.2g}") for share in AROUND]
 
 
@@ -131,7 +158,14 @@ def clocked(run: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - begin
 
 
-def strength(model: nn.Module, x: Tensor, y: Tensor, row: Row, library: ModuleType | None, options: argparse.Namespace) -> Row:
+def strength(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    row: Row,
+    library: ModuleType | None,
+    options: argparse.Namespace,
+) -> Row:
     """Return what the standard plan, the union and AutoAttack leave of a row."""
     threat = Ball(row["norm"], row["radius"])
     result, seconds = clocked(lambda: calipers.measure(model, x, y, threat, plan=row["plan"]))
@@ -139,7 +173,9 @@ def strength(model: nn.Module, x: Tensor, y: Tensor, row: Row, library: ModuleTy
     left = [i for i, verdict in enumerate(result.bracket.verdicts(at)) if verdict == "unknown"]
     robust, found = result.robust_accuracy, dict[str, int]()
     out = {"left": robust.attacked.count, "certified": robust.certified.count, "seconds": seconds}
-    problem = Problem.pose(model, x[left], y[left], threat) if left and not options.no_union else None
+    problem = (
+        Problem.pose(model, x[left], y[left], threat) if left and not options.no_union else None
+    )
     for attack in harder(row["norm"]):
         if problem is None or not len(problem):
             break
@@ -151,21 +187,33 @@ def strength(model: nn.Module, x: Tensor, y: Tensor, row: Row, library: ModuleTy
         out |= {"union": out["left"] - sum(found.values()), "found": found}
     if library is not None:
         kept_x, kept_y = common.right(model, x, y)
-        theirs, out["theirs_seconds"] = clocked(lambda: cascade.theirs(library, model, kept_x, kept_y, cascade.Row(row["net"], row["norm"], row["radius"])))
+        theirs, out["theirs_seconds"] = clocked(
+            lambda: cascade.theirs(
+                library, model, kept_x, kept_y, cascade.Row(row["net"], row["norm"], row["radius"])
+            )
+        )
         out["theirs"] = cascade.standing(Problem.pose(model, kept_x, kept_y, threat), theirs)
     return out
 
 
 def nearness(model: nn.Module, x: Tensor, y: Tensor, row: Row) -> Row:
-    """Return how many times the best known distance the ends of the plans for distances are, with seconds."""
+    """Return how many times the best known distance the ends of the plans for distances are, with
+    seconds.
+    """
     threat, out, ends = Ball(row["norm"], row["radius"]), Row(), dict[str, Tensor]()
     for plan in ("distance", "brackets"):
-        result, out[f"{plan}_seconds"] = clocked(lambda: calipers.measure(model, x, y, threat, plan=plan))  # noqa: B023
+        result, out[f"{plan}_seconds"] = clocked(
+            lambda: calipers.measure(model, x, y, threat, plan=plan)
+        )
         ends[plan] = torch.from_numpy(result.bracket.upper.copy())
     right = ends["distance"] > 0
     problem, norm = Problem.pose(model, x[right], y[right], threat), row["norm"]
     best = torch.minimum(ends["distance"], ends["brackets"])[right]
-    closer = Closer(FMN(steps=250, targets=9, gamma=0.2), Guided(APGD(steps=100, targets=9, halving=True), Minimisers(2)), rounds=5)
+    closer = Closer(
+        FMN(steps=250, targets=9, gamma=0.2),
+        Guided(APGD(steps=100, targets=9, halving=True), Minimisers(2)),
+        rounds=5,
+    )
     seekers: list[Attack] = [
         FAB(steps=250, targets=9, backward=0.8),
         FAB(steps=250, targets=9),
@@ -177,7 +225,11 @@ def nearness(model: nn.Module, x: Tensor, y: Tensor, row: Row) -> Row:
         best = torch.minimum(best, distances(problem, attack))
     for plan, end in ends.items():
         ratio = end[right] / best
-        out |= {f"{plan}_median": float(ratio.median()), f"{plan}_95": float(ratio.quantile(0.95)), f"{plan}_most": float(ratio.max())}
+        out |= {
+            f"{plan}_median": float(ratio.median()),
+            f"{plan}_95": float(ratio.quantile(0.95)),
+            f"{plan}_most": float(ratio.max()),
+        }
     return out
 
 
@@ -190,16 +242,24 @@ def held(path: Path) -> list[Row]:
 
 def line(row: Row) -> str:
     """Return a row of the table."""
-    text = f"{row['net'] + (' *' if row['net'] in TUNED_ON else ''):21} {row['norm']:4} {row['radius']:7.4g} {row['points']:4}"
+    text = (
+        f"{row['net'] + (' *' if row['net'] in TUNED_ON else ''):21} {row['norm']:4} "
+        f"{row['radius']:7.4g} {row['points']:4}"
+    )
     if "distance_median" in row:
         return text + "".join(
-            f"   {plan} {row[f'{plan}_median']:.3f} {row[f'{plan}_95']:.3f} in {row[f'{plan}_seconds']:.1f} s" for plan in ("distance", "brackets")
+            f"   {plan} {row[f'{plan}_median']:.3f} {row[f'{plan}_95']:.3f} in "
+            f"{row[f'{plan}_seconds']:.1f} s"
+            for plan in ("distance", "brackets")
         )
     text += f"  left {row['left']:4} (certified {row['certified']:3}) in {row['seconds']:6.1f} s"
     if "union" in row:
         text += f"  union {row['union']:4}"
     if "theirs" in row:
-        text += f"  AutoAttack {row['theirs']:4} in {row['theirs_seconds']:6.1f} s, {row['theirs_seconds'] / row['seconds']:5.1f} times"
+        text += (
+            f"  AutoAttack {row['theirs']:4} in {row['theirs_seconds']:6.1f} s, "
+            f"{row['theirs_seconds'] / row['seconds']:5.1f} times"
+        )
     return text
 
 
@@ -207,38 +267,62 @@ def summary(rows: list[Row]) -> None:
     """Print what all rows say together."""
     union = [(row["left"] - row["union"]) * 100 / row["points"] for row in rows if "union" in row]
     if union:
-        print(f"{len(union)} rows; points of 100 more than the union: at most {max(union):.1f}; more than 1 on {sum(gap > 1 for gap in union)}")
+        print(
+            f"{len(union)} rows; points of 100 more than the union: at most {max(union):.1f}; more "
+            f"than 1 on {sum(gap > 1 for gap in union)}"
+        )
     theirs = [row for row in rows if "theirs" in row]
     if theirs:
         ratios = [row["theirs_seconds"] / row["seconds"] for row in theirs]
         behind = sum(row["left"] > row["theirs"] for row in theirs)
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         print(
-            f"{len(theirs)} rows; more left than by AutoAttack on {behind}; AutoAttack's seconds over ours: geometric mean {mean:.1f}, worst {min(ratios):.1f}"
+            f"{len(theirs)} rows; more left than by AutoAttack on {behind}; AutoAttack's seconds "
+            f"over ours: geometric mean {mean:.1f}, worst {min(ratios):.1f}"
         )
     for plan in ("distance", "brackets"):
         known = [row for row in rows if f"{plan}_median" in row]
         if known:
-            print(f"{plan}: worst median {max(row[f'{plan}_median'] for row in known):.3f}, worst 95 % {max(row[f'{plan}_95'] for row in known):.3f}")
+            print(
+                f"{plan}: worst median {max(row[f'{plan}_median'] for row in known):.3f}, worst 95 "
+                f"% {max(row[f'{plan}_95'] for row in known):.3f}"
+            )
 
 
 def main() -> None:
     """Print a row for each question that is not held yet, and what all say together."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--nets", nargs="*", default=NETS)
     parser.add_argument("--norms", nargs="*", default=NORMS)
-    parser.add_argument("--radii", nargs="*", type=int, default=[0, 1, 2], help="which of the three radii")
+    parser.add_argument(
+        "--radii", nargs="*", type=int, default=[0, 1, 2], help="which of the three radii"
+    )
     parser.add_argument("--plan", default="standard")
-    parser.add_argument("--no-union", action="store_true", help="do not try what is left with everything else")
+    parser.add_argument(
+        "--no-union", action="store_true", help="do not try what is left with everything else"
+    )
     parser.add_argument("--no-peer", action="store_true", help="no AutoAttack")
-    parser.add_argument("--distances", action="store_true", help="the plans distance and brackets instead, at the middle radius")
+    parser.add_argument(
+        "--distances",
+        action="store_true",
+        help="the plans distance and brackets instead, at the middle radius",
+    )
     parser.add_argument("--results", type=Path, default=KEPT, help="the file of JSON lines")
     options = parser.parse_args()
-    library = common.start("The standard plan against everything", [] if options.no_peer or options.distances else ["autoattack"]).get("autoattack")
+    library = common.start(
+        "The standard plan against everything",
+        [] if options.no_peer or options.distances else ["autoattack"],
+    ).get("autoattack")
     torch.set_num_threads(1)
     print(f"results: {options.results}; * plans were tuned on this network", flush=True)
-    mode = "distances" if options.distances else options.plan + (" alone" if options.no_union else "") + (" peer" if library else "")
+    mode = (
+        "distances"
+        if options.distances
+        else options.plan + (" alone" if options.no_union else "") + (" peer" if library else "")
+    )
     shown, known = list[Row](), {json.dumps(row["key"]): row for row in held(options.results)}
     for net in options.nets:
         model = grid_nets.network(net)
@@ -247,20 +331,41 @@ def main() -> None:
         for norm in options.norms:
             wanted = [1] if options.distances else options.radii
             keys = [[mode, net, norm, k, options.points] for k in wanted]
-            around = [] if all(json.dumps(key) in known for key in keys) else radii(model, net, norm)
+            around = (
+                [] if all(json.dumps(key) in known for key in keys) else radii(model, net, norm)
+            )
             for key in keys:
-                row = known.get(json.dumps(key)) or measured(model, key, around[key[3]], library, options)
+                row = known.get(json.dumps(key)) or measured(
+                    model, key, around[key[3]], library, options
+                )
                 shown.append(row)
                 print(line(row), flush=True)
     summary(shown)
 
 
-def measured(model: nn.Module, key: list[Any], radius: float, library: ModuleType | None, options: argparse.Namespace) -> Row:
+def measured(
+    model: nn.Module,
+    key: list[Any],
+    radius: float,
+    library: ModuleType | None,
+    options: argparse.Namespace,
+) -> Row:
     """Measure a row, and append it to the file."""
     x, y = images(key[1], options.points)
     torch.manual_seed(0)
-    row = {"key": key, "net": key[1], "norm": key[2], "radius": radius, "points": len(x), "plan": options.plan}
-    row |= nearness(model, x, y, row) if options.distances else strength(model, x, y, row, library, options)
+    row = {
+        "key": key,
+        "net": key[1],
+        "norm": key[2],
+        "radius": radius,
+        "points": len(x),
+        "plan": options.plan,
+    }
+    row |= (
+        nearness(model, x, y, row)
+        if options.distances
+        else strength(model, x, y, row, library, options)
+    )
     with options.results.open("a") as lines:
         lines.write(json.dumps(row) + "\n")
     return row

@@ -1,8 +1,11 @@
-"""Which networks does the grid of strength train itself? Seven small ones on MNIST digits, each robust, or deceptive, in a way of its own.
+"""Which networks does the grid of strength train itself? Seven small ones on MNIST digits, each
+robust, or deceptive, in a way of its own.
 
-Attacks that were tuned on networks of one kind are blind on others: so there is one trained plainly, one each on PGD examples in linf, l2 and l1, one on
-examples of a single step until training collapses (catastrophic overfitting: robust to one step, and to little else), one provably (interval bounds), and
-one with max-pool, tanh and saturating ends. Each takes seconds to a minute of one thread, and is kept in a folder outside the project.
+Attacks that were tuned on networks of one kind are blind on others: so there is one trained
+plainly, one each on PGD examples in linf, l2 and l1, one on examples of a single step until
+training collapses (catastrophic overfitting: robust to one step, and to little else), one provably
+(interval bounds), and one with max-pool, tanh and saturating ends. Each takes seconds to a minute
+of one thread, and is kept in a folder outside the project.
 
     PYTHONPATH=src python benchmarks/grid_nets.py
 """
@@ -24,7 +27,9 @@ from torch.nn import functional
 
 from calipers.problem.ball import Ball
 
-KEPT = Path(os.environ.get("CALIPERS_GRID_NETS", Path(tempfile.gettempdir()) / "calipers-grid-nets"))
+KEPT = Path(
+    os.environ.get("CALIPERS_GRID_NETS", Path(tempfile.gettempdir()) / "calipers-grid-nets")
+)
 BATCH = 100
 
 Loss = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
@@ -32,7 +37,9 @@ Loss = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
 
 class Saturating(nn.Module):
-    """Ends that saturate: logits 8 tanh(z / 4), whose gradients all but vanish where the network is sure."""
+    """Ends that saturate: logits 8 tanh(z / 4), whose gradients all but vanish where the network is
+    sure.
+    """
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, K) -> (N, K)."""
@@ -40,14 +47,26 @@ class Saturating(nn.Module):
 
 
 def small() -> nn.Sequential:
-    """Return two strided convolutions and two dense layers, 8,600 weights in the convolutions' part."""
-    convolutions = (nn.Conv2d(1, 8, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 4, stride=2, padding=1), nn.ReLU())
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 10))
+    """Return two strided convolutions and two dense layers, 8,600 weights in the convolutions'
+    part.
+    """
+    convolutions = (
+        nn.Conv2d(1, 8, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+    )
+    return nn.Sequential(
+        *convolutions, nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 10)
+    )
 
 
 def pooled() -> nn.Sequential:
     """Return the network with max-pool, tanh and saturating ends."""
-    first, second = (nn.Conv2d(1, 8, 5, padding=2), nn.MaxPool2d(2), nn.Tanh()), (nn.Conv2d(8, 16, 5, padding=2), nn.MaxPool2d(2), nn.Tanh())
+    first, second = (
+        (nn.Conv2d(1, 8, 5, padding=2), nn.MaxPool2d(2), nn.Tanh()),
+        (nn.Conv2d(8, 16, 5, padding=2), nn.MaxPool2d(2), nn.Tanh()),
+    )
     return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(784, 10), Saturating())
 
 
@@ -57,7 +76,9 @@ def plainly(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
 
 
 def against(norm: str, radius: float, steps: int, share: float) -> Loss:
-    """Return the cross-entropy on PGD examples (Madry et al. 2018); the radius grows over the first third of training."""
+    """Return the cross-entropy on PGD examples (Madry et al. 2018); the radius grows over the first
+    third of training.
+    """
 
     def loss(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
         region = Ball(norm, radius * min(1.0, 0.05 + 3 * progress)).region(x)
@@ -72,7 +93,9 @@ def against(norm: str, radius: float, steps: int, share: float) -> Loss:
 
 
 def provably(radius: float) -> Loss:
-    """Return the cross-entropy of the worst logits by intervals (Gowal et al. 2018), mixed with the plain one while weight and radius grow."""
+    """Return the cross-entropy of the worst logits by intervals (Gowal et al. 2018), mixed with the
+    plain one while weight and radius grow.
+    """
 
     def loss(model: nn.Module, x: Tensor, y: Tensor, progress: float) -> Tensor:
         share = min(1.0, 1.5 * progress)
@@ -87,13 +110,17 @@ def provably(radius: float) -> Loss:
             else:
                 low, high = layer(low), layer(high)
         own = functional.one_hot(y, 10).bool()
-        return (1 - share / 2) * plainly(model, x, y, progress) + share / 2 * functional.cross_entropy(torch.where(own, low, high), y)
+        return (1 - share / 2) * plainly(
+            model, x, y, progress
+        ) + share / 2 * functional.cross_entropy(torch.where(own, low, high), y)
 
     return loss
 
 
 def _convolved(layer: nn.Conv2d) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, weight: functional.conv2d(x, weight, stride=layer.stride, padding=layer.padding)  # type: ignore[arg-type]
+    return lambda x, weight: functional.conv2d(
+        x, weight, stride=layer.stride, padding=layer.padding
+    )  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -118,7 +145,9 @@ OWN: dict[str, Recipe] = {
 
 
 def network(name: str) -> nn.Module | None:
-    """Return a network of this file, trained now unless it is kept, or one of `common.network`; None, with a message, where its files are absent."""
+    """Return a network of this file, trained now unless it is kept, or one of `common.network`;
+    None, with a message, where its files are absent.
+    """
     if name not in OWN:
         return common.network(name)
     kept = KEPT / f"{name}.pt"
@@ -143,7 +172,9 @@ def training(count: int) -> tuple[Tensor, Tensor] | None:
         print(f"no {path.name} among the published data: the grid's own networks are skipped")
         return None
     with np.load(path) as arrays:
-        return torch.tensor(arrays["x"][:count]).float()[:, None] / 255, torch.tensor(arrays["y"][:count]).long()
+        return torch.tensor(arrays["x"][:count]).float()[:, None] / 255, torch.tensor(
+            arrays["y"][:count]
+        ).long()
 
 
 def train(model: nn.Module, recipe: Recipe, x: Tensor, y: Tensor) -> None:
@@ -163,7 +194,9 @@ def train(model: nn.Module, recipe: Recipe, x: Tensor, y: Tensor) -> None:
 
 
 def main() -> None:
-    """Train what is not kept, and print what each gets right: of digits, of digits after one step in linf 0.2, and after 20 steps."""
+    """Train what is not kept, and print what each gets right: of digits, of digits after one step
+    in linf 0.2, and after 20 steps.
+    """
     common.start("Networks of the grid of strength")
     torch.set_num_threads(1)
     x, y = common.digits(300)
@@ -181,7 +214,11 @@ def main() -> None:
                 (gradient,) = torch.autograd.grad(functional.cross_entropy(model(z), y), z)
                 z = region.project(region.step(z.detach(), gradient, share))
             rights.append(float((model(z).argmax(1) == y).float().mean()))
-        print(f"{name:14} {taken:6.1f} s of training; right: {rights[0]:.1%}, after one step {rights[1]:.1%}, after 20 steps {rights[2]:.1%}", flush=True)
+        print(
+            f"{name:14} {taken:6.1f} s of training; right: {rights[0]:.1%}, after one step "
+            f"{rights[1]:.1%}, after 20 steps {rights[2]:.1%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What does it cost to account for the rounding of the network as executed? Points that CROWN certifies under either guarantee, and seconds.
+"""What does it cost to account for the rounding of the network as executed? Points that CROWN
+certifies under either guarantee, and seconds.
 
 PYTHONPATH=src python benchmarks/guarantees.py [--points 100]
 """
@@ -19,7 +20,9 @@ QUESTIONS = (("mnist_wk17a", 0.1), ("mnist_madry_tiny", 0.1), ("mnist_6x100_nat"
 
 def main() -> None:
     """Print a line for each network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", type=int, default=100)
     options = parser.parse_args()
     common.start("CROWN under both guarantees, linf")
@@ -32,7 +35,9 @@ def main() -> None:
         for tool in (CROWN(), CROWN(guarantee="float32-executed")):
             found: list[int] = []
             problem = Problem.pose(model, x, y, Ball("linf", radius))
-            seconds = common.clock(lambda: found.append(int(torch.cat([c.margin > 0 for c in tool(problem)]).sum())))  # noqa: B023
+            seconds = common.clock(
+                lambda: found.append(int(torch.cat([c.margin > 0 for c in tool(problem)]).sum()))
+            )
             line += f"   {tool.guarantee} {found[0]} in {seconds:.1f} s"
         print(line, flush=True)
 

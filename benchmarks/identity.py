@@ -1,4 +1,5 @@
-"""What does it cost that a record knows its models and chains its rows? Shares of the plan quick on 500 images, in processor time.
+"""What does it cost that a record knows its models and chains its rows? Shares of the plan quick on
+500 images, in processor time.
 
 python benchmarks/identity.py
 """
@@ -42,7 +43,10 @@ def timed(call: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def appending() -> float:
     """Return the seconds that appending witnesses of 28 x 28 takes."""
-    facts = [Evidence(f"p{i}", "witness", "PGD()", 0.1, array=np.zeros(784, np.float32)) for i in range(FACTS)]
+    facts = [
+        Evidence(f"p{i}", "witness", "PGD()", 0.1, array=np.zeros(784, np.float32))
+        for i in range(FACTS)
+    ]
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "run.calipers") as ledger:
         ledger.ask(Question("q", "q"), [])
         begun = time.process_time()
@@ -67,7 +71,10 @@ def main() -> None:
         begun = time.process_time()
         ledger.ask(Question("q", "q"), [])  # so that the chain is read again
         facts = ledger.trust().facts
-        print(f"quick, 500 images: {whole:.2f} s; reading the chain of {facts} facts: {1000 * (time.process_time() - begun):.0f} ms")
+        print(
+            f"quick, 500 images: {whole:.2f} s; reading the chain of {facts} facts: "
+            f"{1000 * (time.process_time() - begun):.0f} ms"
+        )
     for name, seconds in SPENT.items():
         print(f"  {name}: {1000 * seconds:.1f} ms, {100 * seconds / whole:.2f} %")
     chained = appending()

@@ -1,10 +1,13 @@
-"""Does the default plan come back from everyday networks? Seconds of its attacks alone, of all of it, their ratio, and the memory it took at most.
+"""Does the default plan come back from everyday networks? Seconds of its attacks alone, of all of
+it, their ratio, and the memory it took at most.
 
-Each row runs in a process of its own; processor seconds count. ResNet-18 and WRN-28-10 see random images of 3 x 32 x 32, ResNet-50 and a small vision
-transformer of 3 x 224 x 224, all with random weights. The LeNet is trained here against linf 0.3 (two minutes, kept in the folder of temporary files) and
-sees MNIST digits: of it the share of the lower jaw counts, and what it proves.
+Each row runs in a process of its own; processor seconds count. ResNet-18 and WRN-28-10 see random
+images of 3 x 32 x 32, ResNet-50 and a small vision transformer of 3 x 224 x 224, all with random
+weights. The LeNet is trained here against linf 0.3 (two minutes, kept in the folder of temporary
+files) and sees MNIST digits: of it the share of the lower jaw counts, and what it proves.
 
-    PYTHONPATH=src python benchmarks/large.py [--only ResNet-18 LeNet] [--points 8] [--radius 1e-4 8/255]
+    PYTHONPATH=src python benchmarks/large.py [--only ResNet-18 LeNet] [--points 8] \\
+        [--radius 1e-4 8/255]
 """
 
 from __future__ import annotations
@@ -32,8 +35,16 @@ from torch.nn import functional
 import calipers
 from calipers.presets import plan_for
 
-ROWS = [("ResNet-18", 8, "1e-4"), ("ResNet-18", 8, "8/255"), ("WRN-28-10", 4, "8/255"), ("ResNet-50", 4, "1/255"), ("ViT", 4, "1/255"), ("LeNet", 40, "0.3")]
-RATIO, SHARE, ROOM = 2.2, 0.5, 6.0  # whole run over attacks alone; of the lower jaw, on the LeNet; GiB
+ROWS = [
+    ("ResNet-18", 8, "1e-4"),
+    ("ResNet-18", 8, "8/255"),
+    ("WRN-28-10", 4, "8/255"),
+    ("ResNet-50", 4, "1/255"),
+    ("ViT", 4, "1/255"),
+    ("LeNet", 40, "0.3"),
+]
+# whole run over attacks alone; of the lower jaw, on the LeNet; GiB
+RATIO, SHARE, ROOM = 2.2, 0.5, 6.0
 
 
 def trained() -> nn.Module:
@@ -41,7 +52,10 @@ def trained() -> nn.Module:
     model, kept = everyday.lenet(), Path(tempfile.gettempdir()) / "calipers-lenet-0.3.pt"
     if not kept.exists():
         with np.load(common.DATA / "data" / "mnist_train_60k.npz") as arrays:
-            x, y = torch.tensor(arrays["x"]).float()[:, None] / 255, torch.tensor(arrays["y"]).long()
+            x, y = (
+                torch.tensor(arrays["x"]).float()[:, None] / 255,
+                torch.tensor(arrays["y"]).long(),
+            )
         torch.manual_seed(0)
         model = everyday.lenet()
         _train(model, x, y, steps=600)
@@ -51,7 +65,9 @@ def trained() -> nn.Module:
 
 
 def _train(model: nn.Module, x: Tensor, y: Tensor, *, steps: int, radius: float = 0.3) -> None:
-    """Train against a few steps of projected ascent, in a ball that grows to its radius in the first half."""
+    """Train against a few steps of projected ascent, in a ball that grows to its radius in the
+    first half.
+    """
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     for step in range(steps):
         chosen = torch.randint(len(x), (64,))
@@ -60,7 +76,9 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, *, steps: int, radius: float 
         point = low + torch.rand_like(low) * (high - low)
         for _ in range(4):
             point.requires_grad_()
-            (gradient,) = torch.autograd.grad(functional.cross_entropy(model(point), y[chosen]), point)
+            (gradient,) = torch.autograd.grad(
+                functional.cross_entropy(model(point), y[chosen]), point
+            )
             point = (point.detach() + reach / 2 * gradient.sign()).clamp(low, high)
         optimiser.zero_grad()
         functional.cross_entropy(model(point), y[chosen]).backward()
@@ -93,7 +111,11 @@ class Stages:
     def lower(self) -> float:
         """Return the seconds of the stages of the lower jaw."""
         ends = [*(at for _, at in self.begun[1:]), time.process_time()]
-        return sum(end - at for (name, at), end in zip(self.begun, ends, strict=True) if name.startswith(("IBP", "CROWN")))
+        return sum(
+            end - at
+            for (name, at), end in zip(self.begun, ends, strict=True)
+            if name.startswith(("IBP", "CROWN"))
+        )
 
 
 def alone(name: str, points: int, radius: str, which: str) -> None:
@@ -108,14 +130,33 @@ def alone(name: str, points: int, radius: str, which: str) -> None:
     begun, stages = time.process_time(), Stages()
     result = calipers.measure(model, x, y, threat, plan=plan, watch=stages)
     seconds, lower = time.process_time() - begun, stages.lower()
-    figures = {"seconds": seconds, "lower": lower, "certified": result.robust_accuracy.certified.count, "attacked": result.robust_accuracy.attacked.count}
-    print(json.dumps({**figures, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "said": str(result)}))
+    figures = {
+        "seconds": seconds,
+        "lower": lower,
+        "certified": result.robust_accuracy.certified.count,
+        "attacked": result.robust_accuracy.attacked.count,
+    }
+    print(
+        json.dumps(
+            {
+                **figures,
+                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                "said": str(result),
+            }
+        )
+    )
 
 
 def child(name: str, points: int, radius: str, which: str) -> dict[str, float]:
     """Run one measurement in a process of its own."""
     arguments = [sys.executable, __file__, "--alone", name, str(points), radius, which]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -128,7 +169,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of networks")
     parser.add_argument("--points", type=int)
     parser.add_argument("--radius", nargs="*", help="in place of the usual ones")
-    parser.add_argument("--once", action="store_true", help="take the attacks' time from the whole run, in place of one of their own")
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="take the attacks' time from the whole run, in place of one of their own",
+    )
     parser.add_argument("--said", action="store_true", help="print what each run said, too")
     parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -137,7 +182,8 @@ def main() -> int:
         return 0
     common.start("the default plan on everyday networks: processor seconds, one thread")
     print(
-        f"  {'network':10} {'points':>6} {'linf':>7}  {'attacks':>8} {'whole':>8} {'ratio':>6} {'lower':>6}  {'certified':>9} {'attacked':>8}  {'peak GiB':>8}"
+        f"  {'network':10} {'points':>6} {'linf':>7}  {'attacks':>8} {'whole':>8} {'ratio':>6} "
+        f"{'lower':>6}  {'certified':>9} {'attacked':>8}  {'peak GiB':>8}"
     )
     short = 0
     for name, points, radius in ROWS:
@@ -145,13 +191,26 @@ def main() -> int:
             continue
         count = given.points or points
         whole = child(name, count, radius, "whole")
-        attacks = {**whole, "seconds": whole["seconds"] - whole["lower"]} if given.once else child(name, count, radius, "attacks")
-        ratio, peak, share = whole["seconds"] / attacks["seconds"], max(attacks["peak"], whole["peak"]), 1 - attacks["seconds"] / whole["seconds"]
+        attacks = (
+            {**whole, "seconds": whole["seconds"] - whole["lower"]}
+            if given.once
+            else child(name, count, radius, "attacks")
+        )
+        ratio, peak, share = (
+            whole["seconds"] / attacks["seconds"],
+            max(attacks["peak"], whole["peak"]),
+            1 - attacks["seconds"] / whole["seconds"],
+        )
         short += ratio > RATIO or peak > ROOM or (name == "LeNet" and share > SHARE)
-        print(f"  {name:10} {count:6d} {radius:>7}  {attacks['seconds']:8.1f} {whole['seconds']:8.1f} {ratio:6.2f} {share:6.0%}  "
-              f"{whole['certified']:9.0f} {whole['attacked']:8.0f}  {peak:8.2f}", flush=True)  # fmt: skip
+        print(f"  {name:10} {count:6d} {radius:>7}  {attacks['seconds']:8.1f} "
+              f"{whole['seconds']:8.1f} {ratio:6.2f} {share:6.0%}  {whole['certified']:9.0f} "
+              f"{whole['attacked']:8.0f}  {peak:8.2f}",
+              flush=True)  # fmt: skip
         print(whole["said"] if given.said else "", end="\n" if given.said else "", flush=True)
-    print(f"at most {RATIO} and {ROOM:.0f} GiB, the lower jaw of the LeNet at most {SHARE:.0%}: {short} rows fall short")
+    print(
+        f"at most {RATIO} and {ROOM:.0f} GiB, the lower jaw of the LeNet at most {SHARE:.0%}: "
+        f"{short} rows fall short"
+    )
     return int(short > 0)
 
 

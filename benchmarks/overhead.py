@@ -1,8 +1,9 @@
-"""What does the run loop cost beside its tools? Bookkeeping of the plan `quick` on a small network, by the number of points.
+"""What does the run loop cost beside its tools? Bookkeeping of the plan `quick` on a small network,
+by the number of points.
 
-Bookkeeping is all processor time outside the tools, the referee and the model: the record, its chain of
-digests, the join of evidence. It should grow with the number of points and no faster, and be a small share of
-the whole.
+Bookkeeping is all processor time outside the tools, the referee and the model: the record, its
+chain of digests, the join of evidence. It should grow with the number of points and no faster, and
+be a small share of the whole.
 
     PYTHONPATH=src python benchmarks/overhead.py [--points 1000 4000 16000 64000]
 """
@@ -60,10 +61,14 @@ class Stopwatch:
 def measured(points: int) -> tuple[float, float]:
     """Return the processor seconds of a run on so many points, and those of its bookkeeping."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    model = nn.Sequential(
+        nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
+    ).eval()
     x = torch.rand(points, 32)
     y, watch = model(x).argmax(1), Stopwatch()
-    held = [(Referee, name, getattr(Referee, name)) for name in ("open", "attempt", "claim")] + [(run, "gradients", run.gradients)]
+    held = [(Referee, name, getattr(Referee, name)) for name in ("open", "attempt", "claim")] + [
+        (run, "gradients", run.gradients)
+    ]
     answers = ask.answers
     for where, name, call in held:
         setattr(where, name, watch.around(call))
@@ -71,7 +76,14 @@ def measured(points: int) -> tuple[float, float]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             begun = time.process_time()
-            calipers.measure(model, x, y, calipers.Ball("linf", 0.05), plan="quick", record=Path(folder) / "run.calipers")
+            calipers.measure(
+                model,
+                x,
+                y,
+                calipers.Ball("linf", 0.05),
+                plan="quick",
+                record=Path(folder) / "run.calipers",
+            )
             whole = time.process_time() - begun
     finally:
         ask.answers = answers
@@ -82,7 +94,9 @@ def measured(points: int) -> tuple[float, float]:
 
 def main() -> None:
     """Print a line for each number of points."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", type=int, nargs="*", default=[1000, 4000, 16000, 64000])
     options = parser.parse_args()
     common.start(str(__doc__).splitlines()[0])
@@ -90,7 +104,11 @@ def main() -> None:
     measured(64)  # imports, and the graph's
     for points in options.points:
         whole, books = measured(points)
-        print(f"  {points:6d} points  {whole:7.2f} s  bookkeeping {books:6.2f} s, {books / points * 1e6:6.1f} us a point, {books / whole:5.1%}", flush=True)
+        print(
+            f"  {points:6d} points  {whole:7.2f} s  bookkeeping {books:6.2f} s, "
+            f"{books / points * 1e6:6.1f} us a point, {books / whole:5.1%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

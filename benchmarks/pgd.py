@@ -1,14 +1,17 @@
-"""How long does PGD with restarts take, and how many points does it leave standing? calipers against three libraries, same points, steps, step length
-and restarts.
+"""How long does PGD with restarts take, and how many points does it leave standing? calipers
+against three libraries, same points, steps, step length and restarts.
 
-Who does what: calipers drops a point at the step that breaks it, and refills the batch. The others run all steps of a restart on their batch; between
-restarts only the points that still stand go on, by the library's own means where it has them (torchattacks' MultiAttack), by our loop where it has
-none (foolbox, ART: kinder to them than repeat(n) and num_random_init = n, which run every restart on every point; --own-restarts takes these). All
-climb cross-entropy; calipers' default, cross-entropy and margin by turns, is shown too. Our first restart starts at the point itself, all others at
-random. Every library gets the batch size of 128 and 500 that is faster in a trial. All results pass one judge: moved by the few roundings that exact
-membership asks for, then re-checked.
+Who does what: calipers drops a point at the step that breaks it, and refills the batch. The others
+run all steps of a restart on their batch; between restarts only the points that still stand go on,
+by the library's own means where it has them (torchattacks' MultiAttack), by our loop where it has
+none (foolbox, ART: kinder to them than repeat(n) and num_random_init = n, which run every restart
+on every point; --own-restarts takes these). All climb cross-entropy; calipers' default,
+cross-entropy and margin by turns, is shown too. Our first restart starts at the point itself, all
+others at random. Every library gets the batch size of 128 and 500 that is faster in a trial. All
+results pass one judge: moved by the few roundings that exact membership asks for, then re-checked.
 
-    PYTHONPATH=src python benchmarks/pgd.py [--points 500] [--steps 100] [--restarts 20] [--rounds 3] [--radius 0.1] [--own-restarts]
+    PYTHONPATH=src python benchmarks/pgd.py [--points 500] [--steps 100] [--restarts 20] \\
+        [--rounds 3] [--radius 0.1] [--own-restarts]
 """
 
 from __future__ import annotations
@@ -37,8 +40,12 @@ Restart = Callable[[Tensor, Tensor], Tensor]
 Run = Callable[[], Tensor]
 
 
-def survivors(model: nn.Module, x: Tensor, y: Tensor, once: Restart, restarts: int, batch: int) -> Tensor:
-    """Return the last candidate of each point, running every restart on the points that still stand."""
+def survivors(
+    model: nn.Module, x: Tensor, y: Tensor, once: Restart, restarts: int, batch: int
+) -> Tensor:
+    """Return the last candidate of each point, running every restart on the points that still
+    stand.
+    """
     adversarial, left = x.clone(), torch.arange(len(x))
     for _ in range(restarts):
         found = []
@@ -50,30 +57,58 @@ def survivors(model: nn.Module, x: Tensor, y: Tensor, once: Restart, restarts: i
     return adversarial
 
 
-def with_torchattacks(library: ModuleType, model: nn.Module, radius: float, options: argparse.Namespace) -> Callable[[Tensor, Tensor, int], Tensor]:
+def with_torchattacks(
+    library: ModuleType, model: nn.Module, radius: float, options: argparse.Namespace
+) -> Callable[[Tensor, Tensor, int], Tensor]:
     step = TRAVEL * radius / options.steps
-    attack = library.MultiAttack([library.PGD(model, eps=radius, alpha=step, steps=options.steps, random_start=True) for _ in range(max(2, options.restarts))])
-    return lambda x, y, batch: torch.cat([attack(a, b) for a, b in zip(x.split(batch), y.split(batch), strict=True)])
+    attack = library.MultiAttack(
+        [
+            library.PGD(model, eps=radius, alpha=step, steps=options.steps, random_start=True)
+            for _ in range(max(2, options.restarts))
+        ]
+    )
+    return lambda x, y, batch: torch.cat(
+        [attack(a, b) for a, b in zip(x.split(batch), y.split(batch), strict=True)]
+    )
 
 
-def with_foolbox(library: ModuleType, model: nn.Module, radius: float, options: argparse.Namespace) -> Callable[[Tensor, Tensor, int], Tensor]:
+def with_foolbox(
+    library: ModuleType, model: nn.Module, radius: float, options: argparse.Namespace
+) -> Callable[[Tensor, Tensor, int], Tensor]:
     wrapped = library.PyTorchModel(model, bounds=(0, 1))
-    attack = library.attacks.LinfPGD(abs_stepsize=TRAVEL * radius / options.steps, steps=options.steps, random_start=True)
+    attack = library.attacks.LinfPGD(
+        abs_stepsize=TRAVEL * radius / options.steps, steps=options.steps, random_start=True
+    )
     restarts = 1 if options.own_restarts else options.restarts
-    attack = attack.repeat(options.restarts) if options.own_restarts and options.restarts > 1 else attack
+    attack = (
+        attack.repeat(options.restarts) if options.own_restarts and options.restarts > 1 else attack
+    )
 
     def once(x: Tensor, y: Tensor) -> Tensor:
-        result: Tensor = attack(wrapped, x, library.criteria.Misclassification(y), epsilons=radius)[1]
+        result: Tensor = attack(wrapped, x, library.criteria.Misclassification(y), epsilons=radius)[
+            1
+        ]
         return result
 
     return lambda x, y, batch: survivors(model, x, y, once, restarts, batch)
 
 
-def with_art(library: ModuleType, model: nn.Module, radius: float, options: argparse.Namespace) -> Callable[[Tensor, Tensor, int], Tensor]:
-    from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import ProjectedGradientDescentPyTorch
+def with_art(
+    library: ModuleType, model: nn.Module, radius: float, options: argparse.Namespace
+) -> Callable[[Tensor, Tensor, int], Tensor]:
+    from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
+        ProjectedGradientDescentPyTorch,
+    )
     from art.estimators.classification import PyTorchClassifier
 
-    wrapped = PyTorchClassifier(model, nn.CrossEntropyLoss(), input_shape=(1, 28, 28), nb_classes=10, clip_values=(0, 1), device_type="cpu")
+    wrapped = PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        input_shape=(1, 28, 28),
+        nb_classes=10,
+        clip_values=(0, 1),
+        device_type="cpu",
+    )
     restarts = options.restarts if options.own_restarts else 1
     settings = {
         "norm": np.inf,
@@ -90,7 +125,11 @@ def with_art(library: ModuleType, model: nn.Module, radius: float, options: argp
         def once(x: Tensor, y: Tensor) -> Tensor:
             return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
 
-        return once(x, y) if options.own_restarts else survivors(model, x, y, once, options.restarts, batch)
+        return (
+            once(x, y)
+            if options.own_restarts
+            else survivors(model, x, y, once, options.restarts, batch)
+        )
 
     return attacked
 
@@ -100,15 +139,21 @@ PEERS = {"torchattacks": with_torchattacks, "foolbox": with_foolbox, "art": with
 
 def ours(problem: Problem, options: argparse.Namespace, loss: LossName = "cross_entropy") -> Tensor:
     candidates = problem.x.clone()
-    for attempt in PGD(options.steps, options.restarts, step=TRAVEL / options.steps, loss=loss)(problem):
+    for attempt in PGD(options.steps, options.restarts, step=TRAVEL / options.steps, loss=loss)(
+        problem
+    ):
         candidates[attempt.index] = attempt.candidate
     return candidates
 
 
 def standing(problem: Problem, candidates: Tensor) -> int:
-    """Return how many points no admissible candidate breaks; a float64 copy of the model decides."""
+    """Return how many points no admissible candidate breaks; a float64 copy of the model
+    decides.
+    """
     snapped = problem.region.snap(candidates)
-    broken = problem.region.contains(snapped) & is_adversarial(problem.goal.worst(problem.margins(problem.classifier.logits64(snapped))))
+    broken = problem.region.contains(snapped) & is_adversarial(
+        problem.goal.worst(problem.margins(problem.classifier.logits64(snapped)))
+    )
     return int((~broken).sum())
 
 
@@ -127,13 +172,18 @@ def compare(name: str, found: dict[str, ModuleType], options: argparse.Namespace
         return kept
 
     sides: dict[str, Run] = {"calipers": keeping("calipers", lambda: ours(problem, options))}
-    sides["calipers, default loss"] = keeping("calipers, default loss", lambda: ours(problem, options, "alternate"))
+    sides["calipers, default loss"] = keeping(
+        "calipers, default loss", lambda: ours(problem, options, "alternate")
+    )
     trial = argparse.Namespace(**{**vars(options), "restarts": 1, "steps": min(10, options.steps)})
     for peer, library in found.items():
         attack = PEERS[peer](library, model, options.radius, trial)
         trials = {size: common.clock(partial(attack, x, y, size)) for size in BATCHES}
         batch = min(trials, key=trials.__getitem__)
-        attack, side = PEERS[peer](library, model, options.radius, options), f"{peer}, batch {batch}"
+        attack, side = (
+            PEERS[peer](library, model, options.radius, options),
+            f"{peer}, batch {batch}",
+        )
         sides[side] = keeping(side, partial(attack, x, y, batch))
     ours(problem, trial)  # warms up
     torch.manual_seed(0)
@@ -141,17 +191,37 @@ def compare(name: str, found: dict[str, ModuleType], options: argparse.Namespace
     seconds = common.alternate(sides, options.rounds, warm=False)
     results[common.CONTROL] = results["calipers"]
     total = min(options.points, 500)
-    print(f"\n{name}, linf {options.radius}: {len(x)} of {total} points are classified correctly and attacked")
-    common.table(seconds, {side: f"robust accuracy {standing(problem, found) / total:.1%}" for side, found in results.items()})
+    print(
+        f"\n{name}, linf {options.radius}: {len(x)} of {total} points are classified correctly "
+        "and attacked"
+    )
+    common.table(
+        seconds,
+        {
+            side: f"robust accuracy {standing(problem, found) / total:.1%}"
+            for side, found in results.items()
+        },
+    )
 
 
 def main() -> None:
     """Print a table for each embedded network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in (("--points", 500), ("--steps", 100), ("--restarts", 20), ("--rounds", 3)):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for option, default in (
+        ("--points", 500),
+        ("--steps", 100),
+        ("--restarts", 20),
+        ("--rounds", 3),
+    ):
         parser.add_argument(option, type=int, default=default)
     parser.add_argument("--radius", type=float, default=0.1)
-    parser.add_argument("--own-restarts", action="store_true", help="foolbox by its own repeat(n), ART by its own num_random_init")
+    parser.add_argument(
+        "--own-restarts",
+        action="store_true",
+        help="foolbox by its own repeat(n), ART by its own num_random_init",
+    )
     options = parser.parse_args()
     found = common.start(f"PGD-{options.steps} x {options.restarts} restarts, linf", list(PEERS))
     for name in ("mnist-plain", "mnist-robust"):

@@ -1,8 +1,10 @@
-"""What does the queue cost? One step of PGD as calipers runs it, against a bare loop of forward pass and input gradient.
+"""What does the queue cost? One step of PGD as calipers runs it, against a bare loop of forward
+pass and input gradient.
 
-The bare loop keeps nothing, moves nothing and looks at nothing: it is the least that any gradient attack must do. The radius is so small that no
-point breaks, so both sides run every step on every point in batches of the same size; seconds are divided by the passes made (the queue makes one
-more, to look at the last iterate). Capture plays no part here.
+The bare loop keeps nothing, moves nothing and looks at nothing: it is the least that any gradient
+attack must do. The radius is so small that no point breaks, so both sides run every step on every
+point in batches of the same size; seconds are divided by the passes made (the queue makes one more,
+to look at the last iterate). Capture plays no part here.
 
     PYTHONPATH=src python benchmarks/step.py [--points 500] [--steps 100] [--rounds 7]
 """
@@ -37,7 +39,9 @@ def bare(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> None:
 
 def main() -> None:
     """Print a table for each network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for option, default in (("--points", 500), ("--steps", 100), ("--rounds", 7)):
         parser.add_argument(option, type=int, default=default)
     options = parser.parse_args()
@@ -52,12 +56,23 @@ def main() -> None:
         sides = {
             "bare loop": lambda model=model, x=x, y=y: bare(model, x, y, options.steps),
             "queue, loss margin": lambda problem=problem: list(PGD(options.steps)(problem)),
-            "queue, loss cross_entropy": lambda problem=problem: list(PGD(options.steps, loss="cross_entropy")(problem)),
+            "queue, loss cross_entropy": lambda problem=problem: list(
+                PGD(options.steps, loss="cross_entropy")(problem)
+            ),
         }
         seconds = common.alternate(sides, options.rounds)
         bare_passes = len(x) * options.steps
-        each = {side: [s / (passes if side.startswith("queue") else bare_passes) * bare_passes for s in measured] for side, measured in seconds.items()}
-        notes = {side: f"{median(measured) / bare_passes * 1e6:.1f} us a point-step" for side, measured in each.items()}
+        each = {
+            side: [
+                s / (passes if side.startswith("queue") else bare_passes) * bare_passes
+                for s in measured
+            ]
+            for side, measured in seconds.items()
+        }
+        notes = {
+            side: f"{median(measured) / bare_passes * 1e6:.1f} us a point-step"
+            for side, measured in each.items()
+        }
         print(f"\n{name}: {len(x)} points that all resist, seconds for {bare_passes} point-steps")
         common.table(each, notes)
 

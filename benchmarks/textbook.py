@@ -1,8 +1,10 @@
-"""What does a textbook's mixed-integer program of a network look like, and what do other solvers make of it?
+"""What does a textbook's mixed-integer program of a network look like, and what do other solvers
+make of it?
 
-One column for every number of the network, an equation for each element of an affine layer, a binary and three rows for each ReLU that bends over the
-region, with constants from interval arithmetic over that region (Tjeng et al. 2019). The region is that of a known example: constants are as small as intervals
-make them. Nobody proves again what these solvers say.
+One column for every number of the network, an equation for each element of an affine layer, a
+binary and three rows for each ReLU that bends over the region, with constants from interval
+arithmetic over that region (Tjeng et al. 2019). The region is that of a known example: constants
+are as small as intervals make them. Nobody proves again what these solvers say.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ Row = tuple[float, float, list[int], list[float]]
 
 
 class Told(NamedTuple):
-    """What a peer says: the distance (infinite: none within the region), the seconds in its solver, and whether it came to an end."""
+    """What a peer says: the distance (infinite: none within the region), the seconds in its solver,
+    and whether it came to an end.
+    """
 
     distance: float
     seconds: float
@@ -39,7 +43,9 @@ class Told(NamedTuple):
 
 @dataclass(eq=False)
 class Textbook:
-    """Columns with ends, rows, and ReLUs as (before, behind, low, high), of the only point of a problem."""
+    """Columns with ends, rows, and ReLUs as (before, behind, low, high), of the only point of a
+    problem.
+    """
 
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
@@ -56,14 +62,19 @@ class Textbook:
     def of(cls, problem: Problem) -> Textbook:
         """Return the program of the only point."""
         book, graph = cls(), graph_of(problem.classifier, problem.x).to(torch.float64)
-        boxes: dict[int, Box] = relax(graph, problem.threat.region(problem.x.double(), outward=True), CHECKED, refine=False).boxes
+        boxes: dict[int, Box] = relax(
+            graph, problem.threat.region(problem.x.double(), outward=True), CHECKED, refine=False
+        ).boxes
         for number in range(len(graph.nodes) + 1):
             book.place[number] = len(book.low)
             book.low += boxes[number].lower[0].flatten().tolist()
             book.high += boxes[number].upper[0].flatten().tolist()
         for number in range(1, len(graph.nodes) + 1):
             book._layer(graph, boxes, number)
-        book.x, book.radius = problem.x[0].double().flatten().tolist(), float(problem.threat.radii(1)[0])
+        book.x, book.radius = (
+            problem.x[0].double().flatten().tolist(),
+            float(problem.threat.radii(1)[0]),
+        )
         book.margins = problem.goal.rows(problem.y, problem.classes)[0].double().tolist()
         book.last = book.place[len(graph.nodes)]
         return book
@@ -72,14 +83,29 @@ class Textbook:
         node, own = graph.nodes[number - 1], self.place[number]
         before = node.inputs[0]
         if node.op.kind == "affine":
-            zero = node.op.value(*(torch.zeros(1, *graph.shape(i), dtype=torch.float64) for i in node.inputs)).flatten().tolist()  # type: ignore[attr-defined]
+            zero = (
+                node.op.value(
+                    *(torch.zeros(1, *graph.shape(i), dtype=torch.float64) for i in node.inputs)
+                )
+                .flatten()
+                .tolist()
+            )  # type: ignore[attr-defined]
             size = len(zero)
             (back,) = node.op.adjoint(torch.eye(size, dtype=torch.float64).view(size, *node.shape))  # type: ignore[attr-defined]
             for e, weights in enumerate(back.flatten(1).numpy()):
                 used = np.flatnonzero(weights)
-                self.rows.append((zero[e], zero[e], [own + e, *(self.place[before] + used).tolist()], [1.0, *(-weights[used]).tolist()]))
+                self.rows.append(
+                    (
+                        zero[e],
+                        zero[e],
+                        [own + e, *(self.place[before] + used).tolist()],
+                        [1.0, *(-weights[used]).tolist()],
+                    )
+                )
             return
-        low, high = (end[0].flatten().tolist() for end in (boxes[before].lower, boxes[before].upper))
+        low, high = (
+            end[0].flatten().tolist() for end in (boxes[before].lower, boxes[before].upper)
+        )
         for e in range(len(low)):
             z, y = self.place[before] + e, own + e
             if low[e] >= 0:
@@ -102,14 +128,21 @@ def by_highs(book: Textbook, seconds: float) -> Told:
     best, spent, solved = np.inf, 0.0, True
     for which in range(len(book.margins)):
         h = highspy.Highs()  # type: ignore[no-untyped-call]
-        for name, value in {"output_flag": False, "threads": 1, "time_limit": max(0.01, seconds - spent)}.items():
+        for name, value in {
+            "output_flag": False,
+            "threads": 1,
+            "time_limit": max(0.01, seconds - spent),
+        }.items():
             h.setOptionValue(name, value)
         distance = _filled(h, book, which)
         begun = time.perf_counter()
         h.run()
         spent += time.perf_counter() - begun
         status = h.getModelStatus()
-        solved &= status in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kInfeasible)
+        solved &= status in (
+            highspy.HighsModelStatus.kOptimal,
+            highspy.HighsModelStatus.kInfeasible,
+        )
         if status == highspy.HighsModelStatus.kOptimal:
             best = min(best, h.getSolution().col_value[distance])
         if spent >= seconds:
@@ -157,18 +190,25 @@ def by_scip(book: Textbook, seconds: float) -> Told:
         model = pyscipopt.Model()
         model.hideOutput()
         model.setParam("limits/time", max(0.01, seconds - spent))
-        columns = [model.addVar(lb=low, ub=high) for low, high in zip(book.low, book.high, strict=True)]
+        columns = [
+            model.addVar(lb=low, ub=high) for low, high in zip(book.low, book.high, strict=True)
+        ]
         columns.append(model.addVar(lb=0.0, ub=book.radius, obj=1.0))
         distance, count = columns[-1], len(columns)
         columns += [model.addVar(vtype="B") for _ in book.relus]
         rows = [*book.rows, book.margin(which)]
         for i, value in enumerate(book.x):
-            rows += [(-np.inf, value, [i, count - 1], [1.0, -1.0]), (value, np.inf, [i, count - 1], [1.0, 1.0])]
+            rows += [
+                (-np.inf, value, [i, count - 1], [1.0, -1.0]),
+                (value, np.inf, [i, count - 1], [1.0, 1.0]),
+            ]
         for place, relu in enumerate(book.relus, start=count):
             rows += _three(relu[0], relu[1], place, relu[2], relu[3])
         for low, high, places, values in rows:
             terms = pyscipopt.quicksum(v * columns[c] for c, v in zip(places, values, strict=True))
-            model.addCons(terms == low if low == high else terms >= low if np.isfinite(low) else terms <= high)
+            model.addCons(
+                terms == low if low == high else terms >= low if np.isfinite(low) else terms <= high
+            )
         begun = time.perf_counter()
         model.optimize()
         spent += time.perf_counter() - begun
@@ -181,7 +221,9 @@ def by_scip(book: Textbook, seconds: float) -> Told:
 
 
 def by_marabou(book: Textbook, seconds: float) -> Told:
-    """Ask Marabou whether a rival wins anywhere in the region: it decides, and does not measure. Distance 0 means yes, infinite means no."""
+    """Ask Marabou whether a rival wins anywhere in the region: it decides, and does not measure.
+    Distance 0 means yes, infinite means no.
+    """
     from maraboupy import Marabou, MarabouCore
 
     spent, found, solved = 0.0, False, True
@@ -195,14 +237,20 @@ def by_marabou(book: Textbook, seconds: float) -> Told:
         for i in range(inputs):
             query.markInputVariable(i, i)
         for low, high, places, values in [*book.rows, book.margin(which)]:
-            equation = MarabouCore.Equation() if low == high else MarabouCore.Equation(MarabouCore.Equation.LE)
+            equation = (
+                MarabouCore.Equation()
+                if low == high
+                else MarabouCore.Equation(MarabouCore.Equation.LE)
+            )
             for c, v in zip(places, values, strict=True):
                 equation.addAddend(v, c)
             equation.setScalar(high)
             query.addEquation(equation)
         for z, y, _, _ in book.relus:
             MarabouCore.addReluConstraint(query, z, y)
-        options = Marabou.createOptions(verbosity=0, timeoutInSeconds=max(1, int(seconds - spent)), numWorkers=1)
+        options = Marabou.createOptions(
+            verbosity=0, timeoutInSeconds=max(1, int(seconds - spent)), numWorkers=1
+        )
         begun = time.perf_counter()
         status, _, _ = MarabouCore.solve(query, options, "/dev/null")
         spent += time.perf_counter() - begun
@@ -215,11 +263,17 @@ def by_marabou(book: Textbook, seconds: float) -> Told:
     return Told(np.inf, spent, solved and spent < seconds)
 
 
-PEERS = {"HiGHS": (by_highs, "highspy"), "SCIP": (by_scip, "pyscipopt"), "Marabou": (by_marabou, "maraboupy")}
+PEERS = {
+    "HiGHS": (by_highs, "highspy"),
+    "SCIP": (by_scip, "pyscipopt"),
+    "Marabou": (by_marabou, "maraboupy"),
+}
 
 
 class Asked:
-    """A peer in a process of its own: the three cannot be loaded beside each other, and one that overruns its time is ended."""
+    """A peer in a process of its own: the three cannot be loaded beside each other, and one that
+    overruns its time is ended.
+    """
 
     def __init__(self, peer: str) -> None:
         self.peer, self.pool = peer, self._begun()

@@ -1,6 +1,8 @@
-"""Which networks do the benchmarks train themselves? A residual one, two with smooth activations and a small vision transformer, on MNIST digits.
+"""Which networks do the benchmarks train themselves? A residual one, two with smooth activations
+and a small vision transformer, on MNIST digits.
 
-Trained once, half a minute each, on the 60,000 training images where they are beside the project (the embedded 500 otherwise), and kept in build/.
+Trained once, half a minute each, on the 60,000 training images where they are beside the project
+(the embedded 500 otherwise), and kept in build/.
 
     PYTHONPATH=src python benchmarks/trained.py
 """
@@ -24,16 +26,22 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.first, self.second = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2)
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return functional.relu(x + self.norms[1](self.second(functional.relu(self.norms[0](self.first(x))))))
+        return functional.relu(
+            x + self.norms[1](self.second(functional.relu(self.norms[0](self.first(x)))))
+        )
 
 
 class Encoder(nn.Module):
-    """Attention over 16 tokens, then two layers on each token; batch norm in the place of layer norm, as in the vision transformers of VNN-COMP."""
+    """Attention over 16 tokens, then two layers on each token; batch norm in the place of layer
+    norm, as in the vision transformers of VNN-COMP.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -46,7 +54,12 @@ class Encoder(nn.Module):
         """(N, T, width) -> (N, T, width)."""
         t = self.before(x.transpose(1, 2)).transpose(1, 2)
         q, k, v = (self._split(layer(t)) for layer in (self.query, self.key, self.value))
-        mixed = torch.matmul(torch.softmax(torch.matmul(q, k.transpose(2, 3)) / (self.width / self.heads) ** 0.5, -1), v)
+        mixed = torch.matmul(
+            torch.softmax(
+                torch.matmul(q, k.transpose(2, 3)) / (self.width / self.heads) ** 0.5, -1
+            ),
+            v,
+        )
         x = x + self.out(mixed.transpose(1, 2).reshape(-1, 16, self.width))
         t = self.between(x.transpose(1, 2)).transpose(1, 2)
         return x + self.fall(functional.relu(self.rise(t)))
@@ -60,7 +73,10 @@ class Tokens(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.patch, self.place = nn.Conv2d(1, width, 7, stride=7), nn.Parameter(torch.zeros(1, 16, width))
+        self.patch, self.place = (
+            nn.Conv2d(1, width, 7, stride=7),
+            nn.Parameter(torch.zeros(1, 16, width)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, 28, 28) -> (N, 16, width)."""
@@ -76,14 +92,33 @@ class Mean(nn.Module):
 
 
 def _dense(activation: type[nn.Module]) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 100), activation(), nn.Linear(100, 100), activation(), nn.Linear(100, 10))
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 100),
+        activation(),
+        nn.Linear(100, 100),
+        activation(),
+        nn.Linear(100, 10),
+    )
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "residual": lambda: nn.Sequential(nn.Conv2d(1, 8, 5, stride=4, padding=2), nn.ReLU(), Block(8), Block(8), nn.Flatten(), nn.Linear(392, 10)),
+    "residual": lambda: nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=4, padding=2),
+        nn.ReLU(),
+        Block(8),
+        Block(8),
+        nn.Flatten(),
+        nn.Linear(392, 10),
+    ),
     "sigmoid": lambda: _dense(nn.Sigmoid),
     "tanh": lambda: nn.Sequential(
-        nn.Conv2d(1, 8, 4, stride=2, padding=1), nn.Tanh(), nn.Conv2d(8, 8, 4, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(392, 10)
+        nn.Conv2d(1, 8, 4, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(8, 8, 4, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(392, 10),
     ),
     "vit": lambda: nn.Sequential(Tokens(16), Encoder(16, 2), Mean(), nn.Linear(16, 10)),
 }
@@ -109,12 +144,17 @@ def _train(model: nn.Module) -> None:
     path = common.DATA / "data" / "mnist_train_60k.npz"
     if path.exists():
         with np.load(path) as arrays:
-            x, y = torch.tensor(arrays["x"]).float()[:, None] / 255, torch.tensor(arrays["y"]).long()
+            x, y = (
+                torch.tensor(arrays["x"]).float()[:, None] / 255,
+                torch.tensor(arrays["y"]).long(),
+            )
     else:
         x, y = common.digits(500)
     rounds = 2 if path.exists() else 20
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, total_steps=rounds * -(-len(x) // 128))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 6e-3, total_steps=rounds * -(-len(x) // 128)
+    )
     for _ in range(rounds):
         for place in torch.randperm(len(x)).split(128):
             noisy = (x[place] + 0.1 * torch.randn(len(place), 1, 28, 28)).clamp(0, 1)
@@ -131,7 +171,10 @@ def main() -> None:
         model, (x, y) = network(name), common.digits(500)
         assert model is not None
         with torch.no_grad():
-            print(f"{name:9} {sum(p.numel() for p in model.parameters()):7} weights, {float((model(x).argmax(1) == y).float().mean()):.1%} of 500 digits")
+            print(
+                f"{name:9} {sum(p.numel() for p in model.parameters()):7} weights, "
+                f"{float((model(x).argmax(1) == y).float().mean()):.1%} of 500 digits"
+            )
 
 
 if __name__ == "__main__":

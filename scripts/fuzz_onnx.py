@@ -1,7 +1,10 @@
-"""Is every ONNX file that a stranger may write read rightly, or refused in one sentence? Generated and spoiled files against ONNX's reference.
+"""Is every ONNX file that a stranger may write read rightly, or refused in one sentence? Generated
+and spoiled files against ONNX's reference.
 
-Every second file is a small model over the operations that are read, with attributes at and beyond their range; the others were spoiled, in their bytes or
-in what they say. They are read by child processes, each of which may take a gibibyte beyond what it begins with and 20 seconds of processor time for a file.
+Every second file is a small model over the operations that are read, with attributes at and beyond
+their range; the others were spoiled, in their bytes or in what they say. They are read by child
+processes, each of which may take a gibibyte beyond what it begins with and 20 seconds of processor
+time for a file.
 
     PYTHONPATH=src python scripts/fuzz_onnx.py [--count 5000] [--seed 0] [--show wrong,traceback]
 """
@@ -58,7 +61,9 @@ def child(seed: int, first: int, last: int) -> None:
 
 def main() -> int:
     """Print the faults and a table of what became of the files; return 1 where there are faults."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -70,8 +75,18 @@ def main() -> int:
         return 0
     kinds, number, end = Counter[str](), options.first, options.first + options.count
     while number < end:
-        part = ["--child", "--seed", str(options.seed), "--first", str(number), "--count", str(min(BATCH, end - number))]
-        done = subprocess.run([sys.executable, __file__, *part], capture_output=True, text=True, check=False)
+        part = [
+            "--child",
+            "--seed",
+            str(options.seed),
+            "--first",
+            str(number),
+            "--count",
+            str(min(BATCH, end - number)),
+        ]
+        done = subprocess.run(
+            [sys.executable, __file__, *part], capture_output=True, text=True, check=False
+        )
         begun = -1
         for text in done.stdout.splitlines():
             at, kind, line = json.loads(text)

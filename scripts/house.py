@@ -1,8 +1,10 @@
-"""Is the house in order? Counts what a newcomer stumbles over, and prints each count beside its goal.
+"""Is the house in order? Counts what a newcomer stumbles over, and prints each count beside its
+goal.
 
     python scripts/house.py
 
-Exit code 1 where a goal is missed. Reads the sources as text and trees: nothing of the package is imported.
+Exit code 1 where a goal is missed. Reads the sources as text and trees: nothing of the package is
+imported.
 """
 
 from __future__ import annotations
@@ -32,8 +34,19 @@ def trees() -> dict[Path, ast.Module]:
 def public_names() -> list[str]:
     """Return the names that the package itself exports."""
     tree = ast.parse((ROOT / "src" / "calipers" / "__init__.py").read_text())
-    lists = (n.value for n in tree.body if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in n.targets))
-    return [str(e.value) for made in lists if isinstance(made, ast.List) for e in made.elts if isinstance(e, ast.Constant)]
+    lists = (
+        n.value
+        for n in tree.body
+        if isinstance(n, ast.Assign)
+        and any(isinstance(t, ast.Name) and t.id == "__all__" for t in n.targets)
+    )
+    return [
+        str(e.value)
+        for made in lists
+        if isinstance(made, ast.List)
+        for e in made.elts
+        if isinstance(e, ast.Constant)
+    ]
 
 
 def walked(files: dict[Path, ast.Module], *kinds: type[ast.AST]) -> Iterator[ast.AST]:
@@ -51,7 +64,11 @@ def parameters(function: Function) -> int:
 
 def summaries(files: dict[Path, ast.Module]) -> list[str]:
     """Return the first lines of all docstrings."""
-    docs = (ast.get_docstring(node) for node in walked(files, ast.Module, ast.ClassDef, ast.FunctionDef) if isinstance(node, Documented))
+    docs = (
+        ast.get_docstring(node)
+        for node in walked(files, ast.Module, ast.ClassDef, ast.FunctionDef)
+        if isinstance(node, Documented)
+    )
     return [doc.splitlines()[0] for doc in docs if doc]
 
 
@@ -66,18 +83,40 @@ def exported(files: dict[Path, ast.Module]) -> dict[str, str]:
 
 
 def commits() -> tuple[int, int, int]:
-    """Return how many of the latest commits there are, of how many the subject is over 70 characters, and how many have no body."""
-    told = subprocess.run(["git", "log", "--no-merges", f"-{LATEST}", "--format=%s%x1f%b%x1e"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    """Return how many of the latest commits there are, of how many the subject is over 70
+    characters, and how many have no body.
+    """
+    told = subprocess.run(
+        ["git", "log", "--no-merges", f"-{LATEST}", "--format=%s%x1f%b%x1e"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     pairs = [entry.strip("\n").split("\x1f") for entry in told.split("\x1e") if entry.strip()]
-    return len(pairs), sum(len(subject) > 70 for subject, _ in pairs), sum(not body.strip() for _, body in pairs)
+    return (
+        len(pairs),
+        sum(len(subject) > 70 for subject, _ in pairs),
+        sum(not body.strip() for _, body in pairs),
+    )
 
 
 def main() -> int:
     """Print every count and its goal; return 1 where one is missed."""
     files = trees()
     names, docs = public_names(), exported(files)
-    counts = [parameters(f) for f in walked(files, ast.FunctionDef, ast.AsyncFunctionDef) if isinstance(f, Function)]
-    twice = [name for name, k in Counter(c.name for c in walked(files, ast.ClassDef) if isinstance(c, ast.ClassDef)).items() if k > 1]
+    counts = [
+        parameters(f)
+        for f in walked(files, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(f, Function)
+    ]
+    twice = [
+        name
+        for name, k in Counter(
+            c.name for c in walked(files, ast.ClassDef) if isinstance(c, ast.ClassDef)
+        ).items()
+        if k > 1
+    ]
     lines = [line for path in SOURCES for line in path.read_text().splitlines() if line.strip()]
     firsts = [len(line) for line in summaries(files)]
     total, long, bare = commits()
@@ -87,14 +126,39 @@ def main() -> int:
     rows: list[tuple[str, object, object, bool]] = [
         ("names that the package exports", len(names), "at most 45", len(names) <= 45),
         ("most parameters of a function", max(counts), "at most 8", max(counts) <= 8),
-        ("functions with more than 6 parameters", sum(n > 6 for n in counts), "at most 12", sum(n > 6 for n in counts) <= 12),
+        (
+            "functions with more than 6 parameters",
+            sum(n > 6 for n in counts),
+            "at most 12",
+            sum(n > 6 for n in counts) <= 12,
+        ),
         ("class names used twice or more", len(twice), "at most 3", len(twice) <= 3),
         (f"lines over {WIDE} characters", f"{wide:.1%}", "under 2 %", wide < 0.02),
-        ("first line of a docstring, median", statistics.median(firsts), f"at most {SUMMARY}", statistics.median(firsts) <= SUMMARY),
+        (
+            "first line of a docstring, median",
+            statistics.median(firsts),
+            f"at most {SUMMARY}",
+            statistics.median(firsts) <= SUMMARY,
+        ),
         (f"first lines over {SUMMARY} characters", f"{over:.1%}", "0", over == 0),
-        ("exported docstrings with parameters", f"{described} of {len(docs)}", "all", described == len(docs)),
-        ("exported docstrings with an example", sum(">>>" in d for d in docs.values()), "at least 20", sum(">>>" in d for d in docs.values()) >= 20),
-        ("exported docstrings that name errors", sum("Raises" in d for d in docs.values()), f"{len(docs)}", all("Raises" in d for d in docs.values())),
+        (
+            "exported docstrings with parameters",
+            f"{described} of {len(docs)}",
+            "all",
+            described == len(docs),
+        ),
+        (
+            "exported docstrings with an example",
+            sum(">>>" in d for d in docs.values()),
+            "at least 20",
+            sum(">>>" in d for d in docs.values()) >= 20,
+        ),
+        (
+            "exported docstrings that name errors",
+            sum("Raises" in d for d in docs.values()),
+            f"{len(docs)}",
+            all("Raises" in d for d in docs.values()),
+        ),
         ("commit subjects over 70 characters", f"{long} of {total}", "0", long == 0),
         ("commits without a body", f"{bare} of {total}", "at most 10 %", bare <= total / 10),
     ]

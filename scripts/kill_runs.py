@@ -1,11 +1,13 @@
-"""Does a run that was killed, interrupted or doubled end with the brackets of one that was left alone? Tries it at random moments, over all plans.
+"""Does a run that was killed, interrupted or doubled end with the brackets of one that was left
+alone? Tries it at random moments, over all plans.
 
     python scripts/kill_runs.py --kills 200 --interrupts 100 --pairs 50
 
-Each trial forks a process that measures a small network into a record, ends it by SIGKILL or SIGINT at a random moment (up to three times), and lets another
-one take the record up; a pair is two processes on one record. Then nothing that the record held at any of these moments may be missing, SQLite must find the
-file whole and the chain of digests unbroken, and the brackets must equal those of an undisturbed run, number by number. One line a trial that fails; exit
-code 1 if any did.
+Each trial forks a process that measures a small network into a record, ends it by SIGKILL or SIGINT
+at a random moment (up to three times), and lets another one take the record up; a pair is two
+processes on one record. Then nothing that the record held at any of these moments may be missing,
+SQLite must find the file whole and the chain of digests unbroken, and the brackets must equal those
+of an undisturbed run, number by number. One line a trial that fails; exit code 1 if any did.
 """
 
 from __future__ import annotations
@@ -43,9 +45,13 @@ Cut = Callable[[int], None]
 
 
 def net(inputs: int) -> nn.Module:
-    """Return a small network with a few hundred unstable neurons' worth of trouble, the same in every process."""
+    """Return a small network with a few hundred unstable neurons' worth of trouble, the same in
+    every process.
+    """
     torch.manual_seed(3)
-    module = nn.Sequential(nn.Linear(inputs, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)).eval()
+    module = nn.Sequential(
+        nn.Linear(inputs, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)
+    ).eval()
     with torch.no_grad():
         for p in module.parameters():
             p *= 4
@@ -57,7 +63,13 @@ def question(plan: str) -> tuple[nn.Module, Tensor, Tensor, Any]:
     draw = torch.Generator().manual_seed(5)
     if plan == "categorical":
         model = net(LETTERS * SYMBOLS)
-        x = nn.functional.one_hot(torch.randint(SYMBOLS, (POINTS, LETTERS), generator=draw), SYMBOLS).flatten(1).float()
+        x = (
+            nn.functional.one_hot(
+                torch.randint(SYMBOLS, (POINTS, LETTERS), generator=draw), SYMBOLS
+            )
+            .flatten(1)
+            .float()
+        )
         return model, x, model(x).argmax(1), calipers.Substitutions(letters(LETTERS, SYMBOLS), 2)
     model, x = net(FEATURES), torch.rand(POINTS, FEATURES, generator=draw)
     return model, x, model(x).argmax(1), calipers.Ball("linf", RADIUS)
@@ -67,18 +79,35 @@ def measure(plan: str, record: str) -> None:
     """Measure into the record."""
     model, x, y, threat = question(plan)
     if plan == "sweep":
-        calipers.curve(model, x, y, threat, [0.02, 0.04, 0.06, 0.08, 0.1], plan="quick", record=record)
+        calipers.curve(
+            model, x, y, threat, [0.02, 0.04, 0.06, 0.08, 0.1], plan="quick", record=record
+        )
     elif plan == "exact":
         measure_exactly(model, x[:6], y[:6], threat, record=record)
     else:
         calipers.measure(model, x, y, threat, plan=plan, record=record)
 
 
-PLANS = ("quick", "standard", "brackets", "thorough", "complete", "autoattack", "distance", "categorical", "sweep", "exact")
+PLANS = (
+    "quick",
+    "standard",
+    "brackets",
+    "thorough",
+    "complete",
+    "autoattack",
+    "distance",
+    "categorical",
+    "sweep",
+    "exact",
+)
 
 
-def forked(plan: str, record: Path, cuts: list[float] | None = None, sign: int = signal.SIGKILL) -> None:
-    """Run the plan in processes of its own, each ended after so many seconds; the last one to its end."""
+def forked(
+    plan: str, record: Path, cuts: list[float] | None = None, sign: int = signal.SIGKILL
+) -> None:
+    """Run the plan in processes of its own, each ended after so many seconds; the last one to its
+    end.
+    """
     for cut in [*(cuts or []), None]:
         child = start(plan, record)
         if cut is not None:
@@ -123,19 +152,27 @@ def held(record: Path) -> set[tuple[Any, ...]]:
         return set()
     with contextlib.closing(sqlite3.connect(record, timeout=30)) as db:
         tables = {name for (name,) in db.execute("select name from sqlite_master")}
-        return set(db.execute("select question, point, kind, tool, radius from evidence")) if "evidence" in tables else set()
+        return (
+            set(db.execute("select question, point, kind, tool, radius from evidence"))
+            if "evidence" in tables
+            else set()
+        )
 
 
 def bracket(record: Path) -> tuple[Any, ...]:
     """Return the brackets of a record as plain numbers, and the tools that set them."""
     with Ledger(record, read_only=True) as ledger:
         (asked,) = ledger.questions()
-        found = Bracket.of([p.name for p in ledger.points(asked.fingerprint)], ledger.evidence(asked.fingerprint))
+        found = Bracket.of(
+            [p.name for p in ledger.points(asked.fingerprint)], ledger.evidence(asked.fingerprint)
+        )
     return found.lower.tolist(), found.upper.tolist(), found.lower_tool, found.upper_tool
 
 
 def wrong(record: Path, before: set[tuple[Any, ...]], expected: tuple[Any, ...]) -> list[str]:
-    """Return what is wrong with a record at the end: facts lost, file or chain broken, other brackets."""
+    """Return what is wrong with a record at the end: facts lost, file or chain broken, other
+    brackets.
+    """
     said = []
     if missing := before - held(record):
         said.append(f"lost: {len(missing)} facts")
@@ -145,13 +182,17 @@ def wrong(record: Path, before: set[tuple[Any, ...]], expected: tuple[Any, ...])
     with Ledger(record, read_only=True) as ledger:
         said += [f"corrupt: {what}" for what in ledger.trust().altered]
     found = bracket(record)
-    for i, (a, b) in enumerate(zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True)):
+    for i, (a, b) in enumerate(
+        zip(zip(*found, strict=True), zip(*expected, strict=True), strict=True)
+    ):
         if a != b:
             said.append(f"different: point {i} is {a}, alone {b}")
     return said
 
 
-def trial(kind: str, plan: str, folder: Path, seconds: float, draw: random.Random) -> tuple[Path, set[tuple[Any, ...]]]:
+def trial(
+    kind: str, plan: str, folder: Path, seconds: float, draw: random.Random
+) -> tuple[Path, set[tuple[Any, ...]]]:
     """Carry out one trial, and return its record and the facts that it held on the way."""
     record, before = folder / "run.calipers", set[tuple[Any, ...]]()
     if kind == "pair":
@@ -173,7 +214,9 @@ def trial(kind: str, plan: str, folder: Path, seconds: float, draw: random.Rando
 
 def main() -> int:
     """Run the trials, and print how many went wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, usual in (("kills", 200), ("interrupts", 100), ("pairs", 50)):
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--plans", default=",".join(PLANS))
@@ -182,18 +225,27 @@ def main() -> int:
     torch.set_num_threads(1)
     plans._POINTS.update(attack=4, certifier=4)  # so that a few points make several blocks
     for module in (search, queries):
-        module._SECONDS_BETWEEN_YIELDS = 0.01  # and tools hand over what they have at moments of the clock
+        module._SECONDS_BETWEEN_YIELDS = (
+            0.01  # and tools hand over what they have at moments of the clock
+        )
     draw, names = random.Random(options.seed), options.plans.split(",")
     alone, seconds = dict[str, tuple[Any, ...]](), dict[str, float]()
     count, failed = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
-        measure("quick", f"{folder}/warm")  # what is loaded on the way need not be loaded by each process
+        # what is loaded on the way need not be loaded by each process
+        measure("quick", f"{folder}/warm")
         for plan in names:
             begun, record = time.monotonic(), Path(folder) / f"{plan}.calipers"
             forked(plan, record)
             alone[plan], seconds[plan] = bracket(record), time.monotonic() - begun
-            settled = sum(low > 0 or up < float("inf") for low, up in zip(*alone[plan][:2], strict=True))
-            print(f"{plan}: {seconds[plan]:.1f} s alone, {settled} brackets of {len(alone[plan][0])} say something", flush=True)
+            settled = sum(
+                low > 0 or up < float("inf") for low, up in zip(*alone[plan][:2], strict=True)
+            )
+            print(
+                f"{plan}: {seconds[plan]:.1f} s alone, {settled} brackets of {len(alone[plan][0])} "
+                "say something",
+                flush=True,
+            )
         todo = [("kill", options.kills), ("interrupt", options.interrupts), ("pair", options.pairs)]
         for kind, k in [(kind, k) for kind, n in todo for k in range(n)]:
             plan, place = names[k % len(names)], Path(tempfile.mkdtemp(dir=folder))
@@ -207,7 +259,9 @@ def main() -> int:
             for text in said:
                 print(f"{kind} {k} {plan}: {text}", flush=True)
     print(
-        ", ".join(f"{n} {kind}s" for kind, n in count.items()), "|", ", ".join(f"{what}: {n}" for what, n in failed.items()) or "0 lost, 0 corrupt, 0 different"
+        ", ".join(f"{n} {kind}s" for kind, n in count.items()),
+        "|",
+        ", ".join(f"{what}: {n}" for what, n in failed.items()) or "0 lost, 0 corrupt, 0 different",
     )
     return 1 if failed else 0
 

@@ -1,4 +1,6 @@
-"""Draw docs/figure.svg, the README's figure, from a record: `calipers measure -m mnist-robust`, then `python scripts/make_figure.py run.calipers`."""
+"""Draw docs/figure.svg, the README's figure, from a record: `calipers measure -m mnist-robust`,
+then `python scripts/make_figure.py run.calipers`.
+"""
 
 import re
 import sys
@@ -12,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(record: str) -> None:
-    """Write the curve of the record's last question as a file that stands alone: the page's own styles, both colour schemes."""
+    """Write the curve of the record's last question as a file that stands alone: the page's own
+    styles, both colour schemes.
+    """
     with Ledger(record, read_only=True) as ledger:
         drawing = curve(summaries(ledger)[-1], FULL)
     css = (ROOT / "src/calipers/report/page.css").read_text()
@@ -20,12 +24,35 @@ def main(record: str) -> None:
     rules = "\n".join(
         line
         for line in css.splitlines()
-        if line.lstrip().startswith(("svg", ".fig", "figure svg", ".axis", ".grid", ".curve", ".band", ".robust", ".broken", ".unknown"))
+        if line.lstrip().startswith(
+            (
+                "svg",
+                ".fig",
+                "figure svg",
+                ".axis",
+                ".grid",
+                ".curve",
+                ".band",
+                ".robust",
+                ".broken",
+                ".unknown",
+            )
+        )
     )
-    style = f"<style>{colours}{rules} svg {{ background: var(--card); font-family: sans-serif }}</style>"
+    style = (
+        f"<style>{colours}{rules} svg {{ background: var(--card); font-family: sans-serif "
+        f"}}</style>"
+    )
     alone = re.sub(
         r"(<svg[^>]*>)",
-        lambda m: m.group(1).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1 if "xmlns" not in m.group(1) else 0) + style,
+        lambda m: (
+            m.group(1).replace(
+                "<svg",
+                '<svg xmlns="http://www.w3.org/2000/svg"',
+                1 if "xmlns" not in m.group(1) else 0,
+            )
+            + style
+        ),
         drawing,
         count=1,
     )

@@ -1,14 +1,18 @@
-"""How were the networks in `calipers.data` made? This script trains both, takes the image sample and writes the four data files.
+"""How were the networks in `calipers.data` made? This script trains both, takes the image sample
+and writes the four data files.
 
     OMP_NUM_THREADS=1 python scripts/train_embedded.py
 
 * `mnist-plain` minimises cross-entropy on clean images.
-* `mnist-robust` is adversarially trained (Madry et al. 2018, equation 2.1): cross-entropy on PGD examples at linf radius 0.1. A ReLU-stability
+* `mnist-robust` is adversarially trained (Madry et al. 2018, equation 2.1): cross-entropy on PGD
+  examples at
+  linf radius 0.1. A ReLU-stability
   loss (Xiao et al. 2019) is added so that linear relaxations are less loose on it. Its pre-activation bounds are naive interval arithmetic;
   unlike Xiao et al. we use neither an L1 penalty nor weight pruning.
 
-Needs the MNIST arrays named in `SOURCE` (uint8 x (N, 28, 28), y (N,)). Seeds are fixed and one thread is used: the same torch build on the same
-kind of processor gives the same weights. The settings were chosen on MNIST test images 500 to 1499, none of which is shipped.
+Needs the MNIST arrays named in `SOURCE` (uint8 x (N, 28, 28), y (N,)). Seeds are fixed and one
+thread is used: the same torch build on the same kind of processor gives the same weights. The
+settings were chosen on MNIST test images 500 to 1499, none of which is shipped.
 """
 
 from __future__ import annotations
@@ -50,10 +54,12 @@ Attribution-ShareAlike 3.0 licence (<https://creativecommons.org/licenses/by-sa/
 
 **Networks.** Both share one architecture (`calipers.data.architecture`), take pixels in [0, 1] and were trained on the 60,000 MNIST training images.
 `mnist-robust` minimises cross-entropy on PGD-7 examples at linf radius {radius} (Madry et al. 2018). One regulariser is added: the ReLU-stability
-loss of Xiao et al. 2019 on interval bounds, weight {weight:g}, which makes linear relaxations less loose. No bound of the margins is trained, so the net
+loss of Xiao et al. 2019 on interval bounds, weight {weight:g},
+which makes linear relaxations less loose. No bound of the margins is trained, so the net
 is adversarially trained and not certifiably trained.
 
-Accuracy on the {sample} images; PGD: 100 steps, one random start, linf radius {radius}, an upper bound of the robust accuracy and nothing more.
+Accuracy on the {sample} images; PGD: 100 steps, one random start, linf radius {radius},
+an upper bound of the robust accuracy and nothing more.
 
 | network | clean | PGD |
 |---|---|---|
@@ -64,10 +70,15 @@ Loss = Callable[[nn.Sequential, Tensor, Tensor, float], Tensor]
 
 
 def read_digits(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return x (N, 28, 28) uint8 and y (N,) int64 of one file in `SOURCE`; stops with a message if it is absent."""
+    """Return x (N, 28, 28) uint8 and y (N,) int64 of one file in `SOURCE`; stops with a message if
+    it is absent.
+    """
     path = SOURCE / name
     if not path.is_file():
-        raise SystemExit(f"{name} is needed and was not found: put it at {path} (keys x: uint8 (N, 28, 28), y: (N,))")
+        raise SystemExit(
+            f"{name} is needed and was not found: put it at {path} (keys x: uint8 (N, 28, 28), y: "
+            "(N,))"
+        )
     with np.load(path) as digits:
         return digits["x"], digits["y"].astype(np.int64)
 
@@ -78,7 +89,8 @@ def pixels(x: NDArray[np.uint8]) -> Tensor:
 
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> Tensor:
-    """Return the last iterate of projected gradient ascent on cross-entropy from a random start, inside the linf ball and [0, 1].
+    """Return the last iterate of projected gradient ascent on cross-entropy from a random start,
+    inside the linf ball and [0, 1].
 
     The step 2.5 radius / steps lets an iterate cross the whole ball (as in Madry et al. 2018).
     """
@@ -93,9 +105,11 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, radius: float, steps: int) -> Te
 
 
 def instability(model: nn.Sequential, x: Tensor, radius: float) -> Tensor:
-    """Return the ReLU-stability loss: -tanh(1 + lower * upper) summed over the ReLUs, averaged over the batch (scalar).
+    """Return the ReLU-stability loss: -tanh(1 + lower * upper) summed over the ReLUs, averaged over
+    the batch (scalar).
 
-    A ReLU whose input interval [lower, upper] excludes zero is linear on the whole ball, and no relaxation loses anything there.
+    A ReLU whose input interval [lower, upper] excludes zero is linear on the whole ball, and no
+    relaxation loses anything there.
     """
     lower, upper = (x - radius).clamp(min=0), (x + radius).clamp(max=1)
     total = x.new_zeros(())
@@ -112,7 +126,9 @@ def instability(model: nn.Sequential, x: Tensor, radius: float) -> Tensor:
 
 
 def _absolute(layer: nn.Conv2d | nn.Linear, half_width: Tensor) -> Tensor:
-    """Return the half-width of the layer's output interval: the layer with |weights| and no bias."""
+    """Return the half-width of the layer's output interval: the layer with |weights| and no
+    bias.
+    """
     if isinstance(layer, nn.Linear):
         return linear(half_width, layer.weight.abs())
     return conv2d(half_width, layer.weight.abs(), stride=layer.stride, padding=layer.padding)
@@ -126,7 +142,8 @@ def plain_loss(model: nn.Sequential, x: Tensor, y: Tensor, _progress: float) -> 
 def robust_loss(model: nn.Sequential, x: Tensor, y: Tensor, progress: float) -> Tensor:
     """Return cross-entropy on PGD-7 examples plus the weighted stability loss (scalar).
 
-    `progress` in [0, 1] is the share of training done; the radius ramps up over the first quarter, or the net may never start to learn.
+    `progress` in [0, 1] is the share of training done; the radius ramps up over the first quarter,
+    or the net may never start to learn.
     """
     radius = RADIUS * min(1.0, 4 * progress)
     adversarial = pgd(model, x, y, radius, steps=7)
@@ -140,7 +157,11 @@ def train(loss: Loss, x: Tensor, y: Tensor, epochs: int) -> nn.Sequential:
     steps = epochs * (len(x) // BATCH)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=5e-3, total_steps=steps)
-    batches = (rows for _ in range(epochs) for rows in torch.randperm(len(x))[: steps // epochs * BATCH].split(BATCH))
+    batches = (
+        rows
+        for _ in range(epochs)
+        for rows in torch.randperm(len(x))[: steps // epochs * BATCH].split(BATCH)
+    )
     for step, rows in enumerate(batches):
         optimiser.zero_grad()
         loss(model, x[rows], y[rows], step / steps).backward()
@@ -156,7 +177,9 @@ def percent_correct(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def write_notice(figures: list[str]) -> None:
     """Write the notice that ships with the data; `figures` are the rows of its table."""
-    text = NOTICE.format(sample=SAMPLE, radius=RADIUS, weight=STABILITY_WEIGHT, figures="\n".join(figures))
+    text = NOTICE.format(
+        sample=SAMPLE, radius=RADIUS, weight=STABILITY_WEIGHT, figures="\n".join(figures)
+    )
     (TARGET / "NOTICE.md").write_text(text, encoding="utf-8")
 
 
@@ -170,10 +193,16 @@ def main() -> None:
     np.savez_compressed(TARGET / "mnist_test500.npz", x=test_x, y=test_y)
     x, y = pixels(test_x), torch.from_numpy(test_y)
     figures = []
-    for name, loss, epochs in (("plain", plain_loss, PLAIN_EPOCHS), ("robust", robust_loss, ROBUST_EPOCHS)):
+    for name, loss, epochs in (
+        ("plain", plain_loss, PLAIN_EPOCHS),
+        ("robust", robust_loss, ROBUST_EPOCHS),
+    ):
         model = train(loss, pixels(train_x), torch.from_numpy(train_y), epochs)
         (TARGET / f"mnist_{name}.safetensors").write_bytes(save(model.state_dict()))
-        clean, attacked = percent_correct(model, x, y), percent_correct(model, pgd(model, x, y, RADIUS, steps=100), y)
+        clean, attacked = (
+            percent_correct(model, x, y),
+            percent_correct(model, pgd(model, x, y, RADIUS, steps=100), y),
+        )
         figures.append(f"| `mnist-{name}` | {clean:.1f} % | {attacked:.1f} % |")
         print(figures[-1])
     write_notice(figures)

@@ -1,4 +1,6 @@
-"""Every attack there is, small enough to run by the dozen, each on a threat that it answers: what holds for attacks is tested on all of them."""
+"""Every attack there is, small enough to run by the dozen, each on a threat that it answers: what
+holds for attacks is tested on all of them.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,26 @@ from calipers.problem.substitutions import Substitutions, letters
 from calipers.problem.tools import Attack, Attempt
 
 F64 = torch.float64
-_SMALL = {"steps": 8, "queries": 60, "pairs": 4, "probes": 6, "starts": 20, "rounds": 2, "draws": 2, "judges": 3, "limit": 200, "tries": 2}
+_SMALL = {
+    "steps": 8,
+    "queries": 60,
+    "pairs": 4,
+    "probes": 6,
+    "starts": 20,
+    "rounds": 2,
+    "draws": 2,
+    "judges": 3,
+    "limit": 200,
+    "tries": 2,
+}
 _OWN: dict[str, dict[str, Any]] = {"Differences": {"search": 20}}
-_HANDED: dict[str, Any] = {"attack": PGD(steps=8, restarts=2), "guide": Minimisers(1), "stand_ins": (), "first": PGD(steps=2), "again": PGD(steps=8)}
+_HANDED: dict[str, Any] = {
+    "attack": PGD(steps=8, restarts=2),
+    "guide": Minimisers(1),
+    "stand_ins": (),
+    "first": PGD(steps=2),
+    "again": PGD(steps=8),
+}
 _THREATS: dict[str, Callable[[float], Any]] = {
     "linf": lambda r: Ball("linf", 0.15 * r, box=(0, 1)),
     "l2": lambda r: Ball("l2", 0.3 * r, box=(0, 1)),
@@ -34,8 +53,14 @@ _THREATS: dict[str, Callable[[float], Any]] = {
 
 def _fitting(tool: type[Any]) -> Attack | None:
     """Return the tool with small settings; None where it needs something that nobody can guess."""
-    settings = {f.name: _SMALL[f.name] for f in dataclasses.fields(tool) if f.name in _SMALL} | _OWN.get(tool.__name__, {})
-    required = [f.name for f in dataclasses.fields(tool) if f.default is f.default_factory is dataclasses.MISSING]
+    settings = {
+        f.name: _SMALL[f.name] for f in dataclasses.fields(tool) if f.name in _SMALL
+    } | _OWN.get(tool.__name__, {})
+    required = [
+        f.name
+        for f in dataclasses.fields(tool)
+        if f.default is f.default_factory is dataclasses.MISSING
+    ]
     if any(name not in _HANDED for name in required):
         return None
     settings |= {name: _HANDED[name] for name in required}
@@ -46,9 +71,13 @@ def _fitting(tool: type[Any]) -> Attack | None:
 
 @cache
 def arsenal() -> dict[str, tuple[Attack, str]]:
-    """Return for each name in the table of attacks a small one, and the threat it is tried on; targeted APGD besides."""
+    """Return for each name in the table of attacks a small one, and the threat it is tried on;
+    targeted APGD besides.
+    """
     found: dict[str, tuple[Attack, str]] = {}
-    tools = {name: _fitting(tool) for name, tool in ATTACKS.items()} | {"APGD, targets": APGD(steps=8, targets=2)}
+    tools = {name: _fitting(tool) for name, tool in ATTACKS.items()} | {
+        "APGD, targets": APGD(steps=8, targets=2)
+    }
     for name, attack in tools.items():
         for threat in _THREATS if attack is not None else ():
             try:
@@ -61,7 +90,9 @@ def arsenal() -> dict[str, tuple[Attack, str]]:
 
 
 class RowWise(nn.Module):
-    """A network of sums instead of matrix products: every point's answer is the same to the last bit in every batch."""
+    """A network of sums instead of matrix products: every point's answer is the same to the last
+    bit in every batch.
+    """
 
     def __init__(self, inputs: int = 12, hidden: int = 10, classes: int = 4) -> None:
         super().__init__()
@@ -85,7 +116,11 @@ def points(threat: str = "linf", n: int = 10) -> Tensor:
     """Return points (n, 12): random ones of the box, or random letters."""
     generator = torch.Generator().manual_seed(11)
     if threat == "letters":
-        return nn.functional.one_hot(torch.randint(3, (n, 4), generator=generator), 3).flatten(1).to(F64)
+        return (
+            nn.functional.one_hot(torch.randint(3, (n, 4), generator=generator), 3)
+            .flatten(1)
+            .to(F64)
+        )
     return torch.rand(n, 12, generator=generator, dtype=F64)
 
 
@@ -118,6 +153,8 @@ class Noise(nn.Module):
 
 
 def keep_last(self: Any, slots: Any, take: list[int]) -> None:
-    """Stand in for `Queue._keep`, and hold the last iterate in place of the best: a bug that most libraries have."""
+    """Stand in for `Queue._keep`, and hold the last iterate in place of the best: a bug that most
+    libraries have.
+    """
     for i in take:
         self.best[int(slots.job[i]) % self.n] = slots.x[i]

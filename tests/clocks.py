@@ -1,4 +1,6 @@
-"""Time that passes when a test says so: nothing here waits, and nothing depends on how busy a machine is."""
+"""Time that passes when a test says so: nothing here waits, and nothing depends on how busy a
+machine is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Which of a test's many cases run every time? A share of them, on a diagonal of the parameters; the others wait on the slow shelf.
+"""Which of a test's many cases run every time? A share of them, on a diagonal of the parameters;
+the others wait on the slow shelf.
 
 With `one_in(n)` every n-th; of tests that do not say, the more cases there are the smaller a share.
 """
@@ -19,7 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: dict[str, int] = defaultdict(int)
     for item in fast:
         name, mark = name_of(item), item.get_closest_marker("one_in")
-        n = next((share for least, share in SHARES if cases[name] >= least), 1) if mark is None else mark.args[0]
+        n = (
+            next((share for least, share in SHARES if cases[name] >= least), 1)
+            if mark is None
+            else mark.args[0]
+        )
         place, seen[name] = seen[name], seen[name] + 1
         if (place + place // n) % n:
             item.add_marker(pytest.mark.slow)

@@ -1,4 +1,6 @@
-"""In which orders can float32 add up a network? Executions of dense ReLU networks that all are what somebody's library may do."""
+"""In which orders can float32 add up a network? Executions of dense ReLU networks that all are what
+somebody's library may do.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,16 @@ def positive_first(terms: Floats) -> Floats:
 
 def large_first(terms: Floats) -> Floats:
     """By falling size: small terms are lost."""
-    return sequential(np.take_along_axis(terms, np.argsort(-np.abs(terms), axis=-1, kind="stable"), -1))
+    return sequential(
+        np.take_along_axis(terms, np.argsort(-np.abs(terms), axis=-1, kind="stable"), -1)
+    )
 
 
 def small_first(terms: Floats) -> Floats:
     """By rising size."""
-    return sequential(np.take_along_axis(terms, np.argsort(np.abs(terms), axis=-1, kind="stable"), -1))
+    return sequential(
+        np.take_along_axis(terms, np.argsort(np.abs(terms), axis=-1, kind="stable"), -1)
+    )
 
 
 def chunks(terms: Floats) -> Floats:
@@ -48,10 +54,20 @@ def chunks(terms: Floats) -> Floats:
 
 def shuffled(terms: Floats) -> Floats:
     """Some permutation."""
-    return sequential(terms[..., np.random.default_rng(terms.shape[-1]).permutation(terms.shape[-1])])
+    return sequential(
+        terms[..., np.random.default_rng(terms.shape[-1]).permutation(terms.shape[-1])]
+    )
 
 
-ORDERS: tuple[Order, ...] = (sequential, backward, positive_first, large_first, small_first, chunks, shuffled)
+ORDERS: tuple[Order, ...] = (
+    sequential,
+    backward,
+    positive_first,
+    large_first,
+    small_first,
+    chunks,
+    shuffled,
+)
 
 
 class Run(NamedTuple):
@@ -62,8 +78,10 @@ class Run(NamedTuple):
 
 
 def executions(network: nn.Sequential, x: Tensor) -> Iterator[Run]:
-    """Yield all runs on x (M, d), float32: numpy in many orders, the bias first and last; torch with one thread and two, batch 1 and all; fused (products
-    are exact, as float64 holds them, and only sums are rounded)."""
+    """Yield all runs on x (M, d), float32: numpy in many orders, the bias first and last; torch
+    with one thread and two, batch 1 and all; fused (products are exact, as float64 holds them, and
+    only sums are rounded).
+    """
     for order in ORDERS:
         yield Run(order.__name__, _by_hand(network, x, order, bias_first=False))
         yield Run(f"{order.__name__}, bias first", _by_hand(network, x, order, bias_first=True))
@@ -74,7 +92,10 @@ def executions(network: nn.Sequential, x: Tensor) -> Iterator[Run]:
             torch.set_num_threads(threads)
             yield Run(f"torch, {threads} threads", _by_torch(network, x))
             alone = [_by_torch(network, point) for point in x[:64].split(1)]
-            yield Run(f"torch, {threads} threads, one by one", [torch.cat(layer) for layer in zip(*alone, strict=True)])
+            yield Run(
+                f"torch, {threads} threads, one by one",
+                [torch.cat(layer) for layer in zip(*alone, strict=True)],
+            )
     finally:
         torch.set_num_threads(before)
 
@@ -87,7 +108,9 @@ def _by_torch(network: nn.Sequential, x: Tensor) -> list[Tensor]:
     return values
 
 
-def _by_hand(network: nn.Sequential, x: Tensor, order: Order, *, bias_first: bool, fused: bool = False) -> list[Tensor]:
+def _by_hand(
+    network: nn.Sequential, x: Tensor, order: Order, *, bias_first: bool, fused: bool = False
+) -> list[Tensor]:
     values = [x]
     for module in network:
         given = values[-1]
@@ -95,7 +118,11 @@ def _by_hand(network: nn.Sequential, x: Tensor, order: Order, *, bias_first: boo
             values.append(module(given))
             continue
         weight, bias = (t.detach().numpy() for t in (module.weight, module.bias))
-        made = _fused(given.numpy(), weight, bias) if fused else _layer(given.numpy(), weight, bias, order, bias_first)
+        made = (
+            _fused(given.numpy(), weight, bias)
+            if fused
+            else _layer(given.numpy(), weight, bias, order, bias_first)
+        )
         values.append(torch.from_numpy(made))
     return values
 
@@ -109,5 +136,8 @@ def _layer(x: Floats, weight: Floats, bias: Floats, order: Order, bias_first: bo
 def _fused(x: Floats, weight: Floats, bias: Floats) -> Floats:
     total = np.broadcast_to(bias, (len(x), len(bias))).astype(np.float32)
     for k in range(x.shape[1]):
-        total = (total.astype(np.float64) + x[:, k : k + 1].astype(np.float64) * weight[:, k].astype(np.float64)).astype(np.float32)
+        total = (
+            total.astype(np.float64)
+            + x[:, k : k + 1].astype(np.float64) * weight[:, k].astype(np.float64)
+        ).astype(np.float32)
     return total

@@ -50,14 +50,18 @@ def some(rng: Rng, most: int = 4, rank: int | None = None) -> tuple[int, ...]:
 
 def broadcast(rng: Rng, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return a shape that broadcasts with this one, or nearly always does."""
-    found = tuple(n if rng.random() < 0.7 else 1 for n in shape[int(rng.integers(len(shape) + 1)) :])
+    found = tuple(
+        n if rng.random() < 0.7 else 1 for n in shape[int(rng.integers(len(shape) + 1)) :]
+    )
     found = (int(rng.integers(1, 4)), *found) if rng.random() < 0.1 else found
     return (*found[:-1], 3) if found and rng.random() < 0.05 else found
 
 
 def axis(rng: Rng, rank: int) -> int:
     """Return an axis, now and then one that there is not."""
-    return int(rng.integers(-rank, rank)) if rng.random() < 0.93 else pick(rng, [rank, -rank - 1, 7])
+    return (
+        int(rng.integers(-rank, rank)) if rng.random() < 0.93 else pick(rng, [rank, -rank - 1, 7])
+    )
 
 
 def axes(rng: Rng, rank: int) -> list[int]:
@@ -81,40 +85,75 @@ def _pair(rng: Rng, kind: str, opset: int) -> Node:
 
 def _many(rng: Rng, kind: str, opset: int) -> Node:
     shape = some(rng)
-    return Node(kind, shape, [numbers(rng, *broadcast(rng, shape)) for _ in range(int(rng.integers(0, 3)))], {})
+    return Node(
+        kind,
+        shape,
+        [numbers(rng, *broadcast(rng, shape)) for _ in range(int(rng.integers(0, 3)))],
+        {},
+    )
 
 
 def _power(rng: Rng, kind: str, opset: int) -> Node:
     plain = [2.0, 3.0, 0.5, -1.0, 0.0, 1.0]
-    exponent = pick(rng, [*(np.float32(p) for p in plain), np.array([2, 3], np.float32), np.int64(2)])
+    exponent = pick(
+        rng, [*(np.float32(p) for p in plain), np.array([2, 3], np.float32), np.int64(2)]
+    )
     return Node(kind, some(rng), [exponent], {})
 
 
 def _clip(rng: Rng, kind: str, opset: int) -> Node:
     low, high = (np.float32(v) for v in rng.standard_normal(2))
     if opset < 11:
-        return Node(kind, some(rng), [], {k: float(v) for k, v in (("min", low), ("max", high)) if rng.random() < 0.8})
+        return Node(
+            kind,
+            some(rng),
+            [],
+            {k: float(v) for k, v in (("min", low), ("max", high)) if rng.random() < 0.8},
+        )
     return Node(kind, some(rng), [v if rng.random() < 0.8 else None for v in (low, high)], {})
 
 
 def _gemm(rng: Rng, kind: str, opset: int) -> Node:
-    n, k, m, a, b = *(int(v) for v in rng.integers(1, 5, 3)), int(rng.random() < 0.3), int(rng.random() < 0.5)
+    n, k, m, a, b = (
+        *(int(v) for v in rng.integers(1, 5, 3)),
+        int(rng.random() < 0.3),
+        int(rng.random() < 0.5),
+    )
     n = 1 if rng.random() < 0.7 else n
     bias = pick(rng, [None, (m,), (1, m), (n, m), (), (1,), (n, 1)])
-    found = {"alpha": float(pick(rng, [1, 0.5, -2])), "beta": float(pick(rng, [1, 0, 3])), "transA": a, "transB": b}
+    found = {
+        "alpha": float(pick(rng, [1, 0.5, -2])),
+        "beta": float(pick(rng, [1, 0, 3])),
+        "transA": a,
+        "transB": b,
+    }
     extra = [] if bias is None and opset >= 11 else [numbers(rng, *(bias or ()))]
     found = {k: v for k, v in found.items() if rng.random() < 0.8 or v == 1}
-    return Node(kind, (k, n) if a else (n, k), [numbers(rng, *((m, k) if b else (k, m))), *extra], found)
+    return Node(
+        kind, (k, n) if a else (n, k), [numbers(rng, *((m, k) if b else (k, m))), *extra], found
+    )
 
 
 def _matmul(rng: Rng, kind: str, opset: int) -> Node:
     shape = some(rng)
-    other = pick(rng, [(shape[-1],), (shape[-1], 3), (*shape[:-2], shape[-1], 2), (2, shape[-1], 2), (1, shape[-1], 2)])
+    other = pick(
+        rng,
+        [
+            (shape[-1],),
+            (shape[-1], 3),
+            (*shape[:-2], shape[-1], 2),
+            (2, shape[-1], 2),
+            (1, shape[-1], 2),
+        ],
+    )
     return Node(kind, shape, [numbers(rng, *other)], {})
 
 
 def _window(rng: Rng, rank: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"strides": [int(v) for v in rng.integers(1, 4, rank)], "dilations": [int(v) for v in rng.integers(1, 3, rank)]}
+    found: dict[str, Any] = {
+        "strides": [int(v) for v in rng.integers(1, 4, rank)],
+        "dilations": [int(v) for v in rng.integers(1, 3, rank)],
+    }
     way = pick(rng, ["none", "pads", "pads", "SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
     if way == "pads":
         found["pads"] = [int(v) for v in rng.integers(0, 3, 2 * rank)]
@@ -125,14 +164,22 @@ def _window(rng: Rng, rank: int) -> dict[str, Any]:
 
 def _image(rng: Rng, channels: int | None = None) -> tuple[tuple[int, ...], int]:
     rank = pick(rng, [1, 2, 2, 2, 3])
-    return (1, channels or int(rng.integers(1, 4)), *(int(n) for n in rng.integers(3, 7, rank))), rank
+    return (
+        1,
+        channels or int(rng.integers(1, 4)),
+        *(int(n) for n in rng.integers(3, 7, rank)),
+    ), rank
 
 
 def _conv(rng: Rng, kind: str, opset: int) -> Node:
     group, each, out = pick(rng, [1, 1, 2]), int(rng.integers(1, 3)), int(rng.integers(1, 3))
     shape, rank = _image(rng, group * each)
     kernel = [int(k) for k in rng.integers(1, 4, rank)]
-    found = {**_window(rng, rank), **({"group": group} if group > 1 else {}), **({"kernel_shape": kernel} if rng.random() < 0.5 else {})}
+    found = {
+        **_window(rng, rank),
+        **({"group": group} if group > 1 else {}),
+        **({"kernel_shape": kernel} if rng.random() < 0.5 else {}),
+    }
     if kind == "Conv":
         weight, outs = (group * out, each, *kernel), group * out
     else:
@@ -140,8 +187,15 @@ def _conv(rng: Rng, kind: str, opset: int) -> Node:
         if rng.random() < 0.3:
             found["output_padding"] = [int(rng.integers(0, 2)) for _ in range(rank)]
         if rng.random() < 0.3:
-            found["output_shape"] = [int(n * pick(rng, [1, 2, 3])) + int(rng.integers(-1, 2)) for n in shape[2:]]
-    return Node(kind, shape, [numbers(rng, *weight), *([numbers(rng, outs)] if rng.random() < 0.5 else [])], found)
+            found["output_shape"] = [
+                int(n * pick(rng, [1, 2, 3])) + int(rng.integers(-1, 2)) for n in shape[2:]
+            ]
+    return Node(
+        kind,
+        shape,
+        [numbers(rng, *weight), *([numbers(rng, outs)] if rng.random() < 0.5 else [])],
+        found,
+    )
 
 
 def _pool(rng: Rng, kind: str, opset: int) -> Node:
@@ -161,13 +215,20 @@ def _picture(rng: Rng, kind: str, opset: int) -> Node:
 def _batch_norm(rng: Rng, kind: str, opset: int) -> Node:
     shape = some(rng, rank=int(rng.integers(2, 5)))
     c = shape[1]
-    return Node(kind, shape, [numbers(rng, c), numbers(rng, c), numbers(rng, c), np.abs(numbers(rng, c)) + 0.1], {"epsilon": float(pick(rng, [1e-5, 0.1]))})
+    return Node(
+        kind,
+        shape,
+        [numbers(rng, c), numbers(rng, c), numbers(rng, c), np.abs(numbers(rng, c)) + 0.1],
+        {"epsilon": float(pick(rng, [1e-5, 0.1]))},
+    )
 
 
 def _instance_norm(rng: Rng, kind: str, opset: int) -> Node:
     shape, _ = _image(rng, pick(rng, [2, 4]))
     if kind == "InstanceNormalization":
-        return Node(kind, shape, [numbers(rng, shape[1]), numbers(rng, shape[1])], {"epsilon": 0.01})
+        return Node(
+            kind, shape, [numbers(rng, shape[1]), numbers(rng, shape[1])], {"epsilon": 0.01}
+        )
     groups = pick(rng, [1, 2])
     each = shape[1] if opset >= 21 else groups
     return Node(kind, shape, [numbers(rng, each), numbers(rng, each)], {"num_groups": groups})
@@ -177,7 +238,12 @@ def _layer_norm(rng: Rng, kind: str, opset: int) -> Node:
     shape = some(rng)
     place = int(rng.integers(-len(shape), len(shape)))
     size = shape[place:]
-    return Node(kind, shape, [numbers(rng, *size), *([numbers(rng, *size)] if rng.random() < 0.6 else [])], {"axis": place, "epsilon": 0.02})
+    return Node(
+        kind,
+        shape,
+        [numbers(rng, *size), *([numbers(rng, *size)] if rng.random() < 0.6 else [])],
+        {"axis": place, "epsilon": 0.02},
+    )
 
 
 def _along(rng: Rng, kind: str, opset: int) -> Node:
@@ -193,17 +259,37 @@ def _prelu(rng: Rng, kind: str, opset: int) -> Node:
 def _reshape(rng: Rng, kind: str, opset: int) -> Node:
     shape = some(rng)
     target = list(rng.permutation(shape)) if rng.random() < 0.5 else [-1]
-    target = [0, *target[1:]] if rng.random() < 0.2 else [-1, *target[1:]] if rng.random() < 0.3 else target
-    return Node(kind, shape, [ints(*(int(n) for n in target))], {"allowzero": 1} if rng.random() < 0.1 and opset >= 14 else {})
+    target = (
+        [0, *target[1:]]
+        if rng.random() < 0.2
+        else [-1, *target[1:]]
+        if rng.random() < 0.3
+        else target
+    )
+    return Node(
+        kind,
+        shape,
+        [ints(*(int(n) for n in target))],
+        {"allowzero": 1} if rng.random() < 0.1 and opset >= 14 else {},
+    )
 
 
 def _squeeze(rng: Rng, kind: str, opset: int) -> Node:
     shape = tuple(1 if rng.random() < 0.6 else n for n in some(rng))
     gone = [a for a, n in enumerate(shape) if n == 1 and rng.random() < 0.7]
-    gone = [*gone, 0] if rng.random() < 0.06 else [a - len(shape) if rng.random() < 0.3 else a for a in gone]
+    gone = (
+        [*gone, 0]
+        if rng.random() < 0.06
+        else [a - len(shape) if rng.random() < 0.3 else a for a in gone]
+    )
     if kind == "Unsqueeze":
         gone = axes(rng, len(shape) + 1)
-    return Node(kind, shape, [ints(*gone)] if opset >= 13 and gone else [], {"axes": gone} if opset < 13 and gone else {})
+    return Node(
+        kind,
+        shape,
+        [ints(*gone)] if opset >= 13 and gone else [],
+        {"axes": gone} if opset < 13 and gone else {},
+    )
 
 
 def _transpose(rng: Rng, kind: str, opset: int) -> Node:
@@ -216,8 +302,17 @@ def _gather(rng: Rng, kind: str, opset: int) -> Node:
     shape, place = some(rng), 0
     place = int(rng.integers(-len(shape), len(shape)))
     n = shape[place]
-    index = rng.integers(-n, n, pick(rng, [(), (2,), (2, 2), (1,)])) if rng.random() < 0.95 else np.int64(n)
-    return Node(kind, shape, [np.asarray(index, dtype=np.int64)], {"axis": place} if rng.random() < 0.9 or place == 0 else {})
+    index = (
+        rng.integers(-n, n, pick(rng, [(), (2,), (2, 2), (1,)]))
+        if rng.random() < 0.95
+        else np.int64(n)
+    )
+    return Node(
+        kind,
+        shape,
+        [np.asarray(index, dtype=np.int64)],
+        {"axis": place} if rng.random() < 0.9 or place == 0 else {},
+    )
 
 
 def _slice(rng: Rng, kind: str, opset: int) -> Node:
@@ -226,11 +321,27 @@ def _slice(rng: Rng, kind: str, opset: int) -> Node:
     starts, ends = ([int(v) for v in rng.integers(-8, 9, len(over))] for _ in range(2))
     steps = [pick(rng, [1, 1, 2, -1, -2]) for _ in over]
     if rng.random() < 0.7:  # mostly something is left
-        starts = [pick(rng, [0, 0, -shape[a], -9] if by > 0 else [-1, shape[a] - 1, 9]) for a, by in zip(over, steps, strict=True)]
-        ends = [pick(rng, [shape[a], 2**40, -1] if by > 0 else [-9, -(2**40), 0]) for a, by in zip(over, steps, strict=True)]
+        starts = [
+            pick(rng, [0, 0, -shape[a], -9] if by > 0 else [-1, shape[a] - 1, 9])
+            for a, by in zip(over, steps, strict=True)
+        ]
+        ends = [
+            pick(rng, [shape[a], 2**40, -1] if by > 0 else [-9, -(2**40), 0])
+            for a, by in zip(over, steps, strict=True)
+        ]
     if opset < 10:
-        return Node(kind, shape, [], {"starts": starts, "ends": ends, **({"axes": over} if rng.random() < 0.8 else {})})
-    return Node(kind, shape, [ints(*starts), ints(*ends), ints(*over), *([ints(*steps)] if rng.random() < 0.7 else [])], {})
+        return Node(
+            kind,
+            shape,
+            [],
+            {"starts": starts, "ends": ends, **({"axes": over} if rng.random() < 0.8 else {})},
+        )
+    return Node(
+        kind,
+        shape,
+        [ints(*starts), ints(*ends), ints(*over), *([ints(*steps)] if rng.random() < 0.7 else [])],
+        {},
+    )
 
 
 def _split(rng: Rng, kind: str, opset: int) -> Node:
@@ -240,8 +351,16 @@ def _split(rng: Rng, kind: str, opset: int) -> Node:
     sizes = [int(n) for n in np.diff([0, *cuts, shape[place]])]
     found: dict[str, Any] = {"axis": place} if rng.random() < 0.9 else {}
     if rng.random() < 0.5:
-        return Node(kind, shape, [], {**found, **({"num_outputs": parts} if opset >= 18 else {})}, parts)
-    return Node(kind, shape, [ints(*sizes)] if opset >= 13 else [], {**found, **({"split": sizes} if opset < 13 else {})}, parts)
+        return Node(
+            kind, shape, [], {**found, **({"num_outputs": parts} if opset >= 18 else {})}, parts
+        )
+    return Node(
+        kind,
+        shape,
+        [ints(*sizes)] if opset >= 13 else [],
+        {**found, **({"split": sizes} if opset < 13 else {})},
+        parts,
+    )
 
 
 def _concat(rng: Rng, kind: str, opset: int) -> Node:
@@ -259,7 +378,12 @@ def _pad(rng: Rng, kind: str, opset: int) -> Node:
         amounts = [min(a, shape[k % len(shape)] - 1) for k, a in enumerate(amounts)]
     found = {"mode": mode} if rng.random() < 0.9 else {}
     if opset < 11:
-        return Node(kind, shape, [], {**found, "pads": amounts, **({"value": 0.7} if rng.random() < 0.5 else {})})
+        return Node(
+            kind,
+            shape,
+            [],
+            {**found, "pads": amounts, **({"value": 0.7} if rng.random() < 0.5 else {})},
+        )
     more = [np.float32(0.3) if rng.random() < 0.6 else None]
     if opset >= 18 and rng.random() < 0.3:
         over = sorted({a % len(shape) for a in axes(rng, len(shape))})
@@ -275,7 +399,12 @@ def _reduce(rng: Rng, kind: str, opset: int) -> Node:
     by_input = opset >= (13 if kind == "ReduceSum" else 18)
     if by_input and rng.random() < 0.2:
         found["noop_with_empty_axes"] = 1
-    return Node(kind, shape, [ints(*over)] if by_input and (over or rng.random() < 0.3) else [], {**found, **({"axes": over} if over and not by_input else {})})
+    return Node(
+        kind,
+        shape,
+        [ints(*over)] if by_input and (over or rng.random() < 0.3) else [],
+        {**found, **({"axes": over} if over and not by_input else {})},
+    )
 
 
 def _expand(rng: Rng, kind: str, opset: int) -> Node:
@@ -286,7 +415,12 @@ def _expand(rng: Rng, kind: str, opset: int) -> Node:
 
 def _tile(rng: Rng, kind: str, opset: int) -> Node:
     shape = some(rng)
-    return Node(kind, shape, [ints(*(int(n) for n in rng.integers(0 if rng.random() < 0.1 else 1, 4, len(shape))))], {})
+    return Node(
+        kind,
+        shape,
+        [ints(*(int(n) for n in rng.integers(0 if rng.random() < 0.1 else 1, 4, len(shape))))],
+        {},
+    )
 
 
 def _blocks(rng: Rng, kind: str, opset: int) -> Node:
@@ -301,36 +435,84 @@ def _blocks(rng: Rng, kind: str, opset: int) -> Node:
 def _resize(rng: Rng, kind: str, opset: int) -> Node:
     shape, rank = _image(rng)
     scales = [1.0, 1.0, *(float(pick(rng, [1, 2, 0.5, 1.5, 3, 0.7])) for _ in range(rank))]
-    mode = pick(rng, ["nearest", "nearest", "linear", "cubic"] if kind == "Resize" and opset >= 11 else ["nearest", "linear"])
+    mode = pick(
+        rng,
+        ["nearest", "nearest", "linear", "cubic"]
+        if kind == "Resize" and opset >= 11
+        else ["nearest", "linear"],
+    )
     found: dict[str, Any] = {"mode": mode} if rng.random() < 0.9 else {}
     if kind == "Upsample" or opset < 11:
         scales = [max(1.0, s) for s in scales] if kind == "Upsample" else scales
-        return Node(kind, shape, [np.array(scales, np.float32)] if opset >= 9 else [], found if opset >= 9 else {**found, "scales": scales})
-    kinds = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize", "half_pixel_symmetric"]
+        return Node(
+            kind,
+            shape,
+            [np.array(scales, np.float32)] if opset >= 9 else [],
+            found if opset >= 9 else {**found, "scales": scales},
+        )
+    kinds = [
+        "half_pixel",
+        "pytorch_half_pixel",
+        "align_corners",
+        "asymmetric",
+        "tf_crop_and_resize",
+        "half_pixel_symmetric",
+    ]
     if rng.random() < 0.7:
         found["coordinate_transformation_mode"] = pick(rng, kinds[:5] if opset < 19 else kinds)
     if rng.random() < 0.5:
-        found["nearest_mode"] = pick(rng, ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
-    for name, value in (("exclude_outside", 1), ("antialias", 1), ("cubic_coeff_a", -0.5), ("extrapolation_value", 1.0)):
+        found["nearest_mode"] = pick(
+            rng, ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]
+        )
+    for name, value in (
+        ("exclude_outside", 1),
+        ("antialias", 1),
+        ("cubic_coeff_a", -0.5),
+        ("extrapolation_value", 1.0),
+    ):
         if rng.random() < 0.07 and name in defs.get_schema(kind, opset).attributes:
             found[name] = value
     if rng.random() < 0.7:
         return Node(kind, shape, [np.array([], np.float32), np.array(scales, np.float32)], found)
-    return Node(kind, shape, [np.array([], np.float32), np.array([], np.float32), ints(*shape[:2], *(int(n) for n in rng.integers(1, 9, rank)))], found)
+    return Node(
+        kind,
+        shape,
+        [
+            np.array([], np.float32),
+            np.array([], np.float32),
+            ints(*shape[:2], *(int(n) for n in rng.integers(1, 9, rank))),
+        ],
+        found,
+    )
 
 
 def _recurrent(rng: Rng, kind: str, opset: int) -> Node:
-    gates, way = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind], pick(rng, ["forward", "forward", "reverse", "bidirectional"])
+    gates, way = (
+        {"RNN": 1, "GRU": 3, "LSTM": 4}[kind],
+        pick(rng, ["forward", "forward", "reverse", "bidirectional"]),
+    )
     ways, steps, features, size = 1 + (way == "bidirectional"), int(rng.integers(1, 4)), 2, 2
-    constants: list[Any] = [rng.standard_normal((ways, gates * size, n)).astype(np.float32) for n in (features, size)]
-    constants.append(rng.standard_normal((ways, 2 * gates * size)).astype(np.float32) if rng.random() < 0.7 else None)
+    constants: list[Any] = [
+        rng.standard_normal((ways, gates * size, n)).astype(np.float32) for n in (features, size)
+    ]
+    constants.append(
+        rng.standard_normal((ways, 2 * gates * size)).astype(np.float32)
+        if rng.random() < 0.7
+        else None
+    )
     if rng.random() < 0.3:
         constants += [None, rng.standard_normal((ways, 1, size)).astype(np.float32)]
-    found: dict[str, Any] = {"hidden_size": size, **({"direction": way} if way != "forward" else {})}
+    found: dict[str, Any] = {
+        "hidden_size": size,
+        **({"direction": way} if way != "forward" else {}),
+    }
     if kind == "GRU" and rng.random() < 0.5:
         found["linear_before_reset"] = 1
     if rng.random() < 0.2:
-        found["activations"] = [pick(rng, ["Sigmoid", "Tanh", "Relu"]) for _ in range(ways * {"RNN": 1, "GRU": 2, "LSTM": 3}[kind])]
+        found["activations"] = [
+            pick(rng, ["Sigmoid", "Tanh", "Relu"])
+            for _ in range(ways * {"RNN": 1, "GRU": 2, "LSTM": 3}[kind])
+        ]
     for name, value in (("clip", 0.5), ("layout", 1), ("input_forget", 1)):
         if rng.random() < 0.05 and name in defs.get_schema(kind, opset).attributes:
             found[name] = value
@@ -340,7 +522,16 @@ def _recurrent(rng: Rng, kind: str, opset: int) -> Node:
 def _dropout(rng: Rng, kind: str, opset: int) -> Node:
     if opset < 12:
         return Node(kind, some(rng), [], {"ratio": 0.3} if rng.random() < 0.5 else {})
-    return Node(kind, some(rng), [v for v, share in ((np.float32(0.4), 0.6), (np.bool_(rng.random() < 0.3), 0.5)) if rng.random() < share][:2], {})
+    return Node(
+        kind,
+        some(rng),
+        [
+            v
+            for v, share in ((np.float32(0.4), 0.6), (np.bool_(rng.random() < 0.3), 0.5))
+            if rng.random() < share
+        ][:2],
+        {},
+    )
 
 
 def _cast(rng: Rng, kind: str, opset: int) -> Node:
@@ -348,12 +539,23 @@ def _cast(rng: Rng, kind: str, opset: int) -> Node:
 
 
 def _function(rng: Rng, kind: str, opset: int) -> Node:
-    names = [n for n, a in defs.get_schema(kind, opset).attributes.items() if a.type.name == "FLOAT" and rng.random() < 0.6]
-    return Node(kind, some(rng), [], {n: float(pick(rng, [0.3, 1.0, 1.7, 0.0, -0.4])) for n in names})
+    names = [
+        n
+        for n, a in defs.get_schema(kind, opset).attributes.items()
+        if a.type.name == "FLOAT" and rng.random() < 0.6
+    ]
+    return Node(
+        kind, some(rng), [], {n: float(pick(rng, [0.3, 1.0, 1.7, 0.0, -0.4])) for n in names}
+    )
 
 
 def _gelu(rng: Rng, kind: str, opset: int) -> Node:
-    return Node(kind, some(rng), [], {"approximate": pick(rng, ["none", "tanh", "sigmoid"])} if rng.random() < 0.7 else {})
+    return Node(
+        kind,
+        some(rng),
+        [],
+        {"approximate": pick(rng, ["none", "tanh", "sigmoid"])} if rng.random() < 0.7 else {},
+    )
 
 
 def _where(rng: Rng, kind: str, opset: int) -> Node:
@@ -436,10 +638,17 @@ def _model(rng: Rng, node: Node, opset: int) -> onnx.ModelProto:
             names.append(f"c{k}")
         if value is not None:
             constants[f"c{k}"] = value
-    if node.kind in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul", "Sum") and rng.random() < 0.25:
+    if (
+        node.kind in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul", "Sum")
+        and rng.random() < 0.25
+    ):
         names = names[::-1] if rng.random() < 0.6 else [given] * len(names)
     outputs = [f"y{k}" for k in range(node.outputs)]
-    nodes.append(helper.make_node(node.kind, names, outputs, **{k: v for k, v in node.attributes.items() if v != []}))
+    nodes.append(
+        helper.make_node(
+            node.kind, names, outputs, **{k: v for k, v in node.attributes.items() if v != []}
+        )
+    )
     last = pick(rng, outputs)
     if rng.random() < 0.3:
         nodes.append(helper.make_node(pick(rng, ["Tanh", "Neg"]), [last], ["behind"]))
@@ -447,11 +656,19 @@ def _model(rng: Rng, node: Node, opset: int) -> onnx.ModelProto:
     return proto(nodes, node.shape, constants, opset, last)
 
 
-def proto(nodes: list[Any], shape: Any, constants: dict[str, Any], opset: int, last: str) -> onnx.ModelProto:
+def proto(
+    nodes: list[Any], shape: Any, constants: dict[str, Any], opset: int, last: str
+) -> onnx.ModelProto:
     """Return the model of these nodes from one input x."""
     tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    graph = helper.make_graph(nodes, "net", [given], [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)], tensors)
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [given],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
+        tensors,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
@@ -461,7 +678,18 @@ _OF_ONE = "Trilu ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 Sign Round Arg
 def _of_constants(rng: Rng) -> onnx.ModelProto:
     """Return x plus the sum of what an operation makes of constants."""
     opset = pick(rng, [9, 11, 13, 17, 21])
-    kind = pick(rng, [k for k in CONSTANT if (opset >= 17 or k not in ("Trilu", "CastLike", "CumSum", "GreaterOrEqual", "LessOrEqual", "Round"))])
+    kind = pick(
+        rng,
+        [
+            k
+            for k in CONSTANT
+            if (
+                opset >= 17
+                or k
+                not in ("Trilu", "CastLike", "CumSum", "GreaterOrEqual", "LessOrEqual", "Round")
+            )
+        ],
+    )
     shape = some(rng, rank=2)
     a, b = numbers(rng, *shape), numbers(rng, *shape)
     if rng.random() < 0.4:
@@ -481,11 +709,20 @@ def _of_constants(rng: Rng) -> onnx.ModelProto:
     if kind == "Shape" and opset >= 15:
         found.update({k: int(rng.integers(-3, 4)) for k in ("start", "end") if rng.random() < 0.5})
     if kind == "ConstantOfShape" and rng.random() < 0.7:
-        found["value"] = numpy_helper.from_array(pick(rng, [np.array([1.5], np.float32), np.array([2], np.int64)]))
+        found["value"] = numpy_helper.from_array(
+            pick(rng, [np.array([1.5], np.float32), np.array([2], np.int64)])
+        )
     if kind == "Constant":
-        newer = [{"value_float": 0.3}, {"value_ints": [1, 2]}, {"value_floats": [0.5, 2.0]}, {"value_int": 3}]
+        newer = [
+            {"value_float": 0.3},
+            {"value_ints": [1, 2]},
+            {"value_floats": [0.5, 2.0]},
+            {"value_int": 3},
+        ]
         found = pick(rng, [{"value": numpy_helper.from_array(a)}, *(newer if opset >= 12 else [])])
-    constants.update(t=rng.random(shape) < 0.5, u=rng.random(shape) < 0.5, s=ints(2, 2), z=np.int64(1))
+    constants.update(
+        t=rng.random(shape) < 0.5, u=rng.random(shape) < 0.5, s=ints(2, 2), z=np.int64(1)
+    )
     if kind == "Range":
         start, by, floats = int(rng.integers(-3, 3)), pick(rng, [1, 2, -1, -2]), rng.random() < 0.3
         for name, v in zip(names, (start, start + by * int(rng.integers(0, 4)), by), strict=True):

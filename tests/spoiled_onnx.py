@@ -27,11 +27,24 @@ def small_net(rng: Rng) -> onnx.ModelProto:
     if rng.random() < 0.5:
         nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["h"]), helper.make_node("Relu", ["h"], ["r"]), helper.make_node("MatMul", ["r", "v"], ["z"]),
                  helper.make_node("Reshape", ["z", "s"], ["y"])]  # fmt: skip
-        return proto(nodes, (1, 4), {"w": numbers(rng, 4, 5), "b": numbers(rng, 5), "v": numbers(rng, 5, 2), "s": ints(1, 2)}, 13, "y")
+        return proto(
+            nodes,
+            (1, 4),
+            {
+                "w": numbers(rng, 4, 5),
+                "b": numbers(rng, 5),
+                "v": numbers(rng, 5, 2),
+                "s": ints(1, 2),
+            },
+            13,
+            "y",
+        )
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2]), helper.make_node("Relu", ["c"], ["r"]),
              helper.make_node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2]), helper.make_node("Flatten", ["p"], ["f"]),
              helper.make_node("Gemm", ["f", "v"], ["y"], transB=1)]  # fmt: skip
-    return proto(nodes, ("n", 2, 6, 6), {"w": numbers(rng, 3, 2, 3, 3), "v": numbers(rng, 3, 12)}, 17, "y")
+    return proto(
+        nodes, ("n", 2, 6, 6), {"w": numbers(rng, 3, 2, 3, 3), "v": numbers(rng, 3, 12)}, 17, "y"
+    )
 
 
 def spoiled(rng: Rng) -> bytes:
@@ -41,7 +54,21 @@ def spoiled(rng: Rng) -> bytes:
         return _bytes(rng, model.SerializeToString())
     for _ in range(int(rng.integers(1, 3))):
         with suppress(ValueError, TypeError, KeyError):  # of a tensor that is spoiled already
-            pick(rng, [_attribute, _attribute, _inputs, _dtype, _sizes, _sizes, _order, _opset, _outputs, _texts])(rng, model)
+            pick(
+                rng,
+                [
+                    _attribute,
+                    _attribute,
+                    _inputs,
+                    _dtype,
+                    _sizes,
+                    _sizes,
+                    _order,
+                    _opset,
+                    _outputs,
+                    _texts,
+                ],
+            )(rng, model)
     return model.SerializeToString()
 
 
@@ -71,18 +98,45 @@ def _attribute(rng: Rng, model: onnx.ModelProto) -> None:
         a = pick(rng, node.attribute)
         a.i, a.f = pick(rng, [0, 1, -1, 3, 2**31, 2**62]), pick(rng, [0.0, -1.0, float("inf")])
         if a.type == AttributeProto.INTS:
-            values = [pick(rng, [0, 1, -1, 2, 7, 100000, 2**40]) if rng.random() < 0.5 else v for v in a.ints]
+            values = [
+                pick(rng, [0, 1, -1, 2, 7, 100000, 2**40]) if rng.random() < 0.5 else v
+                for v in a.ints
+            ]
             del a.ints[:]
             a.ints.extend(values if rng.random() < 0.8 else values[1:])
         a.s = pick(rng, [b"", b"\xff", b"SAME_UPPER", b"edge"])
         return
-    name = pick(rng, ["axis", "mode", "alpha", "axes", "keepdims", "pads", "auto_pad", "ceil_mode", "dilations", "training_mode", "to", "group"])
-    node.attribute.append(helper.make_attribute(name, pick(rng, [0, 1, 2, 0.5, [1, 1], [2, 2], "SAME_LOWER", b"\xff\xfe"])))
+    name = pick(
+        rng,
+        [
+            "axis",
+            "mode",
+            "alpha",
+            "axes",
+            "keepdims",
+            "pads",
+            "auto_pad",
+            "ceil_mode",
+            "dilations",
+            "training_mode",
+            "to",
+            "group",
+        ],
+    )
+    node.attribute.append(
+        helper.make_attribute(
+            name, pick(rng, [0, 1, 2, 0.5, [1, 1], [2, 2], "SAME_LOWER", b"\xff\xfe"])
+        )
+    )
 
 
 def _inputs(rng: Rng, model: onnx.ModelProto) -> None:
     node = pick(rng, model.graph.node)
-    names = [t.name for t in model.graph.initializer] + ["x", "", "nowhere"] + [n for other in model.graph.node for n in other.output]
+    names = (
+        [t.name for t in model.graph.initializer]
+        + ["x", "", "nowhere"]
+        + [n for other in model.graph.node for n in other.output]
+    )
     if node.input and rng.random() < 0.5:
         place = int(rng.integers(len(node.input)))
         if rng.random() < 0.5:
@@ -101,7 +155,11 @@ def _dtype(rng: Rng, model: onnx.ModelProto) -> None:
     if rng.random() < 0.5:
         t.data_type = pick(rng, [1, 2, 6, 7, 8, 9, 10, 11, 16, 17, 23, 99, 0])
     else:
-        changed = numpy_helper.to_array(t).astype(pick(rng, [np.float64, np.float16, np.int32, np.int64, np.bool_, np.complex64, np.uint8]))
+        changed = numpy_helper.to_array(t).astype(
+            pick(
+                rng, [np.float64, np.float16, np.int32, np.int64, np.bool_, np.complex64, np.uint8]
+            )
+        )
         t.CopyFrom(numpy_helper.from_array(changed, t.name))
 
 
@@ -122,8 +180,12 @@ def _sizes(rng: Rng, model: onnx.ModelProto) -> None:
         flat[int(rng.integers(flat.size))] = huge
         t.CopyFrom(numpy_helper.from_array(flat.reshape(values.shape), t.name))
     else:
-        extra = [helper.make_node("Expand", [model.graph.node[0].input[0] or "x", "wide"], ["wider"])]
-        model.graph.initializer.append(numpy_helper.from_array(ints(pick(rng, [2, 70000]), huge, 1), "wide"))
+        extra = [
+            helper.make_node("Expand", [model.graph.node[0].input[0] or "x", "wide"], ["wider"])
+        ]
+        model.graph.initializer.append(
+            numpy_helper.from_array(ints(pick(rng, [2, 70000]), huge, 1), "wide")
+        )
         model.graph.node[0].input[0] = "wider"
         nodes = [*extra, *model.graph.node]
         del model.graph.node[:]
@@ -132,7 +194,11 @@ def _sizes(rng: Rng, model: onnx.ModelProto) -> None:
 
 def _order(rng: Rng, model: onnx.ModelProto) -> None:
     nodes = list(model.graph.node)
-    changed = [nodes[int(k)] for k in rng.permutation(len(nodes))] if rng.random() < 0.5 else [*nodes, pick(rng, nodes)]
+    changed = (
+        [nodes[int(k)] for k in rng.permutation(len(nodes))]
+        if rng.random() < 0.5
+        else [*nodes, pick(rng, nodes)]
+    )
     copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in changed]
     del model.graph.node[:]
     model.graph.node.extend(copies)
@@ -140,7 +206,9 @@ def _order(rng: Rng, model: onnx.ModelProto) -> None:
 
 def _opset(rng: Rng, model: onnx.ModelProto) -> None:
     if rng.random() < 0.8:
-        model.opset_import[0].version = pick(rng, [0, 1, 5, 7, 9, 11, 12, 13, 18, 21, 23, 28, 99, 2**40])
+        model.opset_import[0].version = pick(
+            rng, [0, 1, 5, 7, 9, 11, 12, 13, 18, 21, 23, 28, 99, 2**40]
+        )
     else:
         pick(rng, model.graph.node).domain = "elsewhere"
 
@@ -148,7 +216,9 @@ def _opset(rng: Rng, model: onnx.ModelProto) -> None:
 def _outputs(rng: Rng, model: onnx.ModelProto) -> None:
     way = rng.random()
     if way < 0.4:
-        model.graph.output[0].name = pick(rng, ["x", "nowhere", *(n for node in model.graph.node for n in node.output)])
+        model.graph.output[0].name = pick(
+            rng, ["x", "nowhere", *(n for node in model.graph.node for n in node.output)]
+        )
     elif way < 0.7:
         pick(rng, model.graph.node).output.append(pick(rng, ["more", "x", ""]))
     else:
@@ -156,7 +226,19 @@ def _outputs(rng: Rng, model: onnx.ModelProto) -> None:
 
 
 def _texts(rng: Rng, model: onnx.ModelProto) -> None:
-    kinds = ["Relu", "If", "Loop", "", "Sum", "Mod", "Dropout", "SpaceToDepth", "RandomNormalLike", "Bernoulli", "Scan"]
+    kinds = [
+        "Relu",
+        "If",
+        "Loop",
+        "",
+        "Sum",
+        "Mod",
+        "Dropout",
+        "SpaceToDepth",
+        "RandomNormalLike",
+        "Bernoulli",
+        "Scan",
+    ]
     pick(rng, model.graph.node).op_type = pick(rng, kinds)
 
 
@@ -182,8 +264,13 @@ def judged(data: bytes, path: Path, seed: int = 0) -> Judged:
     path.write_bytes(data)
     try:
         net = load_onnx(path, paired=True)
-        shape = (3 if max(net.largest, math.prod(net.program.point_shape)) < 2**18 else 1, *net.program.point_shape)
-        x = torch.as_tensor(np.random.default_rng(seed).uniform(-2, 2, shape).astype(np.float32)).to(net.get_buffer("anchor").dtype)
+        shape = (
+            3 if max(net.largest, math.prod(net.program.point_shape)) < 2**18 else 1,
+            *net.program.point_shape,
+        )
+        x = torch.as_tensor(
+            np.random.default_rng(seed).uniform(-2, 2, shape).astype(np.float32)
+        ).to(net.get_buffer("anchor").dtype)
         own = net(x).detach()[:, -net.outputs :].double().numpy()
     except CalipersError as error:
         return Judged("refused", f"{type(error).__name__}: {error}")
@@ -200,23 +287,35 @@ def judged(data: bytes, path: Path, seed: int = 0) -> Judged:
     said, again = by_reference(data, points), by_onnxruntime(data, points)
     if isinstance(said, str) and isinstance(again, str):
         return Judged("refused" if refused else "untold", refused or said)
-    right, disputed = (not isinstance(found, str) and near(own, found, halves(data)) for found in (said, again))
+    right, disputed = (
+        not isinstance(found, str) and near(own, found, halves(data)) for found in (said, again)
+    )
     if right or (disputed and isinstance(said, str)):
         return Judged("needless" if refused else "equal", refused)
     if disputed and not refused:
         return Judged("disputed", f"{own.reshape(-1)[:4]} against {said.reshape(-1)[:4]}")  # type: ignore[union-attr]
-    return Judged("caught" if refused else "wrong", refused or f"{own.reshape(-1)[:4]} against {said} and {again}")
+    return Judged(
+        "caught" if refused else "wrong",
+        refused or f"{own.reshape(-1)[:4]} against {said} and {again}",
+    )
 
 
 def by_reference(data: bytes, x: np.ndarray) -> np.ndarray | str:
     """Return the outputs that ONNX's reference gives to points one at a time, or why it gives none."""
     try:
         model = onnx.load_model_from_string(data)
-        x = x.astype(helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type))
+        x = x.astype(
+            helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+        )
         reference, name = ReferenceEvaluator(model), model.graph.input[0].name
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return np.stack([np.asarray(reference.run(None, {name: p})[0], dtype=np.float64).reshape(-1) for p in x])
+            return np.stack(
+                [
+                    np.asarray(reference.run(None, {name: p})[0], dtype=np.float64).reshape(-1)
+                    for p in x
+                ]
+            )
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -229,8 +328,19 @@ def by_onnxruntime(data: bytes, x: np.ndarray) -> np.ndarray | str:
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
         session = onnxruntime.InferenceSession(data, options)
-        x = x.astype({"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(session.get_inputs()[0].type, np.float32))
-        return np.stack([np.asarray(session.run(None, {session.get_inputs()[0].name: p})[0], dtype=np.float64).reshape(-1) for p in x])
+        x = x.astype(
+            {"tensor(double)": np.float64, "tensor(float16)": np.float16}.get(
+                session.get_inputs()[0].type, np.float32
+            )
+        )
+        return np.stack(
+            [
+                np.asarray(
+                    session.run(None, {session.get_inputs()[0].name: p})[0], dtype=np.float64
+                ).reshape(-1)
+                for p in x
+            ]
+        )
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 

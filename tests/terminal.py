@@ -1,4 +1,6 @@
-"""The command line, asked in this process: what a terminal would show, without the second and a half that importing torch takes."""
+"""The command line, asked in this process: what a terminal would show, without the second and a
+half that importing torch takes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Shown(NamedTuple):
 
 
 def calipers(folder: Path, *words: str) -> Shown:
-    """Run the command line in the folder; an error that it does not turn into a message is the test's."""
+    """Run the command line in the folder; an error that it does not turn into a message is the
+    test's.
+    """
     # Warnings are errors among the tests; a terminal only shows them.
     with contextlib.chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("default")

@@ -1,4 +1,6 @@
-"""Does the step control follow its paper, do rivals and starts reach the jobs they are meant for, and is a linear model broken exactly at its distance?"""
+"""Does the step control follow its paper, do rivals and starts reach the jobs they are meant for,
+and is a linear model broken exactly at its distance?
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,22 @@ CHECKPOINTS = [22, 41, 57, 70, 80, 87, 93, 99]
 
 
 def run(attack: Attack, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return the candidates and which of them are adversarial; every point is mentioned once, every candidate admissible."""
+    """Return the candidates and which of them are adversarial; every point is mentioned once, every
+    candidate admissible.
+    """
     found, seen = problem.x.clone(), []
     for attempt in attack(problem, seed=0):
         found[attempt.index] = attempt.candidate
         seen += attempt.index.tolist()
     assert sorted(seen) == list(range(len(problem))) and bool(problem.region.contains(found).all())
-    return found, is_adversarial(problem.goal.worst(problem.margins(problem.classifier.logits64(found))))
+    return found, is_adversarial(
+        problem.goal.worst(problem.margins(problem.classifier.logits64(found)))
+    )
 
 
-def linear(classes: int, norm: str, box: tuple[float, float] | None, share: float, n: int = 30) -> Problem:
+def linear(
+    classes: int, norm: str, box: tuple[float, float] | None, share: float, n: int = 30
+) -> Problem:
     """Return points at `share` of the exact distance of a random linear model."""
     torch.manual_seed(classes)
     model = nn.Linear(8, classes if classes > 2 else 1).to(F64).eval()
@@ -46,7 +54,9 @@ def linear(classes: int, norm: str, box: tuple[float, float] | None, share: floa
     problem = Problem.pose(model, x, y, Ball(norm, 1.0, box=box))
     low, high = torch.zeros(n, dtype=F64), torch.full((n,), 64.0, dtype=F64)
     rows = problem.goal.rows(problem.y, problem.classes).to(F64) @ (
-        model.weight.detach() if classes > 2 else torch.cat([0 * model.weight, model.weight]).detach()
+        model.weight.detach()
+        if classes > 2
+        else torch.cat([0 * model.weight, model.weight]).detach()
     )
     clean = problem.margins(problem.classifier.logits64(x))
     for _ in range(60):  # the least radius at which some margin's fall reaches its value
@@ -69,16 +79,25 @@ def test_the_checkpoints_are_the_papers() -> None:
 @pytest.mark.parametrize("box", [None, (0.0, 1.0)])
 @pytest.mark.parametrize("norm", P)
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_a_linear_model_is_broken_just_above_its_distance_and_never_below(norm: str, classes: int, box: tuple[float, float] | None) -> None:
-    # The worst of several margins has local maxima even on a linear model: there only rivals one by one are sure to find the nearest.
+def test_a_linear_model_is_broken_just_above_its_distance_and_never_below(
+    norm: str, classes: int, box: tuple[float, float] | None
+) -> None:
+    # The worst of several margins has local maxima even on a linear model: there only rivals one by
+    # one are sure to find the nearest.
     untargeted = (APGD(steps=60, loss="margin"), APGD(steps=60)) if classes == 2 else ()
-    for attack in (*untargeted, APGD(steps=100, targets=9), APGD(steps=100, targets=9, halving=True, restarts=2)):
+    for attack in (
+        *untargeted,
+        APGD(steps=100, targets=9),
+        APGD(steps=100, targets=9, halving=True, restarts=2),
+    ):
         above, below = linear(classes, norm, box, 1.01), linear(classes, norm, box, 0.99)
         assert bool(run(attack, above)[1].all()) and not bool(run(attack, below)[1].any())
 
 
 def test_a_step_that_seldom_rises_is_halved_and_the_best_iterate_is_taken_up_again() -> None:
-    """On |x - 0.3| from far away: steps of twice the radius swing from end to end, and only halving gets near the kink."""
+    """On |x - 0.3| from far away: steps of twice the radius swing from end to end, and only halving
+    gets near the kink.
+    """
 
     class Valley(nn.Module):
         def __init__(self) -> None:
@@ -86,15 +105,26 @@ def test_a_step_that_seldom_rises_is_halved_and_the_best_iterate_is_taken_up_aga
             self.anchor = nn.Parameter(torch.ones((), dtype=F64))
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([0.01 + (x - 0.3).abs().sum(1, keepdim=True), torch.zeros(len(x), 1, dtype=F64)], 1)
+            return torch.cat(
+                [0.01 + (x - 0.3).abs().sum(1, keepdim=True), torch.zeros(len(x), 1, dtype=F64)], 1
+            )
 
-    problem = Problem.pose(Valley(), torch.zeros(1, 3, dtype=F64), torch.tensor([0]), Ball("linf", 1.0, box=None))
-    reached = [float(problem.margins(problem.classifier.logits64(run(attack, problem)[0]))) for attack in (APGD(steps=100), PGD(steps=100, step=2.0))]
+    problem = Problem.pose(
+        Valley(), torch.zeros(1, 3, dtype=F64), torch.tensor([0]), Ball("linf", 1.0, box=None)
+    )
+    reached = [
+        float(problem.margins(problem.classifier.logits64(run(attack, problem)[0])))
+        for attack in (APGD(steps=100), PGD(steps=100, step=2.0))
+    ]
     assert reached[0] < 0.08 and reached[1] > 0.5
 
 
 @pytest.mark.parametrize("norm", P)
-@pytest.mark.parametrize("attack", [APGD(steps=12, restarts=3), APGD(steps=12, targets=4, halving=True, restarts=2)], ids=repr)
+@pytest.mark.parametrize(
+    "attack",
+    [APGD(steps=12, restarts=3), APGD(steps=12, targets=4, halving=True, restarts=2)],
+    ids=repr,
+)
 def test_batch_size_and_order_do_not_matter_bit_for_bit(norm: str, attack: APGD) -> None:
     class Rowwise(nn.Module):
         """Sums over features one row at a time: BLAS may sum in another order for another batch."""
@@ -135,17 +165,28 @@ def test_without_rivals_starts_go_to_the_restarts() -> None:
     starts = problem.region.support(-problem.x).point[:, None, None].expand(-1, 1, 2, -1)
     queue = Queue(problem, Climb(1, 2, 0, "margin"), 0, starts=starts.flatten(1, 2))
     slots, _ = queue._fill(None)
-    assert slots is not None and torch.equal(slots.x, problem.region.take(slots.job % len(problem)).project(starts[slots.job % len(problem), 0, 0]))
-    assert len(run(lambda p, seed: APGD(steps=3, restarts=2)(p, seed=seed, starts=starts), problem)[0]) == len(problem)  # type: ignore[arg-type]
+    assert slots is not None and torch.equal(
+        slots.x,
+        problem.region.take(slots.job % len(problem)).project(
+            starts[slots.job % len(problem), 0, 0]
+        ),
+    )
+    assert len(
+        run(lambda p, seed: APGD(steps=3, restarts=2)(p, seed=seed, starts=starts), problem)[0]
+    ) == len(problem)  # type: ignore[arg-type]
 
 
 def test_a_targeted_goal_is_not_attacked_rival_by_rival() -> None:
     """To beat one other class is not to reach the target: all margins count at once."""
     x, y = images()
-    problem = Problem.pose(build("mnist-plain"), x[:40], y[:40], Ball("linf", 0.15), Targeted((y[:40] + 1) % 10))
+    problem = Problem.pose(
+        build("mnist-plain"), x[:40], y[:40], Ball("linf", 0.15), Targeted((y[:40] + 1) % 10)
+    )
     together = int(run(APGD(steps=30), problem)[1].sum())
     assert int(run(APGD(steps=30, targets=9, halving=True), problem)[1].sum()) == together > 5
-    assert int(run(Guided(APGD(steps=30, targets=9), Minimisers(1)), problem)[1].sum()) >= together - 2
+    assert (
+        int(run(Guided(APGD(steps=30, targets=9), Minimisers(1)), problem)[1].sum()) >= together - 2
+    )
 
 
 def test_starts_go_to_the_jobs_of_their_rivals() -> None:
@@ -157,7 +198,10 @@ def test_starts_go_to_the_jobs_of_their_rivals() -> None:
     for point in range(len(problem)):
         for restart in range(2):
             for target in range(3):
-                assert torch.equal(picked[point, restart * 3 + target], starts[point, restart, rivals[point, target]])
+                assert torch.equal(
+                    picked[point, restart * 3 + target],
+                    starts[point, restart, rivals[point, target]],
+                )
     queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, starts=picked, rivals=rivals, keep_all=True)
     slots, _ = queue._fill(None)
     assert slots is not None
@@ -170,26 +214,37 @@ def test_the_next_round_goes_on_from_the_best_job_of_each_rival() -> None:
     columns = torch.tensor([[2, 0, 3]] * len(problem))
     queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, rivals=columns, keep_all=True)
     assert queue.all_best is not None
-    queue.all_best = torch.arange(6.0, dtype=F64).view(1, 6, 1).expand(len(problem), 6, 8).clone()  # each job's iterate is its rank
-    queue.all_scores = torch.tensor([[5.0, 4.0, 9.0, 1.0, 6.0, 3.0]] * len(problem), dtype=F64)  # restart 0, then restart 1, of rivals 2, 0, 3
+    # each job's iterate is its rank
+    queue.all_best = torch.arange(6.0, dtype=F64).view(1, 6, 1).expand(len(problem), 6, 8).clone()
+    # restart 0, then restart 1, of rivals 2, 0, 3
+    queue.all_scores = torch.tensor([[5.0, 4.0, 9.0, 1.0, 6.0, 3.0]] * len(problem), dtype=F64)
     rivals, starts = queue.promising(torch.tensor([0, 1]), 2)
-    assert rivals.tolist() == [[2, 3], [2, 3]] and starts[:, :, 0].tolist() == [[3.0, 5.0], [3.0, 5.0]]
+    assert rivals.tolist() == [[2, 3], [2, 3]] and starts[:, :, 0].tolist() == [
+        [3.0, 5.0],
+        [3.0, 5.0],
+    ]
 
 
 @pytest.mark.parametrize("norm", P)
 def test_the_minimiser_of_a_linear_model_is_its_steepest_point(norm: str) -> None:
     problem = linear(4, norm, (0.0, 1.0), 1.001)
     starts = Minimisers(slopes=1)(problem)
-    values = torch.stack([problem.margins(problem.classifier.logits64(starts[:, 0, s]))[:, s] for s in range(3)], 1)
+    values = torch.stack(
+        [problem.margins(problem.classifier.logits64(starts[:, 0, s]))[:, s] for s in range(3)], 1
+    )
     assert starts.shape == (len(problem), 1, 3, 8)
-    assert bool((values.amin(1) <= 1e-6).all()) and bool((problem.region.distance(starts[:, 0, 0]) <= problem.region.radius + 1e-6).all())
+    assert bool((values.amin(1) <= 1e-6).all()) and bool(
+        (problem.region.distance(starts[:, 0, 0]) <= problem.region.radius + 1e-6).all()
+    )
 
 
 def test_guided_starts_are_at_least_as_strong_as_random_ones_on_a_real_network() -> None:
     x, y = images()
     problem = Problem.pose(build("mnist-plain"), x[:60], y[:60], Ball("linf", 0.1))
     attack = APGD(steps=20, targets=9, halving=True)
-    assert int(run(Guided(attack, Minimisers(1)), problem)[1].sum()) >= int(run(attack, problem)[1].sum())
+    assert int(run(Guided(attack, Minimisers(1)), problem)[1].sum()) >= int(
+        run(attack, problem)[1].sum()
+    )
 
 
 def test_a_model_that_cannot_be_captured_is_attacked_without_a_guide() -> None:
@@ -211,7 +266,9 @@ def test_a_model_that_cannot_be_captured_is_attacked_without_a_guide() -> None:
 def test_the_guides_starts_are_asked_for_once() -> None:
     asked: list[int] = []
 
-    def attack(problem: Problem, *, seed: int = 0, starts: Tensor | None = None) -> Iterator[Attempt]:
+    def attack(
+        problem: Problem, *, seed: int = 0, starts: Tensor | None = None
+    ) -> Iterator[Attempt]:
         assert starts is not None and starts.shape[:3] == (len(problem), 2, problem.classes - 1)
         asked.append(len(problem))
         return APGD(steps=1, targets=1)(problem, seed=seed)
@@ -235,7 +292,9 @@ def test_settings_that_make_no_sense_are_refused(make: object, message: str) -> 
 
 
 def test_starts_of_every_choice_of_slopes_do_not_depend_on_the_neighbours() -> None:
-    """The random slopes too: drawn for each element, the same for all points, and another choice than the fixed ones."""
+    """The random slopes too: drawn for each element, the same for all points, and another choice
+    than the fixed ones.
+    """
     x, y = (t[:12] for t in images())
     model = build("mnist-robust")
     problem = Problem.pose(model, x, y, Ball("linf", 0.2))

@@ -36,14 +36,18 @@ class Halves(nn.Module):
 
 
 def points(wrong: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two points at 0.4 and two at 0.1 from the boundary; the last one misclassified where `wrong`."""
+    """Two points at 0.4 and two at 0.1 from the boundary; the last one misclassified where
+    `wrong`.
+    """
     x = torch.tensor([[0.1, 0.5], [0.9, 0.5], [0.4, 0.5], [0.6, 0.5]])
     return x, torch.tensor([0, 1, 0, 0 if wrong else 1])
 
 
 @dataclass(frozen=True)
 class Liar:
-    """Claims what it is told to, about every point, and proves nothing; with an example at `meets` along the first feature."""
+    """Claims what it is told to, about every point, and proves nothing; with an example at `meets`
+    along the first feature.
+    """
 
     radius: float
     margin: float = 1.0
@@ -54,7 +58,9 @@ class Liar:
         if self.meets:
             way = torch.where(problem.y == 0, self.meets, -self.meets)
             yield Attempt(n, problem.x + torch.stack([way, torch.zeros_like(way)], 1), none, none)
-        radius, margin = (torch.full((len(problem),), v, dtype=torch.float64) for v in (self.radius, self.margin))
+        radius, margin = (
+            torch.full((len(problem),), v, dtype=torch.float64) for v in (self.radius, self.margin)
+        )
         yield Claim(n, radius, margin, "float64-checked", none, none)
 
 
@@ -71,7 +77,9 @@ def test_an_honest_certifier_passes() -> None:
     found = calipers.certify("CROWN", Halves(), x, y, Ball("linf", 0.05))
     assert found.certified.tolist() == [True, True, True, False]
     assert found.radius.tolist() == [0.05, 0.05, 0.05, 0.0]
-    assert torch.allclose(found.margin, torch.tensor([0.7, 0.7, 0.1, -0.3], dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(
+        found.margin, torch.tensor([0.7, 0.7, 0.1, -0.3], dtype=torch.float64), atol=1e-6
+    )
 
 
 def test_a_claim_about_a_misclassified_point_is_a_contradiction() -> None:
@@ -82,10 +90,14 @@ def test_a_claim_about_a_misclassified_point_is_a_contradiction() -> None:
 
 def test_a_claim_about_a_point_that_ties_is_not_admitted() -> None:
     x, y = torch.tensor([[0.5, 0.5], [0.1, 0.5]]), torch.tensor([0, 0])
-    found = calipers.certify(Liar(1e-9), Halves(), x, y, Ball("linf", 1e-9))  # wrong by no more than rounding may be: nobody is accused
+    # wrong by no more than rounding may be: nobody is accused
+    found = calipers.certify(Liar(1e-9), Halves(), x, y, Ball("linf", 1e-9))
     assert found.certified.tolist() == [False, True] and found.radius.tolist() == [0.0, 1e-9]
     assert found.margin.tolist() == [-np.inf, 1.0]
-    assert calipers.certify(Liar(0.0), Halves(), x, y, Ball("linf", 0.0)).certified.tolist() == [False, True]
+    assert calipers.certify(Liar(0.0), Halves(), x, y, Ball("linf", 0.0)).certified.tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_a_radius_that_reaches_over_the_boundary_is_a_contradiction() -> None:
@@ -95,11 +107,16 @@ def test_a_radius_that_reaches_over_the_boundary_is_a_contradiction() -> None:
 
 def test_a_radius_above_an_example_of_the_same_tool_is_a_contradiction() -> None:
     x, y = (t[:2] for t in points())
-    with pytest.raises(Contradiction, match=r"certifies 0.401, but the witness of .* stands at 0.4"):
+    with pytest.raises(
+        Contradiction, match=r"certifies 0.401, but the witness of .* stands at 0.4"
+    ):
         calipers.certify(Liar(0.401, meets=0.4005), Halves(), x, y, Ball("linf", 0.05))
 
 
-@pytest.mark.parametrize(("radius", "margin"), [(0.05, -1.0), (0.05, 0.0), (0.05, np.nan), (np.nan, 1.0), (np.inf, 1.0), (-0.05, 1.0)])
+@pytest.mark.parametrize(
+    ("radius", "margin"),
+    [(0.05, -1.0), (0.05, 0.0), (0.05, np.nan), (np.nan, 1.0), (np.inf, 1.0), (-0.05, 1.0)],
+)
 def test_claims_that_say_nothing_prove_nothing(radius: float, margin: float) -> None:
     found = calipers.certify(Liar(radius, margin), Halves(), *points(), Ball("linf", 0.05))
     assert not found.certified.any() and (found.radius == 0).all()
@@ -110,7 +127,14 @@ def test_a_point_that_cannot_be_measured_is_not_certified() -> None:
     x, y = points()
     x[1, 0] = torch.nan
     for tool in (calipers.CROWN(), Liar(0.05)):
-        assert calipers.certify(tool, Halves(), x, y, Ball("linf", 0.05, None)).certified.tolist() == [True, False, True, True]
+        assert calipers.certify(
+            tool, Halves(), x, y, Ball("linf", 0.05, None)
+        ).certified.tolist() == [
+            True,
+            False,
+            True,
+            True,
+        ]
     nothing = calipers.certify(Liar(0.05), Halves(), x[1:2], y[1:2], Ball("linf", 0.05, None))
     assert not nothing.certified.any() and nothing.margin.tolist() == [-np.inf]
 
@@ -124,7 +148,8 @@ def test_a_model_without_an_answer_inside_the_ball_is_not_robust_there() -> None
         calipers.certify(Liar(0.05), Hole(), *points(), Ball("linf", 0.05))
 
 
-# ---- the other loops (verify: tests/test_verify.py) ----------------------------------------------------------------------------------------------------
+# ---- the other loops (verify: tests/test_verify.py)
+# --------------------------------------------------------------------------------------------------
 
 
 def posed() -> Problem:
@@ -146,39 +171,67 @@ def by_drawing() -> None:
 
 
 def by_drawing_between() -> None:
-    portrait(Halves(), *points(), Ball("linf", 0.05), tools=[DeepFool(), Liar(0.1001)], slices=0, maps=0)
+    portrait(
+        Halves(), *points(), Ball("linf", 0.05), tools=[DeepFool(), Liar(0.1001)], slices=0, maps=0
+    )
 
 
 def by_certifying() -> None:
     calipers.certify(Liar(0.45), Halves(), *points(), Ball("linf", 0.05))
 
 
-@pytest.mark.parametrize("loop", [by_measure, by_closing, by_drawing, by_drawing_between, by_certifying])
+@pytest.mark.parametrize(
+    "loop", [by_measure, by_closing, by_drawing, by_drawing_between, by_certifying]
+)
 def test_no_loop_believes_a_liar(loop: Callable[[], None]) -> None:
     with pytest.raises(Contradiction, match="Liar"):
         loop()
 
 
-@pytest.mark.parametrize("loop", [by_measure, by_closing, by_certifying])  # a drawing holds the liar against the linear regions besides
-def test_a_referee_who_believes_every_word_is_noticed(monkeypatch: pytest.MonkeyPatch, loop: Callable[[], None]) -> None:
-    def believe(self: Referee, claim: Claim, index: torch.Tensor, tool: str, seconds: float, seed: int) -> Ruling:
+# a drawing holds the liar against the linear regions besides
+@pytest.mark.parametrize("loop", [by_measure, by_closing, by_certifying])
+def test_a_referee_who_believes_every_word_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, loop: Callable[[], None]
+) -> None:
+    def believe(
+        self: Referee, claim: Claim, index: torch.Tensor, tool: str, seconds: float, seed: int
+    ) -> Ruling:
         names = [self.problem.names[i] for i in index[claim.index].tolist()]
-        return Ruling(tuple(Evidence(n, "certificate", tool, r) for n, r in zip(names, claim.radius.tolist(), strict=True)), ())
+        return Ruling(
+            tuple(
+                Evidence(n, "certificate", tool, r)
+                for n, r in zip(names, claim.radius.tolist(), strict=True)
+            ),
+            (),
+        )
 
     monkeypatch.setattr(Referee, "claim", believe)
     with pytest.raises(pytest.fail.Exception):
         test_no_loop_believes_a_liar(loop)
 
 
-@pytest.mark.parametrize(("tool", "fails"), [(calipers.CROWN(), 0), (Liar(0.05, -1.0), 4), (Liar(0.04), 4), (Liar(np.nan), 4), (Silent(), 4), (Liar(0.45), 5)])
-def test_a_check_believes_no_liar_either(monkeypatch: pytest.MonkeyPatch, tool: object, fails: int) -> None:
+@pytest.mark.parametrize(
+    ("tool", "fails"),
+    [
+        (calipers.CROWN(), 0),
+        (Liar(0.05, -1.0), 4),
+        (Liar(0.04), 4),
+        (Liar(np.nan), 4),
+        (Silent(), 4),
+        (Liar(0.45), 5),
+    ],
+)
+def test_a_check_believes_no_liar_either(
+    monkeypatch: pytest.MonkeyPatch, tool: object, fails: int
+) -> None:
     monkeypatch.setattr("calipers.checking.tool_from", lambda text: tool)
     problem = posed()
     facts = [Evidence(name, "certificate", "told", 0.05) for name in problem.names]
     assert len(_reprove(problem, {name: i for i, name in enumerate(problem.names)}, facts)) == fails
 
 
-# ---- what an attack found ----------------------------------------------------------------------------------------------------------------------------
+# ---- what an attack found
+# --------------------------------------------------------------------------------------------------
 
 
 def test_where_an_attack_finds_nothing_the_distance_is_infinite() -> None:
@@ -187,17 +240,25 @@ def test_where_an_attack_finds_nothing_the_distance_is_infinite() -> None:
     assert found.success.tolist() == [False, False, True, True]
     assert found.distance.isinf().tolist() == [True, True, False, False]
     assert ((found.distance <= 0.2) == found.success).all()
-    assert found.margin.gt(0).tolist() == [True, True, False, False] and not torch.equal(found.candidates[0], x[0])
+    assert found.margin.gt(0).tolist() == [True, True, False, False] and not torch.equal(
+        found.candidates[0], x[0]
+    )
 
 
 def test_an_example_beyond_the_radius_keeps_its_distance() -> None:
     found = calipers.attack("DeepFool", Halves(), *points(), Ball("linf", 0.2))
     assert found.success.tolist() == [False, False, True, True]
-    assert torch.allclose(found.distance, torch.tensor([0.4, 0.4, 0.1, 0.1], dtype=torch.float64), atol=1e-3)
+    assert torch.allclose(
+        found.distance, torch.tensor([0.4, 0.4, 0.1, 0.1], dtype=torch.float64), atol=1e-3
+    )
 
 
 def test_a_misclassified_point_is_its_own_example() -> None:
     x, y = points(wrong=True)
     found = calipers.attack("PGD(steps=5)", Halves(), x, y, Ball("linf", 0.05))
     assert found.success.tolist() == [False, False, False, True]
-    assert float(found.distance[3]) == 0 and torch.equal(found.candidates[3], x[3]) and float(found.margin[3]) < 0
+    assert (
+        float(found.distance[3]) == 0
+        and torch.equal(found.candidates[3], x[3])
+        and float(found.margin[3]) < 0
+    )

@@ -1,4 +1,6 @@
-"""Can rounding hide an example from a certifier? Networks whose exact and executed answers differ, each against exact numbers and many executions."""
+"""Can rounding hide an example from a certifier? Networks whose exact and executed answers differ,
+each against exact numbers and many executions.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +37,27 @@ RUN = "float32-executed"
 def asked(door: BackDoor) -> Problem:
     """Ask about the point 0, in the network's own precision; captured once for all tools."""
     x = door.grid()[:1] * 0
-    return Problem.pose(Classifier(door.network), x, torch.zeros(1, dtype=torch.long), Ball("linf", 1.0, None))
+    return Problem.pose(
+        Classifier(door.network), x, torch.zeros(1, dtype=torch.long), Ball("linf", 1.0, None)
+    )
 
 
 def tools(**settings: Any) -> Iterator[Any]:
     """Yield every certifier of a ball, with little time."""
-    yield from (IBP(**settings), CROWN(**settings), AlphaCROWN(steps=4, sharpen=3, **settings), LargestRadius(CROWN(**settings), rounds=4))
+    yield from (
+        IBP(**settings),
+        CROWN(**settings),
+        AlphaCROWN(steps=4, sharpen=3, **settings),
+        LargestRadius(CROWN(**settings), rounds=4),
+    )
     yield from (BranchAndBound(seconds=0.1, **settings), InputSplit(seconds=0.1, **settings))
 
 
 def proved(tool: Any, door: BackDoor) -> bool:
     """Does the tool claim the whole ball?"""
-    return any(bool((claim.radius >= 1.0).any()) for claim in tool(asked(door)) if isinstance(claim, Claim))
+    return any(
+        bool((claim.radius >= 1.0).any()) for claim in tool(asked(door)) if isinstance(claim, Claim)
+    )
 
 
 def exactly_wrong(door: BackDoor) -> bool:
@@ -56,7 +67,10 @@ def exactly_wrong(door: BackDoor) -> bool:
         for module in door.network:
             if isinstance(module, nn.Linear):
                 rows = zip(module.weight.tolist(), module.bias.tolist(), strict=True)
-                values = [sum((Fraction(w) * v for w, v in zip(row, values, strict=True)), Fraction(b)) for row, b in rows]
+                values = [
+                    sum((Fraction(w) * v for w, v in zip(row, values, strict=True)), Fraction(b))
+                    for row, b in rows
+                ]
             else:
                 values = [max(v, Fraction(0)) for v in values]
         if values[0] <= values[1]:
@@ -65,10 +79,15 @@ def exactly_wrong(door: BackDoor) -> bool:
 
 
 def runs_wrong(door: BackDoor) -> set[bool]:
-    """Return whether executions have an example on the grid; both answers where that depends on the order."""
+    """Return whether executions have an example on the grid; both answers where that depends on the
+    order.
+    """
     if door.network[0].weight.dtype == torch.float64:
         with torch.no_grad():
-            results = [door.network(door.grid()), torch.cat([door.network(point) for point in door.grid().split(1)])]
+            results = [
+                door.network(door.grid()),
+                torch.cat([door.network(point) for point in door.grid().split(1)]),
+            ]
     else:
         results = [run.values[-1] for run in executions(door.network, door.grid()[64:])]
     return {bool((logits[:, 0] <= logits[:, 1]).any()) for logits in results}
@@ -79,7 +98,9 @@ DOORS = (backdoors.hidden, backdoors.sprung, backdoors.ordered)
 
 @pytest.mark.parametrize("make", DOORS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_no_certifier_claims_what_exact_numbers_or_float64_get_wrong(make: Any, dtype: torch.dtype) -> None:
+def test_no_certifier_claims_what_exact_numbers_or_float64_get_wrong(
+    make: Any, dtype: torch.dtype
+) -> None:
     for sigma in SIGMAS:
         door = make(sigma, dtype)
         wrong = exactly_wrong(door) or (dtype == torch.float64 and True in runs_wrong(door))
@@ -105,7 +126,9 @@ def test_what_the_order_decides_is_refused() -> None:
 
 
 def test_real_arithmetic_and_the_execution_are_two_questions() -> None:
-    """A rounded trigger: exact numbers have no example and float64 proves it, while float32 runs into one. Only the other guarantee sees that."""
+    """A rounded trigger: exact numbers have no example and float64 proves it, while float32 runs
+    into one. Only the other guarantee sees that.
+    """
     door = backdoors.sprung(2.0**27, torch.float32)
     assert not exactly_wrong(door) and runs_wrong(door) == {True}
     assert proved(CROWN(), door) and not proved(CROWN(guarantee=RUN), door)
@@ -117,12 +140,24 @@ def test_harmless_networks_of_the_same_form_are_proved_with_both_guarantees() ->
         door.network[-1].bias[0] = 3.0  # type: ignore[union-attr, operator]
     assert not exactly_wrong(door) and runs_wrong(door) == {False}
     for guarantee in ("float64-checked", RUN):
-        assert all(proved(tool, door) for tool in tools(guarantee=guarantee) if not isinstance(tool, IBP | LargestRadius)), guarantee
+        assert all(
+            proved(tool, door)
+            for tool in tools(guarantee=guarantee)
+            if not isinstance(tool, IBP | LargestRadius)
+        ), guarantee
 
 
 def test_a_verifier_without_allowances_is_fooled() -> None:
-    """The same sweeps in float32, and in float64 without allowances, claim what is false: the door does what it is made for."""
-    for arithmetic, dtype in ((SEARCH, torch.float32), (Arithmetic(torch.float64, checked=False), torch.float64)):
+    """The same sweeps in float32, and in float64 without allowances, claim what is false: the door
+    does what it is made for.
+    """
+    for arithmetic, dtype in (
+        (SEARCH, torch.float32),
+        (Arithmetic(torch.float64, checked=False), torch.float64),
+    ):
         doors = [backdoors.hidden(sigma, dtype) for sigma in (*SIGMAS, 1e18, 1e19)]
-        fooled = [exactly_wrong(door) and bool(CROWN().bound(asked(door), arithmetic).worst > 0) for door in doors]
+        fooled = [
+            exactly_wrong(door) and bool(CROWN().bound(asked(door), arithmetic).worst > 0)
+            for door in doors
+        ]
         assert sum(fooled) >= 2, arithmetic

@@ -1,4 +1,6 @@
-"""Do attacks without gradients do what they promise? Closed forms, exact counts, no wasted query, and results that depend on nothing but the point."""
+"""Do attacks without gradients do what they promise? Closed forms, exact counts, no wasted query,
+and results that depend on nothing but the point.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack
 
 P = ["linf", "l2", "l1"]
-SCORES: list[Any] = [Square(queries=60), SPSA(steps=4, pairs=6), SPSA(steps=4, pairs=6, directions="normal"), Differences(60, 10, 5)]
+SCORES: list[Any] = [
+    Square(queries=60),
+    SPSA(steps=4, pairs=6),
+    SPSA(steps=4, pairs=6, directions="normal"),
+    Differences(60, 10, 5),
+]
 LABELS: list[Any] = [HopSkipJump(queries=120, probes=10), Boundary(queries=120)]
 
 
@@ -42,25 +49,40 @@ class Got:
 
 
 def nearest(attack: Attack, problem: Problem, **settings: Any) -> Got:
-    """Run a label-only attack to its end; every point is mentioned once, and every candidate lies in box and mask."""
+    """Run a label-only attack to its end; every point is mentioned once, and every candidate lies
+    in box and mask.
+    """
     attempts = list(attack(problem, **settings))
     index = torch.cat([a.index for a in attempts])
     assert sorted(index.tolist()) == list(range(len(problem)))
     order = index.argsort()
-    candidate, forwards = torch.cat([a.candidate for a in attempts])[order], torch.cat([a.forwards for a in attempts])[order]
-    assert unbounded(problem).region.contains(candidate).all() and all(not a.backwards.any() for a in attempts)
+    candidate, forwards = (
+        torch.cat([a.candidate for a in attempts])[order],
+        torch.cat([a.forwards for a in attempts])[order],
+    )
+    assert unbounded(problem).region.contains(candidate).all() and all(
+        not a.backwards.any() for a in attempts
+    )
     margin = problem.goal.worst(problem.margins(problem.classifier.logits(candidate)))
     return Got(candidate, problem.region.distance(candidate), forwards.tolist(), ~(margin > 0))
 
 
 def plane(d: int, seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """Return a linear model of two classes whose boundary goes through the middle of the unit box, and its slope."""
+    """Return a linear model of two classes whose boundary goes through the middle of the unit box,
+    and its slope.
+    """
     w = random(d, seed=seed, normal=True)
-    return Fn(lambda x: torch.stack([((x.flatten(1) - 0.5) * w).sum(1), torch.zeros(len(x), dtype=x.dtype)], 1)), w
+    return Fn(
+        lambda x: torch.stack(
+            [((x.flatten(1) - 0.5) * w).sum(1), torch.zeros(len(x), dtype=x.dtype)], 1
+        )
+    ), w
 
 
 def exact(problem: Problem, w: Tensor) -> Tensor:
-    """Return the distance of each point from the plane inside ball and box: the radius at which the steepest fall uses the margin up, by bisection."""
+    """Return the distance of each point from the plane inside ball and box: the radius at which the
+    steepest fall uses the margin up, by bisection.
+    """
     margin = problem.margins(problem.classifier.logits(problem.x))[:, 0]
     toward = torch.where(problem.y[:, None] == 0, -w, w).view_as(problem.x)
     start = (toward * problem.x).flatten(1).sum(1)
@@ -72,10 +94,15 @@ def exact(problem: Problem, w: Tensor) -> Tensor:
     return high
 
 
-# ---- closed forms ----------------------------------------------------------------------------------------------------------------------------------
+# ---- closed forms
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attack", [Square(queries=400), SPSA(steps=25, pairs=16), SPSA(steps=25, pairs=16, directions="normal")], ids=repr)
+@pytest.mark.parametrize(
+    "attack",
+    [Square(queries=400), SPSA(steps=25, pairs=16), SPSA(steps=25, pairs=16, directions="normal")],
+    ids=repr,
+)
 @pytest.mark.parametrize("norm", P)
 def test_scores_find_the_exact_verdict_of_a_plane(norm: str, attack: Attack) -> None:
     model, w = plane(12)
@@ -84,15 +111,25 @@ def test_scores_find_the_exact_verdict_of_a_plane(norm: str, attack: Attack) -> 
     broken = torch.tensor(run(attack, problem).broken)
     assert (distance < 0.9 * radius).sum() > 8 and (distance > radius).sum() > 4
     assert not broken[distance > radius * (1 + 1e-9)].any()
-    # Corners of a box are found one by one; lengths are shared among many features, and a random search needs longer for the last tenth of them.
-    near = distance < (0.9 if problem.region.norm.is_box or isinstance(attack, SPSA) else 0.75) * radius
+    # Corners of a box are found one by one; lengths are shared among many features, and a random
+    # search needs longer for the last tenth of them.
+    near = (
+        distance
+        < (0.9 if problem.region.norm.is_box or isinstance(attack, SPSA) else 0.75) * radius
+    )
     assert broken[near].all()
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize(("attack", "slack"), [(HopSkipJump(queries=2000), 0.05), (Boundary(queries=1200), 0.05)], ids=["hop", "walk"])
+@pytest.mark.parametrize(
+    ("attack", "slack"),
+    [(HopSkipJump(queries=2000), 0.05), (Boundary(queries=1200), 0.05)],
+    ids=["hop", "walk"],
+)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_labels_find_the_distance_of_a_plane_inside_the_box(norm: str, attack: Attack, slack: float) -> None:
+def test_labels_find_the_distance_of_a_plane_inside_the_box(
+    norm: str, attack: Attack, slack: float
+) -> None:
     model, w = plane(12)
     problem = asking(model, norm, n=12)
     got, distance = nearest(attack, problem), exact(problem, w)
@@ -112,7 +149,8 @@ def test_labels_find_the_distance_without_a_box_and_with_mask_and_weights() -> N
         assert len(ratio) >= 4 and float(ratio.max()) < 1.1 and float(ratio.min()) > 1 - 1e-6
 
 
-# ---- nothing but the point decides -----------------------------------------------------------------------------------------------------------------
+# ---- nothing but the point decides
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.one_in(3)
@@ -130,11 +168,15 @@ def test_batch_order_and_shards_do_not_matter_bit_for_bit(norm: str, attack: Any
 
 def in_order(attack: Attack, problem: Problem, **settings: Any) -> Tensor:
     attempts = list(attack(problem, **settings))
-    return torch.cat([a.candidate for a in attempts])[torch.cat([a.index for a in attempts]).argsort()]
+    return torch.cat([a.candidate for a in attempts])[
+        torch.cat([a.index for a in attempts]).argsort()
+    ]
 
 
 class _Coupled(_Walk):
-    """A published bug: the estimate is divided by the length of all estimates of the batch, so each jump is as long as its share of them."""
+    """A published bug: the estimate is divided by the length of all estimates of the batch, so each
+    jump is as long as its share of them.
+    """
 
     def _aim(self, memory: Memory, ready: Tensor) -> None:
         before = memory["towards"].clone()
@@ -149,7 +191,9 @@ def test_an_estimate_is_normalised_by_itself(norm: str) -> None:
 
     def alone_and_together(play: type[_Walk]) -> tuple[Tensor, Tensor]:
         def attack(problem: Problem, *, seed: int = 0) -> Any:
-            return run_queries(unbounded(problem), play(queries=200, probes=10, starts=50), seed=seed)
+            return run_queries(
+                unbounded(problem), play(queries=200, probes=10, starts=50), seed=seed
+            )
 
         return in_order(attack, problem.take([2]))[0], in_order(attack, problem)[2]
 
@@ -157,7 +201,8 @@ def test_an_estimate_is_normalised_by_itself(norm: str) -> None:
     assert not torch.equal(*alone_and_together(_Coupled))  # the mutant is caught
 
 
-# ---- cost ------------------------------------------------------------------------------------------------------------------------------------------
+# ---- cost
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("attack", [*SCORES, *LABELS], ids=repr)
@@ -169,7 +214,9 @@ def test_queries_are_counted_exactly_and_the_budget_is_kept(norm: str, attack: A
     attempts = list(attack(problem))
     forwards = torch.cat([a.forwards for a in attempts])
     assert int(forwards.sum()) == sum(len(batch) for batch in model.asked)
-    budget = attack.queries if hasattr(attack, "queries") else attack.steps * (2 * attack.pairs + 1) + 1
+    budget = (
+        attack.queries if hasattr(attack, "queries") else attack.steps * (2 * attack.pairs + 1) + 1
+    )
     assert int(forwards.max()) == budget
     if attack in SCORES:
         assert int(forwards.min()) < budget  # broken points leave at once
@@ -177,17 +224,25 @@ def test_queries_are_counted_exactly_and_the_budget_is_kept(norm: str, attack: A
 
 @pytest.mark.slow
 def test_every_query_is_admissible_and_none_changes_nothing() -> None:
-    """One point at a time: each question differs from the best point before it, which the answers tell."""
+    """One point at a time: each question differs from the best point before it, which the answers
+    tell.
+    """
     mask = random(1, 5, 7, seed=4) < 0.3
     for norm in P:
         for ball in ({}, {"mask": mask}):
             model = mlp(35, classes=3)
             asked = Fn(lambda x, model=model: model(x) + torch.tensor([50.0, 0, 0], dtype=F64))
-            problem = asking(asked, norm, n=1, shape=(1, 5, 7), y=torch.tensor([0]), ball=dict(ball))
+            problem = asking(
+                asked, norm, n=1, shape=(1, 5, 7), y=torch.tensor([0]), ball=dict(ball)
+            )
             asked.asked.clear()
             run(Square(queries=300), problem)
             queries = torch.cat(asked.asked[:-1])
-            margin = problem.goal.worst(problem.goal.margins(asked(queries).detach(), torch.zeros(len(queries), dtype=torch.long)))
+            margin = problem.goal.worst(
+                problem.goal.margins(
+                    asked(queries).detach(), torch.zeros(len(queries), dtype=torch.long)
+                )
+            )
             best = 0
             for k in range(1, len(queries)):
                 assert not torch.equal(queries[k], queries[best]), f"query {k} in {norm}"
@@ -201,7 +256,11 @@ def test_windows_reach_the_last_row_and_column() -> None:
     height, width = windows.sides[1].tolist()
     corner = windows.place(level, torch.tensor([5 - height]), torch.tensor([7 - width]))
     assert corner[0, 0, -1, -1] == 1 and int(corner.sum()) == height * width
-    model = Fn(lambda x: torch.stack([x[:, 0, 0, 0] * 0 + 9 - 1e-3 * x.flatten(1).sum(1), x[:, 0, 0, 0] * 0], 1))
+    model = Fn(
+        lambda x: torch.stack(
+            [x[:, 0, 0, 0] * 0 + 9 - 1e-3 * x.flatten(1).sum(1), x[:, 0, 0, 0] * 0], 1
+        )
+    )
     problem = Problem.pose(model, torch.full((1, 1, 5, 7), 0.5, dtype=F64), [0], Ball("linf", 0.1))
     model.asked.clear()
     run(Square(queries=120), problem)
@@ -221,11 +280,15 @@ def test_points_that_are_wrong_already_cost_one_query() -> None:
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_windows_asked_ahead_spend_the_budget_and_break_about_as_many(norm: str) -> None:
-    """No more questions than allowed, the same verdict in every batch, and what one by one breaks four at once break too, give or take a tenth."""
+    """No more questions than allowed, the same verdict in every batch, and what one by one breaks
+    four at once break too, give or take a tenth.
+    """
     x, y = (t[:50] for t in images())
     model = build("mnist-plain")
     kept = model(x).argmax(1) == y
-    problem = Problem.pose(model, x[kept], y[kept], Ball(norm, {"linf": 0.12, "l2": 1.8, "l1": 12.0}[norm]))
+    problem = Problem.pose(
+        model, x[kept], y[kept], Ball(norm, {"linf": 0.12, "l2": 1.8, "l1": 12.0}[norm])
+    )
     found: dict[int, Tensor] = {}
     for ahead, batch in ((1, 256), (4, 256), (-4, 7)):
         broken = torch.zeros(len(problem), dtype=torch.bool)
@@ -234,17 +297,25 @@ def test_windows_asked_ahead_spend_the_budget_and_break_about_as_many(norm: str)
             broken[attempt.index] = problem.take(attempt.index).clearance(attempt.candidate) <= 0
         found[ahead] = broken
     assert torch.equal(found[4], found[-4])
-    assert abs(int(found[1].sum()) - int(found[4].sum())) <= len(problem) // 10 and int(found[4].sum()) > 5
+    assert (
+        abs(int(found[1].sum()) - int(found[4].sum())) <= len(problem) // 10
+        and int(found[4].sum()) > 5
+    )
 
 
-# ---- hard inputs -----------------------------------------------------------------------------------------------------------------------------------
+# ---- hard inputs
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("norm", P)
 def test_shapes_and_sizes_at_the_edge(norm: str) -> None:
     torch.manual_seed(0)
-    conv = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 3 * 5, 3)).double().eval()
+    conv = (
+        nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 3 * 5, 3))
+        .double()
+        .eval()
+    )
     cases = [
         (asking(mlp(12), norm, n=1), "one point"),
         (asking(mlp(1), norm, n=2, shape=(1,)), "one feature"),
@@ -265,7 +336,9 @@ def test_shapes_and_sizes_at_the_edge(norm: str) -> None:
 
 
 def test_targets_and_points_without_room() -> None:
-    problem = asking(mlp(), "linf", n=6, radius=torch.tensor([0.0, 0.3, 0.3, 0.3, 0.3, 0.0]).double())
+    problem = asking(
+        mlp(), "linf", n=6, radius=torch.tensor([0.0, 0.3, 0.3, 0.3, 0.3, 0.0]).double()
+    )
     goal = Targeted((problem.y + 1) % 4)
     aimed = Problem.pose(problem.classifier, problem.x, problem.y, problem.threat, goal)
     found = run(Square(queries=200), aimed)
@@ -280,9 +353,15 @@ def test_a_model_that_changes_its_mind_ends_all_the_same(attack: Any) -> None:
 
     def moody(x: Any) -> Any:
         calls.append(len(x))
-        return np.where(np.arange(len(x)) % 2 == len(calls) % 2, 0, 1) if moods else np.zeros(len(x), dtype=int)
+        return (
+            np.where(np.arange(len(x)) % 2 == len(calls) % 2, 0, 1)
+            if moods
+            else np.zeros(len(x), dtype=int)
+        )
 
-    problem = Problem.pose(Answers(moody, "labels", classes=2, dtype=F64), random(5, 6), [0] * 5, Ball("l2", 0.3))
+    problem = Problem.pose(
+        Answers(moody, "labels", classes=2, dtype=F64), random(5, 6), [0] * 5, Ball("l2", 0.3)
+    )
     moods.append("after the door")
     attempts = list(attack(problem))
     assert max(int(a.forwards.max()) for a in attempts) <= attack.queries
@@ -291,7 +370,11 @@ def test_a_model_that_changes_its_mind_ends_all_the_same(attack: Any) -> None:
 @pytest.mark.parametrize("attack", [Square(queries=30), SPSA(steps=2, pairs=4), *LABELS], ids=repr)
 def test_flat_and_nan_scores_end_without_a_crash(attack: Any) -> None:
     flat = Fn(lambda x: torch.stack([x.flatten(1).sum(1) * 0 + 2, x.flatten(1).sum(1) * 0], 1))
-    undefined = Fn(lambda x: torch.stack([(x.flatten(1).sum(1) - 1.49).sqrt() + 0.1, torch.zeros(len(x), dtype=F64)], 1))
+    undefined = Fn(
+        lambda x: torch.stack(
+            [(x.flatten(1).sum(1) - 1.49).sqrt() + 0.1, torch.zeros(len(x), dtype=F64)], 1
+        )
+    )
     for model in (flat, undefined):
         problem = Problem.pose(model, torch.full((2, 3), 0.5, dtype=F64), [0, 0], Ball("linf", 0.3))
         attempts = list(attack(problem))

@@ -1,4 +1,5 @@
-"""Does a certifier that proves nothing end with its share of the time, one that proves go on, and is what was not run said?
+"""Does a certifier that proves nothing end with its share of the time, one that proves go on, and
+is what was not run said?
 
 All clocks are counted, none is real.
 """
@@ -51,7 +52,9 @@ class Attack:
 
 @dataclass(frozen=True)
 class Slow:
-    """Takes `takes` seconds a point, in `steps` between which it gives way; proves every point whose first feature is below `below`."""
+    """Takes `takes` seconds a point, in `steps` between which it gives way; proves every point
+    whose first feature is below `below`.
+    """
 
     takes: float
     clock: Clock = field(repr=False)
@@ -68,8 +71,12 @@ class Slow:
                 give_way()
             here, good = torch.tensor([i]), bool(problem.x[i, 0] < self.below)
             radius = problem.threat.radii(len(problem))[i : i + 1]
-            margin = torch.ones(1, dtype=torch.float64) if good else -torch.ones(1, dtype=torch.float64)
-            yield Claim(here, radius if good else radius * 0, margin, "float64-checked", here * 0, here * 0)
+            margin = (
+                torch.ones(1, dtype=torch.float64) if good else -torch.ones(1, dtype=torch.float64)
+            )
+            yield Claim(
+                here, radius if good else radius * 0, margin, "float64-checked", here * 0, here * 0
+            )
 
 
 @dataclass(frozen=True)
@@ -84,20 +91,32 @@ class Foreseen(Slow):
 
 
 def posed(n: int = N) -> Problem:
-    """Points 0, 1/n, 2/n ... of one feature that counts nothing, and a model that always says the same."""
+    """Points 0, 1/n, 2/n ... of one feature that counts nothing, and a model that always says the
+    same.
+    """
     torch.manual_seed(0)
     model = nn.Linear(2, 2)
     with torch.no_grad():
         model.weight.zero_()
         model.bias.copy_(torch.tensor([2.0, -1.0]))
     x = torch.stack([torch.arange(n) / n, torch.zeros(n)], 1)
-    return Problem.pose(model.eval(), x, torch.zeros(n, dtype=torch.long), calipers.Ball("linf", 0.001))
+    return Problem.pose(
+        model.eval(), x, torch.zeros(n, dtype=torch.long), calipers.Ball("linf", 0.001)
+    )
 
 
-def ran(stages: list[Stage], clock: Clock, share: float | None = 0.5, ledger: Ledger | None = None, problem: Problem | None = None) -> Ledger:
+def ran(
+    stages: list[Stage],
+    clock: Clock,
+    share: float | None = 0.5,
+    ledger: Ledger | None = None,
+    problem: Problem | None = None,
+) -> Ledger:
     """Run a plan of these stages."""
     ledger = ledger or Ledger()
-    assert run(problem or posed(), Plan("budget", tuple(stages), lower_share=share), ledger, clock=clock)
+    assert run(
+        problem or posed(), Plan("budget", tuple(stages), lower_share=share), ledger, clock=clock
+    )
     return ledger
 
 
@@ -122,15 +141,21 @@ def trial(tool: Slow, audit: int | None = 16) -> Stage:
     return Stage(tool, "certifier", audit=audit)
 
 
-# ---- a trial, and beyond it --------------------------------------------------------------------------------------------------------------------------
+# ---- a trial, and beyond it
+# --------------------------------------------------------------------------------------------------
 
 
 def proving_nothing_ends() -> None:
     clock = Clock()
     tool = Slow(1.0, clock)
     ledger = ran([Stage(Attack(100.0, clock), "attack"), trial(tool)], clock)
-    assert len(tool.asked) == 16 and facts(ledger, "audits")[repr(tool)] == {"kind": "certifier", "open": N, "tried": 16}
-    assert {round(v * N) for v in tool.asked} != set(range(16))  # drawn at random, or the bound on what was missed means nothing
+    assert len(tool.asked) == 16 and facts(ledger, "audits")[repr(tool)] == {
+        "kind": "certifier",
+        "open": N,
+        "tried": 16,
+    }
+    # drawn at random, or the bound on what was missed means nothing
+    assert {round(v * N) for v in tool.asked} != set(range(16))
 
 
 def proving_goes_on() -> None:
@@ -141,7 +166,9 @@ def proving_goes_on() -> None:
 
 
 def going_on_ends_where_nothing_more_is_proved() -> None:
-    """Points are dealt in an order drawn at random; with 15 s without a proof it ends, whatever it proved before."""
+    """Points are dealt in an order drawn at random; with 15 s without a proof it ends, whatever it
+    proved before.
+    """
     clock = Clock()
     tool = Slow(10.0, clock, below=0.2)
     ledger = ran([Stage(Attack(30.0, clock), "attack"), trial(tool, None)], clock, share=0.5)
@@ -156,25 +183,41 @@ def too_dear_is_not_begun() -> None:
     ledger = ran([Stage(Attack(100.0, clock), "attack"), trial(tool)], clock)
     assert not tool.asked and facts(ledger)[repr(tool)]["why"] == "cost"
     (sentence,) = said(ledger)
-    assert "about 11.1 h for 40 points of this size" in sentence and "not run" in sentence and "--lower-share all" in sentence
+    assert (
+        "about 11.1 h for 40 points of this size" in sentence
+        and "not run" in sentence
+        and "--lower-share all" in sentence
+    )
 
 
 def what_does_not_fit_waits() -> None:
-    """A trial of 16 s does not fit the 5 s that it may have after the first attack, but the 55 s that it may have after both."""
+    """A trial of 16 s does not fit the 5 s that it may have after the first attack, but the 55 s
+    that it may have after both.
+    """
     clock = Clock()
     tool = Foreseen(1.0, clock, below=2.0, said=Forecast(1.0))
     first, second = Attack(10.0, clock), Attack(100.0, clock)
     ledger = ran([Stage(first, "attack"), trial(tool), Stage(second, "attack")], clock)
-    tried = [e.tool for e in ledger.evidence(ledger.questions()[0].fingerprint) if e.kind == "attempt"]
-    assert repr(second) in tried and tried.index(repr(second)) < tried.index(repr(tool)) and len(tool.asked) == N
+    tried = [
+        e.tool for e in ledger.evidence(ledger.questions()[0].fingerprint) if e.kind == "attempt"
+    ]
+    assert (
+        repr(second) in tried
+        and tried.index(repr(second)) < tried.index(repr(tool))
+        and len(tool.asked) == N
+    )
 
 
 def what_fits_does_not_wait() -> None:
     clock = Clock()
     tool = Foreseen(1.0, clock, below=2.0, said=Forecast(1.0))
     second = Attack(200.0, clock)
-    ledger = ran([Stage(Attack(100.0, clock), "attack"), trial(tool), Stage(second, "attack")], clock)
-    tried = [e.tool for e in ledger.evidence(ledger.questions()[0].fingerprint) if e.kind == "attempt"]
+    ledger = ran(
+        [Stage(Attack(100.0, clock), "attack"), trial(tool), Stage(second, "attack")], clock
+    )
+    tried = [
+        e.tool for e in ledger.evidence(ledger.questions()[0].fingerprint) if e.kind == "attempt"
+    ]
     assert repr(second) not in tried and len(tool.asked) == N  # what is proved nobody attacks
 
 
@@ -183,7 +226,8 @@ def a_point_is_left_inside() -> None:
     clock = Clock()
     tool = Slow(1000.0, clock, steps=1000)
     ledger = ran([Stage(Attack(100.0, clock), "attack"), trial(tool)], clock)
-    assert len(tool.asked) == 2 and clock.now <= 100 + 2 * 51  # once in its place, and once at the end
+    # once in its place, and once at the end
+    assert len(tool.asked) == 2 and clock.now <= 100 + 2 * 51
     assert facts(ledger)[repr(tool)]["why"] == "time"
 
 
@@ -210,15 +254,32 @@ def too_large_is_not_begun() -> None:
 
 def the_fallback_has_what_is_too_dear() -> None:
     clock = Clock()
-    dear, cheap = Foreseen(1000.0, clock, said=Forecast(1000.0)), Slow(0.1, clock, below=2.0, name="Cheap")
-    ran([Stage(Attack(100.0, clock), "attack"), trial(dear), dataclasses.replace(trial(cheap), fallback=True)], clock)
+    dear, cheap = (
+        Foreseen(1000.0, clock, said=Forecast(1000.0)),
+        Slow(0.1, clock, below=2.0, name="Cheap"),
+    )
+    ran(
+        [
+            Stage(Attack(100.0, clock), "attack"),
+            trial(dear),
+            dataclasses.replace(trial(cheap), fallback=True),
+        ],
+        clock,
+    )
     assert not dear.asked and len(cheap.asked) == N
 
 
 def no_fallback_for_what_was_tried() -> None:
     clock = Clock()
     tried, cheap = Slow(1.0, clock), Slow(0.1, clock, below=2.0, name="Cheap")
-    ran([Stage(Attack(100.0, clock), "attack"), trial(tried), dataclasses.replace(trial(cheap), fallback=True)], clock)
+    ran(
+        [
+            Stage(Attack(100.0, clock), "attack"),
+            trial(tried),
+            dataclasses.replace(trial(cheap), fallback=True),
+        ],
+        clock,
+    )
     assert len(tried.asked) == 16 and not cheap.asked
 
 
@@ -257,10 +318,26 @@ MUTANTS: dict[str, tuple[object, str, object, list[Callable[[], None]]]] = {
         Purse,
         "_refused",
         _all_begun,
-        [too_dear_is_not_begun, what_does_not_fit_waits, without_hope_is_not_begun, too_large_is_not_begun, the_fallback_has_what_is_too_dear],
+        [
+            too_dear_is_not_begun,
+            what_does_not_fit_waits,
+            without_hope_is_not_begun,
+            too_large_is_not_begun,
+            the_fallback_has_what_is_too_dear,
+        ],
     ),
-    "no end": (Purse, "allowance", property(_without_leash), [a_point_is_left_inside, going_on_ends_where_nothing_more_is_proved, too_dear_is_not_begun]),
-    "the first points for all": (running._Session, "_drawn", lambda self, places: list(places), [proving_nothing_ends]),
+    "no end": (
+        Purse,
+        "allowance",
+        property(_without_leash),
+        [a_point_is_left_inside, going_on_ends_where_nothing_more_is_proved, too_dear_is_not_begun],
+    ),
+    "the first points for all": (
+        running._Session,
+        "_drawn",
+        lambda self, places: list(places),
+        [proving_nothing_ends],
+    ),
     "never hopeless": (budget, "FLOOR", 1e9, [without_hope_is_not_begun]),
 }
 
@@ -275,7 +352,9 @@ def test_a_lifted_guard_is_noticed(mutant: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_proofs_buy_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 points of 10 s each, all proved, under an allowance of 15 s: all of them, but not if proofs buy none."""
+    """40 points of 10 s each, all proved, under an allowance of 15 s: all of them, but not if
+    proofs buy none.
+    """
 
     def count() -> int:
         clock = Clock()
@@ -288,7 +367,8 @@ def test_proofs_buy_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count() < N
 
 
-# ---- whoever asks for more gets it, and whoever resumes gets the same ----------------------------------------------------------------------------------
+# ---- whoever asks for more gets it, and whoever resumes gets the same
+# ----------------------------------------------------------------------------------
 
 
 def test_without_a_share_nothing_is_limited() -> None:
@@ -318,11 +398,18 @@ def test_a_resumed_run_repeats_what_the_clock_decided(dear: bool, tmp_path: Path
         with Ledger(tmp_path / "run.calipers") as ledger:
             ran([Stage(Attack(1.0, Clock()), "attack"), trial(tool)], clock, ledger=ledger)
             counts.append(len(tool.asked))
-            brackets.append([(e.point, e.kind, e.radius) for e in ledger.evidence(ledger.questions()[0].fingerprint)])
+            brackets.append(
+                [
+                    (e.point, e.kind, e.radius)
+                    for e in ledger.evidence(ledger.questions()[0].fingerprint)
+                ]
+            )
     assert counts == ([0, 0] if dear else [N, 0]) and brackets[0] == brackets[1]
 
 
-def test_a_resumed_run_that_forgets_its_decisions_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_that_forgets_its_decisions_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Ledger, "decide", lambda self, fingerprint, scope, key, make: make())
     with pytest.raises(AssertionError):
         test_a_resumed_run_repeats_what_the_clock_decided(True, tmp_path)
@@ -349,10 +436,14 @@ def test_a_limit_in_seconds_holds_inside_a_block(monkeypatch: pytest.MonkeyPatch
     assert len(tool.asked) == 10 and sum(e.kind == "certificate" for e in evidence) == 9
     assert not any(e.kind == "attempt" for e in evidence)  # the block was not done
     assert run(posed(), dataclasses.replace(plan, seconds=1e9), ledger)
-    assert sum(e.kind == "certificate" for e in ledger.evidence(ledger.questions()[0].fingerprint)) == N
+    assert (
+        sum(e.kind == "certificate" for e in ledger.evidence(ledger.questions()[0].fingerprint))
+        == N
+    )
 
 
-# ---- what users see --------------------------------------------------------------------------------------------------------------------------------
+# ---- what users see
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_page_says_what_was_not_run(tmp_path: Path) -> None:
@@ -374,4 +465,10 @@ def test_plans_bound_the_lower_jaw_and_complete_does_not(name: str) -> None:
 def test_a_share_below_nothing_is_refused(share: float) -> None:
     x = torch.rand(2, 2)
     with pytest.raises(calipers.BadInput, match="lower_share is a share"):
-        calipers.measure(nn.Linear(2, 2).eval(), x, torch.zeros(2, dtype=torch.long), calipers.Ball("linf", 0.1), lower_share=share)
+        calipers.measure(
+            nn.Linear(2, 2).eval(),
+            x,
+            torch.zeros(2, dtype=torch.long),
+            calipers.Ball("linf", 0.1),
+            lower_share=share,
+        )

@@ -9,7 +9,9 @@ from calipers.problem.budgets import largest, spend_in_order
 
 
 def test_few_features_answer_as_all_of_them_do() -> None:
-    """Budgets that few features spend, and budgets that need a full sort, side by side: each row gets what the formula says for all features sorted."""
+    """Budgets that few features spend, and budgets that need a full sort, side by side: each row
+    gets what the formula says for all features sorted.
+    """
     generator = torch.Generator().manual_seed(3)
     rank = torch.rand(6, 300, generator=generator, dtype=torch.float64)
     price, cap = torch.rand(2, 6, 300, generator=generator, dtype=torch.float64).unbind(0)
@@ -19,14 +21,18 @@ def test_few_features_answer_as_all_of_them_do() -> None:
     for row in range(6):
         left = float(budget[row])
         for i in rank[row].argsort(descending=True).tolist():
-            expected = min(left / float(price[row, i]), float(cap[row, i])) if price[row, i] > 0 else 0.0
+            expected = (
+                min(left / float(price[row, i]), float(cap[row, i])) if price[row, i] > 0 else 0.0
+            )
             assert abs(float(lengths[row, i]) - expected) < 1e-9
             left = max(0.0, left - expected * float(price[row, i]))
 
 
 @pytest.mark.parametrize("levels", [3, 10**9])
 def test_largest_keeps_the_first_of_equal_ranks(levels: int) -> None:
-    """With three levels most ranks are equal; counts from none to all, beyond the few that are looked for at first."""
+    """With three levels most ranks are equal; counts from none to all, beyond the few that are
+    looked for at first.
+    """
     generator = torch.Generator().manual_seed(5)
     rank = torch.randint(0, levels, (8, 200), generator=generator).float()
     values = torch.rand(8, 200, generator=generator) + 0.5

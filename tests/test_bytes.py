@@ -1,4 +1,5 @@
-"""Do batches hold as many points as their bytes allow, however large a point is, and does nothing on the way take a matrix of outputs by inputs?
+"""Do batches hold as many points as their bytes allow, however large a point is, and does nothing
+on the way take a matrix of outputs by inputs?
 
 Bytes are counted; one process of its own is measured, for max-pool at 224 x 224.
 """
@@ -57,11 +58,15 @@ def large() -> Problem:
     return posed(Scores(1000), 4, 3, 224, 224)
 
 
-# ---- points in flight ----------------------------------------------------------------------------------------------------------------------------------
+# ---- points in flight
+# --------------------------------------------------------------------------------------------------
 
 
 def test_small_points_are_as_many_as_ever() -> None:
-    assert in_flight(posed(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 3, 1, 28, 28), BATCH) == BATCH
+    assert (
+        in_flight(posed(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 3, 1, 28, 28), BATCH)
+        == BATCH
+    )
 
 
 def test_large_points_are_fewer(large: Problem) -> None:
@@ -93,7 +98,9 @@ def test_a_pass_that_is_not_measured_is_noticed(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("limit", [queries._BYTES, 2**40])
-def test_questions_of_a_round_are_as_many_as_fit(large: Problem, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_of_a_round_are_as_many_as_fit(
+    large: Problem, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SPSA asks 129 at once of each point: of four points 310 MB, held about ten times."""
     asked = list[int]()
 
@@ -111,7 +118,8 @@ def test_questions_of_a_round_are_as_many_as_fit(large: Problem, limit: int, mon
     assert (asked[0] <= 2**27) == (limit == 2**27)
 
 
-# ---- many classes --------------------------------------------------------------------------------------------------------------------------------------
+# ---- many classes
+# --------------------------------------------------------------------------------------------------
 
 
 class Shown:
@@ -128,7 +136,9 @@ class Shown:
 
 def started(large: Problem) -> int:
     guide = Shown()
-    attempts = list(Guided(calipers.APGD(steps=1, restarts=2, targets=3, halving=True), guide)(large))
+    attempts = list(
+        Guided(calipers.APGD(steps=1, restarts=2, targets=3, halving=True), guide)(large)
+    )
     assert sorted(i for a in attempts for i in a.index.tolist()) == [0, 1, 2, 3]
     return guide.most
 
@@ -143,7 +153,9 @@ def test_starts_for_all_rivals_are_noticed(large: Problem, monkeypatch: pytest.M
 
 
 def test_guided_results_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = posed(nn.Sequential(nn.Flatten(), nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 60)), 20, 3, 2, 2)
+    problem = posed(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 60)), 20, 3, 2, 2
+    )
     tool = Guided(calipers.APGD(steps=5, restarts=2, targets=3), Minimisers(2))
 
     def found() -> Tensor:
@@ -165,7 +177,9 @@ def test_of_many_classes_the_nearest_by_margin_are_ranked() -> None:
     assert looked_at(problem, 3) == rivals._NEAR
     margins = problem.margins(problem.classifier.logits(problem.x))
     allowed = margins.topk(rivals._NEAR, dim=1, largest=False).indices
-    assert all(set(row.tolist()) <= set(near.tolist()) for row, near in zip(few, allowed, strict=True))
+    assert all(
+        set(row.tolist()) <= set(near.tolist()) for row, near in zip(few, allowed, strict=True)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rivals, "_NEAR", 199)
         every = rank_rivals(problem, 199)
@@ -174,8 +188,16 @@ def test_of_many_classes_the_nearest_by_margin_are_ranked() -> None:
 
 
 @pytest.mark.parametrize("bounds", [margin_bounds, interval_margin_bounds])
-def test_rows_of_margins_in_shares_are_the_same_rows(bounds: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = posed(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 50)), 3, 3, 8, 8)
+def test_rows_of_margins_in_shares_are_the_same_rows(
+    bounds: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = posed(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 50)),
+        3,
+        3,
+        8,
+        8,
+    )
     graph = graph_of(problem.classifier, problem.x)
     region = problem.threat.region(problem.x.double(), outward=True)
     with torch.no_grad():
@@ -183,14 +205,21 @@ def test_rows_of_margins_in_shares_are_the_same_rows(bounds: object, monkeypatch
         rows = problem.goal.rows(problem.y, problem.classes)
         whole = bounds(state, rows)  # type: ignore[operator]
         seen, true = list[int](), linear.lower_bounds
-        monkeypatch.setattr(linear, "lower_bounds", lambda state, number, start: (seen.append(start.a.numel()), true(state, number, start))[1])
+        monkeypatch.setattr(
+            linear,
+            "lower_bounds",
+            lambda state, number, start: (seen.append(start.a.numel()), true(state, number, start))[
+                1
+            ],
+        )
         monkeypatch.setattr(linear, "_TOGETHER", 3 * graph.largest * 8 * 7)
         shares = bounds(state, rows)  # type: ignore[operator]
     torch.testing.assert_close(shares, whole, rtol=1e-12, atol=1e-12)
     assert bounds is interval_margin_bounds or len(seen) == 7
 
 
-# ---- windows -------------------------------------------------------------------------------------------------------------------------------------------
+# ---- windows
+# --------------------------------------------------------------------------------------------------
 
 RUN = textwrap.dedent(
     """

@@ -58,7 +58,9 @@ def command(*words: str) -> tuple[int, str]:
 
 
 def measuring(*more: str) -> tuple[int, str]:
-    return command(*"measure -m net.py:build -d data.npz -e 0.02 -p quick -o none -q".split(), *more)
+    return command(
+        *"measure -m net.py:build -d data.npz -e 0.02 -p quick -o none -q".split(), *more
+    )
 
 
 @pytest.fixture
@@ -78,27 +80,46 @@ def test_on_the_command_line_an_edit_is_refused_and_told(folder: Path, edit: str
     data(folder)
     old, new, said = EDITS[edit]
     (folder / "net.py").write_text(NET)
-    first = command(*"attack -t Steepest -m net.py:build -d data.npz -e 0.02 -q --record run.calipers".split())
+    first = command(
+        *"attack -t Steepest -m net.py:build -d data.npz -e 0.02 -q --record run.calipers".split()
+    )
     assert first[0] == 0, first[1]
     (folder / "net.py").write_text(NET.replace(old, new))
     before = (folder / "run.calipers").read_bytes()
     code, text = measuring()
-    assert code == 2 and said in text and "run.calipers holds evidence about net.py:build" in text and "certified" not in text
+    assert (
+        code == 2
+        and said in text
+        and "run.calipers holds evidence about net.py:build" in text
+        and "certified" not in text
+    )
     code, text = command("check", "run.calipers", "-m", "net.py:build")
     assert code == 2 and said in text
     assert (folder / "run.calipers").read_bytes() == before
     (folder / "net.py").write_text(f"# unchanged but for this line\n{NET}")
-    assert command(*"attack -t Steepest -m net.py:build -d data.npz -e 0.02 -q --record run.calipers".split())[0] == 0
+    assert (
+        command(
+            *"attack -t Steepest -m net.py:build -d data.npz -e 0.02 -q --record run.calipers".split()
+        )[0]
+        == 0
+    )
 
 
 def test_in_python_an_edit_is_refused_and_another_name_is_another_model(tmp_path: Path) -> None:
-    path, x, y = tmp_path / "run.calipers", torch.rand(4, 6, generator=torch.Generator().manual_seed(1)), torch.zeros(4, dtype=torch.long)
+    path, x, y = (
+        tmp_path / "run.calipers",
+        torch.rand(4, 6, generator=torch.Generator().manual_seed(1)),
+        torch.zeros(4, dtype=torch.long),
+    )
     net = built(NET)
     calipers.measure(net, x, y, BALL, plan=PLAN, record=path)
     calipers.measure(built(NET), x, y, BALL, plan=PLAN, record=path)
     for old, new, said in EDITS.values():
         edited = built(NET.replace(old, new))
-        with pytest.raises(RecordError, match=r"run\.calipers holds evidence about Net .*give the model a name of its own") as caught:
+        with pytest.raises(
+            RecordError,
+            match=r"run\.calipers holds evidence about Net .*give the model a name of its own",
+        ) as caught:
             calipers.measure(edited, x, y, BALL, plan=PLAN, record=path)
         assert said in str(caught.value)
         with pytest.raises(BadInput, match="no question about this model"):
@@ -135,7 +156,10 @@ class Hidden(nn.Module):
 
 
 def probed(tmp_path: Path) -> Path:
-    path, x = tmp_path / "run.calipers", torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
+    path, x = (
+        tmp_path / "run.calipers",
+        torch.rand(4, 6, generator=torch.Generator().manual_seed(1)),
+    )
     torch.manual_seed(0)
     calipers.measure(Hidden(1.0), x, torch.zeros(4, dtype=torch.long), BALL, plan=PLAN, record=path)
     torch.manual_seed(0)
@@ -158,7 +182,9 @@ def again(path: Path, gain: float) -> calipers.Classifier:
 
 
 @pytest.mark.parametrize("mutant", [False, True])
-def test_what_no_part_shows_the_answers_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: bool) -> None:
+def test_what_no_part_shows_the_answers_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: bool
+) -> None:
     path = probed(tmp_path)
     if mutant:
         monkeypatch.setattr(probe, "answers_differ", lambda model, held: "")
@@ -166,7 +192,10 @@ def test_what_no_part_shows_the_answers_tell(tmp_path: Path, monkeypatch: pytest
         return
     again(path, 1.0)
     for gain in (2.0, 1 + 1e-6):
-        with pytest.raises(RecordError, match="same code and weights now answer otherwise: a logit at recorded point"):
+        with pytest.raises(
+            RecordError,
+            match="same code and weights now answer otherwise: a logit at recorded point",
+        ):
             again(path, gain)
     (found,) = check(path, _same(Hidden(2.0)), lambda q: BALL, certificates=False)
     assert any("answer otherwise" in line for line in found.failures)
@@ -183,7 +212,9 @@ def test_elsewhere_rounding_may_differ_and_no_more(tmp_path: Path) -> None:
     assert probe.answers_differ(model, dataclasses.replace(held, logits=moved[1e-7]))
     assert not probe.answers_differ(model, dataclasses.replace(far, logits=moved[1e-7]))
     assert probe.answers_differ(model, dataclasses.replace(far, logits=moved[1e-3]))
-    assert probe.answers_differ(model, dataclasses.replace(far, logits=np.where(held.logits > 0, np.nan, held.logits)))
+    assert probe.answers_differ(
+        model, dataclasses.replace(far, logits=np.where(held.logits > 0, np.nan, held.logits))
+    )
 
 
 # ---- the cases that showed it first ----------------------------------------------------------------------------------------------------------------------
@@ -213,7 +244,9 @@ def test_the_first_case_of_an_edited_forward(folder: Path, monkeypatch: pytest.M
 
 
 @here
-def test_the_case_of_constants_held_as_plain_tensors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_case_of_constants_held_as_plain_tensors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(str(CASES / "situations"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(calipers, "measure", _quickly(calipers.measure))
@@ -221,7 +254,10 @@ def test_the_case_of_constants_held_as_plain_tensors(monkeypatch: pytest.MonkeyP
     sys.modules.pop("_h", None)
     said = capsys.readouterr().out
     assert said.count("False") == 3 and "True" not in said
-    assert "model B, same run.calipers: RAISES calipers.errors.RecordError" in said and "mu differs; sd differs" in said
+    assert (
+        "model B, same run.calipers: RAISES calipers.errors.RecordError" in said
+        and "mu differs; sd differs" in said
+    )
 
 
 def _quickly(measure: object) -> object:

@@ -22,7 +22,10 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
-needs_cases = pytest.mark.skipif(not (CASES / "onnx").is_dir(), reason="the strangers' files are not beside the project (../shared/cases)")
+needs_cases = pytest.mark.skipif(
+    not (CASES / "onnx").is_dir(),
+    reason="the strangers' files are not beside the project (../shared/cases)",
+)
 pytestmark = [needs_cases, pytest.mark.one_in(1)]
 
 READ = (
@@ -56,26 +59,48 @@ def reference(path: Path) -> tuple[ReferenceEvaluator, str, tuple[int, ...]]:
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     model = onnx.load_model_from_string(data)
     given = model.graph.input[0]
-    return ReferenceEvaluator(model), given.name, tuple(d.dim_value or 1 for d in given.type.tensor_type.shape.dim)
+    return (
+        ReferenceEvaluator(model),
+        given.name,
+        tuple(d.dim_value or 1 for d in given.type.tensor_type.shape.dim),
+    )
 
 
 def outputs(path: Path, points: np.ndarray) -> np.ndarray:
     """Return what the reference makes of points (M, d), one at a time."""
     evaluator, name, shape = reference(path)
     with np.errstate(all="ignore"):
-        return np.stack([np.asarray(evaluator.run(None, {name: p.reshape(shape).astype(np.float32)})[0], dtype=np.float64).reshape(-1) for p in points])
+        return np.stack(
+            [
+                np.asarray(
+                    evaluator.run(None, {name: p.reshape(shape).astype(np.float32)})[0],
+                    dtype=np.float64,
+                ).reshape(-1)
+                for p in points
+            ]
+        )
 
 
 def test_no_case_is_left_out() -> None:
-    found = {p.name.removesuffix(".gz").removesuffix(".onnx") for p in (CASES / "onnx").glob("*.onnx*")}
+    found = {
+        p.name.removesuffix(".gz").removesuffix(".onnx") for p in (CASES / "onnx").glob("*.onnx*")
+    }
     assert found == {*READ, *REFUSED}
 
 
 @pytest.mark.parametrize("name", READ)
 def test_what_is_read_is_what_the_reference_runs(name: str) -> None:
     net = load_onnx(file_of(name), paired=True)
-    x = np.random.default_rng(0).uniform(-3, 3, (20, math.prod(net.program.point_shape))).astype(np.float32)
-    got = net(torch.tensor(x).reshape(-1, *net.program.point_shape)).detach()[:, -net.outputs :].numpy()
+    x = (
+        np.random.default_rng(0)
+        .uniform(-3, 3, (20, math.prod(net.program.point_shape)))
+        .astype(np.float32)
+    )
+    got = (
+        net(torch.tensor(x).reshape(-1, *net.program.point_shape))
+        .detach()[:, -net.outputs :]
+        .numpy()
+    )
     np.testing.assert_allclose(got, outputs(file_of(name), x), rtol=1e-4, atol=1e-5)
 
 
@@ -88,7 +113,9 @@ def test_what_is_refused_says_why(name: str) -> None:
 def unsafe_among(specification: Path, network: Path, count: int = 200) -> bool:
     """Is an output of the reference unsafe at one of many points of the property's boxes, their corners among them?"""
     rng, (query,) = np.random.default_rng(0), load_vnnlib(specification).queries
-    low, high = (np.array([float(v) for v in end], dtype=np.float32) for end in (query.low, query.high))
+    low, high = (
+        np.array([float(v) for v in end], dtype=np.float32) for end in (query.low, query.high)
+    )
     share = rng.random((count, len(low))).astype(np.float32)
     share[: count // 4] = np.round(share[: count // 4])
     share[0], share[1] = 0, 1
@@ -117,7 +144,11 @@ PROPERTIES = {
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_no_property_is_called_safe_where_samples_are_unsafe(name: str) -> None:
     """The false `unsat` of each was printed once, and its proof confirmed."""
-    network, specification, expected = file_of(name), CASES / "onnx" / f"{name}.vnnlib", PROPERTIES[name]
+    network, specification, expected = (
+        file_of(name),
+        CASES / "onnx" / f"{name}.vnnlib",
+        PROPERTIES[name],
+    )
     assert unsafe_among(specification, network)
     found = answered(network, specification)
     if isinstance(found, str):
@@ -125,22 +156,38 @@ def test_no_property_is_called_safe_where_samples_are_unsafe(name: str) -> None:
         return
     assert found.answer == "sat" and found.witness is not None and expected.startswith("sat")
     point = np.array([float(text) for text in found.witness.inputs], dtype=np.float32)
-    assert load_vnnlib(specification).queries[0].unsafe(torch.tensor(outputs(network, point[None])[0]))
+    assert (
+        load_vnnlib(specification).queries[0].unsafe(torch.tensor(outputs(network, point[None])[0]))
+    )
 
 
 @pytest.mark.parametrize("name", ["inout", "not", "strict"])
-def test_properties_without_a_network_are_answered_rightly_or_refused(name: str, tmp_path: Path) -> None:
+def test_properties_without_a_network_are_answered_rightly_or_refused(
+    name: str, tmp_path: Path
+) -> None:
     """Of 5 inputs and 3 outputs: a network of that size is made for them, and the truth counted by hand."""
     w = np.random.default_rng(3).standard_normal((5, 3)).astype(np.float32)
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 5))
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "net", [given], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
                               [numpy_helper.from_array(w, "w")])  # fmt: skip
-    (tmp_path / "net.onnx").write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    (tmp_path / "net.onnx").write_bytes(
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        ).SerializeToString()
+    )
     points = np.random.default_rng(0).uniform(0.1, 0.2, (4000, 5))
     y = points @ w
-    unsafe = {"inout": y[:, 0] <= points[:, 0] + 1, "not": y[:, 0] > y[:, 1], "strict": y[:, 0] < y[:, 1]}[name]
+    unsafe = {
+        "inout": y[:, 0] <= points[:, 0] + 1,
+        "not": y[:, 0] > y[:, 1],
+        "strict": y[:, 0] < y[:, 1],
+    }[name]
     found = answered(tmp_path / "net.onnx", CASES / "onnx" / f"{name}.vnnlib")
-    assert f"{name}.vnnlib" in found if isinstance(found, str) else found.answer == ("sat" if unsafe.any() else "unsat")
+    assert (
+        f"{name}.vnnlib" in found
+        if isinstance(found, str)
+        else found.answer == ("sat" if unsafe.any() else "unsat")
+    )
 
 
 def test_outputs_of_three_axes_are_refused_as_those_of_a_module_are() -> None:
@@ -148,21 +195,41 @@ def test_outputs_of_three_axes_are_refused_as_those_of_a_module_are() -> None:
         x, y = torch.tensor(data["x"]), torch.tensor(data["y"])
     module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Unflatten(1, (2, 3)))
     for model in (load_onnx(file_of("output_of_rank_3")), module):
-        for ask in (calipers.measure, lambda *given: calipers.attack(calipers.PGD(), *given), lambda *given: calipers.certify(calipers.CROWN(), *given)):
-            with pytest.raises(BadInput, match=re.escape("must return logits of shape (N, K); for 2 inputs it returned (2, 2, 3)")):
+        for ask in (
+            calipers.measure,
+            lambda *given: calipers.attack(calipers.PGD(), *given),
+            lambda *given: calipers.certify(calipers.CROWN(), *given),
+        ):
+            with pytest.raises(
+                BadInput,
+                match=re.escape(
+                    "must return logits of shape (N, K); for 2 inputs it returned (2, 2, 3)"
+                ),
+            ):
                 ask(model, x, y, calipers.Ball("linf", 0.1, box=None))
 
 
-@pytest.mark.parametrize("name", sorted(p.stem.removesuffix("-n") for p in (CASES / "onnx_fuzz").glob("*.onnx")))
+@pytest.mark.parametrize(
+    "name", sorted(p.stem.removesuffix("-n") for p in (CASES / "onnx_fuzz").glob("*.onnx"))
+)
 def test_spoiled_files_end_in_one_sentence(name: str) -> None:
-    shown = terminal(CASES / "onnx_fuzz", "verify", f"{name}-n.onnx", f"{name}-s.vnnlib", "--timeout", "20")
+    shown = terminal(
+        CASES / "onnx_fuzz", "verify", f"{name}-n.onnx", f"{name}-s.vnnlib", "--timeout", "20"
+    )
     assert shown.returncode == 2 and not shown.stdout
-    assert shown.stderr.startswith(f"calipers: {name}-n.onnx") and len(shown.stderr.strip().splitlines()) == 1
+    assert (
+        shown.stderr.startswith(f"calipers: {name}-n.onnx")
+        and len(shown.stderr.strip().splitlines()) == 1
+    )
 
 
 def test_a_list_goes_on_behind_a_spoiled_file() -> None:
     shown = terminal(CASES / "verify_list", "verify", "--csv", "list.csv")
     answers = [line.split(",")[2] for line in shown.stdout.splitlines()]
-    assert answers == ["sat", "error", "sat"] and shown.returncode == 2 and "bad_attribute.onnx" in shown.stderr
+    assert (
+        answers == ["sat", "error", "sat"]
+        and shown.returncode == 2
+        and "bad_attribute.onnx" in shown.stderr
+    )
     shown = terminal(CASES / "verify_list", "verify", "view.onnx", "view.vnnlib")
     assert shown.returncode == 2 and len(shown.stderr.strip().splitlines()) == 1

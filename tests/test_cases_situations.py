@@ -1,4 +1,6 @@
-"""Does every situation that strangers met give its right value, or a refusal in one sentence? Scripts of a folder beside the project, where it is there."""
+"""Does every situation that strangers met give its right value, or a refusal in one sentence?
+Scripts of a folder beside the project, where it is there.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from calipers.errors import CalipersError
 FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
 SCRIPTS = FOLDER / "situations"
 
-pytestmark = [pytest.mark.skipif(not SCRIPTS.is_dir(), reason="the scripts are not here"), pytest.mark.one_in(1)]
+pytestmark = [
+    pytest.mark.skipif(not SCRIPTS.is_dir(), reason="the scripts are not here"),
+    pytest.mark.one_in(1),
+]
 
 Right = dict[str, str]
 
@@ -40,7 +45,9 @@ RIGHT: dict[str, Right] = {
         "matrix made in forward": r"clean 40, certified (29|3\d), attacked 40 of 40",
     },
     "05_wrapper_lambda.py": {
-        "as it is": r"BadModel: the model must return logits .* returned tuple\. Wrap it in a module whose forward picks the logits out",
+        "as it is": r"BadModel: the model must return logits .* returned tuple\. Wrap it in a "
+        r"module whose "
+        r"forward picks the logits out",
         "a plain class with __call__": r"BadModel: a Classifier wraps a torch\.nn\.Module",
         "ensemble in a plain list": r"clean 40, certified (29|3\d), attacked 40 of 40",
     },
@@ -58,19 +65,27 @@ RIGHT: dict[str, Right] = {
         "torch.compile(backend='aot_eager') PGD": r"success [3-5] of 40",
         "torch.compile(backend='aot_eager') DeepFool": r"success [5-9] of 40",
         "torch.jit.script                   PGD": r"success [3-5] of 40",
-        "quantize_dynamic Square(queries=100)": r"BadModel: the model answers point \d+ differently beside other points than alone .* scale of quantisation",
+        "quantize_dynamic Square(queries=100)": r"BadModel: the model answers point \d+ "
+        r"differently beside "
+        r"other points than alone .* scale of quantisation",
     },
     "11_probabilities.py": {
         "softmax": r"BadModel: the model's outputs are probabilities",
-        "mean of two softmaxes (soft voting)": r"BadModel: .* of an average of probabilities return the logarithm",
+        "mean of two softmaxes (soft voting)": r"BadModel: .* of an average of probabilities "
+        r"return the "
+        r"logarithm",
         "softmax in float16": r"BadModel: the model's outputs are probabilities",
         "argmax labels": r"BadModel: the model returns torch\.int64",
         "one sigmoid, 9 points (it is right at 9 of 9)": r"BadModel: .*looks like a probability",
         "one sigmoid, 40 points": r"BadModel: .*looks like a probability",
     },
     "14_labels.py": {
-        "1, 2, 3, but only 1 and 2 among the points (classes_ [1, 2, 3], labels = its own predictions)": r"clean 40, certified 0, attacked 3\d of 40",
-        "strings (classes_ ['a', 'b', 'c'], labels = its own predictions)": r"clean 40, certified 0, attacked 3\d of 40",
+        "1, 2, 3, but only 1 and 2 among the points (classes_ [1, 2, 3], labels = its own "
+        "predictions)": r"clean "
+        r"40, certified 0, attacked 3\d of 40",
+        "strings (classes_ ['a', 'b', 'c'], labels = its own predictions)": r"clean 40, certified "
+        r"0, "
+        r"attacked 3\d of 40",
         "float labels": r"BadInput: y must hold one integer label a point",
         "one-hot": r"BadInput: y must hold one integer label a point",
         "None": r"BadInput: y must be numbers, a tensor or an array; got nothing",
@@ -91,7 +106,9 @@ RIGHT: dict[str, Right] = {
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let scripts find their helper, and leave no trace of it: it turns warnings off and holds the shared generator."""
+    """Let scripts find their helper, and leave no trace of it: it turns warnings off and holds the
+    shared generator.
+    """
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.setattr(os, "system", lambda _: 0)
     level = logging.root.manager.disable
@@ -102,7 +119,9 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def told(script: str, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """Run a script, only those of its cases that are wanted, and return what each shows: its value, or its error."""
+    """Run a script, only those of its cases that are wanted, and return what each shows: its value,
+    or its error.
+    """
     import _h  # type: ignore[import-not-found]
 
     found: dict[str, str] = {}
@@ -125,7 +144,10 @@ def told(script: str, wanted: Callable[[str], bool]) -> dict[str, str]:
 @pytest.mark.parametrize("script", RIGHT)
 def test_every_situation_gives_its_value_or_its_refusal(script: str) -> None:
     right = {" ".join(name.split()): pattern for name, pattern in RIGHT[script].items()}
-    found = {" ".join(name.split()): text for name, text in told(script, lambda name: " ".join(name.split()) in right).items()}
+    found = {
+        " ".join(name.split()): text
+        for name, text in told(script, lambda name: " ".join(name.split()) in right).items()
+    }
     assert found.keys() == right.keys()
     for name, pattern in right.items():
         assert re.match(pattern, found[name]), f"{name}: {found[name]}"
@@ -133,7 +155,9 @@ def test_every_situation_gives_its_value_or_its_refusal(script: str) -> None:
 
 
 @pytest.mark.usefixtures("scripts")
-def test_a_model_without_gradients_says_so_in_text_and_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_gradients_says_so_in_text_and_page(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     told("07_no_gradient_unsaid.py", lambda _: False)
     assert "the word gradient in the text: True | in the page: True" in capsys.readouterr().out
 

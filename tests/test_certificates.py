@@ -1,6 +1,7 @@
 """Do certifiers claim what is true, once for each point, and as much as can be claimed?
 
-Closed forms on linear models, agreement between tools, and networks whose exact distances are published.
+Closed forms on linear models, agreement between tools, and networks whose exact distances are
+published.
 """
 
 from __future__ import annotations
@@ -33,27 +34,48 @@ from calipers.problem.tools import Certifier
 
 NORMS = ("linf", "l2", "l1")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not (DATA / "nets" / "mnist_wk17a.npz").exists(), reason="the reference networks are not beside the project (../shared/data)")
+needs_data = pytest.mark.skipif(
+    not (DATA / "nets" / "mnist_wk17a.npz").exists(),
+    reason="the reference networks are not beside the project (../shared/data)",
+)
 
 
 def claims(tool: Certifier, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return the claimed radii and margins in the problem's order; every point must be mentioned exactly once, in float64 with the checked guarantee."""
+    """Return the claimed radii and margins in the problem's order; every point must be mentioned
+    exactly once, in float64 with the checked guarantee.
+    """
     found = list(tool(problem))
     index = torch.cat([claim.index for claim in found])
     assert sorted(index.tolist()) == list(range(len(problem)))
     for claim in found:
-        assert claim.guarantee == "float64-checked" and claim.radius.dtype == claim.margin.dtype == torch.float64
-        assert claim.radius.shape == claim.margin.shape == claim.forwards.shape == claim.backwards.shape == claim.index.shape
+        assert (
+            claim.guarantee == "float64-checked"
+            and claim.radius.dtype == claim.margin.dtype == torch.float64
+        )
+        assert (
+            claim.radius.shape
+            == claim.margin.shape
+            == claim.forwards.shape
+            == claim.backwards.shape
+            == claim.index.shape
+        )
         assert bool((claim.radius >= 0).all()) and bool((claim.backwards >= 0).all())
     order = index.argsort()
-    return torch.cat([claim.radius for claim in found])[order], torch.cat([claim.margin for claim in found])[order]
+    return torch.cat([claim.radius for claim in found])[order], torch.cat(
+        [claim.margin for claim in found]
+    )[order]
 
 
-# ---- linear models: closed form ---------------------------------------------------------------------------------------------------------------------
+# ---- linear models: closed form
+# --------------------------------------------------------------------------------------------------
 
 
-def linear_problem(norm: str, radius: float | Tensor = 0.05, goal: Goal | None = None, points: int = 12) -> Problem:
-    """Return a linear model with random points without a box, labelled with the predictions but for the last point."""
+def linear_problem(
+    norm: str, radius: float | Tensor = 0.05, goal: Goal | None = None, points: int = 12
+) -> Problem:
+    """Return a linear model with random points without a box, labelled with the predictions but for
+    the last point.
+    """
     generator = torch.Generator().manual_seed(1)
     module = nn.Linear(6, 4).double().eval()
     with torch.no_grad():
@@ -94,7 +116,9 @@ def test_crown_is_exact_on_a_linear_model(norm: str, goal: Goal | None) -> None:
 
 def test_intervals_are_exact_on_a_linear_model_under_linf() -> None:
     problem = linear_problem("linf", 0.3)
-    torch.testing.assert_close(claims(IBP(), problem)[1], claims(CROWN(), problem)[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        claims(IBP(), problem)[1], claims(CROWN(), problem)[1], rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -118,7 +142,8 @@ def test_largest_radius_is_margin_over_dual_norm(norm: str) -> None:
 def test_largest_radius_towards_a_target_is_where_its_last_rival_falls(norm: str) -> None:
     problem = linear_problem(norm, goal=Targeted(0), points=8)
     margin, fall = falls(problem)
-    # Resisting means that one class stays ahead of the target: CROWN proves the largest of the lower bounds positive.
+    # Resisting means that one class stays ahead of the target: CROWN proves the largest of the
+    # lower bounds positive.
     exact = (margin / fall).amax(1)
     radii, _ = claims(LargestRadius(CROWN(), rounds=40), problem)
     assert bool((radii <= exact.clamp_min(0)).all())
@@ -127,7 +152,10 @@ def test_largest_radius_towards_a_target_is_where_its_last_rival_falls(norm: str
 
 def test_weights_and_mask_change_the_closed_form_as_they_should() -> None:
     problem = linear_problem("l2")
-    weights, mask = torch.tensor([2.0, 1.0, 0.5, 3.0, 1.0, 1.0], dtype=torch.float64), torch.tensor([True, True, True, True, False, True])
+    weights, mask = (
+        torch.tensor([2.0, 1.0, 0.5, 3.0, 1.0, 1.0], dtype=torch.float64),
+        torch.tensor([True, True, True, True, False, True]),
+    )
     ball = Ball("l2", 0.1, None, mask, weights)
     asked = Problem.pose(problem.classifier, problem.x, problem.y, ball)
     g = problem.goal.rows(problem.y, 4).double() @ problem.classifier.module.weight
@@ -136,14 +164,19 @@ def test_weights_and_mask_change_the_closed_form_as_they_should() -> None:
     torch.testing.assert_close(claims(CROWN(), asked)[1], exact, rtol=0, atol=1e-12)
 
 
-# ---- small networks ---------------------------------------------------------------------------------------------------------------------------------
+# ---- small networks
+# --------------------------------------------------------------------------------------------------
 
 
-def small_problem(norm: str = "linf", radius: float | Tensor = 0.05, points: int = 10, goal: Goal | None = None) -> Problem:
+def small_problem(
+    norm: str = "linf", radius: float | Tensor = 0.05, points: int = 10, goal: Goal | None = None
+) -> Problem:
     """Return a float32 network with two hidden layers on points of the unit box."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        module = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+        module = nn.Sequential(
+            nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 3)
+        ).eval()
         x = torch.rand(points, 5)
     return Problem.pose(module, x, module(x).argmax(1), Ball(norm, radius), goal)
 
@@ -158,15 +191,23 @@ TOOLS: list[tuple[str, Callable[[], Certifier]]] = [
 
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(("name", "tool"), TOOLS, ids=[name for name, _ in TOOLS])
-def test_every_point_is_mentioned_once_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch, name: str, tool: Callable[[], Certifier]) -> None:
+def test_every_point_is_mentioned_once_in_batches_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, name: str, tool: Callable[[], Certifier]
+) -> None:
     problem = small_problem()
     whole = claims(tool(), problem)
     for size in (1, 3, 64):
         monkeypatch.setattr(crown, "_POINTS", size)
         assert len(list(tool()(problem))) == -(-len(problem) // size)
         for a, b in zip(claims(tool(), problem), whole, strict=True):
-            # A search in float32 may stop a step earlier in other company; what is bounded at a given radius may not move.
-            torch.testing.assert_close(a, b, rtol=2e-3 if "Largest" in name else 1e-9, atol=1e-4 if "Largest" in name else 1e-9)
+            # A search in float32 may stop a step earlier in other company; what is bounded at a
+            # given radius may not move.
+            torch.testing.assert_close(
+                a,
+                b,
+                rtol=2e-3 if "Largest" in name else 1e-9,
+                atol=1e-4 if "Largest" in name else 1e-9,
+            )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -200,29 +241,43 @@ def test_a_smaller_radius_is_proved_too(norm: str) -> None:
 @pytest.mark.parametrize("bounder", [IBP(), CROWN()], ids=repr)
 def test_margins_fall_with_the_radius(bounder: IBP | CROWN) -> None:
     problem = small_problem()
-    worst = torch.stack([bounder.bound(problem.at(radius), CHECKED).worst for radius in (0.0, 0.01, 0.03, 0.1, 0.3)])
+    worst = torch.stack(
+        [bounder.bound(problem.at(radius), CHECKED).worst for radius in (0.0, 0.01, 0.03, 0.1, 0.3)]
+    )
     assert bool((worst.diff(dim=0) <= 1e-9).all())
-    torch.testing.assert_close(worst[0], problem.goal.worst(problem.margins(problem.classifier.logits64(problem.x))), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        worst[0],
+        problem.goal.worst(problem.margins(problem.classifier.logits64(problem.x))),
+        rtol=0,
+        atol=1e-10,
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_crown_proves_at_least_what_intervals_prove(norm: str) -> None:
     problem = small_problem(norm)
     interval, linear = (claims(LargestRadius(bounder), problem)[0] for bounder in (IBP(), CROWN()))
-    assert bool((linear >= interval * 0.999).all()) and float(linear.mean()) > float(interval.mean())
+    assert bool((linear >= interval * 0.999).all()) and float(linear.mean()) > float(
+        interval.mean()
+    )
 
 
 def test_where_the_search_begins_does_not_matter() -> None:
     near, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=1e-4))
     far, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=0.9))
-    each, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=torch.logspace(-4, -0.1, 10, dtype=torch.float64)))
+    each, _ = claims(
+        LargestRadius(CROWN(), tolerance=1e-4, rounds=40),
+        small_problem(radius=torch.logspace(-4, -0.1, 10, dtype=torch.float64)),
+    )
     torch.testing.assert_close(near, far, rtol=1e-3, atol=0)
     torch.testing.assert_close(each, far, rtol=1e-3, atol=0)
 
 
 def test_a_start_at_radius_zero_is_a_start() -> None:
     radii, _ = claims(LargestRadius(CROWN(), rounds=120), small_problem(radius=0.0, points=3))
-    torch.testing.assert_close(radii, claims(LargestRadius(CROWN()), small_problem(points=3))[0], rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        radii, claims(LargestRadius(CROWN()), small_problem(points=3))[0], rtol=1e-2, atol=0
+    )
 
 
 def test_each_point_is_asked_at_its_own_radius() -> None:
@@ -235,7 +290,9 @@ def test_each_point_is_asked_at_its_own_radius() -> None:
 def test_a_point_alone_gets_the_radius_it_gets_in_company() -> None:
     problem = small_problem("l2")
     together, _ = claims(LargestRadius(CROWN()), problem)
-    alone = torch.cat([claims(LargestRadius(CROWN()), problem.take([i]))[0] for i in range(len(problem))])
+    alone = torch.cat(
+        [claims(LargestRadius(CROWN()), problem.take([i]))[0] for i in range(len(problem))]
+    )
     torch.testing.assert_close(alone, together, rtol=1e-3, atol=0)
 
 
@@ -243,7 +300,9 @@ def test_targeted_claims_are_at_least_as_large_as_untargeted_ones() -> None:
     problem = small_problem()
     untargeted, _ = claims(LargestRadius(CROWN()), problem)
     for shift in (1, 2):
-        targeted, _ = claims(LargestRadius(CROWN()), small_problem(goal=Targeted((problem.y + shift) % 3)))
+        targeted, _ = claims(
+            LargestRadius(CROWN()), small_problem(goal=Targeted((problem.y + shift) % 3))
+        )
         assert bool((targeted >= untargeted * 0.995).all())
 
 
@@ -255,7 +314,11 @@ def test_misclassified_and_tied_points_get_nothing() -> None:
     problem = Problem.pose(module, x, torch.tensor([0, 0, 0]), Ball("linf", 0.1))
     for _, tool in TOOLS:
         radii, margins = claims(tool(), problem)
-        assert float(radii[0]) > 0 and radii[1:].tolist() == [0.0, 0.0] and bool((margins[1:] <= 0).all())
+        assert (
+            float(radii[0]) > 0
+            and radii[1:].tolist() == [0.0, 0.0]
+            and bool((margins[1:] <= 0).all())
+        )
 
 
 def test_a_point_that_nothing_in_the_box_can_change_gets_the_whole_box() -> None:
@@ -263,7 +326,12 @@ def test_a_point_that_nothing_in_the_box_can_change_gets_the_whole_box() -> None
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         module.bias.copy_(torch.tensor([5.0, 0.0]))
-    problem = Problem.pose(module, torch.tensor([[0.2, 0.7]], dtype=torch.float64), torch.tensor([0]), Ball("linf", 0.05))
+    problem = Problem.pose(
+        module,
+        torch.tensor([[0.2, 0.7]], dtype=torch.float64),
+        torch.tensor([0]),
+        Ball("linf", 0.05),
+    )
     radii, _ = claims(LargestRadius(CROWN()), problem)
     assert float(radii) >= 0.8 * (1 - 2e-3)
 
@@ -271,33 +339,53 @@ def test_a_point_that_nothing_in_the_box_can_change_gets_the_whole_box() -> None
 def test_search_and_proof_are_the_same_bound_up_to_rounding() -> None:
     problem = small_problem()
     for bounder in (IBP(), CROWN()):
-        rough, proof = bounder.bound(problem, SEARCH).worst.double(), bounder.bound(problem, CHECKED).worst
+        rough, proof = (
+            bounder.bound(problem, SEARCH).worst.double(),
+            bounder.bound(problem, CHECKED).worst,
+        )
         torch.testing.assert_close(rough, proof, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rounds", "tolerance"), [(0, 1e-3), (5, 0.0), (5, 1.0), (5, float("nan"))])
+@pytest.mark.parametrize(
+    ("rounds", "tolerance"), [(0, 1e-3), (5, 0.0), (5, 1.0), (5, float("nan"))]
+)
 def test_senseless_settings_are_refused(rounds: int, tolerance: float) -> None:
     with pytest.raises(BadInput, match="rounds >= 1"):
         LargestRadius(CROWN(), rounds=rounds, tolerance=tolerance)
 
 
-# ---- published networks -----------------------------------------------------------------------------------------------------------------------------
+# ---- published networks
+# --------------------------------------------------------------------------------------------------
 
 
-def reference_problem(net: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], radius: float, norm: str = "linf") -> Problem:
+def reference_problem(
+    net: str,
+    images: np.ndarray[Any, Any],
+    labels: np.ndarray[Any, Any],
+    radius: float,
+    norm: str = "linf",
+) -> Problem:
     """Return the problem of 8-bit images for a network of the reference data."""
     spec = importlib.util.spec_from_file_location("reference_load", DATA / "load.py")
     assert spec is not None and spec.loader is not None
     load = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(load)
     x = torch.from_numpy(images[:, None].astype(np.float32) / 255)
-    return Problem.pose(load.load_net(str(DATA / "nets" / f"{net}.npz")), x, torch.from_numpy(labels.astype(np.int64)), Ball(norm, radius))
+    return Problem.pose(
+        load.load_net(str(DATA / "nets" / f"{net}.npz")),
+        x,
+        torch.from_numpy(labels.astype(np.int64)),
+        Ball(norm, radius),
+    )
 
 
 def exact_distances(file: str) -> dict[int, float]:
     """Return the proved upper end of the distance by test index, infinite where none is known."""
     with (DATA / "truth" / file).open() as rows:
-        return {int(row["mnist_test_index"]): float(row["upper"] or "inf") for row in csv.DictReader(rows)}
+        return {
+            int(row["mnist_test_index"]): float(row["upper"] or "inf")
+            for row in csv.DictReader(rows)
+        }
 
 
 def mnist(indices: Sequence[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -306,9 +394,15 @@ def mnist(indices: Sequence[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
     return arrays["x"][list(indices)], arrays["y"][list(indices)]
 
 
-def assert_below_exact(radii: Tensor, indices: Sequence[int], exact: dict[int, float], last_digit: float) -> None:
+def assert_below_exact(
+    radii: Tensor, indices: Sequence[int], exact: dict[int, float], last_digit: float
+) -> None:
     """Assert that no claim lies above the published distance, as far as its digits go."""
-    above = [(i, r, exact[i]) for i, r in zip(indices, radii.tolist(), strict=True) if r > exact[i] * (1 + last_digit)]
+    above = [
+        (i, r, exact[i])
+        for i, r in zip(indices, radii.tolist(), strict=True)
+        if r > exact[i] * (1 + last_digit)
+    ]
     assert not above
 
 
@@ -325,7 +419,9 @@ def test_reference_network_at_a_tenth_agrees_with_the_exact_answers() -> None:
 def test_radii_of_the_reference_network_lie_below_the_exact_distances() -> None:
     exact = exact_distances("wk17a_linf_exact_idx0-249.csv")
     indices = [i for i, distance in exact.items() if distance < np.inf] + list(range(23))
-    radii, _ = claims(LargestRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1))
+    radii, _ = claims(
+        LargestRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1)
+    )
     assert_below_exact(radii, indices, exact, 1e-6)
     assert float(radii.median()) > 0.08
 
@@ -335,7 +431,9 @@ def test_radii_of_the_reference_network_lie_below_the_exact_distances() -> None:
 def test_all_radii_of_the_reference_network_lie_below_the_exact_distances() -> None:
     exact = exact_distances("wk17a_linf_exact_idx0-249.csv")
     indices = range(250)
-    radii, _ = claims(LargestRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1))
+    radii, _ = claims(
+        LargestRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1)
+    )
     assert_below_exact(radii, indices, exact, 1e-6)
 
 
@@ -344,7 +442,9 @@ def test_all_radii_of_the_reference_network_lie_below_the_exact_distances() -> N
 def test_radii_of_the_tiny_network_lie_below_the_exact_distances(norm: str) -> None:
     exact = exact_distances(f"tiny_mlp20_{norm}_exact.csv")
     indices = list(exact)
-    radii, _ = claims(LargestRadius(CROWN()), reference_problem("mnist_tiny_mlp20", *mnist(indices), 0.1, norm))
+    radii, _ = claims(
+        LargestRadius(CROWN()), reference_problem("mnist_tiny_mlp20", *mnist(indices), 0.1, norm)
+    )
     assert_below_exact(radii, indices, exact, 1e-4 if norm == "l1" else 1e-6)
     assert float(radii.max()) > 0
 
@@ -359,7 +459,12 @@ def test_images_with_a_known_adversarial_example_are_never_certified(tool: Certi
 
 @pytest.mark.parametrize(
     "function",
-    [lambda t: t[:, :1] * t[:, 1:2], lambda t: torch.minimum(t[:, :1].clamp(min=0.3) * 2, torch.tensor(0.5, dtype=t.dtype)) - t[:, 1:2]],
+    [
+        lambda t: t[:, :1] * t[:, 1:2],
+        lambda t: (
+            torch.minimum(t[:, :1].clamp(min=0.3) * 2, torch.tensor(0.5, dtype=t.dtype)) - t[:, 1:2]
+        ),
+    ],
     ids=["a product", "a minimum of a maximum"],
 )
 def test_no_bound_is_looser_than_that_of_intervals(function: Any) -> None:
@@ -367,7 +472,10 @@ def test_no_bound_is_looser_than_that_of_intervals(function: Any) -> None:
     x = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
     classifier = Classifier(module)
     problem = Problem.pose(classifier, x, classifier.logits(x).argmax(1), Ball("linf", 0.3))
-    by_boxes, *others = (torch.cat([c.margin for c in tool(problem)]) for tool in (IBP(), CROWN(), AlphaCROWN(steps=2, sharpen=0)))
+    by_boxes, *others = (
+        torch.cat([c.margin for c in tool(problem)])
+        for tool in (IBP(), CROWN(), AlphaCROWN(steps=2, sharpen=0))
+    )
     assert all(bool((margin >= by_boxes - 1e-12).all()) for margin in others)
 
 
@@ -381,7 +489,9 @@ class Clipped(nn.Module):
 
 def test_bounds_joined_with_the_boxes_are_the_better_ones_and_no_better() -> None:
     x = torch.zeros(1, 2, dtype=torch.float64)
-    problem = Problem.pose(Clipped().double(), x, torch.zeros(1, dtype=torch.long), Ball("linf", 4.0, None))
+    problem = Problem.pose(
+        Clipped().double(), x, torch.zeros(1, dtype=torch.long), Ball("linf", 4.0, None)
+    )
     graph, region = posed(problem, CHECKED)
     rows = problem.goal.rows(problem.y, problem.classes)
     state = relax(graph, region, CHECKED)

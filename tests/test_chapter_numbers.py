@@ -1,4 +1,6 @@
-"""Do the numbers of the textbook chapter come out? Its worked examples on linear and polynomial scores, linear regions, exact and certified distances."""
+"""Do the numbers of the textbook chapter come out? Its worked examples on linear and polynomial
+scores, linear regions, exact and certified distances.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ pytestmark = pytest.mark.one_in(1)
 
 
 def first_layer() -> nn.Sequential:
-    """Three ReLUs of two inputs, as in the chapter; what follows them has its decision boundary far away."""
+    """Three ReLUs of two inputs, as in the chapter; what follows them has its decision boundary far
+    away.
+    """
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).double()
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 1]]))
@@ -37,10 +41,16 @@ def first_layer() -> nn.Sequential:
 
 
 def at_half(norm: str) -> Problem:
-    return Problem.pose(first_layer(), torch.full((1, 2), 0.5, dtype=torch.float64), torch.tensor([0]), Ball(norm, 0.1, box=None))
+    return Problem.pose(
+        first_layer(),
+        torch.full((1, 2), 0.5, dtype=torch.float64),
+        torch.tensor([0]),
+        Ball(norm, 0.1, box=None),
+    )
 
 
-# ---- polynomial scores -----------------------------------------------------------------------------------------------------------------------------
+# ---- polynomial scores
+# --------------------------------------------------------------------------------------------------
 
 
 def test_polynomial_bound_of_the_chapter() -> None:
@@ -73,15 +83,23 @@ def test_euclidean_aggregation_is_no_bound() -> None:
 def test_linear_score_changes_by_epsilon_times_the_l1_norm() -> None:
     w = torch.randn(784, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     eps = 0.1
-    assert float(linear_score_change(w, eps, "linf")) == pytest.approx(float(w @ (eps * w.sign())), rel=1e-12)
+    assert float(linear_score_change(w, eps, "linf")) == pytest.approx(
+        float(w @ (eps * w.sign())), rel=1e-12
+    )
     for norm, gain in (("linf", 7.0), ("l2", 5.0), ("l1", 4.0)):
-        assert float(linear_score_change(torch.tensor([3.0, -4.0]), 1.0, norm)) == pytest.approx(gain)
+        assert float(linear_score_change(torch.tensor([3.0, -4.0]), 1.0, norm)) == pytest.approx(
+            gain
+        )
 
 
-# ---- linear regions --------------------------------------------------------------------------------------------------------------------------------
+# ---- linear regions
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("norm", "each"), [("linf", (0.5, 1.5, 1.0)), ("l2", (0.5, 1.5, 1.4142)), ("l1", (0.5, 1.5, 2.0))])
+@pytest.mark.parametrize(
+    ("norm", "each"),
+    [("linf", (0.5, 1.5, 1.0)), ("l2", (0.5, 1.5, 1.4142)), ("l1", (0.5, 1.5, 2.0))],
+)
 def test_distances_of_the_three_walls(norm: str, each: tuple[float, ...]) -> None:
     problem = at_half(norm)
     normals = torch.tensor([[1.0, 0], [0, 1], [1, 1]], dtype=torch.float64)
@@ -95,7 +113,9 @@ def test_distances_of_the_three_walls(norm: str, each: tuple[float, ...]) -> Non
 
 def test_gradient_is_the_same_everywhere_inside() -> None:
     problem, net = at_half("linf"), first_layer()
-    inside = 0.5 + 0.499 * (2 * torch.rand(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
+    inside = 0.5 + 0.499 * (
+        2 * torch.rand(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    )
     gradients = []
     for point in (problem.x[0], *inside):
         x = point.clone()[None].requires_grad_()
@@ -104,13 +124,18 @@ def test_gradient_is_the_same_everywhere_inside() -> None:
 
 
 def steps_by_walking(problem: Problem, u: Tensor, eta: float) -> int:
-    """Walk, and count the steps until another pattern is met; a point on the border has not left."""
+    """Walk, and count the steps until another pattern is met; a point on the border has not
+    left.
+    """
     steps, here = 0, problem.x.clone()
     before = activation_pattern(problem)
     while steps < 10_000:
         steps += 1
         here = problem.x + steps * eta * u * (1 - 1e-12)
-        if not torch.equal(activation_pattern(Problem.pose(problem.classifier, here, problem.y, problem.threat)), before):
+        if not torch.equal(
+            activation_pattern(Problem.pose(problem.classifier, here, problem.y, problem.threat)),
+            before,
+        ):
             return steps
     return steps
 
@@ -124,7 +149,9 @@ def steps_by_walking(problem: Problem, u: Tensor, eta: float) -> int:
         ("linf", (1.0, 1.0), 0.5, 0.1, 6),  # the fifth step ends on the border
     ],
 )
-def test_steps_to_leave_the_region(norm: str, u: tuple[float, float], t: float, eta: float, steps: int) -> None:
+def test_steps_to_leave_the_region(
+    norm: str, u: tuple[float, float], t: float, eta: float, steps: int
+) -> None:
     problem, direction = at_half(norm), torch.tensor([u], dtype=torch.float64)
     distance = exit_distance(problem, direction)
     assert float(distance) == pytest.approx(t, abs=5e-6)
@@ -137,7 +164,8 @@ def test_whole_numbers_of_steps_survive_rounding() -> None:
     assert float(steps_to_leave(torch.tensor([torch.inf]), 0.1)) == torch.inf
 
 
-# ---- exact and certified distances -------------------------------------------------------------------------------------------------------------------
+# ---- exact and certified distances
+# --------------------------------------------------------------------------------------------------
 
 
 def tent() -> nn.Sequential:
@@ -152,7 +180,11 @@ def tent() -> nn.Sequential:
 
 
 def test_certified_distances_of_the_tent() -> None:
-    x, y, threat = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([0]), Ball("linf", 0.3, box=None)
+    x, y, threat = (
+        torch.tensor([[0.3]], dtype=torch.float64),
+        torch.tensor([0]),
+        Ball("linf", 0.3, box=None),
+    )
     interval = certify(LargestRadius(IBP(), rounds=40, tolerance=1e-6), tent(), x, y, threat)
     crown = certify(LargestRadius(CROWN(), rounds=40, tolerance=1e-6), tent(), x, y, threat)
     assert float(interval.radius) == pytest.approx(0.5, abs=1e-4) and float(interval.radius) <= 0.5
@@ -163,19 +195,31 @@ def test_certified_distances_of_the_tent() -> None:
 
 
 def test_the_region_of_the_tent_ends_before_its_decision_does() -> None:
-    problem = Problem.pose(tent(), torch.tensor([[0.3], [0.6]], dtype=torch.float64), torch.tensor([0, 0]), Ball("linf", 0.3, box=None))
+    problem = Problem.pose(
+        tent(),
+        torch.tensor([[0.3], [0.6]], dtype=torch.float64),
+        torch.tensor([0, 0]),
+        Ball("linf", 0.3, box=None),
+    )
     found = regions_of(problem)
-    assert found.border.tolist() == pytest.approx([0.3, 0.6]) and found.decision.tolist() == pytest.approx([0.7, 0.4])
+    assert found.border.tolist() == pytest.approx(
+        [0.3, 0.6]
+    ) and found.decision.tolist() == pytest.approx([0.7, 0.4])
     assert found.exact.tolist() == [False, True]
     assert found.lower.tolist() == pytest.approx([0.3, 0.4], rel=1e-6)
 
 
 def test_the_upper_line_of_a_relu() -> None:
     g = torch.Generator().manual_seed(0)
-    low, high = -5 * torch.rand(10_000, generator=g, dtype=torch.float64) - 1e-3, 5 * torch.rand(10_000, generator=g, dtype=torch.float64) + 1e-3
+    low, high = (
+        -5 * torch.rand(10_000, generator=g, dtype=torch.float64) - 1e-3,
+        5 * torch.rand(10_000, generator=g, dtype=torch.float64) + 1e-3,
+    )
     lines = TwoPieces(0.0, 1.0).relax(low, high)
     torch.testing.assert_close(lines.upper_slope, high / (high - low))
-    torch.testing.assert_close(lines.upper_slope * low + lines.upper_intercept, torch.zeros_like(low), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        lines.upper_slope * low + lines.upper_intercept, torch.zeros_like(low), atol=1e-12, rtol=0
+    )
     torch.testing.assert_close(lines.upper_slope * high + lines.upper_intercept, high)
     x = low + (high - low) * torch.rand(10_000, generator=g, dtype=torch.float64)
     assert bool((lines.upper_slope * x + lines.upper_intercept >= x.clamp(min=0)).all())

@@ -43,7 +43,9 @@ MADE = (
     curves.softplus(1.0, 20.0), curves.softplus(3.0, 4.0), curves.elu(1.0, 1.0, 1.0), curves.elu(1.6732632423543772, 1.0507009873554805, 1.0),
     curves.elu(2.0, 1.0, 0.5), *(c for p in (3.0, 4.0, -2.0, 1.5, 0.3) if (c := curves.power(p)) is not None),
 )  # fmt: skip
-SMOOTH: dict[str, Smooth] = {c.name: c for c in (*(v for v in vars(curves).values() if isinstance(v, Smooth)), *MADE)}
+SMOOTH: dict[str, Smooth] = {
+    c.name: c for c in (*(v for v in vars(curves).values() if isinstance(v, Smooth)), *MADE)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,15 +64,21 @@ def known(op: Smooth) -> Function:
 
 def domain(op: Smooth) -> tuple[float, float]:
     """Return where to look at a function."""
-    positive = op.name in ("log", "sqrt", "rsqrt", "reciprocal") or op.name.startswith(("power -", "power 1.5", "power 0.3"))
+    positive = op.name in ("log", "sqrt", "rsqrt", "reciprocal") or op.name.startswith(
+        ("power -", "power 1.5", "power 0.3")
+    )
     return (0.05, 6.0) if positive else (-0.9, 6.0) if op.name == "log1p" else (-6.0, 6.0)
 
 
-def intervals(op: Smooth, draw: np.random.Generator, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+def intervals(
+    op: Smooth, draw: np.random.Generator, count: int = 400
+) -> tuple[np.ndarray, np.ndarray]:
     """Return random intervals, narrow and wide."""
     first, last = domain(op)
     low = draw.uniform(first, last, count)
-    return low, np.minimum(low + draw.exponential(1.0, count) * draw.choice([0.0, 1e-3, 1.0, 5.0], count), last)
+    return low, np.minimum(
+        low + draw.exponential(1.0, count) * draw.choice([0.0, 1e-3, 1.0, 5.0], count), last
+    )
 
 
 def along(low: np.ndarray, high: np.ndarray, count: int = 300) -> list[np.ndarray]:
@@ -84,7 +92,10 @@ def test_every_smooth_function_has_its_like_in_the_checker(name: str) -> None:
     function, t = known(op), np.linspace(*domain(op), 20001)
     theirs = op.value(torch.from_numpy(t)).numpy()
     fall = function.jump[0] * (t >= function.jump[1])
-    assert (np.abs(function.value(t) - theirs) <= checker.ROOM / 4 * (1 + np.abs(t) + np.abs(theirs)) + fall).all()
+    assert (
+        np.abs(function.value(t) - theirs)
+        <= checker.ROOM / 4 * (1 + np.abs(t) + np.abs(theirs)) + fall
+    ).all()
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -111,7 +122,11 @@ def test_lines_hold_for_any_slope(name: str) -> None:
     op = SMOOTH.get(name, curves.TANH)
     function = known(op) if name in SMOOTH else FUNCTIONS[name](-0.5, 0.25)
     low, high = intervals(op, draw)
-    below, over = (draw.choice([0, 1e-7, 1.0, -1.0, 0.25, np.nan, 2.0], 400) + draw.normal(size=400) * draw.choice([0, 0.2], 400) for _ in range(2))
+    below, over = (
+        draw.choice([0, 1e-7, 1.0, -1.0, 0.25, np.nan, 2.0], 400)
+        + draw.normal(size=400) * draw.choice([0, 0.2], 400)
+        for _ in range(2)
+    )
     with np.errstate(all="ignore"):
         slope, at, upper, upper_at = function.lines(low, high, [below, over])
         level = np.zeros_like(low)
@@ -119,7 +134,12 @@ def test_lines_hold_for_any_slope(name: str) -> None:
         assert np.isfinite(least).all() and np.isfinite(most).all()
         for t in along(low, high):
             y, fall = function.value(t), function.jump[0] * (t > function.jump[1])
-            assert (slope[0] * t + at <= y - fall).all() and (y <= upper[0] * t + upper_at).all() and (least <= y - fall).all() and (y <= most).all()
+            assert (
+                (slope[0] * t + at <= y - fall).all()
+                and (y <= upper[0] * t + upper_at).all()
+                and (least <= y - fall).all()
+                and (y <= most).all()
+            )
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -128,13 +148,19 @@ def test_lines_lose_next_to_nothing(name: str) -> None:
     draw = np.random.Generator(np.random.PCG64(3))
     op = SMOOTH[name]
     function, (low, high) = known(op), intervals(op, draw)
-    lines = op.relax(torch.from_numpy(low), torch.from_numpy(high), torch.from_numpy(draw.uniform(size=400)))
+    lines = op.relax(
+        torch.from_numpy(low), torch.from_numpy(high), torch.from_numpy(draw.uniform(size=400))
+    )
     with np.errstate(all="ignore"):
-        _, at, _, upper_at = function.lines(low, high, [lines.lower_slope.numpy(), lines.upper_slope.numpy()])
+        _, at, _, upper_at = function.lines(
+            low, high, [lines.lower_slope.numpy(), lines.upper_slope.numpy()]
+        )
         assert function.bend is not None
         curved = np.broadcast_to(function.bend(low, high), low.shape) * (high - low) ** 2
     room = 1e-4 * curved + 1e-8 + 4 * function.jump[0]
-    assert (lines.lower_intercept.numpy() - at <= room).all() and (upper_at - lines.upper_intercept.numpy() <= room).all()
+    assert (lines.lower_intercept.numpy() - at <= room).all() and (
+        upper_at - lines.upper_intercept.numpy() <= room
+    ).all()
 
 
 def test_where_functions_are_not_defined_nothing_is_proved() -> None:
@@ -154,7 +180,14 @@ def test_where_functions_are_not_defined_nothing_is_proved() -> None:
 # ---- operations on several numbers -----------------------------------------------------------------------------------------------------------------
 
 
-def node(kind: str, arrays: dict[str, np.ndarray], inputs: list[int], size: int, shapes: list[tuple[int, ...]], **facts: Any) -> Node:
+def node(
+    kind: str,
+    arrays: dict[str, np.ndarray],
+    inputs: list[int],
+    size: int,
+    shapes: list[tuple[int, ...]],
+    **facts: Any,
+) -> Node:
     """Return an operation of a proof file."""
     return Node({"op": kind, "inputs": inputs, "shape": [size], **facts}, arrays, shapes)
 
@@ -162,12 +195,18 @@ def node(kind: str, arrays: dict[str, np.ndarray], inputs: list[int], size: int,
 def boxes(draw: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes, some of which are points on some sides."""
     low = draw.normal(size=(count, size)) * 2
-    return low, low + np.abs(draw.normal(size=(count, size))) * draw.choice([0.0, 0.1, 3.0], (count, size))
+    return low, low + np.abs(draw.normal(size=(count, size))) * draw.choice(
+        [0.0, 0.1, 3.0], (count, size)
+    )
 
 
 def operations(draw: np.random.Generator) -> dict[str, tuple[Node, list[int]]]:
     """Return each kind of operation that is not affine, and the sizes of its inputs."""
-    pairs = {"left": draw.integers(0, 5, 9), "right": draw.integers(0, 4, 9), "into": draw.integers(0, 3, 9)}
+    pairs = {
+        "left": draw.integers(0, 5, 9),
+        "right": draw.integers(0, 4, 9),
+        "into": draw.integers(0, 3, 9),
+    }
     windows = np.stack([draw.choice(6, 3, replace=False) for _ in range(4)])
     padded = windows.copy()
     padded[1, 2] = padded[3, 0] = 6
@@ -184,7 +223,11 @@ def evaluated(one: Node, x: list[np.ndarray]) -> np.ndarray:
         every = x[0][:, one.held["left"]] * x[1][:, one.held["right"]]
         return np.stack([every[:, one.held["into"] == k].sum(1) for k in range(one.size)], 1)
     members = np.concatenate([x[0], np.full((len(x[0]), 1), -np.inf)], 1)[:, one.held["windows"]]
-    return members.max(2) if one.kind == "largest" else one.facts["share"] * np.log(np.exp(members).sum(2))
+    return (
+        members.max(2)
+        if one.kind == "largest"
+        else one.facts["share"] * np.log(np.exp(members).sum(2))
+    )
 
 
 def planed(one: Node, slopes: np.ndarray, at: np.ndarray, x: list[np.ndarray]) -> np.ndarray:
@@ -209,17 +252,30 @@ def test_operations_lie_between_their_planes(kind: str) -> None:
             low, low_at, high, high_at = one.planes(ends, given)
             _, least, _, most = one.planes(ends, given, flat=True)
             for _ in range(30):
-                share = [draw.choice([0.0, 1.0], end[0].shape) if draw.random() < 0.5 else draw.uniform(size=end[0].shape) for end in ends]
+                share = [
+                    draw.choice([0.0, 1.0], end[0].shape)
+                    if draw.random() < 0.5
+                    else draw.uniform(size=end[0].shape)
+                    for end in ends
+                ]
                 x = [end[0] + s * (end[1] - end[0]) for s, end in zip(share, ends, strict=True)]
                 y, tiny = evaluated(one, x), 1e-12
                 assert (least <= y + tiny).all() and (y <= most + tiny).all()
-                assert (planed(one, low, low_at, x) <= y + tiny).all() and (y <= planed(one, high, high_at, x) + tiny).all()
+                assert (planed(one, low, low_at, x) <= y + tiny).all() and (
+                    y <= planed(one, high, high_at, x) + tiny
+                ).all()
 
 
 def test_planes_are_those_that_tools_use() -> None:
     # Products touch at corners, the logarithm of a sum in the middle: a plane that held for another reason would not.
     draw = np.random.Generator(np.random.PCG64(5))
-    one = node("product", {"left": np.arange(3), "right": np.arange(3), "into": np.arange(3)}, [0, 1], 3, [(3,), (3,)])
+    one = node(
+        "product",
+        {"left": np.arange(3), "right": np.arange(3), "into": np.arange(3)},
+        [0, 1],
+        3,
+        [(3,), (3,)],
+    )
     ends = [boxes(draw, 20, 3) for _ in range(2)]
     low, low_at, _, _ = one.planes(ends, [None, None])
     np.testing.assert_allclose(low[0], ends[1][0])
@@ -228,19 +284,36 @@ def test_planes_are_those_that_tools_use() -> None:
     end = boxes(draw, 20, sizes[0])
     middle = (end[0] + end[1]) / 2
     low, low_at, _, _ = pool.planes([end], [None, None])
-    np.testing.assert_allclose(planed(pool, low, low_at, [middle]), evaluated(pool, [middle]), atol=1e-11)
+    np.testing.assert_allclose(
+        planed(pool, low, low_at, [middle]), evaluated(pool, [middle]), atol=1e-11
+    )
 
 
 # ---- mutants ---------------------------------------------------------------------------------------------------------------------------------------
 
 
-def _two(kind: str, arrays: dict[str, np.ndarray], weight: float, bias: float, choices: dict[str, np.ndarray] | None = None, **facts: Any) -> bytes:
+def _two(
+    kind: str,
+    arrays: dict[str, np.ndarray],
+    weight: float,
+    bias: float,
+    choices: dict[str, np.ndarray] | None = None,
+    **facts: Any,
+) -> bytes:
     """Return a file about weight * f(x, -x) + bias for x in [-1, 1]."""
     first = {"op": "linear", "inputs": [0], "shape": [2]}
     second = {"op": kind, "inputs": [1, 1] if kind == "product" else [1], "shape": [1], **facts}
-    held = {"net.1.weight": np.array([[1.0], [-1.0]]), "net.3.weight": np.full((1, 1), weight), "net.3.bias": np.array([bias])}
+    held = {
+        "net.1.weight": np.array([[1.0], [-1.0]]),
+        "net.3.weight": np.full((1, 1), weight),
+        "net.3.bias": np.array([bias]),
+    }
     arrays = {f"net.2.{name}": value for name, value in arrays.items()}
-    return by_hand([first, second, {"op": "linear", "inputs": [2], "shape": [1]}], {**held, **arrays, **(choices or {})}, _leaves(1))
+    return by_hand(
+        [first, second, {"op": "linear", "inputs": [2], "shape": [1]}],
+        {**held, **arrays, **(choices or {})},
+        _leaves(1),
+    )
 
 
 PAIR = {"left": np.array([0]), "right": np.array([1]), "into": np.array([0])}
@@ -258,20 +331,47 @@ FALL = _after(_curve("softplus", 1.0, 0.5), 1.0, -0.51)
 
 def _halves(gap: float = 0.0, start: float = -1.001, bias: float = 2.0) -> bytes:
     """Return a file about |x| + bias in two parts, [start, -gap] and [gap, 1]."""
-    part = {"pass0.part.place": np.zeros(1, int), "pass0.part.low": np.array([[start], [gap]]), "pass0.part.high": np.array([[-gap], [1.001]])}
-    nodes = [{"op": "linear", "inputs": [0], "shape": [1]}, _curve("two pieces", -1.0, 1.0), {"op": "linear", "inputs": [2], "shape": [1]}]
-    held = {"net.1.weight": np.ones((1, 1)), "net.3.weight": np.ones((1, 1)), "net.3.bias": np.array([bias])}
+    part = {
+        "pass0.part.place": np.zeros(1, int),
+        "pass0.part.low": np.array([[start], [gap]]),
+        "pass0.part.high": np.array([[-gap], [1.001]]),
+    }
+    nodes = [
+        {"op": "linear", "inputs": [0], "shape": [1]},
+        _curve("two pieces", -1.0, 1.0),
+        {"op": "linear", "inputs": [2], "shape": [1]},
+    ]
+    held = {
+        "net.1.weight": np.ones((1, 1)),
+        "net.3.weight": np.ones((1, 1)),
+        "net.3.bias": np.array([bias]),
+    }
     return by_hand(nodes, {**held, **part}, {**_leaves(2), "part": np.arange(2)})
 
 
 HOLE = _halves(0.1, bias=-0.05)
 """|x| - 0.05, false at 0, which lies in neither part."""
 MUTANTS: dict[str, tuple[dict[str, str], bytes]] = {
-    "products at two corners only": ({"for a in ends[0] for b in ends[1]]": "for a, b in zip(ends[0], ends[1], strict=True)]"}, SADDLE),
-    "sums of exponentials without chords": ({"- 1 + (low / t - chord * lows).sum(2)": "- 1 - (chord * lows).sum(2)"}, POOL),
-    "a tangent above its function": ({"total(middle) - (weight * middle).sum(2)": "total(highs) - (weight * middle).sum(2)"}, VALLEY),
-    "the largest by its lower end": ({"np.where(wins, 0.0, highs.max(2))": "np.where(wins, 0.0, lows.max(2))"}, MOST),
-    "parts that may leave a gap": ({"reasons += [] if covered(": "reasons += [] if True or covered("}, HOLE),
+    "products at two corners only": (
+        {"for a in ends[0] for b in ends[1]]": "for a, b in zip(ends[0], ends[1], strict=True)]"},
+        SADDLE,
+    ),
+    "sums of exponentials without chords": (
+        {"- 1 + (low / t - chord * lows).sum(2)": "- 1 - (chord * lows).sum(2)"},
+        POOL,
+    ),
+    "a tangent above its function": (
+        {"total(middle) - (weight * middle).sum(2)": "total(highs) - (weight * middle).sum(2)"},
+        VALLEY,
+    ),
+    "the largest by its lower end": (
+        {"np.where(wins, 0.0, highs.max(2))": "np.where(wins, 0.0, lows.max(2))"},
+        MOST,
+    ),
+    "parts that may leave a gap": (
+        {"if covered(low, high,": "if True or covered(low, high,"},
+        HOLE,
+    ),
 }
 
 
@@ -284,11 +384,16 @@ def test_a_mutant_of_a_rule_proves_what_is_false(name: str) -> None:
 def test_places_of_different_lengths_are_rejected(name: str) -> None:
     pairs = {key: np.zeros(3, int) for key in PAIR}
     assert "not above 0" in prove(_two("product", pairs, 1.0, 0.9)).reason
-    assert "fit together" in prove(_two("product", {**pairs, name: np.zeros(1, int)}, 1.0, 0.9)).reason
+    assert (
+        "fit together" in prove(_two("product", {**pairs, name: np.zeros(1, int)}, 1.0, 0.9)).reason
+    )
     entries = {"row0": np.zeros(2, int), "column0": np.arange(2), "value0": np.ones(2)}
     assert prove(_two("matrix", entries, 1.0, 0.9)).proved  # x - x
     for short in entries:
-        assert "fit together" in prove(_two("matrix", {**entries, short: entries[short][:1]}, 1.0, 0.9)).reason
+        assert (
+            "fit together"
+            in prove(_two("matrix", {**entries, short: entries[short][:1]}, 1.0, 0.9)).reason
+        )
 
 
 def test_parts_have_to_cover_the_threat() -> None:
@@ -313,7 +418,13 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.query, self.key, self.value, self.last = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.embed, self.query, self.key, self.value, self.last = (
+            nn.Linear(2, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 3),
+        )
         self.norm = nn.LayerNorm(4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -325,8 +436,21 @@ class Attention(nn.Module):
 SMALL: dict[str, Any] = {
     "attention": Attention,
     **{
-        act.__name__: lambda act=act: nn.Sequential(nn.Linear(6, 6), act(), nn.Linear(6, 6), act(), nn.Linear(6, 3))
-        for act in (nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.ELU, nn.SELU, nn.Hardswish, nn.LogSigmoid, nn.Tanh, nn.ReLU)
+        act.__name__: lambda act=act: nn.Sequential(
+            nn.Linear(6, 6), act(), nn.Linear(6, 6), act(), nn.Linear(6, 3)
+        )
+        for act in (
+            nn.GELU,
+            nn.SiLU,
+            nn.Mish,
+            nn.Softplus,
+            nn.ELU,
+            nn.SELU,
+            nn.Hardswish,
+            nn.LogSigmoid,
+            nn.Tanh,
+            nn.ReLU,
+        )
     },
 }
 RADII = {"linf": 0.02, "l2": 0.04, "l1": 0.08}
@@ -349,7 +473,12 @@ def small(kind: str, seed: int, norm: str, share: float, points: int = 2) -> Pro
 def proofs(problem: Problem, tools: tuple[Any, ...] = TOOLS) -> list[tuple[int, bytes]]:
     """Return all proofs of all claims, by place."""
     claims = (claim for tool in tools for claim in tool(problem) if isinstance(claim, Claim))
-    return [(i, data) for claim in claims for i, data in zip(claim.index.tolist(), claim.proofs or (), strict=False) if data is not None]
+    return [
+        (i, data)
+        for claim in claims
+        for i, data in zip(claim.index.tolist(), claim.proofs or (), strict=False)
+        if data is not None
+    ]
 
 
 @pytest.mark.one_in(3)
@@ -376,11 +505,17 @@ def test_no_bound_of_the_checker_lies_above_a_sample(kind: str, norm: str) -> No
     generator = torch.Generator().manual_seed(0)
     for _, data in proofs(problem)[:3]:
         for radius in (RADII[norm] * 2, 0.5, 3.0):
-            wide = rewritten(data, lambda header, _, radius=radius: header["threat"].update(radius=radius))
+            wide = rewritten(
+                data, lambda header, _, radius=radius: header["threat"].update(radius=radius)
+            )
             part = problem.at(torch.tensor([radius], dtype=torch.float64))
             region = part.region.take([0] * 500)
-            x = region.project(part.x[0] + (torch.rand(500, 6, generator=generator) - 0.5) * 4 * radius)
-            worst = part.goal.worst(part.goal.margins(part.classifier.logits64(x), part.y.expand(500)))
+            x = region.project(
+                part.x[0] + (torch.rand(500, 6, generator=generator) - 0.5) * 4 * radius
+            )
+            worst = part.goal.worst(
+                part.goal.margins(part.classifier.logits64(x), part.y.expand(500))
+            )
             assert not (prove(wide).proved and float(worst.min()) <= 0)
 
 
@@ -416,12 +551,24 @@ def test_boxes_of_an_input_are_proved_again_and_none_is_to_spare() -> None:
 
     for change in (shifted, without):
         assert "cover" in prove(rewritten(data, change)).reason
-    assert "not above 0" in prove(rewritten(data, wider)).reason or prove(rewritten(data, wider)).proved  # larger than needed is no lie
+    # larger than needed is no lie
+    assert (
+        "not above 0" in prove(rewritten(data, wider)).reason
+        or prove(rewritten(data, wider)).proved
+    )
 
 
 def test_a_larger_threat_is_not_covered_by_its_boxes() -> None:
     _, data = split()
-    assert "cover" in prove(rewritten(data, lambda header, _: header["threat"].update(radius=header["threat"]["radius"] * 1.01))).reason
+    assert (
+        "cover"
+        in prove(
+            rewritten(
+                data,
+                lambda header, _: header["threat"].update(radius=header["threat"]["radius"] * 1.01),
+            )
+        ).reason
+    )
 
 
 def test_any_weights_of_planes_are_sound() -> None:
@@ -431,10 +578,18 @@ def test_any_weights_of_planes_are_sound() -> None:
         numbers = [k for k, one in enumerate(Proof(data).nodes, start=1) if one.kind == "product"]
         assert numbers
 
-        def tilt(header: dict[str, Any], held: dict[str, Any], numbers: list[int] = numbers, size: float = 1.0, far: float = 0.0) -> None:
+        def tilt(
+            header: dict[str, Any],
+            held: dict[str, Any],
+            numbers: list[int] = numbers,
+            size: float = 1.0,
+            far: float = 0.0,
+        ) -> None:
             for k in numbers:
                 for side in ("low", "high"):
-                    held[f"pass0.{k}.{side}"] = draw.uniform(-size, 1 + size, (1, math.prod(header["network"]["nodes"][k - 1]["shape"])))
+                    held[f"pass0.{k}.{side}"] = draw.uniform(
+                        -size, 1 + size, (1, math.prod(header["network"]["nodes"][k - 1]["shape"]))
+                    )
             header["threat"]["radius"] = max(far, header["threat"]["radius"])
 
         other = torch.rand(2000, 6, generator=torch.Generator().manual_seed(i))
@@ -453,17 +608,43 @@ def test_the_network_of_the_file_is_the_model_with_attention() -> None:
         for k, one in enumerate(proof.nodes, start=1):
             inputs = [values[i] for i in one.inputs]
             if one.affine:
-                values.append(sum(forward(v, np.asarray) for (forward, _), v in zip(one.maps, inputs, strict=True)) + one.constant)
+                values.append(
+                    sum(
+                        forward(v, np.asarray)
+                        for (forward, _), v in zip(one.maps, inputs, strict=True)
+                    )
+                    + one.constant
+                )
             else:
-                values.append(one.function.value(inputs[0]) if one.kind == "function" else evaluated(one, inputs))
-            np.testing.assert_allclose(values[-1][0], theirs[k].flatten().numpy(), rtol=1e-9, atol=1e-9)
+                values.append(
+                    one.function.value(inputs[0])
+                    if one.kind == "function"
+                    else evaluated(one, inputs)
+                )
+            np.testing.assert_allclose(
+                values[-1][0], theirs[k].flatten().numpy(), rtol=1e-9, atol=1e-9
+            )
 
 
-@pytest.mark.skipif(not (NANO / "test_nano.onnx").exists(), reason="the instances are not beside the project (../shared/data/vnncomp)")
+@pytest.mark.skipif(
+    not (NANO / "test_nano.onnx").exists(),
+    reason="the instances are not beside the project (../shared/data/vnncomp)",
+)
 def test_the_command_line_keeps_a_proof_of_what_is_unsat(tmp_path: Path) -> None:
     kept = tmp_path / "nano.npz"
-    done = CliRunner().invoke(app, ["verify", str(NANO / "test_nano.onnx"), str(NANO / "test_nano.vnnlib"), "--proof", str(kept)])
+    done = CliRunner().invoke(
+        app,
+        [
+            "verify",
+            str(NANO / "test_nano.onnx"),
+            str(NANO / "test_nano.vnnlib"),
+            "--proof",
+            str(kept),
+        ],
+    )
     assert done.exit_code == 0 and "unsat" in done.output
     assert prove(kept.read_bytes()).proved
-    listed = CliRunner().invoke(app, ["verify", "--csv", str(NANO / "instances.csv"), "--proof", str(kept)])
+    listed = CliRunner().invoke(
+        app, ["verify", "--csv", str(NANO / "instances.csv"), "--proof", str(kept)]
+    )
     assert listed.exit_code == 2

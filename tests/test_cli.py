@@ -45,26 +45,65 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(MODEL)
     (tmp_path / "points.py").write_text("def build(:")
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "points.npz", x=rng.random((20, 1, 3, 4), dtype=np.float32), y=rng.integers(0, 3, 20))
+    np.savez(
+        tmp_path / "points.npz",
+        x=rng.random((20, 1, 3, 4), dtype=np.float32),
+        y=rng.integers(0, 3, 20),
+    )
     return tmp_path
 
 
 def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would, in the folder: a process of its own."""
-    return subprocess.run([sys.executable, "-m", "calipers.cli", *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "calipers.cli", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_help_names_every_command_and_imports_nothing_heavy(folder: Path) -> None:
     """With torch, scipy or pandas it would take seconds, where a moment will do."""
     asked = [sys.executable, "-X", "importtime", "-m", "calipers.cli", "--help"]
-    shown = subprocess.run(asked, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
-    assert all(word in shown.stdout for word in ("measure", "distance", "attack", "certify", "check", "report"))
-    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in shown.stderr.splitlines() if line.startswith("import time:")}
-    assert "typer" in imported and not imported & {"torch", "scipy", "pandas", "numpy", "onnx", "matplotlib", "onnxruntime"}, sorted(imported)
+    shown = subprocess.run(
+        asked, cwd=folder, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert all(
+        word in shown.stdout
+        for word in ("measure", "distance", "attack", "certify", "check", "report")
+    )
+    imported = {
+        line.rsplit("|", 1)[-1].strip().split(".")[0]
+        for line in shown.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert "typer" in imported and not imported & {
+        "torch",
+        "scipy",
+        "pandas",
+        "numpy",
+        "onnx",
+        "matplotlib",
+        "onnxruntime",
+    }, sorted(imported)
 
 
 def test_measure_check_and_report_on_a_model_of_ones_own(folder: Path) -> None:
-    done = process(folder, "measure", "-m", "net.py:build", "-d", "points.npz", "-e", "8/255", "--plan", "quick")
+    done = process(
+        folder,
+        "measure",
+        "-m",
+        "net.py:build",
+        "-d",
+        "points.npz",
+        "-e",
+        "8/255",
+        "--plan",
+        "quick",
+    )
     assert done.returncode == 0, done.stderr
     assert "robust accuracy, linf eps = 0.03137 (8/255), 20 points" in done.stdout
     assert (folder / "report.html").exists() and (folder / "run.calipers").exists()
@@ -75,7 +114,20 @@ def test_measure_check_and_report_on_a_model_of_ones_own(folder: Path) -> None:
 
 
 def test_distance_prints_a_line_a_point(folder: Path) -> None:
-    done = calipers(folder, "distance", "-m", "net.py:build", "-d", "points.npz", "--norm", "l2", "-n", "5", "--record", "none")
+    done = calipers(
+        folder,
+        "distance",
+        "-m",
+        "net.py:build",
+        "-d",
+        "points.npz",
+        "--norm",
+        "l2",
+        "-n",
+        "5",
+        "--record",
+        "none",
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split("certified above")[1].strip().splitlines()) == 6
 
@@ -96,12 +148,28 @@ def test_one_tool_alone(folder: Path, command: tuple[str, ...]) -> None:
 
 def test_exported_programs_and_weights_files(folder: Path) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
-    program = torch.export.export(module, (torch.rand(3, 1, 3, 4),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    program = torch.export.export(
+        module, (torch.rand(3, 1, 3, 4),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+    )
     torch.export.save(program, folder / "net.pt2")
     torch.save(module.state_dict(), folder / "weights.pt")
     answers = set()
     for words in (("-m", "net.pt2"), ("-m", "weights.pt", "--builder", "net.py:build")):
-        done = calipers(folder, "measure", *words, "-d", "points.npz", "-e", "0.05", "--plan", "quick", "--record", "none", "--report", "none")
+        done = calipers(
+            folder,
+            "measure",
+            *words,
+            "-d",
+            "points.npz",
+            "-e",
+            "0.05",
+            "--plan",
+            "quick",
+            "--record",
+            "none",
+            "--report",
+            "none",
+        )
         assert done.returncode == 0, done.stderr
         assert "no lower jaw" not in done.stdout
         answers.add("\n".join(line for line in done.stdout.splitlines() if "cost" not in line))
@@ -115,7 +183,9 @@ def test_images_in_class_folders(folder: Path) -> None:
         for i in range(2):
             pixels = np.random.default_rng(10 * k + i).integers(0, 256, (3, 4), dtype=np.uint8)
             pillow.fromarray(pixels).save(folder / "images" / f"class{k}" / f"{i}.png")
-    done = calipers(folder, "attack", "-m", "net.py:build", "-d", "images", "-e", "2/255", "-t", "Steepest")
+    done = calipers(
+        folder, "attack", "-m", "net.py:build", "-d", "images", "-e", "2/255", "-t", "Steepest"
+    )
     assert done.returncode == 0 and "6 points" in done.stdout, done.stderr
 
 
@@ -150,34 +220,83 @@ BAD = {
 @pytest.mark.parametrize("case", list(BAD))
 def test_a_wrong_call_is_told_what_to_do(folder: Path, case: str) -> None:
     words, expected = BAD[case]
-    done = calipers(folder, *words, *(() if words[0] in ("check", "report", "mesure") else ("--record", "none", "--report", "none")))
+    done = calipers(
+        folder,
+        *words,
+        *(
+            ()
+            if words[0] in ("check", "report", "mesure")
+            else ("--record", "none", "--report", "none")
+        ),
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert expected in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_model_that_cannot_be_captured_says_so_and_goes_on(folder: Path) -> None:
-    done = calipers(folder, "measure", "-m", "net.py:uncapturable", "-d", "points.npz", "--plan", "quick", "--record", "none", "--report", "none")
-    assert done.returncode == 0 and "no lower jaw: the model cannot be exported as a graph" in done.stdout, done.stderr
+    done = calipers(
+        folder,
+        "measure",
+        "-m",
+        "net.py:uncapturable",
+        "-d",
+        "points.npz",
+        "--plan",
+        "quick",
+        "--record",
+        "none",
+        "--report",
+        "none",
+    )
+    assert (
+        done.returncode == 0
+        and "no lower jaw: the model cannot be exported as a graph" in done.stdout
+    ), done.stderr
 
 
 def test_data_in_grey_levels_is_refused_with_the_remedy(folder: Path) -> None:
-    np.savez(folder / "grey.npz", x=np.random.default_rng(0).random((4, 1, 3, 4), dtype=np.float32) * 255, y=np.zeros(4, dtype=np.int64))
+    np.savez(
+        folder / "grey.npz",
+        x=np.random.default_rng(0).random((4, 1, 3, 4), dtype=np.float32) * 255,
+        y=np.zeros(4, dtype=np.int64),
+    )
     done = calipers(folder, "measure", "-m", "net.py:build", "-d", "grey.npz", "--record", "none")
     assert done.returncode == 2 and "divide by 255" in done.stderr
 
 
 def test_a_report_nowhere_is_refused_before_the_work(folder: Path) -> None:
-    done = calipers(folder, "measure", "-m", "net.py:build", "-d", "points.npz", "-o", "nowhere/report.html")
-    assert done.returncode == 2 and "there is no folder nowhere to write the report to" in done.stderr and not (folder / "run.calipers").exists()
+    done = calipers(
+        folder, "measure", "-m", "net.py:build", "-d", "points.npz", "-o", "nowhere/report.html"
+    )
+    assert (
+        done.returncode == 2
+        and "there is no folder nowhere to write the report to" in done.stderr
+        and not (folder / "run.calipers").exists()
+    )
 
 
 @pytest.mark.parametrize(("command", "tool"), [("attack", "Replace"), ("certify", "CROWN")])
 def test_letters_have_tools_of_their_own(folder: Path, command: str, tool: str) -> None:
     """Four letters of three kinds; a single tool without a name is one that fits them."""
-    letters = np.eye(3, dtype=np.float32)[np.random.default_rng(0).integers(0, 3, (20, 4))].reshape(20, 1, 3, 4)
+    letters = np.eye(3, dtype=np.float32)[np.random.default_rng(0).integers(0, 3, (20, 4))].reshape(
+        20, 1, 3, 4
+    )
     np.savez(folder / "letters.npz", x=letters, y=np.random.default_rng(1).integers(0, 3, 20))
-    done = calipers(folder, command, "-m", "net.py:build", "-d", "letters.npz", "--letters", "4,3", "-e", "1", "--record", "mine")
+    done = calipers(
+        folder,
+        command,
+        "-m",
+        "net.py:build",
+        "-d",
+        "letters.npz",
+        "--letters",
+        "4,3",
+        "-e",
+        "1",
+        "--record",
+        "mine",
+    )
     assert done.returncode == 0 and "at most 1 switch" in done.stdout, done.stderr
     shown = calipers(folder, "report", "mine", "-o", "none")
     assert tool in shown.stdout, shown.stdout
@@ -190,6 +309,30 @@ def test_the_version_is_that_of_the_package(folder: Path) -> None:
 
 def test_models_that_are_named_in_turn_are_measured_in_turn(folder: Path) -> None:
     """Each once, and none dropped in silence."""
-    words = ("-d", "points.npz", "-e", "0.05", "--plan", "quick", "--record", "none", "--report", "none")
-    done = calipers(folder, "measure", "-m", "net.py:build", "-m", "net.py:uncapturable", "-m", "net.py:build", *words)
-    assert [line for line in done.stdout.splitlines() if line.startswith("net.py")] == ["net.py:build", "net.py:uncapturable"], done.stderr
+    words = (
+        "-d",
+        "points.npz",
+        "-e",
+        "0.05",
+        "--plan",
+        "quick",
+        "--record",
+        "none",
+        "--report",
+        "none",
+    )
+    done = calipers(
+        folder,
+        "measure",
+        "-m",
+        "net.py:build",
+        "-m",
+        "net.py:uncapturable",
+        "-m",
+        "net.py:build",
+        *words,
+    )
+    assert [line for line in done.stdout.splitlines() if line.startswith("net.py")] == [
+        "net.py:build",
+        "net.py:uncapturable",
+    ], done.stderr

@@ -1,4 +1,6 @@
-"""Do both jaws close on the exact distance where it is known? Logistic regression on scikit-learn's digits, every norm, with and without box."""
+"""Do both jaws close on the exact distance where it is known? Logistic regression on scikit-learn's
+digits, every norm, with and without box.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ POINTS = 200
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:
-    """A logistic regression of 10 classes on 64 features in [0, 1], float64, and 200 points it was not trained on."""
+    """A logistic regression of 10 classes on 64 features in [0, 1], float64, and 200 points it was
+    not trained on.
+    """
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
 
@@ -25,18 +29,26 @@ def digits() -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:
     images = images / 16
     fitted = LogisticRegression(max_iter=2000, C=1.0).fit(images[POINTS:], labels[POINTS:])
     model = nn.Linear(64, 10, dtype=torch.float64)
-    model.load_state_dict({"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)})
+    model.load_state_dict(
+        {"weight": torch.tensor(fitted.coef_), "bias": torch.tensor(fitted.intercept_)}
+    )
     return model.eval(), torch.tensor(images[:POINTS]), torch.tensor(labels[:POINTS])
 
 
-def measured(digits: tuple[nn.Linear, torch.Tensor, torch.Tensor], norm: str, box: tuple[float, float] | None) -> calipers.Bracket:
-    """Run an attack that is exact on linear models, and the certificate, both as searches for the distance."""
+def measured(
+    digits: tuple[nn.Linear, torch.Tensor, torch.Tensor], norm: str, box: tuple[float, float] | None
+) -> calipers.Bracket:
+    """Run an attack that is exact on linear models, and the certificate, both as searches for the
+    distance.
+    """
     model, x, y = digits
     plan = Plan(
         "exact",
         (
             Stage(Nearest(Steepest(targets=9), rounds=40, tolerance=1e-7), "attack", "distance"),
-            Stage(LargestRadius(calipers.CROWN(), rounds=40, tolerance=2e-6), "certifier", "distance"),
+            Stage(
+                LargestRadius(calipers.CROWN(), rounds=40, tolerance=2e-6), "certifier", "distance"
+            ),
         ),
     )
     start = {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm]
@@ -47,25 +59,41 @@ def test_brackets_close_without_a_box(digits: tuple[nn.Linear, torch.Tensor, tor
     """The exact distance is the smallest margin over the dual norm of its gradient."""
     model, x, y = digits
     for norm in ("linf", "l2", "l1"):
-        exact = np.array([min(_rival_distances(model, x[i], int(y[i]), norm)) for i in range(POINTS)])
+        exact = np.array(
+            [min(_rival_distances(model, x[i], int(y[i]), norm)) for i in range(POINTS)]
+        )
         _closed(measured(digits, norm, None), np.maximum(exact, 0))
 
 
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_brackets_close_inside_a_box(digits: tuple[nn.Linear, torch.Tensor, torch.Tensor], norm: str) -> None:
-    """The exact distance is that of the nearest point of [0, 1]^64 where some rival ties: a linear program, or for l2 a quadratic one."""
+def test_brackets_close_inside_a_box(
+    digits: tuple[nn.Linear, torch.Tensor, torch.Tensor], norm: str
+) -> None:
+    """The exact distance is that of the nearest point of [0, 1]^64 where some rival ties: a linear
+    program, or for l2 a quadratic one.
+    """
     model, x, y = digits
     bracket = measured(digits, norm, (0.0, 1.0))
     gaps = (bracket.upper - bracket.lower) <= TOLERANCE * bracket.upper
-    assert gaps.all(), f"{(~gaps).sum()} brackets stay open, the widest at {np.flatnonzero(~gaps)[:5]}"
+    assert gaps.all(), (
+        f"{(~gaps).sum()} brackets stay open, the widest at {np.flatnonzero(~gaps)[:5]}"
+    )
     weight, bias = model.weight.detach().numpy(), model.bias.detach().numpy()
     for i in range(0, POINTS, 10):
         if bracket.upper[i] == 0:
             continue
-        exact = min(_boxed_distance(weight, bias, x[i].numpy(), int(y[i]), j, norm) for j in range(10) if j != int(y[i]))
-        assert bracket.lower[i] <= exact * (1 + 1e-7), f"point {i}: certified {bracket.lower[i]} above the exact {exact}"
-        assert bracket.upper[i] >= exact * (1 - 1e-6), f"point {i}: a witness at {bracket.upper[i]} below the exact {exact}"
+        exact = min(
+            _boxed_distance(weight, bias, x[i].numpy(), int(y[i]), j, norm)
+            for j in range(10)
+            if j != int(y[i])
+        )
+        assert bracket.lower[i] <= exact * (1 + 1e-7), (
+            f"point {i}: certified {bracket.lower[i]} above the exact {exact}"
+        )
+        assert bracket.upper[i] >= exact * (1 - 1e-6), (
+            f"point {i}: a witness at {bracket.upper[i]} below the exact {exact}"
+        )
 
 
 def _closed(bracket: calipers.Bracket, exact: np.ndarray) -> None:
@@ -73,7 +101,9 @@ def _closed(bracket: calipers.Bracket, exact: np.ndarray) -> None:
     assert (bracket.upper[wrong] == 0).all()
     right = ~wrong
     assert (bracket.lower[right] <= exact[right]).all(), "a certificate above the exact distance"
-    assert (bracket.upper[right] >= exact[right] * (1 - 1e-12)).all(), "a witness below the exact distance"
+    assert (bracket.upper[right] >= exact[right] * (1 - 1e-12)).all(), (
+        "a witness below the exact distance"
+    )
     gap = (bracket.upper - bracket.lower)[right] / bracket.upper[right]
     assert gap.max() <= TOLERANCE, f"widest relative gap {gap.max():.3g}"
 
@@ -85,7 +115,9 @@ def _rival_distances(model: nn.Linear, x: torch.Tensor, label: int, norm: str) -
     return [margins[j] / np.linalg.norm(rows[j], order) for j in range(10) if j != label]
 
 
-def _boxed_distance(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: int, rival: int, norm: str) -> float:
+def _boxed_distance(
+    weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: int, rival: int, norm: str
+) -> float:
     """Return the exact distance to one rival inside [0, 1]^d, infinite if the box holds no tie."""
     from scipy.optimize import linprog
 
@@ -99,7 +131,13 @@ def _boxed_distance(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: 
         bounds = [(0, 1 - v) for v in x] + [(0, v) for v in x]
     else:
         cost = np.r_[np.zeros(d), 1.0]
-        rows = np.block([[a[None], np.zeros((1, 1))], [np.eye(d), -np.ones((d, 1))], [-np.eye(d), -np.ones((d, 1))]])
+        rows = np.block(
+            [
+                [a[None], np.zeros((1, 1))],
+                [np.eye(d), -np.ones((d, 1))],
+                [-np.eye(d), -np.ones((d, 1))],
+            ]
+        )
         right = np.r_[-margin, np.zeros(2 * d)]
         bounds = [(-v, 1 - v) for v in x] + [(0, None)]
     solved = linprog(cost, A_ub=rows, b_ub=right, bounds=bounds, method="highs")
@@ -107,8 +145,9 @@ def _boxed_distance(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: 
 
 
 def _quadratic(a: np.ndarray, margin: float, x: np.ndarray) -> float:
-    """Project x onto {<a, delta> <= -margin} within the box: delta = clip(-t a), with the one multiplier t that meets the plane (bisection; the left
-    side is monotone)."""
+    """Project x onto {<a, delta> <= -margin} within the box: delta = clip(-t a), with the one
+    multiplier t that meets the plane (bisection; the left side is monotone).
+    """
     low, high = -x, 1 - x
     reach = np.where(a > 0, low, high)
     if a @ reach > -margin:
@@ -116,5 +155,7 @@ def _quadratic(a: np.ndarray, margin: float, x: np.ndarray) -> float:
     small, large = 0.0, 1e9
     for _ in range(200):
         middle = (small + large) / 2
-        small, large = (middle, large) if a @ np.clip(-middle * a, low, high) > -margin else (small, middle)
+        small, large = (
+            (middle, large) if a @ np.clip(-middle * a, low, high) > -margin else (small, middle)
+        )
     return float(np.linalg.norm(np.clip(-large * a, low, high)))

@@ -44,7 +44,11 @@ BALLS = {
     "linf": Ball("linf", 0.1),
     "l2": Ball("l2", 0.5),
     "l1": Ball("l1", 1.0, box=None),
-    "masked": Ball("linf", torch.tensor([0.1, 0.0, 0.3]), mask=torch.rand(IMAGE, generator=torch.Generator().manual_seed(2)) < 0.7),
+    "masked": Ball(
+        "linf",
+        torch.tensor([0.1, 0.0, 0.3]),
+        mask=torch.rand(IMAGE, generator=torch.Generator().manual_seed(2)) < 0.7,
+    ),
 }
 
 
@@ -85,7 +89,9 @@ def differences(case: Case) -> list[str]:
                 pull = sum((g.square().sum(1) for g in own), torch.zeros_like(sight.bound))
                 better = Ascent(3, 0.2, enough=torch.inf)(dual, free)[0]
                 bounds.append((sight.bound, pull, better, confirmed(dual, free, spec)))
-            for what, one, other in zip(("bound", "gradient", "ascent", "confirmed"), *bounds, strict=True):
+            for what, one, other in zip(
+                ("bound", "gradient", "ascent", "confirmed"), *bounds, strict=True
+            ):
                 if not torch.allclose(one, other, rtol=1e-6, atol=1e-8):
                     found.append(f"number {number}, {what}: {float((one - other).abs().max()):.3g}")
     assert seen > 50, "nothing was cropped"
@@ -101,7 +107,12 @@ def test_a_crop_bounds_as_the_whole_network_does(name: str, ball: str) -> None:
 def sharp(case: Case, *, crops: bool) -> Relaxed:
     region = case.ball.region(case.x, outward=True)
     with torch.no_grad(), plain_sums():
-        return relax(case.graph, region, CHECKED, tighten=sharpening(Ascent(4, 0.25), case.ball.region(case.x.float()), crops=crops))
+        return relax(
+            case.graph,
+            region,
+            CHECKED,
+            tighten=sharpening(Ascent(4, 0.25), case.ball.region(case.x.float()), crops=crops),
+        )
 
 
 @pytest.mark.parametrize("name", ["strides", "residual, linear", "smooth"])
@@ -120,18 +131,29 @@ def test_weights_and_wide_views_are_bounded_whole() -> None:
     question = case("two", BALLS["linf"])
     weighted = Ball("linf", 0.1, weights=torch.rand(IMAGE) + 0.5)
     assert crop_of(question.graph, 3, weighted.region(question.x)) is None
-    assert crop_of(question.graph, len(question.graph.nodes), question.ball.region(question.x)) is None
+    assert (
+        crop_of(question.graph, len(question.graph.nodes), question.ball.region(question.x)) is None
+    )
 
 
-def test_mutant_that_leaves_values_outside_the_image_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "Affine", Inside)  # no operation is taken for affine, so that none is followed by zeros
+def test_mutant_that_leaves_values_outside_the_image_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # no operation is taken for affine, so that none is followed by zeros
+    monkeypatch.setattr(windows, "Affine", Inside)
     assert differences(case("one after another", BALLS["linf"]))
 
 
 def test_mutant_windows_beside_the_element_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     real = windows.Window.through
 
-    def beside(self: windows.Window, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, int], image: tuple[int, int]) -> windows.Window:
+    def beside(
+        self: windows.Window,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        size: tuple[int, int],
+        image: tuple[int, int],
+    ) -> windows.Window:
         return real(self, stride, (padding[0], 0), size, image)
 
     monkeypatch.setattr(windows.Window, "through", beside)
@@ -145,7 +167,11 @@ def test_mutant_cuts_from_the_corner_are_caught(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_mutant_filling_from_outside_the_image_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Root, "of", classmethod(lambda cls, state, dtype, region, inside=None: real(state, dtype, region)))
+    monkeypatch.setattr(
+        Root,
+        "of",
+        classmethod(lambda cls, state, dtype, region, inside=None: real(state, dtype, region)),
+    )
     assert differences(case("one after another", BALLS["linf"]))
 
 

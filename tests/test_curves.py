@@ -55,13 +55,22 @@ def separate() -> list[Result]:
 def test_both_curves_fall_and_stand_in_order(swept: Result) -> None:
     proved, surviving = (np.array(column) for column in zip(*rates(swept), strict=True))
     assert [at.radius for at in swept.curve] == RADII
-    assert (np.diff(proved) <= 0).all() and (np.diff(surviving) <= 0).all() and (proved <= surviving).all()
+    assert (
+        (np.diff(proved) <= 0).all()
+        and (np.diff(surviving) <= 0).all()
+        and (proved <= surviving).all()
+    )
     assert proved[0] > 18 and surviving[-1] < 5, (proved, surviving)
 
 
 def test_it_finds_what_single_measurements_find(swept: Result, separate: list[Result]) -> None:
-    alone = [(r.robust_accuracy.certified.count, r.robust_accuracy.attacked.count) for r in separate]
-    assert all(abs(a - c) <= 1 and abs(b - d) <= 1 for (a, b), (c, d) in zip(rates(swept), alone, strict=True)), (rates(swept), alone)
+    alone = [
+        (r.robust_accuracy.certified.count, r.robust_accuracy.attacked.count) for r in separate
+    ]
+    assert all(
+        abs(a - c) <= 1 and abs(b - d) <= 1
+        for (a, b), (c, d) in zip(rates(swept), alone, strict=True)
+    ), (rates(swept), alone)
 
 
 def test_it_never_contradicts_them(swept: Result, separate: list[Result]) -> None:
@@ -75,22 +84,31 @@ def test_it_costs_less_than_they_do(swept: Result, separate: list[Result]) -> No
 
 
 def test_no_point_is_asked_where_its_verdict_is_known(swept: Result) -> None:
-    """In the order of the record: an attempt stands at no radius that evidence before it had settled."""
+    """In the order of the record: an attempt stands at no radius that evidence before it had
+    settled.
+    """
     lower, upper = dict[str, float](), dict[str, float]()
     for fact in swept.ledger.evidence(swept.summary.question.fingerprint):
         if fact.kind == "attempt" and fact.tool.startswith("PGD"):
             low, high = lower.get(fact.point, 0.0), upper.get(fact.point, np.inf)
-            found_now = fact.radius >= high > 0  # a stage writes down its witness before it writes that it tried
+            # a stage writes down its witness before it writes that it tried
+            found_now = fact.radius >= high > 0
             assert low < fact.radius and (fact.radius < high or found_now)
         if fact.kind == "certificate":
             lower[fact.point] = max(lower.get(fact.point, 0.0), fact.radius)
         if fact.kind == "witness":
             upper[fact.point] = min(upper.get(fact.point, np.inf), fact.radius)
-    visits = [e for e in swept.ledger.evidence(swept.summary.question.fingerprint) if e.kind == "attempt" and e.tool.startswith("PGD")]
+    visits = [
+        e
+        for e in swept.ledger.evidence(swept.summary.question.fingerprint)
+        if e.kind == "attempt" and e.tool.startswith("PGD")
+    ]
     assert len(visits) < 0.6 * len(RADII) * 24, len(visits)
 
 
-def test_each_cell_is_asked_until_one_jaw_settles_it_or_both_have_failed(swept: Result, separate: list[Result]) -> None:
+def test_each_cell_is_asked_until_one_jaw_settles_it_or_both_have_failed(
+    swept: Result, separate: list[Result]
+) -> None:
     """What stays unknown in the curve was unknown alone too: nothing is left out for thrift."""
     left = [at.robust.unknown for at in swept.curve]
     assert all(a <= r.robust_accuracy.unknown + 1 for a, r in zip(left, separate, strict=True))
@@ -102,8 +120,13 @@ def test_radii_may_come_in_any_order_and_twice(swept: Result) -> None:
 
 
 def test_one_radius_is_a_measurement() -> None:
-    one, alone = curve(*digits(15), THREAT, [0.03], plan=PLAN), measure(*digits(15), THREAT.at(0.03), plan=PLAN)
-    assert rates(one) == [(alone.robust_accuracy.certified.count, alone.robust_accuracy.attacked.count)]
+    one, alone = (
+        curve(*digits(15), THREAT, [0.03], plan=PLAN),
+        measure(*digits(15), THREAT.at(0.03), plan=PLAN),
+    )
+    assert rates(one) == [
+        (alone.robust_accuracy.certified.count, alone.robust_accuracy.attacked.count)
+    ]
 
 
 @pytest.mark.parametrize("radii", [[], [0.0, 0.1], [-1.0], [float("nan")], [float("inf")]])
@@ -119,7 +142,9 @@ def test_the_middle_is_taken_of_the_open_radii_alone() -> None:
 
 @pytest.mark.parametrize("stages", [PLAN.stages[:1], PLAN.stages[1:]], ids=["attack", "certifier"])
 def test_a_plan_may_have_one_jaw(stages: tuple[Stage, ...]) -> None:
-    proved, surviving = zip(*rates(curve(*digits(20), THREAT, RADII, plan=Plan("one jaw", stages))), strict=True)
+    proved, surviving = zip(
+        *rates(curve(*digits(20), THREAT, RADII, plan=Plan("one jaw", stages))), strict=True
+    )
     assert max(proved) == 0 if stages[0].kind == "attack" else min(surviving) == surviving[0]
 
 
@@ -131,7 +156,8 @@ def test_points_that_cannot_be_measured_are_in_no_rate() -> None:
     assert {at.robust.certified.of for at in found.curve} == {9}
 
 
-# ---- the record ------------------------------------------------------------------------------------------------------------------------------------
+# ---- the record
+# --------------------------------------------------------------------------------------------------
 
 
 class Falls:
@@ -150,20 +176,27 @@ class Falls:
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 3, 6])
-def test_an_interrupted_curve_goes_on_to_the_same_end(blocks: int, swept: Result, tmp_path: Path) -> None:
+def test_an_interrupted_curve_goes_on_to_the_same_end(
+    blocks: int, swept: Result, tmp_path: Path
+) -> None:
     path = tmp_path / "run.calipers"
     cut = curve(*digits(), THREAT, RADII, plan=PLAN, record=path, watch=Falls(blocks))
     assert not cut.finished and (np.array(rates(cut))[:, 0] <= np.array(rates(cut))[:, 1]).all()
     cut.ledger.close()
     whole = curve(*digits(), THREAT, RADII, plan=PLAN, record=path)
     assert whole.finished and rates(whole) == rates(swept)
-    assert np.array_equal(whole.bracket.lower, swept.bracket.lower) and np.array_equal(whole.bracket.upper, swept.bracket.upper)
+    assert np.array_equal(whole.bracket.lower, swept.bracket.lower) and np.array_equal(
+        whole.bracket.upper, swept.bracket.upper
+    )
 
 
 def test_a_finished_curve_is_not_measured_again(swept: Result) -> None:
     before = len(swept.ledger.evidence(swept.summary.question.fingerprint))
     again = curve(*digits(), THREAT, RADII, plan=PLAN, record=swept.ledger)
-    assert rates(again) == rates(swept) and len(again.ledger.evidence(again.summary.question.fingerprint)) == before
+    assert (
+        rates(again) == rates(swept)
+        and len(again.ledger.evidence(again.summary.question.fingerprint)) == before
+    )
     assert spent(again) == spent(swept)
 
 
@@ -178,7 +211,9 @@ def test_table_and_page_show_every_radius_from_the_record_alone(swept: Result) -
     for at in summary.at_radii:
         assert f"\n  {at.radius:<8.6g}" in text and f"<tr><td>{at.radius:.6g}</td>" in html
     assert summary.radius == (0.05, 0.05)
-    assert html.count('class="dot robust"') >= len(RADII) and html.count('class="dot broken"') >= len(RADII)
+    assert html.count('class="dot robust"') >= len(RADII) and html.count(
+        'class="dot broken"'
+    ) >= len(RADII)
 
 
 def test_a_single_radius_later_is_no_curve_any_more(tmp_path: Path) -> None:
@@ -190,14 +225,35 @@ def test_a_single_radius_later_is_no_curve_any_more(tmp_path: Path) -> None:
 def test_a_strangers_radii_are_not_believed(swept: Result) -> None:
     question = swept.summary.question
     for said in ("0.1", [0.1, "x"], [float("nan")], [-1.0], [None], {"a": 1}):
-        assert summarise(swept.ledger, replace(question, facts={**question.facts, "radii": said})).at_radii == ()
+        assert (
+            summarise(
+                swept.ledger, replace(question, facts={**question.facts, "radii": said})
+            ).at_radii
+            == ()
+        )
 
 
 def test_the_command_line_prints_the_table_and_goes_on(tmp_path: Path) -> None:
-    words = ["measure", "-m", "mnist-plain", "-n", "12", "--plan", "quick", "--radii", "2/255,0.03,0.05", "-o", "none"]
+    words = [
+        "measure",
+        "-m",
+        "mnist-plain",
+        "-n",
+        "12",
+        "--plan",
+        "quick",
+        "--radii",
+        "2/255,0.03,0.05",
+        "-o",
+        "none",
+    ]
     shown = [calipers(tmp_path, *words) for _ in range(2)]
     assert shown[0].returncode == 0, shown[0].stderr
     table = [run.stdout.split("at least")[-1].split("distance")[0] for run in shown]
-    assert table[0] == table[1] and len(table[0].strip().splitlines()) == 4 and "0.00784314" in table[0]
+    assert (
+        table[0] == table[1]
+        and len(table[0].strip().splitlines()) == 4
+        and "0.00784314" in table[0]
+    )
     wrong = calipers(tmp_path, *words[:-4], "--radii", "0,0.1", "-o", "none")
     assert wrong.returncode == 2 and "above 0" in wrong.stderr

@@ -56,16 +56,21 @@ def digits(n: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def broken(attack: Attack, problem: Problem, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return which points the problem's own model gets wrong at the candidates, and the candidates, in order."""
+    """Return which points the problem's own model gets wrong at the candidates, and the candidates,
+    in order.
+    """
     attempts = list(attack(problem, seed=seed))
     index = torch.cat([a.index for a in attempts])
     assert sorted(index.tolist()) == list(range(len(problem)))
     candidate = torch.cat([a.candidate for a in attempts])[index.argsort()]
     assert problem.region.contains(candidate).all()
-    return is_adversarial(problem.goal.worst(problem.margins(problem.classifier.logits(candidate)))), candidate
+    return is_adversarial(
+        problem.goal.worst(problem.margins(problem.classifier.logits(candidate)))
+    ), candidate
 
 
-# ---- BPDA ------------------------------------------------------------------------------------------------------------------------------------------
+# ---- BPDA
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stand_in", ["identity", "smooth"])
@@ -73,7 +78,10 @@ def test_a_quantised_net_breaks_like_the_bare_one(stand_in: str) -> None:
     model, x, y = digits(60)
     defended = nn.Sequential(Quantise(8), model)
     clean = defended(x).max(1).indices == y
-    bare, quantised = Problem.pose(model, x, y, Ball("linf", RADIUS)), Problem.pose(defended, x, y, Ball("linf", RADIUS))
+    bare, quantised = (
+        Problem.pose(model, x, y, Ball("linf", RADIUS)),
+        Problem.pose(defended, x, y, Ball("linf", RADIUS)),
+    )
     attack = PGD(steps=40, restarts=3)
     reference, blind = broken(attack, bare)[0], broken(attack, quantised)[0]
     known = broken(Through(attack, (("0", stand_in),), levels=8), quantised)[0]  # type: ignore[arg-type]
@@ -94,12 +102,17 @@ def test_a_quantiser_has_no_slope_and_its_stand_in_has() -> None:
 def test_the_answer_is_the_layers_own_bit_for_bit() -> None:
     x = torch.rand(50, 7, generator=torch.Generator().manual_seed(0))
     layer = Quantise(5)
-    assert all(torch.equal(BPDA(layer, s, levels=5)(x), layer(x)) for s in ("identity", "smooth", torch.sin))
+    assert all(
+        torch.equal(BPDA(layer, s, levels=5)(x), layer(x))
+        for s in ("identity", "smooth", torch.sin)
+    )
     assert torch.equal(BPDA(nn.Identity())(x.requires_grad_()), x)
 
 
 def test_an_own_stand_in_is_differentiated() -> None:
-    x = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.rand(
+        5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     (slope,) = torch.autograd.grad(BPDA(torch.sign, torch.tanh)(x).sum(), x)
     assert torch.allclose(slope, 1 - x.tanh().square())
 
@@ -125,9 +138,16 @@ def test_a_stand_in_of_another_shape_says_so() -> None:
 
 def test_layers_are_replaced_in_a_copy() -> None:
     model = nn.Sequential(nn.Sequential(Quantise(4), nn.Linear(3, 2)), nn.Tanh())
-    before, x = copy.deepcopy(model.state_dict()), torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
+    before, x = (
+        copy.deepcopy(model.state_dict()),
+        torch.rand(4, 3, generator=torch.Generator().manual_seed(1)),
+    )
     replaced = replace_layers(model, {"0.0": "identity", "1": torch.sin})
-    assert torch.equal(replaced(x), model(x)) and type(model[0][0]) is Quantise and isinstance(replaced[0][0], BPDA)  # type: ignore[index]
+    assert (
+        torch.equal(replaced(x), model(x))
+        and type(model[0][0]) is Quantise
+        and isinstance(replaced[0][0], BPDA)
+    )  # type: ignore[index]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(BadInput, match=r"has no layer '0\.7'; it has 0, 0\.0, 0\.1, 1"):
         replace_layers(model, {"0.7": "identity"})
@@ -142,7 +162,8 @@ def test_standardised_inputs_stay_in_native_units() -> None:
     assert own.counter.backwards > 0
 
 
-# ---- EOT -------------------------------------------------------------------------------------------------------------------------------------------
+# ---- EOT
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layer", [arsenal.Noise(0.25), Shift()], ids=["noise", "resize and shift"])
@@ -153,7 +174,11 @@ def test_random_defences_fall_on_fresh_draws(layer: nn.Module) -> None:
     problem = Problem.pose(Classifier(defended, draws=40), x, y, Ball("linf", RADIUS))
     _, plain = broken(PGD(steps=20), problem)
     _, candidate = broken(EOT(PGD(steps=20), draws=10, votes=0.5, rounds=2), problem)
-    before, once, averaged = resists, judged(defended, plain, y, 40, seed=78), judged(defended, candidate, y, 40, seed=78)
+    before, once, averaged = (
+        resists,
+        judged(defended, plain, y, 40, seed=78),
+        judged(defended, candidate, y, 40, seed=78),
+    )
     assert (averaged >= 0.5).sum() >= (once >= 0.5).sum() + 5
     assert averaged.mean() > once.mean() and averaged.mean() > before.mean() + 0.3
 
@@ -162,7 +187,12 @@ def test_more_votes_are_won_by_a_lead() -> None:
     model, x, y = digits(20)
     defended = nn.Sequential(arsenal.Noise(0.25), model).eval()
     problem = Problem.pose(Classifier(defended, draws=40), x, y, Ball("linf", 0.2))
-    shares = [judged(defended, broken(EOT(PGD(steps=15), draws=5, votes=votes), problem)[1], y, 60, seed=5) for votes in (0.3, 0.9)]
+    shares = [
+        judged(
+            defended, broken(EOT(PGD(steps=15), draws=5, votes=votes), problem)[1], y, 60, seed=5
+        )
+        for votes in (0.3, 0.9)
+    ]
     assert shares[1].mean() > shares[0].mean()
 
 
@@ -173,11 +203,21 @@ def test_each_round_asks_for_a_larger_lead_and_the_best_candidate_is_kept() -> N
     def proposes(problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         index = torch.arange(len(problem))
         seen.append(float(problem.goal.margins(torch.zeros(len(problem), 2), problem.y).max()))
-        yield Attempt(index, problem.x + offsets[len(seen) - 1], torch.ones_like(index), torch.ones_like(index))
+        yield Attempt(
+            index,
+            problem.x + offsets[len(seen) - 1],
+            torch.ones_like(index),
+            torch.ones_like(index),
+        )
 
     model = nn.Sequential(arsenal.Noise(0.5), nn.Linear(1, 2, bias=False)).eval()
     model[1].weight.data = torch.tensor([[-1.0], [1.0]])
-    problem = Problem.pose(Classifier(model, draws=1), torch.full((6, 1), -0.5), torch.zeros(6, dtype=torch.long), Ball("linf", 1.0, box=None))
+    problem = Problem.pose(
+        Classifier(model, draws=1),
+        torch.full((6, 1), -0.5),
+        torch.zeros(6, dtype=torch.long),
+        Ball("linf", 1.0, box=None),
+    )
     (attempt,) = EOT(proposes, draws=2, votes=1.0)(problem)
     assert seen == [0, 1, 2, 4] and (attempt.candidate == 0).all()
 
@@ -187,14 +227,21 @@ def test_the_average_is_the_average_and_leaves_the_generators_alone() -> None:
     model, x = nn.Sequential(arsenal.Noise(1.0), nn.Linear(6, 3)), torch.rand(5, 6)
     before = torch.get_rng_state()
     answers = torch.stack(list(drawn(model, x, 4, 9)))
-    assert len(answers.unique(dim=0)) == 4 and torch.equal(answers, torch.stack(list(drawn(model, x, 4, 9))))
+    assert len(answers.unique(dim=0)) == 4 and torch.equal(
+        answers, torch.stack(list(drawn(model, x, 4, 9)))
+    )
     first, second = Averaged(model, 4, seed=1), Averaged(model, 4, seed=1, fresh=False, of="logits")
     assert not torch.equal(first(x), first(x)) and torch.equal(second(x), second(x))
     assert torch.equal(Averaged(model, 4, seed=1)(x), Averaged(model, 4, seed=1)(x))
-    averages = {of: Averaged(model, 4, seed=1, of=of) for of in ("logits", "log_probabilities", "probabilities")}  # type: ignore[arg-type]
+    averages = {
+        of: Averaged(model, 4, seed=1, of=of)
+        for of in ("logits", "log_probabilities", "probabilities")
+    }  # type: ignore[arg-type]
     answers = torch.stack(list(drawn(model, x, 4, key_of(1, 0))))
     assert torch.allclose(averages["logits"](x), answers.mean(0), atol=1e-6)
-    assert torch.allclose(averages["log_probabilities"](x), answers.log_softmax(2).mean(0), atol=1e-6)
+    assert torch.allclose(
+        averages["log_probabilities"](x), answers.log_softmax(2).mean(0), atol=1e-6
+    )
     assert torch.allclose(averages["probabilities"](x), answers.softmax(2).mean(0).log(), atol=1e-6)
     assert torch.allclose(Averaged(model, 4000, seed=1, of="logits")(x), model[1](x), atol=0.1)
     assert torch.equal(before, torch.get_rng_state())
@@ -206,13 +253,19 @@ def test_a_model_without_chance_is_its_own_average() -> None:
     problem = Problem.pose(model, x, y, Ball("linf", RADIUS))
     assert set(judged(model, x, y, 3, 0).tolist()) == {0.0}
     attack = PGD(steps=20)
-    assert broken(EOT(attack, draws=2, rounds=1), problem)[0].sum() >= broken(attack, problem)[0].sum() - 1
+    assert (
+        broken(EOT(attack, draws=2, rounds=1), problem)[0].sum()
+        >= broken(attack, problem)[0].sum() - 1
+    )
 
 
 def test_chance_is_noticed() -> None:
     model, x, _ = digits(3)
     assert not depends_on_chance(model, x)
-    assert all(depends_on_chance(nn.Sequential(layer, model), x) for layer in (arsenal.Noise(1e-3), Shift()))
+    assert all(
+        depends_on_chance(nn.Sequential(layer, model), x)
+        for layer in (arsenal.Noise(1e-3), Shift())
+    )
 
 
 def test_results_repeat_and_passes_are_counted() -> None:
@@ -225,7 +278,9 @@ def test_results_repeat_and_passes_are_counted() -> None:
         (attempt,) = EOT(PGD(steps=5), draws=3, judges=7, rounds=1)(problem, seed=4)
         runs.append(attempt)
         assert problem.classifier.counter.forwards - before == int(attempt.forwards.sum())
-    assert torch.equal(runs[0].candidate, runs[1].candidate) and torch.equal(runs[0].forwards, runs[1].forwards)
+    assert torch.equal(runs[0].candidate, runs[1].candidate) and torch.equal(
+        runs[0].forwards, runs[1].forwards
+    )
 
 
 def test_settings_that_make_no_sense_say_so() -> None:
@@ -237,11 +292,14 @@ def test_settings_that_make_no_sense_say_so() -> None:
         Averaged(nn.Identity(), 1, of="odds")  # type: ignore[arg-type]
 
 
-# ---- gradients cut off -----------------------------------------------------------------------------------------------------------------------------
+# ---- gradients cut off
+# --------------------------------------------------------------------------------------------------
 
 
 class Stopped(nn.Module):
-    """A copy of a net that passes no gradient on, and hands out scores or, as +1 and -1, labels alone."""
+    """A copy of a net that passes no gradient on, and hands out scores or, as +1 and -1, labels
+    alone.
+    """
 
     def __init__(self, net: nn.Module, labels: bool) -> None:
         super().__init__()
@@ -254,20 +312,36 @@ class Stopped(nn.Module):
 
 @pytest.mark.slow
 def test_scores_break_a_net_without_gradients_nearly_as_often_as_gradients_do() -> None:
-    """Measured: 84 of 100 digits at 3000 queries under each of three seeds, 83 at 5000 under the first; 87 by gradients of the net itself."""
+    """Measured: 84 of 100 digits at 3000 queries under each of three seeds, 83 at 5000 under the
+    first; 87 by gradients of the net itself.
+    """
     model, x, y = digits(100)
     threat = Ball("linf", RADIUS)
-    open_, stopped = Problem.pose(model, x, y, threat), Problem.pose(Stopped(model, labels=False), x, y, threat)
-    reference, blind = broken(PGD(steps=40, restarts=2), open_)[0], broken(PGD(steps=40), stopped)[0]
+    open_, stopped = (
+        Problem.pose(model, x, y, threat),
+        Problem.pose(Stopped(model, labels=False), x, y, threat),
+    )
+    reference, blind = (
+        broken(PGD(steps=40, restarts=2), open_)[0],
+        broken(PGD(steps=40), stopped)[0],
+    )
     assert not blind.any() and broken(Square(queries=3000), stopped)[0].sum() >= reference.sum() - 5
 
 
 def test_labels_alone_break_what_gradients_cannot() -> None:
-    """Weaker than gradients by far at this budget: at 3000 queries 49 of 100 digits at an l2 radius of 1.5, against 84."""
+    """Weaker than gradients by far at this budget: at 3000 queries 49 of 100 digits at an l2 radius
+    of 1.5, against 84.
+    """
     model, x, y = digits(16)
     stopped = Problem.pose(Stopped(model, labels=True), x, y, Ball("l2", 1.5))
     attempts = list(HopSkipJump(queries=2000)(stopped))
-    index, candidate = torch.cat([a.index for a in attempts]), torch.cat([a.candidate for a in attempts])
+    index, candidate = (
+        torch.cat([a.index for a in attempts]),
+        torch.cat([a.candidate for a in attempts]),
+    )
     part = stopped.take(index)
     wrong = is_adversarial(part.goal.worst(part.margins(part.classifier.logits(candidate))))
-    assert not broken(PGD(steps=20), stopped)[0].any() and (wrong & part.region.contains(candidate)).sum() >= 3
+    assert (
+        not broken(PGD(steps=20), stopped)[0].any()
+        and (wrong & part.region.contains(candidate)).sum() >= 3
+    )

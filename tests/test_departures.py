@@ -64,7 +64,9 @@ def test_a_weight_below_the_normal_numbers_may_be_taken_for_zero() -> None:
 @pytest.mark.parametrize(("name", "args"), [
     ("aten.softplus.default", (None, 1e-40)), ("aten.elu.default", (None, 1e-42)), ("aten.leaky_relu.default", (None, 1e-42)),
 ])  # fmt: skip
-def test_nothing_is_known_of_functions_with_numbers_that_float32_loses(name: str, args: tuple[object, ...]) -> None:
+def test_nothing_is_known_of_functions_with_numbers_that_float32_loses(
+    name: str, args: tuple[object, ...]
+) -> None:
     op = ACTIVATIONS[name](args)
     assert op is not None and bool(allowed(op, torch.tensor([[0.5, -0.5]])).isinf().all())
 
@@ -73,4 +75,8 @@ def test_ends_that_have_overflown_bound_nothing() -> None:
     endless = torch.tensor([torch.inf, torch.nan, 1.0], dtype=DOUBLE)
     assert _known(endless).tolist() == [-torch.inf, -torch.inf, 1.0]
     box = Box(endless, -endless).mended()
-    assert box.lower.tolist() == [-torch.inf, -torch.inf, 1.0] and box.upper.tolist() == [torch.inf, torch.inf, -1.0]
+    assert box.lower.tolist() == [-torch.inf, -torch.inf, 1.0] and box.upper.tolist() == [
+        torch.inf,
+        torch.inf,
+        -1.0,
+    ]

@@ -1,4 +1,6 @@
-"""Is the fewest number of changed features found? Two ReLUs: every support and every pattern of the units is enumerated, one linear program for each."""
+"""Is the fewest number of changed features found? Two ReLUs: every support and every pattern of the
+units is enumerated, one linear program for each.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ TIE = 1e-9
 
 
 def fewest(weights: tuple[np.ndarray, ...], x: np.ndarray, y: int, mask: np.ndarray) -> float:
-    """Return the least number of features whose change inside the unit box breaks the point; infinite where all of them do not."""
+    """Return the least number of features whose change inside the unit box breaks the point;
+    infinite where all of them do not.
+    """
     free = np.flatnonzero(mask)
     for count in range(1, len(free) + 1):
         for support in itertools.combinations(free, count):
@@ -37,23 +41,34 @@ def lowest(weights: tuple[np.ndarray, ...], y: int, low: np.ndarray, high: np.nd
     """Return the smallest margin in a box, exactly: linear where each unit stays on its side."""
     w, b, v, c = weights
     found = np.inf
-    for j, pattern in itertools.product((j for j in range(len(c)) if j != y), itertools.product((0.0, 1.0), repeat=2)):
+    for j, pattern in itertools.product(
+        (j for j in range(len(c)) if j != y), itertools.product((0.0, 1.0), repeat=2)
+    ):
         on = np.array(pattern)
         slope = ((v[y] - v[j]) * on) @ w
         rest = ((v[y] - v[j]) * on) @ b + c[y] - c[j]
-        solved = linprog(slope, A_ub=(1 - 2 * on)[:, None] * w, b_ub=(2 * on - 1) * b, bounds=list(zip(low, high, strict=True)))
+        solved = linprog(
+            slope,
+            A_ub=(1 - 2 * on)[:, None] * w,
+            b_ub=(2 * on - 1) * b,
+            bounds=list(zip(low, high, strict=True)),
+        )
         found = min(found, float(solved.fun) + rest) if solved.success else found
     return found
 
 
 def ratios(attack: Attack, d: int, masked: bool) -> Tensor:
-    """Return found over exact where the model has a slope and the point can be broken; assert that nothing is found below, or where nothing is."""
+    """Return found over exact where the model has a slope and the point can be broken; assert that
+    nothing is found below, or where nothing is.
+    """
     collected = []
     for seed in range(4):
         function, weights = two_relus(seed, d)
         x = drawn(6, d, seed=seed + 7)
         mask = torch.arange(d) != 1 if masked else torch.ones(d, dtype=torch.bool)
-        problem = Problem.pose(Fn(function), x, function(x).argmax(1), Ball("l0", 1, mask=mask if masked else None))
+        problem = Problem.pose(
+            Fn(function), x, function(x).argmax(1), Ball("l0", 1, mask=mask if masked else None)
+        )
         rows = zip(x.numpy(), problem.y.tolist(), strict=True)
         exact = torch.tensor([fewest(weights, row, y, mask.numpy()) for row, y in rows], dtype=F64)
         distance = run(attack, problem)[1]
@@ -68,7 +83,9 @@ def ratios(attack: Attack, d: int, masked: bool) -> Tensor:
 @pytest.mark.parametrize("d", [4, 5])
 @pytest.mark.parametrize("attack", [SigmaZero(targets=2), FMN(targets=2)], ids=repr)
 def test_counts_on_two_relus(attack: Attack, d: int, masked: bool) -> None:
-    """Never below the least count, and equal to it at nearly every point from which a slope leads anywhere."""
+    """Never below the least count, and equal to it at nearly every point from which a slope leads
+    anywhere.
+    """
     ratio = ratios(attack, d, masked)
     assert len(ratio) >= 8 and float((ratio == 1).double().mean()) >= 0.85, ratio
 

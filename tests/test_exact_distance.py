@@ -1,4 +1,6 @@
-"""Do the attacks reach the exact distance where it is known: on linear models, on two ReLUs, and on small trained networks?"""
+"""Do the attacks reach the exact distance where it is known: on linear models, on two ReLUs, and on
+small trained networks?
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,18 @@ F64 = torch.float64
 WITHIN = 1.01
 TOUCH = 1 - 1e-6  # the exact distances here come from solvers of this accuracy
 
-SEEK = [(norm, tool) for norm in ("linf", "l2", "l1") for tool in (FMN(), FMN(targets=3), DeepFool(), FAB(), Nearest(PGD(steps=20)))]
-SEEK += [("l2", DDN()), ("l2", CarliniWagner(steps=60, rounds=3)), ("l0", FMN()), ("l0", DeepFool()), ("l0", SigmaZero(steps=100))]
+SEEK = [
+    (norm, tool)
+    for norm in ("linf", "l2", "l1")
+    for tool in (FMN(), FMN(targets=3), DeepFool(), FAB(), Nearest(PGD(steps=20)))
+]
+SEEK += [
+    ("l2", DDN()),
+    ("l2", CarliniWagner(steps=60, rounds=3)),
+    ("l0", FMN()),
+    ("l0", DeepFool()),
+    ("l0", SigmaZero(steps=100)),
+]
 SETTINGS: dict[str, dict[str, Any]] = {
     "box": {},
     "mask and weights": {"mask": torch.arange(8) != 3, "weights": drawn(8, seed=7) + 0.5},
@@ -49,14 +61,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def cases(pairs: list[tuple[str, Attack]]) -> list[Any]:
     """Return every attack in every setting; a count needs a box."""
-    return [pytest.param(n, a, s, id=f"{n}-{a}-{s}") for n, a in pairs for s in SETTINGS if not (n == "l0" and s == "no box")]
+    return [
+        pytest.param(n, a, s, id=f"{n}-{a}-{s}")
+        for n, a in pairs
+        for s in SETTINGS
+        if not (n == "l0" and s == "no box")
+    ]
 
 
-# ---- linear models ---------------------------------------------------------------------------------------------------------------------------------
+# ---- linear models
+# --------------------------------------------------------------------------------------------------
 
 
 def on_linear(norm: str, attack: Attack, setting: str) -> None:
-    """Assert that the attack is within one per cent of the exact distance at each point that can be broken."""
+    """Assert that the attack is within one per cent of the exact distance at each point that can be
+    broken.
+    """
     for seed in (0, 5):
         model = linear(seed=seed)
         problem = posed(model, drawn(8, 8, seed=seed + 1), norm, **SETTINGS[setting])
@@ -67,7 +87,9 @@ def on_linear(norm: str, attack: Attack, setting: str) -> None:
 
 @pytest.mark.one_in(6)
 @pytest.mark.parametrize(("norm", "attack", "setting"), cases(SEEK))
-def test_every_point_of_a_linear_model_within_one_per_cent(norm: str, attack: Attack, setting: str) -> None:
+def test_every_point_of_a_linear_model_within_one_per_cent(
+    norm: str, attack: Attack, setting: str
+) -> None:
     on_linear(norm, attack, setting)
 
 
@@ -85,14 +107,20 @@ def test_a_radius_far_too_large_comes_down_at_once(monkeypatch: pytest.MonkeyPat
 
 
 RADIUS = [
-    *((norm, tool) for norm in ("linf", "l2", "l1") for tool in (Steepest(targets=3), PGD(steps=100, targets=3), APGD(steps=100, targets=3))),
+    *(
+        (norm, tool)
+        for norm in ("linf", "l2", "l1")
+        for tool in (Steepest(targets=3), PGD(steps=100, targets=3), APGD(steps=100, targets=3))
+    ),
     ("linf", Square(queries=3000)),
 ]
 
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize(("norm", "attack", "setting"), cases(RADIUS))
-def test_verdicts_of_a_linear_model_on_both_sides_of_the_distance(norm: str, attack: Attack, setting: str) -> None:
+def test_verdicts_of_a_linear_model_on_both_sides_of_the_distance(
+    norm: str, attack: Attack, setting: str
+) -> None:
     model = linear()
     problem = posed(model, drawn(8, 8, seed=1), norm, **SETTINGS[setting])
     exact = torch.tensor([exact_linear(model, problem, i) for i in range(8)], dtype=F64)
@@ -102,11 +130,16 @@ def test_verdicts_of_a_linear_model_on_both_sides_of_the_distance(norm: str, att
         assert (run(attack, there)[1].isfinite() == expected).all()
 
 
-# ---- two ReLUs -------------------------------------------------------------------------------------------------------------------------------------
+# ---- two ReLUs
+# --------------------------------------------------------------------------------------------------
 
 
-def two_relus(seed: int, features: int = 3) -> tuple[Callable[[Tensor], Tensor], tuple[np.ndarray, ...]]:
-    """Return a model of three classes on two ReLUs whose kinks pass near the middle of the box, and its weights."""
+def two_relus(
+    seed: int, features: int = 3
+) -> tuple[Callable[[Tensor], Tensor], tuple[np.ndarray, ...]]:
+    """Return a model of three classes on two ReLUs whose kinks pass near the middle of the box, and
+    its weights.
+    """
     w, b = drawn(2, features, seed=seed, normal=True), 0.3 * drawn(2, seed=seed + 50, normal=True)
     v, c = drawn(3, 2, seed=seed + 90, normal=True), 0.3 * drawn(3, seed=seed + 130, normal=True)
     b = b - w.sum(1) / 2
@@ -114,29 +147,55 @@ def two_relus(seed: int, features: int = 3) -> tuple[Callable[[Tensor], Tensor],
 
 
 def exact_two_relus(norm: str, weights: tuple[np.ndarray, ...], problem: Problem, i: int) -> float:
-    """Return the distance of point i: one convex program for each rival and pattern of the two units; on and off hold on the kink alike."""
+    """Return the distance of point i: one convex program for each rival and pattern of the two
+    units; on and off hold on the kink alike.
+    """
     w, b, v, c = weights
     region, x, y = problem.take([i]).region, problem.x[i].numpy(), int(problem.y[i])
-    unit = np.ones(x.size) if region.weight is None else region.weight.numpy()  # weighted lengths are plain ones of stretched features
+    # weighted lengths are plain ones of stretched features
+    unit = np.ones(x.size) if region.weight is None else region.weight.numpy()
     low, high = region.low[0].numpy() * unit, region.high[0].numpy() * unit
     best = np.inf
-    for j, pattern in itertools.product((j for j in range(3) if j != y), itertools.product((0.0, 1.0), repeat=2)):
+    for j, pattern in itertools.product(
+        (j for j in range(3) if j != y), itertools.product((0.0, 1.0), repeat=2)
+    ):
         on = np.array(pattern)
         drop = (v[y] - v[j]) * on
         rows = np.vstack([(1 - 2 * on)[:, None] * w, drop @ w])
-        best = min(best, shortest(norm, rows / unit, np.append((2 * on - 1) * b, c[j] - c[y] - drop @ b) - rows @ x, low, high))
+        best = min(
+            best,
+            shortest(
+                norm,
+                rows / unit,
+                np.append((2 * on - 1) * b, c[j] - c[y] - drop @ b) - rows @ x,
+                low,
+                high,
+            ),
+        )
     return best
 
 
 def shortest(norm: str, a: np.ndarray, r: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
-    """Return the norm of the shortest delta with a delta <= r and low <= delta <= high: linear programs; l2 by trying which sides are active."""
+    """Return the norm of the shortest delta with a delta <= r and low <= delta <= high: linear
+    programs; l2 by trying which sides are active.
+    """
     d = len(low)
     if norm == "linf":
         ends = np.vstack([np.hstack([s * np.eye(d), -np.ones((d, 1))]) for s in (1, -1)])
-        rows, bounds = np.vstack([np.hstack([a, np.zeros((len(a), 1))]), ends]), [*zip(low, high, strict=True), (0, None)]
-        solved = linprog(np.append(np.zeros(d), 1), A_ub=rows, b_ub=np.append(r, np.zeros(2 * d)), bounds=bounds)
+        rows, bounds = (
+            np.vstack([np.hstack([a, np.zeros((len(a), 1))]), ends]),
+            [*zip(low, high, strict=True), (0, None)],
+        )
+        solved = linprog(
+            np.append(np.zeros(d), 1), A_ub=rows, b_ub=np.append(r, np.zeros(2 * d)), bounds=bounds
+        )
     elif norm == "l1":
-        solved = linprog(np.ones(2 * d), A_ub=np.hstack([a, -a]), b_ub=r, bounds=[*((0, h) for h in high), *((0, -b) for b in low)])
+        solved = linprog(
+            np.ones(2 * d),
+            A_ub=np.hstack([a, -a]),
+            b_ub=r,
+            bounds=[*((0, h) for h in high), *((0, -b) for b in low)],
+        )
     else:
         sides, ends = np.vstack([a, np.eye(d), -np.eye(d)]), np.concatenate([r, high, -low])
         finite = np.isfinite(ends)
@@ -146,7 +205,11 @@ def shortest(norm: str, a: np.ndarray, r: np.ndarray, low: np.ndarray, high: np.
 
 def nearest_of_polyhedron(sides: np.ndarray, ends: np.ndarray) -> float:
     d, best = sides.shape[1], np.inf
-    for active in (list(chosen) for k in range(d + 1) for chosen in itertools.combinations(range(len(sides)), k)):
+    for active in (
+        list(chosen)
+        for k in range(d + 1)
+        for chosen in itertools.combinations(range(len(sides)), k)
+    ):
         a = sides[active]
         z = a.T @ np.linalg.lstsq(a @ a.T, ends[active], rcond=None)[0] if active else np.zeros(d)
         best = min(best, float(np.linalg.norm(z))) if (sides @ z <= ends + 1e-9).all() else best
@@ -156,18 +219,28 @@ def nearest_of_polyhedron(sides: np.ndarray, ends: np.ndarray) -> float:
 @pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     "threat",
-    [{"box": (0.0, 1.0)}, {"box": None}, {"box": (0.0, 1.0), "weights": torch.tensor([0.5, 1.0, 2.0], dtype=F64)}],
+    [
+        {"box": (0.0, 1.0)},
+        {"box": None},
+        {"box": (0.0, 1.0), "weights": torch.tensor([0.5, 1.0, 2.0], dtype=F64)},
+    ],
     ids=["box", "no box", "weights"],
 )
 @pytest.mark.parametrize(("norm", "attack"), [pair for pair in SEEK if pair[0] != "l0"], ids=repr)
-def test_two_relus_where_a_gradient_shows_the_way(norm: str, attack: Attack, threat: dict[str, Any]) -> None:
-    """Never below; within one per cent at nearly every point found. A start without a gradient, and a second local minimum, no descent can see."""
+def test_two_relus_where_a_gradient_shows_the_way(
+    norm: str, attack: Attack, threat: dict[str, Any]
+) -> None:
+    """Never below; within one per cent at nearly every point found. A start without a gradient, and
+    a second local minimum, no descent can see.
+    """
     ratios = []
     for seed in range(4):
         function, weights = two_relus(seed)
         x = drawn(6, 3, seed=seed + 7)
         problem = Problem.pose(Fn(function), x, function(x).argmax(1), Ball(norm, 0.1, **threat))
-        exact = torch.tensor([exact_two_relus(norm, weights, problem, i) for i in range(6)], dtype=F64)
+        exact = torch.tensor(
+            [exact_two_relus(norm, weights, problem, i) for i in range(6)], dtype=F64
+        )
         distance = run(attack, problem)[1]
         assert (distance >= exact * TOUCH - 1e-9).all()
         alive = torch.tensor((x.numpy() @ weights[0].T + weights[1] > 0).all(1))
@@ -176,32 +249,55 @@ def test_two_relus_where_a_gradient_shows_the_way(norm: str, attack: Attack, thr
     assert len(ratio) >= 6 and float((ratio <= WITHIN).double().mean()) >= 0.85
 
 
-# ---- trained networks ------------------------------------------------------------------------------------------------------------------------------
+# ---- trained networks
+# --------------------------------------------------------------------------------------------------
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TRUTH = DATA / "truth" / "tiny_mlp20_linf_exact.csv"
-needs_data = pytest.mark.skipif(not TRUTH.exists(), reason="the exact distances are not beside the project (../shared/data)")
-NETWORKS = [("tiny_mlp20", "linf", 0.1, "tiny_mlp20_linf_exact.csv"), ("tiny_mlp20", "l1", 5.0, "tiny_mlp20_l1_exact.csv")]
+needs_data = pytest.mark.skipif(
+    not TRUTH.exists(), reason="the exact distances are not beside the project (../shared/data)"
+)
+NETWORKS = [
+    ("tiny_mlp20", "linf", 0.1, "tiny_mlp20_linf_exact.csv"),
+    ("tiny_mlp20", "l1", 5.0, "tiny_mlp20_l1_exact.csv"),
+]
 
 
 def known(norm: str, radius: float, file: str, most: int) -> tuple[Problem, Tensor, Tensor]:
-    """Return the small perceptron at digits whose exact distance is published, and the lower and upper ends of it."""
+    """Return the small perceptron at digits whose exact distance is published, and the lower and
+    upper ends of it.
+    """
     with (DATA / "truth" / file).open() as lines:
         rows = [row for row in csv.DictReader(lines) if float(row["lower"]) > 0][:most]
     index = [int(row["mnist_test_index"]) for row in rows]
     with np.load(DATA / "nets" / "mnist_tiny_mlp20.npz") as arrays:
         one, two = nn.Linear(784, 20), nn.Linear(20, 10)
         for layer, k in ((one, 0), (two, 1)):
-            layer.load_state_dict({"weight": torch.tensor(arrays[f"w{k}"]), "bias": torch.tensor(arrays[f"b{k}"])})
+            layer.load_state_dict(
+                {"weight": torch.tensor(arrays[f"w{k}"]), "bias": torch.tensor(arrays[f"b{k}"])}
+            )
     with np.load(DATA / "data" / "mnist_test_2k.npz") as arrays:
-        x, y = torch.tensor(arrays["x"][index]).float()[:, None] / 255, torch.tensor(arrays["y"][index]).long()
-    low, high = (torch.tensor([float(row[end]) for row in rows], dtype=F64) for end in ("lower", "upper"))
-    return Problem.pose(nn.Sequential(nn.Flatten(), one, nn.ReLU(), two).eval(), x, y, Ball(norm, radius)), low, high
+        x, y = (
+            torch.tensor(arrays["x"][index]).float()[:, None] / 255,
+            torch.tensor(arrays["y"][index]).long(),
+        )
+    low, high = (
+        torch.tensor([float(row[end]) for row in rows], dtype=F64) for end in ("lower", "upper")
+    )
+    return (
+        Problem.pose(
+            nn.Sequential(nn.Flatten(), one, nn.ReLU(), two).eval(), x, y, Ball(norm, radius)
+        ),
+        low,
+        high,
+    )
 
 
 @needs_data
 @pytest.mark.parametrize(("net", "norm", "radius", "file"), NETWORKS)
-def test_a_single_attack_comes_near_the_exact_distance_and_never_below(net: str, norm: str, radius: float, file: str) -> None:
+def test_a_single_attack_comes_near_the_exact_distance_and_never_below(
+    net: str, norm: str, radius: float, file: str
+) -> None:
     problem, low, high = known(norm, radius, file, 10)
     distance = run(DeepFool(), problem)[1]
     assert (distance >= low * TOUCH).all()
@@ -210,18 +306,36 @@ def test_a_single_attack_comes_near_the_exact_distance_and_never_below(net: str,
 
 @needs_data
 @pytest.mark.parametrize(("net", "norm", "radius", "file"), NETWORKS)
-def test_asking_just_below_the_nearest_reaches_the_exact_distance(net: str, norm: str, radius: float, file: str) -> None:
+def test_asking_just_below_the_nearest_reaches_the_exact_distance(
+    net: str, norm: str, radius: float, file: str
+) -> None:
     problem, low, high = known(norm, radius, file, 100)
-    distance = run(Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2))), problem)[1]
+    distance = run(
+        Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2))),
+        problem,
+    )[1]
     assert (distance >= low * TOUCH).all()
-    assert float((distance / high).median()) <= 1.01 and float((distance / high).quantile(0.95)) <= 1.05
+    assert (
+        float((distance / high).median()) <= 1.01
+        and float((distance / high).quantile(0.95)) <= 1.05
+    )
 
 
 @needs_data
 @pytest.mark.slow
 @pytest.mark.parametrize(("net", "norm", "radius", "file"), NETWORKS)
-def test_the_guided_search_reaches_the_exact_distance(net: str, norm: str, radius: float, file: str) -> None:
+def test_the_guided_search_reaches_the_exact_distance(
+    net: str, norm: str, radius: float, file: str
+) -> None:
     problem, low, high = known(norm, radius, file, 100)
-    distance = run(Nearest(Guided(APGD(steps=50, restarts=4, targets=9, halving=True), Minimisers(4)), rounds=6), problem)[1]
+    distance = run(
+        Nearest(
+            Guided(APGD(steps=50, restarts=4, targets=9, halving=True), Minimisers(4)), rounds=6
+        ),
+        problem,
+    )[1]
     assert (distance >= low * TOUCH).all()
-    assert float((distance / high).median()) <= 1.01 and float((distance / high).quantile(0.95)) <= 1.05
+    assert (
+        float((distance / high).median()) <= 1.01
+        and float((distance / high).quantile(0.95)) <= 1.05
+    )

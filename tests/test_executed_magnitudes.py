@@ -1,4 +1,6 @@
-"""Does float32-executed hold where numbers are huge or tiny? Between 1e-45 and 1e38, in every order of summation, tiny numbers kept or taken for 0."""
+"""Does float32-executed hold where numbers are huge or tiny? Between 1e-45 and 1e38, in every order
+of summation, tiny numbers kept or taken for 0.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,12 @@ from calipers.problem.tools import Claim
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "float32"
 NETS = 25
-TOOLS = (IBP(guarantee=WORD), CROWN(guarantee=WORD), AlphaCROWN(steps=2, sharpen=1, guarantee=WORD), InputSplit(seconds=0.2, guarantee=WORD))
+TOOLS = (
+    IBP(guarantee=WORD),
+    CROWN(guarantee=WORD),
+    AlphaCROWN(steps=2, sharpen=1, guarantee=WORD),
+    InputSplit(seconds=0.2, guarantee=WORD),
+)
 
 
 class Times(nn.Module):
@@ -53,8 +60,16 @@ def linear(draw: random.Random, rows: int, columns: int, size: float) -> nn.Line
     layer = nn.Linear(columns, rows)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(draw.randrange(2**31))
-        layer.weight.copy_(torch.randn(rows, columns, generator=generator).double().mul(size).clamp(-3e38, 3e38))
-        layer.bias.copy_((torch.randn(rows, generator=generator).double() * size * draw.choice([0.0, 0.3, 1.0])).clamp(-3e38, 3e38))
+        layer.weight.copy_(
+            torch.randn(rows, columns, generator=generator).double().mul(size).clamp(-3e38, 3e38)
+        )
+        layer.bias.copy_(
+            (
+                torch.randn(rows, generator=generator).double()
+                * size
+                * draw.choice([0.0, 0.3, 1.0])
+            ).clamp(-3e38, 3e38)
+        )
     return layer
 
 
@@ -72,8 +87,13 @@ def norm(draw: random.Random, width: int, size: float) -> nn.BatchNorm1d:
 def chain(seed: int) -> nn.Sequential:
     """Return layers that leave the usual sizes and come back: what merging them would hide."""
     draw = random.Random(seed)
-    size = 10 ** draw.choice([draw.uniform(-45, 38), draw.uniform(-45, -39), draw.uniform(37, 38.4)])
-    back = [10 ** (-np.log10(size) * share) for share in ((1.0,) if abs(np.log10(size)) < 37 else (0.5, 0.5))]
+    size = 10 ** draw.choice(
+        [draw.uniform(-45, 38), draw.uniform(-45, -39), draw.uniform(37, 38.4)]
+    )
+    back = [
+        10 ** (-np.log10(size) * share)
+        for share in ((1.0,) if abs(np.log10(size)) < 37 else (0.5, 0.5))
+    ]
     front = [linear(draw, 6, 4, size)]
     kind = draw.choice(["times", "norm", "dense", "times before"])
     if kind == "times":
@@ -84,7 +104,11 @@ def chain(seed: int) -> nn.Sequential:
         body = [*front, linear(draw, 6, 6, min(1e38, 1 / size))]
     else:
         body = [Times(*[1 / b for b in back]), linear(draw, 6, 4, min(1e38, 1 / size))]
-    ends = [nn.ReLU(), linear(draw, 3, 6, 1.0)] if draw.random() < 0.8 else [nn.Tanh(), linear(draw, 3, 6, 10.0)]
+    ends = (
+        [nn.ReLU(), linear(draw, 3, 6, 1.0)]
+        if draw.random() < 0.8
+        else [nn.Tanh(), linear(draw, 3, 6, 10.0)]
+    )
     return nn.Sequential(*body, *ends).eval().requires_grad_(False)
 
 
@@ -119,13 +143,18 @@ def bounds_of(problem: Problem, arithmetic: Arithmetic = EXECUTED) -> Tensor:
 
 
 def crossed(network: nn.Sequential, seed: int) -> tuple[list[str], int]:
-    """Name every execution whose margins fall below what is claimed, NaN included; and count what is claimed to be positive."""
+    """Name every execution whose margins fall below what is claimed, NaN included; and count what
+    is claimed to be positive.
+    """
     try:
         problem = asked(network, seed)
         bound = bounds_of(problem)
     except CalipersError:
         return [], 0
-    points, rows = points_of(problem, seed, 8), problem.goal.rows(problem.y, problem.classes).double()
+    points, rows = (
+        points_of(problem, seed, 8),
+        problem.goal.rows(problem.y, problem.classes).double(),
+    )
     found = []
     for name, logits in runs(network, points):
         few = len(logits) // len(problem) * len(problem)
@@ -149,11 +178,14 @@ def test_no_execution_of_huge_and_tiny_numbers_crosses_a_bound_asked_often(block
         assert not crossed(chain(seed), seed)[0]
 
 
-# ---- cases that were once certified ----------------------------------------------------------------------------------------------------------------
+# ---- cases that were once certified
+# --------------------------------------------------------------------------------------------------
 
 
 def overflowing() -> nn.Sequential:
-    """A layer overflows inside the ball; behind it a batch norm makes it small again, and the two merged are harmless."""
+    """A layer overflows inside the ball; behind it a batch norm makes it small again, and the two
+    merged are harmless.
+    """
     torch.manual_seed(0)
     front, bn = nn.Linear(4, 4), nn.BatchNorm1d(4, eps=0.0)
     assert bn.running_var is not None
@@ -164,18 +196,29 @@ def overflowing() -> nn.Sequential:
 
 
 def underflowing() -> nn.Sequential:
-    """Weights of 2^-147: their products are multiples of 2^-149, and a scaling behind makes that as much as the values themselves."""
+    """Weights of 2^-147: their products are multiples of 2^-149, and a scaling behind makes that as
+    much as the values themselves.
+    """
     torch.manual_seed(2)
     front = nn.Linear(4, 4)
     front.weight.data = torch.eye(4) * 2.0**-147
     front.bias.data.zero_()
-    return nn.Sequential(front, Times(2.0**120, 2.0**27), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    return nn.Sequential(
+        front, Times(2.0**120, 2.0**27), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)
+    ).eval()
 
 
 def averaging() -> nn.Sequential:
     """A mean is executed as a sum, which overflows where the mean does not."""
     torch.manual_seed(3)
-    return nn.Sequential(Times(1e20, 1.65e18), nn.Unflatten(1, (1, 4)), nn.AvgPool1d(4), nn.Flatten(), Times(1e-37), nn.Linear(1, 3)).eval()
+    return nn.Sequential(
+        Times(1e20, 1.65e18),
+        nn.Unflatten(1, (1, 4)),
+        nn.AvgPool1d(4),
+        nn.Flatten(),
+        Times(1e-37),
+        nn.Linear(1, 3),
+    ).eval()
 
 
 def detouring() -> nn.Sequential:
@@ -188,14 +231,21 @@ def detouring() -> nn.Sequential:
     return nn.Sequential(Times(1e22), bn, Times(1e-21), nn.Linear(4, 3)).eval()
 
 
-BREAKING: dict[str, Callable[[], nn.Sequential]] = {"overflow": overflowing, "underflow": underflowing, "a mean": averaging, "batch norm": detouring}
+BREAKING: dict[str, Callable[[], nn.Sequential]] = {
+    "overflow": overflowing,
+    "underflow": underflowing,
+    "a mean": averaging,
+    "batch norm": detouring,
+}
 
 
 def claimed(network: nn.Sequential, tool: object) -> int:
     """Count the points claimed at a radius of 0.01."""
     x = torch.rand(8, 4, generator=torch.Generator().manual_seed(1)) * 0.02 + 0.49
     classifier = Classifier(network)
-    problem = Problem.pose(classifier, x, classifier.logits(x).nan_to_num().argmax(1), Ball("linf", 0.01))
+    problem = Problem.pose(
+        classifier, x, classifier.logits(x).nan_to_num().argmax(1), Ball("linf", 0.01)
+    )
     return sum(int((claim.radius > 0).sum()) for claim in tool(problem) if isinstance(claim, Claim))  # type: ignore[operator]
 
 
@@ -210,7 +260,9 @@ def test_the_same_networks_are_proved_in_real_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("name", ["overflow.py", "denormal.py"])
-def test_given_cases_certify_nothing_that_breaks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_given_cases_certify_nothing_that_breaks(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not (CASES / name).exists():
         pytest.skip(f"../shared/cases/float32/{name} is not here")
     before = torch.get_num_threads()
@@ -220,10 +272,15 @@ def test_given_cases_certify_nothing_that_breaks(name: str, capsys: pytest.Captu
         torch.set_num_threads(before)
     said = capsys.readouterr().out
     assert "certified, but" not in said
-    assert all(line.endswith(" 0") for line in said.splitlines() if "false" in line or "float32 example" in line)
+    assert all(
+        line.endswith(" 0")
+        for line in said.splitlines()
+        if "false" in line or "float32 example" in line
+    )
 
 
-# ---- refusals and mutants ----------------------------------------------------------------------------------------------------------------------------
+# ---- refusals and mutants
+# --------------------------------------------------------------------------------------------------
 
 
 def test_constants_that_the_model_computes_are_refused() -> None:
@@ -236,7 +293,12 @@ def test_constants_that_the_model_computes_are_refused() -> None:
             z: Tensor = self.a(x) * (self.p.exp() * 1e4 - 1e4)
             return z
 
-    problem = Problem.pose(Classifier(Net().eval()), torch.rand(2, 4), torch.zeros(2, dtype=torch.long), Ball("linf", 0.01))
+    problem = Problem.pose(
+        Classifier(Net().eval()),
+        torch.rand(2, 4),
+        torch.zeros(2, dtype=torch.long),
+        Ball("linf", 0.01),
+    )
     with pytest.raises(BadInput, match="computed"):
         posed(problem, EXECUTED)
     posed(problem, CHECKED)
@@ -245,7 +307,11 @@ def test_constants_that_the_model_computes_are_refused() -> None:
 def test_a_plain_quotient_of_constants_is_none_of_these() -> None:
     mean, deviation = torch.rand(4), torch.rand(4) + 0.5
     problem = Problem.pose(
-        Classifier(nn.Sequential(nets.Apply(lambda x: (x - mean.to(x)) / deviation.to(x)), nn.Linear(4, 3)).eval()),
+        Classifier(
+            nn.Sequential(
+                nets.Apply(lambda x: (x - mean.to(x)) / deviation.to(x)), nn.Linear(4, 3)
+            ).eval()
+        ),
         torch.rand(2, 4),
         torch.zeros(2, dtype=torch.long),
         Ball("linf", 0.01),
@@ -254,8 +320,12 @@ def test_a_plain_quotient_of_constants_is_none_of_these() -> None:
 
 
 def test_a_variance_is_refused() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nets.Apply(lambda x: x.var(1, keepdim=True)), nn.Linear(1, 3)).eval()
-    problem = Problem.pose(Classifier(net), torch.rand(2, 4), torch.zeros(2, dtype=torch.long), Ball("linf", 0.01))
+    net = nn.Sequential(
+        nn.Linear(4, 4), nets.Apply(lambda x: x.var(1, keepdim=True)), nn.Linear(1, 3)
+    ).eval()
+    problem = Problem.pose(
+        Classifier(net), torch.rand(2, 4), torch.zeros(2, dtype=torch.long), Ball("linf", 0.01)
+    )
     with pytest.raises(BadInput, match="variance"):
         posed(problem, EXECUTED)
 
@@ -265,16 +335,25 @@ def merged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_detours(graph: Graph) -> Graph:
-    nodes = tuple(replace(n, op=replace(n.op, detour=None)) if hasattr(n.op, "detour") else n for n in graph.nodes)  # type: ignore[type-var]
+    nodes = tuple(
+        replace(n, op=replace(n.op, detour=None)) if hasattr(n.op, "detour") else n
+        for n in graph.nodes
+    )  # type: ignore[type-var]
     return replace(graph, nodes=nodes)
 
 
 MUTANTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "allowances of merged layers": ("overflow", merged),
     "nothing for underflow": ("underflow", lambda m: m.setattr(executed, "_LOST", 0.0)),
-    "nothing for overflow": ("overflow", lambda m: m.setattr(executed, "_guarded", lambda room, largest, dtype: room)),
+    "nothing for overflow": (
+        "overflow",
+        lambda m: m.setattr(executed, "_guarded", lambda room, largest, dtype: room),
+    ),
     "a mean without its sum": ("a mean", lambda m: m.setattr(executed, "Generic", nets.Apply)),
-    "batch norm in one step": ("batch norm", lambda m: m.setattr(capture, "fused", lambda graph: fusion.fused(without_detours(graph)))),
+    "batch norm in one step": (
+        "batch norm",
+        lambda m: m.setattr(capture, "fused", lambda graph: fusion.fused(without_detours(graph))),
+    ),
 }
 
 
@@ -286,8 +365,15 @@ def test_a_mutant_claims_what_breaks(mutant: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("mutant", "seeds"), [("allowances of merged layers", (13, 21)), ("nothing for underflow", (21, 22)), ("nothing for overflow", (1, 8))]
+    ("mutant", "seeds"),
+    [
+        ("allowances of merged layers", (13, 21)),
+        ("nothing for underflow", (21, 22)),
+        ("nothing for overflow", (1, 8)),
+    ],
 )
-def test_mutants_are_caught_by_executions(mutant: str, seeds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutants_are_caught_by_executions(
+    mutant: str, seeds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     MUTANTS[mutant][1](monkeypatch)
     assert any(crossed(chain(seed), seed)[0] for seed in seeds)

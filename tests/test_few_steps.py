@@ -1,4 +1,6 @@
-"""Do minimum-norm attacks come near in few steps? Those that need a hundred to bring the radius down do not."""
+"""Do minimum-norm attacks come near in few steps? Those that need a hundred to bring the radius
+down do not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Is every file from a stranger read in full, or refused in a sentence that names it, before it fills the memory?"""
+"""Is every file from a stranger read in full, or refused in a sentence that names it, before it
+fills the memory?
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,17 @@ from terminal import calipers
 from torch import nn
 
 from calipers.errors import BadInput
-from calipers.interchange import archives, arrays, files, load_data, load_instances, load_model, load_vnnlib, npy, vnnlib
+from calipers.interchange import (
+    archives,
+    arrays,
+    files,
+    load_data,
+    load_instances,
+    load_model,
+    load_vnnlib,
+    npy,
+    vnnlib,
+)
 from calipers.interchange.vnnlib import parse_vnnlib
 
 pytestmark = pytest.mark.one_in(1)
@@ -60,17 +72,31 @@ def flipped(path: Path) -> Path:
     return path
 
 
-# ---- arrays ------------------------------------------------------------------------------------------------------------------------------------------
+# ---- arrays
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "x", [X, X.astype(">f4"), X.astype(">f8"), X.astype("<f2"), np.asfortranarray(X), X > 0.5, (X * 9).astype(">i2"), (X * 9).astype("u4")]
+    "x",
+    [
+        X,
+        X.astype(">f4"),
+        X.astype(">f8"),
+        X.astype("<f2"),
+        np.asfortranarray(X),
+        X > 0.5,
+        (X * 9).astype(">i2"),
+        (X * 9).astype("u4"),
+    ],
 )
 def test_arrays_of_plain_numbers_are_read_in_any_byte_order(x: np.ndarray, tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "d.npz", x=x, y=Y.astype(">i4"), more=np.array(["text"]))
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", Y.astype("u1"))
-    for found in (load_data(str(tmp_path / "d.npz")), load_data(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))):
+    for found in (
+        load_data(str(tmp_path / "d.npz")),
+        load_data(str(tmp_path / "x.npy"), str(tmp_path / "y.npy")),
+    ):
         assert np.array_equal(found[0].double().numpy(), x.astype(np.float64))
         assert found[1].tolist() == Y.tolist()
         assert found[1].dtype == torch.int64
@@ -87,26 +113,57 @@ HUGE = {"x.npy": npy_bytes(X, shape=(2**30, 2**9)), "y.npy": npy_bytes(Y)}
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "an encrypted archive": (encrypted, "x.npy is encrypted"),
     "a flipped bit": (flipped, "x.npy cannot be unpacked.*CRC"),
-    "an archive cut short": (lambda p: p.write_bytes(archive(p, HUGE).read_bytes()[:-30]), "damaged one"),
+    "an archive cut short": (
+        lambda p: p.write_bytes(archive(p, HUGE).read_bytes()[:-30]),
+        "damaged one",
+    ),
     "no archive": (lambda p: p.write_bytes(b"\x00" * 100), "cannot be read as arrays"),
     "nothing": (lambda p: p.write_bytes(b""), "cannot be read as arrays"),
-    "a huge shape": (lambda p: archive(p, HUGE), r"d\.npz: x says that it holds 2,199,023,255,552 bytes of numbers, but 96 are there"),
-    "a negative shape": (lambda p: archive(p, {**HUGE, "x.npy": npy_bytes(X, shape=(-4, -6))}), "which no array of points has"),
-    "a shape of huge numbers": (lambda p: archive(p, {**HUGE, "x.npy": npy_bytes(X, shape=(10**400,))}), "which no array of points has"),
-    "objects": (lambda p: np.savez(p, x=np.array([{}, 1], object), y=Y[:2]), "pickles and never read"),
-    "records": (lambda p: np.savez(p, x=np.zeros(4, [("a", "f4"), ("b", "i4")]), y=Y), "Save plain numbers"),
+    "a huge shape": (
+        lambda p: archive(p, HUGE),
+        r"d\.npz: x says that it holds 2,199,023,255,552 bytes of numbers, but 96 are there",
+    ),
+    "a negative shape": (
+        lambda p: archive(p, {**HUGE, "x.npy": npy_bytes(X, shape=(-4, -6))}),
+        "which no array of points has",
+    ),
+    "a shape of huge numbers": (
+        lambda p: archive(p, {**HUGE, "x.npy": npy_bytes(X, shape=(10**400,))}),
+        "which no array of points has",
+    ),
+    "objects": (
+        lambda p: np.savez(p, x=np.array([{}, 1], object), y=Y[:2]),
+        "pickles and never read",
+    ),
+    "records": (
+        lambda p: np.savez(p, x=np.zeros(4, [("a", "f4"), ("b", "i4")]), y=Y),
+        "Save plain numbers",
+    ),
     "text": (lambda p: np.savez(p, x=np.array(list("abcd")), y=Y), "Save plain numbers"),
     "dates": (lambda p: np.savez(p, x=np.zeros(4, "M8[s]"), y=Y), "Save plain numbers"),
     "complex numbers": (lambda p: np.savez(p, x=X + 1j, y=Y), "Save plain numbers"),
     "long doubles": (lambda p: np.savez(p, x=X.astype(np.longdouble), y=Y), "Save plain numbers"),
-    "brackets without end": (lambda p: archive(p, {**HUGE, "x.npy": b"\x93NUMPY\x01\x00\x20\x03" + b"(" * 800}), "cannot be read as an array"),
-    "one number": (lambda p: np.savez(p, x=np.float32(3), y=Y), "one number where points are needed"),
+    "brackets without end": (
+        lambda p: archive(p, {**HUGE, "x.npy": b"\x93NUMPY\x01\x00\x20\x03" + b"(" * 800}),
+        "cannot be read as an array",
+    ),
+    "one number": (
+        lambda p: np.savez(p, x=np.float32(3), y=Y),
+        "one number where points are needed",
+    ),
     "one label": (lambda p: np.savez(p, x=X, y=3), "one number where labels are needed"),
     "huge labels": (lambda p: np.savez(p, x=X, y=np.full(4, 2**63, np.uint64)), "labels of 2\\^63"),
     "a member twice": (lambda p: _twice(p), "a member twice"),
-    "a method of packing of its own": (lambda p: archive(p, HUGE, zipfile.ZIP_LZMA), "packed by a method that is not read"),
+    "a method of packing of its own": (
+        lambda p: archive(p, HUGE, zipfile.ZIP_LZMA),
+        "packed by a method that is not read",
+    ),
     "a bomb": (
-        lambda p: archive(p, {"x.npy": npy_bytes(np.zeros((2**13, 2**11), np.float64)), "y.npy": npy_bytes(Y)}, zipfile.ZIP_DEFLATED),
+        lambda p: archive(
+            p,
+            {"x.npy": npy_bytes(np.zeros((2**13, 2**11), np.float64)), "y.npy": npy_bytes(Y)},
+            zipfile.ZIP_DEFLATED,
+        ),
         "would unpack to",
     ),
     "other names": (lambda p: np.savez(p, a=X, b=Y), "holds the arrays a, b; x"),
@@ -162,15 +219,23 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
                 read(name)
 
 
-# ---- images ------------------------------------------------------------------------------------------------------------------------------------------
+# ---- images
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["cut short", "no image", "palette", "a bomb", "a pipe", "two sizes"])
-def test_images_that_cannot_be_read_are_refused_by_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", ["cut short", "no image", "palette", "a bomb", "a pipe", "two sizes"]
+)
+def test_images_that_cannot_be_read_are_refused_by_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     folder = tmp_path / "images" / "class0"
     folder.mkdir(parents=True)
-    good, path = image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)), folder / "bad.png"
+    good, path = (
+        image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)),
+        folder / "bad.png",
+    )
     good.save(folder / "a.png")
     good.save(path)
     if kind == "cut short":
@@ -193,7 +258,8 @@ def test_images_that_cannot_be_read_are_refused_by_name(kind: str, tmp_path: Pat
         load_data(str(tmp_path / "images"))
 
 
-# ---- lists, properties, weights ----------------------------------------------------------------------------------------------------------------------
+# ---- lists, properties, weights
+# --------------------------------------------------------------------------------------------------
 
 
 LISTS = {
@@ -237,7 +303,9 @@ def test_numbers_do_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_coefficients_beyond_all_floats_are_refused_when_the_question_is_posed() -> None:
     terms = f"(* {'9' * 500} Y_0) (* 0.{'3' * 40} Y_1)"
-    (query,) = parse_vnnlib(f"{DECLARED}(declare-const Y_1 Real)(assert (<= (+ {terms}) 1))").queries
+    (query,) = parse_vnnlib(
+        f"{DECLARED}(declare-const Y_1 Real)(assert (<= (+ {terms}) 1))"
+    ).queries
     with pytest.raises(BadInput, match="too many digits"):
         query.goal()
 
@@ -252,7 +320,9 @@ def test_disjunctions_do_not_multiply_without_end(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_all_cases_share_is_sorted_once() -> None:
-    """Cases with and without bounds of their own, empty and impossible ones, come out as they would one by one."""
+    """Cases with and without bounds of their own, empty and impossible ones, come out as they would
+    one by one.
+    """
     cases = [
         "(<= Y_0 1)",
         "(and (<= X_0 0.5) (<= Y_0 2))",
@@ -262,13 +332,25 @@ def test_what_all_cases_share_is_sorted_once() -> None:
         "(and (<= 1 0) (<= Y_0 6))",
     ]
     found = parse_vnnlib(f"{DECLARED}(assert (or {' '.join(cases)}))(assert (>= Y_0 -9))")
-    shown = [(float(q.low[0]), float(q.high[0]), [[float(-r.constant) for r in case] for case in q.cases]) for q in found.queries]
+    shown = [
+        (
+            float(q.low[0]),
+            float(q.high[0]),
+            [[float(-r.constant) for r in case] for case in q.cases],
+        )
+        for q in found.queries
+    ]
     assert shown == [(0, 1, [[9, 1], [9, 3]]), (0, 0.5, [[9, 2]]), (0.7, 1, [[9, 4]])]
     assert [note[:6] for note in found.notes] == ["case 4", "case 5"]
-    assert len(parse_vnnlib(f"{DECLARED}(assert (or {' '.join(cases)}))(assert (<= 1 0))").queries) == 0
+    assert (
+        len(parse_vnnlib(f"{DECLARED}(assert (or {' '.join(cases)}))(assert (<= 1 0))").queries)
+        == 0
+    )
 
 
-def test_a_packed_property_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packed_property_that_unpacks_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(archives, "FREE", 2**16)
     (tmp_path / "p.vnnlib.gz").write_bytes(gzip.compress(bytes(2**24)))
     with pytest.raises(BadInput, match="would unpack to"):
@@ -279,7 +361,9 @@ def test_a_packed_property_that_unpacks_without_end_is_refused(tmp_path: Path, m
 
 @pytest.mark.parametrize("kind", ["pickle", "bomb", "safetensors", "a list", "an empty name"])
 def test_weights_that_cannot_be_read_are_refused(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(2, 3)\n")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Linear(2, 3)\n"
+    )
     path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
     if kind == "pickle":
         torch.save(nn.Linear(2, 3), path)
@@ -293,15 +377,31 @@ def test_weights_that_cannot_be_read_are_refused(kind: str, tmp_path: Path) -> N
         load_model(str(path), builder=f"{tmp_path}/net.py:build")
 
 
-# ---- the command line --------------------------------------------------------------------------------------------------------------------------------
+# ---- the command line
+# --------------------------------------------------------------------------------------------------
 
 
 WRONG = {
-    "a negative timeout": (("verify", "n.onnx", "s.vnnlib", "--timeout", "-1"), "the timeout is a number of seconds, at least 0"),
-    "a timeout that is no number": (("verify", "n.onnx", "s.vnnlib", "--timeout", "nan"), "the timeout is a number of seconds, at least 0"),
-    "a confidence above 1": (("report", "--confidence", "2"), "the confidence is a share between 0 and 1"),
-    "a folder that is not there": (("report", "-o", "no/such/page.html"), "there is no folder no/such"),
-    "a record in a folder that is not there": (("measure", "--record", "no/such/run.calipers"), "there is no folder no/such"),
+    "a negative timeout": (
+        ("verify", "n.onnx", "s.vnnlib", "--timeout", "-1"),
+        "the timeout is a number of seconds, at least 0",
+    ),
+    "a timeout that is no number": (
+        ("verify", "n.onnx", "s.vnnlib", "--timeout", "nan"),
+        "the timeout is a number of seconds, at least 0",
+    ),
+    "a confidence above 1": (
+        ("report", "--confidence", "2"),
+        "the confidence is a share between 0 and 1",
+    ),
+    "a folder that is not there": (
+        ("report", "-o", "no/such/page.html"),
+        "there is no folder no/such",
+    ),
+    "a record in a folder that is not there": (
+        ("measure", "--record", "no/such/run.calipers"),
+        "there is no folder no/such",
+    ),
     "a page that is a folder": (("report", "r.calipers", "-o", "."), "the system refuses"),
 }
 
@@ -310,20 +410,52 @@ WRONG = {
 def test_every_option_is_looked_at_before_work_begins(kind: str, tmp_path: Path) -> None:
     words, message = WRONG[kind]
     if "r.calipers" in words:
-        calipers(tmp_path, "measure", "-m", "mnist-plain", "-n", "2", "--plan", "quick", "--record", "r.calipers", "--report", "none", "-q")
+        calipers(
+            tmp_path,
+            "measure",
+            "-m",
+            "mnist-plain",
+            "-n",
+            "2",
+            "--plan",
+            "quick",
+            "--record",
+            "r.calipers",
+            "--report",
+            "none",
+            "-q",
+        )
     shown = calipers(tmp_path, *words)
     assert shown.returncode == 2
     assert message in shown.stderr
 
 
-def test_an_altered_record_that_makes_no_sense_is_told_and_a_bug_keeps_its_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("-m", "mnist-plain", "-n", "2", "--plan", "quick", "--record", "r.calipers", "--report", "none", "-q")
+def test_an_altered_record_that_makes_no_sense_is_told_and_a_bug_keeps_its_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        "-m",
+        "mnist-plain",
+        "-n",
+        "2",
+        "--plan",
+        "quick",
+        "--record",
+        "r.calipers",
+        "--report",
+        "none",
+        "-q",
+    )
     assert calipers(tmp_path, "measure", *words).returncode == 0
     with monkeypatch.context() as patch:
         patch.setattr("calipers.report.text.render_text", lambda *_: {}["no such thing"])
         with pytest.raises(KeyError):
             calipers(tmp_path, "report", "r.calipers", "-o", "none")
-    for change in ("update question set facts = '[]'", "update point set array = x'00'", "update evidence set radius = 'far'"):
+    for change in (
+        "update question set facts = '[]'",
+        "update point set array = x'00'",
+        "update evidence set radius = 'far'",
+    ):
         with contextlib.closing(sqlite3.connect(tmp_path / "r.calipers")) as db, db:
             db.execute(change)
         shown = calipers(tmp_path, "report", "r.calipers", "-o", "page.html")
@@ -337,7 +469,9 @@ def test_names_in_a_file_move_no_cursor(tmp_path: Path) -> None:
     assert shown.returncode == 2
     assert "holds the arrays a�[2J, b�; x" in shown.stderr
     (tmp_path / "list.csv").write_text("n\x07.onnx,s.vnnlib")
-    assert calipers(tmp_path, "verify", "--csv", "list.csv").stdout.startswith("n�.onnx,s.vnnlib,error")
+    assert calipers(tmp_path, "verify", "--csv", "list.csv").stdout.startswith(
+        "n�.onnx,s.vnnlib,error"
+    )
 
 
 def test_what_is_refused_at_the_door_leaves_no_record(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Do generated and mutated files do nothing but be read or refused, and would it be seen if they did?"""
+"""Do generated and mutated files do nothing but be read or refused, and would it be seen if they
+did?
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Are gradients and polynomial bounds measured right? Against closed forms, finite differences and exhaustive corners; and are wrong rules caught?"""
+"""Are gradients and polynomial bounds measured right? Against closed forms, finite differences and
+exhaustive corners; and are wrong rules caught?
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
 
-# ---- gradients -------------------------------------------------------------------------------------------------------------------------------------
+# ---- gradients
+# --------------------------------------------------------------------------------------------------
 
 
 def linear(classes: int = 3) -> tuple[nn.Linear, Tensor, Tensor]:
@@ -43,11 +46,16 @@ def test_a_linear_models_estimate_is_its_distance(norm: str, dual: float) -> Non
     w, z = net.weight.detach(), net(x).detach()
     for i, label in enumerate(y.tolist()):
         others = [j for j in range(3) if j != label]
-        each = [float((z[i, label] - z[i, j]) / torch.linalg.vector_norm(w[label] - w[j], dual)) for j in others]
+        each = [
+            float((z[i, label] - z[i, j]) / torch.linalg.vector_norm(w[label] - w[j], dual))
+            for j in others
+        ]
         assert float(found.estimate[i]) == pytest.approx(min(each), rel=1e-12)
         worst = min(others, key=lambda j: float(z[i, label] - z[i, j]))
         torch.testing.assert_close(found.gradient[i], w[label] - w[worst])
-        assert float(found.dual[i]) == pytest.approx(float(torch.linalg.vector_norm(w[label] - w[worst], dual)))
+        assert float(found.dual[i]) == pytest.approx(
+            float(torch.linalg.vector_norm(w[label] - w[worst], dual))
+        )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -57,7 +65,9 @@ def test_no_linear_score_changes_by_more_and_one_point_changes_by_as_much(norm: 
     w = net.weight.detach()[0]
     change = float(linear_score_change(w, 0.25, norm))
     best, delta = problem.region.offset_support(w.expand(len(x), -1))
-    assert float((delta @ w).max()) == pytest.approx(change) and float(best[0]) == pytest.approx(change)
+    assert float((delta @ w).max()) == pytest.approx(change) and float(best[0]) == pytest.approx(
+        change
+    )
     moved = problem.region.sample(problem.streams(0))
     assert bool((((moved - x) @ w).abs() <= change * (1 + 1e-12)).all())
 
@@ -77,13 +87,20 @@ def test_gradients_match_finite_differences() -> None:
             step = torch.zeros(5, dtype=torch.float64)
             step[i] = h
             difference = (value(net(x + step)) - value(net(x - step))) / (2 * h)
-            torch.testing.assert_close(found.gradient[:, i], difference.detach(), atol=1e-7, rtol=1e-6)
+            torch.testing.assert_close(
+                found.gradient[:, i], difference.detach(), atol=1e-7, rtol=1e-6
+            )
 
 
 def test_masks_and_weights_enter_the_dual_norm() -> None:
     net, x, y = linear()
-    mask, weights = torch.tensor([True, False, True, True, True]), torch.tensor([1.0, 1, 2, 4, 0.5], dtype=torch.float64)
-    found = sensitivity(Problem.pose(net, x, y, Ball("linf", 0.1, box=None, mask=mask, weights=weights)))
+    mask, weights = (
+        torch.tensor([True, False, True, True, True]),
+        torch.tensor([1.0, 1, 2, 4, 0.5], dtype=torch.float64),
+    )
+    found = sensitivity(
+        Problem.pose(net, x, y, Ball("linf", 0.1, box=None, mask=mask, weights=weights))
+    )
     expected = (found.gradient.abs() / weights * mask).sum(1)
     torch.testing.assert_close(found.dual, expected)
     torch.testing.assert_close(found.norms["l1"], found.gradient.abs().sum(1))
@@ -113,18 +130,28 @@ def test_what_is_wrong_or_cut_is_told() -> None:
 def test_a_target_is_as_far_as_the_farthest_margin() -> None:
     net, x, y = linear(4)
     untargeted = sensitivity(Problem.pose(net, x, y, Ball("l2", 0.1, box=None)))
-    targeted = sensitivity(Problem.pose(net, x, y, Ball("l2", 0.1, box=None), Targeted((y + 1) % 4)))
+    targeted = sensitivity(
+        Problem.pose(net, x, y, Ball("l2", 0.1, box=None), Targeted((y + 1) % 4))
+    )
     assert bool((targeted.estimate >= untargeted.estimate).all())
 
 
-# ---- polynomials -----------------------------------------------------------------------------------------------------------------------------------
+# ---- polynomials
+# --------------------------------------------------------------------------------------------------
 
-terms = st.dictionaries(st.tuples(*[st.integers(0, 4)] * 3), st.floats(-5, 5, allow_subnormal=False), min_size=1, max_size=7)
+terms = st.dictionaries(
+    st.tuples(*[st.integers(0, 4)] * 3),
+    st.floats(-5, 5, allow_subnormal=False),
+    min_size=1,
+    max_size=7,
+)
 
 
 @given(terms, st.floats(0.01, 4), st.integers(0, 2**31))
 @settings(max_examples=200, deadline=None)
-def test_the_bound_holds_for_random_polynomials(named: dict[tuple[int, ...], float], reach: float, seed: int) -> None:
+def test_the_bound_holds_for_random_polynomials(
+    named: dict[tuple[int, ...], float], reach: float, seed: int
+) -> None:
     z = Polynomial.of(named)
     rng = np.random.default_rng(seed)
     inside = rng.uniform(-reach, reach, (200, 3))
@@ -135,7 +162,9 @@ def test_the_bound_holds_for_random_polynomials(named: dict[tuple[int, ...], flo
 
 @given(terms, st.floats(0.01, 1), st.integers(0, 2**31))
 @settings(max_examples=60, deadline=None)
-def test_no_score_changes_by_more_than_the_bound(named: dict[tuple[int, ...], float], radius: float, seed: int) -> None:
+def test_no_score_changes_by_more_than_the_bound(
+    named: dict[tuple[int, ...], float], radius: float, seed: int
+) -> None:
     z, rng = Polynomial.of(named), np.random.default_rng(seed)
     x = rng.uniform(-2, 2, (20, 3))
     moved = x + rng.uniform(-radius, radius, x.shape)
@@ -163,13 +192,17 @@ def test_multilinear_maxima_are_at_a_corner() -> None:
         corners = np.array(list(itertools.product(*zip(low, high, strict=True))))
         found = largest_value(z, low, high)
         best = z.value(corners).max()
-        assert found.lower <= best + 1e-9 <= found.upper + 2e-9 and found.upper == pytest.approx(best, rel=1e-5, abs=1e-9)
+        assert found.lower <= best + 1e-9 <= found.upper + 2e-9 and found.upper == pytest.approx(
+            best, rel=1e-5, abs=1e-9
+        )
 
 
 def test_interior_maxima_are_found() -> None:
     z = Polynomial.of({(2,): -1.0, (1,): 1.0, (0,): 2.0})  # 2 + x - x^2, largest at 1/2
     found = largest_value(z, np.array([-3.0]), np.array([3.0]))
-    assert found.lower == pytest.approx(2.25, rel=1e-5) and found.lower <= 2.25 <= found.upper <= 2.25 * (1 + 2e-6)
+    assert found.lower == pytest.approx(
+        2.25, rel=1e-5
+    ) and found.lower <= 2.25 <= found.upper <= 2.25 * (1 + 2e-6)
 
 
 def test_the_gradient_bound_lies_above_the_true_maximum() -> None:
@@ -196,7 +229,10 @@ def test_the_euclidean_form_is_caught() -> None:
     for _ in range(50):
         z = Polynomial(rng.integers(0, 3, (5, 2)), rng.normal(size=5))
         degree = z.exponents.sum(1)
-        euclidean = sum(k * np.sqrt((z.weights[degree == k] ** 2).sum()) * 1.5 ** (k - 1) for k in range(1, int(degree.max()) + 1))
+        euclidean = sum(
+            k * np.sqrt((z.weights[degree == k] ** 2).sum()) * 1.5 ** (k - 1)
+            for k in range(1, int(degree.max()) + 1)
+        )
         corners = 1.5 * np.array(list(itertools.product((-1.0, 1.0), repeat=2)))
         steepest = np.linalg.norm(z.gradient(corners), axis=1).max()
         refuted += steepest > euclidean * (1 + 1e-9)
@@ -205,7 +241,11 @@ def test_the_euclidean_form_is_caught() -> None:
 
 
 def test_wrong_descriptions_are_refused() -> None:
-    for exponents, weights in ((np.array([1, 2]), np.array([1.0])), (np.array([[-1]]), np.array([1.0])), (np.array([[1]]), np.array([np.nan]))):
+    for exponents, weights in (
+        (np.array([1, 2]), np.array([1.0])),
+        (np.array([[-1]]), np.array([1.0])),
+        (np.array([[1]]), np.array([np.nan])),
+    ):
         with pytest.raises(BadInput):
             Polynomial(exponents, weights)
     with pytest.raises(BadInput, match="finite number"):
@@ -214,13 +254,18 @@ def test_wrong_descriptions_are_refused() -> None:
         largest_value(Polynomial.of({(1,): 1.0}), np.array([1.0]), np.array([0.0]))
 
 
-# ---- slopes around a point -------------------------------------------------------------------------------------------------------------------------
+# ---- slopes around a point
+# --------------------------------------------------------------------------------------------------
 
 
 def nets() -> list[tuple[nn.Module, tuple[int, ...]]]:
     torch.manual_seed(3)
-    conv = nn.Sequential(nn.Conv2d(1, 3, 3), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3))
-    dense = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Hardtanh(-0.5, 0.5), nn.Linear(6, 3))
+    conv = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)
+    )
+    dense = nn.Sequential(
+        nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Hardtanh(-0.5, 0.5), nn.Linear(6, 3)
+    )
     return [(conv.double().eval(), (1, 6, 6)), (dense.double().eval(), (5,))]
 
 
@@ -230,12 +275,16 @@ def test_no_margin_falls_faster_than_the_bound(norm: str) -> None:
         x = torch.rand(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         problem = Problem.pose(net, x, net(x).argmax(1), Ball(norm, 0.2))
         found = local_slopes(problem, samples=8)
-        assert bool((found.estimate <= found.bound * (1 + 1e-9)).all()) and bool((found.estimate > 0).all())
+        assert bool((found.estimate <= found.bound * (1 + 1e-9)).all()) and bool(
+            (found.estimate > 0).all()
+        )
         margins = problem.margins(problem.classifier.logits64(x))
         for k in range(50):
             moved = problem.region.sample(problem.streams(k))
             fallen = margins - problem.margins(problem.classifier.logits64(moved))
-            assert bool((fallen <= found.bound * problem.region.distance(moved)[:, None] * (1 + 1e-9)).all())
+            assert bool(
+                (fallen <= found.bound * problem.region.distance(moved)[:, None] * (1 + 1e-9)).all()
+            )
 
 
 def test_the_bound_is_the_gradient_where_nothing_bends() -> None:
@@ -247,7 +296,9 @@ def test_the_bound_is_the_gradient_where_nothing_bends() -> None:
 
 
 def test_slopes_of_one_piece_only_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutant: the slope at the centre for the whole region. Sampled gradients are longer than that bound."""
+    """Mutant: the slope at the centre for the whole region. Sampled gradients are longer than that
+    bound.
+    """
     net, shape = nets()[1]
     x = torch.rand(20, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     problem = Problem.pose(net, x, net(x).argmax(1), Ball("linf", 0.5))

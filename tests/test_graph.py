@@ -1,4 +1,6 @@
-"""Does the graph compute what the module computes, are its adjoints adjoint, and is what it cannot hold refused in words that help?"""
+"""Does the graph compute what the module computes, are its adjoints adjoint, and is what it cannot
+hold refused in words that help?
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,34 @@ from torch.nn import functional
 from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.affine import Conv
 from calipers.graph.capture import capture, graph_of
-from calipers.graph.ir import Affine, Bilinear, Contraction, Elementwise, Pooling, Selection, Windowed
+from calipers.graph.ir import (
+    Affine,
+    Bilinear,
+    Contraction,
+    Elementwise,
+    Pooling,
+    Selection,
+    Windowed,
+)
 from calipers.problem.classifier import Classifier
 
 NAMES = sorted(nets.ZOO)
 
 
-# ---- the graph equals the module --------------------------------------------------------------------------------------------------------------------
+# ---- the graph equals the module
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_graph_equals_module_on_batches_of_any_size(name: str) -> None:
     classifier, graph = nets.classifier_of(name), nets.captured(name)
     for count in (1, 2, 7):
-        x = 3 * torch.randn(count, *nets.ZOO[name][0], generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+        x = 3 * torch.randn(
+            count,
+            *nets.ZOO[name][0],
+            generator=torch.Generator().manual_seed(count),
+            dtype=torch.float64,
+        )
         expected, values = classifier.logits64(x), graph.values(x)
         torch.testing.assert_close(values[-1], expected, rtol=1e-12, atol=1e-12)
         assert [tuple(v.shape[1:]) for v in values] == [graph.shape(i) for i in range(len(values))]
@@ -37,7 +53,12 @@ def test_graph_equals_module_on_batches_of_any_size(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_operation_is_of_one_kind_and_names_its_place(name: str) -> None:
     for node in nets.captured(name).nodes:
-        kinds = [(Affine, "affine"), (Elementwise, "elementwise"), (Selection, "selection"), (Bilinear, "product")]
+        kinds = [
+            (Affine, "affine"),
+            (Elementwise, "elementwise"),
+            (Selection, "selection"),
+            (Bilinear, "product"),
+        ]
         kinds += [(Contraction, "contraction"), (Pooling, "pooling")]
         assert sum(isinstance(node.op, kind) and node.op.kind == word for kind, word in kinds) == 1
         assert node.where
@@ -48,7 +69,9 @@ def test_graph_in_float32_computes_in_float32(name: str) -> None:
     graph, x = nets.captured(name).to(torch.float32), nets.points_of(name)
     values = graph.values(x)
     assert {v.dtype for v in values} == {torch.float32}
-    torch.testing.assert_close(values[-1].double(), nets.classifier_of(name).logits64(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        values[-1].double(), nets.classifier_of(name).logits64(x), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,14 +83,20 @@ def test_no_number_is_left_that_nobody_reads(name: str) -> None:
 
 @pytest.mark.slow
 def test_shares_of_a_row_are_read_as_their_sum_alone() -> None:
-    """Lines of log sum exp hold together: whoever read one share of several would be told what is false of it."""
+    """Lines of log sum exp hold together: whoever read one share of several would be told what is
+    false of it.
+    """
     seen = 0
     for name in NAMES:
         graph = nets.captured(name)
-        for number in (k for k, node in enumerate(graph.nodes, start=1) if node.op.kind == "pooling"):
+        for number in (
+            k for k, node in enumerate(graph.nodes, start=1) if node.op.kind == "pooling"
+        ):
             (reader,) = (node.op for node in graph.nodes if number in node.inputs)
             assert isinstance(reader, Affine)
-            shares = torch.eye(math.prod(graph.shape(number)), dtype=torch.float64).view(-1, *graph.shape(number))
+            shares = torch.eye(math.prod(graph.shape(number)), dtype=torch.float64).view(
+                -1, *graph.shape(number)
+            )
             axis = graph.nodes[number - 1].op.axis
             alike = reader.value(shares).flatten(1).view(*graph.shape(number), -1)
             assert bool((alike == alike.narrow(axis - 1, 0, 1)).all())
@@ -82,14 +111,20 @@ def test_module_is_left_as_it_was() -> None:
     x = torch.rand(3, 4)
     random_state = torch.get_rng_state()
     capture(Classifier(module), x)
-    assert module.training and all(m.training for m in module.modules()) and all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())
+    assert (
+        module.training
+        and all(m.training for m in module.modules())
+        and all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())
+    )
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
 
 
 def test_a_classifier_is_captured_once() -> None:
     classifier = nets.classifier_of("dense")
-    assert graph_of(classifier, nets.points_of("dense")) is graph_of(classifier, nets.points_of("dense", 2))
+    assert graph_of(classifier, nets.points_of("dense")) is graph_of(
+        classifier, nets.points_of("dense", 2)
+    )
 
 
 def test_a_single_point_is_enough_to_capture() -> None:
@@ -106,19 +141,30 @@ def test_a_single_logit_becomes_the_logits_of_two_classes() -> None:
 
 def test_largest_and_bent_numbers() -> None:
     graph = nets.captured("residual")
-    assert graph.largest == max(torch.Size(graph.shape(i)).numel() for i in range(len(graph.nodes) + 1))
+    assert graph.largest == max(
+        torch.Size(graph.shape(i)).numel() for i in range(len(graph.nodes) + 1)
+    )
     assert {type(graph.nodes[k - 1].op).__name__ for k in graph.bent} <= {"Conv", "Sum", "Generic"}
 
 
-# ---- affine operations ------------------------------------------------------------------------------------------------------------------------------
+# ---- affine operations
+# --------------------------------------------------------------------------------------------------
 
 
-def affine_operations(name: str, dtype: torch.dtype = torch.float64) -> list[tuple[Affine, list[Tensor], Tensor]]:
-    """Return every affine operation of a captured module, with random inputs and a random direction of its result."""
+def affine_operations(
+    name: str, dtype: torch.dtype = torch.float64
+) -> list[tuple[Affine, list[Tensor], Tensor]]:
+    """Return every affine operation of a captured module, with random inputs and a random direction
+    of its result.
+    """
     generator = torch.Generator().manual_seed(3)
     graph = nets.captured(name).to(dtype)
     return [
-        (op, [torch.randn(4, *shape, generator=generator, dtype=dtype) for shape in shapes], torch.randn(4, *out, generator=generator, dtype=dtype))
+        (
+            op,
+            [torch.randn(4, *shape, generator=generator, dtype=dtype) for shape in shapes],
+            torch.randn(4, *out, generator=generator, dtype=dtype),
+        )
         for op, shapes, out in nets.affine_nodes(graph)
     ]
 
@@ -144,13 +190,21 @@ def test_adjoints_are_adjoint(name: str, dtype: torch.dtype) -> None:
 def test_absolute_is_the_operation_with_absolute_weights(name: str) -> None:
     for op, inputs, _ in affine_operations(name):
         absolute = op.absolute(*(x[:1].abs() for x in inputs))
-        torch.testing.assert_close(absolute, explicit_absolute(op, [x[:1].abs() for x in inputs], absolute.shape[1:]), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(
+            absolute,
+            explicit_absolute(op, [x[:1].abs() for x in inputs], absolute.shape[1:]),
+            rtol=1e-11,
+            atol=1e-11,
+        )
 
 
 def explicit_absolute(op: Affine, radii: list[Tensor], out: torch.Size) -> Tensor:
     """Return |W| r from the whole matrix, one row for each element of the result."""
     rows = op.adjoint(torch.eye(out.numel(), dtype=torch.float64).view(-1, *out))
-    return sum((row.reshape(len(row), -1).abs() @ r.flatten() for row, r in zip(rows, radii, strict=True)), torch.zeros(())).view(1, *out)
+    return sum(
+        (row.reshape(len(row), -1).abs() @ r.flatten() for row, r in zip(rows, radii, strict=True)),
+        torch.zeros(()),
+    ).view(1, *out)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "conv" in name])
@@ -161,7 +215,15 @@ def test_window_of_a_convolution_is_its_adjoint_on_the_padded_image(name: str) -
         window = op.window_adjoint(y)
         assert window.shape[2:] == (op.window(y.shape[2], 0), op.window(y.shape[3], 1))
         size, padding = inputs[0].shape[2:], op.padding
-        whole = functional.pad(window, [0, size[1] + 2 * padding[1] - window.shape[3], 0, size[0] + 2 * padding[0] - window.shape[2]])
+        whole = functional.pad(
+            window,
+            [
+                0,
+                size[1] + 2 * padding[1] - window.shape[3],
+                0,
+                size[0] + 2 * padding[0] - window.shape[2],
+            ],
+        )
         inner = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
         torch.testing.assert_close(inner, op.adjoint(y)[0], rtol=1e-11, atol=1e-11)
 
@@ -176,7 +238,8 @@ def test_slopes_are_the_diagonal() -> None:
     assert {"Scale", "Sum"} <= seen
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- refusals
+# --------------------------------------------------------------------------------------------------
 
 
 class Middle(nn.Module):
@@ -206,12 +269,16 @@ def refusal(function: Callable[[Tensor], Tensor], kind: type[Exception], width: 
         (lambda x: x.cumsum(1), "aten.cumsum.default"),
         (lambda x: x.sort(1).values, "aten.sort.default"),
         (
-            lambda x: functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], is_causal=True)[:, 0],
+            lambda x: functional.scaled_dot_product_attention(
+                x[:, None], x[:, None], x[:, None], is_causal=True
+            )[:, 0],
             "aten.scaled_dot_product_attention.default",
         ),
     ],
 )
-def test_unsupported_operation_is_named_with_its_module_and_source_line(function: Callable[[Tensor], Tensor], op: str) -> None:
+def test_unsupported_operation_is_named_with_its_module_and_source_line(
+    function: Callable[[Tensor], Tensor], op: str
+) -> None:
     message = refusal(function, UnsupportedOp)
     assert f"no bounds for {op} at odd (" in message and "attacks work" in message
     assert re.search(r"nets\.py:\d+\)", message), message
@@ -255,7 +322,9 @@ def test_models_that_mix_points_are_refused(function: Callable[[Tensor], Tensor]
     ],
     ids=["a constant for each point", "halved", "turned around", "stacked before the points"],
 )
-def test_models_that_move_the_axis_of_points_and_keep_them_apart_are_captured(function: Callable[[Tensor], Tensor]) -> None:
+def test_models_that_move_the_axis_of_points_and_keep_them_apart_are_captured(
+    function: Callable[[Tensor], Tensor],
+) -> None:
     module = Middle(function)
     graph, x = capture(Classifier(module), torch.rand(3, 4)), torch.rand(6, 4, dtype=torch.float64)
     torch.testing.assert_close(graph.values(x)[-1], module.double()(x))
@@ -263,7 +332,9 @@ def test_models_that_move_the_axis_of_points_and_keep_them_apart_are_captured(fu
 
 def test_batch_statistics_are_refused() -> None:
     # Without running statistics a batch norm looks at the whole batch, also in evaluation mode.
-    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).eval()
+    module = nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)
+    ).eval()
     with pytest.raises((CaptureError, UnsupportedOp)):
         capture(Classifier(module), torch.rand(3, 4))
 
@@ -275,12 +346,19 @@ def test_batch_statistics_are_refused() -> None:
 )
 def test_python_decisions_are_refused(function: Callable[[Tensor], Tensor]) -> None:
     message = refusal(function, CaptureError)
-    assert "cannot be exported" in message and "torch.where" in message and "attacks work without a graph" in message
+    assert (
+        "cannot be exported" in message
+        and "torch.where" in message
+        and "attacks work without a graph" in message
+    )
 
 
 @pytest.mark.parametrize(
     "function",
-    [lambda x: x + 0.1 * torch.rand(4, dtype=x.dtype), lambda x: x * (1 + 1e-6 * torch.randn((), dtype=x.dtype))],
+    [
+        lambda x: x + 0.1 * torch.rand(4, dtype=x.dtype),
+        lambda x: x * (1 + 1e-6 * torch.randn((), dtype=x.dtype)),
+    ],
     ids=["noise", "small noise"],
 )
 def test_random_models_are_refused(function: Callable[[Tensor], Tensor]) -> None:
@@ -356,27 +434,47 @@ def test_the_input_itself_as_output_is_refused() -> None:
     ],
     ids=str,
 )
-def test_the_adjoint_of_a_convolution_is_its_gradient_whichever_way_it_is_computed(settings: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_the_adjoint_of_a_convolution_is_its_gradient_whichever_way_it_is_computed(
+    settings: tuple[int, ...], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(*settings).to(dtype).requires_grad_(False)
     x = torch.randn(3, settings[0], 9, 8, dtype=dtype, requires_grad=True)
     z = layer(x)
     a = torch.randn_like(z)
-    op = Conv(layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups, (9, 8))  # type: ignore[arg-type]
+    op = Conv(
+        layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups, (9, 8)
+    )  # type: ignore[arg-type]
     tolerance = 1e-12 if dtype == torch.float64 else 1e-4
-    torch.testing.assert_close(op.adjoint(a)[0], torch.autograd.grad((z * a).sum(), x)[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        op.adjoint(a)[0], torch.autograd.grad((z * a).sum(), x)[0], rtol=tolerance, atol=tolerance
+    )
 
 
 def test_the_field_of_view_grows_with_the_windows_and_ends_where_they_do() -> None:
-    strided = nn.Sequential(nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    strided = nn.Sequential(
+        nn.Conv2d(1, 2, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(2, 2, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 2),
+    )
     graph = capture(Classifier(strided.eval()), torch.randn(3, 1, 28, 28))
-    assert graph.field_of_view(1) == pytest.approx(16 / 28**2) and graph.field_of_view(3) == pytest.approx(max(64 / 28**2, 9 / 14**2))
+    assert graph.field_of_view(1) == pytest.approx(16 / 28**2) and graph.field_of_view(
+        3
+    ) == pytest.approx(max(64 / 28**2, 9 / 14**2))
     assert graph.field_of_view(len(graph.nodes)) == float("inf")
-    pooled = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 2))
-    assert capture(Classifier(pooled.eval()), torch.randn(3, 1, 10, 10)).field_of_view(3) == float("inf")
+    pooled = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 2)
+    )
+    assert capture(Classifier(pooled.eval()), torch.randn(3, 1, 10, 10)).field_of_view(3) == float(
+        "inf"
+    )
 
 
-# ---- scalings become part of the layer before -------------------------------------------------------------------------------------------------------
+# ---- scalings become part of the layer before
+# --------------------------------------------------------------------------------------------------
 
 
 class Shared(nn.Module):
@@ -394,15 +492,40 @@ class Shared(nn.Module):
 @pytest.mark.parametrize(
     ("module", "shape", "kinds"),
     [
-        (nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)), (1, 4, 4), "Conv Generic Linear"),
-        (nn.Sequential(nn.Conv1d(1, 3, 3, bias=False), nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(6, 2)), (1, 4), "Conv Generic Linear"),
-        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)), (4,), "Linear TwoPieces Linear"),
-        (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(15, 2)), (5, 4), "Linear Scale Generic Linear"),  # by rows, not outputs
+        (
+            nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)),
+            (1, 4, 4),
+            "Conv Generic Linear",
+        ),
+        (
+            nn.Sequential(
+                nn.Conv1d(1, 3, 3, bias=False),
+                nn.BatchNorm1d(3),
+                nn.BatchNorm1d(3),
+                nn.Flatten(),
+                nn.Linear(6, 2),
+            ),
+            (1, 4),
+            "Conv Generic Linear",
+        ),
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)),
+            (4,),
+            "Linear TwoPieces Linear",
+        ),
+        # by rows, not outputs
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(15, 2)),
+            (5, 4),
+            "Linear Scale Generic Linear",
+        ),
         (Shared(), (4,), "Linear Scale Sum TwoPieces Linear"),
     ],
     ids=["conv", "twice", "linear", "other axis", "shared"],
 )
-def test_a_scaling_is_merged_into_the_layer_that_feeds_it_alone(module: nn.Module, shape: tuple[int, ...], kinds: str) -> None:
+def test_a_scaling_is_merged_into_the_layer_that_feeds_it_alone(
+    module: nn.Module, shape: tuple[int, ...], kinds: str
+) -> None:
     torch.manual_seed(0)
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -412,4 +535,6 @@ def test_a_scaling_is_merged_into_the_layer_that_feeds_it_alone(module: nn.Modul
     x = torch.randn(6, *shape)
     graph = capture(classifier, x)
     assert " ".join(type(node.op).__name__ for node in graph.nodes) == kinds
-    torch.testing.assert_close(graph.values(x.double())[-1], classifier.logits64(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        graph.values(x.double())[-1], classifier.logits64(x), rtol=1e-12, atol=1e-12
+    )

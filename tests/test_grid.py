@@ -56,7 +56,9 @@ def network(name: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         front: list[nn.Module] = [Threshold()] if name == "deaf" else []
-        model = nn.Sequential(*front, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(196, 32), nn.ReLU(), nn.Linear(32, 10))
+        model = nn.Sequential(
+            *front, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(196, 32), nn.ReLU(), nn.Linear(32, 10)
+        )
         x, y = (t[60:] for t in data.images())
         optimiser = torch.optim.Adam(model.parameters(), 1e-2)
         for _ in range(100):
@@ -72,7 +74,10 @@ def _published(name: str) -> nn.Module:
     if not path.exists():
         pytest.skip(f"no {path.name} among the published networks beside the project")
     with np.load(path) as arrays:
-        spec, weights = json.loads(str(arrays["spec"])), {k: torch.tensor(v) for k, v in arrays.items() if k != "spec"}
+        spec, weights = (
+            json.loads(str(arrays["spec"])),
+            {k: torch.tensor(v) for k, v in arrays.items() if k != "spec"},
+        )
     layers: list[nn.Module] = []
     for entry in spec:
         if entry["op"] not in ("conv2d", "linear"):
@@ -80,7 +85,11 @@ def _published(name: str) -> nn.Module:
             continue
         weight, bias = weights[entry["w"]], weights[entry["b"]]
         ways, inputs = weight.shape[:2]
-        layer = nn.Linear(inputs, ways) if entry["op"] == "linear" else nn.Conv2d(inputs, ways, tuple(weight.shape[2:]), entry["stride"], entry["padding"])
+        layer = (
+            nn.Linear(inputs, ways)
+            if entry["op"] == "linear"
+            else nn.Conv2d(inputs, ways, tuple(weight.shape[2:]), entry["stride"], entry["padding"])
+        )
         layer.load_state_dict({"weight": weight, "bias": bias})
         layers.append(layer)
     return nn.Sequential(*layers).eval().requires_grad_(False)
@@ -89,16 +98,33 @@ def _published(name: str) -> nn.Module:
 def others(norm: str) -> list[Attack]:
     """Return attacks of every family with more steps than the plan gives them."""
     l2: list[Attack] = [DDN(steps=250, inside=True)] if norm == "l2" else []
-    ascents: list[Attack] = [calipers.APGD(steps=300, targets=4), Descent(steps=200, targets=4), calipers.PGD(steps=200, restarts=2)]
-    return [FAB(steps=200, targets=9, backward=0.8, inside=True), FMN(steps=300, targets=9, gamma=0.2, inside=True), *l2, *ascents]
+    ascents: list[Attack] = [
+        calipers.APGD(steps=300, targets=4),
+        Descent(steps=200, targets=4),
+        calipers.PGD(steps=200, restarts=2),
+    ]
+    return [
+        FAB(steps=200, targets=9, backward=0.8, inside=True),
+        FMN(steps=300, targets=9, gamma=0.2, inside=True),
+        *l2,
+        *ascents,
+    ]
 
 
 def left_by(plan: Plan, name: str, norm: str, radius: float) -> tuple[Problem | None, int]:
     """Return the points that the plan leaves, and how many of them the others break; `plan` without its certifiers, which no attack contradicts."""
-    model, (x, y), threat = network(name), (t[:POINTS] for t in data.images()), calipers.Ball(norm, radius)
+    model, (x, y), threat = (
+        network(name),
+        (t[:POINTS] for t in data.images()),
+        calipers.Ball(norm, radius),
+    )
     attacks = dataclasses.replace(plan, stages=tuple(s for s in plan.stages if s.kind == "attack"))
     result = calipers.measure(model, x, y, threat, plan=attacks)
-    places = [i for i, verdict in enumerate(result.bracket.verdicts(np.full(len(x), radius))) if verdict == "unknown"]
+    places = [
+        i
+        for i, verdict in enumerate(result.bracket.verdicts(np.full(len(x), radius)))
+        if verdict == "unknown"
+    ]
     if not places:
         return None, 0
     whole = Problem.pose(model, x[places], y[places], threat)
@@ -108,7 +134,9 @@ def left_by(plan: Plan, name: str, norm: str, radius: float) -> tuple[Problem | 
         for attempt in attack(problem, seed=1):
             found[attempt.index] = attempt.candidate
         found = problem.region.snap(found)
-        fell = problem.region.contains(found) & is_adversarial(problem.goal.worst(problem.margins(problem.classifier.logits64(found))))
+        fell = problem.region.contains(found) & is_adversarial(
+            problem.goal.worst(problem.margins(problem.classifier.logits64(found)))
+        )
         if bool(fell.all()):
             return whole, len(whole)
         problem = problem.take(torch.nonzero(~fell).flatten())
@@ -117,12 +145,17 @@ def left_by(plan: Plan, name: str, norm: str, radius: float) -> tuple[Problem | 
 
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize(("name", "norm", "radius"), ROWS)
-def test_the_standard_plan_leaves_at_most_one_point_that_others_break(name: str, norm: str, radius: float) -> None:
+def test_the_standard_plan_leaves_at_most_one_point_that_others_break(
+    name: str, norm: str, radius: float
+) -> None:
     _, broken = left_by(plan_for(calipers.Ball(norm, radius), "standard"), name, norm, radius)
     assert broken <= 1
 
 
 def test_a_plan_of_ascents_alone_fails() -> None:
     """A planted mistake: the searches for the nearest example are left out."""
-    blind = dataclasses.replace(PLANS["standard"], stages=tuple(s for s in PLANS["standard"].stages if s.family in ("", "ascents", "scores")))
+    blind = dataclasses.replace(
+        PLANS["standard"],
+        stages=tuple(s for s in PLANS["standard"].stages if s.family in ("", "ascents", "scores")),
+    )
     assert left_by(blind, "madry_tiny", "l1", 4.4)[1] > 1

@@ -1,6 +1,8 @@
-"""Do certifiers ever claim a radius within which an example is planted? Networks that are right nearly everywhere around their points, but not there.
+"""Do certifiers ever claim a radius within which an example is planted? Networks that are right
+nearly everywhere around their points, but not there.
 
-`hidden.npz` is made by scripts/plant_examples.py: attacks miss most of what is planted, so nothing else would notice an unsound certifier.
+`hidden.npz` is made by scripts/plant_examples.py: attacks miss most of what is planted, so nothing
+else would notice an unsound certifier.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from calipers.problem.tools import Claim
 pytestmark = pytest.mark.slow  # minutes; part of the slow shelf
 
 ROOT = Path(__file__).resolve().parent
-_SPEC = importlib.util.spec_from_file_location("plant_examples", ROOT.parent / "scripts" / "plant_examples.py")
+_SPEC = importlib.util.spec_from_file_location(
+    "plant_examples", ROOT.parent / "scripts" / "plant_examples.py"
+)
 assert _SPEC is not None and _SPEC.loader is not None
 PLANTING = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(PLANTING)
@@ -42,7 +46,9 @@ SECONDS = 0.3
 
 
 class Bed(NamedTuple):
-    """A network, its points with the distance (N,) to what is planted near each, and the planted inputs (N, d)."""
+    """A network, its points with the distance (N,) to what is planted near each, and the planted
+    inputs (N, d).
+    """
 
     classifier: Classifier
     x: Tensor
@@ -51,31 +57,47 @@ class Bed(NamedTuple):
     distance: Tensor
 
     def problem(self, share: float = 1.0) -> Problem:
-        """Ask for that share of the distances; at 1 the ball is closed and holds what is planted."""
-        return Problem.pose(self.classifier, self.x, self.y, Ball("linf", self.distance * share, None))
+        """Ask for that share of the distances; at 1 the ball is closed and holds what is
+        planted.
+        """
+        return Problem.pose(
+            self.classifier, self.x, self.y, Ball("linf", self.distance * share, None)
+        )
 
 
 @cache
 def bed(name: str) -> Bed:
     """Return a stored network."""
     with np.load(ROOT / "hidden.npz") as arrays:
-        held = {k.partition("/")[2]: torch.tensor(v) for k, v in arrays.items() if k.startswith(f"{name}/")}
+        held = {
+            k.partition("/")[2]: torch.tensor(v)
+            for k, v in arrays.items()
+            if k.startswith(f"{name}/")
+        }
     network: nn.Module = PLANTING.NETS[name]().eval()
-    network.load_state_dict({k.removeprefix("net."): v for k, v in held.items() if k.startswith("net.")})
+    network.load_state_dict(
+        {k.removeprefix("net."): v for k, v in held.items() if k.startswith("net.")}
+    )
     classifier, x, y = Classifier(network), held["x"], held["y"]
     bad = nearest(classifier, x, y, held["bad"])
     return Bed(classifier, x, y, bad, (bad.double() - x.double()).abs().amax(1))
 
 
 def nearest(classifier: Classifier, x: Tensor, y: Tensor, bad: Tensor) -> Tensor:
-    """Walk from the planted inputs towards the points for as long as the model stays wrong: what is left is wrong by next to nothing."""
+    """Walk from the planted inputs towards the points for as long as the model stays wrong: what is
+    left is wrong by next to nothing.
+    """
     problem = Problem.pose(classifier, x, y, Ball("linf", 1.0, None))
     low, high, wrong = torch.zeros(len(x), 1), torch.ones(len(x), 1), bad
     for _ in range(30):
         middle = (low + high) / 2
         point = x + middle * (bad - x)
         broken = (problem.goal.worst(problem.margins(classifier.logits(point))) <= 0)[:, None]
-        low, high, wrong = torch.where(broken, low, middle), torch.where(broken, middle, high), torch.where(broken, point, wrong)
+        low, high, wrong = (
+            torch.where(broken, low, middle),
+            torch.where(broken, middle, high),
+            torch.where(broken, point, wrong),
+        )
     return wrong
 
 
@@ -92,7 +114,10 @@ def false(tool: Any, name: str) -> list[str]:
     """Name every point of a network for which the tool claims the planted distance or more."""
     here = bed(name)
     claimed = radii(tool, here.problem())
-    return [f"{name}: point {i} at {float(claimed[i])}" for i in torch.nonzero(claimed >= here.distance).flatten().tolist()]
+    return [
+        f"{name}: point {i} at {float(claimed[i])}"
+        for i in torch.nonzero(claimed >= here.distance).flatten().tolist()
+    ]
 
 
 def tools(**settings: Any) -> Iterator[Any]:
@@ -105,7 +130,10 @@ def tools(**settings: Any) -> Iterator[Any]:
         LargestRadius(crown),
         LargestRadius(AlphaCROWN(steps=5, sharpen=0, **settings), 4),
     )
-    yield from (BranchAndBound(seconds=SECONDS, **settings), InputSplit(seconds=SECONDS, **settings))
+    yield from (
+        BranchAndBound(seconds=SECONDS, **settings),
+        InputSplit(seconds=SECONDS, **settings),
+    )
 
 
 def test_at_least_a_hundred_examples_are_planted_and_all_are_examples() -> None:
@@ -114,14 +142,18 @@ def test_at_least_a_hundred_examples_are_planted_and_all_are_examples() -> None:
         here = bed(name)
         problem = here.problem()
         assert bool(problem.region.contains(here.bad).all())
-        assert bool((problem.goal.worst(problem.margins(here.classifier.logits(here.bad))) <= 0).all())
+        assert bool(
+            (problem.goal.worst(problem.margins(here.classifier.logits(here.bad))) <= 0).all()
+        )
         assert bool((problem.goal.worst(problem.margins(here.classifier.logits(here.x))) > 0).all())
         count += len(here.x)
     assert count >= 100
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("tool", [*tools(), *tools(guarantee="float32-executed")], ids=lambda t: repr(t)[:60])
+@pytest.mark.parametrize(
+    "tool", [*tools(), *tools(guarantee="float32-executed")], ids=lambda t: repr(t)[:60]
+)
 def test_no_certifier_claims_a_planted_distance(tool: Any, name: str) -> None:
     assert not false(tool, name)
 
@@ -129,16 +161,22 @@ def test_no_certifier_claims_a_planted_distance(tool: Any, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_much_can_be_proved_nearby(name: str) -> None:
     """Only a tool that claims something can claim too much."""
-    assert float((radii(BranchAndBound(seconds=SECONDS), bed(name).problem(0.3)) > 0).double().mean()) > 0.5
+    assert (
+        float((radii(BranchAndBound(seconds=SECONDS), bed(name).problem(0.3)) > 0).double().mean())
+        > 0.5
+    )
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------------------------------------
+# ---- words
+# --------------------------------------------------------------------------------------------------
 
 LENGTH, KINDS = 6, 3
 
 
 def words(seed: int) -> tuple[Problem, Tensor]:
-    """Return a problem about one word, with a ball that just holds the one word that the network gets wrong: that many switches away."""
+    """Return a problem about one word, with a ball that just holds the one word that the network
+    gets wrong: that many switches away.
+    """
     generator = torch.Generator().manual_seed(seed)
     own = torch.randint(KINDS, (LENGTH,), generator=generator)
     k = 1 + seed % 3
@@ -148,27 +186,41 @@ def words(seed: int) -> tuple[Problem, Tensor]:
     first, last = nn.Linear(LENGTH * KINDS, 12), nn.Linear(12, 2)
     with torch.no_grad():
         first.weight.copy_(torch.randn(12, LENGTH * KINDS, generator=generator) * 0.1)
-        first.weight[-1], first.bias[-1] = bad[0], 0.5 - LENGTH  # 1/2 at the planted word, 0 at all others
+        # 1/2 at the planted word, 0 at all others
+        first.weight[-1], first.bias[-1] = bad[0], 0.5 - LENGTH
         last.weight.copy_(torch.randn(2, 12, generator=generator) * 0.1)
         last.weight[:, -1] = 0
         last.bias.copy_(torch.tensor([1.0, 0.0]))
         network = nn.Sequential(first, nn.ReLU(), last).eval()
         margin = network(bad)[0] @ torch.tensor([1.0, -1.0])
         last.weight[1, -1] = 2 * margin + 1e-3
-    return Problem.pose(Classifier(network), x, torch.zeros(1, dtype=torch.long), Substitutions(letters(LENGTH, KINDS), k)), bad
+    return Problem.pose(
+        Classifier(network),
+        x,
+        torch.zeros(1, dtype=torch.long),
+        Substitutions(letters(LENGTH, KINDS), k),
+    ), bad
 
 
 def test_no_certifier_claims_a_planted_word() -> None:
     for seed in range(30):
         problem, bad = words(seed)
         k = problem.threat.radii(1)
-        assert bool(problem.region.contains(bad).all()) and bool((problem.goal.worst(problem.margins(problem.classifier.logits(bad))) <= 0).all())
+        assert bool(problem.region.contains(bad).all()) and bool(
+            (problem.goal.worst(problem.margins(problem.classifier.logits(bad))) <= 0).all()
+        )
         assert radii(Enumeration(), problem) == k - 1, f"seed {seed}: all nearer words resist"
-        for tool in (IBP(), CROWN(), IBP(guarantee="float32-executed"), CROWN(guarantee="float32-executed")):
+        for tool in (
+            IBP(),
+            CROWN(),
+            IBP(guarantee="float32-executed"),
+            CROWN(guarantee="float32-executed"),
+        ):
             assert radii(tool, problem) < k, f"seed {seed}, {tool}"
 
 
-# ---- mutants ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- mutants
+# --------------------------------------------------------------------------------------------------
 
 
 def lowered(share: float) -> Any:
@@ -183,11 +235,15 @@ def lowered(share: float) -> Any:
 
 
 @pytest.mark.parametrize("tool", list(tools())[1:], ids=lambda t: repr(t)[:60])
-def test_mutant_whose_chord_lies_a_tenth_too_low_is_caught(monkeypatch: pytest.MonkeyPatch, tool: Any) -> None:
+def test_mutant_whose_chord_lies_a_tenth_too_low_is_caught(
+    monkeypatch: pytest.MonkeyPatch, tool: Any
+) -> None:
     monkeypatch.setattr(TwoPieces, "relax", lowered(0.1))
     assert any(false(tool, name) for name in NAMES)
 
 
-def test_mutant_whose_chord_lies_two_hundredths_too_low_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutant_whose_chord_lies_two_hundredths_too_low_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(TwoPieces, "relax", lowered(0.02))
     assert any(false(BranchAndBound(seconds=SECONDS), name) for name in NAMES)

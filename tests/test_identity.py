@@ -1,4 +1,6 @@
-"""Is an edited model another model, and the same model the same in every process? Whatever can change an answer is part of the identity, nothing else."""
+"""Is an edited model another model, and the same model the same in every process? Whatever can
+change an answer is part of the identity, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -117,9 +119,15 @@ EDITS = {
     "a global function": ("return SLOPE * z", "return SLOPE * z * z"),
     "a submodule's class": ("nn.Dropout(0.5)", "nn.Identity()"),
     "a submodule's setting": ("nn.Dropout(0.5)", "nn.Dropout(0.25)"),
-    "a submodule in a list": ("self.listed = [nn.Linear(3, 3)]", "self.listed = [nn.Sequential(nn.Linear(3, 3), nn.ReLU())]"),
+    "a submodule in a list": (
+        "self.listed = [nn.Linear(3, 3)]",
+        "self.listed = [nn.Sequential(nn.Linear(3, 3), nn.ReLU())]",
+    ),
     "a submodule in a dict": ('{"last": nn.Linear(3, 3)}', '{"last": nn.Linear(3, 3, bias=False)}'),
-    "the order of calls": ('self.named["last"](self.listed[0](', 'self.listed[0](self.named["last"]('),
+    "the order of calls": (
+        'self.named["last"](self.listed[0](',
+        'self.listed[0](self.named["last"](',
+    ),
 }
 ALIKE = {
     "lines above": ("SLOPE = 1.0", "\n\n# a remark\nSLOPE = 1.0"),
@@ -156,9 +164,15 @@ LATER: dict[str, Callable[[nn.Module], object]] = {
     "a weight of a listed module": lambda m: m.listed[0].weight.neg_(),
     "an attribute": lambda m: setattr(m.part, "weight", 3.0),
     "a name in a list": lambda m: m.names.append("z"),
-    "a further hook": lambda m: m.b.register_forward_pre_hook(lambda module, given: (given[0] / 2,)),
-    "another forward": lambda m: setattr(m, "forward", types.MethodType(lambda self, x: self.b(self.a(x)), m)),
-    "another forward of a part": lambda m: setattr(m.a, "forward", lambda x: x[:, :1].expand(-1, 8)),
+    "a further hook": lambda m: m.b.register_forward_pre_hook(
+        lambda module, given: (given[0] / 2,)
+    ),
+    "another forward": lambda m: setattr(
+        m, "forward", types.MethodType(lambda self, x: self.b(self.a(x)), m)
+    ),
+    "another forward of a part": lambda m: setattr(
+        m.a, "forward", lambda x: x[:, :1].expand(-1, 8)
+    ),
     "an array": lambda m: m.mean.fill(1.0),
 }
 
@@ -176,7 +190,9 @@ def test_the_difference_is_told() -> None:
         ("made(0.25)", "made(0.5)", "shift in forward hook 1 of a was 0.25, is 0.5"),
     ]:
         assert Classifier(built(NET.replace(old, new))).identity().differences(before) == said
-    assert "weights of a.weight differs" in Classifier(later(LATER["a weight"])).identity().differences(before)
+    assert "weights of a.weight differs" in Classifier(
+        later(LATER["a weight"])
+    ).identity().differences(before)
 
 
 class Counting(nn.Module):
@@ -186,7 +202,12 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.calls, self.last, self.tables = nn.Linear(FEATURES, 3), 0, None, dict[int, Tensor]()
+        self.inner, self.calls, self.last, self.tables = (
+            nn.Linear(FEATURES, 3),
+            0,
+            None,
+            dict[int, Tensor](),
+        )
         self.scale = 2.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -229,16 +250,32 @@ def test_a_hook_that_collects_is_no_other_model_with_each_call() -> None:
 def test_a_measurement_of_a_model_that_counts_ends() -> None:
     module = counting()
     x = points(6)
-    result = calipers.measure(module, x, module(x).argmax(1), calipers.Ball("linf", 0.01), plan=Plan("one", (Stage(calipers.Steepest(), "attack"),)))
+    result = calipers.measure(
+        module,
+        x,
+        module(x).argmax(1),
+        calipers.Ball("linf", 0.01),
+        plan=Plan("one", (Stage(calipers.Steepest(), "attack"),)),
+    )
     assert result.clean_accuracy.count == 6
 
 
 def test_other_processes_find_the_same_name(tmp_path: Path) -> None:
     """Another folder and file name, another seed of hashes, and other addresses."""
     (tmp_path / "other.py").write_text(NET)
-    code = "import other; from calipers.problem.classifier import Classifier; print(Classifier(other.build()).digest())"
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": f"{SRC}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    code = (
+        "import other; from calipers.problem.classifier import Classifier; "
+        "print(Classifier(other.build()).digest())"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "7",
+        "PYTHONPATH": f"{SRC}{os.pathsep}{tmp_path}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == digest(built(), called=False)
 
 
@@ -256,13 +293,23 @@ class Plain(nn.Module):
 
 
 def exported(module: nn.Module) -> nn.Module:
-    return torch.export.export(module, (points(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
+    return torch.export.export(
+        module, (points(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    ).module()
 
 
-@pytest.mark.parametrize("turned", [exported, lambda m: torch.jit.trace(m, points())], ids=["exported", "traced"])
-def test_of_exported_and_traced_modules_the_program_counts(turned: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "turned", [exported, lambda m: torch.jit.trace(m, points())], ids=["exported", "traced"]
+)
+def test_of_exported_and_traced_modules_the_program_counts(
+    turned: Callable[[nn.Module], nn.Module],
+) -> None:
     """The constant of the sign is written into the program, the weights are the same."""
-    assert digest(turned(Plain().eval())) == digest(turned(Plain().eval())) != digest(turned(Plain(-1.0).eval()))
+    assert (
+        digest(turned(Plain().eval()))
+        == digest(turned(Plain().eval()))
+        != digest(turned(Plain(-1.0).eval()))
+    )
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
@@ -274,17 +321,24 @@ def test_of_quantised_modules_the_packed_weights_count() -> None:
             module[0].bias.zero_()
         return torch.ao.quantization.quantize_dynamic(module, {nn.Linear})
 
-    assert digest(packed(1.0), called=False) == digest(packed(1.0), called=False) != digest(packed(0.5), called=False)
+    assert (
+        digest(packed(1.0), called=False)
+        == digest(packed(1.0), called=False)
+        != digest(packed(0.5), called=False)
+    )
 
 
 def test_of_functions_the_code_counts() -> None:
     def answers(by: float) -> nn.Module:
-        return calipers.Answers(lambda x: by * np.stack([x.sum(1), -x.sum(1)], 1), dtype=torch.float64)
+        return calipers.Answers(
+            lambda x: by * np.stack([x.sum(1), -x.sum(1)], 1), dtype=torch.float64
+        )
 
     assert digest(answers(1.0)) == digest(answers(1.0)) != digest(answers(-1.0))
 
 
-# ---- mutants: each part of the identity forgotten -------------------------------------------------------------------------------------------------------
+# ---- mutants: each part of the identity forgotten
+# --------------------------------------------------------------------------------------------------
 
 
 def _nothing(*given: object) -> set[str]:
@@ -311,7 +365,9 @@ def test_plain_data_by_content() -> None:
     assert plain({"a": 1}) != plain({"a": 1.0}) != plain({"a": True})
     assert plain({3, 1, 2}) == plain({1, 2, 3}) and plain([1, [2]]) != plain([1, 2])
     assert plain(("ab", "c")) != plain(("a", "bc")) and plain(object()) is None
-    assert plain(torch.ones(2)) != plain(torch.ones(2, dtype=torch.float64)) and plain(np.ones(2)) != plain(np.ones((2, 1)))
+    assert plain(torch.ones(2)) != plain(torch.ones(2, dtype=torch.float64)) and plain(
+        np.ones(2)
+    ) != plain(np.ones((2, 1)))
     itself: list[object] = []
     itself.append(itself)
     assert plain(itself) is None

@@ -1,4 +1,6 @@
-"""Do wider balls and repeated tries find what a single search misses, and never claim what is not there?"""
+"""Do wider balls and repeated tries find what a single search misses, and never claim what is not
+there?
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,18 +30,25 @@ def digits(norm: str, count: int = 100, radius: float | None = None) -> Problem:
 
 def broken(attack: Attack, problem: Problem, seed: int = 0) -> Tensor:
     """Return which points the attack breaks, each mentioned once, with an admissible example."""
-    found, seen = torch.zeros(len(problem), dtype=torch.bool), torch.zeros(len(problem), dtype=torch.long)
+    found, seen = (
+        torch.zeros(len(problem), dtype=torch.bool),
+        torch.zeros(len(problem), dtype=torch.long),
+    )
     for attempt in attack(problem, seed=seed):
         part = problem.take(attempt.index)
         seen[attempt.index] += 1
-        found[attempt.index] = (part.clearance(attempt.candidate) <= 0) & part.region.contains(attempt.candidate)
+        found[attempt.index] = (part.clearance(attempt.candidate) <= 0) & part.region.contains(
+            attempt.candidate
+        )
         assert (attempt.forwards > 0).all()
     assert (seen == 1).all()
     return found
 
 
 def linear(norm: str, ratio: float, box: tuple[float, float] | None) -> Problem:
-    """Return points of a linear model, each at a radius of `ratio` times its exact distance (no box: margin over dual norm)."""
+    """Return points of a linear model, each at a radius of `ratio` times its exact distance (no
+    box: margin over dual norm).
+    """
     generator = torch.Generator().manual_seed(3)
     model = nn.Linear(12, 4).double()
     with torch.no_grad():
@@ -49,7 +58,9 @@ def linear(norm: str, ratio: float, box: tuple[float, float] | None) -> Problem:
     problem = Problem.pose(model, x, model(x).argmax(1), calipers.Ball(norm, 1.0, box=box))
     margins = problem.margins(model(x))
     rows = problem.goal.rows(problem.y, 4).double() @ model.weight
-    exact = (margins / torch.stack([problem.region.norm.dual(rows[:, s]) for s in range(3)], 1)).amin(1)
+    exact = (
+        margins / torch.stack([problem.region.norm.dual(rows[:, s]) for s in range(3)], 1)
+    ).amin(1)
     return problem.at(exact.detach() * ratio)
 
 
@@ -62,16 +73,24 @@ def test_descent_gives_the_exact_verdict_on_a_linear_model(norm: str) -> None:
 @pytest.mark.parametrize("norm", RADII)
 @pytest.mark.parametrize("targets", [0, 3])
 def test_the_widest_ball_is_never_mistaken_for_the_one_asked_for(norm: str, targets: int) -> None:
-    """Every candidate lies in the ball asked for, though all points fall in one three times as wide."""
+    """Every candidate lies in the ball asked for, though all points fall in one three times as
+    wide.
+    """
     problem = digits(norm, 40, RADII[norm] / 4)
     for attempt in Descent(steps=20, targets=targets)(problem):
         assert problem.take(attempt.index).region.contains(attempt.candidate).all()
-    assert broken(calipers.PGD(steps=20), problem.at(RADII[norm] * 3)).all() and not broken(Descent(steps=20, targets=targets), problem).all()
+    assert (
+        broken(calipers.PGD(steps=20), problem.at(RADII[norm] * 3)).all()
+        and not broken(Descent(steps=20, targets=targets), problem).all()
+    )
 
 
 def test_descent_finds_in_l1_what_a_search_from_inside_misses() -> None:
     problem = digits("l1", 200)
-    plain, wide = broken(calipers.APGD(steps=60), problem), broken(Descent(steps=60, targets=0), problem)
+    plain, wide = (
+        broken(calipers.APGD(steps=60), problem),
+        broken(Descent(steps=60, targets=0), problem),
+    )
     assert (wide & ~plain).sum() >= 2
 
 
@@ -105,15 +124,22 @@ def test_only_nearly_broken_points_are_tried_again_and_broken_ones_never() -> No
     broken(Insist(calipers.PGD(steps=10), spy, within=0.1, tries=3), problem)
     again = set(spy.asked[0])
     assert spy.asked == [spy.asked[0]] * 3
-    assert 0 < len(again) < int((~first).sum()) and not again & {n for n, hit in zip(problem.names, first.tolist(), strict=True) if hit}
+    assert 0 < len(again) < int((~first).sum()) and not again & {
+        n for n, hit in zip(problem.names, first.tolist(), strict=True) if hit
+    }
 
 
 def test_nearly_is_measured_as_a_linear_model_does() -> None:
-    """At a share s of the exact distance a linear model lacks (1 - s) / s of the radius: 1 / 0.97 - 1 is within 0.04, 1 / 0.95 - 1 is not."""
+    """At a share s of the exact distance a linear model lacks (1 - s) / s of the radius: 1 / 0.97 -
+    1 is within 0.04, 1 / 0.95 - 1 is not.
+    """
     for norm in RADII:
         for ratio, tried in ((0.97, True), (0.95, False)):
             spy = Spy([])
-            broken(Insist(calipers.APGD(steps=60, targets=3), spy, within=0.04), linear(norm, ratio, None))
+            broken(
+                Insist(calipers.APGD(steps=60, targets=3), spy, within=0.04),
+                linear(norm, ratio, None),
+            )
             assert bool(spy.asked) == tried, (norm, ratio)
             assert not tried or len(spy.asked[0]) == 20
 
@@ -121,7 +147,9 @@ def test_nearly_is_measured_as_a_linear_model_does() -> None:
 def test_more_tries_break_more_and_keep_what_was_broken() -> None:
     problem = digits("l1", 200)
     once = broken(calipers.APGD(steps=40), problem)
-    insisted = broken(Insist(calipers.APGD(steps=40), Descent(steps=60, targets=2), within=0.1, tries=2), problem)
+    insisted = broken(
+        Insist(calipers.APGD(steps=40), Descent(steps=60, targets=2), within=0.1, tries=2), problem
+    )
     assert (insisted | ~once).all() and insisted.sum() > once.sum()
 
 
@@ -129,7 +157,12 @@ def test_neighbours_do_not_matter() -> None:
     problem = digits("linf", 40)
     attack = Insist(calipers.PGD(steps=5), calipers.PGD(steps=10), within=0.3, tries=2)
     whole = broken(attack, problem)
-    halves = torch.cat([broken(attack, problem.take(torch.arange(0, 11))), broken(attack, problem.take(torch.arange(11, len(problem))))])
+    halves = torch.cat(
+        [
+            broken(attack, problem.take(torch.arange(0, 11))),
+            broken(attack, problem.take(torch.arange(11, len(problem)))),
+        ]
+    )
     assert torch.equal(whole, halves)
 
 
@@ -141,7 +174,9 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 def test_the_wider_balls_are_climbed_to_the_end_also_by_points_that_fall_there() -> None:
-    """What lies deep in another class is wanted, not its boundary: six in ten of the steps are made at every point."""
+    """What lies deep in another class is wanted, not its boundary: six in ten of the steps are made
+    at every point.
+    """
     problem = digits("linf", 30)
     for attempt in Descent(steps=50, targets=0)(problem):
         assert int(attempt.forwards.min()) >= 30

@@ -23,7 +23,11 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack
 
 N = 12
-BALLS = {name: (attack, threat) for name, (attack, threat) in arsenal.arsenal().items() if threat != "letters"}
+BALLS = {
+    name: (attack, threat)
+    for name, (attack, threat) in arsenal.arsenal().items()
+    if threat != "letters"
+}
 TRIALS = 8  # interrupts of each attack, spread over the calls of a whole run
 
 
@@ -53,7 +57,9 @@ class Telltale(nn.Module):
         wrong = logits.detach().argmax(1) != Telltale.problem.y[who]
         distance = Telltale.problem.region.take(who).distance(points)
         for i in torch.nonzero(wrong).flatten().tolist():
-            Telltale.shown[int(who[i])] = min(Telltale.shown.get(int(who[i]), torch.inf), float(distance[i]))
+            Telltale.shown[int(who[i])] = min(
+                Telltale.shown.get(int(who[i]), torch.inf), float(distance[i])
+            )
         return logits
 
 
@@ -63,7 +69,9 @@ def pose(threat: str) -> Problem:
     x = torch.cat([arsenal.points(n=N), torch.arange(N, dtype=arsenal.F64)[:, None] / N], 1)
     Telltale.listening, model = False, Telltale().eval()
     radius = {"linf": 0.15, "l2": 0.3, "l0": 2.0}[threat]
-    Telltale.problem = Problem.pose(model, x, model(x).argmax(1), Ball(threat, radius, box=(0, 1), mask=mask))
+    Telltale.problem = Problem.pose(
+        model, x, model(x).argmax(1), Ball(threat, radius, box=(0, 1), mask=mask)
+    )
     return Telltale.problem
 
 
@@ -105,7 +113,8 @@ def lost(attack: Attack, threat: str, trials: int = TRIALS) -> list[tuple[int, s
         owed_ever |= owed
         if missing := owed - {i for i, distance in found.items() if distance <= limit}:
             losses.append((fuse, missing))
-    assert owed_ever or type(attack).__name__ in ("Steepest", "Descent")  # these two find what they find at their last call
+    # these two find what they find at their last call
+    assert owed_ever or type(attack).__name__ in ("Steepest", "Descent")
     return losses
 
 
@@ -160,7 +169,13 @@ def test_an_interrupt_of_the_referee_loses_nothing_either(name: str, fuse: int) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Referee, "attempt", ruled)
         Telltale.calls, Telltale.fuse, Telltale.shown = 0, 0, {}
-        result = calipers.measure(problem.classifier, problem.x, problem.y, problem.threat, plan=Plan("one", (stage_of(attack),)))
+        result = calipers.measure(
+            problem.classifier,
+            problem.x,
+            problem.y,
+            problem.threat,
+            plan=Plan("one", (stage_of(attack),)),
+        )
     known = {row.index for row in result.points if row.upper < torch.inf}
     limit = torch.inf if stage_of(attack).aim == "distance" else float(problem.region.radius[0])
     assert {i for i, distance in Telltale.shown.items() if 0 < distance <= limit} <= known
@@ -238,7 +253,10 @@ MUTANTS = {
 
 
 @pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize("mutant", [pytest.param(name, marks=[pytest.mark.slow] if "polish" in name else []) for name in MUTANTS])
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(name, marks=[pytest.mark.slow] if "polish" in name else []) for name in MUTANTS],
+)
 def test_forgetting_is_found_out(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, place, word, instead = MUTANTS[mutant]
     monkeypatch.setattr(place, word, instead or _only_whole_rounds(queries._Run._note))
@@ -249,6 +267,12 @@ def _only_whole_rounds(note: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return what notes the answers of a round unless some are missing."""
 
     def noted(self: object, slots: object, region: object, asked: object, worst: Tensor) -> Tensor:
-        return note(self, slots, region, asked, worst if bool(worst.isfinite().all()) else torch.full_like(worst, torch.inf))
+        return note(
+            self,
+            slots,
+            region,
+            asked,
+            worst if bool(worst.isfinite().all()) else torch.full_like(worst, torch.inf),
+        )
 
     return noted

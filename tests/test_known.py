@@ -15,17 +15,26 @@ RADII = np.array([0.0, 0.25, 0.5, 0.5, 0.75, 1.0])
 
 
 def drawn(seed: int) -> list[Evidence]:
-    """Return facts in random order, many of them at the radius asked: certificates at most there, witnesses there or beyond, or all nearer."""
+    """Return facts in random order, many of them at the radius asked: certificates at most there,
+    witnesses there or beyond, or all nearer.
+    """
     draw, facts = np.random.default_rng(seed), list[Evidence]()
     for i, name in enumerate([*NAMES, "a stranger"]):
         radius, broken = float(RADII[i % len(NAMES)]), bool(draw.integers(2))
         for _ in range(4):
             tool, step = str(draw.choice(TOOLS)), 0.05 * float(draw.integers(3))
-            low, up = (0.3 * radius, 0.6 * radius + step) if broken else (radius - step, radius + 0.1 + step)
-            facts += [Evidence(name, "certificate", tool, low)] * bool(low > 0) + [Evidence(name, "witness", tool, up if up > 0 else 0.1)]
+            low, up = (
+                (0.3 * radius, 0.6 * radius + step)
+                if broken
+                else (radius - step, radius + 0.1 + step)
+            )
+            facts += [Evidence(name, "certificate", tool, low)] * bool(low > 0) + [
+                Evidence(name, "witness", tool, up if up > 0 else 0.1)
+            ]
             facts.append(Evidence(name, "attempt", tool, radius))
             if draw.integers(2) and broken:
-                facts.append(Evidence(name, "witness", tool, radius + 0.1))  # after a nearer one: it counts for nothing
+                # after a nearer one: it counts for nothing
+                facts.append(Evidence(name, "witness", tool, radius + 0.1))
             elif not broken and radius:
                 facts.append(Evidence(name, "certificate", tool, radius))
     return [facts[i] for i in draw.permutation(len(facts))]
@@ -43,7 +52,9 @@ def same(known: Known, facts: list[Evidence]) -> None:
         alone = Bracket.of(NAMES, mine).verdicts(RADII)
         for i in range(1, len(NAMES)):  # at radius 0 there is nothing to settle
             assert known.settled_by(tool, [i], RADII) == (alone[i] != "unknown"), (tool, i)
-            assert known.narrowed_by(tool, [i]) == any(e.point == NAMES[i] and e.kind != "attempt" for e in mine)
+            assert known.narrowed_by(tool, [i]) == any(
+                e.point == NAMES[i] and e.kind != "attempt" for e in mine
+            )
         assert set(known.tried(tool)) == {(e.point, e.radius) for e in mine if e.kind == "attempt"}
 
 

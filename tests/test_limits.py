@@ -1,4 +1,6 @@
-"""Does every tool end within a step of its time, whoever runs it, and keep what it has proved or found by then? All clocks are counted."""
+"""Does every tool end within a step of its time, whoever runs it, and keep what it has proved or
+found by then? All clocks are counted.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Looks:
 def posed(points: int = 6, epsilon: float = 0.1) -> Problem:
     """The robust embedded network on a few digits."""
     x, y = data.images()
-    return Problem.pose(data.build("mnist-robust"), x[:points], y[:points], calipers.Ball("linf", epsilon))
+    return Problem.pose(
+        data.build("mnist-robust"), x[:points], y[:points], calipers.Ball("linf", epsilon)
+    )
 
 
 TOOLS: dict[str, Callable[[Problem], Iterator[Attempt | Claim]]] = {
@@ -48,7 +52,9 @@ TOOLS: dict[str, Callable[[Problem], Iterator[Attempt | Claim]]] = {
 
 
 def looks(name: str, problem: Problem, ends: float) -> tuple[int, list[Attempt | Claim], bool]:
-    """Run a tool under a limit; return how often the clock was looked at, what was handed over, and whether it was cut short."""
+    """Run a tool under a limit; return how often the clock was looked at, what was handed over, and
+    whether it was cut short.
+    """
     clock, got = Looks(), list[Attempt | Claim]()
     try:
         with limited(Limit(clock, ends)):
@@ -69,12 +75,20 @@ def test_a_tool_ends_within_a_step_of_its_time(name: str) -> None:
     assert cut or name == "LargestRadius"  # which searches for less long, and confirms
 
 
-WHERE = {"IBP": (linear,), "CROWN": (linear,), "PGD": (search,), "Square": (queries,), "AlphaCROWN": (linear, optimise)}
+WHERE = {
+    "IBP": (linear,),
+    "CROWN": (linear,),
+    "PGD": (search,),
+    "Square": (queries,),
+    "AlphaCROWN": (linear, optimise),
+}
 
 
 @pytest.mark.one_in(1)
 @pytest.mark.parametrize("name", list(WHERE))
-def test_a_tool_that_does_not_give_way_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_that_does_not_give_way_is_noticed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = posed()
     ends = looks(name, problem, 1e9)[0] // 2
     for module in WHERE[name]:
@@ -123,11 +137,15 @@ def test_branch_and_bound_counts_its_root_too(monkeypatch: pytest.MonkeyPatch) -
     clock = Looks()
     monkeypatch.setattr("calipers.certificates.branch_and_bound.time.monotonic", clock)
     claims = list(calipers.BranchAndBound(seconds=2.0)(posed(4, 0.2)))
-    assert all(isinstance(c, Claim) and not bool((c.radius > 0).any()) for c in claims) and clock.count < 40
+    assert (
+        all(isinstance(c, Claim) and not bool((c.radius > 0).any()) for c in claims)
+        and clock.count < 40
+    )
     assert sorted(i for c in claims for i in c.index.tolist()) == [0, 1, 2, 3]
 
 
-# ---- limits themselves ---------------------------------------------------------------------------------------------------------------------------------
+# ---- limits themselves
+# --------------------------------------------------------------------------------------------------
 
 
 def test_limits_end_with_their_block_and_the_outer_one_counts_first() -> None:

@@ -1,7 +1,9 @@
 """Does the number of points in flight bound the memory of an attack, however many points there are?
 
-Measured in processes of their own by the largest resident size: what a run adds to what the process held before it, in MB. A point's own storage (the
-point, its candidate, the random streams' keys) grows with the points and is small; the activations of a wide layer grow with the batch and are large.
+Measured in processes of their own by the largest resident size: what a run adds to what the process
+held before it, in MB. A point's own storage (the point, its candidate, the random streams' keys)
+grows with the points and is small; the activations of a wide layer grow with the batch and are
+large.
 """
 
 from __future__ import annotations
@@ -61,20 +63,35 @@ RUN = textwrap.dedent(
     """
 ).format(features=FEATURES, width=WIDTH)
 
-measurable = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not say how much memory a process took at most")
+measurable = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="the system does not say how much memory a process took at most",
+)
 
 
 @cache
 def added(name: str, points: int, batch: int, leak: str = "no") -> float:
     """Return how many MB a run takes at most beyond what was held before it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, "-c", RUN, name, str(points), str(batch), leak], capture_output=True, text=True, env=environment, check=False)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, name, str(points), str(batch), leak],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 
 
 STORED = 4096 * FEATURES * 4 / 2**20  # MB of one copy of all the points
-COPIES = 16  # of the points that a problem and an attack's book may hold: x, box ends, best, candidates …
+# of the points that a problem and an attack's book may hold: x, box ends, best, candidates …
+COPIES = 16
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Are ascents before linear programs, and projections instead of them, sound and exact? Against enumeration, with every choice left to them."""
+"""Are ascents before linear programs, and projections instead of them, sound and exact? Against
+enumeration, with every choice left to them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from test_milp import ACTIVATIONS, SETTINGS, against_enumeration, asked, by_enumeration, exact, perceptron, wrong_somewhere
+from test_milp import (
+    ACTIVATIONS,
+    SETTINGS,
+    against_enumeration,
+    asked,
+    by_enumeration,
+    exact,
+    perceptron,
+    wrong_somewhere,
+)
 
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates import branch_search
@@ -27,14 +38,24 @@ from calipers.problem.problem import Problem
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ascents come before any program."""
-    monkeypatch.setattr(MILP.__init__, "__defaults__", tuple(0 if d == 600 else d for d in MILP.__init__.__defaults__ or ()))
+    monkeypatch.setattr(
+        MILP.__init__,
+        "__defaults__",
+        tuple(0 if d == 600 else d for d in MILP.__init__.__defaults__ or ()),
+    )
     assert MILP().first == 0
 
 
 @pytest.mark.one_in(3)
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name not in ("relu", "clip") else []) for name in ACTIVATIONS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name not in ("relu", "clip") else [])
+        for name in ACTIVATIONS
+    ],
+)
 def test_enumeration_after_ascents(norm: str, name: str) -> None:
     for seed in (6, 8):
         against_enumeration(norm, name, seed, widths=(3, 3, 3) if name == "clip" else (3, 3, 2, 3))
@@ -48,7 +69,15 @@ def within_constraints(seed: int) -> bool:
 
 @pytest.mark.one_in(2)
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("setting", [pytest.param(name, marks=[pytest.mark.slow] if name in ("constraints", "no box", "mask") else []) for name in SETTINGS])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.slow] if name in ("constraints", "no box", "mask") else []
+        )
+        for name in SETTINGS
+    ],
+)
 @pytest.mark.parametrize("norm", [pytest.param("linf", marks=[pytest.mark.slow]), "l2"])
 def test_enumeration_after_ascents_in_every_setting(norm: str, setting: str) -> None:
     for seed in (3, 6) if setting != "constraints" else range(3):
@@ -68,10 +97,16 @@ def test_a_square_distance_of_a_small_polyhedron() -> None:
             inside,
             jac=lambda d, s=square: s * d,
             bounds=list(zip(low, high, strict=True)),
-            constraints={"type": "ineq", "fun": lambda d, m=matrix, e=ends: e - m @ d, "jac": lambda d, m=matrix: -m},
+            constraints={
+                "type": "ineq",
+                "fun": lambda d, m=matrix, e=ends: e - m @ d,
+                "jac": lambda d, m=matrix: -m,
+            },
             options={"ftol": 1e-14, "maxiter": 500},
         )
-        assert found is not None and (matrix @ found[0] <= ends + 1e-8).all() and (found[1] >= 0).all()
+        assert (
+            found is not None and (matrix @ found[0] <= ends + 1e-8).all() and (found[1] >= 0).all()
+        )
         assert abs((square * found[0] ** 2).sum() / 2 - best.fun) <= 1e-6 * (1 + best.fun)
 
 
@@ -84,8 +119,9 @@ def test_rows_that_contradict_each_other_are_told_by_a_large_dual_value() -> Non
 
 
 def around(seed: int, norm: str) -> tuple[Problem, Start, Model, float, list[int]]:
-    """Return a small network's question within a little more than its distance, its relaxation and rows, that distance, and the pieces that the nearest
-    example is in."""
+    """Return a small network's question within a little more than its distance, its relaxation and
+    rows, that distance, and the pieces that the nearest example is in.
+    """
     activation, pieces = ACTIVATIONS["relu"]
     model = perceptron(seed, activation, (3, 3, 2, 3))
     problem = asked(model, seed, 3, norm)
@@ -95,34 +131,53 @@ def around(seed: int, norm: str) -> tuple[Problem, Start, Model, float, list[int
         part = problem.at(truth * 1.01)
         start = Start.tightened(part, CHECKED, steps=2, sharpen=0)
         assert start.root is not None and ends.point is not None
-        cases = {case: [case] for case in torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()}
+        cases = {
+            case: [case] for case in torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
+        }
         rows = encoded(start.root.state, start.spec[0], start.offsets[0], cases)
-        return part, start, rows, truth, rows.pattern(rows.of_values(start.state.graph.values(ends.point)))
+        return (
+            part,
+            start,
+            rows,
+            truth,
+            rows.pattern(rows.of_values(start.state.graph.values(ends.point))),
+        )
 
 
 def left_of(seed: int, share: float, norm: str = "linf") -> tuple[ascents.Left, float, list[int]]:
-    """Return what ascents leave of a small network's branches within a share of its distance, that distance, and the pieces that the nearest example is in."""
+    """Return what ascents leave of a small network's branches within a share of its distance, that
+    distance, and the pieces that the nearest example is in.
+    """
     part, start, rows, truth, pattern = around(seed, norm)
     with torch.no_grad():
         return ascended(part, start, rows, truth * share, np.inf), truth, pattern
 
 
 def check_what_is_left(norm: str, seed: int) -> None:
-    """Beyond the distance some branch holds the nearest example, and no more is proved than the distance; nothing is lost below it."""
+    """Beyond the distance some branch holds the nearest example, and no more is proved than the
+    distance; nothing is lost below it.
+    """
     left, truth, pattern = left_of(seed, 1.005, norm)
-    assert any(all(pattern[place] == which for place, which in made.items()) for _, made, _ in left.branches)
+    assert any(
+        all(pattern[place] == which for place, which in made.items())
+        for _, made, _ in left.branches
+    )
     assert all(0 < proved <= truth for _, _, proved in left.branches)
 
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples met on the way are overlooked, so that all branches come to their end."""
-    monkeypatch.setattr(branch_search, "is_adversarial", lambda worst: torch.zeros_like(worst, dtype=torch.bool))
+    monkeypatch.setattr(
+        branch_search, "is_adversarial", lambda worst: torch.zeros_like(worst, dtype=torch.bool)
+    )
 
 
 @pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("seed", [8, *(pytest.param(k, marks=[pytest.mark.slow]) for k in (6, 9, 10))])
+@pytest.mark.parametrize(
+    "seed", [8, *(pytest.param(k, marks=[pytest.mark.slow]) for k in (6, 9, 10))]
+)
 def test_what_ascents_leave_holds_the_nearest_example(norm: str, seed: int) -> None:
     check_what_is_left(norm, seed)
     below, truth, _ = left_of(seed, 0.98, norm)
@@ -134,27 +189,43 @@ def test_an_example_is_met() -> None:
     assert left.example is not None
 
 
-def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = ascents.ascended
     monkeypatch.setitem(globals(), "ascended", lambda *args: real(*args[:-1], -np.inf))
     left, truth, _ = left_of(8, 0.98)
-    assert left.branches and all(not made and 0 < proved < truth for _, made, proved in left.branches)
+    assert left.branches and all(
+        not made and 0 < proved < truth for _, made, proved in left.branches
+    )
 
 
 MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "branches are lost": lambda m: m.setattr(Search, "left", lambda self: self.open.take(self.open.rows[:0])),
-    "options of the other side": lambda m: m.setattr(ascents, "_choices", _turned(ascents._choices)),
+    "branches are lost": lambda m: m.setattr(
+        Search, "left", lambda self: self.open.take(self.open.rows[:0])
+    ),
+    "options of the other side": lambda m: m.setattr(
+        ascents, "_choices", _turned(ascents._choices)
+    ),
     "the whole radius is proved": lambda m: m.setattr(
-        ascents, "_reach", lambda problem, start, branches, target: torch.full_like(branches.bound, target * 1.01)
+        ascents,
+        "_reach",
+        lambda problem, start, branches, target: torch.full_like(branches.bound, target * 1.01),
     ),
     "near branches are closed": lambda m: m.setattr(Search, "_hand", lambda self, branches: None),
 }
 
 
-def _turned(choices: Callable[..., list[tuple[int, dict[int, int]]]]) -> Callable[..., list[tuple[int, dict[int, int]]]]:
+def _turned(
+    choices: Callable[..., list[tuple[int, dict[int, int]]]],
+) -> Callable[..., list[tuple[int, dict[int, int]]]]:
     """Every choice is made the other way round."""
     return lambda model, root, branches: [
-        (case, {place: len(model.choices[place].options) - 1 - which for place, which in made.items()}) for case, made in choices(model, root, branches)
+        (
+            case,
+            {place: len(model.choices[place].options) - 1 - which for place, which in made.items()},
+        )
+        for case, made in choices(model, root, branches)
     ]
 
 
@@ -163,17 +234,31 @@ def _turned(choices: Callable[..., list[tuple[int, dict[int, int]]]]) -> Callabl
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_in_what_is_handed_over_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MISTAKES[name](monkeypatch)
-    assert any(wrong_somewhere(lambda s=seed: check_what_is_left("l2", s)) for seed in (6, 8, 9, 10))  # type: ignore[misc]
+    assert any(
+        wrong_somewhere(lambda s=seed: check_what_is_left("l2", s)) for seed in (6, 8, 9, 10)
+    )  # type: ignore[misc]
 
 
 def from_branches(seed: int) -> None:
-    """What ascents leave of the branches of one choice holds the nearest example; on its other side no example is."""
+    """What ascents leave of the branches of one choice holds the nearest example; on its other side
+    no example is.
+    """
     part, start, rows, truth, pattern = around(seed, "linf")
     for choice, which in enumerate(pattern):
-        halves = [[(case, {choice: option}) for case in rows.goals] for option in (which, 1 - which)]
+        halves = [
+            [(case, {choice: option}) for case in rows.goals] for option in (which, 1 - which)
+        ]
         with torch.no_grad():
-            there, beyond = (ascended(part, start, rows, truth * 1.005, np.inf, branches=half) for half in halves)
-        held = [any(all(pattern[place] == o for place, o in made.items()) for _, made, _ in left.branches) for left in (there, beyond)]
+            there, beyond = (
+                ascended(part, start, rows, truth * 1.005, np.inf, branches=half) for half in halves
+            )
+        held = [
+            any(
+                all(pattern[place] == o for place, o in made.items())
+                for _, made, _ in left.branches
+            )
+            for left in (there, beyond)
+        ]
         assert held == [True, False]
         assert all(0 < proved <= truth for _, _, proved in there.branches)
 
@@ -187,12 +272,18 @@ def test_ascents_go_on_from_branches(seed: int) -> None:
 FORGETTING: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "the wrong half": lambda m: m.setattr(ascents, "_cut", _other_half(ascents._cut)),
     "no cuts": lambda m: m.setattr(ascents, "_cut", lambda model, search, branches: search.open),
-    "branches that enter and are lost": lambda m: m.setattr(Search, "enter", lambda self, ends: setattr(self, "open", self.open.take(self.open.rows[:0]))),
+    "branches that enter and are lost": lambda m: m.setattr(
+        Search,
+        "enter",
+        lambda self, ends: setattr(self, "open", self.open.take(self.open.rows[:0])),
+    ),
 }
 
 
 def _other_half(cut: Callable[..., Branches]) -> Callable[..., Branches]:
-    return lambda model, search, branches: cut(model, search, [(case, {c: 1 - o for c, o in made.items()}) for case, made in branches])
+    return lambda model, search, branches: cut(
+        model, search, [(case, {c: 1 - o for c, o in made.items()}) for case, made in branches]
+    )
 
 
 @pytest.mark.usefixtures("blind")
@@ -202,13 +293,19 @@ def test_a_mistake_in_where_ascents_begin_shows(name: str, monkeypatch: pytest.M
     assert any(wrong_somewhere(lambda s=seed: from_branches(s)) for seed in (6, 8))  # type: ignore[misc]
 
 
-def test_multipliers_of_a_projection_are_proved_like_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multipliers_of_a_projection_are_proved_like_any_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whatever a projection claims, the claim stays below the distance."""
     real = projection.Piece.nearest
 
     def boasting(self: projection.Piece, *args: object) -> object:
         found = real(self, *args)  # type: ignore[arg-type]
-        return None if found is None else found._replace(multipliers=found.multipliers * 1.3, price=found.price * 0.7)
+        return (
+            None
+            if found is None
+            else found._replace(multipliers=found.multipliers * 1.3, price=found.price * 0.7)
+        )
 
     monkeypatch.setattr(projection.Piece, "nearest", boasting)
     activation, pieces = ACTIVATIONS["relu"]

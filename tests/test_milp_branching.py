@@ -19,7 +19,9 @@ def test_worth_is_what_branches_rose_on_the_average_for_what_was_lost() -> None:
 
 
 def test_no_more_than_what_closes_a_branch_counts_and_nothing_unknown() -> None:
-    assert worth_of(-1.0, [5.0, -0.5]) == pytest.approx(1.0 * 0.5, rel=1e-3) and worth_of(-1.0, [-0.5]) == pytest.approx(0.25, rel=1e-3)
+    assert worth_of(-1.0, [5.0, -0.5]) == pytest.approx(1.0 * 0.5, rel=1e-3) and worth_of(
+        -1.0, [-0.5]
+    ) == pytest.approx(0.25, rel=1e-3)
     costs = PseudoCosts()
     costs.note(0, 0, -1.0, np.nan, gap=0.2)
     costs.note(0, 1, -np.inf, -1.0, gap=0.2)

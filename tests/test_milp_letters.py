@@ -1,4 +1,6 @@
-"""Are the fewest letters that fool a net found, and proved to be so? Against the list of all neighbours, and deliberate mistakes in every rule."""
+"""Are the fewest letters that fool a net found, and proved to be so? Against the list of all
+neighbours, and deliberate mistakes in every rule.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,14 @@ class Windowed(nn.Module):
         self.table = nn.Parameter(torch.randn(3, 3, generator=generator(seed), dtype=F64))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.net = nn.Sequential(nn.Conv1d(3, 4, 2), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+            self.net = nn.Sequential(
+                nn.Conv1d(3, 4, 2),
+                nn.LeakyReLU(0.1),
+                nn.Flatten(),
+                nn.Linear(16, 6),
+                nn.ReLU(),
+                nn.Linear(6, 3),
+            ).double()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 5, 3) one-hot -> (N, 3)."""
@@ -70,7 +79,9 @@ def windowed(seed: int, k: int) -> Problem:
 
 
 def ends(problem: Problem, tool: MILP = TOOL) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return what is proved and what is broken of every point; examples are measured, and asked of the model, here."""
+    """Return what is proved and what is broken of every point; examples are measured, and asked of
+    the model, here.
+    """
     lower, upper = np.zeros(len(problem)), np.full(len(problem), np.inf)
     for result in tool(problem):
         i = int(result.index)
@@ -85,11 +96,17 @@ def ends(problem: Problem, tool: MILP = TOOL) -> tuple[np.ndarray[Any, Any], np.
 
 
 def against_the_list(problem: Problem, tool: MILP = TOOL) -> None:
-    """Assert that both ends stand where the list of all neighbours says, point by point, but for margins within rounding of 0."""
+    """Assert that both ends stand where the list of all neighbours says, point by point, but for
+    margins within rounding of 0.
+    """
     truth, k = fewest(problem), float(problem.threat.radii(1)[0])
     resisted = torch.cat([claim.radius for claim in Enumeration()(problem)]).numpy()
     lower, upper = ends(problem, tool)
-    assert (resisted <= lower).all() and (lower < np.where(truth == 0, 1, truth)).all() and (resisted == np.minimum(np.maximum(truth - 1, 0), k)).mean() > 0.6
+    assert (
+        (resisted <= lower).all()
+        and (lower < np.where(truth == 0, 1, truth)).all()
+        and (resisted == np.minimum(np.maximum(truth - 1, 0), k)).mean() > 0.6
+    )
     assert upper.tolist() == np.where((truth > k) | (truth == 0), np.inf, truth).tolist()
 
 
@@ -102,7 +119,12 @@ def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MAKES = (dense, embedded, windowed)
 CASES = [
-    pytest.param(make, seed, k, marks=[pytest.mark.slow] if seed or k == 1 or (make, k) == (embedded, 3) else [])
+    pytest.param(
+        make,
+        seed,
+        k,
+        marks=[pytest.mark.slow] if seed or k == 1 or (make, k) == (embedded, 3) else [],
+    )
     for make in MAKES
     for seed in (0, 5)
     for k in (1, 2, 3)
@@ -130,7 +152,13 @@ def test_the_usual_search_finds_the_fewest_switches(make: Any, seed: int, k: int
 def test_the_programs_have_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the tests above would not tell programs from slopes."""
     solved, real, made = [0], switching.Switching.solve, list[int]()
-    monkeypatch.setattr(switching.Switching, "solve", lambda self, *a, **b: (solved.append(1), made.append(len(a[0].put)), real(self, *a, **b))[2])
+    monkeypatch.setattr(
+        switching.Switching,
+        "solve",
+        lambda self, *a, **b: (solved.append(1), made.append(len(a[0].put)), real(self, *a, **b))[
+            2
+        ],
+    )
     for make in MAKES:
         solved.clear()
         ends(some(make, 0, 3, 3))
@@ -160,24 +188,40 @@ def test_a_margin_within_rounding_is_neither_proved_nor_broken() -> None:
     problem.classifier.module[-1].bias[0] -= level  # type: ignore[index, union-attr]
     tied = Problem.pose(problem.classifier.network, problem.x[[4]], problem.y[[4]], problem.threat)
     (claim,) = Enumeration()(tied)
-    assert ends(tied)[0].tolist() == claim.radius.tolist() and float(claim.radius) < 2 and ends(tied)[1][0] == np.inf
+    assert (
+        ends(tied)[0].tolist() == claim.radius.tolist()
+        and float(claim.radius) < 2
+        and ends(tied)[1][0] == np.inf
+    )
 
 
-# ---- numeric columns beside the letters --------------------------------------------------------------------------------------------------------------
+# ---- numeric columns beside the letters
+# --------------------------------------------------------------------------------------------------
 
 
 def mixed(seed: int, norm: str, radius: float = 0.1) -> Problem:
     """Return a net over three letters and three numbers in [0, 1]."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(11, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double().requires_grad_(False)
+        model = (
+            nn.Sequential(nn.Linear(11, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+            .double()
+            .requires_grad_(False)
+        )
     x = written(words(1, GROUPS, seed=seed), GROUPS, 11)
     x[:, 8:] = torch.rand(1, 3, generator=generator(seed), dtype=F64)
-    return Problem.pose(model, x, model(x).argmax(1), Substitutions(GROUPS, 3, numeric=Ball(norm, radius, weights=torch.tensor([0.5, 1.0, 2.0]))))
+    return Problem.pose(
+        model,
+        x,
+        model(x).argmax(1),
+        Substitutions(GROUPS, 3, numeric=Ball(norm, radius, weights=torch.tensor([0.5, 1.0, 2.0]))),
+    )
 
 
 def word_by_word(problem: Problem) -> float:
-    """Return the distance of the only point: the numbers of every word are searched as a ball of their own."""
+    """Return the distance of the only point: the numbers of every word are searched as a ball of
+    their own.
+    """
     numeric, best = problem.threat.numeric, np.inf  # type: ignore[union-attr]
     assert numeric is not None
     mask, weights = torch.zeros(11, dtype=torch.bool), torch.ones(11, dtype=F64)
@@ -187,8 +231,20 @@ def word_by_word(problem: Problem) -> float:
         if bool(problem.goal.worst(problem.margins(problem.classifier.logits64(word))) <= 0):
             best = min(best, switches)
         elif max(switches, 0.5) < best:
-            ball = Problem.pose(problem.classifier, word, problem.y, Ball(numeric.norm, numeric.radius, mask=mask, weights=weights))
-            best = max(switches, 0.5) if any(isinstance(r, Attempt) and bool(ball.region.contains(r.candidate)) for r in TOOL(ball)) else best
+            ball = Problem.pose(
+                problem.classifier,
+                word,
+                problem.y,
+                Ball(numeric.norm, numeric.radius, mask=mask, weights=weights),
+            )
+            best = (
+                max(switches, 0.5)
+                if any(
+                    isinstance(r, Attempt) and bool(ball.region.contains(r.candidate))
+                    for r in TOOL(ball)
+                )
+                else best
+            )
     return best
 
 
@@ -200,7 +256,10 @@ def test_numbers_that_move_beside_the_letters(norm: str) -> None:
         problem = mixed(seed, norm)
         (lower,), (upper,) = ends(problem)
         truths.append(word_by_word(problem))
-        assert (lower, upper) == ({0.5: 0.0, 1.0: 0.5, 2.0: 1.0, 3.0: 2.0, np.inf: 3.0}[truths[-1]], truths[-1])
+        assert (lower, upper) == (
+            {0.5: 0.0, 1.0: 0.5, 2.0: 1.0, 3.0: 2.0, np.inf: 3.0}[truths[-1]],
+            truths[-1],
+        )
     assert {1.0, np.inf} <= set(truths)
 
 
@@ -208,12 +267,19 @@ def test_sets_of_numbers_without_straight_sides_are_refused() -> None:
     with pytest.raises(BadInput, match="linf or l1 only"):
         ends(mixed(0, "l2"))
     bound = mixed(0, "linf")
-    numeric = Ball("linf", 0.1, constraints=(torch.ones(1, 3, dtype=F64), torch.tensor([9.0], dtype=F64)))
+    numeric = Ball(
+        "linf", 0.1, constraints=(torch.ones(1, 3, dtype=F64), torch.tensor([9.0], dtype=F64))
+    )
     with pytest.raises(BadInput, match="constraints on numeric columns"):
-        ends(Problem.pose(bound.classifier, bound.x, bound.y, Substitutions(GROUPS, 3, numeric=numeric)))
+        ends(
+            Problem.pose(
+                bound.classifier, bound.x, bound.y, Substitutions(GROUPS, 3, numeric=numeric)
+            )
+        )
 
 
-# ---- what multipliers prove of a part ----------------------------------------------------------------------------------------------------------------
+# ---- what multipliers prove of a part
+# --------------------------------------------------------------------------------------------------
 
 
 def parts(region: SubstitutionRegion, seed: int) -> list[Part]:
@@ -225,10 +291,16 @@ def parts(region: SubstitutionRegion, seed: int) -> list[Part]:
 
 
 def exactly(bound: Bound, region: SubstitutionRegion, part: Part) -> Fraction:
-    """Return the constant plus the least of <slope, delta> over a part, word by word in rational numbers."""
+    """Return the constant plus the least of <slope, delta> over a part, word by word in rational
+    numbers.
+    """
     slope = [Fraction(v) for v in bound.slope.tolist()]
-    words = (torch.cat(list(part.of(region).neighbours(0))) - region.center).flatten(1).int().tolist()
-    return Fraction(bound.constant) + min(sum((v * d for v, d in zip(slope, word, strict=True)), Fraction(0)) for word in words)
+    words = (
+        (torch.cat(list(part.of(region).neighbours(0))) - region.center).flatten(1).int().tolist()
+    )
+    return Fraction(bound.constant) + min(
+        sum((v * d for v, d in zip(slope, word, strict=True)), Fraction(0)) for word in words
+    )
 
 
 def bounds_hold(arithmetic: Any = CHECKED) -> None:
@@ -237,15 +309,27 @@ def bounds_hold(arithmetic: Any = CHECKED) -> None:
     assert isinstance(region, SubstitutionRegion)
     for seed in range(40):
         source = np.random.default_rng(seed)
-        bound = Bound(float(source.normal()), source.normal(size=12) * 10.0 ** source.integers(-3, 6, 12), region, 0.0)
+        bound = Bound(
+            float(source.normal()),
+            source.normal(size=12) * 10.0 ** source.integers(-3, 6, 12),
+            region,
+            0.0,
+        )
         for part in parts(region, seed):
-            proved, size = proved_of(bound, region, part, arithmetic), float(np.abs(bound.slope).sum())
+            proved, size = (
+                proved_of(bound, region, part, arithmetic),
+                float(np.abs(bound.slope).sum()),
+            )
             truth = exactly(bound, region, part)
             assert Fraction(proved.whole) <= truth <= Fraction(proved.whole + 1e-10 * size)
             assert np.isinf(proved.each[~part.options]).all()
             for group, letter in np.argwhere(part.options).tolist():
                 truth = exactly(bound, region, forced(part, group, letter))
-                assert Fraction(proved.each[group, letter]) <= truth <= Fraction(proved.each[group, letter] + 1e-10 * size)
+                assert (
+                    Fraction(proved.each[group, letter])
+                    <= truth
+                    <= Fraction(proved.each[group, letter] + 1e-10 * size)
+                )
 
 
 def forced(part: Part, group: int, letter: int) -> Part:
@@ -267,13 +351,24 @@ def test_a_part_counts_its_ways_and_knows_what_it_lies_within() -> None:
     whole, one, barred = parts(region, 3)
     for part in (whole, one, barred):
         listed = torch.cat(list(part.of(region).neighbours(0)))
-        assert part.ways == len(listed) == len(listed.unique(dim=0)) and bool(region.take(torch.zeros(len(listed), dtype=torch.long)).contains(listed).all())
-        assert bool(part.of(region).take(torch.zeros(len(listed), dtype=torch.long)).contains(listed).all())
-    assert one.within(whole) and barred.within(one) and barred.within(whole) and not whole.within(one) and not one.within(barred)
+        assert part.ways == len(listed) == len(listed.unique(dim=0)) and bool(
+            region.take(torch.zeros(len(listed), dtype=torch.long)).contains(listed).all()
+        )
+        assert bool(
+            part.of(region).take(torch.zeros(len(listed), dtype=torch.long)).contains(listed).all()
+        )
+    assert (
+        one.within(whole)
+        and barred.within(one)
+        and barred.within(whole)
+        and not whole.within(one)
+        and not one.within(barred)
+    )
     assert whole.ways == neighbourhood_size(whole.options.sum(1).tolist(), 3)
 
 
-# ---- mistakes that must show -------------------------------------------------------------------------------------------------------------------------
+# ---- mistakes that must show
+# --------------------------------------------------------------------------------------------------
 
 
 def shows(check: Callable[[], None]) -> bool:
@@ -293,7 +388,9 @@ def everything() -> None:
 
 @pytest.fixture
 def unhelped(unlisted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no program's solution be tried as an example either: then only what is asked word by word is found."""
+    """Let no program's solution be tried as an example either: then only what is asked word by word
+    is found.
+    """
     monkeypatch.setattr(letters.Tree, "_point", lambda self, delta: self.region.center)
 
 
@@ -320,21 +417,45 @@ def _bars_for_fewer(bound: Any, region: Any, part: Part, arithmetic: Any) -> Any
 
 
 MISTAKES: dict[str, tuple[object, str, object]] = {
-    "a budget of one switch less": (Part, "whole", classmethod(lambda cls, region: real_whole(cls, region)._replace(left=int(region.budget[0]) - 1))),
+    "a budget of one switch less": (
+        Part,
+        "whole",
+        classmethod(
+            lambda cls, region: real_whole(cls, region)._replace(left=int(region.budget[0]) - 1)
+        ),
+    ),
     "a letter that is not put in": (Part, "with_letter", _not_put_in),
-    "a letter that costs two switches": (Part, "with_letter", lambda self, g, j: (lambda p: p._replace(left=max(p.left - 1, 0)))(real_with(self, g, j))),
-    "a group barred for one letter": (Part, "without_letter", lambda self, group, letter: self._replace(options=_settled(self.options, group))),
+    "a letter that costs two switches": (
+        Part,
+        "with_letter",
+        lambda self, g, j: (lambda p: p._replace(left=max(p.left - 1, 0)))(real_with(self, g, j)),
+    ),
+    "a group barred for one letter": (
+        Part,
+        "without_letter",
+        lambda self, group, letter: self._replace(options=_settled(self.options, group)),
+    ),
     "a part within any other": (Part, "within", lambda self, other: True),
     "letters barred without a bound": (letters, "proved_of", _bars_everything),
     "letters barred as if a switch less were left": (letters, "proved_of", _bars_for_fewer),
-    "bounds that are a little high": (letters, "proved_of", lambda *a: (lambda p: p._replace(whole=p.whole + 0.3))(real_proved(*a))),
+    "bounds that are a little high": (
+        letters,
+        "proved_of",
+        lambda *a: (lambda p: p._replace(whole=p.whole + 0.3))(real_proved(*a)),
+    ),
     "a model that is not asked": (letters.Words, "resist", lambda self, points: True),
 }
 
 
 @pytest.mark.one_in(2)
 @pytest.mark.usefixtures("unhelped")
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "a part within any other" else []) for name in MISTAKES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "a part within any other" else [])
+        for name in MISTAKES
+    ],
+)
 def test_a_mistake_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*MISTAKES[name])
     assert shows(everything)
@@ -346,13 +467,16 @@ def test_the_check_for_mistakes_finds_none_where_none_is() -> None:
     assert not shows(everything)
 
 
-# ---- a solver that lies ------------------------------------------------------------------------------------------------------------------------------
+# ---- a solver that lies
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.one_in(2)
 @pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("name", LIES)
-def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lying_solver_cannot_make_a_claim_wrong(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem, real = some(dense, 0, 2, 4), switching.Switching.solve
     truth = fewest(problem)
 
@@ -368,19 +492,26 @@ def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, monkeypatch: pytest
 @pytest.mark.usefixtures("unlisted")
 @pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=[pytest.mark.slow]) for k in (1, 2))])
 def test_random_multipliers_prove_nothing_wrong(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, source, real = some(windowed, seed, 2, 3), np.random.default_rng(seed), switching.Switching.solve
+    problem, source, real = (
+        some(windowed, seed, 2, 3),
+        np.random.default_rng(seed),
+        switching.Switching.solve,
+    )
     truth = fewest(problem)
 
     def noisy(self: switching.Switching, *args: Any) -> solving.Answer | None:
         answer = real(self, *args)
-        return answer and answer._replace(multipliers=answer.multipliers + 0.1 * source.normal(size=len(answer.multipliers)))
+        return answer and answer._replace(
+            multipliers=answer.multipliers + 0.1 * source.normal(size=len(answer.multipliers))
+        )
 
     monkeypatch.setattr(switching.Switching, "solve", noisy)
     lower, _ = ends(problem, dataclasses.replace(TOOL, seconds=2))
     assert (lower < np.where(truth == 0, 1, truth)).all()
 
 
-# ---- interrupts and time -----------------------------------------------------------------------------------------------------------------------------
+# ---- interrupts and time
+# --------------------------------------------------------------------------------------------------
 
 
 def clocked(problem: Problem, monkeypatch: pytest.MonkeyPatch, seconds: int) -> float:
@@ -392,7 +523,9 @@ def clocked(problem: Problem, monkeypatch: pytest.MonkeyPatch, seconds: int) -> 
 
 
 def out_of_time(monkeypatch: pytest.MonkeyPatch) -> set[float]:
-    """Return what is proved of a point that three switches break, whenever the time is up; nothing may be proved that is wrong."""
+    """Return what is proved of a point that three switches break, whenever the time is up; nothing
+    may be proved that is wrong.
+    """
     problem = embedded(2, 3)
     truth = fewest(problem)
     point = problem.take([int(np.flatnonzero(truth == 3)[0])])
@@ -403,7 +536,9 @@ def out_of_time(monkeypatch: pytest.MonkeyPatch) -> set[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("listed", [1, pytest.param(2**14, marks=[pytest.mark.slow])])
-def test_time_that_is_up_leaves_what_is_proved(listed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_that_is_up_leaves_what_is_proved(
+    listed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(letters, "_LISTED", listed)
     monkeypatch.setattr(letters, "_PACE", 0)
     assert out_of_time(monkeypatch) >= {0.0, 1.0, 2.0}
@@ -435,7 +570,11 @@ def interrupted(problem: Problem, monkeypatch: pytest.MonkeyPatch, begin: int) -
     with monkeypatch.context() as patched:
         patched.setattr(switching.Switching, "solve", breaking)
         try:
-            told.update((int(result.index), float(result.radius)) for result in TOOL(problem) if not isinstance(result, Attempt))
+            told.update(
+                (int(result.index), float(result.radius))
+                for result in TOOL(problem)
+                if not isinstance(result, Attempt)
+            )
         except KeyboardInterrupt:
             return told
     raise AssertionError("nothing was interrupted")
@@ -454,7 +593,8 @@ def test_an_interrupt_hands_over_what_is_proved(monkeypatch: pytest.MonkeyPatch)
     assert all(told) and len(told[0]) < len(problem) and max(told[2].values()) > 0
 
 
-# ---- the doors ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- the doors
+# --------------------------------------------------------------------------------------------------
 
 
 def test_exact_distances_of_letters_close_the_bracket(tmp_path: Path) -> None:
@@ -463,25 +603,40 @@ def test_exact_distances_of_letters_close_the_bracket(tmp_path: Path) -> None:
     bracket = calipers.distance(model, x, y, threat, exact=True, record=tmp_path / "run")
     truth = fewest(Problem.pose(model, x, y, threat))
     assert bracket.upper.tolist() == truth.tolist() and np.isfinite(truth).any()
-    assert bracket.lower.tolist() == np.where(np.isinf(truth), bracket.lower, np.maximum(truth - 1, 0)).tolist()
+    assert (
+        bracket.lower.tolist()
+        == np.where(np.isinf(truth), bracket.lower, np.maximum(truth - 1, 0)).tolist()
+    )
     assert closed(bracket, threat).exact == np.isfinite(truth).sum()
     (checked,) = calipers.check(tmp_path / "run", model, lambda q: threat)
     assert checked.sound
 
 
-@pytest.mark.parametrize("tools", [(), (Replace("gradient"),)], ids=["nothing known", "examples known"])
+@pytest.mark.parametrize(
+    "tools", [(), (Replace("gradient"),)], ids=["nothing known", "examples known"]
+)
 def test_the_search_closes_what_the_plan_leaves_open(tools: tuple[Replace, ...]) -> None:
     model, x, y = short()
     problem, ledger = Problem.pose(model, x[:12], y[:12], Substitutions(SHORT, 6)), Ledger(None)
     run(problem, Plan("begun", tuple(Stage(tool, "attack") for tool in tools)), ledger)
     assert close(problem, TOOL, ledger)
-    bracket, truth = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())), fewest(problem)
-    assert bracket.upper.tolist() == truth.tolist() and bracket.lower.tolist() == np.where(np.isinf(truth), 6, truth - 1).tolist()
+    bracket, truth = (
+        Bracket.of(problem.names, ledger.evidence(problem.fingerprint())),
+        fewest(problem),
+    )
+    assert (
+        bracket.upper.tolist() == truth.tolist()
+        and bracket.lower.tolist() == np.where(np.isinf(truth), 6, truth - 1).tolist()
+    )
 
 
 def test_a_known_example_is_not_looked_for_again() -> None:
     model, x, y = short()
-    problem, ledger, asked = Problem.pose(model, x[:12], y[:12], Substitutions(SHORT, 6)), Ledger(None), dict[str, float]()
+    problem, ledger, asked = (
+        Problem.pose(model, x[:12], y[:12], Substitutions(SHORT, 6)),
+        Ledger(None),
+        dict[str, float](),
+    )
     run(problem, Plan("begun", (Stage(Replace(nearest=True), "attack"),)), ledger)
     upper = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())).upper
 
@@ -490,14 +645,29 @@ def test_a_known_example_is_not_looked_for_again() -> None:
         return iter(())
 
     close(problem, spying, ledger)
-    assert {name: u - 1 for name, u in zip(problem.names, upper.tolist(), strict=True) if 1 < u < np.inf}.items() <= asked.items()
-    assert set(asked) == {name for name, u in zip(problem.names, upper.tolist(), strict=True) if u > 1}
+    assert {
+        name: u - 1 for name, u in zip(problem.names, upper.tolist(), strict=True) if 1 < u < np.inf
+    }.items() <= asked.items()
+    assert set(asked) == {
+        name for name, u in zip(problem.names, upper.tolist(), strict=True) if u > 1
+    }
 
 
 def test_a_bracket_of_switches_is_closed_where_no_number_lies_inside() -> None:
-    bracket = Bracket(np.array([1.0, 0.0, 0.0, 0.5, 2.0]), np.array([2.0, 2.0, 1.0, 1.0, np.inf]), ("",) * 5, ("",) * 5)
+    bracket = Bracket(
+        np.array([1.0, 0.0, 0.0, 0.5, 2.0]),
+        np.array([2.0, 2.0, 1.0, 1.0, np.inf]),
+        ("",) * 5,
+        ("",) * 5,
+    )
     assert gaps(bracket, Substitutions(GROUPS, 1)).tolist() == [0, 1, 0, 0, 1]
-    assert gaps(bracket, Substitutions(GROUPS, 1, numeric=Ball("linf", 0.1))).tolist() == [0, 1, 1, 0, 1]
+    assert gaps(bracket, Substitutions(GROUPS, 1, numeric=Ball("linf", 0.1))).tolist() == [
+        0,
+        1,
+        1,
+        0,
+        1,
+    ]
     assert gaps(bracket, Ball("linf", 0.1)).tolist() == [0.5, 1, 1, 0.5, 1]
 
 
@@ -522,10 +692,26 @@ def test_the_command_line_closes_distances_of_letters(tmp_path: Path) -> None:
     names = dict[str, Any]()
     exec(MODEL, names)
     np.savez(tmp_path / "points.npz", x=x.numpy(), y=names["build"]()(x).argmax(1).numpy())
-    asked = ["distance", "-d", "points.npz", "--letters", "4,3", "-e", "1", "--exact", "-q", "--record", "none", "--report", "none"]
+    asked = [
+        "distance",
+        "-d",
+        "points.npz",
+        "--letters",
+        "4,3",
+        "-e",
+        "1",
+        "--exact",
+        "-q",
+        "--record",
+        "none",
+        "--report",
+        "none",
+    ]
     shown = run_calipers(tmp_path, *asked, "-m", "net.py:build")
     assert shown.returncode == 0 and "exact: 5 of 5 distances" in shown.stdout
-    gaps_shown = {line.split()[5] for line in shown.stdout.partition("certified above")[2].splitlines()[1:6]}
+    gaps_shown = {
+        line.split()[5] for line in shown.stdout.partition("certified above")[2].splitlines()[1:6]
+    }
     assert gaps_shown == {"0.0e+00"}
 
 

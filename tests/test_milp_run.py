@@ -1,4 +1,6 @@
-"""Does a bracket close where it is asked to, in the library and on the command line, also after an interrupt?"""
+"""Does a bracket close where it is asked to, in the library and on the command line, also after an
+interrupt?
+"""
 
 from __future__ import annotations
 
@@ -53,19 +55,35 @@ def test_exact_distances_close_the_bracket(norm: str) -> None:
     threat = calipers.Ball(norm, 0.1)
     loose = calipers.distance(net(), x, y, threat)
     tight = calipers.distance(net(), x, y, threat, exact=True)
-    assert tight.upper[-1] == 0 and closed(tight, threat).exact == closed(tight, threat).points == 3 and closed(tight, threat).widest == 0
-    assert (tight.lower >= loose.lower).all() and (tight.upper <= loose.upper).all() and (gaps(tight, threat) <= MET).all()
+    assert (
+        tight.upper[-1] == 0
+        and closed(tight, threat).exact == closed(tight, threat).points == 3
+        and closed(tight, threat).widest == 0
+    )
+    assert (
+        (tight.lower >= loose.lower).all()
+        and (tight.upper <= loose.upper).all()
+        and (gaps(tight, threat) <= MET).all()
+    )
 
 
-def test_a_record_is_taken_up_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_is_taken_up_where_it_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = points()
-    first = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=tmp_path / "run")
+    first = calipers.distance(
+        net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=tmp_path / "run"
+    )
     monkeypatch.setattr(exact_module, "ask", lambda *a, **k: pytest.fail("nothing is left to ask"))
-    again = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=tmp_path / "run")
+    again = calipers.distance(
+        net(), x, y, calipers.Ball("linf", 0.1), exact=True, record=tmp_path / "run"
+    )
     assert np.array_equal(first.lower, again.lower) and np.array_equal(first.upper, again.upper)
 
 
-def test_an_interrupt_keeps_what_was_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_what_was_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = points()
     real, seen = exact_module.Bracket.of, []
 
@@ -88,16 +106,35 @@ def test_an_interrupt_keeps_what_was_closed(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.undo()
     bracket = Bracket.of(problem.names, ledger.evidence(problem.fingerprint()))
     whole = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True)
-    assert (bracket.lower > 0).any() and (bracket.lower <= whole.upper).all() and (bracket.upper >= whole.lower).all()
+    assert (
+        (bracket.lower > 0).any()
+        and (bracket.lower <= whole.upper).all()
+        and (bracket.upper >= whole.lower).all()
+    )
 
 
 def test_the_command_line_says_how_closed_it_is(tmp_path: Path) -> None:
     x, y = points()
     (tmp_path / "net.py").write_text(MODEL)
     np.savez(tmp_path / "points.npz", x=x.numpy(), y=y.numpy())
-    shown = run_calipers(tmp_path, "distance", "-m", "net.py:build", "-d", "points.npz", "-e", "0.1", "--exact", "-q")
+    shown = run_calipers(
+        tmp_path, "distance", "-m", "net.py:build", "-d", "points.npz", "-e", "0.1", "--exact", "-q"
+    )
     assert shown.returncode == 0 and "exact: 3 of 3 distances" in shown.stdout
-    refused = run_calipers(tmp_path, "distance", "-m", "net.py:curved", "-d", "points.npz", "-e", "0.1", "--exact", "-q", "--record", "none")
+    refused = run_calipers(
+        tmp_path,
+        "distance",
+        "-m",
+        "net.py:curved",
+        "-d",
+        "points.npz",
+        "-e",
+        "0.1",
+        "--exact",
+        "-q",
+        "--record",
+        "none",
+    )
     assert refused.returncode == 2 and "straight pieces" in refused.stderr
 
 
@@ -118,7 +155,9 @@ def test_a_record_of_exact_distances_is_proved_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Search point by point: with several threads a Ctrl-C inside one of them leaves the others at work."""
+    """Search point by point: with several threads a Ctrl-C inside one of them leaves the others at
+    work.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -130,44 +169,77 @@ AT_WORK = [("encoded", 1), ("encoded", 2), ("encoded", 3), ("settle", 1), ("sett
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("where", "call"), AT_WORK)
-def test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int) -> None:
-    """What it had proved and found by then counts, but neither as the tool's last word nor for where the other tools look."""
+def test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int
+) -> None:
+    """What it had proved and found by then counts, but neither as the tool's last word nor for
+    where the other tools look.
+    """
     whole = _exactly(tmp_path / "whole")
     _interrupted(tmp_path / "run", monkeypatch, where, call)
     again = _exactly(tmp_path / "run")
-    assert (again.lower == whole.lower).all() and (again.upper == whole.upper).all(), "other brackets"
+    assert (again.lower == whole.lower).all() and (again.upper == whole.upper).all(), (
+        "other brackets"
+    )
     assert _tried(tmp_path / "run") == _tried(tmp_path / "whole"), "asked elsewhere"
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_last_word_that_an_interrupt_made_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_word_that_an_interrupt_made_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(milp_module, "replace", lambda answer, **changes: answer)
     with pytest.raises(AssertionError, match="other brackets"):
-        test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path, monkeypatch, "encoded", 2)
+        test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(
+            tmp_path, monkeypatch, "encoded", 2
+        )
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_tools_that_look_elsewhere_after_an_interrupt_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module._Session, "_later", lambda self: {s.name for s in self.plan.stages} - self.through)
+def test_tools_that_look_elsewhere_after_an_interrupt_are_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        run_module._Session,
+        "_later",
+        lambda self: {s.name for s in self.plan.stages} - self.through,
+    )
     with pytest.raises(AssertionError, match="asked elsewhere"):
-        test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(tmp_path, monkeypatch, "settle", 1)
+        test_a_point_that_was_at_work_when_the_interrupt_came_is_asked_again(
+            tmp_path, monkeypatch, "settle", 1
+        )
 
 
 def _exactly(record: Path) -> calipers.Bracket:
     """Measure exactly, after a search and a bound."""
-    stages = (calipers.Stage(calipers.FMN(steps=10), "attack", "distance"), calipers.Stage(calipers.LargestRadius(calipers.CROWN()), "certifier", "distance"))
-    return measure_exactly(net(), *points(), calipers.Ball("linf", 0.1), plan=calipers.Plan("two", stages), record=record).bracket
+    stages = (
+        calipers.Stage(calipers.FMN(steps=10), "attack", "distance"),
+        calipers.Stage(calipers.LargestRadius(calipers.CROWN()), "certifier", "distance"),
+    )
+    return measure_exactly(
+        net(),
+        *points(),
+        calipers.Ball("linf", 0.1),
+        plan=calipers.Plan("two", stages),
+        record=record,
+    ).bracket
 
 
 def _tried(record: Path) -> set[tuple[str, str, float]]:
     """Return what every tool was asked, at which radii."""
     with calipers.Ledger(record, read_only=True) as ledger:
         (question,) = ledger.questions()
-        return {(e.point, e.tool, e.radius) for e in ledger.evidence(question.fingerprint) if e.kind == "attempt"}
+        return {
+            (e.point, e.tool, e.radius)
+            for e in ledger.evidence(question.fingerprint)
+            if e.kind == "attempt"
+        }
 
 
 def _interrupted(record: Path, monkeypatch: pytest.MonkeyPatch, where: str, call: int) -> None:
-    """Measure exactly, Ctrl-C coming when a program's model is made, or an example settled, for the `call`-th time."""
+    """Measure exactly, Ctrl-C coming when a program's model is made, or an example settled, for the
+    `call`-th time.
+    """
     owner = milp_module if where == "encoded" else milp_module.Examples
     real, calls = getattr(owner, where), list[int]()
 

@@ -1,4 +1,6 @@
-"""What does a solver that is wrong do to a claim? Nothing: its numbers are only used after they have been proved again."""
+"""What does a solver that is wrong do to a claim? Nothing: its numbers are only used after they
+have been proved again.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,21 @@ from calipers.problem.region import Region
 
 Lie = Callable[[solving.Answer], solving.Answer | None]
 LIES: dict[str, Lie] = {
-    "everything is infeasible": lambda a: a._replace(goal=None, value=np.inf, delta=None, columns=None),
+    "everything is infeasible": lambda a: a._replace(
+        goal=None, value=np.inf, delta=None, columns=None
+    ),
     "nothing is known": lambda a: None,
     "a value far too high": lambda a: a._replace(value=1e6),
     "multipliers a thousand times as large": lambda a: a._replace(multipliers=1e3 * a.multipliers),
     "multipliers of the wrong sign": lambda a: a._replace(multipliers=-a.multipliers),
-    "multipliers that are no numbers": lambda a: a._replace(multipliers=np.full_like(a.multipliers, np.nan)),
-    "a point elsewhere": lambda a: a if a.delta is None else a._replace(delta=-a.delta, columns=None if a.columns is None else -a.columns),
+    "multipliers that are no numbers": lambda a: a._replace(
+        multipliers=np.full_like(a.multipliers, np.nan)
+    ),
+    "a point elsewhere": lambda a: (
+        a
+        if a.delta is None
+        else a._replace(delta=-a.delta, columns=None if a.columns is None else -a.columns)
+    ),
 }
 
 
@@ -48,7 +58,9 @@ def exact_ends(norm: str) -> list[Exact]:
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 @pytest.mark.parametrize("name", LIES)
-def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lying_solver_cannot_make_a_claim_wrong(
+    name: str, norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     truth, real = exact_ends(norm), solving.Program.solve
 
     def lying(self: solving.Program, *args: object, **more: object) -> solving.Answer | None:
@@ -57,17 +69,25 @@ def test_a_lying_solver_cannot_make_a_claim_wrong(name: str, norm: str, monkeypa
 
     monkeypatch.setattr(solving.Program, "solve", lying)
     for told, right in zip(exact(small(norm=norm), MILP(seconds=1)), truth, strict=True):
-        assert told.lower <= right.lower * (1 + 1e-6) if right.upper == np.inf else told.lower < right.upper
+        assert (
+            told.lower <= right.lower * (1 + 1e-6)
+            if right.upper == np.inf
+            else told.lower < right.upper
+        )
         assert told.upper >= right.lower
 
 
 def test_a_solver_that_was_believed_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mutant of the test above: bounds that take the solver's value for theirs, and a solver that says it is high."""
+    """The mutant of the test above: bounds that take the solver's value for theirs, and a solver
+    that says it is high.
+    """
     real = solving.Program.solve
     monkeypatch.setattr(
         solving.Program,
         "solve",
-        lambda self, *args, **more: None if (a := real(self, *args, **more)) is None else a._replace(value=1e6),  # type: ignore[arg-type]
+        lambda self, *args, **more: (
+            None if (a := real(self, *args, **more)) is None else a._replace(value=1e6)
+        ),  # type: ignore[arg-type]
     )
     believed = proving.bound_of
 
@@ -83,15 +103,26 @@ def test_a_solver_that_was_believed_would_show(monkeypatch: pytest.MonkeyPatch) 
 
 
 def big_m(model: nn.Sequential, problem: Problem, m: float) -> float:
-    """Return what a mixed-integer solver says the linf distance of the only point is, with one constant for all units: a textbook program."""
-    (w, b), (v, c) = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in model if isinstance(layer, nn.Linear)]
+    """Return what a mixed-integer solver says the linf distance of the only point is, with one
+    constant for all units: a textbook program.
+    """
+    (w, b), (v, c) = [
+        (layer.weight.detach().numpy(), layer.bias.detach().numpy())
+        for layer in model
+        if isinstance(layer, nn.Linear)
+    ]
     x, y = problem.x[0].numpy(), int(problem.y[0])
     d, n, best = len(x), len(b), np.inf
     size = d + 2 * n + 1  # delta, y, a, e
     for j in (j for j in range(len(c)) if j != y):
         rows, high = [], []
 
-        def add(limit: float, *parts: tuple[int, np.ndarray], rows: list[np.ndarray] = rows, high: list[float] = high) -> None:
+        def add(
+            limit: float,
+            *parts: tuple[int, np.ndarray],
+            rows: list[np.ndarray] = rows,
+            high: list[float] = high,
+        ) -> None:
             row = np.zeros(size)
             for at, values in parts:
                 row[at : at + len(values)] = values
@@ -123,8 +154,10 @@ def big_m(model: nn.Sequential, problem: Problem, m: float) -> float:
 
 
 def test_a_loose_constant_makes_a_solver_lie_and_no_claim_wrong() -> None:
-    """With M = 1e7 the solver's own tolerance of integers lets a unit be on and off at once, or cuts off what is there: what it calls optimal is far from
-    it. The same points with both of our ends around the distance that enumeration finds."""
+    """With M = 1e7 the solver's own tolerance of integers lets a unit be on and off at once, or
+    cuts off what is there: what it calls optimal is far from it. The same points with both of our
+    ends around the distance that enumeration finds.
+    """
     lies = 0
     for seed in range(12):
         activation, pieces = ACTIVATIONS["relu"]
@@ -133,7 +166,9 @@ def test_a_loose_constant_makes_a_solver_lie_and_no_claim_wrong() -> None:
         truth, (ends,) = by_enumeration(model, pieces, problem), exact(problem)
         said = big_m(model, problem, 1e7)
         lies += abs(said - truth) > 1e-3 * truth
-        assert ends.lower <= truth * (1 + 1e-9) and (truth > 1 or truth * (1 - 1e-6) <= ends.lower <= truth <= ends.upper * (1 + 1e-9))
+        assert ends.lower <= truth * (1 + 1e-9) and (
+            truth > 1 or truth * (1 - 1e-6) <= ends.lower <= truth <= ends.upper * (1 + 1e-9)
+        )
     assert lies >= 1
 
 
@@ -150,15 +185,29 @@ def _searched(problem: Problem) -> _Search:
 
 
 def test_any_multipliers_prove_less_than_the_truth() -> None:
-    """Bounds from random multipliers are below the margins of sampled points, within every radius, under every choice that holds at them."""
-    search = next(s for seed in range(9) if (s := _searched(small(seed=seed).take([0]))).tree is not None and s.tree.model.choices)
+    """Bounds from random multipliers are below the margins of sampled points, within every radius,
+    under every choice that holds at them.
+    """
+    search = next(
+        s
+        for seed in range(9)
+        if (s := _searched(small(seed=seed).take([0]))).tree is not None and s.tree.model.choices
+    )
     problem = search.problem
-    model, region, state = search.examples.model, search.examples.state.region, search.examples.state
+    model, region, state = (
+        search.examples.model,
+        search.examples.state.region,
+        search.examples.state,
+    )
     generator = np.random.default_rng(0)
     checked = 0
     for _ in range(200):
         radius = float(generator.uniform(0.2, 1.0)) * float(region.radius[0])
-        delta = np.clip(generator.uniform(-radius, radius, model.inputs.shape[1]), region.low[0].numpy(), region.high[0].numpy())
+        delta = np.clip(
+            generator.uniform(-radius, radius, model.inputs.shape[1]),
+            region.low[0].numpy(),
+            region.high[0].numpy(),
+        )
         values = state.graph.values(region.center + torch.from_numpy(delta).view_as(region.center))
         made = dict(enumerate(model.pattern(model.of_values(values))))
         kept = {i: made[i] for i in made if generator.random() < 0.5}
@@ -173,19 +222,33 @@ def test_any_multipliers_prove_less_than_the_truth() -> None:
 
 
 def exactly(model: Model, y: np.ndarray, ends: Ends, slope: np.ndarray) -> Fraction:
-    """Return the most that the constant of a bound may be, for multipliers y and the slope that it states, in rational numbers."""
+    """Return the most that the constant of a bound may be, for multipliers y and the slope that it
+    states, in rational numbers.
+    """
 
     def of(values: np.ndarray) -> list[Fraction]:
         return [Fraction(float(v)) for v in values]
 
-    multipliers, a, b = of(y), [of(row) for row in model.inputs.toarray()], [of(row) for row in model.columns.toarray()]
-    low_row, high_row, low, high, reach = (of(v) for v in (ends.low_row, ends.high_row, ends.low, ends.high, model.reach))
-    total = sum((min(m * low_row[i], m * high_row[i]) for i, m in enumerate(multipliers)), Fraction(0))
+    multipliers, a, b = (
+        of(y),
+        [of(row) for row in model.inputs.toarray()],
+        [of(row) for row in model.columns.toarray()],
+    )
+    low_row, high_row, low, high, reach = (
+        of(v) for v in (ends.low_row, ends.high_row, ends.low, ends.high, model.reach)
+    )
+    total = sum(
+        (min(m * low_row[i], m * high_row[i]) for i, m in enumerate(multipliers)), Fraction(0)
+    )
     for j in range(len(low)):
-        left = Fraction(int(j == 0)) - sum(m * row[j] for m, row in zip(multipliers, b, strict=True))
+        left = Fraction(int(j == 0)) - sum(
+            m * row[j] for m, row in zip(multipliers, b, strict=True)
+        )
         total += min(left * low[j], left * high[j])
     for j in range(len(reach)):
-        missed = -sum(m * row[j] for m, row in zip(multipliers, a, strict=True)) - Fraction(float(slope[j]))
+        missed = -sum(m * row[j] for m, row in zip(multipliers, a, strict=True)) - Fraction(
+            float(slope[j])
+        )
         total -= abs(missed) * reach[j]
     return total
 
@@ -196,7 +259,9 @@ def some_graph() -> Graph:
 
 
 def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
-    """Return a model of random rows of which pairs nearly repeat each other, and multipliers that nearly cancel: only rounding is left."""
+    """Return a model of random rows of which pairs nearly repeat each other, and multipliers that
+    nearly cancel: only rounding is left.
+    """
     draw = np.random.default_rng(seed)
     a, b = draw.normal(size=(6, 3)), draw.normal(size=(6, 4))
     a[3:], b[3:] = a[:3] * (1 + 1e-13), b[:3] * (1 + 1e-13)
@@ -204,7 +269,18 @@ def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
     y[3:] = -y[:3]
     ends = Ends(np.zeros(6), np.zeros(6), -draw.random(4), draw.random(4))
     radius = 0.5
-    model = Model(some_graph(), sparse.csr_matrix(a), sparse.csr_matrix(b), *ends, np.full(3, radius), {0: 0}, (), {}, np.array([0]), len(a))
+    model = Model(
+        some_graph(),
+        sparse.csr_matrix(a),
+        sparse.csr_matrix(b),
+        *ends,
+        np.full(3, radius),
+        {0: 0},
+        (),
+        {},
+        np.array([0]),
+        len(a),
+    )
     return model, y, ends, Ball("linf", radius).region(torch.zeros(1, 3, dtype=torch.float64))
 
 
@@ -219,21 +295,38 @@ def test_rounding_is_taken_off_what_multipliers_prove() -> None:
 
 
 def test_mutant_without_the_allowance_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is taken off for the coefficients that multipliers leave over, where large ones cancel."""
+    """Nothing is taken off for the coefficients that multipliers leave over, where large ones
+    cancel.
+    """
     real = Model.sizes.func  # type: ignore[attr-defined]
     monkeypatch.setattr(Model, "sizes", property(lambda self: tuple(0 * t for t in real(self))))
     assert any(too_high(seed) for seed in range(200))
 
 
 def last_sums_too_high(seed: int) -> bool:
-    """Is a bound above what its constant and a slope that is nearly lost in it come to, in rational numbers?"""
+    """Is a bound above what its constant and a slope that is nearly lost in it come to, in rational
+    numbers?
+    """
     draw = np.random.default_rng(seed)
-    constant, slope, radius = float(draw.uniform(-2, 2)), 1e-17 * draw.normal(size=3), float(draw.uniform(0.1, 0.5))
-    bound = proving.Bound(constant, slope, Ball("linf", 0.5, box=None).region(torch.zeros(1, 3, dtype=torch.float64)), 1e-15)
-    return Fraction(bound.below(radius)) > Fraction(constant) - Fraction(radius) * sum(abs(Fraction(s)) for s in slope.tolist())
+    constant, slope, radius = (
+        float(draw.uniform(-2, 2)),
+        1e-17 * draw.normal(size=3),
+        float(draw.uniform(0.1, 0.5)),
+    )
+    bound = proving.Bound(
+        constant,
+        slope,
+        Ball("linf", 0.5, box=None).region(torch.zeros(1, 3, dtype=torch.float64)),
+        1e-15,
+    )
+    return Fraction(bound.below(radius)) > Fraction(constant) - Fraction(radius) * sum(
+        abs(Fraction(s)) for s in slope.tolist()
+    )
 
 
-def test_a_bound_that_is_read_as_a_number_has_room_for_its_last_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bound_that_is_read_as_a_number_has_room_for_its_last_sums(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert not any(last_sums_too_high(seed) for seed in range(50))
     monkeypatch.setattr(proving, "_LAST", 0)
     assert any(last_sums_too_high(seed) for seed in range(50))

@@ -1,4 +1,6 @@
-"""Do the losses point the right way, whatever the scale of the logits and however few the classes?"""
+"""Do the losses point the right way, whatever the scale of the logits and however few the
+classes?
+"""
 
 from typing import Any, get_args
 
@@ -22,7 +24,9 @@ GOALS = [Untargeted(), Targeted(0)]
 F64 = torch.float64
 
 
-def asked(classes: int, goal: Goal, n: int = 60, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def asked(
+    classes: int, goal: Goal, n: int = 60, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Return random logits (n, K) and labels that differ from the target 0."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(n, classes, generator=generator, dtype=dtype)
@@ -48,20 +52,32 @@ def test_the_names_are_those_that_can_be_asked_for() -> None:
 def test_scaled_logits_change_nothing(name: str, classes: int, goal: Goal) -> None:
     logits, y = asked(classes, goal)
     _, here = slope(name, logits, y, goal)
-    for factor in (2.0**40, 2.0**-40):  # powers of two round nothing: the signs must agree in every place
+    # powers of two round nothing: the signs must agree in every place
+    for factor in (
+        2.0**40,
+        2.0**-40,
+    ):
         _, there = slope(name, logits * factor, y, goal)
         assert torch.equal(here.sign(), there.sign())
 
 
-@pytest.mark.parametrize(("name", "goal"), [("dlr", Untargeted()), ("scaled", Untargeted()), ("scaled", Targeted(0))], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "goal"),
+    [("dlr", Untargeted()), ("scaled", Untargeted()), ("scaled", Targeted(0))],
+    ids=repr,
+)
 @pytest.mark.parametrize("classes", [3, 10])
 def test_the_value_has_no_unit(name: str, classes: int, goal: Goal) -> None:
     logits, y = asked(classes, goal, dtype=F64)
-    assert torch.allclose(slope(name, logits, y, goal)[0], slope(name, logits * 1e4, y, goal)[0], rtol=1e-9)
+    assert torch.allclose(
+        slope(name, logits, y, goal)[0], slope(name, logits * 1e4, y, goal)[0], rtol=1e-9
+    )
 
 
 def test_cross_entropy_alone_would_not_pass() -> None:
-    """The mutant: without the scale the weights of the rivals, and with them the direction, change."""
+    """The mutant: without the scale the weights of the rivals, and with them the direction,
+    change.
+    """
     logits, y = asked(10, Untargeted())
     _, here = slope("cross_entropy", logits, y, Untargeted())
     _, there = slope("cross_entropy", logits * 2.0**-20, y, Untargeted())
@@ -71,8 +87,12 @@ def test_cross_entropy_alone_would_not_pass() -> None:
 @pytest.mark.parametrize("goal", GOALS, ids=repr)
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_a_small_step_along_the_gradient_weakens_the_margin(name: str, classes: int, goal: Goal) -> None:
-    """While the point resists; the step is short beside the margins, and the one that decides must fall."""
+def test_a_small_step_along_the_gradient_weakens_the_margin(
+    name: str, classes: int, goal: Goal
+) -> None:
+    """While the point resists; the step is short beside the margins, and the one that decides must
+    fall.
+    """
     logits, y = asked(classes, goal, n=200, dtype=F64)
     worst = goal.worst(goal.margins(logits, y))
     standing = worst > 0.1
@@ -87,13 +107,19 @@ def test_dlr_is_the_papers_formula() -> None:
     z = logits.sort(1, descending=True).values
     rival = logits.scatter(1, y[:, None], -torch.inf).amax(1)
     own = logits.gather(1, y[:, None])[:, 0]
-    assert torch.allclose(dlr(Untargeted().margins(logits, y), Untargeted()), -(own - rival) / (z[:, 0] - z[:, 2]))
+    assert torch.allclose(
+        dlr(Untargeted().margins(logits, y), Untargeted()), -(own - rival) / (z[:, 0] - z[:, 2])
+    )
 
 
 def test_dlr_climbs_the_margin_at_a_target() -> None:
-    """The paper's ratio, with the target in its own gap, does not always rise with the target's logit."""
+    """The paper's ratio, with the target in its own gap, does not always rise with the target's
+    logit.
+    """
     logits, y = asked(5, Targeted(0), dtype=F64)
-    assert torch.equal(slope("dlr", logits, y, Targeted(0))[1], slope("margin", logits, y, Targeted(0))[1])
+    assert torch.equal(
+        slope("dlr", logits, y, Targeted(0))[1], slope("margin", logits, y, Targeted(0))[1]
+    )
 
 
 def test_dlr_of_two_classes_is_no_constant() -> None:
@@ -104,11 +130,17 @@ def test_dlr_of_two_classes_is_no_constant() -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.lists(st.sampled_from([0.0, 1.0, -1.0, 1e-15, 1e15, -1e15, 3.0, 1.0 + 2**-23]), min_size=2, max_size=6),
+    st.lists(
+        st.sampled_from([0.0, 1.0, -1.0, 1e-15, 1e15, -1e15, 3.0, 1.0 + 2**-23]),
+        min_size=2,
+        max_size=6,
+    ),
     st.sampled_from(list(OBJECTIVES)),
     st.sampled_from(GOALS),
 )
-def test_values_and_gradients_are_finite_everywhere(values: list[float], name: str, goal: Goal) -> None:
+def test_values_and_gradients_are_finite_everywhere(
+    values: list[float], name: str, goal: Goal
+) -> None:
     """Ties of two, three and all logits included: there the gap that DLR divides by is zero."""
     loss, g = slope(name, torch.tensor([values]), torch.tensor([1]), goal)
     assert bool(loss.isfinite().all()) and bool(g.isfinite().all())
@@ -135,14 +167,29 @@ class Times(nn.Module):
 def test_a_net_with_scaled_logits_is_broken_as_often(name: Any, tool: Any) -> None:
     x, y = (part[:120] for part in images())
     found = [
-        int(attack(tool(steps=15, loss=name), Times(build("mnist-robust"), factor), x, y, Ball("linf", 0.13)).success.sum()) for factor in (1.0, 1e4, 1e-4)
+        int(
+            attack(
+                tool(steps=15, loss=name),
+                Times(build("mnist-robust"), factor),
+                x,
+                y,
+                Ball("linf", 0.13),
+            ).success.sum()
+        )
+        for factor in (1.0, 1e4, 1e-4)
     ]
-    assert found[0] >= 8 and max(found) - min(found) <= 1, found  # 1e4 is no power of two: a rounding may tip one point
+    # 1e4 is no power of two: a rounding may tip one point
+    assert found[0] >= 8 and max(found) - min(found) <= 1, found
 
 
 def test_the_plain_cross_entropy_is_fooled_by_small_logits() -> None:
-    """What the scale is for: the same search with plain cross-entropy loses many of its examples."""
+    """What the scale is for: the same search with plain cross-entropy loses many of its
+    examples.
+    """
     x, y = (part[:120] for part in images())
     small = Times(build("mnist-robust"), 1e-4)
-    plain, scale_free = (int(attack(PGD(steps=15, loss=name), small, x, y, Ball("linf", 0.13)).success.sum()) for name in ("cross_entropy", "scaled"))
+    plain, scale_free = (
+        int(attack(PGD(steps=15, loss=name), small, x, y, Ball("linf", 0.13)).success.sum())
+        for name in ("cross_entropy", "scaled")
+    )
     assert scale_free >= plain + 3, (scale_free, plain)

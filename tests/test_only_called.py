@@ -1,4 +1,6 @@
-"""Are models that can only be called measured as they are: estimators, sessions, plain functions of scores, probabilities or labels?"""
+"""Are models that can only be called measured as they are: estimators, sessions, plain functions of
+scores, probabilities or labels?
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,27 @@ from calipers.problem.problem import Problem
 
 @pytest.mark.slow
 def test_scores_break_nearly_as_many_digits_as_gradients_do() -> None:
-    """Measured: 34 of 40 by gradients, 33 by 2000 queries of a copy without gradients (and 29 where the schedule is not fitted to the budget)."""
+    """Measured: 34 of 40 by gradients, 33 by 2000 queries of a copy without gradients (and 29 where
+    the schedule is not fitted to the budget).
+    """
     x, y = (part[:40] for part in images())
     net = build("mnist-plain")
     problem = Problem.pose(net, x, y, Ball("linf", 0.1))
     stopped = Problem.pose(Fn(lambda x: net(x.detach()), torch.float32), x, y, Ball("linf", 0.1))
-    gradients, scores = sum(run(PGD(steps=40), problem).broken), sum(run(Square(queries=2000), stopped).broken)
-    assert sum(run(PGD(steps=40), stopped).broken) < 10  # gradients find nothing there but what was wrong
+    gradients, scores = (
+        sum(run(PGD(steps=40), problem).broken),
+        sum(run(Square(queries=2000), stopped).broken),
+    )
+    # gradients find nothing there but what was wrong
+    assert sum(run(PGD(steps=40), stopped).broken) < 10
     assert gradients - 3 <= scores <= 40, (gradients, scores)
 
 
 def test_estimators_of_scikit_learn_are_measured_as_they_are() -> None:
-    datasets, linear = pytest.importorskip("sklearn.datasets"), pytest.importorskip("sklearn.linear_model")
+    datasets, linear = (
+        pytest.importorskip("sklearn.datasets"),
+        pytest.importorskip("sklearn.linear_model"),
+    )
     digits = datasets.load_digits()
     data, labels = digits.data / 16, digits.target
     estimator = linear.LogisticRegression(max_iter=300).fit(data[:1000], labels[:1000])
@@ -47,10 +58,18 @@ def test_estimators_of_scikit_learn_are_measured_as_they_are() -> None:
     for kind in ("scores", "probabilities", "labels"):
         model = from_estimator(estimator, kind)  # type: ignore[arg-type]
         problem = Problem.pose(model, x, y, Ball("linf", 0.1))
-        assert torch.equal(problem.classifier.logits(x).argmax(1), reference.classifier.logits(x).argmax(1))
-        assert problem.fingerprint() == Problem.pose(from_estimator(estimator, kind), x, y, Ball("linf", 0.1)).fingerprint()  # type: ignore[arg-type]
+        assert torch.equal(
+            problem.classifier.logits(x).argmax(1), reference.classifier.logits(x).argmax(1)
+        )
+        assert (
+            problem.fingerprint()
+            == Problem.pose(from_estimator(estimator, kind), x, y, Ball("linf", 0.1)).fingerprint()
+        )  # type: ignore[arg-type]
         if kind != "labels":
-            assert sum(run(Square(queries=300), problem).broken) >= sum(run(PGD(steps=40), reference).broken) - 1
+            assert (
+                sum(run(Square(queries=300), problem).broken)
+                >= sum(run(PGD(steps=40), reference).broken) - 1
+            )
     got = nearest(HopSkipJump(queries=400), problem)
     assert got.broken.all()
 
@@ -73,7 +92,9 @@ class _Session:
 
 
 def test_a_session_is_called_in_its_own_precision_and_never_copied() -> None:
-    problem = Problem.pose(from_onnx(_Session()), random(4, 3) + 0.2, [0] * 4, Ball("l2", 0.5, box=None))
+    problem = Problem.pose(
+        from_onnx(_Session()), random(4, 3) + 0.2, [0] * 4, Ball("l2", 0.5, box=None)
+    )
     assert problem.classifier.logits64(problem.x).dtype == F64
     assert problem.clearance(problem.x).isfinite().all()
     assert nearest(HopSkipJump(queries=200), problem).broken.all()
@@ -86,7 +107,12 @@ def test_probabilities_and_labels_become_scores() -> None:
     assert torch.allclose(single(torch.zeros(1, 3)).exp(), torch.tensor([[0.75, 0.25]]))
     labels = Answers(lambda x: np.array([2, 0]), "labels", classes=3)
     assert labels(torch.zeros(2, 3)).tolist() == [[-1, -1, 1], [1, -1, -1]]
-    for wrong in (lambda: Answers(3), lambda: Answers(abs, "votes"), lambda: Answers(abs, "labels"), lambda: from_estimator(object())):  # type: ignore[arg-type]
+    for wrong in (
+        lambda: Answers(3),
+        lambda: Answers(abs, "votes"),
+        lambda: Answers(abs, "labels"),
+        lambda: from_estimator(object()),
+    ):  # type: ignore[arg-type]
         with pytest.raises(BadInput):
             wrong()
     for shape in ((2, 3, 4), (5, 2)):

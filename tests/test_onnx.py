@@ -39,11 +39,25 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-def model(nodes: list[Any], shape: tuple[Any, ...], constants: Constants | None = None, opset: int = 17, output: str = "y") -> Any:
+def model(
+    nodes: list[Any],
+    shape: tuple[Any, ...],
+    constants: Constants | None = None,
+    opset: int = 17,
+    output: str = "y",
+) -> Any:
     """Return a model of one input x and one output y."""
-    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in (constants or {}).items()]
+    tensors = [
+        numpy_helper.from_array(np.asarray(v), name) for name, v in (constants or {}).items()
+    ]
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    graph = helper.make_graph(nodes, "net", [given], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)], tensors)
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [given],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        tensors,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
@@ -57,7 +71,9 @@ def answer(proto: Any, x: np.ndarray) -> np.ndarray:
     try:
         found = ReferenceEvaluator(proto).run(None, {"x": x})[0]
     except (RuntimeError, ValueError):
-        runtime = pytest.importorskip("onnxruntime", reason="the reference cannot run this, and onnxruntime is not installed")
+        runtime = pytest.importorskip(
+            "onnxruntime", reason="the reference cannot run this, and onnxruntime is not installed"
+        )
         found = runtime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
     return np.asarray(found).reshape(-1)
 
@@ -69,21 +85,47 @@ def agree(folder: Path, proto: Any, positive: bool = False, tolerance: float = 1
     x = np.abs(x) + 0.1 if positive else x
     expected = np.stack([answer(proto, p.reshape(net.program.input_shape)) for p in x])
     for got, wanted in ((net(torch.tensor(x)), expected), (net(torch.tensor(x[:1])), expected[:1])):
-        np.testing.assert_allclose(got.detach().flatten(1).numpy(), wanted, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            got.detach().flatten(1).numpy(), wanted, rtol=tolerance, atol=tolerance
+        )
     return net
 
 
-def one(kind: str, shape: tuple[Any, ...], constants: Constants | None = None, opset: int = 17, **attributes: Any) -> Any:
-    return model([helper.make_node(kind, ["x", *(constants or {})], ["y"], **attributes)], shape, constants, opset)
+def one(
+    kind: str,
+    shape: tuple[Any, ...],
+    constants: Constants | None = None,
+    opset: int = 17,
+    **attributes: Any,
+) -> Any:
+    return model(
+        [helper.make_node(kind, ["x", *(constants or {})], ["y"], **attributes)],
+        shape,
+        constants,
+        opset,
+    )
 
 
-def recurrent(kind: str, gates: int, ways: int = 1, output: str = "every", start: bool = False, **attributes: Any) -> Any:
+def recurrent(
+    kind: str,
+    gates: int,
+    ways: int = 1,
+    output: str = "every",
+    start: bool = False,
+    **attributes: Any,
+) -> Any:
     """Return a recurrent layer with a state of 2 on a sequence of 3 steps of 4 features."""
-    names = {"w": random(ways, gates * 2, 4), "r": random(ways, gates * 2, 2, seed=1), "b": random(ways, gates * 4, seed=2)}
+    names = {
+        "w": random(ways, gates * 2, 4),
+        "r": random(ways, gates * 2, 2, seed=1),
+        "b": random(ways, gates * 4, seed=2),
+    }
     first = {"h0": random(ways, 1, 2, seed=3), "c0": random(ways, 1, 2, seed=4)} if start else {}
     given = ["x", *names, *(["", *first] if start else [])]
     node = helper.make_node(kind, given, ["y", "last"], hidden_size=2, **attributes)
-    return model([node], (3, 1, 4), {**names, **first}, opset=14, output="last" if output == "last" else "y")
+    return model(
+        [node], (3, 1, 4), {**names, **first}, opset=14, output="last" if output == "last" else "y"
+    )
 
 
 W, IMAGE = random(4, 6), (1, 2, 6, 5)
@@ -285,15 +327,29 @@ CNN = model(
 
 def test_a_free_batch_gives_what_the_reference_gives_to_the_batch(tmp_path: Path) -> None:
     net, x = loaded(tmp_path, CNN), random(3, 2, 6, 6, seed=5)
-    np.testing.assert_allclose(net(torch.tensor(x)).numpy(), ReferenceEvaluator(CNN).run(None, {"x": x})[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        net(torch.tensor(x)).numpy(),
+        ReferenceEvaluator(CNN).run(None, {"x": x})[0],
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
-def test_the_graph_is_taken_from_the_file_without_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graph_is_taken_from_the_file_without_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = loaded(tmp_path, CNN)
     monkeypatch.setattr(torch.export, "export", None)
     x = torch.rand(3, 2, 6, 6)
     graph = capture(calipers.Classifier(net), x)
-    assert [type(n.op).__name__ for n in graph.nodes] == ["Conv", "TwoPieces", "MaxPool", "Generic", "Linear"]  # batch norm is merged
+    # batch norm is merged
+    assert [type(n.op).__name__ for n in graph.nodes] == [
+        "Conv",
+        "TwoPieces",
+        "MaxPool",
+        "Generic",
+        "Linear",
+    ]
     assert torch.allclose(graph.values(x.double())[-1], net.double()(x.double()), atol=1e-12)
 
 
@@ -303,7 +359,9 @@ def test_a_network_that_lies_about_its_graph_is_caught(tmp_path: Path) -> None:
             return super().forward(x) + 1e-6
 
     honest = loaded(tmp_path, CNN)
-    liar = Liar(honest.program, {name: honest.get_buffer(buffer) for name, buffer in honest.names.items()})
+    liar = Liar(
+        honest.program, {name: honest.get_buffer(buffer) for name, buffer in honest.names.items()}
+    )
     with pytest.raises(CaptureError, match="disagree"):
         capture(calipers.Classifier(liar), torch.rand(2, 2, 6, 6))
 
@@ -315,13 +373,18 @@ def test_standardised_inputs_and_single_outputs_are_captured_too(tmp_path: Path)
     classifier = load_model(str(tmp_path / "net.onnx"), mean=[0.5], std=[2.0])
     x = torch.rand(3, 4)
     assert classifier.check(x).shape == (3, 2)
-    assert torch.allclose(graph_of(classifier, x).values(x.double())[-1], classifier.logits64(x), atol=1e-12)
+    assert torch.allclose(
+        graph_of(classifier, x).values(x.double())[-1], classifier.logits64(x), atol=1e-12
+    )
 
 
 def test_weights_convert_and_count_for_the_identity(tmp_path: Path) -> None:
     net = loaded(tmp_path, CNN)
     digest, x = calipers.Classifier(net).digest(), torch.rand(2, 2, 6, 6, requires_grad=True)
-    assert net(x).dtype == torch.float32 and copy.deepcopy(net).double()(x.double()).dtype == torch.float64
+    assert (
+        net(x).dtype == torch.float32
+        and copy.deepcopy(net).double()(x.double()).dtype == torch.float64
+    )
     assert bool(torch.autograd.grad(net(x).sum(), x)[0].abs().sum() > 0)
     before = net(x).detach()
     with torch.no_grad():
@@ -330,11 +393,15 @@ def test_weights_convert_and_count_for_the_identity(tmp_path: Path) -> None:
     assert calipers.Classifier(net).digest() != digest
     other = copy.deepcopy(CNN)
     other.graph.node[3].op_type = "AveragePool"
-    assert calipers.Classifier(loaded(tmp_path, other)).digest() != digest, "the same weights in other operations are another network"
+    assert calipers.Classifier(loaded(tmp_path, other)).digest() != digest, (
+        "the same weights in other operations are another network"
+    )
 
 
 def test_both_jaws_close_on_a_linear_file(tmp_path: Path) -> None:
-    net = loaded(tmp_path, model([helper.make_node("Gemm", ["x", "w"], ["y"])], ("n", 4), {"w": W[:, :2]}))
+    net = loaded(
+        tmp_path, model([helper.make_node("Gemm", ["x", "w"], ["y"])], ("n", 4), {"w": W[:, :2]})
+    )
     x = torch.full((1, 4), 0.5)
     y = net(x).argmax(1)
     slope = torch.tensor(W[:, 0] - W[:, 1])
@@ -342,19 +409,56 @@ def test_both_jaws_close_on_a_linear_file(tmp_path: Path) -> None:
     for radius, broken in ((0.999 * exact, False), (1.001 * exact, True)):
         threat = calipers.Ball("linf", radius)
         assert bool(calipers.attack(calipers.PGD(), net, x, y, threat).success[0]) is broken
-        assert bool(calipers.certify(calipers.CROWN(), net, x, y, threat).certified[0]) is not broken
+        assert (
+            bool(calipers.certify(calipers.CROWN(), net, x, y, threat).certified[0]) is not broken
+        )
 
 
 REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("unknown", one("Det", (1, 3, 3)), UnsupportedOp, "Det at net.onnx, node 0"),
-    ("custom domain", model([helper.make_node("Relu", ["x"], ["y"], domain="mine")], (1, 3)), UnsupportedOp, "domain mine"),
-    ("weights that depend on the point", model([helper.make_node("Conv", ["x", "x"], ["y"])], IMAGE), UnsupportedOp, "kernel depends"),
-    ("indices that depend on the point", model([helper.make_node("Gather", ["c", "x"], ["y"])], (1, 3), {"c": random(5)}), BadModel, "indices"),
-    ("mixed batch", model([helper.make_node("ReduceSum", ["x", "a"], ["y"])], ("n", 3), {"a": ints(0)}), CaptureError, "batch"),
+    (
+        "custom domain",
+        model([helper.make_node("Relu", ["x"], ["y"], domain="mine")], (1, 3)),
+        UnsupportedOp,
+        "domain mine",
+    ),
+    (
+        "weights that depend on the point",
+        model([helper.make_node("Conv", ["x", "x"], ["y"])], IMAGE),
+        UnsupportedOp,
+        "kernel depends",
+    ),
+    (
+        "indices that depend on the point",
+        model([helper.make_node("Gather", ["c", "x"], ["y"])], (1, 3), {"c": random(5)}),
+        BadModel,
+        "indices",
+    ),
+    (
+        "mixed batch",
+        model([helper.make_node("ReduceSum", ["x", "a"], ["y"])], ("n", 3), {"a": ints(0)}),
+        CaptureError,
+        "batch",
+    ),
     ("softmax over the batch", one("Softmax", ("n", 3), axis=0), UnsupportedOp, "axis 0"),
-    ("joined batch", model([helper.make_node("Concat", ["x", "x"], ["y"], axis=0)], ("n", 3)), CaptureError, "batch"),
-    ("training", one("BatchNormalization", (1, 2), {n: random(2) for n in "sbmv"}, training_mode=1), BadModel, "Training"),
-    ("no input", model([helper.make_node("Identity", ["c"], ["y"])], (1, 3), {"c": random(3)}), CaptureError, "does not depend"),
+    (
+        "joined batch",
+        model([helper.make_node("Concat", ["x", "x"], ["y"], axis=0)], ("n", 3)),
+        CaptureError,
+        "batch",
+    ),
+    (
+        "training",
+        one("BatchNormalization", (1, 2), {n: random(2) for n in "sbmv"}, training_mode=1),
+        BadModel,
+        "Training",
+    ),
+    (
+        "no input",
+        model([helper.make_node("Identity", ["c"], ["y"])], (1, 3), {"c": random(3)}),
+        CaptureError,
+        "does not depend",
+    ),
     ("free image", one("Relu", ("n", 3, "h", "w")), BadInput, "only the first axis"),
     ("missing value", model([helper.make_node("Add", ["x", "z"], ["y"])], (1, 3)), BadModel, "'z'"),
     ("wrong sizes", one("MatMul", (1, 5), {"w": W}), BadModel, "MatMul"),
@@ -363,12 +467,16 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("name", "proto", "kind", "message"), REFUSED, ids=[r[0] for r in REFUSED])
-def test_what_cannot_be_read_is_refused_by_name(name: str, proto: Any, kind: type[Exception], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_by_name(
+    name: str, proto: Any, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(kind, match=message):
         loaded(tmp_path, proto)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a network", CNN.SerializeToString()[:200]], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a network", CNN.SerializeToString()[:200]], ids=["empty", "text", "cut"]
+)
 @pytest.mark.parametrize("name", ["net.onnx", "net.onnx.gz"])
 def test_a_damaged_file_is_bad_input(content: bytes, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
@@ -384,7 +492,9 @@ def test_truncated_files_are_refused_or_complete(tmp_path: Path) -> None:
             load_onnx(tmp_path / "net.onnx")
 
 
-def test_without_onnx_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_the_message_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "net.onnx").write_bytes(CNN.SerializeToString())
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(BadInput, match=r"pip install 'calipers\[onnx\]'"):
@@ -394,20 +504,44 @@ def test_without_onnx_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch
 def test_a_packed_file_is_the_same_network(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(CNN.SerializeToString())
     (tmp_path / "net.onnx.gz").write_bytes(gzip.compress(CNN.SerializeToString()))
-    plain, packed = (calipers.Classifier(load_onnx(tmp_path / name)).digest() for name in ("net.onnx", "net.onnx.gz"))
+    plain, packed = (
+        calipers.Classifier(load_onnx(tmp_path / name)).digest()
+        for name in ("net.onnx", "net.onnx.gz")
+    )
     assert plain == packed
 
 
 MUTANTS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
-    ("Conv, uneven", lambda patch: patch.setattr("calipers.graph.onnx_windows._windows", lambda *_: ([1, 1], [1, 1], [0, 1], [0, 1]))),
-    ("Gemm", lambda patch: patch.setitem(OPS, "Gemm", lambda tape, step, a, b, c: OPS["MatMul"](tape, step, a, b.T))),
-    ("Add", lambda patch: patch.setattr("calipers.graph.tape.fitted", lambda c, v: c.expand(v.shape).flip(-3).reshape(1, *v.held))),
+    (
+        "Conv, uneven",
+        lambda patch: patch.setattr(
+            "calipers.graph.onnx_windows._windows", lambda *_: ([1, 1], [1, 1], [0, 1], [0, 1])
+        ),
+    ),
+    (
+        "Gemm",
+        lambda patch: patch.setitem(
+            OPS, "Gemm", lambda tape, step, a, b, c: OPS["MatMul"](tape, step, a, b.T)
+        ),
+    ),
+    (
+        "Add",
+        lambda patch: patch.setattr(
+            "calipers.graph.tape.fitted",
+            lambda c, v: c.expand(v.shape).flip(-3).reshape(1, *v.held),
+        ),
+    ),
     ("Transpose", lambda patch: patch.setattr(Tape, "view", lambda self, v, shape: v)),
 ]
 
 
 @pytest.mark.parametrize(("name", "spoil"), MUTANTS, ids=[m[0] for m in MUTANTS])
-def test_a_wrong_reader_is_caught(name: str, spoil: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_reader_is_caught(
+    name: str,
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     spoil(monkeypatch)
     if name == "Transpose":  # read as if nothing moved
         monkeypatch.setitem(OPS, "Transpose", lambda tape, step, v: v)
@@ -415,22 +549,46 @@ def test_a_wrong_reader_is_caught(name: str, spoil: Callable[[pytest.MonkeyPatch
         agree(tmp_path, CASES[name])
 
 
-@pytest.mark.skipif(not NETS, reason="the competition's networks are not beside the project (../shared/data/vnncomp)")
-@pytest.mark.parametrize("path", NETS, ids=lambda p: p.name.removesuffix(".gz").removesuffix(".onnx"))
+@pytest.mark.skipif(
+    not NETS,
+    reason="the competition's networks are not beside the project (../shared/data/vnncomp)",
+)
+@pytest.mark.parametrize(
+    "path", NETS, ids=lambda p: p.name.removesuffix(".gz").removesuffix(".onnx")
+)
 def test_the_competition_s_networks_are_what_onnxruntime_runs(path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     net = load_onnx(path)
-    session = runtime.InferenceSession(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+    session = runtime.InferenceSession(
+        gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    )
     name = session.get_inputs()[0].name
     x = random(5, *net.program.point_shape)
-    expected = np.stack([session.run(None, {name: p.reshape(net.program.input_shape)})[0].reshape(-1) for p in x])
-    np.testing.assert_allclose(net(torch.tensor(x)).numpy(), expected, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
+    expected = np.stack(
+        [session.run(None, {name: p.reshape(net.program.input_shape)})[0].reshape(-1) for p in x]
+    )
+    np.testing.assert_allclose(
+        net(torch.tensor(x)).numpy(),
+        expected,
+        rtol=1e-4,
+        atol=1e-5 * max(1.0, float(np.abs(expected).max())),
+    )
 
 
 def test_a_module_exported_by_torch_comes_back(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="torch's exporter needs onnxscript, which is not installed")
+    pytest.importorskip(
+        "onnxscript", reason="torch's exporter needs onnxscript, which is not installed"
+    )
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 4)).eval()
-    torch.onnx.export(module, (torch.rand(2, 1, 6, 6),), tmp_path / "net.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
+    module = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 4)
+    ).eval()
+    torch.onnx.export(
+        module,
+        (torch.rand(2, 1, 6, 6),),
+        tmp_path / "net.onnx",
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
     x = torch.rand(3, 1, 6, 6)
     assert torch.allclose(load_onnx(tmp_path / "net.onnx")(x), module(x), atol=1e-6)

@@ -36,10 +36,28 @@ from test_onnx import IMAGE, answer, ints, loaded, model, one, random, recurrent
 NONE = np.array([], np.float32)
 SCALES = np.array([1, 1, 2, 2], np.float32)
 UNREAD: list[tuple[str, str, Any]] = [
-    ("exclude_outside", "linear", one("Resize", IMAGE, {"r": NONE, "s": SCALES}, mode="linear", exclude_outside=1)),
-    ("stash_type", "LayerNormalization", one("LayerNormalization", (1, 3, 4), {"s": random(4)}, stash_type=10)),
+    (
+        "exclude_outside",
+        "linear",
+        one("Resize", IMAGE, {"r": NONE, "s": SCALES}, mode="linear", exclude_outside=1),
+    ),
+    (
+        "stash_type",
+        "LayerNormalization",
+        one("LayerNormalization", (1, 3, 4), {"s": random(4)}, stash_type=10),
+    ),
     ("storage_order", "MaxPool", one("MaxPool", IMAGE, kernel_shape=[2, 2], storage_order=1)),
-    ("spatial", "BatchNormalization", one("BatchNormalization", (1, 2), {n: np.abs(random(2)) + 1 for n in "sbmv"}, opset=8, spatial=0)),
+    (
+        "spatial",
+        "BatchNormalization",
+        one(
+            "BatchNormalization",
+            (1, 2),
+            {n: np.abs(random(2)) + 1 for n in "sbmv"},
+            opset=8,
+            spatial=0,
+        ),
+    ),
     ("activation_alpha", "LSTM", recurrent("LSTM", 4, activation_alpha=[0.5, 0.5, 0.5])),
 ]
 """Attributes that no reader looks at: name, a word of the operation, file."""
@@ -47,8 +65,13 @@ UNREAD: list[tuple[str, str, Any]] = [
 
 @pytest.mark.one_in(1)
 @pytest.mark.parametrize(("name", "word", "proto"), UNREAD, ids=[r[0] for r in UNREAD])
-def test_an_attribute_that_nobody_reads_is_refused_by_name(name: str, word: str, proto: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnsupportedOp, match=rf"net\.onnx, node 0 \(.*the attribute {name} = .* is not read .* Export the network without it"):
+def test_an_attribute_that_nobody_reads_is_refused_by_name(
+    name: str, word: str, proto: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UnsupportedOp,
+        match=rf"net\.onnx, node 0 \(.*the attribute {name} = .* is not read .* Export the network without it",
+    ):
         loaded(tmp_path, proto, paired=True)
     monkeypatch.setattr(Step, "finish", lambda self: None)
     loaded(tmp_path, proto, paired=True)  # without the rule it passes
@@ -82,7 +105,11 @@ FOLDS: dict[str, tuple[list[Any], dict[str, Any]]] = {
 def test_constants_are_folded_as_the_reference_works_them_out(kind: str, tmp_path: Path) -> None:
     assert set(FOLDS) == FOLDED
     values, attributes = FOLDS[kind]
-    constants, opset = {f"c{k}": v for k, v in enumerate(values)}, 21 if kind == "DequantizeLinear" else 17  # the reference knows no earlier one
+    # the reference knows no earlier one
+    constants, opset = (
+        {f"c{k}": v for k, v in enumerate(values)},
+        21 if kind == "DequantizeLinear" else 17,
+    )
     proto = model([helper.make_node(kind, list(constants), ["k"], **attributes), helper.make_node("Cast", ["k"], ["f"], to=1),
                    helper.make_node("ReduceSum", ["f"], ["s"], keepdims=0), helper.make_node("Mul", ["x", "s"], ["y"])], (1, 3), constants, opset)  # fmt: skip
     net, x = loaded(tmp_path, proto, paired=True), random(2, 3, seed=2)
@@ -91,7 +118,16 @@ def test_constants_are_folded_as_the_reference_works_them_out(kind: str, tmp_pat
         got = precision(torch.tensor(x).to(precision.get_buffer("anchor"))).float().numpy()
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(UnsupportedOp, match=f"no bounds for ONNX's {kind}"):
-        loaded(tmp_path, model([helper.make_node(kind, ["x", *list(constants)[1:]], ["y"], **attributes)], (2, 3), constants, opset), paired=True)
+        loaded(
+            tmp_path,
+            model(
+                [helper.make_node(kind, ["x", *list(constants)[1:]], ["y"], **attributes)],
+                (2, 3),
+                constants,
+                opset,
+            ),
+            paired=True,
+        )
 
 
 @pytest.mark.one_in(1)
@@ -100,12 +136,18 @@ def test_what_is_written_out_is_read(name: str, tmp_path: Path) -> None:
     net = loaded(tmp_path, READ[name], paired=True)
     x = random(4, *net.program.point_shape, seed=2)
     expected = np.stack([answer(READ[name], p.reshape(net.program.input_shape)) for p in x])
-    np.testing.assert_allclose(net(torch.tensor(x)).numpy()[:, -net.outputs :], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        net(torch.tensor(x)).numpy()[:, -net.outputs :], expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_no_reader_swallows_inputs_unseen() -> None:
     """Python hands over what it does not name to `*_`."""
-    found = [kind for kind, reader in OPS.items() if any(p.startswith("_") for p in inspect.signature(reader).parameters)]
+    found = [
+        kind
+        for kind, reader in OPS.items()
+        if any(p.startswith("_") for p in inspect.signature(reader).parameters)
+    ]
     assert not found
 
 
@@ -130,19 +172,29 @@ CONTRADICTIONS: list[tuple[str, Any, type[Exception], str]] = [
 
 
 @pytest.mark.one_in(1)
-@pytest.mark.parametrize(("name", "proto", "kind", "message"), CONTRADICTIONS, ids=[r[0] for r in CONTRADICTIONS])
-def test_what_a_file_may_not_say_is_refused(name: str, proto: Any, kind: type[Exception], message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "proto", "kind", "message"), CONTRADICTIONS, ids=[r[0] for r in CONTRADICTIONS]
+)
+def test_what_a_file_may_not_say_is_refused(
+    name: str, proto: Any, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(kind, match=message):
         loaded(tmp_path, proto, paired=True)
 
 
 @pytest.mark.one_in(1)
-@pytest.mark.parametrize("version", [1, OPERATOR_SETS[0] - 1, OPERATOR_SETS[0], 13, OPERATOR_SETS[-1], OPERATOR_SETS[-1] + 1, 99])
+@pytest.mark.parametrize(
+    "version",
+    [1, OPERATOR_SETS[0] - 1, OPERATOR_SETS[0], 13, OPERATOR_SETS[-1], OPERATOR_SETS[-1] + 1, 99],
+)
 def test_operator_sets_that_nobody_has_tested_are_refused(version: int, tmp_path: Path) -> None:
     if version in OPERATOR_SETS:
         assert loaded(tmp_path, one("Relu", (1, 5), opset=version)).outputs == 5
         return
-    with pytest.raises(UnsupportedOp, match=f"operator set {version}; {OPERATOR_SETS[0]} to {OPERATOR_SETS[-1]} are read. Convert it"):
+    with pytest.raises(
+        UnsupportedOp,
+        match=f"operator set {version}; {OPERATOR_SETS[0]} to {OPERATOR_SETS[-1]} are read. Convert it",
+    ):
         loaded(tmp_path, one("Relu", (1, 5), opset=version))
 
 
@@ -171,7 +223,10 @@ TOO_LARGE: dict[str, Any] = {
 @pytest.mark.one_in(1)
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_sizes_are_read_before_anything_is_made(name: str, tmp_path: Path) -> None:
-    with pytest.raises((BadInput, UnsupportedOp), match=r"elements; up to 33,554,432 are read|up to 33,554,432 numbers|steps is not written out"):
+    with pytest.raises(
+        (BadInput, UnsupportedOp),
+        match=r"elements; up to 33,554,432 are read|up to 33,554,432 numbers|steps is not written out",
+    ):
         loaded(tmp_path, TOO_LARGE[name], paired=True)
 
 
@@ -183,9 +238,14 @@ def test_the_largest_size_is_what_decides(tmp_path: Path, monkeypatch: pytest.Mo
         loaded(tmp_path, proto, paired=True)
 
 
-def test_a_shape_that_the_operator_set_does_not_give_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_that_the_operator_set_does_not_give_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(OPS, "Neg", lambda tape, step, v: OPS["Flatten"](tape, step, v))
-    with pytest.raises(BadModel, match=r"a result of shape \(1, 6\) was read, where the operator set says \(1, 2, 3\)"):
+    with pytest.raises(
+        BadModel,
+        match=r"a result of shape \(1, 6\) was read, where the operator set says \(1, 2, 3\)",
+    ):
         loaded(tmp_path, one("Neg", (1, 2, 3)), paired=True)
 
 
@@ -206,15 +266,21 @@ ASKED: dict[str, Callable[[nn.Module], object]] = {
     "measure": lambda net: calipers.measure(net, X, Y, BALL, plan="quick"),
     "attack": lambda net: calipers.attack("PGD(steps=1)", net, X, Y, BALL),
     "certify": lambda net: calipers.certify("IBP", net, X, Y, BALL),
-    "standardised": lambda net: calipers.certify("IBP", calipers.Classifier(net, 0.5, 2.0), X, Y, BALL),
-    "inside another": lambda net: calipers.certify("IBP", nn.Sequential(net, nn.Linear(3, 3)), X, Y, BALL),
+    "standardised": lambda net: calipers.certify(
+        "IBP", calipers.Classifier(net, 0.5, 2.0), X, Y, BALL
+    ),
+    "inside another": lambda net: calipers.certify(
+        "IBP", nn.Sequential(net, nn.Linear(3, 3)), X, Y, BALL
+    ),
 }
 
 
 @pytest.mark.one_in(1)
 @pytest.mark.parametrize("runtime", ["onnxruntime", "the reference"])
 @pytest.mark.parametrize("asked", ASKED)
-def test_a_wrong_reader_is_caught_before_anything_is_claimed(asked: str, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_reader_is_caught_before_anything_is_claimed(
+    asked: str, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if runtime == "onnxruntime":
         pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     else:
@@ -222,7 +288,10 @@ def test_a_wrong_reader_is_caught_before_anything_is_claimed(asked: str, runtime
     ASKED[asked](loaded(tmp_path, NET))
     monkeypatch.setitem(OPS, "Relu", as_if_bent)
     net = loaded(tmp_path, NET)
-    with pytest.raises(BadModel, match=r"net\.onnx is read as another network than the one that .* differs by [0-9.e-]+ on points of this question"):
+    with pytest.raises(
+        BadModel,
+        match=r"net\.onnx is read as another network than the one that .* differs by [0-9.e-]+ on points of this question",
+    ):
         ASKED[asked](net)
 
 
@@ -234,7 +303,9 @@ PROPERTY = """(declare-const X_0 Real)
 """
 
 
-def test_a_false_unsat_is_what_the_comparison_prevents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_false_unsat_is_what_the_comparison_prevents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """relu(x) is 0 below 0, which is unsafe here; read as a leaky one it would be -0.01 and less, and safe."""
     (tmp_path / "p.vnnlib").write_text(PROPERTY)
     (tmp_path / "net.onnx").write_bytes(one("Relu", (1, 1)).SerializeToString())
@@ -253,7 +324,9 @@ def test_a_false_unsat_is_what_the_comparison_prevents(tmp_path: Path, monkeypat
             proved_again(tmp_path / "proof.npz", str(tmp_path / "net.onnx"), specification)
 
 
-def test_a_file_that_nobody_runs_is_not_claimed_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_nobody_runs_is_not_claimed_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = loaded(tmp_path, NET)
 
     def broken(self: Execution) -> Any:
@@ -261,7 +334,10 @@ def test_a_file_that_nobody_runs_is_not_claimed_about(tmp_path: Path, monkeypatc
 
     for name in ("_by_onnxruntime", "_by_the_reference"):
         monkeypatch.setattr(Execution, name, broken)
-    with pytest.raises(BadModel, match=r"no independent program runs this file.*no such kernel.*Installing onnxruntime may help"):
+    with pytest.raises(
+        BadModel,
+        match=r"no independent program runs this file.*no such kernel.*Installing onnxruntime may help",
+    ):
         calipers.certify("IBP", net, X, Y, BALL)
 
 
@@ -272,11 +348,15 @@ def test_a_network_whose_weights_were_changed_is_its_own(tmp_path: Path) -> None
     calipers.certify("IBP", net, X, Y, BALL)
 
 
-def test_the_network_as_it_runs_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_as_it_runs_is_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reading that is wrong in float64 alone would spoil certificates, not answers."""
 
     def by_precision(tape: Any, step: Any, v: Any) -> Any:
-        return tape.elementwise("aten.leaky_relu.default", v, 0.01 if tape.dtype == torch.float64 else 0.0)
+        return tape.elementwise(
+            "aten.leaky_relu.default", v, 0.01 if tape.dtype == torch.float64 else 0.0
+        )
 
     monkeypatch.setitem(OPS, "Relu", by_precision)
     with pytest.raises(BadModel, match=r"rounding moves the outputs|differs by"):
@@ -284,8 +364,13 @@ def test_the_network_as_it_runs_is_compared_too(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.one_in(1)
-@pytest.mark.parametrize("limits", [("calipers.problem.classifier._BYTES", 32), ("calipers.problem.agreement._NUMBERS", 4)])
-def test_large_inputs_are_compared_a_few_at_a_time(limits: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [("calipers.problem.classifier._BYTES", 32), ("calipers.problem.agreement._NUMBERS", 4)],
+)
+def test_large_inputs_are_compared_a_few_at_a_time(
+    limits: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With 32 bytes at once two float32 points go together, and of float64 ones each alone."""
     monkeypatch.setattr(*limits)
     each = calipers.Ball("linf", torch.tensor([0.1, 0.2, 0.3]))
@@ -295,17 +380,25 @@ def test_large_inputs_are_compared_a_few_at_a_time(limits: tuple[str, int], tmp_
         calipers.certify("IBP", loaded(tmp_path, NET), X, Y, each)
 
 
-def test_points_that_are_no_numbers_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_that_are_no_numbers_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = X.clone()
     x[0, 0] = torch.nan
-    assert [row.verdict for row in calipers.measure(loaded(tmp_path, NET), x, Y, BALL, plan="quick").points].count("invalid") == 1
+    assert [
+        row.verdict
+        for row in calipers.measure(loaded(tmp_path, NET), x, Y, BALL, plan="quick").points
+    ].count("invalid") == 1
     monkeypatch.setitem(OPS, "Relu", as_if_bent)
     with pytest.raises(BadModel, match="differs by"):
         calipers.attack("PGD(steps=1)", loaded(tmp_path, NET), x, Y, BALL)
 
 
 def test_letters_are_compared_as_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, threat = torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]), calipers.Substitutions(letters(2, 2), 1)
+    x, threat = (
+        torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]),
+        calipers.Substitutions(letters(2, 2), 1),
+    )
     calipers.attack("Replace", loaded(tmp_path, NET), x, Y[:2], threat)
     monkeypatch.setitem(OPS, "Relu", as_if_bent)
     with pytest.raises(BadModel, match="differs by"):
@@ -313,17 +406,26 @@ def test_letters_are_compared_as_letters(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def outputs(run: Any, exact: Any, other: Any) -> Outputs:
-    return Outputs(torch.tensor(run, dtype=torch.float32), *(torch.tensor(z, dtype=torch.float64) for z in (exact, other)))
+    return Outputs(
+        torch.tensor(run, dtype=torch.float32),
+        *(torch.tensor(z, dtype=torch.float64) for z in (exact, other)),
+    )
 
 
 def test_the_tolerance_follows_sizes_and_rounding() -> None:
     single, nan, inf = torch.float32, float("nan"), float("inf")
     good = [[1000.0, 1e-3], [900.0, 2e-3]]
     assert outputs(good, good, good).worst(single) is None
-    assert outputs(good, good, [[1000.0, 1e-3], [900.0, 2.01e-3]]).worst(single) is not None, "a small output is as good as a large one"
+    assert outputs(good, good, [[1000.0, 1e-3], [900.0, 2.01e-3]]).worst(single) is not None, (
+        "a small output is as good as a large one"
+    )
     assert outputs(good, good, [[1000.05, 1e-3], [900.0, 2e-3]]).worst(single) is None
-    assert outputs([[1000.0, 1e-3]], [[1000.0, 1.002e-3]], [[1000.0, 1.01e-3]]).worst(single) is None, "rounding as large as ours is no difference"
-    assert outputs([[inf, nan]], [[1e39, 1.0]], [[inf, nan]]).worst(single) is None, "an overflow is one for both"
+    assert (
+        outputs([[1000.0, 1e-3]], [[1000.0, 1.002e-3]], [[1000.0, 1.01e-3]]).worst(single) is None
+    ), "rounding as large as ours is no difference"
+    assert outputs([[inf, nan]], [[1e39, 1.0]], [[inf, nan]]).worst(single) is None, (
+        "an overflow is one for both"
+    )
     assert outputs([[1.0, 1.0]], [[1.0, 1.0]], [[1.0, nan]]).worst(single) is not None
     assert outputs([[inf, 1.0]], [[inf, 1.0]], [[-inf, 1.0]]).worst(single) is not None
     assert outputs([[1e-3]], [[2e-3]], [[1e-3]]).blind and not outputs(good, good, good).blind
@@ -354,27 +456,38 @@ def test_two_thousand_strange_files_are_read_rightly_or_refused(tmp_path: Path) 
     assert found["equal"] >= 600
 
 
-def test_strange_files_show_a_reader_that_overlooks_an_attribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strange_files_show_a_reader_that_overlooks_an_attribute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody asks for the negative slope of a leaky relu."""
     monkeypatch.setattr(Step, "finish", lambda self: None)
     monkeypatch.setitem(OPS, "Elu", lambda tape, step, v: tape.elementwise("aten.elu.default", v))
     monkeypatch.setattr("spoiled_onnx.confirm", lambda *_: None)
-    kinds = [judged(one("Elu", (1, 5), alpha=0.3).SerializeToString(), tmp_path / "net.onnx").kind, judged(ELU, tmp_path / "net.onnx").kind]
+    kinds = [
+        judged(one("Elu", (1, 5), alpha=0.3).SerializeToString(), tmp_path / "net.onnx").kind,
+        judged(ELU, tmp_path / "net.onnx").kind,
+    ]
     assert kinds == ["wrong", "equal"]
 
 
 ELU = one("Elu", (1, 5), alpha=1.0).SerializeToString()
 
 
-def test_the_readers_raise_nothing_but_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readers_raise_nothing_but_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stumbles(*_: Any) -> Any:
         raise AssertionError("a bug")
 
     monkeypatch.setitem(OPS, "Relu", stumbles)
-    with pytest.raises(BadModel, match=r"node 0 .Relu.: Relu cannot be read .AssertionError: a bug"):
+    with pytest.raises(
+        BadModel, match=r"node 0 .Relu.: Relu cannot be read .AssertionError: a bug"
+    ):
         loaded(tmp_path, one("Relu", (1, 5)))
     monkeypatch.setattr(OnnxNet, "_read", stumbles)
-    with pytest.raises(BadInput, match=r"net\.onnx cannot be read as an ONNX file \(AssertionError: a bug\)"):
+    with pytest.raises(
+        BadInput, match=r"net\.onnx cannot be read as an ONNX file \(AssertionError: a bug\)"
+    ):
         load_onnx(tmp_path / "net.onnx")
     assert issubclass(BadModel, CalipersError)
 
@@ -384,10 +497,19 @@ def test_the_readers_raise_nothing_but_their_own(tmp_path: Path, monkeypatch: py
 def test_weights_beside_the_file_are_read_and_compared(where: str, tmp_path: Path) -> None:
     proto = one("MatMul", (1, 4), {"w": random(4, 3)})
     if where == "constant":
-        proto.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=proto.graph.initializer[0]))
+        proto.graph.node.insert(
+            0, helper.make_node("Constant", [], ["w"], value=proto.graph.initializer[0])
+        )
         del proto.graph.initializer[:]
     (tmp_path / "in").mkdir()
-    onnx.save_model(proto, tmp_path / "in" / "net.onnx", save_as_external_data=True, size_threshold=0, convert_attribute=True, location="weights.bin")
+    onnx.save_model(
+        proto,
+        tmp_path / "in" / "net.onnx",
+        save_as_external_data=True,
+        size_threshold=0,
+        convert_attribute=True,
+        location="weights.bin",
+    )
     assert (tmp_path / "in" / "weights.bin").stat().st_size
     calipers.certify("IBP", load_onnx(tmp_path / "in" / "net.onnx"), X, Y, BALL)
     data = (tmp_path / "in" / "net.onnx").read_bytes()

@@ -34,7 +34,15 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
 def _dense_norm() -> nn.Module:
     """A perceptron with layer norms."""
-    return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 5), nn.LayerNorm(5, elementwise_affine=False), nn.Tanh(), nn.Linear(5, 3))
+    return nn.Sequential(
+        nn.Linear(4, 6),
+        nn.LayerNorm(6),
+        nn.ReLU(),
+        nn.Linear(6, 5),
+        nn.LayerNorm(5, elementwise_affine=False),
+        nn.Tanh(),
+        nn.Linear(5, 3),
+    )
 
 
 OWN: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -42,7 +50,13 @@ OWN: dict[str, tuple[tuple[int, ...], Any]] = {
     "gelu, silu and quick gelu": (
         nets.FLAT,
         lambda: nn.Sequential(
-            nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 4), nets.Apply(lambda x: x * torch.sigmoid(1.7 * x)), nn.Linear(4, 3)
+            nn.Linear(4, 5),
+            nn.GELU(),
+            nn.Linear(5, 5),
+            nn.SiLU(),
+            nn.Linear(5, 4),
+            nets.Apply(lambda x: x * torch.sigmoid(1.7 * x)),
+            nn.Linear(4, 3),
         ),
     ),
 }
@@ -58,7 +72,9 @@ def module_of(name: str) -> tuple[nn.Module, Tensor]:
     if name not in OWN:
         return nets.module_of(name), nets.points_of(name)
     torch.manual_seed(0)
-    return OWN[name][1]().eval(), torch.rand(5, *OWN[name][0], generator=torch.Generator().manual_seed(7))
+    return OWN[name][1]().eval(), torch.rand(
+        5, *OWN[name][0], generator=torch.Generator().manual_seed(7)
+    )
 
 
 def exported(module: nn.Module, x: Tensor, folder: Path) -> OnnxNet:
@@ -69,7 +85,15 @@ def exported(module: nn.Module, x: Tensor, folder: Path) -> OnnxNet:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(module, (x[:1],), buffer, dynamo=False, opset_version=17, input_names=["x"], dynamic_axes={"x": {0: "n"}})
+            torch.onnx.export(
+                module,
+                (x[:1],),
+                buffer,
+                dynamo=False,
+                opset_version=17,
+                input_names=["x"],
+                dynamic_axes={"x": {0: "n"}},
+            )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     (folder / "net.onnx").write_bytes(buffer.getvalue())
@@ -92,9 +116,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logit_bounds(case: Case) -> tuple[Tensor, Tensor]:
     """Return the ends of every logit (N, K) by CROWN sweeps."""
-    state, rows = relaxed(case), torch.eye(case.classes, dtype=torch.float64).repeat(len(case.x), 1, 1)
+    state, rows = (
+        relaxed(case),
+        torch.eye(case.classes, dtype=torch.float64).repeat(len(case.x), 1, 1),
+    )
     with torch.no_grad(), plain_sums():
-        low, negative = (lower_bounds(state, len(case.graph.nodes), Dense(sign * rows, None)) for sign in (1, -1))
+        low, negative = (
+            lower_bounds(state, len(case.graph.nodes), Dense(sign * rows, None)) for sign in (1, -1)
+        )
     return low, -negative
 
 
@@ -103,7 +132,9 @@ def logit_bounds(case: Case) -> tuple[Tensor, Tensor]:
 def test_a_file_computes_what_the_module_computes(name: str, folder: Path) -> None:
     module, x = module_of(name)
     expected = module.double()(x.double())
-    torch.testing.assert_close(both(name, folder)[1].values(x.double())[-1], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        both(name, folder)[1].values(x.double())[-1], expected, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.one_in(3)
@@ -120,13 +151,17 @@ def test_bounds_of_a_file_hold_every_attacked_point(name: str, folder: Path) -> 
 def test_bounds_of_a_file_are_those_of_the_module(name: str, radius: float, folder: Path) -> None:
     captured, read = both(name, folder)
     case = nets.case_of(captured, 0, ball=Ball("linf", radius))
-    for ours, theirs in zip(logit_bounds(replace(case, graph=read)), logit_bounds(case), strict=True):
+    for ours, theirs in zip(
+        logit_bounds(replace(case, graph=read)), logit_bounds(case), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def gated(function: Any) -> list[Any]:
     """Return the operations of a function of three numbers, captured, those that nothing asks for left out."""
-    graph = capture(Classifier(nn.Sequential(nn.Linear(4, 3), nets.Apply(function)).eval()), torch.rand(3, 4))
+    graph = capture(
+        Classifier(nn.Sequential(nn.Linear(4, 3), nets.Apply(function)).eval()), torch.rand(3, 4)
+    )
     needed = {len(graph.nodes)}
     for number in range(len(graph.nodes), 0, -1):
         needed |= set(graph.nodes[number - 1].inputs) if number in needed else set()
@@ -139,7 +174,8 @@ def gated(function: Any) -> list[Any]:
 ])  # fmt: skip
 def test_a_product_of_a_number_and_its_gate_is_one_curve(function: Any, curve: Any) -> None:
     ops = gated(function)
-    names = [getattr(op, "name", "") for op in ops]  # a gated curve is a copy that remembers its gate
+    # a gated curve is a copy that remembers its gate
+    names = [getattr(op, "name", "") for op in ops]
     assert curve.name in names and SQRT.name not in names
     assert curve is RSQRT or not any(isinstance(op, Bilinear) for op in ops)
 

@@ -32,7 +32,20 @@ from calipers.graph.calls import leaves, with_absolute_constants
 from calipers.graph.capture import capture
 from calipers.graph.contraction import MatMul
 from calipers.graph.generic import Generic
-from calipers.graph.ir import Affine, Bilinear, Contraction, Elementwise, Facets, Graph, Lines, Op, Planes, Pooling, Saddle, Selection
+from calipers.graph.ir import (
+    Affine,
+    Bilinear,
+    Contraction,
+    Elementwise,
+    Facets,
+    Graph,
+    Lines,
+    Op,
+    Planes,
+    Pooling,
+    Saddle,
+    Selection,
+)
 from calipers.graph.pooled import LogSumExp
 from calipers.graph.products import SELECTIONS, Product
 from calipers.graph.smooth import Smooth
@@ -76,7 +89,9 @@ def mistaken(graph: Graph, numbers: Iterable[int], fact: str, change: Change) ->
     """Return the graph with the same mistake in these of its operations."""
     nodes = list(graph.nodes)
     for number in numbers:
-        nodes[number - 1] = replace(nodes[number - 1], op=spoiled(nodes[number - 1].op, fact, change))
+        nodes[number - 1] = replace(
+            nodes[number - 1], op=spoiled(nodes[number - 1].op, fact, change)
+        )
     return Mistaken(graph.input_shape, tuple(nodes), honest=graph)
 
 
@@ -103,7 +118,10 @@ def turned(t: Tensor) -> Tensor:
 def unlike(a: Any, b: Any) -> bool:
     """Do two results of a fact differ?"""
     pairs = zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]
-    return any(not torch.allclose(p.to(torch.float64), q.to(torch.float64), rtol=1e-6, atol=1e-9) for p, q in pairs)
+    return any(
+        not torch.allclose(p.to(torch.float64), q.to(torch.float64), rtol=1e-6, atol=1e-9)
+        for p, q in pairs
+    )
 
 
 # ---- the judge ---------------------------------------------------------------------------------------------------------------------------------------
@@ -121,7 +139,9 @@ def caught(asked: Iterable[tuple[Graph, list[int], int]], fact: str, change: Cha
     return []
 
 
-def breaks_the_identity(op: Affine, shapes: list[tuple[int, ...]], out: tuple[int, ...], spoil: Change) -> bool:
+def breaks_the_identity(
+    op: Affine, shapes: list[tuple[int, ...]], out: tuple[int, ...], spoil: Change
+) -> bool:
     """Is <y, W x> no longer <W^T y, x>, for the operation with a false adjoint, while it was?"""
     generator = torch.Generator().manual_seed(5)
     inputs = [torch.randn(4, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -243,13 +263,25 @@ def affine_case(name: str, seed: int) -> tuple[Graph, int]:
     return recipe.graph(), number
 
 
-def affine_call(name: str, shape: tuple[int, ...], args: tuple[Any, ...]) -> tuple[Affine, tuple[int, ...]]:
+def affine_call(
+    name: str, shape: tuple[int, ...], args: tuple[Any, ...]
+) -> tuple[Affine, tuple[int, ...]]:
     """Return the operation that the table's builder makes of a call, and the numbers it is called on."""
     run, absolute = bound(name, args), bound(name, with_absolute_constants(args))
     given = [a for a in leaves(args) if isinstance(a, Held)]
     ones = [torch.ones(1, *shape, dtype=torch.float64)] * len(given)
     places = tuple(i for i, a in enumerate(args) if isinstance(a, Held))
-    made = Call(name, run, args, places, (shape,) * len(given), tuple(run(*ones).shape[1:]) or (1,), torch.float64, torch.device("cpu"), absolute)
+    made = Call(
+        name,
+        run,
+        args,
+        places,
+        (shape,) * len(given),
+        tuple(run(*ones).shape[1:]) or (1,),
+        torch.float64,
+        torch.device("cpu"),
+        absolute,
+    )
     op = AFFINE[name](made)
     assert op is not None, f"{name} is not read"
     return op, tuple(v.number for v in given)
@@ -263,8 +295,14 @@ def bound(name: str, args: tuple[Any, ...]) -> Callable[..., Tensor]:
     return lambda *inputs: run(*inputs)[0] if "native" in name else run(*inputs)
 
 
-WRONG_ADJOINTS: dict[str, Change] = {"too small": each(lambda b: 0.9 * b), "misplaced": each(turned), "too much": each(lambda b: b + 0.1)}
-WRONG_ADJOINTS["without the last input"] = result(lambda backs: (*backs[:-1], torch.zeros_like(backs[-1])))
+WRONG_ADJOINTS: dict[str, Change] = {
+    "too small": each(lambda b: 0.9 * b),
+    "misplaced": each(turned),
+    "too much": each(lambda b: b + 0.1),
+}
+WRONG_ADJOINTS["without the last input"] = result(
+    lambda backs: (*backs[:-1], torch.zeros_like(backs[-1]))
+)
 
 
 @pytest.mark.one_in(2)
@@ -275,11 +313,17 @@ def test_a_false_adjoint_is_caught_twice(name: str) -> None:
         graph, number = affine_case(name, 0)
         node = graph.nodes[number - 1]
         assert isinstance(node.op, Affine)
-        y = torch.randn(4, *node.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        if not unlike(node.op.adjoint(y), change(node.op.adjoint)(y)) or (mistake == "without the last input" and len(node.inputs) == 1):
+        y = torch.randn(
+            4, *node.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
+        if not unlike(node.op.adjoint(y), change(node.op.adjoint)(y)) or (
+            mistake == "without the last input" and len(node.inputs) == 1
+        ):
             continue
         wrong += 1
-        assert breaks_the_identity(node.op, [graph.shape(i) for i in node.inputs], node.shape, change)
+        assert breaks_the_identity(
+            node.op, [graph.shape(i) for i in node.inputs], node.shape, change
+        )
         assert caught(asked_of(name), "adjoint", change)
     assert wrong
 
@@ -291,7 +335,8 @@ def asked_of(name: str) -> Iterator[tuple[Graph, list[int], int]]:
         yield graph, [number], seed
 
 
-@pytest.mark.parametrize("name", sorted(set(AFFINE) - {"aten.zeros_like.default"}))  # weights of 0 cannot be too small
+# weights of 0 cannot be too small
+@pytest.mark.parametrize("name", sorted(set(AFFINE) - {"aten.zeros_like.default"}))
 def test_false_absolute_weights_are_caught(name: str) -> None:
     assert caught(asked_of(name), "absolute", result(lambda reach: reach / 2))
 
@@ -300,7 +345,11 @@ def has_constant(name: str) -> bool:
     """Does the call add something that does not depend on the point?"""
     graph, number = affine_case(name, 0)
     node = graph.nodes[number - 1]
-    return bool(node.op.value(*(torch.zeros(1, *graph.shape(i), dtype=torch.float64) for i in node.inputs)).any())
+    return bool(
+        node.op.value(
+            *(torch.zeros(1, *graph.shape(i), dtype=torch.float64) for i in node.inputs)
+        ).any()
+    )
 
 
 WITH_CONSTANT = sorted(name for name in CALLS if has_constant(name))
@@ -313,7 +362,12 @@ def test_a_forgotten_constant_is_caught(name: str) -> None:
 
 def test_every_builder_is_tried_and_most_kinds_of_them_with_a_constant() -> None:
     assert set(CALLS) == set(AFFINE)
-    assert len(WITH_CONSTANT) >= 15 and {"aten.linear.default", "aten.conv3d.default", "aten.pad.default", "aten.baddbmm.default"} <= set(WITH_CONSTANT)
+    assert len(WITH_CONSTANT) >= 15 and {
+        "aten.linear.default",
+        "aten.conv3d.default",
+        "aten.pad.default",
+        "aten.baddbmm.default",
+    } <= set(WITH_CONSTANT)
 
 
 def windows(seed: int) -> Iterator[tuple[Graph, list[int], int]]:
@@ -333,10 +387,14 @@ def windows(seed: int) -> Iterator[tuple[Graph, list[int], int]]:
     (0, "window_adjoint", result(lambda back: 0.9 * back)), (0, "window_adjoint", result(turned)),
     (1, "slopes", each(lambda slope: 0.9 * slope)), (2, "slopes", each(lambda slope: 0.9 * slope)), (2, "slopes", result(lambda slopes: slopes[::-1])),
 ])  # fmt: skip
-def test_a_false_fact_of_windows_is_caught(place: int, fact: str, change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_false_fact_of_windows_is_caught(
+    place: int, fact: str, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (coefficients, linear):
         monkeypatch.setattr(module, "WORTH_A_WINDOW", 1e9)
-    asked = ((graph, [numbers[place]], k) for seed in range(8) for graph, numbers, k in windows(seed))
+    asked = (
+        (graph, [numbers[place]], k) for seed in range(8) for graph, numbers, k in windows(seed)
+    )
     assert caught(asked, fact, change)
 
 
@@ -349,7 +407,11 @@ def lines_changed(change: Callable[[Lines, Tensor, Tensor, Tensor], Lines]) -> C
     def spoil(relax: Callable[..., Lines]) -> Callable[..., Lines]:
         def wrong(lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
             lines, middle = relax(lower, upper, alpha), (lower + upper) / 2
-            room = (lines.upper_slope - lines.lower_slope) * middle + lines.upper_intercept - lines.lower_intercept
+            room = (
+                (lines.upper_slope - lines.lower_slope) * middle
+                + lines.upper_intercept
+                - lines.lower_intercept
+            )
             return change(lines, middle, 0.3 * room, 0.6 * room / (upper - lower).clamp_min(1e-9))
 
         return wrong
@@ -362,7 +424,12 @@ def leaning(side: str, sign: float) -> Change:
 
     def lean(lines: Lines, middle: Tensor, _: Tensor, steep: Tensor) -> Lines:
         slope, at = getattr(lines, f"{side}_slope"), getattr(lines, f"{side}_intercept")
-        return lines._replace(**{f"{side}_slope": slope + sign * steep, f"{side}_intercept": at - sign * steep * middle})
+        return lines._replace(
+            **{
+                f"{side}_slope": slope + sign * steep,
+                f"{side}_intercept": at - sign * steep * middle,
+            }
+        )
 
     return lines_changed(lean)
 
@@ -374,14 +441,30 @@ def narrowed(ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 WRONG_LINES: dict[str, tuple[str, Change]] = {
-    "the upper line lowered": ("relax", lines_changed(lambda lines, _, much, __: lines._replace(upper_intercept=lines.upper_intercept - much))),
-    "the lower line raised": ("relax", lines_changed(lambda lines, _, much, __: lines._replace(lower_intercept=lines.lower_intercept + much))),
+    "the upper line lowered": (
+        "relax",
+        lines_changed(
+            lambda lines, _, much, __: lines._replace(upper_intercept=lines.upper_intercept - much)
+        ),
+    ),
+    "the lower line raised": (
+        "relax",
+        lines_changed(
+            lambda lines, _, much, __: lines._replace(lower_intercept=lines.lower_intercept + much)
+        ),
+    ),
     "the upper line turned left": ("relax", leaning("upper", -1.0)),
     "the upper line turned right": ("relax", leaning("upper", 1.0)),
     "the lower line turned left": ("relax", leaning("lower", -1.0)),
     "the lower line turned right": ("relax", leaning("lower", 1.0)),
-    "the upper slope's sign": ("relax", lines_changed(lambda lines, *_: lines._replace(upper_slope=-lines.upper_slope))),
-    "the lower slope's sign": ("relax", lines_changed(lambda lines, *_: lines._replace(lower_slope=-lines.lower_slope))),
+    "the upper slope's sign": (
+        "relax",
+        lines_changed(lambda lines, *_: lines._replace(upper_slope=-lines.upper_slope)),
+    ),
+    "the lower slope's sign": (
+        "relax",
+        lines_changed(lambda lines, *_: lines._replace(lower_slope=-lines.lower_slope)),
+    ),
     "the range narrowed": ("range", result(narrowed)),
 }
 PLACES = torch.linspace(-1, 1, 41, dtype=torch.float64)
@@ -404,9 +487,20 @@ def intervals_of(op: Elementwise) -> tuple[Tensor, Tensor]:
     """Return middles and half widths of intervals around the places where the function bends; around 1 where it asks for positive numbers."""
     draw, reach = random.Random(0), [0.4, 0.8, 2.0] * 4
     if isinstance(op, Smooth) and not bool(op.defined(torch.tensor(-1.0), torch.tensor(0.0))):
-        middle, reach = [draw.uniform(0.7, 1.5) for _ in reach], [draw.uniform(0.2, 0.6) for _ in reach]
+        middle, reach = (
+            [draw.uniform(0.7, 1.5) for _ in reach],
+            [draw.uniform(0.2, 0.6) for _ in reach],
+        )
     else:
-        corners = [0.0, *(c for name in ("kinks", "inflections", "turns") for c in getattr(op, name, ()) if math.isfinite(c))]
+        corners = [
+            0.0,
+            *(
+                c
+                for name in ("kinks", "inflections", "turns")
+                for c in getattr(op, name, ())
+                if math.isfinite(c)
+            ),
+        ]
         middle = [draw.choice(corners) + r * draw.uniform(-0.6, 0.6) for r in reach]
     return torch.tensor(middle, dtype=torch.float64), torch.tensor(reach, dtype=torch.float64)
 
@@ -419,26 +513,47 @@ def is_false(op: Elementwise, middle: Tensor, reach: Tensor, fact: str) -> Tenso
         below, above = op.range(*ends)
     else:
         lines = op.relax(*ends)
-        below, above = lines.lower_slope * h + lines.lower_intercept, lines.upper_slope * h + lines.upper_intercept
+        below, above = (
+            lines.lower_slope * h + lines.lower_intercept,
+            lines.upper_slope * h + lines.upper_intercept,
+        )
     return ((f < below - 1e-6) | (f > above + 1e-6)).any(0)
 
 
 def tilted(op: Elementwise, wrong: Elementwise, middle: Tensor, reach: Tensor) -> Case:
     """Ask for the margins of 0 over +-f(x) + t x on an interval, for t = 0 and the slopes of the false lines: at their own slope they show."""
     lines = wrong.relax(middle - reach, middle + reach)
-    weights = torch.tensor([[sign, -sign * float(t)] for sign in (1.0, -1.0) for t in (0.0, lines.lower_slope, lines.upper_slope)], dtype=torch.float64)
+    weights = torch.tensor(
+        [
+            [sign, -sign * float(t)]
+            for sign in (1.0, -1.0)
+            for t in (0.0, lines.lower_slope, lines.upper_slope)
+        ],
+        dtype=torch.float64,
+    )
     recipe = Recipe((1,), 0)
     recipe.add(affine_call("aten.cat.default", (1,), ([X, Y], 1))[0], recipe.add(op), 0)
     recipe.add(Linear(torch.cat([torch.zeros(1, 2, dtype=torch.float64), weights]), None))
-    return Case(recipe.graph(), middle.view(1, 1), torch.zeros(1, dtype=torch.long), Ball("linf", reach.view(1), box=None), Untargeted())
+    return Case(
+        recipe.graph(),
+        middle.view(1, 1),
+        torch.zeros(1, dtype=torch.long),
+        Ball("linf", reach.view(1), box=None),
+        Untargeted(),
+    )
 
 
 CONSTANT = ((0.4, 0.4), (0.7, 0.2))  # clamps to these are no function of their argument
-LINES = (("aten.clip.default", (None,)),)  # without ends it changes nothing: both lines are the function
+# without ends it changes nothing: both lines are the function
+LINES = (("aten.clip.default", (None,)),)
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize(("name", "args"), [entry for entry in nets.activations() if entry[1][1:] not in CONSTANT and entry not in LINES], ids=str)
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [entry for entry in nets.activations() if entry[1][1:] not in CONSTANT and entry not in LINES],
+    ids=str,
+)
 def test_false_facts_of_a_function_are_caught(name: str, args: tuple[Any, ...]) -> None:
     made = ACTIVATIONS[name](args)
     assert made is not None
@@ -453,10 +568,15 @@ def test_false_facts_of_a_function_are_caught(name: str, args: tuple[Any, ...]) 
         seen.append(mistake)
         case = tilted(op, wrong, middle[shows], reach[shows])
         points = nets.admissible(case, PLACES.view(-1, 1, 1) * reach[shows])
-        assert violations(replace(case, graph=mistaken(case.graph, [1], fact, change)), points), mistake
+        assert violations(replace(case, graph=mistaken(case.graph, [1], fact, change)), points), (
+            mistake
+        )
         assert not violations(case, points)
     assert {"the upper line lowered", "the lower line raised", "the range narrowed"} <= set(seen)
-    assert all(any(side in mistake and "turned" in mistake for mistake in seen) for side in ("upper", "lower"))
+    assert all(
+        any(side in mistake and "turned" in mistake for mistake in seen)
+        for side in ("upper", "lower")
+    )
 
 
 # ---- selections and products -------------------------------------------------------------------------------------------------------------------------
@@ -464,13 +584,21 @@ def test_false_facts_of_a_function_are_caught(name: str, args: tuple[Any, ...]) 
 
 def lowered(planes: Planes) -> Planes:
     """Take a tenth off every ceiling's distance to the lowest one."""
-    return planes._replace(ceiling=planes.ceiling - 0.1 * (planes.ceiling - planes.ceiling.amin()) - 0.01)
+    return planes._replace(
+        ceiling=planes.ceiling - 0.1 * (planes.ceiling - planes.ceiling.amin()) - 0.01
+    )
 
 
 WRONG_PLANES: dict[str, tuple[str, Change]] = {
     "the ceiling lowered": ("planes", result(lowered)),
-    "one winner everywhere": ("planes", result(lambda planes: planes._replace(exact=torch.ones_like(planes.exact)))),
-    "an element of another window": ("planes", result(lambda planes: planes._replace(pick=turned(planes.pick)))),
+    "one winner everywhere": (
+        "planes",
+        result(lambda planes: planes._replace(exact=torch.ones_like(planes.exact))),
+    ),
+    "an element of another window": (
+        "planes",
+        result(lambda planes: planes._replace(pick=turned(planes.pick))),
+    ),
     "the smallest for the largest": ("value", lambda fact: lambda x: -fact(-x)),
 }
 POOLS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
@@ -507,7 +635,9 @@ def moved(side: str, share: float) -> Change:
     def spoil(saddle: Callable[..., Saddle]) -> Callable[..., Saddle]:
         def wrong(x: Any, y: Any, alpha: Tensor | None = None) -> Saddle:
             planes, name = saddle(x, y, alpha), f"{side}_intercept"
-            return planes._replace(**{name: getattr(planes, name) + share * (x[1] - x[0]) * (y[1] - y[0])})
+            return planes._replace(
+                **{name: getattr(planes, name) + share * (x[1] - x[0]) * (y[1] - y[0])}
+            )
 
         return wrong
 
@@ -517,9 +647,18 @@ def moved(side: str, share: float) -> Change:
 WRONG_SADDLES: dict[str, tuple[str, Change]] = {
     "the upper plane lowered": ("saddle", moved("upper", -0.2)),
     "the lower plane raised": ("saddle", moved("lower", 0.2)),
-    "the sign of the upper slope": ("saddle", result(lambda planes: planes._replace(upper_x=-planes.upper_x))),
-    "the sign of the lower slope": ("saddle", result(lambda planes: planes._replace(lower_y=-planes.lower_y))),
-    "the factors' slopes swapped": ("saddle", result(lambda planes: planes._replace(lower_x=planes.lower_y, lower_y=planes.lower_x))),
+    "the sign of the upper slope": (
+        "saddle",
+        result(lambda planes: planes._replace(upper_x=-planes.upper_x)),
+    ),
+    "the sign of the lower slope": (
+        "saddle",
+        result(lambda planes: planes._replace(lower_y=-planes.lower_y)),
+    ),
+    "the factors' slopes swapped": (
+        "saddle",
+        result(lambda planes: planes._replace(lower_x=planes.lower_y, lower_y=planes.lower_x)),
+    ),
     "the range narrowed": ("corners", result(narrowed)),
 }
 
@@ -528,7 +667,12 @@ def products() -> Iterator[tuple[Graph, list[int], int]]:
     """Yield networks that multiply two independent numbers, and weigh the product and its factors."""
     for seed in range(24):
         recipe = Recipe((2,), seed)
-        first, second = (recipe.add(Linear(recipe.normal(1, 2) * torch.tensor(keep).double(), recipe.normal(1)), 0) for keep in ((1, 0), (0, 1)))
+        first, second = (
+            recipe.add(
+                Linear(recipe.normal(1, 2) * torch.tensor(keep).double(), recipe.normal(1)), 0
+            )
+            for keep in ((1, 0), (0, 1))
+        )
         number = recipe.add(Product(), first, second)
         both = recipe.add(Sum((1.0, recipe.draw.choice([-2.0, 0.5, 1.5]))), first, second)
         recipe.add(affine_call("aten.cat.default", (1,), ([X, Y], 1))[0], number, both)
@@ -548,7 +692,9 @@ def ends_changed(**shifts: float) -> Change:
         def wrong(x: Any, y: Any, alpha: Tensor | None = None) -> Facets:
             planes = facets(x, y, alpha)
             room = (x[1] - x[0]) @ (y[1] - y[0])
-            return planes._replace(**{name: getattr(planes, name) + share * room for name, share in shifts.items()})
+            return planes._replace(
+                **{name: getattr(planes, name) + share * room for name, share in shifts.items()}
+            )
 
         return wrong
 
@@ -558,7 +704,10 @@ def ends_changed(**shifts: float) -> Change:
 WRONG_FACETS: dict[str, tuple[str, Change]] = {
     "the lower plane raised": ("facets", ends_changed(low_low=-0.3)),
     "the upper plane lowered": ("facets", ends_changed(low_high=0.3)),
-    "the ends of y swapped": ("facets", result(lambda planes: planes._replace(low_y=planes.high_y, high_y=planes.low_y))),
+    "the ends of y swapped": (
+        "facets",
+        result(lambda planes: planes._replace(low_y=planes.high_y, high_y=planes.low_y)),
+    ),
     "the other end of x": ("facets", result(lambda planes: planes._replace(low_x=planes.high_x))),
     "the range narrowed": ("corners", result(narrowed)),
 }
@@ -568,13 +717,25 @@ def contractions() -> Iterator[tuple[Graph, list[int], int]]:
     """Yield networks that multiply two matrices of independent numbers, and weigh the product and its factors."""
     for seed in range(24):
         recipe = Recipe((4,), seed)
-        first, second = (recipe.add(Linear(torch.eye(4, dtype=torch.float64)[keep] * recipe.normal(2, 1), recipe.normal(2)), 0) for keep in ([0, 1], [2, 3]))
+        first, second = (
+            recipe.add(
+                Linear(
+                    torch.eye(4, dtype=torch.float64)[keep] * recipe.normal(2, 1), recipe.normal(2)
+                ),
+                0,
+            )
+            for keep in ([0, 1], [2, 3])
+        )
         row, column = (
-            recipe.add(Generic(lambda t, s=shape: t.reshape(len(t), *s), "reshape", ((2,),), True), k)  # type: ignore[misc]
+            recipe.add(
+                Generic(lambda t, s=shape: t.reshape(len(t), *s), "reshape", ((2,),), True), k
+            )  # type: ignore[misc]
             for k, shape in ((first, (1, 2)), (second, (2, 1)))
         )
         number = recipe.add(MatMul(), row, column)
-        flat = recipe.add(Generic(lambda t: t.reshape(len(t), 1), "reshape", ((1, 1),), True), number)
+        flat = recipe.add(
+            Generic(lambda t: t.reshape(len(t), 1), "reshape", ((1, 1),), True), number
+        )
         recipe.add(Generic(lambda a, b: torch.cat([a, b], 1), "cat", ((1,), (2,))), flat, first)
         recipe.linear(6)
         yield recipe.graph(), [number], seed
@@ -591,7 +752,11 @@ def shares_changed(side: str, share: float) -> Change:
     def spoil(lines: Callable[[Tensor, Tensor], Lines]) -> Callable[[Tensor, Tensor], Lines]:
         def wrong(lower: Tensor, upper: Tensor) -> Lines:
             made, middle = lines(lower, upper), (lower + upper) / 2
-            room = (made.upper_slope - made.lower_slope) * middle + made.upper_intercept - made.lower_intercept
+            room = (
+                (made.upper_slope - made.lower_slope) * middle
+                + made.upper_intercept
+                - made.lower_intercept
+            )
             name = f"{side}_intercept"
             return made._replace(**{name: getattr(made, name) + share * room.mean(1, keepdim=True)})
 
@@ -603,8 +768,18 @@ def shares_changed(side: str, share: float) -> Change:
 WRONG_SHARES: dict[str, tuple[str, Change]] = {
     "the upper plane lowered": ("lines", shares_changed("upper", -0.7)),
     "the lower plane raised": ("lines", shares_changed("lower", 0.7)),
-    "the upper slopes in another order": ("lines", result(lambda lines: lines._replace(upper_slope=turned(lines.upper_slope)))),
-    "the tangent above": ("lines", result(lambda lines: lines._replace(upper_slope=lines.lower_slope, upper_intercept=lines.lower_intercept))),
+    "the upper slopes in another order": (
+        "lines",
+        result(lambda lines: lines._replace(upper_slope=turned(lines.upper_slope))),
+    ),
+    "the tangent above": (
+        "lines",
+        result(
+            lambda lines: lines._replace(
+                upper_slope=lines.lower_slope, upper_intercept=lines.lower_intercept
+            )
+        ),
+    ),
 }
 
 
@@ -615,7 +790,9 @@ def poolings() -> Iterator[tuple[Graph, list[int], int]]:
         recipe.add(Scale(3 * recipe.normal(1, 3), recipe.normal(1, 3)))
         number = recipe.add(LogSumExp(1))
         total = recipe.add(affine_call("aten.sum.dim_IntList", (3,), (X, [1], True))[0])
-        recipe.add(Generic(lambda a, b: torch.cat([a, b], 1), "cat", ((1,), (3,))), total, number - 1)
+        recipe.add(
+            Generic(lambda a, b: torch.cat([a, b], 1), "cat", ((1,), (3,))), total, number - 1
+        )
         recipe.linear(6)
         yield recipe.graph(), [number], seed
 
@@ -653,9 +830,13 @@ def parts(x: Tensor) -> Tensor:
 @cache
 def graphs() -> list[Graph]:
     """Return captured graphs of modules whose operations are written as several, small ones first."""
-    divided = nets.nn.Sequential(nets.nn.Linear(4, 6), nets.Apply(parts), nets.nn.Linear(6, 3)).eval()
+    divided = nets.nn.Sequential(
+        nets.nn.Linear(4, 6), nets.Apply(parts), nets.nn.Linear(6, 3)
+    ).eval()
     own = capture(Classifier(divided), torch.rand(5, 4))
-    return sorted([own, *(nets.captured(name) for name in REWRITTEN)], key=lambda graph: len(graph.nodes))
+    return sorted(
+        [own, *(nets.captured(name) for name in REWRITTEN)], key=lambda graph: len(graph.nodes)
+    )
 
 
 def rewritten(kind: str) -> Iterator[tuple[Graph, list[int], int]]:
@@ -667,7 +848,16 @@ def rewritten(kind: str) -> Iterator[tuple[Graph, list[int], int]]:
                 yield graph, numbers, seed
 
 
-MOVED = ("sum", "centre", "mean", "expand", "transpose", "aten.split.Tensor", "aten.unbind.int", "aten.chunk.default")
+MOVED = (
+    "sum",
+    "centre",
+    "mean",
+    "expand",
+    "transpose",
+    "aten.split.Tensor",
+    "aten.unbind.int",
+    "aten.chunk.default",
+)
 
 
 @pytest.mark.parametrize("kind", MOVED)
@@ -676,7 +866,12 @@ def test_a_false_fact_of_a_rewrite_s_moves_is_caught(kind: str) -> None:
     for graph, numbers, _ in rewritten(kind):
         for node in (graph.nodes[k - 1] for k in numbers):
             assert isinstance(node.op, Affine)
-            assert breaks_the_identity(node.op, [graph.shape(i) for i in node.inputs], node.shape, WRONG_ADJOINTS["too small"])
+            assert breaks_the_identity(
+                node.op,
+                [graph.shape(i) for i in node.inputs],
+                node.shape,
+                WRONG_ADJOINTS["too small"],
+            )
 
 
 def cut_off(case: Case) -> list[str]:
@@ -690,41 +885,78 @@ def cut_off(case: Case) -> list[str]:
         if isinstance(node.op, Affine):
             continue
         boxes = [state.boxes[i] for i in node.inputs]
-        shares = [torch.rand(64, *box.lower.shape, generator=generator, dtype=torch.float64) for box in boxes]
-        corners = [torch.where(torch.arange(64).view(-1, *[1] * (s.dim() - 1)) % 2 > 0, s, s.round()) for s in shares]
-        places = [box.lower + s * (box.upper - box.lower) for box, s in zip(boxes, corners, strict=True)]
+        shares = [
+            torch.rand(64, *box.lower.shape, generator=generator, dtype=torch.float64)
+            for box in boxes
+        ]
+        corners = [
+            torch.where(torch.arange(64).view(-1, *[1] * (s.dim() - 1)) % 2 > 0, s, s.round())
+            for s in shares
+        ]
+        places = [
+            box.lower + s * (box.upper - box.lower) for box, s in zip(boxes, corners, strict=True)
+        ]
         flat = [x.flatten(0, 1) for x in places]
         value = node.op.value(*flat).view(64, -1, *node.shape)
-        below, above = between(state.relaxations[number], [x.view(64, -1, *x.shape[1:]) for x in flat])
+        below, above = between(
+            state.relaxations[number], [x.view(64, -1, *x.shape[1:]) for x in flat]
+        )
         if isinstance(node.op, LogSumExp):  # its lines hold together
-            below, above = (t.mean(node.op.axis + 1, keepdim=True).expand_as(t) for t in (below, above))
-        box, room = propagate(case.graph, number, state.boxes, CHECKED), 1e-12 * (1 + value.abs())  # the lines are evaluated here with a rounding
+            below, above = (
+                t.mean(node.op.axis + 1, keepdim=True).expand_as(t) for t in (below, above)
+            )
+        # the lines are evaluated here with a rounding
+        box, room = propagate(case.graph, number, state.boxes, CHECKED), 1e-12 * (1 + value.abs())
         low, high = torch.maximum(below, box.lower), torch.minimum(above, box.upper)
-        found += [f"number {number} ({kind_of(node.op)})"] * bool(((value < low - room) | (value > high + room)).any())
+        found += [f"number {number} ({kind_of(node.op)})"] * bool(
+            ((value < low - room) | (value > high + room)).any()
+        )
     return found
 
 
 def between(relaxation: Any, x: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return what a relaxation says at points (R, N, *shape) of its inputs."""
     if isinstance(relaxation, Planes):
-        picked = x[0].flatten(2).gather(2, relaxation.pick.flatten(1).expand(len(x[0]), -1, -1)).view(len(x[0]), *relaxation.pick.shape)
+        picked = (
+            x[0]
+            .flatten(2)
+            .gather(2, relaxation.pick.flatten(1).expand(len(x[0]), -1, -1))
+            .view(len(x[0]), *relaxation.pick.shape)
+        )
         return picked, torch.where(relaxation.exact, picked, relaxation.ceiling)
     if isinstance(relaxation, Facets):
         flat, rounds = [t.flatten(0, 1) for t in x], len(x[0])
         every = Facets(*(t.repeat(rounds, *[1] * (t.dim() - 1)) for t in relaxation))
         sign = torch.ones_like(every.low_low)
-        low, high = (MatMul().plane(s, every, *flat).unflatten(0, (rounds, -1)) for s in (sign, -sign))
+        low, high = (
+            MatMul().plane(s, every, *flat).unflatten(0, (rounds, -1)) for s in (sign, -sign)
+        )
         return low, high
     lines = (relaxation,) if isinstance(relaxation, Lines) else relaxation.lines()
     low = sum(part.lower_slope * t + part.lower_intercept for part, t in zip(lines, x, strict=True))
-    high = sum(part.upper_slope * t + part.upper_intercept for part, t in zip(lines, x, strict=True))
+    high = sum(
+        part.upper_slope * t + part.upper_intercept for part, t in zip(lines, x, strict=True)
+    )
     return torch.as_tensor(low), torch.as_tensor(high)
 
 
-NON_AFFINE = {Contraction: WRONG_FACETS, Pooling: WRONG_SHARES, Bilinear: WRONG_SADDLES, Elementwise: WRONG_LINES, Selection: WRONG_PLANES}
+NON_AFFINE = {
+    Contraction: WRONG_FACETS,
+    Pooling: WRONG_SHARES,
+    Bilinear: WRONG_SADDLES,
+    Elementwise: WRONG_LINES,
+    Selection: WRONG_PLANES,
+}
 
 
-@pytest.mark.parametrize("name", [*(n for n in REWRITTEN if n != "constant that enlarges"), "max pool, ceil", "prelu, mish and silu"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(n for n in REWRITTEN if n != "constant that enlarges"),
+        "max pool, ceil",
+        "prelu, mish and silu",
+    ],
+)
 def test_a_false_relaxation_in_a_captured_module_is_caught(name: str) -> None:
     graph, caught_kinds, kinds = nets.captured(name), set(), set()
     case = nets.case_of(graph, 1, points=2, ball=Ball("linf", 0.3, box=None))
@@ -733,15 +965,35 @@ def test_a_false_relaxation_in_a_captured_module_is_caught(name: str) -> None:
         if isinstance(node.op, Affine) or kind_of(node.op) in caught_kinds:
             continue
         kinds.add(kind_of(node.op))
-        fact, change = next(iter(next(table for kind, table in NON_AFFINE.items() if isinstance(node.op, kind)).values()))
-        if any(f"number {number} " in text for text in cut_off(replace(case, graph=mistaken(graph, [number], fact, change)))):
+        fact, change = next(
+            iter(
+                next(
+                    table for kind, table in NON_AFFINE.items() if isinstance(node.op, kind)
+                ).values()
+            )
+        )
+        if any(
+            f"number {number} " in text
+            for text in cut_off(replace(case, graph=mistaken(graph, [number], fact, change)))
+        ):
             caught_kinds.add(kind_of(node.op))
     assert caught_kinds == kinds != set()
 
 
 @pytest.mark.slow
 def test_no_module_of_the_zoo_holds_an_operation_without_a_mutant() -> None:
-    tried = {*CALLS, *MOVED, *POOLS, "reshape", "output", *(kind_of(op) for name, args in nets.activations() if (op := ACTIVATIONS[name](args)) is not None)}
+    tried = {
+        *CALLS,
+        *MOVED,
+        *POOLS,
+        "reshape",
+        "output",
+        *(
+            kind_of(op)
+            for name, args in nets.activations()
+            if (op := ACTIVATIONS[name](args)) is not None
+        ),
+    }
     tried |= {"Linear", "Conv", "Scale", "Sum", "MaxPool", "Product", "MatMul", "LogSumExp"}
     found = {kind_of(node.op) for name in nets.ZOO for node in nets.captured(name).nodes}
     assert found <= tried, found - tried

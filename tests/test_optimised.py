@@ -1,4 +1,6 @@
-"""Do bounds hold whatever slopes, multipliers, weights and cuts are chosen, and is the ascent's gradient right? Random networks, attacks, and mutants."""
+"""Do bounds hold whatever slopes, multipliers, weights and cuts are chosen, and is the ascent's
+gradient right? Random networks, attacks, and mutants.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,18 @@ def rooted(case: Case) -> Root:
     return Root.of(state, SEARCH.dtype, case.ball.region(case.x.float()))
 
 
-def cut_values(case: Case, root: Root, points: Tensor, generator: torch.Generator, share: float) -> dict[int, Box]:
-    """Return random cuts (N, U) of the root's columns, such that every point (R, N, *D) with index 0 satisfies them: z at that point decides the side."""
+def cut_values(
+    case: Case, root: Root, points: Tensor, generator: torch.Generator, share: float
+) -> dict[int, Box]:
+    """Return random cuts (N, U) of the root's columns, such that every point (R, N, *D) with index
+    0 satisfies them: z at that point decides the side.
+    """
     values = case.graph.values(points[0])
     cuts = uncut(root, torch.arange(len(case.x)))
     for k in cuts:
         z, columns = root.columns[k].get(values[k]).float(), root.columns[k]
-        at = columns.filled(z + torch.randn(z.shape, generator=generator) * z.abs().mean() * 0.1)  # so near that the multiplier counts
+        # so near that the multiplier counts
+        at = columns.filled(z + torch.randn(z.shape, generator=generator) * z.abs().mean() * 0.1)
         cut = columns.filled((torch.rand(z.shape, generator=generator) < share).float()).bool()
         z64 = columns.get(values[k])
         above = z64 >= at.double()
@@ -50,7 +57,9 @@ def cut_values(case: Case, root: Root, points: Tensor, generator: torch.Generato
 
 
 def chosen_freely(dual: Dual, generator: torch.Generator) -> Free:
-    """Return random choices: alpha anywhere in [0, 1], multipliers of any sign (those without a constraint are to be ignored), any weights."""
+    """Return random choices: alpha anywhere in [0, 1], multipliers of any sign (those without a
+    constraint are to be ignored), any weights.
+    """
 
     def change(kind: str, k: int, t: Tensor) -> Tensor:
         noise = torch.rand(t.shape, generator=generator)
@@ -69,12 +78,16 @@ def satisfies(case: Case, root: Root, cuts: dict[int, Box], points: Tensor) -> T
         values = case.graph.values(one)
         for k, box in cuts.items():
             z = root.columns[k].get(values[k])
-            fits[r] &= ((z >= box.lower.double()) & (z <= box.upper.double()) | ~root.columns[k].real).all(1)
+            fits[r] &= (
+                (z >= box.lower.double()) & (z <= box.upper.double()) | ~root.columns[k].real
+            ).all(1)
     return fits
 
 
 def crossed(case: Case, seed: int) -> list[str]:
-    """Choose at random or by ascent, confirm, and name what an attacked point inside the branch has crossed."""
+    """Choose at random or by ascent, confirm, and name what an attacked point inside the branch has
+    crossed.
+    """
     generator = torch.Generator().manual_seed(seed)
     points = attacked(case, seed)
     points = points[torch.randperm(len(points), generator=generator)]
@@ -86,9 +99,15 @@ def crossed(case: Case, seed: int) -> list[str]:
         offsets = torch.randn(len(case.x), 2, generator=generator, dtype=torch.float64)
         for share in (0.0, 0.1, 0.3, 1.0):
             cuts = cut_values(case, root, points, generator, share)
-            dual = Dual(root, torch.arange(len(case.x)), number, spec.float(), offsets.float(), cuts)
+            dual = Dual(
+                root, torch.arange(len(case.x)), number, spec.float(), offsets.float(), cuts
+            )
             with torch.no_grad(), plain_sums():
-                free = Ascent(6, 0.25, 0.3)(dual, dual.guess())[1] if share == 0.1 else chosen_freely(dual, generator)
+                free = (
+                    Ascent(6, 0.25, 0.3)(dual, dual.guess())[1]
+                    if share == 0.1
+                    else chosen_freely(dual, generator)
+                )
                 bound = confirmed(dual, free, spec, offsets)
             inside = satisfies(case, root, cuts, points)
             assert bool(inside[0].all())
@@ -96,7 +115,10 @@ def crossed(case: Case, seed: int) -> list[str]:
                 value = case.graph.values(one)[number].flatten(1)
                 best = ((spec.flatten(2) @ value[..., None])[..., 0] + offsets).amax(1)
                 low = inside[r] & (bound > best + SAME * (1 + best.abs()))
-                found += [f"number {number}, cut {share}: {float(bound[i]):.6g} > {float(best[i]):.6g}" for i in torch.nonzero(low).flatten()]
+                found += [
+                    f"number {number}, cut {share}: {float(bound[i]):.6g} > {float(best[i]):.6g}"
+                    for i in torch.nonzero(low).flatten()
+                ]
     return found
 
 
@@ -126,12 +148,16 @@ def test_the_search_sees_what_is_confirmed(activation: str | None) -> None:
         root = rooted(case)
         cuts = cut_values(case, root, attacked(case, seed), generator, 0.3)
         rows = case.goal.rows(case.y, case.classes).double()
-        dual = Dual(root, torch.arange(len(case.x)), len(case.graph.nodes), rows.float(), None, cuts)
+        dual = Dual(
+            root, torch.arange(len(case.x)), len(case.graph.nodes), rows.float(), None, cuts
+        )
         free = dual.clamped(chosen_freely(dual, generator))
         with torch.no_grad(), plain_sums():
             seen, proved = dual.see(free), confirmed(dual, free, rows)
         scale = 1 + max(float(v.abs().max()) for v in seen.values.values())
-        assert torch.allclose(seen.bound.double(), proved, rtol=1e-3, atol=1e-4 * scale), f"seed {seed}"
+        assert torch.allclose(seen.bound.double(), proved, rtol=1e-3, atol=1e-4 * scale), (
+            f"seed {seed}"
+        )
 
 
 @pytest.mark.parametrize("seed", range(700, 710))
@@ -142,24 +168,46 @@ def test_the_gradient_is_that_of_the_bound(seed: int) -> None:
     root = Root.of(state, torch.float64, case.ball.region(case.x))
     cuts = cut_values(case, root, attacked(case, seed), generator, 0.4)
     rows = case.goal.rows(case.y, case.classes).double()
-    dual = Dual(root, torch.arange(len(case.x)), len(case.graph.nodes), rows, None, {k: Box(b.lower.double(), b.upper.double()) for k, b in cuts.items()})
+    dual = Dual(
+        root,
+        torch.arange(len(case.x)),
+        len(case.graph.nodes),
+        rows,
+        None,
+        {k: Box(b.lower.double(), b.upper.double()) for k, b in cuts.items()},
+    )
     free = dual.clamped(chosen_freely(dual, generator).each(lambda kind, k, t: t.double()))
     free = free.each(lambda kind, k, t: t * 0.9 + 0.05 if kind == "alpha" else t)
     with torch.no_grad():
         gradient, before = dual.gradient(free, dual.see(free)), dual.see(free).bound
-        towards = free.each(lambda kind, k, t: torch.randn(t.shape, generator=generator, dtype=torch.float64))
-        towards = towards.each(lambda kind, k, t: torch.where(free.of(kind, k) == 0, 0.0, t) if kind == "beta" else t)
+        towards = free.each(
+            lambda kind, k, t: torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        )
+        towards = towards.each(
+            lambda kind, k, t: torch.where(free.of(kind, k) == 0, 0.0, t) if kind == "beta" else t
+        )
         # Filling moves with the element that it repeats.
         for k in free.alpha:
-            towards.alpha[k] = dual.columns[case.graph.nodes[k - 1].inputs[0]].filled(towards.alpha[k])
+            towards.alpha[k] = dual.columns[case.graph.nodes[k - 1].inputs[0]].filled(
+                towards.alpha[k]
+            )
         step = 1e-7
         after = dual.see(free.each(lambda kind, k, t: t + step * towards.of(kind, k))).bound
         predicted = torch.zeros_like(before)
         for kind, held in (("alpha", free.alpha), ("beta", free.beta), ("mix", {0: free.mix})):
             for k in held:
-                weigh = 1.0 if kind == "mix" else dual.weigh[case.graph.nodes[k - 1].inputs[0] if kind == "alpha" else k]
+                weigh = (
+                    1.0
+                    if kind == "mix"
+                    else dual.weigh[case.graph.nodes[k - 1].inputs[0] if kind == "alpha" else k]
+                )
                 predicted += (gradient.of(kind, k) * towards.of(kind, k) * weigh).sum(1)
-    assert torch.allclose((after - before) / step, predicted, rtol=1e-3, atol=1e-3 * (1 + float(predicted.abs().max()))), f"seed {seed}"
+    assert torch.allclose(
+        (after - before) / step,
+        predicted,
+        rtol=1e-3,
+        atol=1e-3 * (1 + float(predicted.abs().max())),
+    ), f"seed {seed}"
 
 
 def test_the_ascent_never_ends_below_its_start_and_often_above() -> None:
@@ -195,7 +243,12 @@ def sharpened(case: Case) -> Relaxed:
     """Relax a case with boxes made sharp."""
     region = case.ball.region(case.x, outward=True)
     with torch.no_grad(), plain_sums():
-        return relax(case.graph, region, CHECKED, tighten=sharpening(Ascent(6, 0.25), case.ball.region(case.x.float())))
+        return relax(
+            case.graph,
+            region,
+            CHECKED,
+            tighten=sharpening(Ascent(6, 0.25), case.ball.region(case.x.float())),
+        )
 
 
 def test_sharpened_boxes_hold_and_are_narrower() -> None:
@@ -212,15 +265,26 @@ def test_sharpened_boxes_hold_and_are_narrower() -> None:
 
 @pytest.mark.parametrize("activation", ["aten.tanh.default", "aten.gelu.default"])
 def test_ends_of_curves_are_ascended_to_the_last_step(activation: str) -> None:
-    """A ReLU's input of known sign is settled, a curve's bends on: there the ascent must not stop at 0."""
+    """A ReLU's input of known sign is settled, a curve's bends on: there the ascent must not stop
+    at 0.
+    """
     for _, case in some(1200, 4, activation):
         small = case.ball.region(case.x.float())
         with torch.no_grad(), plain_sums():
-            for_ever = relax(case.graph, case.ball.region(case.x, outward=True), CHECKED, tighten=sharpening(Ascent(6, 0.25, enough=torch.inf), small))
+            for_ever = relax(
+                case.graph,
+                case.ball.region(case.x, outward=True),
+                CHECKED,
+                tighten=sharpening(Ascent(6, 0.25, enough=torch.inf), small),
+            )
         usual = sharpened(case)
         for k in case.graph.bent:
-            torch.testing.assert_close(usual.boxes[k].lower, for_ever.boxes[k].lower, rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(usual.boxes[k].upper, for_ever.boxes[k].upper, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(
+                usual.boxes[k].lower, for_ever.boxes[k].lower, rtol=1e-6, atol=1e-9
+            )
+            torch.testing.assert_close(
+                usual.boxes[k].upper, for_ever.boxes[k].upper, rtol=1e-6, atol=1e-9
+            )
 
 
 def box_cases(first: int, count: int) -> Iterator[tuple[int, Case]]:
@@ -229,13 +293,22 @@ def box_cases(first: int, count: int) -> Iterator[tuple[int, Case]]:
         case = random_case(seed)
         mask = torch.zeros(case.x[0].numel(), dtype=torch.bool)
         mask[torch.randperm(len(mask), generator=torch.Generator().manual_seed(seed))[:4]] = True
-        yield seed, nets.case_of(case.graph, seed, ball=Ball("linf", 0.2, (0.0, 1.0), mask.view(case.x.shape[1:])))
+        yield (
+            seed,
+            nets.case_of(
+                case.graph, seed, ball=Ball("linf", 0.2, (0.0, 1.0), mask.view(case.x.shape[1:]))
+            ),
+        )
 
 
 def forms_crossed(case: Case, seed: int) -> list[int]:
-    """Push forms forward over the case's boxes, and name the numbers that an attacked point has left."""
+    """Push forms forward over the case's boxes, and name the numbers that an attacked point has
+    left.
+    """
     with torch.no_grad(), plain_sums():
-        boxes, _ = forward.forward(case.graph, *case.ball.region(case.x, outward=True).outer_box(), CHECKED)
+        boxes, _ = forward.forward(
+            case.graph, *case.ball.region(case.x, outward=True).outer_box(), CHECKED
+        )
     return boxes_crossed(case, seed, boxes)
 
 
@@ -249,7 +322,11 @@ def test_forms_hold() -> None:
 def test_forms_hold_on_captured_modules(name: str) -> None:
     mask = torch.zeros(nets.captured(name).input_shape).flatten()
     mask[:6] = 1
-    case = nets.case_of(nets.captured(name), 3, ball=Ball("linf", 0.05, None, mask.bool().view(nets.captured(name).input_shape)))
+    case = nets.case_of(
+        nets.captured(name),
+        3,
+        ball=Ball("linf", 0.05, None, mask.bool().view(nets.captured(name).input_shape)),
+    )
     assert not forms_crossed(case, 3)
 
 
@@ -265,17 +342,27 @@ def test_children_cover_their_parent() -> None:
             splits = candidates(dual, dual.see(free), 2)
         points = attacked(case, seed)
         for split in splits:
-            children = split.children(Branches(torch.zeros(len(rows)), rows, torch.zeros_like(rows), cuts, free))
-            halves = [satisfies(case, root, {k: box.take(part) for k, box in children.cuts.items()}, points) for part in torch.arange(2 * len(rows)).chunk(2)]
+            children = split.children(
+                Branches(torch.zeros(len(rows)), rows, torch.zeros_like(rows), cuts, free)
+            )
+            halves = [
+                satisfies(
+                    case, root, {k: box.take(part) for k, box in children.cuts.items()}, points
+                )
+                for part in torch.arange(2 * len(rows)).chunk(2)
+            ]
             assert bool((halves[0] | halves[1]).all())
             both = (halves[0] & halves[1])[:, split.can]
             assert not bool(both.any()) or bool((halves[0] | ~halves[0])[:, split.can].all())
 
 
-# ---- mutants ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- mutants
+# --------------------------------------------------------------------------------------------------
 
 
-def is_caught(monkeypatch: pytest.MonkeyPatch, judge: Any, cases: Iterator[tuple[int, Case]], *mutation: Any) -> bool:
+def is_caught(
+    monkeypatch: pytest.MonkeyPatch, judge: Any, cases: Iterator[tuple[int, Case]], *mutation: Any
+) -> bool:
     """Does the judge object to one of the cases with the mutation, and not without?"""
     for seed, case in cases:
         with monkeypatch.context() as mutated:
@@ -316,7 +403,9 @@ def test_mutant_cuts_on_the_wrong_side_are_caught(monkeypatch: pytest.MonkeyPatc
         if cut is None:
             return box
         middle = (box.lower + box.upper) / 2
-        return Box(torch.where(cut.lower.isfinite(), box.lower, middle), sound(self, number, box).upper)
+        return Box(
+            torch.where(cut.lower.isfinite(), box.lower, middle), sound(self, number, box).upper
+        )
 
     assert is_caught(monkeypatch, crossed, some(0, 60), Dual, "cut", wrong)
 
@@ -329,18 +418,24 @@ def test_mutant_slopes_beyond_one_are_caught(monkeypatch: pytest.MonkeyPatch) ->
         bent = lines.lower_slope != lines.upper_slope
         return lines._replace(lower_slope=lines.lower_slope + 2.0 * bent)
 
-    assert is_caught(monkeypatch, crossed, some(0, 60, "aten.relu.default"), confirm, "_lines", wrong)
+    assert is_caught(
+        monkeypatch, crossed, some(0, 60, "aten.relu.default"), confirm, "_lines", wrong
+    )
 
 
 def test_mutant_weights_that_are_negative_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = property(lambda self: torch.stack([2 * torch.ones(len(self.mix)), -torch.ones(len(self.mix))], 1))
+    wrong = property(
+        lambda self: torch.stack([2 * torch.ones(len(self.mix)), -torch.ones(len(self.mix))], 1)
+    )
     assert is_caught(monkeypatch, crossed, some(0, 60), Free, "weights", wrong)
 
 
 def test_mutant_sharpening_that_swaps_the_ends_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = sharpen._whole
 
-    def wrong(root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: Any) -> tuple[Dual, Tensor]:
+    def wrong(
+        root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: Any
+    ) -> tuple[Dual, Tensor]:
         return sound(root, number, rows, places, -sign, shape)
 
     def judge(case: Case, seed: int) -> list[int]:
@@ -349,7 +444,9 @@ def test_mutant_sharpening_that_swaps_the_ends_is_caught(monkeypatch: pytest.Mon
     assert is_caught(monkeypatch, judge, some(0, 40, "aten.relu.default"), sharpen, "_whole", wrong)
 
 
-def test_mutant_forms_that_forget_what_relaxation_loses_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutant_forms_that_forget_what_relaxation_loses_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sound = forward._bent
 
     def wrong(op: Any, x: forward.Form, box: Box, arithmetic: Any) -> forward.Form:
@@ -362,7 +459,10 @@ def test_mutant_forms_with_signed_remainders_are_caught(monkeypatch: pytest.Monk
     sound = forward._affine
 
     def wrong(op: Any, inputs: list[forward.Form], arithmetic: Any) -> forward.Form:
-        form, zero = sound(op, inputs, arithmetic), op.value(*(torch.zeros_like(f.c) for f in inputs))
+        form, zero = (
+            sound(op, inputs, arithmetic),
+            op.value(*(torch.zeros_like(f.c) for f in inputs)),
+        )
         return form._replace(r=(op.value(*(f.r for f in inputs)) - zero).abs())
 
     assert is_caught(monkeypatch, forms_crossed, box_cases(0, 60), forward, "_affine", wrong)

@@ -1,4 +1,6 @@
-"""Are operations sound, or refused, with parameters at and beyond what their bounds assume? However they are written."""
+"""Are operations sound, or refused, with parameters at and beyond what their bounds assume? However
+they are written.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,23 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim
 
-TOOLS = (IBP(), CROWN(), AlphaCROWN(steps=3, sharpen=2), BranchAndBound(seconds=0.3), InputSplit(seconds=0.3))
+TOOLS = (
+    IBP(),
+    CROWN(),
+    AlphaCROWN(steps=3, sharpen=2),
+    BranchAndBound(seconds=0.3),
+    InputSplit(seconds=0.3),
+)
 
 
 def crossed(op: Elementwise) -> bool:
-    """Does a line or the range of a function leave it on the sound side, on intervals around its corners and far off?"""
-    ends = torch.tensor([-40.0, -3.0, -1.0, -0.76, -0.75, -0.749, -0.1, 0.0, 0.2, 0.3, 0.7, 1.0, 2.0, 30.0], dtype=torch.float64)
+    """Does a line or the range of a function leave it on the sound side, on intervals around its
+    corners and far off?
+    """
+    ends = torch.tensor(
+        [-40.0, -3.0, -1.0, -0.76, -0.75, -0.749, -0.1, 0.0, 0.2, 0.3, 0.7, 1.0, 2.0, 30.0],
+        dtype=torch.float64,
+    )
     lower, upper = (t.flatten() for t in torch.meshgrid(ends, ends, indexing="ij"))
     lower, upper = lower[lower <= upper], upper[lower <= upper]
     share = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -42,26 +55,62 @@ def crossed(op: Elementwise) -> bool:
     low, high = op.range(lower, upper)
     wrong = bool((y < low[:, None] - room).any()) or bool((y > high[:, None] + room).any())
     for alpha in (None, 0.0, 0.4, 1.0):
-        a, a_at, b, b_at = (t[:, None] for t in op.relax(lower, upper, None if alpha is None else torch.full_like(lower, alpha)))
+        a, a_at, b, b_at = (
+            t[:, None]
+            for t in op.relax(
+                lower, upper, None if alpha is None else torch.full_like(lower, alpha)
+            )
+        )
         wrong |= bool((a * x + a_at > y + room).any()) or bool((b * x + b_at < y - room).any())
     return wrong
 
 
 ODD: dict[str, list[tuple[Any, ...]]] = {
-    "aten.clamp.default": [(0.7, 0.2), (3, 1), (1, 1), (0.2, -1e300), (-math.inf, 0.3), (None, -0.5), (2.0, None), (-1e30, 1e30)],
+    "aten.clamp.default": [
+        (0.7, 0.2),
+        (3, 1),
+        (1, 1),
+        (0.2, -1e300),
+        (-math.inf, 0.3),
+        (None, -0.5),
+        (2.0, None),
+        (-1e30, 1e30),
+    ],
     "aten.clamp_min.default": [(-math.inf,), (1e30,), (2,)],
     "aten.clamp_max.default": [(math.inf,), (-1e30,), (-2,)],
     "aten.hardtanh.default": [(0.5, -0.5), (1, 1), (0, 6)],
     "aten.leaky_relu.default": [(-2.0,), (40.0,), (0,), (1,), (-1,), (1e12,)],
-    "aten.softplus.default": [(1.0, -3.0), (2.0, -1.5), (4, 0), (0.1, 1e9), (1.0, -2000.0), (30.0, 1.0)],
+    "aten.softplus.default": [
+        (1.0, -3.0),
+        (2.0, -1.5),
+        (4, 0),
+        (0.1, 1e9),
+        (1.0, -2000.0),
+        (30.0, 1.0),
+    ],
     "aten.elu.default": [(40.0,), (1e-9,), (1.0, 3.0, 0.1), (2, 1, 4), (1e9,)],
     "aten.celu.default": [(1e-6,), (50,)],
-    "aten.pow.Tensor_Scalar": [(2,), (3,), (5,), (6,), (0.25,), (2.5,), (-1,), (-2,), (-0.5,), (-2.5,)],
+    "aten.pow.Tensor_Scalar": [
+        (2,),
+        (3,),
+        (5,),
+        (6,),
+        (0.25,),
+        (2.5,),
+        (-1,),
+        (-2,),
+        (-0.5,),
+        (-2.5,),
+    ],
 }
 
 
-@pytest.mark.parametrize(("name", "args"), [(name, args) for name, each in ODD.items() for args in each], ids=str)
-def test_functions_with_odd_parameters_lie_between_their_lines(name: str, args: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("name", "args"), [(name, args) for name, each in ODD.items() for args in each], ids=str
+)
+def test_functions_with_odd_parameters_lie_between_their_lines(
+    name: str, args: tuple[Any, ...]
+) -> None:
     op = ACTIVATIONS[name]((None, *args))
     assert op is not None and not crossed(op)
 
@@ -96,7 +145,9 @@ def test_parameters_without_bounds_are_refused(build: Callable[[], Any]) -> None
 
 
 def claims_of(function: Callable[[Tensor], Tensor], tool: Any) -> tuple[Problem, Tensor]:
-    """Return a problem about one number x and the radii claimed: z0 = f(x) + 0.3 x against a constant near its middle value."""
+    """Return a problem about one number x and the radii claimed: z0 = f(x) + 0.3 x against a
+    constant near its middle value.
+    """
     x = torch.linspace(0.05, 0.95, 7)[:, None]
     level = float((function(x.double()) + 0.3 * x.double()).median()) + 0.013
     module = Apply(lambda t: torch.cat([function(t) + 0.3 * t, 0 * t + level], 1)).eval()
@@ -138,7 +189,13 @@ def test_claims_about_functions_with_odd_parameters_hold(name: str, tool: Any) -
 
 def corners_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clip, "__post_init__", lambda self: None)
-    monkeypatch.setattr(Clip, "bends", lambda self, lower, upper: ((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high)))
+    monkeypatch.setattr(
+        Clip,
+        "bends",
+        lambda self, lower, upper: (
+            ((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high))
+        ),
+    )
 
 
 def asked_far(tool: Any) -> bool:
@@ -148,8 +205,15 @@ def asked_far(tool: Any) -> bool:
         z0 = torch.clamp(t, min=2.0, max=1.0) + 0.3 * t
         return torch.cat([z0, 0 * z0 + 1.1], 1)
 
-    problem = Problem.pose(Classifier(Apply(forward).eval()), torch.tensor([[1.0]]), torch.tensor([0]), Ball("linf", 0.9, None))
-    return any(bool((claim.radius > 0).any()) for claim in tool(problem) if isinstance(claim, Claim))
+    problem = Problem.pose(
+        Classifier(Apply(forward).eval()),
+        torch.tensor([[1.0]]),
+        torch.tensor([0]),
+        Ball("linf", 0.9, None),
+    )
+    return any(
+        bool((claim.radius > 0).any()) for claim in tool(problem) if isinstance(claim, Claim)
+    )
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: type(tool).__name__)
@@ -158,7 +222,9 @@ def test_a_clamp_whose_ends_are_out_of_order_certifies_nothing_false(tool: Any) 
 
 
 @pytest.mark.parametrize("tool", TOOLS[1:4], ids=lambda tool: type(tool).__name__)
-def test_mutant_that_leaves_corners_out_of_order_certifies_what_is_false(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutant_that_leaves_corners_out_of_order_certifies_what_is_false(
+    tool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corners_as_given(monkeypatch)
     assert asked_far(tool)
 
@@ -197,5 +263,7 @@ def test_what_has_no_bounds_is_refused_by_name(name: str) -> None:
 
 
 def test_a_factor_of_a_residual_sum_is_taken_in_full_precision() -> None:
-    """Bounds that carry patches multiply by the factor themselves: as float32 would hold 0.1, it is another function."""
+    """Bounds that carry patches multiply by the factor themselves: as float32 would hold 0.1, it is
+    another function.
+    """
     assert [float(s) for s in Sum((1.0, 0.1)).slopes()] == [1.0, 0.1]

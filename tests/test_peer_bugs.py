@@ -1,7 +1,9 @@
-"""Would a mistake that published attack code has made be noticed here? Each one is planted, and the check that passes without it has to fail with it.
+"""Would a mistake that published attack code has made be noticed here? Each one is planted, and the
+check that passes without it has to fail with it.
 
-Further ones stand beside what they are about: a projection that forgets the radius, estimates and gradients normalised over the whole batch
-(test_minimum_norm.py, test_black_box.py, test_attacks.py).
+Further ones stand beside what they are about: a projection that forgets the radius, estimates and
+gradients normalised over the whole batch (test_minimum_norm.py, test_black_box.py,
+test_attacks.py).
 """
 
 from __future__ import annotations
@@ -58,31 +60,51 @@ class Fn(nn.Module):
         return self.function(x)
 
 
-# ---- a well-known name for another set of attacks --------------------------------------------------------------------------------------------------
+# ---- a well-known name for another set of attacks
+# --------------------------------------------------------------------------------------------------
 
 
 def resisting(classes: int = 10) -> Problem:
     """Return a point that no attack breaks, so that each spends its whole budget."""
-    model = Fn(lambda x: torch.cat([x.sum(1, keepdim=True) + 100, x.repeat(1, 3)[:, : classes - 1]], 1))
-    return Problem.pose(model, torch.full((1, 4), 0.5, dtype=F64), [0], Ball("linf", 0.1, box=(0, 1)))
+    model = Fn(
+        lambda x: torch.cat([x.sum(1, keepdim=True) + 100, x.repeat(1, 3)[:, : classes - 1]], 1)
+    )
+    return Problem.pose(
+        model, torch.full((1, 4), 0.5, dtype=F64), [0], Ball("linf", 0.1, box=(0, 1))
+    )
 
 
-def test_autoattack_is_the_four_attacks_of_its_paper_at_full_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library's attack of this name runs 10 iterations instead of 100, and rescales the square search; another's replaces two of the four."""
+def test_autoattack_is_the_four_attacks_of_its_paper_at_full_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A library's attack of this name runs 10 iterations instead of 100, and rescales the square
+    search; another's replaces two of the four.
+    """
 
     def check() -> None:
         tools = [stage.tool for stage in PLANS["autoattack"].stages]
         assert [type(tool) for tool in tools] == [APGD, APGD, FAB, Square]
         entropy, rivals, boundary, squares = tools
-        assert (entropy.loss, entropy.targets, rivals.targets, boundary.targets) == ("cross_entropy", 0, 9, 9)  # type: ignore[union-attr]
+        assert (entropy.loss, entropy.targets, rivals.targets, boundary.targets) == (
+            "cross_entropy",
+            0,
+            9,
+            9,
+        )  # type: ignore[union-attr]
         assert (squares.queries, squares.p, squares.rescale) == (5000, 0.8, False)  # type: ignore[union-attr]
         problem = resisting()
         spent = [int(next(iter(tool(problem))).backwards) for tool in (entropy, rivals)]  # type: ignore[call-arg, arg-type, union-attr]
-        assert spent == [101, 9 + 9 * 101]  # a ranking of nine rivals, and for each 100 moves and a last look
+        # a ranking of nine rivals, and for each 100 moves and a last look
+        assert spent == [101, 9 + 9 * 101]
         assert int(next(iter(boundary(problem))).backwards) >= 900  # type: ignore[call-arg, arg-type, union-attr]
 
     def planted(**changes: dict[str, Any]) -> Plan:
-        stages = [dataclasses.replace(s, tool=dataclasses.replace(s.tool, **changes.get(type(s.tool).__name__, {}))) for s in true.stages]  # type: ignore[type-var]
+        stages = [
+            dataclasses.replace(
+                s, tool=dataclasses.replace(s.tool, **changes.get(type(s.tool).__name__, {}))
+            )
+            for s in true.stages
+        ]  # type: ignore[type-var]
         return dataclasses.replace(true, stages=tuple(stages))
 
     true = PLANS["autoattack"]
@@ -98,8 +120,12 @@ def test_autoattack_is_the_four_attacks_of_its_paper_at_full_length(monkeypatch:
         noticed(check)
 
 
-def test_a_step_is_halved_by_falls_from_the_last_loss_not_from_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After one bad start the loss climbs at every step, but stays below the start: that is progress. A known bug counts new records only."""
+def test_a_step_is_halved_by_falls_from_the_last_loss_not_from_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After one bad start the loss climbs at every step, but stays below the start: that is
+    progress. A known bug counts new records only.
+    """
     region = Ball("linf", 1.0, box=None).region(torch.zeros(1, 3, dtype=F64))
 
     def share_at_the_first_checkpoint() -> float:
@@ -113,7 +139,8 @@ def test_a_step_is_halved_by_falls_from_the_last_loss_not_from_the_best(monkeypa
         return float(memory["share"])
 
     def check() -> None:
-        assert share_at_the_first_checkpoint() == 2.0  # the first step is twice the radius, and stays
+        # the first step is twice the radius, and stays
+        assert share_at_the_first_checkpoint() == 2.0
 
     check()
     true = Climb._control
@@ -125,22 +152,31 @@ def test_a_step_is_halved_by_falls_from_the_last_loss_not_from_the_best(monkeypa
     with monkeypatch.context() as bug:
         bug.setattr(Climb, "_control", records_only)
         noticed(check)
-    monkeypatch.setattr(Climb.__init__, "__defaults__", (1.0, False))  # another known bug: a first step of one radius, not two
+    # another known bug: a first step of one radius, not two
+    monkeypatch.setattr(Climb.__init__, "__defaults__", (1.0, False))
     noticed(check)
 
 
-# ---- what counts, and what comes back --------------------------------------------------------------------------------------------------------------
+# ---- what counts, and what comes back
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_targeted_search_takes_any_wrong_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the way to class 1, which is never reached, class 2 wins. A known bug throws that point away."""
-    model = Fn(lambda x: torch.stack([torch.zeros_like(x[:, 0]), -0.02 - 0.1 * (-8 * x[:, 0]).exp(), x[:, 0] - 0.5], 1))
+    """On the way to class 1, which is never reached, class 2 wins. A known bug throws that point
+    away.
+    """
+    model = Fn(
+        lambda x: torch.stack(
+            [torch.zeros_like(x[:, 0]), -0.02 - 0.1 * (-8 * x[:, 0]).exp(), x[:, 0] - 0.5], 1
+        )
+    )
     problem = Problem.pose(model, torch.zeros(1, 2, dtype=F64), [0], Ball("linf", 0.8))
 
     def check() -> None:
         for attack in (APGD(steps=20, targets=1), PGD(steps=20, targets=1)):
             candidate, attempts = arsenal.collected(attack, problem)
-            assert float(candidate[0, 0]) >= 0.5 and int(attempts[0].forwards) <= 20  # a success ends the search
+            # a success ends the search
+            assert float(candidate[0, 0]) >= 0.5 and int(attempts[0].forwards) <= 20
 
     check()
     monkeypatch.setattr(Untargeted, "worst", lambda self, margins: margins[:, 0])
@@ -155,22 +191,33 @@ def test_the_best_iterate_comes_back_not_the_last(monkeypatch: pytest.MonkeyPatc
         asked.append(x.detach())
         return torch.stack([1 + (x[:, 0] - 0.3).abs(), 0 * x[:, 0]], 1)
 
-    problem = Problem.pose(Fn(valley), torch.zeros(1, 2, dtype=F64), [0], Ball("linf", 1.0, box=None))
+    problem = Problem.pose(
+        Fn(valley), torch.zeros(1, 2, dtype=F64), [0], Ball("linf", 1.0, box=None)
+    )
 
     def check() -> None:
         for attack in (PGD(steps=7, step=0.4), APGD(steps=7)):
             asked.clear()
             candidate, _ = arsenal.collected(attack, problem)
-            assert float((candidate[0, 0] - 0.3).abs()) <= float((torch.cat(asked)[:, 0] - 0.3).abs().min()) + 1e-9
+            assert (
+                float((candidate[0, 0] - 0.3).abs())
+                <= float((torch.cat(asked)[:, 0] - 0.3).abs().min()) + 1e-9
+            )
 
     check()
     monkeypatch.setattr(Queue, "_keep", arsenal.keep_last)
     noticed(check)
 
 
-def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nearest point p to y is the one where no admissible point lies further along y - p. A known bug scales y into the ball and cuts it to the box."""
-    region = Ball("l1", 1.3, box=(0, 1)).region(torch.rand(40, 9, dtype=F64, generator=torch.Generator().manual_seed(0)))
+def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The nearest point p to y is the one where no admissible point lies further along y - p. A
+    known bug scales y into the ball and cuts it to the box.
+    """
+    region = Ball("l1", 1.3, box=(0, 1)).region(
+        torch.rand(40, 9, dtype=F64, generator=torch.Generator().manual_seed(0))
+    )
     y = region.center + torch.randn(40, 9, dtype=F64, generator=torch.Generator().manual_seed(1))
 
     def check() -> None:
@@ -179,7 +226,9 @@ def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(monkeypatch: pyt
         gained = region.offset_support(y - p)[0] - ((y - p) * (p - region.center)).sum(1)
         assert float(gained.max()) <= 1e-9
 
-    def radial(self: Any, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+    def radial(
+        self: Any, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
+    ) -> Tensor:
         scaled = delta * (radius / delta.abs().sum(1)).clamp(max=1)[:, None]
         return torch.minimum(torch.maximum(scaled, low), high)
 
@@ -197,22 +246,37 @@ def images(n: int = 30) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def test_a_witness_is_recorded_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A known bug stores examples as bytes by truncation, which moves each value by up to 1/255 and loses some of them."""
+    """A known bug stores examples as bytes by truncation, which moves each value by up to 1/255 and
+    loses some of them.
+    """
     model, x, y = images()
     problem = Problem.pose(model, x, y, Ball("linf", 0.05))
     candidate, _ = arsenal.collected(ONE.stages[0].tool, problem)  # type: ignore[arg-type]
-    broken = is_adversarial(problem.goal.worst(problem.margins(problem.classifier.logits(candidate))))
+    broken = is_adversarial(
+        problem.goal.worst(problem.margins(problem.classifier.logits(candidate)))
+    )
     assert 5 < int(broken.sum()) < len(x)
 
     def check() -> None:
         result = calipers.measure(model, x, y, Ball("linf", 0.05), plan=ONE)
         name = result.summary.question.fingerprint
-        stored = {e.point: result.ledger.witness(name, e) for e in result.ledger.evidence(name) if e.kind == "witness"}
+        stored = {
+            e.point: result.ledger.witness(name, e)
+            for e in result.ledger.evidence(name)
+            if e.kind == "witness"
+        }
         assert set(stored) == {problem.names[i] for i in torch.nonzero(broken).flatten().tolist()}
-        assert all(np.array_equal(stored[problem.names[i]], candidate[i].numpy()) for i in torch.nonzero(broken).flatten().tolist())  # type: ignore[arg-type]
+        assert all(
+            np.array_equal(stored[problem.names[i]], candidate[i].numpy())
+            for i in torch.nonzero(broken).flatten().tolist()
+        )  # type: ignore[arg-type]
 
     def in_bytes(self: Referee, attempt: Attempt, *rest: Any) -> Any:
-        return true(self, dataclasses.replace(attempt, candidate=(attempt.candidate * 255).to(torch.uint8) / 255), *rest)
+        return true(
+            self,
+            dataclasses.replace(attempt, candidate=(attempt.candidate * 255).to(torch.uint8) / 255),
+            *rest,
+        )
 
     check()
     true = Referee.attempt
@@ -220,15 +284,21 @@ def test_a_witness_is_recorded_as_it_was_found(monkeypatch: pytest.MonkeyPatch) 
     noticed(check)
 
 
-def test_a_resumed_run_still_holds_the_examples_themselves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A known bug keeps only flags: after resuming, the "examples" of points broken earlier are the clean inputs."""
+def test_a_resumed_run_still_holds_the_examples_themselves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A known bug keeps only flags: after resuming, the "examples" of points broken earlier are the
+    clean inputs.
+    """
     model, x, y = images()
     threat = Ball("linf", 0.05)
 
     def check() -> None:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.calipers"
         calipers.measure(model, x, y, threat, plan=ONE, record=path)
-        resumed = calipers.measure(model, x, y, threat, plan=dataclasses.replace(ONE, name="again"), record=path)
+        resumed = calipers.measure(
+            model, x, y, threat, plan=dataclasses.replace(ONE, name="again"), record=path
+        )
         assert 5 < sum(row.verdict == "broken" for row in resumed.points) < len(x)
         name, ledger = resumed.summary.question.fingerprint, Ledger(path, read_only=True)
         clean = {p.name: p for p in ledger.points(name)}
@@ -248,27 +318,47 @@ def test_a_resumed_run_still_holds_the_examples_themselves(monkeypatch: pytest.M
 
 
 def test_robust_accuracy_over_the_radius_is_a_step_curve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two distances nothing changes. A known metric joins the steps by slanted lines, and gives credit to an attack that found nothing."""
+    """Between two distances nothing changes. A known metric joins the steps by slanted lines, and
+    gives credit to an attack that found nothing.
+    """
     upper = np.array([0.1, 0.3, np.inf, np.inf])
     seen = np.ones(4, dtype=bool)
 
     def check() -> None:
         curve = curve_of(np.zeros(4), upper, seen, 1.0, 0.95)
-        assert [curve.at(r)[1] for r in (0.0, 0.0999, 0.1, 0.2, 0.2999, 0.3, 0.9)] == [1, 1, 0.75, 0.75, 0.75, 0.5, 0.5]
-        failed = curve_of(np.zeros(4), np.array([0.0, np.inf, np.inf, np.inf]), seen, 1.0, 0.95)  # one clean error, nothing found
+        assert [curve.at(r)[1] for r in (0.0, 0.0999, 0.1, 0.2, 0.2999, 0.3, 0.9)] == [
+            1,
+            1,
+            0.75,
+            0.75,
+            0.75,
+            0.5,
+            0.5,
+        ]
+        # one clean error, nothing found
+        failed = curve_of(np.zeros(4), np.array([0.0, np.inf, np.inf, np.inf]), seen, 1.0, 0.95)
         assert [failed.at(r)[1] for r in (0.0, 0.3, 0.7, 1.0)] == [0.75] * 4
 
     check()
-    monkeypatch.setattr(Curve, "at", lambda self, r: (0.0, float(np.interp(r, self.radii, self.attacked))))
+    monkeypatch.setattr(
+        Curve, "at", lambda self, r: (0.0, float(np.interp(r, self.radii, self.attacked)))
+    )
     noticed(check)
 
 
-# ---- left as it was: by every attack, to its end and interrupted -----------------------------------------------------------------------------------
+# ---- left as it was: by every attack, to its end and interrupted
+# -----------------------------------------------------------------------------------
 
 
 def footprint(model: nn.Module) -> dict[str, Any]:
     """Return everything about a model and the process that an attack has no business to change."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
+    hooks = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_forward_hooks_with_kwargs",
+    )
     return {
         "modes": [m.training for m in model.modules()],
         "flags": [p.requires_grad for p in model.parameters()],
@@ -300,7 +390,9 @@ class Fuse(arsenal.RowWise):
 
 
 def used(threat: str) -> Fuse:
-    """Return a model as a fine-tuning user has it: parts in different modes, some weights frozen, a hook of the user's own."""
+    """Return a model as a fine-tuning user has it: parts in different modes, some weights frozen, a
+    hook of the user's own.
+    """
     model = Fuse().eval()
     model.training = True
     torch.manual_seed(77)
@@ -320,7 +412,9 @@ def traced() -> Iterator[None]:
         sys.settrace(before)
 
 
-def assert_nothing_left_behind(name: str, after: int = 0, error: type[BaseException] = KeyboardInterrupt) -> None:
+def assert_nothing_left_behind(
+    name: str, after: int = 0, error: type[BaseException] = KeyboardInterrupt
+) -> None:
     """Run an attack, cut short after so many calls of the model, and compare."""
     attack, threat = arsenal.arsenal()[name]
     model = used(threat)
@@ -392,14 +486,20 @@ _TRUE = Classifier.frozen
 
 
 @pytest.mark.parametrize("bug", [_root_to_train, _tracer_cleared, _hooks_left, _seeds_everybody])
-def test_mutants_that_leave_something_behind_are_caught(bug: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known bugs: training mode for the whole model at the end, a debugger's tracer cleared, hooks that stay, everybody's generator seeded."""
+def test_mutants_that_leave_something_behind_are_caught(
+    bug: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known bugs: training mode for the whole model at the end, a debugger's tracer cleared, hooks
+    that stay, everybody's generator seeded.
+    """
     arsenal.arsenal()
     monkeypatch.setattr(Classifier, "frozen", bug)
     noticed(lambda: assert_nothing_left_behind("PGD"))
 
 
-def test_mutant_that_restores_only_where_all_goes_well_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutant_that_restores_only_where_all_goes_well_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     arsenal.arsenal()
     assert_nothing_left_behind("PGD", after=3)
     monkeypatch.setattr(Classifier, "frozen", _forgets_on_errors)

@@ -1,4 +1,6 @@
-"""Does max-pool know its windows from its strides alone, as the operation itself has them, and without a matrix of outputs by inputs?"""
+"""Does max-pool know its windows from its strides alone, as the operation itself has them, and
+without a matrix of outputs by inputs?
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +20,9 @@ CASES = 120
 
 
 def probed(run: Any, shape: tuple[int, ...]) -> list[set[int]]:
-    """Return the members of each window by asking the operation: which single raised element does an output see?"""
+    """Return the members of each window by asking the operation: which single raised element does
+    an output see?
+    """
     count = torch.Size(shape).numel()
     seen = run(torch.eye(count).view(count, *shape)).flatten(1) > 0
     return [set(torch.nonzero(column).flatten().tolist()) for column in seen.T]
@@ -31,8 +35,17 @@ def settings(seed: int) -> tuple[int, tuple[int, ...], tuple[Any, ...]]:
     while True:
         kernel, stride, dilation = (draw.integers(1, 4, rank).tolist() for _ in range(3))
         padding = [int(draw.integers(0, k // 2 + 1)) for k in kernel]
-        shape = (int(draw.integers(1, 3)), *(int(n) for n in draw.integers(2, 8 if rank < 3 else 5, rank)))
-        arguments = (kernel, stride if draw.random() < 0.8 else [], padding, dilation, bool(draw.random() < 0.5))
+        shape = (
+            int(draw.integers(1, 3)),
+            *(int(n) for n in draw.integers(2, 8 if rank < 3 else 5, rank)),
+        )
+        arguments = (
+            kernel,
+            stride if draw.random() < 0.8 else [],
+            padding,
+            dilation,
+            bool(draw.random() < 0.5),
+        )
         if draw.random() < 0.2:  # one number for all axes
             arguments = tuple([a[0]] if isinstance(a, list) and a else a for a in arguments)
         try:
@@ -49,7 +62,9 @@ def pooled(rank: int, arguments: tuple[Any, ...], x: Tensor) -> Tensor:
 
 
 def built(seed: int) -> tuple[Selection, list[set[int]], int]:
-    """Return the operation as the graph has it, the members of its windows as probed, and how many inputs there are."""
+    """Return the operation as the graph has it, the members of its windows as probed, and how many
+    inputs there are.
+    """
     rank, shape, arguments = settings(seed)
     out = tuple(pooled(rank, arguments, torch.zeros(1, *shape)).shape[1:])
     op = SELECTIONS[f"aten.max_pool{rank}d.default"]((None, *arguments), shape, out)
@@ -78,7 +93,11 @@ def test_a_wrong_window_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch)
         if change == "edge":  # the border's first element stands for what lies outside
             found = true(size, out, kernel, stride, padding, dilation)
             return torch.where(found == torch.Size(size).numel(), 0, found)
-        ignored = {"padding": lambda v: tuple(0 for _ in v), "stride": lambda v: tuple(1 for _ in v), "dilation": lambda v: tuple(1 for _ in v)}[change]
+        ignored = {
+            "padding": lambda v: tuple(0 for _ in v),
+            "stride": lambda v: tuple(1 for _ in v),
+            "dilation": lambda v: tuple(1 for _ in v),
+        }[change]
         given = {"stride": stride, "padding": padding, "dilation": dilation}
         given[change] = ignored(given[change])
         return true(size, out, kernel, given["stride"], given["padding"], given["dilation"])

@@ -1,4 +1,6 @@
-"""Is an exported program read as torch reads it, and does nothing that a stranger wrote into the file run?"""
+"""Is an exported program read as torch reads it, and does nothing that a stranger wrote into the
+file run?
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Fn(nn.Module):
 def _attention(m: Any, x: Tensor) -> Tensor:
     h = x.flatten(1).reshape(x.shape[0], 6, 8)
     hidden = torch.triu(torch.ones(6, 6, dtype=torch.bool), 1)
-    return m[0](((h @ h.transpose(1, 2)).masked_fill(hidden, -torch.inf).softmax(-1) @ h).flatten(1))
+    return m[0](
+        ((h @ h.transpose(1, 2)).masked_fill(hidden, -torch.inf).softmax(-1) @ h).flatten(1)
+    )
 
 
 def _regions(m: Any, x: Tensor) -> Tensor:
@@ -53,7 +57,12 @@ def _regions(m: Any, x: Tensor) -> Tensor:
         largest = x.abs().amax()
     first, second = functional.relu(x * 1, inplace=True).chunk(2, 3)
     best, _ = first.flatten(1).max(1, keepdim=True)
-    return m[0](torch.cat([first, second], 3).flatten(1)) + best + largest * 0 + torch.ones(x.shape[0] * 2 // 2, 1) * x.shape[0] ** 0.5
+    return (
+        m[0](torch.cat([first, second], 3).flatten(1))
+        + best
+        + largest * 0
+        + torch.ones(x.shape[0] * 2 // 2, 1) * x.shape[0] ** 0.5
+    )
 
 
 def _autocast(m: Any, x: Tensor) -> Tensor:
@@ -62,18 +71,35 @@ def _autocast(m: Any, x: Tensor) -> Tensor:
 
 
 MODELS: dict[str, tuple[Any, ...]] = {
-    "convolution": (lambda m, x: m[2](functional.max_pool2d(m[1](m[0](x)), 2).flatten(1)), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(16, 3)),
+    "convolution": (
+        lambda m, x: m[2](functional.max_pool2d(m[1](m[0](x)), 2).flatten(1)),
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Linear(16, 3),
+    ),
     "attention": (_attention, nn.Linear(48, 3)),
     "transformer": (
         lambda m, x: m[1](m[0](x.flatten(1).reshape(-1, 6, 8)).mean(1)),
         nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
         nn.Linear(8, 3),
     ),
-    "recurrent": (lambda m, x: m[1](m[0](x.flatten(1).reshape(x.shape[0], 6, 8))[0][:, -1]), nn.LSTM(8, 5, batch_first=True), nn.Linear(5, 3)),
+    "recurrent": (
+        lambda m, x: m[1](m[0](x.flatten(1).reshape(x.shape[0], 6, 8))[0][:, -1]),
+        nn.LSTM(8, 5, batch_first=True),
+        nn.Linear(5, 3),
+    ),
     "regions": (_regions, nn.Linear(48, 3)),
     "autocast": (_autocast, nn.Linear(48, 3)),
-    "resized": (lambda m, x: m[0](functional.interpolate(x, scale_factor=2, mode="bilinear").flatten(1)), nn.Linear(192, 3)),
-    "rounded": (lambda m, x: m[0](torch.where(x > 0.5, x.clamp(max=0.7), x.new_full((), 0.1)).double().flatten(1)).float(), nn.Linear(48, 3).double()),
+    "resized": (
+        lambda m, x: m[0](functional.interpolate(x, scale_factor=2, mode="bilinear").flatten(1)),
+        nn.Linear(192, 3),
+    ),
+    "rounded": (
+        lambda m, x: m[0](
+            torch.where(x > 0.5, x.clamp(max=0.7), x.new_full((), 0.1)).double().flatten(1)
+        ).float(),
+        nn.Linear(48, 3).double(),
+    ),
 }
 
 
@@ -81,7 +107,9 @@ def exported(path: Path, module: nn.Module, free: bool = True) -> torch.export.E
     shapes = ({0: torch.export.Dim("batch", min=2)},) if free else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of recurrent layers' lists of weights
-        program = torch.export.export(module.eval(), (torch.rand(3, 3, 4, 4),), dynamic_shapes=shapes)
+        program = torch.export.export(
+            module.eval(), (torch.rand(3, 3, 4, 4),), dynamic_shapes=shapes
+        )
     torch.export.save(program, path)
     return program
 
@@ -122,9 +150,15 @@ def test_two_programs_with_the_same_weights_are_told_apart(tmp_path: Path) -> No
 
 
 def test_another_shape_or_a_fixed_batch_is_refused_with_the_cure(tmp_path: Path) -> None:
-    exported(tmp_path / "net.pt2", Fn(lambda m, x: m[0](x.flatten(1)), nn.Linear(48, 3)), free=False)
+    exported(
+        tmp_path / "net.pt2", Fn(lambda m, x: m[0](x.flatten(1)), nn.Linear(48, 3)), free=False
+    )
     net = load_exported(tmp_path / "net.pt2")
-    with pytest.raises(BadModel, match=r"shape \(3, 3, 4, 4\), got \(2, 3, 4, 4\); export it with a free batch: dynamic_shapes="):
+    with pytest.raises(
+        BadModel,
+        match=r"shape \(3, 3, 4, 4\), got \(2, 3, 4, 4\); export it with a free batch: "
+        r"dynamic_shapes=",
+    ):
         net(torch.rand(2, 3, 4, 4))
     with pytest.raises(BadModel, match="inputs of 4 axes"):
         net(torch.rand(3, 48))
@@ -140,7 +174,9 @@ def test_a_norm_of_weights_reads_nothing_past_its_end(tmp_path: Path) -> None:
             pt2_graph._weight_norm(torch.rand(3, 48), torch.rand(size), 0)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(48), nn.Dropout(0.5)], ids=["batch norm", "dropout"])
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(48), nn.Dropout(0.5)], ids=["batch norm", "dropout"]
+)
 def test_training_mode_is_refused(layer: nn.Module, tmp_path: Path) -> None:
     module = nn.Sequential(nn.Flatten(), layer, nn.Linear(48, 3)).train()
     torch.export.save(torch.export.export(module, (torch.rand(3, 3, 4, 4),)), tmp_path / "net.pt2")
@@ -148,7 +184,8 @@ def test_training_mode_is_refused(layer: nn.Module, tmp_path: Path) -> None:
         load_exported(tmp_path / "net.pt2")
 
 
-# ---- files from strangers ----------------------------------------------------------------------------------------------------------------------------
+# ---- files from strangers
+# --------------------------------------------------------------------------------------------------
 
 
 class Marks:
@@ -203,12 +240,16 @@ CODE = "__import__('pathlib').Path({!r}).write_text('x')"
 
 
 def evil(good: Path, kind: str, mark: Path) -> Path:
-    """Return a file by which torch.export.load, or one that trusts its names, would make the mark."""
+    """Return a file by which torch.export.load, or one that trusts its names, would make the
+    mark.
+    """
     code = CODE.format(str(mark))
 
     def symbols(told: Any) -> None:
         for size in told["graph_module"]["graph"]["tensor_values"].values():
-            size["sizes"] = [{"as_expr": {"expr_str": code, "hint": {"as_int": 3}}} for _ in size["sizes"]]
+            size["sizes"] = [
+                {"as_expr": {"expr_str": code, "hint": {"as_int": 3}}} for _ in size["sizes"]
+            ]
         told["range_constraints"] = {}
 
     def names(told: Any) -> None:
@@ -218,25 +259,46 @@ def evil(good: Path, kind: str, mark: Path) -> Path:
     def target(told: Any) -> None:
         node = told["graph_module"]["graph"]["nodes"][0]
         node |= {"target": "torch.ops.aten.from_file.default"}
-        node["inputs"] = [{"name": "filename", "arg": {"as_string": str(mark)}, "kind": 1}, {"name": "shared", "arg": {"as_bool": True}, "kind": 1}]
+        node["inputs"] = [
+            {"name": "filename", "arg": {"as_string": str(mark)}, "kind": 1},
+            {"name": "shared", "arg": {"as_bool": True}, "kind": 1},
+        ]
         node["inputs"].append({"name": "size", "arg": {"as_int": 4}, "kind": 1})
 
     def hub(told: Any) -> None:
         node = told["graph_module"]["graph"]["nodes"][0]
-        node |= {"target": "torch.hub.load", "inputs": [{"name": "repo_or_dir", "arg": {"as_string": str(mark)}, "kind": 1}]}
+        node |= {
+            "target": "torch.hub.load",
+            "inputs": [{"name": "repo_or_dir", "arg": {"as_string": str(mark)}, "kind": 1}],
+        }
 
     def guards(told: Any) -> None:
         told["guards_code"] = [code]
 
     files: dict[str, Callable[[], Path]] = {
-        "sample inputs": lambda: changed(good, lambda n, d: pickled(((Marks(mark),), {})) if n.startswith("data/sample_inputs/") else d),
+        "sample inputs": lambda: changed(
+            good,
+            lambda n, d: (
+                pickled(((Marks(mark),), {})) if n.startswith("data/sample_inputs/") else d
+            ),
+        ),
         "a pickled weight": lambda: edited(
-            changed(good, lambda n, d: pickled({"t": torch.rand(2), "e": Marks(mark)}) if n == "data/weights/weight_0" else d),
+            changed(
+                good,
+                lambda n, d: (
+                    pickled({"t": torch.rand(2), "e": Marks(mark)})
+                    if n == "data/weights/weight_0"
+                    else d
+                ),
+            ),
             lambda told: next(iter(told["config"].values())).update(use_pickle=True),
             "data/weights/model_weights_config.json",
         ),
         "an opaque constant": lambda: edited(
-            changed(good, lambda n, d: pickle.dumps(Marks(mark)) if n == "data/constants/tensor_0" else d),
+            changed(
+                good,
+                lambda n, d: pickle.dumps(Marks(mark)) if n == "data/constants/tensor_0" else d,
+            ),
             lambda told: next(iter(told["config"].values())).update(path_name="opaque_obj_0"),
             "data/constants/model_constants_config.json",
         ),
@@ -249,8 +311,16 @@ def evil(good: Path, kind: str, mark: Path) -> Path:
     return files[kind]()
 
 
-READ = ("sample inputs", "guards", "names")  # which hold nothing that is looked at, or that is more than a name
-EVIL = (*READ, "a pickled weight", "an opaque constant", "symbols", "a file operation", "a function of torch")
+# which hold nothing that is looked at, or that is more than a name
+READ = "sample inputs", "guards", "names"
+EVIL = (
+    *READ,
+    "a pickled weight",
+    "an opaque constant",
+    "symbols",
+    "a file operation",
+    "a function of torch",
+)
 
 
 @pytest.mark.parametrize("kind", EVIL)
@@ -275,7 +345,9 @@ def test_the_same_files_run_their_code_in_torch(kind: str, good: Path, tmp_path:
     assert mark.exists()
 
 
-def test_what_refuses_an_operation_is_what_keeps_files_from_being_written(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_refuses_an_operation_is_what_keeps_files_from_being_written(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = tmp_path / "mark"
     path = evil(good, "a file operation", mark)
     monkeypatch.setattr(pt2_graph, "_REFUSED", set())
@@ -291,34 +363,64 @@ def _enlarge(nodes: list[Any]) -> None:
 
 REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a pickle": (
-        lambda good: edited(good, lambda told: next(iter(told["config"].values())).update(use_pickle=True), "data/weights/model_weights_config.json"),
+        lambda good: edited(
+            good,
+            lambda told: next(iter(told["config"].values())).update(use_pickle=True),
+            "data/weights/model_weights_config.json",
+        ),
         "unpickling a file runs its author's code",
     ),
     "an object": (
         lambda good: edited(
-            good, lambda told: next(iter(told["config"].values())).update(path_name="custom_obj_0"), "data/constants/model_constants_config.json"
+            good,
+            lambda told: next(iter(told["config"].values())).update(path_name="custom_obj_0"),
+            "data/constants/model_constants_config.json",
         ),
         "only tensors are read",
     ),
     "a path outside": (
         lambda good: edited(
-            good, lambda told: next(iter(told["config"].values())).update(path_name="weight_/../../x"), "data/weights/model_weights_config.json"
+            good,
+            lambda told: next(iter(told["config"].values())).update(path_name="weight_/../../x"),
+            "data/weights/model_weights_config.json",
         ),
         "only tensors are read",
     ),
     "weights pickled by an older torch": (
-        lambda good: changed(good, lambda name, data: None if name == "data/weights/model_weights_config.json" else data),
+        lambda good: changed(
+            good,
+            lambda name, data: None if name == "data/weights/model_weights_config.json" else data,
+        ),
         "keeps them as a pickle, as torch before 2.9 did",
     ),
-    "another version": (lambda good: edited(good, lambda told: told["schema_version"].update(major=9)), "version 9 of torch's format, this reads version 8"),
-    "another layout": (lambda good: changed(good, lambda name, data: b"7" if name == "archive_version" else data), "no archive of an exported program"),
-    "big-endian": (lambda good: changed(good, lambda name, data: b"big" if name == "byteorder" else data), "big-endian machine"),
+    "another version": (
+        lambda good: edited(good, lambda told: told["schema_version"].update(major=9)),
+        "version 9 of torch's format, this reads version 8",
+    ),
+    "another layout": (
+        lambda good: changed(good, lambda name, data: b"7" if name == "archive_version" else data),
+        "no archive of an exported program",
+    ),
+    "big-endian": (
+        lambda good: changed(good, lambda name, data: b"big" if name == "byteorder" else data),
+        "big-endian machine",
+    ),
     "an unknown operation": (
-        lambda good: edited(good, lambda told: told["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.evil.f.default")),
+        lambda good: edited(
+            good,
+            lambda told: told["graph_module"]["graph"]["nodes"][0].update(
+                target="torch.ops.evil.f.default"
+            ),
+        ),
         "not known",
     ),
     "an operation that reads past the end": (
-        lambda good: edited(good, lambda told: told["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.aten.embedding_bag.default")),
+        lambda good: edited(
+            good,
+            lambda told: told["graph_module"]["graph"]["nodes"][0].update(
+                target="torch.ops.aten.embedding_bag.default"
+            ),
+        ),
         "is not read: it is none that a classifier computes with",
     ),
     "a size of terabytes": (
@@ -326,29 +428,50 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "makes 8,796,093,022,208 numbers for each point",
     ),
     "an input without a name": (
-        lambda good: edited(good, lambda told: told["graph_module"]["graph"]["inputs"][0].update(as_tensor={})),
+        lambda good: edited(
+            good, lambda told: told["graph_module"]["graph"]["inputs"][0].update(as_tensor={})
+        ),
         "cannot be read",
     ),
     "a value made nowhere": (
-        lambda good: edited(good, lambda told: told["graph_module"]["graph"]["outputs"][0]["as_tensor"].update(name="nobody")),
+        lambda good: edited(
+            good,
+            lambda told: told["graph_module"]["graph"]["outputs"][0]["as_tensor"].update(
+                name="nobody"
+            ),
+        ),
         "used before it is made",
     ),
-    "a weight cut short": (lambda good: changed(good, lambda name, data: data[:-4] if name == "data/weights/weight_0" else data), "needs more numbers"),
+    "a weight cut short": (
+        lambda good: changed(
+            good, lambda name, data: data[:-4] if name == "data/weights/weight_0" else data
+        ),
+        "needs more numbers",
+    ),
     "a huge weight": (
         lambda good: edited(
             good,
-            lambda told: next(iter(told["config"].values()))["tensor_meta"].update(sizes=[{"as_int": 2**30}, {"as_int": 2**9}], strides=[{"as_int": 0}] * 2),
+            lambda told: next(iter(told["config"].values()))["tensor_meta"].update(
+                sizes=[{"as_int": 2**30}, {"as_int": 2**9}], strides=[{"as_int": 0}] * 2
+            ),
             "data/weights/model_weights_config.json",
         ),
         "needs more numbers",
     ),
-    "brackets without end": (lambda good: changed(good, lambda name, data: b"[" * 10**6 if name == "models/model.json" else data), "cannot be read"),
+    "brackets without end": (
+        lambda good: changed(
+            good, lambda name, data: b"[" * 10**6 if name == "models/model.json" else data
+        ),
+        "cannot be read",
+    ),
     "no zip file": (lambda good: good, "no zip archive"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_what_cannot_be_read_is_refused_in_a_sentence(kind: str, good: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_in_a_sentence(
+    kind: str, good: Path, tmp_path: Path
+) -> None:
     change, words = REFUSALS[kind]
     if kind == "no zip file":
         good = tmp_path / "net.pt2"
@@ -365,7 +488,9 @@ def test_the_older_format_is_refused_by_name(tmp_path: Path) -> None:
         models.load_model(str(tmp_path / "net.pt2"))
 
 
-def test_an_archive_that_would_unpack_to_far_more_is_refused(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_would_unpack_to_far_more_is_refused(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "bomb.pt2"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("bomb/archive_format", b"pt2")

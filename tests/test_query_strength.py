@@ -1,4 +1,6 @@
-"""How near do attacks without gradients come to those with gradients? Measured on a net that passes no gradient on, and on planes whose answer is known."""
+"""How near do attacks without gradients come to those with gradients? Measured on a net that passes
+no gradient on, and on planes whose answer is known.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,21 @@ def digits(norm: str, radius: float, count: int = 100) -> tuple[Problem, Problem
     x, y = (part[:count] for part in images())
     net = build("mnist-plain")
     stopped = Fn(lambda x: net(x.detach()), torch.float32)
-    return Problem.pose(net, x, y, Ball(norm, radius)), Problem.pose(stopped, x, y, Ball(norm, radius))
+    return Problem.pose(net, x, y, Ball(norm, radius)), Problem.pose(
+        stopped, x, y, Ball(norm, radius)
+    )
 
 
-# ---- scores ----------------------------------------------------------------------------------------------------------------------------------------
+# ---- scores
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "radius"), [("linf", 0.1), ("l2", 1.5)])
 def test_scores_break_as_many_digits_as_gradients_within_three(norm: str, radius: float) -> None:
-    """Measured: 88 by gradients and 85 by 5000 scores in linf, 85 and 86 in l2; features drawn anew every round instead of in turn: 84 and 78."""
+    """Measured: 88 by gradients and 85 by 5000 scores in linf, 85 and 86 in l2; features drawn anew
+    every round instead of in turn: 84 and 78.
+    """
     problem, stopped = digits(norm, radius)
     gradients, found = sum(run(GRADIENTS, problem).broken), run(Differences(), stopped)
     assert max(found.forwards) <= 5000 and not any(found.backwards)
@@ -53,14 +60,22 @@ def test_random_search_alone_comes_near() -> None:
 
 
 class _Anew(_Slopes):
-    """A bug that was made here: every round draws its features afresh, so some are asked about again and again and others never."""
+    """A bug that was made here: every round draws its features afresh, so some are asked about
+    again and again and others never.
+    """
 
     def _moves(self, region: Region, streams: Streams, memory: Memory) -> tuple[Tensor, Tensor]:
-        return super()._moves(region, streams.fork(memory["round"]), memory | {"round": torch.zeros_like(memory["round"])})
+        return super()._moves(
+            region,
+            streams.fork(memory["round"]),
+            memory | {"round": torch.zeros_like(memory["round"])},
+        )
 
 
 def test_every_feature_has_its_turn() -> None:
-    """After one sweep the slope of a plane is known in every feature, up to the momentum of its round."""
+    """After one sweep the slope of a plane is known in every feature, up to the momentum of its
+    round.
+    """
     model, w = plane(12)
     problem = asking(model, "l2", n=6, radius=1e-3)
     for play, complete in ((_Slopes, True), (_Anew, False)):
@@ -83,7 +98,9 @@ def test_every_question_of_the_ascent_is_admissible() -> None:
         for ball in ({}, {"mask": mask}, {"weights": weights}):
             model = mlp(12, classes=3)
             asked = Fn(lambda x, model=model: model(x) + torch.tensor([50.0, 0, 0], dtype=F64))
-            problem = asking(asked, norm, n=1, shape=(1, 3, 4), y=torch.tensor([0]), ball=dict(ball))
+            problem = asking(
+                asked, norm, n=1, shape=(1, 3, 4), y=torch.tensor([0]), ball=dict(ball)
+            )
             asked.asked.clear()
             attempts = list(Differences(queries=120, search=10, features=5)(problem))
             questions = torch.cat(asked.asked)
@@ -91,7 +108,8 @@ def test_every_question_of_the_ascent_is_admissible() -> None:
             assert problem.take([0] * 120).region.contains(questions).all(), (norm, ball)
 
 
-# ---- labels ----------------------------------------------------------------------------------------------------------------------------------------
+# ---- labels
+# --------------------------------------------------------------------------------------------------
 
 
 def test_rays_find_the_distance_of_a_plane_inside_the_box() -> None:
@@ -101,7 +119,10 @@ def test_rays_find_the_distance_of_a_plane_inside_the_box() -> None:
         problem = asking(model, "linf", n=12, ball=dict(ball))
         got = nearest(RaySearch(queries=600), problem)
         ratio = (got.distance / exact(problem, w))[got.broken]
-        assert len(ratio) >= 8 and float(ratio.min()) > 1 - 1e-6 and float(ratio.max()) < 1.005, (ball, ratio)
+        assert len(ratio) >= 8 and float(ratio.min()) > 1 - 1e-6 and float(ratio.max()) < 1.005, (
+            ball,
+            ratio,
+        )
 
 
 def test_rays_depend_on_the_point_alone_and_keep_the_budget() -> None:
@@ -110,7 +131,9 @@ def test_rays_depend_on_the_point_alone_and_keep_the_budget() -> None:
     model.asked.clear()
     whole = in_order(attack, problem, seed=3)
     count = sum(len(batch) for batch in model.asked)
-    assert count <= 120 * 12 and count == sum(int(a.forwards.sum()) for a in attack(problem, seed=3))
+    assert count <= 120 * 12 and count == sum(
+        int(a.forwards.sum()) for a in attack(problem, seed=3)
+    )
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
     assert torch.equal(in_order(attack, problem.take(order), seed=3), whole[order])
     assert torch.equal(in_order(attack, problem, seed=3, batch=5), whole)
@@ -120,7 +143,10 @@ def test_rays_depend_on_the_point_alone_and_keep_the_budget() -> None:
 def test_rays_break_far_more_digits_than_walks_of_labels() -> None:
     """Measured on 30 digits with 1000 queries: 21 by rays, 4 by walks."""
     _, stopped = digits("linf", 0.1, 30)
-    rays, walks = (int((nearest(attack, stopped).distance <= 0.1).sum()) for attack in (RaySearch(1000, starts=1), HopSkipJump(1000)))
+    rays, walks = (
+        int((nearest(attack, stopped).distance <= 0.1).sum())
+        for attack in (RaySearch(1000, starts=1), HopSkipJump(1000))
+    )
     assert rays >= walks + 10, (rays, walks)
 
 
@@ -133,7 +159,9 @@ def test_rays_come_within_eight_digits_of_gradients() -> None:
 
 
 def test_rays_start_over_where_a_search_is_exhausted() -> None:
-    """On a plane a pass that saves nothing proves that no flip helps: the starts end long before the budget, each in the same corner."""
+    """On a plane a pass that saves nothing proves that no flip helps: the starts end long before
+    the budget, each in the same corner.
+    """
     model, _ = plane(6)
     problem = asking(model, "linf", n=5, shape=(6,))
     once, thrice = (nearest(RaySearch(5000, starts=starts), problem) for starts in (1, 3))
@@ -141,7 +169,14 @@ def test_rays_start_over_where_a_search_is_exhausted() -> None:
     assert torch.allclose(once.distance, thrice.distance, rtol=5e-3)
 
 
-@pytest.mark.parametrize("wrong", [lambda: RaySearch(queries=0), lambda: RaySearch(starts=0), lambda: list(RaySearch()(asking(mlp(), "l2")))])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: RaySearch(queries=0),
+        lambda: RaySearch(starts=0),
+        lambda: list(RaySearch()(asking(mlp(), "l2"))),
+    ],
+)
 def test_settings_of_rays_are_checked(wrong: object) -> None:
     with pytest.raises(BadInput):
         wrong()  # type: ignore[operator]
@@ -157,7 +192,9 @@ def test_rays_and_differences_at_the_edge(features: int) -> None:
 
 
 def test_a_ray_is_given_up_only_when_no_flip_of_a_block_would_save_anything() -> None:
-    """With questions to spare the one start ends at a local optimum: every block of every size, flipped one per cent nearer, is answered rightly."""
+    """With questions to spare the one start ends at a local optimum: every block of every size,
+    flipped one per cent nearer, is answered rightly.
+    """
     d = 24
     for seed in range(3):
         torch.manual_seed(seed)
@@ -175,4 +212,6 @@ def test_a_ray_is_given_up_only_when_no_flip_of_a_block_would_save_anything() ->
                 for first in range(0, d, size):
                     flipped = ray.clone()
                     flipped[:, first : first + size] *= -1
-                    assert not is_adversarial(part.goal.worst(part.margins(model(part.x + 0.99 * reach * flipped)))).any()
+                    assert not is_adversarial(
+                        part.goal.worst(part.margins(model(part.x + 0.99 * reach * flipped)))
+                    ).any()

@@ -1,4 +1,6 @@
-"""Does a browser show the report as meant? Headless Chromium: no error, no request, figures of visible size, no sideways scrolling, both schemes."""
+"""Does a browser show the report as meant? Headless Chromium: no error, no request, figures of
+visible size, no sideways scrolling, both schemes.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,30 @@ from test_report import FACTS, MIXED, ROBUST, fabricate
 
 from calipers.report.render import render_html
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 WIDTHS = [360, 768, 1280]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
+    )
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if program is None:
-        pytest.skip("no Chromium on this machine: install chromium or google-chrome to look at the page")
+        pytest.skip(
+            "no Chromium on this machine: install chromium or google-chrome to look at the page"
+        )
     with playwright.sync_playwright() as running:
         chromium = running.chromium.launch(executable_path=program, args=FLAGS)
         yield chromium
@@ -30,18 +46,31 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    ledger = fabricate(MIXED * 10)  # three questions in one record: images in grey and in colour, hostile names, vectors without a lower jaw
-    hostile = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">" + "unbroken" * 30
+    # three questions in one record: images in grey and in colour, hostile names, vectors without a
+    # lower jaw
+    ledger = fabricate(MIXED * 10)
+    hostile = (
+        "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
+        + "unbroken" * 30
+    )
     facts = {**FACTS, "model": {"name": hostile, "note": "https://example.org/" + "x" * 200}}
     fabricate([*MIXED, ROBUST], ledger=ledger, fingerprint="e" * 64, facts=facts, shape=(3, 8, 8))
-    fabricate([(0.0, 0.05), (0.0, float("inf"))] * 4, ledger=ledger, fingerprint="d" * 64, facts={**FACTS, "lower_jaw": "no bounds"}, shape=(5,))
+    fabricate(
+        [(0.0, 0.05), (0.0, float("inf"))] * 4,
+        ledger=ledger,
+        fingerprint="d" * 64,
+        facts={**FACTS, "lower_jaw": "no bounds"},
+        shape=(5,),
+    )
     with ledger:
         return render_html(ledger, tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_stands_alone_and_fits(browser: Any, report: Path, scheme: str, width: int) -> None:
+def test_the_page_stands_alone_and_fits(
+    browser: Any, report: Path, scheme: str, width: int
+) -> None:
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
@@ -54,7 +83,9 @@ def test_the_page_stands_alone_and_fits(browser: Any, report: Path, scheme: str,
     tab.close()
     assert not said, said
     assert asked[0] == report.as_uri() and all(url.startswith(("file:", "data:")) for url in asked)
-    assert seen["overflow"] <= 0 and not seen["overhanging"], f"too wide at {width} by {seen['overflow']} pixels: {seen['overhanging']}"
+    assert seen["overflow"] <= 0 and not seen["overhanging"], (
+        f"too wide at {width} by {seen['overflow']} pixels: {seen['overhanging']}"
+    )
     assert len(seen["figures"]) == 3 * 5 + 3 and min(min(size) for size in seen["figures"]) > 15
     assert seen["smallest"] >= 10, "text in a figure is too small to read"
     assert seen["contrast"] >= 4.5 and seen["title"] != "owned"

@@ -1,4 +1,6 @@
-"""Does a run that was cut short end with the brackets of one that was not? It is cut at counted moments; `scripts/kill_runs.py` does it by the clock."""
+"""Does a run that was cut short end with the brackets of one that was not? It is cut at counted
+moments; `scripts/kill_runs.py` does it by the clock.
+"""
 
 from __future__ import annotations
 
@@ -54,37 +56,72 @@ Run = Callable[[Ledger], Any]
 
 def planned(plan: str | Plan) -> Run:
     model, x = net(), points()
-    return lambda ledger: calipers.measure(model, x, model(x).argmax(1), BALL, plan=plan, record=ledger).bracket
+    return lambda ledger: (
+        calipers.measure(model, x, model(x).argmax(1), BALL, plan=plan, record=ledger).bracket
+    )
 
 
 def swept(ledger: Ledger) -> calipers.Bracket:
     model, x = net(), points()
-    return calipers.curve(model, x, model(x).argmax(1), BALL, [0.04, 0.08, 0.12, 0.16], plan=SHORT["quick"], record=ledger).bracket
+    return calipers.curve(
+        model,
+        x,
+        model(x).argmax(1),
+        BALL,
+        [0.04, 0.08, 0.12, 0.16],
+        plan=SHORT["quick"],
+        record=ledger,
+    ).bracket
 
 
 def exactly(ledger: Ledger) -> calipers.Bracket:
     model, x = net(), points(4)
-    return measure_exactly(model, x, model(x).argmax(1), BALL, plan=Plan("one", (Stage(calipers.FMN(steps=10), "attack", "distance"),)), record=ledger).bracket
+    return measure_exactly(
+        model,
+        x,
+        model(x).argmax(1),
+        BALL,
+        plan=Plan("one", (Stage(calipers.FMN(steps=10), "attack", "distance"),)),
+        record=ledger,
+    ).bracket
 
 
 def lettered(ledger: Ledger) -> calipers.Bracket:
     model = net(12)
-    x = nn.functional.one_hot(torch.randint(3, (N, 4), generator=torch.Generator().manual_seed(5)), 3).flatten(1).float()
-    return calipers.measure(model, x, model(x).argmax(1), Substitutions(letters(4, 3), 1), plan="categorical", record=ledger).bracket
+    x = (
+        nn.functional.one_hot(
+            torch.randint(3, (N, 4), generator=torch.Generator().manual_seed(5)), 3
+        )
+        .flatten(1)
+        .float()
+    )
+    return calipers.measure(
+        model,
+        x,
+        model(x).argmax(1),
+        Substitutions(letters(4, 3), 1),
+        plan="categorical",
+        record=ledger,
+    ).bracket
 
 
 def shortened(tool: Any) -> Any:
     """Return the tool with fewer steps and queries, of those that it holds too."""
     fields = {f.name: getattr(tool, f.name) for f in dataclasses.fields(tool)}
     most = {"steps": 4, "queries": 30, "rounds": 3, "tries": 2, "restarts": 1}
-    new = {k: min(v, most[k]) if k in most else shortened(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
+    new = {
+        k: min(v, most[k]) if k in most else shortened(v) if dataclasses.is_dataclass(v) else v
+        for k, v in fields.items()
+    }
     return dataclasses.replace(tool, **new)
 
 
 def short(name: str) -> Plan:
     """Return the plan as it is for this threat, in small."""
     plan = plan_for(BALL, name)
-    return dataclasses.replace(plan, stages=tuple(dataclasses.replace(s, tool=shortened(s.tool)) for s in plan.stages))
+    return dataclasses.replace(
+        plan, stages=tuple(dataclasses.replace(s, tool=shortened(s.tool)) for s in plan.stages)
+    )
 
 
 SHORT = {name: short(name) for name in PLANS if name != "categorical"}
@@ -94,14 +131,18 @@ RUNS |= {"categorical": lettered, "sweep": swept, "exact": exactly}
 
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few points make several blocks, and tools hand over what they have as soon as they have it."""
+    """A few points make several blocks, and tools hand over what they have as soon as they have
+    it.
+    """
     monkeypatch.setattr(plans, "_POINTS", {"attack": 4, "certifier": 4})
     for module in (search, queries):
         monkeypatch.setattr(module, "_SECONDS_BETWEEN_YIELDS", -1.0)
 
 
 def cut(run: Run, ledger: Ledger, at: int, error: type[BaseException]) -> int:
-    """Run with one error at the `at`-th moment: a ruling of the referee, a write before it, or after it. Returns how many moments there were."""
+    """Run with one error at the `at`-th moment: a ruling of the referee, a write before it, or
+    after it. Returns how many moments there were.
+    """
     count = [0]
 
     def watched(method: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
@@ -120,7 +161,13 @@ def cut(run: Run, ledger: Ledger, at: int, error: type[BaseException]) -> int:
             raise error
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind, name in ((Referee, "attempt"), (Referee, "claim"), (Ledger, "append"), (Ledger, "finish"), (Ledger, "decide")):
+        for kind, name in (
+            (Referee, "attempt"),
+            (Referee, "claim"),
+            (Ledger, "append"),
+            (Ledger, "finish"),
+            (Ledger, "decide"),
+        ):
             patch.setattr(kind, name, watched(getattr(kind, name), after=kind is Ledger))
         with contextlib.suppress(error):
             run(ledger)
@@ -134,24 +181,30 @@ def plain(bracket: calipers.Bracket) -> tuple[Any, ...]:
 @pytest.mark.one_in(1)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Killed])
 @pytest.mark.parametrize("name", list(RUNS))
-def test_a_run_that_is_taken_up_ends_as_one_that_was_left_alone(name: str, error: type[BaseException]) -> None:
+def test_a_run_that_is_taken_up_ends_as_one_that_was_left_alone(
+    name: str, error: type[BaseException]
+) -> None:
     whole = Ledger()
     expected = plain(RUNS[name](whole))
     moments = cut(RUNS[name], Ledger(), 0, error)
     for share in (0.25, 0.7):
         ledger = Ledger()
         cut(RUNS[name], ledger, max(1, round(share * moments)), error)
-        cut(RUNS[name], ledger, max(1, round(0.3 * moments)), error)  # and once more, sooner after its beginning
+        # and once more, sooner after its beginning
+        cut(RUNS[name], ledger, max(1, round(0.3 * moments)), error)
         assert plain(RUNS[name](ledger)) == expected, f"cut at {share} of {moments}"
         assert not ledger.trust().altered
 
 
-# ---- what an interrupted tool hands over --------------------------------------------------------------------------------------------------------------
+# ---- what an interrupted tool hands over
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Hasty:
-    """Finds a distant example of each point at its end; interrupted, it hands over a nearer one, as a tool may that was just at it."""
+    """Finds a distant example of each point at its end; interrupted, it hands over a nearer one, as
+    a tool may that was just at it.
+    """
 
     cut: ClassVar[bool] = False
 
@@ -182,7 +235,12 @@ class Step(nn.Module):
 def hasty(ledger: Ledger, radius: float = 0.1) -> calipers.Bracket:
     x = torch.full((3, 2), 0.5) - torch.tensor([[0.0], [0.001], [0.002]])
     return calipers.measure(
-        Step(), x, torch.zeros(3, dtype=torch.long), calipers.Ball("linf", radius), plan=Plan("one", (Stage(Hasty(), "attack"),)), record=ledger
+        Step(),
+        x,
+        torch.zeros(3, dtype=torch.long),
+        calipers.Ball("linf", radius),
+        plan=Plan("one", (Stage(Hasty(), "attack"),)),
+        record=ledger,
     ).bracket
 
 
@@ -197,12 +255,16 @@ def test_finds_of_an_interrupted_block_count_until_it_is_done_again(tmp_path: Pa
     with Ledger(tmp_path / "run.calipers") as ledger:
         (asked,) = ledger.questions()
         assert len([e for e in ledger.evidence(asked.fingerprint) if e.kind == "witness"]) == 3
-        assert ledger.trust().facts == 3 + 3 + 3 + 3, "clean answers, both kinds of witnesses, attempts: nothing is thrown away"
+        assert ledger.trust().facts == 3 + 3 + 3 + 3, (
+            "clean answers, both kinds of witnesses, attempts: nothing is thrown away"
+        )
         assert not ledger.trust().altered
 
 
 def test_finds_of_another_radius_stand(tmp_path: Path) -> None:
-    """The block of one radius was dealt to its end; a cut at another radius takes nothing of it away."""
+    """The block of one radius was dealt to its end; a cut at another radius takes nothing of it
+    away.
+    """
     ledger = Ledger()
     near = hasty(ledger, 0.06)
     Hasty.cut = True
@@ -211,27 +273,40 @@ def test_finds_of_another_radius_stand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mutant", ["nothing is passed over", "a block is not asked at a radius"])
-def test_keeping_them_for_good_is_found_out(mutant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_keeping_them_for_good_is_found_out(
+    mutant: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     if mutant == "nothing is passed over":
 
-        def finish(self: Ledger, fingerprint: str, tried: list[Evidence], found: list[Evidence]) -> set[Any]:
+        def finish(
+            self: Ledger, fingerprint: str, tried: list[Evidence], found: list[Evidence]
+        ) -> set[Any]:
             self.append(fingerprint, tried)
             return set()
 
         monkeypatch.setattr(Ledger, "finish", finish)
     else:
         append = Ledger.append
-        monkeypatch.setattr(Ledger, "append", lambda self, f, facts: append(self, f, [dataclasses.replace(e, asked=math.nan) for e in facts]))
+        monkeypatch.setattr(
+            Ledger,
+            "append",
+            lambda self, f, facts: append(
+                self, f, [dataclasses.replace(e, asked=math.nan) for e in facts]
+            ),
+        )
     with pytest.raises(AssertionError):
         test_finds_of_an_interrupted_block_count_until_it_is_done_again(tmp_path)
 
 
-# ---- the clock ---------------------------------------------------------------------------------------------------------------------------------------------
+# ---- the clock
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """Proves each point within its time, as the clock will have it: every time it is asked a little less."""
+    """Proves each point within its time, as the clock will have it: every time it is asked a little
+    less.
+    """
 
     seconds: float = 1.0
     asked: ClassVar[list[str]] = []
@@ -246,7 +321,14 @@ class Timed:
             Timed.asked.append(name)
             radius = torch.tensor([0.01 / len(Timed.asked)], dtype=torch.float64)
             none = torch.zeros(1, dtype=torch.long)
-            yield Claim(torch.tensor([i]), radius, torch.ones(1, dtype=torch.float64), "float64-checked", none, none)
+            yield Claim(
+                torch.tensor([i]),
+                radius,
+                torch.ones(1, dtype=torch.float64),
+                "float64-checked",
+                none,
+                none,
+            )
 
 
 def test_a_point_whose_time_was_spent_is_not_asked_again() -> None:
@@ -254,7 +336,14 @@ def test_a_point_whose_time_was_spent_is_not_asked_again() -> None:
     plan = Plan("one", (Stage(Timed(), "certifier"),))
 
     def run(ledger: Ledger) -> calipers.Bracket:
-        return calipers.measure(Step(), x, torch.zeros(3, dtype=torch.long), calipers.Ball("linf", 0.1), plan=plan, record=ledger).bracket
+        return calipers.measure(
+            Step(),
+            x,
+            torch.zeros(3, dtype=torch.long),
+            calipers.Ball("linf", 0.1),
+            plan=plan,
+            record=ledger,
+        ).bracket
 
     ledger, Timed.fuse = Ledger(), 3
     Timed.asked.clear()
@@ -262,11 +351,17 @@ def test_a_point_whose_time_was_spent_is_not_asked_again() -> None:
     assert not said(ledger)
     late = run(ledger)
     (told,) = said(ledger)
-    assert told == "Timed(seconds=1.0) was stopped at work and began its time anew: what it proved may differ from what a run left alone proves."
+    assert (
+        told
+        == "Timed(seconds=1.0) was stopped at work and began its time anew: what it proved may "
+        "differ from what a run left alone proves."
+    )
     run(ledger)
     assert said(ledger) == [told]
     assert len(Timed.asked) == len(set(Timed.asked)) == 3
-    assert early.lower[:2].tolist() == late.lower[:2].tolist() == [0.01, 0.005] and late.lower[2] > 0
+    assert (
+        early.lower[:2].tolist() == late.lower[:2].tolist() == [0.01, 0.005] and late.lower[2] > 0
+    )
 
 
 def said(ledger: Ledger) -> list[str]:

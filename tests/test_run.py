@@ -1,4 +1,6 @@
-"""Does a measurement admit only what is true, go on past what it cannot measure, and lose nothing when it is killed?"""
+"""Does a measurement admit only what is true, go on past what it cannot measure, and lose nothing
+when it is killed?
+"""
 
 import os
 import signal
@@ -41,9 +43,24 @@ def sample() -> tuple[torch.Tensor, torch.Tensor]:
     return x[:60], y[:60]
 
 
-def measured(x: torch.Tensor, y: torch.Tensor, plan: Plan = SMALL, record: object = None, model: nn.Module | None = None, **options: object) -> calipers.Result:
+def measured(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    plan: Plan = SMALL,
+    record: object = None,
+    model: nn.Module | None = None,
+    **options: object,
+) -> calipers.Result:
     """Measure the robust embedded net, or another one."""
-    return calipers.measure(model or data.build("mnist-robust"), x, y, calipers.Ball("linf", EPSILON), plan=plan, record=record, **options)  # type: ignore[arg-type]
+    return calipers.measure(
+        model or data.build("mnist-robust"),
+        x,
+        y,
+        calipers.Ball("linf", EPSILON),
+        plan=plan,
+        record=record,
+        **options,
+    )  # type: ignore[arg-type]
 
 
 def assert_same(a: calipers.Bracket, b: calipers.Bracket, order: list[int] | None = None) -> None:
@@ -60,11 +77,15 @@ def test_two_sides_meet_in_one_result(sample: tuple[torch.Tensor, torch.Tensor])
     assert robust.interval[0] < robust.certified.share <= robust.attacked.share < robust.interval[1]
     assert result.finished and len(result.points) == 60
     assert "at least" in str(result) and "unknown" in str(result)
-    for row, low, high in zip(result.points, result.bracket.lower, result.bracket.upper, strict=True):
+    for row, low, high in zip(
+        result.points, result.bracket.lower, result.bracket.upper, strict=True
+    ):
         assert (row.lower, row.upper) == (low, high)
 
 
-def test_the_same_command_again_changes_nothing(sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+def test_the_same_command_again_changes_nothing(
+    sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
     first = measured(*sample, record=tmp_path / "run.calipers")
     facts = len(first.ledger.evidence(first.summary.question.fingerprint))
     again = measured(*sample, record=tmp_path / "run.calipers")
@@ -81,7 +102,8 @@ def test_two_halves_joined_are_one_whole(sample: tuple[torch.Tensor, torch.Tenso
     joined.merge(left.ledger)
     bracket = measured(x, y, plan=Plan("nothing", ()), record=joined).bracket
     np.testing.assert_array_equal(bracket.lower, whole.bracket.lower)
-    # The last step onto the boundary follows a gradient, whose sums BLAS may add in another order for another number of points.
+    # The last step onto the boundary follows a gradient, whose sums BLAS may add in another order
+    # for another number of points.
     np.testing.assert_allclose(bracket.upper, whole.bracket.upper, rtol=1e-6)
 
 
@@ -91,11 +113,17 @@ def test_order_of_points_does_not_matter(sample: tuple[torch.Tensor, torch.Tenso
     assert_same(measured(x[order], y[order]).bracket, measured(x, y).bracket, order.tolist())
 
 
-def test_a_smaller_radius_reads_the_same_record(sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+def test_a_smaller_radius_reads_the_same_record(
+    sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
     x, y = sample
     model = data.build("mnist-robust")
-    wide = calipers.measure(model, x, y, calipers.Ball("linf", 0.1), plan=SMALL, record=tmp_path / "r")
-    narrow = calipers.measure(model, x, y, calipers.Ball("linf", 0.05), plan=Plan("nothing", ()), record=tmp_path / "r")
+    wide = calipers.measure(
+        model, x, y, calipers.Ball("linf", 0.1), plan=SMALL, record=tmp_path / "r"
+    )
+    narrow = calipers.measure(
+        model, x, y, calipers.Ball("linf", 0.05), plan=Plan("nothing", ()), record=tmp_path / "r"
+    )
     assert narrow.robust_accuracy.certified.count >= wide.robust_accuracy.certified.count > 0
     assert narrow.robust_accuracy.attacked.count >= wide.robust_accuracy.attacked.count
 
@@ -118,10 +146,18 @@ KILLED = textwrap.dedent(
 
 def _start(record: Path) -> subprocess.Popen[str]:
     code = KILLED.format(tests=str(Path(__file__).parent), record=str(record))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
-def test_kill_9_loses_nothing_and_the_same_command_ends_with_the_same_brackets(tmp_path: Path) -> None:
+def test_kill_9_loses_nothing_and_the_same_command_ends_with_the_same_brackets(
+    tmp_path: Path,
+) -> None:
     x, y = data.images()
     x, y = x[:400], y[:400]
     whole = measured(x, y)
@@ -144,11 +180,19 @@ def test_kill_9_loses_nothing_and_the_same_command_ends_with_the_same_brackets(t
 
 def _facts(record: Path) -> list[tuple[str, str, str, float]]:
     with calipers.Ledger(record, read_only=True) as ledger:
-        return [(e.point, e.kind, e.tool, e.radius if e.radius == e.radius else -1.0) for q in ledger.questions() for e in ledger.evidence(q.fingerprint)]
+        return [
+            (e.point, e.kind, e.tool, e.radius if e.radius == e.radius else -1.0)
+            for q in ledger.questions()
+            for e in ledger.evidence(q.fingerprint)
+        ]
 
 
-def test_an_interrupt_keeps_what_is_known(sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
-    """Ctrl-C in the middle of an attack: no exception, the rest of the record stands, and the run can go on."""
+def test_an_interrupt_keeps_what_is_known(
+    sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    """Ctrl-C in the middle of an attack: no exception, the rest of the record stands, and the run
+    can go on.
+    """
 
     class Interrupting(calipers.CROWN):
         def __call__(self, problem: Problem) -> Iterator[Claim]:
@@ -156,9 +200,15 @@ def test_an_interrupt_keeps_what_is_known(sample: tuple[torch.Tensor, torch.Tens
 
     whole = measured(*sample)
     first, _, last = SMALL.stages
-    stopped = measured(*sample, plan=Plan("stopped", (first, Stage(Interrupting(), "certifier"), last)), record=tmp_path / "r")
+    stopped = measured(
+        *sample,
+        plan=Plan("stopped", (first, Stage(Interrupting(), "certifier"), last)),
+        record=tmp_path / "r",
+    )
     assert not stopped.finished
-    assert stopped.robust_accuracy.attacked.count < 60 and stopped.robust_accuracy.certified.count == 0
+    assert (
+        stopped.robust_accuracy.attacked.count < 60 and stopped.robust_accuracy.certified.count == 0
+    )
     assert_same(measured(*sample, record=tmp_path / "r").bracket, whole.bracket)
 
 
@@ -169,7 +219,9 @@ def test_a_time_limit_stops_between_blocks(sample: tuple[torch.Tensor, torch.Ten
 
 @dataclass(frozen=True)
 class Lying:
-    """Proposes the point itself as an adversarial example, or a far point, or one outside the box."""
+    """Proposes the point itself as an adversarial example, or a far point, or one outside the
+    box.
+    """
 
     offset: float
 
@@ -179,7 +231,9 @@ class Lying:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e-4, 5.0, float("nan")])
-def test_a_lying_attack_enters_nothing(sample: tuple[torch.Tensor, torch.Tensor], offset: float) -> None:
+def test_a_lying_attack_enters_nothing(
+    sample: tuple[torch.Tensor, torch.Tensor], offset: float
+) -> None:
     plan = Plan("lie", (Stage(Lying(offset), "attack"),))
     result = measured(*sample, plan=plan)
     assert result.robust_accuracy.attacked.count == result.clean_accuracy.count
@@ -193,18 +247,39 @@ class Overclaiming:
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         n = torch.arange(len(problem))
-        yield Claim(n, torch.full((len(problem),), self.radius, dtype=torch.float64), torch.ones(len(problem), dtype=torch.float64), "float64-checked", n, n)
+        yield Claim(
+            n,
+            torch.full((len(problem),), self.radius, dtype=torch.float64),
+            torch.ones(len(problem), dtype=torch.float64),
+            "float64-checked",
+            n,
+            n,
+        )
 
 
-def test_a_certificate_above_a_witness_stops_the_run(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_certificate_above_a_witness_stops_the_run(
+    sample: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     attack = Stage(calipers.PGD(steps=10, step=0.25), "attack")
     claim = Stage(Overclaiming(0.3), "certifier", "distance")
-    for stages in ((attack, claim), (claim, Stage(calipers.PGD(steps=20, step=0.2, restarts=2), "attack", "distance"))):
-        with pytest.raises(calipers.Contradiction, match=r"Overclaiming\(radius=0.3\) certifies 0.3"):
-            calipers.measure(data.build("mnist-plain"), *sample, calipers.Ball("linf", 0.1), plan=Plan("lie", stages))
+    for stages in (
+        (attack, claim),
+        (claim, Stage(calipers.PGD(steps=20, step=0.2, restarts=2), "attack", "distance")),
+    ):
+        with pytest.raises(
+            calipers.Contradiction, match=r"Overclaiming\(radius=0.3\) certifies 0.3"
+        ):
+            calipers.measure(
+                data.build("mnist-plain"),
+                *sample,
+                calipers.Ball("linf", 0.1),
+                plan=Plan("lie", stages),
+            )
 
 
-def test_a_claim_that_a_random_point_refutes_is_not_recorded(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_claim_that_a_random_point_refutes_is_not_recorded(
+    sample: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     plan = Plan("lie", (Stage(Overclaiming(1.0), "certifier", "distance"),))
     with pytest.raises(calipers.Contradiction, match="a random point at distance"):
         measured(*sample, plan=plan)
@@ -222,7 +297,9 @@ class Uncapturable(nn.Module):
         return z if float(x.detach().sum()) > -1e9 else z * 2
 
 
-def test_a_model_that_cannot_be_captured_keeps_its_upper_jaw(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_model_that_cannot_be_captured_keeps_its_upper_jaw(
+    sample: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     result = measured(*sample, model=Uncapturable())
     assert result.robust_accuracy.certified.count == 0
     assert 0 < result.robust_accuracy.attacked.count < 60
@@ -242,7 +319,9 @@ class Spoilt(nn.Module):
         return torch.where(bad, torch.full_like(self.inner(x), torch.nan), self.inner(x))
 
 
-def test_one_bad_point_is_recorded_and_the_run_goes_on(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_one_bad_point_is_recorded_and_the_run_goes_on(
+    sample: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     x, y = sample[0].clone(), sample[1]
     x[7, 0, 0, 0] = 1.0
     result = measured(x, y, model=Spoilt(), plan=Plan("attack", SMALL.stages[:1]))
@@ -262,7 +341,9 @@ def test_per_point_radius_and_zero(sample: tuple[torch.Tensor, torch.Tensor]) ->
     x, y = sample
     radius = torch.full((60,), 0.1, dtype=torch.float64)
     radius[::2] = 0.0
-    result = calipers.measure(data.build("mnist-robust"), x, y, calipers.Ball("linf", radius), plan=SMALL)
+    result = calipers.measure(
+        data.build("mnist-robust"), x, y, calipers.Ball("linf", radius), plan=SMALL
+    )
     rows = result.points[::2]
     assert all(r.verdict == ("broken" if r.is_clean_error else "robust") for r in rows)
 
@@ -277,7 +358,11 @@ def test_targeted_goal(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize("plan", [plan for name, plan in PLANS.items() if name != "categorical"], ids=lambda plan: plan.name)
+@pytest.mark.parametrize(
+    "plan",
+    [plan for name, plan in PLANS.items() if name != "categorical"],
+    ids=lambda plan: plan.name,
+)
 def test_presets_run_on_vectors_of_two_classes(plan: Plan) -> None:
     """A tabular model of two classes with a single logit, no box."""
     torch.manual_seed(0)
@@ -291,14 +376,22 @@ def test_presets_run_on_vectors_of_two_classes(plan: Plan) -> None:
     assert plan.name not in ("brackets", "distance") or (result.bracket.upper < np.inf).all()
 
 
-def test_check_replays_and_finds_a_forgery(sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+def test_check_replays_and_finds_a_forgery(
+    sample: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
     record = tmp_path / "run.calipers"
     result = measured(*sample, record=record)
     model, ball = data.build("mnist-robust"), calipers.Ball("linf", EPSILON)
     (sound,) = calipers.check(record, model, lambda q: ball)
     assert sound.sound and sound.witnesses > 50 and sound.certificates > 30
-    name = next(r.name for r in result.points if (r.verdict == "robust" and r.upper == np.inf) or r.verdict == "unknown")
-    forged = calipers.Evidence(name, "certificate", repr(calipers.CROWN()), 0.29, 1.0, "float64-checked")
+    name = next(
+        r.name
+        for r in result.points
+        if (r.verdict == "robust" and r.upper == np.inf) or r.verdict == "unknown"
+    )
+    forged = calipers.Evidence(
+        name, "certificate", repr(calipers.CROWN()), 0.29, 1.0, "float64-checked"
+    )
     result.ledger.append(result.summary.question.fingerprint, [forged])
     (caught,) = calipers.check(record, model, lambda q: ball)
     assert any("does not prove 0.29 again" in line for line in caught.failures)

@@ -35,12 +35,17 @@ def test_the_blocked_gradient_is_the_gradient(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     *settings, height, width = shape
     convolution = nn.Conv2d(*settings).to(F64)
-    blocked, x = BlockedConvolution(convolution), torch.randn(3, settings[0], height, width, dtype=F64)
+    blocked, x = (
+        BlockedConvolution(convolution),
+        torch.randn(3, settings[0], height, width, dtype=F64),
+    )
     z = convolution(x)
     assert torch.equal(blocked(x), z)
     direction = torch.randn_like(z)
     expected = gradient(convolution, x, direction)
-    assert expected.shape == gradient(blocked, x, direction).shape and torch.allclose(gradient(blocked, x, direction), expected, atol=1e-12)
+    assert expected.shape == gradient(blocked, x, direction).shape and torch.allclose(
+        gradient(blocked, x, direction), expected, atol=1e-12
+    )
 
 
 def test_only_convolutions_of_few_channels_are_replaced_and_the_original_stays() -> None:
@@ -49,23 +54,38 @@ def test_only_convolutions_of_few_channels_are_replaced_and_the_original_stays()
     hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
     weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3))
     body = nn.Sequential(
-        nn.Conv2d(2, 16, 3), nn.Conv2d(16, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, padding="same")
+        nn.Conv2d(2, 16, 3),
+        nn.Conv2d(16, 4, 3),
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
     )
-    network = nn.Sequential(hooked, weighted, body, nn.Conv2d(4, 1, 3, padding=1, padding_mode="reflect")).eval()
+    network = nn.Sequential(
+        hooked, weighted, body, nn.Conv2d(4, 1, 3, padding=1, padding_mode="reflect")
+    ).eval()
     copied = search_copy(network, torch.float32)
-    assert [name for name, part in copied.named_modules() if isinstance(part, BlockedConvolution)] == ["2.0"]
+    assert [
+        name for name, part in copied.named_modules() if isinstance(part, BlockedConvolution)
+    ] == ["2.0"]
     assert not any(isinstance(part, BlockedConvolution) for part in network.modules())
     x = torch.rand(2, 1, 20, 20)
     assert torch.equal(copied(x), network(x))
     direction = torch.randn_like(network(x))
-    assert torch.allclose(gradient(copied, x, direction), gradient(network, x, direction), atol=1e-6)
-    assert all(not p.requires_grad for p in copied.parameters()) and all(p.requires_grad for p in network.parameters())
+    assert torch.allclose(
+        gradient(copied, x, direction), gradient(network, x, direction), atol=1e-6
+    )
+    assert all(not p.requires_grad for p in copied.parameters()) and all(
+        p.requires_grad for p in network.parameters()
+    )
 
 
 def test_a_single_layer_is_replaced_whole_and_what_gains_nothing_is_not_copied() -> None:
     assert isinstance(search_copy(nn.Conv2d(1, 4, 3), torch.float32), BlockedConvolution)
     plain = nn.Linear(3, 2)
-    assert search_copy(plain, torch.float32) is plain and search_copy(plain, torch.bfloat16) is not plain
+    assert (
+        search_copy(plain, torch.float32) is plain
+        and search_copy(plain, torch.bfloat16) is not plain
+    )
     half = search_copy(nn.Conv2d(1, 4, 3), torch.bfloat16)
     assert isinstance(half, BlockedConvolution) and half.adjoint.kernel.dtype == torch.bfloat16
 

@@ -1,4 +1,6 @@
-"""Is a model measured as it is in the situations that people call from: inside no_grad, with layers that write to their input, round or cut?"""
+"""Is a model measured as it is in the situations that people call from: inside no_grad, with layers
+that write to their input, round or cut?
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def net(seed: int = 0, classes: int = 3) -> nn.Sequential:
 
 
 class Fn(nn.Module):
-    """A model whose forward is a function of itself and its input; the network is its part `net`."""
+    """A model whose forward is a function of itself and its input; the network is its part
+    `net`.
+    """
 
     def __init__(self, function: Callable[[Any, Tensor], Any], **parts: Any) -> None:
         super().__init__()
@@ -74,9 +78,13 @@ def rates(model: nn.Module, ball: Ball = BALL, plan: str = "quick") -> tuple[int
     return robust.certified.count, robust.attacked.count, robust.attacked.of
 
 
-# ---- gradients, whatever surrounds the call --------------------------------------------------------------------------------------------------------
+# ---- gradients, whatever surrounds the call
+# --------------------------------------------------------------------------------------------------
 
-SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+}
 
 
 @pytest.mark.one_in(1)
@@ -85,8 +93,15 @@ def test_surroundings_without_gradients_change_nothing(surrounding: str) -> None
     usual = fooled("PGD(steps=10)", net()), fooled("FMN(steps=10)", net()), rates(net())
     assert usual[0] > 0
     with SURROUNDINGS[surrounding]():
-        assert (fooled("PGD(steps=10)", net()), fooled("FMN(steps=10)", net()), rates(net())) == usual
-        assert torch.is_inference_mode_enabled() == (surrounding == "inference_mode") and not torch.is_grad_enabled()
+        assert (
+            fooled("PGD(steps=10)", net()),
+            fooled("FMN(steps=10)", net()),
+            rates(net()),
+        ) == usual
+        assert (
+            torch.is_inference_mode_enabled() == (surrounding == "inference_mode")
+            and not torch.is_grad_enabled()
+        )
 
 
 def test_a_tool_called_directly_inside_no_grad_finds_the_same() -> None:
@@ -118,7 +133,8 @@ def test_weights_and_points_made_in_inference_mode_are_measured() -> None:
     assert x.is_inference() and inside.success.sum() == fooled("PGD(steps=10)", outside) > 0
 
 
-# ---- models without gradients say so ---------------------------------------------------------------------------------------------------------------
+# ---- models without gradients say so
+# --------------------------------------------------------------------------------------------------
 
 CUTS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "detached": (lambda s, v: s.net(v.detach()), "none"),
@@ -133,11 +149,22 @@ CUTS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 def test_points_without_a_gradient_are_counted_and_told(cut: str, tmp_path: Path) -> None:
     function, kind = CUTS[cut]
     model, x = Fn(function), points()
-    result = calipers.measure(model, x, labels(model, x), BALL, plan="quick", record=tmp_path / "run.calipers")
+    result = calipers.measure(
+        model, x, labels(model, x), BALL, plan="quick", record=tmp_path / "run.calipers"
+    )
     told = result.summary.question.facts["gradients"]
-    assert {k: told[k] for k in ("none", "zero", "not finite")} == {"none": 0, "zero": 0, "not finite": 0, kind: 20} and told["asked"] == 20
+    assert {k: told[k] for k in ("none", "zero", "not finite")} == {
+        "none": 0,
+        "zero": 0,
+        "not finite": 0,
+        kind: 20,
+    } and told["asked"] == 20
     page = result.report(tmp_path / "page.html").read_text()
-    for shown in (str(result), page, str(calipers.Ledger(tmp_path / "run.calipers").questions()[0].facts)):
+    for shown in (
+        str(result),
+        page,
+        str(calipers.Ledger(tmp_path / "run.calipers").questions()[0].facts),
+    ):
         assert "gradient" in shown
     assert "attacks by gradients see nothing there" in str(result) and "Square" in page
     spent = calipers.attack("PGD(steps=10)", model, x, labels(model, x), BALL)
@@ -148,21 +175,39 @@ def test_a_model_with_gradients_says_nothing_of_them() -> None:
     x = points(80)
     result = calipers.measure(net(), x, labels(net(), x), BALL, plan="quick")
     assert "gradient" not in str(result) and "float32" not in str(result)
-    assert result.summary.question.facts["gradients"] == {"asked": 64, "none": 0, "zero": 0, "not finite": 0, "why": ""}
+    assert result.summary.question.facts["gradients"] == {
+        "asked": 64,
+        "none": 0,
+        "zero": 0,
+        "not finite": 0,
+        "why": "",
+    }
 
 
 def test_of_some_points_only_these_are_counted() -> None:
     x = points()
-    problem = Problem.pose(Fn(lambda s, v: s.net(v * (v[:, :1, :1] > 0.5))), x, labels(net(), x), BALL)
+    problem = Problem.pose(
+        Fn(lambda s, v: s.net(v * (v[:, :1, :1] > 0.5))), x, labels(net(), x), BALL
+    )
     assert gradients(problem)["zero"] == int((x[:, 0, 0] <= 0.5).sum()) > 0
 
 
-# ---- every call has a tensor of its own ------------------------------------------------------------------------------------------------------------
+# ---- every call has a tensor of its own
+# --------------------------------------------------------------------------------------------------
 
 WRITERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], Tensor]]] = {
-    "round": (lambda s, v: s.net((v * 8).round_() / 8), lambda s, v: s.net(v.mul_(8).round_().div_(8))),
-    "relu": (lambda s, v: s.net((v - 0.5).relu()), lambda s, v: s.net(nn.functional.relu(v.sub_(0.5), inplace=True))),
-    "zero": (lambda s, v: s.net(v * torch.tensor([[0.0], [1.0], [1.0]])), lambda s, v: (v[:, 0].zero_(), s.net(v))[1]),
+    "round": (
+        lambda s, v: s.net((v * 8).round_() / 8),
+        lambda s, v: s.net(v.mul_(8).round_().div_(8)),
+    ),
+    "relu": (
+        lambda s, v: s.net((v - 0.5).relu()),
+        lambda s, v: s.net(nn.functional.relu(v.sub_(0.5), inplace=True)),
+    ),
+    "zero": (
+        lambda s, v: s.net(v * torch.tensor([[0.0], [1.0], [1.0]])),
+        lambda s, v: (v[:, 0].zero_(), s.net(v))[1],
+    ),
 }
 
 
@@ -170,7 +215,12 @@ WRITERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor]
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_model_that_writes_to_its_input_is_measured_like_one_that_does_not(writer: str) -> None:
     copies, writes = (Fn(f) for f in WRITERS[writer])
-    for tool in ("PGD(steps=5)", "Square(queries=50)", "SPSA(steps=2)", "Differences(queries=60, search=30)"):
+    for tool in (
+        "PGD(steps=5)",
+        "Square(queries=50)",
+        "SPSA(steps=2)",
+        "Differences(queries=60, search=30)",
+    ):
         assert fooled(tool, writes) == fooled(tool, copies), tool
     x, before = points(), points()
     calipers.measure(writes, x, labels(copies, x), BALL, plan="quick")
@@ -193,7 +243,8 @@ def test_copies_of_a_model_are_given_copies_too() -> None:
     assert copy.deepcopy(model.network)(x).shape == (20, 3) and torch.equal(x, before)
 
 
-# ---- single precision inside -----------------------------------------------------------------------------------------------------------------------
+# ---- single precision inside
+# --------------------------------------------------------------------------------------------------
 
 
 class Recurrent(nn.Module):
@@ -218,9 +269,13 @@ class Kernel:
 PRECISE: dict[str, Callable[[], nn.Module]] = {
     "state of zeros": Recurrent,
     "plain attribute": lambda: Fn(lambda s, v: s.net(v @ s.blur), blur=torch.full((4, 4), 0.25)),
-    "in a dict of an object": lambda: Fn(lambda s, v: s.net(v @ s.held["k"].weight), held={"k": Kernel()}),
+    "in a dict of an object": lambda: Fn(
+        lambda s, v: s.net(v @ s.held["k"].weight), held={"k": Kernel()}
+    ),
     "made in forward": lambda: Fn(lambda s, v: s.net(v @ torch.eye(4))),
-    "ensemble in a list": lambda: Fn(lambda s, v: sum(m(v) for m in s.all), all=[net(k) for k in range(3)]),
+    "ensemble in a list": lambda: Fn(
+        lambda s, v: sum(m(v) for m in s.all), all=[net(k) for k in range(3)]
+    ),
 }
 
 
@@ -264,9 +319,13 @@ def test_single_precision_that_cannot_be_changed_is_judged_in_and_said(kind: str
     result = calipers.measure(model, x, labels(model, x), BALL, plan="quick")
     assert "Margins are judged in float32 alone: no float64 copy" in str(result)
     assert result.clean_accuracy.count == 20 and result.robust_accuracy.certified.count == 0
-    assert fooled("PGD(steps=10)", model) == (fooled("PGD(steps=10)", net()) if kind == "float()" else 0)
+    assert fooled("PGD(steps=10)", model) == (
+        fooled("PGD(steps=10)", net()) if kind == "float()" else 0
+    )
     judged, usual = (Problem.pose(m, x, labels(net(), x), BALL) for m in (model, net()))
-    assert (judged.clearance(x) > usual.clearance(x)).all(), "without a float64 copy more is allowed for rounding"
+    assert (judged.clearance(x) > usual.clearance(x)).all(), (
+        "without a float64 copy more is allowed for rounding"
+    )
 
 
 class Locked(nn.Module):
@@ -295,12 +354,17 @@ class Remembering(nn.Module):
 
 
 def test_models_that_cannot_be_copied_or_keep_activations_are_measured() -> None:
-    assert fooled("PGD(steps=10)", Locked()) == fooled("PGD(steps=10)", Remembering()) == fooled("PGD(steps=10)", net())
+    assert (
+        fooled("PGD(steps=10)", Locked())
+        == fooled("PGD(steps=10)", Remembering())
+        == fooled("PGD(steps=10)", net())
+    )
     assert rates(Locked())[1] == rates(net())[1]
     assert rates(Remembering()) == rates(net())
 
 
-# ---- blocks and wrappers ---------------------------------------------------------------------------------------------------------------------------
+# ---- blocks and wrappers
+# --------------------------------------------------------------------------------------------------
 
 
 def constants(s: Any, v: Tensor) -> Any:
@@ -320,7 +384,9 @@ def plain_block(s: Any, v: Tensor) -> Any:
         return s.net(v)
 
 
-@pytest.mark.parametrize("block", [constants, cut_block, plain_block], ids=["no_grad", "set_grad_enabled", "autocast"])
+@pytest.mark.parametrize(
+    "block", [constants, cut_block, plain_block], ids=["no_grad", "set_grad_enabled", "autocast"]
+)
 def test_blocks_in_forward_are_read_through(block: Callable[[Any, Tensor], Any]) -> None:
     certified = rates(Fn(block), Ball("linf", 0.01))
     assert certified[0] >= 16
@@ -342,12 +408,17 @@ def test_any_error_of_the_translation_leaves_the_upper_jaw(monkeypatch: pytest.M
 
 def test_a_branch_on_data_is_refused_by_name() -> None:
     model = Fn(lambda s, v: torch.cond(v.sum() > 0, lambda z: z * 1, lambda z: z * 2, (s.net(v),)))
-    with pytest.raises((CaptureError, UnsupportedOp), match=r"graph|program of its own|mixes points"):
+    with pytest.raises(
+        (CaptureError, UnsupportedOp), match=r"graph|program of its own|mixes points"
+    ):
         calipers.certify("CROWN", model, points(), labels(net(), points()), BALL)
 
 
 def test_compiled_models_are_measured_as_the_code_they_were_made_of() -> None:
-    whole, part = torch.compile(net(), backend="aot_eager"), Fn(lambda s, v: s.inner(v), inner=torch.compile(net(), backend="aot_eager"))
+    whole, part = (
+        torch.compile(net(), backend="aot_eager"),
+        Fn(lambda s, v: s.inner(v), inner=torch.compile(net(), backend="aot_eager")),
+    )
     assert Classifier(whole).module is whole._orig_mod
     for model in (whole, part):
         for tool in ("PGD(steps=10)", "APGD(steps=5, targets=2)"):
@@ -359,7 +430,9 @@ def test_scripted_models_are_attacked_and_their_missing_graph_is_said() -> None:
     assert fooled("PGD(steps=10)", scripted) == fooled("PGD(steps=10)", net())
     x = points()
     result = calipers.measure(scripted, x, labels(net(), x), BALL, plan="quick")
-    assert "no lower jaw" in str(result) and result.robust_accuracy.attacked.count == rates(net())[1]
+    assert (
+        "no lower jaw" in str(result) and result.robust_accuracy.attacked.count == rates(net())[1]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -369,15 +442,24 @@ def test_half_precision_is_judged_as_it_is_deployed(dtype: torch.dtype) -> None:
     assert own.dtype == torch.float32 and own.in_half
     assert torch.equal(own.logits(x), model(x.to(dtype)).float().detach())
     y = own.logits(x).argmax(1)
-    for tool in ("PGD(steps=10)", "FMN(steps=10)", "DeepFool", "Square(queries=50)", "HopSkipJump(queries=150)"):
+    for tool in (
+        "PGD(steps=10)",
+        "FMN(steps=10)",
+        "DeepFool",
+        "Square(queries=50)",
+        "HopSkipJump(queries=150)",
+    ):
         found = calipers.attack(tool, model, x, y, Ball("linf", 0.2))
-        deployed = model(found.candidates.to(dtype)).detach().scatter(1, y[:, None], -torch.inf).amax(1)
+        deployed = (
+            model(found.candidates.to(dtype)).detach().scatter(1, y[:, None], -torch.inf).amax(1)
+        )
         ahead = model(found.candidates.to(dtype)).gather(1, y[:, None])[:, 0] > deployed
         assert found.success.any() and not ahead[found.success].any(), tool
     assert all(p.dtype == dtype for p in model.parameters())
 
 
-# ---- company ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- company
+# --------------------------------------------------------------------------------------------------
 
 MIXERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "mean of the batch": lambda s, v: s.net(v - 0.01 * v.mean(0)),
@@ -390,14 +472,25 @@ MIXERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @pytest.mark.one_in(1)
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_a_model_whose_answer_hangs_on_its_company_is_refused(mixer: str) -> None:
-    with pytest.raises(BadModel, match=r"answers point \d+ differently beside other points than alone \(a logit moves by [\d.e-]+\)"):
+    with pytest.raises(
+        BadModel,
+        match=r"answers point \d+ differently beside other points than alone \(a logit moves by "
+        r"[\d.e-]+\)",
+    ):
         Classifier(Fn(MIXERS[mixer])).check(points())
 
 
 def test_rounding_alone_is_no_company(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(20):
         torch.manual_seed(seed)
-        wide = nn.Sequential(nn.Flatten(), nn.Linear(12, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3)).eval()
+        wide = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(12, 512),
+            nn.ReLU(),
+            nn.Linear(512, 512),
+            nn.ReLU(),
+            nn.Linear(512, 3),
+        ).eval()
         Classifier(wide).check(points())
         Classifier(Fn(lambda s, v, wide=wide: (wide(v) * 255).round() / 255)).check(points())
     monkeypatch.setattr(classifier, "in_company", lambda *_: None)
@@ -410,23 +503,36 @@ def test_a_single_probability_is_refused_however_few_the_points(n: int) -> None:
     with pytest.raises(BadModel, match="looks like a probability"):
         Classifier(Fn(lambda s, v: s.net(v)[:, :1].sigmoid())).check(points(n))
     Classifier(Fn(lambda s, v: s.net(v)[:, :1])).check(points(n))
-    Classifier(Fn(lambda s, v: v.mean((1, 2)))).check(points(n))  # within [0, 1] at these points, but not elsewhere
+    # within [0, 1] at these points, but not elsewhere
+    Classifier(Fn(lambda s, v: v.mean((1, 2)))).check(points(n))
 
 
 def test_a_value_between_0_and_1_may_be_specified() -> None:
     value = Fn(lambda s, v: s.net(v)[:, :1].sigmoid())
-    goal = calipers.Specification(torch.tensor([[0.0, 1.0]]), torch.tensor([-0.5]), torch.tensor([0]))
+    goal = calipers.Specification(
+        torch.tensor([[0.0, 1.0]]), torch.tensor([-0.5]), torch.tensor([0])
+    )
     for n in (5, 20):
-        calipers.attack("PGD(steps=2)", value, points(n), torch.zeros(n, dtype=torch.long), BALL, goal=goal)
+        calipers.attack(
+            "PGD(steps=2)", value, points(n), torch.zeros(n, dtype=torch.long), BALL, goal=goal
+        )
 
 
-# ---- what callers hand over ------------------------------------------------------------------------------------------------------------------------
+# ---- what callers hand over
+# --------------------------------------------------------------------------------------------------
 
 
 def test_arrays_and_lists_are_read_like_tensors() -> None:
     x, mask = points(), torch.arange(12).view(3, 4) % 2 == 0
     y = labels(net(), x)
-    usual = calipers.attack("PGD(steps=5)", net(), x, y, Ball("linf", 0.2, (0.0, 1.0), mask), goal=calipers.Targeted((y + 1) % 3))
+    usual = calipers.attack(
+        "PGD(steps=5)",
+        net(),
+        x,
+        y,
+        Ball("linf", 0.2, (0.0, 1.0), mask),
+        goal=calipers.Targeted((y + 1) % 3),
+    )
     box = (np.zeros((3, 4)), [[1.0] * 4] * 3)
     ball = Ball("linf", np.float64(0.2), box, mask.numpy())  # type: ignore[arg-type]
     for xs, ys, target in (
@@ -443,7 +549,11 @@ def test_arrays_and_lists_are_read_like_tensors() -> None:
     [
         (points(), None, "y must be numbers, a tensor or an array; got nothing"),
         (points(), ["a"] * 20, "y must be numbers, a tensor or an array; got strings"),
-        (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(points())), torch.zeros(20).long(), "got a DataLoader that holds no table"),
+        (
+            torch.utils.data.DataLoader(torch.utils.data.TensorDataset(points())),
+            torch.zeros(20).long(),
+            "got a DataLoader that holds no table",
+        ),
         ([[1.0, 2.0], [1.0]], torch.zeros(2).long(), "got a list that holds no table"),
         (None, torch.zeros(2).long(), "x must be numbers, a tensor or an array; got nothing"),
         (np.array(["a", "b"]), torch.zeros(2).long(), "got strings"),
@@ -485,11 +595,15 @@ def test_labels_of_an_estimator_are_its_own(classes: list[Any], tmp_path: Path) 
     place = np.argmax(Estimator(classes).decision_function(x.numpy()), 1)
     few = np.flatnonzero(place < 2)  # of the classes only some occur: nothing tells a shift
     named = np.asarray(classes)[place]
-    result = calipers.measure(model, x[few], named[few], Ball("linf", 0.05), plan="quick", record=tmp_path / "r.calipers")
+    result = calipers.measure(
+        model, x[few], named[few], Ball("linf", 0.05), plan="quick", record=tmp_path / "r.calipers"
+    )
     assert result.clean_accuracy.count == len(few)
     (checked,) = calipers.check(tmp_path / "r.calipers", model, lambda _: Ball("linf", 0.05))
     assert checked.sound
-    with pytest.raises(BadInput, match=r"labels must be among the model's own classes|labels must lie in"):
+    with pytest.raises(
+        BadInput, match=r"labels must be among the model's own classes|labels must lie in"
+    ):
         calipers.measure(model, x, np.full(30, 99), Ball("linf", 0.05))
 
 
@@ -501,7 +615,11 @@ def test_a_convolution_keeps_its_face_in_the_copy_that_is_searched() -> None:
             self.conv, self.last = nn.Conv2d(1, 4, 3), nn.Linear(16, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            z = self.conv(x.to(self.conv.weight.dtype)) + 0 * self.conv.bias[0] + self.conv.padding[0]
+            z = (
+                self.conv(x.to(self.conv.weight.dtype))
+                + 0 * self.conv.bias[0]
+                + self.conv.padding[0]
+            )
             return self.last(z.relu().flatten(1))  # type: ignore[no-any-return]
 
     model, x = Reads().eval(), torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -509,7 +627,8 @@ def test_a_convolution_keeps_its_face_in_the_copy_that_is_searched() -> None:
     assert found.success.any()
 
 
-# ---- the upper jaw outlives the lower one ----------------------------------------------------------------------------------------------------------
+# ---- the upper jaw outlives the lower one
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -526,7 +645,10 @@ class Fails:
 def test_a_certifier_that_fails_ends_itself_alone() -> None:
     x, said = points(), "Fails ended on an error of its own (MemoryError: cannot hold 12 GB)"
     y = labels(net(), x)
-    plan = Plan("own", (Stage(Fails(), "certifier"), Stage(PGD(steps=10), "attack"), Stage(IBP(), "certifier")))
+    plan = Plan(
+        "own",
+        (Stage(Fails(), "certifier"), Stage(PGD(steps=10), "attack"), Stage(IBP(), "certifier")),
+    )
     result = calipers.measure(net(), x, y, Ball("linf", 0.01), plan=plan)
     assert result.finished and result.robust_accuracy.certified.count > 0 and said in str(result)
     with pytest.raises(calipers.ToolFailed, match=re.escape(said)):
@@ -537,7 +659,9 @@ def test_a_certifier_that_fails_ends_itself_alone() -> None:
 
 
 def test_two_threads_leave_the_default_type_as_it_was() -> None:
-    """The second may only come in once the first has put its own back: else it would put back the first one's."""
+    """The second may only come in once the first has put its own back: else it would put back the
+    first one's.
+    """
     import threading
 
     from calipers.problem.innards import made_in

@@ -1,4 +1,6 @@
-"""Does a claim follow the model when its weights change, and do shared switches come back when several threads hold them?"""
+"""Does a claim follow the model when its weights change, and do shared switches come back when
+several threads hold them?
+"""
 
 import threading
 

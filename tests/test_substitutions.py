@@ -41,7 +41,9 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def written(rows: Tensor, groups: list[list[int]], width: int | None = None, dtype: torch.dtype = F64) -> Tensor:
+def written(
+    rows: Tensor, groups: list[list[int]], width: int | None = None, dtype: torch.dtype = F64
+) -> Tensor:
     """Return one-hot points of the letters (N, G)."""
     x = torch.zeros(len(rows), width or 1 + max(map(max, groups)), dtype=dtype)
     for g, columns in enumerate(groups):
@@ -50,20 +52,35 @@ def written(rows: Tensor, groups: list[list[int]], width: int | None = None, dty
 
 
 def words(n: int, groups: list[list[int]], seed: int = 0) -> Tensor:
-    return torch.stack([torch.randint(len(columns), (n,), generator=generator(seed + g)) for g, columns in enumerate(groups)], 1)
+    return torch.stack(
+        [
+            torch.randint(len(columns), (n,), generator=generator(seed + g))
+            for g, columns in enumerate(groups)
+        ],
+        1,
+    )
 
 
 def brute(x: Tensor, groups: list[list[int]], allowed: list[list[int]] | None, k: int) -> Tensor:
     """Return all admissible points around one point, letter by letter, from the definition."""
     own = [int(x[columns].argmax()) for columns in groups]
-    choices = [sorted({o, *(range(len(c)) if allowed is None else allowed[g])}) for g, (o, c) in enumerate(zip(own, groups, strict=True))]
-    kept = [w for w in itertools.product(*choices) if sum(a != b for a, b in zip(w, own, strict=True)) <= k]
+    choices = [
+        sorted({o, *(range(len(c)) if allowed is None else allowed[g])})
+        for g, (o, c) in enumerate(zip(own, groups, strict=True))
+    ]
+    kept = [
+        w
+        for w in itertools.product(*choices)
+        if sum(a != b for a, b in zip(w, own, strict=True)) <= k
+    ]
     return written(torch.tensor(kept), groups)
 
 
 @pytest.mark.parametrize("allowed", [None, ALLOWED], ids=["all", "some"])
 @pytest.mark.parametrize("k", [0, 1, 2, [0, 1, 2, 3, 4, 1]], ids=str)
-def test_the_support_is_the_maximum_over_all_neighbours(k: int | list[int], allowed: list[list[int]] | None) -> None:
+def test_the_support_is_the_maximum_over_all_neighbours(
+    k: int | list[int], allowed: list[list[int]] | None
+) -> None:
     x, g = written(words(6, UNEVEN), UNEVEN), torch.randn(6, 12, generator=generator(3), dtype=F64)
     threat = Substitutions(UNEVEN, k, allowed)
     region = threat.region(x)
@@ -77,27 +94,42 @@ def test_the_support_is_the_maximum_over_all_neighbours(k: int | list[int], allo
 
 @pytest.mark.parametrize("allowed", [None, ALLOWED], ids=["all", "some"])
 @pytest.mark.parametrize("k", [0, 1, 3])
-def test_the_enumeration_and_the_membership_are_the_definition(k: int, allowed: list[list[int]] | None) -> None:
+def test_the_enumeration_and_the_membership_are_the_definition(
+    k: int, allowed: list[list[int]] | None
+) -> None:
     x = written(words(5, UNEVEN, seed=8), UNEVEN)
     region = Substitutions(UNEVEN, k, allowed).region(x)
-    everything = written(torch.tensor(list(itertools.product(*(range(len(c)) for c in UNEVEN)))), UNEVEN)
+    everything = written(
+        torch.tensor(list(itertools.product(*(range(len(c)) for c in UNEVEN)))), UNEVEN
+    )
     for i in range(5):
         found = torch.cat(list(region.neighbours(i, batch=7)))
         expected = {tuple(row) for row in brute(x[i], UNEVEN, allowed, k).tolist()}
-        assert len(found) == len(expected) == region.sizes()[i] and {tuple(row) for row in found.tolist()} == expected
+        assert (
+            len(found) == len(expected) == region.sizes()[i]
+            and {tuple(row) for row in found.tolist()} == expected
+        )
         many = region.take(torch.full((len(everything),), i))
-        assert [bool(b) for b in many.contains(everything)] == [tuple(row) in expected for row in everything.tolist()]
+        assert [bool(b) for b in many.contains(everything)] == [
+            tuple(row) in expected for row in everything.tolist()
+        ]
         changed = region.take(torch.full((len(found),), i)).distance(found)
-        assert (changed.diff() >= 0).all() and torch.equal(changed, (found - x[i]).abs().sum(1) / 2)  # k switches are the l1 budget 2k
+        # k switches are the l1 budget 2k
+        assert (changed.diff() >= 0).all() and torch.equal(changed, (found - x[i]).abs().sum(1) / 2)
 
 
 def test_sizes_are_the_closed_form() -> None:
     for n, k, size in [(60, 2, 4), (60, 3, 4), (22, 4, 7), (5, 5, 3)]:
-        assert neighbourhood_size([size - 1] * n, k) == sum(comb(n, i) * (size - 1) ** i for i in range(k + 1))
+        assert neighbourhood_size([size - 1] * n, k) == sum(
+            comb(n, i) * (size - 1) ** i for i in range(k + 1)
+        )
     assert neighbourhood_size([2, 0, 3, 1], 2) == 1 + (2 + 3 + 1) + (2 * 3 + 2 * 1 + 3 * 1)
     for batch in (1, 5, 1000):
         parts = list(enumerate_switches(torch.tensor([2, 0, 3, 1]), 3, batch))
-        assert sum(map(len, parts)) == neighbourhood_size([2, 0, 3, 1], 3) and max(map(len, parts)) <= batch
+        assert (
+            sum(map(len, parts)) == neighbourhood_size([2, 0, 3, 1], 3)
+            and max(map(len, parts)) <= batch
+        )
 
 
 def test_a_point_that_is_nearly_admissible_is_outside() -> None:
@@ -123,11 +155,16 @@ def test_a_point_that_is_nearly_admissible_is_outside() -> None:
 
 
 @pytest.mark.parametrize("allowed", [None, ALLOWED], ids=["all", "some"])
-def test_samples_and_snapped_points_are_admissible_and_neighbours_stay_where_they_are(allowed: list[list[int]] | None) -> None:
+def test_samples_and_snapped_points_are_admissible_and_neighbours_stay_where_they_are(
+    allowed: list[list[int]] | None,
+) -> None:
     x = written(words(300, UNEVEN, seed=1), UNEVEN)
     region = Substitutions(UNEVEN, 2, allowed).region(x)
     sample = region.sample(Streams.of(0, [str(i) for i in range(300)], x.device))
-    assert region.contains(sample).all() and (region.distance(sample) == region.options.any(2).sum(1).clamp(max=2)).all()
+    assert (
+        region.contains(sample).all()
+        and (region.distance(sample) == region.options.any(2).sum(1).clamp(max=2)).all()
+    )
     assert len(sample.unique(dim=0)) > 30 and torch.equal(region.snap(sample), sample)
     noise = torch.rand(300, 12, generator=generator(2), dtype=F64)
     snapped = region.snap(noise)
@@ -151,8 +188,15 @@ def test_letters_may_become_what_the_table_says() -> None:
 
 def test_threats_are_taken_asked_and_written_down_like_balls() -> None:
     threat = Substitutions(UNEVEN, [1, 2, 0], ALLOWED)
-    assert threat.radii(3).tolist() == [1, 2, 0] and threat.take(torch.tensor([2, 1])).radii(2).tolist() == [0, 2]
-    assert threat.at(3).radii(2).tolist() == [3, 3] and threat.at(3).identity() == json.loads(json.dumps(threat.identity()))
+    assert threat.radii(3).tolist() == [1, 2, 0] and threat.take(torch.tensor([2, 1])).radii(
+        2
+    ).tolist() == [
+        0,
+        2,
+    ]
+    assert threat.at(3).radii(2).tolist() == [3, 3] and threat.at(3).identity() == json.loads(
+        json.dumps(threat.identity())
+    )
     assert threat.identity() != Substitutions(UNEVEN, 1).identity()
     x = written(words(3, UNEVEN), UNEVEN)
     assert threat.region(x).at(torch.tensor([0.0, 1.5, 9.0])).budget.tolist() == [0, 1, 4]
@@ -174,7 +218,19 @@ def test_threats_are_taken_asked_and_written_down_like_balls() -> None:
         ({"allowed": [[0]]}, "for 1 groups, but there are 4"),
         ({"allowed": torch.ones(4, 4)}, "bool mask of shape"),
     ],
-    ids=["negative", "many", "fraction", "per point", "overlap", "lonely", "column", "none", "letter", "lists", "mask"],
+    ids=[
+        "negative",
+        "many",
+        "fraction",
+        "per point",
+        "overlap",
+        "lonely",
+        "column",
+        "none",
+        "letter",
+        "lists",
+        "mask",
+    ],
 )
 def test_threats_that_make_no_sense_say_so(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
@@ -184,7 +240,9 @@ def test_threats_that_make_no_sense_say_so(parts: dict[str, Any], message: str) 
 def test_points_that_are_no_letters_say_so() -> None:
     x = written(words(3, UNEVEN), UNEVEN)
     x[2, 3:5] = 0.5
-    with pytest.raises(BadInput, match=r"group 1 of point 2 is not one-hot: its columns hold \[0.5, 0.5\]"):
+    with pytest.raises(
+        BadInput, match=r"group 1 of point 2 is not one-hot: its columns hold \[0.5, 0.5\]"
+    ):
         Substitutions(UNEVEN, 1).region(x)
     with pytest.raises(BadInput, match="column 11, but a flattened input has 6 columns"):
         Substitutions(UNEVEN, 1).region(torch.ones(2, 2, 3))
@@ -195,16 +253,26 @@ def test_points_that_are_no_letters_say_so() -> None:
 # ---- mutants ---------------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_support_that_takes_one_switch_too_many_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SubstitutionRegion, "budget", property(lambda region: region.radius.long() + 1))
+def test_a_support_that_takes_one_switch_too_many_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        SubstitutionRegion, "budget", property(lambda region: region.radius.long() + 1)
+    )
     with pytest.raises(AssertionError):
         test_the_support_is_the_maximum_over_all_neighbours(1, None)
 
 
-def test_a_membership_that_forgets_the_allowed_sets_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_membership_that_forgets_the_allowed_sets_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def forgetful(region: SubstitutionRegion, points: Tensor) -> Tensor:
         values = region.threat.read(points)
-        return ((values == 0) | (values == 1)).all(2).all(1) & (values.sum(2) == 1).all(1) & (region.distance(points) <= region.radius)
+        return (
+            ((values == 0) | (values == 1)).all(2).all(1)
+            & (values.sum(2) == 1).all(1)
+            & (region.distance(points) <= region.radius)
+        )
 
     monkeypatch.setattr(SubstitutionRegion, "contains", forgetful)
     with pytest.raises(AssertionError):
@@ -228,7 +296,14 @@ def trained(n: int = 1200, length: int = 12, size: int = 4) -> tuple[nn.Module, 
 def fitted(x: Tensor, y: Tensor, classes: int, hidden: int = 48, steps: int = 150) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        model = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(x[0].numel(), hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
     with torch.enable_grad():
         for _ in range(steps):
@@ -245,7 +320,11 @@ def splice() -> tuple[nn.Module, Tensor, Tensor]:
     with gzip.open(SPLICE, "rt") as file:
         rows = [[part.strip() for part in line.split(",")] for line in file if line.strip()]
     rows = [row for row in rows if set(row[2]) <= set("ACGT")]
-    x = written(torch.tensor([["ACGT".index(a) for a in row[2]] for row in rows]), letters(60, 4), dtype=torch.float32)
+    x = written(
+        torch.tensor([["ACGT".index(a) for a in row[2]] for row in rows]),
+        letters(60, 4),
+        dtype=torch.float32,
+    )
     y = torch.tensor([["EI", "IE", "N"].index(row[0]) for row in rows])
     order = torch.randperm(len(x), generator=generator(0))
     x, y = x[order], y[order]
@@ -257,24 +336,41 @@ def found(attack: Replace, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     attempts = list(attack(problem))
     index = torch.cat([a.index for a in attempts])
     assert index.tolist() == list(range(len(problem)))
-    candidate, forwards = torch.cat([a.candidate for a in attempts]), torch.cat([a.forwards for a in attempts])
+    candidate, forwards = (
+        torch.cat([a.candidate for a in attempts]),
+        torch.cat([a.forwards for a in attempts]),
+    )
     assert problem.region.contains(candidate).all()
     worst = problem.goal.worst(problem.margins(problem.classifier.logits(candidate)))
     return is_adversarial(worst), candidate, forwards
 
 
 def right(model: nn.Module, x: Tensor, y: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    keep = torch.nonzero(~is_adversarial(Untargeted().worst(Untargeted().margins(model(x), y)))).flatten()[:n]
+    keep = torch.nonzero(
+        ~is_adversarial(Untargeted().worst(Untargeted().margins(model(x), y)))
+    ).flatten()[:n]
     return x[keep], y[keep]
 
 
-def posed(source: Callable[[], tuple[nn.Module, Tensor, Tensor]], n: int, k: int | list[int], groups: list[list[int]], **parts: Any) -> Problem:
+def posed(
+    source: Callable[[], tuple[nn.Module, Tensor, Tensor]],
+    n: int,
+    k: int | list[int],
+    groups: list[list[int]],
+    **parts: Any,
+) -> Problem:
     model, x, y = source()
     return Problem.pose(model, *right(model, x, y, n), Substitutions(groups, k, **parts))
 
 
-@pytest.mark.parametrize(("source", "groups"), [(trained, letters(12, 4)), (splice, letters(60, 4))], ids=["synthetic", "splice"])
-def test_one_switch_is_found_greedily_wherever_it_exists(source: Callable[[], tuple[nn.Module, Tensor, Tensor]], groups: list[list[int]]) -> None:
+@pytest.mark.parametrize(
+    ("source", "groups"),
+    [(trained, letters(12, 4)), (splice, letters(60, 4))],
+    ids=["synthetic", "splice"],
+)
+def test_one_switch_is_found_greedily_wherever_it_exists(
+    source: Callable[[], tuple[nn.Module, Tensor, Tensor]], groups: list[list[int]]
+) -> None:
     problem = posed(source, 300, 1, groups)
     everything = found(Replace("exhaustive"), problem)[0]
     assert 0 < everything.sum() < 300
@@ -282,8 +378,14 @@ def test_one_switch_is_found_greedily_wherever_it_exists(source: Callable[[], tu
         assert torch.equal(found(Replace(search), problem)[0], everything), search
 
 
-@pytest.mark.parametrize(("source", "groups", "n"), [(trained, letters(12, 4), 300), (splice, letters(60, 4), 200)], ids=["synthetic", "splice"])
-def test_two_switches_are_nearly_always_found(source: Callable[[], tuple[nn.Module, Tensor, Tensor]], groups: list[list[int]], n: int) -> None:
+@pytest.mark.parametrize(
+    ("source", "groups", "n"),
+    [(trained, letters(12, 4), 300), (splice, letters(60, 4), 200)],
+    ids=["synthetic", "splice"],
+)
+def test_two_switches_are_nearly_always_found(
+    source: Callable[[], tuple[nn.Module, Tensor, Tensor]], groups: list[list[int]], n: int
+) -> None:
     problem = posed(source, n, 2, groups)
     everything = found(Replace("exhaustive"), problem)[0]
     beam = found(Replace("beam"), problem)[0]
@@ -297,13 +399,16 @@ def test_exhaustive_is_exact_and_finds_the_fewest_switches() -> None:
     broken, candidate, forwards = found(Replace("exhaustive"), problem)
     for i in range(25):
         every = torch.cat(list(problem.region.neighbours(i)))
-        worst = problem.goal.worst(problem.goal.margins(problem.classifier.logits(every), problem.y[i].expand(len(every))))
+        worst = problem.goal.worst(
+            problem.goal.margins(problem.classifier.logits(every), problem.y[i].expand(len(every)))
+        )
         assert bool(broken[i]) == bool(is_adversarial(worst).any())
         changed = problem.region.take(torch.full((len(every),), i)).distance(every)
         if broken[i]:
             assert problem.region.distance(candidate)[i] == changed[is_adversarial(worst)].min()
         else:
-            assert forwards[i] == len(every) + 1 == problem.region.sizes()[i] + 1  # and one at the start
+            # and one at the start
+            assert forwards[i] == len(every) + 1 == problem.region.sizes()[i] + 1
 
 
 def test_the_nearest_witness_has_the_fewest_switches_there_are() -> None:
@@ -311,23 +416,36 @@ def test_the_nearest_witness_has_the_fewest_switches_there_are() -> None:
     broken, candidate, _ = found(Replace(nearest=True), problem)
     exact, fewest, _ = found(Replace("exhaustive"), problem)
     assert torch.equal(broken, exact)
-    assert torch.equal(problem.region.distance(candidate)[broken], problem.region.distance(fewest)[broken])
+    assert torch.equal(
+        problem.region.distance(candidate)[broken], problem.region.distance(fewest)[broken]
+    )
 
 
 def test_a_measurement_of_letters_ends_with_a_record(tmp_path: Path) -> None:
     problem = posed(trained, 30, 2, letters(12, 4))
-    plan = Plan("letters", (Stage(Replace("greedy"), "attack"), Stage(Replace(nearest=True), "attack", "distance")))
+    plan = Plan(
+        "letters",
+        (Stage(Replace("greedy"), "attack"), Stage(Replace(nearest=True), "attack", "distance")),
+    )
     with Ledger(tmp_path / "record.sqlite") as ledger:
         assert run(problem, plan, ledger)
         upper = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())).upper
     exact, fewest, _ = found(Replace("exhaustive"), problem)
-    assert (upper <= 2).tolist() == exact.tolist() and (upper < torch.inf).all()  # what resists two switches is broken by more
+    assert (upper <= 2).tolist() == exact.tolist() and (
+        upper < torch.inf
+    ).all()  # what resists two switches is broken by more
     assert upper[exact.numpy()].tolist() == problem.region.distance(fewest)[exact].tolist()
 
 
 @pytest.mark.parametrize("search", ["auto", "exhaustive", "gradient", "greedy", "beam"])
 def test_results_depend_on_the_point_alone(search: Any) -> None:
-    problem = posed(trained, 90, [k % 4 for k in range(90)], letters(12, 4), allowed=[[0, 1, 2]] * 6 + [[1, 3]] * 6)
+    problem = posed(
+        trained,
+        90,
+        [k % 4 for k in range(90)],
+        letters(12, 4),
+        allowed=[[0, 1, 2]] * 6 + [[1, 3]] * 6,
+    )
     _, candidate, forwards = found(Replace(search), problem)
     order = torch.randperm(90, generator=generator(5))[:41]
     _, again, spent = found(Replace(search), problem.take(order))
@@ -338,7 +456,9 @@ def test_first_order_ranking_keeps_to_the_limit() -> None:
     problem = posed(trained, 60, 3, letters(12, 4))
     for search in ("greedy", "beam"):
         broken, _, forwards = found(Replace(search, limit=600), problem)
-        assert forwards.max() <= 700 and broken.sum() >= 0.9 * found(Replace(search), problem)[0].sum()
+        assert (
+            forwards.max() <= 700 and broken.sum() >= 0.9 * found(Replace(search), problem)[0].sum()
+        )
     with pytest.raises(BadInput, match="more than limit=600"):
         list(Replace("exhaustive", limit=600)(problem))
 
@@ -348,14 +468,26 @@ class _Lured(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         s = x[:, 1::2]
-        margin = 1 - 0.5 * s[:, 0] - 0.4 * s[:, 1] + 0.5 * s[:, 0] * s[:, 1] - 0.1 * s[:, 3] - 2 * s[:, 3] * s[:, 4]
+        margin = (
+            1
+            - 0.5 * s[:, 0]
+            - 0.4 * s[:, 1]
+            + 0.5 * s[:, 0] * s[:, 1]
+            - 0.1 * s[:, 3]
+            - 2 * s[:, 3] * s[:, 4]
+        )
         return torch.stack([margin + 3, torch.full_like(margin, 3.0)], 1)
 
 
 def test_exchanges_leave_a_trap_that_a_narrow_beam_falls_into() -> None:
     x = written(torch.zeros(1, 5, dtype=torch.long), letters(5, 2), dtype=torch.float32)
-    problem = Problem.pose(_Lured(), x, torch.zeros(1, dtype=torch.long), Substitutions(letters(5, 2), 2))
-    assert [bool(found(Replace(search, width=2), problem)[0]) for search in ("greedy", "beam", "exhaustive")] == [False, True, True]
+    problem = Problem.pose(
+        _Lured(), x, torch.zeros(1, dtype=torch.long), Substitutions(letters(5, 2), 2)
+    )
+    assert [
+        bool(found(Replace(search, width=2), problem)[0])
+        for search in ("greedy", "beam", "exhaustive")
+    ] == [False, True, True]
 
 
 def test_on_a_linear_model_the_slope_is_enough() -> None:
@@ -363,7 +495,9 @@ def test_on_a_linear_model_the_slope_is_enough() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2, bias=False)).double()
     model[1].weight.data = w.T.contiguous()
     x = written(words(80, letters(12, 4)), letters(12, 4)).view(80, 12, 4)
-    problem = Problem.pose(model, x, model(x).detach().max(1).indices, Substitutions(letters(12, 4), 2))
+    problem = Problem.pose(
+        model, x, model(x).detach().max(1).indices, Substitutions(letters(12, 4), 2)
+    )
     everything = found(Replace("exhaustive"), problem)[0]
     assert torch.equal(found(Replace("gradient"), problem)[0], everything)
     assert torch.equal(found(Steepest(), problem)[0], everything)  # type: ignore[arg-type]
@@ -375,7 +509,9 @@ def test_targets_and_ties_are_the_goals_business() -> None:
     goal = Targeted((y + 1) % 3)
     problem = Problem.pose(model, x, y, Substitutions(letters(12, 4), 2), goal)
     broken, candidate, _ = found(Replace("beam"), problem)
-    assert broken.any() and torch.equal(model(candidate[broken]).max(1).indices, ((y + 1) % 3)[broken])
+    assert broken.any() and torch.equal(
+        model(candidate[broken]).max(1).indices, ((y + 1) % 3)[broken]
+    )
 
 
 def test_a_model_without_gradients_is_searched_all_the_same() -> None:
@@ -399,7 +535,9 @@ def test_numeric_columns_move_too() -> None:
             self.model = model
 
         def forward(self, z: Tensor) -> Tensor:
-            return self.model(z[:, :48].view(-1, 12, 4)) + 6 * (z[:, 48:] - 0.5) @ torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]])
+            return self.model(z[:, :48].view(-1, 12, 4)) + 6 * (z[:, 48:] - 0.5) @ torch.tensor(
+                [[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]]
+            )
 
     z = torch.cat([x.flatten(1), torch.full((len(x), 2), 0.5)], 1)
     z, y = right(Mixed(), z, y, 100)
@@ -409,7 +547,9 @@ def test_numeric_columns_move_too() -> None:
         broken = found(Replace(), problem)[0]
         shares.append(int(broken.sum()))
         support = problem.region.support(torch.ones_like(z))
-        assert problem.region.contains(support.point if numeric is None else problem.region.snap(support.point)).all()
+        assert problem.region.contains(
+            support.point if numeric is None else problem.region.snap(support.point)
+        ).all()
     assert shares[1] > shares[2] >= shares[0]
     with pytest.raises(BadInput, match="letters only"):
         list(Replace("exhaustive")(problem))
@@ -421,7 +561,12 @@ def test_the_referee_counts_switches() -> None:
     problem = posed(trained, 40, 2, letters(12, 4))
     for attempt in Replace()(problem):
         facts = Referee(problem).attempt(attempt, torch.arange(40), "Replace", 1.0).evidence
-        assert len(facts) == found(Replace(), problem)[0].sum() and {fact.radius for fact in facts} <= {1.0, 2.0}
+        assert len(facts) == found(Replace(), problem)[0].sum() and {
+            fact.radius for fact in facts
+        } <= {
+            1.0,
+            2.0,
+        }
 
 
 # ---- the chapter's example -------------------------------------------------------------------------------------------------------------------------
@@ -435,10 +580,21 @@ def test_the_robust_hinge_loss_of_a_linear_model(k: int) -> None:
     y = torch.where(torch.arange(10) % 2 == 0, 1.0, -1.0).double()
     region = Substitutions(groups, k).region(x)
     robust = (1 + region.support(-y[:, None] * w).value).clamp(min=0)
-    gain = (y[:, None, None] * (w.view(6, 4)[torch.arange(6), words(10, groups)][:, :, None] - w.view(6, 4))).amax(2)  # what the chapter adds to the loss
-    assert torch.allclose(robust, (1 - y * (x @ w) + gain.sort(1, descending=True).values[:, :k].sum(1)).clamp(min=0), rtol=1e-12)
+    gain = (
+        y[:, None, None]
+        * (w.view(6, 4)[torch.arange(6), words(10, groups)][:, :, None] - w.view(6, 4))
+    ).amax(2)  # what the chapter adds to the loss
+    assert torch.allclose(
+        robust,
+        (1 - y * (x @ w) + gain.sort(1, descending=True).values[:, :k].sum(1)).clamp(min=0),
+        rtol=1e-12,
+    )
     for i in range(10):
-        assert torch.isclose(robust[i], (1 - y[i] * (brute(x[i], groups, None, k) @ w)).clamp(min=0).max(), rtol=1e-12)
+        assert torch.isclose(
+            robust[i],
+            (1 - y[i] * (brute(x[i], groups, None, k) @ w)).clamp(min=0).max(),
+            rtol=1e-12,
+        )
 
 
 @pytest.mark.parametrize("search", ["auto", "gradient", "greedy", "beam"])
@@ -447,6 +603,13 @@ def test_no_switch_of_a_witness_can_be_taken_back(search: Any) -> None:
     broken, candidate, _ = found(Replace(search), problem)
     for i in torch.nonzero(broken).flatten().tolist():
         changed = torch.nonzero((candidate[i] != problem.x[i]).any(1)).flatten().tolist()
-        fewer = torch.stack([candidate[i].index_copy(0, torch.tensor([g]), problem.x[i, g : g + 1]) for g in changed])
-        worst = problem.goal.worst(problem.goal.margins(problem.classifier.logits(fewer), problem.y[i].expand(len(fewer))))
+        fewer = torch.stack(
+            [
+                candidate[i].index_copy(0, torch.tensor([g]), problem.x[i, g : g + 1])
+                for g in changed
+            ]
+        )
+        worst = problem.goal.worst(
+            problem.goal.margins(problem.classifier.logits(fewer), problem.y[i].expand(len(fewer)))
+        )
         assert len(changed) == 1 or not is_adversarial(worst).any()

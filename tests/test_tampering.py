@@ -1,4 +1,6 @@
-"""Does a record tell that it was altered? Every kind of edit by hand is seen by the report and fails the check; an older record still opens."""
+"""Does a record tell that it was altered? Every kind of edit by hand is seen by the report and
+fails the check; an older record still opens.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     x = torch.rand(24, 4, generator=torch.Generator().manual_seed(0))
     with Ledger(path) as ledger:
         result = calipers.measure(net(), x, net()(x).argmax(1), BALL, plan=PLAN, record=ledger)
-        assert 0 < result.robust_accuracy.certified.count < result.robust_accuracy.attacked.count < 24
+        assert (
+            0 < result.robust_accuracy.certified.count < result.robust_accuracy.attacked.count < 24
+        )
         ledger.decide(result.summary.question.fingerprint, "scope", "key", lambda: 1)
     return path.read_bytes()
 
@@ -60,24 +64,41 @@ EDITS: dict[str, tuple[str, ...]] = {
     "labels": ("update point set label = 1 - label where label < 2",),
     "radii tripled": ("update evidence set radius = 3 * radius where kind = 'certificate'",),
     "a certificate above a witness": (
-        "insert into evidence select question, point, 'certificate', 'IBP()', radius * 2, 1, 'float64-checked', -1, 0, 0, 0, '', null, null from evidence "
-        "where kind = 'witness' limit 1",
+        "insert into evidence select question, point, 'certificate', 'IBP()', radius * 2, 1, "
+        "'float64-checked', -1, 0, 0, 0, '', null, null from evidence where kind = 'witness' "
+        "limit 1",
     ),
     "a margin": ("update evidence set margin = margin + 1 where kind = 'certificate'",),
-    "a guarantee": ("update evidence set guarantee = 'float32-executed' where kind = 'certificate'",),
-    "a point": ("update point set array = (select array from point where position = 1) where position = 0",),
-    "a witness": ("update evidence set array = (select array from point where position = 1) where kind = 'witness'",),
+    "a guarantee": (
+        "update evidence set guarantee = 'float32-executed' where kind = 'certificate'",
+    ),
+    "a point": (
+        "update point set array = (select array from point where position = 1) where position = 0",
+    ),
+    "a witness": (
+        "update evidence set array = (select array from point where position = 1) where kind = "
+        "'witness'",
+    ),
     "the last rows": ("delete from evidence where rowid > (select max(rowid) - 3 from evidence)",),
     "the last rows and their links": (
         "delete from evidence where rowid > (select max(rowid) - 3 from evidence)",
-        "delete from chain where place in (select place from chain where kind = 'evidence' order by place desc limit 3)",
+        "delete from chain where place in (select place from chain where kind = 'evidence' order "
+        "by place desc limit 3)",
     ),
     "all witnesses": ("delete from evidence where kind = 'witness'",),
-    "the question's facts": ("""update question set facts = replace(facts, '"seed": 0', '"seed": 1')""",),
+    "the question's facts": (
+        """update question set facts = replace(facts, '"seed": 0', '"seed": 1')""",
+    ),
     "a decision": ("update decision set value = '2'",),
-    "a fact passed over": ("insert into passed select question, point, kind, tool, radius, 1 from evidence where kind = 'witness' limit 1",),
+    "a fact passed over": (
+        "insert into passed select question, point, kind, tool, radius, 1 from evidence where kind "
+        "= 'witness' limit 1",
+    ),
     "the model's parts": ("update model set parts = '{}'",),
-    "a check that never was": ("insert into checked values (1, (select fingerprint from question), '2026-01-01', 9, 9, 0, 99)",),
+    "a check that never was": (
+        "insert into checked values (1, (select fingerprint from question), '2026-01-01', 9, 9, "
+        "0, 99)",
+    ),
     "the head": ("""update meta set value = '[1, "00"]' where name = 'head'""",),
     "an unreadable head": ("update meta set value = 'x' where name = 'head'",),
     "a digest": ("update chain set digest = x'00' where place = 3",),
@@ -97,12 +118,17 @@ def test_an_edit_by_hand_is_told_by_text_page_and_check(record: Path, edit: str)
     assert_told(record)
     asked = Ledger(record, read_only=True)
     found = check(asked, net(), lambda q: BALL, certificates=False)
-    assert not any(one.sound for one in found) and any("altered after it was written" in line for one in found for line in one.failures)
+    assert not any(one.sound for one in found) and any(
+        "altered after it was written" in line for one in found for line in one.failures
+    )
 
 
 def assert_told(record: Path) -> None:
     text, page = shown(record)
-    assert "WARNING: this record was altered after it was written" in text and "this record was altered after it was written" in page
+    assert (
+        "WARNING: this record was altered after it was written" in text
+        and "this record was altered after it was written" in page
+    )
 
 
 def test_a_contradiction_put_in_by_hand_is_told_as_an_alteration(record: Path) -> None:
@@ -110,17 +136,26 @@ def test_a_contradiction_put_in_by_hand_is_told_as_an_alteration(record: Path) -
     edited(record, *EDITS["a certificate above a witness"])
     with Ledger(record, read_only=True) as ledger:
         assert any("fact was put in" in said for said in ledger.trust().altered)
-        with pytest.raises(calipers.Contradiction, match="the record was altered after it was written"):
+        with pytest.raises(
+            calipers.Contradiction, match="the record was altered after it was written"
+        ):
             render_text(ledger)
 
 
-def test_an_untouched_record_says_that_it_was_not_checked_and_then_that_it_was(record: Path) -> None:
+def test_an_untouched_record_says_that_it_was_not_checked_and_then_that_it_was(
+    record: Path,
+) -> None:
     text, page = shown(record)
     assert "WARNING" not in text and "altered" not in page
     assert "record   not checked: calipers check run.calipers" in text and "not checked" in page
     assert all(one.sound for one in check(record, net(), lambda q: BALL))
     text, page = shown(record)
-    assert "record   checked on 20" in text and "certificates replayed, none failed" in text and "none failed" in page and "WARNING" not in text
+    assert (
+        "record   checked on 20" in text
+        and "certificates replayed, none failed" in text
+        and "none failed" in page
+        and "WARNING" not in text
+    )
     with Ledger(record) as ledger:
         ledger.append(ledger.questions()[0].fingerprint, [Evidence("p", "attempt", "PGD()", 0.1)])
     assert "none failed; 1 facts were added since" in shown(record)[0]
@@ -130,7 +165,10 @@ def test_reading_writes_nothing(record: Path) -> None:
     before = record.read_bytes()
     shown(record)
     assert record.read_bytes() == before
-    with Ledger(record, read_only=True) as ledger, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with (
+        Ledger(record, read_only=True) as ledger,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
         ledger.append(ledger.questions()[0].fingerprint, [Evidence("p", "attempt", "PGD()", 0.1)])
 
 
@@ -151,10 +189,13 @@ def test_a_record_in_a_folder_without_leave_to_write_is_read(record: Path) -> No
 
 OLD = """
 create table question (fingerprint text primary key, title text not null, facts text not null);
-create table point (question text not null, name text not null, position integer not null, label integer not null, radius real not null,
+create table point (question text not null, name text not null, position integer not null,
+    label integer not null, radius real not null,
     array blob not null, primary key (question, name));
-create table evidence (question text not null, point text not null, kind text not null, tool text not null, radius real not null,
-    margin real, guarantee text not null, prediction integer not null, forwards integer not null, backwards integer not null, seconds real not null,
+create table evidence (question text not null, point text not null, kind text not null, tool text not null,
+    radius real not null,
+    margin real, guarantee text not null, prediction integer not null, forwards integer not null,
+    backwards integer not null, seconds real not null,
     note text not null, array blob, primary key (question, point, kind, tool, radius));
 pragma application_id = -904807899; pragma user_version = 1;
 """
@@ -166,7 +207,11 @@ def old_record(record: Path) -> Path:
     with sqlite3.connect(path) as db:
         db.executescript(OLD.replace("-904807899", str(0xCA11BE25 - (1 << 32))))
         db.execute("attach database ? as now", (str(record),))
-        for table, columns in (("question", "*"), ("point", "*"), ("evidence", ", ".join(c[1] for c in db.execute("pragma main.table_info(evidence)")))):
+        for table, columns in (
+            ("question", "*"),
+            ("point", "*"),
+            ("evidence", ", ".join(c[1] for c in db.execute("pragma main.table_info(evidence)"))),
+        ):
             db.execute(f"insert into {table} select {columns} from now.{table}")
     db.close()
     return path
@@ -178,9 +223,14 @@ def test_an_older_record_opens_unchanged_and_is_chained_from_then_on(record: Pat
     text, _ = shown(old)
     with Ledger(record, read_only=True) as new, Ledger(old, read_only=True) as ledger:
         count = len(new.evidence(new.questions()[0].fingerprint))
-        assert [repr(e) for e in ledger.evidence(ledger.questions()[0].fingerprint)] == [repr(e) for e in new.evidence(new.questions()[0].fingerprint)]
+        assert [repr(e) for e in ledger.evidence(ledger.questions()[0].fingerprint)] == [
+            repr(e) for e in new.evidence(new.questions()[0].fingerprint)
+        ]
         assert ledger.trust().unchained == count and ledger.models() == []
-    assert f"{count} of {count} facts were written before records were chained" in text and "WARNING" not in text
+    assert (
+        f"{count} of {count} facts were written before records were chained" in text
+        and "WARNING" not in text
+    )
     assert old.read_bytes() == before
     with Ledger(old) as ledger:
         ledger.append(ledger.questions()[0].fingerprint, [Evidence("p", "attempt", "PGD()", 0.1)])
@@ -190,12 +240,22 @@ def test_an_older_record_opens_unchanged_and_is_chained_from_then_on(record: Pat
     assert_told(old)
 
 
-def test_merging_keeps_the_chain_and_takes_nothing_from_an_altered_record(record: Path, tmp_path: Path) -> None:
+def test_merging_keeps_the_chain_and_takes_nothing_from_an_altered_record(
+    record: Path, tmp_path: Path
+) -> None:
     with Ledger(tmp_path / "other") as other, Ledger(record, read_only=True) as whole:
         other.merge(whole)
-        assert not other.trust().altered and other.trust().facts == whole.trust().facts and other.models() == whole.models()
+        assert (
+            not other.trust().altered
+            and other.trust().facts == whole.trust().facts
+            and other.models() == whole.models()
+        )
     edited(record, *EDITS["labels"])
-    with Ledger(tmp_path / "third") as third, Ledger(record, read_only=True) as whole, pytest.raises(RecordError, match="altered after it was written"):
+    with (
+        Ledger(tmp_path / "third") as third,
+        Ledger(record, read_only=True) as whole,
+        pytest.raises(RecordError, match="altered after it was written"),
+    ):
         third.merge(whole)
 
 
@@ -203,22 +263,36 @@ def test_a_failed_append_leaves_no_link(tmp_path: Path) -> None:
     with Ledger(tmp_path / "r") as ledger:
         ledger.ask(Question("q", "q"), [Point("p", 0, 1, 0.1, np.zeros(2))])
         with pytest.raises(sqlite3.IntegrityError):
-            ledger.append("q", [Evidence("p", "witness", "a", 0.1), Evidence("p", "witness", "b", 0.1, seconds=float("nan"))])
+            ledger.append(
+                "q",
+                [
+                    Evidence("p", "witness", "a", 0.1),
+                    Evidence("p", "witness", "b", 0.1, seconds=float("nan")),
+                ],
+            )
         assert ledger.trust() == Ledger(tmp_path / "r").trust() and not ledger.trust().altered
         ledger.append("q", [Evidence("p", "witness", "a", 0.1)])
         assert not ledger.trust().altered and ledger.trust().facts == 1
 
 
-# ---- mutants: a part of the chain left out ---------------------------------------------------------------------------------------------------------------
+# ---- mutants: a part of the chain left out
+# --------------------------------------------------------------------------------------------------
 
 MUTANTS: dict[str, tuple[str, Callable[..., object]]] = {
     "rows are not hashed": ("a margin", lambda table, row: b"same"),
-    "blobs are not hashed": ("a witness", lambda table, row: chain.hashlib.sha256(repr([c for c in row if not isinstance(c, bytes)]).encode()).digest()),
+    "blobs are not hashed": (
+        "a witness",
+        lambda table, row: chain.hashlib.sha256(
+            repr([c for c in row if not isinstance(c, bytes)]).encode()
+        ).digest(),
+    ),
 }
 
 
 @pytest.mark.parametrize("mutant", list(MUTANTS))
-def test_a_chain_with_a_gap_is_found_out(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_with_a_gap_is_found_out(
+    mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edit, instead = MUTANTS[mutant]
     monkeypatch.setattr(chain, "digest_of", instead)
     x = torch.rand(24, 4, generator=torch.Generator().manual_seed(0))
@@ -229,12 +303,16 @@ def test_a_chain_with_a_gap_is_found_out(mutant: str, tmp_path: Path, monkeypatc
         assert_told(tmp_path / "run.calipers")
 
 
-def test_a_chain_whose_head_nobody_compares_is_found_out(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_whose_head_nobody_compares_is_found_out(
+    record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edited(record, *EDITS["the last rows and their links"])
 
     def believed(db: sqlite3.Connection) -> tuple[int, bytes]:
         head, count = bytes(16), 0
-        for table, name, digest in db.execute("select kind, name, digest from chain order by place"):
+        for table, name, digest in db.execute(
+            "select kind, name, digest from chain order by place"
+        ):
             head, count = chain._link(head, table, name, digest), count + 1
         return count, head
 

@@ -1,4 +1,6 @@
-"""Do momentum and transfer keep their promises: what is returned is judged as it is, by the model that is asked, and hangs on nothing but the point?"""
+"""Do momentum and transfer keep their promises: what is returned is judged as it is, by the model
+that is asked, and hangs on nothing but the point?
+"""
 
 from typing import Any
 
@@ -22,7 +24,11 @@ from calipers.problem.goals import Targeted, Untargeted, endless
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 
-ROLLING = [Momentum(steps=6), Momentum(steps=6, nesterov=True), Momentum(steps=6, nesterov=True, diversity=0.7)]
+ROLLING = [
+    Momentum(steps=6),
+    Momentum(steps=6, nesterov=True),
+    Momentum(steps=6, nesterov=True, diversity=0.7),
+]
 
 
 def digits(n: int, name: str = "mnist-plain", norm: str = "linf", radius: float = 0.08) -> Problem:
@@ -40,15 +46,23 @@ def run(tool: Any, problem: Problem, **settings: Any) -> tuple[Tensor, Tensor]:
 
 def labels_only(net: nn.Module) -> Answers:
     """A model of which nothing but labels can be had."""
-    return Answers(lambda x: net(torch.as_tensor(x).float()).argmax(1).numpy(), "labels", classes=10, name="digits")
+    return Answers(
+        lambda x: net(torch.as_tensor(x).float()).argmax(1).numpy(),
+        "labels",
+        classes=10,
+        name="digits",
+    )
 
 
-# ---- momentum --------------------------------------------------------------------------------------------------------------------------------------
+# ---- momentum
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("tool", ROLLING, ids=repr)
-def test_candidates_are_admissible_and_break_most_of_what_plain_steps_break(tool: Momentum, norm: str) -> None:
+def test_candidates_are_admissible_and_break_most_of_what_plain_steps_break(
+    tool: Momentum, norm: str
+) -> None:
     problem = digits(60, norm=norm, radius={"linf": 0.08, "l2": 1.5, "l1": 8.0}[norm])
     points, worst = run(tool, problem)
     assert bool(problem.region.contains(points).all())
@@ -95,16 +109,24 @@ def test_the_velocity_is_the_sum_of_gradients_of_mean_size_one() -> None:
     problem = digits(4)
     recipe = _Rolling(3, 0.5, 0.8, False, "cross_entropy")
     memory = recipe.memory(problem.region, problem.x)
-    gradients = [torch.randn(problem.x.shape, generator=torch.Generator().manual_seed(k)) * 10.0**k for k in (0, 5)]
+    gradients = [
+        torch.randn(problem.x.shape, generator=torch.Generator().manual_seed(k)) * 10.0**k
+        for k in (0, 5)
+    ]
     zero = torch.zeros(4)
     for k, g in enumerate(gradients):
-        _, memory = recipe.move(Look(problem.region, problem.x, g, zero, zero, torch.full((4,), k), problem.x, zero), memory)
+        _, memory = recipe.move(
+            Look(problem.region, problem.x, g, zero, zero, torch.full((4,), k), problem.x, zero),
+            memory,
+        )
     units = [g / g.abs().mean((1, 2, 3), keepdim=True) for g in gradients]
     assert torch.allclose(memory["velocity"], 0.8 * units[0] + units[1], atol=1e-5)
 
 
 def test_diversity_refuses_vectors_and_says_what_to_do() -> None:
-    problem = Problem.pose(Watched([1.0, -2.0]), torch.full((1, 2), 0.5), torch.tensor([0]), Ball("linf", 0.4))
+    problem = Problem.pose(
+        Watched([1.0, -2.0]), torch.full((1, 2), 0.5), torch.tensor([0]), Ball("linf", 0.4)
+    )
     with pytest.raises(BadInput, match="diversity=0"):
         list(Momentum(diversity=0.5)(problem))
     with pytest.raises(BadInput, match="probability"):
@@ -123,7 +145,9 @@ def test_resized_images_keep_their_size_and_draw_for_themselves() -> None:
 
 
 def test_the_transform_is_never_what_is_judged() -> None:
-    """A model that answers wrong wherever the frame is black: were the transformed image judged, every point would count as broken."""
+    """A model that answers wrong wherever the frame is black: were the transformed image judged,
+    every point would count as broken.
+    """
 
     class Framed(nn.Module):
         def __init__(self) -> None:
@@ -135,14 +159,18 @@ def test_the_transform_is_never_what_is_judged() -> None:
             z = (border - 0.3) * self.weight
             return torch.stack([z, -z], 1)
 
-    problem = Problem.pose(Framed(), torch.full((5, 1, 8, 8), 0.9), torch.zeros(5, dtype=torch.long), Ball("linf", 0.1))
+    problem = Problem.pose(
+        Framed(), torch.full((5, 1, 8, 8), 0.9), torch.zeros(5, dtype=torch.long), Ball("linf", 0.1)
+    )
     attempts = list(Momentum(steps=5, diversity=1.0)(problem))
-    assert all(int(a.forwards.min()) == 12 for a in attempts)  # six looks, each beside its transformed one; nothing ended early
+    # six looks, each beside its transformed one; nothing ended early
+    assert all(int(a.forwards.min()) == 12 for a in attempts)
     found = attack(Momentum(steps=5, diversity=1.0), Framed(), problem.x, problem.y, problem.threat)
     assert not found.success.any()
 
 
-# ---- transfer --------------------------------------------------------------------------------------------------------------------------------------
+# ---- transfer
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_surrogate_that_is_the_target_breaks_what_the_attack_breaks() -> None:
@@ -153,7 +181,9 @@ def test_a_surrogate_that_is_the_target_breaks_what_the_attack_breaks() -> None:
 
 
 def test_the_attack_goes_on_beyond_the_surrogates_boundary() -> None:
-    """Ended where the surrogate falls, the examples would hardly be wrong there; they must lie as deep as the steps allow."""
+    """Ended where the surrogate falls, the examples would hardly be wrong there; they must lie as
+    deep as the steps allow.
+    """
     problem = digits(60, radius=0.15)
     _, ended = run(PGD(steps=10), problem)
     _, deep = run(Transfer(PGD(steps=10), (build("mnist-plain"),)), problem)
@@ -166,7 +196,10 @@ def test_more_surrogates_never_break_less() -> None:
     target, x, y = build("mnist-plain"), *(part[:60] for part in images())
     threat, tool = Ball("linf", 0.12), PGD(steps=6)
     other = Student(784, 16, 10)
-    counts = [int(attack(Transfer(tool, s), target, x, y, threat).success.sum()) for s in ((build("mnist-robust"),), (build("mnist-robust"), other))]
+    counts = [
+        int(attack(Transfer(tool, s), target, x, y, threat).success.sum())
+        for s in ((build("mnist-robust"),), (build("mnist-robust"), other))
+    ]
     assert counts[1] >= counts[0] > 3, counts
 
 
@@ -174,10 +207,15 @@ def test_the_best_candidate_of_each_point_is_returned() -> None:
     problem = digits(40, radius=0.1)
     surrogates = (build("mnist-robust"), Student(784, 16, 10, seed=3))
     _, joined = run(Transfer(PGD(steps=5), surrogates), problem)
-    ends = [run(Transfer(PGD(steps=5), (s,)), problem)[1] for s in (MeanLogits(tuple(map(Classifier, surrogates))).eval(), *surrogates)]
+    ends = [
+        run(Transfer(PGD(steps=5), (s,)), problem)[1]
+        for s in (MeanLogits(tuple(map(Classifier, surrogates))).eval(), *surrogates)
+    ]
     lowest = torch.stack(ends).amin(0)
     standing = lowest > 0
-    assert int(standing.sum()) > 10 and torch.allclose(joined[standing], lowest[standing], atol=1e-5)
+    assert int(standing.sum()) > 10 and torch.allclose(
+        joined[standing], lowest[standing], atol=1e-5
+    )
     assert bool((joined[~standing] <= 0).all())
 
 
@@ -188,15 +226,28 @@ def test_the_target_is_asked_once_a_candidate_and_never_for_a_slope() -> None:
     before = problem.classifier.counter.forwards
     (attempt,) = Transfer(PGD(steps=3), (build("mnist-robust"), Student(784, 8, 10)))(problem)
     asked = problem.classifier.counter.forwards - before
-    assert asked == int(attempt.forwards.sum()) and int(attempt.forwards.max()) == 3 and int(attempt.backwards.sum()) == 0
+    assert (
+        asked == int(attempt.forwards.sum())
+        and int(attempt.forwards.max()) == 3
+        and int(attempt.backwards.sum()) == 0
+    )
 
 
 def test_a_target_class_is_sought_on_the_surrogate_too() -> None:
     x, y = (part[:40] for part in images())
     goal = Targeted((y + 1) % 10)
-    found = attack(Transfer(PGD(steps=20), (build("mnist-plain"),)), build("mnist-plain"), x, y, Ball("linf", 0.25), goal=goal)
+    found = attack(
+        Transfer(PGD(steps=20), (build("mnist-plain"),)),
+        build("mnist-plain"),
+        x,
+        y,
+        Ball("linf", 0.25),
+        goal=goal,
+    )
     answers = build("mnist-plain")(found.candidates).argmax(1)
-    assert int(found.success.sum()) > 25 and bool((answers[found.success] == goal.target[found.success]).all())
+    assert int(found.success.sum()) > 25 and bool(
+        (answers[found.success] == goal.target[found.success]).all()
+    )
 
 
 def test_the_name_follows_the_surrogates_weights() -> None:
@@ -214,7 +265,8 @@ def test_wrong_surrogates_are_refused() -> None:
         list(Transfer(PGD(), (Student(784, 4, 3),))(digits(3)))
 
 
-# ---- students --------------------------------------------------------------------------------------------------------------------------------------
+# ---- students
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_student_of_labels_alone_breaks_more_than_noise() -> None:
@@ -222,9 +274,14 @@ def test_a_student_of_labels_alone_breaks_more_than_noise() -> None:
     target, threat = labels_only(net), Ball("linf", 0.25)
     student = distilled(target, x[100:300], queries=400, rounds=2, hidden=64)
     shown, labels = x[:100], y[:100]
-    found = attack(Transfer(Momentum(steps=10, diversity=0.5), (student,)), target, shown, labels, threat)
+    found = attack(
+        Transfer(Momentum(steps=10, diversity=0.5), (student,)), target, shown, labels, threat
+    )
     generator = torch.Generator().manual_seed(0)
-    noisy = [(shown + 0.25 * torch.randn(shown.shape, generator=generator).sign()).clamp(0, 1) for _ in range(3)]
+    noisy = [
+        (shown + 0.25 * torch.randn(shown.shape, generator=generator).sign()).clamp(0, 1)
+        for _ in range(3)
+    ]
     by_noise = [int((net(points).argmax(1) != labels).sum()) for points in noisy]
     assert int(found.success.sum()) >= 25 > 2 * max(by_noise), (int(found.success.sum()), by_noise)
 
@@ -233,7 +290,11 @@ def test_a_student_of_labels_alone_breaks_more_than_noise() -> None:
 def test_the_budget_of_questions_holds(queries: int) -> None:
     asked: list[int] = []
     net = build("mnist-plain")
-    target = Answers(lambda x: (asked.append(len(x)), net(torch.as_tensor(x).float()).numpy())[1], "scores", name="counted")  # type: ignore[func-returns-value]
+    target = Answers(
+        lambda x: (asked.append(len(x)), net(torch.as_tensor(x).float()).numpy())[1],
+        "scores",
+        name="counted",
+    )  # type: ignore[func-returns-value]
     classifier = Classifier(target)
     distilled(classifier, images()[0][:40], queries=queries, rounds=3, hidden=8)
     assert sum(asked) <= queries, (sum(asked), queries)
@@ -242,7 +303,10 @@ def test_the_budget_of_questions_holds(queries: int) -> None:
 def test_a_student_is_reproduced_by_its_seed_and_leaves_the_shared_generator_alone() -> None:
     x, net = images()[0][:40], build("mnist-plain")
     state = torch.random.get_rng_state()
-    digests = [Classifier(distilled(net, x, queries=60, rounds=2, hidden=8, seed=seed)).digest() for seed in (0, 0, 1)]
+    digests = [
+        Classifier(distilled(net, x, queries=60, rounds=2, hidden=8, seed=seed)).digest()
+        for seed in (0, 0, 1)
+    ]
     assert digests[0] == digests[1] != digests[2]
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -250,7 +314,10 @@ def test_a_student_is_reproduced_by_its_seed_and_leaves_the_shared_generator_alo
 def test_a_target_of_one_score_has_two_classes() -> None:
     x = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
     made = distilled(Answers(lambda rows: rows.sum(1) - 2.0, flat=True), x, queries=100, hidden=16)
-    assert made(x).shape == (30, 2) and float((made(x).argmax(1) == (x.sum(1) > 2).long()).double().mean()) > 0.8
+    assert (
+        made(x).shape == (30, 2)
+        and float((made(x).argmax(1) == (x.sum(1) > 2).long()).double().mean()) > 0.8
+    )
 
 
 def test_a_given_student_is_copied() -> None:

@@ -1,4 +1,6 @@
-"""Are verdicts about files right, witnesses what they are written as, and wrong calls answered with what to do?"""
+"""Are verdicts about files right, witnesses what they are written as, and wrong calls answered with
+what to do?
+"""
 
 from __future__ import annotations
 
@@ -31,26 +33,61 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnncomp"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="the competition's instances are not beside the project (../shared/data/vnncomp)")
+needs_data = pytest.mark.skipif(
+    not DATA.exists(),
+    reason="the competition's instances are not beside the project (../shared/data/vnncomp)",
+)
 PLAIN = [stage for stage in VERIFY if repr(stage.tool).startswith(("PGD", "IBP", "CROWN"))]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """y = |x0| + x1 as a net of one output; properties that are true, false, and true by a hair."""
-    w, v = np.array([[1, -1, 0, 0], [0, 0, 1, -1]], np.float32), np.array([[1], [1], [1], [-1]], np.float32)
-    nodes = [helper.make_node("Gemm", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["r"]), helper.make_node("Gemm", ["r", "v"], ["y"])]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", size]) for n, size in (("x", 2), ("y", 1))]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], [numpy_helper.from_array(w, "w"), numpy_helper.from_array(v, "v")])
-    (tmp_path / "net.onnx").write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
-    for name, unsafe in (("true", "(<= Y_0 -0.11)"), ("false", "(>= Y_0 0.45)"), ("tie", "(>= Y_0 0.5)"), ("beyond", "(>= Y_0 0.6)")):
+    w, v = (
+        np.array([[1, -1, 0, 0], [0, 0, 1, -1]], np.float32),
+        np.array([[1], [1], [1], [-1]], np.float32),
+    )
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "v"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", size])
+        for n, size in (("x", 2), ("y", 1))
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        ends[:1],
+        ends[1:],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(v, "v")],
+    )
+    (tmp_path / "net.onnx").write_bytes(
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        ).SerializeToString()
+    )
+    for name, unsafe in (
+        ("true", "(<= Y_0 -0.11)"),
+        ("false", "(>= Y_0 0.45)"),
+        ("tie", "(>= Y_0 0.5)"),
+        ("beyond", "(>= Y_0 0.6)"),
+    ):
         (tmp_path / f"{name}.vnnlib").write_text(prop(unsafe))
     return tmp_path
 
 
 def prop(unsafe: str, low: str = "-0.1", high: str = "0.3") -> str:
-    bounds = f"(assert (>= X_0 {low})) (assert (<= X_0 {high})) (assert (>= X_1 -0.1)) (assert (<= X_1 0.2))"
-    return "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)" + bounds + f"(assert {unsafe})"
+    bounds = (
+        f"(assert (>= X_0 {low})) (assert (<= X_0 {high})) (assert (>= X_1 -0.1)) (assert "
+        "(<= X_1 0.2))"
+    )
+    return (
+        "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)"
+        + bounds
+        + f"(assert {unsafe})"
+    )
 
 
 def run(folder: Path, *words: str) -> terminal.Shown:
@@ -58,11 +95,21 @@ def run(folder: Path, *words: str) -> terminal.Shown:
 
 
 def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "calipers.cli", "verify", *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "calipers.cli", "verify", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_verdicts_on_a_small_net(folder: Path) -> None:
-    answers = {name: verify(folder / "net.onnx", folder / f"{name}.vnnlib").answer for name in ("true", "false", "beyond")}
+    answers = {
+        name: verify(folder / "net.onnx", folder / f"{name}.vnnlib").answer
+        for name in ("true", "false", "beyond")
+    }
     assert answers == {"true": "unsat", "false": "sat", "beyond": "unsat"}
 
 
@@ -71,7 +118,9 @@ def test_the_written_witness_reads_back_into_box_and_property(folder: Path) -> N
     assert done.returncode == 0 and done.stdout.startswith("sat\n((X_0 "), done.stderr
     numbers = dict(re.findall(r"\((\w_\d+) ([^\s()]+)\)", done.stdout))
     assert list(numbers) == ["X_0", "X_1", "Y_0"]
-    assert Fraction("-0.1") <= Fraction(numbers["X_0"]) <= Fraction("0.3") and Fraction("-0.1") <= Fraction(numbers["X_1"]) <= Fraction("0.2")
+    assert Fraction("-0.1") <= Fraction(numbers["X_0"]) <= Fraction("0.3") and Fraction(
+        "-0.1"
+    ) <= Fraction(numbers["X_1"]) <= Fraction("0.2")
     x = torch.tensor([[float(numbers["X_0"]), float(numbers["X_1"])]])
     y = load_onnx(folder / "net.onnx")(x)
     assert str(y.numpy()[0, 0]) == numbers["Y_0"] and Fraction(float(y)) >= Fraction("0.45")
@@ -87,7 +136,11 @@ def test_a_fixed_input_that_no_float_is_still_has_a_witness(folder: Path) -> Non
 
 def test_boxes_are_searched_one_by_one(folder: Path) -> None:
     both = "(or (and (<= X_0 0) (>= Y_0 {})) (and (>= X_0 0.1) (>= Y_0 {})))"
-    for name, (left, right), answer in (("a", ("0.31", "0.51"), "unsat"), ("b", ("0.29", "0.51"), "sat"), ("c", ("0.31", "0.49"), "sat")):
+    for name, (left, right), answer in (
+        ("a", ("0.31", "0.51"), "unsat"),
+        ("b", ("0.29", "0.51"), "sat"),
+        ("c", ("0.31", "0.49"), "sat"),
+    ):
         (folder / f"{name}.vnnlib").write_text(prop(both.format(left, right)))
         assert len(load_vnnlib(folder / f"{name}.vnnlib").queries) == 2
         assert verify(folder / "net.onnx", folder / f"{name}.vnnlib").answer == answer
@@ -113,7 +166,14 @@ class LyingCertifier:
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         one = torch.ones(1, dtype=torch.float64)
-        yield Claim(torch.zeros(1, dtype=torch.long), problem.threat.radii(1), one, "float64-checked", one, one)
+        yield Claim(
+            torch.zeros(1, dtype=torch.long),
+            problem.threat.radii(1),
+            one,
+            "float64-checked",
+            one,
+            one,
+        )
 
 
 class SmallCertifier(LyingCertifier):
@@ -124,16 +184,33 @@ class SmallCertifier(LyingCertifier):
 
 
 def test_tools_that_lie_change_no_verdict(folder: Path) -> None:
-    assert verify(folder / "net.onnx", folder / "true.vnnlib", tools=[Stage(LyingAttack(), "attack")]).answer == "unknown"
-    assert verify(folder / "net.onnx", folder / "true.vnnlib", tools=[Stage(SmallCertifier(), "certifier")]).answer == "unknown"
+    assert (
+        verify(
+            folder / "net.onnx", folder / "true.vnnlib", tools=[Stage(LyingAttack(), "attack")]
+        ).answer
+        == "unknown"
+    )
+    assert (
+        verify(
+            folder / "net.onnx",
+            folder / "true.vnnlib",
+            tools=[Stage(SmallCertifier(), "certifier")],
+        ).answer
+        == "unknown"
+    )
     (folder / "all.vnnlib").write_text(prop("(>= Y_0 -5)"))
     with pytest.raises(Contradiction):
-        verify(folder / "net.onnx", folder / "all.vnnlib", tools=[Stage(LyingCertifier(), "certifier")])
+        verify(
+            folder / "net.onnx", folder / "all.vnnlib", tools=[Stage(LyingCertifier(), "certifier")]
+        )
 
 
 def test_a_witness_outside_the_exact_box_is_none(folder: Path) -> None:
     """The float next to the box's end, unsafe as its neighbour is, is not written down."""
-    net, (query,) = load_onnx(folder / "net.onnx", paired=True), load_vnnlib(folder / "false.vnnlib").queries
+    net, (query,) = (
+        load_onnx(folder / "net.onnx", paired=True),
+        load_vnnlib(folder / "false.vnnlib").queries,
+    )
     end = torch.tensor([0.3, 0.2]).double().float()
     assert witness(calipers.Classifier(net), query, end) is not None
     for i in range(2):
@@ -152,12 +229,18 @@ class Sleeper:
 
 
 def test_time_runs_out_during_a_tool(folder: Path) -> None:
-    found = verify(folder / "net.onnx", folder / "true.vnnlib", timeout=0.3, tools=[Stage(Sleeper(), "attack")])
+    found = verify(
+        folder / "net.onnx", folder / "true.vnnlib", timeout=0.3, tools=[Stage(Sleeper(), "attack")]
+    )
     assert found.answer == "timeout", "a tool that sleeps for ever ended"
 
 
 def test_exit_codes_and_messages(folder: Path) -> None:
-    (folder / "three.vnnlib").write_text(prop("(<= Y_0 0)").replace("(declare-const Y_0 Real)", "(declare-const Y_0 Real)(declare-const Y_1 Real)"))
+    (folder / "three.vnnlib").write_text(
+        prop("(<= Y_0 0)").replace(
+            "(declare-const Y_0 Real)", "(declare-const Y_0 Real)(declare-const Y_1 Real)"
+        )
+    )
     for words, code, said in (
         (("net.onnx", "true.vnnlib"), 0, "unsat"),
         (("net.onnx", "beyond.vnnlib", "--timeout", "0"), 4, "timeout"),
@@ -166,23 +249,45 @@ def test_exit_codes_and_messages(folder: Path) -> None:
         (("net.onnx",), 2, "give a network and a property"),
     ):
         done = run(folder, *words)
-        assert done.returncode == code and said in done.stdout + done.stderr, (words, done.stdout, done.stderr)
+        assert done.returncode == code and said in done.stdout + done.stderr, (
+            words,
+            done.stdout,
+            done.stderr,
+        )
 
 
 def test_a_list_runs_in_one_process_and_goes_on_after_an_error(folder: Path) -> None:
-    (folder / "instances.csv").write_text("net.onnx,true.vnnlib,60\nnet.onnx,gone.vnnlib,60\nnet,false\n")
+    (folder / "instances.csv").write_text(
+        "net.onnx,true.vnnlib,60\nnet.onnx,gone.vnnlib,60\nnet,false\n"
+    )
     done = run(folder, "--csv", "instances.csv")
     rows = [line.split(",") for line in done.stdout.splitlines()]
-    assert [row[:3] for row in rows] == [["net.onnx", "true.vnnlib", "unsat"], ["net.onnx", "gone.vnnlib", "error"], ["net", "false", "sat"]]
-    assert done.returncode == 2 and "gone.vnnlib" in done.stderr and all(float(row[3]) < 10 for row in rows)
+    assert [row[:3] for row in rows] == [
+        ["net.onnx", "true.vnnlib", "unsat"],
+        ["net.onnx", "gone.vnnlib", "error"],
+        ["net", "false", "sat"],
+    ]
+    assert (
+        done.returncode == 2
+        and "gone.vnnlib" in done.stderr
+        and all(float(row[3]) < 10 for row in rows)
+    )
 
 
 def test_lists_with_and_without_column_names(folder: Path) -> None:
     (folder / "a.csv").write_text("network,property,verdict\nnet,true,unsat\n")
     (folder / "b.csv").write_text("net.onnx, true.vnnlib, 7.5\n\n")
     (named,), (plain,) = load_instances(folder / "a.csv"), load_instances(folder / "b.csv")
-    assert (named.network, named.specification, named.timeout) == (folder / "net.onnx", folder / "true.vnnlib", None)
-    assert (plain.network, plain.specification, plain.timeout) == (folder / "net.onnx", folder / "true.vnnlib", 7.5)
+    assert (named.network, named.specification, named.timeout) == (
+        folder / "net.onnx",
+        folder / "true.vnnlib",
+        None,
+    )
+    assert (plain.network, plain.specification, plain.timeout) == (
+        folder / "net.onnx",
+        folder / "true.vnnlib",
+        7.5,
+    )
     for text in ("", "net.onnx\n", "net.onnx,true.vnnlib,soon\n"):
         (folder / "c.csv").write_text(text)
         with pytest.raises(BadInput, match=r"c\.csv"):
@@ -202,19 +307,38 @@ def test_a_small_net_takes_less_than_twice_as_long_as_importing_torch(folder: Pa
     assert min(seconds) < 2 * min(bare), (seconds, bare)
 
 
-# ---- the competition's instances -------------------------------------------------------------------------------------------------------------------
+# ---- the competition's instances
+# --------------------------------------------------------------------------------------------------
 
 
 def instances() -> list[tuple[str, dict[str, str]]]:
-    return [(path.parent.name, row) for path in sorted(DATA.glob("*/instances.csv")) for row in csv.DictReader(path.read_text().splitlines())]
+    return [
+        (path.parent.name, row)
+        for path in sorted(DATA.glob("*/instances.csv"))
+        for row in csv.DictReader(path.read_text().splitlines())
+    ]
 
 
-ANSWERED = {"acasxu": 1, "mnist_fc": 6, "reach_prob_density": 0, "rl_benchmarks": 11, "test": 5, "tllverifybench": 2, "verivital": 6}
+ANSWERED = {
+    "acasxu": 1,
+    "mnist_fc": 6,
+    "reach_prob_density": 0,
+    "rl_benchmarks": 11,
+    "test": 5,
+    "tllverifybench": 2,
+    "verivital": 6,
+}
 """How many of each benchmark attacks, intervals and CROWN alone decide at least."""
 
 
 @needs_data
-@pytest.mark.parametrize("benchmark", [pytest.param(name, marks=[pytest.mark.slow] if name in ("mnist_fc", "verivital") else []) for name in ANSWERED])
+@pytest.mark.parametrize(
+    "benchmark",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("mnist_fc", "verivital") else [])
+        for name in ANSWERED
+    ],
+)
 def test_no_verdict_on_the_competition_is_wrong(benchmark: str) -> None:
     decided = 0
     listed = {one.names: one for one in load_instances(DATA / benchmark / "instances.csv")}
@@ -233,13 +357,24 @@ def check_with_onnxruntime(network: Path, specification: Path, found: Any) -> No
     import gzip
 
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    session = runtime.InferenceSession(gzip.decompress(network.read_bytes()) if network.suffix == ".gz" else network.read_bytes())
+    session = runtime.InferenceSession(
+        gzip.decompress(network.read_bytes()) if network.suffix == ".gz" else network.read_bytes()
+    )
     given = session.get_inputs()[0]
-    x = np.array([np.float32(float(t)) for t in found.inputs]).reshape([n if isinstance(n, int) else 1 for n in given.shape])
+    x = np.array([np.float32(float(t)) for t in found.inputs]).reshape(
+        [n if isinstance(n, int) else 1 for n in given.shape]
+    )
     y = torch.tensor(np.asarray(session.run(None, {given.name: x})[0]).reshape(-1))
     exact = [Fraction(t) for t in found.inputs]
-    inside = [q for q in load_vnnlib(specification).queries if all(a <= v <= b for a, v, b in zip(q.low, exact, q.high, strict=True))]
-    assert any(q.unsafe(y) for q in inside) or any(float(q.goal().worst(q.goal().margins(y.double()[None], y[:1].long()))) < 1e-5 for q in inside)
+    inside = [
+        q
+        for q in load_vnnlib(specification).queries
+        if all(a <= v <= b for a, v, b in zip(q.low, exact, q.high, strict=True))
+    ]
+    assert any(q.unsafe(y) for q in inside) or any(
+        float(q.goal().worst(q.goal().margins(y.double()[None], y[:1].long()))) < 1e-5
+        for q in inside
+    )
 
 
 @needs_data
@@ -250,13 +385,19 @@ def test_published_witnesses_are_witnesses() -> None:
         name = f"{row['network']}__{row['property']}"
         if row["verdict"] != "sat" or not kept.exists() or name not in np.load(kept).files:
             continue
-        one = next(o for o in load_instances(DATA / benchmark / "instances.csv") if o.names == (row["network"], row["property"]))
+        one = next(
+            o
+            for o in load_instances(DATA / benchmark / "instances.csv")
+            if o.names == (row["network"], row["property"])
+        )
         net = load_onnx(one.network, paired=True)
         model = calipers.Classifier(net)
         found = []
         for query in load_vnnlib(one.specification).queries:
             problem = query.posed(model, net.program.point_shape)
-            point = problem.region.snap(torch.tensor(np.load(kept)[name], dtype=torch.float32).reshape(problem.x.shape))
+            point = problem.region.snap(
+                torch.tensor(np.load(kept)[name], dtype=torch.float32).reshape(problem.x.shape)
+            )
             found.append(witness(model, query, point[0]))
         assert any(f is not None for f in found), name
         count += 1

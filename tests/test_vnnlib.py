@@ -1,4 +1,6 @@
-"""Is a VNN-LIB file read as what it says, exactly, and anything else refused; and does its goal decide as plain arithmetic does?"""
+"""Is a VNN-LIB file read as what it says, exactly, and anything else refused; and does its goal
+decide as plain arithmetic does?
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,17 @@ def parsed(text: str) -> Property:
 
 
 def inequality(constant: str, **terms: int) -> Inequality:
-    return Inequality(tuple((int(name[1:]), Fraction(c)) for name, c in terms.items()), Fraction(constant))
+    return Inequality(
+        tuple((int(name[1:]), Fraction(c)) for name, c in terms.items()), Fraction(constant)
+    )
 
 
 def test_bounds_are_exact_and_the_box_is_rounded_outward() -> None:
     (query,) = parsed(BOX + "(assert (<= Y_0 Y_1))").queries
-    assert (query.low, query.high) == ((Fraction(-1, 10), Fraction(0)), (Fraction(3, 10), Fraction(1)))
+    assert (query.low, query.high) == (
+        (Fraction(-1, 10), Fraction(0)),
+        (Fraction(3, 10), Fraction(1)),
+    )
     assert query.cases == ((inequality("0", y0=1, y1=-1),),)
     for dtype in (torch.float32, torch.float64):
         low, high = query.box(dtype)
@@ -55,11 +62,20 @@ def test_bounds_are_exact_and_the_box_is_rounded_outward() -> None:
 
 READINGS: list[tuple[str, tuple[tuple[Inequality, ...], ...]]] = [
     ("(assert (>= Y_0 0.5))", ((inequality("0.5", y0=-1),),)),
-    ("(assert (and (<= Y_0 1e-3) (<= Y_1 2.)))", ((inequality("-0.001", y0=1), inequality("-2", y1=1)),)),
-    ("(assert (or (<= Y_0 1) (and (<= Y_1 2) (>= Y_0 .5))))", ((inequality("-1", y0=1),), (inequality("-2", y1=1), inequality("0.5", y0=-1)))),
+    (
+        "(assert (and (<= Y_0 1e-3) (<= Y_1 2.)))",
+        ((inequality("-0.001", y0=1), inequality("-2", y1=1)),),
+    ),
+    (
+        "(assert (or (<= Y_0 1) (and (<= Y_1 2) (>= Y_0 .5))))",
+        ((inequality("-1", y0=1),), (inequality("-2", y1=1), inequality("0.5", y0=-1))),
+    ),
     (
         "(assert (or (<= Y_0 0) (<= Y_1 0))) (assert (or (<= Y_0 1) (<= Y_1 1)))",
-        tuple((inequality("0", **{a: 1}), inequality("-1", **{b: 1})) for a, b in itertools.product(("y0", "y1"), repeat=2)),
+        tuple(
+            (inequality("0", **{a: 1}), inequality("-1", **{b: 1}))
+            for a, b in itertools.product(("y0", "y1"), repeat=2)
+        ),
     ),
     ("(assert (<= (+ Y_0 (* 2 Y_1) 1 (- Y_1)) (- Y_0 3)))", ((inequality("4", y1=1),),)),
     ("(assert (<= (* (+ 1 1) (- Y_0 Y_1) 0.5) (/ 3 4)))", ((inequality("-0.75", y0=1, y1=-1),),)),
@@ -76,20 +92,37 @@ def test_formulas_become_cases(text: str, cases: tuple[tuple[Inequality, ...], .
 
 
 def test_cases_of_one_box_are_one_query_and_boxes_are_told_apart() -> None:
-    asked = parsed(BOX + "(assert (or (and (<= X_0 0) (<= Y_0 0)) (and (>= X_0 0.1) (<= Y_1 0)) (and (<= X_0 0.0) (<= Y_1 3))))")
-    assert [(q.low[0], q.high[0], len(q.cases)) for q in asked.queries] == [(Fraction(-1, 10), 0, 2), (Fraction(1, 10), Fraction(3, 10), 1)]
+    asked = parsed(
+        BOX + "(assert (or (and (<= X_0 0) (<= Y_0 0)) (and (>= X_0 0.1) (<= Y_1 0)) (and (<= X_0 "
+        "0.0) (<= Y_1 3))))"
+    )
+    assert [(q.low[0], q.high[0], len(q.cases)) for q in asked.queries] == [
+        (Fraction(-1, 10), 0, 2),
+        (Fraction(1, 10), Fraction(3, 10), 1),
+    ]
 
 
 def test_a_contradictory_case_is_dropped_with_a_note() -> None:
     asked = parsed(BOX + "(assert (>= X_0 0.30000000000000000001)) (assert (<= Y_0 0))")
     assert asked.queries == () and "X_0" in asked.notes[0]
-    assert parsed(BOX + "(assert (and (<= 1 0) (<= Y_0 0)))").notes == ("case 0 asks for the impossible",)
+    assert parsed(BOX + "(assert (and (<= 1 0) (<= Y_0 0)))").notes == (
+        "case 0 asks for the impossible",
+    )
 
 
 def test_a_case_about_inputs_alone_is_unsafe_everywhere() -> None:
     (query,) = parsed(BOX + "(assert (or (<= X_0 0) (and (<= X_0 0) (<= Y_0 0))))").queries
-    assert query.unsafe(torch.tensor([5.0, 5.0])) and not query.unsafe(torch.tensor([math.nan, 5.0]))
-    assert float(query.goal().worst(query.goal().margins(torch.tensor([[5.0, 5.0]]), torch.zeros(1, dtype=torch.long)))) <= 0
+    assert query.unsafe(torch.tensor([5.0, 5.0])) and not query.unsafe(
+        torch.tensor([math.nan, 5.0])
+    )
+    assert (
+        float(
+            query.goal().worst(
+                query.goal().margins(torch.tensor([[5.0, 5.0]]), torch.zeros(1, dtype=torch.long))
+            )
+        )
+        <= 0
+    )
 
 
 def test_depth_and_length_cost_nothing() -> None:
@@ -117,7 +150,10 @@ REFUSED = [
     (BOX + "(assert (<= (<= Y_0 0) 0))", "a term is expected"),
     (BOX + "(assert (<= X_0 Y_0))", "ties X_0 and Y_0"),
     (BOX + "(assert (<= (+ X_0 X_1) 1)) (assert (<= Y_0 0))", "ties X_0 and X_1"),
-    ("(assert (<= X_0 0)) (assert (>= X_0 0)) (assert (<= X_1 0)) (assert (<= Y_0 0))", "X_1 no lower bound"),
+    (
+        "(assert (<= X_0 0)) (assert (>= X_0 0)) (assert (<= X_1 0)) (assert (<= Y_0 0))",
+        "X_1 no lower bound",
+    ),
     ("(declare-const X_0 Real)", "declared twice"),
     ("(declare-const X_7 Real)" + BOX + "(assert (<= Y_0 0))", "without gaps"),
     ("(declare-const Z_0 Real)", "neither an input"),
@@ -135,7 +171,12 @@ def test_what_is_not_read_in_full_is_refused(text: str, message: str) -> None:
         parsed(text)
 
 
-WHOLE = DECLARED + BOX + "(assert (or (and (<= X_0 0) (<= Y_0 (- Y_1 0.5))) (and (>= Y_0 1.25e-1) (<= (+ Y_1 Y_0) 2))))"
+WHOLE = (
+    DECLARED
+    + BOX
+    + "(assert (or (and (<= X_0 0) (<= Y_0 (- Y_1 0.5))) (and (>= Y_0 1.25e-1) (<= (+ Y_1 Y_0) "
+    "2))))"
+)
 
 
 def test_every_truncation_is_refused() -> None:
@@ -147,7 +188,9 @@ def test_every_truncation_is_refused() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_text_is_refused_or_read_never_an_accident(data: st.DataObject) -> None:
-    """Tokens dropped, doubled, swapped or replaced; whatever is still read asks about both inputs and both outputs."""
+    """Tokens dropped, doubled, swapped or replaced; whatever is still read asks about both inputs
+    and both outputs.
+    """
     tokens = WHOLE.replace("(", " ( ").replace(")", " ) ").split()
     for _ in range(data.draw(st.integers(1, 4))):
         i, j = (data.draw(st.integers(0, len(tokens) - 1)) for _ in range(2))
@@ -159,12 +202,37 @@ def test_damaged_text_is_refused_or_read_never_an_accident(data: st.DataObject) 
         elif what == "swap":
             tokens[i], tokens[j] = tokens[j], tokens[i]
         else:
-            tokens[i] = data.draw(st.sampled_from(["(", ")", "and", "or", "<=", "*", "/", "0", "1e400", "Y_0", "X_0", "é", '"', "|", ";", "-"]))
+            tokens[i] = data.draw(
+                st.sampled_from(
+                    [
+                        "(",
+                        ")",
+                        "and",
+                        "or",
+                        "<=",
+                        "*",
+                        "/",
+                        "0",
+                        "1e400",
+                        "Y_0",
+                        "X_0",
+                        "é",
+                        '"',
+                        "|",
+                        ";",
+                        "-",
+                    ]
+                )
+            )
     try:
         asked = parse_vnnlib(" ".join(tokens))
     except BadInput:
         return
-    assert asked.inputs and asked.outputs and all(len(q.low) == asked.inputs and q.cases for q in asked.queries)
+    assert (
+        asked.inputs
+        and asked.outputs
+        and all(len(q.low) == asked.inputs and q.cases for q in asked.queries)
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -185,16 +253,34 @@ def test_files_packed_or_not_are_the_same_and_damaged_ones_are_named(tmp_path: P
             load_vnnlib(tmp_path / name)
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="the competition's properties are not beside the project (../shared/data/vnncomp)")
+@pytest.mark.skipif(
+    not DATA.exists(),
+    reason="the competition's properties are not beside the project (../shared/data/vnncomp)",
+)
 def test_the_competition_s_properties_are_read() -> None:
-    found = {path.name.split(".vnnlib")[0]: load_vnnlib(path) for path in [*DATA.glob("*/vnnlib/*"), *DATA.glob("test/*.vnnlib")]}
-    shapes = {name: (p.inputs, p.outputs, [[len(c) for c in q.cases] for q in p.queries]) for name, p in found.items()}
-    assert shapes["prop_2"] == (5, 5, [[4]]) and shapes["vdp_0"] == (3, 3, [[5]]) and shapes["test_small"] == (1, 1, [[1]])
-    assert shapes["prop_0_0.03"] == (784, 10, [[1] * 9]) and shapes["prop_0_0.004"] == (784, 10, [[1] * 9])
+    found = {
+        path.name.split(".vnnlib")[0]: load_vnnlib(path)
+        for path in [*DATA.glob("*/vnnlib/*"), *DATA.glob("test/*.vnnlib")]
+    }
+    shapes = {
+        name: (p.inputs, p.outputs, [[len(c) for c in q.cases] for q in p.queries])
+        for name, p in found.items()
+    }
+    assert (
+        shapes["prop_2"] == (5, 5, [[4]])
+        and shapes["vdp_0"] == (3, 3, [[5]])
+        and shapes["test_small"] == (1, 1, [[1]])
+    )
+    assert shapes["prop_0_0.03"] == (784, 10, [[1] * 9]) and shapes["prop_0_0.004"] == (
+        784,
+        10,
+        [[1] * 9],
+    )
     assert not any(p.notes for p in found.values())
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------------------------------------
+# ---- numbers
+# --------------------------------------------------------------------------------------------------
 
 
 @given(st.fractions())
@@ -203,32 +289,67 @@ def test_below_is_the_largest_float_that_is_not_above(q: Fraction) -> None:
 
 
 def test_coefficients_are_held_exactly_or_refused() -> None:
-    terms, constant = Inequality(((0, Fraction(1, 10)), (1, Fraction(-3, 10))), Fraction(1, 3)).floats()
-    assert terms == {0: 1.0, 1: -3.0} and Fraction(constant) <= Fraction(10, 3) < Fraction(math.nextafter(constant, 9))
+    terms, constant = Inequality(
+        ((0, Fraction(1, 10)), (1, Fraction(-3, 10))), Fraction(1, 3)
+    ).floats()
+    assert terms == {0: 1.0, 1: -3.0} and Fraction(constant) <= Fraction(10, 3) < Fraction(
+        math.nextafter(constant, 9)
+    )
     with pytest.raises(BadInput, match="digits"):
         Inequality(((0, Fraction(1, 3)), (1, Fraction(10**20 + 1))), Fraction(0)).floats()
 
 
 @settings(deadline=None)
-@example([(Decimal("0E-7"), Decimal("0E-9")), (Decimal("1E-7"), Decimal("0E-9"))], 0, True)  # sides of a few subnormal floats
-@given(st.lists(st.tuples(st.decimals(-10, 10, places=7), st.decimals(0, 1, places=9)), min_size=1, max_size=4), st.integers(0, 2**32), st.booleans())
-def test_every_float_of_the_region_is_written_inside_the_exact_box(sides: list[tuple[object, object]], seed: int, single: bool) -> None:
-    """The box of the problem, sampled and at its corners, in both precisions: what is written reads back as the same float, and lies in the exact box."""
+# sides of a few subnormal floats
+@example([(Decimal("0E-7"), Decimal("0E-9")), (Decimal("1E-7"), Decimal("0E-9"))], 0, True)
+@given(
+    st.lists(
+        st.tuples(st.decimals(-10, 10, places=7), st.decimals(0, 1, places=9)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 2**32),
+    st.booleans(),
+)
+def test_every_float_of_the_region_is_written_inside_the_exact_box(
+    sides: list[tuple[object, object]], seed: int, single: bool
+) -> None:
+    """The box of the problem, sampled and at its corners, in both precisions: what is written reads
+    back as the same float, and lies in the exact box.
+    """
     dtype = torch.float32 if single else torch.float64
     low = tuple(Fraction(str(a)) for a, _ in sides)
     high = tuple(a + Fraction(str(width)) for a, (_, width) in zip(low, sides, strict=True))
     query = Query(low, high, 2, ((Inequality(((0, Fraction(1)),), Fraction(0)),),))
     problem = query.posed(calipers.Classifier(nn.Linear(len(low), 2).to(dtype)), (len(low),))
     region, outward = problem.region, problem.threat.region(problem.x.double(), outward=True)
-    for q, i in ((low, 0), (high, 1)):  # the certificate's box holds the exact one and what its ends are read as
+    # the certificate's box holds the exact one and what its ends are read as
+    for q, i in (
+        (low, 0),
+        (high, 1),
+    ):
         end = (outward.center.flatten(1) + (outward.low, outward.high)[i])[0].tolist()
-        side = torch.minimum(-outward.low, torch.full_like(outward.low, math.inf)) if i == 0 else outward.high
+        side = (
+            torch.minimum(-outward.low, torch.full_like(outward.low, math.inf))
+            if i == 0
+            else outward.high
+        )
         reach = outward.radius[:, None] / (1 if outward.weight is None else outward.weight)
         assert bool((reach >= side * (1 - 1e-12)).all()), "the ball cuts the box"
         for exact, found in zip(q, end, strict=True):
-            assert (Fraction(found) <= exact and found <= read(exact, dtype)) if i == 0 else (Fraction(found) >= exact and found >= read(exact, dtype))
-    points = [problem.x, *(region.snap(region.sample(problem.streams(seed).fork(k))) for k in range(4))]
-    points += [region.snap(torch.tensor([[read(q, dtype) for q in ends]], dtype=dtype)) for ends in (low, high)]
+            assert (
+                (Fraction(found) <= exact and found <= read(exact, dtype))
+                if i == 0
+                else (Fraction(found) >= exact and found >= read(exact, dtype))
+            )
+    points = [
+        problem.x,
+        *(region.snap(region.sample(problem.streams(seed).fork(k))) for k in range(4)),
+    ]
+    points += [
+        region.snap(torch.tensor([[read(q, dtype) for q in ends]], dtype=dtype))
+        for ends in (low, high)
+    ]
     for point in points:
         assert bool(region.contains(point).all())
         texts = query.written(point[0])
@@ -239,12 +360,20 @@ def test_every_float_of_the_region_is_written_inside_the_exact_box(sides: list[t
             assert [read(t, dtype) for t in texts] == point[0].double().tolist()
 
 
-# ---- the goal --------------------------------------------------------------------------------------------------------------------------------------
+# ---- the goal
+# --------------------------------------------------------------------------------------------------
 
 
-def plain_worst(rows: list[list[float]], shifts: list[float], belongs: list[int], z: list[float]) -> float:
-    margins = [sum(r * v for r, v in zip(row, z, strict=True)) + shift for row, shift in zip(rows, shifts, strict=True)]
-    return min(max(m for m, b in zip(margins, belongs, strict=True) if b == case) for case in set(belongs))
+def plain_worst(
+    rows: list[list[float]], shifts: list[float], belongs: list[int], z: list[float]
+) -> float:
+    margins = [
+        sum(r * v for r, v in zip(row, z, strict=True)) + shift
+        for row, shift in zip(rows, shifts, strict=True)
+    ]
+    return min(
+        max(m for m, b in zip(margins, belongs, strict=True) if b == case) for case in set(belongs)
+    )
 
 
 numbers = st.integers(-8, 8).map(float)
@@ -253,7 +382,10 @@ numbers = st.integers(-8, 8).map(float)
 @settings(deadline=None)
 @given(st.data())
 def test_worst_agrees_with_plain_arithmetic(data: st.DataObject) -> None:
-    k, sizes = data.draw(st.integers(1, 4)), data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    k, sizes = (
+        data.draw(st.integers(1, 4)),
+        data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)),
+    )
     belongs = data.draw(st.permutations([case for case, n in enumerate(sizes) for _ in range(n)]))
     rows = [data.draw(st.lists(numbers, min_size=k, max_size=k)) for _ in belongs]
     shifts = data.draw(st.lists(numbers, min_size=len(belongs), max_size=len(belongs)))
@@ -262,15 +394,24 @@ def test_worst_agrees_with_plain_arithmetic(data: st.DataObject) -> None:
     y = torch.zeros(1, dtype=torch.long)
     margins = goal.margins(torch.tensor([z]), y)
     assert float(goal.worst(margins)) == plain_worst(rows, shifts, belongs, z)
-    assert torch.equal(margins, (goal.rows(y, k) @ torch.tensor([z])[:, :, None])[:, :, 0] + goal.offsets(y, k))
-    assert abs(float(goal.smooth(margins)) - float(goal.worst(margins))) <= math.log(len(belongs)) + 1e-5
-    assert (float(endless(goal).worst(margins)) > 0) and torch.equal(goal.cases(k), torch.tensor(belongs))
+    assert torch.equal(
+        margins, (goal.rows(y, k) @ torch.tensor([z])[:, :, None])[:, :, 0] + goal.offsets(y, k)
+    )
+    assert (
+        abs(float(goal.smooth(margins)) - float(goal.worst(margins)))
+        <= math.log(len(belongs)) + 1e-5
+    )
+    assert (float(endless(goal).worst(margins)) > 0) and torch.equal(
+        goal.cases(k), torch.tensor(belongs)
+    )
     poisoned = margins.clone()
     poisoned[0, 0] = math.nan
     assert bool(goal.worst(poisoned).isnan()), "a NaN stays a NaN"
 
 
-@pytest.mark.parametrize("goal", [calipers.Untargeted(), calipers.Targeted(2)], ids=["untargeted", "targeted"])
+@pytest.mark.parametrize(
+    "goal", [calipers.Untargeted(), calipers.Targeted(2)], ids=["untargeted", "targeted"]
+)
 def test_the_usual_goals_are_specifications_too(goal: Goal) -> None:
     y, z = torch.tensor([1]), torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     same = Specification(goal.rows(y, 4)[0], goal.offsets(y, 4)[0], goal.cases(4))
@@ -279,13 +420,25 @@ def test_the_usual_goals_are_specifications_too(goal: Goal) -> None:
     assert torch.allclose(same.smooth(same.margins(z, y)), goal.smooth(goal.margins(z, y)))
 
 
-ONE = Specification(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]), torch.tensor([-0.5, 0.25, 0.125]), torch.tensor([0, 0, 1]))
+ONE = Specification(
+    torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]),
+    torch.tensor([-0.5, 0.25, 0.125]),
+    torch.tensor([0, 0, 1]),
+)
 
 
 def test_two_specifications_are_two_questions() -> None:
     linear, x, y = nn.Linear(3, 2), torch.full((1, 3), 0.5), torch.zeros(1, dtype=torch.long)
-    others = [ONE, replace(ONE, shifts=ONE.shifts + 1), replace(ONE, belongs=torch.tensor([0, 1, 1])), calipers.Untargeted()]
-    prints = {Problem.pose(linear, x, y, calipers.Ball("linf", 0.1), goal).fingerprint() for goal in others}
+    others = [
+        ONE,
+        replace(ONE, shifts=ONE.shifts + 1),
+        replace(ONE, belongs=torch.tensor([0, 1, 1])),
+        calipers.Untargeted(),
+    ]
+    prints = {
+        Problem.pose(linear, x, y, calipers.Ball("linf", 0.1), goal).fingerprint()
+        for goal in others
+    }
     assert len(prints) == 4
     with pytest.raises(BadInput, match="about 2 outputs"):
         Problem.pose(nn.Linear(3, 4), x, y, calipers.Ball("linf", 0.1), ONE)
@@ -306,7 +459,9 @@ def test_a_specification_that_makes_no_sense_is_refused(make: Callable[[], Speci
 
 
 def test_both_jaws_close_on_a_linear_model() -> None:
-    """z = Wx; unsafe iff (z0 <= a and z1 <= b) or z0 - z1 + c <= 0: certified and attacked verdicts on 60 shifts agree with a linear programme's."""
+    """z = Wx; unsafe iff (z0 <= a and z1 <= b) or z0 - z1 + c <= 0: certified and attacked verdicts
+    on 60 shifts agree with a linear programme's.
+    """
     from scipy.optimize import linprog
 
     rng = random.Random(0)
@@ -315,14 +470,34 @@ def test_both_jaws_close_on_a_linear_model() -> None:
         net.weight.copy_(torch.tensor([[1.0, -2.0, 0.5], [0.5, 1.5, -1.0]]))
     counts, model = {"safe": 0, "unsafe": 0}, calipers.Classifier(net)
     for _ in range(60):
-        goal = replace(ONE, shifts=torch.tensor([rng.uniform(-1, 3), rng.uniform(-1, 3), rng.uniform(-1, 6)], dtype=torch.float64), matrix=ONE.matrix.double())
+        goal = replace(
+            ONE,
+            shifts=torch.tensor(
+                [rng.uniform(-1, 3), rng.uniform(-1, 3), rng.uniform(-1, 6)], dtype=torch.float64
+            ),
+            matrix=ONE.matrix.double(),
+        )
         unsafe = False
         for case in (0, 1):
             rows = goal.matrix[goal.belongs == case].numpy() @ net.weight.detach().numpy()
-            unsafe |= linprog(np.zeros(3), A_ub=rows, b_ub=-goal.shifts[goal.belongs == case].numpy(), bounds=[(0, 1)] * 3).status == 0
-        threat, x, y = calipers.Ball("linf", 0.5), torch.full((1, 3), 0.5).double(), torch.zeros(1, dtype=torch.long)
+            unsafe |= (
+                linprog(
+                    np.zeros(3),
+                    A_ub=rows,
+                    b_ub=-goal.shifts[goal.belongs == case].numpy(),
+                    bounds=[(0, 1)] * 3,
+                ).status
+                == 0
+            )
+        threat, x, y = (
+            calipers.Ball("linf", 0.5),
+            torch.full((1, 3), 0.5).double(),
+            torch.zeros(1, dtype=torch.long),
+        )
         claim = next(calipers.CROWN()(Problem.pose(model, x, y, threat, goal)))
-        attacked = next(calipers.PGD(steps=60, restarts=8)(Problem.pose(model, x, y, threat, goal))).candidate
+        attacked = next(
+            calipers.PGD(steps=60, restarts=8)(Problem.pose(model, x, y, threat, goal))
+        ).candidate
         broken = bool(goal.worst(goal.margins(net(attacked), y)) <= 0)
         assert not (unsafe and bool(claim.radius > 0)), "a proof of what is false"
         assert not (broken and not unsafe)
@@ -341,7 +516,11 @@ def test_a_bound_that_forgets_the_offsets_is_caught(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_box_that_is_not_rounded_outward_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Query, "box", lambda self, dtype: ([float(q) for q in self.low], [float(q) for q in self.high]))
+    monkeypatch.setattr(
+        Query,
+        "box",
+        lambda self, dtype: ([float(q) for q in self.low], [float(q) for q in self.high]),
+    )
     with pytest.raises(AssertionError):
         test_bounds_are_exact_and_the_box_is_rounded_outward()
 

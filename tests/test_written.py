@@ -1,6 +1,8 @@
-"""Is any bound of an operation, as people write it in torch or ONNX, above what the model itself does inside the ball? Parameters at the edge and beyond.
+"""Is any bound of an operation, as people write it in torch or ONNX, above what the model itself
+does inside the ball? Parameters at the edge and beyond.
 
-Thousands of them: `python benchmarks/fuzz_ops.py`. A share runs here, more on the slow shelf; mistakes that the judge must see are planted.
+Thousands of them: `python benchmarks/fuzz_ops.py`. A share runs here, more on the slow shelf;
+mistakes that the judge must see are planted.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ from calipers.graph.smooth import Smooth
 FIRST, BLOCK = 20_000, 250
 
 
-def some(seeds: range, onnx: bool = False, names: list[str] | None = None, *, light: bool = False) -> Verdicts:
-    """Judge a model for each seed, the ways of writing one after the other; `light`: one question each, recurrent layers and searches left out."""
+def some(
+    seeds: range, onnx: bool = False, names: list[str] | None = None, *, light: bool = False
+) -> Verdicts:
+    """Judge a model for each seed, the ways of writing one after the other; `light`: one question
+    each, recurrent layers and searches left out.
+    """
     if onnx:
         pytest.importorskip("onnx", reason="onnx is not installed")
         import written_onnx as way
@@ -49,16 +55,31 @@ def test_no_bound_of_ten_thousand_models_is_contradicted(block: int) -> None:
     assert not seen.wrong
 
 
-def far_off(monkeypatch: pytest.MonkeyPatch, op: type, fact: str, change: Callable[[Any], Any]) -> None:
+def far_off(
+    monkeypatch: pytest.MonkeyPatch, op: type, fact: str, change: Callable[[Any], Any]
+) -> None:
     """Change what a fact of an operation returns."""
     sound = getattr(op, fact)
-    monkeypatch.setattr(op, fact, lambda self, *args, **options: change(sound(self, *args, **options)))
+    monkeypatch.setattr(
+        op, fact, lambda self, *args, **options: change(sound(self, *args, **options))
+    )
 
 
 MISTAKES: dict[str, tuple[list[str], Callable[[pytest.MonkeyPatch], None]]] = {
-    "a lower line too high": (["leaky relu"], lambda m: far_off(m, TwoPieces, "relax", lambda v: v._replace(lower_intercept=v.lower_intercept + 0.1))),
-    "a range too narrow": (["activation", "power"], lambda m: far_off(m, Smooth, "range", lambda v: (v[0] + 0.01, v[1] - 0.01))),
-    "weights too small": (["moves", "pool"], lambda m: far_off(m, Generic, "absolute", lambda v: 0.3 * v)),
+    "a lower line too high": (
+        ["leaky relu"],
+        lambda m: far_off(
+            m, TwoPieces, "relax", lambda v: v._replace(lower_intercept=v.lower_intercept + 0.1)
+        ),
+    ),
+    "a range too narrow": (
+        ["activation", "power"],
+        lambda m: far_off(m, Smooth, "range", lambda v: (v[0] + 0.01, v[1] - 0.01)),
+    ),
+    "weights too small": (
+        ["moves", "pool"],
+        lambda m: far_off(m, Generic, "absolute", lambda v: 0.3 * v),
+    ),
 }
 
 
@@ -66,7 +87,9 @@ MISTAKES: dict[str, tuple[list[str], Callable[[pytest.MonkeyPatch], None]]] = {
 def test_the_judge_sees_a_mistake(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names, plant = MISTAKES[mistake]
     plant(monkeypatch)
-    assert any(some(range(seed, seed + 6), names=names, light=True).wrong for seed in range(0, 60, 6))
+    assert any(
+        some(range(seed, seed + 6), names=names, light=True).wrong for seed in range(0, 60, 6)
+    )
 
 
 def test_another_exception_than_a_refusal_is_a_violation() -> None:
@@ -79,4 +102,8 @@ def test_another_exception_than_a_refusal_is_a_violation() -> None:
 def test_verdicts_add_up() -> None:
     total = Verdicts(models=1, wrong=["a"])
     total.add(dataclasses.replace(Verdicts(models=2, refused=1), wrong=["b"]))
-    assert (total.models, total.refused, total.wrong) == (3, 1, ["a", "b"]) and "2 violations" in str(total)
+    assert (total.models, total.refused, total.wrong) == (
+        3,
+        1,
+        ["a", "b"],
+    ) and "2 violations" in str(total)

@@ -61,7 +61,15 @@ def one(build: Callable[[Draw], Node], opset: int = 20) -> Way:
 def poles(d: Draw) -> tuple[Shape, list[Node], int]:
     """Functions that are not defined everywhere, behind a shift."""
     shift, kind = d.one(0.0, 0.5, 2.0, 1e-6), d.random.choice(["Sqrt", "Log", "Reciprocal"])
-    return (1, *d.any()), [(d.random.choice(["Abs", "Relu", "Exp"]), [], {}), ("Add", [floats(shift)], {}), (kind, [], {})], 17
+    return (
+        (1, *d.any()),
+        [
+            (d.random.choice(["Abs", "Relu", "Exp"]), [], {}),
+            ("Add", [floats(shift)], {}),
+            (kind, [], {}),
+        ],
+        17,
+    )
 
 
 def pairs(d: Draw) -> tuple[Shape, list[Node], int]:
@@ -71,7 +79,17 @@ def pairs(d: Draw) -> tuple[Shape, list[Node], int]:
     c = some(d, *size) if d.one(True, False) else np.full(size, float(d.odd()))
     kind = d.random.choice("Add Sub Mul Div Max Min Sum Mean Where PRelu".split())
     if kind == "Where":
-        return (1, *shape), [("Where", ["x last", floats(float(d.odd())), np.array(np.arange(shape[-1]) > 0)], {"_order": [2, 0, 1]})], 17
+        return (
+            (1, *shape),
+            [
+                (
+                    "Where",
+                    ["x last", floats(float(d.odd())), np.array(np.arange(shape[-1]) > 0)],
+                    {"_order": [2, 0, 1]},
+                )
+            ],
+            17,
+        )
     return (1, *shape), [(kind, [np.where(c == 0, 0.5, c) if kind == "Div" else c], {})], 17
 
 
@@ -80,7 +98,8 @@ def softmaxes(d: Draw) -> tuple[Shape, list[Node], int]:
     shape, opset = d.any(), d.one(13, 17)  # the reference takes sets before 13 for later ones
     axis = d.random.randrange(1, len(shape) + 1)
     kind = d.random.choice(["Softmax", "LogSoftmax"])
-    factor = d.one(1.0, -2.0) if kind == "LogSoftmax" else d.one(1.0, 30.0, -2.0)  # the reference takes log(0) of what is far below the largest
+    # the reference takes log(0) of what is far below the largest
+    factor = d.one(1.0, -2.0) if kind == "LogSoftmax" else d.one(1.0, 30.0, -2.0)
     return (1, *shape), [("Mul", [floats(factor)], {}), (kind, [], {"axis": axis})], opset
 
 
@@ -88,14 +107,55 @@ def norms(d: Draw) -> tuple[Shape, list[Node], int]:
     """Any normalisation, statistics and epsilon at the edge."""
     shape = d.image(2)
     c, eps = shape[0], d.one(1e-5, 0.0, 0.1, 10.0)
-    kind = d.one("BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "LpNormalization", "MeanVarianceNormalization")
+    kind = d.one(
+        "BatchNormalization",
+        "LayerNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+    )
     if kind == "BatchNormalization":
-        return (1, *shape), [(kind, [some(d, c), some(d, c), some(d, c), some(d, c) ** 2 * d.one(1.0, 1e-8) + 1e-9], {"epsilon": eps})], 15
+        return (
+            (1, *shape),
+            [
+                (
+                    kind,
+                    [some(d, c), some(d, c), some(d, c), some(d, c) ** 2 * d.one(1.0, 1e-8) + 1e-9],
+                    {"epsilon": eps},
+                )
+            ],
+            15,
+        )
     if kind == "LayerNormalization":
-        return (1, *shape), [(kind, [some(d, shape[-1]), some(d, shape[-1])], {"epsilon": eps, "axis": d.one(-1, 3)})], 17
+        return (
+            (1, *shape),
+            [
+                (
+                    kind,
+                    [some(d, shape[-1]), some(d, shape[-1])],
+                    {"epsilon": eps, "axis": d.one(-1, 3)},
+                )
+            ],
+            17,
+        )
     if kind == "GroupNormalization":
-        return (1, *shape), [(kind, [some(d, c), some(d, c)], {"epsilon": eps, "num_groups": d.one(1, c)})], 21
-    return (1, *shape), [(kind, [some(d, c), some(d, c)] if kind.startswith("Instance") else [], {"epsilon": eps} if kind.startswith("Instance") else {})], 17
+        return (
+            (1, *shape),
+            [(kind, [some(d, c), some(d, c)], {"epsilon": eps, "num_groups": d.one(1, c)})],
+            21,
+        )
+    return (
+        (1, *shape),
+        [
+            (
+                kind,
+                [some(d, c), some(d, c)] if kind.startswith("Instance") else [],
+                {"epsilon": eps} if kind.startswith("Instance") else {},
+            )
+        ],
+        17,
+    )
 
 
 def convolutions(d: Draw) -> tuple[Shape, list[Node], int]:
@@ -103,7 +163,11 @@ def convolutions(d: Draw) -> tuple[Shape, list[Node], int]:
     shape = d.image(d.one(1, 2, 2, 3))
     rank, c, kernel = len(shape) - 1, shape[0], d.one(1, 2, 3) if min(shape[1:]) > 2 else 1
     groups = d.one(1, c)
-    attributes: dict[str, Any] = {"group": groups, "strides": [d.one(1, 2)] * rank, "kernel_shape": [kernel] * rank}
+    attributes: dict[str, Any] = {
+        "group": groups,
+        "strides": [d.one(1, 2)] * rank,
+        "kernel_shape": [kernel] * rank,
+    }
     how = d.one("pads", "auto", "none")
     if how == "pads":
         attributes["pads"] = [d.one(0, 1) for _ in range(2 * rank)]
@@ -113,7 +177,11 @@ def convolutions(d: Draw) -> tuple[Shape, list[Node], int]:
         attributes["dilations"] = [2] * rank
     bias = some(d, 2 * groups) if d.one(True, False) else None
     if d.one(True, False):
-        return (1, *shape), [("Conv", [some(d, 2 * groups, c // groups, *[kernel] * rank), bias], attributes)], 17
+        return (
+            (1, *shape),
+            [("Conv", [some(d, 2 * groups, c // groups, *[kernel] * rank), bias], attributes)],
+            17,
+        )
     return (1, *shape), [("ConvTranspose", [some(d, c, 2, *[kernel] * rank), bias], attributes)], 17
 
 
@@ -121,10 +189,21 @@ def pools(d: Draw) -> tuple[Shape, list[Node], int]:
     """Pooling by windows, and of whole images."""
     shape = d.image(d.one(1, 2, 2))
     rank = len(shape) - 1
-    kind = d.one("MaxPool", "MaxPool", "AveragePool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool")
+    kind = d.one(
+        "MaxPool",
+        "MaxPool",
+        "AveragePool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "LpPool",
+    )
     if kind.startswith("Global"):
         return (1, *shape), [(kind, [], {})], 17
-    attributes: dict[str, Any] = {"kernel_shape": [d.one(1, 2, 3)] * rank, "strides": [d.one(1, 2)] * rank}
+    attributes: dict[str, Any] = {
+        "kernel_shape": [d.one(1, 2, 3)] * rank,
+        "strides": [d.one(1, 2)] * rank,
+    }
     if d.one(True, False):
         attributes["pads"] = [d.one(0, 1) for _ in range(2 * rank)]
     if kind == "AveragePool":
@@ -140,9 +219,30 @@ def products(d: Draw) -> tuple[Shape, list[Node], int]:
     if d.one(True, False):
         turned = d.one(0, 1)
         w = some(d, 3, m) if turned else some(d, m, 3)
-        return (1, m), [("Gemm", [w, d.one(None, some(d, 3), some(d, 1, 3))], {"alpha": float(d.odd()), "beta": float(d.odd()), "transB": turned})], 17
+        return (
+            (1, m),
+            [
+                (
+                    "Gemm",
+                    [w, d.one(None, some(d, 3), some(d, 1, 3))],
+                    {"alpha": float(d.odd()), "beta": float(d.odd()), "transB": turned},
+                )
+            ],
+            17,
+        )
     left = [("MatMul", ["x last", some(d, 3, n)], {"_order": [1, 0]})]
-    return (1, n, m), d.random.choice([[("MatMul", [some(d, m, 3)], {})], [("MatMul", [some(d, m)], {})], [("MatMul", [some(d, 1, m, 2)], {})], left]), 17
+    return (
+        (1, n, m),
+        d.random.choice(
+            [
+                [("MatMul", [some(d, m, 3)], {})],
+                [("MatMul", [some(d, m)], {})],
+                [("MatMul", [some(d, 1, m, 2)], {})],
+                left,
+            ]
+        ),
+        17,
+    )
 
 
 def moves(d: Draw) -> tuple[Shape, list[Node], int]:
@@ -175,7 +275,11 @@ def sequences(d: Draw) -> tuple[Shape, list[Node], int]:
     """Recurrent layers over (time, 1, features)."""
     kind, way = d.one("RNN", "GRU", "LSTM"), d.one("forward", "reverse", "bidirectional")
     gates, directions = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind], 2 if way == "bidirectional" else 1
-    inputs = [some(d, directions, gates * 2, 3), some(d, directions, gates * 2, 2), d.one(None, some(d, directions, gates * 4))]
+    inputs = [
+        some(d, directions, gates * 2, 3),
+        some(d, directions, gates * 2, 2),
+        d.one(None, some(d, directions, gates * 4)),
+    ]
     extra = {"linear_before_reset": d.one(0, 1)} if kind == "GRU" else {}
     return (d.one(1, 2), 1, 3), [(kind, inputs, {"hidden_size": 2, "direction": way, **extra})], 17
 
@@ -191,9 +295,14 @@ def proto(name: str, seed: int) -> tuple[onnx.ModelProto, Shape, str]:
     """Return a file in double precision around one operation, the shape of x in it, and what was drawn."""
     d = Draw(seed)
     shape, body, opset = WAYS[name](d)
-    scale, shift = d.one(1.0, 1.0, 3.0, 0.1, *(() if body[-1][0] == "LogSoftmax" else (30.0,))), float(d.some(1))
+    scale, shift = (
+        d.one(1.0, 1.0, 3.0, 0.1, *(() if body[-1][0] == "LogSoftmax" else (30.0,))),
+        float(d.some(1)),
+    )
     nodes, constants, last = [], dict[str, Any](), "x"
-    for k, (kind, inputs, attributes) in enumerate([("Mul", [floats(scale)], {}), ("Add", [floats(shift)], {}), *body]):
+    for k, (kind, inputs, attributes) in enumerate(
+        [("Mul", [floats(scale)], {}), ("Add", [floats(shift)], {}), *body]
+    ):
         names = [last]
         for j, value in enumerate(inputs):
             names.append("" if value is None else last if isinstance(value, str) else f"c{k}_{j}")
@@ -204,19 +313,35 @@ def proto(name: str, seed: int) -> tuple[onnx.ModelProto, Shape, str]:
         while names[-1] == "":
             names.pop()
         last = f"v{k}"
-        nodes.append(helper.make_node(kind, names, [last], **{key: value for key, value in attributes.items() if not key.startswith("_")}))
+        nodes.append(
+            helper.make_node(
+                kind,
+                names,
+                [last],
+                **{key: value for key, value in attributes.items() if not key.startswith("_")},
+            )
+        )
     nodes.append(helper.make_node("Reshape", [last, "flat"], ["f"]))
     constants["flat"] = ints(1, -1)
     cut = _model(nodes, shape, constants, "f", opset)
     width = ReferenceEvaluator(cut).run(None, {"x": np.full(shape, 0.4)})[0].shape[1]
     constants["w"], constants["b"] = some(d, width, 3), some(d, 3)
     nodes.append(helper.make_node("Gemm", ["f", "w", "b"], ["y"]))
-    return _model(nodes, shape, constants, "y", opset), shape, f"{name}: {[(kind, a) for kind, _, a in body]} {d.said}"
+    return (
+        _model(nodes, shape, constants, "y", opset),
+        shape,
+        f"{name}: {[(kind, a) for kind, _, a in body]} {d.said}",
+    )
 
 
-def _model(nodes: list[Any], shape: Shape, constants: dict[str, Any], output: str, opset: int) -> onnx.ModelProto:
+def _model(
+    nodes: list[Any], shape: Shape, constants: dict[str, Any], output: str, opset: int
+) -> onnx.ModelProto:
     tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
-    given, made = (helper.make_tensor_value_info(n, TensorProto.DOUBLE, s) for n, s in (("x", shape), (output, None)))
+    given, made = (
+        helper.make_tensor_value_info(n, TensorProto.DOUBLE, s)
+        for n, s in (("x", shape), (output, None))
+    )
     graph = helper.make_graph(nodes, "net", [given], [made], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
@@ -235,6 +360,8 @@ def written(name: str, seed: int) -> tuple[nn.Module, Shape, str, Callable[[Tens
 
     def ask(x: Tensor) -> Tensor:
         with np.errstate(all="ignore"):
-            return torch.from_numpy(np.concatenate([reference.run(None, {"x": p.reshape(shape)})[0] for p in x.numpy()]))
+            return torch.from_numpy(
+                np.concatenate([reference.run(None, {"x": p.reshape(shape)})[0] for p in x.numpy()])
+            )
 
     return network, network.program.point_shape, said, ask

@@ -39,7 +39,10 @@ class Draw:
 
     def image(self, rank: int = 2) -> Shape:
         """Channels and places."""
-        return (self.random.choice([1, 2, 4]), *(self.random.choice([3, 4, 5] if rank < 3 else [2, 3]) for _ in range(rank)))
+        return (
+            self.random.choice([1, 2, 4]),
+            *(self.random.choice([3, 4, 5] if rank < 3 else [2, 3]) for _ in range(rank)),
+        )
 
     def any(self) -> Shape:
         """Any shape of a point."""
@@ -74,7 +77,9 @@ def made(build: Callable[[Draw, Shape], Any], shape: Callable[[Draw], Shape]) ->
     return way
 
 
-def bound(function: Callable[..., Tensor], *args: Any, **options: Any) -> Callable[[Tensor], Tensor]:
+def bound(
+    function: Callable[..., Tensor], *args: Any, **options: Any
+) -> Callable[[Tensor], Tensor]:
     """The function with its arguments."""
     return lambda t: function(t, *args, **options)
 
@@ -96,7 +101,17 @@ def powers(d: Draw) -> Callable[[Tensor], Tensor]:
 
 def near_a_pole(d: Draw) -> Callable[[Tensor], Tensor]:
     """Functions that are not defined everywhere, near or far from where they are not."""
-    f = d.random.choice([torch.log, torch.sqrt, torch.rsqrt, torch.reciprocal, torch.log1p, lambda t: 1 / t, lambda t: 2.5 / (t + 1)])
+    f = d.random.choice(
+        [
+            torch.log,
+            torch.sqrt,
+            torch.rsqrt,
+            torch.reciprocal,
+            torch.log1p,
+            lambda t: 1 / t,
+            lambda t: 2.5 / (t + 1),
+        ]
+    )
     shift = d.one(0.0, 1e-6, 0.5, 2, -1)
     inner = d.random.choice([torch.square, torch.relu, torch.abs, torch.exp, lambda t: t])
     return lambda t: f(inner(t) + shift)
@@ -116,7 +131,15 @@ def arithmetic(d: Draw) -> Callable[[Tensor], Tensor]:
 def pairs(d: Draw) -> Callable[[Tensor], Tensor]:
     """Of a number and another, or a constant."""
     c = d.odd()
-    other = d.random.choice([lambda t: t.flip(1), lambda t: t.relu(), lambda t: t.tanh() * c, lambda t: t * 0 + c, lambda t: torch.tensor(c, dtype=t.dtype)])
+    other = d.random.choice(
+        [
+            lambda t: t.flip(1),
+            lambda t: t.relu(),
+            lambda t: t.tanh() * c,
+            lambda t: t * 0 + c,
+            lambda t: torch.tensor(c, dtype=t.dtype),
+        ]
+    )
     ways: list[Callable[[Tensor, Tensor], Tensor]] = [
         torch.mul, torch.maximum, torch.minimum, torch.sub, torch.add, lambda a, b: a / (1.5 + b.square()), lambda a, b: a / b, torch.max, torch.min,
         lambda a, b: torch.addcmul(a, a, b), lambda a, b: torch.lerp(a, b, 0.3), lambda a, b: a * a.sigmoid(), lambda a, b: a * b * a, torch.hypot,
@@ -136,7 +159,17 @@ def convolution(d: Draw, shape: Shape) -> nn.Module:
     stride = 1 if padding == "same" else d.one(1, 2)
     dilation = d.one(1, 1, 2) if kernel == 2 and min(shape[1:]) > 2 else 1
     layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
-    return layer(channels, groups * 2, kernel, stride, padding, dilation, groups, bias=d.one(True, False), padding_mode=mode)
+    return layer(
+        channels,
+        groups * 2,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        bias=d.one(True, False),
+        padding_mode=mode,
+    )
 
 
 def transposed(d: Draw, shape: Shape) -> nn.Module:
@@ -145,7 +178,17 @@ def transposed(d: Draw, shape: Shape) -> nn.Module:
     stride, groups = d.one(1, 2, 3), d.one(1, channels)
     layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
     extra = d.one(0, stride - 1)
-    return layer(channels, groups, d.one(1, 2, 3), stride, d.one(0, 0, 1) if extra == 0 else 0, extra, groups, d.one(True, False), d.one(1, 1, 2))
+    return layer(
+        channels,
+        groups,
+        d.one(1, 2, 3),
+        stride,
+        d.one(0, 0, 1) if extra == 0 else 0,
+        extra,
+        groups,
+        d.one(True, False),
+        d.one(1, 1, 2),
+    )
 
 
 def pools(d: Draw, shape: Shape) -> nn.Module:
@@ -154,23 +197,40 @@ def pools(d: Draw, shape: Shape) -> nn.Module:
     stride, padding, ceil = d.one(None, 1, 2), d.one(0, kernel // 2), d.one(True, False)
     kind = d.one("max", "average", "adaptive average", "adaptive max", "lp")
     if kind == "max":
-        return (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[rank - 1](kernel, stride, padding, d.one(1, 1, 2), ceil_mode=ceil)
+        return (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[rank - 1](
+            kernel, stride, padding, d.one(1, 1, 2), ceil_mode=ceil
+        )
     if kind == "average" and rank == 1:
         return nn.AvgPool1d(kernel, stride, padding, ceil, d.one(True, False))
     if kind == "average":
         divisor = d.one(None, None, 1, 3, -2)
-        return (nn.AvgPool2d, nn.AvgPool3d)[rank - 2](kernel, stride, padding, ceil, d.one(True, False), divisor)
+        return (nn.AvgPool2d, nn.AvgPool3d)[rank - 2](
+            kernel, stride, padding, ceil, d.one(True, False), divisor
+        )
     if kind == "lp":
         return (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)[rank - 1](d.one(1, 2), kernel, stride)
     sizes = tuple(d.random.choice([1, 2, n]) for n in shape[1:])
-    table = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    table = (
+        (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+        (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    )
     return table[kind == "adaptive max"][rank - 1](sizes if rank > 1 else sizes[0])
 
 
 def norms(d: Draw, shape: Shape) -> nn.Module:
     """Any normalisation, with statistics and eps at the edge."""
     channels, eps, affine = shape[0], d.one(1e-5, 0.0, 0.1, 1e-12, 10), d.one(True, False)
-    kind = d.one("batch", "batch", "layer", "group", "instance", "instance tracked", "rms", "local response", "normalize")
+    kind = d.one(
+        "batch",
+        "batch",
+        "layer",
+        "group",
+        "instance",
+        "instance tracked",
+        "rms",
+        "local response",
+        "normalize",
+    )
     if kind == "layer":
         return nn.LayerNorm(shape[-d.random.choice([1, len(shape)]) :], eps, affine)
     if kind == "group":
@@ -183,12 +243,18 @@ def norms(d: Draw, shape: Shape) -> nn.Module:
         return Apply(bound(F.normalize, dim=1, p=d.one(1.0, 2.0)))
     rank = len(shape) - 1
     if kind.startswith("instance"):
-        layer: Any = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 1](channels, eps, 0.1, affine, kind != "instance")
+        layer: Any = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 1](
+            channels, eps, 0.1, affine, kind != "instance"
+        )
     else:
-        layer = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1](channels, eps, 0.1, affine)
+        layer = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1](
+            channels, eps, 0.1, affine
+        )
     if layer.running_var is not None:
         layer.running_mean.copy_(d.some(channels).float())
-        layer.running_var.copy_(d.some(channels).square().float() * d.one(1.0, 1e-9, 1e6) + (1e-6 if eps == 0 else 0))
+        layer.running_var.copy_(
+            d.some(channels).square().float() * d.one(1.0, 1e-9, 1e6) + (1e-6 if eps == 0 else 0)
+        )
     return layer
 
 
@@ -251,7 +317,11 @@ def products(d: Draw, shape: Shape) -> Callable[[Tensor], Tensor]:
 
 def softmaxes(d: Draw, shape: Shape) -> Callable[[Tensor], Tensor]:
     """Along any axis, of small and large numbers."""
-    f, axis, c = d.random.choice([F.softmax, F.log_softmax, F.softmin, F.glu, torch.logsumexp]), d.axis(shape), d.one(1, 1, 30.0, -3)
+    f, axis, c = (
+        d.random.choice([F.softmax, F.log_softmax, F.softmin, F.glu, torch.logsumexp]),
+        d.axis(shape),
+        d.one(1, 1, 30.0, -3),
+    )
     return lambda t: f(c * t, dim=axis)
 
 
@@ -259,12 +329,24 @@ def resized(d: Draw, shape: Shape) -> Callable[[Tensor], Tensor] | nn.Module:
     """Images made larger, smaller, or shuffled."""
     mode, rank = d.one("nearest", "linear", "linear", "nearest-exact", "bicubic"), len(shape) - 1
     if d.one(True, False, False) and rank == 2:
-        return nn.PixelUnshuffle(1) if shape[0] != 4 else nn.PixelShuffle(2) if d.one(True, False) else nn.ChannelShuffle(2)
+        return (
+            nn.PixelUnshuffle(1)
+            if shape[0] != 4
+            else nn.PixelShuffle(2)
+            if d.one(True, False)
+            else nn.ChannelShuffle(2)
+        )
     if mode == "linear":
         mode = ("linear", "bilinear", "trilinear")[rank - 1]
     align = d.one(True, False) if "linear" in mode or mode == "bicubic" else None
     factor = d.one(2, 1.5, 0.7, 3)
-    return bound(F.interpolate, scale_factor=factor, mode=mode, align_corners=align, recompute_scale_factor=d.one(True, None))
+    return bound(
+        F.interpolate,
+        scale_factor=factor,
+        mode=mode,
+        align_corners=align,
+        recompute_scale_factor=d.one(True, None),
+    )
 
 
 class First(nn.Module):
@@ -285,11 +367,31 @@ def sequences(d: Draw, shape: Shape) -> nn.Module:
     features = shape[1]
     kind = d.one("lstm", "gru", "rnn", "attention", "transformer")
     if kind == "attention":
-        return First(nn.MultiheadAttention(features, d.one(1, 2), bias=d.one(True, False), batch_first=True), itself=True)
+        return First(
+            nn.MultiheadAttention(features, d.one(1, 2), bias=d.one(True, False), batch_first=True),
+            itself=True,
+        )
     if kind == "transformer":
-        return nn.TransformerEncoderLayer(features, 2, 3, 0.0, d.one("relu", "gelu"), batch_first=True, norm_first=d.one(True, False))
+        return nn.TransformerEncoderLayer(
+            features,
+            2,
+            3,
+            0.0,
+            d.one("relu", "gelu"),
+            batch_first=True,
+            norm_first=d.one(True, False),
+        )
     layer = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[kind]
-    return First(layer(features, 2, d.one(1, 1, 2), bias=d.one(True, False), batch_first=True, bidirectional=d.one(True, False)))
+    return First(
+        layer(
+            features,
+            2,
+            d.one(1, 1, 2),
+            bias=d.one(True, False),
+            batch_first=True,
+            bidirectional=d.one(True, False),
+        )
+    )
 
 
 def with_slopes(d: Draw, shape: Shape) -> nn.Module:
@@ -349,7 +451,11 @@ WAYS: dict[str, Way] = {
     "hardtanh": each(lambda d: bound(F.hardtanh, *sorted([float(d.odd()), float(d.odd()) + 1e-3]))),
     "leaky relu": each(lambda d: bound(F.leaky_relu, d.odd())),
     "prelu": made(with_slopes, lambda d: d.any()),
-    "softplus": each(lambda d: bound(F.softplus, d.one(1, 0.5, 3, 30, 1e-3, -1), d.one(20, 0, -2.0, 5.0, 100, -0.5))),
+    "softplus": each(
+        lambda d: bound(
+            F.softplus, d.one(1, 0.5, 3, 30, 1e-3, -1), d.one(20, 0, -2.0, 5.0, 100, -0.5)
+        )
+    ),
     "elu": each(lambda d: bound(d.random.choice([F.elu, F.celu]), d.odd() or 0.7)),
     "shrink": each(lambda d: bound(d.random.choice([F.softshrink, F.hardshrink]), abs(d.odd()))),
     "threshold": each(lambda d: bound(F.threshold, d.odd(), d.odd())),
@@ -357,7 +463,10 @@ WAYS: dict[str, Way] = {
     "pole": each(near_a_pole),
     "arithmetic": each(arithmetic),
     "pair": each(pairs),
-    "linear": made(lambda d, shape: nn.Linear(shape[-1], d.one(1, 3), bias=d.one(True, False)), lambda d: d.any()),
+    "linear": made(
+        lambda d, shape: nn.Linear(shape[-1], d.one(1, 3), bias=d.one(True, False)),
+        lambda d: d.any(),
+    ),
     "convolution": made(convolution, _image),
     "convolution once more": made(convolution, _image),
     "transposed convolution": made(transposed, _image),
@@ -388,8 +497,24 @@ def module(name: str, seed: int) -> tuple[nn.Sequential, Shape, str]:
         scale, shift = d.one(*SPREAD), float(d.some(1))
         body = [Apply(lambda t: t * scale + shift), op if isinstance(op, nn.Module) else Apply(op)]
         if d.random.random() < 0.3:
-            body.append(Apply(d.random.choice([torch.relu, torch.tanh, lambda t: F.leaky_relu(t, 0.2), lambda t: t.square() * 0.1, torch.sigmoid])))
-        front = nn.Sequential(*body, Apply(lambda t: t.flatten(1) if t.dim() > 1 else t[:, None])).double().eval()
+            body.append(
+                Apply(
+                    d.random.choice(
+                        [
+                            torch.relu,
+                            torch.tanh,
+                            lambda t: F.leaky_relu(t, 0.2),
+                            lambda t: t.square() * 0.1,
+                            torch.sigmoid,
+                        ]
+                    )
+                )
+            )
+        front = (
+            nn.Sequential(*body, Apply(lambda t: t.flatten(1) if t.dim() > 1 else t[:, None]))
+            .double()
+            .eval()
+        )
         with torch.no_grad():
             width = front(torch.full((2, *shape), 0.4, dtype=torch.float64)).shape[-1]
         whole = nn.Sequential(*front, nn.Linear(width, d.random.choice([2, 3]))).double().eval()

@@ -1,6 +1,8 @@
-"""How robust is a neural network really? Measured between two jaws: the strongest attack from above, the tightest certificate from below.
+"""How robust is a neural network really? Measured between two jaws: the strongest attack from
+above, the tightest certificate from below.
 
-Names are imported when first used, so that `import calipers` and the command line's help do not wait for torch.
+Names are imported when first used, so that `import calipers` and the command line's help do not
+wait for torch.
 """
 
 from __future__ import annotations
@@ -47,7 +49,16 @@ if TYPE_CHECKING:
     from calipers.certificates.milp import MILP
     from calipers.certificates.own_piece import OwnPiece
     from calipers.certificates.radius import LargestRadius
-    from calipers.errors import BadInput, BadModel, CalipersError, CaptureError, Contradiction, RecordError, ToolFailed, UnsupportedOp
+    from calipers.errors import (
+        BadInput,
+        BadModel,
+        CalipersError,
+        CaptureError,
+        Contradiction,
+        RecordError,
+        ToolFailed,
+        UnsupportedOp,
+    )
     from calipers.geometry.gradients import linear_score_change, sensitivity
     from calipers.geometry.lines import exit_distance, path, steps_to_leave
     from calipers.geometry.lipschitz import local_slopes
@@ -112,7 +123,8 @@ _HOME = {
     "certificates.linear_region": "LinearRegion",
     "certificates.own_piece": "OwnPiece",
     "certificates.radius": "LargestRadius",
-    "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError ToolFailed UnsupportedOp",
+    "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError ToolFailed "
+    "UnsupportedOp",
     "geometry.gradients": "sensitivity linear_score_change",
     "geometry.lines": "exit_distance path steps_to_leave",
     "geometry.lipschitz": "local_slopes",
@@ -138,16 +150,25 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
-    "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "curve", "distance", "measure",
+    "Attacked", "Certified", "Checked", "Result", "attack", "certify", "check", "curve", "distance",
+    "measure",
     "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
     "FMN", "Guided", "HopSkipJump", "RaySearch", "Differences",
-    "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator", "from_onnx", "Substitutions",
-    "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer", "distilled", "CROWN", "IBP", "AlphaCROWN", "BranchAndBound",
+    "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator",
+    "from_onnx",
+    "Substitutions",
+    "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer",
+    "distilled", "CROWN",
+    "IBP", "AlphaCROWN", "BranchAndBound",
     "InputSplit", "Enumeration", "LargestRadius", "LinearRegion", "OwnPiece", "MILP",
-    "Portrait", "portrait", "Regions", "regions_of", "activation_pattern", "exit_distance", "path", "steps_to_leave", "sensitivity", "linear_score_change",
+    "Portrait", "portrait", "Regions", "regions_of", "activation_pattern", "exit_distance", "path",
+    "steps_to_leave", "sensitivity", "linear_score_change",
     "Polynomial", "largest_gradient", "largest_value", "local_slopes", "plane_slices",
-    "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError", "ToolFailed", "UnsupportedOp",
-    "verify", "load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib", "Plan", "Stage",
+    "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError",
+    "ToolFailed",
+    "UnsupportedOp",
+    "verify", "load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib", "Plan",
+    "Stage",
     "Problem", "Ball", "Classifier", "Targeted", "Untargeted", "Specification",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",
     "Bracket", "clopper_pearson", "dkw_half_width", "two_sided", "wilson", "Evidence", "Ledger",

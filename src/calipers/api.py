@@ -1,4 +1,6 @@
-"""What does a user call? Measure, distance, attack, certify, check: the same words as on the command line."""
+"""What does a user call? Measure, distance, attack, certify, check: the same words as on the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ from calipers.report.report import AtRadius, PointRow, Rate, RobustAccuracy, Sum
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a measurement found. `summary` holds everything that a report shows; `finished` is False where the time limit or Ctrl-C stopped the run."""
+    """What a measurement found. `summary` holds everything that a report shows; `finished` is False
+    where the time limit or Ctrl-C stopped the run.
+    """
 
     summary: Summary
     bracket: Bracket
@@ -45,7 +49,9 @@ class Result:
 
     @property
     def robust_accuracy(self) -> RobustAccuracy:
-        """`.certified <= truth <= .attacked` on these points, and `.interval` for the population."""
+        """`.certified <= truth <= .attacked` on these points, and `.interval` for the
+        population.
+        """
         return self.summary.robust
 
     @property
@@ -55,7 +61,9 @@ class Result:
 
     @property
     def curve(self) -> tuple[AtRadius, ...]:
-        """`.radius` and `.robust` (as `robust_accuracy`) at each radius of a run that asked several; else nothing."""
+        """`.radius` and `.robust` (as `robust_accuracy`) at each radius of a run that asked
+        several; else nothing.
+        """
         return self.summary.at_radii
 
     @property
@@ -96,16 +104,18 @@ def measure(
 ) -> Result:
     """Measure how robust a model is at points x (N, *D) with labels y (N,), from both sides.
 
-    `plan` is "quick", "standard", "brackets" (standard, then the distances of all points), "thorough", "complete" (decides what it can), "autoattack",
-    "distance", "categorical" or a `Plan`;
-    where none is given, "standard", or "categorical" for `Substitutions`. With a `record` file everything admitted is kept, and the same call
-    takes an interrupted run up again. With `proofs` it also keeps a proof file for each certificate, for `check`.
-    `guarantee` is what certificates speak about: the network in real arithmetic ("float64-checked", the usual one) or as float32 runs it, in whatever order
-    it adds up ("float32-executed"); certificates that a record holds already stay as they are. `seconds` limits the run. Certifiers that prove nothing may take
-    `lower_share` of the processor time of the attacks, a few seconds at least (`math.inf`: whatever they take; None: as the plan has it, which "complete"
-    does not limit); what is not run for that is said with the time that it would take. Raises `BadInput` at the door, `Contradiction` if a certificate
-    stands above a witness.
-    Ctrl-C returns what is known.
+    `plan` is "quick", "standard", "brackets" (standard, then the distances of all points),
+    "thorough", "complete" (decides what it can), "autoattack", "distance", "categorical" or a
+    `Plan`; where none is given, "standard", or "categorical" for `Substitutions`. With a `record`
+    file everything admitted is kept, and the same call takes an interrupted run up again. With
+    `proofs` it also keeps a proof file for each certificate, for `check`. `guarantee` is what
+    certificates speak about: the network in real arithmetic ("float64-checked", the usual one) or
+    as float32 runs it, in whatever order it adds up ("float32-executed"); certificates that a
+    record holds already stay as they are. `seconds` limits the run. Certifiers that prove nothing
+    may take `lower_share` of the processor time of the attacks, a few seconds at least (`math.inf`:
+    whatever they take; None: as the plan has it, which "complete" does not limit); what is not run
+    for that is said with the time that it would take. Raises `BadInput` at the door,
+    `Contradiction` if a certificate stands above a witness. Ctrl-C returns what is known.
     """
     problem, ledger, named = Problem.pose(model, x, y, threat, goal), _ledger(record), _named(title)
     chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
@@ -133,12 +143,16 @@ def curve(
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
-    """Measure the robust accuracy at many radii in one run; `.curve` of the result has the rates at each, the rest is read at the middle radius.
+    """Measure the robust accuracy at many radii in one run; `.curve` of the result has the rates at
+    each, the rest is read at the middle radius.
 
-    An example found at a radius counts at all larger ones, a certificate at all smaller ones: both curves fall, and a point is asked only where its
-    verdict is open, at the middle of such radii first. The threat's own radius is not used. Stages of the plan that look for distances are left out (but
-    where it has no others), so between the radii the curve says no more than at the next. With a `record` the same call takes an interrupted run up.
-    Cost: about log2(R) + 1 visits of a point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for radii not above 0.
+    An example found at a radius counts at all larger ones, a certificate at all smaller ones: both
+    curves fall, and a point is asked only where its verdict is open, at the middle of such radii
+    first. The threat's own radius is not used. Stages of the plan that look for distances are left
+    out (but where it has no others), so between the radii the curve says no more than at the next.
+    With a `record` the same call takes an interrupted run up. Cost: about log2(R) + 1 visits of a
+    point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for
+    radii not above 0.
     """
     problem, ledger, named = Problem.pose(model, x, y, threat, goal), _ledger(record), _named(title)
     chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
@@ -146,16 +160,34 @@ def curve(
     return _result(problem, ledger, confidence, finished)
 
 
-def _plan(threat: Threat, plan: str | Plan | None, seconds: float | None, proofs: bool, guarantee: Guarantee | None, lower_share: float | None = None) -> Plan:
+def _plan(
+    threat: Threat,
+    plan: str | Plan | None,
+    seconds: float | None,
+    proofs: bool,
+    guarantee: Guarantee | None,
+    lower_share: float | None = None,
+) -> Plan:
     chosen = plan_for(threat, plan)
     if lower_share is not None:
         if not lower_share >= 0:
-            raise BadInput(f"lower_share is a share of the attacks' time, 0 or more, or math.inf; got {lower_share}")
-        chosen = dataclasses.replace(chosen, lower_share=None if math.isinf(lower_share) else float(lower_share))
+            raise BadInput(
+                "lower_share is a share of the attacks' time, 0 or more, or math.inf; got "
+                f"{lower_share}"
+            )
+        chosen = dataclasses.replace(
+            chosen, lower_share=None if math.isinf(lower_share) else float(lower_share)
+        )
     if guarantee is not None:
         arithmetic_of(guarantee)
         chosen = dataclasses.replace(
-            chosen, stages=tuple(dataclasses.replace(s, tool=_guaranteeing(s.tool, guarantee)) if s.kind == "certifier" else s for s in chosen.stages)
+            chosen,
+            stages=tuple(
+                dataclasses.replace(s, tool=_guaranteeing(s.tool, guarantee))
+                if s.kind == "certifier"
+                else s
+                for s in chosen.stages
+            ),
         )
     if proofs:
         chosen = dataclasses.replace(chosen, stages=tuple(s.proving() for s in chosen.stages))
@@ -169,7 +201,10 @@ def _guaranteeing(tool: Any, guarantee: Guarantee) -> Any:
     if not hasattr(tool, "guarantee"):
         if guarantee == CHECKED.guarantee:
             return tool
-        raise BadInput(f"{tool!r} proves nothing with the guarantee {guarantee}: name a plan without it, or leave the guarantee out")
+        raise BadInput(
+            f"{tool!r} proves nothing with the guarantee {guarantee}: name a plan without it, or "
+            "leave the guarantee out"
+        )
     return dataclasses.replace(tool, guarantee=guarantee)
 
 
@@ -203,14 +238,28 @@ def distance(
     seconds: float = 60.0,
     watch: Watch | None = None,
 ) -> Bracket:
-    """Return the bracket [certified, attacked] on every point's adversarial distance; the threat's radius is only where the searches begin.
+    """Return the bracket [certified, attacked] on every point's adversarial distance; the threat's
+    radius is only where the searches begin.
 
-    With `exact` mixed-integer programs then close it, `seconds` for each point, within what the attacks have found: for small networks of straight pieces
-    (others raise `BadInput`) under linf, l2 or l1, or where letters are replaced. What is not closed by then stays a bracket.
+    With `exact` mixed-integer programs then close it, `seconds` for each point, within what the
+    attacks have found: for small networks of straight pieces (others raise `BadInput`) under linf,
+    l2 or l1, or where letters are replaced. What is not closed by then stays a bracket.
     """
     if exact:
-        return measure_exactly(model, x, y, threat, goal=goal, seed=seed, record=record, seconds=seconds, watch=watch).bracket
-    return measure(model, x, y, threat, goal=goal, plan=plan_for(threat, None, "distance"), seed=seed, record=record, watch=watch).bracket
+        return measure_exactly(
+            model, x, y, threat, goal=goal, seed=seed, record=record, seconds=seconds, watch=watch
+        ).bracket
+    return measure(
+        model,
+        x,
+        y,
+        threat,
+        goal=goal,
+        plan=plan_for(threat, None, "distance"),
+        seed=seed,
+        record=record,
+        watch=watch,
+    ).bracket
 
 
 @with_gradients()
@@ -231,18 +280,36 @@ def measure_exactly(
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
-    """Measure distances by the plan (the usual one if not given), then close the brackets by mixed-integer programs, `seconds` for each point.
+    """Measure distances by the plan (the usual one if not given), then close the brackets by
+    mixed-integer programs, `seconds` for each point.
 
     As `measure`, but what the record keeps of the run says how closed its brackets are.
     """
     if guarantee not in (None, CHECKED.guarantee):
-        raise BadInput(f"exact distances are those of real arithmetic, proved {CHECKED.guarantee}: leave the guarantee {guarantee} out")
-    problem, ledger, tool = Problem.pose(model, x, y, threat, goal), _ledger(record), exact_within(seconds)
+        raise BadInput(
+            f"exact distances are those of real arithmetic, proved {CHECKED.guarantee}: leave the "
+            f"guarantee {guarantee} out"
+        )
+    problem, ledger, tool = (
+        Problem.pose(model, x, y, threat, goal),
+        _ledger(record),
+        exact_within(seconds),
+    )
     chosen = _plan(threat, plan_for(threat, plan, "distance"), None, proofs, guarantee)
     facts = {**_named(title), "plan": [chosen.name, *(s.name for s in chosen.stages), repr(tool)]}
-    finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=facts, after=(repr(tool),)) and close(problem, tool, ledger, seed=seed, watch=watch)
-    said = dataclasses.asdict(closed(Bracket.of(problem.names, ledger.evidence(problem.fingerprint())), threat))
-    run(problem, dataclasses.replace(chosen, stages=()), ledger, seed=seed, facts={**facts, "exact": said})
+    finished = run(
+        problem, chosen, ledger, seed=seed, watch=watch, facts=facts, after=(repr(tool),)
+    ) and close(problem, tool, ledger, seed=seed, watch=watch)
+    said = dataclasses.asdict(
+        closed(Bracket.of(problem.names, ledger.evidence(problem.fingerprint())), threat)
+    )
+    run(
+        problem,
+        dataclasses.replace(chosen, stages=()),
+        ledger,
+        seed=seed,
+        facts={**facts, "exact": said},
+    )
     return _result(problem, ledger, confidence, finished)
 
 
@@ -250,9 +317,11 @@ def measure_exactly(
 class Attacked:
     """What one attack did, as the referee saw it.
 
-    `candidates (N, *D)` are the nearest examples, and where there is none what was tried last; `margin (N,)` is the worst margin there. `distance (N,)`,
-    float64, is that of the example: infinite where none was found, 0 where the model is wrong at the point itself. `success (N,)`: an example within
-    the radius asked; an attack that seeks the nearest one may end beyond it. `forwards`, `backwards (N,)` are the passes spent.
+    `candidates (N, *D)` are the nearest examples, and where there is none what was tried last;
+    `margin (N,)` is the worst margin there. `distance (N,)`, float64, is that of the example:
+    infinite where none was found, 0 where the model is wrong at the point itself. `success (N,)`:
+    an example within the radius asked; an attack that seeks the nearest one may end beyond it.
+    `forwards`, `backwards (N,)` are the passes spent.
     """
 
     candidates: Tensor
@@ -264,12 +333,27 @@ class Attacked:
 
 
 @with_gradients()
-def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, *, goal: Goal | None = None, seed: int = 0) -> Attacked:
-    """Run one attack, and let the referee say what counts. Ctrl-C ends the search; what it has found is judged and returned."""
+def attack(
+    tool: Attack | str,
+    model: nn.Module | Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    goal: Goal | None = None,
+    seed: int = 0,
+) -> Attacked:
+    """Run one attack, and let the referee say what counts. Ctrl-C ends the search; what it has
+    found is judged and returned.
+    """
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = tool_from(tool) if isinstance(tool, str) else tool
     check_fit(chosen, threat)
-    n, candidates, place = len(problem), problem.x.clone(), {name: i for i, name in enumerate(problem.names)}
+    n, candidates, place = (
+        len(problem),
+        problem.x.clone(),
+        {name: i for i, name in enumerate(problem.names)},
+    )
     forwards, backwards = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
     distance, margin = torch.full((n,), torch.inf, dtype=torch.float64), torch.full((n,), torch.nan)
     everywhere = torch.arange(n, device=problem.x.device)
@@ -279,7 +363,10 @@ def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tens
 
     def keep(answer: Answer, ruling: Ruling) -> None:
         assert isinstance(answer, Attempt)
-        forwards[answer.index.cpu()], backwards[answer.index.cpu()] = answer.forwards.cpu(), answer.backwards.cpu()
+        forwards[answer.index.cpu()], backwards[answer.index.cpu()] = (
+            answer.forwards.cpu(),
+            answer.backwards.cpu(),
+        )
         found = {fact.point: fact.radius for fact in ruling.evidence}
         for k, (i, tried) in enumerate(zip(answer.index.tolist(), ruling.tried, strict=True)):
             here = found.get(problem.names[i], torch.inf)
@@ -290,15 +377,23 @@ def attack(tool: Attack | str, model: nn.Module | Classifier, x: Tensor, y: Tens
         for _ in ask(Stage(chosen, "attack"), problem, keep, seed=seed):
             pass
     success = distance <= threat.radii(n)
-    return Attacked(candidates, distance.to(problem.x.device), margin, success.to(problem.x.device), forwards, backwards)
+    return Attacked(
+        candidates,
+        distance.to(problem.x.device),
+        margin,
+        success.to(problem.x.device),
+        forwards,
+        backwards,
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Certified:
     """What one certifier proved, as far as the referee admits it.
 
-    `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the lower bound of the worst margin (minus infinity where the
-    tool's word is not admitted), and the guarantee.
+    `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the
+    lower bound of the worst margin (minus infinity where the tool's word is not admitted), and the
+    guarantee.
     """
 
     radius: Tensor
@@ -308,35 +403,75 @@ class Certified:
 
 
 @with_gradients()
-def certify(tool: Certifier | str, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, *, goal: Goal | None = None) -> Certified:
+def certify(
+    tool: Certifier | str,
+    model: nn.Module | Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    goal: Goal | None = None,
+) -> Certified:
     """Run one certifier, and let the referee say what counts.
 
-    Points that the model gets wrong, or that cannot be measured, are never certified. Raises `Contradiction` where a claim is wrong beyond doubt or an
-    example that the tool met itself lies inside it; `UnsupportedOp` or `CaptureError` where the model cannot be bounded.
+    Points that the model gets wrong, or that cannot be measured, are never certified. Raises
+    `Contradiction` where a claim is wrong beyond doubt or an example that the tool met itself lies
+    inside it; `UnsupportedOp` or `CaptureError` where the model cannot be bounded.
     """
     problem = Problem.pose(model, x, y, threat, goal)
     chosen = tool_from(tool) if isinstance(tool, str) else tool
     check_fit(chosen, threat)
     n, guarantee = len(problem), ""
-    margin, claimed = torch.full((n,), -torch.inf, dtype=torch.float64), torch.zeros(n, dtype=torch.bool)
+    margin, claimed = (
+        torch.full((n,), -torch.inf, dtype=torch.float64),
+        torch.zeros(n, dtype=torch.bool),
+    )
     opened = Referee(problem).open(torch.arange(n, device=problem.x.device))
     out = {fact.point for fact in opened if fact.kind in ("witness", "invalid")}
-    facts, unfit = [fact for fact in opened if fact.kind == "witness"], {fact.point for fact in opened if fact.kind == "invalid"}
-    fit = torch.tensor([i for i, name in enumerate(problem.names) if name not in unfit], dtype=torch.long)
+    facts, unfit = (
+        [fact for fact in opened if fact.kind == "witness"],
+        {fact.point for fact in opened if fact.kind == "invalid"},
+    )
+    fit = torch.tensor(
+        [i for i, name in enumerate(problem.names) if name not in unfit], dtype=torch.long
+    )
 
     def keep(answer: Answer, ruling: Ruling) -> None:
         nonlocal guarantee
-        facts.extend(fact for fact in ruling.evidence if fact.kind == "witness" or fact.point not in out)
+        facts.extend(
+            fact for fact in ruling.evidence if fact.kind == "witness" or fact.point not in out
+        )
         if isinstance(answer, Claim):
             guarantee = answer.guarantee
             place = fit[answer.index.cpu()]
-            margin[place], claimed[place] = answer.margin.cpu().double().nan_to_num(nan=-torch.inf), answer.radius.cpu() != 0
+            margin[place], claimed[place] = (
+                answer.margin.cpu().double().nan_to_num(nan=-torch.inf),
+                answer.radius.cpu() != 0,
+            )
 
     for _ in ask(Stage(chosen, "certifier"), problem.take(fit), keep) if len(fit) else ():
         pass
-    radius, right = torch.from_numpy(Bracket.of(problem.names, facts).lower), torch.tensor([name not in out for name in problem.names])
+    radius, right = (
+        torch.from_numpy(Bracket.of(problem.names, facts).lower),
+        torch.tensor([name not in out for name in problem.names]),
+    )
     denied = (margin > 0) & (~right | (claimed & (radius == 0)))
-    return Certified(radius, right & (radius >= threat.radii(n)), torch.where(denied, -torch.inf, margin), guarantee)
+    return Certified(
+        radius,
+        right & (radius >= threat.radii(n)),
+        torch.where(denied, -torch.inf, margin),
+        guarantee,
+    )
 
 
-__all__ = ["Attacked", "Certified", "Result", "attack", "certify", "curve", "distance", "measure", "measure_exactly"]
+__all__ = [
+    "Attacked",
+    "Certified",
+    "Result",
+    "attack",
+    "certify",
+    "curve",
+    "distance",
+    "measure",
+    "measure_exactly",
+]

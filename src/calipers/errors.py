@@ -12,7 +12,9 @@ class BadInput(CalipersError, ValueError):
 
 
 class BadModel(BadInput):
-    """The model itself cannot be measured: wrong mode, wrong output, or not callable on these inputs."""
+    """The model itself cannot be measured: wrong mode, wrong output, or not callable on these
+    inputs.
+    """
 
 
 class UnsupportedOp(CalipersError):

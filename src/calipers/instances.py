@@ -1,4 +1,6 @@
-"""Does the network in one file have the property in another one? ONNX and VNN-LIB in, a verdict out."""
+"""Does the network in one file have the property in another one? ONNX and VNN-LIB in, a verdict
+out.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from calipers.record.proofs import about, contents, model_digest
 
 @dataclass(frozen=True)
 class Listed:
-    """One instance of a list: its line of the answer, whether it is decided, and what was wrong with it, if anything."""
+    """One instance of a list: its line of the answer, whether it is decided, and what was wrong
+    with it, if anything.
+    """
 
     line: str
     decided: bool
@@ -38,15 +42,26 @@ class Listed:
 
 
 def listed(source: str | Path, timeout: float | None = None, seed: int = 0) -> Iterator[Listed]:
-    """Yield the answers to a list of instances, one after another; one that cannot be read is an error in its line, and the others go on."""
+    """Yield the answers to a list of instances, one after another; one that cannot be read is an
+    error in its line, and the others go on.
+    """
     _check(timeout)
     for one in load_instances(source):
         begun = time.monotonic()
         try:
-            found = verify(one.network, one.specification, timeout=timeout if one.timeout is None else one.timeout, seed=seed)
+            found = verify(
+                one.network,
+                one.specification,
+                timeout=timeout if one.timeout is None else one.timeout,
+                seed=seed,
+            )
             yield Listed(f"{','.join(one.names)},{found.answer},{found.seconds:.2f}", found.decided)
         except (BadInput, UnsupportedOp, CaptureError) as error:
-            yield Listed(f"{','.join(one.names)},error,{time.monotonic() - begun:.2f}", False, f"{','.join(one.names)}: {error}")
+            yield Listed(
+                f"{','.join(one.names)},error,{time.monotonic() - begun:.2f}",
+                False,
+                f"{','.join(one.names)}: {error}",
+            )
 
 
 def verify(
@@ -58,25 +73,33 @@ def verify(
     tools: Sequence[Stage] | None = None,
     proofs: bool = False,
 ) -> Verdict:
-    """Return the verdict on an ONNX network and a VNN-LIB property, by default with the tools of `presets.VERIFY`; files may be packed (.gz).
+    """Return the verdict on an ONNX network and a VNN-LIB property, by default with the tools of
+    `presets.VERIFY`; files may be packed (.gz).
 
-    With `proofs` an unsat one comes with a proof file for each box of the property, which the checker proves again by itself.
-    The seconds count from here on, reading included. Raises `BadInput` where the files cannot be read or do not belong together, `UnsupportedOp` for an
+    With `proofs` an unsat one comes with a proof file for each box of the property, which the
+    checker proves again by itself. The seconds count from here on, reading included. Raises
+    `BadInput` where the files cannot be read or do not belong together, `UnsupportedOp` for an
     operation that cannot be bounded.
     """
     _check(timeout)
     begun = time.monotonic()
     try:
         with limited(timeout):
-            net = load_onnx(network, paired=True)  # first: a network is read in no time, a property may be of megabytes
+            # first: a network is read in no time, a property may be of megabytes
+            net = load_onnx(network, paired=True)
             asked = load_vnnlib(specification)
     except OutOfTimeError:
-        return Verdict("timeout", time.monotonic() - begun, notes=("the time was over before both files were read",))
+        return Verdict(
+            "timeout",
+            time.monotonic() - begun,
+            notes=("the time was over before both files were read",),
+        )
     shape = net.program.point_shape
     if (asked.inputs, asked.outputs) != (math.prod(shape), net.outputs):
         raise BadInput(
-            f"{Path(specification).name} is about {asked.inputs} inputs and {asked.outputs} outputs, but {Path(network).name} has {math.prod(shape)} and "
-            f"{net.outputs}: do the files belong together?"
+            f"{Path(specification).name} is about {asked.inputs} inputs and {asked.outputs} "
+            f"outputs, but {Path(network).name} has {math.prod(shape)} and {net.outputs}: do the "
+            "files belong together?"
         )
     if tools is None:
         from calipers.presets import VERIFY
@@ -88,7 +111,9 @@ def verify(
     found = decide(Classifier(net), asked.queries, shape, tools, timeout=left, seed=seed)
     named = {"network": Path(network).name, "property": Path(specification).name}
     kept = tuple(data and about(data, **named, box=str(i)) for i, data in enumerate(found.proofs))
-    return dataclasses.replace(found, seconds=time.monotonic() - begun, notes=(*asked.notes, *found.notes), proofs=kept)
+    return dataclasses.replace(
+        found, seconds=time.monotonic() - begun, notes=(*asked.notes, *found.notes), proofs=kept
+    )
 
 
 def _check(timeout: float | None) -> None:
@@ -97,22 +122,38 @@ def _check(timeout: float | None) -> None:
 
 
 def proved_again(
-    source: str | Path, model: str | None = None, specification: str | Path | None = None, load: Callable[[str], Classifier] = load_model
+    source: str | Path,
+    model: str | None = None,
+    specification: str | Path | None = None,
+    load: Callable[[str], Classifier] = load_model,
 ) -> tuple[bool, str]:
     """Return whether a proof file proves its claim, and what is to be said of it.
 
-    With a model it has to be about that, and with an ONNX network and a property about one of the property's boxes: the numbers of the file are compared
-    with those of the question, not names or hashes that it holds. `load` opens models that are no ONNX files.
+    With a model it has to be about that, and with an ONNX network and a property about one of the
+    property's boxes: the numbers of the file are compared with those of the question, not names or
+    hashes that it holds. `load` opens models that are no ONNX files.
     """
     data = content(existing(source, "a proof"))
     if specification is not None and model is None:
         raise BadInput("name the network that the property is about, --model net.onnx")
     verdict = prove(data)
     if not verdict.proved or model is None:
-        return verdict.proved, said(verdict) + ("\n  compared with no network: --model net.onnx --property spec.vnnlib" if verdict.proved else "")
-    wrong = _of_another_network(data, model, load) if specification is None else _of_another_question(data, model, specification)
+        return verdict.proved, said(verdict) + (
+            "\n  compared with no network: --model net.onnx --property spec.vnnlib"
+            if verdict.proved
+            else ""
+        )
+    wrong = (
+        _of_another_network(data, model, load)
+        if specification is None
+        else _of_another_question(data, model, specification)
+    )
     which = "network" if specification is None else "question"
-    return not wrong, f"{said(verdict)}\n  {f'but not about this {which}: {wrong}' if wrong else f'about this {which}'}"
+    return (
+        not wrong,
+        f"{said(verdict)}\n  "
+        f"{f'but not about this {which}: {wrong}' if wrong else f'about this {which}'}",
+    )
 
 
 def _of_another_question(data: bytes, network: str, specification: str | Path) -> str:
@@ -122,7 +163,9 @@ def _of_another_question(data: bytes, network: str, specification: str | Path) -
     if (asked.inputs, asked.outputs) != (math.prod(shape), net.outputs):
         return f"{Path(specification).name} and {Path(network).name} do not belong together"
     wrong = [differs(query.posed(classifier, shape), 0, data) for query in asked.queries]
-    return "" if "" in wrong else wrong[0] if len(wrong) == 1 else "it is none of the property's boxes"
+    return (
+        "" if "" in wrong else wrong[0] if len(wrong) == 1 else "it is none of the property's boxes"
+    )
 
 
 def _of_another_network(data: bytes, model: str, load: Callable[[str], Classifier]) -> str:
@@ -133,4 +176,8 @@ def _of_another_network(data: bytes, model: str, load: Callable[[str], Classifie
     classifier.check(x)
     confirm(classifier, x, Ball("linf", 0.1, box=None))
     network, held = described(graph_of(classifier, x))
-    return "" if model_digest(network, as_arrays(held)) == header["model"] else f"its network {header['model'][:12]} is not that of {Path(model).name}"
+    return (
+        ""
+        if model_digest(network, as_arrays(held)) == header["model"]
+        else f"its network {header['model'][:12]} is not that of {Path(model).name}"
+    )

@@ -1,4 +1,6 @@
-"""Why is a model fragile at some points? One call measures its gradients, linear regions and what each tool says, and draws them."""
+"""Why is a model fragile at some points? One call measures its gradients, linear regions and what
+each tool says, and draws them.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +58,16 @@ def portrait(
 ) -> Portrait:
     """Measure the geometry of a model at points x (N, *D) with labels y (N,).
 
-    `tools` are the rungs of each point's ladder, attacks first: their examples tell the searches for proofs where to look. Where none are named, the attacks
-    of the plan for distances, and its search for a radius with every bounder there is. With `exact` mixed-integer programs close the ladder, `seconds` for
-    each point, if the network is made of straight pieces. What they find is admitted by the referee. The first `slices` points that have an example are drawn
-    in its plane, the gradients of the first `maps` as pictures. Networks that are not made of straight pieces have no linear regions: the rest is measured all
-    the same. Raises `BadInput` for threats other than balls of linf, l2 or l1. Cost: that of the tools; for each point a backward product for each element
-    that may bound its region; for each slice a forward pass for each linear region and grid point.
+    `tools` are the rungs of each point's ladder, attacks first: their examples tell the searches
+    for proofs where to look. Where none are named, the attacks of the plan for distances, and its
+    search for a radius with every bounder there is. With `exact` mixed-integer programs close the
+    ladder, `seconds` for each point, if the network is made of straight pieces. What they find is
+    admitted by the referee. The first `slices` points that have an example are drawn in its plane,
+    the gradients of the first `maps` as pictures. Networks that are not made of straight pieces
+    have no linear regions: the rest is measured all the same. Raises `BadInput` for threats other
+    than balls of linf, l2 or l1. Cost: that of the tools; for each point a backward product for
+    each element that may bound its region; for each slice a forward pass for each linear region and
+    grid point.
     """
     problem = Problem.pose(model, x, y, threat)
     check_ball(problem)
@@ -89,7 +95,13 @@ def _usual(threat: Ball) -> list[Attack | Certifier]:
     attacks = [stage.tool for stage in stages if stage.kind == "attack"]
     bounders = [make() for make in CERTIFIERS.values() if hasattr(make, "bound")]
     search: Any = next(stage.tool for stage in stages if hasattr(stage.tool, "bounder"))
-    return [*attacks, *(dataclasses.replace(search, bounder=b, rounds=_ROUNDS, tolerance=_TOLERANCE) for b in bounders)]
+    return [
+        *attacks,
+        *(
+            dataclasses.replace(search, bounder=b, rounds=_ROUNDS, tolerance=_TOLERANCE)
+            for b in bounders
+        ),
+    ]
 
 
 @dataclass(eq=False)
@@ -110,8 +122,14 @@ class _Study:
         self.watch("gradients")
         logits = problem.classifier.logits(problem.x)
         self.prediction = logits.argmax(1).tolist()
-        out = {e.point for e in self.referee.open(torch.arange(n, device=problem.x.device)) if e.kind in ("witness", "invalid")}
-        self.right = torch.tensor([i for i, name in enumerate(problem.names) if name not in out], dtype=torch.long)
+        out = {
+            e.point
+            for e in self.referee.open(torch.arange(n, device=problem.x.device))
+            if e.kind in ("witness", "invalid")
+        }
+        self.right = torch.tensor(
+            [i for i, name in enumerate(problem.names) if name not in out], dtype=torch.long
+        )
         self.sensitivity: Sensitivity = sensitivity(problem)
         self.lower, self.upper = np.zeros(n), np.full(n, np.inf)
         self.upper[[i for i in range(n) if i not in set(self.right.tolist())]] = 0.0
@@ -125,8 +143,19 @@ class _Study:
         self._meet()
 
     def _admit_regions(self, found: Regions) -> None:
-        claim = Claim(self.right, found.lower[self.right], found.margin[self.right], "float64-checked", *(torch.zeros_like(self.right),) * 2)
-        self._proved(_REGION, self.referee.claim(claim, torch.arange(len(self.problem)), _REGION, 0.0, self.seed).evidence)
+        claim = Claim(
+            self.right,
+            found.lower[self.right],
+            found.margin[self.right],
+            "float64-checked",
+            *(torch.zeros_like(self.right),) * 2,
+        )
+        self._proved(
+            _REGION,
+            self.referee.claim(
+                claim, torch.arange(len(self.problem)), _REGION, 0.0, self.seed
+            ).evidence,
+        )
         exact = torch.nonzero(found.exact).flatten()
         if len(exact):
             none = torch.zeros(len(exact), dtype=torch.long)
@@ -148,16 +177,24 @@ class _Study:
         asked = self.problem.threat.radii(len(self.problem))[self.right].numpy()
         if stage.kind == "certifier":
             search = stage.aim == "distance"
-            near = self.problem.threat.below(known, self.lower[self.right.cpu().numpy()]) if search else known * (1 + 1e-9)
+            near = (
+                self.problem.threat.below(known, self.lower[self.right.cpu().numpy()])
+                if search
+                else known * (1 + 1e-9)
+            )
             asked = np.where(np.isfinite(known), near, asked)
         part = self.problem.take(self.right).at(torch.from_numpy(asked))
         name, facts = _name(tool), list[Evidence]()
         try:
-            for told in ask(stage, part, lambda _, ruling: ruling.evidence, seed=self.seed, name=name):
+            for told in ask(
+                stage, part, lambda _, ruling: ruling.evidence, seed=self.seed, name=name
+            ):
                 facts += told
         except (UnsupportedOp, CaptureError, ToolFailed):
             return  # a lower jaw that the network does not have: its rung is missing
-        proofs, examples = ([fact for fact in facts if fact.kind == kind] for kind in ("certificate", "witness"))
+        proofs, examples = (
+            [fact for fact in facts if fact.kind == kind] for kind in ("certificate", "witness")
+        )
         if proofs or stage.kind == "certifier":
             self._proved(name, proofs)
         if examples or stage.kind == "attack":
@@ -166,7 +203,10 @@ class _Study:
 
     def _meet(self) -> None:
         """Raise `Contradiction` where a certificate stands above a witness."""
-        tools = tuple(", ".join(rung.name for rung in self.rungs if rung.side == side) for side in ("lower", "upper"))
+        tools = tuple(
+            ", ".join(rung.name for rung in self.rungs if rung.side == side)
+            for side in ("lower", "upper")
+        )
         Bracket(self.lower, self.upper, *((names,) * len(self.problem) for names in tools))
 
     def _proved(self, name: str, facts: Sequence[Evidence]) -> None:
@@ -183,7 +223,9 @@ class _Study:
         self.upper = np.minimum(self.upper, values)
         self.rungs.append(Rung(name, "upper", tuple(np.where(np.isfinite(values), values, np.nan))))
 
-    def _values(self, facts: Sequence[Evidence], start: np.ndarray, better: Callable[[float, float], float]) -> np.ndarray:
+    def _values(
+        self, facts: Sequence[Evidence], start: np.ndarray, better: Callable[[float, float], float]
+    ) -> np.ndarray:
         for fact in facts:
             i = self.problem.names.index(fact.point)
             start[i] = better(start[i], fact.radius)
@@ -196,29 +238,63 @@ class _Study:
         border, straight, decision, exact, where = (
             nothing
             if found is None
-            else (float(found.border[i]), float(found.straight[i]), float(found.decision[i]), bool(found.exact[i]), found.where[i].split(" (")[0])
+            else (
+                float(found.border[i]),
+                float(found.straight[i]),
+                float(found.decision[i]),
+                bool(found.exact[i]),
+                found.where[i].split(" (")[0],
+            )
         )
         crossed = self._crossed(i)
-        values = (float(seen.margin[i]), float(seen.dual[i]), float(seen.estimate[i]), border, straight, decision)
+        values = (
+            float(seen.margin[i]),
+            float(seen.dual[i]),
+            float(seen.estimate[i]),
+            border,
+            straight,
+            decision,
+        )
         ends = float(self.lower[i]), float(self.upper[i])
-        return Portrayed(i, int(self.problem.y[i]), self.prediction[i], *values, exact, self._exit(i), crossed, *ends, f"module {where}" if where else "")
+        return Portrayed(
+            i,
+            int(self.problem.y[i]),
+            self.prediction[i],
+            *values,
+            exact,
+            self._exit(i),
+            crossed,
+            *ends,
+            f"module {where}" if where else "",
+        )
 
     def _exit(self, i: int) -> float:
         """Return how far the steepest step stays inside the linear region."""
         if self.regions is None:
             return math.nan
         one = self.problem.take([i]).at(1.0)
-        region = dataclasses.replace(one.region, low=torch.full_like(one.region.low, -torch.inf), high=torch.full_like(one.region.high, torch.inf))
+        region = dataclasses.replace(
+            one.region,
+            low=torch.full_like(one.region.low, -torch.inf),
+            high=torch.full_like(one.region.high, torch.inf),
+        )
         _, delta = region.offset_support(-self.sensitivity.gradient[i : i + 1])
         return float(exit_distance(one, delta.view_as(one.x)))
 
     def _crossed(self, i: int) -> int:
-        return path(self.problem, i, self.examples[i]).regions if self.regions is not None and i in self.examples else 0
+        return (
+            path(self.problem, i, self.examples[i]).regions
+            if self.regions is not None and i in self.examples
+            else 0
+        )
 
     def ladder(self) -> Ladder:
         """Return the rungs of the points that the model gets right."""
         keep = self.right.tolist()
-        rungs = tuple(dataclasses.replace(r, values=tuple(float(r.values[i]) for i in keep)) for r in self.rungs)
+        rungs = tuple(
+            dataclasses.replace(r, values=tuple(float(r.values[i]) for i in keep))
+            for r in self.rungs
+        )
         return Ladder(tuple(f"point {i}" for i in keep), rungs, f"{self.problem.region.norm.name}")
 
     def slices(self, count: int) -> list[tuple[Slice, ...]]:
@@ -226,15 +302,27 @@ class _Study:
         chosen = sorted(self.examples)[:count]
         for i in chosen:
             self.watch(f"slices of point {i}")
-        return [plane_slices(self.problem, i, self.examples[i], across=self._across(i), reach=1.8, seed=self.seed) for i in chosen]
+        return [
+            plane_slices(
+                self.problem, i, self.examples[i], across=self._across(i), reach=1.8, seed=self.seed
+            )
+            for i in chosen
+        ]
 
     def _across(self, i: int) -> tuple[Tensor, str] | None:
-        """Return the steepest way down the margin over the second-nearest rival, to first order: a plane that meets two decision boundaries says more."""
+        """Return the steepest way down the margin over the second-nearest rival, to first order: a
+        plane that meets two decision boundaries says more.
+        """
         part = self.problem.take([i])
         margins, slopes, _ = margin_gradients(part)
         if margins.shape[1] < 2:
             return None
-        each = torch.stack([margins[0, s].double() / dual_norm(part.region, slopes[:, s])[0] for s in range(margins.shape[1])])
+        each = torch.stack(
+            [
+                margins[0, s].double() / dual_norm(part.region, slopes[:, s])[0]
+                for s in range(margins.shape[1])
+            ]
+        )
         rivals = part.goal.rivals(part.y, part.classes)[0]
         answer = int(self.problem.classifier.logits(self.examples[i][None]).argmax(1))
         second = next((k for k in each.argsort().tolist() if int(rivals[k]) != answer), None)
@@ -252,7 +340,9 @@ class _Study:
         span = float(x.min()), float(x.max())
         for i in self.right.tolist()[:count]:
             change = None if i not in self.examples else self.examples[i].double().numpy() - x[i]
-            words = f"class {int(self.problem.y[i])}, dual norm {float(self.sensitivity.dual[i]):.3g}"
+            words = (
+                f"class {int(self.problem.y[i])}, dual norm {float(self.sensitivity.dual[i]):.3g}"
+            )
             found.append(gradient_map(i, x[i], gradients[i], change, span, words))
         return found
 

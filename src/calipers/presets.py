@@ -1,11 +1,13 @@
-"""Which tools are there, and which plans are made of them? The only file that knows every tool by name."""
+"""Which tools are there, and which plans are made of them? The only file that knows every tool by
+name.
+"""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from calipers.attacks.apgd import APGD
 from calipers.attacks.boundary import Boundary
@@ -49,15 +51,55 @@ from calipers.problem.substitutions import Substitutions
 from calipers.problem.threat import Threat
 from calipers.problem.tools import Attack, Certifier
 
-_NEAREST = (Nearest, Closer, FMN, DDN, DeepFool, FAB, CarliniWagner, SigmaZero, HopSkipJump, Boundary, RaySearch)
+_NEAREST = (
+    Nearest,
+    Closer,
+    FMN,
+    DDN,
+    DeepFool,
+    FAB,
+    CarliniWagner,
+    SigmaZero,
+    HopSkipJump,
+    Boundary,
+    RaySearch,
+)
 """Attacks that look for the nearest example, whatever the radius."""
 
 ATTACKS: dict[str, type[Any]] = {
     tool.__name__: tool
-    for tool in (Steepest, PGD, APGD, Descent, Momentum, Guided, Insist, Square, SPSA, Differences, Replace, Through, EOT, Transfer, *_NEAREST)
+    for tool in (
+        Steepest,
+        PGD,
+        APGD,
+        Descent,
+        Momentum,
+        Guided,
+        Insist,
+        Square,
+        SPSA,
+        Differences,
+        Replace,
+        Through,
+        EOT,
+        Transfer,
+        *_NEAREST,
+    )
 }
 CERTIFIERS: dict[str, type[Any]] = {
-    tool.__name__: tool for tool in (IBP, CROWN, AlphaCROWN, BranchAndBound, InputSplit, Enumeration, LargestRadius, LinearRegion, OwnPiece, MILP)
+    tool.__name__: tool
+    for tool in (
+        IBP,
+        CROWN,
+        AlphaCROWN,
+        BranchAndBound,
+        InputSplit,
+        Enumeration,
+        LargestRadius,
+        LinearRegion,
+        OwnPiece,
+        MILP,
+    )
 }
 
 GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
@@ -71,7 +113,9 @@ _FITS: tuple[tuple[tuple[type[Any], ...], Callable[[Norm], bool]], ...] = (
     ((DDN,), lambda norm: norm.is_euclidean),
     ((SigmaZero,), lambda norm: norm.is_count),
 )
-"""Tools that are made for some norms: a plan that is asked for by name passes over those that do not fit."""
+"""Tools that are made for some norms: a plan that is asked for by name passes over those that do
+not fit.
+"""
 
 _USUAL: dict[str, tuple[Any, ...]] = {
     "Nearest": (PGD(steps=20),),
@@ -90,9 +134,14 @@ _ALONE: dict[str, tuple[Attack | Certifier, Attack | Certifier]] = {
 }
 """The tool of a command that names none: for a ball, and for letters."""
 
-_AUDIT = 16  # random points that decide whether a costly tool is worth running on the others; none of 16 bounds what all would give by 17 %
-_MISSED = 0.15  # of the radius: as far beyond it as most points have an example that only deep searches break
-_SHARE = 0.75  # of the attacks' time that certifiers may take without proving anything: a run then takes less than twice as long as its attacks
+# random points that decide whether a costly tool is worth running on the others; none of 16 bounds
+# what all would give by 17 %
+_AUDIT = 16
+# of the radius: as far beyond it as most points have an example that only deep searches break
+_MISSED = 0.15
+# of the attacks' time that certifiers may take without proving anything: a run then takes less than
+# twice as long as its attacks
+_SHARE = 0.75
 
 _VERDICTS = (
     Stage(PGD(steps=10, step=0.25), "attack"),
@@ -102,13 +151,23 @@ _VERDICTS = (
 )
 
 
-def _family(name: str, tool: Attack, audit: int | None = _AUDIT, *, waits: bool = False, near: float | None = None) -> Stage:
+def _family(
+    name: str,
+    tool: Attack,
+    audit: int | None = _AUDIT,
+    *,
+    waits: bool = False,
+    near: float | None = None,
+) -> Stage:
     return Stage(tool, "attack", audit=audit, family=name, waits=waits, near=near)
 
 
 _FAMILIES = (
     _family("ascents", APGD(steps=100), None),
-    _family("ascents for each rival", Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2))),
+    _family(
+        "ascents for each rival",
+        Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2)),
+    ),
     _family("growing and shrinking radii", FMN(steps=60, targets=3, gamma=0.2, inside=True)),
     _family("tangents", FAB(steps=40, targets=3, backward=0.8, inside=True)),
     _family("tangents", FAB(steps=60, targets=9, backward=0.8, inside=True)),
@@ -117,11 +176,18 @@ _FAMILIES = (
     _family("radii for each rival", FMN(steps=100, targets=9, gamma=0.2, inside=True), waits=True),
     _family("near misses", FMN(steps=200, targets=9, inside=True), 0, waits=True, near=_MISSED),
     _family("near misses", FAB(steps=60, targets=9, inside=True), 0, waits=True, near=_MISSED),
-    _family("near misses", Guided(APGD(steps=300, restarts=2, targets=5, halving=True), Minimisers(2)), 0, waits=True, near=_MISSED),
+    _family(
+        "near misses",
+        Guided(APGD(steps=300, restarts=2, targets=5, halving=True), Minimisers(2)),
+        0,
+        waits=True,
+        near=_MISSED,
+    ),
     _family("scores", Square(queries=800, ahead=8), waits=True, near=0.0),
 )
-"""What stands side by side in the plans: ascents at the radius, searches for the nearest example, a second and deeper look at what was nearly broken, and
-scores alone (see `measurement.portfolio`)."""
+"""What stands side by side in the plans: ascents at the radius, searches for the nearest example, a
+second and deeper look at what was nearly broken, and scores alone (see `measurement.portfolio`).
+"""
 
 _NEARER = tuple(
     Stage(tool, "attack", "distance", audit=_AUDIT)
@@ -132,14 +198,21 @@ _NEARER = tuple(
         DDN(steps=100),
     )
 )
-"""Searches for the nearest example by other ways, each on all points only where it comes nearer on some of them."""
+"""Searches for the nearest example by other ways, each on all points only where it comes nearer on
+some of them.
+"""
 
 _DISTANCES = (
     Stage(LinearRegion(CROWN()), "certifier", "distance"),
     Stage(FMN(steps=60, targets=3, gamma=0.2), "attack", "distance"),
     *_NEARER,
     Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
-    Stage(LargestRadius(CROWN(refine=False), rounds=8, tolerance=0.05), "certifier", "distance", fallback=True),
+    Stage(
+        LargestRadius(CROWN(refine=False), rounds=8, tolerance=0.05),
+        "certifier",
+        "distance",
+        fallback=True,
+    ),
 )
 
 _UNTIL_STOPPED = 1e6
@@ -154,12 +227,20 @@ VERIFY = (
 )
 """What decides a property of a network, in order; the complete tools go on until the time is up."""
 
-_CLOSER = Closer(FMN(steps=60, targets=3, gamma=0.2), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)))
+_CLOSER = Closer(
+    FMN(steps=60, targets=3, gamma=0.2),
+    Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)),
+)
 
 _HARDER = "attack --tool 'APGD(steps=500, restarts=5, targets=9)'"
 
 PLANS: dict[str, Plan] = {
-    "quick": Plan("quick", (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack")), "measure --plan standard", lower_share=_SHARE),
+    "quick": Plan(
+        "quick",
+        (*_VERDICTS, Stage(PGD(steps=40, restarts=2), "attack")),
+        "measure --plan standard",
+        lower_share=_SHARE,
+    ),
     "standard": Plan(
         "standard",
         (*_VERDICTS, *_FAMILIES),
@@ -217,7 +298,12 @@ PLANS: dict[str, Plan] = {
             Stage(FMN(steps=500, targets=9), "attack", "distance", audit=_AUDIT),
             Stage(FMN(steps=500, targets=9, gamma=0.2), "attack", "distance", audit=_AUDIT),
             Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
-            Stage(LargestRadius(CROWN(refine=False), rounds=12), "certifier", "distance", fallback=True),
+            Stage(
+                LargestRadius(CROWN(refine=False), rounds=12),
+                "certifier",
+                "distance",
+                fallback=True,
+            ),
         ),
         "measure --plan standard",
         lower_share=_SHARE,
@@ -245,7 +331,9 @@ def plan_named(name: str) -> Plan:
 
 
 def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -> Plan:
-    """Return the plan asked for; where none is, the `usual` one for a ball and "categorical" for substitutions. Refuses tools that do not fit the threat."""
+    """Return the plan asked for; where none is, the `usual` one for a ball and "categorical" for
+    substitutions. Refuses tools that do not fit the threat.
+    """
     if plan is None:
         plan = "categorical" if isinstance(threat, Substitutions) else usual
     chosen = plan if isinstance(plan, Plan) else plan_named(plan)
@@ -258,62 +346,102 @@ def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -
 
 def _fitting(plan: Plan, norm: Norm) -> Plan:
     """Return the plan without the tools that are made for other norms."""
-    kept = tuple(s for s in plan.stages if all(fits(norm) for tools, fits in _FITS if isinstance(s.tool, tools) or _begins(s.tool, tools)))
+    kept = tuple(
+        s
+        for s in plan.stages
+        if all(
+            fits(norm)
+            for tools, fits in _FITS
+            if isinstance(s.tool, tools) or _begins(s.tool, tools)
+        )
+    )
     return plan if len(kept) == len(plan.stages) else dataclasses.replace(plan, stages=kept)
 
 
 def _begins(tool: object, tools: tuple[type[Any], ...]) -> bool:
     """Is the tool a search that runs one of these, first or again and again?"""
-    return isinstance(tool, (Closer, Insist, Nearest)) and any(isinstance(getattr(tool, name, None), tools) for name in ("first", "again", "attack"))
+    return isinstance(tool, (Closer, Insist, Nearest)) and any(
+        isinstance(getattr(tool, name, None), tools) for name in ("first", "again", "attack")
+    )
 
 
 def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:
-    """Return the plan of one tool alone, written down as for `tool_from`; where none is named, the command's usual one for such a threat."""
+    """Return the plan of one tool alone, written down as for `tool_from`; where none is named, the
+    command's usual one for such a threat.
+    """
     chosen = _ALONE[command][isinstance(threat, Substitutions)] if tool is None else tool_from(tool)
     if (type(chosen).__name__ in ATTACKS) != (command == "attack"):
         other = "certify" if command == "attack" else "attack"
-        raise BadInput(f"{type(chosen).__name__} is no tool for {command}: write calipers {other} --tool {type(chosen).__name__}")
+        raise BadInput(
+            f"{type(chosen).__name__} is no tool for {command}: write calipers {other} --tool "
+            f"{type(chosen).__name__}"
+        )
     check_fit(chosen, threat)
-    return Plan(repr(chosen), (stage_of(chosen),), f"measure --plan {'categorical' if isinstance(threat, Substitutions) else 'standard'}")
+    return Plan(
+        repr(chosen),
+        (stage_of(chosen),),
+        f"measure --plan {'categorical' if isinstance(threat, Substitutions) else 'standard'}",
+    )
 
 
 def check_fit(tool: Attack | Certifier, threat: Threat) -> None:
-    """Raise `BadInput` where a tool cannot answer such a threat; tools that are not listed here are taken at their word."""
+    """Raise `BadInput` where a tool cannot answer such a threat; tools that are not listed here are
+    taken at their word.
+    """
     while isinstance(tool, (Through, EOT, Transfer)):
         tool = tool.attack
     name, known = type(tool).__name__, (*ATTACKS.values(), *CERTIFIERS.values())
     if isinstance(threat, Substitutions):
         if isinstance(tool, known) and not isinstance(tool, (*_LETTERS_ONLY, *_LETTERS_TOO)):
             instead = "Replace" if name in ATTACKS else "Enumeration or CROWN"
-            raise BadInput(f"{name} searches the inside of a norm ball, but Substitutions are letters to replace: use {instead}, or plan='categorical'")
+            raise BadInput(
+                f"{name} searches the inside of a norm ball, but Substitutions are letters to "
+                f"replace: use {instead}, or plan='categorical'"
+            )
         if isinstance(tool, BranchAndBound) and tool.attack is not None:
-            raise BadInput("BranchAndBound takes no attack where letters are replaced: leave it out, it tries admissible letters on its way")
+            raise BadInput(
+                "BranchAndBound takes no attack where letters are replaced: leave it out, it tries "
+                "admissible letters on its way"
+            )
         if isinstance(tool, LargestRadius):
             check_fit(tool.bounder, threat)
         if isinstance(tool, MILP) and tool.attack is not None:
             check_fit(tool.attack, threat)
     elif isinstance(tool, _LETTERS_ONLY):
         instead = "PGD" if name in ATTACKS else "CROWN"
-        raise BadInput(f"{name} replaces the letters of a Substitutions threat, but the threat is a Ball: use {instead}")
+        raise BadInput(
+            f"{name} replaces the letters of a Substitutions threat, but the threat is a Ball: "
+            f"use {instead}"
+        )
 
 
 def stage_of(tool: Attack | Certifier) -> Stage:
-    """Return a stage that runs one tool; tools that search for a distance are aimed at distances."""
-    kind = "attack" if type(tool).__name__ in ATTACKS else "certifier"
-    return Stage(tool, kind, "distance" if isinstance(tool, (*_NEAREST, LargestRadius, LinearRegion, OwnPiece)) else "verdict")  # type: ignore[arg-type]
+    """Return a stage that runs one tool; tools that search for a distance are aimed at
+    distances.
+    """
+    kind: Literal["attack", "certifier"] = (
+        "attack" if type(tool).__name__ in ATTACKS else "certifier"
+    )
+    seeks_distance = isinstance(tool, (*_NEAREST, LargestRadius, LinearRegion, OwnPiece))
+    return Stage(tool, kind, "distance" if seeks_distance else "verdict")
 
 
 def tool_from(text: str) -> Attack | Certifier:
-    """Return the tool that a text like `PGD(steps=100, restarts=20)` writes down: what a tool's repr prints, or just its name.
+    """Return the tool that a text like `PGD(steps=100, restarts=20)` writes down: what a tool's
+    repr prints, or just its name.
 
-    The text is parsed, never executed: only the tools above, keyword arguments, numbers and strings.
+    The text is parsed, never executed: only the tools above, keyword arguments, numbers and
+    strings.
     """
     try:
         return _build(ast.parse(text.strip(), mode="eval").body)  # type: ignore[no-any-return]
     except (SyntaxError, TypeError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{text!r} does not write down a tool ({error}). Write for example PGD(steps=100, restarts=20) or CROWN.") from error
+        raise BadInput(
+            f"{text!r} does not write down a tool ({error}). Write for example PGD(steps=100, "
+            "restarts=20) or CROWN."
+        ) from error
 
 
 def _build(node: ast.expr) -> Any:
@@ -323,10 +451,16 @@ def _build(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     tool = _tool(node.func.id)
     names = [f.name for f in dataclasses.fields(tool)]
-    values = {**dict(zip(names, map(_build, node.args), strict=False)), **{str(k.arg): _build(k.value) for k in node.keywords}}
+    values = {
+        **dict(zip(names, map(_build, node.args), strict=False)),
+        **{str(k.arg): _build(k.value) for k in node.keywords},
+    }
     unknown = sorted(set(values) - set(names))
     if unknown:
-        raise BadInput(f"{tool.__name__} has no setting {unknown[0]!r}; its settings are {', '.join(names) or 'none'}")
+        raise BadInput(
+            f"{tool.__name__} has no setting {unknown[0]!r}; its settings are "
+            f"{', '.join(names) or 'none'}"
+        )
     return tool(**values)
 
 
@@ -336,5 +470,8 @@ def _tool(name: str) -> type[Any]:
         import difflib
 
         near = difflib.get_close_matches(name, tools, n=1)
-        raise BadInput(f"there is no tool {name!r}{f'; did you mean {near[0]}?' if near else '.'} Tools: {', '.join(tools)}")
+        raise BadInput(
+            f"there is no tool {name!r}{f'; did you mean {near[0]}?' if near else '.'} Tools: "
+            f"{', '.join(tools)}"
+        )
     return tools[name]

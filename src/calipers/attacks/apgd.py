@@ -1,4 +1,6 @@
-"""How far do steps get that choose their own length? Auto-PGD, untargeted or one rival at a time."""
+"""How far do steps get that choose their own length? Auto-PGD, untargeted or one rival at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,30 @@ from calipers.problem.tools import Attempt
 
 _RISES = 0.75  # of the steps between two checkpoints must raise the loss, or the step is halved
 _MOMENTUM = 0.75  # weight of the new step; the rest goes on in the direction of the last one
-_FIRST, _SHRINK, _LEAST = 0.22, 0.03, 0.06  # shares of all steps between checkpoints: the first, how much less each time, never less than
+# shares of all steps between checkpoints: the first, how much less each time, never less than
+_FIRST, _SHRINK, _LEAST = 0.22, 0.03, 0.06
 _DENSITY = 0.2  # of all features move in the first sparse step
-_NARROWED = 0.95  # a best iterate whose share of changed features fell below this much of the last one still finds where to go
-_PARTS, _SHARES = (0.25, 0.35, 0.5), (2.0, 1.0, 0.5)  # of halving: steps, and first steps, in the rounds
+# a best iterate whose share of changed features fell below this much of the last one still finds
+# where to go
+_NARROWED = 0.95
+# of halving: steps, and first steps, in the rounds
+_PARTS, _SHARES = (0.25, 0.35, 0.5), (2.0, 1.0, 0.5)
 _GUIDED_SHARE = 0.5
 _SPARSE_CHECK, _SPARSE_FACTOR, _SHORTEST = 0.04, 1.5, 0.03
 
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD (Croce and Hein 2020, arXiv 2003.01690; for l1 Croce and Hein 2021, arXiv 2103.01208): momentum, and a step that halves at checkpoints
-    where too few steps raised the loss, going back to the best iterate.
+    """Auto-PGD (Croce and Hein 2020, arXiv 2003.01690; for l1 Croce and Hein 2021, arXiv
+    2103.01208): momentum, and a step that halves at checkpoints where too few steps raised the
+    loss, going back to the best iterate.
 
-    `targets` > 0 attacks that many rivals one by one, nearest first by margin over the dual norm of its gradient, instead of the `loss`. Starts are random;
-    starts handed in (`starts (N, S, *D)` at the call) come first.
-    Differs from the paper: exact projection onto ball and box in every norm, rivals ranked by distance instead of by logits, a job ends when its point is
-    broken, and no target is ruled out for lack of classes.
-    Cost for a point that resists: (steps + 1) x restarts x max(targets, 1) forward and backward passes.
+    `targets` > 0 attacks that many rivals one by one, nearest first by margin over the dual norm of
+    its gradient, instead of the `loss`. Starts are random; starts handed in (`starts (N, S, *D)` at
+    the call) come first. Differs from the paper: exact projection onto ball and box in every norm,
+    rivals ranked by distance instead of by logits, a job ends when its point is broken, and no
+    target is ruled out for lack of classes. Cost for a point that resists: (steps + 1) x restarts x
+    max(targets, 1) forward and backward passes.
     """
 
     steps: int = 100
@@ -53,53 +61,108 @@ class APGD:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
-            raise BadInput(f"APGD takes steps >= 1, restarts >= 1 and targets >= 0, got {self.steps}, {self.restarts}, {self.targets}")
+            raise BadInput(
+                f"APGD takes steps >= 1, restarts >= 1 and targets >= 0, got {self.steps}, "
+                f"{self.restarts}, {self.targets}"
+            )
         if self.precision not in ("model", "bfloat16"):
             raise BadInput(f"precision is 'model' or 'bfloat16', got {self.precision!r}")
         check_loss(self.loss)
 
     def __call__(
-        self, problem: Problem, *, seed: int = 0, batch: int | None = None, starts: Tensor | None = None, columns: Tensor | None = None
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        batch: int | None = None,
+        starts: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the result.
+        """Yield candidates as points are decided; `batch` (points in flight) does not change the
+        result.
 
-        `starts (N, R, S, *D)` take the place of the first R random starts of the jobs against each of the S margins' rivals; without targets, of the
-        first R S restarts. `columns (N, S)` names these margins where they are not all, the nearest first: then these are the targets.
+        `starts (N, R, S, *D)` take the place of the first R random starts of the jobs against each
+        of the S margins' rivals; without targets, of the first R S restarts. `columns (N, S)` names
+        these margins where they are not all, the nearest first: then these are the targets.
         """
         targets = rivals(problem, self.targets)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         # All best iterates of a block are held at once where rivals are dropped on the way.
-        for places in torch.arange(len(problem), device=problem.x.device).split(in_flight(problem, BATCH) if targets else len(problem)):
+        for places in torch.arange(len(problem), device=problem.x.device).split(
+            in_flight(problem, BATCH) if targets else len(problem)
+        ):
             begin, named = (None if t is None else t[places] for t in (starts, columns))
-            yield from self._block(problem.take(places), targets, seed, dtype, batch or BATCH, begin, named, places)
+            yield from self._block(
+                problem.take(places), targets, seed, dtype, batch or BATCH, begin, named, places
+            )
 
     def _block(
-        self, problem: Problem, targets: int, seed: int, dtype: torch.dtype | None, batch: int, starts: Tensor | None, columns: Tensor | None, places: Tensor
+        self,
+        problem: Problem,
+        targets: int,
+        seed: int,
+        dtype: torch.dtype | None,
+        batch: int,
+        starts: Tensor | None,
+        columns: Tensor | None,
+        places: Tensor,
     ) -> Iterator[Attempt]:
         if not targets:
             begin = None if starts is None else starts.flatten(1, 2)
-            attempts = Queue(problem, Climb(self.steps, self.restarts, 0, self.loss), seed, dtype, batch, begin).run()
-            yield from relayed(attempts, lambda attempt: replace(attempt, index=places[attempt.index]))
+            attempts = Queue(
+                problem, Climb(self.steps, self.restarts, 0, self.loss), seed, dtype, batch, begin
+            ).run()
+            yield from relayed(
+                attempts, lambda attempt: replace(attempt, index=places[attempt.index])
+            )
             return
         ranked = rank_rivals(problem, targets, batch) if columns is None else columns
-        begin = None if starts is None else chosen(starts, ranked) if columns is None else starts.flatten(1, 2)
+        begin = (
+            None
+            if starts is None
+            else chosen(starts, ranked)
+            if columns is None
+            else starts.flatten(1, 2)
+        )
         share = 2.0 if starts is None else _GUIDED_SHARE
-        rounds = _rounds(targets, self.steps) if self.halving and targets > 1 else [(targets, self.steps, 2.0)]
+        rounds = (
+            _rounds(targets, self.steps)
+            if self.halving and targets > 1
+            else [(targets, self.steps, 2.0)]
+        )
         left = torch.arange(len(places), device=places.device)
         best = problem.x.clone()
-        forwards, backwards = torch.ones_like(places), torch.full_like(places, looked_at(problem, targets) * backwards_of(problem))
+        forwards, backwards = (
+            torch.ones_like(places),
+            torch.full_like(places, looked_at(problem, targets) * backwards_of(problem)),
+        )
         for number, (count, steps, first) in enumerate(rounds):
             part = problem.take(left)
-            recipe = Climb(steps, self.restarts if number == 0 else 1, count, self.loss, min(first, share))
-            queue = Queue(part, recipe, seed + number, dtype, batch, begin, ranked, keep_all=len(rounds) > 1)
+            recipe = Climb(
+                steps, self.restarts if number == 0 else 1, count, self.loss, min(first, share)
+            )
+            queue = Queue(
+                part, recipe, seed + number, dtype, batch, begin, ranked, keep_all=len(rounds) > 1
+            )
 
-            def noted(attempt: Attempt, queue: Queue = queue, left: Tensor = left) -> Attempt | None:
+            def noted(
+                attempt: Attempt, queue: Queue = queue, left: Tensor = left
+            ) -> Attempt | None:
                 at = left[attempt.index]
-                best[at], forwards[at], backwards[at] = attempt.candidate, forwards[at] + attempt.forwards, backwards[at] + attempt.backwards
+                best[at], forwards[at], backwards[at] = (
+                    attempt.candidate,
+                    forwards[at] + attempt.forwards,
+                    backwards[at] + attempt.backwards,
+                )
                 won = at[is_adversarial(queue.score[attempt.index])]
-                return Attempt(places[won], best[won], forwards[won], backwards[won]) if len(won) else None
+                return (
+                    Attempt(places[won], best[won], forwards[won], backwards[won])
+                    if len(won)
+                    else None
+                )
 
-            yield from relayed(queue.run(), noted)  # at once, not at the block's end: an interrupt must not lose them
+            # at once, not at the block's end: an interrupt must not lose them
+            yield from relayed(queue.run(), noted)
             standing = torch.nonzero(queue.score > 0).flatten()
             left = left[standing]
             if number + 1 == len(rounds) or not len(standing):
@@ -110,15 +173,22 @@ class APGD:
 
 
 def chosen(starts: Tensor, rivals: Tensor) -> Tensor:
-    """Return the starts (N, R, S, *D) of the rivals (N, T) alone, in the order of jobs: (N, R T, *D)."""
+    """Return the starts (N, R, S, *D) of the rivals (N, T) alone, in the order of jobs: (N, R T,
+    *D).
+    """
     points = torch.arange(len(starts), device=starts.device)[:, None]
     return starts.transpose(1, 2)[points, rivals].transpose(1, 2).flatten(1, 2)
 
 
 def _rounds(targets: int, steps: int) -> list[tuple[int, int, float]]:
-    """Return for each round how many rivals go on, with how many steps, and the first step as a share of the radius."""
+    """Return for each round how many rivals go on, with how many steps, and the first step as a
+    share of the radius.
+    """
     counts = [targets, max(1, -(-targets // 3)), 1]
-    return [(count, max(1, round(part * steps)), share) for count, part, share in zip(counts, _PARTS, _SHARES, strict=True)]
+    return [
+        (count, max(1, round(part * steps)), share)
+        for count, part, share in zip(counts, _PARTS, _SHARES, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -139,41 +209,74 @@ class Climb:
     def memory(self, region: Region, x: Tensor) -> Memory:
         """Return the state of the step control, (B, ...)."""
         zero, none = x.new_zeros(len(x)), x.new_full((len(x),), -torch.inf)
-        share = torch.full_like(zero, self.first_share / 2 if region.norm.is_sparse else self.first_share)
+        share = torch.full_like(
+            zero, self.first_share / 2 if region.norm.is_sparse else self.first_share
+        )
         spread = torch.full_like(zero, max(1.0, float(int(_DENSITY * region.low.shape[1]))))
-        memory = {"share": share, "rises": zero, "last": none, "peak": none, "peak_before": none, "halved": torch.ones_like(zero, dtype=torch.bool)}
-        return memory | {"previous": x, "summit": x, "slope": torch.zeros_like(x)} | ({"spread": spread, "density": spread} if region.norm.is_sparse else {})
+        memory = {
+            "share": share,
+            "rises": zero,
+            "last": none,
+            "peak": none,
+            "peak_before": none,
+            "halved": torch.ones_like(zero, dtype=torch.bool),
+        }
+        return (
+            memory
+            | {"previous": x, "summit": x, "slope": torch.zeros_like(x)}
+            | ({"spread": spread, "density": spread} if region.norm.is_sparse else {})
+        )
 
     def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
         """Return the loss of untargeted jobs."""
         return climbed(self.loss_name, margins, problem.goal, restart)
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
-        """One step of equation (1) of the paper from the iterate, or from the best one at a checkpoint that halves the step."""
+        """One step of equation (1) of the paper from the iterate, or from the best one at a
+        checkpoint that halves the step.
+        """
         m = dict(memory)
         higher = look.loss > m["peak"]
-        m["summit"], m["slope"] = (torch.where(per_job(higher, look.x), new, m[old]) for new, old in ((look.x, "summit"), (look.gradient, "slope")))
+        m["summit"], m["slope"] = (
+            torch.where(per_job(higher, look.x), new, m[old])
+            for new, old in ((look.x, "summit"), (look.gradient, "slope"))
+        )
         m["peak"] = torch.where(higher, look.loss, m["peak"])
         m["rises"] = m["rises"] + (look.loss > m["last"]).to(m["rises"].dtype)
         m["last"] = look.loss
-        back = self._control_sparse(look, m) if look.region.norm.is_sparse else self._control(look, m)
-        x, gradient = (torch.where(per_job(back, look.x), m[name], now) for name, now in (("summit", look.x), ("slope", look.gradient)))
+        back = (
+            self._control_sparse(look, m) if look.region.norm.is_sparse else self._control(look, m)
+        )
+        x, gradient = (
+            torch.where(per_job(back, look.x), m[name], now)
+            for name, now in (("summit", look.x), ("slope", look.gradient))
+        )
         if look.region.norm.is_sparse:
-            # The first step is the one-step attack: from the centre the whole budget, on as few features as it takes. It is exact on a linear model.
+            # The first step is the one-step attack: from the centre the whole budget, on as few
+            # features as it takes. It is exact on a linear model.
             first = look.step == 0
-            base, spread = torch.where(per_job(first, x), look.region.center, x), torch.where(first, torch.ones_like(m["spread"]), m["spread"])
+            base, spread = (
+                torch.where(per_job(first, x), look.region.center, x),
+                torch.where(first, torch.ones_like(m["spread"]), m["spread"]),
+            )
             share = torch.where(first, torch.ones_like(m["share"]), m["share"])
             target = look.region.project(look.region.step(base, gradient, share, spread))
         else:
             target = look.region.project(look.region.step(x, gradient, m["share"]))
             weight = torch.where(look.step > 0, _MOMENTUM, 1.0).to(x.dtype)
-            target = look.region.project(x + per_job(weight, x) * (target - x) + per_job(1 - weight, x) * (x - m["previous"]))
+            target = look.region.project(
+                x + per_job(weight, x) * (target - x) + per_job(1 - weight, x) * (x - m["previous"])
+            )
         m["previous"] = x
         return target, m
 
     def _control(self, look: Look, m: Memory) -> Tensor:
-        """Halve the steps of jobs at a checkpoint that rise too seldom, or stand still at an unchanged step; return which go back to their best."""
-        interval = self._intervals.to(look.step.device)[look.step.clamp(max=self.steps)].to(m["rises"].dtype)
+        """Halve the steps of jobs at a checkpoint that rise too seldom, or stand still at an
+        unchanged step; return which go back to their best.
+        """
+        interval = self._intervals.to(look.step.device)[look.step.clamp(max=self.steps)].to(
+            m["rises"].dtype
+        )
         here = interval > 0
         stuck = ~m["halved"] & (m["peak_before"] >= m["peak"])
         halve = here & ((m["rises"] <= _RISES * interval) | stuck)
@@ -184,21 +287,29 @@ class Climb:
         return halve
 
     def _control_sparse(self, look: Look, m: Memory) -> Tensor:
-        """For sparse norms: spread steps over as many features as the best iterate has changed, divided by 1.5; begin again at it with a full step where
-        that number still falls, else shorten the step."""
+        """For sparse norms: spread steps over as many features as the best iterate has changed,
+        divided by 1.5; begin again at it with a full step where that number still falls, else
+        shorten the step.
+        """
         every = max(int(_SPARSE_CHECK * self.steps), 1)
         here = (look.step > 0) & (look.step % every == 0)
         changed = ((m["summit"] - look.region.center).flatten(1) != 0).sum(1).to(m["spread"].dtype)
         narrower = here & (changed < _NARROWED * m["density"])
         shorter = (m["share"] / _SPARSE_FACTOR).clamp_min(_SHORTEST)
-        m["share"] = torch.where(here, torch.where(narrower, torch.ones_like(shorter), shorter), m["share"])
-        m["spread"] = torch.where(here, (changed / _SPARSE_FACTOR).floor().clamp_min(1.0), m["spread"])
+        m["share"] = torch.where(
+            here, torch.where(narrower, torch.ones_like(shorter), shorter), m["share"]
+        )
+        m["spread"] = torch.where(
+            here, (changed / _SPARSE_FACTOR).floor().clamp_min(1.0), m["spread"]
+        )
         m["density"] = torch.where(here, changed, m["density"])
         return narrower
 
     @cached_property
     def _intervals(self) -> Tensor:
-        """(steps + 1,): at each checkpoint the number of steps since the last one, 0 elsewhere. For 100 steps: 22, 41, 57, 70, 80, 87, 93, 99."""
+        """(steps + 1,): at each checkpoint the number of steps since the last one, 0 elsewhere. For
+        100 steps: 22, 41, 57, 70, 80, 87, 93, 99.
+        """
         intervals = torch.zeros(self.steps + 1, dtype=torch.long)
         gap, place = max(int(_FIRST * self.steps), 1), 0
         while place + gap <= self.steps:

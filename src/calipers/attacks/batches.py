@@ -1,4 +1,6 @@
-"""How do attacks work on many points at once? The size of a batch, one value a point beside tensors of points, and all their gradients in one pass."""
+"""How do attacks work on many points at once? The size of a batch, one value a point beside tensors
+of points, and all their gradients in one pass.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,27 @@ from torch import Tensor, nn
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 
-BATCH = 256  # points in flight: enough to fill two cores and to hide what a loop itself does, small enough to stay in cache
+# points in flight: enough to fill two cores and to hide what a loop itself does, small enough to
+# stay in cache
+BATCH = 256
 _HELD = 2**30  # bytes of points in flight, with what a pass through the model keeps of them
 _HELD_ELSEWHERE = 2**33  # the same on an accelerator
-_COPIES = 24  # tensors of a point's size that a loop holds for it: iterates, gradients, ends of the box, memories
+# tensors of a point's size that a loop holds for it: iterates, gradients, ends of the box, memories
+_COPIES = 24
 _ROOM = 2.0  # times what is kept for the way back: what a layer needs while it runs
 _LIGHT = 2**17  # bytes of a point's copies, and parameters, up to which nothing can be too large
 
 
 def in_flight(problem: Problem, most: int) -> int:
-    """Return how many points may be in flight: `most`, or as many as their bytes allow. What a pass keeps of a point is measured once for a model."""
+    """Return how many points may be in flight: `most`, or as many as their bytes allow. What a pass
+    keeps of a point is measured once for a model.
+    """
     own = problem.x[:1].numel() * problem.x.element_size() * _COPIES if len(problem) else 0
-    kept = _kept(problem.classifier, problem.x[:1]) if own > _LIGHT or _parameters(problem.classifier) > _LIGHT else 0
+    kept = (
+        _kept(problem.classifier, problem.x[:1])
+        if own > _LIGHT or _parameters(problem.classifier) > _LIGHT
+        else 0
+    )
     held = _HELD if problem.x.device.type == "cpu" else _HELD_ELSEWHERE
     return max(1, min(most, int(held // max(1.0, own + _ROOM * kept))))
 
@@ -35,7 +46,9 @@ _measured: weakref.WeakKeyDictionary[Classifier, dict[Hashable, int]] = weakref.
 
 
 def _kept(classifier: Classifier, point: Tensor) -> int:
-    """Return how many bytes a pass through the model keeps for the way back, parameters left out."""
+    """Return how many bytes a pass through the model keeps for the way back, parameters left
+    out.
+    """
     sizes = _measured.setdefault(classifier, {})
     key = (tuple(point.shape), point.dtype)
     if key not in sizes and len(point):
@@ -44,7 +57,10 @@ def _kept(classifier: Classifier, point: Tensor) -> int:
 
 
 def _measure(classifier: Classifier, point: Tensor) -> int:
-    own = {t.untyped_storage().data_ptr() for t in [*classifier.network.parameters(), *classifier.network.buffers()]}
+    own = {
+        t.untyped_storage().data_ptr()
+        for t in [*classifier.network.parameters(), *classifier.network.buffers()]
+    }
     held = dict[int, int]()
 
     def note(t: Tensor) -> Tensor:
@@ -54,19 +70,35 @@ def _measure(classifier: Classifier, point: Tensor) -> int:
         return t
 
     network: nn.Module = classifier.network
-    with classifier.frozen(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with (
+        classifier.frozen(),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+    ):
         network(point.detach().clone().nan_to_num(0.0).requires_grad_(point.is_floating_point()))
     return sum(held.values())
 
 
 def input_gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
-    """Return the gradient of the sum; zero where it is not finite, or where the model cuts the graph (a threshold, a detach)."""
-    (gradient,) = torch.autograd.grad(loss.sum(), x, retain_graph=keep, allow_unused=True) if loss.requires_grad else (None,)
-    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    """Return the gradient of the sum; zero where it is not finite, or where the model cuts the
+    graph (a threshold, a detach).
+    """
+    (gradient,) = (
+        torch.autograd.grad(loss.sum(), x, retain_graph=keep, allow_unused=True)
+        if loss.requires_grad
+        else (None,)
+    )
+    return (
+        torch.zeros_like(x)
+        if gradient is None
+        else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    )
 
 
 def backwards_of(problem: Problem) -> int:
-    """Return how many backward passes a step of a gradient attack makes: one, or none where the model gives no gradient by its input at all."""
+    """Return how many backward passes a step of a gradient attack makes: one, or none where the
+    model gives no gradient by its input at all.
+    """
     return 0 if problem.classifier.no_gradient else 1
 
 

@@ -1,10 +1,14 @@
-"""Who is decided? The jobs of every point by rank, and which of them can still matter; kept by the host, in plain numbers."""
+"""Who is decided? The jobs of every point by rank, and which of them can still matter; kept by the
+host, in plain numbers.
+"""
 
 from __future__ import annotations
 
 
 class Book:
-    """The jobs of `points` points, `ranks` each (restart, then target); job number = rank x points + point, so that all points come before the next rank."""
+    """The jobs of `points` points, `ranks` each (restart, then target); job number = rank x points
+    + point, so that all points come before the next rank.
+    """
 
     def __init__(self, points: int, ranks: int) -> None:
         self.points, self.ranks = points, ranks

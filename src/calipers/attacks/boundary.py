@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.batches import per_job
-from calipers.attacks.queries import SEEK, Asked, Look, Memory, approach, approached, at_the_start, one_each, run_queries, unbounded
+from calipers.attacks.queries import (
+    SEEK,
+    Asked,
+    Look,
+    Memory,
+    approach,
+    approached,
+    at_the_start,
+    one_each,
+    run_queries,
+    unbounded,
+)
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -19,18 +30,22 @@ from calipers.problem.tools import Attempt
 _ASIDE, _INWARD = 2, 3
 _AT_FIRST = 1e-2  # share of the distance at which the first bisection ends: the walk does the rest
 _LEARNING = 0.1
-_ASIDE_RATE, _INWARD_RATE = 0.5, 0.25  # the shares of successes at which the step lengths stand still
+# the shares of successes at which the step lengths stand still
+_ASIDE_RATE, _INWARD_RATE = 0.5, 0.25
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The nearest adversarial point of a random walk along the boundary (Brendel, Rauber and Bethge 2018); the problem's radius is ignored.
+    """The nearest adversarial point of a random walk along the boundary (Brendel, Rauber and Bethge
+    2018); the problem's radius is ignored.
 
-    From a random adversarial point: a step aside at the same distance, and where that stays adversarial a step inward; both lengths follow their own success.
-    Differs from the paper: the sphere is that of the problem's norm and the box is part of it, each point adapts its lengths after every step, every other step
-    aside moves a few features only (on a plane in linf that brings 1.19 times the distance down to 1.00), and the walk begins with a bisection.
-    HopSkipJump needs fewer queries; this one needs no estimate of a slope.
-    Cost: `queries` forward passes a point, 1 where it is wrong already, `starts` where nothing adversarial is found.
+    From a random adversarial point: a step aside at the same distance, and where that stays
+    adversarial a step inward; both lengths follow their own success. Differs from the paper: the
+    sphere is that of the problem's norm and the box is part of it, each point adapts its lengths
+    after every step, every other step aside moves a few features only (on a plane in linf that
+    brings 1.19 times the distance down to 1.00), and the walk begins with a bisection. HopSkipJump
+    needs fewer queries; this one needs no estimate of a slope. Cost: `queries` forward passes a
+    point, 1 where it is wrong already, `starts` where nothing adversarial is found.
     """
 
     queries: int = 5000
@@ -38,11 +53,20 @@ class Boundary:
 
     def __post_init__(self) -> None:
         if min(self.queries, self.starts) < 1:
-            raise BadInput(f"Boundary takes queries >= 1 (usually 5000 to 25000) and starts >= 1, got {self.queries}, {self.starts}")
+            raise BadInput(
+                "Boundary takes queries >= 1 (usually 5000 to 25000) and starts >= 1, got "
+                f"{self.queries}, {self.starts}"
+            )
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; `batch` (points in flight) does not change the result."""
-        return run_queries(unbounded(problem), _RandomWalk(self.queries, self.starts), seed=seed, batch=batch)
+    def __call__(
+        self, problem: Problem, *, seed: int = 0, batch: int | None = None
+    ) -> Iterator[Attempt]:
+        """Yield the nearest candidates as points are decided; `batch` (points in flight) does not
+        change the result.
+        """
+        return run_queries(
+            unbounded(problem), _RandomWalk(self.queries, self.starts), seed=seed, batch=batch
+        )
 
 
 @dataclass(frozen=True)
@@ -54,7 +78,12 @@ class _RandomWalk:
 
     def start(self, region: Region, streams: Streams) -> Memory:
         aside, inward = torch.full_like(region.radius, 0.1), torch.full_like(region.radius, 0.1)
-        return {**at_the_start(region), "aside": aside, "inward": inward, "beside": region.center.clone()}
+        return {
+            **at_the_start(region),
+            "aside": aside,
+            "inward": inward,
+            "beside": region.center.clone(),
+        }
 
     def ask(self, look: Look, memory: Memory) -> Asked:
         phase, points = memory["phase"], approach(look, memory)
@@ -69,20 +98,37 @@ class _RandomWalk:
         region, far, outer = look.region.take(rows), memory["far"][rows], memory["outer"][rows]
         offset = (far.double() - region.center.double()).flatten(1)
         draw = look.streams.take(rows).fork(look.spent[rows]).normal(offset.shape[1], torch.float64)
-        # Every other step moves a random few features by a random share: where the norm is no sphere, a step of all of them nearly always leaves a corner.
-        luck = look.streams.take(rows).fork(look.spent[rows]).fork(1).uniform(offset.shape[1] + 2, torch.float64)
+        # Every other step moves a random few features by a random share: where the norm is no
+        # sphere, a step of all of them nearly always leaves a corner.
+        luck = (
+            look.streams.take(rows)
+            .fork(look.spent[rows])
+            .fork(1)
+            .uniform(offset.shape[1] + 2, torch.float64)
+        )
         few, share, choice = look.spent[rows] % 2 == 1, 2 * luck[:, -1].square(), luck[:, :-2]
-        chosen = (choice < offset.shape[1] ** -luck[:, -2:-1]) | (choice == choice.amin(1, keepdim=True))
-        along = (draw * offset).sum(1) / offset.square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+        chosen = (choice < offset.shape[1] ** -luck[:, -2:-1]) | (
+            choice == choice.amin(1, keepdim=True)
+        )
+        along = (draw * offset).sum(1) / offset.square().sum(1).clamp_min(
+            torch.finfo(torch.float64).tiny
+        )
         tangent = (draw - along[:, None] * offset) if offset.shape[1] > 1 else draw
         tangent = torch.where(few[:, None], draw * chosen, tangent)
-        size = region.distance(region.center.double() + tangent.view_as(far)).clamp_min(torch.finfo(torch.float64).tiny)
-        moved = offset + tangent * (torch.where(few, share, memory["aside"][rows]) * outer / size)[:, None]
+        size = region.distance(region.center.double() + tangent.view_as(far)).clamp_min(
+            torch.finfo(torch.float64).tiny
+        )
+        moved = (
+            offset
+            + tangent * (torch.where(few, share, memory["aside"][rows]) * outer / size)[:, None]
+        )
         return region.at(outer).project(region.center + moved.to(far.dtype).view_as(far))
 
     def _inward(self, look: Look, memory: Memory, rows: Tensor) -> Tensor:
         region = look.region.take(rows)
-        return region.at(memory["outer"][rows] * (1 - memory["inward"][rows])).project(memory["beside"][rows])
+        return region.at(memory["outer"][rows] * (1 - memory["inward"][rows])).project(
+            memory["beside"][rows]
+        )
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
         before, points, broken = memory["phase"], asked.points, answers < 0
@@ -94,8 +140,15 @@ class _RandomWalk:
         memory["far"] = torch.where(per_job(kept, points), points, memory["far"])
         memory["outer"] = torch.where(kept, look.region.distance(points), memory["outer"])
         whole = look.spent % 2 == 1  # spent counts this answer already
-        for name, tried, rate in (("aside", aside & whole, _ASIDE_RATE), ("inward", inward, _INWARD_RATE)):
+        for name, tried, rate in (
+            ("aside", aside & whole, _ASIDE_RATE),
+            ("inward", inward, _INWARD_RATE),
+        ):
             factor = (_LEARNING * (broken.double() - rate)).exp()
-            memory[name] = torch.where(tried, (memory[name] * factor).clamp(1e-8, 0.5), memory[name])
-        memory["phase"] = torch.where(aside & broken, _INWARD, torch.where(arrived | inward | aside, _ASIDE, memory["phase"]))
+            memory[name] = torch.where(
+                tried, (memory[name] * factor).clamp(1e-8, 0.5), memory[name]
+            )
+        memory["phase"] = torch.where(
+            aside & broken, _INWARD, torch.where(arrived | inward | aside, _ASIDE, memory["phase"])
+        )
         return (memory["phase"] == SEEK) & (look.spent >= self.starts)

@@ -1,4 +1,6 @@
-"""How near does a search come that weighs distance against margin? The attack of Carlini and Wagner, for l2."""
+"""How near does a search come that weighs distance against margin? The attack of Carlini and
+Wagner, for l2.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,18 @@ _LOST = 10.0  # the factor on c while nothing is found
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """Carlini and Wagner 2017 for l2: Adam on distance^2 + c max(margin, 0), with c searched by bisection, `rounds` times.
+    """Carlini and Wagner 2017 for l2: Adam on distance^2 + c max(margin, 0), with c searched by
+    bisection, `rounds` times.
 
-    Each point has its own c, and its own early end of a round: when the objective has not improved for a tenth of `steps`, its next round begins at once.
-    `step` is Adam's, as a share of what each feature can move (of the distance to the boundary of a linear model where there is no box); the first c is
-    `first_c` times the one that solves a linear model. `targets` > 0 runs a search towards each of that many rivals, nearest first; 0 follows the worst margin.
-    Differs from the paper: iterates are projected into the box instead of passing through tanh; steps left by early ends go to more rounds; a round begins
-    with the first c of a linear model, not 0.001; the nearest example is pulled back to the boundary.
-    Cost: (steps x rounds + 1) x max(targets, 1) forward and backward passes, and about 10 forwards at the end.
+    Each point has its own c, and its own early end of a round: when the objective has not improved
+    for a tenth of `steps`, its next round begins at once. `step` is Adam's, as a share of what each
+    feature can move (of the distance to the boundary of a linear model where there is no box); the
+    first c is `first_c` times the one that solves a linear model. `targets` > 0 runs a search
+    towards each of that many rivals, nearest first; 0 follows the worst margin. Differs from the
+    paper: iterates are projected into the box instead of passing through tanh; steps left by early
+    ends go to more rounds; a round begins with the first c of a linear model, not 0.001; the
+    nearest example is pulled back to the boundary. Cost: (steps x rounds + 1) x max(targets, 1)
+    forward and backward passes, and about 10 forwards at the end.
     """
 
     steps: int = 100
@@ -40,12 +46,25 @@ class CarliniWagner:
     targets: int = 0
 
     def __post_init__(self) -> None:
-        check_between(self, steps=(1, 10**9), rounds=(1, 10**6), step=(1e-9, 10), first_c=(1e-9, 1e9), targets=(0, 10**9))
+        check_between(
+            self,
+            steps=(1, 10**9),
+            rounds=(1, 10**6),
+            step=(1e-9, 10),
+            first_c=(1e-9, 1e9),
+            targets=(0, 10**9),
+        )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
         demand(problem.region.norm.is_euclidean, self, "l2", problem)
-        return seek(problem, _Search(tool=self, steps=self.steps * self.rounds, targets=rivals(problem, self.targets)), seed)
+        return seek(
+            problem,
+            _Search(
+                tool=self, steps=self.steps * self.rounds, targets=rivals(problem, self.targets)
+            ),
+            seed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +73,33 @@ class _Search(FromTheCentre):
 
     def memory(self, region: Region, x: Tensor) -> Memory:
         zero, none = torch.zeros_like(region.radius), torch.full_like(region.radius, torch.inf)
-        numbers = {"c": zero, "unit": zero, "low": zero, "high": none, "made": zero, "idle": zero, "least": none, "hit": zero}
+        numbers = {
+            "c": zero,
+            "unit": zero,
+            "low": zero,
+            "high": none,
+            "made": zero,
+            "idle": zero,
+            "least": none,
+            "hit": zero,
+        }
         return {**numbers, "mean": torch.zeros_like(x), "square": torch.zeros_like(x)}
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, m, tiny = look.region, dict(memory), torch.finfo(look.x.dtype).tiny
         steepness, first = slope(region, look.gradient).double().clamp_min(1e-150), look.step == 0
-        # On a linear model the objective is least on the boundary exactly where c = 2 margin / |gradient|^2.
-        m["c"] = torch.where(first, self.tool.first_c * 2 * look.worst.double() / steepness.square(), m["c"]).clamp(1e-300, 1e300)
-        m["unit"] = torch.where(first, (look.worst.double() / steepness).minimum(region.radius), m["unit"])
+        # On a linear model the objective is least on the boundary exactly where c = 2 margin /
+        # |gradient|^2.
+        m["c"] = torch.where(
+            first, self.tool.first_c * 2 * look.worst.double() / steepness.square(), m["c"]
+        ).clamp(1e-300, 1e300)
+        m["unit"] = torch.where(
+            first, (look.worst.double() / steepness).minimum(region.radius), m["unit"]
+        )
         objective = region.distance(look.x).square() + m["c"] * look.worst.double().clamp_min(0)
-        m["idle"] = torch.where(objective < m["least"] * (1 - _PROGRESS), torch.zeros_like(m["idle"]), m["idle"] + 1)
+        m["idle"] = torch.where(
+            objective < m["least"] * (1 - _PROGRESS), torch.zeros_like(m["idle"]), m["idle"] + 1
+        )
         m["least"] = torch.minimum(m["least"], objective)
         m["hit"] = torch.maximum(m["hit"], is_adversarial(look.worst).to(m["hit"]))
         m["made"] = m["made"] + 1
@@ -73,24 +108,42 @@ class _Search(FromTheCentre):
         return torch.where(per_job(over, moved), region.center, moved), _next_round(m, over)
 
     def _descend(self, look: Look, m: Memory, tiny: float) -> Tensor:
-        """Return the next iterate after one step of Adam on the objective; the moments in `m` are brought up to date."""
+        """Return the next iterate after one step of Adam on the objective; the moments in `m` are
+        brought up to date.
+        """
         region, resists = look.region, ~is_adversarial(look.worst)
         weight = 1.0 if region.weight is None else region.weight.square().view_as(region.center[0])
         scale = per_job((m["c"] * resists).to(look.x.dtype), look.x)
         gradient = 2 * weight * (look.x - region.center) - scale * look.gradient
         m["mean"] = 0.9 * m["mean"] + 0.1 * gradient
         m["square"] = 0.999 * m["square"] + 0.001 * gradient.square()
-        first, second = (per_job((1 - rate ** m["made"]).to(gradient.dtype), gradient) for rate in (0.9, 0.999))
+        first, second = (
+            per_job((1 - rate ** m["made"]).to(gradient.dtype), gradient) for rate in (0.9, 0.999)
+        )
         size = widths(region)
         size = torch.where(size.isinf(), per_job(m["unit"].to(size.dtype), size), size)
-        return region.project(look.x - self.tool.step * size * (m["mean"] / first) / (m["square"] / second).sqrt().clamp_min(tiny))
+        return region.project(
+            look.x
+            - self.tool.step
+            * size
+            * (m["mean"] / first)
+            / (m["square"] / second).sqrt().clamp_min(tiny)
+        )
 
 
 def _next_round(m: Memory, over: Tensor) -> Memory:
-    """Return the memory with a new c, and all else forgotten, for the jobs whose round is over: halfway between the two ends, or more while none succeeded."""
+    """Return the memory with a new c, and all else forgotten, for the jobs whose round is over:
+    halfway between the two ends, or more while none succeeded.
+    """
     hit = m["hit"] > 0
-    high, low = torch.where(hit, torch.minimum(m["high"], m["c"]), m["high"]), torch.where(hit, m["low"], torch.maximum(m["low"], m["c"]))
+    high, low = (
+        torch.where(hit, torch.minimum(m["high"], m["c"]), m["high"]),
+        torch.where(hit, m["low"], torch.maximum(m["low"], m["c"])),
+    )
     c = torch.where(high.isinf(), (m["c"] * _LOST).clamp(max=1e300), (low + high) / 2)
     fresh: Memory = {"c": c, "low": low, "high": high, "least": torch.full_like(c, torch.inf)}
     fresh |= {name: torch.zeros_like(m[name]) for name in ("made", "idle", "hit", "mean", "square")}
-    return {name: torch.where(per_job(over, value), fresh[name], value) if name in fresh else value for name, value in m.items()}
+    return {
+        name: torch.where(per_job(over, value), fresh[name], value) if name in fresh else value
+        for name, value in m.items()
+    }

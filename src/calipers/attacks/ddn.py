@@ -1,4 +1,6 @@
-"""How near does a search come that keeps length and direction apart? Decoupled direction and norm, for l2."""
+"""How near does a search come that keeps length and direction apart? Decoupled direction and norm,
+for l2.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,20 @@ from calipers.problem.tools import Attempt
 
 @dataclass(frozen=True)
 class DDN:
-    """Decoupled direction and norm (Rony et al. 2019) for l2: each step turns the perturbation towards the gradient and then sets its length, a share
-    `gamma` shorter than before if the iterate was adversarial, longer if not.
+    """Decoupled direction and norm (Rony et al. 2019) for l2: each step turns the perturbation
+    towards the gradient and then sets its length, a share `gamma` shorter than before if the
+    iterate was adversarial, longer if not.
 
-    `step` is the first step as a share of the current length, `last_step` and `last_gamma` are where step and gamma end, along a cosine. `inside` ends the
-    search of a point at the first example within the problem's radius: for verdicts.
-    Differs from the paper: the first length, and every one after a success, is at most where a linear model puts the boundary, as in FMN, and steps scale with
-    it (no unit of the data is assumed): 20 steps come within 1 % of what 100 found without. Gamma falls. The loss is the log odds of failure, whose gradient
-    has the direction of the cross-entropy's but never vanishes (where logits differ little it mixes the rivals, and the nearest point is missed by some per
-    cent); nothing is rounded to grey levels; the nearest example is pulled back to the boundary.
-    Cost: steps + 1 forward and backward passes, and about 10 forwards at the end.
+    `step` is the first step as a share of the current length, `last_step` and `last_gamma` are
+    where step and gamma end, along a cosine. `inside` ends the search of a point at the first
+    example within the problem's radius: for verdicts. Differs from the paper: the first length, and
+    every one after a success, is at most where a linear model puts the boundary, as in FMN, and
+    steps scale with it (no unit of the data is assumed): 20 steps come within 1 % of what 100 found
+    without. Gamma falls. The loss is the log odds of failure, whose gradient has the direction of
+    the cross-entropy's but never vanishes (where logits differ little it mixes the rivals, and the
+    nearest point is missed by some per cent); nothing is rounded to grey levels; the nearest
+    example is pulled back to the boundary. Cost: steps + 1 forward and backward passes, and about
+    10 forwards at the end.
     """
 
     steps: int = 100
@@ -41,7 +47,14 @@ class DDN:
     inside: bool = False
 
     def __post_init__(self) -> None:
-        check_between(self, steps=(1, 10**9), step=(1e-9, 1e3), last_step=(0, self.step), gamma=(1e-9, 0.999), last_gamma=(0, self.gamma))
+        check_between(
+            self,
+            steps=(1, 10**9),
+            step=(1e-9, 1e3),
+            last_step=(0, self.step),
+            gamma=(1e-9, 0.999),
+            last_gamma=(0, self.gamma),
+        )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
@@ -61,10 +74,14 @@ class _Search(FromTheCentre):
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, tool, tiny = look.region, self.tool, torch.finfo(look.x.dtype).tiny
-        share, gamma = (cosine(a, b, look.step, self.steps) for a, b in ((tool.step, tool.last_step), (tool.gamma, tool.last_gamma)))
+        share, gamma = (
+            cosine(a, b, look.step, self.steps)
+            for a, b in ((tool.step, tool.last_step), (tool.gamma, tool.last_gamma))
+        )
         radius = next_radius(dataclasses.replace(look, loss=-look.worst), memory["radius"], gamma)
         turned = region.at(share * radius).step(look.x, look.gradient, 1.0) - region.center
         stretch = radius.to(look.x.dtype) / length(region, turned).clamp_min(tiny)
         stretch = torch.where((turned == 0).flatten(1).all(1), torch.zeros_like(stretch), stretch)
-        inside = (turned * per_job(stretch, turned)).flatten(1).clamp(region.low, region.high)  # of the box: the ball is as wide
+        # of the box: the ball is as wide
+        inside = (turned * per_job(stretch, turned)).flatten(1).clamp(region.low, region.high)
         return region.center + inside.view_as(region.center), {"radius": radius}

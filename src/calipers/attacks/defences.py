@@ -1,6 +1,8 @@
-"""How are defences attacked that break gradients or answer at random? By another slope for one layer, and by averages over draws.
+"""How are defences attacked that break gradients or answer at random? By another slope for one
+layer, and by averages over draws.
 
-Both follow Athalye, Carlini, Wagner 2018: backward pass differentiable approximation (BPDA) and expectation over transformation (EOT).
+Both follow Athalye, Carlini, Wagner 2018: backward pass differentiable approximation (BPDA) and
+expectation over transformation (EOT).
 """
 
 from __future__ import annotations
@@ -27,25 +29,40 @@ from calipers.problem.tools import Attack, Attempt
 StandIn = Literal["identity", "smooth"] | Callable[[Tensor], Tensor]
 Averages = Literal["log_probabilities", "logits", "probabilities"]
 
-_FIRST_LEAD = 1.0  # in log odds: a point whose average is just beyond the boundary fools half of the draws only
+# in log odds: a point whose average is just beyond the boundary fools half of the draws only
+_FIRST_LEAD = 1.0
 
 
 class BPDA(nn.Module):
     """A layer that answers as ever, bit for bit, and whose backward pass is another function's.
 
-    `stand_in`: "identity" passes the gradient through as it is (input and output must have one shape); "smooth" is a soft staircase of `levels` equal steps on
-    [0, 1], sum_j sigma((x - t_j) / width) / (levels - 1), for quantisers; or any differentiable function of the layer's input that resembles the layer and
-    returns its shape.
+    `stand_in`: "identity" passes the gradient through as it is (input and output must have one
+    shape); "smooth" is a soft staircase of `levels` equal steps on [0, 1], sum_j sigma((x - t_j) /
+    width) / (levels - 1), for quantisers; or any differentiable function of the layer's input that
+    resembles the layer and returns its shape.
     """
 
-    def __init__(self, layer: nn.Module | Callable[[Tensor], Tensor], stand_in: StandIn = "identity", *, levels: int = 256, width: float | None = None) -> None:
+    def __init__(
+        self,
+        layer: nn.Module | Callable[[Tensor], Tensor],
+        stand_in: StandIn = "identity",
+        *,
+        levels: int = 256,
+        width: float | None = None,
+    ) -> None:
         super().__init__()
         if not callable(stand_in) and stand_in not in ("identity", "smooth"):
-            raise BadInput(f"unknown stand_in {stand_in!r}; choose 'identity', 'smooth' or give a differentiable function")
+            raise BadInput(
+                f"unknown stand_in {stand_in!r}; choose 'identity', 'smooth' or give a "
+                "differentiable function"
+            )
         if levels < 2 or (width is not None and not width > 0):
-            raise BadInput(f"a soft staircase takes levels >= 2 and width > 0, got {levels}, {width}")
+            raise BadInput(
+                f"a soft staircase takes levels >= 2 and width > 0, got {levels}, {width}"
+            )
         self.layer, self.stand_in, self.levels = layer, stand_in, levels
-        self.width = 0.5 / (levels - 1) if width is None else width  # half a step: steep at the edges, nowhere flat
+        # half a step: steep at the edges, nowhere flat
+        self.width = 0.5 / (levels - 1) if width is None else width
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's own answer."""
@@ -81,36 +98,55 @@ class _Replaced(torch.autograd.Function):
             y = ctx.part.smooth(x)
             if y.shape != ctx.shape:
                 raise BadModel(
-                    f"the stand-in returns shape {tuple(y.shape)}, the layer {tuple(ctx.shape)}: give a differentiable function of the layer's own shapes"
+                    f"the stand-in returns shape {tuple(y.shape)}, the layer {tuple(ctx.shape)}: "
+                    "give a differentiable function of the layer's own shapes"
                 )
             (gradient,) = torch.autograd.grad(y, x, gradients[0])
         return gradient, None
 
 
 def staircase(x: Tensor, levels: int, width: float) -> Tensor:
-    """Return the soft staircase of `levels` values on [0, 1]: each edge (j + 1/2) / (levels - 1) is a step of a logistic function of that width."""
+    """Return the soft staircase of `levels` values on [0, 1]: each edge (j + 1/2) / (levels - 1) is
+    a step of a logistic function of that width.
+    """
     steps = levels - 1
     # Edges one by one keep memory at one input's size; sigma(t) = (1 + tanh(t / 2)) / 2.
-    return sum((((x - (j + 0.5) / steps) / (2 * width)).tanh() + 1 for j in range(steps)), torch.zeros_like(x)) / (2 * steps)
+    return sum(
+        (((x - (j + 0.5) / steps) / (2 * width)).tanh() + 1 for j in range(steps)),
+        torch.zeros_like(x),
+    ) / (2 * steps)
 
 
-def replace_layers(model: nn.Module, stand_ins: Mapping[str, StandIn], *, levels: int = 256) -> nn.Module:
-    """Return a copy of the model whose named layers have stand-ins in the backward pass; its answers stay the same, so candidates found on it are real."""
+def replace_layers(
+    model: nn.Module, stand_ins: Mapping[str, StandIn], *, levels: int = 256
+) -> nn.Module:
+    """Return a copy of the model whose named layers have stand-ins in the backward pass; its
+    answers stay the same, so candidates found on it are real.
+    """
     known = [name for name, _ in model.named_modules() if name]
     copied = copy.deepcopy(model)
     for name, stand_in in stand_ins.items():
         if name not in known:
-            raise BadInput(f"the model has no layer {name!r}; it has {', '.join(known[:20])}{', …' if len(known) > 20 else ''}")
+            raise BadInput(
+                f"the model has no layer {name!r}; it has "
+                f"{', '.join(known[:20])}{', …' if len(known) > 20 else ''}"
+            )
         path, _, last = name.rpartition(".")
-        setattr(copied.get_submodule(path), last, BPDA(copied.get_submodule(name), stand_in, levels=levels))
+        setattr(
+            copied.get_submodule(path),
+            last,
+            BPDA(copied.get_submodule(name), stand_in, levels=levels),
+        )
     return copied
 
 
 @dataclass(frozen=True)
 class Through:
-    """Run an attack on a copy of the model with stand-ins for layers (see `replace_layers`); the model's own answers decide.
+    """Run an attack on a copy of the model with stand-ins for layers (see `replace_layers`); the
+    model's own answers decide.
 
-    `stand_ins` are pairs (layer's name, "identity" or "smooth" or a function). Costs what the attack costs.
+    `stand_ins` are pairs (layer's name, "identity" or "smooth" or a function). Costs what the
+    attack costs.
     """
 
     attack: Attack
@@ -120,25 +156,44 @@ class Through:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the attack's candidates."""
         own = problem.classifier
-        replaced = Classifier(replace_layers(own.module, dict(self.stand_ins), levels=self.levels), own.mean, own.std, own.draws)
+        replaced = Classifier(
+            replace_layers(own.module, dict(self.stand_ins), levels=self.levels),
+            own.mean,
+            own.std,
+            own.draws,
+        )
         replaced._tail = own._tail
         replaced.counter = own.counter
         yield from self.attack(_with(problem, replaced, problem.goal), seed=seed)
 
 
 class Averaged(nn.Module):
-    """A random model's average answer over `draws` independent draws of its randomness: its slope is the expected slope (EOT).
+    """A random model's average answer over `draws` independent draws of its randomness: its slope
+    is the expected slope (EOT).
 
-    `of` "log_probabilities" returns the mean of log softmax and "logits" the mean logits, which have the same margins; "probabilities" returns the
-    logarithm of the mean softmax. The draws of the t-th call hang on (seed, t) alone, and the state of the shared generators is put back, so a run can be
-    repeated. With `fresh` False every call sees the same draws. A model that draws one number for each entry of the batch gives a point other numbers in
-    another batch: its results do depend on who else is in the batch.
+    `of` "log_probabilities" returns the mean of log softmax and "logits" the mean logits, which
+    have the same margins; "probabilities" returns the logarithm of the mean softmax. The draws of
+    the t-th call hang on (seed, t) alone, and the state of the shared generators is put back, so a
+    run can be repeated. With `fresh` False every call sees the same draws. A model that draws one
+    number for each entry of the batch gives a point other numbers in another batch: its results do
+    depend on who else is in the batch.
     """
 
-    def __init__(self, model: nn.Module, draws: int, seed: int = 0, *, of: Averages = "log_probabilities", fresh: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        draws: int,
+        seed: int = 0,
+        *,
+        of: Averages = "log_probabilities",
+        fresh: bool = True,
+    ) -> None:
         super().__init__()
         if draws < 1 or of not in get_args(Averages):
-            raise BadInput(f"Averaged takes draws >= 1 and of {', '.join(map(repr, get_args(Averages)))}, got {draws}, {of!r}")
+            raise BadInput(
+                f"Averaged takes draws >= 1 and of {', '.join(map(repr, get_args(Averages)))}, got "
+                f"{draws}, {of!r}"
+            )
         self.model, self.draws, self.seed, self.of, self.fresh = model, draws, seed, of, fresh
         self.calls = 0
 
@@ -146,20 +201,27 @@ class Averaged(nn.Module):
         """Return the average (N, K)."""
         answers = torch.stack(list(drawn(self.model, x, self.draws, key_of(self.seed, self.calls))))
         self.calls += self.fresh
-        single = answers.dim() == 2 or answers.shape[2] == 1  # a single logit is a score of two classes already
+        # a single logit is a score of two classes already
+        single = answers.dim() == 2 or answers.shape[2] == 1
         if self.of == "logits" or single:
             return answers.mean(0)
         odds = answers.log_softmax(2)
-        return odds.mean(0) if self.of == "log_probabilities" else odds.logsumexp(0) - math.log(self.draws)
+        return (
+            odds.mean(0)
+            if self.of == "log_probabilities"
+            else odds.logsumexp(0) - math.log(self.draws)
+        )
 
 
 @dataclass(frozen=True)
 class EOT:
-    """Run a gradient attack on the average of `draws` draws of a random model; a candidate succeeds if it fools the share `votes` of fresh draws.
+    """Run a gradient attack on the average of `draws` draws of a random model; a candidate succeeds
+    if it fools the share `votes` of fresh draws.
 
-    The attack stops where the average is just beyond the boundary, which fools half of the draws. Points whose candidate is voted down are attacked again
-    with a lead to gain beyond the boundary (1, 2, 4, ... in log odds), up to `rounds` times; the candidate of most votes is returned.
-    Cost: `draws` times the attack's for each round, and `judges` forwards.
+    The attack stops where the average is just beyond the boundary, which fools half of the draws.
+    Points whose candidate is voted down are attacked again with a lead to gain beyond the boundary
+    (1, 2, 4, ... in log odds), up to `rounds` times; the candidate of most votes is returned. Cost:
+    `draws` times the attack's for each round, and `judges` forwards.
     """
 
     attack: Attack
@@ -171,10 +233,15 @@ class EOT:
 
     def __post_init__(self) -> None:
         if self.draws < 1 or self.judges < 1 or self.rounds < 1 or not 0 < self.votes <= 1:
-            raise BadInput(f"EOT takes draws, judges, rounds >= 1 and votes in (0, 1], got {self.draws}, {self.judges}, {self.rounds}, {self.votes}")
+            raise BadInput(
+                f"EOT takes draws, judges, rounds >= 1 and votes in (0, 1], got {self.draws}, "
+                f"{self.judges}, {self.rounds}, {self.votes}"
+            )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield all candidates at the end, the most convincing of each point; an interrupt yields what is known, and is passed on."""
+        """Yield all candidates at the end, the most convincing of each point; an interrupt yields
+        what is known, and is passed on.
+        """
         found, interrupt = _Polled(problem), None
         try:
             for k in range(self.rounds):
@@ -183,7 +250,12 @@ class EOT:
                     break
         except KeyboardInterrupt as error:
             interrupt = error
-        yield Attempt(torch.arange(len(problem), device=problem.x.device), found.best, found.forwards, found.backwards)
+        yield Attempt(
+            torch.arange(len(problem), device=problem.x.device),
+            found.best,
+            found.forwards,
+            found.backwards,
+        )
         if interrupt is not None:
             raise interrupt
 
@@ -191,36 +263,64 @@ class EOT:
         """Attack the points that are still voted down, with the k-th lead."""
         left = torch.nonzero(found.share < self.votes).flatten()
         part = problem.take(left)
-        averaged = Classifier(Averaged(problem.classifier.network, self.draws, key_of(seed, k), of=self.of))
+        averaged = Classifier(
+            Averaged(problem.classifier.network, self.draws, key_of(seed, k), of=self.of)
+        )
         lead = 0.0 if k == 0 else _FIRST_LEAD * 2.0 ** (k - 1)
 
         def judge(attempt: Attempt) -> None:
             place = left[attempt.index]
-            votes = self._votes(problem, part.goal.take(attempt.index), attempt.candidate, place, key_of(seed, "judges", k))
+            votes = self._votes(
+                problem,
+                part.goal.take(attempt.index),
+                attempt.candidate,
+                place,
+                key_of(seed, "judges", k),
+            )
             found.forwards[place] += attempt.forwards * self.draws + self.judges
             found.backwards[place] += attempt.backwards * self.draws
             better = votes > found.share[place]
-            found.best[place[better]], found.share[place[better]] = attempt.candidate[better], votes[better]
+            found.best[place[better]], found.share[place[better]] = (
+                attempt.candidate[better],
+                votes[better],
+            )
 
-        for _ in relayed(self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed), judge):
+        for _ in relayed(
+            self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed), judge
+        ):
             pass
         problem.classifier.counter.forwards += averaged.counter.forwards * self.draws
         problem.classifier.counter.backwards += averaged.counter.backwards * self.draws
 
-    def _votes(self, problem: Problem, goal: Goal, points: Tensor, place: Tensor, seed: int) -> Tensor:
+    def _votes(
+        self, problem: Problem, goal: Goal, points: Tensor, place: Tensor, seed: int
+    ) -> Tensor:
         problem.classifier.counter.forwards += len(points) * self.judges
-        network, y, parts = problem.classifier.network, problem.y[place], torch.arange(len(points), device=points.device).split(in_flight(problem, BATCH))
+        network, y, parts = (
+            problem.classifier.network,
+            problem.y[place],
+            torch.arange(len(points), device=points.device).split(in_flight(problem, BATCH)),
+        )
         with problem.classifier.frozen():
-            return torch.cat([judged(network, points[i], y[i], self.judges, seed, goal.take(i)) for i in parts])
+            return torch.cat(
+                [judged(network, points[i], y[i], self.judges, seed, goal.take(i)) for i in parts]
+            )
 
 
 class _Polled:
-    """What is known of each point: its best candidate, the share of votes for it, and what was spent."""
+    """What is known of each point: its best candidate, the share of votes for it, and what was
+    spent.
+    """
 
     def __init__(self, problem: Problem) -> None:
         n, device = len(problem), problem.x.device
-        self.best, self.share = problem.x.clone(), torch.full((n,), -1.0, dtype=torch.float64, device=device)
-        self.forwards, self.backwards = (torch.zeros(n, dtype=torch.long, device=device) for _ in range(2))
+        self.best, self.share = (
+            problem.x.clone(),
+            torch.full((n,), -1.0, dtype=torch.float64, device=device),
+        )
+        self.forwards, self.backwards = (
+            torch.zeros(n, dtype=torch.long, device=device) for _ in range(2)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,4 +363,6 @@ class _Ahead:
 
 def _with(problem: Problem, classifier: Classifier, goal: Goal) -> Problem:
     """Return the same question about another model and goal."""
-    return Problem(classifier, problem.x, problem.y, problem.threat, goal, problem.classes, problem.names)
+    return Problem(
+        classifier, problem.x, problem.y, problem.threat, goal, problem.classes, problem.names
+    )

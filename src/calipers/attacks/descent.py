@@ -1,4 +1,6 @@
-"""What is found by coming in from outside? Auto-PGD in a wider ball, where examples abound, and then in narrower ones down to the one asked for."""
+"""What is found by coming in from outside? Auto-PGD in a wider ball, where examples abound, and
+then in narrower ones down to the one asked for.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,17 @@ _PARTS = (0.3, 0.3, 0.4)  # of the steps, in the widest ball, halfway in, and in
 
 @dataclass(frozen=True)
 class Descent:
-    """Auto-PGD in balls that shrink (Croce and Hein 2021, arXiv 2103.01208, section 4: the multi-epsilon scheme): first of `widest` times the radius, then
-    halfway between, then the radius itself; each begins at the projections of the best iterates of the one before.
+    """Auto-PGD in balls that shrink (Croce and Hein 2021, arXiv 2103.01208, section 4: the
+    multi-epsilon scheme): first of `widest` times the radius, then halfway between, then the radius
+    itself; each begins at the projections of the best iterates of the one before.
 
-    In l1 above all, a search that begins inside ends at the corner it began next to. In a wider ball the climb does not end at the boundary of the class:
-    what lies deep inside another class is still near its boundary after the projection.
-    `targets` > 0 climbs towards that many rivals one by one, nearest first; 0 climbs the `loss`, and may follow a rival that is near in the wide ball only.
-    Differs from the paper: made for every norm, and for rivals.
-    Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward passes, of which six in ten are spent on every point.
+    In l1 above all, a search that begins inside ends at the corner it began next to. In a wider
+    ball the climb does not end at the boundary of the class: what lies deep inside another class is
+    still near its boundary after the projection. `targets` > 0 climbs towards that many rivals one
+    by one, nearest first; 0 climbs the `loss`, and may follow a rival that is near in the wide ball
+    only. Differs from the paper: made for every norm, and for rivals. Cost for a point that
+    resists: steps x restarts x max(targets, 1) forward and backward passes, of which six in ten are
+    spent on every point.
     """
 
     steps: int = 100
@@ -42,34 +47,65 @@ class Descent:
     widest: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.steps < len(_PARTS) or self.restarts < 1 or self.targets < 0 or not 1 <= self.widest < float("inf"):
+        if (
+            self.steps < len(_PARTS)
+            or self.restarts < 1
+            or self.targets < 0
+            or not 1 <= self.widest < float("inf")
+        ):
             got = f"{self.steps}, {self.restarts}, {self.targets}, {self.widest}"
-            raise BadInput(f"Descent takes steps >= {len(_PARTS)}, restarts >= 1, targets >= 0 and a finite widest >= 1 (usually 1.5 to 3), got {got}")
+            raise BadInput(
+                f"Descent takes steps >= {len(_PARTS)}, restarts >= 1, targets >= 0 and a finite "
+                f"widest >= 1 (usually 1.5 to 3), got {got}"
+            )
         check_loss(self.loss)
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
-        for places in torch.arange(len(problem), device=problem.x.device).split(in_flight(problem, BATCH)):  # all best iterates of a block are held at once
-            yield from relayed(self._block(problem.take(places), seed, batch or BATCH), partial(_placed, places))
+    def __call__(
+        self, problem: Problem, *, seed: int = 0, batch: int | None = None
+    ) -> Iterator[Attempt]:
+        """Yield candidates as points are decided; `batch` (points in flight) does not change the
+        result.
+        """
+        # all best iterates of a block are held at once
+        for places in torch.arange(len(problem), device=problem.x.device).split(
+            in_flight(problem, BATCH)
+        ):
+            yield from relayed(
+                self._block(problem.take(places), seed, batch or BATCH), partial(_placed, places)
+            )
 
     def _block(self, problem: Problem, seed: int, batch: int) -> Iterator[Attempt]:
         targets = rivals(problem, self.targets)
         ranked = rank_rivals(problem, targets, batch) if targets else None
         begin: Tensor | None = None
         radius = problem.threat.radii(len(problem))
-        forwards = torch.full((len(problem),), int(targets > 0), dtype=torch.long, device=problem.x.device)
+        forwards = torch.full(
+            (len(problem),), int(targets > 0), dtype=torch.long, device=problem.x.device
+        )
         backwards = forwards * looked_at(problem, targets) * backwards_of(problem)
         for number, part in enumerate(_PARTS):
             last = number + 1 == len(_PARTS)
             factor = self.widest + (1 - self.widest) * number / (len(_PARTS) - 1)
-            posed = replace(problem.at(radius * factor), goal=problem.goal if last else endless(problem.goal))
+            posed = replace(
+                problem.at(radius * factor), goal=problem.goal if last else endless(problem.goal)
+            )
             recipe = Climb(max(1, round(part * self.steps)), self.restarts, targets, self.loss)
-            queue = Queue(posed, recipe, seed + number, None, batch, begin, ranked, keep_all=not last)
+            queue = Queue(
+                posed, recipe, seed + number, None, batch, begin, ranked, keep_all=not last
+            )
 
             def noted(attempt: Attempt, last: bool = last) -> Attempt | None:
                 forwards[attempt.index] += attempt.forwards
                 backwards[attempt.index] += attempt.backwards
-                return replace(attempt, forwards=forwards[attempt.index], backwards=backwards[attempt.index]) if last else None
+                return (
+                    replace(
+                        attempt,
+                        forwards=forwards[attempt.index],
+                        backwards=backwards[attempt.index],
+                    )
+                    if last
+                    else None
+                )
 
             yield from relayed(queue.run(), noted)
             begin = queue.all_best

@@ -1,4 +1,6 @@
-"""What model answers like one that can only be asked? A small student of the target's answers, whose gradients lend themselves to transfer."""
+"""What model answers like one that can only be asked? A small student of the target's answers,
+whose gradients lend themselves to transfer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ class Student(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         sizes = list(pairwise((features, hidden, hidden, classes)))
-        self.weights = nn.ParameterList([torch.empty(out, n).normal_(0, math.sqrt(2 / n), generator=generator) for n, out in sizes])
+        self.weights = nn.ParameterList(
+            [
+                torch.empty(out, n).normal_(0, math.sqrt(2 / n), generator=generator)
+                for n, out in sizes
+            ]
+        )
         self.biases = nn.ParameterList([torch.zeros(out) for _, out in sizes])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,38 +53,69 @@ def distilled(
     student: nn.Module | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Return a surrogate for `Transfer` that was trained on the target's answers alone (Papernot et al. 2017).
+    """Return a surrogate for `Transfer` that was trained on the target's answers alone (Papernot et
+    al. 2017).
 
-    The target, which may be `Answers` without gradients, is asked at the points x (N, *D); it is never told their labels. Each of the `rounds` trains the
-    student on all answers, then asks at new points: the known ones moved by `reach` (in the data's units) along the sign of the slope of the student's
-    answered class, to and fro by turns, and clamped into the box, as many as the budget of `queries` allows. So questions gather where the student changes
-    its mind. Labels are learnt as labels; scores as the probabilities that softmax makes of them.
-    `student` is trained (a copy of it) in place of a network of two hidden layers: one built like the target transfers better. The same seed and the same
-    answers give the same surrogate.
-    Cost: at most `queries` forwards of the target. Raises `BadInput` where the first points exceed them.
+    The target, which may be `Answers` without gradients, is asked at the points x (N, *D); it is
+    never told their labels. Each of the `rounds` trains the student on all answers, then asks at
+    new points: the known ones moved by `reach` (in the data's units) along the sign of the slope of
+    the student's answered class, to and fro by turns, and clamped into the box, as many as the
+    budget of `queries` allows. So questions gather where the student changes its mind. Labels are
+    learnt as labels; scores as the probabilities that softmax makes of them. `student` is trained
+    (a copy of it) in place of a network of two hidden layers: one built like the target transfers
+    better. The same seed and the same answers give the same surrogate. Cost: at most `queries`
+    forwards of the target. Raises `BadInput` where the first points exceed them.
     """
     classifier = target if isinstance(target, Classifier) else Classifier(target)
     if len(x) < 2 or queries < len(x) or rounds < 1 or hidden < 1 or not reach > 0:
-        raise BadInput(f"distilling takes at least 2 points, queries >= points, rounds, hidden >= 1 and reach > 0; got {len(x)} points, {queries} queries")
+        raise BadInput(
+            "distilling takes at least 2 points, queries >= points, rounds, hidden >= 1 and reach "
+            f"> 0; got {len(x)} points, {queries} queries"
+        )
     points, generator = x.detach().cpu().float(), torch.Generator().manual_seed(seed)
     answers = _answers(classifier, points)
-    made = Student(points[0].numel(), hidden, answers.shape[1], seed) if student is None else copy.deepcopy(student).cpu().float()
+    made = (
+        Student(points[0].numel(), hidden, answers.shape[1], seed)
+        if student is None
+        else copy.deepcopy(student).cpu().float()
+    )
     made = made.eval().requires_grad_(True)
     for k in range(rounds):
         _learn(made, points, answers, generator)
         if k + 1 < rounds and len(points) < queries:
             some = torch.randperm(len(points), generator=generator)[: queries - len(points)]
-            fresh = (points[some] + (-1.0) ** k * reach * _slope(made, points[some], answers[some]).sign()).clamp(*box)
-            points, answers = torch.cat([points, fresh]), torch.cat([answers, _answers(classifier, fresh)])
+            fresh = (
+                points[some]
+                + (-1.0) ** k * reach * _slope(made, points[some], answers[some]).sign()
+            ).clamp(*box)
+            points, answers = (
+                torch.cat([points, fresh]),
+                torch.cat([answers, _answers(classifier, fresh)]),
+            )
     return made.requires_grad_(False)
 
 
 def _answers(target: Classifier, points: Tensor) -> Tensor:
     """Return what the student is to learn, (N, K): rows of probabilities."""
-    logits = torch.cat([target.logits(part.to(target.device, target.dtype)) for part in points.split(256)]).cpu().float()
-    logits = torch.cat([torch.zeros(len(logits), 1), logits.view(-1, 1)], 1) if logits.numel() == len(logits) else logits  # one score of two classes
+    logits = (
+        torch.cat(
+            [target.logits(part.to(target.device, target.dtype)) for part in points.split(256)]
+        )
+        .cpu()
+        .float()
+    )
+    # one score of two classes
+    logits = (
+        torch.cat([torch.zeros(len(logits), 1), logits.view(-1, 1)], 1)
+        if logits.numel() == len(logits)
+        else logits
+    )
     labels_only = isinstance(target.module, Answers) and target.module.kind == "labels"
-    return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float() if labels_only else logits.softmax(1)
+    return (
+        nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
+        if labels_only
+        else logits.softmax(1)
+    )
 
 
 def _learn(student: nn.Module, points: Tensor, answers: Tensor, generator: torch.Generator) -> None:

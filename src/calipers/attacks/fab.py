@@ -1,4 +1,6 @@
-"""How near does a search come that is drawn back to x at every step? Fast adaptive boundary attack, rival by rival."""
+"""How near does a search come that is drawn back to x at every step? Fast adaptive boundary attack,
+rival by rival.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,17 @@ from calipers.problem.tools import Attempt
 
 @dataclass(frozen=True)
 class FAB:
-    """Fast adaptive boundary attack (Croce and Hein 2020) for linf, l2 and l1, targeted: both the iterate and x are projected on the tangent boundary inside
-    the box, the next iterate lies between the two a share `overshoot` beyond, at most `most_bias` of the way towards x's projection; a success is drawn back
-    towards x by the factor `backward`.
+    """Fast adaptive boundary attack (Croce and Hein 2020) for linf, l2 and l1, targeted: both the
+    iterate and x are projected on the tangent boundary inside the box, the next iterate lies
+    between the two a share `overshoot` beyond, at most `most_bias` of the way towards x's
+    projection; a success is drawn back towards x by the factor `backward`.
 
-    Each of the `targets` rivals, nearest first, has a search of its own; 0 follows the worst margin instead. `inside` ends the searches of a point at the
-    first example within the problem's radius: for verdicts.
-    Differs from the paper: after a success the tangent is the one at the success, not at the point drawn back, which saves a pass; no random restarts; a
-    search on the segment ends each run.
-    Cost: (steps + 1) x max(targets, 1) forward and backward passes, one backward pass a class for the ranking, and about 10 forwards at the end.
+    Each of the `targets` rivals, nearest first, has a search of its own; 0 follows the worst margin
+    instead. `inside` ends the searches of a point at the first example within the problem's radius:
+    for verdicts. Differs from the paper: after a success the tangent is the one at the success, not
+    at the point drawn back, which saves a pass; no random restarts; a search on the segment ends
+    each run. Cost: (steps + 1) x max(targets, 1) forward and backward passes, one backward pass a
+    class for the ranking, and about 10 forwards at the end.
     """
 
     steps: int = 50
@@ -39,12 +43,24 @@ class FAB:
     inside: bool = False
 
     def __post_init__(self) -> None:
-        check_between(self, steps=(1, 10**9), targets=(0, 10**9), overshoot=(0, 10), most_bias=(0, 1), backward=(0, 1))
+        check_between(
+            self,
+            steps=(1, 10**9),
+            targets=(0, 10**9),
+            overshoot=(0, 10),
+            most_bias=(0, 1),
+            backward=(0, 1),
+        )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
         demand(not problem.region.norm.is_count, self, "linf, l2 or l1", problem)
-        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed, self.inside)
+        return seek(
+            problem,
+            _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)),
+            seed,
+            self.inside,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +69,18 @@ class _Search(FromTheCentre):
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, tool, g, center = look.region, self.tool, look.gradient, look.region.center
-        drawn = torch.where(per_job(is_adversarial(look.worst), look.x), center + tool.backward * (look.x - center), look.x)
-        here, home = (across(region, z, g, -look.loss + (g * (look.x - z)).flatten(1).sum(1)) for z in (drawn, center))
+        drawn = torch.where(
+            per_job(is_adversarial(look.worst), look.x),
+            center + tool.backward * (look.x - center),
+            look.x,
+        )
+        here, home = (
+            across(region, z, g, -look.loss + (g * (look.x - z)).flatten(1).sum(1))
+            for z in (drawn, center)
+        )
         near, far = length(region, here), length(region, home)
         bias = (near / (near + far).clamp_min(torch.finfo(g.dtype).tiny)).clamp(max=tool.most_bias)
         eta = 1 + tool.overshoot
-        return region.project(torch.lerp(drawn + eta * here, center + eta * home, per_job(bias, look.x))), memory
+        return region.project(
+            torch.lerp(drawn + eta * here, center + eta * home, per_job(bias, look.x))
+        ), memory

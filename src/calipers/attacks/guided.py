@@ -1,4 +1,6 @@
-"""What does an attack gain from the other jaw? Starts that a lower bound points at, handed over by value."""
+"""What does an attack gain from the other jaw? Starts that a lower bound points at, handed over by
+value.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,16 @@ from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Startable
 
-_BYTES, _STARTS = 2**28, 4  # of the starts of a block of points, if a guide gives so many for each rival
+# of the starts of a block of points, if a guide gives so many for each rival
+_BYTES, _STARTS = 2**28, 4
 
 
 class Guide(Protocol):
     """Names points worth starting from."""
 
     def __call__(self, problem: Problem, columns: Tensor | None = None) -> Tensor:
-        """Return starts (N, R, S, *D): R for each of the S margins' rivals, all of them or those of `columns (N, S)`.
+        """Return starts (N, R, S, *D): R for each of the S margins' rivals, all of them or those of
+        `columns (N, S)`.
 
         Raises `UnsupportedOp` or `CaptureError` where the model has no graph.
         """
@@ -32,10 +36,12 @@ class Guide(Protocol):
 
 @dataclass(frozen=True)
 class Guided:
-    """An attack that starts where lower bounds of the margins are lowest, instead of at random: the relaxed network's own adversarial examples.
+    """An attack that starts where lower bounds of the margins are lowest, instead of at random: the
+    relaxed network's own adversarial examples.
 
-    A linear lower bound looks at the whole region at once, so its minimiser lies in the right corner also where gradients at the point say nothing. On
-    a model that cannot be captured the attack starts as it does alone. Cost: the attack's, and the guide's.
+    A linear lower bound looks at the whole region at once, so its minimiser lies in the right
+    corner also where gradients at the point say nothing. On a model that cannot be captured the
+    attack starts as it does alone. Cost: the attack's, and the guide's.
     """
 
     attack: Startable
@@ -44,15 +50,30 @@ class Guided:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the attack's candidates.
 
-        Of many classes only the rivals that the attack will take are asked about, and of large inputs a block of points at a time: starts for a thousand
-        rivals of one image of 224 x 224 take a gigabyte.
+        Of many classes only the rivals that the attack will take are asked about, and of large
+        inputs a block of points at a time: starts for a thousand rivals of one image of 224 x 224
+        take a gigabyte.
         """
         targets, margins = rivals(problem, getattr(self.attack, "targets", 0)), problem.classes - 1
-        few = targets > 0 and looked_at(problem, targets) < margins and "columns" in inspect.signature(self.attack).parameters
-        size = _STARTS * (targets if few else margins) * problem.x[:1].numel() * problem.x.element_size()
-        for places in torch.arange(len(problem), device=problem.x.device).split(max(1, _BYTES // max(1, size))):
+        few = (
+            targets > 0
+            and looked_at(problem, targets) < margins
+            and "columns" in inspect.signature(self.attack).parameters
+        )
+        size = (
+            _STARTS
+            * (targets if few else margins)
+            * problem.x[:1].numel()
+            * problem.x.element_size()
+        )
+        for places in torch.arange(len(problem), device=problem.x.device).split(
+            max(1, _BYTES // max(1, size))
+        ):
             part = problem.take(places)
-            yield from relayed(self._block(part, rank_rivals(part, targets) if few else None, seed), partial(_placed, places))
+            yield from relayed(
+                self._block(part, rank_rivals(part, targets) if few else None, seed),
+                partial(_placed, places),
+            )
 
     def _block(self, problem: Problem, columns: Tensor | None, seed: int) -> Iterator[Attempt]:
         named = {} if columns is None else {"columns": columns}

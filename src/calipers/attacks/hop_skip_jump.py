@@ -1,4 +1,6 @@
-"""How near does one get when the model tells only its label? Walking along the boundary, its direction estimated from the labels of random probes."""
+"""How near does one get when the model tells only its label? Walking along the boundary, its
+direction estimated from the labels of random probes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,18 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.batches import per_job
-from calipers.attacks.queries import SEEK, Asked, Look, Memory, approach, approached, at_the_start, boxed, run_queries, unbounded
+from calipers.attacks.queries import (
+    SEEK,
+    Asked,
+    Look,
+    Memory,
+    approach,
+    approached,
+    at_the_start,
+    boxed,
+    run_queries,
+    unbounded,
+)
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
@@ -23,15 +36,18 @@ _HALVINGS = 20  # of one jump; a slope that is right needs a few
 
 @dataclass(frozen=True)
 class HopSkipJump:
-    """The nearest adversarial point that labels alone lead to (Chen, Jordan and Wainwright 2020); the problem's radius is ignored.
+    """The nearest adversarial point that labels alone lead to (Chen, Jordan and Wainwright 2020);
+    the problem's radius is ignored.
 
-    Each iteration bisects to the boundary, asks `probes` * sqrt(iteration) points around it to estimate the boundary's normal, jumps along the norm's steepest
-    direction and halves the jump until it lands on the adversarial side. `starts` random points of the box are tried first; where none is adversarial the point
-    itself is returned.
-    Differs from the paper: every estimate is normalised by itself, the bisection draws back in the problem's own norm (a segment for l2, a clip for linf),
-    box and mask come from the threat, probes count by how far they really moved inside the box, the first point is noise, corners or a flat image, in turn,
-    and any adversarial point that is met counts, probes too.
-    Cost: `queries` forward passes a point, 1 where it is wrong already, `starts` where nothing adversarial is found.
+    Each iteration bisects to the boundary, asks `probes` * sqrt(iteration) points around it to
+    estimate the boundary's normal, jumps along the norm's steepest direction and halves the jump
+    until it lands on the adversarial side. `starts` random points of the box are tried first; where
+    none is adversarial the point itself is returned. Differs from the paper: every estimate is
+    normalised by itself, the bisection draws back in the problem's own norm (a segment for l2, a
+    clip for linf), box and mask come from the threat, probes count by how far they really moved
+    inside the box, the first point is noise, corners or a flat image, in turn, and any adversarial
+    point that is met counts, probes too. Cost: `queries` forward passes a point, 1 where it is
+    wrong already, `starts` where nothing adversarial is found.
     """
 
     queries: int = 5000
@@ -41,11 +57,23 @@ class HopSkipJump:
     def __post_init__(self) -> None:
         if min(self.queries, self.probes, self.starts) < 1:
             got = f"{self.queries}, {self.probes}, {self.starts}"
-            raise BadInput(f"HopSkipJump takes queries >= 1 (usually 1000 to 25000), probes >= 1 (usually 100) and starts >= 1, got {got}")
+            raise BadInput(
+                "HopSkipJump takes queries >= 1 (usually 1000 to 25000), probes >= 1 (usually "
+                f"100) and starts >= 1, got {got}"
+            )
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; `batch` (points in flight) does not change the result."""
-        return run_queries(unbounded(problem), _Walk(self.queries, self.probes, self.starts), seed=seed, batch=batch)
+    def __call__(
+        self, problem: Problem, *, seed: int = 0, batch: int | None = None
+    ) -> Iterator[Attempt]:
+        """Yield the nearest candidates as points are decided; `batch` (points in flight) does not
+        change the result.
+        """
+        return run_queries(
+            unbounded(problem),
+            _Walk(self.queries, self.probes, self.starts),
+            seed=seed,
+            batch=batch,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,9 +86,22 @@ class _Walk:
 
     def start(self, region: Region, streams: Streams) -> Memory:
         memory = at_the_start(region)
-        zero, flat = torch.zeros_like(memory["phase"]), torch.zeros_like(region.low, dtype=torch.float64)
-        counts = {"iteration": zero, "probed": zero.clone(), "wanted": zero.clone(), "halvings": zero.clone()}
-        sums = {"adversarial": torch.zeros_like(region.radius), "towards": flat, "moved": flat.clone(), "slope": region.center.clone()}
+        zero, flat = (
+            torch.zeros_like(memory["phase"]),
+            torch.zeros_like(region.low, dtype=torch.float64),
+        )
+        counts = {
+            "iteration": zero,
+            "probed": zero.clone(),
+            "wanted": zero.clone(),
+            "halvings": zero.clone(),
+        }
+        sums = {
+            "adversarial": torch.zeros_like(region.radius),
+            "towards": flat,
+            "moved": flat.clone(),
+            "slope": region.center.clone(),
+        }
         return {**memory, **counts, **sums, "length": torch.zeros_like(region.radius)}
 
     def ask(self, look: Look, memory: Memory) -> Asked:
@@ -69,7 +110,10 @@ class _Walk:
         jumping = torch.nonzero(phase == _JUMP).flatten()
         if len(jumping):
             region, length = look.region.take(jumping), memory["length"][jumping]
-            jumped = boxed(region, region.at(length).step(memory["far"][jumping], memory["slope"][jumping], 1.0))
+            jumped = boxed(
+                region,
+                region.at(length).step(memory["far"][jumping], memory["slope"][jumping], 1.0),
+            )
             points = points.index_copy(0, jumping, jumped)
         left = torch.minimum(memory["wanted"] - memory["probed"], self.queries - look.spent)
         count = torch.where(phase == _PROBE, left.clamp(1, self.width), 1)
@@ -80,9 +124,15 @@ class _Walk:
         if len(probing):
             place = slot[probing]
             region = look.region.take(place)
-            draw = look.streams.take(place).fork(look.spent[place] + number[probing]).normal(region.low.shape[1], torch.float64)
+            draw = (
+                look.streams.take(place)
+                .fork(look.spent[place] + number[probing])
+                .normal(region.low.shape[1], torch.float64)
+            )
             size = _probe_length(look.region, memory["far"])[place] / draw.square().sum(1).sqrt()
-            probes = memory["far"][place] + (draw * size[:, None]).to(rows.dtype).view(-1, *rows.shape[1:])
+            probes = memory["far"][place] + (draw * size[:, None]).to(rows.dtype).view(
+                -1, *rows.shape[1:]
+            )
             rows = rows.index_copy(0, probing, boxed(region, probes))
         return Asked(slot, rows)
 
@@ -91,11 +141,18 @@ class _Walk:
         first = torch.searchsorted(asked.slot, torch.arange(len(before), device=before.device))
         points, broken = asked.points[first], answers[first] < 0
         d = look.region.low.shape[1]
-        arrived = approached(look, memory, points, broken, min(1e-3, max(0.25 * d**-1.5, 4 * torch.finfo(points.dtype).eps)))
+        arrived = approached(
+            look,
+            memory,
+            points,
+            broken,
+            min(1e-3, max(0.25 * d**-1.5, 4 * torch.finfo(points.dtype).eps)),
+        )
         self._collect(look, memory, asked, answers, before == _PROBE)
         ready = (before == _PROBE) & (memory["probed"] >= memory["wanted"])
         self._aim(memory, ready)
-        # A jump that landed becomes the far end of the next bisection; one that never lands leaves the point where it was, to probe again.
+        # A jump that landed becomes the far end of the next bisection; one that never lands leaves
+        # the point where it was, to probe again.
         jumping = before == _JUMP
         landed, lost = jumping & broken, jumping & ~broken & (memory["halvings"] >= _HALVINGS)
         memory["far"] = torch.where(per_job(landed, points), points, memory["far"])
@@ -114,14 +171,24 @@ class _Walk:
         memory["wanted"] = torch.where(begins, wanted, memory["wanted"])
         memory["phase"] = torch.where(begins, _PROBE, memory["phase"])
         for name in ("probed", "adversarial", "towards", "moved"):
-            memory[name] = memory[name].masked_fill(begins.view(-1, *[1] * (memory[name].dim() - 1)), 0)
+            memory[name] = memory[name].masked_fill(
+                begins.view(-1, *[1] * (memory[name].dim() - 1)), 0
+            )
 
-    def _collect(self, look: Look, memory: Memory, asked: Asked, answers: Tensor, probing: Tensor) -> None:
-        """Add up the probes: how far each really moved, and the same with the sign of its answer."""
-        length = _probe_length(look.region, memory["far"]).clamp_min(torch.finfo(torch.float64).tiny)
+    def _collect(
+        self, look: Look, memory: Memory, asked: Asked, answers: Tensor, probing: Tensor
+    ) -> None:
+        """Add up the probes: how far each really moved, and the same with the sign of its
+        answer.
+        """
+        length = _probe_length(look.region, memory["far"]).clamp_min(
+            torch.finfo(torch.float64).tiny
+        )
         rows = torch.nonzero(probing[asked.slot]).flatten()
         slot, sign = asked.slot[rows], -answers[rows]
-        moved = (asked.points[rows].double() - memory["far"][slot].double()).flatten(1) / length[slot, None]
+        moved = (asked.points[rows].double() - memory["far"][slot].double()).flatten(1) / length[
+            slot, None
+        ]
         # One row after the other, so that the sum of a point does not depend on its neighbours.
         memory["moved"] = memory["moved"].index_add(0, slot, moved)
         memory["towards"] = memory["towards"].index_add(0, slot, moved * sign[:, None])
@@ -135,13 +202,19 @@ class _Walk:
         slope = memory["towards"] - torch.where(one_sided, 0.0, mean)[:, None] * memory["moved"]
         slope = slope / slope.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         shape = memory["slope"]
-        memory["slope"] = torch.where(per_job(ready, shape), slope.to(shape.dtype).view_as(shape), shape)
-        memory["length"] = torch.where(ready, memory["outer"] / memory["iteration"].clamp_min(1).sqrt(), memory["length"])
+        memory["slope"] = torch.where(
+            per_job(ready, shape), slope.to(shape.dtype).view_as(shape), shape
+        )
+        memory["length"] = torch.where(
+            ready, memory["outer"] / memory["iteration"].clamp_min(1).sqrt(), memory["length"]
+        )
         memory["halvings"] = memory["halvings"].masked_fill(ready, 0)
         memory["phase"] = torch.where(ready, _JUMP, memory["phase"])
 
 
 def _probe_length(region: Region, boundary: Tensor) -> Tensor:
-    """Return how far probes reach, (B,): a small share of the Euclidean distance already gone, wide enough to be seen above the bisection's tolerance."""
+    """Return how far probes reach, (B,): a small share of the Euclidean distance already gone, wide
+    enough to be seen above the bisection's tolerance.
+    """
     gone = (boundary.double() - region.center.double()).flatten(1)
     return gone.square().sum(1).sqrt() / gone.shape[1]

@@ -1,4 +1,6 @@
-"""Which points were only just missed? An attack, and another one again and again on the points that the first nearly broke."""
+"""Which points were only just missed? An attack, and another one again and again on the points that
+the first nearly broke.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ from calipers.problem.tools import Attack, Attempt
 
 @dataclass(frozen=True)
 class Insist:
-    """Run `first` on all points and `again`, up to `tries` times with other random numbers, on those that are nearly broken.
+    """Run `first` on all points and `again`, up to `tries` times with other random numbers, on
+    those that are nearly broken.
 
-    A point is nearly broken where a linear model of the worst margin, at the best candidate so far, puts the boundary within the share `within` of the
-    radius. That is each point's own affair: results do not depend on its neighbours. Restarts are spent where they can tell something: of 172 digits that
-    an l1 attack had left, all but one of those that any of twenty other runs broke were among the 55 nearest. Adaptive restarts by rank: Liu et al. 2022.
-    Cost: the first attack's; one forward and backward pass a point that resists it; `tries` times the other one's on nearly broken points.
+    A point is nearly broken where a linear model of the worst margin, at the best candidate so far,
+    puts the boundary within the share `within` of the radius. That is each point's own affair:
+    results do not depend on its neighbours. Restarts are spent where they can tell something: of
+    172 digits that an l1 attack had left, all but one of those that any of twenty other runs broke
+    were among the 55 nearest. Adaptive restarts by rank: Liu et al. 2022. Cost: the first attack's;
+    one forward and backward pass a point that resists it; `tries` times the other one's on nearly
+    broken points.
     """
 
     first: Attack
@@ -34,7 +40,10 @@ class Insist:
 
     def __post_init__(self) -> None:
         if not (self.within > 0 and self.tries >= 1):
-            raise BadInput(f"Insist takes within > 0 (usually 0.02 to 0.1) and tries >= 1, got {self.within}, {self.tries}")
+            raise BadInput(
+                f"Insist takes within > 0 (usually 0.02 to 0.1) and tries >= 1, got {self.within}, "
+                f"{self.tries}"
+            )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield broken points as the attacks decide them, the others at the end."""
@@ -51,25 +60,38 @@ class Insist:
 
 
 class _State:
-    """The best candidate of each point so far, its worst margin, whether it is adversarial, and what was spent."""
+    """The best candidate of each point so far, its worst margin, whether it is adversarial, and
+    what was spent.
+    """
 
     def __init__(self, problem: Problem) -> None:
         n, device = len(problem), problem.x.device
         self.problem, self.best = problem, problem.x.clone()
         self.worst = torch.full((n,), torch.inf, dtype=problem.x.dtype, device=device)
         self.broken = torch.zeros(n, dtype=torch.bool, device=device)
-        self.forwards, self.backwards = (torch.zeros(n, dtype=torch.long, device=device) for _ in range(2))
+        self.forwards, self.backwards = (
+            torch.zeros(n, dtype=torch.long, device=device) for _ in range(2)
+        )
 
     def run(self, attack: Attack, places: Tensor, seed: int) -> Iterator[Attempt]:
-        """Run an attack on some points, keep the better candidates, and yield the points that it broke."""
-        yield from relayed(attack(self.problem.take(places), seed=seed), lambda attempt: self._note(attempt, places[attempt.index]))
+        """Run an attack on some points, keep the better candidates, and yield the points that it
+        broke.
+        """
+        yield from relayed(
+            attack(self.problem.take(places), seed=seed),
+            lambda attempt: self._note(attempt, places[attempt.index]),
+        )
 
     def _note(self, attempt: Attempt, at: Tensor) -> Attempt | None:
-        """Judge the candidates of the points `at (M,)`, and return those of the points that they break."""
+        """Judge the candidates of the points `at (M,)`, and return those of the points that they
+        break.
+        """
         part = self.problem.take(at)
         worst = part.goal.worst(part.margins(part.classifier.logits(attempt.candidate)))
         broken, lower = is_adversarial(worst), is_adversarial(worst) | (worst < self.worst[at])
-        self.best[at] = torch.where(per_job(lower, attempt.candidate), attempt.candidate, self.best[at])
+        self.best[at] = torch.where(
+            per_job(lower, attempt.candidate), attempt.candidate, self.best[at]
+        )
         self.worst[at] = torch.where(lower, worst, self.worst[at])
         self.forwards[at] += attempt.forwards + 1
         self.backwards[at] += attempt.backwards
@@ -81,7 +103,9 @@ class _State:
         return Attempt(places, self.best[places], self.forwards[places], self.backwards[places])
 
     def missing(self) -> Tensor:
-        """Return how far the candidates are from the boundary by a linear model of its worst margin, as a share of the radius, (N,); infinite if broken."""
+        """Return how far the candidates are from the boundary by a linear model of its worst
+        margin, as a share of the radius, (N,); infinite if broken.
+        """
         away = torch.full_like(self.worst, torch.inf)
         left = torch.nonzero(~self.broken).flatten()
         for part in left.split(in_flight(self.problem, BATCH)):
@@ -96,5 +120,7 @@ def _missing(problem: Problem, points: Tensor) -> Tensor:
     with problem.classifier.frozen():
         worst = problem.goal.worst(problem.margins(problem.classifier.network(x)))
         length = steepness(problem.region, input_gradient(worst, x))
-    share = worst.detach() / (length * problem.region.radius.to(length)).clamp_min(torch.finfo(length.dtype).tiny)
+    share = worst.detach() / (length * problem.region.radius.to(length)).clamp_min(
+        torch.finfo(length.dtype).tiny
+    )
     return share.nan_to_num(nan=torch.inf)

@@ -1,4 +1,6 @@
-"""How do minimum-norm attacks begin and end? All the same way: they see no radius but the box's own, and what they find is pulled back to the boundary."""
+"""How do minimum-norm attacks begin and end? All the same way: they see no radius but the box's
+own, and what they find is pulled back to the boundary.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,18 @@ from calipers.problem.tools import Attempt
 
 _EVERYWHERE = 1e30  # the radius where no box ends: finite in float32, and its multiples too
 _BEYOND = 1.001  # of the farthest corner, so that no rounding cuts it off
-_SURELY = 1 - 1e-6  # of the radius: an example so near lies within it also when the referee measures in float64
-_PUSHES = (1.0, 1.001, 1.03)  # a candidate that is adversarial by a rounding only is moved on a little, so that nobody's arithmetic doubts it
+# of the radius: an example so near lies within it also when the referee measures in float64
+_SURELY = 1 - 1e-6
+# a candidate that is adversarial by a rounding only is moved on a little, so that nobody's
+# arithmetic doubts it
+_PUSHES = 1.0, 1.001, 1.03
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromTheCentre:
-    """What recipes of minimum-norm attacks share: they start at the point itself, climb the margin, and keep the nearest adversarial iterate."""
+    """What recipes of minimum-norm attacks share: they start at the point itself, climb the margin,
+    and keep the nearest adversarial iterate.
+    """
 
     steps: int
     targets: int = 0
@@ -51,10 +58,12 @@ class FromTheCentre:
 
 
 def seek(problem: Problem, recipe: Recipe, seed: int, inside: bool = False) -> Iterator[Attempt]:
-    """Run a recipe that seeks the nearest adversarial point on the whole box, and yield what it finds, pulled back to the boundary.
+    """Run a recipe that seeks the nearest adversarial point on the whole box, and yield what it
+    finds, pulled back to the boundary.
 
-    The problem's radius plays no part, unless examples `inside` it are enough: then a search that has one ends, and the example stays where it was found.
-    A point that is adversarial already is its own nearest example and costs one forward.
+    The problem's radius plays no part, unless examples `inside` it are enough: then a search that
+    has one ends, and the example stays where it was found. A point that is adversarial already is
+    its own nearest example and costs one forward.
     """
     wrong = problem.clearance(problem.x) <= 0
     done, open_ = (torch.nonzero(flags).flatten() for flags in (wrong, ~wrong))
@@ -63,74 +72,127 @@ def seek(problem: Problem, recipe: Recipe, seed: int, inside: bool = False) -> I
     if not len(open_):
         return
     part = problem.take(open_)
-    wide = part.at((part.threat.widest(part.x) * _BEYOND).nan_to_num(posinf=_EVERYWHERE).clamp(max=_EVERYWHERE))
+    wide = part.at(
+        (part.threat.widest(part.x) * _BEYOND).nan_to_num(posinf=_EVERYWHERE).clamp(max=_EVERYWHERE)
+    )
     enough = _SURELY * part.threat.radii(len(part)).to(part.x.device) if inside else None
     queue, held = run_queue(wide, recipe, seed=seed, enough=enough), list[tuple[Attempt, Tensor]]()
     try:
         for attempt in queue:
             points = attempt.candidate.clone()
             held.append((attempt, points))
-            settled = _settled(wide, attempt, points, seed) if enough is None else _settled_inside(wide, enough, attempt, points, seed)
+            settled = (
+                _settled(wide, attempt, points, seed)
+                if enough is None
+                else _settled_inside(wide, enough, attempt, points, seed)
+            )
             held.clear()
             yield dataclasses.replace(settled, index=open_[attempt.index])
     except KeyboardInterrupt as interrupt:
-        for attempt in [*(_unsettled(wide.take(a.index), a, p) for a, p in held), *remaining(queue, interrupt)]:
+        for attempt in [
+            *(_unsettled(wide.take(a.index), a, p) for a, p in held),
+            *remaining(queue, interrupt),
+        ]:
             yield dataclasses.replace(attempt, index=open_[attempt.index])
         raise
 
 
-def _settled_inside(wide: Problem, enough: Tensor, attempt: Attempt, points: Tensor, seed: int) -> Attempt:
-    """Return the attempt with the candidates that lie at most `enough` away as they are, and the others, a copy of which is moved in place, as `_settled`."""
+def _settled_inside(
+    wide: Problem, enough: Tensor, attempt: Attempt, points: Tensor, seed: int
+) -> Attempt:
+    """Return the attempt with the candidates that lie at most `enough` away as they are, and the
+    others, a copy of which is moved in place, as `_settled`.
+    """
     part = wide.take(attempt.index)
-    far = torch.nonzero((part.region.distance(points) > enough[attempt.index]) | (part.clearance(points) > 0)).flatten()
+    far = torch.nonzero(
+        (part.region.distance(points) > enough[attempt.index]) | (part.clearance(points) > 0)
+    ).flatten()
     if not len(far):
         return attempt
     moved = points[far]
-    some = Attempt(attempt.index[far], attempt.candidate[far], attempt.forwards[far], attempt.backwards[far])
+    some = Attempt(
+        attempt.index[far], attempt.candidate[far], attempt.forwards[far], attempt.backwards[far]
+    )
     settled = _settled(wide, some, moved, seed)
-    candidate, forwards, backwards = attempt.candidate.clone(), attempt.forwards.clone(), attempt.backwards.clone()
-    candidate[far], forwards[far], backwards[far] = settled.candidate, settled.forwards, settled.backwards
+    candidate, forwards, backwards = (
+        attempt.candidate.clone(),
+        attempt.forwards.clone(),
+        attempt.backwards.clone(),
+    )
+    candidate[far], forwards[far], backwards[far] = (
+        settled.candidate,
+        settled.forwards,
+        settled.backwards,
+    )
     return Attempt(attempt.index, candidate, forwards, backwards)
 
 
 def _settled(wide: Problem, attempt: Attempt, points: Tensor, seed: int) -> Attempt:
-    """Return the attempt with its candidates, a copy of which is moved in place, pulled back to the boundary, and the passes that this took."""
+    """Return the attempt with its candidates, a copy of which is moved in place, pulled back to the
+    boundary, and the passes that this took.
+    """
     problem = wide.take(attempt.index)
     counter = problem.classifier.counter
     forwards, backwards = counter.forwards, counter.backwards
     polish(problem, points, problem.streams(seed))
     candidate = _decided(problem, points)
-    if isinstance(problem.region, ConstrainedRegion):  # the way nearer to x may have led through what the constraints exclude
-        candidate = torch.where(per_job(problem.clearance(candidate) <= 0, candidate), candidate, attempt.candidate)
-    spent, back = (counter.forwards - forwards) // len(points), (counter.backwards - backwards) // len(points)
+    # the way nearer to x may have led through what the constraints exclude
+    if isinstance(problem.region, ConstrainedRegion):
+        candidate = torch.where(
+            per_job(problem.clearance(candidate) <= 0, candidate), candidate, attempt.candidate
+        )
+    spent, back = (
+        (counter.forwards - forwards) // len(points),
+        (counter.backwards - backwards) // len(points),
+    )
     return Attempt(attempt.index, candidate, attempt.forwards + spent + 1, attempt.backwards + back)
 
 
 def _unsettled(problem: Problem, attempt: Attempt, points: Tensor) -> Attempt:
-    """Return the attempt with its candidates as far as they were moved, where exact arithmetic agrees that they are adversarial."""
+    """Return the attempt with its candidates as far as they were moved, where exact arithmetic
+    agrees that they are adversarial.
+    """
     points = problem.region.snap(points)
-    return dataclasses.replace(attempt, candidate=torch.where(per_job(problem.clearance(points) <= 0, points), points, attempt.candidate))
+    return dataclasses.replace(
+        attempt,
+        candidate=torch.where(
+            per_job(problem.clearance(points) <= 0, points), points, attempt.candidate
+        ),
+    )
 
 
 def _decided(problem: Problem, points: Tensor) -> Tensor:
-    """Return adversarial points only just beyond the boundary; where the model's and exact arithmetic disagree, a little farther."""
+    """Return adversarial points only just beyond the boundary; where the model's and exact
+    arithmetic disagree, a little farther.
+    """
     region = problem.region
     best = points
     undecided = torch.ones(len(points), dtype=torch.bool, device=points.device)
     for push in _PUSHES:
-        trial = points if push == 1 else region.snap(region.project(region.center + (points - region.center) * push))
+        trial = (
+            points
+            if push == 1
+            else region.snap(region.project(region.center + (points - region.center) * push))
+        )
         clear = undecided & (problem.clearance(trial) <= 0)
         best, undecided = torch.where(per_job(clear, points), trial, best), undecided & ~clear
         if not bool(undecided.any()):
             break
     hit = torch.nonzero(~undecided).flatten()
-    return region.snap(best.index_copy(0, hit, pull_back(problem.take(hit), best[hit]))) if len(hit) else best
+    return (
+        region.snap(best.index_copy(0, hit, pull_back(problem.take(hit), best[hit])))
+        if len(hit)
+        else best
+    )
 
 
 def demand(fits: bool, tool: object, norms: str, problem: Problem) -> None:
     """Raise `BadInput` unless the attack is made for the problem's norm."""
     if not fits:
-        raise BadInput(f"{type(tool).__name__} is made for {norms}, but the threat is in {problem.threat.norm}: choose another attack")
+        raise BadInput(
+            f"{type(tool).__name__} is made for {norms}, but the threat is in "
+            f"{problem.threat.norm}: choose another attack"
+        )
 
 
 def check_between(tool: object, **bounds: tuple[float, float]) -> None:
@@ -138,16 +200,22 @@ def check_between(tool: object, **bounds: tuple[float, float]) -> None:
     for name, (lowest, highest) in bounds.items():
         value = getattr(tool, name)
         if not lowest <= value <= highest:
-            raise BadInput(f"{type(tool).__name__} takes {name} from {lowest:g} to {highest:g}, got {value}")
+            raise BadInput(
+                f"{type(tool).__name__} takes {name} from {lowest:g} to {highest:g}, got {value}"
+            )
 
 
 def cosine(first: float, last: float, step: Tensor, steps: int) -> Tensor:
-    """Return a setting that falls from `first` to `last` along half a cosine, float64, one value a job."""
+    """Return a setting that falls from `first` to `last` along half a cosine, float64, one value a
+    job.
+    """
     return last + (first - last) * (1 + (torch.pi * step.double() / steps).cos()) / 2
 
 
 def unit(g: Tensor) -> Tensor:
-    """Return each gradient divided by its Euclidean length; zero stays zero. Scaled first, so that squares of tiny gradients do not vanish."""
+    """Return each gradient divided by its Euclidean length; zero stays zero. Scaled first, so that
+    squares of tiny gradients do not vanish.
+    """
     tiny = torch.finfo(g.dtype).tiny
     flat = g.flatten(1)
     scaled = flat / flat.abs().amax(1, keepdim=True).clamp_min(tiny)
@@ -167,5 +235,7 @@ def slope(region: Region, g: Tensor) -> Tensor:
 
 
 def widths(region: Region) -> Tensor:
-    """Return how far each feature can move in all, (M, *D): the natural unit of a step; infinite without a box, 0 under the mask."""
+    """Return how far each feature can move in all, (M, *D): the natural unit of a step; infinite
+    without a box, 0 under the mask.
+    """
     return (region.high - region.low).view_as(region.center)

@@ -1,4 +1,6 @@
-"""What transfers better than the steepest path? Steps along the memory of all gradients, looked up ahead, or through randomly resized images."""
+"""What transfers better than the steepest path? Steps along the memory of all gradients, looked up
+ahead, or through randomly resized images.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +20,28 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-_USUAL_TRAVEL = (
-    2.5  # all steps together can cross the ball 2.5 times; with 1, l2 steps that turn never reach the sphere (41 instead of 81 of 300 digits broken)
-)
+# all steps together can cross the ball 2.5 times; with 1, l2 steps that turn never reach the sphere
+# (41 instead of 81 of 300 digits broken)
+_USUAL_TRAVEL = 2.5
 _SMALLEST = 0.9  # of the side: how small an image may be drawn before it is padded to its old size
 _FIRST_DRAW = 2  # of a job's stream; the ones before belong to random starts
 
 
 @dataclass(frozen=True)
 class Momentum:
-    """Steps along the decaying sum of all gradients so far, each divided by its mean absolute value (MI-FGSM, Dong et al. 2018).
+    """Steps along the decaying sum of all gradients so far, each divided by its mean absolute value
+    (MI-FGSM, Dong et al. 2018).
 
-    `step` is the length of a step as a share of the radius (default 2.5 / steps), `decay` the weight of the past. `nesterov` takes each gradient one step
-    ahead of the iterate (NI-FGSM, Lin et al. 2020); the points ahead are admissible, and count if they are adversarial. `diversity` is the probability
-    that a gradient is taken through an image drawn at a random size and place, padded with zeros (DI, Xie et al. 2019): in the gradient only, whatever is
-    returned is judged as it is.
-    Differs from the papers: the usual step is longer, the steps are steepest ascent of the norm, the projection is exact onto ball and box, the look-ahead
-    is such a step of length decay x step, the iterate of smallest margin is returned; images shrink inside their frame instead of growing beyond it, and
-    the loss is weighed at the image itself.
-    Cost for a point that resists: steps + 1 forward and backward passes; twice the forwards with diversity.
+    `step` is the length of a step as a share of the radius (default 2.5 / steps), `decay` the
+    weight of the past. `nesterov` takes each gradient one step ahead of the iterate (NI-FGSM, Lin
+    et al. 2020); the points ahead are admissible, and count if they are adversarial. `diversity` is
+    the probability that a gradient is taken through an image drawn at a random size and place,
+    padded with zeros (DI, Xie et al. 2019): in the gradient only, whatever is returned is judged as
+    it is. Differs from the papers: the usual step is longer, the steps are steepest ascent of the
+    norm, the projection is exact onto ball and box, the look-ahead is such a step of length decay x
+    step, the iterate of smallest margin is returned; images shrink inside their frame instead of
+    growing beyond it, and the loss is weighed at the image itself. Cost for a point that resists:
+    steps + 1 forward and backward passes; twice the forwards with diversity.
     """
 
     steps: int = 10
@@ -48,21 +53,37 @@ class Momentum:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.decay >= 0:
-            raise BadInput(f"Momentum takes steps >= 1 and decay >= 0 (usually 10 and 1.0), got {self.steps}, {self.decay}")
+            raise BadInput(
+                f"Momentum takes steps >= 1 and decay >= 0 (usually 10 and 1.0), got {self.steps}, "
+                f"{self.decay}"
+            )
         if self.step is not None and not 0 < self.step <= 2:
-            raise BadInput(f"step is a share of the radius, above 0 and at most 2 (usually 0.1 to 0.25), got {self.step}")
+            raise BadInput(
+                "step is a share of the radius, above 0 and at most 2 (usually 0.1 to 0.25), got "
+                f"{self.step}"
+            )
         if not 0 <= self.diversity <= 1:
-            raise BadInput(f"diversity is the probability of a resized image, from 0 to 1 (usually 0.5), got {self.diversity}")
+            raise BadInput(
+                "diversity is the probability of a resized image, from 0 to 1 (usually 0.5), got "
+                f"{self.diversity}"
+            )
         check_loss(self.loss)
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
+    def __call__(
+        self, problem: Problem, *, seed: int = 0, batch: int | None = None
+    ) -> Iterator[Attempt]:
+        """Yield candidates as points are decided; `batch` (points in flight) does not change the
+        result.
+        """
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
         recipe = _Rolling(self.steps, min(share, 2.0), self.decay, self.nesterov, self.loss)
         if not self.diversity:
             return Queue(problem, recipe, seed, batch=batch or BATCH).run()
         if problem.x.dim() != 4 or min(problem.x.shape[2:]) < 2:
-            raise BadInput(f"diversity resizes images (N, C, H, W), but the points have shape {tuple(problem.x.shape[1:])}; take diversity=0")
+            raise BadInput(
+                "diversity resizes images (N, C, H, W), but the points have shape "
+                f"{tuple(problem.x.shape[1:])}; take diversity=0"
+            )
         return _Diverse(problem, recipe, seed, batch or BATCH, self.diversity).run()
 
 
@@ -93,20 +114,28 @@ class _Rolling:
         asked = iterate
         if self.nesterov:
             # The queue asks for the gradient ahead, and for the last iterate itself.
-            ahead = look.region.project(look.region.step(iterate, velocity, min(self.share * self.decay, 2.0)))
+            ahead = look.region.project(
+                look.region.step(iterate, velocity, min(self.share * self.decay, 2.0))
+            )
             asked = torch.where(per_job(look.step < self.steps - 1, ahead), ahead, iterate)
         return asked, {"velocity": velocity, "iterate": iterate}
 
 
 class _Diverse(Queue):
-    """The queue, with gradients taken through transformed images; the answers stay those of the images themselves, bit for bit."""
+    """The queue, with gradients taken through transformed images; the answers stay those of the
+    images themselves, bit for bit.
+    """
 
-    def __init__(self, problem: Problem, recipe: _Rolling, seed: int, batch: int, probability: float) -> None:
+    def __init__(
+        self, problem: Problem, recipe: _Rolling, seed: int, batch: int, probability: float
+    ) -> None:
         super().__init__(problem, recipe, seed, batch=batch)
         own, self.draws = self.network, self.streams
         self.network = BPDA(own, lambda x: own(resized(x, self.draws, probability)))
 
-    def _step(self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> Slots:
+    def _step(
+        self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None
+    ) -> Slots:
         """One step, each job with the numbers of its own stream at its own step."""
         rank, point = slots.job // self.n, slots.job % self.n
         self.draws = self.streams.take(point).fork(rank).fork(_FIRST_DRAW + slots.step)
@@ -119,16 +148,22 @@ class _Diverse(Queue):
 
 
 def resized(x: Tensor, streams: Streams, probability: float) -> Tensor:
-    """Return images (B, C, H, W) drawn at 0.9 to 1 of their size at a random place of a black frame, each with that probability; else as they are.
+    """Return images (B, C, H, W) drawn at 0.9 to 1 of their size at a random place of a black
+    frame, each with that probability; else as they are.
 
     Bilinear; one draw a row of `streams (B,)`, the same for all channels.
     """
     wanted, size, down, right = streams.uniform(4, x.dtype).unbind(1)
     scale = _SMALLEST + (1 - _SMALLEST) * size
     zero = torch.zeros_like(scale)
-    # The frame is [-1, 1]^2: the image of half width `scale` has its middle within 1 - scale of the frame's.
+    # The frame is [-1, 1]^2: the image of half width `scale` has its middle within 1 - scale of the
+    # frame's.
     middle = [(2 * place - 1) * (1 - scale) for place in (right, down)]
-    back = torch.stack([1 / scale, zero, -middle[0] / scale, zero, 1 / scale, -middle[1] / scale], 1).view(-1, 2, 3)
+    back = torch.stack(
+        [1 / scale, zero, -middle[0] / scale, zero, 1 / scale, -middle[1] / scale], 1
+    ).view(-1, 2, 3)
     grid = torch.nn.functional.affine_grid(back, list(x.shape), align_corners=False)
-    drawn = torch.nn.functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    drawn = torch.nn.functional.grid_sample(
+        x, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
     return torch.where(per_job(wanted < probability, x), drawn, x)

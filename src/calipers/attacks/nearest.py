@@ -1,4 +1,6 @@
-"""How near is the nearest adversarial example? Bisection over the radius of any attack, every point at its own radius."""
+"""How near is the nearest adversarial example? Bisection over the radius of any attack, every point
+at its own radius.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ _EARLY = 0.02  # of the segment: how near to an end a false-position step may fa
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest adversarial example that an attack finds when its radius is bisected; the problem's radius is where the search begins.
+    """The nearest adversarial example that an attack finds when its radius is bisected; the
+    problem's radius is where the search begins.
 
-    Each round runs the attack on all unsettled points at once, each at its own radius: doubled while nothing is found, then halfway between the
-    largest failure and the nearest success. Every success is polished, then pulled back along the segment to its point until it is only just
-    adversarial (beyond rounding in the model's dtype). A point is settled when both ends are within `tolerance` of each other. Cost: up to `rounds` runs
-    of the attack, and for each success about 12 forward and backward passes, and 10 forwards in float64.
+    Each round runs the attack on all unsettled points at once, each at its own radius: doubled
+    while nothing is found, then halfway between the largest failure and the nearest success. Every
+    success is polished, then pulled back along the segment to its point until it is only just
+    adversarial (beyond rounding in the model's dtype). A point is settled when both ends are within
+    `tolerance` of each other. Cost: up to `rounds` runs of the attack, and for each success about
+    12 forward and backward passes, and 10 forwards in float64.
     """
 
     attack: Attack
@@ -34,14 +39,21 @@ class Nearest:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 < self.tolerance < 1:
-            raise BadInput(f"Nearest takes rounds >= 1 (usually 10) and a tolerance between 0 and 1 (usually 0.001), got {self.rounds}, {self.tolerance}")
+            raise BadInput(
+                "Nearest takes rounds >= 1 (usually 10) and a tolerance between 0 and 1 (usually "
+                f"0.001), got {self.rounds}, {self.tolerance}"
+            )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates, all at once; an interrupt yields what is found, and is passed on."""
+        """Yield the nearest candidates, all at once; an interrupt yields what is found, and is
+        passed on.
+        """
         search = Search(problem)
         try:
             for k in range(self.rounds):
-                active = torch.nonzero(search.far - search.failed > self.tolerance * search.far.clamp(max=search.next)).flatten()
+                active = torch.nonzero(
+                    search.far - search.failed > self.tolerance * search.far.clamp(max=search.next)
+                ).flatten()
                 if not len(active):
                     break
                 search.ask(self.attack, active, seed + k)
@@ -52,7 +64,9 @@ class Nearest:
 
 
 class Search:
-    """The state of one search: the nearest success `far` (infinite if none) and the largest radius that `failed`, (N,) float64."""
+    """The state of one search: the nearest success `far` (infinite if none) and the largest radius
+    that `failed`, (N,) float64.
+    """
 
     def __init__(self, problem: Problem) -> None:
         n, device = len(problem), problem.x.device
@@ -61,7 +75,10 @@ class Search:
         self.failed = torch.zeros(n, dtype=torch.float64, device=device)
         self.wide = problem.threat.widest(problem.x)
         self.next = torch.minimum(problem.threat.radii(n).to(device).clamp_min(1e-12), self.wide)
-        self.forwards, self.backwards = torch.zeros(n, dtype=torch.long, device=device), torch.zeros(n, dtype=torch.long, device=device)
+        self.forwards, self.backwards = (
+            torch.zeros(n, dtype=torch.long, device=device),
+            torch.zeros(n, dtype=torch.long, device=device),
+        )
         wrong = problem.clearance(problem.x) <= 0
         self.far = torch.where(wrong, 0.0, torch.inf).to(self.failed)
 
@@ -84,20 +101,30 @@ class Search:
         if len(hit):
             counter = self.problem.classifier.counter
             forwards, backwards = counter.forwards, counter.backwards
-            self._note(hit, _nearer(part.take(torch.nonzero(broken).flatten()), found[broken], seed))
+            self._note(
+                hit, _nearer(part.take(torch.nonzero(broken).flatten()), found[broken], seed)
+            )
             self.forwards[hit] += (counter.forwards - forwards) // len(hit)
             self.backwards[hit] += (counter.backwards - backwards) // len(hit)
         self._bound(active[~broken])
 
     def _warm(self, attack: Attack, part: Problem, active: Tensor) -> dict[str, Tensor]:
-        """Return the nearest examples so far, projected into the regions asked about, for attacks that would else begin at x in every round; x where none is
-        known. (Random starts are better left alone: in their place it took APGD in l2 from a median of 1.74 to 2.13 on the robust digits.)"""
-        if bool(self.far[active].isinf().all()) or "warm" not in inspect.signature(attack).parameters:
+        """Return the nearest examples so far, projected into the regions asked about, for attacks
+        that would else begin at x in every round; x where none is known. (Random starts are better
+        left alone: in their place it took APGD in l2 from a median of 1.74 to 2.13 on the robust
+        digits.)
+        """
+        if (
+            bool(self.far[active].isinf().all())
+            or "warm" not in inspect.signature(attack).parameters
+        ):
             return {}
         return {"warm": part.region.project(self.best[active])}
 
     def _note(self, hit: Tensor, points: Tensor) -> None:
-        """Keep adversarial points of the problem's points `hit` that are nearer than what is known."""
+        """Keep adversarial points of the problem's points `hit` that are nearer than what is
+        known.
+        """
         distance = self.problem.region.take(hit).distance(points)
         nearer = distance < self.far[hit]
         self.best[hit[nearer]], self.far[hit[nearer]] = points[nearer], distance[nearer]
@@ -105,39 +132,66 @@ class Search:
     def _bound(self, missed: Tensor) -> None:
         """Set the next radii, after failures at the present ones."""
         self.failed[missed] = torch.maximum(self.failed[missed], self.next[missed])
-        # A success nearer than an earlier failure shows that the failure was the attack's: search below it again.
+        # A success nearer than an earlier failure shows that the failure was the attack's: search
+        # below it again.
         self.failed = torch.where(self.failed < self.far, self.failed, self.far / 2)
         hopeless = self.far.isinf() & (self.failed >= self.wide)
-        self.failed = torch.where(hopeless, torch.inf, self.failed).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        self.next = torch.where(self.far.isinf(), torch.minimum(2 * self.next, self.wide), (self.failed + self.far) / 2)
+        self.failed = torch.where(hopeless, torch.inf, self.failed).nan_to_num(
+            nan=torch.inf, posinf=torch.inf
+        )
+        self.next = torch.where(
+            self.far.isinf(), torch.minimum(2 * self.next, self.wide), (self.failed + self.far) / 2
+        )
 
     def attempt(self) -> Attempt:
         """Return the nearest candidates so far."""
-        return Attempt(torch.arange(len(self.problem), device=self.best.device), self.best, self.forwards, self.backwards)
+        return Attempt(
+            torch.arange(len(self.problem), device=self.best.device),
+            self.best,
+            self.forwards,
+            self.backwards,
+        )
 
 
 def _nearer(problem: Problem, points: Tensor, seed: int) -> Tensor:
-    """Return adversarial points polished and pulled back to the boundary; where only the model's own arithmetic follows the polish, pulled back alone."""
+    """Return adversarial points polished and pulled back to the boundary; where only the model's
+    own arithmetic follows the polish, pulled back alone.
+    """
     polished = points.clone()
     polish(problem, polished, problem.streams(seed))
     polished = problem.region.snap(polished)
     doubtful = problem.clearance(polished) > 0
-    return pull_back(problem, torch.where(doubtful.view(-1, *[1] * (points.dim() - 1)), points, polished))
+    return pull_back(
+        problem, torch.where(doubtful.view(-1, *[1] * (points.dim() - 1)), points, polished)
+    )
 
 
 def pull_back(problem: Problem, points: Tensor) -> Tensor:
-    """Return points on the segments from x to adversarial points that are still adversarial, but only just: false position with the Illinois rule."""
-    inside, outside = torch.zeros(len(points), dtype=torch.float64, device=points.device), torch.ones(len(points), dtype=torch.float64, device=points.device)
+    """Return points on the segments from x to adversarial points that are still adversarial, but
+    only just: false position with the Illinois rule.
+    """
+    inside, outside = (
+        torch.zeros(len(points), dtype=torch.float64, device=points.device),
+        torch.ones(len(points), dtype=torch.float64, device=points.device),
+    )
     value_in, value_out = problem.clearance(problem.x), problem.clearance(points)
     best = points
     for _ in range(_LINE_SEARCH):
-        share = (value_in / (value_in - value_out).clamp_min(1e-300)).clamp(_EARLY, 1 - _EARLY * _EARLY)
+        share = (value_in / (value_in - value_out).clamp_min(1e-300)).clamp(
+            _EARLY, 1 - _EARLY * _EARLY
+        )
         middle = inside + (outside - inside) * share
-        trial = (problem.x.double() + (points.double() - problem.x.double()) * middle.view(-1, *[1] * (points.dim() - 1))).to(points.dtype)
+        trial = (
+            problem.x.double()
+            + (points.double() - problem.x.double()) * middle.view(-1, *[1] * (points.dim() - 1))
+        ).to(points.dtype)
         value = problem.clearance(trial)
         broken = value <= 0
         best = torch.where(broken.view(-1, *[1] * (points.dim() - 1)), trial, best)
         # Illinois: an end that stays loses half its weight, so that the other end moves too.
-        value_in, value_out = torch.where(broken, value_in / 2, value), torch.where(broken, value, value_out / 2)
+        value_in, value_out = (
+            torch.where(broken, value_in / 2, value),
+            torch.where(broken, value, value_out / 2),
+        )
         inside, outside = torch.where(broken, inside, middle), torch.where(broken, middle, outside)
     return best

@@ -1,4 +1,6 @@
-"""How far does one steepest step get? The fast gradient method in every norm, straight from the region's support."""
+"""How far does one steepest step get? The fast gradient method in every norm, straight from the
+region's support.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,21 @@ from calipers.problem.tools import Attempt
 class Steepest:
     """One step to the admissible point that a linear model would fear most.
 
-    The step is the maximiser of <gradient, x'> over ball and box (FGSM of Goodfellow et al. 2015 for linf, the normalised gradient for l2, the largest
-    features for l1), so on a linear model it is the strongest attack there is. `targets` rivals are tried, nearest first; 0 climbs the worst margin only.
-    Cost: (1 forward + 1 backward + 1 forward) a target, and one backward a class for the ranking.
+    The step is the maximiser of <gradient, x'> over ball and box (FGSM of Goodfellow et al. 2015
+    for linf, the normalised gradient for l2, the largest features for l1), so on a linear model it
+    is the strongest attack there is. `targets` rivals are tried, nearest first; 0 climbs the worst
+    margin only. Cost: (1 forward + 1 backward + 1 forward) a target, and one backward a class for
+    the ranking.
     """
 
     targets: int = 0
 
     def __post_init__(self) -> None:
         if self.targets < 0:
-            raise BadInput(f"targets must be 0 (the worst margin) or the number of rivals to try, got {self.targets}")
+            raise BadInput(
+                "targets must be 0 (the worst margin) or the number of rivals to try, got "
+                f"{self.targets}"
+            )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield candidates; the seed is not used."""

@@ -23,16 +23,18 @@ _USUAL_TRAVEL = 2.5  # all steps together can cross the ball 2.5 times (Madry et
 
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient ascent (Madry et al. 2018) in every norm, best iterate kept, each point stopped when broken.
+    """Projected gradient ascent (Madry et al. 2018) in every norm, best iterate kept, each point
+    stopped when broken.
 
-    `step` is the length of a step as a share of the radius (default 2.5 / steps). The first start is the point itself, later ones are random.
-    `loss` "alternate" climbs cross-entropy in the first restart, the margin in the second, and so on ("dlr" and "scaled" do not see how large the logits
-    are); `targets` > 0 attacks that many rivals one by one,
-    nearest first, instead. `precision` "bfloat16" searches in half precision, faster for large networks where the processor has it; ends are judged in the
-    model's own.
-    Differs from the paper: the steps are steepest ascent of the norm, the projection is exact onto ball and box, the iterate of smallest margin is
-    returned, not the last.
-    Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward passes.
+    `step` is the length of a step as a share of the radius (default 2.5 / steps). The first start
+    is the point itself, later ones are random. `loss` "alternate" climbs cross-entropy in the first
+    restart, the margin in the second, and so on ("dlr" and "scaled" do not see how large the logits
+    are); `targets` > 0 attacks that many rivals one by one, nearest first, instead. `precision`
+    "bfloat16" searches in half precision, faster for large networks where the processor has it;
+    ends are judged in the model's own. Differs from the paper: the steps are steepest ascent of the
+    norm, the projection is exact onto ball and box, the iterate of smallest margin is returned, not
+    the last. Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward
+    passes.
     """
 
     steps: int = 40
@@ -44,22 +46,45 @@ class PGD:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
-            raise BadInput(f"PGD takes steps >= 1, restarts >= 1 and targets >= 0, got {self.steps}, {self.restarts}, {self.targets}")
+            raise BadInput(
+                f"PGD takes steps >= 1, restarts >= 1 and targets >= 0, got {self.steps}, "
+                f"{self.restarts}, {self.targets}"
+            )
         if self.step is not None and not 0 < self.step <= 2:
-            raise BadInput(f"step is a share of the radius, above 0 and at most 2 (usually 0.01 to 0.25), got {self.step}")
+            raise BadInput(
+                "step is a share of the radius, above 0 and at most 2 (usually 0.01 to 0.25), got "
+                f"{self.step}"
+            )
         if self.precision not in ("model", "bfloat16"):
             raise BadInput(f"precision is 'model' or 'bfloat16', got {self.precision!r}")
         check_loss(self.loss)
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None, warm: Tensor | None = None) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the result.
+    def __call__(
+        self,
+        problem: Problem,
+        *,
+        seed: int = 0,
+        batch: int | None = None,
+        warm: Tensor | None = None,
+    ) -> Iterator[Attempt]:
+        """Yield candidates as points are decided; `batch` (points in flight) does not change the
+        result.
 
         `warm (N, *D)` are the first starts, in place of the points themselves.
         """
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
-        recipe = _Ascent(self.steps, self.restarts, rivals(problem, self.targets), min(share, 2.0), self.loss)
+        recipe = _Ascent(
+            self.steps, self.restarts, rivals(problem, self.targets), min(share, 2.0), self.loss
+        )
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
-        return run_queue(problem, recipe, seed=seed, dtype=dtype, batch=batch, starts=None if warm is None else warm[:, None])
+        return run_queue(
+            problem,
+            recipe,
+            seed=seed,
+            dtype=dtype,
+            batch=batch,
+            starts=None if warm is None else warm[:, None],
+        )
 
 
 @dataclass(frozen=True)

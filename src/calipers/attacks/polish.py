@@ -1,4 +1,6 @@
-"""Is there a nearer adversarial point beside the one that was found? The tangent boundary there, looked at from x, says where to look."""
+"""Is there a nearer adversarial point beside the one that was found? The tangent boundary there,
+looked at from x, says where to look.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,26 @@ from calipers.problem.goals import Untargeted, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 
-_BEYOND = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.0001)  # of the gain, by round: how far past the tangent boundary a trial goes, so that it counts
+# of the gain, by round: how far past the tangent boundary a trial goes, so that it counts
+_BEYOND = (
+    0.01,
+    0.003,
+    0.001,
+    0.0003,
+    0.0001,
+    0.0001,
+)
 _RIVALS = 4  # a rival that is not among the first ones at the point found is hardly nearer
-_MIXES, _MIXES_SPARSE = 5, 8  # of two tangents, by false position; in l1 the nearest point jumps with the mix, and five are too few
-_GAIN = 5e-4  # of the distance: where the tangent at the nearest point promises less, the walk is over
+# of two tangents, by false position; in l1 the nearest point jumps with the mix, and five are too
+# few
+_MIXES, _MIXES_SPARSE = 5, 8
+_GAIN = (
+    5e-4  # of the distance: where the tangent at the nearest point promises less, the walk is over
+)
 _STARTS = 8
-_SHORT = 1e-4  # of the gain, lacking in the farthest corner: more than rounding, so the plane does not meet the box
+# of the gain, lacking in the farthest corner: more than rounding, so the plane does not meet the
+# box
+_SHORT = 1e-4
 _WORTH = 0.999  # of the distance: what promises less is not tried
 
 Network = Callable[[Tensor], Tensor]
@@ -29,22 +45,31 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Tangent:
-    """The plane <slope, delta> = gain that replaces a boundary, seen from x: `slope (M, *D)`, `gain (M,)`; beyond it the linear model is adversarial."""
+    """The plane <slope, delta> = gain that replaces a boundary, seen from x: `slope (M, *D)`, `gain
+    (M,)`; beyond it the linear model is adversarial.
+    """
 
     slope: Tensor
     gain: Tensor
 
     def where(self, chosen: Tensor, other: Tangent) -> Tangent:
         """Return this tangent for the chosen jobs (M,), the other for the rest."""
-        return Tangent(torch.where(per_job(chosen, self.slope), self.slope, other.slope), torch.where(chosen, self.gain, other.gain))
+        return Tangent(
+            torch.where(per_job(chosen, self.slope), self.slope, other.slope),
+            torch.where(chosen, self.gain, other.gain),
+        )
 
     def take(self, index: Tensor) -> Tangent:
         """Return the tangents of the chosen jobs."""
         return Tangent(self.slope[index], self.gain[index])
 
     def mix(self, other: Tangent, share: Tensor) -> Tangent:
-        """Return the sum of `share (M,)` of this tangent and the rest of the other: the half spaces' intersection lies beyond it."""
-        slope = per_job(share, self.slope) * self.slope + per_job(1 - share, self.slope) * other.slope
+        """Return the sum of `share (M,)` of this tangent and the rest of the other: the half
+        spaces' intersection lies beyond it.
+        """
+        slope = (
+            per_job(share, self.slope) * self.slope + per_job(1 - share, self.slope) * other.slope
+        )
         return Tangent(slope, share * self.gain + (1 - share) * other.gain)
 
     def missed(self, delta: Tensor) -> Tensor:
@@ -54,7 +79,9 @@ class Tangent:
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """Some of the points that are being polished, the places `index` of `points`: written to as soon as a nearer one is known."""
+    """Some of the points that are being polished, the places `index` of `points`: written to as
+    soon as a nearer one is known.
+    """
 
     points: Tensor
     index: Tensor
@@ -73,13 +100,17 @@ class _Held:
 
 
 def polish(problem: Problem, points: Tensor, streams: Streams) -> None:
-    """Move adversarial points (M, *D), in place, nearer to x: on a linear model to the nearest of all, to rounding. An interrupt leaves what it has reached.
+    """Move adversarial points (M, *D), in place, nearer to x: on a linear model to the nearest of
+    all, to rounding. An interrupt leaves what it has reached.
 
-    Each round replaces the boundary at the current point by its tangent and goes to the point of that plane, inside the box, that is nearest to x. Where
-    this lands before the true boundary, the tangent there is added, and the next trial is the nearest point beyond both: so kinks are reached, too.
-    Rivals are looked at one by one: the one that wins at the point found, and the one whose tangent is nearest to x. Points that are not adversarial, for
-    instance because no gradient led anywhere from x, get random starts at several distances, drawn from `streams`; they are returned as they are if none helps.
-    Cost: at most 2 x 6 forward and backward passes, 6 forwards, and up to 4 backward passes for the ranking; for a point not found 8 x 6 more of both.
+    Each round replaces the boundary at the current point by its tangent and goes to the point of
+    that plane, inside the box, that is nearest to x. Where this lands before the true boundary, the
+    tangent there is added, and the next trial is the nearest point beyond both: so kinks are
+    reached, too. Rivals are looked at one by one: the one that wins at the point found, and the one
+    whose tangent is nearest to x. Points that are not adversarial, for instance because no gradient
+    led anywhere from x, get random starts at several distances, drawn from `streams`; they are
+    returned as they are if none helps. Cost: at most 2 x 6 forward and backward passes, 6 forwards,
+    and up to 4 backward passes for the ranking; for a point not found 8 x 6 more of both.
     """
     net = problem.classifier.step()
     for part in torch.arange(len(points), device=points.device).split(in_flight(problem, BATCH)):
@@ -92,7 +123,11 @@ def _polish(problem: Problem, net: Network, held: _Held, streams: Streams) -> No
         missed = torch.nonzero(~_wins(problem, net, held.now())).flatten()
         if len(missed):
             _rescue(problem.take(missed), net, held.take(missed), streams.take(missed))
-        hit = torch.nonzero(_wins(problem, net, held.now())).flatten() if len(missed) else torch.arange(len(problem), device=missed.device)
+        hit = (
+            torch.nonzero(_wins(problem, net, held.now())).flatten()
+            if len(missed)
+            else torch.arange(len(problem), device=missed.device)
+        )
         if len(hit):
             part, known = problem.take(hit), held.take(hit)
             for index, column in _columns(part, net, known.now()):
@@ -104,14 +139,21 @@ def _rescue(problem: Problem, net: Network, held: _Held, streams: Streams) -> No
     """Hold the nearest points that descents from random starts find, from far to near."""
     region = problem.region
     size = region.center.flatten(1).abs().amax(1, keepdim=True)
-    own = _length(region, torch.where(size > 0, size, 1.0).expand_as(region.low).reshape(region.center.shape))  # without a box, x's own size is the unit
+    # without a box, x's own size is the unit
+    own = _length(
+        region, torch.where(size > 0, size, 1.0).expand_as(region.low).reshape(region.center.shape)
+    )
     for k in range(_STARTS):
         start = region.at(torch.minimum(region.radius, 4 * own) / 2**k).sample(streams.fork(k))
         _descend(problem, net, held, start, None)
 
 
-def _columns(problem: Problem, net: Network, points: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield the jobs: indices of points and the margin columns that they are about; where all rivals have to be beaten at once, the one that decides."""
+def _columns(
+    problem: Problem, net: Network, points: Tensor
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield the jobs: indices of points and the margin columns that they are about; where all
+    rivals have to be beaten at once, the one that decides.
+    """
     every = torch.arange(len(points), device=points.device)
     if not isinstance(problem.goal, Untargeted):
         yield every, None
@@ -129,15 +171,21 @@ def _columns(problem: Problem, net: Network, points: Tensor) -> Iterator[tuple[T
     yield every, first[:, 0]
     if len(ahead) > 1:
         distance, rank = torch.stack(ahead[1:], 1).min(1)
-        promising = torch.nonzero(distance < _WORTH * torch.minimum(ahead[0], region.distance(points))).flatten()
+        promising = torch.nonzero(
+            distance < _WORTH * torch.minimum(ahead[0], region.distance(points))
+        ).flatten()
         if len(promising):
             yield promising, first[promising, 1 + rank[promising]]
 
 
-def _descend(problem: Problem, net: Network, held: _Held, here: Tensor, column: Tensor | None) -> None:
-    """Hold the nearest of the points that are held and of the adversarial ones that a walk from `here` passes.
+def _descend(
+    problem: Problem, net: Network, held: _Held, here: Tensor, column: Tensor | None
+) -> None:
+    """Hold the nearest of the points that are held and of the adversarial ones that a walk from
+    `here` passes.
 
-    The walk is about the margins' `column (M,)`; where None is given, about the one that is lowest at its start, or about the goal's own worst.
+    The walk is about the margins' `column (M,)`; where None is given, about the one that is lowest
+    at its start, or about the goal's own worst.
     """
     best, rows = held.now(), torch.arange(len(here), device=here.device)
     distance = torch.where(_wins(problem, net, best), problem.region.distance(best), torch.inf)
@@ -152,7 +200,10 @@ def _descend(problem: Problem, net: Network, held: _Held, here: Tensor, column: 
         found = _tangent(region, here, gradient_of(-value, x), value.detach())
         far = region.distance(here)
         nearer = is_adversarial(worst.detach()) & (far <= distance)
-        best, distance = torch.where(per_job(nearer, best), here, best), torch.where(nearer, far, distance)
+        best, distance = (
+            torch.where(per_job(nearer, best), here, best),
+            torch.where(nearer, far, distance),
+        )
         held.put(rows, best)  # at once: an interrupt must not lose it
         home = found if home is None else found.where(nearer | distance.isinf(), home)
         here, settled = _next(region, home, found, nearer, best, distance, 1 + beyond)
@@ -160,25 +211,46 @@ def _descend(problem: Problem, net: Network, held: _Held, here: Tensor, column: 
             on = torch.nonzero(~settled).flatten()
             if not len(on):
                 return
-            problem, rows, best, here, distance, home = problem.take(on), rows[on], best[on], here[on], distance[on], home.take(on)
+            problem, rows, best, here, distance, home = (
+                problem.take(on),
+                rows[on],
+                best[on],
+                here[on],
+                distance[on],
+                home.take(on),
+            )
             column = None if column is None else column[on]
     final = _wins(problem, net, here) & (problem.region.distance(here) < distance)
     held.put(rows, torch.where(per_job(final, best), here, best))
 
 
-def _next(region: Region, home: Tangent, found: Tangent, nearer: Tensor, best: Tensor, distance: Tensor, stretch: float) -> tuple[Tensor, Tensor]:
-    """Return the next trials, and where nothing more is to be gained: beyond the tangent at home, or beyond both where the last trial fell short; halfway
-    back where that is farther than the best."""
+def _next(
+    region: Region,
+    home: Tangent,
+    found: Tangent,
+    nearer: Tensor,
+    best: Tensor,
+    distance: Tensor,
+    stretch: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the next trials, and where nothing more is to be gained: beyond the tangent at home,
+    or beyond both where the last trial fell short; halfway back where that is farther than the
+    best.
+    """
     delta = _nearest(region, home, stretch)
     promise = _length(region, delta) / stretch
     settled = torch.zeros_like(nearer) if region.norm.is_count else promise > distance * (1 - _GAIN)
     both = torch.nonzero(~nearer & ~settled & distance.isfinite()).flatten()
     if len(both) and not region.norm.is_count:
-        delta = delta.index_copy(0, both, _beyond_both(region.take(both), home.take(both), found.take(both), stretch))
+        delta = delta.index_copy(
+            0, both, _beyond_both(region.take(both), home.take(both), found.take(both), stretch)
+        )
     trial = region.center + delta
     back = torch.nonzero(~(region.distance(trial) < distance)).flatten()
     if len(back):
-        halfway = torch.lerp(best[back], region.center[back] + _nearest(region.take(back), home.take(back)), 0.5)
+        halfway = torch.lerp(
+            best[back], region.center[back] + _nearest(region.take(back), home.take(back)), 0.5
+        )
         trial = trial.index_copy(0, back, halfway)
     return trial, settled
 
@@ -189,12 +261,17 @@ def _wins(problem: Problem, net: Network, points: Tensor) -> Tensor:
 
 def _margins(problem: Problem, net: Network, x: Tensor, backwards: int) -> Tensor:
     counter = problem.classifier.counter
-    counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + backwards * len(x) * backwards_of(problem)
+    counter.forwards, counter.backwards = (
+        counter.forwards + len(x),
+        counter.backwards + backwards * len(x) * backwards_of(problem),
+    )
     return problem.margins(net(x))
 
 
 def _tangent(region: Region, points: Tensor, climb: Tensor, margin: Tensor) -> Tangent:
-    """Return the tangent at points, in units of the steepest slope: `climb` is the gradient along which the margin falls."""
+    """Return the tangent at points, in units of the steepest slope: `climb` is the gradient along
+    which the margin falls.
+    """
     gain = margin + (climb * (points - region.center)).flatten(1).sum(1)
     unit = climb.flatten(1).abs().amax(1).clamp_min(torch.finfo(climb.dtype).tiny)
     return Tangent(climb / per_job(unit, climb), gain / unit)
@@ -208,21 +285,35 @@ def _nearest(region: Region, tangent: Tangent, stretch: float = 1.0) -> Tensor:
 def _beyond_both(region: Region, one: Tangent, two: Tangent, stretch: float) -> Tensor:
     """Return the shortest perturbation beyond both tangents inside the box.
 
-    The distance to a mix of the two is a lower bound, and largest for the right mix, where both are touched: false position on the difference of what is
-    missed. At a kink of the norm the nearest point jumps with the mix; the solution lies on the segment between the two sides of the jump.
+    The distance to a mix of the two is a lower bound, and largest for the right mix, where both are
+    touched: false position on the difference of what is missed. At a kink of the norm the nearest
+    point jumps with the mix; the solution lies on the segment between the two sides of the jump.
     """
     one, two = Tangent(one.slope, one.gain * stretch), Tangent(two.slope, two.gain * stretch)
-    low, high, tiny = torch.zeros_like(one.gain), torch.ones_like(one.gain), torch.finfo(one.gain.dtype).tiny
+    low, high, tiny = (
+        torch.zeros_like(one.gain),
+        torch.ones_like(one.gain),
+        torch.finfo(one.gain.dtype).tiny,
+    )
     below, above = _nearest(region, two), _nearest(region, one)
     value_low, value_high = one.missed(below), -two.missed(above)
     for _ in range(_MIXES_SPARSE if region.norm.is_sparse else _MIXES):
-        share = low + (high - low) * (value_low / (value_low - value_high).clamp_min(tiny)).clamp(0.05, 0.95)
+        share = low + (high - low) * (value_low / (value_low - value_high).clamp_min(tiny)).clamp(
+            0.05, 0.95
+        )
         trial = _nearest(region, one.mix(two, share))
         value = one.missed(trial) - two.missed(trial)
         short = value > 0
         low, high = torch.where(short, share, low), torch.where(short, high, share)
-        value_low, value_high = torch.where(short, value, value_low / 2), torch.where(short, value_high / 2, value)  # the Illinois rule
-        below, above = torch.where(per_job(short, trial), trial, below), torch.where(per_job(short, above), above, trial)
+        # the Illinois rule
+        value_low, value_high = (
+            torch.where(short, value, value_low / 2),
+            torch.where(short, value_high / 2, value),
+        )
+        below, above = (
+            torch.where(per_job(short, trial), trial, below),
+            torch.where(per_job(short, above), above, trial),
+        )
     lacking, over = one.missed(below).clamp_min(0), -one.missed(above).clamp(max=0)
     share = lacking / (lacking + over).clamp_min(torch.finfo(lacking.dtype).tiny)
     return torch.lerp(below, above, per_job(share, below))
@@ -233,13 +324,18 @@ def _length(region: Region, delta: Tensor) -> Tensor:
 
 
 def across(region: Region, points: Tensor, g: Tensor, gain: Tensor) -> Tensor:
-    """Return the shortest perturbation that takes points to the plane <g, z - point> = gain (M,) inside the box, on whichever side of it they are.
+    """Return the shortest perturbation that takes points to the plane <g, z - point> = gain (M,)
+    inside the box, on whichever side of it they are.
 
     Where the plane does not meet the box: to the corner nearest to it.
     """
     side = torch.where(gain < 0, -1.0, 1.0).to(g.dtype)
     offset = (points - region.center).flatten(1)
-    low, high, flat = (region.low - offset).clamp(max=0), (region.high - offset).clamp(min=0), g.flatten(1) * side[:, None]
+    low, high, flat = (
+        (region.low - offset).clamp(max=0),
+        (region.high - offset).clamp(min=0),
+        g.flatten(1) * side[:, None],
+    )
     if region.weight is None:
         return region.norm.reach(flat, gain.abs(), low, high).view_as(points)
     w = region.weight

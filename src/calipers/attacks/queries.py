@@ -1,8 +1,10 @@
-"""What do attacks without gradients share? One loop of questions: points in flight, each with its own state, refilled as points are decided.
+"""What do attacks without gradients share? One loop of questions: points in flight, each with its
+own state, refilled as points are decided.
 
-An attack is a state machine: in each round every point in flight asks a few questions and hears the answers. The rounds of different points need not agree,
-so a point that enters late runs beside one that is nearly through, and the batch stays full. What a point draws hangs on its own stream and on the number
-of questions it has asked: results do not depend on batch size, order or neighbours.
+An attack is a state machine: in each round every point in flight asks a few questions and hears the
+answers. The rounds of different points need not agree, so a point that enters late runs beside one
+that is nearly through, and the batch stays full. What a point draws hangs on its own stream and on
+the number of questions it has asked: results do not depend on batch size, order or neighbours.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from calipers.problem.tools import Attempt
 _ROWS = 4096  # questions of one round; an attack that asks many at once has fewer points in flight
 _BYTES = 2**27  # of the questions of one round, and they are held about ten times
 _SECONDS_BETWEEN_YIELDS = 1.0
-_UNBOUNDED = 1e9  # where no box ends the search for a first adversarial point, in the data's own units
+_UNBOUNDED = (
+    1e9  # where no box ends the search for a first adversarial point, in the data's own units
+)
 
 Memory = dict[str, Tensor]
 """What each point remembers from round to round: tensors (B, ...) by name."""
@@ -34,9 +38,11 @@ Memory = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What an attack sees of the B points in flight: their regions and streams, the number of questions `spent (B,)` on each, and the best answer so far.
+    """What an attack sees of the B points in flight: their regions and streams, the number of
+    questions `spent (B,)` on each, and the best answer so far.
 
-    `best (B, *D)` is the question of lowest `score (B,)`: the worst margin, or the distance of the nearest adversarial one (infinite while none is known).
+    `best (B, *D)` is the question of lowest `score (B,)`: the worst margin, or the distance of the
+    nearest adversarial one (infinite while none is known).
     """
 
     region: Region
@@ -48,7 +54,9 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The questions of one round: `points (R, *D)`, and the place `slot (R,)` in the batch that asks each, rising."""
+    """The questions of one round: `points (R, *D)`, and the place `slot (R,)` in the batch that
+    asks each, rising.
+    """
 
     slot: Tensor
     points: Tensor
@@ -67,16 +75,22 @@ class Play(Protocol):
 
     @property
     def labels_only(self) -> bool:
-        """Does the attack hear signs instead of margins, and seek the nearest adversarial point? Else the smallest margin inside the region."""
+        """Does the attack hear signs instead of margins, and seek the nearest adversarial point?
+        Else the smallest margin inside the region.
+        """
 
     def start(self, region: Region, streams: Streams) -> Memory:
         """Return what each point remembers at its start."""
 
     def ask(self, look: Look, memory: Memory) -> Asked:
-        """Return the questions of a round: at least one a point, never more than its budget allows."""
+        """Return the questions of a round: at least one a point, never more than its budget
+        allows.
+        """
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
-        """Update the memory in place from the worst margins (R,) or their signs; return which points have nothing left to ask, (B,) bool."""
+        """Update the memory in place from the worst margins (R,) or their signs; return which
+        points have nothing left to ask, (B,) bool.
+        """
 
 
 def one_each(points: Tensor) -> Asked:
@@ -84,8 +98,12 @@ def one_each(points: Tensor) -> Asked:
     return Asked(torch.arange(len(points), device=points.device), points)
 
 
-def run_queries(problem: Problem, play: Play, *, seed: int, batch: int | None = None) -> Iterator[Attempt]:
-    """Yield an `Attempt` for every point, as points are decided. `forwards` are the questions; there is never a backward pass."""
+def run_queries(
+    problem: Problem, play: Play, *, seed: int, batch: int | None = None
+) -> Iterator[Attempt]:
+    """Yield an `Attempt` for every point, as points are decided. `forwards` are the questions;
+    there is never a backward pass.
+    """
     return _Run(problem, play, seed, batch or BATCH).run()
 
 
@@ -104,8 +122,17 @@ class _Slots:
         return _Slots(self.point[keep], self.spent[keep], self.best[keep], self.score[keep], memory)
 
     def join(self, other: _Slots) -> _Slots:
-        point, spent, best, score = (torch.cat([getattr(self, name), getattr(other, name)]) for name in ("point", "spent", "best", "score"))
-        return _Slots(point, spent, best, score, {name: torch.cat([value, other.memory[name]]) for name, value in self.memory.items()})
+        point, spent, best, score = (
+            torch.cat([getattr(self, name), getattr(other, name)])
+            for name in ("point", "spent", "best", "score")
+        )
+        return _Slots(
+            point,
+            spent,
+            best,
+            score,
+            {name: torch.cat([value, other.memory[name]]) for name, value in self.memory.items()},
+        )
 
 
 class _Run:
@@ -121,18 +148,30 @@ class _Run:
         self.done: list[_Slots] = []
 
     def run(self) -> Iterator[Attempt]:
-        """Yield the points as they are decided; an interrupt first yields what is found, and is then passed on."""
+        """Yield the points as they are decided; an interrupt first yields what is found, and is
+        then passed on.
+        """
         slots = self._enter(None)
         try:
             while len(slots.point):
                 said = time.monotonic()
                 with self.problem.classifier.frozen(), torch.no_grad():
-                    region, streams = self.problem.region.take(slots.point), self.streams.take(slots.point)
-                    while len(slots.point) and not (self.done and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
-                        over = self._round(slots, Look(region, streams, slots.spent, slots.best, slots.score))
+                    region, streams = (
+                        self.problem.region.take(slots.point),
+                        self.streams.take(slots.point),
+                    )
+                    while len(slots.point) and not (
+                        self.done and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS
+                    ):
+                        over = self._round(
+                            slots, Look(region, streams, slots.spent, slots.best, slots.score)
+                        )
                         if bool(over.any()):
                             slots = self._exchange(slots, over)
-                            region, streams = self.problem.region.take(slots.point), self.streams.take(slots.point)
+                            region, streams = (
+                                self.problem.region.take(slots.point),
+                                self.streams.take(slots.point),
+                            )
                 if self.done:
                     yield self._attempt()
         except KeyboardInterrupt:  # of a round, or of whoever uses what was yielded
@@ -149,14 +188,22 @@ class _Run:
 
     def _enter(self, slots: _Slots | None) -> _Slots:
         """Top the batch up with new points."""
-        count = min(self.room - (0 if slots is None else len(slots.point)), len(self.problem) - self.entered)
+        count = min(
+            self.room - (0 if slots is None else len(slots.point)), len(self.problem) - self.entered
+        )
         if slots is not None and not count:
             return slots
         point = torch.arange(self.entered, self.entered + count, device=self.problem.x.device)
         self.entered += count
         region = self.problem.region.take(point)
         score = torch.full((count,), torch.inf, dtype=torch.float64, device=point.device)
-        new = _Slots(point, torch.zeros_like(point), region.center.clone(), score, self.play.start(region, self.streams.take(point)))
+        new = _Slots(
+            point,
+            torch.zeros_like(point),
+            region.center.clone(),
+            score,
+            self.play.start(region, self.streams.take(point)),
+        )
         return new if slots is None else slots.join(new)
 
     def _exchange(self, slots: _Slots, over: Tensor) -> _Slots:
@@ -173,11 +220,17 @@ class _Run:
             raise interrupt
         slots.spent = slots.spent + torch.bincount(asked.slot, minlength=len(slots.point))
         heard = Look(look.region, look.streams, slots.spent, slots.best, slots.score)
-        through = self.play.hear(heard, slots.memory, asked, answers) | (slots.spent >= self.play.queries)
-        return through | (slots.score <= 0 if self.play.labels_only else is_adversarial(slots.score))
+        through = self.play.hear(heard, slots.memory, asked, answers) | (
+            slots.spent >= self.play.queries
+        )
+        return through | (
+            slots.score <= 0 if self.play.labels_only else is_adversarial(slots.score)
+        )
 
     def _note(self, slots: _Slots, region: Region, asked: Asked, worst: Tensor) -> Tensor:
-        """Keep the best question of each slot, and return what the attack hears of the worst margins (R,)."""
+        """Keep the best question of each slot, and return what the attack hears of the worst
+        margins (R,).
+        """
         broken = is_adversarial(worst)
         if self.play.labels_only:
             answers = 1.0 - 2.0 * broken.double()
@@ -191,7 +244,9 @@ class _Run:
         return answers
 
     def _worst(self, asked: Asked, point: Tensor) -> tuple[Tensor, KeyboardInterrupt | None]:
-        """Return the worst margins (R,), float64; after an interrupt, passed on with them, infinite for the questions that it left unanswered."""
+        """Return the worst margins (R,), float64; after an interrupt, passed on with them, infinite
+        for the questions that it left unanswered.
+        """
         problem, place = self.problem, point[asked.slot]
         network, goal, y = problem.classifier.network, problem.goal.take(place), problem.y[place]
         logits, interrupt = list[Tensor](), None
@@ -204,29 +259,44 @@ class _Run:
         worst = torch.full((len(place),), torch.inf, dtype=torch.float64, device=place.device)
         if logits:
             answered = torch.arange(sum(map(len, logits)), device=place.device)
-            worst[answered] = goal.take(answered).worst(goal.take(answered).margins(torch.cat(logits), y[answered])).double()
+            worst[answered] = (
+                goal.take(answered)
+                .worst(goal.take(answered).margins(torch.cat(logits), y[answered]))
+                .double()
+            )
         return worst, interrupt
 
     def _attempt(self) -> Attempt:
         done, self.done = self.done, []
-        point, best, spent = (torch.cat([getattr(part, name) for part in done]) for name in ("point", "best", "spent"))
-        return Attempt(point, self.problem.region.take(point).snap(best), spent, torch.zeros_like(spent))
+        point, best, spent = (
+            torch.cat([getattr(part, name) for part in done]) for name in ("point", "best", "spent")
+        )
+        return Attempt(
+            point, self.problem.region.take(point).snap(best), spent, torch.zeros_like(spent)
+        )
 
 
 def _lowest(values: Tensor, slot: Tensor, slots: int) -> Tensor:
     """Return the row of each slot's lowest value, the first of equal ones."""
     if len(slot) == slots:
         return torch.arange(slots, device=slot.device)
-    low = torch.full((slots,), torch.inf, dtype=values.dtype, device=slot.device).scatter_reduce(0, slot, values, "amin")
+    low = torch.full((slots,), torch.inf, dtype=values.dtype, device=slot.device).scatter_reduce(
+        0, slot, values, "amin"
+    )
     row = torch.arange(len(slot), device=slot.device)
     candidate = torch.where(values == low[slot], row, len(slot))
-    return torch.full((slots,), len(slot), device=slot.device).scatter_reduce(0, slot, candidate, "amin")
+    return torch.full((slots,), len(slot), device=slot.device).scatter_reduce(
+        0, slot, candidate, "amin"
+    )
 
 
-# ---- attacks that hear only labels: the way to a first point on the boundary -----------------------------------------------------------------------
+# ---- attacks that hear only labels: the way to a first point on the boundary
+# -----------------------------------------------------------------------
 
 SEEK, CROSS = 0, 1
-"""The first two phases of a label-only attack: random points of the box until one is adversarial; bisection towards the point itself."""
+"""The first two phases of a label-only attack: random points of the box until one is adversarial;
+bisection towards the point itself.
+"""
 
 
 def unbounded(problem: Problem) -> Problem:
@@ -236,46 +306,73 @@ def unbounded(problem: Problem) -> Problem:
 
 
 def boxed(region: Region, points: Tensor) -> Tensor:
-    """Return the nearest points of box and mask: the projection where the radius excludes nothing, without the price of one."""
+    """Return the nearest points of box and mask: the projection where the radius excludes nothing,
+    without the price of one.
+    """
     delta = (points - region.center).flatten(1).clamp(region.low, region.high)
     return region.center + delta.view_as(region.center)
 
 
 def at_the_start(region: Region) -> Memory:
-    """Return what both phases remember: `phase`, the nearest adversarial point `far`, its distance `outer` and a distance `inner` that is not adversarial."""
+    """Return what both phases remember: `phase`, the nearest adversarial point `far`, its distance
+    `outer` and a distance `inner` that is not adversarial.
+    """
     zero = torch.zeros_like(region.radius)
-    return {"phase": torch.full_like(zero, SEEK, dtype=torch.long), "far": region.center.clone(), "outer": zero, "inner": zero.clone()}
+    return {
+        "phase": torch.full_like(zero, SEEK, dtype=torch.long),
+        "far": region.center.clone(),
+        "outer": zero,
+        "inner": zero.clone(),
+    }
 
 
 def approach(look: Look, memory: Memory) -> Tensor:
-    """Return the next question of each point that is in one of the two phases (what it returns for the others means nothing)."""
+    """Return the next question of each point that is in one of the two phases (what it returns for
+    the others means nothing).
+    """
     points = memory["far"]
     crossing = torch.nonzero(memory["phase"] == CROSS).flatten()
     if len(crossing):
         middle = (memory["inner"][crossing] + memory["outer"][crossing]) / 2
-        points = points.index_copy(0, crossing, look.region.take(crossing).at(middle).project(points[crossing]))
+        points = points.index_copy(
+            0, crossing, look.region.take(crossing).at(middle).project(points[crossing])
+        )
     seeking = torch.nonzero(memory["phase"] == SEEK).flatten()
     if len(seeking):
         region, spent = look.region.take(seeking), look.spent[seeking]
-        found = torch.where(per_job(spent == 0, region.center), region.center, _anywhere(region, look.streams.take(seeking).fork(spent), spent))
+        found = torch.where(
+            per_job(spent == 0, region.center),
+            region.center,
+            _anywhere(region, look.streams.take(seeking).fork(spent), spent),
+        )
         points = points.index_copy(0, seeking, found)
     return points
 
 
 def _anywhere(region: Region, streams: Streams, spent: Tensor) -> Tensor:
-    """Return random points of the box: noise, corners of a random density, or all features at the same height, in turn."""
+    """Return random points of the box: noise, corners of a random density, or all features at the
+    same height, in turn.
+    """
     d, dtype = region.low.shape[1], region.low.dtype
     reach = (1 + region.center.flatten(1).abs().amax(1)) * 2.0 ** (spent // 3).clamp(max=20)
-    low, high = torch.where(region.low.isinf(), -reach[:, None], region.low), torch.where(region.high.isinf(), reach[:, None], region.high)
+    low, high = (
+        torch.where(region.low.isinf(), -reach[:, None], region.low),
+        torch.where(region.high.isinf(), reach[:, None], region.high),
+    )
     draws = streams.uniform(d + 1, dtype)
     each, common = draws[:, :d], draws[:, d:]
     kind = (spent % 3)[:, None]
-    share = torch.where(kind == 1, each, torch.where(kind == 2, (each < common).to(dtype), common.expand_as(each)))
+    share = torch.where(
+        kind == 1, each, torch.where(kind == 2, (each < common).to(dtype), common.expand_as(each))
+    )
     return boxed(region, region.center + (low + share * (high - low)).view_as(region.center))
 
 
-def approached(look: Look, memory: Memory, points: Tensor, broken: Tensor, tolerance: float) -> Tensor:
-    """Note the answers `broken (B,)` to the questions of `approach`; return which points now stand at the boundary, (B,) bool.
+def approached(
+    look: Look, memory: Memory, points: Tensor, broken: Tensor, tolerance: float
+) -> Tensor:
+    """Note the answers `broken (B,)` to the questions of `approach`; return which points now stand
+    at the boundary, (B,) bool.
 
     `tolerance` is the width of the bracket at which the bisection ends, as a share of the distance.
     """
@@ -284,8 +381,13 @@ def approached(look: Look, memory: Memory, points: Tensor, broken: Tensor, toler
     hit = here & broken
     missed = (phase == CROSS) & ~broken
     memory["far"] = torch.where(per_job(hit, points), points, memory["far"])
-    # Half way between the two ends: a projection that falls short of it would otherwise move the end by less than it promised.
+    # Half way between the two ends: a projection that falls short of it would otherwise move the
+    # end by less than it promised.
     memory["inner"] = torch.where(missed, (inner + outer) / 2, inner)
     memory["outer"] = torch.where(hit, look.region.distance(points), outer)
     memory["phase"] = torch.where(hit, CROSS, phase)
-    return (memory["phase"] == CROSS) & here & (memory["outer"] - memory["inner"] <= tolerance * memory["outer"])
+    return (
+        (memory["phase"] == CROSS)
+        & here
+        & (memory["outer"] - memory["inner"] <= tolerance * memory["outer"])
+    )

@@ -1,4 +1,6 @@
-"""Which letters must be replaced to fool the model? Search among at most k substitutions: first order, greedy, beam, or all of them."""
+"""Which letters must be replaced to fool the model? Search among at most k substitutions: first
+order, greedy, beam, or all of them.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,22 @@ _NUMERIC_STEPS = 10
 
 @dataclass(frozen=True)
 class Replace:
-    """Replace at most k letters (a `Substitutions` threat); whatever is proposed was evaluated exactly, as discrete letters.
+    """Replace at most k letters (a `Substitutions` threat); whatever is proposed was evaluated
+    exactly, as discrete letters.
 
-    `search`: "gradient" ranks moves by their first-order gain g_a - g_own, evaluates the best 1..k of them together and the `width` best exchanges, and goes
-    on from the best (like HotFlip, Ebrahimi et al. 2018); "greedy" evaluates every single switch, keeps the best and repeats; "beam" keeps the best `width`
-    ways at each number of switches, then exchanges single letters of the best while that helps; "exhaustive" evaluates all ways, fewest switches first: if
-    it finds nothing, nothing exists, and what it finds is nearest. "auto" is gradient, and for what resists exhaustive where that costs at most `limit`
-    evaluations, beam elsewhere.
-    `limit` is the number of evaluations a point may cost in one search; greedy and beam keep to the moves of largest first-order gain where all are too many.
-    `nearest` goes on from each success with one switch less, until nothing is found: with an exhaustive last search that is the exact least number. Points
-    that resist all k are searched with twice as many switches, and again, until they break or every letter may change.
-    Numeric columns, where the threat frees them, are moved by steepest steps before the letters are searched and after; nothing is exact then.
+    `search`: "gradient" ranks moves by their first-order gain g_a - g_own, evaluates the best 1..k
+    of them together and the `width` best exchanges, and goes on from the best (like HotFlip,
+    Ebrahimi et al. 2018); "greedy" evaluates every single switch, keeps the best and repeats;
+    "beam" keeps the best `width` ways at each number of switches, then exchanges single letters of
+    the best while that helps; "exhaustive" evaluates all ways, fewest switches first: if it finds
+    nothing, nothing exists, and what it finds is nearest. "auto" is gradient, and for what resists
+    exhaustive where that costs at most `limit` evaluations, beam elsewhere. `limit` is the number
+    of evaluations a point may cost in one search; greedy and beam keep to the moves of largest
+    first-order gain where all are too many. `nearest` goes on from each success with one switch
+    less, until nothing is found: with an exhaustive last search that is the exact least number.
+    Points that resist all k are searched with twice as many switches, and again, until they break
+    or every letter may change. Numeric columns, where the threat frees them, are moved by steepest
+    steps before the letters are searched and after; nothing is exact then.
     """
 
     search: SearchName = "auto"
@@ -48,22 +55,33 @@ class Replace:
 
     def __post_init__(self) -> None:
         if self.search not in get_args(SearchName):
-            raise BadInput(f"unknown search {self.search!r}; choose one of {', '.join(map(repr, get_args(SearchName)))}")
+            raise BadInput(
+                f"unknown search {self.search!r}; choose one of "
+                f"{', '.join(map(repr, get_args(SearchName)))}"
+            )
         if self.width < 1 or self.limit < 1:
-            raise BadInput(f"Replace takes width >= 1 and limit >= 1, got {self.width}, {self.limit}")
+            raise BadInput(
+                f"Replace takes width >= 1 and limit >= 1, got {self.width}, {self.limit}"
+            )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield candidates in blocks of points; the seed is not used."""
         region: object = problem.region
         if not isinstance(region, SubstitutionRegion):
-            raise BadInput("Replace answers a Substitutions threat; for a Ball use a gradient attack")
+            raise BadInput(
+                "Replace answers a Substitutions threat; for a Ball use a gradient attack"
+            )
         if self.search == "exhaustive":
             _refuse_large(region, self.limit)
         for block in torch.arange(len(problem), device=problem.x.device).split(_POINTS):
             yield from self._block(problem.take(block), region.take(block), block)
 
-    def _block(self, problem: Problem, region: SubstitutionRegion, block: Tensor) -> Iterator[Attempt]:
-        """Yield the candidates of one block of points; an interrupt yields what is found, and is passed on."""
+    def _block(
+        self, problem: Problem, region: SubstitutionRegion, block: Tensor
+    ) -> Iterator[Attempt]:
+        """Yield the candidates of one block of points; an interrupt yields what is found, and is
+        passed on.
+        """
         search, attempt = _Search(problem, region, self), None
         try:
             search.run()
@@ -75,8 +93,12 @@ class Replace:
             raise
         yield attempt
 
-    def _narrow(self, problem: Problem, region: SubstitutionRegion, attempt: Attempt, broken: Tensor) -> None:
-        """Put candidates of fewer switches into the attempt, and candidates of more where there was none."""
+    def _narrow(
+        self, problem: Problem, region: SubstitutionRegion, attempt: Attempt, broken: Tensor
+    ) -> None:
+        """Put candidates of fewer switches into the attempt, and candidates of more where there was
+        none.
+        """
         most = region.options.any(2).sum(1).double()
         left, count = torch.nonzero(~broken).flatten(), region.radius[~broken]
         while len(left := left[(wider := count < most[left])]):
@@ -92,9 +114,19 @@ class Replace:
                 return
             left = left[self._again(problem, region, attempt, left, count - 1)]
 
-    def _again(self, problem: Problem, region: SubstitutionRegion, attempt: Attempt, left: Tensor, count: Tensor) -> Tensor:
-        """Search the points `left` with other numbers of switches, add the cost and the finds to the attempt, and return where there are any."""
-        # What is too large to be listed is searched all the same; then the number found need not be the least.
+    def _again(
+        self,
+        problem: Problem,
+        region: SubstitutionRegion,
+        attempt: Attempt,
+        left: Tensor,
+        count: Tensor,
+    ) -> Tensor:
+        """Search the points `left` with other numbers of switches, add the cost and the finds to
+        the attempt, and return where there are any.
+        """
+        # What is too large to be listed is searched all the same; then the number found need not be
+        # the least.
         tool = dataclasses.replace(self, search="auto") if self.search == "exhaustive" else self
         search = _Search(problem.take(left), region.take(left).at(count), tool)
         search.run()
@@ -108,11 +140,17 @@ class Replace:
 
 def _refuse_large(region: SubstitutionRegion, limit: int) -> None:
     if region.numeric is not None:
-        raise BadInput("an exhaustive search needs letters only: the numeric columns can move in infinitely many ways. Use search='auto'.")
+        raise BadInput(
+            "an exhaustive search needs letters only: the numeric columns can move in infinitely "
+            "many ways. Use search='auto'."
+        )
     sizes = region.sizes()
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     if sizes[largest] > limit:
-        raise BadInput(f"point {largest} has {sizes[largest]} neighbours, more than limit={limit}: raise the limit, or use search='auto'")
+        raise BadInput(
+            f"point {largest} has {sizes[largest]} neighbours, more than limit={limit}: raise the "
+            "limit, or use search='auto'"
+        )
 
 
 class _Search(Ways):
@@ -131,7 +169,13 @@ class _Search(Ways):
             self._gradient(self._open())
         if name in ("auto", "exhaustive"):
             left = self._open()
-            sizes = torch.tensor([self.region.numeric is None and size <= self.settings.limit for size in self.region.take(left).sizes()], dtype=torch.bool)
+            sizes = torch.tensor(
+                [
+                    self.region.numeric is None and size <= self.settings.limit
+                    for size in self.region.take(left).sizes()
+                ],
+                dtype=torch.bool,
+            )
             small = sizes.to(left.device) if len(left) else torch.zeros_like(left, dtype=torch.bool)
             self._exhaustive(left[small])
             if name == "auto":
@@ -142,10 +186,13 @@ class _Search(Ways):
             self._move_numeric()
         self._shorten()
 
-    # ---- searching ---------------------------------------------------------------------------------------------------------------------------------
+    # ---- searching
+    # ----------------------------------------------------------------------------------------------
 
     def _exhaustive(self, rows: Tensor) -> None:
-        """Evaluate all ways, fewest switches first; the first that breaks a point is its way. Points with equally many choices share the enumeration."""
+        """Evaluate all ways, fewest switches first; the first that breaks a point is its way.
+        Points with equally many choices share the enumeration.
+        """
         if not len(rows):
             return
         kinds = torch.cat([self.region.budget[rows, None], self.region.options[rows].sum(2)], 1)
@@ -154,7 +201,9 @@ class _Search(Ways):
             left = rows[kind == i]
             for switches in enumerate_switches(unique[i, 1:], int(unique[i, 0]), _WAYS):
                 ways = len(switches)
-                moves = self.region.numbered(left.repeat_interleave(ways), switches.repeat(len(left), 1, 1)).view(len(left), ways, -1)
+                moves = self.region.numbered(
+                    left.repeat_interleave(ways), switches.repeat(len(left), 1, 1)
+                ).view(len(left), ways, -1)
                 worst = self._evaluate(left, moves)
                 self._keep(left, moves, worst)
                 left = self._open_among(left)
@@ -168,12 +217,20 @@ class _Search(Ways):
                 return
             region, present = self.region.take(rows), self.best[rows]
             slope = self._slope(rows, present)
-            ways = torch.cat([_prefixes(region.best_moves(slope)[1], self.k), self._exchanges(region, slope, present)], 1)
+            ways = torch.cat(
+                [
+                    _prefixes(region.best_moves(slope)[1], self.k),
+                    self._exchanges(region, slope, present),
+                ],
+                1,
+            )
             better = self._keep(rows, ways, self._evaluate(rows, ways, (ways >= 0).any(2)))
             rows = rows[better & ~is_adversarial(self.score[rows])]
 
     def _exchanges(self, region: SubstitutionRegion, slope: Tensor, present: Tensor) -> Tensor:
-        """Return the present way with one more switch, the `width` most promising ones, (P, width, k); the least useful switch gives way at the budget."""
+        """Return the present way with one more switch, the `width` most promising ones, (P, width,
+        k); the least useful switch gives way at the budget.
+        """
         gains = region.gains(slope).flatten(1)
         letters = region.options.shape[2]
         own = gains.gather(1, present.clamp(min=0)).masked_fill(present < 0, -torch.inf)
@@ -181,17 +238,27 @@ class _Search(Ways):
         room = torch.arange(self.k, device=present.device) < region.budget[:, None]
         place = own.masked_fill(~room, torch.inf).argmin(1)
         kept = present.scatter(1, place[:, None], -1)
-        taken = (kept[:, :, None] >= 0) & (kept[:, :, None].div(letters, rounding_mode="floor") == torch.arange(region.options.shape[1], device=kept.device))
+        taken = (kept[:, :, None] >= 0) & (
+            kept[:, :, None].div(letters, rounding_mode="floor")
+            == torch.arange(region.options.shape[1], device=kept.device)
+        )
         gains = gains.masked_fill(taken.any(1).repeat_interleave(letters, 1), -torch.inf)
         order = gains.argsort(dim=1, descending=True, stable=True)[:, : self.settings.width]
         order = torch.where(gains.gather(1, order) > -torch.inf, order, -1)
         ways = kept[:, None].repeat(1, order.shape[1], 1)
-        return ways.scatter(2, place[:, None, None].expand(-1, order.shape[1], 1), order[:, :, None])
+        return ways.scatter(
+            2, place[:, None, None].expand(-1, order.shape[1], 1), order[:, :, None]
+        )
 
     def _beam(self, rows: Tensor, width: int) -> None:
-        """Keep the best `width` ways of 1, 2, ..., k switches, all extensions evaluated; then exchange single letters of the best while that helps."""
+        """Keep the best `width` ways of 1, 2, ..., k switches, all extensions evaluated; then
+        exchange single letters of the best while that helps.
+        """
         everyone = rows
-        ways, worst = torch.empty(len(rows), 1, 0, dtype=torch.long, device=rows.device), self.score[rows, None]
+        ways, worst = (
+            torch.empty(len(rows), 1, 0, dtype=torch.long, device=rows.device),
+            self.score[rows, None],
+        )
         for i in range(self.k):
             alive = ~is_adversarial(self.score[rows]) & (self.region.budget[rows] > i)
             rows, ways, worst = rows[alive], ways[alive], worst[alive]
@@ -203,38 +270,57 @@ class _Search(Ways):
             worst, order = worst.sort(dim=1, stable=True)
             worst, order = worst[:, :width], order[:, :width]
             ways = ways.gather(1, order[:, :, None].expand(-1, -1, ways.shape[2]))
-        rows = self._open_among(everyone[self.region.budget[everyone] > 1])  # all single switches have been tried
+        # all single switches have been tried
+        rows = self._open_among(everyone[self.region.budget[everyone] > 1])
         for _ in range(self.k if width > 1 else 0):
             if not len(rows):
                 return
             present = self.best[rows]
-            short = torch.stack([present[:, [j for j in range(self.k) if j != i]] for i in range(self.k)], 1)  # each switch left out once
+            # each switch left out once
+            short = torch.stack(
+                [present[:, [j for j in range(self.k) if j != i]] for i in range(self.k)], 1
+            )
             real = present >= 0
-            ways, worst = self._extend(rows, short, real, max(1, self.settings.limit // (2 * self.k * self.k)))
+            ways, worst = self._extend(
+                rows, short, real, max(1, self.settings.limit // (2 * self.k * self.k))
+            )
             better = self._keep(rows, ways, worst)
             rows = self._open_among(rows[better])
 
     def _extend(self, rows: Tensor, ways: Tensor, real: Tensor, room: int) -> tuple[Tensor, Tensor]:
-        """Return each of the ways (P, W, i) with one switch more, (P, W * M, i + 1), and their worst margins, infinite where there is no such way.
+        """Return each of the ways (P, W, i) with one switch more, (P, W * M, i + 1), and their
+        worst margins, infinite where there is no such way.
 
-        M is all moves, or the `room` of largest first-order gain. The same set of switches is evaluated once.
+        M is all moves, or the `room` of largest first-order gain. The same set of switches is
+        evaluated once.
         """
         count, beams, done = ways.shape
         options = self.region.options[rows]
         letters = options.shape[2]
         free = options.flatten(1)[:, None].expand(-1, beams, -1)
         if done:
-            groups = torch.where(ways >= 0, ways.div(letters, rounding_mode="floor"), options.shape[1])
-            taken = torch.zeros(count, beams, options.shape[1] + 1, dtype=torch.bool, device=rows.device).scatter(2, groups, True)[:, :, :-1]
+            groups = torch.where(
+                ways >= 0, ways.div(letters, rounding_mode="floor"), options.shape[1]
+            )
+            taken = torch.zeros(
+                count, beams, options.shape[1] + 1, dtype=torch.bool, device=rows.device
+            ).scatter(2, groups, True)[:, :, :-1]
             free = free & ~taken.repeat_interleave(letters, 2)
         if room < free.shape[2]:
             slope = self._slope(rows.repeat_interleave(beams), ways.flatten(0, 1))
-            gains = self.region.take(rows.repeat_interleave(beams)).gains(slope).view(count, beams, -1).masked_fill(~free, -torch.inf)
+            gains = (
+                self.region.take(rows.repeat_interleave(beams))
+                .gains(slope)
+                .view(count, beams, -1)
+                .masked_fill(~free, -torch.inf)
+            )
             move = gains.argsort(dim=2, descending=True, stable=True)[:, :, :room]
         else:
             move = torch.arange(free.shape[2], device=rows.device).expand(count, beams, -1)
         admissible = free.gather(2, move) & real[:, :, None]
-        wider = torch.cat([ways[:, :, None].expand(-1, -1, move.shape[2], -1), move[..., None]], 3).flatten(1, 2)
+        wider = torch.cat(
+            [ways[:, :, None].expand(-1, -1, move.shape[2], -1), move[..., None]], 3
+        ).flatten(1, 2)
         name = (self.names[wider.clamp(min=0)] * (wider >= 0)).sum(2)
         name, order = name.masked_fill(~admissible.flatten(1), 0).sort(dim=1, stable=True)
         fresh = admissible.flatten(1).gather(1, order)
@@ -243,19 +329,26 @@ class _Search(Ways):
         return wider, self._evaluate(rows, wider, fresh)
 
     def _shorten(self) -> None:
-        """Take back switches, one by one, that a broken point stays broken without: fewer switches are a smaller distance."""
+        """Take back switches, one by one, that a broken point stays broken without: fewer switches
+        are a smaller distance.
+        """
         rows = torch.nonzero(is_adversarial(self.score)).flatten()
         for _ in range(self.k - 1):
             rows = rows[(self.best[rows] >= 0).sum(1) > 1]
             if not len(rows):
                 return
             present = self.best[rows]
-            without = torch.eye(self.k, dtype=torch.bool, device=rows.device) & (present >= 0)[:, :, None]
+            without = (
+                torch.eye(self.k, dtype=torch.bool, device=rows.device) & (present >= 0)[:, :, None]
+            )
             ways = present[:, None].masked_fill(without, -1)
             worst = self._evaluate(rows, ways, present >= 0)
             good, number = is_adversarial(worst), torch.arange(len(rows), device=rows.device)
             place, some = good.int().argmax(1), good.any(1)
-            self.best[rows[some]], self.score[rows[some]] = ways[number, place][some], worst[number, place][some]
+            self.best[rows[some]], self.score[rows[some]] = (
+                ways[number, place][some],
+                worst[number, place][some],
+            )
             rows = rows[some]
 
     def _move_numeric(self) -> None:
@@ -270,8 +363,12 @@ class _Search(Ways):
             for _ in range(_NUMERIC_STEPS):
                 slope = self._slope(rows, self.best[rows]).flatten(1)[:, columns]
                 rest = self.base[rows].flatten(1)[:, columns]
-                moved = region.numeric.snap(region.numeric.project(region.numeric.step(rest, slope, 2.5 / _NUMERIC_STEPS)))
-                now = self.base.flatten(1).index_copy(0, rows, self.base[rows].flatten(1).index_copy(1, columns, moved))
+                moved = region.numeric.snap(
+                    region.numeric.project(region.numeric.step(rest, slope, 2.5 / _NUMERIC_STEPS))
+                )
+                now = self.base.flatten(1).index_copy(
+                    0, rows, self.base[rows].flatten(1).index_copy(1, columns, moved)
+                )
                 self.base = now.view_as(self.base)
                 worst = self._evaluate(rows, self.best[rows][:, None])[:, 0]
                 better = rows[worst < self.score[rows]]

@@ -1,4 +1,6 @@
-"""Which other classes are worth attacking one by one? Those that are nearest by a linear model of their margins."""
+"""Which other classes are worth attacking one by one? Those that are nearest by a linear model of
+their margins.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +13,32 @@ from calipers.problem.problem import Problem
 
 
 def rivals(problem: Problem, targets: int) -> int:
-    """Return how many rivals can be attacked one by one: none where all of them have to be beaten at once."""
+    """Return how many rivals can be attacked one by one: none where all of them have to be beaten
+    at once.
+    """
     return min(targets, problem.classes - 1) if isinstance(problem.goal, Untargeted) else 0
 
 
-_NEAR, _TIMES = 32, 4  # rivals whose gradients are looked at: so many, or so many times those that are wanted
+# rivals whose gradients are looked at: so many, or so many times those that are wanted
+_NEAR, _TIMES = 32, 4
 
 
 def looked_at(problem: Problem, count: int) -> int:
-    """Return how many rivals are looked at to find the `count` nearest: all of some classes, of many those of smallest margin."""
+    """Return how many rivals are looked at to find the `count` nearest: all of some classes, of
+    many those of smallest margin.
+    """
     return min(problem.classes - 1, max(_NEAR, _TIMES * count))
 
 
 def rank_rivals(problem: Problem, count: int, batch: int = BATCH) -> Tensor:
-    """Return the margin columns (N, count) most worth attacking: smallest margin over the dual norm of its gradient first.
+    """Return the margin columns (N, count) most worth attacking: smallest margin over the dual norm
+    of its gradient first.
 
-    That quotient is the exact distance to the rival for a linear model. Cost: one forward, and one backward pass for each rival that is `looked_at`.
+    That quotient is the exact distance to the rival for a linear model. Cost: one forward, and one
+    backward pass for each rival that is `looked_at`.
     """
-    parts = torch.arange(len(problem), device=problem.x.device).split(in_flight(problem, batch))  # the graphs of all points at once would not fit
+    # the graphs of all points at once would not fit
+    parts = torch.arange(len(problem), device=problem.x.device).split(in_flight(problem, batch))
     return torch.cat([_ranked(problem.take(part), count) for part in parts])
 
 
@@ -36,12 +46,29 @@ def _ranked(problem: Problem, count: int) -> Tensor:
     x = problem.x.clone().requires_grad_()
     with problem.classifier.frozen():
         margins = problem.margins(problem.classifier.network(x))
-        few, every = looked_at(problem, count), torch.arange(margins.shape[1], device=x.device).expand(margins.shape)
-        near = every if few >= margins.shape[1] else margins.detach().topk(few, dim=1, largest=False).indices
+        few, every = (
+            looked_at(problem, count),
+            torch.arange(margins.shape[1], device=x.device).expand(margins.shape),
+        )
+        near = (
+            every
+            if few >= margins.shape[1]
+            else margins.detach().topk(few, dim=1, largest=False).indices
+        )
         chosen = margins.gather(1, near)
-        length = torch.stack([_steepness(problem, input_gradient(chosen[:, s], x, keep=True).flatten(1)) for s in range(near.shape[1])], 1)
-    score = (chosen.detach() / length.clamp_min(torch.finfo(x.dtype).tiny)).nan_to_num(nan=torch.inf)
-    return near.gather(1, score.argsort(1)[:, torch.arange(count, device=x.device).clamp(max=near.shape[1] - 1)])
+        length = torch.stack(
+            [
+                _steepness(problem, input_gradient(chosen[:, s], x, keep=True).flatten(1))
+                for s in range(near.shape[1])
+            ],
+            1,
+        )
+    score = (chosen.detach() / length.clamp_min(torch.finfo(x.dtype).tiny)).nan_to_num(
+        nan=torch.inf
+    )
+    return near.gather(
+        1, score.argsort(1)[:, torch.arange(count, device=x.device).clamp(max=near.shape[1] - 1)]
+    )
 
 
 def _steepness(problem: Problem, slopes: Tensor) -> Tensor:

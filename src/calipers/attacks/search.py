@@ -1,7 +1,10 @@
-"""What do iterated attacks share? One queue of (point x target x restart) jobs, run in micro-batches that are refilled as jobs end.
+"""What do iterated attacks share? One queue of (point x target x restart) jobs, run in
+micro-batches that are refilled as jobs end.
 
-A point leaves the queue the moment it is broken, so weak models cost a few steps, and the batch stays full for the hard points. The randomness of a job
-hangs on its point, target and restart alone, and the first successful job *by rank* wins: results do not depend on batch size, order or neighbours.
+A point leaves the queue the moment it is broken, so weak models cost a few steps, and the batch
+stays full for the hard points. The randomness of a job hangs on its point, target and restart
+alone, and the first successful job *by rank* wins: results do not depend on batch size, order or
+neighbours.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-_STEPS_BETWEEN_SYNCS = 8  # on a device where asking for a value stalls the queue; a broken slot then idles for a few steps
+# on a device where asking for a value stalls the queue; a broken slot then idles for a few steps
+_STEPS_BETWEEN_SYNCS = 8
 _SECONDS_BETWEEN_YIELDS = 1.0
 
 
@@ -37,8 +41,10 @@ Memory = dict[str, Tensor]
 class Look:
     """What the jobs see when they choose their next step: all (B, ...), in the jobs' order.
 
-    `x` the iterates and `gradient` of the `loss (B,)` climbed there, `worst (B,)` the margin that decides, `step (B,)` the steps made so far, `best` the
-    iterate of lowest score so far and `score (B,)`: the worst margin, or the distance for recipes that seek the nearest (infinite while none is found).
+    `x` the iterates and `gradient` of the `loss (B,)` climbed there, `worst (B,)` the margin that
+    decides, `step (B,)` the steps made so far, `best` the iterate of lowest score so far and `score
+    (B,)`: the worst margin, or the distance for recipes that seek the nearest (infinite while none
+    is found).
     """
 
     region: Region
@@ -71,7 +77,9 @@ class Recipe(Protocol):
 
     @property
     def nearest(self) -> bool:
-        """Is the nearest adversarial iterate sought, whatever the radius? Else any inside the region, and a job ends when it has one."""
+        """Is the nearest adversarial iterate sought, whatever the radius? Else any inside the
+        region, and a job ends when it has one.
+        """
 
     def memory(self, region: Region, x: Tensor) -> Memory:
         """Return what each job remembers at its start."""
@@ -96,11 +104,23 @@ class Slots:
 
     def take(self, keep: Tensor) -> Slots:
         memory = {name: value[keep] for name, value in self.memory.items()}
-        return Slots(self.job[keep], self.step[keep], self.x[keep], self.best[keep], self.score[keep], memory)
+        return Slots(
+            self.job[keep], self.step[keep], self.x[keep], self.best[keep], self.score[keep], memory
+        )
 
     def join(self, other: Slots) -> Slots:
-        job, step, x, best, score = (torch.cat([getattr(self, name), getattr(other, name)]) for name in ("job", "step", "x", "best", "score"))
-        return Slots(job, step, x, best, score, {name: torch.cat([value, other.memory[name]]) for name, value in self.memory.items()})
+        job, step, x, best, score = (
+            torch.cat([getattr(self, name), getattr(other, name)])
+            for name in ("job", "step", "x", "best", "score")
+        )
+        return Slots(
+            job,
+            step,
+            x,
+            best,
+            score,
+            {name: torch.cat([value, other.memory[name]]) for name, value in self.memory.items()},
+        )
 
 
 def run_queue(
@@ -115,9 +135,10 @@ def run_queue(
 ) -> Iterator[Attempt]:
     """Yield an `Attempt` for every point, as points are decided.
 
-    Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps * restarts * max(targets, 1)` for a point that resists.
-    `starts` and `enough`: see `Queue`. `dtype` runs the search in another precision; the model's own judges each job's end. No host synchronisation inside the
-    steps on a GPU.
+    Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps *
+    restarts * max(targets, 1)` for a point that resists. `starts` and `enough`: see `Queue`.
+    `dtype` runs the search in another precision; the model's own judges each job's end. No host
+    synchronisation inside the steps on a GPU.
     """
     return Queue(problem, recipe, seed, dtype, batch or BATCH, starts, enough=enough).run()
 
@@ -125,9 +146,11 @@ def run_queue(
 class Queue:
     """One run of the queue.
 
-    `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the recipe's own (they are projected into the region); `rivals (N, T)`
-    the margin columns of the targets, ranked here where they are not given. With `keep_all` the best iterate of every job is remembered, (N, ranks, *D).
-    `enough (N,)` are distances at which a search for the nearest ends like any other that has succeeded.
+    `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the
+    recipe's own (they are projected into the region); `rivals (N, T)` the margin columns of the
+    targets, ranked here where they are not given. With `keep_all` the best iterate of every job is
+    remembered, (N, ranks, *D). `enough (N,)` are distances at which a search for the nearest ends
+    like any other that has succeeded.
     """
 
     def __init__(
@@ -142,8 +165,18 @@ class Queue:
         keep_all: bool = False,
         enough: Tensor | None = None,
     ) -> None:
-        self.problem, self.recipe, self.batch, self.starts = problem, recipe, in_flight(problem, batch), starts
-        self.goal = torch.full((len(problem),), -torch.inf if recipe.nearest else 0.0, dtype=problem.x.dtype, device=problem.x.device)
+        self.problem, self.recipe, self.batch, self.starts = (
+            problem,
+            recipe,
+            in_flight(problem, batch),
+            starts,
+        )
+        self.goal = torch.full(
+            (len(problem),),
+            -torch.inf if recipe.nearest else 0.0,
+            dtype=problem.x.dtype,
+            device=problem.x.device,
+        )
         if enough is not None:
             self.goal = enough.to(self.goal)
         self.n, device = len(problem), problem.x.device
@@ -151,27 +184,50 @@ class Queue:
         self.network = problem.classifier.step(dtype)
         self.coarse = dtype not in (None, problem.classifier.dtype) or problem.classifier.in_half
         self.back = backwards_of(problem)
-        ranking = (0, 0) if rivals is not None or not recipe.targets else (1, looked_at(problem, recipe.targets) * self.back)
-        self.rivals = rivals if rivals is not None or not recipe.targets else rank_rivals(problem, recipe.targets, self.batch)
+        ranking = (
+            (0, 0)
+            if rivals is not None or not recipe.targets
+            else (1, looked_at(problem, recipe.targets) * self.back)
+        )
+        self.rivals = (
+            rivals
+            if rivals is not None or not recipe.targets
+            else rank_rivals(problem, recipe.targets, self.batch)
+        )
         self.book = Book(self.n, recipe.restarts * max(recipe.targets, 1))
         self.best = problem.x.clone()
         self.score = torch.full((self.n,), torch.inf, dtype=problem.x.dtype, device=device)
-        self.all_best = problem.x[:, None].repeat(1, self.book.ranks, *[1] * (problem.x.dim() - 1)) if keep_all else None
-        self.all_scores = torch.full((self.n, self.book.ranks), torch.inf, dtype=problem.x.dtype, device=device)
-        self.forwards, self.backwards = (torch.full((self.n,), passes, dtype=torch.long, device=device) for passes in ranking)
+        self.all_best = (
+            problem.x[:, None].repeat(1, self.book.ranks, *[1] * (problem.x.dim() - 1))
+            if keep_all
+            else None
+        )
+        self.all_scores = torch.full(
+            (self.n, self.book.ranks), torch.inf, dtype=problem.x.dtype, device=device
+        )
+        self.forwards, self.backwards = (
+            torch.full((self.n,), passes, dtype=torch.long, device=device) for passes in ranking
+        )
         self.chunk = 1 if device.type == "cpu" else _STEPS_BETWEEN_SYNCS
 
     def run(self) -> Iterator[Attempt]:
-        """Yield the points as they are decided; an interrupt first yields what is found, and is then passed on."""
+        """Yield the points as they are decided; an interrupt first yields what is found, and is
+        then passed on.
+        """
         slots: Slots | None = None
         decided: list[int] = []
         try:
             slots, fresh = self._fill(None)
             while slots is not None and len(slots.job):
                 said = time.monotonic()
-                # The model is held still between two yields, not around each step: putting its flags and random state back costs as much as moving the points.
+                # The model is held still between two yields, not around each step: putting its
+                # flags and random state back costs as much as moving the points.
                 with self.problem.classifier.frozen():
-                    while slots is not None and len(slots.job) and not (decided and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS):
+                    while (
+                        slots is not None
+                        and len(slots.job)
+                        and not (decided and time.monotonic() - said > _SECONDS_BETWEEN_YIELDS)
+                    ):
                         if fresh:
                             view = self._view(slots)
                         for _ in range(self.chunk):
@@ -187,17 +243,22 @@ class Queue:
             raise
 
     def _found(self, slots: Slots | None) -> list[int]:
-        """Return the undecided points of which something adversarial is known, the iterates in flight included."""
+        """Return the undecided points of which something adversarial is known, the iterates in
+        flight included.
+        """
         if slots is not None:
             point = slots.job % self.n
             for i in torch.nonzero(slots.score < self.score[point]).flatten().tolist():
-                if bool(slots.score[i] < self.score[point[i]]):  # another job of the point may have come first
+                # another job of the point may have come first
+                if bool(slots.score[i] < self.score[point[i]]):
                     self._keep(slots, [i])
         known = self.score.isfinite() if self.recipe.nearest else is_adversarial(self.score)
         return [p for p in torch.nonzero(known).flatten().tolist() if not self.book.decided[p]]
 
     def promising(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return for the chosen points (M,) the rivals of the `count` best jobs, (M, count), and their best iterates, (M, count, *D); needs `keep_all`."""
+        """Return for the chosen points (M,) the rivals of the `count` best jobs, (M, count), and
+        their best iterates, (M, count, *D); needs `keep_all`.
+        """
         assert self.all_best is not None and self.rivals is not None
         targets = self.recipe.targets
         scores = self.all_scores[points].view(len(points), -1, targets)
@@ -213,18 +274,30 @@ class Queue:
         if not ended:
             return slots, False
         gone = set(ended) | set(moot)
-        kept = slots.take(torch.tensor([i for i in range(len(slots.job)) if i not in gone], dtype=torch.long, device=self.problem.x.device))
+        kept = slots.take(
+            torch.tensor(
+                [i for i in range(len(slots.job)) if i not in gone],
+                dtype=torch.long,
+                device=self.problem.x.device,
+            )
+        )
         return self._fill(kept)
 
     def _over(self, slots: Slots) -> Tensor:
-        """Which jobs have ended? Margins of a coarser search copy are hints: the model's own arithmetic judges each end, and a job that it refutes goes on."""
+        """Which jobs have ended? Margins of a coarser search copy are hints: the model's own
+        arithmetic judges each end, and a job that it refutes goes on.
+        """
         over = self._through(slots)
         if self.coarse and bool(over.any()):
             some = torch.nonzero(over).flatten()
             part = self._part(slots.job[some])
             margins = part.margins(part.classifier.logits(slots.best[some]))
             worst = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
-            slots.score[some] = torch.where(is_adversarial(worst), slots.score[some], torch.inf) if self.recipe.nearest else worst
+            slots.score[some] = (
+                torch.where(is_adversarial(worst), slots.score[some], torch.inf)
+                if self.recipe.nearest
+                else worst
+            )
             over = self._through(slots)
         return over
 
@@ -238,7 +311,9 @@ class Queue:
     def _part(self, job: Tensor) -> Problem:
         """Return the problem of the jobs' points, its names left out."""
         p, point = self.problem, job % self.n
-        return Problem(p.classifier, p.x[point], p.y[point], p.threat, p.goal.take(point), p.classes, ())
+        return Problem(
+            p.classifier, p.x[point], p.y[point], p.threat, p.goal.take(point), p.classes, ()
+        )
 
     def _fill(self, slots: Slots | None) -> tuple[Slots | None, bool]:
         """Top the batch up with new jobs."""
@@ -251,7 +326,11 @@ class Queue:
         x = self.recipe.start(region, self.streams.take(point).fork(rank), restart)
         if self.starts is not None:
             given = rank < self.starts.shape[1]
-            x = torch.where(per_job(given, x), region.project(self.starts[point, rank.clamp(max=self.starts.shape[1] - 1)]), x)
+            x = torch.where(
+                per_job(given, x),
+                region.project(self.starts[point, rank.clamp(max=self.starts.shape[1] - 1)]),
+                x,
+            )
         score = torch.full((len(job),), torch.inf, dtype=x.dtype, device=x.device)
         new = Slots(job, torch.zeros_like(job), x, x.clone(), score, self.recipe.memory(region, x))
         return (new if slots is None else slots.join(new)), True
@@ -260,35 +339,56 @@ class Queue:
         return rank // max(self.recipe.targets, 1)
 
     def _view(self, slots: Slots) -> tuple[Problem, Region, Tensor, Tensor | None]:
-        """Gather what the steps need to know about the points in flight; only when the batch has changed."""
+        """Gather what the steps need to know about the points in flight; only when the batch has
+        changed.
+        """
         rank, point = slots.job // self.n, slots.job % self.n
         rival = None if self.rivals is None else self.rivals[point, rank % self.recipe.targets]
         return self._part(slots.job), self.problem.region.take(point), self._restart(rank), rival
 
-    def _step(self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None) -> Slots:
+    def _step(
+        self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None
+    ) -> Slots:
         """One forward and backward pass for every slot; a slot that is through keeps its state."""
         give_way()
         x = slots.x.requires_grad_()
         counter = self.problem.classifier.counter
-        counter.forwards, counter.backwards = counter.forwards + len(x), counter.backwards + len(x) * self.back
+        counter.forwards, counter.backwards = (
+            counter.forwards + len(x),
+            counter.backwards + len(x) * self.back,
+        )
         margins = part.margins(self.network(x))
         loss = self.recipe.loss(margins, part, restart) if rival is None else toward(margins, rival)
         gradient = input_gradient(loss, x)
         with torch.no_grad():
             worst = part.goal.worst(margins).nan_to_num(nan=-torch.inf)
             active = ~self._through(slots)
-            seen = torch.where(is_adversarial(worst), region.distance(x).to(worst.dtype), torch.inf) if self.recipe.nearest else worst
+            seen = (
+                torch.where(is_adversarial(worst), region.distance(x).to(worst.dtype), torch.inf)
+                if self.recipe.nearest
+                else worst
+            )
             better = active & (seen < slots.score)
-            best, score = torch.where(per_job(better, x), x, slots.best), torch.where(better, seen, slots.score)
+            best, score = (
+                torch.where(per_job(better, x), x, slots.best),
+                torch.where(better, seen, slots.score),
+            )
             look = Look(region, x.detach(), gradient, loss.detach(), worst, slots.step, best, score)
             moved, memory = self.recipe.move(look, slots.memory)
             if self.chunk > 1:
                 moved = torch.where(per_job(active, x), moved, x)
-                memory = {name: torch.where(per_job(active, value), value, slots.memory[name]) for name, value in memory.items()}
+                memory = {
+                    name: torch.where(per_job(active, value), value, slots.memory[name])
+                    for name, value in memory.items()
+                }
         return Slots(slots.job, slots.step + active, moved, best, score, memory)
 
-    def _retire(self, slots: Slots, over: list[bool], decided: list[int]) -> tuple[list[int], list[int]]:
-        """Book the jobs that ended, keep their candidates, and name the slots to free: ended ones, and ones a lower rank made moot."""
+    def _retire(
+        self, slots: Slots, over: list[bool], decided: list[int]
+    ) -> tuple[list[int], list[int]]:
+        """Book the jobs that ended, keep their candidates, and name the slots to free: ended ones,
+        and ones a lower rank made moot.
+        """
         ended = [i for i, done in enumerate(over) if done]
         if not ended:
             return [], []
@@ -312,7 +412,10 @@ class Queue:
         if self.all_best is not None:
             done = torch.tensor(ended, dtype=torch.long, device=slots.job.device)
             rank, point = slots.job[done] // self.n, slots.job[done] % self.n
-            self.all_best[point, rank], self.all_scores[point, rank] = slots.best[done], slots.score[done]
+            self.all_best[point, rank], self.all_scores[point, rank] = (
+                slots.best[done],
+                slots.score[done],
+            )
         spent = torch.tensor(ended + moot, dtype=torch.long, device=slots.job.device)
         place, passes = slots.job[spent] % self.n, slots.step[spent]
         self.forwards.index_add_(0, place, passes)
@@ -327,4 +430,9 @@ class Queue:
 
     def _attempt(self, decided: list[int]) -> Attempt:
         index = torch.tensor(decided, dtype=torch.long, device=self.problem.x.device)
-        return Attempt(index, self.problem.region.take(index).snap(self.best[index]), self.forwards[index], self.backwards[index])
+        return Attempt(
+            index,
+            self.problem.region.take(index).snap(self.best[index]),
+            self.forwards[index],
+            self.backwards[index],
+        )

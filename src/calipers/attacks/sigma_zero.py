@@ -1,4 +1,6 @@
-"""How few features must change? A smooth stand-in for the count, and a threshold that adapts: sigma-zero."""
+"""How few features must change? A smooth stand-in for the count, and a threshold that adapts:
+sigma-zero.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,19 @@ from calipers.problem.tools import Attempt
 
 @dataclass(frozen=True)
 class SigmaZero:
-    """Sigma-zero (Cinà et al. 2024) for l0: Adam on max(margin, 0) + mean(d^2 / (d^2 + sigma)), the gradient divided by its largest entry; changes below a
-    threshold are dropped after each step, and the threshold rises by `adapt` steps while the iterate is adversarial, falls while it is not.
+    """Sigma-zero (Cinà et al. 2024) for l0: Adam on max(margin, 0) + mean(d^2 / (d^2 + sigma)), the
+    gradient divided by its largest entry; changes below a threshold are dropped after each step,
+    and the threshold rises by `adapt` steps while the iterate is adversarial, falls while it is
+    not.
 
-    Changes d, `step`, `sigma` and `threshold` are measured in shares of what each feature can move (the paper's numbers on [0, 1]).
-    `targets` > 0 runs a search towards each of that many rivals, nearest first; 0 follows the worst margin. `inside` ends the searches of a point at the
-    first example within the problem's radius: for verdicts.
-    Where pixels are counted, d^2 is the sum over a pixel's channels, and a pixel is dropped whose largest change is below the threshold.
-    Differs from the paper: targeted goals are possible, and the fewest changes found are pulled back to the boundary, which makes them smaller.
-    Cost: (steps + 1) x max(targets, 1) forward and backward passes, and about 10 forwards at the end.
+    Changes d, `step`, `sigma` and `threshold` are measured in shares of what each feature can move
+    (the paper's numbers on [0, 1]). `targets` > 0 runs a search towards each of that many rivals,
+    nearest first; 0 follows the worst margin. `inside` ends the searches of a point at the first
+    example within the problem's radius: for verdicts. Where pixels are counted, d^2 is the sum over
+    a pixel's channels, and a pixel is dropped whose largest change is below the threshold. Differs
+    from the paper: targeted goals are possible, and the fewest changes found are pulled back to the
+    boundary, which makes them smaller. Cost: (steps + 1) x max(targets, 1) forward and backward
+    passes, and about 10 forwards at the end.
     """
 
     steps: int = 300
@@ -42,13 +48,26 @@ class SigmaZero:
     inside: bool = False
 
     def __post_init__(self) -> None:
-        check_between(self, steps=(1, 10**9), step=(1e-9, 10), last_step=(0, self.step), sigma=(1e-12, 1), threshold=(0, 1), adapt=(0, 1))
+        check_between(
+            self,
+            steps=(1, 10**9),
+            step=(1e-9, 10),
+            last_step=(0, self.step),
+            sigma=(1e-12, 1),
+            threshold=(0, 1),
+            adapt=(0, 1),
+        )
         check_between(self, targets=(0, 10**9))
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the candidates of fewest changes as points are decided; the seed is not used."""
         demand(problem.region.norm.is_count, self, "l0 or pixels", problem)
-        return seek(problem, _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)), seed, self.inside)
+        return seek(
+            problem,
+            _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)),
+            seed,
+            self.inside,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +75,55 @@ class _Search(FromTheCentre):
     tool: SigmaZero
 
     def memory(self, region: Region, x: Tensor) -> Memory:
-        return {"threshold": torch.full_like(region.radius, self.tool.threshold), "mean": torch.zeros_like(x), "square": torch.zeros_like(x)}
+        return {
+            "threshold": torch.full_like(region.radius, self.tool.threshold),
+            "mean": torch.zeros_like(x),
+            "square": torch.zeros_like(x),
+        }
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, tool, tiny = look.region, self.tool, torch.finfo(look.x.dtype).tiny
         size = widths(region)
         share = (look.x - region.center) / size.clamp_min(tiny)
         wins = is_adversarial(look.worst)
-        count = 2 * share * tool.sigma / (of_pixels(region, share.square(), L0.total) + tool.sigma).square() / region.low.shape[1]
-        gradient = count - torch.where(per_job(wins, look.x), torch.zeros_like(size), look.gradient * size)
+        count = (
+            2
+            * share
+            * tool.sigma
+            / (of_pixels(region, share.square(), L0.total) + tool.sigma).square()
+            / region.low.shape[1]
+        )
+        gradient = count - torch.where(
+            per_job(wins, look.x), torch.zeros_like(size), look.gradient * size
+        )
         gradient = gradient / per_job(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
-        mean, square = 0.9 * memory["mean"] + 0.1 * gradient, 0.999 * memory["square"] + 0.001 * gradient.square()
-        first, second = (per_job((1 - rate ** (look.step + 1).double()).to(gradient.dtype), gradient) for rate in (0.9, 0.999))
+        mean, square = (
+            0.9 * memory["mean"] + 0.1 * gradient,
+            0.999 * memory["square"] + 0.001 * gradient.square(),
+        )
+        first, second = (
+            per_job((1 - rate ** (look.step + 1).double()).to(gradient.dtype), gradient)
+            for rate in (0.9, 0.999)
+        )
         rate = cosine(tool.step, tool.last_step, look.step, self.steps)
-        share = share - per_job(rate.to(share.dtype), share) * (mean / first) / ((square / second).sqrt() + 1e-8)
+        share = share - per_job(rate.to(share.dtype), share) * (mean / first) / (
+            (square / second).sqrt() + 1e-8
+        )
         moved = region.project(region.center + share * size)
-        threshold = (memory["threshold"] + rate * torch.where(wins, tool.adapt, -tool.adapt)).clamp(0, 1)
+        threshold = (memory["threshold"] + rate * torch.where(wins, tool.adapt, -tool.adapt)).clamp(
+            0, 1
+        )
         excess = (moved - region.center).abs() - per_job(threshold.to(share.dtype), share) * size
-        return torch.where(of_pixels(region, excess, L0.peak) < 0, region.center, moved), {"threshold": threshold, "mean": mean, "square": square}
+        return torch.where(of_pixels(region, excess, L0.peak) < 0, region.center, moved), {
+            "threshold": threshold,
+            "mean": mean,
+            "square": square,
+        }
 
 
 def of_pixels(region: Region, values: Tensor, together: Callable[[L0, Tensor], Tensor]) -> Tensor:
-    """Return values (M, *D) taken together over the channels of each pixel, where pixels are counted."""
+    """Return values (M, *D) taken together over the channels of each pixel, where pixels are
+    counted.
+    """
     assert isinstance(region.norm, L0)
     return together(region.norm, values.flatten(1)).view_as(values)

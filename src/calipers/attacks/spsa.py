@@ -1,4 +1,6 @@
-"""How far does a gradient get that is estimated from scores? Pairs of opposite probes, and projected ascent along what they tell."""
+"""How far does a gradient get that is estimated from scores? Pairs of opposite probes, and
+projected ascent along what they tell.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,16 @@ _MOMENTUM = 0.75
 
 @dataclass(frozen=True)
 class SPSA:
-    """Projected ascent along a gradient estimated from scores: `directions` "signs" is SPSA (Uesato et al. 2018), "normal" is NES (Ilyas et al. 2018).
+    """Projected ascent along a gradient estimated from scores: `directions` "signs" is SPSA (Uesato
+    et al. 2018), "normal" is NES (Ilyas et al. 2018).
 
-    Each step asks about the iterate and `pairs` pairs of opposite probes, `reach` of the radius away from it, and moves `step` of the radius (default
+    Each step asks about the iterate and `pairs` pairs of opposite probes, `reach` of the radius
+    away from it, and moves `step` of the radius (default
     2.5 / steps) along the norm's steepest direction of the running mean of the estimates.
-    Differs from the papers: steepest ascent with momentum in every norm instead of Adam or sign steps; probes are admissible themselves, and count by how far
-    they really moved; any probe that is adversarial ends the search.
-    Cost: steps x (2 pairs + 1) + 1 forward passes for a point that resists.
+    Differs from the papers: steepest ascent with momentum in every norm instead of Adam or sign
+    steps; probes are admissible themselves, and count by how far they really moved; any probe that
+    is adversarial ends the search. Cost: steps x (2 pairs + 1) + 1 forward passes for a point that
+    resists.
     """
 
     steps: int = 40
@@ -38,19 +43,36 @@ class SPSA:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.pairs < 1:
-            raise BadInput(f"SPSA takes steps >= 1 and pairs >= 1 (usually 40 and 64), got {self.steps}, {self.pairs}")
+            raise BadInput(
+                f"SPSA takes steps >= 1 and pairs >= 1 (usually 40 and 64), got {self.steps}, "
+                f"{self.pairs}"
+            )
         if not 0 < self.reach <= 1 or (self.step is not None and not 0 < self.step <= 2):
-            raise BadInput(f"reach (above 0, at most 1) and step (above 0, at most 2) are shares of the radius, got {self.reach}, {self.step}")
+            raise BadInput(
+                "reach (above 0, at most 1) and step (above 0, at most 2) are shares of the "
+                f"radius, got {self.reach}, {self.step}"
+            )
         if self.directions not in ("signs", "normal"):
             raise BadInput(f"directions is 'signs' or 'normal', got {self.directions!r}")
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
+    def __call__(
+        self, problem: Problem, *, seed: int = 0, batch: int | None = None
+    ) -> Iterator[Attempt]:
+        """Yield candidates as points are decided; `batch` (points in flight) does not change the
+        result.
+        """
         norm = problem.region.norm
         if norm.is_count:
-            raise BadInput(f"a small probe has no length in norm {norm.name!r}; take 'linf', 'l2' or 'l1'")
+            raise BadInput(
+                f"a small probe has no length in norm {norm.name!r}; take 'linf', 'l2' or 'l1'"
+            )
         share = min(2.5 / self.steps if self.step is None else self.step, 2.0)
-        return run_queries(problem, _Estimate(self.steps, self.pairs, self.reach, share, self.directions == "signs"), seed=seed, batch=batch)
+        return run_queries(
+            problem,
+            _Estimate(self.steps, self.pairs, self.reach, share, self.directions == "signs"),
+            seed=seed,
+            batch=batch,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,13 +108,21 @@ class _Estimate:
             region = look.region.take(place)
             streams = look.streams.take(place).fork(look.spent[place] + number // 2)
             d = region.low.shape[1]
-            draw = torch.where(streams.uniform(d, x.dtype) < 0.5, -1.0, 1.0).to(x.dtype) if self.signs else streams.normal(d, x.dtype)
+            draw = (
+                torch.where(streams.uniform(d, x.dtype) < 0.5, -1.0, 1.0).to(x.dtype)
+                if self.signs
+                else streams.normal(d, x.dtype)
+            )
             if region.weight is not None:
                 draw = draw / region.weight
             size = region.norm.of(draw if region.weight is None else draw * region.weight)
             side = torch.where(number % 2 == 0, 1.0, -1.0).to(x.dtype)
             move = draw * (side * self.reach * region.radius.to(x.dtype) / size)[:, None]
-            points = points.index_copy(0, probing, region.snap(region.project(points[probing] + move.view(-1, *x.shape[1:]))))
+            points = points.index_copy(
+                0,
+                probing,
+                region.snap(region.project(points[probing] + move.view(-1, *x.shape[1:]))),
+            )
         return Asked(slot, points)
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
@@ -101,12 +131,20 @@ class _Estimate:
         rows = torch.nonzero(full[asked.slot]).flatten()
         if len(rows):
             place = torch.nonzero(full).flatten()
-            points, values = asked.points[rows].view(len(place), width, *x.shape[1:]), answers[rows].view(len(place), width)
-            estimate = self._estimate(points[:, 1::2] - points[:, 2::2], values[:, 1::2] - values[:, 2::2])
+            points, values = (
+                asked.points[rows].view(len(place), width, *x.shape[1:]),
+                answers[rows].view(len(place), width),
+            )
+            estimate = self._estimate(
+                points[:, 1::2] - points[:, 2::2], values[:, 1::2] - values[:, 2::2]
+            )
             if look.region.weight is not None:
-                # Probes are shorter where weights are larger, and moves weighed by falls are the slope times their own square.
+                # Probes are shorter where weights are larger, and moves weighed by falls are the
+                # slope times their own square.
                 estimate = estimate * look.region.weight.square()
-            slope = _MOMENTUM * memory["slope"][place] + (1 - _MOMENTUM) * estimate.view_as(x[place])
+            slope = _MOMENTUM * memory["slope"][place] + (1 - _MOMENTUM) * estimate.view_as(
+                x[place]
+            )
             region = look.region.take(place)
             moved = region.snap(region.project(region.step(x[place], -slope, self.share)))
             memory["slope"] = memory["slope"].index_copy(0, place, slope)
@@ -114,10 +152,15 @@ class _Estimate:
         return look.spent >= self.queries
 
     def _estimate(self, moves: Tensor, falls: Tensor) -> Tensor:
-        """Return the slopes (B, d), each of largest entry 1: the sum of the moves weighed by how much the margin changed along them."""
+        """Return the slopes (B, d), each of largest entry 1: the sum of the moves weighed by how
+        much the margin changed along them.
+        """
         weight = falls.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        weight = (weight / weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)).to(moves.dtype)
+        weight = (
+            weight / weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+        ).to(moves.dtype)
         total = torch.zeros_like(moves[:, 0].flatten(1))
-        for k in range(self.pairs):  # in order, so that the sum of a point does not depend on its neighbours
+        # in order, so that the sum of a point does not depend on its neighbours
+        for k in range(self.pairs):
             total = total + weight[:, k, None] * moves[:, k].flatten(1)
         return total / total.abs().amax(1, keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)

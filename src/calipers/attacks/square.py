@@ -1,4 +1,6 @@
-"""How far does random search get with scores alone? Windows of the image change at once, ever smaller ones, and what lowers the margin stays."""
+"""How far does random search get with scores alone? Windows of the image change at once, ever
+smaller ones, and what lowers the margin stays.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +20,48 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of a budget of 10,000; from there on a window has half the area
+# queries of a budget of 10,000; from there on a window has half the area
+_HALVED_AFTER = (
+    10,
+    50,
+    200,
+    500,
+    1000,
+    2000,
+    4000,
+    6000,
+    8000,
+)
 _FULL_BUDGET = 10_000
-_ONE_BY_ONE = 100  # queries asked one by one: so early nearly every window helps, and one that was asked in vain beside it is lost
-_WORDS = 6  # random numbers of a proposal besides its signs: places of two windows, the pattern's direction
+# queries asked one by one: so early nearly every window helps, and one that was asked in vain
+# beside it is lost
+_ONE_BY_ONE = 100
+# random numbers of a proposal besides its signs: places of two windows, the pattern's direction
+_WORDS = 6
 
 
 @dataclass(frozen=True)
 class Square:
-    """Random search over windows (Andriushchenko et al. 2020; l1 after Croce and Hein 2021); scores only, any model that can be called.
+    """Random search over windows (Andriushchenko et al. 2020; l1 after Croce and Hein 2021); scores
+    only, any model that can be called.
 
-    A window covers the share `p` of the image at first and less later; `rescale` fits the paper's schedule for 10,000 queries to the budget. (Without it, a
-    smaller budget ends among large windows: 2000 queries then break 29 of 40 digits of which a gradient breaks 34, and with it 33.) In linf a window takes one
-    corner of the ball a channel; in l2 and l1 it takes a pattern of two opposite hills, and the budget of a second window. Plain vectors have blocks of
-    neighbouring features with a sign each instead of squares; in signals and long images a window grows along the long side once it fills the short one.
-    Differs from the paper: each point draws its own windows, from its own stream; windows reach the last row and column; a proposal that would change nothing
-    is flipped, or drawn again over a feature that can move, before it costs a query; the first query is the point itself; the window takes the whole unspent
-    budget of l2 and l1, not each channel its part. In l2 every other proposal, and in the last 40 % in l1, is a small move (see `shares`): windows that take
-    whole budgets never settle, and on a linear model of 8 features broke no point at 1.01 times its distance in 3000 queries; with small moves all, in 1000.
-    Of 100 digits at 1.5 in l2, 5000 queries break 82 (without: 74), and 800 break 58 (50).
-    `ahead` > 1 asks that many windows at once, after the first hundred queries, and keeps the best: fewer and fuller batches, which a few points need most.
-    Cost: up to `queries` forward passes a point, until it is broken.
+    A window covers the share `p` of the image at first and less later; `rescale` fits the paper's
+    schedule for 10,000 queries to the budget. (Without it, a smaller budget ends among large
+    windows: 2000 queries then break 29 of 40 digits of which a gradient breaks 34, and with it 33.)
+    In linf a window takes one corner of the ball a channel; in l2 and l1 it takes a pattern of two
+    opposite hills, and the budget of a second window. Plain vectors have blocks of neighbouring
+    features with a sign each instead of squares; in signals and long images a window grows along
+    the long side once it fills the short one. Differs from the paper: each point draws its own
+    windows, from its own stream; windows reach the last row and column; a proposal that would
+    change nothing is flipped, or drawn again over a feature that can move, before it costs a query;
+    the first query is the point itself; the window takes the whole unspent budget of l2 and l1, not
+    each channel its part. In l2 every other proposal, and in the last 40 % in l1, is a small move
+    (see `shares`): windows that take whole budgets never settle, and on a linear model of 8
+    features broke no point at 1.01 times its distance in 3000 queries; with small moves all, in
+    1000. Of 100 digits at 1.5 in l2, 5000 queries break 82 (without: 74), and 800 break 58 (50).
+    `ahead` > 1 asks that many windows at once, after the first hundred queries, and keeps the best:
+    fewer and fuller batches, which a few points need most. Cost: up to `queries` forward passes a
+    point, until it is broken.
     """
 
     queries: int = 5000
@@ -49,25 +72,52 @@ class Square:
     def __post_init__(self) -> None:
         if self.queries < 1 or not 0 < self.p <= 1 or self.ahead < 1:
             got = f"{self.queries}, {self.p}, {self.ahead}"
-            raise BadInput(f"Square takes queries >= 1 (usually 1000 to 10000), p above 0 and at most 1 (usually 0.05 to 0.8) and ahead >= 1, got {got}")
+            raise BadInput(
+                "Square takes queries >= 1 (usually 1000 to 10000), p above 0 and at most 1 "
+                f"(usually 0.05 to 0.8) and ahead >= 1, got {got}"
+            )
 
-    def __call__(self, problem: Problem, *, seed: int = 0, batch: int | None = None) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the result."""
-        return run_queries(problem, windowed(problem, self.queries, self.p, self.rescale, self.ahead), seed=seed, batch=batch)
+    def __call__(
+        self, problem: Problem, *, seed: int = 0, batch: int | None = None
+    ) -> Iterator[Attempt]:
+        """Yield candidates as points are decided; `batch` (points in flight) does not change the
+        result.
+        """
+        return run_queries(
+            problem,
+            windowed(problem, self.queries, self.p, self.rescale, self.ahead),
+            seed=seed,
+            batch=batch,
+        )
 
 
-def windowed(problem: Problem, queries: int, p: float = 0.8, rescale: bool = True, ahead: int = 1) -> Play:
-    """Return the random search over windows as a state machine, for an attack that goes on where it ends."""
+def windowed(
+    problem: Problem, queries: int, p: float = 0.8, rescale: bool = True, ahead: int = 1
+) -> Play:
+    """Return the random search over windows as a state machine, for an attack that goes on where it
+    ends.
+    """
     norm = problem.region.norm
     if norm.is_count:
-        raise BadInput(f"Square spreads a budget over windows, which norm {norm.name!r} does not allow; take 'linf', 'l2' or 'l1'")
-    windows = _Windows.of(tuple(problem.x.shape[1:]), p, queries / _FULL_BUDGET if rescale else 1.0, norm.is_box, problem.x)
+        raise BadInput(
+            f"Square spreads a budget over windows, which norm {norm.name!r} does not allow; take "
+            "'linf', 'l2' or 'l1'"
+        )
+    windows = _Windows.of(
+        tuple(problem.x.shape[1:]),
+        p,
+        queries / _FULL_BUDGET if rescale else 1.0,
+        norm.is_box,
+        problem.x,
+    )
     return _Search(queries, windows, ahead)
 
 
 @dataclass(frozen=True, eq=False)
 class _Windows:
-    """The windows of one image shape: `sides (L, 2)` by level, `patterns (2, L, rows, columns)` of the windows upright and turned."""
+    """The windows of one image shape: `sides (L, 2)` by level, `patterns (2, L, rows, columns)` of
+    the windows upright and turned.
+    """
 
     channels: int
     rows: int
@@ -78,16 +128,39 @@ class _Windows:
     halved_after: Tensor
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], p: float, pace: float, flat: bool, like: Tensor) -> _Windows:
+    def of(
+        cls, shape: tuple[int, ...], p: float, pace: float, flat: bool, like: Tensor
+    ) -> _Windows:
         vector = len(shape) == 1
-        channels, rows, columns = (1, shape[0], 1) if vector else (math.prod(shape[:-2]), *shape[-2:]) if len(shape) > 2 else (shape[0], 1, shape[1])
-        sides = [_sides(rows, columns, p / 2**level, odd=not (flat or vector)) for level in range(len(_HALVED_AFTER) + 1)]
+        channels, rows, columns = (
+            (1, shape[0], 1)
+            if vector
+            else (math.prod(shape[:-2]), *shape[-2:])
+            if len(shape) > 2
+            else (shape[0], 1, shape[1])
+        )
+        sides = [
+            _sides(rows, columns, p / 2**level, odd=not (flat or vector))
+            for level in range(len(_HALVED_AFTER) + 1)
+        ]
         patterns = torch.zeros(2, len(sides), rows, columns, dtype=torch.float64)
         for level, (height, width) in enumerate(sides):
             for turn, pattern in enumerate((_hills(height, width), _hills(width, height).T)):
                 patterns[turn, level, :height, :width] = 1.0 if flat or vector else pattern
-        halved = (torch.tensor(_HALVED_AFTER, dtype=torch.float64, device=like.device) * pace).round().long()
-        return cls(channels, rows, columns, vector, torch.tensor(sides, device=like.device), patterns.to(like), halved)
+        halved = (
+            (torch.tensor(_HALVED_AFTER, dtype=torch.float64, device=like.device) * pace)
+            .round()
+            .long()
+        )
+        return cls(
+            channels,
+            rows,
+            columns,
+            vector,
+            torch.tensor(sides, device=like.device),
+            patterns.to(like),
+            halved,
+        )
 
     @property
     def signs(self) -> int:
@@ -98,19 +171,32 @@ class _Windows:
         """Return the level of each query number."""
         return torch.searchsorted(self.halved_after, query)
 
-    def place(self, level: Tensor, row: Tensor, column: Tensor, turn: Tensor | None = None) -> Tensor:
-        """Return the patterns with their first row and column there, (B, 1, rows, columns): zero outside the window."""
+    def place(
+        self, level: Tensor, row: Tensor, column: Tensor, turn: Tensor | None = None
+    ) -> Tensor:
+        """Return the patterns with their first row and column there, (B, 1, rows, columns): zero
+        outside the window.
+        """
         r = torch.arange(self.rows, device=row.device) - row[:, None]
         c = torch.arange(self.columns, device=row.device) - column[:, None]
         height, width = self.sides[level].unbind(1)
-        inside = ((r >= 0) & (r < height[:, None]))[:, :, None] & ((c >= 0) & (c < width[:, None]))[:, None, :]
+        inside = ((r >= 0) & (r < height[:, None]))[:, :, None] & ((c >= 0) & (c < width[:, None]))[
+            :, None, :
+        ]
         way = torch.zeros_like(level) if turn is None else turn
-        value = self.patterns[way[:, None, None], level[:, None, None], r.clamp(0, self.rows - 1)[:, :, None], c.clamp(0, self.columns - 1)[:, None, :]]
+        value = self.patterns[
+            way[:, None, None],
+            level[:, None, None],
+            r.clamp(0, self.rows - 1)[:, :, None],
+            c.clamp(0, self.columns - 1)[:, None, :],
+        ]
         return torch.where(inside, value, 0.0)[:, None]
 
 
 def _sides(rows: int, columns: int, p: float, odd: bool) -> tuple[int, int]:
-    """Return height and width of a window that covers the share p: a square where one fits, else the whole short side and as much of the long one."""
+    """Return height and width of a window that covers the share p: a square where one fits, else
+    the whole short side and as much of the long one.
+    """
     area = p * rows * columns
     side = max(1, round(math.sqrt(area)))
     side += 1 if odd and side % 2 == 0 else 0
@@ -123,7 +209,9 @@ def _sides(rows: int, columns: int, p: float, odd: bool) -> tuple[int, int]:
 
 
 def _hills(height: int, width: int) -> Tensor:
-    """Return two neighbouring hills of concentric rectangles, one up and one down, (height, width)."""
+    """Return two neighbouring hills of concentric rectangles, one up and one down, (height,
+    width).
+    """
     left, right = _hill(height, width // 2), _hill(height, width - width // 2)
     return torch.cat([left, -right], 1)
 
@@ -144,55 +232,113 @@ class _Search:
     labels_only: bool = False
 
     def start(self, region: Region, streams: Streams) -> Memory:
-        lowest, highest = (region.snap(region.support(torch.full_like(region.center, sign)).point) for sign in (-1.0, 1.0))
-        movable = (lowest != highest).flatten(1) if region.norm.is_box else (region.low < region.high) & (region.radius > 0)[:, None]
-        return {"lowest": lowest, "highest": highest, "movable": movable, "stuck": ~movable.any(1), **shares.at_the_start(region)}
+        lowest, highest = (
+            region.snap(region.support(torch.full_like(region.center, sign)).point)
+            for sign in (-1.0, 1.0)
+        )
+        movable = (
+            (lowest != highest).flatten(1)
+            if region.norm.is_box
+            else (region.low < region.high) & (region.radius > 0)[:, None]
+        )
+        return {
+            "lowest": lowest,
+            "highest": highest,
+            "movable": movable,
+            "stuck": ~movable.any(1),
+            **shares.at_the_start(region),
+        }
 
     def ask(self, look: Look, memory: Memory) -> Asked:
-        count = torch.where(look.spent < _ONE_BY_ONE, 1, (self.queries - look.spent).clamp(1, self.width))
+        count = torch.where(
+            look.spent < _ONE_BY_ONE, 1, (self.queries - look.spent).clamp(1, self.width)
+        )
         slot = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         if len(slot) > len(count):
             number = torch.arange(len(slot), device=slot.device) - (count.cumsum(0) - count)[slot]
-            look = Look(look.region.take(slot), look.streams.take(slot), look.spent[slot] + number, look.best[slot], look.score[slot])
+            look = Look(
+                look.region.take(slot),
+                look.streams.take(slot),
+                look.spent[slot] + number,
+                look.best[slot],
+                look.score[slot],
+            )
             memory = {name: value[slot] for name, value in memory.items()}
         points = self._proposals(look, memory, 0)
-        # A proposal equal to the present point would waste a query: the opposite signs, then a window over a feature that can move.
+        # A proposal equal to the present point would waste a query: the opposite signs, then a
+        # window over a feature that can move.
         for attempt in (1, 2, 3):
-            same = torch.nonzero((points == look.best).flatten(1).all(1) & (look.spent > 0)).flatten()
+            same = torch.nonzero(
+                (points == look.best).flatten(1).all(1) & (look.spent > 0)
+            ).flatten()
             if not len(same):
                 break
-            part = Look(look.region.take(same), look.streams.take(same), look.spent[same], look.best[same], look.score[same])
-            again = self._proposals(part, {name: value[same] for name, value in memory.items()}, attempt)
+            part = Look(
+                look.region.take(same),
+                look.streams.take(same),
+                look.spent[same],
+                look.best[same],
+                look.score[same],
+            )
+            again = self._proposals(
+                part, {name: value[same] for name, value in memory.items()}, attempt
+            )
             points = points.index_copy(0, same, again)
-        return Asked(slot, torch.where(per_job(look.spent == 0, points), look.region.center, points))
+        return Asked(
+            slot, torch.where(per_job(look.spent == 0, points), look.region.center, points)
+        )
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
         shares.listen(look, memory, asked, answers, self.queries)
         return memory["stuck"]
 
     def _proposals(self, look: Look, memory: Memory, attempt: int) -> Tensor:
-        """Return a changed copy of every point's best; odd attempts flip the signs of the one before, from the second on windows are anchored."""
+        """Return a changed copy of every point's best; odd attempts flip the signs of the one
+        before, from the second on windows are anchored.
+        """
         windows, region = self.windows, look.region
         shape = (-1, windows.channels, windows.rows, windows.columns)
         level = windows.level(look.spent)
-        draws = look.streams.fork(look.spent).fork(attempt // 2).uniform(_WORDS + windows.signs, torch.float64)
-        room = torch.tensor([windows.rows, windows.columns], device=level.device) - windows.sides[level] + 1
+        draws = (
+            look.streams.fork(look.spent)
+            .fork(attempt // 2)
+            .uniform(_WORDS + windows.signs, torch.float64)
+        )
+        room = (
+            torch.tensor([windows.rows, windows.columns], device=level.device)
+            - windows.sides[level]
+            + 1
+        )
         first, second = ((draws[:, k : k + 2] * room).long() for k in (0, 2))
         if attempt >= 2:
-            # Where the whole budget is spent, a window can only change something if the other one holds some of it.
+            # Where the whole budget is spent, a window can only change something if the other one
+            # holds some of it.
             first = self._anchored(look, memory["movable"], level, draws[:, :2], room)
-            second = self._anchored(look, (look.best != region.center).flatten(1), level, draws[:, 2:4], room)
+            second = self._anchored(
+                look, (look.best != region.center).flatten(1), level, draws[:, 2:4], room
+            )
         turn = (draws[:, 4] < 0.5).long()
-        signs = torch.where(draws[:, _WORDS:] < 0.5, -1.0, 1.0).to(region.center.dtype) * (-1.0 if attempt % 2 else 1.0)
-        signs = signs.view(-1, 1, windows.rows, 1) if windows.vector else signs.view(-1, windows.channels, 1, 1)
+        signs = torch.where(draws[:, _WORDS:] < 0.5, -1.0, 1.0).to(region.center.dtype) * (
+            -1.0 if attempt % 2 else 1.0
+        )
+        signs = (
+            signs.view(-1, 1, windows.rows, 1)
+            if windows.vector
+            else signs.view(-1, windows.channels, 1, 1)
+        )
         pattern = windows.place(level, first[:, 0], first[:, 1], turn) * signs
         begins = per_job(look.spent == 1, pattern)
         if bool(begins.any()):
             pattern = torch.where(begins, self._first(look).to(pattern.dtype), pattern)
         if region.norm.is_box:
-            # Each corner is admissible feature by feature, so any mixture of them is: nothing to project.
-            low, high, best = (t.reshape(shape) for t in (memory["lowest"], memory["highest"], look.best))
-            return torch.where(pattern == 0, best, torch.where(pattern > 0, high, low)).view_as(region.center)
+            # Each corner is admissible feature by feature, so any mixture of them is: nothing to
+            # project.
+            low, high, best = (
+                t.reshape(shape) for t in (memory["lowest"], memory["highest"], look.best)
+            )
+            return torch.where(pattern == 0, best, torch.where(pattern > 0, high, low)).view_as(
+                region.center
+            )
         pattern = pattern * memory["movable"].view(shape)
         other = windows.place(level, second[:, 0], second[:, 1])
         points = self._spend(look, pattern, torch.where(begins, torch.ones_like(other), other))
@@ -200,12 +346,28 @@ class _Search:
         if not len(small):
             return points
         moved = self._small(look, memory, pattern, level, draws, room, small)
-        idle = (moved == look.best[small]).flatten(1).all(1)  # nothing to hand on, or no room for it: the window goes instead
+        # nothing to hand on, or no room for it: the window goes instead
+        idle = (moved == look.best[small]).flatten(1).all(1)
         return points.index_copy(0, small, torch.where(per_job(idle, moved), points[small], moved))
 
-    def _small(self, look: Look, memory: Memory, pattern: Tensor, level: Tensor, draws: Tensor, room: Tensor, chosen: Tensor) -> Tensor:
+    def _small(
+        self,
+        look: Look,
+        memory: Memory,
+        pattern: Tensor,
+        level: Tensor,
+        draws: Tensor,
+        room: Tensor,
+        chosen: Tensor,
+    ) -> Tensor:
         """Return the chosen points after a small move."""
-        part = Look(look.region.take(chosen), look.streams.take(chosen), look.spent[chosen], look.best[chosen], look.score[chosen])
+        part = Look(
+            look.region.take(chosen),
+            look.streams.take(chosen),
+            look.spent[chosen],
+            look.best[chosen],
+            look.score[chosen],
+        )
         region, weight = part.region, part.region.weight
         offset = (part.best - region.center).flatten(1)
         place = self._anchored(part, offset != 0, level[chosen], draws[chosen, 2:4], room[chosen])
@@ -213,12 +375,18 @@ class _Search:
         giver = giver.expand(-1, self.windows.channels, -1, -1).flatten(1)
         own = offset if weight is None else offset * weight
         share = torch.where(draws[chosen, 5] < 0.5, 1.0, 2 * draws[chosen, 5] - 1)
-        delta = shares.moved(region, own, pattern[chosen].flatten(1), giver, memory["bump"][chosen], share)
+        delta = shares.moved(
+            region, own, pattern[chosen].flatten(1), giver, memory["bump"][chosen], share
+        )
         delta = (delta if weight is None else delta / weight).clamp(region.low, region.high)
         return region.snap(region.center + delta.view_as(region.center))
 
-    def _anchored(self, look: Look, wanted: Tensor, level: Tensor, draws: Tensor, room: Tensor) -> Tensor:
-        """Return first rows and columns of windows that cover a random one of the `wanted (B, d)` features."""
+    def _anchored(
+        self, look: Look, wanted: Tensor, level: Tensor, draws: Tensor, room: Tensor
+    ) -> Tensor:
+        """Return first rows and columns of windows that cover a random one of the `wanted (B, d)`
+        features.
+        """
         luck = look.streams.fork(look.spent).fork(-1).uniform(wanted.shape[1], torch.float64) + 1
         pixel = (luck * wanted).argmax(1) % (self.windows.rows * self.windows.columns)
         place = torch.stack([pixel // self.windows.columns, pixel % self.windows.columns], 1)
@@ -226,21 +394,29 @@ class _Search:
         return torch.minimum((place - back).clamp_min(0), room - 1)
 
     def _first(self, look: Look) -> Tensor:
-        """Return the signs of the first change: vertical stripes for the corners of a box, else tiles of hills; a sign for each feature of a vector."""
+        """Return the signs of the first change: vertical stripes for the corners of a box, else
+        tiles of hills; a sign for each feature of a vector.
+        """
         w = self.windows
         if look.region.norm.is_box or w.vector:
             count = w.rows if w.vector else w.channels * w.columns
             draws = look.streams.fork(-1).uniform(count, torch.float64)
-            return torch.where(draws.view(-1, w.channels, w.rows if w.vector else 1, w.columns) < 0.5, -1.0, 1.0).expand(-1, -1, w.rows, -1)
+            return torch.where(
+                draws.view(-1, w.channels, w.rows if w.vector else 1, w.columns) < 0.5, -1.0, 1.0
+            ).expand(-1, -1, w.rows, -1)
         side = max(1, min(w.rows, w.columns) // 5)
         tall, wide = -(-w.rows // side), -(-w.columns // side)
         draws = look.streams.fork(-1).uniform(w.channels * tall * wide, torch.float64)
         signs = torch.where(draws.view(-1, w.channels, tall, wide) < 0.5, -1.0, 1.0)
-        tiles = signs.repeat_interleave(side, 2).repeat_interleave(side, 3) * _hill(side, side).repeat(tall, wide).to(signs)
+        tiles = signs.repeat_interleave(side, 2).repeat_interleave(side, 3) * _hill(
+            side, side
+        ).repeat(tall, wide).to(signs)
         return tiles[:, :, : w.rows, : w.columns]
 
     def _spend(self, look: Look, pattern: Tensor, other: Tensor) -> Tensor:
-        """Return the points whose window takes the pattern on top of its own change, with all the budget that the rest leaves; the other window is emptied."""
+        """Return the points whose window takes the pattern on top of its own change, with all the
+        budget that the rest leaves; the other window is emptied.
+        """
         region, tiny = look.region, torch.finfo(pattern.dtype).tiny
         of, weight = region.norm.of, region.weight
         offset = (look.best - region.center).flatten(1)
@@ -248,11 +424,19 @@ class _Search:
         inside = pattern != 0
         rest = torch.where(inside | (other != 0), 0.0, own)
         kept = torch.where(inside, own, 0.0)
-        both = [part / of(part.flatten(2)).clamp_min(tiny)[:, :, None, None] for part in (pattern, kept)]
+        both = [
+            part / of(part.flatten(2)).clamp_min(tiny)[:, :, None, None] for part in (pattern, kept)
+        ]
         change = both[0] + both[1]
         spent, limit = of(rest.flatten(1)), region.radius.to(pattern.dtype)
-        left = (limit.square() - spent.square()).clamp_min(0).sqrt() if region.norm.is_euclidean else (limit - spent).clamp_min(0)
-        delta = (rest + change * (left / of(change.flatten(1)).clamp_min(tiny)).view(-1, 1, 1, 1)).flatten(1)
+        left = (
+            (limit.square() - spent.square()).clamp_min(0).sqrt()
+            if region.norm.is_euclidean
+            else (limit - spent).clamp_min(0)
+        )
+        delta = (
+            rest + change * (left / of(change.flatten(1)).clamp_min(tiny)).view(-1, 1, 1, 1)
+        ).flatten(1)
         # The length cannot exceed the radius, and the box only shortens it.
         delta = (delta if weight is None else delta / weight).clamp(region.low, region.high)
         return region.snap(region.center + delta.view_as(region.center))

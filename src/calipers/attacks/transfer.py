@@ -1,4 +1,6 @@
-"""Which examples made on other models fool this one? The target answers a few questions a point, with scores or labels; gradients are the surrogates'."""
+"""Which examples made on other models fool this one? The target answers a few questions a point,
+with scores or labels; gradients are the surrogates'.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ from calipers.problem.tools import Attack, Attempt
 class Transfer:
     """Run an attack on surrogates, and ask the target which of the candidates it falls for.
 
-    With several surrogates the attack first climbs their mean logits (Liu et al. 2017), then each alone; points that the target falls for are left out of
-    what follows. On a surrogate an attack does not end at its boundary but spends all its steps: what lies deep inside another class there is more likely
-    to cross the target's boundary too. Of several candidates the one of lowest margin on the target is returned, of equal ones (a target of labels only
-    has no others) the nearest. In the record a surrogate is named by the digest of its weights.
-    The surrogates take inputs in the target's native units (wrap one trained on standardised inputs in a `Classifier`) and tell the same classes apart.
-    Cost: the target's forwards are one a candidate; the attack's own passes run on the surrogates and are not counted.
+    With several surrogates the attack first climbs their mean logits (Liu et al. 2017), then each
+    alone; points that the target falls for are left out of what follows. On a surrogate an attack
+    does not end at its boundary but spends all its steps: what lies deep inside another class there
+    is more likely to cross the target's boundary too. Of several candidates the one of lowest
+    margin on the target is returned, of equal ones (a target of labels only has no others) the
+    nearest. In the record a surrogate is named by the digest of its weights. The surrogates take
+    inputs in the target's native units (wrap one trained on standardised inputs in a `Classifier`)
+    and tell the same classes apart. Cost: the target's forwards are one a candidate; the attack's
+    own passes run on the surrogates and are not counted.
     """
 
     attack: Attack
@@ -36,15 +41,27 @@ class Transfer:
         wrong = [one for one in given if not isinstance(one, nn.Module | Classifier)]
         if wrong or not given:
             got = f"{wrong[0]!r}" if wrong else "none"
-            raise BadInput(f"Transfer takes surrogates by value, a tuple of modules or Classifiers (in Python; a record only names them), got {got}")
-        object.__setattr__(self, "surrogates", tuple(one if isinstance(one, Classifier) else Classifier(one) for one in given))
+            raise BadInput(
+                "Transfer takes surrogates by value, a tuple of modules or Classifiers (in "
+                f"Python; a record only names them), got {got}"
+            )
+        object.__setattr__(
+            self,
+            "surrogates",
+            tuple(one if isinstance(one, Classifier) else Classifier(one) for one in given),
+        )
 
     def __repr__(self) -> str:
         names = "".join(f"{one.digest()!r}, " for one in self._known)
-        return f"Transfer(attack={self.attack!r}, surrogates=({names.strip() if len(self._known) == 1 else names[:-2]}))"
+        return (
+            f"Transfer(attack={self.attack!r}, "
+            f"surrogates=({names.strip() if len(self._known) == 1 else names[:-2]}))"
+        )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the best candidate of each point, all at once; an interrupt yields what is found, and is passed on."""
+        """Yield the best candidate of each point, all at once; an interrupt yields what is found,
+        and is passed on.
+        """
         found = _Judged(problem)
         try:
             for surrogate in self._stages(problem):
@@ -61,17 +78,24 @@ class Transfer:
         return self.surrogates  # type: ignore[return-value]
 
     def _stages(self, problem: Problem) -> list[Classifier]:
-        """Return what is attacked, the strongest first; raises `BadInput` for a surrogate of other classes."""
+        """Return what is attacked, the strongest first; raises `BadInput` for a surrogate of other
+        classes.
+        """
         for one in self._known:
             classes = one.check(_moved(problem.x, one).nan_to_num(0.0)).shape[1]
             if classes != problem.classes:
-                raise BadInput(f"a surrogate tells {classes} classes apart, the target {problem.classes}: both must answer with the same classes, in order")
+                raise BadInput(
+                    f"a surrogate tells {classes} classes apart, the target {problem.classes}: "
+                    "both must answer with the same classes, in order"
+                )
         together = [Classifier(MeanLogits(self._known))] if len(self._known) > 1 else []
         return [*together, *self._known]
 
 
 class MeanLogits(nn.Module):
-    """The mean logits of several classifiers on inputs in native units, on the device and in the dtype of the first."""
+    """The mean logits of several classifiers on inputs in native units, on the device and in the
+    dtype of the first.
+    """
 
     def __init__(self, of: tuple[Classifier, ...]) -> None:
         super().__init__()
@@ -81,12 +105,17 @@ class MeanLogits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, *D) -> (N, K)."""
         device, dtype = self.moves[0]
-        answers = [part(x.to(*move)).to(device, dtype) for part, move in zip(self.parts, self.moves, strict=True)]
+        answers = [
+            part(x.to(*move)).to(device, dtype)
+            for part, move in zip(self.parts, self.moves, strict=True)
+        ]
         return torch.stack(answers).mean(0)
 
 
 class _Judged:
-    """What the target said: of each point the best candidate, its worst margin on the target, its distance, and the number of questions."""
+    """What the target said: of each point the best candidate, its worst margin on the target, its
+    distance, and the number of questions.
+    """
 
     def __init__(self, problem: Problem) -> None:
         n, device = len(problem), problem.x.device
@@ -98,9 +127,13 @@ class _Judged:
     def ask(self, places: Tensor, points: Tensor) -> None:
         """Judge one candidate for each of the places (M,), and join it with what is known."""
         part = self.problem.take(places)
-        worst = part.goal.worst(part.margins(part.classifier.logits(points))).nan_to_num(nan=-torch.inf)
+        worst = part.goal.worst(part.margins(part.classifier.logits(points))).nan_to_num(
+            nan=-torch.inf
+        )
         distance = part.region.distance(points)
-        better = (worst < self.worst[places]) | ((worst == self.worst[places]) & (distance < self.distance[places]))
+        better = (worst < self.worst[places]) | (
+            (worst == self.worst[places]) & (distance < self.distance[places])
+        )
         self.best[places] = torch.where(per_job(better, points), points, self.best[places])
         self.worst[places] = torch.where(better, worst, self.worst[places])
         self.distance[places] = torch.where(better, distance, self.distance[places])
@@ -108,7 +141,12 @@ class _Judged:
 
     def attempt(self) -> Attempt:
         """Return the best candidates so far."""
-        return Attempt(torch.arange(len(self.best), device=self.best.device), self.best, self.asked, torch.zeros_like(self.asked))
+        return Attempt(
+            torch.arange(len(self.best), device=self.best.device),
+            self.best,
+            self.asked,
+            torch.zeros_like(self.asked),
+        )
 
 
 def _moved(x: Tensor, classifier: Classifier) -> Tensor:
@@ -116,9 +154,17 @@ def _moved(x: Tensor, classifier: Classifier) -> Tensor:
 
 
 def _made(attack: Attack, surrogate: Classifier, problem: Problem, seed: int) -> Tensor:
-    """Return the candidates (N, *D) that the attack makes on the surrogate, admissible for the target."""
+    """Return the candidates (N, *D) that the attack makes on the surrogate, admissible for the
+    target.
+    """
     y = problem.y.to(surrogate.device)
-    posed = replace(problem, classifier=surrogate, x=_moved(problem.x, surrogate), y=y, goal=endless(problem.goal))
+    posed = replace(
+        problem,
+        classifier=surrogate,
+        x=_moved(problem.x, surrogate),
+        y=y,
+        goal=endless(problem.goal),
+    )
     points = problem.x.clone()
     for attempt in attack(posed, seed=seed):
         points[attempt.index.to(points.device)] = attempt.candidate.to(points)

@@ -1,4 +1,6 @@
-"""How is a way of replacing letters judged? By the model, as discrete letters: ways are lists of moves, -1 for none, and the best of each point is kept."""
+"""How is a way of replacing letters judged? By the model, as discrete letters: ways are lists of
+moves, -1 for none, and the best of each point is kept.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _ROWS = 4096  # candidates in one forward pass
 
 
 class Ways:
-    """One block of points: the best way found so far of each, as moves (N, k) with -1 for none, and its worst margin."""
+    """One block of points: the best way found so far of each, as moves (N, k) with -1 for none, and
+    its worst margin.
+    """
 
     def __init__(self, problem: Problem, region: SubstitutionRegion) -> None:
         self.problem, self.region = problem, region
@@ -24,15 +28,21 @@ class Ways:
         self.k = max(1, int(region.budget.max()))
         self.base = region.center  # what is not moved; numeric columns change here
         self.best = torch.full((self.n, self.k), -1, dtype=torch.long, device=device)
-        self.forwards, self.backwards = (torch.zeros(self.n, dtype=torch.long, device=device) for _ in range(2))
+        self.forwards, self.backwards = (
+            torch.zeros(self.n, dtype=torch.long, device=device) for _ in range(2)
+        )
         self.score = self._evaluate(torch.arange(self.n, device=device), self.best[:, None])[:, 0]
-        # A sum of one random number per move names a set of moves, in whatever order they were made.
+        # A sum of one random number per move names a set of moves, in whatever order they were
+        # made.
         self.names = Streams(torch.arange(region.options[0].numel(), device=device)).fork(0).keys
 
     def attempt(self, block: Tensor) -> Attempt:
         """Return the best candidates so far."""
-        candidate = self.region.switched(torch.arange(self.n, device=block.device), self.best, self.base)
-        candidate = candidate if self.region.numeric is None else self.region.snap(candidate)  # letters are exact as they are
+        candidate = self.region.switched(
+            torch.arange(self.n, device=block.device), self.best, self.base
+        )
+        # letters are exact as they are
+        candidate = candidate if self.region.numeric is None else self.region.snap(candidate)
         return Attempt(block, candidate, self.forwards, self.backwards)
 
     def _open(self) -> Tensor:
@@ -43,13 +53,22 @@ class Ways:
         return rows[~is_adversarial(self.score[rows])]
 
     def _evaluate(self, rows: Tensor, moves: Tensor, real: Tensor | None = None) -> Tensor:
-        """Return the worst margins (P, T) of ways (P, T, i) at the points `rows (P,)`; NaN counts as broken, and what is not `real (P, T)` is never asked."""
+        """Return the worst margins (P, T) of ways (P, T, i) at the points `rows (P,)`; NaN counts
+        as broken, and what is not `real (P, T)` is never asked.
+        """
         count, ways, _ = moves.shape
-        asked = torch.ones(count, ways, dtype=torch.bool, device=rows.device) if real is None else real
+        asked = (
+            torch.ones(count, ways, dtype=torch.bool, device=rows.device) if real is None else real
+        )
         places = torch.nonzero(asked.flatten()).flatten()
         flat, owner = moves.flatten(0, 1)[places], rows.repeat_interleave(ways)[places]
-        parts = [self._margins(o, self.region.switched(o, m, self.base)) for o, m in zip(owner.split(_ROWS), flat.split(_ROWS), strict=True)]
-        worst = torch.full((count * ways,), torch.inf, dtype=self.problem.x.dtype, device=rows.device)
+        parts = [
+            self._margins(o, self.region.switched(o, m, self.base))
+            for o, m in zip(owner.split(_ROWS), flat.split(_ROWS), strict=True)
+        ]
+        worst = torch.full(
+            (count * ways,), torch.inf, dtype=self.problem.x.dtype, device=rows.device
+        )
         if parts:
             worst[places] = torch.cat(parts).nan_to_num(nan=-torch.inf)
         self.forwards.index_add_(0, rows, asked.sum(1))
@@ -61,7 +80,9 @@ class Ways:
         return goal.worst(goal.margins(logits, self.problem.y[rows]))
 
     def _slope(self, rows: Tensor, moves: Tensor) -> Tensor:
-        """Return the gradient of minus the worst margin at one way (P, i) of each point; zero where the model has none."""
+        """Return the gradient of minus the worst margin at one way (P, i) of each point; zero where
+        the model has none.
+        """
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         back = backwards_of(self.problem)
         self.backwards.index_add_(0, rows, torch.full_like(rows, back))
@@ -69,18 +90,31 @@ class Ways:
         slopes = []
         for r, m in zip(rows.split(_ROWS), moves.split(_ROWS), strict=True):
             x = self.region.switched(r, m, self.base).requires_grad_()
-            classifier.counter.forwards, classifier.counter.backwards = classifier.counter.forwards + len(x), classifier.counter.backwards + len(x) * back
+            classifier.counter.forwards, classifier.counter.backwards = (
+                classifier.counter.forwards + len(x),
+                classifier.counter.backwards + len(x) * back,
+            )
             with classifier.frozen():
                 goal = self.problem.goal.take(r)
                 loss = -goal.worst(goal.margins(classifier.network(x), self.problem.y[r])).sum()
-                (slope,) = torch.autograd.grad(loss, x, allow_unused=True) if loss.requires_grad else (None,)
-            slopes.append(torch.zeros_like(x) if slope is None else slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+                (slope,) = (
+                    torch.autograd.grad(loss, x, allow_unused=True)
+                    if loss.requires_grad
+                    else (None,)
+                )
+            slopes.append(
+                torch.zeros_like(x)
+                if slope is None
+                else slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            )
         return torch.cat(slopes)
 
     def _keep(self, rows: Tensor, moves: Tensor, worst: Tensor) -> Tensor:
-        """Note the best of the ways (P, T, i) of each point where it is lower than what was known; return where it was.
+        """Note the best of the ways (P, T, i) of each point where it is lower than what was known;
+        return where it was.
 
-        Best is the fewest switches among the ways that break the point, the lowest margin where none does.
+        Best is the fewest switches among the ways that break the point, the lowest margin where
+        none does.
         """
         broken, number = is_adversarial(worst), torch.arange(len(rows), device=rows.device)
         fewest = (moves >= 0).sum(2).masked_fill(~broken, self.k + 1).argmin(1)

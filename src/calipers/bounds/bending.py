@@ -1,4 +1,6 @@
-"""Of which elements do bounds matter? Of those that some operation bends over their box, there or where they have been carried to."""
+"""Of which elements do bounds matter? Of those that some operation bends over their box, there or
+where they have been carried to.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +12,34 @@ from calipers.graph.ir import Graph, is_affine
 
 
 def bending(graph: Graph, number: int, box: Box) -> Tensor:
-    """Return (N, n) flags: on which elements of the number, or on something made of them on the way to an operation, does that operation bend?"""
+    """Return (N, n) flags: on which elements of the number, or on something made of them on the way
+    to an operation, does that operation bend?
+    """
     bends = torch.zeros_like(box.lower.flatten(1), dtype=torch.bool)
     for op, i in ((n.op, i) for n in graph.nodes for i in set(n.inputs)):
         if is_affine(op) or graph.ways[i][0] != number:
             continue
         way = graph.ways[i]
         there = carried(graph, way, box)
-        bends = bends | _brought_back(graph, way, op.bends(there.lower, there.upper), box.lower).flatten(1)
+        bends = bends | _brought_back(
+            graph, way, op.bends(there.lower, there.upper), box.lower
+        ).flatten(1)
     return bends
 
 
 def carried(graph: Graph, way: tuple[int, ...], box: Box) -> Box:
-    """Return the box at the end of a way, by interval arithmetic without care for rounding: for choices, not for claims."""
+    """Return the box at the end of a way, by interval arithmetic without care for rounding: for
+    choices, not for claims.
+    """
     for op in (graph.nodes[k - 1].op for k in way[1:]):
         if op.kind == "elementwise":
             box = Box(*op.range(box.lower, box.upper))
             continue
         assert is_affine(op)
-        middle, radius = op.value((box.lower + box.upper) / 2), op.absolute((box.upper - box.lower) / 2)
+        middle, radius = (
+            op.value((box.lower + box.upper) / 2),
+            op.absolute((box.upper - box.lower) / 2),
+        )
         box = Box(middle - radius, middle + radius)
     return box
 
@@ -41,7 +52,9 @@ def _brought_back(graph: Graph, way: tuple[int, ...], flags: Tensor, like: Tenso
             continue
         assert is_affine(op)
         with torch.enable_grad():
-            zeros = torch.zeros(len(flags), *shape, dtype=like.dtype, device=like.device, requires_grad=True)
+            zeros = torch.zeros(
+                len(flags), *shape, dtype=like.dtype, device=like.device, requires_grad=True
+            )
             (weights,) = torch.autograd.grad(op.absolute(zeros), zeros, flags.to(like.dtype))
         flags = weights > 0
     return flags

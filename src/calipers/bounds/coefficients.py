@@ -1,7 +1,9 @@
-"""In what form does a backward sweep carry its coefficients? Dense, or as patches of a convolution's receptive field.
+"""In what form does a backward sweep carry its coefficients? Dense, or as patches of a
+convolution's receptive field.
 
-Both are rows (P, S, ...) : P rows of points (a point may come several times), S directions each. `values` handed in are per point, (N, *shape); a
-form picks what its rows need. A second-layer neuron of a small image network sees 10 x 10 of 28 x 28 pixels: patches keep the arithmetic of its
+Both are rows (P, S, ...) : P rows of points (a point may come several times), S directions each.
+`values` handed in are per point, (N, *shape); a form picks what its rows need. A second-layer
+neuron of a small image network sees 10 x 10 of 28 x 28 pixels: patches keep the arithmetic of its
 bounds to that window.
 """
 
@@ -45,13 +47,19 @@ class Coefficients(Protocol):
         """Return the coefficients of an affine operation's inputs."""
 
     def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
-        """Return the coefficients of an activation's input, and the offset (P, S): lower lines where positive, upper lines where negative."""
+        """Return the coefficients of an activation's input, and the offset (P, S): lower lines
+        where positive, upper lines where negative.
+        """
 
     def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
-        """Return the rows in runs, and which they are; each run of at most `elements` (P, S) where the form can be divided."""
+        """Return the rows in runs, and which they are; each run of at most `elements` (P, S) where
+        the form can be divided.
+        """
 
     def fall(self, region: Region) -> Fall:
-        """Return how far <A, x'> can fall below its value at the centre, over the regions, (P, S)."""
+        """Return how far <A, x'> can fall below its value at the centre, over the regions, (P,
+        S).
+        """
 
     def dense(self) -> Dense:
         """Return the same in dense form."""
@@ -93,27 +101,47 @@ class Dense:
     def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
         """The operation's own adjoint."""
         rows = self.a.shape[:2]
-        return [replace(self, a=back.view(*rows, *shape)) for back, shape in zip(op.adjoint(self.a.flatten(0, 1)), shapes, strict=True)]
+        return [
+            replace(self, a=back.view(*rows, *shape))
+            for back, shape in zip(op.adjoint(self.a.flatten(0, 1)), shapes, strict=True)
+        ]
 
     def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
-        """On a straight piece both lines are one factor; only the columns where lines differ are looked at by sign."""
+        """On a straight piece both lines are one factor; only the columns where lines differ are
+        looked at by sign.
+        """
         low, low_at, high, high_at = (self._at(line).flatten(1) for line in lines)
         differ = (low != high) | (low_at != high_at)
-        width = int(differ.sum(1).max())  # one look at the values for each operation, not for each row
+        # one look at the values for each operation, not for each row
+        width = int(differ.sum(1).max())
         if width * 4 > differ.shape[1]:
             shape = (-1, 1, *self.a.shape[2:])
             start = low_at.view(shape) if bool(low_at.any()) else None
-            a, offset = _relaxed(self.a, low.view(shape), (high - low).view(shape), start, (high_at - low_at).view(shape))
+            a, offset = _relaxed(
+                self.a,
+                low.view(shape),
+                (high - low).view(shape),
+                start,
+                (high_at - low_at).view(shape),
+            )
             return replace(self, a=a), offset
         columns = differ.to(torch.uint8).topk(width, dim=1).indices
         flat = self.a.flatten(2)
         wide = columns[:, None].expand(-1, flat.shape[1], -1)
-        low_slope, rise, low_end, gap = (t.gather(1, columns)[:, None] for t in (low, high - low, low_at, high_at - low_at))
+        low_slope, rise, low_end, gap = (
+            t.gather(1, columns)[:, None] for t in (low, high - low, low_at, high_at - low_at)
+        )
         bent, offset = _relaxed(flat.gather(2, wide), low_slope, rise, low_end, gap)
         if bool(low_at.any()):
             constant = torch.where(differ, torch.zeros_like(low_at), low_at)
-            picked = torch.zeros_like(columns, dtype=torch.bool).logical_or(differ.gather(1, columns))
-            offset = offset - (flat.gather(2, wide) @ (low_at.gather(1, columns) * ~picked)[..., None])[..., 0] + (flat @ constant[..., None])[..., 0]
+            picked = torch.zeros_like(columns, dtype=torch.bool).logical_or(
+                differ.gather(1, columns)
+            )
+            offset = (
+                offset
+                - (flat.gather(2, wide) @ (low_at.gather(1, columns) * ~picked)[..., None])[..., 0]
+                + (flat @ constant[..., None])[..., 0]
+            )
         a = (flat * high[:, None]).scatter_(2, wide, bent)
         return replace(self, a=a.view(self.a.shape)), offset
 
@@ -127,7 +155,9 @@ class Dense:
         return replace(self, a=back.view(*self.a.shape[:2], *shape)), (constant * ceiling).sum(-1)
 
     def contracted(self, op: Contraction, facets: Facets) -> list[tuple[Coefficients, Tensor]]:
-        """Return the coefficients of both factors of a matrix product, and their offsets (P, S), all of it with the first."""
+        """Return the coefficients of both factors of a matrix product, and their offsets (P, S),
+        all of it with the first.
+        """
         x, y, offset = op.back(self.a, Facets(*(self._at(t) for t in facets)))
         return [(replace(self, a=x), offset), (replace(self, a=y), torch.zeros_like(offset))]
 
@@ -145,7 +175,9 @@ class Dense:
         return region.fall(self.a.flatten(2), self._places())
 
     def _places(self) -> Tensor:
-        return torch.arange(len(self.a), device=self.a.device) if self.points is None else self.points
+        return (
+            torch.arange(len(self.a), device=self.a.device) if self.points is None else self.points
+        )
 
     def dense(self) -> Dense:
         """Itself."""
@@ -156,8 +188,8 @@ class Dense:
 class Patch:
     """`a (P, S, C, h, w)` on a window of an image (C, H, W).
 
-    Row p's window begins at `place[p] * stride + offset` (rows and columns, may reach into the padding), where `place` is the row's element in the
-    `grid` of the number the sweep began at.
+    Row p's window begins at `place[p] * stride + offset` (rows and columns, may reach into the
+    padding), where `place` is the row's element in the `grid` of the number the sweep began at.
     """
 
     a: Tensor
@@ -187,12 +219,16 @@ class Patch:
         return self._window.at(values, self.points, self.place, self.grid)
 
     def dot(self, values: Tensor) -> Tensor:
-        """Over the window; what is the same at every place of a channel (the bias of a convolution) needs no window."""
+        """Over the window; what is the same at every place of a channel (the bias of a convolution)
+        needs no window.
+        """
         if len(values) == 1 and self.clean:
             channels = values.view(self.a.shape[2], -1)
             if bool((channels == channels[:, :1]).all()):
                 return self.a.flatten(3).sum(3) @ channels[:, 0]
-        return contract(self.a.flatten(2), self._at(values.view(-1, self.a.shape[2], *self.image)).flatten(1))
+        return contract(
+            self.a.flatten(2), self._at(values.view(-1, self.a.shape[2], *self.image)).flatten(1)
+        )
 
     def size_dot(self, values: Tensor) -> Tensor:
         """Over the window, absolute coefficients."""
@@ -203,29 +239,60 @@ class Patch:
         if not isinstance(other, Patch) or other.stride != self.stride:
             return self.dense().plus(other)
         both = self._window.union(other._window)
-        return replace(self, a=self._grown(both) + other._grown(both), offset=both.offset, clean=self.clean and other.clean)
+        return replace(
+            self,
+            a=self._grown(both) + other._grown(both),
+            offset=both.offset,
+            clean=self.clean and other.clean,
+        )
 
     def _grown(self, window: Window) -> Tensor:
         top, left = self.offset[0] - window.offset[0], self.offset[1] - window.offset[1]
-        return functional.pad(self.a, [left, window.size[1] - left - self._size[1], top, window.size[0] - top - self._size[0]])
+        return functional.pad(
+            self.a,
+            [
+                left,
+                window.size[1] - left - self._size[1],
+                top,
+                window.size[0] - top - self._size[0],
+            ],
+        )
 
     def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
-        """Inside the window where the operation is a convolution or acts element by element; dense otherwise."""
+        """Inside the window where the operation is a convolution or acts element by element; dense
+        otherwise.
+        """
         if isinstance(op, Windowed):
             grown = self._through_window(op, shapes[0])
-            wide = grown._size[0] * grown._size[1] > WORTH_A_WINDOW * grown.image[0] * grown.image[1]
+            wide = (
+                grown._size[0] * grown._size[1] > WORTH_A_WINDOW * grown.image[0] * grown.image[1]
+            )
             return [grown.dense() if wide else grown]
         slopes = op.slopes() if hasattr(op, "slopes") else None
         if slopes is None or any(shape != (self.a.shape[2], *self.image) for shape in shapes):
             return self.dense().back(op, shapes)
-        return [replace(self, a=self.a * self._at(s.expand(1, *shape))[:, None], clean=True) for s, shape in zip(slopes, shapes, strict=True)]
+        return [
+            replace(self, a=self.a * self._at(s.expand(1, *shape))[:, None], clean=True)
+            for s, shape in zip(slopes, shapes, strict=True)
+        ]
 
     def _through_window(self, op: Windowed, shape: tuple[int, ...]) -> Patch:
-        # Places outside the image carry coefficients that no value stands behind: they must not reach real inputs through the transposed convolution.
-        rows, kept = self.a.shape[:2], (self.a if self.clean else self.a * self._inside()[:, None]).flatten(0, 1)
-        seen = self._window.through(op.stride, op.padding, (op.window(self._size[0], 0), op.window(self._size[1], 1)), (shape[1], shape[2]))
+        # Places outside the image carry coefficients that no value stands behind: they must not
+        # reach real inputs through the transposed convolution.
+        rows, kept = (
+            self.a.shape[:2],
+            (self.a if self.clean else self.a * self._inside()[:, None]).flatten(0, 1),
+        )
+        seen = self._window.through(
+            op.stride,
+            op.padding,
+            (op.window(self._size[0], 0), op.window(self._size[1], 1)),
+            (shape[1], shape[2]),
+        )
         moved = op.window_adjoint(kept).view(*rows, shape[0], *seen.size)
-        return replace(self, a=moved, stride=seen.stride, offset=seen.offset, image=seen.image, clean=False)
+        return replace(
+            self, a=moved, stride=seen.stride, offset=seen.offset, image=seen.image, clean=False
+        )
 
     def _inside(self) -> Tensor:
         return self._at(self.a.new_ones(1, 1, *self.image))
@@ -233,8 +300,15 @@ class Patch:
     def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
         """As dense, on the lines' windows (zero lines outside the image)."""
         low, low_at, high, high_at = lines
-        rise, gap = (self._at(t)[:, None] for t in (high - low, high_at - low_at))  # differences first: windows hold every value many times
-        a, offset = _relaxed(self.a, self._at(low)[:, None], rise, self._at(low_at)[:, None] if bool(low_at.any()) else None, gap)
+        # differences first: windows hold every value many times
+        rise, gap = (self._at(t)[:, None] for t in (high - low, high_at - low_at))
+        a, offset = _relaxed(
+            self.a,
+            self._at(low)[:, None],
+            rise,
+            self._at(low_at)[:, None] if bool(low_at.any()) else None,
+            gap,
+        )
         return replace(self, a=a, clean=True), offset
 
     def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
@@ -245,7 +319,11 @@ class Patch:
         """From the support of the region cut down to the window."""
         shape = (-1, self.a.shape[2], *self.image)
         low, high = (self._at(end.view(shape)).flatten(1) for end in (region.low, region.high))
-        weight = None if region.weight is None else self._at(region.weight.expand(region.low.shape[1]).view(shape)).flatten(1)
+        weight = (
+            None
+            if region.weight is None
+            else self._at(region.weight.expand(region.low.shape[1]).view(shape)).flatten(1)
+        )
         return region.window_fall(self.a.flatten(2), self.points, low, high, weight)
 
     def dense(self) -> Dense:
@@ -259,28 +337,48 @@ class Patch:
 
     def _flat_index(self) -> tuple[Tensor, Tensor]:
         corner = (self.place // self.grid[1], self.place % self.grid[1])
-        axes = [(corner[k] * self.stride[k] + self.offset[k])[:, None] + torch.arange(self._size[k], device=self.place.device) for k in range(2)]
-        inside = ((axes[0] >= 0) & (axes[0] < self.image[0]))[:, :, None] & ((axes[1] >= 0) & (axes[1] < self.image[1]))[:, None, :]
-        flat = axes[0].clamp(0, self.image[0] - 1)[:, :, None] * self.image[1] + axes[1].clamp(0, self.image[1] - 1)[:, None, :]
+        axes = [
+            (corner[k] * self.stride[k] + self.offset[k])[:, None]
+            + torch.arange(self._size[k], device=self.place.device)
+            for k in range(2)
+        ]
+        inside = ((axes[0] >= 0) & (axes[0] < self.image[0]))[:, :, None] & (
+            (axes[1] >= 0) & (axes[1] < self.image[1])
+        )[:, None, :]
+        flat = (
+            axes[0].clamp(0, self.image[0] - 1)[:, :, None] * self.image[1]
+            + axes[1].clamp(0, self.image[1] - 1)[:, None, :]
+        )
         return flat.flatten(1), inside
 
 
-def _relaxed(a: Tensor, low: Tensor, rise: Tensor, low_at: Tensor | None, gap: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower lines (low, low_at), upper lines (low + rise, low_at + gap); no `low_at` where all are 0, as those of a ReLU."""
+def _relaxed(
+    a: Tensor, low: Tensor, rise: Tensor, low_at: Tensor | None, gap: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Lower lines (low, low_at), upper lines (low + rise, low_at + gap); no `low_at` where all are
+    0, as those of a ReLU.
+    """
     negative = a.clamp(max=0)
-    # A+ low + A- high = A low + A- (high - low): one pass less over the coefficients than splitting both signs.
+    # A+ low + A- high = A low + A- (high - low): one pass less over the coefficients than splitting
+    # both signs.
     offset = contract(negative.flatten(2), gap.flatten(1))
     if low_at is not None:
         offset = offset + contract(a.flatten(2), low_at.flatten(1))
     return (a * low).addcmul_(negative, rise), offset
 
 
-def unit_rows(flat: Tensor, points: Tensor, shape: tuple[int, ...], sign: Tensor, *, windowed: bool) -> Coefficients:
-    """Return the coefficients that pick out elements `flat` of a number, times `sign` (P, S): (P,) as patches of one pixel, or (P, S) dense."""
+def unit_rows(
+    flat: Tensor, points: Tensor, shape: tuple[int, ...], sign: Tensor, *, windowed: bool
+) -> Coefficients:
+    """Return the coefficients that pick out elements `flat` of a number, times `sign` (P, S): (P,)
+    as patches of one pixel, or (P, S) dense.
+    """
     if windowed:
         channel, place = flat // (shape[1] * shape[2]), flat % (shape[1] * shape[2])
         a = (functional.one_hot(channel, shape[0]) * sign).view(-1, 1, shape[0], 1, 1)
         grid = (shape[1], shape[2])
         return Patch(a, points, place, grid, (1, 1), (0, 0), grid)
-    a = torch.zeros(*flat.shape, torch.Size(shape).numel(), dtype=sign.dtype, device=flat.device).scatter_(-1, flat[..., None], sign[..., None])
+    a = torch.zeros(
+        *flat.shape, torch.Size(shape).numel(), dtype=sign.dtype, device=flat.device
+    ).scatter_(-1, flat[..., None], sign[..., None])
     return Dense(a.view(*flat.shape, *shape), points)

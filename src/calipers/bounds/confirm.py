@@ -1,4 +1,6 @@
-"""Does a bound found in float32 hold? One backward sweep in checked float64, with the slopes, multipliers and cuts that the search has chosen."""
+"""Does a bound found in float32 hold? One backward sweep in checked float64, with the slopes,
+multipliers and cuts that the search has chosen.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,34 @@ _BYTES = 2**26  # of lines and sizes held at once
 
 
 def confirmed(dual: Dual, free: Free, spec: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Return proved lower bounds (P,), over the branches, of the largest of the directions `spec (P, S, *shape)` plus `offsets (P, S)`, both float64.
+    """Return proved lower bounds (P,), over the branches, of the largest of the directions `spec
+    (P, S, *shape)` plus `offsets (P, S)`, both float64.
 
-    Everything chosen enters as an exact number: alpha in [0, 1], multipliers of the right sign, weights that are not negative, cuts that only ever shrink
-    a box. So the bound holds whatever the search did. Proved in the arithmetic of the root's state. Cost: one row of a backward sweep each.
+    Everything chosen enters as an exact number: alpha in [0, 1], multipliers of the right sign,
+    weights that are not negative, cuts that only ever shrink a box. So the bound holds whatever the
+    search did. Proved in the arithmetic of the root's state. Cost: one row of a backward sweep
+    each.
     """
     offsets = spec.new_zeros(spec.shape[:2]) if offsets is None else offsets
     elements = sum(torch.Size(dual.graph.shape(i)).numel() for i in range(dual.number + 1)) * 8 * 8
     parts = torch.arange(len(dual.rows), device=spec.device).split(max(1, _BYTES // elements))
-    return torch.cat([_bounds(dual.take(part), free.take(part), spec[part], offsets[part]) for part in parts])
+    return torch.cat(
+        [_bounds(dual.take(part), free.take(part), spec[part], offsets[part]) for part in parts]
+    )
 
 
 def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
     root, rows = dual.root.state, dual.rows
     arithmetic = root.arithmetic
     departures = {k: v[rows] for k, v in root.departures.items() if k <= dual.number}
-    state = Relaxed(root.graph, root.region.take(rows), arithmetic, torch.zeros_like(rows), reach=root.reach[rows], departures=departures)
+    state = Relaxed(
+        root.graph,
+        root.region.take(rows),
+        arithmetic,
+        torch.zeros_like(rows),
+        reach=root.reach[rows],
+        departures=departures,
+    )
     for k, node in enumerate(root.graph.nodes[: dual.number], start=1):
         if isinstance(node.op, Elementwise):
             lines = _lines(dual, free, k, node.inputs[0])
@@ -43,56 +57,88 @@ def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
             state.relaxations[k] = _planes(dual, free, k, node)
         if arithmetic.checked:
             fixed = not isinstance(state.relaxations.get(k), Saddle)
-            state.sizes[k] = root.sizes[k][rows] if fixed else relaxed_size(state.relaxations[k], *(root.boxes[i].take(rows) for i in node.inputs))
+            state.sizes[k] = (
+                root.sizes[k][rows]
+                if fixed
+                else relaxed_size(
+                    state.relaxations[k], *(root.boxes[i].take(rows) for i in node.inputs)
+                )
+            )
     for i, beta in free.beta.items():
         if i in dual.cuts:
             state.multipliers[i] = _multiplier(dual, i, beta.to(spec.dtype))
     weights = free.weights.to(spec.dtype) if spec.shape[1] > 1 else torch.ones_like(offsets)
-    direction, size = ((weights[:, None] @ t.flatten(2)).view(-1, 1, *t.shape[2:]) for t in (spec, spec.abs()))
+    direction, size = (
+        (weights[:, None] @ t.flatten(2)).view(-1, 1, *t.shape[2:]) for t in (spec, spec.abs())
+    )
     shift, terms = (weights * offsets).sum(1), (weights * offsets.abs()).sum(1)
     bound = lower_bounds(state, dual.number, Dense(direction, None))[:, 0]
-    # The mean itself was rounded: what it lost is at most that share of all its terms over the box of the number.
-    reach = (size[:, 0].flatten(1) * root.boxes[dual.number].magnitude[rows].flatten(1)).sum(1) if spec.shape[1] > 1 else torch.zeros_like(bound)
+    # The mean itself was rounded: what it lost is at most that share of all its terms over the box
+    # of the number.
+    reach = (
+        (size[:, 0].flatten(1) * root.boxes[dual.number].magnitude[rows].flatten(1)).sum(1)
+        if spec.shape[1] > 1
+        else torch.zeros_like(bound)
+    )
     return bound + shift - arithmetic.gamma(spec.shape[1]) * (reach + terms + bound.abs())
 
 
 def _planes(dual: Dual, free: Free, k: int, node: Node) -> Relaxation:
-    """Return the planes of an operation on several elements in the root's dtype, a product's at the chosen alpha."""
+    """Return the planes of an operation on several elements in the root's dtype, a product's at the
+    chosen alpha.
+    """
     root, rows = dual.root.state, dual.rows
     held = root.relaxations[k]
     alpha = free.alpha[k].clamp(0, 1).view(-1, *node.shape) if k in free.alpha else None
     if isinstance(held, Saddle):
         assert node.op.kind == "product" and alpha is not None
-        (low_x, high_x), (low_y, high_y) = ((root.boxes[i].lower[rows], root.boxes[i].upper[rows]) for i in node.inputs)
+        (low_x, high_x), (low_y, high_y) = (
+            (root.boxes[i].lower[rows], root.boxes[i].upper[rows]) for i in node.inputs
+        )
         return node.op.saddle((low_x, high_x), (low_y, high_y), alpha.to(low_x.dtype))
     mine = type(held)(*(t[rows] for t in held))
-    return mine._replace(alpha=alpha.to(mine.low_x.dtype)) if isinstance(mine, Facets) and alpha is not None else mine
+    return (
+        mine._replace(alpha=alpha.to(mine.low_x.dtype))
+        if isinstance(mine, Facets) and alpha is not None
+        else mine
+    )
 
 
 def _lines(dual: Dual, free: Free, k: int, number: int) -> Lines:
-    """Return all lines of an operation in the root's dtype: those of the columns at the chosen alpha over the branch's ends."""
+    """Return all lines of an operation in the root's dtype: those of the columns at the chosen
+    alpha over the branch's ends.
+    """
     root, columns, rows = dual.root.state, dual.columns[number], dual.rows
     base = root.relaxations[k]
     assert isinstance(base, Lines)
     whole = root.boxes[number]
     box = dual.cut(number, Box(columns.get(whole.lower[rows]), columns.get(whole.upper[rows])))
-    # Filling repeats the first column in everything, or a line might be put together from two different ones.
+    # Filling repeats the first column in everything, or a line might be put together from two
+    # different ones.
     alpha = columns.filled(free.alpha[k].to(base.lower_slope.dtype).clamp(0, 1))
     op = root.graph.nodes[k - 1].op
     assert isinstance(op, Elementwise)
     own = op.relax(box.lower, box.upper, alpha)
     shape = (len(rows), *root.graph.shape(k))
-    return Lines(*(columns.put(line[rows].flatten(1), part).view(shape) for line, part in zip(base, own, strict=True)))
+    return Lines(
+        *(
+            columns.put(line[rows].flatten(1), part).view(shape)
+            for line, part in zip(base, own, strict=True)
+        )
+    )
 
 
 def _multiplier(dual: Dual, number: int, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what is taken off the number's coefficients, (P, *shape), and the least that this adds to the bound, (P,): beta times the constraints' ends.
+    """Return what is taken off the number's coefficients, (P, *shape), and the least that this adds
+    to the bound, (P,): beta times the constraints' ends.
 
     Multipliers of a missing constraint, or of the wrong sign for theirs, become 0.
     """
     cut, columns = dual.cuts[number], dual.columns[number]
     low, high = cut.lower.to(beta.dtype), cut.upper.to(beta.dtype)
-    allowed = columns.real & torch.where(beta > 0, low.isfinite(), high.isfinite()) & beta.isfinite()
+    allowed = (
+        columns.real & torch.where(beta > 0, low.isfinite(), high.isfinite()) & beta.isfinite()
+    )
     beta = torch.where(allowed, beta, torch.zeros_like(beta))
     ends = torch.where(beta == 0, torch.zeros_like(beta), beta * torch.where(beta > 0, low, high))
     shape = dual.graph.shape(number)

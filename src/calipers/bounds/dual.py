@@ -1,15 +1,21 @@
-"""What is a lower bound as a function of what may be chosen freely? Slopes of relaxations and multipliers of a branch's constraints; any value is sound.
+"""What is a lower bound as a function of what may be chosen freely? Slopes of relaxations and
+multipliers of a branch's constraints; any value is sound.
 
-The bound of one direction over one region is a function of the free slopes alpha in [0, 1] of every bending element (Xu et al. 2021, alpha-CROWN) and
-of a multiplier beta for every constraint of a branch (Wang et al. 2021, beta-CROWN). Its supergradient needs no automatic differentiation: a backward
-sweep leaves the coefficient A of every bending element, its minimiser x* goes forward through the same lines, and
+The bound of one direction over one region is a function of the free slopes alpha in [0, 1] of every
+bending element (Xu et al. 2021, alpha-CROWN) and of a multiplier beta for every constraint of a
+branch (Wang et al. 2021, beta-CROWN). Its supergradient needs no automatic differentiation: a
+backward sweep leaves the coefficient A of every bending element, its minimiser x* goes forward
+through the same lines, and
 
-    d bound / d alpha = A+ d(lower line)(z) / d alpha + A- d(upper line)(z) / d alpha,      d bound / d beta = -(constraint at z),
+    d bound / d alpha = A+ d(lower line)(z) / d alpha + A- d(upper line)(z) / d alpha,
+    d bound / d beta = -(constraint at z),
 
-with z the pre-activation on that way (Danskin's theorem). The way is also where the relaxed network is weakest: it shows which element to split, and
-where to look for a counterexample. None of this needs trust: `confirm` proves what was found.
+with z the pre-activation on that way (Danskin's theorem). The way is also where the relaxed network
+is weakest: it shows which element to split, and where to look for a counterexample. None of this
+needs trust: `confirm` proves what was found.
 
-All tensors hold one row a problem, (P, ...); only the elements that bend are free, and they stand in columns (P, U).
+All tensors hold one row a problem, (P, ...); only the elements that bend are free, and they stand
+in columns (P, U).
 """
 
 from __future__ import annotations
@@ -31,10 +37,12 @@ from calipers.problem.ball import Region
 
 @dataclass(eq=False)
 class Root:
-    """A relaxed network, proved, and what branches of it share: its bending elements, and lines for all the others.
+    """A relaxed network, proved, and what branches of it share: its bending elements, and lines for
+    all the others.
 
-    `columns` by number, `base` by node: slope and intercept (N, n) of the elements that do not bend, in the dtype of the search. `inside` by number, of a
-    crop: which elements (N, n) stand for something.
+    `columns` by number, `base` by node: slope and intercept (N, n) of the elements that do not
+    bend, in the dtype of the search. `inside` by number, of a crop: which elements (N, n) stand for
+    something.
     """
 
     state: Relaxed
@@ -46,8 +54,16 @@ class Root:
     inside: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, state: Relaxed, dtype: torch.dtype, region: Region, inside: dict[int, Tensor] | None = None) -> Root:
-        """Return the root of a proved state; `region` are the same regions in the search's dtype. Numbers settled later are added by `grow`."""
+    def of(
+        cls,
+        state: Relaxed,
+        dtype: torch.dtype,
+        region: Region,
+        inside: dict[int, Tensor] | None = None,
+    ) -> Root:
+        """Return the root of a proved state; `region` are the same regions in the search's dtype.
+        Numbers settled later are added by `grow`.
+        """
         root = cls(state, state.graph.to(dtype), region, inside=inside or {})
         root.grow()
         return root
@@ -56,17 +72,37 @@ class Root:
         """Take over what has been settled since."""
         for k, node in enumerate(self.graph.nodes, start=1):
             if is_affine(node.op) and k not in self.constants:
-                self.constants[k] = _constant(node.op, [self.graph.shape(i) for i in node.inputs], self.region.center)
-            if not isinstance(node.op, Elementwise) or k in self.base or k not in self.state.relaxations:
+                self.constants[k] = _constant(
+                    node.op, [self.graph.shape(i) for i in node.inputs], self.region.center
+                )
+            if (
+                not isinstance(node.op, Elementwise)
+                or k in self.base
+                or k not in self.state.relaxations
+            ):
                 continue
             i = node.inputs[0]
             box, lines = self.state.boxes[i], self.state.relaxations[k]
             if i not in self.columns:
-                users = [n.op for n in self.graph.nodes if n.inputs[0] == i and isinstance(n.op, Elementwise)]
-                self.columns[i] = Columns.of(torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1), among=self.inside.get(i))
+                users = [
+                    n.op
+                    for n in self.graph.nodes
+                    if n.inputs[0] == i and isinstance(n.op, Elementwise)
+                ]
+                self.columns[i] = Columns.of(
+                    torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1),
+                    among=self.inside.get(i),
+                )
             slope, at = (t.flatten(1).to(self.region.center.dtype) for t in (lines[0], lines[1]))
             # A row without bending elements keeps its own constants: its one column is filling.
-            at = self.columns[i].put(at, torch.where(self.columns[i].real.any(1, keepdim=True), torch.zeros_like(at[:, :1]), self.columns[i].get(at)))
+            at = self.columns[i].put(
+                at,
+                torch.where(
+                    self.columns[i].real.any(1, keepdim=True),
+                    torch.zeros_like(at[:, :1]),
+                    self.columns[i].get(at),
+                ),
+            )
             self.base[k] = slope, (at if bool(at.any()) else None)
 
     def ends(self, number: int, dtype: torch.dtype) -> Box:
@@ -76,13 +112,16 @@ class Root:
 
 
 def _constant(op: Affine, shapes: list[tuple[int, ...]], like: Tensor) -> Tensor | None:
-    constant = op.value(*(torch.zeros(1, *shape, dtype=like.dtype, device=like.device) for shape in shapes))
+    constant = op.value(
+        *(torch.zeros(1, *shape, dtype=like.dtype, device=like.device) for shape in shapes)
+    )
     return constant if bool(constant.any()) else None
 
 
 @dataclass(eq=False)
 class Free:
-    """What may be chosen: `alpha` by node, `beta` by number, (P, U) each; `mix (P, S)`, the logarithms of the weights of a problem's directions.
+    """What may be chosen: `alpha` by node, `beta` by number, (P, U) each; `mix (P, S)`, the
+    logarithms of the weights of a problem's directions.
 
     beta > 0 weighs the constraint z >= low of a branch, beta < 0 z <= high.
     """
@@ -93,7 +132,10 @@ class Free:
 
     def each(self, change: Callable[[str, int, Tensor], Tensor]) -> Free:
         """Return the choices with `change(kind, key, values)` in place of the values."""
-        alpha, beta = ({k: change(kind, k, t) for k, t in held.items()} for kind, held in (("alpha", self.alpha), ("beta", self.beta)))
+        alpha, beta = (
+            {k: change(kind, k, t) for k, t in held.items()}
+            for kind, held in (("alpha", self.alpha), ("beta", self.beta))
+        )
         return Free(alpha, beta, change("mix", 0, self.mix))
 
     def of(self, kind: str, key: int) -> Tensor:
@@ -119,7 +161,9 @@ class Free:
 
 
 class Sight(NamedTuple):
-    """What one evaluation saw: the bounds (P,), the minimisers (P, *D), and for each node its columns' coefficients and lines; values z by number."""
+    """What one evaluation saw: the bounds (P,), the minimisers (P, *D), and for each node its
+    columns' coefficients and lines; values z by number.
+    """
 
     bound: Tensor
     point: Tensor
@@ -136,13 +180,23 @@ class Sight(NamedTuple):
 
 
 class Dual:
-    """Lower bounds of the largest of some directions, `spec (P, S, *shape of number)` and `offsets (P, S)`, over branches of a root.
+    """Lower bounds of the largest of some directions, `spec (P, S, *shape of number)` and `offsets
+    (P, S)`, over branches of a root.
 
-    A weighted mean of directions is at most the largest, so a bound of the mean serves, whatever the weights. `rows (P,)` are the branches' places in the
-    root; `cuts` by number are the ends that branching has set, (P, U) each, infinite where it has not.
+    A weighted mean of directions is at most the largest, so a bound of the mean serves, whatever
+    the weights. `rows (P,)` are the branches' places in the root; `cuts` by number are the ends
+    that branching has set, (P, U) each, infinite where it has not.
     """
 
-    def __init__(self, root: Root, rows: Tensor, number: int, spec: Tensor, offsets: Tensor | None = None, cuts: dict[int, Box] | None = None) -> None:
+    def __init__(
+        self,
+        root: Root,
+        rows: Tensor,
+        number: int,
+        spec: Tensor,
+        offsets: Tensor | None = None,
+        cuts: dict[int, Box] | None = None,
+    ) -> None:
         self.root, self.rows, self.number, self.spec = root, rows, number, spec
         self.offsets = spec.new_zeros(spec.shape[:2]) if offsets is None else offsets
         self.graph, self.region, self.cuts = root.graph, root.region.take(rows), cuts or {}
@@ -159,7 +213,11 @@ class Dual:
             elif not is_affine(node.op):
                 self.sheets[k] = self._sheet(k, node)
         one = len(rows) > 0 and len(root.region.center) == 1
-        self.base = {k: base if one else (base[0][rows], None if base[1] is None else base[1][rows]) for k, base in root.base.items() if k in self.slides}
+        self.base = {
+            k: base if one else (base[0][rows], None if base[1] is None else base[1][rows])
+            for k, base in root.base.items()
+            if k in self.slides
+        }
         # A feature may enter a sum only once: filling weighs nothing.
         self.weigh = {i: c.real.to(spec.dtype) for i, c in self.columns.items()}
 
@@ -180,27 +238,44 @@ class Dual:
         return self.cut(number, self.root.ends(number, self.spec.dtype).take(self.rows))
 
     def cut(self, number: int, box: Box) -> Box:
-        """Return the columns' ends cut by the branches'; of a branch without a point in it some point remains."""
+        """Return the columns' ends cut by the branches'; of a branch without a point in it some
+        point remains.
+        """
         cut, filled = self.cuts.get(number), self.columns[number].filled
         if cut is None:
             return box
         lower = torch.maximum(box.lower, filled(cut.lower).to(box.lower.dtype))
-        return Box(lower, torch.maximum(torch.minimum(box.upper, filled(cut.upper).to(box.upper.dtype)), lower))
+        return Box(
+            lower,
+            torch.maximum(torch.minimum(box.upper, filled(cut.upper).to(box.upper.dtype)), lower),
+        )
 
     def guess(self) -> Free:
         """Return where the search begins: the activations' own guesses, and multipliers of 0."""
         alpha = {k: slide.start() for k, slide in self.slides.items()}
-        alpha |= {k: start for k, sheet in self.sheets.items() if (start := sheet.start()) is not None}
-        return Free(alpha, {i: torch.zeros_like(self.weigh[i]) for i in self.cuts if i in self.columns}, self.spec.new_zeros(self.spec.shape[:2]))
+        alpha |= {
+            k: start for k, sheet in self.sheets.items() if (start := sheet.start()) is not None
+        }
+        return Free(
+            alpha,
+            {i: torch.zeros_like(self.weigh[i]) for i in self.cuts if i in self.columns},
+            self.spec.new_zeros(self.spec.shape[:2]),
+        )
 
     def see(self, free: Free, *, forward: bool = True) -> Sight:
-        """Return the bounds, and (with `forward`) the way of the minimisers through the lines. Cost: a backward and a forward pass a row."""
+        """Return the bounds, and (with `forward`) the way of the minimisers through the lines.
+        Cost: a backward and a forward pass a row.
+        """
         behind: dict[int, Tensor] = {}
         lines: dict[int, Lines] = {}
         chosen: dict[int, tuple[Tensor, Tensor]] = {}
         weights = free.weights
         offset = (weights * self.offsets).sum(1)
-        pending = {self.number: self.spec[:, 0] if self.spec.shape[1] == 1 else (weights[:, None] @ self.spec.flatten(2)).view(-1, *self.spec.shape[2:])}
+        pending = {
+            self.number: self.spec[:, 0]
+            if self.spec.shape[1] == 1
+            else (weights[:, None] @ self.spec.flatten(2)).view(-1, *self.spec.shape[2:])
+        }
         for k in range(self.number, 0, -1):
             if k not in pending:
                 continue
@@ -214,7 +289,9 @@ class Dual:
                     offset = offset + a.flatten(1) @ constant.flatten()
                 backs = node.op.adjoint(a)
             elif isinstance(node.op, Elementwise):
-                behind[k], lines[k], chosen[k], back, gain = self._through(k, node.inputs[0], a, free.alpha[k])
+                behind[k], lines[k], chosen[k], back, gain = self._through(
+                    k, node.inputs[0], a, free.alpha[k]
+                )
                 offset = offset + gain
                 backs = (back,)
             else:
@@ -231,14 +308,22 @@ class Dual:
         return Sight(offset + best.value, best.point, behind, lines, values)
 
     def _constrained(self, number: int, a: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the coefficients with the multipliers' share taken off, and what the constraints' ends add to the bound."""
+        """Return the coefficients with the multipliers' share taken off, and what the constraints'
+        ends add to the bound.
+        """
         cut, columns = self.cuts[number], self.columns[number]
         taken = a.flatten(1).scatter_add(1, columns.place, -beta * self.weigh[number]).view_as(a)
         ends = torch.where(beta > 0, cut.lower, cut.upper)
-        return taken, (torch.where(beta == 0, torch.zeros_like(beta), beta * ends) * self.weigh[number]).sum(1)
+        return taken, (
+            torch.where(beta == 0, torch.zeros_like(beta), beta * ends) * self.weigh[number]
+        ).sum(1)
 
-    def _through(self, k: int, number: int, a: Tensor, alpha: Tensor) -> tuple[Tensor, Lines, tuple[Tensor, Tensor], Tensor, Tensor]:
-        """Return the columns' coefficients, lines and chosen line, and the coefficients before the operation with their offset."""
+    def _through(
+        self, k: int, number: int, a: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Lines, tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Return the columns' coefficients, lines and chosen line, and the coefficients before the
+        operation with their offset.
+        """
         columns, lines = self.columns[number], self.slides[k].lines(alpha)
         own = columns.get(a)
         slope = torch.where(own > 0, lines.lower_slope, lines.upper_slope)
@@ -247,9 +332,21 @@ class Dual:
         offset = (own * at * self.weigh[number]).sum(1)
         if base_at is not None:
             offset = offset + (a.flatten(1) * base_at).sum(1)
-        return own, lines, (slope, at), (a.flatten(1) * base_slope).scatter_(1, columns.place, own * slope), offset
+        return (
+            own,
+            lines,
+            (slope, at),
+            (a.flatten(1) * base_slope).scatter_(1, columns.place, own * slope),
+            offset,
+        )
 
-    def _forward(self, point: Tensor, free: Free, chosen: dict[int, tuple[Tensor, Tensor]], behind: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _forward(
+        self,
+        point: Tensor,
+        free: Free,
+        chosen: dict[int, tuple[Tensor, Tensor]],
+        behind: dict[int, Tensor],
+    ) -> dict[int, Tensor]:
         """Return the values on the minimisers' way."""
         values: dict[int, Tensor] = {0: point}
         for k, node in enumerate(self.graph.nodes[: self.number], start=1):
@@ -261,8 +358,14 @@ class Dual:
             elif k in chosen:
                 (slope, at), (base_slope, base_at) = chosen[k], self.base[k]
                 columns, flat = self.columns[node.inputs[0]], inputs[0].flatten(1)
-                straight = flat * base_slope if base_at is None else torch.addcmul(base_at, flat, base_slope)
-                values[k] = straight.scatter_(1, columns.place, columns.get(flat) * slope + at).view(len(point), *self.graph.shape(k))
+                straight = (
+                    flat * base_slope
+                    if base_at is None
+                    else torch.addcmul(base_at, flat, base_slope)
+                )
+                values[k] = straight.scatter_(
+                    1, columns.place, columns.get(flat) * slope + at
+                ).view(len(point), *self.graph.shape(k))
             elif k in behind:
                 values[k] = self.sheets[k].value(behind[k], free.alpha.get(k), inputs)
         return values
@@ -273,14 +376,20 @@ class Dual:
         for k, slide in self.slides.items():
             i = self.graph.nodes[k - 1].inputs[0]
             if k in sight.coefficients and i in sight.values:
-                alpha[k] = slide.pull(free.alpha[k], sight.coefficients[k], self.columns[i].get(sight.values[i]))
+                alpha[k] = slide.pull(
+                    free.alpha[k], sight.coefficients[k], self.columns[i].get(sight.values[i])
+                )
             else:
                 alpha[k] = torch.zeros_like(free.alpha[k])
         for k, sheet in self.sheets.items():
             if k in free.alpha:
                 inputs = [sight.values.get(i) for i in self.graph.nodes[k - 1].inputs]
                 seen = k in sight.coefficients and all(t is not None for t in inputs)
-                pull = sheet.pull(sight.coefficients[k], [t for t in inputs if t is not None]) if seen else None
+                pull = (
+                    sheet.pull(sight.coefficients[k], [t for t in inputs if t is not None])
+                    if seen
+                    else None
+                )
                 alpha[k] = torch.zeros_like(free.alpha[k]) if pull is None else pull
         beta = {}
         for i, b in free.beta.items():
@@ -289,10 +398,18 @@ class Dual:
                 continue
             cut, z = self.cuts[i], self.columns[i].get(sight.values[i])
             above, under = cut.lower - z, cut.upper - z  # infinite where nothing was cut
-            beta[i] = torch.where(cut.lower.isfinite() & ((b > 0) | (above > 0)), above, torch.where(cut.upper.isfinite(), under, torch.zeros_like(b)))
+            beta[i] = torch.where(
+                cut.lower.isfinite() & ((b > 0) | (above > 0)),
+                above,
+                torch.where(cut.upper.isfinite(), under, torch.zeros_like(b)),
+            )
         mix = torch.zeros_like(free.mix)
         if mix.shape[1] > 1 and self.number in sight.values:
-            each, weights = (self.spec.flatten(2) @ sight.values[self.number].flatten(1)[..., None])[..., 0] + self.offsets, free.weights
+            each, weights = (
+                (self.spec.flatten(2) @ sight.values[self.number].flatten(1)[..., None])[..., 0]
+                + self.offsets,
+                free.weights,
+            )
             mix = weights * (each - (weights * each).sum(1, keepdim=True))
         return Free(alpha, beta, mix)
 
@@ -308,4 +425,6 @@ class Dual:
     def take(self, index: Tensor) -> Dual:
         """Return the chosen rows' problem."""
         cuts = {k: box.take(index) for k, box in self.cuts.items()}
-        return Dual(self.root, self.rows[index], self.number, self.spec[index], self.offsets[index], cuts)
+        return Dual(
+            self.root, self.rows[index], self.number, self.spec[index], self.offsets[index], cuts
+        )

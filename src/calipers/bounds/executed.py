@@ -1,17 +1,21 @@
-"""How far can a network, as its own precision executes it, depart from real arithmetic? An allowance for every operation, in whatever order it adds up.
+"""How far can a network, as its own precision executes it, depart from real arithmetic? An
+allowance for every operation, in whatever order it adds up.
 
-A certificate about real arithmetic may be wrong about the network as it runs (Jia and Rinard 2021, arXiv:2003.03021; Zombori et al. 2021): the order of a
-sum, the batch size or the library decides then. Here each operation may depart from its real value *at the numbers it was given* by
+A certificate about real arithmetic may be wrong about the network as it runs (Jia and Rinard 2021,
+arXiv:2003.03021; Zombori et al. 2021): the order of a sum, the batch size or the library decides
+then. Here each operation may depart from its real value *at the numbers it was given* by
 
     gamma_n (|W| |x| + |b|),  gamma_n = n u / (1 - n u),
 
-for affine ones, n the terms of its longest sum (Higham, Accuracy and Stability, ch. 3), and by a few units in the last place for elementwise ones; the
-input departs from the region by its own rounding. Departures enter as new numbers: boxes are wider by them, and a backward sweep takes off
-<|A|, departure>. So a bound holds for any order of summation, any blocking, fused or not. The layers are taken as they run, none merged: what overflows or
-underflows between two of them counts. Numbers below the normal ones may be kept or taken for 0.
+for affine ones, n the terms of its longest sum (Higham, Accuracy and Stability, ch. 3), and by a
+few units in the last place for elementwise ones; the input departs from the region by its own
+rounding. Departures enter as new numbers: boxes are wider by them, and a backward sweep takes off
+<|A|, departure>. So a bound holds for any order of summation, any blocking, fused or not. The
+layers are taken as they run, none merged: what overflows or underflows between two of them counts.
+Numbers below the normal ones may be kept or taken for 0.
 
-Where it does not hold: Winograd and FFT convolution, TF32 and bfloat16 products. What is executed otherwise than the graph writes it (softmax, layer norm,
-products of two numbers) is refused.
+Where it does not hold: Winograd and FFT convolution, TF32 and bfloat16 products. What is executed
+otherwise than the graph writes it (softmax, layer norm, products of two numbers) is refused.
 """
 
 from __future__ import annotations
@@ -26,22 +30,28 @@ from calipers.graph.generic import Generic
 from calipers.graph.ir import Affine, Elementwise, Graph, Op, Selection
 from calipers.problem.problem import Problem
 
-_OWN = 8  # roundings of one layer besides its sum: the bias, and a scaling behind it with a factor of four roundings
+# roundings of one layer besides its sum: the bias, and a scaling behind it with a factor of four
+# roundings
+_OWN = 8
 _MERGED = 24  # more where several scalings were merged into a layer, each with constants of its own
-_CURVE = 32  # half units in the last place by which a function of one number errs, and the steps that libraries make it of
+# half units in the last place by which a function of one number errs, and the steps that libraries
+# make it of
+_CURVE = 32
 _LOST = 1 + 1e-6  # smallest normal numbers that a result, or what is read for it, may lose
 _SPARE = 1 + 1e-6  # for the allowance's own evaluation in float64
 _EXACT_SLOPES = {-1.0, 0.0, 1.0}
 _LARGEST_WEIGHT = 2.0**125  # the reciprocal of a larger one is no normal number
-_STEPS = 16  # by how much more than argument and value together what a function is made of may be, as x * 6 / 6
+# by how much more than argument and value together what a function is made of may be, as x * 6 / 6
+_STEPS = 16
 _INTERPOLATED = 8  # roundings of a place for each of its axes
 
 
 def departure(op: Op, inputs: list[Box], arithmetic: Arithmetic) -> Tensor:
-    """Return (N, *out): how far the executed result can be from the real one at the same inputs, anywhere in their boxes; infinite where it may overflow.
+    """Return (N, *out): how far the executed result can be from the real one at the same inputs,
+    anywhere in their boxes; infinite where it may overflow.
 
-    Results below the normal numbers may lose everything, and so may inputs and weights that are read: some processors and settings take them for 0. Cost:
-    one more product with |W|.
+    Results below the normal numbers may lose everything, and so may inputs and weights that are
+    read: some processors and settings take them for 0. Cost: one more product with |W|.
     """
     dtype = _executed(arithmetic)
     if isinstance(op, Affine):
@@ -55,7 +65,9 @@ def departure(op: Op, inputs: list[Box], arithmetic: Arithmetic) -> Tensor:
 def input_departure(box: Box, arithmetic: Arithmetic) -> Tensor:
     """Return how far an input moves when it is rounded to the network's precision, (N, *D)."""
     dtype = _executed(arithmetic)
-    return _guarded(_gamma(1, dtype) * box.magnitude + _LOST * torch.finfo(dtype).tiny, box.magnitude, dtype)
+    return _guarded(
+        _gamma(1, dtype) * box.magnitude + _LOST * torch.finfo(dtype).tiny, box.magnitude, dtype
+    )
 
 
 def widened(box: Box, room: Tensor) -> Box:
@@ -83,11 +95,19 @@ def _guarded(room: Tensor, largest: Tensor, dtype: torch.dtype) -> Tensor:
 def _of_affine(op: Affine, inputs: list[Box], dtype: torch.dtype) -> Tensor:
     tiny = _LOST * torch.finfo(dtype).tiny
     if not getattr(op, "rounds", True):
-        return torch.zeros_like(inputs[0].lower).reshape(len(inputs[0].lower), *op.value(*(b.lower[:1] for b in inputs)).shape[1:])
+        return torch.zeros_like(inputs[0].lower).reshape(
+            len(inputs[0].lower), *op.value(*(b.lower[:1] for b in inputs)).shape[1:]
+        )
     size, count = terms(op, inputs), _count(op, inputs)
-    weights = op.absolute(*(torch.ones_like(b.lower[:1]) for b in inputs))  # of each output, added up
-    total = torch.stack([b.magnitude.flatten(1).sum(1) for b in inputs]).sum(0).view(-1, *[1] * (size.dim() - 1))
-    # What underflows: each term as it is made, each input times its weight, each weight times its input.
+    # of each output, added up
+    weights = op.absolute(*(torch.ones_like(b.lower[:1]) for b in inputs))
+    total = (
+        torch.stack([b.magnitude.flatten(1).sum(1) for b in inputs])
+        .sum(0)
+        .view(-1, *[1] * (size.dim() - 1))
+    )
+    # What underflows: each term as it is made, each input times its weight, each weight times its
+    # input.
     room = _gamma(count, dtype) * size + tiny * (count + weights + total)
     largest = torch.where(weights < _LARGEST_WEIGHT, size, torch.inf)
     if isinstance(op, Generic):
@@ -102,12 +122,16 @@ def _of_affine(op: Affine, inputs: list[Box], dtype: torch.dtype) -> Tensor:
 
 
 def _is_interpolation(op: Generic) -> bool:
-    """Are the operation's weights computed from places, so that a neighbour of weight 0 may get a little?"""
+    """Are the operation's weights computed from places, so that a neighbour of weight 0 may get a
+    little?
+    """
     return op.name.startswith("aten.upsample_") and "linear" in op.name
 
 
 def _count(op: Affine, inputs: list[Box]) -> int:
-    """Return the terms of the operation's longest sum: of a layer the weights behind one output, of a scaling or a sum its inputs, else all there is."""
+    """Return the terms of the operation's longest sum: of a layer the weights behind one output, of
+    a scaling or a sum its inputs, else all there is.
+    """
     weight, own = getattr(op, "weight", None), _OWN
     if getattr(op, "constant_terms", None) is not None:
         own += _MERGED
@@ -119,30 +143,53 @@ def _count(op: Affine, inputs: list[Box]) -> int:
 
 
 def _of_function(op: Elementwise, box: Box, dtype: torch.dtype) -> Tensor:
-    """Straight pieces of slope 0 and +-1 are executed exactly. Others err by units in the last place of the argument, the value, or of what they subtract
-    on the way: 1, or the value that they tend to on the left (exp(x) - 1)."""
+    """Straight pieces of slope 0 and +-1 are executed exactly. Others err by units in the last
+    place of the argument, the value, or of what they subtract on the way: 1, or the value that they
+    tend to on the left (exp(x) - 1).
+    """
     tiny = _LOST * torch.finfo(dtype).tiny
     if {getattr(op, "left", None), getattr(op, "right", None)} <= _EXACT_SLOPES:
         return torch.full_like(box.lower, tiny)
     value = Box(*op.range(box.lower, box.upper)).magnitude
-    limit = op.value(torch.full_like(box.lower.flatten()[:1], -torch.inf)).abs().nan_to_num(nan=0.0, posinf=0.0)
+    limit = (
+        op.value(torch.full_like(box.lower.flatten()[:1], -torch.inf))
+        .abs()
+        .nan_to_num(nan=0.0, posinf=0.0)
+    )
     size = value + box.magnitude + limit + 1
     jump: float = getattr(op, "jump", 0.0)
     gate: float = getattr(op, "gate", 0.0)
-    largest = _STEPS * size + gate * box.magnitude if _held(op) else torch.full_like(size, torch.inf)
-    return _guarded(_gamma(_CURVE, dtype) * size + jump + _CURVE * tiny + _near_zero(op, box, tiny), largest, dtype)
+    largest = (
+        _STEPS * size + gate * box.magnitude if _held(op) else torch.full_like(size, torch.inf)
+    )
+    return _guarded(
+        _gamma(_CURVE, dtype) * size + jump + _CURVE * tiny + _near_zero(op, box, tiny),
+        largest,
+        dtype,
+    )
 
 
 def _near_zero(op: Elementwise, box: Box, tiny: float) -> Tensor:
-    """Return what it can change that an argument below the normal numbers is taken for 0: of a root much, of a logarithm everything."""
-    at = op.value(torch.tensor([0.0, 2 * tiny, -2 * tiny], dtype=box.lower.dtype, device=box.lower.device))
-    change = (at[1:] - at[0]).abs().nan_to_num(nan=0.0).amax() if bool(at[0].isfinite()) else at.new_tensor(torch.inf)
+    """Return what it can change that an argument below the normal numbers is taken for 0: of a root
+    much, of a logarithm everything.
+    """
+    at = op.value(
+        torch.tensor([0.0, 2 * tiny, -2 * tiny], dtype=box.lower.dtype, device=box.lower.device)
+    )
+    change = (
+        (at[1:] - at[0]).abs().nan_to_num(nan=0.0).amax()
+        if bool(at[0].isfinite())
+        else at.new_tensor(torch.inf)
+    )
     return torch.where((box.lower < tiny) & (box.upper > -tiny), change, 0.0)
 
 
 def _held(op: Elementwise) -> bool:
     """Are the function's own parameters numbers that the precision holds, and far from its ends?"""
-    numbers = [*getattr(op, "parameters", ()), *(getattr(op, end, 0.0) for end in ("left", "right"))]
+    numbers = [
+        *getattr(op, "parameters", ()),
+        *(getattr(op, end, 0.0) for end in ("left", "right")),
+    ]
     return all(n == 0 or 1 / _LARGEST_WEIGHT < abs(n) < _LARGEST_WEIGHT for n in numbers)
 
 
@@ -151,49 +198,102 @@ def check_executed(problem: Problem, graph: Graph, arithmetic: Arithmetic) -> No
     dtype = arithmetic.executed
     if dtype is None:
         return
-    reason = _another_dtype(problem, dtype) or _computed_constants(problem, graph, dtype) or _unlike_the_graph(graph) or _computed_margins(problem)
+    reason = (
+        _another_dtype(problem, dtype)
+        or _computed_constants(problem, graph, dtype)
+        or _unlike_the_graph(graph)
+        or _computed_margins(problem)
+    )
     if reason:
-        raise BadInput(f"the guarantee {arithmetic.guarantee} cannot be given: {reason}. Ask for float64-checked, which speaks about real arithmetic.")
+        raise BadInput(
+            f"the guarantee {arithmetic.guarantee} cannot be given: {reason}. Ask for "
+            "float64-checked, which speaks about real arithmetic."
+        )
 
 
 def _another_dtype(problem: Problem, dtype: torch.dtype) -> str:
     classifier = problem.classifier
-    kinds = {t.dtype for t in [*classifier.module.parameters(), *classifier.module.buffers()] if t.is_floating_point()} | {classifier.dtype, problem.x.dtype}
-    return "" if kinds == {dtype} else f"the model or the points are in {', '.join(sorted(str(k) for k in kinds))}, not in {dtype} throughout"
+    kinds = {
+        t.dtype
+        for t in [*classifier.module.parameters(), *classifier.module.buffers()]
+        if t.is_floating_point()
+    } | {classifier.dtype, problem.x.dtype}
+    return (
+        ""
+        if kinds == {dtype}
+        else f"the model or the points are in {', '.join(sorted(str(k) for k in kinds))}, not in "
+        f"{dtype} throughout"
+    )
 
 
 def _computed_constants(problem: Problem, graph: Graph, dtype: torch.dtype) -> str:
-    """A weight that the model computes is rounded in a way that the graph, in which it is a constant, does not show."""
+    """A weight that the model computes is rounded in a way that the graph, in which it is a
+    constant, does not show.
+    """
     for name, module in problem.classifier.module.named_modules():
         if nn.utils.parametrize.is_parametrized(module) or module._forward_pre_hooks:
-            return f"weights of {name or 'the model'} are computed anew in every pass (a parametrization or a hook); remove it and keep the weights"
+            return (
+                f"weights of {name or 'the model'} are computed anew in every pass (a "
+                "parametrization or a hook); remove it and keep the weights"
+            )
     if graph.computed:
-        return f"a constant is computed by the model at {graph.computed}; keep the result as a buffer"
+        return (
+            f"a constant is computed by the model at {graph.computed}; keep the result as a buffer"
+        )
     for node in graph.nodes:
-        held = [getattr(node.op, kind, None) for kind in ("weight", "bias")] if getattr(node.op, "constant_terms", None) is None else []
+        held = (
+            [getattr(node.op, kind, None) for kind in ("weight", "bias")]
+            if getattr(node.op, "constant_terms", None) is None
+            else []
+        )
         if any(isinstance(t, Tensor) and not torch.equal(t.to(dtype).to(t.dtype), t) for t in held):
-            return f"the weights at {node.where} are computed by the model; keep the result as a parameter"
+            return (
+                f"the weights at {node.where} are computed by the model; keep the result as a "
+                "parameter"
+            )
     return ""
 
 
 def _unlike_the_graph(graph: Graph) -> str:
-    node = next((n for n in graph.nodes if n.op.kind in ("product", "contraction", "pooling")), None)
+    node = next(
+        (n for n in graph.nodes if n.op.kind in ("product", "contraction", "pooling")), None
+    )
     if node is not None:
-        return f"numbers are multiplied with each other or weighed at {node.where} (softmax, attention, layer norm), which libraries do in their own ways"
-    odd = next((n for n in graph.nodes if isinstance(n.op, Generic) and (n.op.name == "centre" or not _same_places(n.op))), None)
-    return "" if odd is None else f"a variance or a resized image at {odd.where} is executed in another way than it is written"
+        return (
+            f"numbers are multiplied with each other or weighed at {node.where} (softmax, "
+            "attention, layer norm), which libraries do in their own ways"
+        )
+    odd = next(
+        (
+            n
+            for n in graph.nodes
+            if isinstance(n.op, Generic) and (n.op.name == "centre" or not _same_places(n.op))
+        ),
+        None,
+    )
+    return (
+        ""
+        if odd is None
+        else f"a variance or a resized image at {odd.where} is executed in another way than it is "
+        "written"
+    )
 
 
 def _same_places(op: Generic) -> bool:
     """Does an image that is resized to the nearest places read the same ones in both precisions?"""
     if "nearest" not in op.name:
         return True
-    places = [torch.arange(torch.Size(s).numel(), dtype=torch.float64).view(1, *s) for s in op.input_shapes]
+    places = [
+        torch.arange(torch.Size(s).numel(), dtype=torch.float64).view(1, *s)
+        for s in op.input_shapes
+    ]
     return torch.equal(op.value(*places), op.value(*(p.float() for p in places)).double())
 
 
 def _computed_margins(problem: Problem) -> str:
-    """The sign of a difference of two logits is executed exactly; other combinations are rounded."""
+    """The sign of a difference of two logits is executed exactly; other combinations are
+    rounded.
+    """
     rows = problem.goal.rows(problem.y[:1], problem.classes)
     plain = bool(((rows.abs() == 1) | (rows == 0)).all()) and int((rows != 0).sum(-1).max()) <= 2
     shifted = bool(problem.goal.offsets(problem.y[:1], problem.classes).any())

@@ -1,8 +1,11 @@
-"""Which boxes follow from a few inputs' own directions? Affine forms pushed forward: cheap where few features move, whatever the network's width.
+"""Which boxes follow from a few inputs' own directions? Affine forms pushed forward: cheap where
+few features move, whatever the network's width.
 
-Every number is c + sum_j g_j e_j with e in [-1, 1]^d, give or take r >= 0 an element: the d features that move keep their correlation through the whole
-network, and what relaxations and rounding lose goes into r (affine arithmetic with the noise of all operations collapsed; compare the zonotopes of Singh et
-al. 2018, DeepZ). A layer costs d + 2 passes instead of one row of a backward sweep for every element that bends.
+Every number is c + sum_j g_j e_j with e in [-1, 1]^d, give or take r >= 0 an element: the d
+features that move keep their correlation through the whole network, and what relaxations and
+rounding lose goes into r (affine arithmetic with the noise of all operations collapsed; compare the
+zonotopes of Singh et al. 2018, DeepZ). A layer costs d + 2 passes instead of one row of a backward
+sweep for every element that bends.
 """
 
 from __future__ import annotations
@@ -35,14 +38,20 @@ class Form(NamedTuple):
     def box(self, arithmetic: Arithmetic) -> Box:
         """Return the smallest box around the form, rounded outward."""
         reach = self.reach
-        room = arithmetic.gamma(self.g.shape[1] + _SLACK) * (self.c.abs() + reach) + arithmetic.floor
+        room = (
+            arithmetic.gamma(self.g.shape[1] + _SLACK) * (self.c.abs() + reach) + arithmetic.floor
+        )
         return Box(self.c - reach - room, self.c + reach + room)
 
 
-def forward(graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic) -> tuple[dict[int, Box], Form]:
-    """Return boxes of all numbers over the input boxes `low`, `high (P, *D)`, and the last number's form; e stands for the features that move somewhere.
+def forward(
+    graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic
+) -> tuple[dict[int, Box], Form]:
+    """Return boxes of all numbers over the input boxes `low`, `high (P, *D)`, and the last number's
+    form; e stands for the features that move somewhere.
 
-    Proved in the arithmetic given, as far as it accounts for rounding. Cost: d + 2 forward passes a box.
+    Proved in the arithmetic given, as far as it accounts for rounding. Cost: d + 2 forward passes a
+    box.
     """
     form = _input(low, high)
     if arithmetic.executed is not None:
@@ -55,10 +64,14 @@ def forward(graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic) -> 
         elif isinstance(node.op, Elementwise):
             forms[number] = _bent(node.op, inputs[0], boxes[node.inputs[0]], arithmetic)
         else:
-            forms[number] = _constant(propagate(graph, number, boxes, arithmetic), form.g.shape[1], arithmetic)
+            forms[number] = _constant(
+                propagate(graph, number, boxes, arithmetic), form.g.shape[1], arithmetic
+            )
         if arithmetic.executed is not None:
             made = forms[number]
-            forms[number] = made._replace(r=made.r + departure(node.op, [boxes[i] for i in node.inputs], arithmetic))
+            forms[number] = made._replace(
+                r=made.r + departure(node.op, [boxes[i] for i in node.inputs], arithmetic)
+            )
         boxes[number] = forms[number].box(arithmetic).mended()
     return boxes, forms[len(graph.nodes)]
 
@@ -86,27 +99,51 @@ def _affine(op: Affine, inputs: list[Form], arithmetic: Arithmetic) -> Form:
 
 
 def _bent(op: Elementwise, x: Form, box: Box, arithmetic: Arithmetic) -> Form:
-    """The line of the chord's slope, and the function's distance from it: for a ReLU both lines are parallel then."""
+    """The line of the chord's slope, and the function's distance from it: for a ReLU both lines are
+    parallel then.
+    """
     lines = op.relax(box.lower, box.upper, _parallel(op, box))
     slope = lines.upper_slope
     rise = lines.lower_slope - slope
     least = torch.minimum(rise * box.lower, rise * box.upper) + lines.lower_intercept
     most = lines.upper_intercept
-    size = slope.abs() * (x.c.abs() + x.reach) + rise.abs() * box.magnitude + lines.lower_intercept.abs() + most.abs()
-    r = slope.abs() * x.r + (most - least) / 2 + arithmetic.gamma(x.g.shape[1] + _SLACK) * size + arithmetic.floor
+    size = (
+        slope.abs() * (x.c.abs() + x.reach)
+        + rise.abs() * box.magnitude
+        + lines.lower_intercept.abs()
+        + most.abs()
+    )
+    r = (
+        slope.abs() * x.r
+        + (most - least) / 2
+        + arithmetic.gamma(x.g.shape[1] + _SLACK) * size
+        + arithmetic.floor
+    )
     whole = Form(slope * x.c + (most + least) / 2, slope[:, None] * x.g, r)
-    lost = ~(whole.r.isfinite() & whole.c.isfinite())  # an interval without end: nothing is known, and nothing may become NaN further on
-    return Form(whole.c.masked_fill(lost, 0.0), whole.g.masked_fill(lost[:, None], 0.0), whole.r.masked_fill(lost, torch.inf))
+    # an interval without end: nothing is known, and nothing may become NaN further on
+    lost = ~(whole.r.isfinite() & whole.c.isfinite())
+    return Form(
+        whole.c.masked_fill(lost, 0.0),
+        whole.g.masked_fill(lost[:, None], 0.0),
+        whole.r.masked_fill(lost, torch.inf),
+    )
 
 
 def _parallel(op: Elementwise, box: Box) -> Tensor:
-    """Return the alpha at which the lower line has the slope of the upper one, where lines are straight in alpha."""
+    """Return the alpha at which the lower line has the slope of the upper one, where lines are
+    straight in alpha.
+    """
     if not getattr(op, "straight", False):
         return torch.full_like(box.lower, 0.5)
-    first, last = (op.relax(box.lower, box.upper, torch.full_like(box.lower, a)) for a in (0.0, 1.0))
+    first, last = (
+        op.relax(box.lower, box.upper, torch.full_like(box.lower, a)) for a in (0.0, 1.0)
+    )
     rise = last.lower_slope - first.lower_slope
     return torch.where(
-        rise == 0, torch.full_like(rise, 0.5), (first.upper_slope - first.lower_slope) / torch.where(rise == 0, torch.ones_like(rise), rise)
+        rise == 0,
+        torch.full_like(rise, 0.5),
+        (first.upper_slope - first.lower_slope)
+        / torch.where(rise == 0, torch.ones_like(rise), rise),
     ).clamp(0, 1)
 
 

@@ -1,10 +1,13 @@
-"""How low can a linear function of the network get? CROWN: one signed backward sweep of linear relaxations.
+"""How low can a linear function of the network get? CROWN: one signed backward sweep of linear
+relaxations.
 
-The sweep carries A h + b <= target from the target to the input. At an activation each coefficient takes the lower line where it is positive and the
-upper line where it is negative, so an upper bound is the lower bound of the negative, and one kind of pass gives both ends (Zhang et al. 2018,
+The sweep carries A h + b <= target from the target to the input. At an activation each coefficient
+takes the lower line where it is positive and the upper line where it is negative, so an upper bound
+is the lower bound of the negative, and one kind of pass gives both ends (Zhang et al. 2018,
 arXiv:1811.00866; here with the input box intersected in the last step).
 
-Bounds of intermediate values are refined in order, and only elements where a relaxation bends *for that point* get rows.
+Bounds of intermediate values are refined in order, and only elements where a relaxation bends *for
+that point* get rows.
 """
 
 from __future__ import annotations
@@ -26,9 +29,13 @@ from calipers.problem.ball import Region
 from calipers.problem.interrupts import give_way
 from calipers.problem.norms import support_rounding
 
-_CACHED = 2**21  # bytes of coefficients of the input in flight: with the temporaries made of them they fit a core's cache
+# bytes of coefficients of the input in flight: with the temporaries made of them they fit a core's
+# cache
+_CACHED = 2**21
 _TOGETHER = 2**28  # bytes of coefficients of margins, beyond which their rows are taken in shares
-MEMORY = 2**24  # bytes of coefficients in flight, measured: less costs calls, more costs cache misses and fresh pages
+# bytes of coefficients in flight, measured: less costs calls, more costs cache misses and fresh
+# pages
+MEMORY = 2**24
 
 
 Tighten = Callable[[Relaxed, int, Box], Box]
@@ -46,19 +53,28 @@ def relax(
 ) -> Relaxed:
     """Return the network relaxed over each region.
 
-    `known` are boxes that are valid already (those of a larger radius are): they are met with, and what they settle is not bounded again. Without
-    `refine` all boxes are plain intervals; `tighten` takes the place of the plain sweeps.
+    `known` are boxes that are valid already (those of a larger radius are): they are met with, and
+    what they settle is not bounded again. Without `refine` all boxes are plain intervals; `tighten`
+    takes the place of the plain sweeps.
 
     Cost: a row of a backward sweep for every element that bends, and another one if it still does.
     """
-    state = Relaxed(graph, region, arithmetic, torch.zeros(len(region.center), dtype=torch.long, device=region.center.device))
+    state = Relaxed(
+        graph,
+        region,
+        arithmetic,
+        torch.zeros(len(region.center), dtype=torch.long, device=region.center.device),
+    )
     box = input_box(region, arithmetic)
     if arithmetic.executed is not None:
         state.departures[0] = input_departure(box, arithmetic)
         box = widened(box, state.departures[0])
     state.settle(0, box)
     refined = refined_numbers(graph, region) if refine else frozenset()
-    values, sweeps = graph.values(region.center) if refine and tighten is None else [], dict[int, Box]()
+    values, sweeps = (
+        graph.values(region.center) if refine and tighten is None else [],
+        dict[int, Box](),
+    )
     for number in range(1, len(graph.nodes) + 1):
         give_way()
         box = propagate(graph, number, state.boxes, arithmetic)
@@ -76,17 +92,25 @@ def relax(
 
 
 def refined_numbers(graph: Graph, region: Region) -> frozenset[int]:
-    """Return the numbers whose boxes sweeps can tighten: those on which something bends, but for what intervals bound exactly."""
+    """Return the numbers whose boxes sweeps can tighten: those on which something bends, but for
+    what intervals bound exactly.
+    """
     return frozenset(graph.bent) - (_exact_numbers(graph) if region.norm.is_box else frozenset())
 
 
 def in_windows(graph: Graph, number: int) -> bool:
     """Are rows that begin at a number carried as patches?"""
-    return number > 0 and isinstance(graph.nodes[number - 1].op, Windowed) and graph.field_of_view(number) <= WORTH_A_WINDOW
+    return (
+        number > 0
+        and isinstance(graph.nodes[number - 1].op, Windowed)
+        and graph.field_of_view(number) <= WORTH_A_WINDOW
+    )
 
 
 def _exact_numbers(graph: Graph) -> frozenset[int]:
-    """Return the numbers whose interval over a box is exact already: one affine operation on independent coordinates."""
+    """Return the numbers whose interval over a box is exact already: one affine operation on
+    independent coordinates.
+    """
     independent, exact = {0}, set[int]()
     for number, node in enumerate(graph.nodes, start=1):
         if len(node.inputs) == 1 and node.inputs[0] in independent:
@@ -97,13 +121,15 @@ def _exact_numbers(graph: Graph) -> frozenset[int]:
 
 
 def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box, Box]:
-    """Return the box of a number tightened where some operation on it bends, point by point, and there also what the sweeps alone found.
+    """Return the box of a number tightened where some operation on it bends, point by point, and
+    there also what the sweeps alone found.
 
-    `likely (N, *shape)` is the value at the centre. The end nearer to zero on its side is bounded first: where that settles an element, nobody asks for
-    the other end.
+    `likely (N, *shape)` is the value at the centre. The end nearer to zero on its side is bounded
+    first: where that settles an element, nobody asks for the other end.
     """
     graph, shape = state.graph, state.graph.shape(number)
-    ends, swept = (torch.stack([-box.upper.flatten(1), box.lower.flatten(1)]) for _ in range(2))  # each the lower end of +-value
+    # each the lower end of +-value
+    ends, swept = (torch.stack([-box.upper.flatten(1), box.lower.flatten(1)]) for _ in range(2))
     upward = likely.flatten(1) > 0
     windowed = in_windows(graph, number)
     for side in (upward, ~upward):
@@ -111,20 +137,27 @@ def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box
         bends = bending(graph, number, Box(lower, upper))
         state.rows += bends.sum(1)
         budget = MEMORY // (torch.finfo(state.arithmetic.dtype).bits // 8 * graph.largest)
-        for part, rows, points, elements in _runs(state, bends) if windowed else _groups(state, bends, budget):
+        for part, rows, points, elements in (
+            _runs(state, bends) if windowed else _groups(state, bends, budget)
+        ):
             place = (points[:, None], elements.view(len(points), -1))
             up = side[place]
             start = unit_rows(elements, rows, shape, up.to(lower.dtype) * 2 - 1, windowed=windowed)
             low = lower_bounds(part, number, start)
-            # Written so that a NaN changes nothing. A row that only fills a group repeats an element, and writes the same numbers twice.
+            # Written so that a NaN changes nothing. A row that only fills a group repeats an
+            # element, and writes the same numbers twice.
             where = (up.long(), *place)
             swept[where] = low
             ends[where] = torch.where(low > ends[where], low, ends[where])
-    return tuple(Box(low.view_as(box.lower), -negative.view_as(box.upper)) for negative, low in (ends, swept))  # type: ignore[return-value]
+    return tuple(
+        Box(low.view_as(box.lower), -negative.view_as(box.upper)) for negative, low in (ends, swept)
+    )  # type: ignore[return-value]
 
 
 _Batch = tuple[Relaxed, Tensor, Tensor, Tensor]
-"""The state the rows run in, their points' places in it, their points' places in the whole (P,), and their elements (P,) or (P, S)."""
+"""The state the rows run in, their points' places in it, their points' places in the whole (P,),
+and their elements (P,) or (P, S).
+"""
 
 _ROWS_OF_WINDOWS = 4096
 _FEW = 4096  # rows that run together however many of them are filling: a call costs more
@@ -140,7 +173,9 @@ def _runs(state: Relaxed, flags: Tensor) -> Iterator[_Batch]:
             end += 1
         point, element = flags[begin:end].nonzero(as_tuple=True)
         part = state.slice(begin, end)
-        for rows, elements in zip(point.split(2 * _ROWS_OF_WINDOWS), element.split(2 * _ROWS_OF_WINDOWS), strict=True):
+        for rows, elements in zip(
+            point.split(2 * _ROWS_OF_WINDOWS), element.split(2 * _ROWS_OF_WINDOWS), strict=True
+        ):
             if len(rows):
                 yield part, rows, rows + begin, elements
         begin, done = end, counts[end - 1]
@@ -149,7 +184,8 @@ def _runs(state: Relaxed, flags: Tensor) -> Iterator[_Batch]:
 def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
     """Yield (points (P,), elements (P, S)) that cover all set flags, at most `budget` rows at once.
 
-    Points of similar count stand together, so that little is padded; a short row repeats its first element.
+    Points of similar count stand together, so that little is padded; a short row repeats its first
+    element.
     """
     counts = flags.sum(1)
     order = counts.argsort(descending=True)
@@ -157,7 +193,12 @@ def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
     begin = 0
     while begin < len(ranked) and ranked[begin]:
         widest, end = ranked[begin], begin + 1
-        while end < len(ranked) and ranked[end] and (ranked[end] * 2 > widest or (end + 1 - begin) * widest <= _FEW) and (end + 1 - begin) * widest <= budget:
+        while (
+            end < len(ranked)
+            and ranked[end]
+            and (ranked[end] * 2 > widest or (end + 1 - begin) * widest <= _FEW)
+            and (end + 1 - begin) * widest <= budget
+        ):
             end += 1
         points = order[begin:end]
         for share in Columns.of(flags[points], widest).place.split(max(1, budget), 1):
@@ -179,7 +220,9 @@ def margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
 
 
 def _in_shares(state: Relaxed, rows: Tensor, bound: Callable[[Dense], Tensor]) -> Tensor:
-    """Return the bounds (N, S) of rows (N, S, K), so many rows at a time that their coefficients fit: those of a thousand classes may not."""
+    """Return the bounds (N, S) of rows (N, S, K), so many rows at a time that their coefficients
+    fit: those of a thousand classes may not.
+    """
     size = len(rows) * state.graph.largest * torch.finfo(state.arithmetic.dtype).bits // 8
     parts = rows.to(state.region.center.dtype).split(max(1, _TOGETHER // size), 1)
     bounds = [bound(Dense(part, None)) for part in parts]
@@ -187,37 +230,53 @@ def _in_shares(state: Relaxed, rows: Tensor, bound: Callable[[Dense], Tensor]) -
 
 
 def margin_lines(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return the coefficients (N, S, *D) of the lines that bound rows (N, S, K) @ logits from below over each region."""
-    return _Sweep(state, len(state.graph.nodes), Dense(rows.to(state.region.center.dtype), None)).line()
+    """Return the coefficients (N, S, *D) of the lines that bound rows (N, S, K) @ logits from below
+    over each region.
+    """
+    return _Sweep(
+        state, len(state.graph.nodes), Dense(rows.to(state.region.center.dtype), None)
+    ).line()
 
 
 def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return lower bounds (N, S) of rows (N, S, K) @ logits from boxes alone: the affine operations at the end are merged with the rows, and meet the
-    boxes before them."""
-    return _in_shares(state, rows, lambda start: _known(_Sweep(state, len(state.graph.nodes), start).run_to_boxes()))
+    """Return lower bounds (N, S) of rows (N, S, K) @ logits from boxes alone: the affine operations
+    at the end are merged with the rows, and meet the boxes before them.
+    """
+    return _in_shares(
+        state,
+        rows,
+        lambda start: _known(_Sweep(state, len(state.graph.nodes), start).run_to_boxes()),
+    )
 
 
 def joined_bounds(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return the better of what a sweep to the input and the boxes alone prove about rows (N, S, K) @ logits.
+    """Return the better of what a sweep to the input and the boxes alone prove about rows (N, S, K)
+    @ logits.
 
-    The sweep may be the looser one: between the planes of a product, or below a clip of a maximum. The boxes cost the affine operations at the network's
-    end.
+    The sweep may be the looser one: between the planes of a product, or below a clip of a maximum.
+    The boxes cost the affine operations at the network's end.
     """
     return torch.maximum(margin_bounds(state, rows), interval_margin_bounds(state, rows))
 
 
 def _known(bounds: Tensor) -> Tensor:
-    """Return the bounds, those that are not a number, or have overflown, as what they say: nothing."""
+    """Return the bounds, those that are not a number, or have overflown, as what they say:
+    nothing.
+    """
     return torch.where(bounds < torch.inf, bounds, torch.full_like(bounds, -torch.inf))
 
 
 class _Sweep:
-    """One backward pass. `pending` holds the coefficients of numbers still to be replaced by their inputs."""
+    """One backward pass. `pending` holds the coefficients of numbers still to be replaced by their
+    inputs.
+    """
 
     def __init__(self, state: Relaxed, number: int, start: Coefficients) -> None:
         self.state, self.number = state, number
         self.pending: dict[int, Coefficients] = {number: start}
-        self.offset: Tensor = torch.zeros((), dtype=state.arithmetic.dtype, device=state.rows.device)
+        self.offset: Tensor = torch.zeros(
+            (), dtype=state.arithmetic.dtype, device=state.rows.device
+        )
         self.rounding = self.offset
 
     def run(self) -> Tensor:
@@ -226,9 +285,16 @@ class _Sweep:
         self._back_to(stem)
         if stem not in self.pending:
             return self.offset - self.rounding
-        # Coefficients of the input are the widest: taken for a few rows at a time, they are made, summed up and forgotten inside the cache.
-        width = max(torch.Size(self.state.graph.shape(k)).numel() for k in range(stem + 1)) * self.offset.element_size()
-        lowest = [self._share(stem, part, a)._concretise() for part, a in self.pending[stem].shares(_CACHED // width)]
+        # Coefficients of the input are the widest: taken for a few rows at a time, they are made,
+        # summed up and forgotten inside the cache.
+        width = (
+            max(torch.Size(self.state.graph.shape(k)).numel() for k in range(stem + 1))
+            * self.offset.element_size()
+        )
+        lowest = [
+            self._share(stem, part, a)._concretise()
+            for part, a in self.pending[stem].shares(_CACHED // width)
+        ]
         return lowest[0] if len(lowest) == 1 else torch.cat(lowest)
 
     def line(self) -> Tensor:
@@ -244,21 +310,30 @@ class _Sweep:
     def _share(self, stem: int, part: slice, a: Coefficients) -> _Sweep:
         """Return the sweep of some rows, gone on to the input."""
         share = _Sweep(self.state, stem, a)
-        share.offset, share.rounding = (t[part] if t.dim() else t for t in (self.offset, self.rounding))
+        share.offset, share.rounding = (
+            t[part] if t.dim() else t for t in (self.offset, self.rounding)
+        )
         share._back_to(0)
         return share
 
     def run_to_boxes(self) -> Tensor:
-        """Return the bounds that the boxes give, going back only as far as operations are affine."""
+        """Return the bounds that the boxes give, going back only as far as operations are
+        affine.
+        """
         for number in range(self.number, 0, -1):
             if number in self.pending and isinstance(self.state.graph.nodes[number - 1].op, Affine):
                 self._replace(number)
         bound, arithmetic = self.offset, self.state.arithmetic
         for number, a in self.pending.items():
             box = self.state.boxes[number]
-            wide, middle = a.size_dot((box.upper - box.lower) / 2), a.dot((box.upper + box.lower) / 2)
+            wide, middle = (
+                a.size_dot((box.upper - box.lower) / 2),
+                a.dot((box.upper + box.lower) / 2),
+            )
             bound = bound + middle - wide
-            self.rounding = self.rounding + arithmetic.gamma(a.terms + len(self.state.graph.nodes)) * (wide + a.size_dot(box.magnitude) + self.offset.abs())
+            self.rounding = self.rounding + arithmetic.gamma(
+                a.terms + len(self.state.graph.nodes)
+            ) * (wide + a.size_dot(box.magnitude) + self.offset.abs())
             self.rounding = self.rounding + arithmetic.floor * self.state.reach[:, None]
         return bound - self.rounding
 
@@ -269,9 +344,15 @@ class _Sweep:
         taken = self.state.multipliers.get(number)
         if taken is not None:
             a = a.dense().minus(taken[0])
-            self.offset = self.offset + (taken[1] if a.points is None else taken[1][a.points])[:, None]
-        if self.state.arithmetic.checked and (taken is not None or getattr(node.op, "rounds", True)):
-            self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(self.state.sizes[number])
+            self.offset = (
+                self.offset + (taken[1] if a.points is None else taken[1][a.points])[:, None]
+            )
+        if self.state.arithmetic.checked and (
+            taken is not None or getattr(node.op, "rounds", True)
+        ):
+            self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(
+                self.state.sizes[number]
+            )
         self._depart(number, a)
         if is_affine(node.op):
             self._through_affine(node.op, a, node.inputs)
@@ -283,7 +364,12 @@ class _Sweep:
         elif isinstance(relaxation, Planes):
             passed = [a.dense().selected(relaxation, self.state.graph.shape(node.inputs[0]))]
         else:
-            passed = [a.relaxed(lines) for lines in ((relaxation,) if isinstance(relaxation, Lines) else relaxation.lines())]
+            passed = [
+                a.relaxed(lines)
+                for lines in (
+                    (relaxation,) if isinstance(relaxation, Lines) else relaxation.lines()
+                )
+            ]
         for i, (back, offset) in zip(node.inputs, passed, strict=True):
             self.offset = self.offset + offset
             self._add(i, back)
@@ -299,14 +385,18 @@ class _Sweep:
     def _through_affine(self, op: Affine, a: Coefficients, inputs: tuple[int, ...]) -> None:
         shapes = [self.state.graph.shape(i) for i in inputs]
         centre = self.state.region.center
-        constant = op.value(*(torch.zeros(1, *shape, dtype=centre.dtype, device=centre.device) for shape in shapes))
+        constant = op.value(
+            *(torch.zeros(1, *shape, dtype=centre.dtype, device=centre.device) for shape in shapes)
+        )
         if bool(constant.any()):
             self.offset = self.offset + a.dot(constant)
         for i, back in zip(inputs, a.back(op, shapes), strict=True):
             self._add(i, back)
 
     def _concretise(self) -> Tensor:
-        """The last step: the value at the centre, minus the support of -A over the region, dual bound and all."""
+        """The last step: the value at the centre, minus the support of -A over the region, dual
+        bound and all.
+        """
         a, region, arithmetic = self.pending[0], self.state.region, self.state.arithmetic
         fall = a.fall(region)
         self._depart(0, a)
@@ -314,5 +404,7 @@ class _Sweep:
             reach = self.state.reach if a.points is None else self.state.reach[a.points]
             self.rounding = self.rounding + arithmetic.floor * reach[:, None]
             gamma = arithmetic.gamma(support_rounding(a.terms) + len(self.state.graph.nodes))
-            self.rounding = self.rounding + gamma * (a.size_dot(region.center.abs()) + fall.terms + self.offset.abs())
+            self.rounding = self.rounding + gamma * (
+                a.size_dot(region.center.abs()) + fall.terms + self.offset.abs()
+            )
         return self.offset + a.dot(region.center) - fall.value - self.rounding

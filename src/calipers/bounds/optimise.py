@@ -1,4 +1,6 @@
-"""Which slopes and multipliers make a lower bound tightest? Gradient ascent; a bad choice makes a bound loose, never wrong."""
+"""Which slopes and multipliers make a lower bound tightest? Gradient ascent; a bad choice makes a
+bound loose, never wrong.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ from calipers.problem.interrupts import give_way
 Watch = Callable[[Tensor, Sight], None]
 
 _LAST = 0.2  # share of the step's length that is left at the end
-_FIRST, _SECOND = 0.7, 0.9  # of Adam's two averages (Kingma and Ba 2015): shorter memories than usual, for few steps without noise
+# of Adam's two averages (Kingma and Ba 2015): shorter memories than usual, for few steps without
+# noise
+_FIRST, _SECOND = 0.7, 0.9
 _WORTH_LEAVING = 0.25  # share of rows that have reached their aim at which the others go on alone
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """Adam on alpha and beta from where `free` stands, best of all steps kept for each row; rows that pass `enough` are done.
+    """Adam on alpha and beta from where `free` stands, best of all steps kept for each row; rows
+    that pass `enough` are done.
 
-    `beta_step` is in units of each number's average coefficient, so that scaled logits change nothing.
+    `beta_step` is in units of each number's average coefficient, so that scaled logits change
+    nothing.
     """
 
     steps: int = 20
@@ -31,7 +37,9 @@ class Ascent:
     enough: float = 0.0
 
     def __call__(self, dual: Dual, free: Free, watch: Watch | None = None) -> tuple[Tensor, Free]:
-        """Return the best bounds (P,) and the choices that gave them; `watch` is told at every step which rows are left, and what was seen of them."""
+        """Return the best bounds (P,) and the choices that gave them; `watch` is told at every step
+        which rows are left, and what was seen of them.
+        """
         best, kept = torch.full_like(dual.offsets[:, 0], -torch.inf), free
         left = torch.arange(len(best), device=best.device)
         moments, unit = _Moments(), dict[int, Tensor]()
@@ -50,16 +58,25 @@ class Ascent:
                 stay = torch.nonzero(~over).flatten()
                 if not len(stay):
                     break
-                left, dual, free, sight = left[stay], dual.take(stay), free.take(stay), sight.take(stay)
+                left, dual, free, sight = (
+                    left[stay],
+                    dual.take(stay),
+                    free.take(stay),
+                    sight.take(stay),
+                )
                 moments.take(stay)
                 unit = {k: t[stay] for k, t in unit.items()}
             unit = unit or _units(dual, sight)
-            free = dual.clamped(moments.moved(free, dual.gradient(free, sight), self._lengths(step, unit)))
+            free = dual.clamped(
+                moments.moved(free, dual.gradient(free, sight), self._lengths(step, unit))
+            )
         return best, kept
 
     def _lengths(self, step: int, unit: dict[int, Tensor]) -> Callable[[str, int], Tensor | float]:
         decay = _LAST ** (step / self.steps)
-        return lambda kind, k: decay * (self.beta_step * unit[k] if kind == "beta" else self.alpha_step)
+        return lambda kind, k: (
+            decay * (self.beta_step * unit[k] if kind == "beta" else self.alpha_step)
+        )
 
 
 def _units(dual: Dual, sight: Sight) -> dict[int, Tensor]:
@@ -69,7 +86,9 @@ def _units(dual: Dual, sight: Sight) -> dict[int, Tensor]:
         i = dual.graph.nodes[k - 1].inputs[0]
         if i in dual.weigh and k in dual.slides:
             weigh = dual.weigh[i]
-            unit[i] = ((a.abs() * weigh).sum(1, keepdim=True) / weigh.sum(1, keepdim=True).clamp(min=1)).clamp_min(1e-12)
+            unit[i] = (
+                (a.abs() * weigh).sum(1, keepdim=True) / weigh.sum(1, keepdim=True).clamp(min=1)
+            ).clamp_min(1e-12)
     return {i: unit.get(i, torch.ones_like(w[:, :1])) for i, w in dual.weigh.items()}
 
 
@@ -80,10 +99,14 @@ class _Moments:
         self.held: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.count = 0
 
-    def moved(self, free: Free, gradient: Free, length: Callable[[str, int], Tensor | float]) -> Free:
+    def moved(
+        self, free: Free, gradient: Free, length: Callable[[str, int], Tensor | float]
+    ) -> Free:
         """Return the choices one step uphill."""
         self.count += 1
-        return free.each(lambda kind, k, t: self._step(kind, k, t, gradient.of(kind, k), length(kind, k)))
+        return free.each(
+            lambda kind, k, t: self._step(kind, k, t, gradient.of(kind, k), length(kind, k))
+        )
 
     def _step(self, kind: str, k: int, value: Tensor, g: Tensor, length: Tensor | float) -> Tensor:
         if value.shape[1] == 1 and kind == "mix":
@@ -92,7 +115,9 @@ class _Moments:
         first, second = self.held.get((kind, k), (torch.zeros_like(g), torch.zeros_like(g)))
         first, second = first.lerp(g, 1 - _FIRST), second.lerp(g.square(), 1 - _SECOND)
         self.held[kind, k] = first, second
-        up = first / (1 - _FIRST**self.count) / ((second / (1 - _SECOND**self.count)).sqrt() + 1e-12)
+        up = (
+            first / (1 - _FIRST**self.count) / ((second / (1 - _SECOND**self.count)).sqrt() + 1e-12)
+        )
         return value + length * up
 
     def take(self, rows: Tensor) -> None:

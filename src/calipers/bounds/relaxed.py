@@ -1,4 +1,6 @@
-"""What is known of a network over regions, once it is relaxed? A box for every number, and for every operation that is not affine lines or planes over it."""
+"""What is known of a network over regions, once it is relaxed? A box for every number, and for
+every operation that is not affine lines or planes over it.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from calipers.problem.ball import Region
 
 @dataclass(eq=False)
 class Relaxed:
-    """The network relaxed over the regions of N points: a box for every number, and a relaxation for every operation that is not affine.
+    """The network relaxed over the regions of N points: a box for every number, and a relaxation
+    for every operation that is not affine.
 
-    `sizes` are the M of the rounding allowance, filled where rounding is accounted for; `rows (N,)` counts the directions bounded for each point.
+    `sizes` are the M of the rounding allowance, filled where rounding is accounted for; `rows (N,)`
+    counts the directions bounded for each point.
     """
 
     graph: Graph
@@ -30,42 +34,81 @@ class Relaxed:
     relaxations: dict[int, Relaxation] = field(default_factory=dict)
     sizes: dict[int, Tensor] = field(default_factory=dict)
     reach: Tensor = field(default_factory=lambda: torch.ones(()))
-    """(N,) the sum of all magnitudes so far: what coefficients lost to underflow are multiplied with."""
+    """(N,) the sum of all magnitudes so far: what coefficients lost to underflow are multiplied
+    with.
+    """
     multipliers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By number: what a branch's constraints take off the coefficients there, (N, *shape), and what that adds to the bound, (N,)."""
+    """By number: what a branch's constraints take off the coefficients there, (N, *shape), and what
+    that adds to the bound, (N,).
+    """
     departures: dict[int, Tensor] = field(default_factory=dict)
-    """By number: how far the network as executed can depart from real arithmetic in that operation, filled where bounds are about its execution."""
+    """By number: how far the network as executed can depart from real arithmetic in that operation,
+    filled where bounds are about its execution.
+    """
 
     def slice(self, begin: int, end: int) -> Relaxed:
         """Return the view for a run of points, enough for sweeps from numbers settled so far."""
         part = slice(begin, end)
         relaxations = {k: type(v)(*(t[part] for t in v)) for k, v in self.relaxations.items()}
-        sizes, departures = ({k: v[part] for k, v in held.items()} for held in (self.sizes, self.departures))
+        sizes, departures = (
+            {k: v[part] for k, v in held.items()} for held in (self.sizes, self.departures)
+        )
         region, reach = self.region.take(part), self.reach[part]
-        return Relaxed(self.graph, region, self.arithmetic, self.rows[part], {}, relaxations, sizes, reach, departures=departures)
+        return Relaxed(
+            self.graph,
+            region,
+            self.arithmetic,
+            self.rows[part],
+            {},
+            relaxations,
+            sizes,
+            reach,
+            departures=departures,
+        )
 
     def take(self, index: Tensor) -> Relaxed:
         """Return the chosen points' relaxation, complete."""
         boxes = {k: box.take(index) for k, box in self.boxes.items()}
         relaxations = {k: type(v)(*(t[index] for t in v)) for k, v in self.relaxations.items()}
-        sizes, departures = ({k: v[index] for k, v in held.items()} for held in (self.sizes, self.departures))
-        region, reach = self.region.take(index), self.reach[index] if self.reach.dim() else self.reach
-        return Relaxed(self.graph, region, self.arithmetic, self.rows[index], boxes, relaxations, sizes, reach, departures=departures)
+        sizes, departures = (
+            {k: v[index] for k, v in held.items()} for held in (self.sizes, self.departures)
+        )
+        region, reach = (
+            self.region.take(index),
+            self.reach[index] if self.reach.dim() else self.reach,
+        )
+        return Relaxed(
+            self.graph,
+            region,
+            self.arithmetic,
+            self.rows[index],
+            boxes,
+            relaxations,
+            sizes,
+            reach,
+            departures=departures,
+        )
 
     def sloped(self, slope: Callable[[Tensor, Tensor], Tensor]) -> Relaxed:
-        """Return the same boxes with other free slopes: `slope(lower, upper)` is the alpha in [0, 1] of every element, and any choice is sound."""
+        """Return the same boxes with other free slopes: `slope(lower, upper)` is the alpha in [0,
+        1] of every element, and any choice is sound.
+        """
         relaxations = dict(self.relaxations)
         for number, node in enumerate(self.graph.nodes, start=1):
             if number in relaxations and isinstance(node.op, Elementwise):
                 box = self.boxes[node.inputs[0]]
-                relaxations[number] = node.op.relax(box.lower, box.upper, slope(box.lower, box.upper))
+                relaxations[number] = node.op.relax(
+                    box.lower, box.upper, slope(box.lower, box.upper)
+                )
         return replace(self, relaxations=relaxations)
 
     def settle(self, number: int, box: Box, swept: Box | None = None) -> None:
         """Store a number's final box, and derive what later sweeps need of it.
 
-        `swept` is the box that sweeps alone gave, not met with others: where an activation's slope is a guess from its box, it is guessed from this one.
-        So slopes are plain CROWN's, while lines and stable elements profit from the tighter box. (Guessed from the met box they loosened bounds by 2e-3.)
+        `swept` is the box that sweeps alone gave, not met with others: where an activation's slope
+        is a guess from its box, it is guessed from this one. So slopes are plain CROWN's, while
+        lines and stable elements profit from the tighter box. (Guessed from the met box they
+        loosened bounds by 2e-3.)
         """
         box = box.mended()
         self.boxes[number] = box
@@ -77,7 +120,11 @@ class Relaxed:
             if not is_affine(op):
                 self.relaxations[later] = _relaxation(op, inputs, swept)
             if self.arithmetic.checked:
-                self.sizes[later] = terms(op, inputs) if is_affine(op) else relaxed_size(self.relaxations[later], *inputs)
+                self.sizes[later] = (
+                    terms(op, inputs)
+                    if is_affine(op)
+                    else relaxed_size(self.relaxations[later], *inputs)
+                )
             if self.arithmetic.executed is not None:
                 self.departures[later] = departure(op, inputs, self.arithmetic)
 
@@ -94,18 +141,35 @@ def _relaxation(op: Op, inputs: list[Box], swept: Box | None) -> Relaxation:
     if op.kind == "selection":
         return op.planes(box.lower, box.upper)
     guess = getattr(op, "guess", None)
-    return op.relax(box.lower, box.upper, None if swept is None or guess is None else guess(swept.lower, swept.upper))
+    return op.relax(
+        box.lower,
+        box.upper,
+        None if swept is None or guess is None else guess(swept.lower, swept.upper),
+    )
 
 
 def relaxed_size(relaxation: Relaxation, *boxes: Box) -> Tensor:
-    """Bound the terms of a relaxed operation over the boxes of its inputs: |slope||x| + |intercept|, of the lower line and of the rise to the upper one."""
+    """Bound the terms of a relaxed operation over the boxes of its inputs: |slope||x| +
+    |intercept|, of the lower line and of the rise to the upper one.
+    """
     if isinstance(relaxation, Facets):
         return relaxation.size(*(box.magnitude for box in boxes))
     if isinstance(relaxation, Planes):
-        picked = boxes[0].magnitude.flatten(1).gather(1, relaxation.pick.flatten(1)).view_as(relaxation.ceiling)
+        picked = (
+            boxes[0]
+            .magnitude.flatten(1)
+            .gather(1, relaxation.pick.flatten(1))
+            .view_as(relaxation.ceiling)
+        )
         return torch.maximum(picked, relaxation.ceiling.abs())
     if isinstance(relaxation, Saddle):
-        first, second = (relaxed_size(lines, box) for lines, box in zip(relaxation.lines(), boxes, strict=True))
+        first, second = (
+            relaxed_size(lines, box) for lines, box in zip(relaxation.lines(), boxes, strict=True)
+        )
         return first + second
     low, low_at, high, high_at = relaxation
-    return (low.abs() + (high - low).abs()) * boxes[0].magnitude + low_at.abs() + (high_at - low_at).abs()
+    return (
+        (low.abs() + (high - low).abs()) * boxes[0].magnitude
+        + low_at.abs()
+        + (high_at - low_at).abs()
+    )

@@ -1,10 +1,13 @@
-"""By how much can floating point have moved a bound? A-priori allowances that hold for any order of summation.
+"""By how much can floating point have moved a bound? A-priori allowances that hold for any order of
+summation.
 
-For a sum of n products, |computed - exact| <= gamma(n) * sum |a_i||b_i| whatever the blocking, the order or fused multiply-adds (Higham, Accuracy and
-Stability, ch. 3). It does not hold for Winograd or FFT convolution and TF32, which is why the confirming pass runs in float64 with those off.
+For a sum of n products, |computed - exact| <= gamma(n) * sum |a_i||b_i| whatever the blocking, the
+order or fused multiply-adds (Higham, Accuracy and Stability, ch. 3). It does not hold for Winograd
+or FFT convolution and TF32, which is why the confirming pass runs in float64 with those off.
 
-How a backward sweep uses it: the computed coefficients of each operation are taken as exact choices; what one operation's rounding can cost is then
-gamma * <|A|, M>, where M bounds the operation's terms over the region (|W||x| + |b|, a forward quantity).
+How a backward sweep uses it: the computed coefficients of each operation are taken as exact
+choices; what one operation's rounding can cost is then gamma * <|A|, M>, where M bounds the
+operation's terms over the region (|W||x| + |b|, a forward quantity).
 """
 
 from __future__ import annotations
@@ -19,14 +22,19 @@ import torch
 
 from calipers.errors import BadInput
 
-_OWN_ROUNDING = 64  # operations besides the long sums: constants folded at capture, the additions that join branches, the allowance's own evaluation
-_SAFETY = 2.0  # leaves as much again for a float64 execution of the network itself, so that no float64 witness can contradict a certificate by rounding
+# operations besides the long sums: constants folded at capture, the additions that join branches,
+# the allowance's own evaluation
+_OWN_ROUNDING = 64
+# leaves as much again for a float64 execution of the network itself, so that no float64 witness can
+# contradict a certificate by rounding
+_SAFETY = 2.0
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """In which arithmetic bounds are computed, and what is allowed for its rounding; `executed` is the precision of the network that they are about, None
-    for the network in real arithmetic."""
+    """In which arithmetic bounds are computed, and what is allowed for its rounding; `executed` is
+    the precision of the network that they are about, None for the network in real arithmetic.
+    """
 
     dtype: torch.dtype
     checked: bool
@@ -40,7 +48,9 @@ class Arithmetic:
         return "float64-checked" if self.checked else "real"
 
     def gamma(self, terms: int) -> float:
-        """Return the relative allowance for sums of that many terms; 0 where rounding is not accounted for."""
+        """Return the relative allowance for sums of that many terms; 0 where rounding is not
+        accounted for.
+        """
         if not self.checked:
             return 0.0
         n = (terms + _OWN_ROUNDING) * torch.finfo(self.dtype).eps / 2
@@ -48,7 +58,9 @@ class Arithmetic:
 
     @property
     def floor(self) -> float:
-        """Return the absolute allowance of a sum for underflow: products below the smallest normal number lose everything, whatever their relative rounding."""
+        """Return the absolute allowance of a sum for underflow: products below the smallest normal
+        number lose everything, whatever their relative rounding.
+        """
         return 2.0**-1000 if self.checked else 0.0
 
 
@@ -60,7 +72,9 @@ Guarantee = Literal["float64-checked", "float32-executed"]
 
 
 def arithmetic_of(guarantee: Guarantee) -> Arithmetic:
-    """Return the arithmetic in which such a guarantee is proved. Raises `BadInput` for a word that is none."""
+    """Return the arithmetic in which such a guarantee is proved. Raises `BadInput` for a word that
+    is none.
+    """
     words: dict[str, Arithmetic] = {a.guarantee: a for a in (CHECKED, EXECUTED)}
     if guarantee not in words:
         raise BadInput(f"a guarantee is {' or '.join(words)}, got {guarantee!r}")
@@ -72,7 +86,9 @@ _lock, _holders, _held = threading.Lock(), 0, contextlib.ExitStack()
 
 @contextlib.contextmanager
 def plain_sums() -> Iterator[None]:
-    """Run convolutions and products as plain sums of products, as the allowances assume; the last of several holders puts the switches back."""
+    """Run convolutions and products as plain sums of products, as the allowances assume; the last
+    of several holders puts the switches back.
+    """
     global _holders
     with _lock:
         if _holders == 0:

@@ -1,4 +1,6 @@
-"""How narrow can the boxes of intermediate values be made? Every end that matters by its own ascent (alpha-CROWN's intermediate bounds)."""
+"""How narrow can the boxes of intermediate values be made? Every end that matters by its own ascent
+(alpha-CROWN's intermediate bounds).
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,15 @@ _BYTES = 2**25  # of coefficients in flight: a backward and a forward pass hold 
 
 
 def sharpening(ascent: Ascent, region: Region, *, crops: bool = True) -> Tighten:
-    """Return a way to tighten boxes: slopes optimised for each end of each bending element; `region` are the regions in the search's dtype.
+    """Return a way to tighten boxes: slopes optimised for each end of each bending element;
+    `region` are the regions in the search's dtype.
 
-    With `crops` elements of images are bounded in the part of the network that they see; without, what the ascent chooses is about the whole of it.
+    With `crops` elements of images are bounded in the part of the network that they see; without,
+    what the ascent chooses is about the whole of it.
 
-    The end nearer to zero goes first, and where that settles an element nobody asks for the other. Cost: for every such end `ascent.steps` backward and
-    forward passes, and one row to confirm it. Proved in the arithmetic of the state handed in.
+    The end nearer to zero goes first, and where that settles an element nobody asks for the other.
+    Cost: for every such end `ascent.steps` backward and forward passes, and one row to confirm it.
+    Proved in the arithmetic of the state handed in.
     """
     held: dict[int, Root] = {}
 
@@ -47,22 +52,41 @@ def sharpening(ascent: Ascent, region: Region, *, crops: bool = True) -> Tighten
 
 def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | None) -> Box:
     shape = root.graph.shape(number)
-    readers = [n.op for n in root.graph.nodes for i in n.inputs if i in root.graph.ways and root.graph.ways[i][0] == number]
+    readers = [
+        n.op
+        for n in root.graph.nodes
+        for i in n.inputs
+        if i in root.graph.ways and root.graph.ways[i][0] == number
+    ]
     if not all(getattr(op, "straight", False) for op in readers if not is_affine(op)):
-        ascent = dataclasses.replace(ascent, enough=torch.inf)  # on which side of 0 a value lies settles what is straight on both; a curve bends on
-    elements = sum(torch.Size(root.graph.shape(i)).numel() for i in range(number + 1)) if crop is None else crop.elements
-    ends = torch.stack([-box.upper.flatten(1), box.lower.flatten(1)])  # each the lower end of -+value
+        # on which side of 0 a value lies settles what is straight on both; a curve bends on
+        ascent = dataclasses.replace(ascent, enough=torch.inf)
+    elements = (
+        sum(torch.Size(root.graph.shape(i)).numel() for i in range(number + 1))
+        if crop is None
+        else crop.elements
+    )
+    # each the lower end of -+value
+    ends = torch.stack([-box.upper.flatten(1), box.lower.flatten(1)])
     upward = (box.lower + box.upper).flatten(1) > 0
     for side in (upward, ~upward):
-        flags = bending(root.graph, number, Box(ends[1].view_as(box.lower), -ends[0].view_as(box.upper)))
+        flags = bending(
+            root.graph, number, Box(ends[1].view_as(box.lower), -ends[0].view_as(box.upper))
+        )
         root.state.rows += flags.sum(1)
         point, element = flags.nonzero(as_tuple=True)
-        for rows, places in zip(*(t.split(max(1, _BYTES // (4 * elements))) for t in (point, element)), strict=True):
+        for rows, places in zip(
+            *(t.split(max(1, _BYTES // (4 * elements))) for t in (point, element)), strict=True
+        ):
             if not len(rows):
                 continue
             up = side[rows, places]
             sign = up.to(ends.dtype) * 2 - 1
-            dual, spec = _whole(root, number, rows, places, sign, shape) if crop is None else _cropped(root, crop, rows, places, sign, shape)
+            dual, spec = (
+                _whole(root, number, rows, places, sign, shape)
+                if crop is None
+                else _cropped(root, crop, rows, places, sign, shape)
+            )
             _, free = ascent(dual, dual.guess())
             low = confirmed(dual, free, spec)
             where = (up.long(), rows, places)
@@ -70,16 +94,33 @@ def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | N
     return Box(ends[1].view_as(box.lower), -ends[0].view_as(box.upper))
 
 
-def _whole(root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]) -> tuple[Dual, Tensor]:
-    """Return the bounds of +-elements over the whole network, and what is bounded, (P, 1, *shape) float64."""
-    spec = sign.new_zeros(len(rows), torch.Size(shape).numel()).scatter_(1, places[:, None], sign[:, None]).view(-1, 1, *shape)
+def _whole(
+    root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]
+) -> tuple[Dual, Tensor]:
+    """Return the bounds of +-elements over the whole network, and what is bounded, (P, 1, *shape)
+    float64.
+    """
+    spec = (
+        sign.new_zeros(len(rows), torch.Size(shape).numel())
+        .scatter_(1, places[:, None], sign[:, None])
+        .view(-1, 1, *shape)
+    )
     return Dual(root, rows, number, spec.to(root.region.center.dtype)), spec
 
 
-def _cropped(root: Root, crop: Crop, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]) -> tuple[Dual, Tensor]:
+def _cropped(
+    root: Root, crop: Crop, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]
+) -> tuple[Dual, Tensor]:
     """Return the same over what each element sees."""
     channel, place = places // (shape[1] * shape[2]), places % (shape[1] * shape[2])
     state, inside = cropped(crop, root.state, rows, place)
-    cut = Root.of(state, root.region.center.dtype, cropped_region(crop, root.region, rows, place), inside)
+    cut = Root.of(
+        state, root.region.center.dtype, cropped_region(crop, root.region, rows, place), inside
+    )
     spec = (functional.one_hot(channel, shape[0]) * sign[:, None]).view(-1, 1, shape[0], 1, 1)
-    return Dual(cut, torch.arange(len(rows), device=rows.device), len(crop.graph.nodes), spec.to(root.region.center.dtype)), spec
+    return Dual(
+        cut,
+        torch.arange(len(rows), device=rows.device),
+        len(crop.graph.nodes),
+        spec.to(root.region.center.dtype),
+    ), spec

@@ -1,7 +1,8 @@
-"""How do the lines and planes of one operation depend on what may be chosen, and how does a bound change with that choice?
+"""How do the lines and planes of one operation depend on what may be chosen, and how does a bound
+change with that choice?
 
-An operation of one number has two lines for each element that bends, a product two planes for each side. What is fixed has no choice, and the same
-interface.
+An operation of one number has two lines for each element that bends, a product two planes for each
+side. What is fixed has no choice, and the same interface.
 """
 
 from __future__ import annotations
@@ -43,27 +44,40 @@ class Slide:
             return self.slid.lines(alpha)
         if self.ends is None:
             return self.op.relax(self.low, self.high, alpha)
-        return Lines(*(a if r is None else torch.addcmul(a, r, alpha) for a, r in zip(*self.ends, strict=True)))
+        return Lines(
+            *(
+                a if r is None else torch.addcmul(a, r, alpha)
+                for a, r in zip(*self.ends, strict=True)
+            )
+        )
 
     def pull(self, alpha: Tensor, a: Tensor, z: Tensor) -> Tensor:
-        """Return d bound / d alpha from the coefficients behind the operation and the values before it."""
+        """Return d bound / d alpha from the coefficients behind the operation and the values before
+        it.
+        """
         below, above = a.clamp(min=0), a.clamp(max=0)
         pulls = (below * z, below, above * z, above)
         if self.ends is None:
             with torch.enable_grad():
                 free = alpha.detach().requires_grad_()
                 lines = self.lines(free)
-                moving = [(line, p) for line, p in zip(lines, pulls, strict=True) if line.requires_grad]
+                moving = [
+                    (line, p) for line, p in zip(lines, pulls, strict=True) if line.requires_grad
+                ]
                 if not moving:
                     return torch.zeros_like(alpha)
-                (gradient,) = torch.autograd.grad([line for line, _ in moving], free, [p for _, p in moving])
+                (gradient,) = torch.autograd.grad(
+                    [line for line, _ in moving], free, [p for _, p in moving]
+                )
             return gradient.nan_to_num(0.0)
         moved = [r * p for r, p in zip(self.ends[1], pulls, strict=True) if r is not None]
         return sum(moved[1:], moved[0]) if moved else torch.zeros_like(alpha)
 
 
 class Sheet(Protocol):
-    """An operation on several numbers at once, between planes; `a (P, *out)` are the coefficients of what it makes, one direction a row."""
+    """An operation on several numbers at once, between planes; `a (P, *out)` are the coefficients
+    of what it makes, one direction a row.
+    """
 
     def start(self) -> Tensor | None:
         """Return where the choice begins, (P, n); None where there is none."""
@@ -81,9 +95,13 @@ class Sheet(Protocol):
 class Fixed:
     """The largest of some elements, or a sum of lines: nothing to choose."""
 
-    def __init__(self, planes: Planes | Lines, rows: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, planes: Planes | Lines, rows: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> None:
         self.shape = shape
-        self.planes = type(planes)(*(t[rows].to(dtype) if t.is_floating_point() else t[rows] for t in planes))
+        self.planes = type(planes)(
+            *(t[rows].to(dtype) if t.is_floating_point() else t[rows] for t in planes)
+        )
 
     def start(self) -> Tensor | None:
         """Nothing."""
@@ -92,7 +110,11 @@ class Fixed:
     def through(self, a: Tensor, alpha: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
         """As in a sweep of one direction a row."""
         rows = Dense(a[:, None], None)
-        back, offset = rows.relaxed(self.planes) if isinstance(self.planes, Lines) else rows.selected(self.planes, self.shape)
+        back, offset = (
+            rows.relaxed(self.planes)
+            if isinstance(self.planes, Lines)
+            else rows.selected(self.planes, self.shape)
+        )
         return (back.dense().a[:, 0],), offset[:, 0]
 
     def value(self, a: Tensor, alpha: Tensor | None, inputs: list[Tensor]) -> Tensor:
@@ -120,9 +142,14 @@ class Tilt:
         return torch.full_like(self.rise[0], 0.5).flatten(1)
 
     def _plane(self, a: Tensor, alpha: Tensor | None) -> list[Tensor]:
-        """Return the slopes and intercept of the planes that the coefficients take: the lower where they are positive."""
+        """Return the slopes and intercept of the planes that the coefficients take: the lower where
+        they are positive.
+        """
         assert alpha is not None
-        mine = [torch.addcmul(t, r, alpha.view_as(t)) for t, r in zip(self.first, self.rise, strict=True)]
+        mine = [
+            torch.addcmul(t, r, alpha.view_as(t))
+            for t, r in zip(self.first, self.rise, strict=True)
+        ]
         return [torch.where(a > 0, low, high) for low, high in zip(mine[:3], mine[3:], strict=True)]
 
     def through(self, a: Tensor, alpha: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -137,12 +164,17 @@ class Tilt:
 
     def pull(self, a: Tensor, inputs: list[Tensor]) -> Tensor | None:
         """The rise from the first plane to the second, weighed."""
-        x, y, at = (torch.where(a > 0, low, high) for low, high in zip(self.rise[:3], self.rise[3:], strict=True))
+        x, y, at = (
+            torch.where(a > 0, low, high)
+            for low, high in zip(self.rise[:3], self.rise[3:], strict=True)
+        )
         return (a * (x * inputs[0] + y * inputs[1] + at)).flatten(1)
 
 
 class Contracted:
-    """The product of two matrices: alpha weighs each side's second planes, one for each element of the result."""
+    """The product of two matrices: alpha weighs each side's second planes, one for each element of
+    the result.
+    """
 
     def __init__(self, op: Contraction, facets: Facets, rows: Tensor, dtype: torch.dtype) -> None:
         self.op, self.facets = op, Facets(*(t[rows].to(dtype) for t in facets))

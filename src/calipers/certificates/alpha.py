@@ -1,4 +1,6 @@
-"""How far do optimised slopes get? CROWN first; what it leaves open gets slopes of its own, then sharper boxes."""
+"""How far do optimised slopes get? CROWN first; what it leaves open gets slopes of its own, then
+sharper boxes.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,15 @@ ALPHA_STEP = 0.3  # of the range of a slope: larger than usual, for few steps
 
 @dataclass(frozen=True)
 class AlphaCROWN:
-    """CROWN with lower slopes optimised for every margin that plain CROWN leaves open (Xu et al. 2021), and for the boxes of intermediate values.
+    """CROWN with lower slopes optimised for every margin that plain CROWN leaves open (Xu et al.
+    2021), and for the boxes of intermediate values.
 
-    Points that plain CROWN proves cost no more than that. The others get `steps` of ascent on the margins; those still open then get `sharpen` steps for
-    each end of each intermediate value that bends (0: none), and the margins again. Every bound is confirmed with the slopes found; `guarantee` as for
-    `CROWN`. Cost: CROWN's, and for what is open `steps` backward and forward passes a margin, `sharpen` for each bending element and end. With
-    `proofs` every claim comes with a proof file.
+    Points that plain CROWN proves cost no more than that. The others get `steps` of ascent on the
+    margins; those still open then get `sharpen` steps for each end of each intermediate value that
+    bends (0: none), and the margins again. Every bound is confirmed with the slopes found;
+    `guarantee` as for `CROWN`. Cost: CROWN's, and for what is open `steps` backward and forward
+    passes a margin, `sharpen` for each bending element and end. With `proofs` every claim comes
+    with a proof file.
     """
 
     steps: int = 20
@@ -51,32 +56,50 @@ class AlphaCROWN:
     def __post_init__(self) -> None:
         check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
         if self.steps < 1 or self.sharpen < 0:
-            raise BadInput(f"AlphaCROWN takes steps >= 1 (usually 20) and sharpen >= 0 (usually 10), got {self.steps}, {self.sharpen}")
+            raise BadInput(
+                "AlphaCROWN takes steps >= 1 (usually 20) and sharpen >= 0 (usually 10), got "
+                f"{self.steps}, {self.sharpen}"
+            )
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Yield a claim for every point."""
         yield from claims(self, problem)
-        give_way()  # slopes that were cut short are no error until here: what plain bounds proved had to be claimed first
+        # slopes that were cut short are no error until here: what plain bounds proved had to be
+        # claimed first
+        give_way()
 
     def forecast(self, problem: Problem) -> Forecast:
-        """Every row of plain sweeps is worth two passes for each step of sharpening, where the point is not proved before."""
+        """Every row of plain sweeps is worth two passes for each step of sharpening, where the
+        point is not proved before.
+        """
         told = sweeps_forecast(problem, arithmetic_of(self.guarantee), refine=True)
         return replace(told, seconds=told.seconds * (1 + 2 * self.sharpen))
 
-    def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
+    def bound(
+        self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None
+    ) -> Bound:
         """See `Bounder`."""
         noted = self.proofs and known is None
-        start = Start.tightened(problem, arithmetic, known, steps=self.steps, sharpen=self.sharpen, noted=noted)
+        start = Start.tightened(
+            problem, arithmetic, known, steps=self.steps, sharpen=self.sharpen, noted=noted
+        )
         notes = start.notes
-        return Bound(start.worst(), start.boxes, start.rows, None if notes is None else lambda i: notes.written(i, self))
+        return Bound(
+            start.worst(),
+            start.boxes,
+            start.rows,
+            None if notes is None else lambda i: notes.written(i, self),
+        )
 
 
 @dataclass(eq=False)
 class Start:
-    """What is proved about a batch of points before any branching: `margins (N, S)`, and the root that branches of the open ones hang on.
+    """What is proved about a batch of points before any branching: `margins (N, S)`, and the root
+    that branches of the open ones hang on.
 
-    A case is a set of margins of which one has to be positive; every case has to be settled. `root` holds the points `open (M,)` only, and `free` what was
-    chosen for `rows`, `cases (P,)`: the open cases of these.
+    A case is a set of margins of which one has to be positive; every case has to be settled. `root`
+    holds the points `open (M,)` only, and `free` what was chosen for `rows`, `cases (P,)`: the open
+    cases of these.
     """
 
     problem: Problem
@@ -95,25 +118,63 @@ class Start:
     notes: Notes | None = None
 
     @classmethod
-    def of(cls, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, noted: bool = False) -> Start:
-        """Bound all margins by plain CROWN; `noted`: keep notes of everything that is chosen, for proof files."""
+    def of(
+        cls,
+        problem: Problem,
+        arithmetic: Arithmetic,
+        known: dict[int, Box] | None,
+        *,
+        noted: bool = False,
+    ) -> Start:
+        """Bound all margins by plain CROWN; `noted`: keep notes of everything that is chosen, for
+        proof files.
+        """
         graph, region = posed(problem, arithmetic)
         state = relax(graph, region, arithmetic, known)
         spec = problem.goal.rows(problem.y, problem.classes).to(arithmetic.dtype)
-        offsets = torch.as_tensor(problem.goal.offsets(problem.y, problem.classes)).to(spec).expand(spec.shape[:2])
-        margins = shifted((margin_bounds if noted else joined_bounds)(state, spec), problem.goal, problem.y, problem.classes).nan_to_num(nan=-torch.inf)
+        offsets = (
+            torch.as_tensor(problem.goal.offsets(problem.y, problem.classes))
+            .to(spec)
+            .expand(spec.shape[:2])
+        )
+        margins = shifted(
+            (margin_bounds if noted else joined_bounds)(state, spec),
+            problem.goal,
+            problem.y,
+            problem.classes,
+        ).nan_to_num(nan=-torch.inf)
         cases = problem.goal.cases(problem.classes).to(spec.device)
         bounds = by_case(margins, cases)
         left = torch.nonzero(~(bounds.amin(1) > 0)).flatten()
-        start = cls(problem, arithmetic, margins, spec, offsets, state.boxes, state.rows + spec.shape[1], state, left, bounds, cases)
+        start = cls(
+            problem,
+            arithmetic,
+            margins,
+            spec,
+            offsets,
+            state.boxes,
+            state.rows + spec.shape[1],
+            state,
+            left,
+            bounds,
+            cases,
+        )
         start.notes = Notes.of(problem, state, margins) if noted else None
         return start
 
     @classmethod
     def tightened(
-        cls, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None, *, steps: int, sharpen: int, noted: bool = False
+        cls,
+        problem: Problem,
+        arithmetic: Arithmetic,
+        known: dict[int, Box] | None = None,
+        *,
+        steps: int,
+        sharpen: int,
+        noted: bool = False,
     ) -> Start:
-        """Bound by plain CROWN, then with slopes of their own for the margins that are open, then (with `sharpen` steps) from sharper boxes.
+        """Bound by plain CROWN, then with slopes of their own for the margins that are open, then
+        (with `sharpen` steps) from sharper boxes.
 
         Where the time is up once CROWN is through, what is proved by then is returned.
         """
@@ -141,9 +202,14 @@ class Start:
         _, free = ascent(dual, dual.guess())
         proved = confirmed(dual, free, *self.directions(rows, case))
         index = (self.open[rows], case)
-        self.case_bounds[index] = torch.where(proved > self.case_bounds[index], proved, self.case_bounds[index])
+        self.case_bounds[index] = torch.where(
+            proved > self.case_bounds[index], proved, self.case_bounds[index]
+        )
         self.rows[self.open] += ascent.steps * 2
-        done, left = (torch.nonzero(flags).flatten() for flags in (self.case_bounds[index] > 0, ~(self.case_bounds[index] > 0)))
+        done, left = (
+            torch.nonzero(flags).flatten()
+            for flags in (self.case_bounds[index] > 0, ~(self.case_bounds[index] > 0))
+        )
         if self.notes is not None:
             self.notes.leaf(dual.take(done), free.take(done), case[done], self.open[rows[done]])
         self.pending = rows[left], case[left], free.take(left)
@@ -157,8 +223,16 @@ class Start:
         part, region = self.problem.take(self.open), self._region(self.open)
         known = {k: box.take(self.open) for k, box in self.boxes.items()}
         wide = part.threat.region(part.x.to(self.arithmetic.dtype), outward=True)
-        noted = None if self.notes is None else Noted(ascent.steps, ascent.alpha_step, ascent.beta_step)
-        state = relax(self.state.graph, wide, self.arithmetic, known, tighten=sharpening(noted or ascent, region, crops=noted is None))
+        noted = (
+            None if self.notes is None else Noted(ascent.steps, ascent.alpha_step, ascent.beta_step)
+        )
+        state = relax(
+            self.state.graph,
+            wide,
+            self.arithmetic,
+            known,
+            tighten=sharpening(noted or ascent, region, crops=noted is None),
+        )
         if self.notes is not None and noted is not None:
             self.notes.sharpened(state, self.open, noted.notes)
         self.rows[self.open] += state.rows
@@ -167,15 +241,31 @@ class Start:
         self.root = Root.of(state, SEARCH.dtype, region)
 
     def dual(self) -> tuple[Dual, Tensor, Tensor]:
-        """Return the bounds of all open cases of the root's points, and each one's place in the root and case."""
+        """Return the bounds of all open cases of the root's points, and each one's place in the
+        root and case.
+        """
         rows, case = torch.nonzero(~(self.case_bounds[self.open] > 0), as_tuple=True)
         assert self.root is not None
         spec, offsets = self.directions(rows, case)
-        return Dual(self.root, rows, len(self.state.graph.nodes), spec.to(SEARCH.dtype), offsets.to(SEARCH.dtype)), rows, case
+        return (
+            Dual(
+                self.root,
+                rows,
+                len(self.state.graph.nodes),
+                spec.to(SEARCH.dtype),
+                offsets.to(SEARCH.dtype),
+            ),
+            rows,
+            case,
+        )
 
     def directions(self, rows: Tensor, case: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the margins of each row's case, (P, S', K) and (P, S'); a case of fewer margins than others repeats its first."""
-        members = [torch.nonzero(self.cases == c).flatten() for c in range(int(self.cases.max()) + 1)]
+        """Return the margins of each row's case, (P, S', K) and (P, S'); a case of fewer margins
+        than others repeats its first.
+        """
+        members = [
+            torch.nonzero(self.cases == c).flatten() for c in range(int(self.cases.max()) + 1)
+        ]
         width = max(len(m) for m in members)
         table = torch.stack([torch.cat([m, m[:1].expand(width - len(m))]) for m in members])[case]
         points = self.open[rows][:, None]
@@ -189,7 +279,9 @@ class Start:
         self.open = self.open[stay]
         self.pending = None
         if self.root is not None:
-            self.root = Root.of(self.root.state.take(stay), SEARCH.dtype, self.root.region.take(stay))
+            self.root = Root.of(
+                self.root.state.take(stay), SEARCH.dtype, self.root.region.take(stay)
+            )
 
     def _region(self, index: Tensor) -> Region:
         part = self.problem.take(index)

@@ -1,9 +1,13 @@
-"""How does a search for one point go? Split the branches of the lowest bounds, bound their halves by ascents, and close what is confirmed above 0.
+"""How does a search for one point go? Split the branches of the lowest bounds, bound their halves
+by ascents, and close what is confirmed above 0.
 
-A branch fixes on which side of a value some elements lie. Its bound is one dual function of slopes and multipliers (Wang et al. 2021, beta-CROWN),
-ascended from where its parent's ascent ended; boxes of intermediate values stay the root's, cut by the branch. Elements are chosen by what their
-relaxation loses at the bound's own minimiser, and by the height of their relaxation (Bunel et al. 2020, BaBSR); of the best of both, one look ahead at the
-children decides (De Palma et al. 2021, FSB). A branch is closed only by a bound confirmed in checked float64. Minimisers are tried as counterexamples.
+A branch fixes on which side of a value some elements lie. Its bound is one dual function of slopes
+and multipliers (Wang et al. 2021, beta-CROWN), ascended from where its parent's ascent ended; boxes
+of intermediate values stay the root's, cut by the branch. Elements are chosen by what their
+relaxation loses at the bound's own minimiser, and by the height of their relaxation (Bunel et al.
+2020, BaBSR); of the best of both, one look ahead at the children decides (De Palma et al. 2021,
+FSB). A branch is closed only by a bound confirmed in checked float64. Minimisers are tried as
+counterexamples.
 """
 
 from __future__ import annotations
@@ -27,10 +31,14 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Startable
 
 _HELD = 2**30  # bytes of branches of one point held at once; beyond them the search gives up
-_LINEAR_STEPS, _LINEAR_STEP = 100, 0.03  # of the ascent where nothing is left to split: an exact bound is wanted there
+# of the ascent where nothing is left to split: an exact bound is wanted there
+_LINEAR_STEPS, _LINEAR_STEP = 100, 0.03
 _ATTACK_EVERY, _ATTACKED = 16, 32  # rounds (besides the powers of two); minimisers at once
-_NEAR, _STALLED, _GAIN = 0.0015, 0.05, 0.07  # shares of what is lacking at the root, and of what was lacking before a split: see `Search._near`
-_LETTERS_AFTER = 8  # rounds; then a letter is fixed, which settles more than another side of another element
+# shares of what is lacking at the root, and of what was lacking before a split: see `Search._near`
+_NEAR, _STALLED, _GAIN = 0.0015, 0.05, 0.07
+_LETTERS_AFTER = (
+    8  # rounds; then a letter is fixed, which settles more than another side of another element
+)
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,19 @@ class Effort:
 class Search:
     """The search for one point. `proved` is the lower bound that holds over all branches so far.
 
-    With `lacking (cases,)`, the root's bounds below 0, branches that ascents are slow to close are `handed` over to who can do that better: those that come
-    near 0, and those with nothing left to split.
+    With `lacking (cases,)`, the root's bounds below 0, branches that ascents are slow to close are
+    `handed` over to who can do that better: those that come near 0, and those with nothing left to
+    split.
     """
 
-    def __init__(self, effort: Effort, problem: Problem, start: Start, place: int, lacking: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        effort: Effort,
+        problem: Problem,
+        start: Start,
+        place: int,
+        lacking: Tensor | None = None,
+    ) -> None:
         assert start.root is not None and start.pending is not None
         self.lacking, self.handed = lacking, list[Branches]()
         self.effort, self.start, self.place = effort, start, place
@@ -63,42 +79,70 @@ class Search:
         rows, case, free = start.pending
         mine = torch.nonzero(rows == place).flatten()
         cuts = uncut(self.root, rows[mine])
-        self.open = Branches(start.case_bounds[self.point, case[mine]].to(SEARCH.dtype), rows[mine], case[mine], cuts, free.take(mine))
+        self.open = Branches(
+            start.case_bounds[self.point, case[mine]].to(SEARCH.dtype),
+            rows[mine],
+            case[mine],
+            cuts,
+            free.take(mine),
+        )
         self.open.free.beta.update({k: torch.zeros_like(box.lower) for k, box in cuts.items()})
         self.proved = start.worst()[self.point].reshape(1)
         self.ascent = Ascent(effort.steps, ALPHA_STEP)
         self.round, self.stuck, self.letter = 0, False, most_wanted(self.problem, self.problem.x)
         self.found: Tensor | None = None
-        self.near = self.problem.x  # of the last round's mean minimisers, those of the smallest true margins
+        # of the last round's mean minimisers, those of the smallest true margins
+        self.near = self.problem.x
 
     def grow(self, ends: float) -> Tensor | None:
-        """Split until nothing is open, a counterexample is met or the time `ends` has come, on the monotonic clock; return the counterexample (1, *D)."""
+        """Split until nothing is open, a counterexample is met or the time `ends` has come, on the
+        monotonic clock; return the counterexample (1, *D).
+        """
         with torch.no_grad(), plain_sums():
             while len(self.open) and time.monotonic() < ends and not self.full:
                 found = self._round()
                 if found is not None:
                     return found
-                if len(self.open) and (self.stuck or self.round >= _LETTERS_AFTER) and self.letter is not None:
+                if (
+                    len(self.open)
+                    and (self.stuck or self.round >= _LETTERS_AFTER)
+                    and self.letter is not None
+                ):
                     return self._by_letters(self.letter, ends)
         if not len(self.open):
-            self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)  # every leaf has a positive bound
+            # every leaf has a positive bound
+            self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)
         return None
 
     def enter(self, ends: float) -> None:
-        """Ascend in all that is open, and close what that closes, until the time `ends` has come."""
+        """Ascend in all that is open, and close what that closes, until the time `ends` has
+        come.
+        """
         with torch.no_grad(), plain_sums():
             left = self.open.take(self.open.rows[:0])
-            for part in torch.arange(len(self.open), device=self.open.rows.device).split(self.effort.batch):
+            for part in torch.arange(len(self.open), device=self.open.rows.device).split(
+                self.effort.batch
+            ):
                 branches = self.open.take(part)
-                left = left.plus(branches if time.monotonic() > ends or self.found is not None else self._left(branches))
+                left = left.plus(
+                    branches
+                    if time.monotonic() > ends or self.found is not None
+                    else self._left(branches)
+                )
             self.open = left
 
     def _by_letters(self, group: int, ends: float) -> Tensor | None:
         """Decide every way of writing one group on its own; return a counterexample (1, *D)."""
         part = divided(self.problem, group)
-        start = Start.tightened(part, self.start.arithmetic, steps=self.effort.steps, sharpen=self.effort.sharpen)
+        start = Start.tightened(
+            part, self.start.arithmetic, steps=self.effort.steps, sharpen=self.effort.sharpen
+        )
         self.rows += int(start.rows.sum())
-        trees = [Search(self.effort, part, start, place) for place in range(len(start.open)) if not bool(start.worst()[start.open[place]] > 0)]
+        trees = [
+            Search(self.effort, part, start, place)
+            for place in range(len(start.open))
+            if not bool(start.worst()[start.open[place]] > 0)
+        ]
         for tree in sorted(trees, key=lambda tree: float(tree.proved)):
             found = tree.grow(ends)
             self.rows += tree.rows
@@ -111,24 +155,42 @@ class Search:
     @property
     def full(self) -> bool:
         """Do the branches take as much memory as they may?"""
-        tensors = [*self.open.free.alpha.values(), *self.open.free.beta.values(), *(end for box in self.open.cuts.values() for end in (box.lower, box.upper))]
+        tensors = [
+            *self.open.free.alpha.values(),
+            *self.open.free.beta.values(),
+            *(end for box in self.open.cuts.values() for end in (box.lower, box.upper)),
+        ]
         return sum(t.numel() * t.element_size() for t in tensors) >= _HELD
 
     def _round(self) -> Tensor | None:
         """Split the branches of the lowest bounds once."""
         order = self.open.bound.argsort()
-        parents, rest = self.open.take(order[: self.effort.batch]), self.open.take(order[self.effort.batch :])
+        parents, rest = (
+            self.open.take(order[: self.effort.batch]),
+            self.open.take(order[self.effort.batch :]),
+        )
         dual = self._dual(parents)
         sight = dual.see(parents.free)
         found = self._counterexample(sight.point)
         self.letter = most_wanted(self.problem, sight.point)
         self.round += 1
-        if found is None and self.effort.attack is not None and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0):
-            found = self._attacked(self.effort.attack, torch.cat([self.near, judged(self.problem, sight.point[:_ATTACKED])[0]]))
+        if (
+            found is None
+            and self.effort.attack is not None
+            and (self.round % _ATTACK_EVERY == 0 or self.round & (self.round - 1) == 0)
+        ):
+            found = self._attacked(
+                self.effort.attack,
+                torch.cat([self.near, judged(self.problem, sight.point[:_ATTACKED])[0]]),
+            )
         if found is not None:
             return found
         splits = candidates(dual, sight, self.effort.look)
-        split = chosen(splits, torch.stack([self._worth(s.children(parents)) for s in splits])) if splits else None
+        split = (
+            chosen(splits, torch.stack([self._worth(s.children(parents)) for s in splits]))
+            if splits
+            else None
+        )
         can = torch.zeros_like(parents.bound, dtype=torch.bool) if split is None else split.can
         self.stuck = not bool(can.all())
         if self.stuck and self.letter is not None:
@@ -148,16 +210,25 @@ class Search:
         return self.found
 
     def _linear(self, branches: Branches) -> tuple[Branches, Tensor | None]:
-        """Ascend in branches with nothing left to split: linear programs, of which an exact bound and the solution are wanted."""
+        """Ascend in branches with nothing left to split: linear programs, of which an exact bound
+        and the solution are wanted.
+        """
         if not len(branches):
             return branches, None
-        bound, free, mean = self._ascended(Ascent(_LINEAR_STEPS, ALPHA_STEP, _LINEAR_STEP), self._dual(branches), branches)
+        bound, free, mean = self._ascended(
+            Ascent(_LINEAR_STEPS, ALPHA_STEP, _LINEAR_STEP), self._dual(branches), branches
+        )
         found = self._counterexample(mean)
-        return Branches(torch.maximum(bound, branches.bound), branches.rows, branches.case, branches.cuts, free), found
+        return Branches(
+            torch.maximum(bound, branches.bound), branches.rows, branches.case, branches.cuts, free
+        ), found
 
-    def _ascended(self, ascent: Ascent, dual: Dual, branches: Branches) -> tuple[Tensor, Free, Tensor]:
-        """Return bounds, choices, and the mean of the minimisers on the way: it comes near the relaxation's own solution, as the last one does not (Shor
-        1985)."""
+    def _ascended(
+        self, ascent: Ascent, dual: Dual, branches: Branches
+    ) -> tuple[Tensor, Free, Tensor]:
+        """Return bounds, choices, and the mean of the minimisers on the way: it comes near the
+        relaxation's own solution, as the last one does not (Shor 1985).
+        """
         total, count = torch.zeros_like(dual.region.center), torch.zeros_like(branches.bound)
 
         def add(rows: Tensor, sight: Sight) -> None:
@@ -187,9 +258,13 @@ class Search:
             self.found = self.near[:1] if bool(is_adversarial(worst[nearest[:1]])) else None
         if self.start.notes is not None:
             done = torch.nonzero(closed).flatten()
-            self.start.notes.leaf(dual.take(done), free.take(done), branches.case[done], self.point.expand(len(done)))
+            self.start.notes.leaf(
+                dual.take(done), free.take(done), branches.case[done], self.point.expand(len(done))
+            )
         kept = branches.take(left)
-        kept = Branches(torch.maximum(kept.bound, bound[left]), kept.rows, kept.case, kept.cuts, free.take(left))
+        kept = Branches(
+            torch.maximum(kept.bound, bound[left]), kept.rows, kept.case, kept.cuts, free.take(left)
+        )
         if self.lacking is None:
             return kept
         near = self._near(kept, branches.bound[left])
@@ -197,10 +272,14 @@ class Search:
         return kept.take(torch.nonzero(~near).flatten())
 
     def _near(self, branches: Branches, before: Tensor) -> Tensor:
-        """Return which branches lack almost nothing of their bound, or little, and gain too little from their split to go on so, (P,)."""
+        """Return which branches lack almost nothing of their bound, or little, and gain too little
+        from their split to go on so, (P,).
+        """
         assert self.lacking is not None
         lacking = self.lacking[branches.case]
-        return (branches.bound > _NEAR * lacking) | ((branches.bound > _STALLED * lacking) & (branches.bound - before < _GAIN * before.abs()))
+        return (branches.bound > _NEAR * lacking) | (
+            (branches.bound > _STALLED * lacking) & (branches.bound - before < _GAIN * before.abs())
+        )
 
     def _hand(self, branches: Branches) -> None:
         if len(branches):
@@ -219,11 +298,20 @@ class Search:
         self.rows += len(children)
         below, above = bound.chunk(2)
         # What is proved already needs no better bound.
-        return torch.minimum(below.clamp(max=0), above.clamp(max=0)) + 1e-3 * torch.maximum(below.clamp(max=0), above.clamp(max=0))
+        return torch.minimum(below.clamp(max=0), above.clamp(max=0)) + 1e-3 * torch.maximum(
+            below.clamp(max=0), above.clamp(max=0)
+        )
 
     def _dual(self, branches: Branches) -> Dual:
         spec, offsets = self._directions(branches.case)
-        return Dual(self.root, branches.rows, self.number, spec.to(SEARCH.dtype), offsets.to(SEARCH.dtype), branches.cuts)
+        return Dual(
+            self.root,
+            branches.rows,
+            self.number,
+            spec.to(SEARCH.dtype),
+            offsets.to(SEARCH.dtype),
+            branches.cuts,
+        )
 
     def _directions(self, case: Tensor) -> tuple[Tensor, Tensor]:
         return self.start.directions(torch.full_like(case, self.place), case)
@@ -237,7 +325,9 @@ class Search:
     def _attacked(self, attack: Startable, points: Tensor) -> Tensor | None:
         """Return an example that the attack finds from one of the points."""
         copies = self.problem.take([0] * len(points))
-        starts = points.to(self.problem.x.dtype)[:, None, None].expand(-1, 1, self.start.spec.shape[1], *points.shape[1:])
+        starts = points.to(self.problem.x.dtype)[:, None, None].expand(
+            -1, 1, self.start.spec.shape[1], *points.shape[1:]
+        )
         for attempt in attack(copies, seed=self.round, starts=starts):
             found = self._counterexample(attempt.candidate)
             if found is not None:

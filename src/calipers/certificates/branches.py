@@ -16,7 +16,9 @@ _NARROW = 1e-6  # of the largest end: narrower intervals are not split
 
 @dataclass(eq=False)
 class Branches:
-    """P branches as a structure of arrays: `bound (P,)`, `rows (P,)` their places in the root, `case (P,)` which directions, `cuts` and what was chosen."""
+    """P branches as a structure of arrays: `bound (P,)`, `rows (P,)` their places in the root,
+    `case (P,)` which directions, `cuts` and what was chosen.
+    """
 
     bound: Tensor
     rows: Tensor
@@ -30,13 +32,28 @@ class Branches:
     def take(self, index: Tensor) -> Branches:
         """Return the chosen branches."""
         cuts = {k: box.take(index) for k, box in self.cuts.items()}
-        return Branches(self.bound[index], self.rows[index], self.case[index], cuts, self.free.take(index))
+        return Branches(
+            self.bound[index], self.rows[index], self.case[index], cuts, self.free.take(index)
+        )
 
     def plus(self, other: Branches) -> Branches:
         """Return both lots."""
-        cuts = {k: Box(torch.cat([box.lower, other.cuts[k].lower]), torch.cat([box.upper, other.cuts[k].upper])) for k, box in self.cuts.items()}
+        cuts = {
+            k: Box(
+                torch.cat([box.lower, other.cuts[k].lower]),
+                torch.cat([box.upper, other.cuts[k].upper]),
+            )
+            for k, box in self.cuts.items()
+        }
         free = self.free.each(lambda kind, k, t: torch.cat([t, other.free.of(kind, k)]))
-        joined = (torch.cat(pair) for pair in ((self.bound, other.bound), (self.rows, other.rows), (self.case, other.case)))
+        joined = (
+            torch.cat(pair)
+            for pair in (
+                (self.bound, other.bound),
+                (self.rows, other.rows),
+                (self.case, other.case),
+            )
+        )
         bound, rows, case = joined
         return Branches(bound, rows, case, cuts, free)
 
@@ -46,14 +63,21 @@ def uncut(root: Root, rows: Tensor) -> dict[int, Box]:
     cuts = {}
     for k, columns in root.columns.items():
         if k:
-            everything = torch.full((len(rows), columns.place.shape[1]), torch.inf, dtype=root.region.center.dtype, device=rows.device)
+            everything = torch.full(
+                (len(rows), columns.place.shape[1]),
+                torch.inf,
+                dtype=root.region.center.dtype,
+                device=rows.device,
+            )
             cuts[k] = Box(-everything, everything)
     return cuts
 
 
 @dataclass(frozen=True)
 class Split:
-    """For each of P branches the element to split: its number (as a place in `numbers`), its column, and the value to split at; `can (P,)`."""
+    """For each of P branches the element to split: its number (as a place in `numbers`), its
+    column, and the value to split at; `can (P,)`.
+    """
 
     numbers: tuple[int, ...]
     which: Tensor
@@ -66,27 +90,55 @@ class Split:
         cuts = {}
         for place, k in enumerate(self.numbers):
             box, mine = parents.cuts[k], (self.which == place)[:, None]
-            here = mine & (torch.arange(box.lower.shape[1], device=mine.device) == self.column[:, None])
+            here = mine & (
+                torch.arange(box.lower.shape[1], device=mine.device) == self.column[:, None]
+            )
             at = self.at[:, None]
-            lower = torch.cat([torch.where(here, torch.maximum(box.lower, at), box.lower), box.lower])
-            upper = torch.cat([box.upper, torch.where(here, torch.minimum(box.upper, at), box.upper)])
+            lower = torch.cat(
+                [torch.where(here, torch.maximum(box.lower, at), box.lower), box.lower]
+            )
+            upper = torch.cat(
+                [box.upper, torch.where(here, torch.minimum(box.upper, at), box.upper)]
+            )
             cuts[k] = Box(lower, upper)
         twice = torch.arange(len(parents), device=self.which.device).repeat(2)
         free = parents.free.take(twice)
-        return Branches(parents.bound[twice], parents.rows[twice], parents.case[twice], {**parents.cuts, **cuts}, free)
+        return Branches(
+            parents.bound[twice],
+            parents.rows[twice],
+            parents.case[twice],
+            {**parents.cuts, **cuts},
+            free,
+        )
 
 
 def _gap(lines: Lines, a: Tensor, z: Tensor, low: Tensor, high: Tensor, op: Elementwise) -> Tensor:
-    """What the relaxation loses at the minimiser, |A| |line(z) - f(z)|: at a kink the smaller gain of both children, were the minimiser to stay."""
-    line = torch.where(a > 0, lines.lower_slope * z + lines.lower_intercept, lines.upper_slope * z + lines.upper_intercept)
+    """What the relaxation loses at the minimiser, |A| |line(z) - f(z)|: at a kink the smaller gain
+    of both children, were the minimiser to stay.
+    """
+    line = torch.where(
+        a > 0,
+        lines.lower_slope * z + lines.lower_intercept,
+        lines.upper_slope * z + lines.upper_intercept,
+    )
     return a.abs() * (line - op.value(z)).abs()
 
 
-def _height(lines: Lines, a: Tensor, z: Tensor, low: Tensor, high: Tensor, op: Elementwise) -> Tensor:
-    """What the relaxation can lose at most between the kink and the line that is taken: |A-| times the intercept, as in BaBSR (Bunel et al. 2020)."""
+def _height(
+    lines: Lines, a: Tensor, z: Tensor, low: Tensor, high: Tensor, op: Elementwise
+) -> Tensor:
+    """What the relaxation can lose at most between the kink and the line that is taken: |A-| times
+    the intercept, as in BaBSR (Bunel et al. 2020).
+    """
     at = _split_point(op, low, high)
-    line = torch.where(a > 0, lines.lower_slope * at + lines.lower_intercept, lines.upper_slope * at + lines.upper_intercept)
-    return a.abs() * (line - op.value(at)).abs() + 1e-3 * a.abs() * torch.minimum(-low, high).clamp(min=0)
+    line = torch.where(
+        a > 0,
+        lines.lower_slope * at + lines.lower_intercept,
+        lines.upper_slope * at + lines.upper_intercept,
+    )
+    return a.abs() * (line - op.value(at)).abs() + 1e-3 * a.abs() * torch.minimum(-low, high).clamp(
+        min=0
+    )
 
 
 def _split_point(op: Elementwise, low: Tensor, high: Tensor) -> Tensor:
@@ -101,13 +153,31 @@ def _split_point(op: Elementwise, low: Tensor, high: Tensor) -> Tensor:
 
 
 def candidates(dual: Dual, sight: Sight, each: int) -> list[Split]:
-    """Return 2 * `each` ways to split every branch: those of the largest gaps at the minimiser, and of the largest heights of a relaxation."""
-    numbers = tuple(k for k in dual.cuts if any(dual.graph.nodes[n - 1].inputs[0] == k and n in sight.coefficients for n in dual.slides))
+    """Return 2 * `each` ways to split every branch: those of the largest gaps at the minimiser, and
+    of the largest heights of a relaxation.
+    """
+    numbers = tuple(
+        k
+        for k in dual.cuts
+        if any(
+            dual.graph.nodes[n - 1].inputs[0] == k and n in sight.coefficients for n in dual.slides
+        )
+    )
     places: list[list[Tensor]] = [[], [], [], [], []]  # gap, height, which, column, at
     for place, number in enumerate(numbers):
-        node = next(n for n in dual.slides if dual.graph.nodes[n - 1].inputs[0] == number and n in sight.coefficients)
-        op, ends, z = dual.slides[node].op, dual.ends(number), dual.columns[number].get(sight.values[number])
-        wide = (ends.upper - ends.lower) > _NARROW * torch.maximum(ends.upper.abs(), ends.lower.abs())
+        node = next(
+            n
+            for n in dual.slides
+            if dual.graph.nodes[n - 1].inputs[0] == number and n in sight.coefficients
+        )
+        op, ends, z = (
+            dual.slides[node].op,
+            dual.ends(number),
+            dual.columns[number].get(sight.values[number]),
+        )
+        wide = (ends.upper - ends.lower) > _NARROW * torch.maximum(
+            ends.upper.abs(), ends.lower.abs()
+        )
         may = dual.columns[number].real & wide & op.bends(ends.lower, ends.upper)
         args = (sight.lines[node], sight.coefficients[node], z, ends.lower, ends.upper, op)
         for held, measure in zip(places, (_gap, _height), strict=False):
@@ -123,7 +193,15 @@ def candidates(dual: Dual, sight: Sight, each: int) -> list[Split]:
         best = score.topk(min(each, score.shape[1]), dim=1)
         for value, index in zip(best.values.unbind(1), best.indices.unbind(1), strict=True):
             own = index[:, None]
-            found.append(Split(numbers, which.gather(1, own)[:, 0], column.gather(1, own)[:, 0], at.gather(1, own)[:, 0], value >= 0))
+            found.append(
+                Split(
+                    numbers,
+                    which.gather(1, own)[:, 0],
+                    column.gather(1, own)[:, 0],
+                    at.gather(1, own)[:, 0],
+                    value >= 0,
+                )
+            )
     return found
 
 
@@ -131,5 +209,8 @@ def chosen(splits: list[Split], worth: Tensor) -> Split:
     """Return for each branch the split of the largest worth (C, P)."""
     best = torch.where(torch.stack([s.can for s in splits]), worth, -torch.inf).argmax(0)
     pick = (best, torch.arange(worth.shape[1], device=worth.device))
-    which, column, at, can = (torch.stack([getattr(s, name) for s in splits])[pick] for name in ("which", "column", "at", "can"))
+    which, column, at, can = (
+        torch.stack([getattr(s, name) for s in splits])[pick]
+        for name in ("which", "column", "at", "can")
+    )
     return Split(splits[0].numbers, which, column, at, can)

@@ -1,6 +1,7 @@
 """What will a bound cost? A few rows of its sweeps are run and timed before all of them are begun.
 
-Intervals say which elements would get rows. They are wider than the boxes that sweeps would leave, so that the count is too high rather than too low.
+Intervals say which elements would get rows. They are wider than the boxes that sweeps would leave,
+so that the count is too high rather than too low.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from torch import Tensor
 
 from calipers.bounds.bending import bending
 from calipers.bounds.coefficients import unit_rows
-from calipers.bounds.linear import MEMORY, in_windows, lower_bounds, margin_bounds, refined_numbers, relax
+from calipers.bounds.linear import (
+    MEMORY,
+    in_windows,
+    lower_bounds,
+    margin_bounds,
+    refined_numbers,
+    relax,
+)
 from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import Arithmetic, plain_sums
 from calipers.certificates.guaranteed import posed
@@ -23,13 +31,20 @@ from calipers.problem.tools import Forecast
 
 CLOCK: Callable[[], float] = time.process_time
 
-_BOXES = 8.0  # passes through the network that intervals with their rounding take, measured on convolutional networks
-_TIMED = 6  # numbers from which a row is timed; the others are taken to cost what the next one of these does
+# passes through the network that intervals with their rounding take, measured on convolutional
+# networks
+_BOXES = 8.0
+# numbers from which a row is timed; the others are taken to cost what the next one of these does
+_TIMED = 6
 _SHORT = 0.01  # seconds: a row that takes less is timed again among others, as rows run
 _TOGETHER = 64
-_ROWS = 1.5  # of each element that bends: the second end is bounded only where the first leaves it open
+_ROWS = (
+    1.5  # of each element that bends: the second end is bounded only where the first leaves it open
+)
 _RIVALS = 8  # the nearest, whose margins show whether there is hope
-_FAR, _LOOSER = 100.0, 8.0  # how far a bound may miss, in clean margins: so much, times that for each number that sweeps refine; see `sweeps_forecast`
+# how far a bound may miss, in clean margins: so much, times that for each number that sweeps
+# refine; see `sweeps_forecast`
+_FAR, _LOOSER = 100.0, 8.0
 
 
 def held_bytes(graph: Graph) -> int:
@@ -49,9 +64,11 @@ def boxes_forecast(problem: Problem, arithmetic: Arithmetic) -> Forecast:
 def sweeps_forecast(problem: Problem, arithmetic: Arithmetic, *, refine: bool) -> Forecast:
     """Return what sweeps will cost, and whether there is hope.
 
-    Sweeps win back what interval boxes lose, and these lose more with every layer. Where sweeps proved the point, the bound from interval boxes missed the
-    margin by up to 40 times its clean value on networks of 3 layers, 200 on eight published ones, 6e3 on 6 layers, 1e6 on 10 (random ones, at the largest
-    radius that sweeps prove): about 4 times for each layer. Beyond `_FAR` times 8 for each layer there is no hope.
+    Sweeps win back what interval boxes lose, and these lose more with every layer. Where sweeps
+    proved the point, the bound from interval boxes missed the margin by up to 40 times its clean
+    value on networks of 3 layers, 200 on eight published ones, 6e3 on 6 layers, 1e6 on 10 (random
+    ones, at the largest radius that sweeps prove): about 4 times for each layer. Beyond `_FAR`
+    times 8 for each layer there is no hope.
     """
     graph, region = posed(problem, arithmetic)
     with torch.no_grad(), plain_sums():
@@ -64,16 +81,25 @@ def sweeps_forecast(problem: Problem, arithmetic: Arithmetic, *, refine: bool) -
         bounds = margin_bounds(state, problem.goal.rows(problem.y, problem.classes)[:, near])[0]
         row = (CLOCK() - begun) / len(near)
         seconds = boxes + row * len(clean) + (_refining(state) if refine else 0.0)
-    missing = float(((clean[near] - bounds) / clean[near].clamp_min(torch.finfo(bounds.dtype).tiny)).max())
+    missing = float(
+        ((clean[near] - bounds) / clean[near].clamp_min(torch.finfo(bounds.dtype).tiny)).max()
+    )
     lost = not missing <= _FAR * _LOOSER ** len(refined_numbers(graph, region))
-    hopeless = f"its bound from interval boxes misses the margin by {missing:.1g} times its value" if refine and lost else ""
+    hopeless = (
+        f"its bound from interval boxes misses the margin by {missing:.1g} times its value"
+        if refine and lost
+        else ""
+    )
     return Forecast(seconds, held_bytes(graph) + 4 * max(MEMORY, 8 * graph.largest), hopeless)
 
 
 def _refining(state: Relaxed) -> float:
     """Return how long the rows of all elements that bend over the boxes of a single point take."""
     graph = state.graph
-    flags = {k: bending(graph, k, state.boxes[k]) for k in sorted(refined_numbers(graph, state.region), reverse=True)}
+    flags = {
+        k: bending(graph, k, state.boxes[k])
+        for k in sorted(refined_numbers(graph, state.region), reverse=True)
+    }
     places = {k: torch.nonzero(f[0]).flatten() for k, f in flags.items() if bool(f.any())}
     total, row, every = 0.0, 0.0, -(-len(places) // _TIMED)
     for i, (number, elements) in enumerate(places.items()):
@@ -85,14 +111,22 @@ def _refining(state: Relaxed) -> float:
 def _row(state: Relaxed, number: int, elements: Tensor) -> float:
     """Return how long a row that begins at a number takes."""
     seconds = _timed(state, number, elements[:1])
-    return seconds if seconds > _SHORT else min(seconds, _timed(state, number, elements[:_TOGETHER]) / len(elements[:_TOGETHER]))
+    return (
+        seconds
+        if seconds > _SHORT
+        else min(seconds, _timed(state, number, elements[:_TOGETHER]) / len(elements[:_TOGETHER]))
+    )
 
 
 def _timed(state: Relaxed, number: int, elements: Tensor) -> float:
     windowed, like = in_windows(state.graph, number), state.region.center
     place = elements if windowed else elements[None]
     points = torch.zeros(len(place), dtype=torch.long, device=like.device)
-    sign = torch.ones(len(place), 1 if windowed else len(elements), dtype=like.dtype, device=like.device)
+    sign = torch.ones(
+        len(place), 1 if windowed else len(elements), dtype=like.dtype, device=like.device
+    )
     begun = CLOCK()
-    lower_bounds(state, number, unit_rows(place, points, state.graph.shape(number), sign, windowed=windowed))
+    lower_bounds(
+        state, number, unit_rows(place, points, state.graph.shape(number), sign, windowed=windowed)
+    )
     return CLOCK() - begun

@@ -28,7 +28,8 @@ _HELD_BYTES = 2**28
 
 
 class Bound(NamedTuple):
-    """What one evaluation proves: a lower bound of the worst margin (N,), the boxes it used, and the directions bounded for each point (N,).
+    """What one evaluation proves: a lower bound of the worst margin (N,), the boxes it used, and
+    the directions bounded for each point (N,).
 
     `prove` writes a proof of a point whose worst margin is positive, where proofs were asked for.
     """
@@ -49,14 +50,16 @@ class Bounder(Protocol):
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Claim the problem's own radii."""
 
-    def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
+    def bound(
+        self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None
+    ) -> Bound:
         """Bound the worst margin over the problem's regions."""
 
 
 @dataclass(frozen=True)
 class IBP:
-    """Interval bound propagation (Gowal et al. 2018), with the last affine layers merged into the margins. Cheap and loose; exact for a linear model
-    under linf.
+    """Interval bound propagation (Gowal et al. 2018), with the last affine layers merged into the
+    margins. Cheap and loose; exact for a linear model under linf.
 
     `proofs` and `guarantee`: as for `CROWN`. Cost: two forward passes in float64.
     """
@@ -73,9 +76,18 @@ class IBP:
         """Yield a claim for every point."""
         return claims(self, problem)
 
-    def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
+    def bound(
+        self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None
+    ) -> Bound:
         """See `Bounder`."""
-        return _bound(problem, arithmetic, known, refine=False, sweep=False, writer=self if self.proofs and known is None else None)
+        return _bound(
+            problem,
+            arithmetic,
+            known,
+            refine=False,
+            sweep=False,
+            writer=self if self.proofs and known is None else None,
+        )
 
     def forecast(self, problem: Problem) -> Forecast:
         """A pass through the network tells what the boxes will cost."""
@@ -84,12 +96,15 @@ class IBP:
 
 @dataclass(frozen=True)
 class CROWN:
-    """Linear relaxations swept backward for every intermediate value that bends, then for the margins (Zhang et al. 2018), adaptive lower slopes.
+    """Linear relaxations swept backward for every intermediate value that bends, then for the
+    margins (Zhang et al. 2018), adaptive lower slopes.
 
-    `guarantee` "float64-checked": about the network in real arithmetic, the rounding of the bound accounted for. "float32-executed": about the network as
-    float32 runs it, in whatever order it adds up (see bounds/executed.py). Cost: two rows of a backward sweep for each element that bends, one for each
-    margin. With `proofs` every claim comes with a proof file. Without `refine` boxes of intermediate values are plain intervals (CROWN-IBP, Zhang et al.
-    2020): rows for the margins are all there is to pay.
+    `guarantee` "float64-checked": about the network in real arithmetic, the rounding of the bound
+    accounted for. "float32-executed": about the network as float32 runs it, in whatever order it
+    adds up (see bounds/executed.py). Cost: two rows of a backward sweep for each element that
+    bends, one for each margin. With `proofs` every claim comes with a proof file. Without `refine`
+    boxes of intermediate values are plain intervals (CROWN-IBP, Zhang et al. 2020): rows for the
+    margins are all there is to pay.
     """
 
     refine: bool = field(default=True, repr=False)
@@ -105,40 +120,77 @@ class CROWN:
         """Yield a claim for every point."""
         return claims(self, problem)
 
-    def bound(self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None) -> Bound:
+    def bound(
+        self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None
+    ) -> Bound:
         """See `Bounder`."""
-        return _bound(problem, arithmetic, known, refine=self.refine, sweep=True, writer=self if self.proofs and known is None else None)
+        return _bound(
+            problem,
+            arithmetic,
+            known,
+            refine=self.refine,
+            sweep=True,
+            writer=self if self.proofs and known is None else None,
+        )
 
     def forecast(self, problem: Problem) -> Forecast:
         """A few rows tell what all of them will cost."""
         return sweeps_forecast(problem, arithmetic_of(self.guarantee), refine=self.refine)
 
 
-def _bound(problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None, *, refine: bool, sweep: bool, writer: object | None = None) -> Bound:
+def _bound(
+    problem: Problem,
+    arithmetic: Arithmetic,
+    known: dict[int, Box] | None,
+    *,
+    refine: bool,
+    sweep: bool,
+    writer: object | None = None,
+) -> Bound:
     graph, region = posed(problem, arithmetic)
     with torch.no_grad(), plain_sums():
         state = relax(graph, region, arithmetic, known, refine=refine)
         rows = problem.goal.rows(problem.y, problem.classes)
-        bounded = interval_margin_bounds if not sweep else margin_bounds if writer is not None else joined_bounds  # a proof file holds one of the two
+        # a proof file holds one of the two
+        bounded = (
+            interval_margin_bounds
+            if not sweep
+            else margin_bounds
+            if writer is not None
+            else joined_bounds
+        )
         margins = bounded(state, rows)
         margins = shifted(margins, problem.goal, problem.y, problem.classes)
     margins = margins.nan_to_num(nan=-torch.inf)
     notes = None if writer is None else Notes.of(problem, state if sweep else level(state), margins)
-    return Bound(problem.goal.worst(margins), state.boxes, state.rows + rows.shape[1], None if notes is None else lambda i: notes.written(i, writer))
+    return Bound(
+        problem.goal.worst(margins),
+        state.boxes,
+        state.rows + rows.shape[1],
+        None if notes is None else lambda i: notes.written(i, writer),
+    )
 
 
 def shifted(bounds: Tensor, goal: Goal, y: Tensor, classes: int) -> Tensor:
-    """Return bounds (N, S) of rows @ logits with the goal's offsets added, rounded down; where nothing is added nothing is lost."""
+    """Return bounds (N, S) of rows @ logits with the goal's offsets added, rounded down; where
+    nothing is added nothing is lost.
+    """
     offsets = goal.offsets(y, classes).to(bounds)
-    return torch.where(offsets == 0, bounds, torch.nextafter(bounds + offsets, torch.full_like(bounds, -torch.inf)))
+    return torch.where(
+        offsets == 0, bounds, torch.nextafter(bounds + offsets, torch.full_like(bounds, -torch.inf))
+    )
 
 
 def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
     """Yield the bounder's claims at the problem's own radii, a batch of points at a time.
 
-    Where float64 is slow (a GPU) a float32 evaluation goes first, and only what it proves is confirmed.
+    Where float64 is slow (a GPU) a float32 evaluation goes first, and only what it proves is
+    confirmed.
     """
-    radii, arithmetic = problem.threat.radii(len(problem)).to(problem.x.device), arithmetic_of(bounder.guarantee)
+    radii, arithmetic = (
+        problem.threat.radii(len(problem)).to(problem.x.device),
+        arithmetic_of(bounder.guarantee),
+    )
     screen = problem.x.device.type != "cpu"
 
     def claim(index: Tensor) -> Claim:
@@ -154,17 +206,27 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
             worst[left], rows[left] = proof.worst, rows[left] + proof.rows
             files = written(proof.prove, proof.worst > 0, left, len(index))
         proved = torch.where(worst > 0, radius, torch.zeros_like(radius))
-        return Claim(index, proved, worst, arithmetic.guarantee, torch.zeros_like(rows), rows, files)
+        return Claim(
+            index, proved, worst, arithmetic.guarantee, torch.zeros_like(rows), rows, files
+        )
 
     yield from spread(claim, batches(problem), problem.x.device)
 
 
-def written(prove: Callable[[int], bytes] | None, proved: Tensor, places: Tensor, count: int) -> tuple[bytes | None, ...] | None:
-    """Return the proofs of `count` points: of those among `places` that are proved, and None of the others; None where no proofs are written."""
+def written(
+    prove: Callable[[int], bytes] | None, proved: Tensor, places: Tensor, count: int
+) -> tuple[bytes | None, ...] | None:
+    """Return the proofs of `count` points: of those among `places` that are proved, and None of the
+    others; None where no proofs are written.
+    """
     if prove is None:
         return None
     with torch.no_grad():
-        files = {place: prove(i) for i, (place, good) in enumerate(zip(places.tolist(), proved.tolist(), strict=True)) if good}
+        files = {
+            place: prove(i)
+            for i, (place, good) in enumerate(zip(places.tolist(), proved.tolist(), strict=True))
+            if good
+        }
     return tuple(files.get(i) for i in range(count))
 
 
@@ -172,11 +234,15 @@ Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 
 
-def spread(work: Callable[[Part], Answer], parts: Iterable[Part], device: torch.device) -> Iterator[Answer]:
-    """Yield the answers about each part, in order; on a CPU one thread a core works on a part of its own.
+def spread(
+    work: Callable[[Part], Answer], parts: Iterable[Part], device: torch.device
+) -> Iterator[Answer]:
+    """Yield the answers about each part, in order; on a CPU one thread a core works on a part of
+    its own.
 
-    Sweeps are made of many short operations: a core for each batch of points keeps both busy, two cores for each operation mostly wait for one another.
-    Whoever stops listening, by Ctrl-C too, stops the threads.
+    Sweeps are made of many short operations: a core for each batch of points keeps both busy, two
+    cores for each operation mostly wait for one another. Whoever stops listening, by Ctrl-C too,
+    stops the threads.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -195,6 +261,10 @@ def spread(work: Callable[[Part], Answer], parts: Iterable[Part], device: torch.
 
 
 def batches(problem: Problem) -> Iterator[Tensor]:
-    """Yield the places of points to bound together: as many as a fixed number of bytes holds boxes for."""
+    """Yield the places of points to bound together: as many as a fixed number of bytes holds boxes
+    for.
+    """
     held = held_bytes(graph_of(problem.classifier, problem.x))
-    yield from torch.arange(len(problem), device=problem.x.device).split(max(1, min(_POINTS, _HELD_BYTES // held)))
+    yield from torch.arange(len(problem), device=problem.x.device).split(
+        max(1, min(_POINTS, _HELD_BYTES // held))
+    )

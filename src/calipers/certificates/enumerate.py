@@ -1,4 +1,6 @@
-"""Does any way of replacing at most k letters change the decision? All of them are evaluated, where they are few enough."""
+"""Does any way of replacing at most k letters change the decision? All of them are evaluated, where
+they are few enough.
+"""
 
 from __future__ import annotations
 
@@ -21,44 +23,61 @@ _WAYS = 512  # ways of switching evaluated on every point before the broken ones
 
 @dataclass(frozen=True)
 class Enumeration:
-    """Evaluate every neighbour of a `Substitutions` threat, fewest switches first, and claim the largest number of switches within which all of them resist.
+    """Evaluate every neighbour of a `Substitutions` threat, fewest switches first, and claim the
+    largest number of switches within which all of them resist.
 
-    A neighbourhood of more than `limit` points (sum over i <= k of C(n, i) (K - 1)^i for n letters of K kinds) is not begun, and nothing is claimed; nor is
-    it where numeric columns can move, which is in infinitely many ways.
-    Guarantee: float64-checked. The float64 copy of the model must keep a margin above 16 roundings of the largest logit in the model's own precision, and
-    never less than in float32: millions of times what float64 itself can have lost.
-    Cost: one float64 forward a neighbour; a point that does not resist stops at the first switches that show it.
+    A neighbourhood of more than `limit` points (sum over i <= k of C(n, i) (K - 1)^i for n letters
+    of K kinds) is not begun, and nothing is claimed; nor is it where numeric columns can move,
+    which is in infinitely many ways. Guarantee: float64-checked. The float64 copy of the model must
+    keep a margin above 16 roundings of the largest logit in the model's own precision, and never
+    less than in float32: millions of times what float64 itself can have lost. Cost: one float64
+    forward a neighbour; a point that does not resist stops at the first switches that show it.
     """
 
     limit: int = 100_000
 
     def __post_init__(self) -> None:
         if self.limit < 1:
-            raise BadInput(f"Enumeration takes a limit >= 1 on the neighbours of a point, got {self.limit}")
+            raise BadInput(
+                f"Enumeration takes a limit >= 1 on the neighbours of a point, got {self.limit}"
+            )
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Yield a claim for every point, a block of points at a time."""
         region = problem.region
         if not isinstance(region, SubstitutionRegion):
-            raise BadInput("Enumeration answers a Substitutions threat: a Ball holds infinitely many points. For a Ball use linear bounds.")
+            raise BadInput(
+                "Enumeration answers a Substitutions threat: a Ball holds infinitely many points. "
+                "For a Ball use linear bounds."
+            )
         if problem.classifier.draws:
-            raise UnsupportedOp("Enumeration proves what holds for one function, but this model answers at random: attack it, or measure it without chance")
+            raise UnsupportedOp(
+                "Enumeration proves what holds for one function, but this model answers at random: "
+                "attack it, or measure it without chance"
+            )
         for block in torch.arange(len(problem), device=problem.x.device).split(_POINTS):
             yield _Roll(problem.take(block), region.take(block)).claim(block, self.limit)
 
 
 class _Roll:
-    """One block of points: within how many switches all neighbours resist so far, and by which margin at least."""
+    """One block of points: within how many switches all neighbours resist so far, and by which
+    margin at least.
+    """
 
     def __init__(self, problem: Problem, region: SubstitutionRegion) -> None:
         self.problem, self.region = problem, region
         n, device = len(problem), problem.x.device
-        self.switches, self.forwards = (torch.zeros(n, dtype=torch.long, device=device) for _ in range(2))
-        self.lowest = torch.full((n,), torch.inf, dtype=torch.float64, device=device)  # of all neighbours seen
+        self.switches, self.forwards = (
+            torch.zeros(n, dtype=torch.long, device=device) for _ in range(2)
+        )
+        # of all neighbours seen
+        self.lowest = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
         self.held = torch.full_like(self.lowest, -torch.inf)  # of those within `switches`
 
     def claim(self, block: Tensor, limit: int) -> Claim:
-        """Evaluate the neighbourhoods of at most `limit` points; points with equally many choices share the enumeration."""
+        """Evaluate the neighbourhoods of at most `limit` points; points with equally many choices
+        share the enumeration.
+        """
         small = [self.region.numeric is None and size <= limit for size in self.region.sizes()]
         rows = torch.nonzero(torch.tensor(small, device=block.device)).flatten()
         kinds = torch.cat([self.region.budget[rows, None], self.region.options[rows].sum(2)], 1)
@@ -67,10 +86,19 @@ class _Roll:
             self._evaluate_all(rows[kind == i], int(unique[i, 0]), unique[i, 1:])
         resisted = self.switches > 0
         failed = torch.where(self.lowest < torch.inf, self.lowest, -torch.inf)
-        return Claim(block, self.switches.double(), torch.where(resisted, self.held, failed), "float64-checked", self.forwards, torch.zeros_like(self.forwards))
+        return Claim(
+            block,
+            self.switches.double(),
+            torch.where(resisted, self.held, failed),
+            "float64-checked",
+            self.forwards,
+            torch.zeros_like(self.forwards),
+        )
 
     def _evaluate_all(self, rows: Tensor, k: int, counts: Tensor) -> None:
-        """Evaluate all ways of switching at most k groups that have `counts (G,)` alternatives, at points `rows` that share them."""
+        """Evaluate all ways of switching at most k groups that have `counts (G,)` alternatives, at
+        points `rows` that share them.
+        """
         complete = 0
         for switches in enumerate_switches(counts, k, _WAYS):
             if switches.shape[1] > complete:
@@ -78,7 +106,9 @@ class _Roll:
                 complete = switches.shape[1]
             margins = self._margins(rows, switches)
             # A NaN is not a margin: it becomes the lowest of all.
-            self.lowest[rows] = torch.minimum(self.lowest[rows], margins.nan_to_num(nan=-torch.inf).amin(1))
+            self.lowest[rows] = torch.minimum(
+                self.lowest[rows], margins.nan_to_num(nan=-torch.inf).amin(1)
+            )
             rows = rows[self.lowest[rows] > 0]
             if not len(rows):
                 return
@@ -89,19 +119,27 @@ class _Roll:
         self.switches[rows], self.held[rows] = switches, self.lowest[rows]
 
     def _margins(self, rows: Tensor, switches: Tensor) -> Tensor:
-        """Return the worst margins, the allowance for rounding taken off, of the ways (T, i, 2) at the points, (P, T) float64."""
+        """Return the worst margins, the allowance for rounding taken off, of the ways (T, i, 2) at
+        the points, (P, T) float64.
+        """
         ways = len(switches)
         owner = rows.repeat_interleave(ways)
         moves = self.region.numbered(owner, switches.repeat(len(rows), 1, 1))
         self.forwards[rows] += ways
         parts = zip(owner.split(_ROWS), moves.split(_ROWS), strict=True)
-        return torch.cat([cleared(self.problem, o, self.region.switched(o, m)) for o, m in parts]).view(len(rows), ways)
+        return torch.cat(
+            [cleared(self.problem, o, self.region.switched(o, m)) for o, m in parts]
+        ).view(len(rows), ways)
 
 
 def cleared(problem: Problem, rows: Tensor, points: Tensor) -> Tensor:
-    """Return the worst margins of points (P, *D) that belong to `rows (P,)` of the problem, the allowance for rounding taken off, (P,) float64."""
+    """Return the worst margins of points (P, *D) that belong to `rows (P,)` of the problem, the
+    allowance for rounding taken off, (P,) float64.
+    """
     goal = problem.goal.take(rows)
     logits = problem.classifier.logits64(points)
     size = problem.size[rows]
-    slack = torch.maximum(problem.allowance(logits, size), problem.allowance(logits, size, torch.float32))
+    slack = torch.maximum(
+        problem.allowance(logits, size), problem.allowance(logits, size, torch.float32)
+    )
     return goal.worst(goal.margins(logits, problem.y[rows])) - slack

@@ -1,4 +1,6 @@
-"""What does a certifier's claim speak about? Real arithmetic, or the network as it is executed; a tool's name says so where it is the latter."""
+"""What does a certifier's claim speak about? Real arithmetic, or the network as it is executed; a
+tool's name says so where it is the latter.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from calipers.problem.problem import Problem
 
 
 def posed(problem: Problem, arithmetic: Arithmetic) -> tuple[Graph, Region]:
-    """Return the network and the regions in the arithmetic of the bounds. Raises `BadInput` where these cannot be about its execution, though they should.
+    """Return the network and the regions in the arithmetic of the bounds. Raises `BadInput` where
+    these cannot be about its execution, though they should.
 
-    About an execution the layers are as they run: merged ones hide what overflows, or is lost, between them.
+    About an execution the layers are as they run: merged ones hide what overflows, or is lost,
+    between them.
     """
     graph = graph_of(problem.classifier, problem.x)
     graph = graph if arithmetic.executed is None else graph.apart or graph
@@ -27,13 +31,26 @@ def posed(problem: Problem, arithmetic: Arithmetic) -> tuple[Graph, Region]:
 
 
 def stated(tool: Any) -> str:
-    """Return a tool as it is written down and recorded: its settings, and its guarantee and what boxes it uses where these are not the usual ones."""
-    unusual = [f.name for f in fields(tool) if f.name in ("guarantee", "refine") and f.default is not MISSING and getattr(tool, f.name) != f.default]
+    """Return a tool as it is written down and recorded: its settings, and its guarantee and what
+    boxes it uses where these are not the usual ones.
+    """
+    unusual = [
+        f.name
+        for f in fields(tool)
+        if f.name in ("guarantee", "refine")
+        and f.default is not MISSING
+        and getattr(tool, f.name) != f.default
+    ]
     shown = [f.name for f in fields(tool) if f.repr or f.name in unusual]
-    return f"{type(tool).__name__}({', '.join(f'{name}={getattr(tool, name)!r}' for name in shown)})"
+    return (
+        f"{type(tool).__name__}({', '.join(f'{name}={getattr(tool, name)!r}' for name in shown)})"
+    )
 
 
 def check_proofs(arithmetic: Arithmetic, *, proofs: bool) -> None:
     """Raise `BadInput` where proof files are asked for that no checker could prove."""
     if proofs and arithmetic.executed is not None:
-        raise BadInput(f"proof files are about real arithmetic: measure without proofs, or without the guarantee {arithmetic.guarantee}")
+        raise BadInput(
+            "proof files are about real arithmetic: measure without proofs, or without the "
+            f"guarantee {arithmetic.guarantee}"
+        )

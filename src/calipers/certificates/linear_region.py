@@ -1,15 +1,16 @@
-"""How far is the nearest example where the network is one affine map up to it? Both ends are read off that map: no search.
+"""How far is the nearest example where the network is one affine map up to it? Both ends are read
+off that map: no search.
 
-Where no operation leaves its piece within the ball every margin is affine, m + <a, delta>. The most that it
-falls within radius r, over ball, box, mask and weights, rises with r along known pieces; the root of fall(r)
-= m is the distance, gap / dual norm where nothing but the ball limits the adversary, and the minimiser there
-is the nearest example (Hein and Andriushchenko 2017, Croce, Andriushchenko and Hein 2019). Where several
-margins must fall at once, or constraints cut the ball, the nearest point of a polyhedron takes the place of
-the root (polyhedra.py).
+Where no operation leaves its piece within the ball every margin is affine, m + <a, delta>. The most
+that it falls within radius r, over ball, box, mask and weights, rises with r along known pieces;
+the root of fall(r) = m is the distance, gap / dual norm where nothing but the ball limits the
+adversary, and the minimiser there is the nearest example (Hein and Andriushchenko 2017, Croce,
+Andriushchenko and Hein 2019). Where several margins must fall at once, or constraints cut the ball,
+the nearest point of a polyhedron takes the place of the root (polyhedra.py).
 
-The map is that of the point itself, and only a guess: what is claimed is bounded again in checked float64
-over the whole ball, and what is found is asked of the model. Points whose nearest example in the map lies
-beyond a kink are left to searches.
+The map is that of the point itself, and only a guess: what is claimed is bounded again in checked
+float64 over the whole ball, and what is found is asked of the model. Points whose nearest example
+in the map lies beyond a kink are left to searches.
 """
 
 from __future__ import annotations
@@ -35,25 +36,32 @@ from calipers.problem.region import Region, distance_to
 from calipers.problem.tools import Attempt, Claim
 
 _EXACT = Arithmetic(torch.float64, checked=False)
-_SEVERAL = 16  # margins of a network with kinks that are looked at, the smallest; the proof is about all
+_SEVERAL = (
+    16  # margins of a network with kinks that are looked at, the smallest; the proof is about all
+)
 _HELD_BYTES = 2**28  # of the rows of an affine network's margins
-_BELOW = 1 - 1e-9  # of the distance: there the margin is larger than the rounding of its bound, as a rule
-_TRIES = 4  # radii; each next one is where the last bound, short by rounding, would have been positive
-_BEYOND = (0.0, *(2.0**k for k in range(-12, 3)))  # of the model's own rounding, by which margins are overstepped until it is fooled beyond all doubt
+# of the distance: there the margin is larger than the rounding of its bound, as a rule
+_BELOW = 1 - 1e-9
+_TRIES = (
+    4  # radii; each next one is where the last bound, short by rounding, would have been positive
+)
+# of the model's own rounding, by which margins are overstepped until it is fooled beyond all doubt
+_BEYOND = 0.0, *(2.0**k for k in range(-12, 3))
 _FARTHER = tuple(10.0**k for k in range(-9, -3))  # of the margin: a solver may stop as much short
 
 
 @dataclass(frozen=True)
 class LinearRegion:
-    """The exact distance of points whose nearest example lies in the linear region of the point, with that example; 0 for all others.
+    """The exact distance of points whose nearest example lies in the linear region of the point,
+    with that example; 0 for all others.
 
-    On affine models (logistic regression, networks without activations) that is every point that has an
-    example in its box; elsewhere those within whose distance no operation leaves its piece, or where bounds
-    are tight all the same. Any box, mask, weights, constraints and goal; radii of the problem play no part.
-    The `bounder` proves the radius, and the guarantee is its own; with `proofs` its proof files come along,
-    but where several margins must fall at once.
-    Cost: a row of a backward sweep for each margin (at most 16, if the network has kinks), and the bounder's
-    at a radius, for points that pass a look at the example.
+    On affine models (logistic regression, networks without activations) that is every point that
+    has an example in its box; elsewhere those within whose distance no operation leaves its piece,
+    or where bounds are tight all the same. Any box, mask, weights, constraints and goal; radii of
+    the problem play no part. The `bounder` proves the radius, and the guarantee is its own; with
+    `proofs` its proof files come along, but where several margins must fall at once. Cost: a row of
+    a backward sweep for each margin (at most 16, if the network has kinks), and the bounder's at a
+    radius, for points that pass a look at the example.
     """
 
     bounder: Bounder
@@ -77,12 +85,18 @@ class LinearRegion:
             attempts = examples(guess, left[guess.distance[left].isfinite()])
             claim = self._proved(guess, left, claim)
         for attempt in attempts:
-            yield Attempt(index[attempt.index], attempt.candidate, attempt.forwards, attempt.backwards)
+            yield Attempt(
+                index[attempt.index], attempt.candidate, attempt.forwards, attempt.backwards
+            )
         yield claim
 
     def _proved(self, guess: Guess, left: Tensor, claim: Claim) -> Claim:
-        """Claim for the points `left` the largest radius, just below the guess, of a few that is proved."""
-        bounder: Any = replace(self.bounder, proofs=True) if self.proofs and hasattr(self.bounder, "proofs") else self.bounder  # type: ignore[type-var]
+        """Claim for the points `left` the largest radius, just below the guess, of a few that is
+        proved.
+        """
+        bounder: Any = self.bounder
+        if self.proofs and hasattr(bounder, "proofs"):
+            bounder = replace(bounder, proofs=True)
         problem, arithmetic, files = guess.problem, arithmetic_of(self.bounder.guarantee), None
         wide = problem.threat.widest(problem.x).to(guess.distance)
         asked = torch.minimum(guess.distance * _BELOW, wide)
@@ -92,9 +106,14 @@ class LinearRegion:
             if not len(left):
                 break
             part = problem.take(left).at(radius[left])
-            if guess.joint is None or (self.proofs and not isinstance(part.region, ConstrainedRegion)):
+            if guess.joint is None or (
+                self.proofs and not isinstance(part.region, ConstrainedRegion)
+            ):
                 bound = bounder.bound(part, arithmetic)
-                worst, new = bound.worst, written(bound.prove, bound.worst > 0, left, len(claim.index))
+                worst, new = (
+                    bound.worst,
+                    written(bound.prove, bound.worst > 0, left, len(claim.index)),
+                )
                 claim.backwards[left] += bound.rows
             else:
                 worst, new = torch.full_like(radius[left], -torch.inf), None
@@ -102,35 +121,57 @@ class LinearRegion:
                 worst = torch.maximum(worst, guess.joint.worst(part, left, arithmetic))
             proved = worst > 0
             claim.radius[left[proved]], claim.margin[left] = radius[left[proved]], worst
-            files = files if new is None else tuple(a or b for a, b in zip(files or (None,) * len(new), new, strict=True))
-            # The margin falls from its clean value to 0 over the distance, or faster: where the bound is short by rounding, a little less is enough.
+            files = (
+                files
+                if new is None
+                else tuple(a or b for a, b in zip(files or (None,) * len(new), new, strict=True))
+            )
+            # The margin falls from its clean value to 0 over the distance, or faster: where the
+            # bound is short by rounding, a little less is enough.
             short = (-2 * worst / guess.clean[left]).clamp(0, 1)
             asked, left = asked.index_copy(0, left, asked[left] * (1 - short)), left[~proved]
-        return Claim(claim.index, claim.radius, claim.margin, claim.guarantee, claim.forwards, claim.backwards, files)
+        return Claim(
+            claim.index,
+            claim.radius,
+            claim.margin,
+            claim.guarantee,
+            claim.forwards,
+            claim.backwards,
+            files,
+        )
 
 
 def straight(graph: Graph) -> bool:
     """Is the network made of straight pieces?"""
-    return all(is_affine(node.op) or hasattr(node.op, "kinks") or hasattr(node.op, "windows") for node in graph.nodes)
+    return all(
+        is_affine(node.op) or hasattr(node.op, "kinks") or hasattr(node.op, "windows")
+        for node in graph.nodes
+    )
 
 
 def _claim(index: Tensor, guarantee: Guarantee) -> Claim:
     """Return a claim of nothing."""
-    radius, none = torch.zeros(len(index), dtype=torch.float64, device=index.device), torch.zeros_like(index)
+    radius, none = (
+        torch.zeros(len(index), dtype=torch.float64, device=index.device),
+        torch.zeros_like(index),
+    )
     return Claim(index, radius, torch.full_like(radius, -torch.inf), guarantee, none, none.clone())
 
 
 Solve = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The offsets (P, d) of the nearest examples of chosen points (P,), the margins that decide there being at most minus `beyond (P,)`, or up to `most (P,)`."""
+"""The offsets (P, d) of the nearest examples of chosen points (P,), the margins that decide there
+being at most minus `beyond (P,)`, or up to `most (P,)`.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Guess:
-    """The affine maps at N points and how far their decision boundaries are, as if they held everywhere; in float64.
+    """The affine maps at N points and how far their decision boundaries are, as if they held
+    everywhere; in float64.
 
-    `distance (N,)` is infinite where there is no example, 0 where the point is wrong or nothing was found;
-    `clean (N,)` the worst margin at the point. `rows (N, S, d)` are the gradients of the margins looked at;
-    `joint` is set where several margins decide together.
+    `distance (N,)` is infinite where there is no example, 0 where the point is wrong or nothing was
+    found; `clean (N,)` the worst margin at the point. `rows (N, S, d)` are the gradients of the
+    margins looked at; `joint` is set where several margins decide together.
     """
 
     problem: Problem
@@ -150,19 +191,40 @@ class Guess:
         state = relax(graph, region.at(torch.zeros_like(region.radius)), _EXACT, refine=False)
         spec = problem.goal.rows(problem.y, problem.classes).to(margins)
         spec = spec.gather(1, chosen[:, :, None].expand(-1, -1, spec.shape[2]))
-        rows, clean, held = margin_lines(state, spec).flatten(2), problem.goal.worst(margins), margins.gather(1, chosen)
+        rows, clean, held = (
+            margin_lines(state, spec).flatten(2),
+            problem.goal.worst(margins),
+            margins.gather(1, chosen),
+        )
         cases = problem.goal.cases(problem.classes).to(chosen.device)
         alone = bool((torch.bincount(cases, minlength=1) == 1).all())
         if alone and not isinstance(region, ConstrainedRegion):
             distance, delta = _roots(region, rows, held)
             return cls(problem, graph, rows, clean, torch.where(clean > 0, distance, 0.0), delta)
         if rows.shape[1] < margins.shape[1] or region.norm.is_count:
-            return cls(problem, graph, rows, clean, torch.zeros_like(clean), lambda places, beyond, most: rows[places, 0] * 0)
+            return cls(
+                problem,
+                graph,
+                rows,
+                clean,
+                torch.zeros_like(clean),
+                lambda places, beyond, most: rows[places, 0] * 0,
+            )
         joint = Joint.of(problem, region, rows, held, clean > 0)
-        return cls(problem, graph, rows, clean, torch.where(clean > 0, joint.distance, 0.0), joint.offsets, joint)
+        return cls(
+            problem,
+            graph,
+            rows,
+            clean,
+            torch.where(clean > 0, joint.distance, 0.0),
+            joint.offsets,
+            joint,
+        )
 
     def straight(self) -> Tensor:
-        """Return the points (P,) that have a distance, at whose nearest example every operation is still on its piece."""
+        """Return the points (P,) that have a distance, at whose nearest example every operation is
+        still on its piece.
+        """
         good = (self.clean > 0) & (self.distance > 0)
         if all(is_affine(node.op) for node in self.graph.nodes):
             return torch.nonzero(good).flatten()
@@ -177,7 +239,9 @@ class Guess:
         for node in self.graph.nodes:
             if not is_affine(node.op):
                 ends = near[node.inputs[0]], far[node.inputs[0]]
-                still &= ~node.op.bends(torch.minimum(*ends), torch.maximum(*ends)).flatten(1).any(1)
+                still &= ~node.op.bends(torch.minimum(*ends), torch.maximum(*ends)).flatten(1).any(
+                    1
+                )
         return places[still]
 
 
@@ -190,10 +254,14 @@ def _smallest(margins: Tensor, graph: Graph, region: Region) -> Tensor:
 
 
 def _roots(region: Region, rows: Tensor, margins: Tensor) -> tuple[Tensor, Solve]:
-    """Return the distance (N,) at which the first of the margins (N, S) falls to 0, and how to get there."""
+    """Return the distance (N,) at which the first of the margins (N, S) falls to 0, and how to get
+    there.
+    """
     n, count = margins.shape
     point = torch.arange(n, device=rows.device).repeat_interleave(count)
-    each = distance_to(region.take(point), -rows.flatten(0, 1), margins.flatten().clamp_min(0)).distance.view(n, count)
+    each = distance_to(
+        region.take(point), -rows.flatten(0, 1), margins.flatten().clamp_min(0)
+    ).distance.view(n, count)
     distance, first = each.min(1)
 
     def offsets(places: Tensor, beyond: Tensor, most: Tensor) -> Tensor:
@@ -204,22 +272,33 @@ def _roots(region: Region, rows: Tensor, margins: Tensor) -> tuple[Tensor, Solve
 
 
 def examples(guess: Guess, places: Tensor) -> list[Attempt]:
-    """Return the nearest points where the model itself is fooled, and those where no order of summation shows another answer."""
+    """Return the nearest points where the model itself is fooled, and those where no order of
+    summation shows another answer.
+    """
     if not len(places):
         return []
     problem = guess.problem.take(places)
     rounding = problem.allowance(problem.classifier.logits64(problem.x), problem.size)
-    steps = [unit[:, None] * unit.new_tensor(shares) for unit, shares in ((rounding, _BEYOND), (guess.clean[places], _FARTHER))]
+    steps = [
+        unit[:, None] * unit.new_tensor(shares)
+        for unit, shares in ((rounding, _BEYOND), (guess.clean[places], _FARTHER))
+    ]
     beyond = torch.cat(steps, 1).sort(1).values
     found, sure = problem.x.clone(), problem.x.clone()
-    open_, doubtful = torch.ones_like(places, dtype=torch.bool), torch.ones_like(places, dtype=torch.bool)
+    open_, doubtful = (
+        torch.ones_like(places, dtype=torch.bool),
+        torch.ones_like(places, dtype=torch.bool),
+    )
     for k in range(beyond.shape[1]):
         give_way()
         left = torch.nonzero(open_ | doubtful).flatten()
         if not len(left):
             break
         part = problem.take(left)
-        point = (part.x.double() + guess.delta(places[left], beyond[left, k], beyond[left, -1]).view_as(part.x)).to(part.x.dtype)
+        point = (
+            part.x.double()
+            + guess.delta(places[left], beyond[left, k], beyond[left, -1]).view_as(part.x)
+        ).to(part.x.dtype)
         inside = part.at(part.region.distance(point)).region.snap(point)
         fooled, certain = part.fooled(inside)[0], part.clearance(inside) <= 0
         first, last = open_[left] & fooled, doubtful[left] & certain

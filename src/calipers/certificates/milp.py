@@ -1,8 +1,11 @@
-"""How near is the nearest adversarial example, exactly? Mixed-integer programming within the radius asked, of which every bound is proved again.
+"""How near is the nearest adversarial example, exactly? Mixed-integer programming within the radius
+asked, of which every bound is proved again.
 
-A linear program for each branch says where the relaxed network is weakest (exact.solving); its multipliers prove a bound in rounded arithmetic, so a solver
-that is wrong makes a search slow, never its answer false (exact.proving); its solution is asked of the model, and the nearest example of that
-piece of the network is the radius left to prove (exact.examples). The search ends where the proof meets the example.
+A linear program for each branch says where the relaxed network is weakest (exact.solving); its
+multipliers prove a bound in rounded arithmetic, so a solver that is wrong makes a search slow,
+never its answer false (exact.proving); its solution is asked of the model, and the nearest example
+of that piece of the network is the radius left to prove (exact.examples). The search ends where the
+proof meets the example.
 """
 
 from __future__ import annotations
@@ -33,14 +36,19 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
 
 _ROOM = 1 + 1e-3  # of the nearest example's distance: the model is made over a region that holds it
-_AGAIN = 0.9  # share of the region's radius: with an example nearer than that a smaller region has tighter rows
-_STEP = 1e-5  # share of an example's distance by which the next one is nearer at least, for ascents to begin anew
+# share of the region's radius: with an example nearer than that a smaller region has tighter rows
+_AGAIN = 0.9
+# share of an example's distance by which the next one is nearer at least, for ascents to begin anew
+_STEP = 1e-5
 _ASCENTS = 0.7  # share of the time that is left, for branches by ascents
 _TIGHTENED = 2  # programs for a choice: as many as tightening costs
 _FEWER = 0.85  # share of the choices that tightening leaves at most, to begin anew for it
-_MANY = 2  # branches of a case, times that, as many as there are choices: then its boxes are tightened
+_MANY = (
+    2  # branches of a case, times that, as many as there are choices: then its boxes are tightened
+)
 _HINTED = 0.5  # share of the time that is left, for hints
-_RISES, _LOW = 6, 0.7  # radii tried for a first proof, where less than that share of the distance is proved
+# radii tried for a first proof, where less than that share of the distance is proved
+_RISES, _LOW = 6, 0.7
 
 Watch = Callable[[str, float, float], None]
 """(name of the point, distance proved, distance of the nearest example)."""
@@ -48,20 +56,27 @@ Watch = Callable[[str, float, float], None]
 
 @dataclass(frozen=True)
 class MILP:
-    """The exact distance of every point whose nearest example lies within the problem's radius, and a proof that there is none where there is none.
+    """The exact distance of every point whose nearest example lies within the problem's radius, and
+    a proof that there is none where there is none.
 
-    For networks of straight pieces (others are refused: `BadInput`), up to a few hundred elements that bend within the radius; linf, l2, l1, with box, mask,
-    weights and constraints. `seconds` for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for `AlphaCROWN`, whose boxes the
-    rows are made of; of `look` likely choices one is made, those never looked at being tried first. What `first` programs (l2: none) have not settled is
-    branched by ascents if most of these closed nothing; ascents leave to programs only the branches that they are slow to close. Else programs go on, with
-    boxes tightened by programs for each case. `attack` finds the first example; the smaller the radius, the fewer elements bend, so give one, or a radius
-    just above a known example's distance. `watch` is told both ends as they move. Letters are switched one more at a time, and a claim is a whole number of
-    switches; numeric columns beside them may move in linf or l1, unconstrained. With `hints` of SCIP (the extra `scip`) the search begins from the branches
-    that SCIP's tree ended in and from the points that it met, all of which are proved and asked again: a second opinion, seldom the faster one.
+    For networks of straight pieces (others are refused: `BadInput`), up to a few hundred elements
+    that bend within the radius; linf, l2, l1, with box, mask, weights and constraints. `seconds`
+    for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for
+    `AlphaCROWN`, whose boxes the rows are made of; of `look` likely choices one is made, those
+    never looked at being tried first. What `first` programs (l2: none) have not settled is branched
+    by ascents if most of these closed nothing; ascents leave to programs only the branches that
+    they are slow to close. Else programs go on, with boxes tightened by programs for each case.
+    `attack` finds the first example; the smaller the radius, the fewer elements bend, so give one,
+    or a radius just above a known example's distance. `watch` is told both ends as they move.
+    Letters are switched one more at a time, and a claim is a whole number of switches; numeric
+    columns beside them may move in linf or l1, unconstrained. With `hints` of SCIP (the extra
+    `scip`) the search begins from the branches that SCIP's tree ended in and from the points that
+    it met, all of which are proved and asked again: a second opinion, seldom the faster one.
 
-    Claims are float64-checked; they stop 2e-7 of the distance short of the nearest example of real arithmetic. The example found stands as much farther out
-    as the model's own rounding asks.
-    Cost: AlphaCROWN's, a row of a backward sweep for each element that bends, and linear programs: exponentially many at worst.
+    Claims are float64-checked; they stop 2e-7 of the distance short of the nearest example of real
+    arithmetic. The example found stands as much farther out as the model's own rounding asks. Cost:
+    AlphaCROWN's, a row of a backward sweep for each element that bends, and linear programs:
+    exponentially many at worst.
     """
 
     seconds: float = 60.0
@@ -75,38 +90,54 @@ class MILP:
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or min(self.steps, self.look) < 1 or min(self.sharpen, self.first) < 0:
-            raise BadInput(f"MILP takes seconds > 0, steps and look >= 1, sharpen and first >= 0, got {self}")
+            raise BadInput(
+                f"MILP takes seconds > 0, steps and look >= 1, sharpen and first >= 0, got {self}"
+            )
         if self.hints not in ("none", "SCIP"):
             raise BadInput(f"MILP takes hints of 'SCIP' or 'none', got {self.hints!r}")
 
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
-        """Yield a claim for every point, and the nearest examples found; after an interrupt, what is known of the points begun."""
-        graph_of(problem.classifier, problem.x)  # the model itself is asked here, before there are threads: export and copies are not made for them
+        """Yield a claim for every point, and the nearest examples found; after an interrupt, what
+        is known of the points begun.
+        """
+        # the model itself is asked here, before there are threads: export and copies are not made
+        # for them
+        graph_of(problem.classifier, problem.x)
         assert problem.size is not None
         if self.hints == "SCIP":
             check_scip()
             if not isinstance(problem.threat, Ball):
                 raise BadInput("MILP takes no hints where letters are replaced: leave `hints` out")
         search_of = _Search if isinstance(problem.threat, Ball) else LetterSearch
-        searches: list[PointSearch] = [search_of(self, problem.take([i])) for i in range(len(problem))]
+        searches: list[PointSearch] = [
+            search_of(self, problem.take([i])) for i in range(len(problem))
+        ]
         told = 0
         try:
             for told, search in enumerate(_in_order(searches), start=1):
                 yield from search.results(torch.tensor([told - 1], device=problem.x.device))
         except KeyboardInterrupt:
             for i, search in enumerate(searches[told:], start=told):
-                for answer in search.results(torch.tensor([i], device=problem.x.device)) if search.begun else ():
+                for answer in (
+                    search.results(torch.tensor([i], device=problem.x.device))
+                    if search.begun
+                    else ()
+                ):
                     yield replace(answer, final=False) if isinstance(answer, Claim) else answer
             raise
 
 
 def exact_within(seconds: float) -> MILP:
-    """Return the tool that closes a bracket whose upper ends are known, with so many seconds for a point."""
+    """Return the tool that closes a bracket whose upper ends are known, with so many seconds for a
+    point.
+    """
     return MILP(seconds=seconds)
 
 
 def _in_order(searches: list[PointSearch]) -> Iterator[PointSearch]:
-    """Run the searches, one on each core, and yield them in order; whoever is interrupted stops the others."""
+    """Run the searches, one on each core, and yield them in order; whoever is interrupted stops the
+    others.
+    """
     threads = torch.get_num_threads()
     if threads == 1:
         for search in searches:
@@ -140,7 +171,9 @@ class _Search(PointSearch):
             pass
 
     def _smaller(self, ends: float) -> bool:
-        """Search over a region that just holds what is known; is a much smaller one worth the while?"""
+        """Search over a region that just holds what is known; is a much smaller one worth the
+        while?
+        """
         radius = min(self.radius, self.examples.edge * _ROOM)
         part = self.problem.at(radius)
         start = Start.tightened(part, CHECKED, steps=self.tool.steps, sharpen=self.tool.sharpen)
@@ -148,17 +181,32 @@ class _Search(PointSearch):
         if not len(start.open) or start.root is None:
             self.lower = radius
             return False
-        state, left = start.root.state, torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
+        state, left = (
+            start.root.state,
+            torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist(),
+        )
         cases = {case: torch.nonzero(start.cases == case).flatten().tolist() for case in left}
         model = encoded(state, start.spec[0], start.offsets[0], cases)
         examples = self.examples.within(state, model, ends)
         target = min(radius, examples.edge * (1 - SHORT))
-        self.tree = tree = Tree(model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends)
-        first = 0 if state.region.norm.is_euclidean else self.tool.first  # programs over round balls are slow
+        self.tree = tree = Tree(
+            model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends
+        )
+        # programs over round balls are slow
+        first = 0 if state.region.norm.is_euclidean else self.tool.first
         if self.tool.hints == "SCIP":
             self._hinted(tree, radius, ends)
         worth = max(first, _TIGHTENED * len(model.choices))
-        self.lower = max(self.lower, tree.grow(ends, lambda: self._pause(radius) or (tree.programs >= first and (tree.wide or tree.programs >= worth))))
+        self.lower = max(
+            self.lower,
+            tree.grow(
+                ends,
+                lambda: (
+                    self._pause(radius)
+                    or (tree.programs >= first and (tree.wide or tree.programs >= worth))
+                ),
+            ),
+        )
         if tree.unsettled and not self._worth_it(radius):
             if not tree.wide:
                 self._by_case(start, tree, cases, radius, ends)
@@ -169,25 +217,38 @@ class _Search(PointSearch):
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
 
     def _hinted(self, tree: Tree, radius: float, ends: float) -> None:
-        """Begin from the branches that another solver ended in, and look at the points that it met."""
-        cases, sizes = {goal: case for case, goal in tree.model.goals.items()}, [len(c.options) for c in tree.model.choices]
+        """Begin from the branches that another solver ended in, and look at the points that it
+        met.
+        """
+        cases, sizes = (
+            {goal: case for case, goal in tree.model.goals.items()},
+            [len(c.options) for c in tree.model.choices],
+        )
         branches: dict[int, list[dict[int, int]]] = {case: [{}] for case in tree.model.goals}
         now = time.monotonic()
-        for hints in hinted(tree.model, tree.region, radius, _HINTED * (ends - now), lambda: self._pause(radius)):
+        for hints in hinted(
+            tree.model, tree.region, radius, _HINTED * (ends - now), lambda: self._pause(radius)
+        ):
             branches[cases[hints.goal]] = covering(sizes, hints.branches)
             nearer = None if hints.delta is None else self.examples.beside(hints.delta)
             tree.target = min(tree.target, nearer or tree.target)
         tree.begin([(case, made, 0.0) for case, held in branches.items() for made in held])
 
-    def _by_case(self, start: Start, tree: Tree, cases: dict[int, list[int]], radius: float, ends: float) -> None:
-        """Search each case that is left by itself, over rows that need to hold only where it fails."""
+    def _by_case(
+        self, start: Start, tree: Tree, cases: dict[int, list[int]], radius: float, ends: float
+    ) -> None:
+        """Search each case that is left by itself, over rows that need to hold only where it
+        fails.
+        """
         assert start.root is not None
         old = start.root.state
         for case, (reach, count) in tree.left.items():
             if count * _MANY < len(tree.model.choices):
                 continue  # its few branches are sooner closed as they are
             only = {case: cases[case]}
-            state = tightened(old, encoded(old, start.spec[0], start.offsets[0], only), tree.target, ends)
+            state = tightened(
+                old, encoded(old, start.spec[0], start.offsets[0], only), tree.target, ends
+            )
             if state is None:
                 tree.raise_to(case, tree.target)
                 continue
@@ -195,7 +256,15 @@ class _Search(PointSearch):
             if len(model.choices) > _FEWER * len(tree.model.choices):
                 continue  # what was branched so far is worth more
             self.examples.settle()
-            own = Tree(model, state.region, CHECKED, tree.target, self.examples.within(state, model, ends).meet, self.tool.look, ends=ends)
+            own = Tree(
+                model,
+                state.region,
+                CHECKED,
+                tree.target,
+                self.examples.within(state, model, ends).meet,
+                self.tool.look,
+                ends=ends,
+            )
             own.begin([(case, {}, reach)])
 
             def pause(own: Tree = own) -> bool:
@@ -210,29 +279,47 @@ class _Search(PointSearch):
             self.examples.within(old, tree.model, ends)
 
     def _nearer(self, start: Start, tree: Tree, ends: float) -> bool:
-        """Close what ascents can close of the tree, before further programs are solved; was an example met instead, worth beginning anew?"""
+        """Close what ascents can close of the tree, before further programs are solved; was an
+        example met instead, worth beginning anew?
+        """
         self._rise(tree.target, ends)
         before, now = self.examples.edge, time.monotonic()
-        branches = tree.branches if self.tool.hints == "SCIP" else None  # else anew: ascents find fewer branches of their own than programs had made
-        left = ascended(self.problem, start, tree.model, tree.target, now + _ASCENTS * (ends - now), self.stop.is_set, branches)
+        # else anew: ascents find fewer branches of their own than programs had made
+        branches = tree.branches if self.tool.hints == "SCIP" else None
+        left = ascended(
+            self.problem,
+            start,
+            tree.model,
+            tree.target,
+            now + _ASCENTS * (ends - now),
+            self.stop.is_set,
+            branches,
+        )
         self.rows += left.rows
         if left.example is not None:
             self.examples.propose(left.example)
             self.examples.descend(left.example.double().cpu())
             self.examples.settle()
             tree.target = min(tree.target, self.examples.edge * (1 - SHORT))
-            return self.examples.edge < (1 - _STEP) * before  # else programs go on: ascents would meet the next one as near
+            # else programs go on: ascents would meet the next one as near
+            return self.examples.edge < (1 - _STEP) * before
         tree.begin(left.branches)
         return False
 
     def _rise(self, target: float, ends: float) -> None:
-        """Prove what slopes alone prove, within smaller radii: over the whole region relaxations may be too loose to prove anything if time runs out."""
+        """Prove what slopes alone prove, within smaller radii: over the whole region relaxations
+        may be too loose to prove anything if time runs out.
+        """
         high = target
         for _ in range(_RISES if self.lower < _LOW * target else 0):
             middle = (self.lower + high) / 2
-            start = Start.tightened(self.problem.at(middle), CHECKED, steps=self.tool.steps, sharpen=0)
+            start = Start.tightened(
+                self.problem.at(middle), CHECKED, steps=self.tool.steps, sharpen=0
+            )
             self.rows += int(start.rows[0])
-            self.lower, high = (middle, high) if bool(start.worst()[0] > 0) else (self.lower, middle)
+            self.lower, high = (
+                (middle, high) if bool(start.worst()[0] > 0) else (self.lower, middle)
+            )
             if time.monotonic() > ends or self.stop.is_set():
                 break
 
@@ -249,4 +336,8 @@ class _Search(PointSearch):
         """Yield the examples found and the claim."""
         for point in self.examples.points:
             yield Attempt(index, point, torch.zeros_like(index), torch.zeros_like(index))
-        yield self.claim(index, 0, self.rows + self.examples.programs + (0 if self.tree is None else self.tree.programs))
+        yield self.claim(
+            index,
+            0,
+            self.rows + self.examples.programs + (0 if self.tree is None else self.tree.programs),
+        )

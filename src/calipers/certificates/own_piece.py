@@ -1,4 +1,6 @@
-"""Is the nearest example the one in the point's own linear region? A complete certifier is asked within its distance, where bounds stay open."""
+"""Is the nearest example the one in the point's own linear region? A complete certifier is asked
+within its distance, where bounds stay open.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,16 @@ class Complete(Certifier, Protocol):
 
 @dataclass(frozen=True)
 class OwnPiece:
-    """The exact distance of points with an example in their own linear region, where other regions reach into the ball before it; nothing for all others.
+    """The exact distance of points with an example in their own linear region, where other regions
+    reach into the ball before it; nothing for all others.
 
-    `LinearRegion` finds such an example and proves its distance where no operation leaves its piece within
-    the ball. Elsewhere `complete`, such as `MILP(seconds=10)`, is asked within a ball that just holds the
-    example: that is a small one, of few pieces. Claims are the complete certifier's, with its guarantee.
-    Points without such an example are not claimed, networks that it does not take are passed over, and so are
-    points whose plain bounds are forecast to take longer than its `seconds`: a complete search begins with
-    better ones. Radii of the problem play no part.
-    Cost: a row of a backward sweep for each margin, 16 at most, and the complete certifier's for each point
+    `LinearRegion` finds such an example and proves its distance where no operation leaves its piece
+    within the ball. Elsewhere `complete`, such as `MILP(seconds=10)`, is asked within a ball that
+    just holds the example: that is a small one, of few pieces. Claims are the complete certifier's,
+    with its guarantee. Points without such an example are not claimed, networks that it does not
+    take are passed over, and so are points whose plain bounds are forecast to take longer than its
+    `seconds`: a complete search begins with better ones. Radii of the problem play no part. Cost: a
+    row of a backward sweep for each margin, 16 at most, and the complete certifier's for each point
     with an example.
     """
 
@@ -53,7 +56,9 @@ class OwnPiece:
         return self.complete.seconds
 
     def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
-        """Yield examples, what the complete certifier says of them, and a claim of nothing about the other points."""
+        """Yield examples, what the complete certifier says of them, and a claim of nothing about
+        the other points.
+        """
         graph = graph_of(problem.classifier, problem.x)
         for index in batches(problem):
             give_way()
@@ -74,7 +79,16 @@ class OwnPiece:
                         claimed.append(i)
             others = index[[i for i in range(len(part)) if i not in claimed]]
             none = torch.zeros_like(others)
-            yield Claim(others, none.double(), none.double() - torch.inf, "float64-checked", none, none.clone())
+            yield Claim(
+                others,
+                none.double(),
+                none.double() - torch.inf,
+                "float64-checked",
+                none,
+                none.clone(),
+            )
 
     def _decided(self, problem: Problem, index: torch.Tensor) -> Iterator[Claim | Attempt]:
-        return relayed(self.complete(problem), lambda answer: replace(answer, index=index[answer.index]))
+        return relayed(
+            self.complete(problem), lambda answer: replace(answer, index=index[answer.index])
+        )

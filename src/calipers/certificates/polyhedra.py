@@ -1,7 +1,9 @@
-"""How near is the nearest point of several half-spaces at once? A program says where, and its multipliers prove that nothing is nearer.
+"""How near is the nearest point of several half-spaces at once? A program says where, and its
+multipliers prove that nothing is nearer.
 
-For multipliers lambda >= 0 every point with A delta <= b also satisfies <lambda A, delta> <= <lambda, b>: one half-space, whose distance is the root of a line.
-The best multipliers make it that of the polyhedron (strong duality); bad ones make the distance smaller, never wrong.
+For multipliers lambda >= 0 every point with A delta <= b also satisfies <lambda A, delta> <=
+<lambda, b>: one half-space, whose distance is the root of a line. The best multipliers make it that
+of the polyhedron (strong duality); bad ones make the distance smaller, never wrong.
 """
 
 from __future__ import annotations
@@ -25,16 +27,20 @@ _ENDLESS = 1e150  # as far as any point goes, squared and summed
 
 
 class Nearest(NamedTuple):
-    """The shortest offset (d,) in a polyhedron, and the multipliers (k,) of its rows; both in float64."""
+    """The shortest offset (d,) in a polyhedron, and the multipliers (k,) of its rows; both in
+    float64.
+    """
 
     delta: Tensor
     multipliers: Tensor
 
 
 def nearest(region: Region, rows: Tensor, ends: Tensor) -> Nearest | None:
-    """Return the shortest offset of one region with rows (k, d) @ delta <= ends (k,) inside its box; None where there is none, or none was found.
+    """Return the shortest offset of one region with rows (k, d) @ delta <= ends (k,) inside its
+    box; None where there is none, or none was found.
 
-    Shortest in the region's norm, linf, l2 or l1. Cost: a linear program of d or 2 d columns, or for l2 some dozens of products (k, d) (d, k).
+    Shortest in the region's norm, linf, l2 or l1. Cost: a linear program of d or 2 d columns, or
+    for l2 some dozens of products (k, d) (d, k).
     """
     a, b = rows.double().cpu().numpy(), ends.double().cpu().numpy()
     scale = np.abs(a).max(1)
@@ -49,22 +55,41 @@ def nearest(region: Region, rows: Tensor, ends: Tensor) -> Nearest | None:
         found = _programmed(a, b, weight, low, high, sparse_norm=region.norm.is_sparse)
     if found is None or bool((a @ found[0] - b > _MET * (1 + np.abs(b))).any()):
         return None
-    delta, multipliers = (torch.from_numpy(v).to(rows.device, torch.float64) for v in (found[0], np.maximum(found[1] / scale, 0.0)))
+    delta, multipliers = (
+        torch.from_numpy(v).to(rows.device, torch.float64)
+        for v in (found[0], np.maximum(found[1] / scale, 0.0))
+    )
     return Nearest(delta, multipliers)
 
 
-def _programmed(a: Floats, b: Floats, weight: Floats, low: Floats, high: Floats, *, sparse_norm: bool) -> tuple[Floats, Floats] | None:
-    """Return the shortest offset and the multipliers of a linear program: over rises and falls for a sum, or with one bound on all for a largest change."""
+def _programmed(
+    a: Floats, b: Floats, weight: Floats, low: Floats, high: Floats, *, sparse_norm: bool
+) -> tuple[Floats, Floats] | None:
+    """Return the shortest offset and the multipliers of a linear program: over rises and falls for
+    a sum, or with one bound on all for a largest change.
+    """
     from scipy.optimize import linprog
 
     d = len(low)
     if sparse_norm:
-        cost, bounds = np.concatenate([weight, weight]), np.stack([np.zeros(2 * d), np.concatenate([high, -low])], 1)
+        cost, bounds = (
+            np.concatenate([weight, weight]),
+            np.stack([np.zeros(2 * d), np.concatenate([high, -low])], 1),
+        )
         rows, ends = np.concatenate([a, -a], 1), b
     else:
         side, column = sparse.diags(weight), -np.ones((d, 1))
-        cost, bounds = np.append(np.zeros(d), 1.0), np.stack([np.append(low, 0.0), np.append(high, np.inf)], 1)
-        rows = sparse.vstack([sparse.hstack([sparse.csr_matrix(a), np.zeros((len(a), 1))]), sparse.hstack([side, column]), sparse.hstack([-side, column])])
+        cost, bounds = (
+            np.append(np.zeros(d), 1.0),
+            np.stack([np.append(low, 0.0), np.append(high, np.inf)], 1),
+        )
+        rows = sparse.vstack(
+            [
+                sparse.hstack([sparse.csr_matrix(a), np.zeros((len(a), 1))]),
+                sparse.hstack([side, column]),
+                sparse.hstack([-side, column]),
+            ]
+        )
         ends = np.concatenate([b, np.zeros(2 * d)])
     solved: Any = linprog(cost, A_ub=rows, b_ub=ends, bounds=bounds, method="highs", options=_TIGHT)
     if solved.status != 0:
@@ -75,14 +100,24 @@ def _programmed(a: Floats, b: Floats, weight: Floats, low: Floats, high: Floats,
 
 @dataclass(frozen=True, eq=False)
 class Weighed(ConstrainedRegion):
-    """Constrained regions whose multipliers (M, m) are known, for bounds along one direction a region."""
+    """Constrained regions whose multipliers (M, m) are known, for bounds along one direction a
+    region.
+    """
 
     multipliers: Tensor
 
     @classmethod
     def of(cls, region: ConstrainedRegion, multipliers: Tensor) -> Weighed:
         """Return the regions with these multipliers."""
-        held = (region.ball, region.norm, region.center, region.radius, region.low, region.high, region.weight)
+        held = (
+            region.ball,
+            region.norm,
+            region.center,
+            region.radius,
+            region.low,
+            region.high,
+            region.weight,
+        )
         return cls(*held, multipliers)
 
     def take(self, index: Tensor | slice) -> Weighed:
@@ -95,4 +130,12 @@ class Weighed(ConstrainedRegion):
 
 def uncut(region: Region) -> Region:
     """Return the regions without their constraints."""
-    return Region(region.ball, region.norm, region.center, region.radius, region.low, region.high, region.weight)
+    return Region(
+        region.ball,
+        region.norm,
+        region.center,
+        region.radius,
+        region.low,
+        region.high,
+        region.weight,
+    )

@@ -1,7 +1,9 @@
-"""What has to be written down so that others can prove a claim again? Rows that narrowed boxes, slopes, multipliers and cuts: all that was chosen.
+"""What has to be written down so that others can prove a claim again? Rows that narrowed boxes,
+slopes, multipliers and cuts: all that was chosen.
 
-While points are bounded the choices are noted; when a point is proved its notes become a file that `record/checker.py` proves from nothing else.
-The file repeats the bounder's course: a pass of plain sweeps, in which all rows share the slopes of each point; then, where boxes were sharpened, a second
+While points are bounded the choices are noted; when a point is proved its notes become a file that
+`record/checker.py` proves from nothing else. The file repeats the bounder's course: a pass of plain
+sweeps, in which all rows share the slopes of each point; then, where boxes were sharpened, a second
 pass with slopes for every row; then the leaves.
 """
 
@@ -36,7 +38,9 @@ Arrays = dict[str, Any]
 
 
 class Sweeps(NamedTuple):
-    """Rows (P,) of sweeps with slopes of their own, from directions of `number`: each row's place in the root, and what it is about."""
+    """Rows (P,) of sweeps with slopes of their own, from directions of `number`: each row's place
+    in the root, and what it is about.
+    """
 
     root: Root
     number: int
@@ -52,7 +56,15 @@ class Sweeps(NamedTuple):
         held = ({k: t[index] for k, t in one.items()} for one in (self.alpha, self.beta))
         alpha, beta = held
         cuts = {k: box.take(index) for k, box in self.cuts.items()}
-        return Sweeps(self.root, self.number, self.rows[index], (self.about[0][index], self.about[1][index]), alpha, beta, cuts)
+        return Sweeps(
+            self.root,
+            self.number,
+            self.rows[index],
+            (self.about[0][index], self.about[1][index]),
+            alpha,
+            beta,
+            cuts,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,14 +79,18 @@ class Noted(Ascent):
         flat = dual.spec[:, 0].flatten(1)
         element = flat.abs().argmax(1)
         sign = flat.gather(1, element[:, None])[:, 0]
-        self.notes.append(Sweeps(dual.root, dual.number, dual.rows, (element, sign), chosen.alpha, {}, {}))
+        self.notes.append(
+            Sweeps(dual.root, dual.number, dual.rows, (element, sign), chosen.alpha, {}, {})
+        )
         return bound, chosen
 
 
 @dataclass(eq=False)
 class Notes:
-    """What was chosen for a batch of points. `plain` is their relaxation by plain sweeps, `margins (N, S)` what that proves; `sharp` follows it for the
-    points `open`; leaves are noted for places in the problem (P,)."""
+    """What was chosen for a batch of points. `plain` is their relaxation by plain sweeps, `margins
+    (N, S)` what that proves; `sharp` follows it for the points `open`; leaves are noted for places
+    in the problem (P,).
+    """
 
     problem: Problem
     plain: Relaxed
@@ -87,30 +103,55 @@ class Notes:
 
     @classmethod
     def of(cls, problem: Problem, plain: Relaxed, margins: Tensor) -> Notes:
-        """Begin with plain sweeps; raises `BadInput` where the threat has no place in a proof file."""
+        """Begin with plain sweeps; raises `BadInput` where the threat has no place in a proof
+        file.
+        """
         check_ball(problem.threat)
         everything = torch.arange(len(problem), device=problem.x.device)
-        return cls(problem, plain.take(everything), margins.clone(), problem.goal.cases(problem.classes).to(margins.device))
+        return cls(
+            problem,
+            plain.take(everything),
+            margins.clone(),
+            problem.goal.cases(problem.classes).to(margins.device),
+        )
 
     def sharpened(self, state: Relaxed, points: Tensor, ends: list[Sweeps]) -> None:
         """Note the second pass over the points `points (M,)`."""
         self.sharp, self.open, self.ends = state, points, ends
 
     def leaf(self, dual: Dual, free: Free, case: Tensor, points: Tensor) -> None:
-        """Note leaves (P,) that were proved for places in the problem; their directions are those of their cases, repeated where a case has fewer."""
+        """Note leaves (P,) that were proved for places in the problem; their directions are those
+        of their cases, repeated where a case has fewer.
+        """
         weights = torch.zeros(len(case), len(self.cases), dtype=torch.float64, device=case.device)
-        members = [torch.nonzero(self.cases == c).flatten() for c in range(int(self.cases.max()) + 1)]
+        members = [
+            torch.nonzero(self.cases == c).flatten() for c in range(int(self.cases.max()) + 1)
+        ]
         width = free.mix.shape[1]
         table = torch.stack([torch.cat([m, m[:1].expand(width - len(m))]) for m in members])[case]
-        weights.scatter_add_(1, table, free.weights.double() if width > 1 else torch.ones_like(free.mix, dtype=torch.float64))
+        weights.scatter_add_(
+            1,
+            table,
+            free.weights.double() if width > 1 else torch.ones_like(free.mix, dtype=torch.float64),
+        )
         turn = 1 if self.sharp is not None else 0
         beta = {k: b for k, b in free.beta.items() if k in dual.cuts}
-        self.leaves.append((turn, points, Sweeps(dual.root, dual.number, dual.rows, (case, weights), free.alpha, beta, dual.cuts)))
+        self.leaves.append(
+            (
+                turn,
+                points,
+                Sweeps(
+                    dual.root, dual.number, dual.rows, (case, weights), free.alpha, beta, dual.cuts
+                ),
+            )
+        )
 
     def written(self, i: int, tool: object) -> bytes:
         """Return the proof of the point at place i."""
         claim, arrays = stated_claim(self.problem, i, self.plain.graph)
-        return packed({**claim, "tool": repr(tool), "blocks": self._blocks(i, arrays)}, as_arrays(arrays))
+        return packed(
+            {**claim, "tool": repr(tool), "blocks": self._blocks(i, arrays)}, as_arrays(arrays)
+        )
 
     def _blocks(self, i: int, arrays: Arrays) -> list[dict[str, Any]]:
         blocks: list[dict[str, Any]] = []
@@ -118,27 +159,49 @@ class Notes:
         write_shared(plain, arrays)
         for number, flags in improved_ends(plain, {}).items():
             side, element = flags[:, 0].nonzero(as_tuple=True)
-            write_block(blocks, arrays, {"pass": 0, "kind": "box", "number": number}, {"element": element, "upper": side > 0})
-        leaves = [(turn, sweeps.take(mine)) for turn, points, sweeps in self.leaves if len(mine := torch.nonzero(points == i).flatten())]
+            write_block(
+                blocks,
+                arrays,
+                {"pass": 0, "kind": "box", "number": number},
+                {"element": element, "upper": side > 0},
+            )
+        leaves = [
+            (turn, sweeps.take(mine))
+            for turn, points, sweeps in self.leaves
+            if len(mine := torch.nonzero(points == i).flatten())
+        ]
         done = {int(c) for _, sweeps in leaves for c in sweeps.about[0].tolist()}
         case, weights = self._plain_leaves(i, done)
         if len(case):
-            write_block(blocks, arrays, {"pass": 0, "kind": "leaf"}, {"case": case, "weights": weights})
+            write_block(
+                blocks, arrays, {"pass": 0, "kind": "leaf"}, {"case": case, "weights": weights}
+            )
         if any(turn for turn, _ in leaves):
             self._write_second_pass(i, plain, blocks, arrays)
         for turn, sweeps in leaves:
-            block = {"case": sweeps.about[0], "weights": sweeps.about[1], **_slopes(sweeps), **_cuts(sweeps)}
+            block = {
+                "case": sweeps.about[0],
+                "weights": sweeps.about[1],
+                **_slopes(sweeps),
+                **_cuts(sweeps),
+            }
             write_block(blocks, arrays, {"pass": turn, "kind": "leaf"}, block)
         return blocks
 
     def _plain_leaves(self, i: int, done: set[int]) -> tuple[Tensor, Tensor]:
         """Return the cases that plain sweeps proved, each by the best of its margins."""
-        case = torch.tensor([c for c in range(int(self.cases.max()) + 1) if c not in done], dtype=torch.long, device=self.margins.device)
+        case = torch.tensor(
+            [c for c in range(int(self.cases.max()) + 1) if c not in done],
+            dtype=torch.long,
+            device=self.margins.device,
+        )
         own = torch.where(self.cases == case[:, None], self.margins[i], -torch.inf)
         weights = torch.zeros_like(own)
         return case, weights.scatter_(1, own.argmax(1, keepdim=True), 1.0)
 
-    def _write_second_pass(self, i: int, plain: Relaxed, blocks: list[dict[str, Any]], arrays: Arrays) -> None:
+    def _write_second_pass(
+        self, i: int, plain: Relaxed, blocks: list[dict[str, Any]], arrays: Arrays
+    ) -> None:
         assert self.sharp is not None
         place = torch.nonzero(self.open == i).flatten()
         sharp = self.sharp.take(place)
@@ -157,26 +220,49 @@ class Notes:
 
 def check_ball(threat: Threat) -> None:
     """Raise `BadInput` where a threat has no place in a proof file."""
-    if not isinstance(threat, Ball) or norm_named(threat.norm).is_count or threat.constraints is not None:
-        raise BadInput("proof files are about norm balls, and no constraints: measure this threat without proofs")
+    if (
+        not isinstance(threat, Ball)
+        or norm_named(threat.norm).is_count
+        or threat.constraints is not None
+    ):
+        raise BadInput(
+            "proof files are about norm balls, and no constraints: measure this threat without "
+            "proofs"
+        )
 
 
 def level(state: Relaxed) -> Relaxed:
-    """Return the state with lines of slope 0 where functions bend: sweeps through them prove no less than intervals do."""
-    lines = {k: Lines(*(torch.zeros_like(t) for t in v)) for k, v in state.relaxations.items() if isinstance(v, Lines)}
+    """Return the state with lines of slope 0 where functions bend: sweeps through them prove no
+    less than intervals do.
+    """
+    lines = {
+        k: Lines(*(torch.zeros_like(t) for t in v))
+        for k, v in state.relaxations.items()
+        if isinstance(v, Lines)
+    }
     return replace(state, relaxations={**state.relaxations, **lines})
 
 
 def differs(problem: Problem, i: int, data: bytes) -> str:
-    """Return what in a proof's claim is not the question about the point at place i, at the problem's radius; nothing if it is."""
+    """Return what in a proof's claim is not the question about the point at place i, at the
+    problem's radius; nothing if it is.
+    """
     claim, arrays = stated_claim(problem, i, graph_of(problem.classifier, problem.x))
     header, held = contents(data)
     for name, facts in json.loads(json.dumps(claim)).items():
         if header.get(name) != facts:
             return f"it is about another {name}"
-    told = {name: value for name, value in held.items() if name.startswith(("net.", "threat.")) or name in ("x", "spec", "offsets", "cases")}
+    told = {
+        name: value
+        for name, value in held.items()
+        if name.startswith(("net.", "threat.")) or name in ("x", "spec", "offsets", "cases")
+    }
     asked = as_arrays(arrays)
-    wrong = sorted(name for name in asked.keys() | told.keys() if name not in asked or name not in told or not np.array_equal(asked[name], told[name]))
+    wrong = sorted(
+        name
+        for name in asked.keys() | told.keys()
+        if name not in asked or name not in told or not np.array_equal(asked[name], told[name])
+    )
     return f"its {wrong[0]} is not what was asked about" if wrong else ""
 
 
@@ -188,12 +274,19 @@ def stated_claim(problem: Problem, i: int, graph: Graph) -> tuple[dict[str, Any]
     arrays["x"] = problem.x[i]
     _write_threat(threat, arrays)
     radius = float(threat.radii(len(problem))[i])
-    return {"network": network, "threat": {"norm": threat.norm, "radius": radius}, "goal": _goal(problem, i, arrays)}, arrays
+    return {
+        "network": network,
+        "threat": {"norm": threat.norm, "radius": radius},
+        "goal": _goal(problem, i, arrays),
+    }, arrays
 
 
 def as_arrays(arrays: Arrays) -> dict[str, NDArray[Any]]:
     """Return all of them as NumPy has them."""
-    return {name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
+    return {
+        name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        for name, value in arrays.items()
+    }
 
 
 def _goal(problem: Problem, i: int, arrays: Arrays) -> dict[str, Any]:
@@ -202,16 +295,25 @@ def _goal(problem: Problem, i: int, arrays: Arrays) -> dict[str, Any]:
     if type(goal) is Untargeted:
         return {"kind": "untargeted", "class": int(y)}
     if type(goal) is Targeted:
-        return {"kind": "targeted", "class": int(torch.as_tensor(goal.target).expand(len(problem))[i])}
+        return {
+            "kind": "targeted",
+            "class": int(torch.as_tensor(goal.target).expand(len(problem))[i]),
+        }
     one = goal.take(torch.tensor([i], device=y.device))
-    arrays |= {"spec": one.rows(y, problem.classes)[0].double(), "offsets": one.offsets(y, problem.classes).expand(1, -1)[0].double()}
+    arrays |= {
+        "spec": one.rows(y, problem.classes)[0].double(),
+        "offsets": one.offsets(y, problem.classes).expand(1, -1)[0].double(),
+    }
     arrays["cases"] = one.cases(problem.classes)
     return {"kind": "linear"}
 
 
 def _write_threat(threat: Ball, arrays: Arrays) -> None:
     if threat.box is not None:
-        arrays |= {f"threat.{name}": _flat(torch.as_tensor(end, dtype=torch.float64), arrays) for name, end in zip(("low", "high"), threat.box, strict=True)}
+        arrays |= {
+            f"threat.{name}": _flat(torch.as_tensor(end, dtype=torch.float64), arrays)
+            for name, end in zip(("low", "high"), threat.box, strict=True)
+        }
     if threat.mask is not None:
         arrays["threat.mask"] = _flat(threat.mask, arrays)
     if threat.weights is not None:
@@ -223,19 +325,26 @@ def _flat(value: Tensor, arrays: Arrays) -> Tensor:
     return value if value.dim() == 0 else value.expand(arrays["x"].shape).flatten()
 
 
-def write_block(blocks: list[dict[str, Any]], arrays: Arrays, facts: dict[str, Any], held: dict[str, Tensor]) -> None:
+def write_block(
+    blocks: list[dict[str, Any]], arrays: Arrays, facts: dict[str, Any], held: dict[str, Tensor]
+) -> None:
     """Add a block and its arrays."""
     arrays |= {f"b{len(blocks)}.{name}": value for name, value in held.items()}
     blocks.append(facts)
 
 
 def improved_ends(state: Relaxed, known: dict[int, Box]) -> dict[int, Tensor]:
-    """Return by number which ends (2, N, n) of boxes, lower then upper, are narrower than intervals and what was known make them."""
+    """Return by number which ends (2, N, n) of boxes, lower then upper, are narrower than intervals
+    and what was known make them.
+    """
     found = {}
     for number in state.graph.bent:
         if number == 0:
             continue
-        plain, box = propagate(state.graph, number, state.boxes, state.arithmetic), state.boxes[number]
+        plain, box = (
+            propagate(state.graph, number, state.boxes, state.arithmetic),
+            state.boxes[number],
+        )
         plain = plain.meet(known[number]) if known else plain
         flags = torch.stack([box.lower > plain.lower, box.upper < plain.upper]).flatten(2)
         if bool(flags.any()):
@@ -244,53 +353,102 @@ def improved_ends(state: Relaxed, known: dict[int, Box]) -> dict[int, Tensor]:
 
 
 def write_shared(state: Relaxed, arrays: Arrays, turn: int = 0) -> None:
-    """Write the slopes (N, n) that all rows of a region share, where its functions bend; elsewhere what is no number."""
+    """Write the slopes (N, n) that all rows of a region share, where its functions bend; elsewhere
+    what is no number.
+    """
     for k, i, op in _functions(state.graph):
-        low, high, lines = state.boxes[i].lower.flatten(1), state.boxes[i].upper.flatten(1), state.relaxations[k]
+        low, high, lines = (
+            state.boxes[i].lower.flatten(1),
+            state.boxes[i].upper.flatten(1),
+            state.relaxations[k],
+        )
         assert isinstance(lines, Lines)
         bends = op.bends(low, high)
         if bool(bends.any()):
-            kept = _chosen(op, low[bends], high[bends], {"low": lines.lower_slope.flatten(1), "high": lines.upper_slope.flatten(1)})
-            arrays |= {f"pass{turn}.{k}.{name}": torch.where(bends, slope, torch.nan) for name, slope in kept.items()}
+            kept = _chosen(
+                op,
+                low[bends],
+                high[bends],
+                {"low": lines.lower_slope.flatten(1), "high": lines.upper_slope.flatten(1)},
+            )
+            arrays |= {
+                f"pass{turn}.{k}.{name}": torch.where(bends, slope, torch.nan)
+                for name, slope in kept.items()
+            }
 
 
 def _functions(graph: Graph) -> list[tuple[int, int, Elementwise]]:
-    return [(k, node.inputs[0], node.op) for k, node in enumerate(graph.nodes, start=1) if isinstance(node.op, Elementwise)]
+    return [
+        (k, node.inputs[0], node.op)
+        for k, node in enumerate(graph.nodes, start=1)
+        if isinstance(node.op, Elementwise)
+    ]
 
 
-def _chosen(op: Elementwise, low: Tensor, high: Tensor, slopes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return only those slopes that somebody chose: of a side that does not move with alpha the checker finds the chord itself."""
+def _chosen(
+    op: Elementwise, low: Tensor, high: Tensor, slopes: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return only those slopes that somebody chose: of a side that does not move with alpha the
+    checker finds the chord itself.
+    """
     if not getattr(op, "straight", False):
         return slopes
     first, last = (op.relax(low, high, torch.full_like(low, a)) for a in (0.0, 1.0))
-    moves = {"low": bool((first.lower_slope != last.lower_slope).any()), "high": bool((first.upper_slope != last.upper_slope).any())}
+    moves = {
+        "low": bool((first.lower_slope != last.lower_slope).any()),
+        "high": bool((first.upper_slope != last.upper_slope).any()),
+    }
     return {name: slope for name, slope in slopes.items() if moves[name]}
 
 
 def _slopes(sweeps: Sweeps) -> dict[str, Tensor]:
-    """Return the slopes of one point's rows, by operation: the columns' places (U,) and slopes (P, U)."""
+    """Return the slopes of one point's rows, by operation: the columns' places (U,) and slopes (P,
+    U).
+    """
     held: dict[str, Tensor] = {}
     root = sweeps.root
     for k, i, op in _functions(root.state.graph):
         if k not in sweeps.alpha or k > sweeps.number:
             continue
         columns, whole = root.columns[i].take(sweeps.rows), root.state.boxes[i]
-        box = _cut(columns, Box(columns.get(whole.lower[sweeps.rows]), columns.get(whole.upper[sweeps.rows])), sweeps.cuts.get(i))
+        box = _cut(
+            columns,
+            Box(columns.get(whole.lower[sweeps.rows]), columns.get(whole.upper[sweeps.rows])),
+            sweeps.cuts.get(i),
+        )
         lines = op.relax(box.lower, box.upper, columns.filled(sweeps.alpha[k].double().clamp(0, 1)))
         real = columns.real[0]
         if bool(real.any()):
-            kept = _chosen(op, box.lower[:, real], box.upper[:, real], {"low": lines.lower_slope[:, real], "high": lines.upper_slope[:, real]})
-            held |= {f"{k}.{name}": value for name, value in {"place": columns.place[0, real], **kept}.items()}
+            kept = _chosen(
+                op,
+                box.lower[:, real],
+                box.upper[:, real],
+                {"low": lines.lower_slope[:, real], "high": lines.upper_slope[:, real]},
+            )
+            held |= {
+                f"{k}.{name}": value
+                for name, value in {"place": columns.place[0, real], **kept}.items()
+            }
     return held | _weights(sweeps)
 
 
 def _weights(sweeps: Sweeps) -> dict[str, Tensor]:
-    """Return the weights of the second planes of products, by operation: one for each row and result (P, n), for both sides alike."""
+    """Return the weights of the second planes of products, by operation: one for each row and
+    result (P, n), for both sides alike.
+    """
     graph, held = sweeps.root.state.graph, dict[str, Tensor]()
     for k, weights in sweeps.alpha.items():
-        if k <= sweeps.number and not isinstance(graph.nodes[k - 1].op, Elementwise) and bool(weights.any()):
+        if (
+            k <= sweeps.number
+            and not isinstance(graph.nodes[k - 1].op, Elementwise)
+            and bool(weights.any())
+        ):
             weights = weights.double().clamp(0, 1)
-            held |= {f"{k}.place": torch.arange(weights.shape[1]), f"{k}.low": weights, f"{k}.high": weights}
+            held |= {
+                f"{k}.place": torch.arange(weights.shape[1]),
+                f"{k}.low": weights,
+                f"{k}.high": weights,
+            }
     return held
 
 
@@ -298,12 +456,15 @@ def _cut(columns: Columns, box: Box, cut: Box | None) -> Box:
     if cut is None:
         return box
     lower = torch.maximum(box.lower, columns.filled(cut.lower).double())
-    return Box(lower, torch.maximum(torch.minimum(box.upper, columns.filled(cut.upper).double()), lower))
+    return Box(
+        lower, torch.maximum(torch.minimum(box.upper, columns.filled(cut.upper).double()), lower)
+    )
 
 
 def _cuts(sweeps: Sweeps) -> dict[str, Tensor]:
-    """Return the cuts of one point's leaves by number: of every element that any of them cuts (U,) the ends and multipliers (P, U); a multiplier without a
-    constraint of its sign is left out."""
+    """Return the cuts of one point's leaves by number: of every element that any of them cuts (U,)
+    the ends and multipliers (P, U); a multiplier without a constraint of its sign is left out.
+    """
     held: dict[str, Tensor] = {}
     for number, box in sweeps.cuts.items():
         columns = sweeps.root.columns[number].take(sweeps.rows)
@@ -313,6 +474,11 @@ def _cuts(sweeps: Sweeps) -> dict[str, Tensor]:
         low, high = box.lower[:, cut], box.upper[:, cut]
         beta = sweeps.beta[number][:, cut] if number in sweeps.beta else torch.zeros_like(low)
         allowed = beta.isfinite() & torch.where(beta > 0, low.isfinite(), high.isfinite())
-        parts = {"place": columns.place[0, cut], "low": low, "high": high, "beta": torch.where(allowed, beta, 0.0)}
+        parts = {
+            "place": columns.place[0, cut],
+            "low": low,
+            "high": high,
+            "beta": torch.where(allowed, beta, 0.0),
+        }
         held |= {f"cut{number}.{name}": value for name, value in parts.items()}
     return held

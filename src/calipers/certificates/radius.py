@@ -1,4 +1,6 @@
-"""How large a radius can be proved? Batched search over any bounder, every point at its own radius."""
+"""How large a radius can be proved? Batched search over any bounder, every point at its own
+radius.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +20,44 @@ from calipers.problem.interrupts import OutOfTime, give_way, shortened
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim, Forecast, Foreseeing
 
-_BACK_OFF = (1.0, 1 - 1e-6, 1 - 5e-6, 1 - 1e-4, 0.99, 0.98, 0.96, 0.93, 0.9, 0.8, 0.5)  # shares of the found radius tried in the confirming pass
-_STRIDE = 1.5  # the most that a radius grows while nothing has failed: a failure far out costs the most rows of all
+# shares of the found radius tried in the confirming pass
+_BACK_OFF = (
+    1.0,
+    1 - 1e-6,
+    1 - 5e-6,
+    1 - 1e-4,
+    0.99,
+    0.98,
+    0.96,
+    0.93,
+    0.9,
+    0.8,
+    0.5,
+)
+# the most that a radius grows while nothing has failed: a failure far out costs the most rows of
+# all
+_STRIDE = 1.5
 _SEARCHING = 0.6  # of the time, where it is limited; the rest confirms what was found
-_CAUTION = 0.5  # of the tolerance: aim this much below the predicted zero, so that the proof at the aim succeeds
+# of the tolerance: aim this much below the predicted zero, so that the proof at the aim succeeds
+_CAUTION = 0.5
 
 
 @dataclass(frozen=True)
 class LargestRadius:
-    """The largest radius that the bounder proves, for each point; the problem's radius is where the search begins.
+    """The largest radius that the bounder proves, for each point; the problem's radius is where the
+    search begins.
 
-    The lower bound of the worst margin falls with the radius. Each round asks all unsettled points at once, each at the zero of the line through its
-    last success and failure (kept off both ends). Boxes of a failed, larger radius hold at every smaller one, and are met with. The search runs in
-    float32; what is claimed is confirmed in float64 with rounding accounted for, and only radii confirmed in that pass are claimed (a bound need not
-    be monotone in the radius: the claim is the largest radius *proved*). The guarantee is the bounder's.
+    The lower bound of the worst margin falls with the radius. Each round asks all unsettled points
+    at once, each at the zero of the line through its last success and failure (kept off both ends).
+    Boxes of a failed, larger radius hold at every smaller one, and are met with. The search runs in
+    float32; what is claimed is confirmed in float64 with rounding accounted for, and only radii
+    confirmed in that pass are claimed (a bound need not be monotone in the radius: the claim is the
+    largest radius *proved*). The guarantee is the bounder's.
 
-    `rounds` limits the search; a point is settled when the predicted gain is below `tolerance` of its radius. With `proofs` every claim comes with the
-    bounder's proof file at its radius, if the bounder writes any.
-    Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer points and fewer unstable elements.
+    `rounds` limits the search; a point is settled when the predicted gain is below `tolerance` of
+    its radius. With `proofs` every claim comes with the bounder's proof file at its radius, if the
+    bounder writes any. Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer
+    points and fewer unstable elements.
     """
 
     bounder: Bounder
@@ -45,32 +67,56 @@ class LargestRadius:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 < self.tolerance < 1:
-            raise BadInput(f"LargestRadius takes rounds >= 1 (usually 12) and a tolerance between 0 and 1 (usually 0.001), got {self.rounds}, {self.tolerance}")
+            raise BadInput(
+                "LargestRadius takes rounds >= 1 (usually 12) and a tolerance between 0 and 1 "
+                f"(usually 0.001), got {self.rounds}, {self.tolerance}"
+            )
 
     def __call__(self, problem: Problem) -> Iterator[Claim]:
         """Yield a claim for every point, a batch of points at a time."""
         # The model itself is asked here, not in the threads: holding it still changes its flags.
         searches = [(_Search(self, problem.take(index)), index) for index in batches(problem)]
         yield from spread(lambda pair: pair[0].claim(pair[1]), searches, problem.x.device)
-        give_way()  # a search that was cut short claims what it has; whoever set the limit hears of it here
+        # a search that was cut short claims what it has; whoever set the limit hears of it here
+        give_way()
 
     def forecast(self, problem: Problem) -> Forecast:
-        """Rounds in float32 take half of what the bounder does, and get cheaper; the confirming pass takes as long as it. Smaller radii leave hope."""
-        told = self.bounder.forecast(problem) if isinstance(self.bounder, Foreseeing) else Forecast(0.0)
+        """Rounds in float32 take half of what the bounder does, and get cheaper; the confirming
+        pass takes as long as it. Smaller radii leave hope.
+        """
+        told = (
+            self.bounder.forecast(problem)
+            if isinstance(self.bounder, Foreseeing)
+            else Forecast(0.0)
+        )
         return Forecast(told.seconds * (1 + self.rounds / 4), told.held)
 
 
 class _Search:
-    """The state of one batch: `low` proved and `high` failed radii with the margins bounded there, and the boxes of the failure."""
+    """The state of one batch: `low` proved and `high` failed radii with the margins bounded there,
+    and the boxes of the failure.
+    """
 
     def __init__(self, tool: LargestRadius, problem: Problem) -> None:
-        self.tool, self.problem, self.arithmetic = tool, problem, arithmetic_of(tool.bounder.guarantee)
+        self.tool, self.problem, self.arithmetic = (
+            tool,
+            problem,
+            arithmetic_of(tool.bounder.guarantee),
+        )
         clean = problem.goal.worst(problem.margins(problem.classifier.logits64(problem.x))).double()
         n, device = len(problem), problem.x.device
         self.low, self.low_margin = torch.zeros(n, dtype=torch.float64, device=device), clean
-        self.high, self.high_margin = torch.full_like(self.low, torch.inf), torch.full_like(self.low, -torch.inf)
+        self.high, self.high_margin = (
+            torch.full_like(self.low, torch.inf),
+            torch.full_like(self.low, -torch.inf),
+        )
         self.next = problem.threat.radii(n).to(device)
-        self.next = torch.where(self.next > 0, self.next, torch.maximum(problem.threat.next(self.low), torch.full_like(self.low, 1e-3)))  # no hint: somewhere
+        # no hint: somewhere
+        self.next = torch.where(
+            self.next > 0,
+            self.next,
+            torch.maximum(problem.threat.next(self.low), torch.full_like(self.low, 1e-3)),
+        )
         self.rows = torch.zeros(n, dtype=torch.long, device=device)
         self.known: dict[int, Box] | None = None
         self.open, self.clean = clean > 0, clean
@@ -87,58 +133,109 @@ class _Search:
                 self._ask(active)
                 self._aim(wide)
         radius, margin, files = self._confirm()
-        return Claim(index, radius, margin, self.arithmetic.guarantee, torch.zeros_like(self.rows), self.rows, files)
+        return Claim(
+            index,
+            radius,
+            margin,
+            self.arithmetic.guarantee,
+            torch.zeros_like(self.rows),
+            self.rows,
+            files,
+        )
 
     def _ask(self, active: Tensor) -> None:
         radius = self.next[active]
-        known = None if self.known is None else {k: box.take(active) for k, box in self.known.items()}
+        known = (
+            None if self.known is None else {k: box.take(active) for k, box in self.known.items()}
+        )
         bound = self.tool.bounder.bound(self.problem.take(active).at(radius), SEARCH, known)
         self.rows[active] += bound.rows
         worst = bound.worst.double()
         proved = worst > 0
-        # The Illinois rule: an end that stays while the other moves twice counts half, or a bound that is curved would be approached from one side only.
+        # The Illinois rule: an end that stays while the other moves twice counts half, or a bound
+        # that is curved would be approached from one side only.
         again = proved == self.side[active]
         self.side[active] = proved
-        self.high_margin[active] = torch.where(proved & again, self.high_margin[active] / 2, self.high_margin[active])
-        self.low_margin[active] = torch.where(~proved & again, self.low_margin[active] / 2, self.low_margin[active])
+        self.high_margin[active] = torch.where(
+            proved & again, self.high_margin[active] / 2, self.high_margin[active]
+        )
+        self.low_margin[active] = torch.where(
+            ~proved & again, self.low_margin[active] / 2, self.low_margin[active]
+        )
         self.low[active] = torch.where(proved, radius, self.low[active])
         self.low_margin[active] = torch.where(proved, worst, self.low_margin[active])
         self.high[active] = torch.where(proved, self.high[active], radius)
         self.high_margin[active] = torch.where(proved, self.high_margin[active], worst)
-        self._remember(active[~proved], {k: box.take(torch.nonzero(~proved).flatten()) for k, box in bound.boxes.items()})
+        self._remember(
+            active[~proved],
+            {k: box.take(torch.nonzero(~proved).flatten()) for k, box in bound.boxes.items()},
+        )
 
     def _remember(self, failed: Tensor, boxes: dict[int, Box]) -> None:
-        """Keep the boxes of the smallest failed radius of each point; where none failed yet nothing is known."""
+        """Keep the boxes of the smallest failed radius of each point; where none failed yet nothing
+        is known.
+        """
         if self.known is None:
             shape = {k: (len(self.low), *box.lower.shape[1:]) for k, box in boxes.items()}
-            self.known = {k: Box(box.lower.new_full(shape[k], -torch.inf), box.lower.new_full(shape[k], torch.inf)) for k, box in boxes.items()}
+            self.known = {
+                k: Box(
+                    box.lower.new_full(shape[k], -torch.inf),
+                    box.lower.new_full(shape[k], torch.inf),
+                )
+                for k, box in boxes.items()
+            }
         for k, box in boxes.items():
             self.known[k].lower[failed], self.known[k].upper[failed] = box.lower, box.upper
 
     def _aim(self, wide: Tensor) -> None:
         """Choose each point's next radius, and settle those that gain too little."""
         unbounded = self.high.isinf()
-        zero = self.low + (self.high - self.low) * self.low_margin / (self.low_margin - self.high_margin)
+        zero = self.low + (self.high - self.low) * self.low_margin / (
+            self.low_margin - self.high_margin
+        )
         inside = torch.where(self.high_margin.isfinite(), zero, (self.low + self.high) / 2)
-        # The bound is steeper near the failure, so its zero lies beyond a chord's only when the chord is long: keep off both ends while far apart.
+        # The bound is steeper near the failure, so its zero lies beyond a chord's only when the
+        # chord is long: keep off both ends while far apart.
         edge = 0.05 * (self.high - self.low)
-        guarded = torch.maximum(torch.minimum(inside, self.high - edge), self.low + torch.minimum(edge, inside - self.low))
+        guarded = torch.maximum(
+            torch.minimum(inside, self.high - edge),
+            self.low + torch.minimum(edge, inside - self.low),
+        )
         aim = guarded * (1 - _CAUTION * self.tool.tolerance)
-        # Nothing has failed yet: the bound falls faster and faster, so its zero lies before that of the line from the clean margin through the last success.
+        # Nothing has failed yet: the bound falls faster and faster, so its zero lies before that of
+        # the line from the clean margin through the last success.
         beyond = self.low * self.clean / (self.clean - self.low_margin).clamp_min(1e-300)
-        wanted = self.problem.threat.least(torch.where(unbounded, torch.minimum(torch.minimum(beyond, _STRIDE * self.low), wide), aim))
-        self.next = torch.where(wanted > self.low, wanted, self.problem.threat.next(self.low))  # where counts allow nothing in between
+        wanted = self.problem.threat.least(
+            torch.where(
+                unbounded, torch.minimum(torch.minimum(beyond, _STRIDE * self.low), wide), aim
+            )
+        )
+        # where counts allow nothing in between
+        self.next = torch.where(wanted > self.low, wanted, self.problem.threat.next(self.low))
         gain = torch.where(unbounded, wide - self.low, torch.minimum(self.high, inside) - self.low)
-        self.open = self.open & (gain > self.tool.tolerance * self.low) & (self.next > self.low) & (self.next < self.high) & (self.next <= wide)
+        self.open = (
+            self.open
+            & (gain > self.tool.tolerance * self.low)
+            & (self.next > self.low)
+            & (self.next < self.high)
+            & (self.next <= wide)
+        )
 
     def _confirm(self) -> tuple[Tensor, Tensor, tuple[bytes | None, ...] | None]:
-        """Return the radii proved in checked float64, the margins bounded there, and the proofs where they are written."""
+        """Return the radii proved in checked float64, the margins bounded there, and the proofs
+        where they are written.
+        """
         bounder: Any = self.tool.bounder
         if self.tool.proofs and hasattr(bounder, "proofs"):
             bounder = replace(bounder, proofs=True)
-        radius, margin = torch.zeros_like(self.low), torch.where(self.low > 0, -torch.inf, self.low_margin)
+        radius, margin = (
+            torch.zeros_like(self.low),
+            torch.where(self.low > 0, -torch.inf, self.low_margin),
+        )
         left = torch.nonzero(self.low > 0).flatten()
-        files: list[bytes | None] | None = [None] * len(radius) if getattr(bounder, "proofs", False) else None
+        files: list[bytes | None] | None = (
+            [None] * len(radius) if getattr(bounder, "proofs", False) else None
+        )
         for share in _BACK_OFF:
             if not len(left):
                 break
@@ -151,6 +248,10 @@ class _Search:
             proved = bound.worst > 0
             radius[left[proved]], margin[left] = asked[proved], bound.worst
             new = written(bound.prove, proved, left, len(radius))
-            files = files if new is None else [a if b is None else b for a, b in zip(files or new, new, strict=True)]
+            files = (
+                files
+                if new is None
+                else [a if b is None else b for a, b in zip(files or new, new, strict=True)]
+            )
             left = left[~proved]
         return radius, margin, None if files is None else tuple(files)

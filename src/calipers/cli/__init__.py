@@ -1,4 +1,6 @@
-"""How is calipers asked from a terminal? `commands` are the words, `options` what they share, `progress` the bars."""
+"""How is calipers asked from a terminal? `commands` are the words, `options` what they share,
+`progress` the bars.
+"""
 
 from calipers.cli.commands import app, main
 

@@ -1,4 +1,6 @@
-"""What does the command line say? The same words as the library: measure, distance, attack, certify, verify, check, report."""
+"""What does the command line say? The same words as the library: measure, distance, attack,
+certify, verify, check, report.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Measure how robust a neural network really is: attacks from above, certificates from below. "
-    "`calipers measure` alone measures two small MNIST networks that ship with it.",
+    help="Measure how robust a neural network really is: attacks from above, certificates from "
+    "below. `calipers measure` alone measures two small MNIST networks that ship with it.",
 )
 
 
@@ -44,28 +46,48 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _before(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and end."
+        ),
+    ] = False,
 ) -> None:
     pass
 
 
 EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_OPEN, EXIT_INTERRUPTED = 2, 3, 4, 130
-_PLANS = "quick, standard, brackets (distances too), thorough, complete, distance, autoattack, categorical. Default: standard, or categorical with --letters."
-_RADII = "Several radii in one run, such as 0.05,0.1,0.2 or 2/255,8/255, in place of epsilon: a curve. Points are asked only where a verdict is open."
+_PLANS = (
+    "quick, standard, brackets (distances too), thorough, complete, distance, autoattack, "
+    "categorical. Default: standard, or categorical with --letters."
+)
+_RADII = (
+    "Several radii in one run, such as 0.05,0.1,0.2 or 2/255,8/255, in place of epsilon: a curve. "
+    "Points are asked only where a verdict is open."
+)
 
 
 _EXACT = (
-    "Close the brackets by mixed-integer programs: small networks of straight pieces; linf, l2, l1 or --letters. --seconds is then for each point (default 60)."
+    "Close the brackets by mixed-integer programs: small networks of straight pieces; linf, l2, l1 "
+    "or --letters. --seconds is then for each point (default 60)."
 )
 
 _LOWER_SHARE = (
-    "Certifiers that prove nothing may take this share of the attacks' time (a few seconds at least); all: whatever they take. "
-    "Default: the plan's, 0.75; complete: all."
+    "Certifiers that prove nothing may take this share of the attacks' time (a few seconds at "
+    "least); all: whatever they take. Default: the plan's, 0.75; complete: all."
 )
 
 _LowerShare = Annotated[str | None, typer.Option("--lower-share", help=_LOWER_SHARE)]
 _Exact = Annotated[bool, typer.Option("--exact", help=_EXACT)]
-_Tool = Annotated[str | None, typer.Option("--tool", "-t", help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, CROWN, IBP …")]
+_Tool = Annotated[
+    str | None,
+    typer.Option(
+        "--tool",
+        "-t",
+        help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, "
+        "CROWN, IBP …",
+    ),
+]
 
 
 @shared(app, report="report.html")
@@ -76,42 +98,73 @@ def measure(
     lower_share: _LowerShare = None,
 ) -> None:
     """Robust accuracy from both sides, and a bracket on every point's adversarial distance."""
-    _run(options, lambda threat: _plan_for(threat, plan, share=lower_share), None if radii is None else numbers(radii, "the radii"))
+    _run(
+        options,
+        lambda threat: _plan_for(threat, plan, share=lower_share),
+        None if radii is None else numbers(radii, "the radii"),
+    )
 
 
 @shared(app)
 def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare = None) -> None:
-    """Brackets on the distance to the nearest adversarial example, one line a point; the searches begin at epsilon."""
+    """Brackets on the distance to the nearest adversarial example, one line a point; the searches
+    begin at epsilon.
+    """
     from calipers.measurement.gaps import gap_between
 
-    for result in _run(options, lambda threat: _plan_for(threat, None, "distance", lower_share), exact=exact):
+    for result in _run(
+        options, lambda threat: _plan_for(threat, None, "distance", lower_share), exact=exact
+    ):
         threat = options.threat()
         print("\npoint  label  answer  certified above  broken at       gap  by")
         for row in result.points:
-            upper, gap = ("-", "-") if row.upper == float("inf") else (f"{row.upper:.6g}", f"{gap_between(row.lower, row.upper, threat):.1e}")
-            tools = row.note if row.verdict == "invalid" else ", ".join(t.split("(")[0] for t in (row.lower_tool, row.upper_tool) if t)
-            print(f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  {upper:>9}  {gap:>8}  {tools}")
+            upper, gap = (
+                ("-", "-")
+                if row.upper == float("inf")
+                else (f"{row.upper:.6g}", f"{gap_between(row.lower, row.upper, threat):.1e}")
+            )
+            tools = (
+                row.note
+                if row.verdict == "invalid"
+                else ", ".join(t.split("(")[0] for t in (row.lower_tool, row.upper_tool) if t)
+            )
+            print(
+                f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  "
+                f"{upper:>9}  {gap:>8}  {tools}"
+            )
         said = result.summary.question.facts.get("exact")
         if said:
-            rest = f"; the widest gap of the others is {said['widest']:.2g} of the distance" if said["exact"] < said["points"] else ""
+            rest = (
+                f"; the widest gap of the others is {said['widest']:.2g} of the distance"
+                if said["exact"] < said["points"]
+                else ""
+            )
             print(f"exact: {said['exact']} of {said['points']} distances{rest}")
 
 
 @shared(app, record="none")
 def attack(options: Options, tool: _Tool = None) -> None:
-    """The upper jaw alone: one attack, refereed. Without --tool: PGD(steps=100, restarts=20), or Replace with --letters."""
+    """The upper jaw alone: one attack, refereed. Without --tool: PGD(steps=100, restarts=20), or
+    Replace with --letters.
+    """
     _run(options, lambda threat: _plan_of(threat, "attack", tool))
 
 
 @shared(app, record="none")
 def certify(options: Options, tool: _Tool = None) -> None:
-    """The lower jaw alone: one certifier. Without --tool: CROWN; with --letters, Enumeration goes through every way to replace them."""
+    """The lower jaw alone: one certifier. Without --tool: CROWN; with --letters, Enumeration goes
+    through every way to replace them.
+    """
     _run(options, lambda threat: _plan_of(threat, "certify", tool))
 
 
 @shared(app, report="geometry.html", record="none", points=12)
-def geometry(options: Options, ladder: Ladder = None, slices: Slices = 2, exact: _Exact = False) -> None:
-    """Why is it fragile? Linear regions, gradients and a ladder of bounds for a few points, as a table and a page with pictures."""
+def geometry(
+    options: Options, ladder: Ladder = None, slices: Slices = 2, exact: _Exact = False
+) -> None:
+    """Why is it fragile? Linear regions, gradients and a ladder of bounds for a few points, as a
+    table and a page with pictures.
+    """
     from calipers.cli.geometry import run
 
     with _errors():
@@ -121,14 +174,29 @@ def geometry(options: Options, ladder: Ladder = None, slices: Slices = 2, exact:
 @app.command()
 def check(
     record: Annotated[str, typer.Argument(help="The record to check.")] = RECORD,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The model that was measured. Default: the embedded networks.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="The model that was measured. Default: the embedded networks."
+        ),
+    ] = None,
     builder: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     std: Annotated[str | None, typer.Option(help="As for measure.")] = None,
-    certificates: Annotated[bool, typer.Option(help="Prove every certificate again, not only the witnesses.")] = True,
-    specification: Annotated[str | None, typer.Option("--property", help="Of a proof file: the .vnnlib it has to be about, with --model net.onnx.")] = None,
+    certificates: Annotated[
+        bool, typer.Option(help="Prove every certificate again, not only the witnesses.")
+    ] = True,
+    specification: Annotated[
+        str | None,
+        typer.Option(
+            "--property",
+            help="Of a proof file: the .vnnlib it has to be about, with --model net.onnx.",
+        ),
+    ] = None,
 ) -> None:
-    """Replay every witness of a record, and prove its certificates again; or prove a proof file (.npz), and compare it with --model and --property."""
+    """Replay every witness of a record, and prove its certificates again; or prove a proof file
+    (.npz), and compare it with --model and --property.
+    """
     from calipers.checking import check as check_record
     from calipers.instances import proved_again
     from calipers.interchange.files import is_archive
@@ -137,19 +205,36 @@ def check(
         if is_archive(Path(record)):
 
             def load(name: str) -> Classifier:
-                return Options(model=[name], builder=builder, mean=mean, std=std).classifiers()[0][1]
+                return Options(model=[name], builder=builder, mean=mean, std=std).classifiers()[0][
+                    1
+                ]
 
             good, told = proved_again(record, model, specification, load)
             print(f"{record}: {told}")
             raise typer.Exit(0 if good else EXIT_CONTRADICTION)
         if specification is not None:
-            raise BadInput(f"{record} is no proof file, which --property is for: a record holds its own questions")
-        classifiers = Options(model=None if model is None else [model], builder=builder, mean=mean, std=std).classifiers()
-        found = [(name, one) for name, c in classifiers for one in _checked(check_record, record, c, certificates, skip=len(classifiers) > 1)]
+            raise BadInput(
+                f"{record} is no proof file, which --property is for: a record holds its own "
+                "questions"
+            )
+        classifiers = Options(
+            model=None if model is None else [model], builder=builder, mean=mean, std=std
+        ).classifiers()
+        found = [
+            (name, one)
+            for name, c in classifiers
+            for one in _checked(check_record, record, c, certificates, skip=len(classifiers) > 1)
+        ]
         if not found:
-            raise BadInput(f"{record} holds no question about these models. Name the model that was measured: --model file.py:function")
+            raise BadInput(
+                f"{record} holds no question about these models. Name the model that was measured: "
+                "--model file.py:function"
+            )
         for name, one in found:
-            print(f"{name}: {one.witnesses} witnesses replayed, {one.certificates} certificates proved again, {len(one.failures)} failed")
+            print(
+                f"{name}: {one.witnesses} witnesses replayed, {one.certificates} certificates "
+                f"proved again, {len(one.failures)} failed"
+            )
             for line in (*one.proofs, *one.failures):
                 print(f"  {line}")
         if any(not one.sound for _, one in found):
@@ -159,7 +244,9 @@ def check(
 @app.command("report")
 def report_command(
     record: Annotated[str, typer.Argument(help="The record to show.")] = RECORD,
-    output: Annotated[str, typer.Option("--report", "-o", help="Page to write; none: no page.")] = "report.html",
+    output: Annotated[
+        str, typer.Option("--report", "-o", help="Page to write; none: no page.")
+    ] = "report.html",
     confidence: Annotated[float, typer.Option(help="Confidence of all intervals.")] = 0.95,
 ) -> None:
     """Print the tables of a record, and write its page. Needs neither the model nor torch."""
@@ -176,34 +263,61 @@ def report_command(
 
 
 @app.command(
-    epilog="Exit codes: 0 all answered (sat or unsat), 4 some unknown or out of time, 2 files that cannot be read or do not belong together, "
-    "3 two tools contradict each other."
+    epilog="Exit codes: 0 all answered (sat or unsat), 4 some unknown or out of time, 2 files "
+    "that cannot be read or do not belong together, 3 two tools contradict each other."
 )
 def verify(
     network: Annotated[str | None, typer.Argument(help="The network, .onnx or .onnx.gz.")] = None,
-    specification: Annotated[str | None, typer.Argument(help="The property, .vnnlib or .vnnlib.gz: what would be unsafe.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for each instance; a list's own limits count first.")] = None,
-    instances: Annotated[str | None, typer.Option("--csv", help="A list, onnx,vnnlib[,timeout] a line; prints network,property,verdict,seconds.")] = None,
+    specification: Annotated[
+        str | None,
+        typer.Argument(help="The property, .vnnlib or .vnnlib.gz: what would be unsafe."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds for each instance; a list's own limits count first."),
+    ] = None,
+    instances: Annotated[
+        str | None,
+        typer.Option(
+            "--csv",
+            help="A list, onnx,vnnlib[,timeout] a line; prints network,property,verdict,seconds.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random starts.")] = 0,
-    proof: Annotated[str | None, typer.Option(help="Write a proof file (.npz) of what is unsat here, which record/checker.py proves again.")] = None,
+    proof: Annotated[
+        str | None,
+        typer.Option(
+            help="Write a proof file (.npz) of what is unsat here, which record/checker.py proves "
+            "again."
+        ),
+    ] = None,
 ) -> None:
-    """Is a property true for all inputs? Prints sat with an unsafe input, unsat (proved), unknown or timeout."""
+    """Is a property true for all inputs? Prints sat with an unsafe input, unsat (proved), unknown
+    or timeout.
+    """
     from calipers.instances import listed
     from calipers.instances import verify as answer
     from calipers.report.wording import plain
 
     with _errors():
         if proof is not None and not Path(proof).absolute().parent.is_dir():
-            raise BadInput(f"there is no folder {Path(proof).parent} to write the proof to: make it first")
+            raise BadInput(
+                f"there is no folder {Path(proof).parent} to write the proof to: make it first"
+            )
         if instances is None and network and specification:
-            found = answer(network, specification, timeout=timeout, seed=seed, proofs=proof is not None)
+            found = answer(
+                network, specification, timeout=timeout, seed=seed, proofs=proof is not None
+            )
             print(found.answer, *([found.witness.text()] if found.witness else []), sep="\n")
             kept = [] if proof is None else _keep(proof, found.proofs)
             for note in (*found.notes, *kept):
                 _tell(f"calipers: {note}")
             raise typer.Exit(0 if found.decided else EXIT_OPEN)
         if instances is None or network or specification:
-            raise BadInput("give a network and a property (calipers verify net.onnx spec.vnnlib), or a list of them alone (--csv instances.csv)")
+            raise BadInput(
+                "give a network and a property (calipers verify net.onnx spec.vnnlib), or a list "
+                "of them alone (--csv instances.csv)"
+            )
         if proof is not None:
             raise BadInput("--proof keeps the proof of one network and property: leave --csv away")
         worst = 0
@@ -211,12 +325,18 @@ def verify(
             print(plain(one.line), flush=True)
             if one.error:
                 _tell(f"calipers: {one.error}")
-            worst = max(worst, EXIT_BAD_INPUT if one.error else 0 if one.decided else EXIT_OPEN, key=(0, EXIT_OPEN, EXIT_BAD_INPUT).index)
+            worst = max(
+                worst,
+                EXIT_BAD_INPUT if one.error else 0 if one.decided else EXIT_OPEN,
+                key=(0, EXIT_OPEN, EXIT_BAD_INPUT).index,
+            )
         raise typer.Exit(worst)
 
 
 def _keep(path: str, proofs: Sequence[bytes | None]) -> list[str]:
-    """Write the proofs, the boxes of a property numbered where it has several; return a line for each: the hash of what it claims, or that there is none."""
+    """Write the proofs, the boxes of a property numbered where it has several; return a line for
+    each: the hash of what it claims, or that there is none.
+    """
     from calipers.record.proofs import contents
 
     chosen, told = Path(path), []
@@ -236,7 +356,9 @@ def _plan_of(threat: Threat, command: str, tool: str | None) -> Plan:
     return plan_of(command, tool, threat)
 
 
-def _plan_for(threat: Threat, name: str | None, usual: str = "standard", share: str | None = None) -> Plan:
+def _plan_for(
+    threat: Threat, name: str | None, usual: str = "standard", share: str | None = None
+) -> Plan:
     from dataclasses import replace
 
     from calipers.presets import plan_for
@@ -246,12 +368,22 @@ def _plan_for(threat: Threat, name: str | None, usual: str = "standard", share: 
         return plan
     chosen = None if share == "all" else numbers(share, "a share of the attacks' time")[0]
     if chosen is not None and not chosen >= 0:
-        raise BadInput(f"--lower-share is a share of the attacks' time, 0 or more, or all; got {share}")
+        raise BadInput(
+            f"--lower-share is a share of the attacks' time, 0 or more, or all; got {share}"
+        )
     return replace(plan, lower_share=chosen)
 
 
-def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | None = None, *, exact: bool = False) -> list[Result]:
-    """Measure every model that the options name, at one radius or several, print the tables, and write the page."""
+def _run(
+    options: Options,
+    plan: Callable[[Threat], Plan],
+    radii: list[float] | None = None,
+    *,
+    exact: bool = False,
+) -> list[Result]:
+    """Measure every model that the options name, at one radius or several, print the tables, and
+    write the page.
+    """
     with _errors():
         from calipers.api import curve, measure_exactly
         from calipers.api import measure as measure_problem
@@ -264,14 +396,34 @@ def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | 
         chosen = plan(threat)
         x, y = load_data(options.data, options.labels, options.points)
         results: list[Result] = []
-        with Ledger(None if options.record == "none" else options.record) as ledger, making_sense(ledger):
+        with (
+            Ledger(None if options.record == "none" else options.record) as ledger,
+            making_sense(ledger),
+        ):
             for name, classifier in classifiers:
                 with watching(name, len(x), options.quiet) as watch:
-                    settings = {k: getattr(options, k) for k in ("seed", "confidence", "seconds", "proofs", "guarantee")}
-                    ask: Callable[..., Result] = measure_problem if radii is None else partial(curve, radii=radii)
+                    settings = {
+                        k: getattr(options, k)
+                        for k in ("seed", "confidence", "seconds", "proofs", "guarantee")
+                    }
+                    ask: Callable[..., Result] = (
+                        measure_problem if radii is None else partial(curve, radii=radii)
+                    )
                     if exact:
                         ask, settings["seconds"] = measure_exactly, settings["seconds"] or 60.0
-                    results.append(ask(classifier, x, y, threat, plan=chosen, record=ledger, watch=watch, title=_title(name), **settings))
+                    results.append(
+                        ask(
+                            classifier,
+                            x,
+                            y,
+                            threat,
+                            plan=chosen,
+                            record=ledger,
+                            watch=watch,
+                            title=_title(name),
+                            **settings,
+                        )
+                    )
                 if not results[-1].finished:
                     break
             print(render_text([r.summary for r in results], options.confidence))
@@ -280,7 +432,11 @@ def _run(options: Options, plan: Callable[[Threat], Plan], radii: list[float] | 
 
 
 def _title(source: str) -> str:
-    return source if ".py:" not in source else f"{Path(source.rpartition(':')[0]).name}:{source.rpartition(':')[2]}"
+    return (
+        source
+        if ".py:" not in source
+        else f"{Path(source.rpartition(':')[0]).name}:{source.rpartition(':')[2]}"
+    )
 
 
 def _show(results: list[Result], report: str, record: str) -> None:
@@ -290,18 +446,33 @@ def _show(results: list[Result], report: str, record: str) -> None:
     if report != "none":
         print(f"\n{render_html([r.summary for r in results], report)}")
     if not results[-1].finished:
-        kept = "" if record == "none" else f" Everything admitted is in {record}: the same command goes on from there."
+        kept = (
+            ""
+            if record == "none"
+            else f" Everything admitted is in {record}: the same command goes on from there."
+        )
         print(f"Stopped before the plan's end; what is known is shown.{kept}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _checked(check_record: Callable[..., Any], record: str, classifier: Classifier, certificates: bool, *, skip: bool) -> Iterator[Any]:
-    """Yield the checks of one model; with `skip` a model the record does not know is passed over."""
+def _checked(
+    check_record: Callable[..., Any],
+    record: str,
+    classifier: Classifier,
+    certificates: bool,
+    *,
+    skip: bool,
+) -> Iterator[Any]:
+    """Yield the checks of one model; with `skip` a model the record does not know is passed
+    over.
+    """
     from calipers.record.ledger import Ledger, making_sense
 
     with Ledger(record, read_only=True) as ledger, making_sense(ledger):
         try:
-            yield from check_record(ledger, classifier, lambda q: _recorded_threat(q, ledger), certificates=certificates)
+            yield from check_record(
+                ledger, classifier, lambda q: _recorded_threat(q, ledger), certificates=certificates
+            )
         except BadInput:
             if not skip:
                 raise
@@ -312,12 +483,17 @@ def _recorded_threat(question: Question, ledger: Any) -> Threat:
 
     from calipers.problem.threat import recorded_threat
 
-    return recorded_threat(question.facts["threat"], torch.tensor([p.radius for p in ledger.points(question.fingerprint)], dtype=torch.float64))
+    return recorded_threat(
+        question.facts["threat"],
+        torch.tensor([p.radius for p in ledger.points(question.fingerprint)], dtype=torch.float64),
+    )
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Turn the package's own exceptions, and what the system refuses, into a message and an exit code; others are bugs and keep their trace."""
+    """Turn the package's own exceptions, and what the system refuses, into a message and an exit
+    code; others are bugs and keep their trace.
+    """
     try:
         yield
     except Contradiction as error:
@@ -335,7 +511,9 @@ def _errors() -> Iterator[None]:
 
 
 def _tell(message: str) -> None:
-    """Print a message on the side of errors; what a file put into it moves no cursor, and can be encoded."""
+    """Print a message on the side of errors; what a file put into it moves no cursor, and can be
+    encoded.
+    """
     from calipers.report.wording import plain
 
     print("\n".join(map(plain, message.split("\n"))), file=sys.stderr)
@@ -343,6 +521,7 @@ def _tell(message: str) -> None:
 
 def main() -> None:
     """Entry point of the `calipers` command."""
-    # Must stand before torch is loaded. Threads that spin while they wait made a measurement take eight times as long beside another program.
+    # Must stand before torch is loaded. Threads that spin while they wait made a measurement take
+    # eight times as long beside another program.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()

@@ -1,4 +1,6 @@
-"""What does `calipers geometry` say? Why a model is fragile: its linear regions, its gradients, and what each tool proves or finds about a point."""
+"""What does `calipers geometry` say? Why a model is fragile: its linear regions, its gradients, and
+what each tool proves or finds about a point.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,16 @@ from calipers.errors import BadInput
 
 Ladder = Annotated[
     str | None,
-    typer.Option("--ladder", "-l", help="Tools, separated by semicolons, attacks first: the rungs of each point's ladder. Default: from intervals to attacks."),
+    typer.Option(
+        "--ladder",
+        "-l",
+        help="Tools, separated by semicolons, attacks first: the rungs of each point's ladder. "
+        "Default: from intervals to attacks.",
+    ),
 ]
-Slices = Annotated[int, typer.Option(help="Draw the first N points in the plane of their nearest example.")]
+Slices = Annotated[
+    int, typer.Option(help="Draw the first N points in the plane of their nearest example.")
+]
 
 
 def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
@@ -28,7 +37,10 @@ def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
     options.check()
     threat, classifiers = options.threat(), options.classifiers()
     if not isinstance(threat, Ball):
-        raise BadInput("the geometry is that of a ball in linf, l2 or l1: replacing letters moves through no straight line")
+        raise BadInput(
+            "the geometry is that of a ball in linf, l2 or l1: replacing letters moves through no "
+            "straight line"
+        )
     if slices < 0:
         raise BadInput(f"the number of slices is 0 or more, got {slices}")
     tools = None if ladder is None else [part.strip() for part in ladder.split(";") if part.strip()]
@@ -37,7 +49,21 @@ def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
     for name, classifier in classifiers:
         told = None if options.quiet or not sys.stderr.isatty() else _told(name)
         seconds = options.seconds or 60.0
-        found.append(portrait(classifier, x, y, threat, tools=tools, exact=exact, seconds=seconds, slices=slices, seed=options.seed, title=name, watch=told))
+        found.append(
+            portrait(
+                classifier,
+                x,
+                y,
+                threat,
+                tools=tools,
+                exact=exact,
+                seconds=seconds,
+                slices=slices,
+                seed=options.seed,
+                title=name,
+                watch=told,
+            )
+        )
         print(found[-1], end="\n\n")
     if options.report != "none":
         print(render_portrait(found, options.report))

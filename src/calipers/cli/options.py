@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from calipers.problem.threat import Threat
 
 RECORD = "run.calipers"
-_STATISTICS = "Mean that the model's inputs were standardised with: one number, or one a channel, separated by commas."
+_STATISTICS = (
+    "Mean that the model's inputs were standardised with: one number, or one a channel, "
+    "separated by commas."
+)
 
 
 @dataclass(frozen=True)
@@ -30,34 +33,87 @@ class Options:
         typer.Option(
             "--model",
             "-m",
-            help="file.py:function, model.pt2, weights with --builder, mnist-plain or mnist-robust; several in turn, where it is given again. "
-            "Default: both embedded networks.",
+            help="file.py:function, model.pt2, weights with --builder, mnist-plain or "
+            "mnist-robust; several "
+            "in turn, where it is given again. Default: both embedded networks.",
         ),
     ] = None
-    builder: Annotated[str | None, typer.Option(help="file.py:function that builds the module, when --model is a file of weights.")] = None
+    builder: Annotated[
+        str | None,
+        typer.Option(
+            help="file.py:function that builds the module, when --model is a file of weights."
+        ),
+    ] = None
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help=".npz with x and y, .npy (with --labels), or a folder of images by class. Default: 500 MNIST images.")
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help=".npz with x and y, .npy (with --labels), or a folder of images by class. "
+            "Default: 500 MNIST images.",
+        ),
     ] = None
     labels: Annotated[str | None, typer.Option(help=".npy with the labels.")] = None
-    points: Annotated[int | None, typer.Option("--points", "-n", help="Measure the first N points only.")] = None
-    norm: Annotated[str, typer.Option(help="linf, l2 or l1; l0 or pixels: epsilon is then how many features, or pixels, may change.")] = "linf"
-    epsilon: Annotated[str, typer.Option("--epsilon", "-e", help="Radius in the data's own units; fractions such as 8/255 are exact.")] = "0.1"
+    points: Annotated[
+        int | None, typer.Option("--points", "-n", help="Measure the first N points only.")
+    ] = None
+    norm: Annotated[
+        str,
+        typer.Option(
+            help="linf, l2 or l1; l0 or pixels: epsilon is then how many features, or pixels, may "
+            "change."
+        ),
+    ] = "linf"
+    epsilon: Annotated[
+        str,
+        typer.Option(
+            "--epsilon",
+            "-e",
+            help="Radius in the data's own units; fractions such as 8/255 are exact.",
+        ),
+    ] = "0.1"
     letters: Annotated[
         str | None,
-        typer.Option(help="length,size: the input is a sequence of one-hot letters from an alphabet of that size; epsilon is then how many may be replaced."),
+        typer.Option(
+            help="length,size: the input is a sequence of one-hot letters from an alphabet of "
+            "that size; epsilon is then how many may be replaced."
+        ),
     ] = None
     box: Annotated[str, typer.Option("--box", help="Valid values, low,high; or none.")] = "0,1"
     mean: Annotated[str | None, typer.Option(help=_STATISTICS)] = None
     std: Annotated[str | None, typer.Option(help="Standard deviation, likewise.")] = None
     seed: Annotated[int, typer.Option(help="Seed of all random starts.")] = 0
     record: Annotated[
-        str, typer.Option("--record", "--resume", help="File that keeps all evidence; the same command takes an interrupted run up again. none: keep nothing.")
+        str,
+        typer.Option(
+            "--record",
+            "--resume",
+            help="File that keeps all evidence; the same command takes an interrupted run up "
+            "again. none: keep nothing.",
+        ),
     ] = RECORD
-    report: Annotated[str, typer.Option("--report", "-o", help="Page to write; none: no page.")] = "none"
+    report: Annotated[str, typer.Option("--report", "-o", help="Page to write; none: no page.")] = (
+        "none"
+    )
     confidence: Annotated[float, typer.Option(help="Confidence of all intervals.")] = 0.95
-    seconds: Annotated[float | None, typer.Option(help="Stop after about so many seconds, with what is known.")] = None
-    proofs: Annotated[bool, typer.Option("--proofs", help="Keep a proof file for every certificate that has one; calipers check proves them again.")] = False
-    guarantee: Annotated[str | None, typer.Option(help="Of certificates: float64-checked, or float32-executed (the network as float32 runs it).")] = None
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop after about so many seconds, with what is known.")
+    ] = None
+    proofs: Annotated[
+        bool,
+        typer.Option(
+            "--proofs",
+            help="Keep a proof file for every certificate that has one; calipers check proves "
+            "them again.",
+        ),
+    ] = False
+    guarantee: Annotated[
+        str | None,
+        typer.Option(
+            help="Of certificates: float64-checked, or float32-executed (the network as float32 "
+            "runs it)."
+        ),
+    ] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False
 
     def classifiers(self) -> list[tuple[str, Classifier]]:
@@ -66,37 +122,68 @@ class Options:
         from calipers.interchange import load_model
 
         if not self.model and self.data is not None:
-            raise BadInput("name the model to measure on this data: --model file.py:function (the embedded networks read MNIST images only)")
-        mean, std = (None if text is None else numbers(text, "mean and std") for text in (self.mean, self.std))
-        return [(name, _loaded(load_model, name, builder=self.builder, mean=mean, std=std)) for name in dict.fromkeys(self.model or NAMES)]
+            raise BadInput(
+                "name the model to measure on this data: --model file.py:function (the embedded "
+                "networks read MNIST images only)"
+            )
+        mean, std = (
+            None if text is None else numbers(text, "mean and std")
+            for text in (self.mean, self.std)
+        )
+        return [
+            (name, _loaded(load_model, name, builder=self.builder, mean=mean, std=std))
+            for name in dict.fromkeys(self.model or NAMES)
+        ]
 
     def check(self) -> None:
-        """Raise `BadInput` for numbers and places that would else fail only after the work is done."""
+        """Raise `BadInput` for numbers and places that would else fail only after the work is
+        done.
+        """
         if not 0 < self.confidence < 1:
-            raise BadInput(f"the confidence is a share between 0 and 1, such as 0.95; got {self.confidence:g}")
+            raise BadInput(
+                f"the confidence is a share between 0 and 1, such as 0.95; got {self.confidence:g}"
+            )
         if self.seconds is not None and not self.seconds > 0:
             raise BadInput(f"the number of seconds must be above 0, got {self.seconds:g}")
         if self.report != "none" and not Path(self.report).absolute().parent.is_dir():
-            raise BadInput(f"there is no folder {Path(self.report).parent} to write the report to: make it first, or give --report none")
+            raise BadInput(
+                f"there is no folder {Path(self.report).parent} to write the report to: make it "
+                "first, or give --report none"
+            )
 
     def threat(self) -> Threat:
         """Return the threat."""
         from calipers.problem.ball import Ball
 
         if self.letters is not None:
-            return _substitutions(numbers(self.letters, "the letters"), numbers(self.epsilon, "a number of switches")[0])
+            return _substitutions(
+                numbers(self.letters, "the letters"),
+                numbers(self.epsilon, "a number of switches")[0],
+            )
         box = None if self.box == "none" else numbers(self.box, "a box")
         if box is not None and len(box) != 2:
             raise BadInput(f"a box is two numbers, low,high, or none; got {self.box!r}")
-        return Ball(self.norm, numbers(self.epsilon, "a radius")[0], None if box is None else (box[0], box[1]))
+        return Ball(
+            self.norm,
+            numbers(self.epsilon, "a radius")[0],
+            None if box is None else (box[0], box[1]),
+        )
 
 
 def shared(app: typer.Typer, **defaults: Any) -> Callable[[Callable[..., None]], None]:
-    """Register a command that takes its own parameters, then the shared options (with other defaults where given)."""
+    """Register a command that takes its own parameters, then the shared options (with other
+    defaults where given).
+    """
 
     def register(command: Callable[..., None]) -> None:
-        hints, common_hints = get_type_hints(command, include_extras=True), get_type_hints(Options, include_extras=True)
-        own = [p.replace(annotation=hints[p.name]) for p in list(inspect.signature(command).parameters.values())[1:]]
+        hints, common_hints = (
+            get_type_hints(command, include_extras=True),
+            get_type_hints(Options, include_extras=True),
+        )
+        own = [
+            p.replace(annotation=hints[p.name])
+            for p in list(inspect.signature(command).parameters.values())[1:]
+        ]
         names = [f.name for f in fields(Options)]
 
         def run(**given: Any) -> None:
@@ -104,8 +191,14 @@ def shared(app: typer.Typer, **defaults: Any) -> Callable[[Callable[..., None]],
             command(options, **given)
 
         usual = {f.name: defaults.get(f.name, f.default) for f in fields(Options)}
-        common = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=usual[n], annotation=common_hints[n]) for n in names]
-        run.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common)  # type: ignore[attr-defined]
+        common = [
+            inspect.Parameter(
+                n, inspect.Parameter.KEYWORD_ONLY, default=usual[n], annotation=common_hints[n]
+            )
+            for n in names
+        ]
+        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
+        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in own + common}
         app.command(command.__name__, help=command.__doc__)(run)
 
@@ -117,14 +210,19 @@ def numbers(text: str, what: str) -> list[float]:
     try:
         return [float(Fraction(part.strip())) for part in text.split(",")]
     except (ValueError, ZeroDivisionError) as error:
-        raise BadInput(f"{text!r} is no number for {what}; write 0.1, 8/255, or several separated by commas") from error
+        raise BadInput(
+            f"{text!r} is no number for {what}; write 0.1, 8/255, or several separated by commas"
+        ) from error
 
 
 def _substitutions(shape: list[float], k: float) -> Threat:
     from calipers.problem.substitutions import Substitutions, letters
 
     if len(shape) != 2 or not all(n >= 1 and n == int(n) for n in shape):
-        raise BadInput(f"letters are two whole numbers, length,size (60,4 for 60 nucleotides), got {', '.join(map('{:g}'.format, shape))}")
+        raise BadInput(
+            "letters are two whole numbers, length,size (60,4 for 60 nucleotides), got "
+            f"{', '.join(map('{:g}'.format, shape))}"
+        )
     return Substitutions(letters(int(shape[0]), int(shape[1])), k)
 
 
@@ -135,4 +233,6 @@ def _loaded(load: Callable[..., Classifier], source: str, **settings: Any) -> Cl
     except CalipersError:
         raise
     except (Exception, SystemExit) as error:
-        raise BadInput(f"{source} cannot be loaded: its code raises {type(error).__name__} ({error})") from error
+        raise BadInput(
+            f"{source} cannot be loaded: its code raises {type(error).__name__} ({error})"
+        ) from error

@@ -10,14 +10,28 @@ from typing import Any
 
 @contextmanager
 def watching(name: str, points: int, quiet: bool) -> Iterator[Any]:
-    """Show a bar for the stage at work: points dealt, points of the run that have a verdict, time left."""
+    """Show a bar for the stage at work: points dealt, points of the run that have a verdict, time
+    left.
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("points, {task.fields[settled]} decided"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("points, {task.fields[settled]} decided"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield _Bars(progress, name, points)
 
@@ -34,7 +48,9 @@ class _Bars:
         if self.task is not None:
             self.bars.remove_task(self.task)
         short = name if len(name) < 34 else f"{name[:30]} …"
-        self.task = self.bars.add_task(f"{self.name}: {short}", total=points, settled=f"0 of {self.total}")
+        self.task = self.bars.add_task(
+            f"{self.name}: {short}", total=points, settled=f"0 of {self.total}"
+        )
 
     def progress(self, done: int, settled: int) -> None:
         """Move the bar."""

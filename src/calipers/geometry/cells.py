@@ -1,7 +1,10 @@
-"""Into which linear regions does a network cut a segment, or a plane? All of them, exactly: nothing is sampled.
+"""Into which linear regions does a network cut a segment, or a plane? All of them, exactly: nothing
+is sampled.
 
-A region is cut by every line along which some operation leaves its piece, layer by layer, while the network's values over each piece are kept as affine maps of
-the one or two coordinates (Sotoudeh and Thakur 2019, arXiv 1908.06214). Cuts nearer than 1e-11 of a value's size are taken for one.
+A region is cut by every line along which some operation leaves its piece, layer by layer, while the
+network's values over each piece are kept as affine maps of the one or two coordinates (Sotoudeh and
+Thakur 2019, arXiv
+1908.06214). Cuts nearer than 1e-11 of a value's size are taken for one.
 """
 
 from __future__ import annotations
@@ -26,31 +29,41 @@ Polygon = list[Corner]
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """R convex cells of a segment (k = 1: two ends) or a plane (k = 2: corners in order): `corners` (V, k) each, and `maps (R, 1 + k, *shape)`, the value of
-    the network over each as constant and slopes in the coordinates."""
+    """R convex cells of a segment (k = 1: two ends) or a plane (k = 2: corners in order): `corners`
+    (V, k) each, and `maps (R, 1 + k, *shape)`, the value of the network over each as constant and
+    slopes in the coordinates.
+    """
 
     corners: list[Tensor]
     maps: Tensor
 
 
 def cells(graph: Graph, origin: Tensor, axes: Tensor, corners: Tensor, most: int = _CELLS) -> Cells:
-    """Return the linear regions of origin + sum t_i axes_i, for t in the convex hull of `corners (V, k)`; origin (*D), axes (k, *D), k is 1 or 2.
+    """Return the linear regions of origin + sum t_i axes_i, for t in the convex hull of `corners
+    (V, k)`; origin (*D), axes (k, *D), k is 1 or 2.
 
-    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for more than `most` regions. Cost: 1 + k forward passes a region, and
-    what cutting takes: n lines through a plane make up to n^2 / 2 regions.
+    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for more
+    than `most` regions. Cost: 1 + k forward passes a region, and what cutting takes: n lines
+    through a plane make up to n^2 / 2 regions.
     """
     straight(graph)
     state = _Cutting(graph, origin, axes, corners, most)
     for number in range(1, len(graph.nodes) + 1):
         state.step(number)
-    return Cells([torch.tensor(p, dtype=torch.float64) for p in state.polygons], state.held[len(graph.nodes)])
+    return Cells(
+        [torch.tensor(p, dtype=torch.float64) for p in state.polygons], state.held[len(graph.nodes)]
+    )
 
 
 def decided(found: Cells, most: int = _CELLS) -> tuple[Cells, Tensor]:
-    """Return the cells cut further where another logit becomes the largest, and the class of each, (R,)."""
+    """Return the cells cut further where another logit becomes the largest, and the class of each,
+    (R,).
+    """
     polygons = [_polygon(c) for c in found.corners]
     windows = torch.arange(found.maps.shape[2])[None]
-    pieces, parents = _divide(polygons, found.maps.flatten(2), lambda p, m, left: _by_winner(p, m, windows, left), most)
+    pieces, parents = _divide(
+        polygons, found.maps.flatten(2), lambda p, m, left: _by_winner(p, m, windows, left), most
+    )
     maps = found.maps[torch.tensor(parents)]
     centres = torch.tensor([_centre(p) for p in pieces], dtype=torch.float64)
     classes = _at(maps, centres).argmax(1)
@@ -60,7 +73,9 @@ def decided(found: Cells, most: int = _CELLS) -> tuple[Cells, Tensor]:
 class _Cutting:
     """The cells so far, and what later operations read: affine maps by number."""
 
-    def __init__(self, graph: Graph, origin: Tensor, axes: Tensor, corners: Tensor, most: int) -> None:
+    def __init__(
+        self, graph: Graph, origin: Tensor, axes: Tensor, corners: Tensor, most: int
+    ) -> None:
         self.graph, self.most = graph, most
         self.polygons: list[Polygon] = [_polygon(corners)]
         self.held = {0: torch.cat([origin[None], axes])[None].double().cpu()}
@@ -82,9 +97,13 @@ class _Cutting:
         kinks = kinks_of(node.op)
         if kinks is None:
             windows: Tensor = node.op.windows.cpu()  # type: ignore[union-attr]
-            self.polygons, parents = _divide(self.polygons, maps, lambda p, m, left: _by_winner(p, m, windows, left), self.most)
+            self.polygons, parents = _divide(
+                self.polygons, maps, lambda p, m, left: _by_winner(p, m, windows, left), self.most
+            )
         else:
-            self.polygons, parents = _divide(self.polygons, maps, lambda p, m, left: _by_kinks(p, m, kinks, left), self.most)
+            self.polygons, parents = _divide(
+                self.polygons, maps, lambda p, m, left: _by_kinks(p, m, kinks, left), self.most
+            )
         if len(parents) > len(maps):
             index = torch.tensor(parents)
             self.held = {i: m[index] for i, m in self.held.items()}
@@ -103,11 +122,15 @@ class _Cutting:
 
 
 def _affine(op: Affine, inputs: list[Tensor]) -> Tensor:
-    """Run an affine operation on constants and slopes, a bounded number of rows at a time: slopes lose its constant."""
+    """Run an affine operation on constants and slopes, a bounded number of rows at a time: slopes
+    lose its constant.
+    """
     rows, k = len(inputs[0]), inputs[0].shape[1]
     most = max(1, _BATCH // (8 * k * max(t[0, 0].numel() for t in inputs)))
     nothing = op.value(*(torch.zeros_like(t[0, :1]) for t in inputs))
-    made = [op.value(*(t[i : i + most].flatten(0, 1) for t in inputs)) for i in range(0, rows, most)]
+    made = [
+        op.value(*(t[i : i + most].flatten(0, 1) for t in inputs)) for i in range(0, rows, most)
+    ]
     whole = torch.cat(made).view(rows, k, *made[0].shape[1:])
     whole[:, 1:] -= nothing
     return whole
@@ -122,7 +145,9 @@ def _at(maps: Tensor, t: Tensor) -> Tensor:
 _Cutter = Callable[[Polygon, Tensor, int], Iterator[Polygon]]
 
 
-def _divide(polygons: list[Polygon], maps: Tensor, cutter: _Cutter, most: int) -> tuple[list[Polygon], list[int]]:
+def _divide(
+    polygons: list[Polygon], maps: Tensor, cutter: _Cutter, most: int
+) -> tuple[list[Polygon], list[int]]:
     """Return the parts of all cells, and of which cell each is a part; maps (R, 1 + k, n)."""
     pieces: list[Polygon] = []
     parents: list[int] = []
@@ -136,10 +161,14 @@ def _divide(polygons: list[Polygon], maps: Tensor, cutter: _Cutter, most: int) -
 def _check_count(count: int, left: int) -> None:
     """Raise `BadInput` as soon as there are too many parts: n lines can make n^2 / 2 of them."""
     if count > left:
-        raise BadInput("too many linear regions: take a shorter segment or a smaller part of the plane")
+        raise BadInput(
+            "too many linear regions: take a shorter segment or a smaller part of the plane"
+        )
 
 
-def _by_kinks(polygon: Polygon, maps: Tensor, kinks: tuple[float, ...], left: int) -> Iterator[Polygon]:
+def _by_kinks(
+    polygon: Polygon, maps: Tensor, kinks: tuple[float, ...], left: int
+) -> Iterator[Polygon]:
     """Yield the parts of a cell in which every value (1 + k, n) keeps to one side of each kink."""
     values = _corner_values(polygon, maps)
     room = _NEAR * values.abs().amax(0)
@@ -148,7 +177,10 @@ def _by_kinks(polygon: Polygon, maps: Tensor, kinks: tuple[float, ...], left: in
         crossed = (values.amin(0) < kink - room) & (values.amax(0) > kink + room)
         level = maps[:, crossed].T.clone()
         level[:, 0] -= kink
-        lines += [(tuple(row), near) for row, near in zip(level.tolist(), room[crossed].tolist(), strict=True)]
+        lines += [
+            (tuple(row), near)
+            for row, near in zip(level.tolist(), room[crossed].tolist(), strict=True)
+        ]
     parts = [polygon]
     for row, near in lines:
         parts = [part for whole in parts for part in _halves(whole, row, near)]
@@ -157,7 +189,9 @@ def _by_kinks(polygon: Polygon, maps: Tensor, kinks: tuple[float, ...], left: in
 
 
 def _by_winner(polygon: Polygon, maps: Tensor, windows: Tensor, left: int) -> Iterator[Polygon]:
-    """Yield the parts of a cell in which every window (out, members) of the values (1 + k, n) has one winner."""
+    """Yield the parts of a cell in which every window (out, members) of the values (1 + k, n) has
+    one winner.
+    """
     padded = torch.cat([maps, torch.zeros_like(maps[:, :1])], 1)
     padded[0, -1] = -1e300  # padding never wins
     members = padded[:, windows]  # (1 + k, out, members)
@@ -175,7 +209,9 @@ def _by_winner(polygon: Polygon, maps: Tensor, windows: Tensor, left: int) -> It
 
 
 def _undecided(polygon: Polygon, members: Tensor) -> tuple[Corner, float] | None:
-    """Return the line between two members that win at different corners of a cell; None where every window has one member that wins at all."""
+    """Return the line between two members that win at different corners of a cell; None where every
+    window has one member that wins at all.
+    """
     values = torch.einsum("vk,kom->vom", _weights(polygon), members)
     top = values.amax(2, keepdim=True)
     near = _NEAR * top.abs().amax()
@@ -194,8 +230,12 @@ def _undecided(polygon: Polygon, members: Tensor) -> tuple[Corner, float] | None
 
 
 def _halves(polygon: Polygon, row: Corner, near: float) -> list[Polygon]:
-    """Return both parts of a cell on either side of row[0] + <row[1:], t> = 0, or the cell itself where it is not cut."""
-    sides = [row[0] + sum(a * t for a, t in zip(row[1:], corner, strict=True)) for corner in polygon]
+    """Return both parts of a cell on either side of row[0] + <row[1:], t> = 0, or the cell itself
+    where it is not cut.
+    """
+    sides = [
+        row[0] + sum(a * t for a, t in zip(row[1:], corner, strict=True)) for corner in polygon
+    ]
     if min(sides) >= -near or max(sides) <= near:
         return [polygon]
     if len(polygon[0]) == 1:
@@ -205,7 +245,11 @@ def _halves(polygon: Polygon, row: Corner, near: float) -> list[Polygon]:
     above: Polygon = []
     below: Polygon = []
     for i, corner in enumerate(polygon):
-        after, here, there = polygon[(i + 1) % len(polygon)], sides[i], sides[(i + 1) % len(polygon)]
+        after, here, there = (
+            polygon[(i + 1) % len(polygon)],
+            sides[i],
+            sides[(i + 1) % len(polygon)],
+        )
         if here >= 0:
             above.append(corner)
         if here <= 0:

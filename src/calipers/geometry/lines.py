@@ -1,4 +1,6 @@
-"""How far is the end of the linear region along a direction, and how many steps does an attack take to get there?"""
+"""How far is the end of the linear region along a direction, and how many steps does an attack take
+to get there?
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,33 @@ from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
 from calipers.problem.problem import Problem
 
-_WHOLE = 1e-9  # a number of steps this near to a whole one is meant to be whole: 0.3 / 0.1 is 2.9999999999999996
+# a number of steps this near to a whole one is meant to be whole: 0.3 / 0.1 is 2.9999999999999996
+_WHOLE = 1e-9
 
 
 def exit_distance(problem: Problem, direction: Tensor) -> Tensor:
-    """Return the t >= 0 at which x + t u leaves the linear region of each point, (N,) float64, infinite where it never does; u is `direction (N, *D)`.
+    """Return the t >= 0 at which x + t u leaves the linear region of each point, (N,) float64,
+    infinite where it never does; u is `direction (N, *D)`.
 
-    For u of norm 1 it is the distance along u. On the border itself (t exactly) no operation counts as having left its piece. Cost: two forward passes.
+    For u of norm 1 it is the distance along u. On the border itself (t exactly) no operation counts
+    as having left its piece. Cost: two forward passes.
     """
     if direction.shape != problem.x.shape:
-        raise BadInput(f"a direction for each point is needed, shape {tuple(problem.x.shape)}, got {tuple(direction.shape)}")
+        raise BadInput(
+            f"a direction for each point is needed, shape {tuple(problem.x.shape)}, got "
+            f"{tuple(direction.shape)}"
+        )
     with torch.no_grad():
-        return _exit(Pieces.at(graph_of(problem.classifier, problem.x), problem.x), direction.double())
+        return _exit(
+            Pieces.at(graph_of(problem.classifier, problem.x), problem.x), direction.double()
+        )
 
 
 def _exit(pieces: Pieces, u: Tensor) -> Tensor:
-    moved, soonest = pieces.push(u), torch.full((len(u),), torch.inf, dtype=torch.float64, device=u.device)
+    moved, soonest = (
+        pieces.push(u),
+        torch.full((len(u),), torch.inf, dtype=torch.float64, device=u.device),
+    )
     for k in pieces.bending():
         rate = moved[pieces.graph.nodes[k - 1].inputs[0]].flatten(1)
         if k in pieces.slopes:
@@ -40,16 +53,21 @@ def _exit(pieces: Pieces, u: Tensor) -> Tensor:
             members = torch.cat([rate, torch.zeros_like(rate[:, :1])], 1)[:, windows]
             speed = (members - rate.gather(1, pieces.picks[k].flatten(1))[..., None]).flatten(1)
             gap = gap.flatten(1)
-        time = torch.where(speed > 0, gap / speed.clamp_min(torch.finfo(speed.dtype).tiny), torch.inf)
+        time = torch.where(
+            speed > 0, gap / speed.clamp_min(torch.finfo(speed.dtype).tiny), torch.inf
+        )
         soonest = torch.minimum(soonest, time.amin(1)) if time.shape[1] else soonest
     return soonest
 
 
 def steps_to_leave(distance: Tensor, step: float | Tensor) -> Tensor:
-    """Return after how many steps of length `step` the region is left, given the distance of its border along them: floor(t / step) + 1.
+    """Return after how many steps of length `step` the region is left, given the distance of its
+    border along them: floor(t / step) + 1.
 
-    That is ceil(t / step), and one more where t is a whole number of steps: these end *on* the border. Infinite where the region never ends. Holds for attacks
-    that keep their direction: on a margin, or between two classes; the gradient of a cross-entropy over more classes turns within the region.
+    That is ceil(t / step), and one more where t is a whole number of steps: these end *on* the
+    border. Infinite where the region never ends. Holds for attacks that keep their direction: on a
+    margin, or between two classes; the gradient of a cross-entropy over more classes turns within
+    the region.
 
     >>> steps_to_leave(torch.tensor([0.5, 0.70711]), 0.1).tolist()
     [6.0, 8.0]
@@ -65,8 +83,10 @@ def steps_to_leave(distance: Tensor, step: float | Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """The linear regions along a segment from one point to another: it goes from one to the next at `breaks (B,)`, in shares of the segment; at
-    `knots (B + 2,)`, the ends and the breaks, the logits are `logits (B + 2, K)`, and straight in between."""
+    """The linear regions along a segment from one point to another: it goes from one to the next at
+    `breaks (B,)`, in shares of the segment; at `knots (B + 2,)`, the ends and the breaks, the
+    logits are `logits (B + 2, K)`, and straight in between.
+    """
 
     breaks: Tensor
     knots: Tensor
@@ -81,8 +101,9 @@ class Path:
 def path(problem: Problem, index: int, end: Tensor) -> Path:
     """Return all linear regions on the segment from the problem's point `index` to `end (*D)`.
 
-    Exact but for float64 rounding: layer by layer the segment is cut where an operation meets the end of its piece (the one-dimensional case of Sotoudeh and
-    Thakur 2019, arXiv 1908.06214); nothing is sampled. Cost: a forward pass of one point for each region.
+    Exact but for float64 rounding: layer by layer the segment is cut where an operation meets the
+    end of its piece (the one-dimensional case of Sotoudeh and Thakur 2019, arXiv 1908.06214);
+    nothing is sampled. Cost: a forward pass of one point for each region.
     """
     with torch.no_grad():
         return path_of(graph_of(problem.classifier, problem.x), problem.x[index], end)
@@ -91,7 +112,12 @@ def path(problem: Problem, index: int, end: Tensor) -> Path:
 def path_of(graph: Graph, begin: Tensor, end: Tensor) -> Path:
     """As `path`, of a graph alone."""
     start = begin.double()
-    found: Cells = cells(graph, start, (end.double() - start)[None], torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+    found: Cells = cells(
+        graph,
+        start,
+        (end.double() - start)[None],
+        torch.tensor([[0.0], [1.0]], dtype=torch.float64),
+    )
     ends = torch.stack([c[:, 0] for c in found.corners])  # (R, 2)
     order = ends[:, 0].argsort()
     ends, maps = ends[order], found.maps[order]

@@ -1,4 +1,6 @@
-"""How fast can a margin fall around a point? Sampled gradients say how fast at least, intervals of gradients how fast at most."""
+"""How fast can a margin fall around a point? Sampled gradients say how fast at least, intervals of
+gradients how fast at most.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,14 @@ _POINTS = 32
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
-    """How steeply the margins can fall inside each point's region, (N, S) float64, logits for each unit of distance.
+    """How steeply the margins can fall inside each point's region, (N, S) float64, logits for each
+    unit of distance.
 
-    `estimate`: the largest dual norm of the gradient at sampled points, an *estimate* from below (Weng et al. 2018, arXiv 1801.10578, without the fit of an
-    extreme-value law; where gradients are masked it is far too small, Goodfellow 2018, arXiv 1804.07870). `bound`: no gradient inside the region is longer,
-    in real arithmetic; infinite where the network is not made of straight pieces.
+    `estimate`: the largest dual norm of the gradient at sampled points, an *estimate* from below
+    (Weng et al. 2018, arXiv 1801.10578, without the fit of an extreme-value law; where gradients
+    are masked it is far too small, Goodfellow 2018, arXiv 1804.07870). `bound`: no gradient inside
+    the region is longer, in real arithmetic; infinite where the network is not made of straight
+    pieces.
     """
 
     estimate: Tensor
@@ -36,15 +41,24 @@ class Slopes:
 def local_slopes(problem: Problem, samples: int = 32, seed: int = 0) -> Slopes:
     """Measure how steep the margins are around every point, within the problem's radius.
 
-    The bound propagates intervals of gradients backward over the slopes that each operation can have there (the idea of Fast-Lip, Weng et al. 2018,
-    arXiv 1804.09699, with intervals). Cost for each point: `samples` forward passes and samples * S backward passes; about 4 passes a margin for the bound.
+    The bound propagates intervals of gradients backward over the slopes that each operation can
+    have there (the idea of Fast-Lip, Weng et al. 2018, arXiv 1804.09699, with intervals). Cost for
+    each point: `samples` forward passes and samples * S backward passes; about 4 passes a margin
+    for the bound.
     """
     check_ball(problem)
     graph = graph_of(problem.classifier, problem.x)
-    parts = [problem.take(index) for index in torch.arange(len(problem), device=problem.x.device).split(_POINTS)]
+    parts = [
+        problem.take(index)
+        for index in torch.arange(len(problem), device=problem.x.device).split(_POINTS)
+    ]
     with torch.no_grad():
         estimate = torch.cat([_sampled(part, graph, samples, seed) for part in parts])
-        bound = torch.cat([_bounded(part, graph) for part in parts]) if _is_straight(graph) else torch.full_like(estimate, torch.inf)
+        bound = (
+            torch.cat([_bounded(part, graph) for part in parts])
+            if _is_straight(graph)
+            else torch.full_like(estimate, torch.inf)
+        )
     return Slopes(estimate, bound)
 
 
@@ -67,7 +81,10 @@ def _sampled(problem: Problem, graph: Graph, samples: int, seed: int) -> Tensor:
         with torch.enable_grad():
             x = x.requires_grad_()
             margins = torch.einsum("nsk,nk->ns", rows, graph.values(x)[-1].flatten(1))
-            slopes = [torch.autograd.grad(margins[:, s].sum(), x, retain_graph=True)[0] for s in range(margins.shape[1])]
+            slopes = [
+                torch.autograd.grad(margins[:, s].sum(), x, retain_graph=True)[0]
+                for s in range(margins.shape[1])
+            ]
         now = torch.stack([dual_norm(region, g) for g in slopes], 1)
         best = now if best is None else torch.maximum(best, now)
     return torch.zeros_like(rows[..., 0]) if best is None else best
@@ -79,11 +96,15 @@ def _bounded(problem: Problem, graph: Graph) -> Tensor:
     boxes = {0: input_box(region, CHECKED)}
     for number in range(1, len(graph.nodes) + 1):
         boxes[number] = propagate(graph, number, boxes, CHECKED)
-    return torch.stack([dual_norm(region, _steepest(graph, boxes, rows[:, s])) for s in range(rows.shape[1])], 1)
+    return torch.stack(
+        [dual_norm(region, _steepest(graph, boxes, rows[:, s])) for s in range(rows.shape[1])], 1
+    )
 
 
 def _steepest(graph: Graph, boxes: dict[int, Box], row: Tensor) -> Tensor:
-    """Return the largest magnitudes (N, *D) that the gradient of <row, logits> can have; row (N, K)."""
+    """Return the largest magnitudes (N, *D) that the gradient of <row, logits> can have; row (N,
+    K).
+    """
     last = len(graph.nodes)
     start = row.view(len(row), *graph.shape(last))
     pending = {last: (start, torch.zeros_like(start))}  # centre and radius
@@ -97,28 +118,45 @@ def _steepest(graph: Graph, boxes: dict[int, Box], row: Tensor) -> Tensor:
     return middle.abs() + radius
 
 
-def _back(node: Node, boxes: dict[int, Box], middle: Tensor, radius: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _back(
+    node: Node, boxes: dict[int, Box], middle: Tensor, radius: Tensor
+) -> list[tuple[Tensor, Tensor]]:
     inputs = [boxes[i] for i in node.inputs]
     if is_affine(node.op):
-        return list(zip(node.op.adjoint(middle), _absolute_adjoint(node.op, inputs, radius), strict=True))
+        return list(
+            zip(node.op.adjoint(middle), _absolute_adjoint(node.op, inputs, radius), strict=True)
+        )
     if node.op.kind != "elementwise":
         return [_to_members(node, inputs[0], middle - radius, middle + radius)]
     slopes = _slopes(node.op, inputs[0])
-    corners = torch.stack([end * slope for end in (middle - radius, middle + radius) for slope in slopes])
+    corners = torch.stack(
+        [end * slope for end in (middle - radius, middle + radius) for slope in slopes]
+    )
     floor, ceiling = corners.amin(0), corners.amax(0)
     return [((floor + ceiling) / 2, (ceiling - floor) / 2)]
 
 
 def _to_members(node: Node, box: Box, floor: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor]:
-    """Hand the interval of each window's slope to its winner, or, with 0, to every member that can win."""
+    """Hand the interval of each window's slope to its winner, or, with 0, to every member that can
+    win.
+    """
     windows: Tensor = node.op.windows.to(floor.device)  # type: ignore[union-attr]
-    low, high = (torch.cat([t.flatten(1), torch.full_like(t.flatten(1)[:, :1], -torch.inf)], 1)[:, windows] for t in (box.lower, box.upper))
+    low, high = (
+        torch.cat([t.flatten(1), torch.full_like(t.flatten(1)[:, :1], -torch.inf)], 1)[:, windows]
+        for t in (box.lower, box.upper)
+    )
     can = (high >= low.amax(2, keepdim=True)) & high.isfinite()
     alone = can.sum(2, keepdim=True) == 1
-    shares = [(end.flatten(1)[..., None], clipped.flatten(1)[..., None]) for end, clipped in ((floor, floor.clamp(max=0)), (ceiling, ceiling.clamp(min=0)))]
+    shares = [
+        (end.flatten(1)[..., None], clipped.flatten(1)[..., None])
+        for end, clipped in ((floor, floor.clamp(max=0)), (ceiling, ceiling.clamp(min=0)))
+    ]
     places = windows.flatten().expand(len(floor), -1)
     nothing = floor.new_zeros(len(floor), box.lower[0].numel() + 1)
-    ends = [nothing.scatter_add(1, places, (torch.where(alone, whole, part) * can).flatten(1)) for whole, part in shares]
+    ends = [
+        nothing.scatter_add(1, places, (torch.where(alone, whole, part) * can).flatten(1))
+        for whole, part in shares
+    ]
     least, most = (end[:, :-1].view_as(box.lower) for end in ends)
     return (least + most) / 2, (most - least) / 2
 
@@ -130,8 +168,14 @@ def _slopes(op: Elementwise, box: Box) -> tuple[Tensor, Tensor]:
     for kink in kinks_of(op) or ():
         crossed = (box.lower <= kink) & (box.upper >= kink)
         for side in (-torch.inf, torch.inf):
-            beside = line(op, torch.nextafter(torch.full_like(box.lower, kink), torch.full_like(box.lower, side)))[0]
-            least, most = torch.where(crossed, torch.minimum(least, beside), least), torch.where(crossed, torch.maximum(most, beside), most)
+            beside = line(
+                op,
+                torch.nextafter(torch.full_like(box.lower, kink), torch.full_like(box.lower, side)),
+            )[0]
+            least, most = (
+                torch.where(crossed, torch.minimum(least, beside), least),
+                torch.where(crossed, torch.maximum(most, beside), most),
+            )
     return least, most
 
 
@@ -141,4 +185,6 @@ def _absolute_adjoint(op: Affine, inputs: list[Box], radius: Tensor) -> tuple[Te
         zeros = [torch.zeros_like(b.lower, requires_grad=True) for b in inputs]
         made = op.absolute(*zeros)
         found = torch.autograd.grad(made, zeros, radius, allow_unused=True)
-    return tuple(torch.zeros_like(z) if g is None else g.detach() for g, z in zip(found, zeros, strict=True))
+    return tuple(
+        torch.zeros_like(z) if g is None else g.detach() for g, z in zip(found, zeros, strict=True)
+    )

@@ -1,7 +1,9 @@
-"""On which straight piece is each operation of a network at a point? As long as none leaves its piece, the network is one affine map.
+"""On which straight piece is each operation of a network at a point? As long as none leaves its
+piece, the network is one affine map.
 
-Only facts of operations are read: kinks between which nothing bends, lines on a point, the members of a window. The affine map is never written out: it is
-pushed forward along a direction (one forward pass for each point) and pulled back from any element (one backward product for each row).
+Only facts of operations are read: kinks between which nothing bends, lines on a point, the members
+of a window. The affine map is never written out: it is pushed forward along a direction (one
+forward pass for each point) and pulled back from any element (one backward product for each row).
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ BUDGET = 2**26  # bytes of one batch of rows pulled back at once
 
 
 class Gaps(NamedTuple):
-    """How far the values that an operation reads are from the end of its piece, above and below, (M, n) each; infinite where the piece has no end."""
+    """How far the values that an operation reads are from the end of its piece, above and below,
+    (M, n) each; infinite where the piece has no end.
+    """
 
     above: Tensor
     below: Tensor
 
 
 def kinks_of(op: Op) -> tuple[float, ...] | None:
-    """Return the places between which a function of one number is straight, in order; None where it is not made of straight pieces."""
+    """Return the places between which a function of one number is straight, in order; None where it
+    is not made of straight pieces.
+    """
     kinks = getattr(op, "kinks", None)
     if op.kind != "elementwise" or kinks is None:
         return None
@@ -42,13 +48,16 @@ def straight(graph: Graph) -> None:
     for node in graph.nodes:
         if not is_affine(node.op) and kinks_of(node.op) is None and not hasattr(node.op, "windows"):
             raise UnsupportedOp(
-                f"{type(node.op).__name__} at {node.where} is not made of straight pieces: the model has no linear regions. "
-                "Gradients, slices of its decisions and brackets do not need them."
+                f"{type(node.op).__name__} at {node.where} is not made of straight pieces: the "
+                "model has no "
+                "linear regions. Gradients, slices of its decisions and brackets do not need them."
             )
 
 
 def line(op: Elementwise, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return slope and intercept of the piece on which z lies; on a kink, of the piece to its right."""
+    """Return slope and intercept of the piece on which z lies; on a kink, of the piece to its
+    right.
+    """
     lines = op.relax(z, z)
     return lines.lower_slope, op.value(z) - lines.lower_slope * z
 
@@ -66,8 +75,10 @@ def winner(node: Node, z: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """The network's affine map at M points: `values` of every number (the input first), by node number the `slopes` (M, *shape) of functions of one number
-    and the winners `picks` (M, *out) of windows. In the graph's float64."""
+    """The network's affine map at M points: `values` of every number (the input first), by node
+    number the `slopes` (M, *shape) of functions of one number and the winners `picks` (M, *out) of
+    windows. In the graph's float64.
+    """
 
     graph: Graph
     values: list[Tensor]
@@ -76,7 +87,9 @@ class Pieces:
 
     @classmethod
     def at(cls, graph: Graph, x: Tensor) -> Pieces:
-        """Return the pieces at points x (M, *D). Raises `UnsupportedOp` where the network is not made of straight pieces. Cost: a forward pass."""
+        """Return the pieces at points x (M, *D). Raises `UnsupportedOp` where the network is not
+        made of straight pieces. Cost: a forward pass.
+        """
         straight(graph)
         slopes, picks, values = {}, {}, graph.values(x.double())
         for number, node in enumerate(graph.nodes, start=1):
@@ -89,7 +102,9 @@ class Pieces:
 
     def take(self, index: Tensor) -> Pieces:
         """Return the pieces of the chosen points."""
-        slopes, picks = ({k: t[index] for k, t in held.items()} for held in (self.slopes, self.picks))
+        slopes, picks = (
+            {k: t[index] for k, t in held.items()} for held in (self.slopes, self.picks)
+        )
         return Pieces(self.graph, [v[index] for v in self.values], slopes, picks)
 
     @property
@@ -98,7 +113,9 @@ class Pieces:
         return max(1, BUDGET // (8 * self.graph.largest))
 
     def push(self, u: Tensor) -> list[Tensor]:
-        """Return the derivative of every number along directions u (M, *D), as long as no operation leaves its piece."""
+        """Return the derivative of every number along directions u (M, *D), as long as no operation
+        leaves its piece.
+        """
         moved = [u]
         for number, node in enumerate(self.graph.nodes, start=1):
             inputs = [moved[i] for i in node.inputs]
@@ -112,8 +129,10 @@ class Pieces:
         return moved
 
     def steepest(self, scale: Tensor) -> list[Tensor]:
-        """Return, for every number, more than <|gradient|, scale> of each element, scale (M, *D) >= 0: paths that cancel in the gradient add up here. Cost: a
-        forward pass with absolute weights."""
+        """Return, for every number, more than <|gradient|, scale> of each element, scale (M, *D) >=
+        0: paths that cancel in the gradient add up here. Cost: a forward pass with absolute
+        weights.
+        """
         size = [scale]
         for number, node in enumerate(self.graph.nodes, start=1):
             inputs = [size[i] for i in node.inputs]
@@ -127,7 +146,9 @@ class Pieces:
         return size
 
     def pull(self, number: int, a: Tensor, point: Tensor) -> Tensor:
-        """Return the gradients (R, *D) of <a, value of the number> with respect to the input, for rows a (R, *shape) each at its own point (R,)."""
+        """Return the gradients (R, *D) of <a, value of the number> with respect to the input, for
+        rows a (R, *shape) each at its own point (R,).
+        """
         pending = {number: a}
         for k in range(number, 0, -1):
             if k not in pending:
@@ -145,7 +166,11 @@ class Pieces:
             return (row * self.slopes[number][point],)
         shape = self.graph.shape(node.inputs[0])
         empty = row.new_zeros(len(row), torch.Size(shape).numel())
-        return (empty.scatter_add(1, self.picks[number][point].flatten(1), row.flatten(1)).view(len(row), *shape),)
+        return (
+            empty.scatter_add(1, self.picks[number][point].flatten(1), row.flatten(1)).view(
+                len(row), *shape
+            ),
+        )
 
     def bending(self) -> Iterator[int]:
         """Yield the numbers of the operations that are not affine."""
@@ -163,8 +188,9 @@ class Pieces:
         return Gaps(above, below)
 
     def trailing(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return by how much each member of each window trails its winner, (M, out, k), infinite for the winner itself and in the padding; and the
-        members' flat indices (out, k)."""
+        """Return by how much each member of each window trails its winner, (M, out, k), infinite
+        for the winner itself and in the padding; and the members' flat indices (out, k).
+        """
         node = self.graph.nodes[number - 1]
         z, windows = self.values[node.inputs[0]].flatten(1), _windows(node, self.values[0].device)
         members = torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], 1)[:, windows]
@@ -173,9 +199,20 @@ class Pieces:
         return torch.where(windows == pick[..., None], torch.inf, behind), windows
 
     def pattern(self) -> Tensor:
-        """Return which piece every operation is on, (M, n) int64: two points of equal patterns are in one linear region. On a kink: the piece to its right."""
-        found = [self.picks[k].flatten(1) if k in self.picks else _piece(self.graph.nodes[k - 1], self._read(k)) for k in self.bending()]
-        return torch.cat(found, 1) if found else torch.zeros(len(self.values[0]), 0, dtype=torch.long, device=self.values[0].device)
+        """Return which piece every operation is on, (M, n) int64: two points of equal patterns are
+        in one linear region. On a kink: the piece to its right.
+        """
+        found = [
+            self.picks[k].flatten(1)
+            if k in self.picks
+            else _piece(self.graph.nodes[k - 1], self._read(k))
+            for k in self.bending()
+        ]
+        return (
+            torch.cat(found, 1)
+            if found
+            else torch.zeros(len(self.values[0]), 0, dtype=torch.long, device=self.values[0].device)
+        )
 
     def _read(self, number: int) -> Tensor:
         return self.values[self.graph.nodes[number - 1].inputs[0]].flatten(1)

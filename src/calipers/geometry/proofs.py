@@ -1,7 +1,9 @@
-"""Is a measured region really one? A backward sweep in checked float64 confirms what was computed, or claims less.
+"""Is a measured region really one? A backward sweep in checked float64 confirms what was computed,
+or claims less.
 
-Where no operation can leave its piece the sweep's lines *are* the network, so its bounds err by rounding alone. Windows are confirmed on a network in which
-each is replaced by its winner: wherever that network's winners are proved to stay ahead, both networks agree, operation by operation.
+Where no operation can leave its piece the sweep's lines *are* the network, so its bounds err by
+rounding alone. Windows are confirmed on a network in which each is replaced by its winner: wherever
+that network's winners are proved to stay ahead, both networks agree, operation by operation.
 """
 
 from __future__ import annotations
@@ -22,16 +24,22 @@ from calipers.graph.ir import Graph, is_affine
 from calipers.problem.problem import Problem
 
 SHARES = (1 - 1e-9, 1 - 1e-6, 1 - 1e-3)
-"""Of a computed distance, tried one after the other: a distance errs by less than the first wherever we measured it."""
+"""Of a computed distance, tried one after the other: a distance errs by less than the first
+wherever we measured it.
+"""
 
 Holds = Callable[[Problem, Relaxed, Pieces], Tensor]
 """What a confirming sweep asks of each point, (N,) bool."""
 
 
-def confirmed(problem: Problem, pieces: Pieces, distance: Tensor, holds: Holds, within: Tensor | None = None) -> Tensor:
-    """Return the largest share of each distance (N,) that a sweep proves, (N,) float64; 0 where none of those tried.
+def confirmed(
+    problem: Problem, pieces: Pieces, distance: Tensor, holds: Holds, within: Tensor | None = None
+) -> Tensor:
+    """Return the largest share of each distance (N,) that a sweep proves, (N,) float64; 0 where
+    none of those tried.
 
-    Where no wall can be reached at all, the farthest corner of the box stands for infinity. `within (N,)`: networks with windows are only known up to there.
+    Where no wall can be reached at all, the farthest corner of the box stands for infinity. `within
+    (N,)`: networks with windows are only known up to there.
     """
     proved, widest = torch.zeros_like(distance), problem.threat.widest(problem.x).to(distance)
     if all(is_affine(node.op) for node in pieces.graph.nodes):
@@ -60,7 +68,9 @@ def _swept(problem: Problem, pieces: Pieces, radius: Tensor, holds: Holds) -> Te
 
 
 def _networks(pieces: Pieces) -> Iterator[tuple[Tensor, Graph]]:
-    """Yield the points that share a network, and the network: one for each point where windows are replaced by their winners."""
+    """Yield the points that share a network, and the network: one for each point where windows are
+    replaced by their winners.
+    """
     every = torch.arange(len(pieces.values[0]), device=pieces.values[0].device)
     if not pieces.picks:
         yield every, pieces.graph
@@ -83,7 +93,9 @@ def _without_windows(pieces: Pieces, index: Tensor) -> Graph:
 
 
 def nothing_bends(problem: Problem, state: Relaxed, pieces: Pieces) -> Tensor:
-    """Where does no operation's box reach over the end of a piece, and no other member of a window overtake its winner, (N,) bool?"""
+    """Where does no operation's box reach over the end of a piece, and no other member of a window
+    overtake its winner, (N,) bool?
+    """
     good = torch.ones(len(problem), dtype=torch.bool, device=problem.x.device)
     for node in state.graph.nodes:
         if not is_affine(node.op):
@@ -95,10 +107,14 @@ def nothing_bends(problem: Problem, state: Relaxed, pieces: Pieces) -> Tensor:
 
 
 def _stays_ahead(state: Relaxed, pieces: Pieces, number: int) -> Tensor:
-    """Does the winner of every window keep ahead, for a single point, (1,) bool? Asked of members that the boxes leave in doubt."""
+    """Does the winner of every window keep ahead, for a single point, (1,) bool? Asked of members
+    that the boxes leave in doubt.
+    """
     source = pieces.graph.nodes[number - 1].inputs[0]
     box, (behind, windows) = state.boxes[source], pieces.trailing(number)
-    padded = torch.cat([box.upper.flatten(1), torch.full_like(box.upper.flatten(1)[:, :1], -torch.inf)], 1)[:, windows]
+    padded = torch.cat(
+        [box.upper.flatten(1), torch.full_like(box.upper.flatten(1)[:, :1], -torch.inf)], 1
+    )[:, windows]
     pick = pieces.picks[number].flatten(1)
     doubt = (padded > box.lower.flatten(1).gather(1, pick)[..., None]) & behind.isfinite()
     _, window, member = doubt.nonzero(as_tuple=True)
@@ -108,7 +124,12 @@ def _stays_ahead(state: Relaxed, pieces: Pieces, number: int) -> Tensor:
         each = torch.arange(len(k), device=pick.device)
         rows[each, pick[0, window[k]]] += 1
         rows[each, windows[window[k], member[k]]] -= 1
-        ahead &= (lower_bounds(state, source, Dense(rows.view(1, len(k), *pieces.graph.shape(source)), None)) >= 0).all(1)
+        ahead &= (
+            lower_bounds(
+                state, source, Dense(rows.view(1, len(k), *pieces.graph.shape(source)), None)
+            )
+            >= 0
+        ).all(1)
     return ahead
 
 
@@ -116,5 +137,7 @@ def margins_hold(problem: Problem, state: Relaxed, pieces: Pieces) -> Tensor:
     """Where is the worst margin proved positive, (N,) bool?"""
     bounds = margin_bounds(state, problem.goal.rows(problem.y, problem.classes))
     offsets = problem.goal.offsets(problem.y, problem.classes).to(bounds)
-    bounds = torch.where(offsets == 0, bounds, torch.nextafter(bounds + offsets, torch.full_like(bounds, -torch.inf)))
+    bounds = torch.where(
+        offsets == 0, bounds, torch.nextafter(bounds + offsets, torch.full_like(bounds, -torch.inf))
+    )
     return problem.goal.worst(bounds.nan_to_num(nan=-torch.inf)) > 0

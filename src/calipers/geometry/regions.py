@@ -1,11 +1,14 @@
 """How large is the linear region around a point, and does the decision change inside it?
 
-With d_B the distance to the region's border and d_D the distance to the decision boundary of its affine map, nothing nearer than min(d_B, d_D) is
-adversarial, and where d_D <= d_B the adversarial distance *is* d_D: exact, without a search (Croce, Andriushchenko and Hein 2019, arXiv 1810.07481). The radius
-of linearity d_B alone says nothing about robustness: a decision boundary may cut the region.
+With d_B the distance to the region's border and d_D the distance to the decision boundary of its
+affine map, nothing nearer than min(d_B, d_D) is adversarial, and where d_D <= d_B the adversarial
+distance *is* d_D: exact, without a search (Croce, Andriushchenko and Hein 2019, arXiv 1810.07481).
+The radius of linearity d_B alone says nothing about robustness: a decision boundary may cut the
+region.
 
-Here both are measured inside the box, with masks and weights. What is computed is one thing, what is proved another: a backward sweep in checked float64
-confirms that no operation can leave its piece within `straight`, and that every margin stays positive within `lower`.
+Here both are measured inside the box, with masks and weights. What is computed is one thing, what
+is proved another: a backward sweep in checked float64 confirms that no operation can leave its
+piece within `straight`, and that every margin stays positive within `lower`.
 """
 
 from __future__ import annotations
@@ -27,17 +30,23 @@ from calipers.problem.problem import Problem
 from calipers.problem.region import distance_to
 
 _POINTS = 32  # points measured together
-_OVERSHOOT = 2.0  # of the model's own rounding: how far behind the decision boundary the candidate is put
+_OVERSHOOT = (
+    2.0  # of the model's own rounding: how far behind the decision boundary the candidate is put
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The linear regions of N points, distances (N,) float64 in the threat's norm and native units, infinite where there is nothing to reach.
+    """The linear regions of N points, distances (N,) float64 in the threat's norm and native units,
+    infinite where there is nothing to reach.
 
-    Computed in float64: `border` d_B, `decision` d_D (0 where the model is wrong), `node` and `element` of the operation that bounds the region (-1: none).
-    Proved (rounding accounted for): no operation leaves its piece within `straight`, nothing is adversarial within `lower`; 0 claims nothing.
-    `exact`: d_D <= d_B and a single margin decides, so that d_D is the adversarial distance; `candidate (N, *D)` is the point there, put behind the boundary
-    by twice the model's rounding, for a referee to judge. `margin` is the worst margin at the point, `guarantee` that of what is proved.
+    Computed in float64: `border` d_B, `decision` d_D (0 where the model is wrong), `node` and
+    `element` of the operation that bounds the region (-1: none). Proved (rounding accounted for):
+    no operation leaves its piece within `straight`, nothing is adversarial within `lower`; 0 claims
+    nothing. `exact`: d_D <= d_B and a single margin decides, so that d_D is the adversarial
+    distance; `candidate (N, *D)` is the point there, put behind the boundary by twice the model's
+    rounding, for a referee to judge. `margin` is the worst margin at the point, `guarantee` that of
+    what is proved.
     """
 
     border: Tensor
@@ -56,21 +65,39 @@ class Regions:
 def regions_of(problem: Problem) -> Regions:
     """Measure the linear region of every point, and prove what it proves.
 
-    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for threats without hyperplanes. Cost for each point: a backward
-    product for each wall that may be the nearest (at worst each element that bends), one sweep of CROWN's at each of the two radii.
+    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for threats
+    without hyperplanes. Cost for each point: a backward product for each wall that may be the
+    nearest (at worst each element that bends), one sweep of CROWN's at each of the two radii.
     """
     check_ball(problem)
     graph = graph_of(problem.classifier, problem.x)
-    parts = [_measured(problem.take(index), graph) for index in torch.arange(len(problem), device=problem.x.device).split(_POINTS)]
-    columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in _TENSORS}
+    parts = [
+        _measured(problem.take(index), graph)
+        for index in torch.arange(len(problem), device=problem.x.device).split(_POINTS)
+    ]
+    columns: dict[str, Any] = {
+        name: torch.cat([getattr(p, name) for p in parts]) for name in _TENSORS
+    }
     return Regions(**columns, where=tuple(name for p in parts for name in p.where))
 
 
-_TENSORS = ("border", "decision", "straight", "lower", "exact", "candidate", "margin", "node", "element")
+_TENSORS = (
+    "border",
+    "decision",
+    "straight",
+    "lower",
+    "exact",
+    "candidate",
+    "margin",
+    "node",
+    "element",
+)
 
 
 def activation_pattern(problem: Problem) -> Tensor:
-    """Return which piece every operation is on at each point, (N, n) int64: equal patterns, one linear region."""
+    """Return which piece every operation is on at each point, (N, n) int64: equal patterns, one
+    linear region.
+    """
     return Pieces.at(graph_of(problem.classifier, problem.x), problem.x).pattern()
 
 
@@ -83,11 +110,28 @@ def _measured(problem: Problem, graph: Graph) -> Regions:
         worst = problem.goal.worst(margins)
         candidate = (problem.x.double() + delta.view_as(problem.x)).to(problem.x.dtype)
         straight = confirmed(problem, pieces, wall.distance, nothing_bends)
-        lower = confirmed(problem, pieces, torch.minimum(wall.distance, decision) * (worst > 0), margins_hold, straight)
+        lower = confirmed(
+            problem,
+            pieces,
+            torch.minimum(wall.distance, decision) * (worst > 0),
+            margins_hold,
+            straight,
+        )
     exact = (worst > 0) & alone & (decision <= wall.distance) & decision.isfinite()
     decision = torch.where(worst > 0, decision, 0.0)
     candidate = torch.where(_like(worst > 0, candidate), candidate, problem.x)
-    return Regions(wall.distance, decision, straight, lower, exact, candidate, worst, wall.node, wall.element, _places(graph, wall))
+    return Regions(
+        wall.distance,
+        decision,
+        straight,
+        lower,
+        exact,
+        candidate,
+        worst,
+        wall.node,
+        wall.element,
+        _places(graph, wall),
+    )
 
 
 def _like(flags: Tensor, x: Tensor) -> Tensor:
@@ -99,9 +143,11 @@ def _places(graph: Graph, wall: Wall) -> tuple[str, ...]:
 
 
 def _decision(problem: Problem, pieces: Pieces) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return d_D of the affine maps (N,), offsets (N, d) to just behind the decision boundary, the margins (N, S), and where one margin alone decides.
+    """Return d_D of the affine maps (N,), offsets (N, d) to just behind the decision boundary, the
+    margins (N, S), and where one margin alone decides.
 
-    Of several margins that must all fall (a target, a specification), the farthest is a lower bound and no more.
+    Of several margins that must all fall (a target, a specification), the farthest is a lower bound
+    and no more.
     """
     n, logits = len(problem), pieces.values[-1]
     margins = problem.margins(logits)
@@ -110,7 +156,12 @@ def _decision(problem: Problem, pieces: Pieces) -> tuple[Tensor, Tensor, Tensor,
     point = torch.arange(n, device=logits.device).repeat_interleave(count)
     last = len(pieces.graph.nodes)
     split = zip(rows.flatten(0, 1).split(pieces.rows), point.split(pieces.rows), strict=True)
-    g = torch.cat([pieces.pull(last, part.view(-1, *pieces.graph.shape(last)), at).flatten(1) for part, at in split])
+    g = torch.cat(
+        [
+            pieces.pull(last, part.view(-1, *pieces.graph.shape(last)), at).flatten(1)
+            for part, at in split
+        ]
+    )
     region = problem.threat.region(problem.x.double()).take(point)
     distance = distance_to(region, -g, margins.flatten()).distance.view(n, count)
     cases = problem.goal.cases(problem.classes)
@@ -118,6 +169,8 @@ def _decision(problem: Problem, pieces: Pieces) -> tuple[Tensor, Tensor, Tensor,
     behind = _OVERSHOOT * problem.allowance(problem.classifier.logits64(problem.x), problem.size)
     pick = torch.where(distance == nearest[:, None], 0.0, 1.0).argmin(1)
     at = torch.arange(n, device=logits.device) * count + pick
-    delta = distance_to(region.take(at), -g[at], margins.gather(1, pick[:, None])[:, 0] + behind).delta
+    delta = distance_to(
+        region.take(at), -g[at], margins.gather(1, pick[:, None])[:, 0] + behind
+    ).delta
     alone = torch.bincount(cases.to(logits.device), minlength=1)[cases.to(logits.device)[pick]] == 1
     return nearest, delta, margins, alone

@@ -1,4 +1,6 @@
-"""What do decisions and linear regions look like in a plane through a point? All regions exactly, as polygons; of curved networks the decisions on a grid."""
+"""What do decisions and linear regions look like in a plane through a point? All regions exactly,
+as polygons; of curved networks the decisions on a grid.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,14 @@ Outline = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """A square part of the plane x + s u + t v, |s|, |t| <= `half`, in the threat's units along both axes: u and v have norm 1, u leads to an example.
+    """A square part of the plane x + s u + t v, |s|, |t| <= `half`, in the threat's units along
+    both axes: u and v have norm 1, u leads to an example.
 
-    `polygons` with their `classes`; `exact`: these are all linear regions, cut where another class wins, and else strips of a grid. `own` is the outline of
-    the point's own region where it is known, `boundary` the segments along which the decision changes. `marks` are (s, t) of the point, of the example, and
-    of a second one. `unit` is the outline of the ball of radius 1 in this plane. `regions` counts the linear regions, 0 where they are not known.
+    `polygons` with their `classes`; `exact`: these are all linear regions, cut where another class
+    wins, and else strips of a grid. `own` is the outline of the point's own region where it is
+    known, `boundary` the segments along which the decision changes. `marks` are (s, t) of the
+    point, of the example, and of a second one. `unit` is the outline of the ball of radius 1 in
+    this plane. `regions` counts the linear regions, 0 where they are not known.
     """
 
     half: float
@@ -59,20 +64,31 @@ def plane_slices(
     seed: int = 0,
     most: int = 2500,
 ) -> tuple[Slice, ...]:
-    """Return the plane through point `index`, an example `toward (*D)`, and a second one: the wide view, `reach` times as far as the examples lie; and where
-    that holds more than `most` regions, a near view of those around the point as well.
+    """Return the plane through point `index`, an example `toward (*D)`, and a second one: the wide
+    view, `reach` times as far as the examples lie; and where that holds more than `most` regions, a
+    near view of those around the point as well.
 
-    Without a second example the plane's other direction is `across`, a direction (*D) and words for it, less its part along the first; or a random one.
+    Without a second example the plane's other direction is `across`, a direction (*D) and words for
+    it, less its part along the first; or a random one.
 
-    Nothing keeps the plane inside the box. Cost: a forward pass for each point of a grid of 200 by 200, three for each region.
+    Nothing keeps the plane inside the box. Cost: a forward pass for each point of a grid of 200 by
+    200, three for each region.
     """
     check_ball(problem)
     u, distance = _first_axis(problem, index, toward)
-    words = "towards a second example" if other is not None else across[1] if across is not None else "in a random direction"
+    words = (
+        "towards a second example"
+        if other is not None
+        else across[1]
+        if across is not None
+        else "in a random direction"
+    )
     v, second = _second_axis(problem, index, u, other, seed, None if across is None else across[0])
     half = reach * max(distance, abs(second[0]), abs(second[1]))
     marks = ((0.0, 0.0), (distance, 0.0), *([second] if other is not None else []))
-    view = _View(problem, index, torch.stack([u, v]), marks, _unit(problem, index, u, v), most, words)
+    view = _View(
+        problem, index, torch.stack([u, v]), marks, _unit(problem, index, u, v), most, words
+    )
     with torch.no_grad():
         try:
             graph = graph_of(problem.classifier, problem.x)
@@ -105,7 +121,9 @@ class _View:
 
     def exact(self, graph: Graph, half: float) -> Slice | None:
         """Return all regions of a square; None where there are too many."""
-        corners = half * torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+        corners = half * torch.tensor(
+            [[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64
+        )
         try:
             found = cells(graph, self.problem.x[self.index].double(), self.axes, corners, self.most)
             parts, kinds = decided(found, 4 * self.most)
@@ -114,10 +132,14 @@ class _View:
         polygons = tuple(_outline(c) for c in parts.corners)
         own = next((_outline(c) for c in found.corners if _holds(c)), ())
         classes = tuple(kinds.tolist())
-        return self._slice(half, polygons, classes, own, _boundary(polygons, classes), len(found.corners))
+        return self._slice(
+            half, polygons, classes, own, _boundary(polygons, classes), len(found.corners)
+        )
 
     def nearest(self, graph: Graph, half: float) -> float:
-        """Return how far from the point a drawing can show all regions: as far as the axes meet so many borders."""
+        """Return how far from the point a drawing can show all regions: as far as the axes meet so
+        many borders.
+        """
         x = self.problem.x[self.index].double()
         for side in (half / 256, half / 16, half):
             breaks = [path_of(graph, x - side * axis, x + side * axis).breaks for axis in self.axes]
@@ -127,41 +149,92 @@ class _View:
         return half
 
     def grid(self, half: float) -> Slice:
-        """Return the decisions on a grid, and where the margin between the grid's points is zero."""
+        """Return the decisions on a grid, and where the margin between the grid's points is
+        zero.
+        """
         problem, x = self.problem, self.problem.x[self.index].double()
-        at = -half + 2 * half * (torch.arange(_GRID, dtype=torch.float64, device=x.device) + 0.5) / _GRID
+        at = (
+            -half
+            + 2 * half * (torch.arange(_GRID, dtype=torch.float64, device=x.device) + 0.5) / _GRID
+        )
         along = [x + at.view(-1, *[1] * x.dim()) * self.axes[0] + t * self.axes[1] for t in at]
-        logits = torch.stack([problem.classifier.logits(points.to(problem.x)) for points in along]).double().cpu()  # (t, s, K)
+        # (t, s, K)
+        logits = (
+            torch.stack([problem.classifier.logits(points.to(problem.x)) for points in along])
+            .double()
+            .cpu()
+        )
         polygons, classes = _strips(logits.argmax(2).tolist(), half)
         label = int(problem.y[self.index])
         others = logits.clone()
         others[..., label] = -torch.inf
-        return self._slice(half, polygons, classes, (), _zeros(logits[..., label] - others.amax(2), at.cpu()), 0)
+        return self._slice(
+            half, polygons, classes, (), _zeros(logits[..., label] - others.amax(2), at.cpu()), 0
+        )
 
-    def _slice(self, half: float, polygons: tuple[Outline, ...], classes: tuple[int, ...], own: Outline, boundary: tuple[Outline, ...], count: int) -> Slice:
+    def _slice(
+        self,
+        half: float,
+        polygons: tuple[Outline, ...],
+        classes: tuple[int, ...],
+        own: Outline,
+        boundary: tuple[Outline, ...],
+        count: int,
+    ) -> Slice:
         label, norm = int(self.problem.y[self.index]), self.problem.region.norm.name
-        return Slice(half, label, polygons, classes, own, boundary, self.marks, self.unit, count > 0, count, norm, self.across, self.index)
+        return Slice(
+            half,
+            label,
+            polygons,
+            classes,
+            own,
+            boundary,
+            self.marks,
+            self.unit,
+            count > 0,
+            count,
+            norm,
+            self.across,
+            self.index,
+        )
 
 
 def _first_axis(problem: Problem, index: int, toward: Tensor) -> tuple[Tensor, float]:
     offset = (toward - problem.x[index]).double()
-    distance = float(problem.region.take(slice(index, index + 1)).distance(toward[None].to(problem.x)))
+    distance = float(
+        problem.region.take(slice(index, index + 1)).distance(toward[None].to(problem.x))
+    )
     if not distance > 0:
-        raise BadInput("the example lies on the point itself: the model is wrong there, and there is no direction to draw")
+        raise BadInput(
+            "the example lies on the point itself: the model is wrong there, and there is no "
+            "direction to draw"
+        )
     return offset / distance, distance
 
 
-def _second_axis(problem: Problem, index: int, u: Tensor, other: Tensor | None, seed: int, across: Tensor | None) -> tuple[Tensor, tuple[float, float]]:
-    """Return a direction orthogonal to the first, of norm 1, and where the second example lies in the plane."""
+def _second_axis(
+    problem: Problem, index: int, u: Tensor, other: Tensor | None, seed: int, across: Tensor | None
+) -> tuple[Tensor, tuple[float, float]]:
+    """Return a direction orthogonal to the first, of norm 1, and where the second example lies in
+    the plane.
+    """
     x = problem.x[index].double()
     if other is not None:
         raw = other.double() - x
     else:
-        raw = problem.streams(seed).normal(x.numel(), torch.float64)[index].view_as(x) if across is None else across.double()
+        raw = (
+            problem.streams(seed).normal(x.numel(), torch.float64)[index].view_as(x)
+            if across is None
+            else across.double()
+        )
     along = float((raw * u).sum() / (u * u).sum())
     v = raw - along * u
     region = problem.region.take(slice(index, index + 1))
-    length = float(region.norm.of((v if region.weight is None else v.flatten() * region.weight.double()).reshape(1, -1)))
+    length = float(
+        region.norm.of(
+            (v if region.weight is None else v.flatten() * region.weight.double()).reshape(1, -1)
+        )
+    )
     if not length > 1e-9 * abs(along):
         raise BadInput("both examples lie in the same direction: give another one, or none")
     return v / length, ((0.0, 0.0) if other is None else (along, length))
@@ -172,7 +245,9 @@ def _unit(problem: Problem, index: int, u: Tensor, v: Tensor) -> Outline:
     region = problem.region.take(slice(index, index + 1))
     angle = torch.arange(_OUTLINE, dtype=torch.float64) * (2 * math.pi / _OUTLINE)
     directions = angle.cos()[:, None] * u.flatten().cpu() + angle.sin()[:, None] * v.flatten().cpu()
-    length = region.norm.of(directions if region.weight is None else directions * region.weight.double().cpu())
+    length = region.norm.of(
+        directions if region.weight is None else directions * region.weight.double().cpu()
+    )
     return tuple(zip((angle.cos() / length).tolist(), (angle.sin() / length).tolist(), strict=True))
 
 
@@ -193,7 +268,9 @@ def _strips(rows: list[list[int]], half: float) -> tuple[tuple[Outline, ...], tu
 
 
 def _zeros(margin: Tensor, at: Tensor) -> tuple[Outline, ...]:
-    """Return the segments along which a function on a grid (t, s) is zero, straight between its points: each square cut into two triangles."""
+    """Return the segments along which a function on a grid (t, s) is zero, straight between its
+    points: each square cut into two triangles.
+    """
     values, place = margin.tolist(), at.tolist()
     inside = margin > 0
     mixed = inside[:-1, :-1].int() + inside[1:, :-1] + inside[:-1, 1:] + inside[1:, 1:]
@@ -206,7 +283,12 @@ def _zeros(margin: Tensor, at: Tensor) -> tuple[Outline, ...]:
                 p, q = values[b][a], values[d][c]
                 if (p > 0) != (q > 0):
                     share = p / (p - q)
-                    ends.append((place[a] + share * (place[c] - place[a]), place[b] + share * (place[d] - place[b])))
+                    ends.append(
+                        (
+                            place[a] + share * (place[c] - place[a]),
+                            place[b] + share * (place[d] - place[b]),
+                        )
+                    )
             if len(ends) == 2:
                 found.append((ends[0], ends[1]))
     return tuple(found)

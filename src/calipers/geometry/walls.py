@@ -1,7 +1,8 @@
 """How far is a hyperplane, and which of all that bound a linear region is nearest?
 
-The walls of a region are where some operation leaves its piece: a value meets a kink, or another member of a window wins. Within the region each is a
-hyperplane, whose distance from the point is gap / dual norm of its normal where nothing else limits the adversary, and no less inside a box.
+The walls of a region are where some operation leaves its piece: a value meets a kink, or another
+member of a window wins. Within the region each is a hyperplane, whose distance from the point is
+gap / dual norm of its normal where nothing else limits the adversary, and no less inside a box.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ _ROUNDED_DOWN = 1 - 1e-9  # more than the rounding of sums of a hundred thousand
 
 @dataclass(frozen=True, eq=False)
 class Wall:
-    """The nearest wall of each of M regions: its `distance`, the `node` that leaves its piece there and the `element` of what that reads (-1, -1 and infinite
-    where there is none), and `normal (M, d)`: the direction in which the value moves towards its kink."""
+    """The nearest wall of each of M regions: its `distance`, the `node` that leaves its piece there
+    and the `element` of what that reads (-1, -1 and infinite where there is none), and `normal (M,
+    d)`: the direction in which the value moves towards its kink.
+    """
 
     distance: Tensor
     node: Tensor
@@ -36,13 +39,21 @@ class Wall:
 def check_ball(problem: Problem) -> None:
     """Raise `BadInput` for threats in which hyperplanes have no distance of this kind."""
     if not isinstance(problem.threat, Ball) or problem.region.norm.is_count:
-        raise BadInput("linear regions are measured in linf, l2 or l1: replacing letters and counting features move through no straight line")
+        raise BadInput(
+            "linear regions are measured in linf, l2 or l1: replacing letters and counting "
+            "features move through no straight line"
+        )
     if problem.threat.constraints is not None:
-        raise BadInput("linear regions are measured without constraints between features: leave them out, the distances stay lower bounds")
+        raise BadInput(
+            "linear regions are measured without constraints between features: leave them out, the "
+            "distances stay lower bounds"
+        )
 
 
 def free_distance(region: Region, g: Tensor, gap: Tensor) -> Tensor:
-    """Return gap / dual norm for normals g (P, d): the distance without the box, and a lower bound inside it. A wall that cannot be moved to is nowhere."""
+    """Return gap / dual norm for normals g (P, d): the distance without the box, and a lower bound
+    inside it. A wall that cannot be moved to is nowhere.
+    """
     flat = torch.where((region.low == 0) & (region.high == 0), 0.0, g)
     size = region.norm.dual(flat if region.weight is None else flat / region.weight)
     return torch.where(size > 0, gap / size, torch.inf)
@@ -51,13 +62,19 @@ def free_distance(region: Region, g: Tensor, gap: Tensor) -> Tensor:
 def nearest_wall(pieces: Pieces, region: Region) -> Wall:
     """Return the nearest wall of each point's linear region.
 
-    No wall is nearer than gap / (l1 norm of its normal, or more where paths cancel), which one forward pass tells of all. They are measured in that order,
-    until the next one cannot be nearer than the nearest so far. Cost: a backward product for each wall measured; memory is bounded.
+    No wall is nearer than gap / (l1 norm of its normal, or more where paths cancel), which one
+    forward pass tells of all. They are measured in that order, until the next one cannot be nearer
+    than the nearest so far. Cost: a backward product for each wall measured; memory is bounded.
     """
     blocks = [block for number in pieces.bending() for block in _walls(pieces, number)]
     if not blocks:
         nothing = torch.full((len(region.center),), -1, device=region.center.device)
-        return Wall(torch.full_like(nothing, torch.inf, dtype=torch.float64), nothing, nothing, torch.zeros_like(region.low))
+        return Wall(
+            torch.full_like(nothing, torch.inf, dtype=torch.float64),
+            nothing,
+            nothing,
+            torch.zeros_like(region.low),
+        )
     ranked, order = _at_least(pieces, region, blocks).sort(1)
     found = torch.full_like(ranked, torch.inf)
     begin, count = 0, _AT_ONCE
@@ -70,17 +87,28 @@ def nearest_wall(pieces: Pieces, region: Region) -> Wall:
         column = order[:, begin : begin + count][point, place]
         for block, first in _beginning(blocks):
             mine = (column >= first) & (column < first + block.gap.shape[1])
-            _measure(pieces, region, block, found[:, first:], best, point[mine], column[mine] - first)
+            _measure(
+                pieces, region, block, found[:, first:], best, point[mine], column[mine] - first
+            )
         begin, count = begin + count, min(2 * count, _MOST_AT_ONCE)
     return _chosen(pieces, blocks, found)
 
 
 def _at_least(pieces: Pieces, region: Region, blocks: list[_Block]) -> Tensor:
-    """Return a lower bound of every wall's distance, (M, W): no dual norm of a normal is above its l1 norm."""
-    scale = torch.ones_like(region.low) if region.weight is None else (1 / region.weight).expand_as(region.low)
+    """Return a lower bound of every wall's distance, (M, W): no dual norm of a normal is above its
+    l1 norm.
+    """
+    scale = (
+        torch.ones_like(region.low)
+        if region.weight is None
+        else (1 / region.weight).expand_as(region.low)
+    )
     still = (region.low == 0) & (region.high == 0)
     size = pieces.steepest(torch.where(still, 0.0, scale).view_as(region.center))
-    return torch.cat([block.gap * _ROUNDED_DOWN / block.both(size[block.number].flatten(1)) for block in blocks], 1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return torch.cat(
+        [block.gap * _ROUNDED_DOWN / block.both(size[block.number].flatten(1)) for block in blocks],
+        1,
+    ).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def _beginning(blocks: list[_Block]) -> Iterator[tuple[_Block, int]]:
@@ -91,20 +119,36 @@ def _beginning(blocks: list[_Block]) -> Iterator[tuple[_Block, int]]:
         first += block.gap.shape[1]
 
 
-def _measure(pieces: Pieces, region: Region, block: _Block, found: Tensor, best: Tensor, point: Tensor, wall: Tensor) -> None:
-    """Write the distances of chosen walls (R,) of a block into `found (M, W)`: inside the box, where they are nearer than the `best (M,)` without it."""
+def _measure(
+    pieces: Pieces,
+    region: Region,
+    block: _Block,
+    found: Tensor,
+    best: Tensor,
+    point: Tensor,
+    wall: Tensor,
+) -> None:
+    """Write the distances of chosen walls (R,) of a block into `found (M, W)`: inside the box,
+    where they are nearer than the `best (M,)` without it.
+    """
     for at, part in zip(point.split(pieces.rows), wall.split(pieces.rows), strict=True):
         g, gap = _normal(pieces, block, at, part), block.gap[at, part]
         near = torch.nonzero(free_distance(region.take(at), g, gap) < best[at]).flatten()
-        found[at[near], part[near]] = distance_to(region.take(at[near]), g[near], gap[near]).distance
+        found[at[near], part[near]] = distance_to(
+            region.take(at[near]), g[near], gap[near]
+        ).distance
 
 
 def _chosen(pieces: Pieces, blocks: list[_Block], found: Tensor) -> Wall:
     distance, column = found.min(1)
     node, element = torch.full_like(column, -1), torch.full_like(column, -1)
-    normal = torch.zeros(len(found), pieces.values[0][0].numel(), dtype=found.dtype, device=found.device)
+    normal = torch.zeros(
+        len(found), pieces.values[0][0].numel(), dtype=found.dtype, device=found.device
+    )
     for block, first in _beginning(blocks):
-        mine = torch.nonzero(distance.isfinite() & (column >= first) & (column < first + block.gap.shape[1])).flatten()
+        mine = torch.nonzero(
+            distance.isfinite() & (column >= first) & (column < first + block.gap.shape[1])
+        ).flatten()
         wall = column[mine] - first
         node[mine], element[mine] = block.node, block.element(mine, wall)
         for at, part in zip(mine.split(pieces.rows), wall.split(pieces.rows), strict=True):
@@ -114,9 +158,11 @@ def _chosen(pieces: Pieces, blocks: list[_Block], found: Tensor) -> Wall:
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Some walls of one operation, the same for every point: a gap (M, W) for each, and the rows whose gradients are their normals.
+    """Some walls of one operation, the same for every point: a gap (M, W) for each, and the rows
+    whose gradients are their normals.
 
-    `plus (W,)` or `(M, W)` is the element whose rise closes the gap, `minus` the one whose fall does; the place `nowhere` stands for none.
+    `plus (W,)` or `(M, W)` is the element whose rise closes the gap, `minus` the one whose fall
+    does; the place `nowhere` stands for none.
     """
 
     node: int
@@ -137,11 +183,15 @@ class _Block:
     def both(self, size: Tensor) -> Tensor:
         """Return the sum of a value (M, size) over the two elements of each wall, (M, W)."""
         padded = torch.cat([size, torch.zeros_like(size[:, :1])], 1)
-        return padded.gather(1, self.plus.expand(self.gap.shape)) + padded.gather(1, self.minus.expand(self.gap.shape))
+        return padded.gather(1, self.plus.expand(self.gap.shape)) + padded.gather(
+            1, self.minus.expand(self.gap.shape)
+        )
 
     def element(self, point: Tensor, wall: Tensor) -> Tensor:
         """Return which element of what the operation reads chosen walls belong to."""
-        rising, falling = (place.expand(self.gap.shape)[point, wall] for place in (self.plus, self.minus))
+        rising, falling = (
+            place.expand(self.gap.shape)[point, wall] for place in (self.plus, self.minus)
+        )
         return torch.where(rising < self.size, rising, falling)
 
 
@@ -149,7 +199,10 @@ def _walls(pieces: Pieces, node: int) -> Iterator[_Block]:
     number = pieces.graph.nodes[node - 1].inputs[0]
     size = torch.Size(pieces.graph.shape(number)).numel()
     if node in pieces.slopes:
-        every, nowhere = torch.arange(size, device=pieces.values[0].device), torch.full((size,), size, device=pieces.values[0].device)
+        every, nowhere = (
+            torch.arange(size, device=pieces.values[0].device),
+            torch.full((size,), size, device=pieces.values[0].device),
+        )
         gaps = pieces.gaps(node)
         for gap, plus, minus in ((gaps.above, every, nowhere), (gaps.below, nowhere, every)):
             if bool(gap.isfinite().any()):

@@ -1,1 +1,3 @@
-"""THE LOWER JAW, 1: the network as a straight list of operations, and the facts each states about itself."""
+"""THE LOWER JAW, 1: the network as a straight list of operations, and the facts each states about
+itself.
+"""

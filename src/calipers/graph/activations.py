@@ -1,7 +1,9 @@
-"""Between which two lines does each activation lie? One entry an activation, with all the facts that bounds need.
+"""Between which two lines does each activation lie? One entry an activation, with all the facts
+that bounds need.
 
-Every line is sound for every alpha in [0, 1] *and* in floating point: slopes are taken as computed, intercepts are derived from them and pushed
-outward by more than the rounding of their derivation. `alpha=None` takes the usual guess (for ReLU the adaptive slope of CROWN, Zhang et al. 2018).
+Every line is sound for every alpha in [0, 1] *and* in floating point: slopes are taken as computed,
+intercepts are derived from them and pushed outward by more than the rounding of their derivation.
+`alpha=None` takes the usual guess (for ReLU the adaptive slope of CROWN, Zhang et al. 2018).
 """
 
 from __future__ import annotations
@@ -24,16 +26,27 @@ def _eps(x: Tensor) -> float:
 
 
 def _outward(lines: Lines, lower: Tensor, upper: Tensor, size: Tensor, where: Tensor) -> Lines:
-    """Push both intercepts out by 16 roundings of the largest term that made them; only where the function bends (elsewhere the lines are exact)."""
+    """Push both intercepts out by 16 roundings of the largest term that made them; only where the
+    function bends (elsewhere the lines are exact).
+    """
     reach = torch.maximum(lower.abs(), upper.abs())
     steepest = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
-    room = (16 * _eps(lower) * ((1 + steepest) * reach + size) + torch.finfo(lower.dtype).tiny) * where
-    return Lines(lines.lower_slope, lines.lower_intercept - room, lines.upper_slope, lines.upper_intercept + room)
+    room = (
+        16 * _eps(lower) * ((1 + steepest) * reach + size) + torch.finfo(lower.dtype).tiny
+    ) * where
+    return Lines(
+        lines.lower_slope,
+        lines.lower_intercept - room,
+        lines.upper_slope,
+        lines.upper_intercept + room,
+    )
 
 
 @dataclass(frozen=True)
 class TwoPieces:
-    """left * x below 0, right * x above: relu (0, 1), leaky_relu (a, 1), abs (-1, 1). alpha slides the tangent at the kink."""
+    """left * x below 0, right * x above: relu (0, 1), leaky_relu (a, 1), abs (-1, 1). alpha slides
+    the tangent at the kink.
+    """
 
     left: float
     right: float
@@ -55,36 +68,53 @@ class TwoPieces:
         ends = self.value(lower), self.value(upper)
         inside = (lower < 0) & (upper > 0)
         smallest, largest = torch.minimum(*ends), torch.maximum(*ends)
-        return torch.where(inside, smallest.clamp(max=0), smallest), torch.where(inside, largest.clamp(min=0), largest)
+        return torch.where(inside, smallest.clamp(max=0), smallest), torch.where(
+            inside, largest.clamp(min=0), largest
+        )
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
         """The kink lies inside."""
         return (lower < 0) & (upper > 0)
 
     def guess(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """The alpha taken where none is given: the slope of the longer piece (Zhang et al. 2018), which leaves the smaller area between the lines."""
+        """The alpha taken where none is given: the slope of the longer piece (Zhang et al. 2018),
+        which leaves the smaller area between the lines.
+        """
         return (upper > -lower).to(lower.dtype)
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """The chord on one side, a line through the kink on the other."""
         bend = self.bends(lower, upper)
-        straight = torch.where(lower >= 0, torch.full_like(lower, self.right), self.left)  # of two numbers `where` would make float32
+        # of two numbers `where` would make float32
+        straight = torch.where(lower >= 0, torch.full_like(lower, self.right), self.left)
         alpha = self.guess(lower, upper) if alpha is None else alpha
         width = torch.where(bend, upper - lower, torch.ones_like(lower))
         chord = (self.right * upper - self.left * lower) / width
         tangent = self.left + (self.right - self.left) * alpha
-        # The chord must pass every corner, whatever its computed slope: the two ends, and (for the sound side) no less than the kink.
+        # The chord must pass every corner, whatever its computed slope: the two ends, and (for the
+        # sound side) no less than the kink.
         ends = torch.stack([self.left * lower - chord * lower, self.right * upper - chord * upper])
         zero = torch.zeros_like(lower)
         if self.left <= self.right:
-            lines = Lines(torch.where(bend, tangent, straight), zero, torch.where(bend, chord, straight), torch.where(bend, ends.amax(0), zero))
+            lines = Lines(
+                torch.where(bend, tangent, straight),
+                zero,
+                torch.where(bend, chord, straight),
+                torch.where(bend, ends.amax(0), zero),
+            )
         else:
-            lines = Lines(torch.where(bend, chord, straight), torch.where(bend, ends.amin(0), zero), torch.where(bend, tangent, straight), zero)
+            lines = Lines(
+                torch.where(bend, chord, straight),
+                torch.where(bend, ends.amin(0), zero),
+                torch.where(bend, tangent, straight),
+                zero,
+            )
         return self._rounded(lines, lower, upper, bend)
 
     def _rounded(self, lines: Lines, lower: Tensor, upper: Tensor, bend: Tensor) -> Lines:
         if self.left == 0 and self.right == 1:
-            # The tangent's slope is alpha itself and needs no room; so stable and zero-slope neurons add nothing to the intercepts.
+            # The tangent's slope is alpha itself and needs no room; so stable and zero-slope
+            # neurons add nothing to the intercepts.
             room = (4 * _eps(lower) * upper.clamp(min=0) + torch.finfo(lower.dtype).tiny) * bend
             return lines._replace(upper_intercept=lines.upper_intercept + room)
         return _outward(lines, lower, upper, torch.zeros_like(lower), bend)
@@ -94,7 +124,8 @@ class TwoPieces:
 class Clip:
     """min(max(x, low), high): clip, hardtanh, relu6. alpha slides both free lines.
 
-    With low above high that is the constant `high`, in torch, NumPy and ONNX alike: then low is taken for high, as all lines assume corners in order.
+    With low above high that is the constant `high`, in torch, NumPy and ONNX alike: then low is
+    taken for high, as all lines assume corners in order.
     """
 
     low: float
@@ -104,7 +135,13 @@ class Clip:
     """As for `TwoPieces`."""
 
     def __post_init__(self) -> None:
-        require(self.low < math.inf and self.high > -math.inf, "a clip", "a finite value between the ends", low=self.low, high=self.high)
+        require(
+            self.low < math.inf and self.high > -math.inf,
+            "a clip",
+            "a finite value between the ends",
+            low=self.low,
+            high=self.high,
+        )
         object.__setattr__(self, "low", min(self.low, self.high))
 
     @property
@@ -122,12 +159,20 @@ class Clip:
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
         """A corner lies inside; a constant has none."""
-        return (((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high))) & (self.low < self.high)
+        return (
+            ((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high))
+        ) & (self.low < self.high)
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """Below: a line through the corner (low, low), or the chord where only the upper corner is inside. Above: mirrored."""
+        """Below: a line through the corner (low, low), or the chord where only the upper corner is
+        inside. Above: mirrored.
+        """
         bend = self.bends(lower, upper)
-        flat = (upper <= self.low) | (lower >= self.high) | torch.full_like(bend, self.low == self.high)
+        flat = (
+            (upper <= self.low)
+            | (lower >= self.high)
+            | torch.full_like(bend, self.low == self.high)
+        )
         f_lower, f_upper = self.value(lower), self.value(upper)
         one = torch.ones_like(lower)
         chord = (f_upper - f_lower) / torch.where(bend, upper - lower, one)
@@ -135,16 +180,32 @@ class Clip:
         fall = (self.high - f_lower) / torch.where(lower < self.high, self.high - lower, one)
         under = (upper - self.low > self.low - lower).to(lower.dtype) if alpha is None else alpha
         over = (self.high - lower > upper - self.high).to(lower.dtype) if alpha is None else alpha
-        # Slopes are shaved so that the computed line through a corner cannot cut off the other corner.
+        # Slopes are shaved so that the computed line through a corner cannot cut off the other
+        # corner.
         shave = 1 - 4 * _eps(lower)
         low_slope = torch.where(lower < self.low, under * rise * shave, chord)
         high_slope = torch.where(upper > self.high, over * fall * shave, chord)
-        low_at = torch.where(lower < self.low, self.low - low_slope * self.low, torch.minimum(f_lower - chord * lower, f_upper - chord * upper))
-        high_at = torch.where(upper > self.high, self.high - high_slope * self.high, torch.maximum(f_lower - chord * lower, f_upper - chord * upper))
+        low_at = torch.where(
+            lower < self.low,
+            self.low - low_slope * self.low,
+            torch.minimum(f_lower - chord * lower, f_upper - chord * upper),
+        )
+        high_at = torch.where(
+            upper > self.high,
+            self.high - high_slope * self.high,
+            torch.maximum(f_lower - chord * lower, f_upper - chord * upper),
+        )
         slope = (~flat).to(lower.dtype)
         corners = sum(abs(c) for c in (self.low, self.high) if math.isfinite(c))
         constant = torch.where(flat, f_lower, torch.zeros_like(lower))
-        picked = (torch.where(bend, a, b) for a, b in zip((low_slope, low_at, high_slope, high_at), (slope, constant, slope, constant), strict=True))
+        picked = (
+            torch.where(bend, a, b)
+            for a, b in zip(
+                (low_slope, low_at, high_slope, high_at),
+                (slope, constant, slope, constant),
+                strict=True,
+            )
+        )
         return _outward(Lines(*picked), lower, upper, torch.full_like(lower, corners), bend)
 
 
@@ -165,4 +226,6 @@ ACTIVATIONS: dict[str, Callable[[tuple[Any, ...]], Elementwise | None]] = {
     "aten.clamp_max.default": lambda args: Clip(-math.inf, argument(args, 1, math.inf)),
     **CURVES,
 }
-"""Builders by exported name, from the call's arguments; None where these ask for something that is not known here."""
+"""Builders by exported name, from the call's arguments; None where these ask for something that is
+not known here.
+"""

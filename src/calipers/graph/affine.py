@@ -1,4 +1,6 @@
-"""Which operations are affine, and what are their adjoints? Linear and convolution by hand, all others by PyTorch's vector-Jacobian product."""
+"""Which operations are affine, and what are their adjoints? Linear and convolution by hand, all
+others by PyTorch's vector-Jacobian product.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from calipers.graph.generic import Generic as Generic
 from calipers.graph.ir import Affine, completed
 from calipers.graph.parameters import require, require_numbers
 
-WINDOW_MATRIX = 2**20  # entries up to which a window's transposed convolution runs as one matrix product
+# entries up to which a window's transposed convolution runs as one matrix product
+WINDOW_MATRIX = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,9 @@ class Linear:
 
     def to(self, dtype: torch.dtype) -> Linear:
         """In another dtype."""
-        bias, constant_terms = (None if t is None else t.to(dtype) for t in (self.bias, self.constant_terms))
+        bias, constant_terms = (
+            None if t is None else t.to(dtype) for t in (self.bias, self.constant_terms)
+        )
         return Linear(self.weight.to(dtype), bias, constant_terms)
 
 
@@ -67,7 +72,9 @@ class Conv:
     kind: Literal["affine"] = field(default="affine", repr=False)
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return self._convolve(
+            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
     @property
     def _convolve(self) -> Callable[..., Tensor]:
@@ -78,36 +85,68 @@ class Conv:
         return self._run(inputs[0], self.weight, self.bias)
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of the convolution with respect to its input, by the fastest of three ways (measured on a CPU, see PERFORMANCE.md)."""
+        """The gradient of the convolution with respect to its input, by the fastest of three ways
+        (measured on a CPU, see PERFORMANCE.md).
+        """
         if self._blocked is not None:
             return (self._blocked(a, self.input_size),)
         room = tuple(k - 1 - p for k, p in zip(self.weight.shape[2:], self.padding, strict=True))
-        if a.dtype == torch.float32 and self.groups == 1 and {*self.stride, *self.dilation} == {1} and min(room) >= 0:
+        if (
+            a.dtype == torch.float32
+            and self.groups == 1
+            and {*self.stride, *self.dilation} == {1}
+            and min(room) >= 0
+        ):
             return (self._convolve(a, self._flipped, None, padding=room),)
         return (self._input_gradient(a, self.input_size, self.padding),)
 
     @cached_property
     def _blocked(self) -> BlockedAdjoint | None:
-        plain = len(self.stride) == 2 and self.groups == 1 and set(self.dilation) == {1} and self.weight.dtype == torch.float32
-        return BlockedAdjoint(self.weight, self.stride, self.padding) if plain and few_channels(self.weight.shape[1], self.stride) else None
+        plain = (
+            len(self.stride) == 2
+            and self.groups == 1
+            and set(self.dilation) == {1}
+            and self.weight.dtype == torch.float32
+        )
+        return (
+            BlockedAdjoint(self.weight, self.stride, self.padding)
+            if plain and few_channels(self.weight.shape[1], self.stride)
+            else None
+        )
 
     @cached_property
     def _flipped(self) -> Tensor:
         return self.weight.flip(*range(2, self.weight.dim())).transpose(0, 1).contiguous()
 
     def _input_gradient(self, a: Tensor, size: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-        """Sums of products, as the rounding allowances assume. In float64 two to four times as fast on a CPU as the library's transposed convolution."""
+        """Sums of products, as the rounding allowances assume. In float64 two to four times as fast
+        on a CPU as the library's transposed convolution.
+        """
         gradient = (conv1d_input, conv2d_input, conv3d_input)[len(self.stride) - 1]
         channels = self.weight.shape[1] * self.groups
-        result: Tensor = gradient((len(a), channels, *size), self.weight, a, self.stride, padding, self.dilation, self.groups)  # type: ignore[no-untyped-call]
+        result: Tensor = gradient(
+            (len(a), channels, *size),
+            self.weight,
+            a,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+        )  # type: ignore[no-untyped-call]
         return result
 
     def window(self, size: int, axis: int) -> int:
         """(size - 1) strides and one kernel."""
-        return (size - 1) * self.stride[axis] + self.dilation[axis] * (self.weight.shape[2 + axis] - 1) + 1
+        return (
+            (size - 1) * self.stride[axis]
+            + self.dilation[axis] * (self.weight.shape[2 + axis] - 1)
+            + 1
+        )
 
     def window_adjoint(self, a: Tensor) -> Tensor:
-        """The transposed convolution without padding; images only. One matrix product where the windows are small: the matrix is kept."""
+        """The transposed convolution without padding; images only. One matrix product where the
+        windows are small: the matrix is kept.
+        """
         shape = tuple(a.shape[1:])
         size = tuple(self.window(n, axis) for axis, n in enumerate(shape[1:]))
         if a[0].numel() * self.weight.shape[1] * self.groups * size[0] * size[1] > WINDOW_MATRIX:
@@ -127,23 +166,33 @@ class Conv:
 
     def to(self, dtype: torch.dtype) -> Conv:
         """In another dtype."""
-        bias, constant_terms = (None if t is None else t.to(dtype) for t in (self.bias, self.constant_terms))
-        return dataclasses.replace(self, weight=self.weight.to(dtype), bias=bias, constant_terms=constant_terms)
+        bias, constant_terms = (
+            None if t is None else t.to(dtype) for t in (self.bias, self.constant_terms)
+        )
+        return dataclasses.replace(
+            self, weight=self.weight.to(dtype), bias=bias, constant_terms=constant_terms
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """scale * x + shift, constants that broadcast over the batch: batch norm in evaluation, arithmetic with constants."""
+    """scale * x + shift, constants that broadcast over the batch: batch norm in evaluation,
+    arithmetic with constants.
+    """
 
     scale: Tensor
     shift: Tensor
     constant_terms: Tensor | None = None
-    """The size of what was added up to make the shift, where that is more than its absolute value: folding may cancel, and rounds by what cancelled."""
+    """The size of what was added up to make the shift, where that is more than its absolute value:
+    folding may cancel, and rounds by what cancelled.
+    """
 
     diagonal: bool = True
     kind: Literal["affine"] = field(default="affine", repr=False)
     detour: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-    """Of batch norm, which is executed in several steps: the largest product of its factors, each at least 1, and the size of the mean taken off before."""
+    """Of batch norm, which is executed in several steps: the largest product of its factors, each
+    at least 1, and the size of the mean taken off before.
+    """
 
     def value(self, *inputs: Tensor) -> Tensor:
         """(M, *shape) -> (M, *shape)."""
@@ -193,7 +242,11 @@ class Sum:
 
     def slopes(self) -> tuple[Tensor, ...]:
         """The factor of each element of each input."""
-        return (torch.tensor(self.signs[0], dtype=torch.float64), torch.tensor(self.signs[1], dtype=torch.float64))  # float32 would round a factor
+        # float32 would round a factor
+        return (
+            torch.tensor(self.signs[0], dtype=torch.float64),
+            torch.tensor(self.signs[1], dtype=torch.float64),
+        )
 
     def absolute(self, *inputs: Tensor) -> Tensor:
         """|s_0| r_0 + |s_1| r_1."""
@@ -206,7 +259,9 @@ class Sum:
 
 @dataclass(frozen=True)
 class Call:
-    """A call in the exported program, as the builders see it: `tensors` are the inputs that depend on the point, `args` everything with constants in place."""
+    """A call in the exported program, as the builders see it: `tensors` are the inputs that depend
+    on the point, `args` everything with constants in place.
+    """
 
     name: str
     run: Callable[..., Tensor]
@@ -246,7 +301,8 @@ def _batch_norm(call: Call) -> Affine | None:
     shape = (1, -1, *[1] * (len(call.shape) - 1))
     made_of = (0 if bias is None else bias.abs()) + (mean * scale).abs()
     peak = (var + eps).rsqrt().clamp(min=1) * (1 if weight is None else weight.abs().clamp(min=1))
-    sound = (var >= 0) & (var + eps >= torch.finfo(torch.float32).tiny)  # else the sum under the root is rounded away, or to nothing
+    # else the sum under the root is rounded away, or to nothing
+    sound = (var >= 0) & (var + eps >= torch.finfo(torch.float32).tiny)
     detour = (torch.where(sound, peak, torch.inf).view(shape), mean.abs().view(shape))
     return Scale(scale.view(shape), shift.view(shape), made_of.view(shape), detour=detour)
 
@@ -258,7 +314,11 @@ def _constant(value: Any, call: Call) -> Tensor:
 def _arithmetic(sign: float) -> Callable[[Call], Affine | None]:
     def build(call: Call) -> Affine | None:
         if call.variable == (0, 1):
-            return Sum((1.0, sign)) if call.input_shapes[0] == call.input_shapes[1] == call.shape else None
+            return (
+                Sum((1.0, sign))
+                if call.input_shapes[0] == call.input_shapes[1] == call.shape
+                else None
+            )
         one = torch.ones((), dtype=call.dtype, device=call.device)
         if call.input_shapes[0] != call.shape:
             return None
@@ -272,7 +332,9 @@ def _arithmetic(sign: float) -> Callable[[Call], Affine | None]:
 def _reversed_subtraction(call: Call) -> Affine | None:
     if call.variable != (0,) or call.input_shapes[0] != call.shape:
         return None
-    return Scale(-torch.ones((), dtype=call.dtype, device=call.device), _constant(call.args[1], call))
+    return Scale(
+        -torch.ones((), dtype=call.dtype, device=call.device), _constant(call.args[1], call)
+    )
 
 
 def _multiply(call: Call) -> Affine | None:
@@ -305,13 +367,28 @@ def _reshape(call: Call) -> Affine | None:
 
 
 def _move(call: Call) -> Affine | None:
-    return Generic(lambda *inputs: call.run(*inputs).reshape(len(inputs[0]), *call.shape), call.name, call.input_shapes)
+    return Generic(
+        lambda *inputs: call.run(*inputs).reshape(len(inputs[0]), *call.shape),
+        call.name,
+        call.input_shapes,
+    )
 
 
 def _average(call: Call) -> Affine | None:
-    """A mean over windows; a divisor that is asked for may be of any sign, and weights are taken for positive ones."""
-    divisor = completed(call.args[1:], (None, [], 0, False, True, None))[5] if "adaptive" not in call.name else None
-    require(divisor is None or divisor > 0, "average-pooling", "a divisor above 0", divisor_override=divisor or 0)
+    """A mean over windows; a divisor that is asked for may be of any sign, and weights are taken
+    for positive ones.
+    """
+    divisor = (
+        completed(call.args[1:], (None, [], 0, False, True, None))[5]
+        if "adaptive" not in call.name
+        else None
+    )
+    require(
+        divisor is None or divisor > 0,
+        "average-pooling",
+        "a divisor above 0",
+        divisor_override=divisor or 0,
+    )
     return _move(call)
 
 
@@ -321,7 +398,9 @@ def _pad(call: Call) -> Affine | None:
 
 
 def _weighted(call: Call) -> Affine | None:
-    """A sum of products with constants, and perhaps a constant: whatever is affine in the one number that depends on the point."""
+    """A sum of products with constants, and perhaps a constant: whatever is affine in the one
+    number that depends on the point.
+    """
     absolute = call.absolute
     if absolute is None or len(call.input_shapes) != 1:
         return None
@@ -329,25 +408,35 @@ def _weighted(call: Call) -> Affine | None:
     def sizes(x: Tensor) -> Tensor:
         return (absolute(x) - absolute(torch.zeros_like(x[:1]))).reshape(len(x), *call.shape)
 
-    return Generic(lambda x: call.run(x).reshape(len(x), *call.shape), call.name, call.input_shapes, sizes=sizes)
+    return Generic(
+        lambda x: call.run(x).reshape(len(x), *call.shape),
+        call.name,
+        call.input_shapes,
+        sizes=sizes,
+    )
 
 
 _MOVES = (
-    "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default aten.stack.default "
-    "aten.adaptive_avg_pool1d.default "
-    "aten.adaptive_avg_pool2d.default aten._adaptive_avg_pool2d.default aten.adaptive_avg_pool3d.default aten.mean.dim aten.sum.dim_IntList aten.flip.default "
-    "aten.upsample_nearest1d.vec aten.upsample_nearest2d.vec aten.upsample_nearest3d.vec aten.upsample_linear1d.vec aten.upsample_bilinear2d.vec "
-    "aten.upsample_trilinear3d.vec aten.upsample_nearest1d.default aten.upsample_nearest2d.default aten.upsample_bilinear2d.default "
-    "aten.pixel_shuffle.default aten.pixel_unshuffle.default aten.roll.default aten.index_select.default aten.narrow.default aten.movedim.int "
-    "aten.repeat.default aten.t.default aten.tile.default aten.index.Tensor aten.channel_shuffle.default aten.diagonal.default "
-    "aten.mean.default aten.sum.default aten.unfold.default aten.im2col.default aten.adaptive_avg_pool1d.default"
+    "aten.permute.default aten.transpose.int aten.slice.Tensor aten.select.int aten.cat.default "
+    "aten.stack.default aten.adaptive_avg_pool1d.default aten.adaptive_avg_pool2d.default "
+    "aten._adaptive_avg_pool2d.default aten.adaptive_avg_pool3d.default aten.mean.dim "
+    "aten.sum.dim_IntList aten.flip.default aten.upsample_nearest1d.vec "
+    "aten.upsample_nearest2d.vec aten.upsample_nearest3d.vec aten.upsample_linear1d.vec "
+    "aten.upsample_bilinear2d.vec aten.upsample_trilinear3d.vec aten.upsample_nearest1d.default "
+    "aten.upsample_nearest2d.default aten.upsample_bilinear2d.default aten.pixel_shuffle.default "
+    "aten.pixel_unshuffle.default aten.roll.default aten.index_select.default aten.narrow.default "
+    "aten.movedim.int aten.repeat.default aten.t.default aten.tile.default aten.index.Tensor "
+    "aten.channel_shuffle.default aten.diagonal.default aten.mean.default aten.sum.default "
+    "aten.unfold.default aten.im2col.default aten.adaptive_avg_pool1d.default"
 )
 _WEIGHTED = (
-    "aten.conv_transpose1d.default aten.conv_transpose2d.input aten.conv_transpose3d.input aten.einsum.default aten.matmul.default aten.mm.default "
+    "aten.conv_transpose1d.default aten.conv_transpose2d.input aten.conv_transpose3d.input "
+    "aten.einsum.default aten.matmul.default aten.mm.default "
     "aten.bmm.default aten.addmm.default aten.baddbmm.default"
 )
 SHAPES = frozenset(
-    "aten.expand.default aten.view.default aten._unsafe_view.default aten.reshape.default aten.flatten.using_ints aten.unsqueeze.default aten.squeeze.dim "
+    "aten.expand.default aten.view.default aten._unsafe_view.default aten.reshape.default "
+    "aten.flatten.using_ints aten.unsqueeze.default aten.squeeze.dim "
     "aten.squeeze.dims aten.unflatten.int".split()
 )
 """Operations that may name the batch size, as the size of their result."""
@@ -379,4 +468,6 @@ AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     "aten.expand.default": _move,
     **{f"aten.avg_pool{rank}d.default": _average for rank in (1, 2, 3)},
 }
-"""Builders by exported name; a builder returns None where the call is not affine in the point, or not in a form it knows."""
+"""Builders by exported name; a builder returns None where the call is not affine in the point, or
+not in a form it knows.
+"""

@@ -1,4 +1,6 @@
-"""What does a call in an exported program say? Its arguments, its keyword-only options, and the source line it stands on."""
+"""What does a call in an exported program say? Its arguments, its keyword-only options, and the
+source line it stands on.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,32 @@ _ROUNDED_ONCE = frozenset("add sub mul div sqrt rsqrt reciprocal".split())
 
 
 def options(fx_node: fx.Node) -> dict[str, Any]:
-    """Return the keyword-only arguments of a call, defaults filled in, without those that change no result."""
+    """Return the keyword-only arguments of a call, defaults filled in, without those that change no
+    result.
+    """
     schema = getattr(fx_node.target, "_schema", None)
-    options = {a.name: fx_node.kwargs.get(a.name, a.default_value) for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
-    return {name: value for name, value in options.items() if name not in ("memory_format", "dtype", "layout", "device", "pin_memory")}
+    options = {
+        a.name: fx_node.kwargs.get(a.name, a.default_value)
+        for a in (schema.arguments if schema is not None else ())
+        if a.kwarg_only
+    }
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in ("memory_format", "dtype", "layout", "device", "pin_memory")
+    }
 
 
 def unread(fx_node: fx.Node) -> bool:
-    """Does the call set a keyword-only option (such as the alpha of add) that changes its result, and that builders do not see?"""
+    """Does the call set a keyword-only option (such as the alpha of add) that changes its result,
+    and that builders do not see?
+    """
     schema = getattr(fx_node.target, "_schema", None)
-    defaults = {a.name: a.default_value for a in (schema.arguments if schema is not None else ()) if a.kwarg_only}
+    defaults = {
+        a.name: a.default_value
+        for a in (schema.arguments if schema is not None else ())
+        if a.kwarg_only
+    }
     return any(value != defaults[name] for name, value in options(fx_node).items())
 
 
@@ -33,13 +51,25 @@ def leaves(args: Any) -> list[Any]:
 
 
 def place_of(fx_node: fx.Node) -> str:
-    """Name the module path and the last source line outside torch, as far as the export recorded them."""
+    """Name the module path and the last source line outside torch, as far as the export recorded
+    them.
+    """
     stack = fx_node.meta.get("nn_module_stack") or {}
     path = [str(value[0]) for value in stack.values()]
     module = re.sub(r"^(network(\.of)?)?(\.|$)", "", path[-1] if path else "") or "the model"
-    files = [line.strip() for line in (fx_node.meta.get("stack_trace") or "").splitlines() if line.strip().startswith("File")]
+    files = [
+        line.strip()
+        for line in (fx_node.meta.get("stack_trace") or "").splitlines()
+        if line.strip().startswith("File")
+    ]
     own = [line for line in files if "/torch/" not in line]
-    place = (own or files or [""])[-1].removeprefix("File ").replace('"', "").replace(", line ", ":").split(", in ")[0]
+    place = (
+        (own or files or [""])[-1]
+        .removeprefix("File ")
+        .replace('"', "")
+        .replace(", line ", ":")
+        .split(", in ")[0]
+    )
     return f"{module} ({place})" if place else module
 
 
@@ -50,7 +80,9 @@ def with_absolute_constants(args: Any) -> Any:
     return args.abs() if isinstance(args, Tensor) and args.is_floating_point() else args
 
 
-def has_parameters_for(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+def has_parameters_for(
+    function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+) -> bool:
     """Has the function parameters for all arguments of a call?"""
     try:
         inspect.signature(function).bind(None, *args, **options)
@@ -60,10 +92,16 @@ def has_parameters_for(function: Callable[..., Any], args: tuple[Any, ...], opti
 
 
 def rounded_often(name: str, args: tuple[Any, ...], made: Any) -> bool:
-    """May a constant that float32 makes of constants be another one by more than a rounding or two?"""
+    """May a constant that float32 makes of constants be another one by more than a rounding or
+    two?
+    """
     once = name.split(".")[1:2] and name.split(".")[1] in _ROUNDED_ONCE
     return not _in_float32(made) and not (once and all(map(_in_float32, leaves(args))))
 
 
 def _in_float32(value: Any) -> bool:
-    return not isinstance(value, Tensor) or not value.is_floating_point() or torch.equal(value.float().to(value.dtype), value)
+    return (
+        not isinstance(value, Tensor)
+        or not value.is_floating_point()
+        or torch.equal(value.float().to(value.dtype), value)
+    )

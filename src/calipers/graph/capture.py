@@ -1,8 +1,10 @@
-"""How does a module become a graph? Exported, translated op by op, and only believed when both give the same numbers.
+"""How does a module become a graph? Exported, translated op by op, and only believed when both give
+the same numbers.
 
-`torch.export` traces the classifier's network (standardisation and class expansion included) on a float64 copy with a free batch size; where that is not
-understood, `run_decompositions` makes it functional but keeps linear, convolution and batch norm whole. Constants are folded. At the end graph and module run
-on the given points and on random ones, in float64, and must agree.
+`torch.export` traces the classifier's network (standardisation and class expansion included) on a
+float64 copy with a free batch size; where that is not understood, `run_decompositions` makes it
+functional but keeps linear, convolution and batch norm whole. Constants are folded. At the end
+graph and module run on the given points and on random ones, in float64, and must agree.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from torch import Tensor, fx, nn
 from calipers.errors import CaptureError, UnsupportedOp, typed
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, SHAPES, Call
-from calipers.graph.calls import has_parameters_for, leaves, options, place_of, rounded_often, unread, with_absolute_constants
+from calipers.graph.calls import (
+    has_parameters_for,
+    leaves,
+    options,
+    place_of,
+    rounded_often,
+    unread,
+    with_absolute_constants,
+)
 from calipers.graph.exporting import exported, in_fewer
 from calipers.graph.fusion import fused
 from calipers.graph.ir import Graph, Op
@@ -28,15 +38,21 @@ from calipers.graph.products import SELECTIONS
 from calipers.graph.rewrites import REWRITES
 from calipers.graph.writing import Result, Writer
 
-_AGREEMENT = 1e-9  # relative; two float64 evaluations of the networks we measured differ by less than 1e-12
-
-
-_UNCHANGED = frozenset(
-    "aten.clone.default aten.alias.default aten.detach.default aten.contiguous.default aten.dropout.default aten.lift_fresh_copy.default".split()
+_AGREEMENT = (
+    1e-9  # relative; two float64 evaluations of the networks we measured differ by less than 1e-12
 )
 
 
-_USES_BATCH_SIZE = "the model computes with the batch size at {}: its answer for one point would depend on the others. Process points independently."
+_UNCHANGED = frozenset(
+    "aten.clone.default aten.alias.default aten.detach.default aten.contiguous.default "
+    "aten.dropout.default aten.lift_fresh_copy.default".split()
+)
+
+
+_USES_BATCH_SIZE = (
+    "the model computes with the batch size at {}: its answer for one point would depend on "
+    "the others. Process points independently."
+)
 
 
 class _Batch:
@@ -47,7 +63,9 @@ class Freezable(Protocol):
     """A model that can be held still while it is looked at."""
 
     def precisely(self) -> AbstractContextManager[nn.Module]:
-        """Hold the model still, and hand over a float64 copy of the whole map from native inputs to logits."""
+        """Hold the model still, and hand over a float64 copy of the whole map from native inputs to
+        logits.
+        """
 
     def state(self) -> object:
         """Return what changes whenever a weight does."""
@@ -57,7 +75,9 @@ _captured: weakref.WeakKeyDictionary[Freezable, tuple[object, Graph]] = weakref.
 
 
 def graph_of(classifier: Freezable, x: Tensor) -> Graph:
-    """Return the classifier's graph, captured once for each state of its weights: a certificate about older weights would be worth nothing."""
+    """Return the classifier's graph, captured once for each state of its weights: a certificate
+    about older weights would be worth nothing.
+    """
     state = (classifier.state(), tuple(x.shape[1:]))
     if classifier not in _captured or _captured[classifier][0] != state:
         _captured[classifier] = (state, capture(classifier, x))
@@ -67,8 +87,9 @@ def graph_of(classifier: Freezable, x: Tensor) -> Graph:
 def capture(classifier: Freezable, x: Tensor) -> Graph:
     """Return the graph of the classifier's network in float64; x (N, *D) are points to compare on.
 
-    Raises `UnsupportedOp` (an operation without facts: its name, module path and source line) or `CaptureError` (cannot be copied or exported, mixes points
-    of a batch, or graph and module disagree; whatever else goes wrong in here as well). Cost: about a second for a small network.
+    Raises `UnsupportedOp` (an operation without facts: its name, module path and source line) or
+    `CaptureError` (cannot be copied or exported, mixes points of a batch, or graph and module
+    disagree; whatever else goes wrong in here as well). Cost: about a second for a small network.
     """
     try:
         with classifier.precisely() as network:
@@ -78,20 +99,27 @@ def capture(classifier: Freezable, x: Tensor) -> Graph:
     except (CaptureError, UnsupportedOp):
         raise
     except Exception as error:
-        raise CaptureError(f"the model cannot be turned into a graph ({typed(error)}); attacks work without a graph") from error
+        raise CaptureError(
+            f"the model cannot be turned into a graph ({typed(error)}); attacks work without a "
+            "graph"
+        ) from error
     return graph
 
 
 @runtime_checkable
 class Carrier(Protocol):
-    """A module that knows its own graph, in the precision of its buffers: what it was read from said so."""
+    """A module that knows its own graph, in the precision of its buffers: what it was read from
+    said so.
+    """
 
     def graph(self) -> Graph:
         """Return the graph of what `forward` computes."""
 
 
 def _graph(network: nn.Module, sample: Tensor) -> Graph:
-    """Return a carried graph; of a sequence with a carrier in it, the parts' graphs one after another; of anything else, what the export shows."""
+    """Return a carried graph; of a sequence with a carrier in it, the parts' graphs one after
+    another; of anything else, what the export shows.
+    """
     if _carries(network):
         return network.graph()
     inner = getattr(network, "of", None)  # a network that is handed a copy of its input
@@ -107,15 +135,20 @@ def _graph(network: nn.Module, sample: Tensor) -> Graph:
 
 
 def _carries(network: object) -> TypeGuard[Carrier]:
-    """Does the module know its own graph? (An exported program has an attribute of that name, which is something else.)"""
+    """Does the module know its own graph? (An exported program has an attribute of that name, which
+    is something else.)
+    """
     return isinstance(network, Carrier) and callable(network.graph)
 
 
 def _exported(network: nn.Module, sample: Tensor) -> Graph:
-    """Return the graph exported with a free batch size; where the batch does not stay the first axis, that of a single point instead.
+    """Return the graph exported with a free batch size; where the batch does not stay the first
+    axis, that of a single point instead.
 
-    Most programs are understood as exported; to write one in fewer operations takes four times as long as its export, so that is done only to the
-    others. What is captured for one point may mix the points of a batch: that shows when the module runs on several, and then the first reason stands.
+    Most programs are understood as exported; to write one in fewer operations takes four times as
+    long as its export, so that is done only to the others. What is captured for one point may mix
+    the points of a batch: that shows when the module runs on several, and then the first reason
+    stands.
     """
     try:
         program = exported(network, sample)
@@ -124,7 +157,9 @@ def _exported(network: nn.Module, sample: Tensor) -> Graph:
         return _Translator(in_fewer(program), sample).run()
     except (CaptureError, UnsupportedOp) as refused:
         try:
-            graph = _Translator(in_fewer(exported(network, sample, single=True)), sample, single=True).run()
+            graph = _Translator(
+                in_fewer(exported(network, sample, single=True)), sample, single=True
+            ).run()
         except (CaptureError, UnsupportedOp):
             raise refused from None
         if not _keeps_points_apart(network, sample):
@@ -135,25 +170,40 @@ def _exported(network: nn.Module, sample: Tensor) -> Graph:
 def _keeps_points_apart(network: nn.Module, sample: Tensor) -> bool:
     with torch.no_grad():
         together, alone = network(sample), torch.cat([network(point) for point in sample.split(1)])
-    return together.shape == alone.shape and bool((together - alone).abs().max() <= _AGREEMENT * (1 + alone.abs().max()))
+    return together.shape == alone.shape and bool(
+        (together - alone).abs().max() <= _AGREEMENT * (1 + alone.abs().max())
+    )
 
 
 def _then(first: Graph, second: Graph) -> Graph:
     """Return the graph that hands the first one's result to the second."""
     last = len(first.nodes)
-    behind = [dataclasses.replace(node, inputs=tuple(i + last for i in node.inputs)) for node in second.nodes]
-    return Graph(first.input_shape, (*first.nodes, *behind), computed=first.computed or second.computed)
+    behind = [
+        dataclasses.replace(node, inputs=tuple(i + last for i in node.inputs))
+        for node in second.nodes
+    ]
+    return Graph(
+        first.input_shape, (*first.nodes, *behind), computed=first.computed or second.computed
+    )
 
 
 class _Translator:
-    """Walks the exported program once; `known` maps each of its nodes to a constant, a number of the graph, or the batch size.
+    """Walks the exported program once; `known` maps each of its nodes to a constant, a number of
+    the graph, or the batch size.
 
-    `single`: the program was exported for one point, and its batch axis of 1 is an axis like all others.
+    `single`: the program was exported for one point, and its batch axis of 1 is an axis like all
+    others.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram, sample: Tensor, *, single: bool = False) -> None:
+    def __init__(
+        self, program: torch.export.ExportedProgram, sample: Tensor, *, single: bool = False
+    ) -> None:
         self.program, self.sample, self.single = program, sample, single
-        given = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs)
+        given = next(
+            n
+            for n in program.graph.nodes
+            if n.op == "placeholder" and n.name in program.graph_signature.user_inputs
+        )
         self.batch = str(given.meta["val"].shape[0])
         self.known: dict[fx.Node, Any] = {}
         self.computed = ""
@@ -166,15 +216,26 @@ class _Translator:
                 self.known[fx_node] = constants[fx_node.name]
             elif fx_node.op == "placeholder":
                 given = Result(0, shape)
-                self.known[fx_node] = self.writer.reshape(given, (1, *shape)) if self.single else given
+                self.known[fx_node] = (
+                    self.writer.reshape(given, (1, *shape)) if self.single else given
+                )
             elif fx_node.op == "call_function":
                 self.writer.where = place_of(fx_node)
                 self.known[fx_node] = self._translate(fx_node)
-            elif fx_node.op == "get_attr":  # an inner program: blocks of no_grad or autocast are unfolded where operations are written in fewer
-                raise UnsupportedOp(f"a part of the model is a program of its own ({fx_node.target}), at {place_of(fx_node)}: a branch or a loop on data")
+            elif fx_node.op == "get_attr":
+                # an inner program: blocks of no_grad or autocast are unfolded where operations are
+                # written in fewer
+                raise UnsupportedOp(
+                    f"a part of the model is a program of its own ({fx_node.target}), at "
+                    f"{place_of(fx_node)}: a branch or a loop on data"
+                )
             elif fx_node.op == "output":
                 last = self.known[fx_node.args[0][0]]
-        if not isinstance(last, Result) or not last.number or len(self.writer.nodes) == int(self.single):
+        if (
+            not isinstance(last, Result)
+            or not last.number
+            or len(self.writer.nodes) == int(self.single)
+        ):
             raise CaptureError("the model's output does not depend on its input: nothing to bound")
         last = self.writer.reshape(last, last.shape[1:]) if self.single else last
         if last.number != len(self.writer.nodes):
@@ -196,7 +257,13 @@ class _Translator:
         if name.startswith("aten._assert"):
             return None
         if name == "<built-in function getitem>":
-            return args[0][args[1]] if isinstance(args[0], (list, tuple)) else args[0] if args[1] == 0 else None
+            return (
+                args[0][args[1]]
+                if isinstance(args[0], (list, tuple))
+                else args[0]
+                if args[1] == 0
+                else None
+            )
         if name in _UNCHANGED:
             return args[0]
         variable = [a for a in leaves(args) if isinstance(a, Result)]
@@ -211,8 +278,9 @@ class _Translator:
             raise UnsupportedOp(f"{name} at {place_of(fx_node)}: {refused}") from refused
         if result is None:
             raise UnsupportedOp(
-                f"no bounds for {name} at {place_of(fx_node)}{_STEPS.get(name, '')}. Rewrite that line with supported operations, or add the op's facts in "
-                "calipers/graph; attacks work without them."
+                f"no bounds for {name} at {place_of(fx_node)}{_STEPS.get(name, '')}. Rewrite that "
+                "line with supported operations, or add the op's facts in calipers/graph; attacks "
+                "work without them."
             )
         return result
 
@@ -227,7 +295,9 @@ class _Translator:
         return [self.writer.move(name, part(k, shape), args[0]) for k, shape in enumerate(shapes)]
 
     def _arguments(self, fx_node: fx.Node) -> tuple[Any, ...]:
-        """Return positional arguments with keyword ones put in their places, and every node replaced by what is known of it."""
+        """Return positional arguments with keyword ones put in their places, and every node
+        replaced by what is known of it.
+        """
         args = list(fx_node.args)
         schema = getattr(fx_node.target, "_schema", None)
         for place, argument in enumerate(schema.arguments if schema is not None else ()):
@@ -249,24 +319,43 @@ class _Translator:
             return tuple(value.shape)
         free = not value.shape or str(value.shape[0]) != self.batch
         if free or any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
-            raise CaptureError(f"the model mixes points of a batch at {where} (a result of shape {tuple(value.shape)}). Keep the batch as the first axis.")
+            raise CaptureError(
+                f"the model mixes points of a batch at {where} (a result of shape "
+                f"{tuple(value.shape)}). Keep the batch as the first axis."
+            )
         return tuple(value.shape[1:]) or (1,)  # one number a point is a vector of one to the bounds
 
     def _call(self, name: str, target: Any, args: tuple[Any, ...], shape: tuple[int, ...]) -> Call:
         flat = [a for a in leaves(args) if isinstance(a, Result)]
         places = tuple(i for i, a in enumerate(args) if isinstance(a, Result))
-        run, absolute = self._bound(target, args), self._bound(target, with_absolute_constants(args))
-        return Call(name, run, args, places, tuple(a.shape for a in flat), shape, self.sample.dtype, self.sample.device, absolute)
+        run, absolute = (
+            self._bound(target, args),
+            self._bound(target, with_absolute_constants(args)),
+        )
+        return Call(
+            name,
+            run,
+            args,
+            places,
+            tuple(a.shape for a in flat),
+            shape,
+            self.sample.dtype,
+            self.sample.device,
+            absolute,
+        )
 
     def _bound(self, target: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
         run = _bind(target, args)
         return torch.vmap(run) if self.single else run
 
-    def _written(self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> Result | None:
+    def _written(
+        self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]
+    ) -> Result | None:
         """Write the call as an operation with facts of its own, or as several."""
         variable = [a for a in leaves(args) if isinstance(a, Result)]
         if self.single and name in _WHOLE and args[0] is variable[0] and variable[0].shape[0] == 1:
-            # These know the batch as their first axis: the axis of 1 is taken off before, and put back behind.
+            # These know the batch as their first axis: the axis of 1 is taken off before, and put
+            # back behind.
             inner = (self.writer.reshape(variable[0], variable[0].shape[1:]), *args[1:])
             self.single, self.writer.lead = False, 0
             result = self._written(name, fx_node, inner, shape[1:])
@@ -276,11 +365,17 @@ class _Translator:
         if op is not None:
             return self.writer.write(op, *variable)
         chosen = {k: v for k, v in options(fx_node).items() if k in fx_node.kwargs}
-        if name not in REWRITES or any(isinstance(a, _Batch) for a in leaves(args)) or not has_parameters_for(REWRITES[name], args, chosen):
+        if (
+            name not in REWRITES
+            or any(isinstance(a, _Batch) for a in leaves(args))
+            or not has_parameters_for(REWRITES[name], args, chosen)
+        ):
             return None
         return REWRITES[name](self.writer, *args, **chosen)
 
-    def _op(self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> Op | None:
+    def _op(
+        self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]
+    ) -> Op | None:
         if name in ACTIVATIONS:
             return ACTIVATIONS[name]((*args, *options(fx_node).values()))
         if name in SELECTIONS:
@@ -292,10 +387,15 @@ class _Translator:
         return AFFINE[name](self._call(name, fx_node.target, args, shape))
 
 
-_SEVERAL = frozenset("aten.split.Tensor aten.split_with_sizes.default aten.chunk.default aten.unbind.int aten.tensor_split.sections".split())
+_SEVERAL = frozenset(
+    "aten.split.Tensor aten.split_with_sizes.default aten.chunk.default aten.unbind.int "
+    "aten.tensor_split.sections".split()
+)
 _WHOLE = frozenset(
-    "aten.conv1d.default aten.conv2d.default aten.conv3d.default aten.batch_norm.default aten._native_batch_norm_legit_no_training.default "
-    "aten.max_pool1d.default aten.max_pool2d.default aten.max_pool3d.default aten.group_norm.default aten.instance_norm.default aten.prelu.default".split()
+    "aten.conv1d.default aten.conv2d.default aten.conv3d.default aten.batch_norm.default "
+    "aten._native_batch_norm_legit_no_training.default aten.max_pool1d.default "
+    "aten.max_pool2d.default aten.max_pool3d.default aten.group_norm.default "
+    "aten.instance_norm.default aten.prelu.default".split()
 )
 _STEPS = dict.fromkeys(
     [f"aten.{name}.default" for name in ("sign", "heaviside", "floor", "ceil", "round", "trunc")],
@@ -304,7 +404,9 @@ _STEPS = dict.fromkeys(
 
 
 def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
-    """Return the operation as a function of the tensors that depend on the point, its constants in their dtype."""
+    """Return the operation as a function of the tensors that depend on the point, its constants in
+    their dtype.
+    """
 
     def run(*tensors: Tensor) -> Any:
         left, dtype = iter(tensors), tensors[0].dtype
@@ -314,7 +416,13 @@ def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
                 return [fill(item) for item in a]
             if isinstance(a, Tensor):
                 return a.to(dtype) if a.is_floating_point() else a
-            return next(left) if isinstance(a, Result) else len(tensors[0]) if isinstance(a, _Batch) else a
+            return (
+                next(left)
+                if isinstance(a, Result)
+                else len(tensors[0])
+                if isinstance(a, _Batch)
+                else a
+            )
 
         return target(*[fill(a) for a in args])
 
@@ -322,17 +430,30 @@ def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
 
 
 def _compare(graph: Graph, network: nn.Module, sample: Tensor) -> None:
-    """Run both on the sample and on noise around it, a batch of another size included, and refuse any difference beyond rounding."""
+    """Run both on the sample and on noise around it, a batch of another size included, and refuse
+    any difference beyond rounding.
+    """
     generator = torch.Generator().manual_seed(0)
     spread = sample.std().clamp_min(0.1)
-    noise = torch.randn(5, *sample.shape[1:], generator=generator, dtype=torch.float64).to(sample.device) * spread
+    noise = (
+        torch.randn(5, *sample.shape[1:], generator=generator, dtype=torch.float64).to(
+            sample.device
+        )
+        * spread
+    )
     for points in (sample, noise + sample.mean(0)):
         with torch.no_grad():
-            expected, got = torch.cat([network(point) for point in points.split(1)]), graph.values(points)[-1]  # a model that mixes points shows here
+            # a model that mixes points shows here
+            expected, got = (
+                torch.cat([network(point) for point in points.split(1)]),
+                graph.values(points)[-1],
+            )
         difference = (expected - got).abs().max()
-        if expected.shape != got.shape or not bool(difference <= _AGREEMENT * (1 + expected.abs().max())):
+        if expected.shape != got.shape or not bool(
+            difference <= _AGREEMENT * (1 + expected.abs().max())
+        ):
             raise CaptureError(
-                f"graph and model disagree by {float(difference):.3g} in float64: the model does something the export does not show "
-                "(state, randomness, the batch, or a fixed dtype). "
-                "Attacks work without a graph."
+                f"graph and model disagree by {float(difference):.3g} in float64: the model does "
+                "something the export does not show (state, randomness, the batch, or a fixed "
+                "dtype). Attacks work without a graph."
             )

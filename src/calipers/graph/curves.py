@@ -1,7 +1,9 @@
-"""Which smooth functions do networks apply, and where do they bend? One entry each: function, derivative, inflections, turns.
+"""Which smooth functions do networks apply, and where do they bend? One entry each: function,
+derivative, inflections, turns.
 
-Inflections and turns without a closed form are roots found in 30-digit arithmetic. Place and true root differ by a rounding, over which a curve that has
-no curvature there departs from its tangents by less than the allowance that every line leaves anyway.
+Inflections and turns without a closed form are roots found in 30-digit arithmetic. Place and true
+root differ by a rounding, over which a curve that has no curvature there departs from its tangents
+by less than the allowance that every line leaves anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from calipers.graph.smooth import Smooth, Wave
 _DENSITY = 1 / math.sqrt(2 * math.pi)
 _TANH_GELU = math.sqrt(2 / math.pi), 0.044715
 _EXP_FAR = 700.0  # beyond it an exponential overflows, and log(1 + exp(x)) is x
-_STEEPEST = 1000  # exponents beyond it leave every floating point, and err by more than a few units in the last place
+# exponents beyond it leave every floating point, and err by more than a few units in the last place
+_STEEPEST = 1000
 
 
 def _positive(lower: Tensor, upper: Tensor) -> Tensor:
@@ -48,7 +51,9 @@ def _gelu_slope(x: Tensor) -> Tensor:
 
 def _tanh_gelu_slope(x: Tensor) -> Tensor:
     c, k = _TANH_GELU
-    x = x.clamp(-1e3, 1e3)  # beyond it the tanh is 1 and its derivative 0 in any floating point, while the cube would overflow
+    # beyond it the tanh is 1 and its derivative 0 in any floating point, while the cube would
+    # overflow
+    x = x.clamp(-1e3, 1e3)
     t = (c * (x + k * x.pow(3))).tanh()
     return 0.5 * (1 + t) + 0.5 * x * (1 - t) * (1 + t) * c * (1 + 3 * k * x.square())
 
@@ -71,33 +76,86 @@ TANH = Smooth("tanh", torch.tanh, lambda x: (1 - x.tanh()) * (1 + x.tanh()), Tru
 SIGMOID = Smooth("sigmoid", torch.sigmoid, lambda x: x.sigmoid() * (-x).sigmoid(), True, (0.0,))
 ERF = Smooth("erf", torch.erf, lambda x: 2 / math.sqrt(math.pi) * (-x.square()).exp(), True, (0.0,))
 ATAN = Smooth("atan", torch.atan, lambda x: 1 / (1 + x.square()), True, (0.0,))
-GELU = Smooth("gelu", functional.gelu, _gelu_slope, False, (-math.sqrt(2), math.sqrt(2)), (-0.75179152469356445746,))
+GELU = Smooth(
+    "gelu",
+    functional.gelu,
+    _gelu_slope,
+    False,
+    (-math.sqrt(2), math.sqrt(2)),
+    (-0.75179152469356445746,),
+)
 TANH_GELU = Smooth(
-    "gelu by tanh", lambda x: functional.gelu(x, approximate="tanh"), _tanh_gelu_slope, False, (-1.4185040087908283555, 1.4185040087908283555),
+    "gelu by tanh", lambda x: functional.gelu(x, approximate="tanh"), _tanh_gelu_slope, False,
+    (-1.4185040087908283555, 1.4185040087908283555),
     (-0.75246142207101625849,),
 )  # fmt: skip
-SILU = Smooth("silu", functional.silu, _silu_slope, False, (-2.3993572805154676678, 2.3993572805154676678), (-1.2784645427610737951,))
-MISH = Smooth("mish", functional.mish, _mish_slope, False, (-2.25637639636079312, 1.4905711794854284593), (-1.1924312145154952121,))
-LOG_SIGMOID = Smooth("log sigmoid", functional.logsigmoid, lambda x: (-x).sigmoid(), False, rough=False)
+SILU = Smooth(
+    "silu",
+    functional.silu,
+    _silu_slope,
+    False,
+    (-2.3993572805154676678, 2.3993572805154676678),
+    (-1.2784645427610737951,),
+)
+MISH = Smooth(
+    "mish",
+    functional.mish,
+    _mish_slope,
+    False,
+    (-2.25637639636079312, 1.4905711794854284593),
+    (-1.1924312145154952121,),
+)
+LOG_SIGMOID = Smooth(
+    "log sigmoid", functional.logsigmoid, lambda x: (-x).sigmoid(), False, rough=False
+)
 HARD_SWISH = Smooth(
-    "hardswish", functional.hardswish, lambda x: torch.where(x.abs() <= 3, (2 * x + 3) / 6, (x > 0).to(x.dtype)), False, (-3.0, 3.0), (-3.0, -1.5),
+    "hardswish", functional.hardswish,
+    lambda x: torch.where(x.abs() <= 3, (2 * x + 3) / 6, (x > 0).to(x.dtype)), False, (-3.0, 3.0),
+    (-3.0, -1.5),
     curved=(-3.0, 3.0),
 )  # fmt: skip
 EXP = Smooth("exp", torch.exp, torch.exp, True, rough=False)
 EXPM1 = Smooth("expm1", torch.expm1, torch.exp, True, rough=False)
 LOG = Smooth("log", torch.log, torch.reciprocal, False, defined=_positive, rough=False)
-LOG1P = Smooth("log1p", torch.log1p, lambda x: 1 / (1 + x), False, defined=lambda lower, upper: lower > -1, rough=False)
-SQRT = Smooth("sqrt", torch.sqrt, lambda x: 0.5 / x.sqrt(), False, defined=_not_negative, rough=False)
-RSQRT = Smooth("rsqrt", torch.rsqrt, lambda x: -0.5 * x.rsqrt() / x, True, defined=_positive, rough=False)
-RECIPROCAL = Smooth("reciprocal", torch.reciprocal, lambda x: -1 / x.square(), False, (0.0,), defined=_without_zero, rough=False)
+LOG1P = Smooth(
+    "log1p",
+    torch.log1p,
+    lambda x: 1 / (1 + x),
+    False,
+    defined=lambda lower, upper: lower > -1,
+    rough=False,
+)
+SQRT = Smooth(
+    "sqrt", torch.sqrt, lambda x: 0.5 / x.sqrt(), False, defined=_not_negative, rough=False
+)
+RSQRT = Smooth(
+    "rsqrt", torch.rsqrt, lambda x: -0.5 * x.rsqrt() / x, True, defined=_positive, rough=False
+)
+RECIPROCAL = Smooth(
+    "reciprocal",
+    torch.reciprocal,
+    lambda x: -1 / x.square(),
+    False,
+    (0.0,),
+    defined=_without_zero,
+    rough=False,
+)
 SQUARE = Smooth("square", torch.square, lambda x: 2 * x, True, turns=(0.0,), rough=False)
 SIN = Wave("sin", torch.sin, torch.cos, True)
 COS = Wave("cos", torch.cos, lambda x: -x.sin(), True, shift=math.pi / 2)
 
 
 def softplus(beta: float, threshold: float) -> Smooth:
-    """log(1 + exp(beta x)) / beta; torch returns x itself from beta x = threshold on, which is less by log(1 + exp(-threshold)) / beta."""
-    require(0 < beta < math.inf and not math.isnan(threshold), "softplus", "beta above 0", beta=beta, threshold=threshold)
+    """log(1 + exp(beta x)) / beta; torch returns x itself from beta x = threshold on, which is less
+    by log(1 + exp(-threshold)) / beta.
+    """
+    require(
+        0 < beta < math.inf and not math.isnan(threshold),
+        "softplus",
+        "beta above 0",
+        beta=beta,
+        threshold=threshold,
+    )
     fall = math.log1p(math.exp(-threshold)) if threshold > -_EXP_FAR else -threshold
 
     def run(x: Tensor) -> Tensor:
@@ -106,13 +164,31 @@ def softplus(beta: float, threshold: float) -> Smooth:
     def slope(x: Tensor) -> Tensor:
         return torch.where(beta * x > threshold, 1.0, (beta * x).sigmoid())
 
-    return Smooth(f"softplus {beta!r} {threshold!r}", run, slope, True, (threshold / beta,), rough=False, jump=fall / beta, parameters=(beta, threshold))
+    return Smooth(
+        f"softplus {beta!r} {threshold!r}",
+        run,
+        slope,
+        True,
+        (threshold / beta,),
+        rough=False,
+        jump=fall / beta,
+        parameters=(beta, threshold),
+    )
 
 
 def elu(alpha: float, scale: float, inner: float) -> Smooth:
-    """scale * (x above 0, alpha * (exp(inner x) - 1) below): selu and celu too. A kink that turns down is an inflection."""
+    """scale * (x above 0, alpha * (exp(inner x) - 1) below): selu and celu too. A kink that turns
+    down is an inflection.
+    """
     require_numbers("elu", alpha=alpha, scale=scale, inner=inner)
-    require(min(alpha, scale, inner) > 0, "elu", "every parameter above 0", alpha=alpha, scale=scale, inner=inner)
+    require(
+        min(alpha, scale, inner) > 0,
+        "elu",
+        "every parameter above 0",
+        alpha=alpha,
+        scale=scale,
+        inner=inner,
+    )
 
     def run(x: Tensor) -> Tensor:
         return torch.where(x > 0, scale * x, scale * alpha * torch.expm1(inner * x.clamp(max=0)))
@@ -133,8 +209,15 @@ def elu(alpha: float, scale: float, inner: float) -> Smooth:
 
 
 def power(exponent: float) -> Smooth | None:
-    """x to a constant exponent: whole numbers everywhere (but at 0 where negative), others above 0. None where it is a straight line."""
-    require(abs(exponent) <= _STEEPEST, "a power", f"an exponent of at most {_STEEPEST} in size", exponent=exponent)
+    """x to a constant exponent: whole numbers everywhere (but at 0 where negative), others above 0.
+    None where it is a straight line.
+    """
+    require(
+        abs(exponent) <= _STEEPEST,
+        "a power",
+        f"an exponent of at most {_STEEPEST} in size",
+        exponent=exponent,
+    )
     named = {2.0: SQUARE, 0.5: SQRT, -0.5: RSQRT, -1.0: RECIPROCAL}
     if exponent in named or exponent in (0.0, 1.0):
         return named.get(exponent)
@@ -143,11 +226,29 @@ def power(exponent: float) -> Smooth | None:
         convex, defined = not 0 < exponent < 1, _not_negative if exponent > 0 else _positive
         return _powered(exponent, convex, (), (), defined)
     defined = _without_zero if exponent < 0 else lambda lower, upper: lower <= upper
-    return _powered(exponent, not odd, (0.0,) if odd else (), () if odd or exponent < 0 else (0.0,), defined)
+    return _powered(
+        exponent, not odd, (0.0,) if odd else (), () if odd or exponent < 0 else (0.0,), defined
+    )
 
 
-def _powered(p: float, convex: bool, inflections: tuple[float, ...], turns: tuple[float, ...], defined: Callable[[Tensor, Tensor], Tensor]) -> Smooth:
-    return Smooth(f"power {p!r}", lambda x: x.pow(p), lambda x: _power_slope(x, p), convex, inflections, turns, defined=defined, rough=False, parameters=(p,))
+def _powered(
+    p: float,
+    convex: bool,
+    inflections: tuple[float, ...],
+    turns: tuple[float, ...],
+    defined: Callable[[Tensor, Tensor], Tensor],
+) -> Smooth:
+    return Smooth(
+        f"power {p!r}",
+        lambda x: x.pow(p),
+        lambda x: _power_slope(x, p),
+        convex,
+        inflections,
+        turns,
+        defined=defined,
+        rough=False,
+        parameters=(p,),
+    )
 
 
 def _softplus(args: tuple[Any, ...]) -> Smooth:
@@ -169,8 +270,10 @@ def _always(curve: Smooth) -> Callable[[tuple[Any, ...]], Smooth | None]:
 
 
 _PLAIN = {
-    "tanh": TANH, "sigmoid": SIGMOID, "erf": ERF, "atan": ATAN, "silu": SILU, "mish": MISH, "log_sigmoid": LOG_SIGMOID, "hardswish": HARD_SWISH,
-    "exp": EXP, "expm1": EXPM1, "log": LOG, "log1p": LOG1P, "sqrt": SQRT, "rsqrt": RSQRT, "reciprocal": RECIPROCAL, "square": SQUARE, "sin": SIN, "cos": COS,
+    "tanh": TANH, "sigmoid": SIGMOID, "erf": ERF, "atan": ATAN, "silu": SILU, "mish": MISH,
+    "log_sigmoid": LOG_SIGMOID, "hardswish": HARD_SWISH,
+    "exp": EXP, "expm1": EXPM1, "log": LOG, "log1p": LOG1P, "sqrt": SQRT, "rsqrt": RSQRT,
+    "reciprocal": RECIPROCAL, "square": SQUARE, "sin": SIN, "cos": COS,
 }  # fmt: skip
 
 CURVES: dict[str, Callable[[tuple[Any, ...]], Smooth | None]] = {
@@ -182,4 +285,6 @@ CURVES: dict[str, Callable[[tuple[Any, ...]], Smooth | None]] = {
     "aten.selu.default": lambda args: elu(1.6732632423543772, 1.0507009873554805, 1.0),
     "aten.pow.Tensor_Scalar": lambda args: power(argument(args, 1, 1.0)),
 }
-"""Builders by exported name, from the call's arguments; None where the arguments ask for something else."""
+"""Builders by exported name, from the call's arguments; None where the arguments ask for something
+else.
+"""

@@ -1,6 +1,8 @@
-"""How is a network written down, so that a program without PyTorch can read it? A list of operations as JSON, and arrays.
+"""How is a network written down, so that a program without PyTorch can read it? A list of
+operations as JSON, and arrays.
 
-The list is the network that bounds are about: as captured, batch norm merged. `record/checker.py` says what each operation means.
+The list is the network that bounds are about: as captured, batch norm merged. `record/checker.py`
+says what each operation means.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _Entry = tuple[dict[str, Any], dict[str, Tensor]]
 
 @functools.lru_cache(maxsize=4)
 def described(graph: Graph) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return the list of operations, JSON-ready, and their arrays by name (`net.3.weight`). Raises `UnsupportedOp` for what has no description."""
+    """Return the list of operations, JSON-ready, and their arrays by name (`net.3.weight`). Raises
+    `UnsupportedOp` for what has no description.
+    """
     nodes: list[dict[str, Any]] = []
     arrays: dict[str, NDArray[Any]] = {}
     for k, node in enumerate(graph.nodes, start=1):
@@ -55,14 +59,22 @@ def _entry(graph: Graph, node: Node) -> _Entry:
     if op.kind == "pooling" and hasattr(op, "axis"):
         return _shares(node.shape, op.axis)
     what = getattr(op, "name", type(op).__name__)
-    raise UnsupportedOp(f"{what} ({node.where}) cannot be written into a proof file yet: measure this model without proofs")
+    raise UnsupportedOp(
+        f"{what} ({node.where}) cannot be written into a proof file yet: measure this model "
+        "without proofs"
+    )
 
 
 def _function(name: str, *parameters: float) -> _Entry:
     return {"op": "function", "function": name, "parameters": list(parameters)}, {}
 
 
-_NAMED = frozenset("tanh sigmoid erf atan gelu silu mish hardswish exp expm1 log log1p sin cos".split()) | {"gelu by tanh", "log sigmoid"}
+_NAMED = frozenset(
+    "tanh sigmoid erf atan gelu silu mish hardswish exp expm1 log log1p sin cos".split()
+) | {
+    "gelu by tanh",
+    "log sigmoid",
+}
 _POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
 
@@ -71,19 +83,33 @@ def _curve(name: str) -> _Entry | None:
     words = name.split()
     if words[0] in ("power", "softplus", "elu"):
         return _function(words[0], *map(float, words[1:]))
-    return _function("power", _POWERS[name]) if name in _POWERS else _function(name) if name in _NAMED else None
+    return (
+        _function("power", _POWERS[name])
+        if name in _POWERS
+        else _function(name)
+        if name in _NAMED
+        else None
+    )
 
 
 def _pairs(shapes: list[tuple[int, ...]], shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Return every product of two elements in a matrix product (*b, I, K) @ (*b, K, J): the places of both, and that of the sum it belongs to."""
+    """Return every product of two elements in a matrix product (*b, I, K) @ (*b, K, J): the places
+    of both, and that of the sum it belongs to.
+    """
     x, y, out = (torch.arange(torch.Size(s).numel()).view(s) for s in (*shapes, shape))
     whole = (*shape[:-1], shapes[0][-1], shape[-1])
-    left, right, into = x[..., :, :, None].expand(whole), y[..., None, :, :].expand(whole), out[..., :, None, :].expand(whole)
+    left, right, into = (
+        x[..., :, :, None].expand(whole),
+        y[..., None, :, :].expand(whole),
+        out[..., :, None, :].expand(whole),
+    )
     return {"left": left.flatten(), "right": right.flatten(), "into": into.flatten()}
 
 
 def _shares(shape: tuple[int, ...], axis: int) -> _Entry:
-    """Return the logarithm of the sum of the exponentials of each row along an axis of a batch, of which every element of the row is an equal share."""
+    """Return the logarithm of the sum of the exponentials of each row along an axis of a batch, of
+    which every element of the row is an equal share.
+    """
     count = shape[axis - 1]
     rows = torch.arange(torch.Size(shape).numel()).view(1, *shape).movedim(axis, -1)
     windows = rows[..., None, :].expand(*rows.shape, count).movedim(-2, axis)
@@ -95,13 +121,25 @@ def _affine(shapes: list[tuple[int, ...]], node: Node, op: Affine) -> _Entry:
         case Linear():
             return {"op": "linear"}, _given(weight=op.weight, bias=op.bias)
         case Conv():
-            facts = {"op": "convolution", "stride": list(op.stride), "padding": list(op.padding), "dilation": list(op.dilation), "groups": op.groups}
+            facts = {
+                "op": "convolution",
+                "stride": list(op.stride),
+                "padding": list(op.padding),
+                "dilation": list(op.dilation),
+                "groups": op.groups,
+            }
             return facts, _given(weight=op.weight, bias=op.bias)
         case Scale():
             size = torch.Size(node.shape).numel()
-            return {"op": "matrix"}, {**_diagonal(0, size, _one(op.scale, node.shape).expand(node.shape)), "bias": _one(op.shift, node.shape)}
+            return {"op": "matrix"}, {
+                **_diagonal(0, size, _one(op.scale, node.shape).expand(node.shape)),
+                "bias": _one(op.shift, node.shape),
+            }
         case Sum():
-            each = [_diagonal(k, torch.Size(node.shape).numel(), torch.tensor(sign)) for k, sign in enumerate(op.signs)]
+            each = [
+                _diagonal(k, torch.Size(node.shape).numel(), torch.tensor(sign))
+                for k, sign in enumerate(op.signs)
+            ]
             return {"op": "matrix"}, {name: value for held in each for name, value in held.items()}
         case Generic(diagonal=True):
             return {"op": "matrix"}, _diagonal(0, torch.Size(node.shape).numel(), torch.ones(()))
@@ -136,9 +174,15 @@ def _matrix(shapes: list[tuple[int, ...]], op: Affine) -> dict[str, Tensor]:
             end = min(size, begin + max(1, _AT_ONCE // (8 * max(size, constant.numel()))))
             unit = torch.zeros(end - begin, size, dtype=torch.float64)
             unit[torch.arange(end - begin), torch.arange(begin, end)] = 1
-            inputs = [unit.view(-1, *shape) if i == k else zero.expand(end - begin, *zero.shape[1:]) for i, zero in enumerate(zeros)]
+            inputs = [
+                unit.view(-1, *shape) if i == k else zero.expand(end - begin, *zero.shape[1:])
+                for i, zero in enumerate(zeros)
+            ]
             change = (op.value(*inputs) - constant).flatten(1)
             point, row = change.nonzero(as_tuple=True)
             parts.append((row, point + begin, change[point, row]))
-        held |= {f"{name}{k}": torch.cat(list(each)) for name, each in zip(("row", "column", "value"), zip(*parts, strict=True), strict=True)}
+        held |= {
+            f"{name}{k}": torch.cat(list(each))
+            for name, each in zip(("row", "column", "value"), zip(*parts, strict=True), strict=True)
+        }
     return held

@@ -1,4 +1,6 @@
-"""What is an affine operation of which only the function is known? Its adjoint is PyTorch's vector-Jacobian product."""
+"""What is an affine operation of which only the function is known? Its adjoint is PyTorch's
+vector-Jacobian product.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Generic:
-    """An affine operation given as a function: moving, copying, adding and averaging of elements, also next to constants ones (padding, concatenation).
+    """An affine operation given as a function: moving, copying, adding and averaging of elements,
+    also next to constants ones (padding, concatenation).
 
-    `run` is the operation itself on batches; the adjoint is its vector-Jacobian product at zero. `diagonal`: only the shape changes. Its weights are not
-    negative, unless `sizes` is given: the operation with absolute weights and without its constant.
+    `run` is the operation itself on batches; the adjoint is its vector-Jacobian product at zero.
+    `diagonal`: only the shape changes. Its weights are not negative, unless `sizes` is given: the
+    operation with absolute weights and without its constant.
     """
 
     run: Callable[..., Tensor] = field(repr=False)
@@ -35,7 +39,10 @@ class Generic:
         if self.diagonal:
             return (a.reshape(len(a), *self.input_shapes[0]),)
         with torch.enable_grad():
-            zeros = [torch.zeros(len(a), *shape, dtype=a.dtype, device=a.device, requires_grad=True) for shape in self.input_shapes]
+            zeros = [
+                torch.zeros(len(a), *shape, dtype=a.dtype, device=a.device, requires_grad=True)
+                for shape in self.input_shapes
+            ]
             return torch.autograd.grad(self.run(*zeros), zeros, a)
 
     @property
@@ -57,7 +64,9 @@ class Generic:
 
     def _constant(self, like: Tensor) -> Tensor:
         if like.dtype not in self._constants:
-            self._constants[like.dtype] = self.run(*(like.new_zeros(1, *shape) for shape in self.input_shapes))
+            self._constants[like.dtype] = self.run(
+                *(like.new_zeros(1, *shape) for shape in self.input_shapes)
+            )
         return self._constants[like.dtype]
 
     @cached_property

@@ -1,4 +1,6 @@
-"""What is a network, to a bound? A list of nodes in order, each an operation on earlier nodes. Nothing else."""
+"""What is a network, to a bound? A list of nodes in order, each an operation on earlier nodes.
+Nothing else.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Affine(Protocol):
 
 
 class Lines(NamedTuple):
-    """Two lines that sandwich a function on an interval: slope * x + intercept, each of the input's shape."""
+    """Two lines that sandwich a function on an interval: slope * x + intercept, each of the input's
+    shape.
+    """
 
     lower_slope: Tensor
     lower_intercept: Tensor
@@ -60,7 +64,9 @@ class Windowed(Protocol):
         """Return how many input pixels `size` neighbouring output places see along an axis."""
 
     def window_adjoint(self, a: Tensor) -> Tensor:
-        """Return W^T a for windows (M, C', h, w): (M, C, window(h, 0), window(w, 1)), padding included."""
+        """Return W^T a for windows (M, C', h, w): (M, C, window(h, 0), window(w, 1)), padding
+        included.
+        """
 
 
 @runtime_checkable
@@ -78,17 +84,22 @@ class Elementwise(Protocol):
         """Return the smallest and largest value on [lower, upper], rounded outward."""
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Where is the function not a straight line on [lower, upper], bool? Only there do tighter input bounds help."""
+        """Where is the function not a straight line on [lower, upper], bool? Only there do tighter
+        input bounds help.
+        """
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """Return lines that sandwich f on [lower, upper], rounded outward; sound for every alpha in [0, 1], by default the tightest guess."""
+        """Return lines that sandwich f on [lower, upper], rounded outward; sound for every alpha in
+        [0, 1], by default the tightest guess.
+        """
 
 
 class Planes(NamedTuple):
-    """A lower and an upper plane of a product over a box: each output is one input element, or a constant.
+    """A lower and an upper plane of a product over a box: each output is one input element, or a
+    constant.
 
-    `pick (M, *out)` is the flat index of the input element that bounds the output from below. Where `exact`, that element bounds it from above too;
-    elsewhere `ceiling` does.
+    `pick (M, *out)` is the flat index of the input element that bounds the output from below. Where
+    `exact`, that element bounds it from above too; elsewhere `ceiling` does.
     """
 
     pick: Tensor
@@ -108,14 +119,18 @@ class Selection(Protocol):
         """Return the maxima."""
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Which input elements can be one of several winners of some window, bool of the input's shape?"""
+        """Which input elements can be one of several winners of some window, bool of the input's
+        shape?
+        """
 
     def planes(self, lower: Tensor, upper: Tensor) -> Planes:
         """Return planes over the box."""
 
 
 class Saddle(NamedTuple):
-    """Two planes that sandwich x * y over a box: each side's slopes for x and y and its intercept, all of the product's shape (M, *shape)."""
+    """Two planes that sandwich x * y over a box: each side's slopes for x and y and its intercept,
+    all of the product's shape (M, *shape).
+    """
 
     lower_x: Tensor
     lower_y: Tensor
@@ -127,7 +142,9 @@ class Saddle(NamedTuple):
     def lines(self) -> tuple[Lines, Lines]:
         """Return the planes' share in each factor as lines, the intercepts with the first."""
         zero = torch.zeros_like(self.lower_x)
-        return Lines(self.lower_x, self.lower_intercept, self.upper_x, self.upper_intercept), Lines(self.lower_y, zero, self.upper_y, zero)
+        return Lines(self.lower_x, self.lower_intercept, self.upper_x, self.upper_intercept), Lines(
+            self.lower_y, zero, self.upper_y, zero
+        )
 
 
 @runtime_checkable
@@ -147,12 +164,17 @@ class Bilinear(Protocol):
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Where is a factor no constant? Only there do tighter bounds of it help."""
 
-    def saddle(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None) -> Saddle:
-        """Return planes over a box, rounded outward; sound for every alpha in [0, 1], which mixes the two best ones of each side."""
+    def saddle(
+        self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None
+    ) -> Saddle:
+        """Return planes over a box, rounded outward; sound for every alpha in [0, 1], which mixes
+        the two best ones of each side.
+        """
 
 
 class Facets(NamedTuple):
-    """The planes of a matrix product over a box: the ends of both factors, the products of these ends, and (M, *out) the weight of each side's second plane.
+    """The planes of a matrix product over a box: the ends of both factors, the products of these
+    ends, and (M, *out) the weight of each side's second plane.
 
     Without a weight (M, 0) the first plane of each side is meant.
     """
@@ -168,7 +190,8 @@ class Facets(NamedTuple):
     alpha: Tensor
 
     def size(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return, from the factors' magnitudes, the size of all that an output's plane adds up, times what the roundings of its sums over k count for.
+        """Return, from the factors' magnitudes, the size of all that an output's plane adds up,
+        times what the roundings of its sums over k count for.
 
         A plane is made of 3 products for each k, the ends' products of k roundings each.
         """
@@ -192,11 +215,17 @@ class Contraction(Protocol):
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Where is a factor no constant?"""
 
-    def facets(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None) -> Facets:
-        """Return planes over a box, sound for every alpha in [0, 1] but for the rounding of whoever adds them up."""
+    def facets(
+        self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None
+    ) -> Facets:
+        """Return planes over a box, sound for every alpha in [0, 1] but for the rounding of whoever
+        adds them up.
+        """
 
     def back(self, a: Tensor, facets: Facets) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the coefficients of both factors and the offset (P, S), from coefficients (P, S, *out)."""
+        """Return the coefficients of both factors and the offset (P, S), from coefficients (P, S,
+        *out).
+        """
 
     def pull(self, a: Tensor, facets: Facets, x: Tensor, y: Tensor) -> Tensor:
         """Return d <a, plane at (x, y)> / d alpha for coefficients (P, *out)."""
@@ -210,7 +239,8 @@ Relaxation = Lines | Planes | Saddle | Facets
 
 @runtime_checkable
 class Pooling(Protocol):
-    """A function of all elements along an axis that is neither affine nor one of them, in shares: every element of a row has its part of the value.
+    """A function of all elements along an axis that is neither affine nor one of them, in shares:
+    every element of a row has its part of the value.
 
     Whoever reads it reads nothing but the sum along the axis, for only sums lie between the lines.
     """
@@ -229,25 +259,33 @@ class Pooling(Protocol):
         """Which elements do tighter bounds help?"""
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
-        """Return a lower and an upper line for each element, whose sums along the axis sandwich the function over the box, rounded outward."""
+        """Return a lower and an upper line for each element, whose sums along the axis sandwich the
+        function over the box, rounded outward.
+        """
 
 
 Op = Affine | Elementwise | Selection | Bilinear | Contraction | Pooling
 
 
 def is_affine(op: Op) -> TypeIs[Affine]:
-    """As `isinstance(op, Affine)`, which asks for every member of the protocol and takes longer than a sweep through a small layer."""
+    """As `isinstance(op, Affine)`, which asks for every member of the protocol and takes longer
+    than a sweep through a small layer.
+    """
     return op.kind == "affine"
 
 
 def completed(args: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of an exported call, those left out at its end filled in from the operation's defaults."""
+    """Return the arguments of an exported call, those left out at its end filled in from the
+    operation's defaults.
+    """
     return args + defaults[len(args) :]
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An operation on the results of earlier nodes; `shape` is without the batch, `where` names the model's module and source line."""
+    """An operation on the results of earlier nodes; `shape` is without the batch, `where` names the
+    model's module and source line.
+    """
 
     op: Op
     inputs: tuple[int, ...]
@@ -259,10 +297,12 @@ _FAN = 2  # outputs for each input, from which on the inputs are bounded in thei
 
 
 def _passes_on(node: Node, shape: tuple[int, ...]) -> bool:
-    """Does the operation only move and copy the elements of its one input, make several times as many of them, or bend each by itself?
+    """Does the operation only move and copy the elements of its one input, make several times as
+    many of them, or bend each by itself?
 
-    What is bent is bounded no worse by its range over the bounds of what goes in: no line below it rises above its least value. Weights that are not
-    negative, and of which the moments of order 0, 1 and 2 are those of a single one, belong to a single element.
+    What is bent is bounded no worse by its range over the bounds of what goes in: no line below it
+    rises above its least value. Weights that are not negative, and of which the moments of order 0,
+    1 and 2 are those of a single one, belong to a single element.
     """
     if node.op.kind == "elementwise":
         return True
@@ -273,20 +313,33 @@ def _passes_on(node: Node, shape: tuple[int, ...]) -> bool:
         return torch.Size(node.shape).numel() >= _FAN * elements
     count = torch.arange(1.0, elements + 1, dtype=torch.float64)
     with torch.no_grad():
-        nothing, ones, first, second = (node.op.value(t.view(1, *shape)).flatten() for t in (0 * count, count**0, count, count.square()))
-    return not bool(nothing.any()) and bool((ones == 1).all()) and bool((second == first.square()).all())
+        nothing, ones, first, second = (
+            node.op.value(t.view(1, *shape)).flatten()
+            for t in (0 * count, count**0, count, count.square())
+        )
+    return (
+        not bool(nothing.any())
+        and bool((ones == 1).all())
+        and bool((second == first.square()).all())
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The network: number 0 is the input of shape `input_shape`, number i + 1 the result of `nodes[i]`, the last one the logits."""
+    """The network: number 0 is the input of shape `input_shape`, number i + 1 the result of
+    `nodes[i]`, the last one the logits.
+    """
 
     input_shape: tuple[int, ...]
     nodes: tuple[Node, ...]
     apart: Graph | None = None
-    """The same network before neighbouring layers were merged: what is executed, one operation after the other."""
+    """The same network before neighbouring layers were merged: what is executed, one operation
+    after the other.
+    """
     computed: str = ""
-    """Where the model computes a constant that float32 does not hold, so that its execution has another one; empty where it does not."""
+    """Where the model computes a constant that float32 does not hold, so that its execution has
+    another one; empty where it does not.
+    """
 
     def values(self, x: Tensor) -> list[Tensor]:
         """Return the result of every number, the input first, for a batch x (M, *input_shape)."""
@@ -310,20 +363,29 @@ class Graph:
         return {}
 
     def _converted(self, dtype: torch.dtype) -> Graph:
-        nodes = tuple(dataclasses.replace(n, op=n.op.to(dtype)) if isinstance(n.op, Affine) else n for n in self.nodes)
+        nodes = tuple(
+            dataclasses.replace(n, op=n.op.to(dtype)) if isinstance(n.op, Affine) else n
+            for n in self.nodes
+        )
         return Graph(self.input_shape, nodes)
 
     @cached_property
     def ways(self) -> dict[int, tuple[int, ...]]:
-        """By number that a non-affine operation reads: the numbers from the one to bound in its place, up to itself.
+        """By number that a non-affine operation reads: the numbers from the one to bound in its
+        place, up to itself.
 
-        Elements that are moved about, copied or bent are bounded before that, once; and where sums multiply their number (the differences of all pairs), the
-        few that they are made of, with intervals from there on.
+        Elements that are moved about, copied or bent are bounded before that, once; and where sums
+        multiply their number (the differences of all pairs), the few that they are made of, with
+        intervals from there on.
         """
         found = {}
-        for last in sorted({i for n in self.nodes if not isinstance(n.op, Affine) for i in n.inputs}):
+        for last in sorted(
+            {i for n in self.nodes if not isinstance(n.op, Affine) for i in n.inputs}
+        ):
             way, plain = [last], True
-            while way[0] and _passes_on(self.nodes[way[0] - 1], self.shape(self.nodes[way[0] - 1].inputs[0])):
+            while way[0] and _passes_on(
+                self.nodes[way[0] - 1], self.shape(self.nodes[way[0] - 1].inputs[0])
+            ):
                 plain = plain and getattr(self.nodes[way[0] - 1].op, "diagonal", False)
                 way.insert(0, self.nodes[way[0] - 1].inputs[0])
             found[last] = (last,) if plain else tuple(way)  # a mere change of shape is no gain
@@ -331,14 +393,22 @@ class Graph:
 
     @cached_property
     def bent(self) -> tuple[int, ...]:
-        """The numbers whose bounds matter: inputs of non-affine operations, or what these are made of, in order."""
+        """The numbers whose bounds matter: inputs of non-affine operations, or what these are made
+        of, in order.
+        """
         return tuple(sorted({way[0] for way in self.ways.values()}))
 
     @cached_property
     def stem(self) -> int:
-        """The last number that is made from the input by a chain of affine operations on which all else hangs; 0 where there is none."""
+        """The last number that is made from the input by a chain of affine operations on which all
+        else hangs; 0 where there is none.
+        """
         for k, node in enumerate(self.nodes):
-            if not isinstance(node.op, Affine) or node.inputs != (k,) or any(min(n.inputs) <= k for n in self.nodes[k + 1 :]):
+            if (
+                not isinstance(node.op, Affine)
+                or node.inputs != (k,)
+                or any(min(n.inputs) <= k for n in self.nodes[k + 1 :])
+            ):
                 return k
         return len(self.nodes)
 
@@ -348,7 +418,9 @@ class Graph:
         return max(torch.Size(self.shape(i)).numel() for i in range(len(self.nodes) + 1))
 
     def field_of_view(self, number: int) -> float:
-        """Return the largest share of any earlier image that one element of a number depends on; infinite where operations between do not keep to windows."""
+        """Return the largest share of any earlier image that one element of a number depends on;
+        infinite where operations between do not keep to windows.
+        """
         if len(self.shape(number)) != 3:
             return float("inf")
         window, widest = {number: (1, 1)}, 0.0
@@ -365,6 +437,9 @@ class Graph:
                     return float("inf")
                 _, height, width = self.shape(i)
                 other = window.get(i, (0, 0))
-                window[i] = (min(height, max(size[0], other[0])), min(width, max(size[1], other[1])))
+                window[i] = (
+                    min(height, max(size[0], other[0])),
+                    min(width, max(size[1], other[1])),
+                )
                 widest = max(widest, window[i][0] * window[i][1] / (height * width))
         return widest

@@ -1,4 +1,6 @@
-"""Does our reading of a file compute what somebody else's program makes of it? Outputs on a few points, to the rounding of the file's precision."""
+"""Does our reading of a file compute what somebody else's program makes of it? Outputs on a few
+points, to the rounding of the file's precision.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,30 @@ from calipers.errors import BadModel
 
 _RELATIVE = {torch.float16: 3e-2, torch.bfloat16: 3e-1, torch.float32: 1e-4, torch.float64: 1e-9}
 _ROUNDINGS = 20  # by how much more than ours another order of summation may round
-_BLIND = 0.05  # of the largest output: where rounding alone moves the outputs as far, a comparison would say nothing
+# of the largest output: where rounding alone moves the outputs as far, a comparison would say
+# nothing
+_BLIND = 0.05
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs (M, K) of one network at M points: as `run` in the network's precision and, `exact`, in float64; and those of the other program."""
+    """The outputs (M, K) of one network at M points: as `run` in the network's precision and,
+    `exact`, in float64; and those of the other program.
+    """
 
     run: Tensor
     exact: Tensor
     other: Tensor
 
     def allowed(self, dtype: torch.dtype) -> Tensor:
-        """Return how far each output may be off, (K,): a share of its size at these points, and what rounding shows."""
-        return _RELATIVE[dtype] * self.other.where(self.finite, 0.0).abs().amax(0) + self.rounding + torch.finfo(dtype).tiny
+        """Return how far each output may be off, (K,): a share of its size at these points, and
+        what rounding shows.
+        """
+        return (
+            _RELATIVE[dtype] * self.other.where(self.finite, 0.0).abs().amax(0)
+            + self.rounding
+            + torch.finfo(dtype).tiny
+        )
 
     @property
     def rounding(self) -> Tensor:
@@ -44,27 +56,49 @@ class Outputs:
         return self.run.isfinite() & self.exact.isfinite() & self.other.isfinite()
 
     def worst(self, dtype: torch.dtype) -> tuple[float, float, int] | None:
-        """Return the largest difference, the allowance there, and the number of the output; None where they agree."""
-        same = (self.run == self.other) | (self.run.isnan() & self.other.isnan())  # an overflow is one in both
-        off = torch.where(self.finite, (self.exact - self.other).abs(), torch.where(same, 0.0, torch.inf)).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        """Return the largest difference, the allowance there, and the number of the output; None
+        where they agree.
+        """
+        # an overflow is one in both
+        same = (self.run == self.other) | (self.run.isnan() & self.other.isnan())
+        off = torch.where(
+            self.finite, (self.exact - self.other).abs(), torch.where(same, 0.0, torch.inf)
+        ).nan_to_num(nan=torch.inf, posinf=torch.inf)
         allowed = self.allowed(dtype)
         excess = (off.amax(0) - allowed).nan_to_num(nan=-torch.inf)
         place = int(excess.argmax())
-        return (float(off.amax(0)[place]), float(allowed[place]), place) if bool(excess[place] > 0) else None
+        return (
+            (float(off.amax(0)[place]), float(allowed[place]), place)
+            if bool(excess[place] > 0)
+            else None
+        )
 
 
 def compare(outputs: Outputs, dtype: torch.dtype, source: str, program: str) -> None:
-    """Raise `BadModel` with the size of the difference where the outputs are not those of the other program."""
+    """Raise `BadModel` with the size of the difference where the outputs are not those of the other
+    program.
+    """
     if outputs.run.shape != outputs.exact.shape:
-        raise BadModel(f"{source}: a float64 copy of the network returns outputs of shape {tuple(outputs.exact.shape)}, not {tuple(outputs.run.shape)}")
+        raise BadModel(
+            f"{source}: a float64 copy of the network returns outputs of shape "
+            f"{tuple(outputs.exact.shape)}, not {tuple(outputs.run.shape)}"
+        )
     if outputs.run.shape != outputs.other.shape:
-        raise BadModel(f"{source}: {program} returns outputs of shape {tuple(outputs.other.shape)}, but {tuple(outputs.run.shape)} were read from the file")
+        raise BadModel(
+            f"{source}: {program} returns outputs of shape {tuple(outputs.other.shape)}, but "
+            f"{tuple(outputs.run.shape)} were read from the file"
+        )
     if outputs.blind:
-        raise BadModel(f"{source}: rounding moves the outputs as far as they are large: what was read cannot be compared, and nothing is claimed about it")
+        raise BadModel(
+            f"{source}: rounding moves the outputs as far as they are large: what was read cannot "
+            "be compared, and nothing is claimed about it"
+        )
     found = outputs.worst(dtype)
     if found is not None:
         off, allowed, place = found
         raise BadModel(
-            f"{source} is read as another network than the one that {program} runs: output {place} differs by {off:.3g} on points of this question, where "
-            f"rounding explains {allowed:.3g}. Nothing is claimed about it. Please report the file; writing it with other operations may help."
+            f"{source} is read as another network than the one that {program} runs: output {place} "
+            f"differs by {off:.3g} on points of this question, where rounding explains "
+            f"{allowed:.3g}. Nothing is claimed about it. Please report the file; writing it with "
+            "other operations may help."
         )

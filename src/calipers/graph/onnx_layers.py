@@ -1,4 +1,6 @@
-"""How do ONNX's layers read that are made of several operations? Softmax, norms and recurrent layers, by the rewrites that captured modules go by."""
+"""How do ONNX's layers read that are made of several operations? Softmax, norms and recurrent
+layers, by the rewrites that captured modules go by.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def _softmax(tape: Tape, step: Step, v: Value) -> Value:
         raise step.refuse(f"{step.kind} along axis {axis} of shape {v.shape} is not read")
     if not last:
         held, axis = (math.prod(v.shape[:axis]), math.prod(v.shape[axis:])), len(v.shape) - 1
-    made = tape.call("aten.log_softmax.int" if step.kind == "LogSoftmax" else "aten.softmax.int", tape.view(v, held), axis - len(v.shape))
+    made = tape.call(
+        "aten.log_softmax.int" if step.kind == "LogSoftmax" else "aten.softmax.int",
+        tape.view(v, held),
+        axis - len(v.shape),
+    )
     return Held(made.number, made.held, v.shape)
 
 
@@ -44,7 +50,10 @@ def _layer_norm(tape: Tape, step: Step, v: Value, scale: Value, bias: Value | No
     """Over the axes from one on."""
     axis = step.axis(step.get("axis", -1), len(v.shape))
     if step.outputs > 1 or not isinstance(v, Held):
-        raise step.refuse("layer normalisation of a constant, or one that also returns mean or deviation, is not read")
+        raise step.refuse(
+            "layer normalisation of a constant, or one that also returns mean or deviation, is "
+            "not read"
+        )
     if axis == 0:
         not_along_the_batch(step, v)
     shape = v.shape[axis:]
@@ -55,13 +64,19 @@ def _layer_norm(tape: Tape, step: Step, v: Value, scale: Value, bias: Value | No
 
 
 def _group_norm(tape: Tape, step: Step, v: Value, scale: Value, bias: Value) -> Value:
-    """Over the places of each channel, or of a group of channels; factors for each channel, or for each group before operator set 21."""
+    """Over the places of each channel, or of a group of channels; factors for each channel, or for
+    each group before operator set 21.
+    """
     if not isinstance(v, Held) or len(v.shape) < 3 or v.shape[0] != 1:
         raise step.refuse(f"expects one image of shape (1, channels, ...), got {tuple(v.shape)}")
     groups = step.get("num_groups", v.shape[1])
     each = [constant(t, step, "a factor") for t in (scale, bias)]
-    each = [t.repeat_interleave(v.shape[1] // groups) if t.numel() != v.shape[1] else t for t in each]
-    made = tape.alike(group_norm, tape.view(v, v.shape[1:]), groups, *each, step.get("epsilon", 1e-5))
+    each = [
+        t.repeat_interleave(v.shape[1] // groups) if t.numel() != v.shape[1] else t for t in each
+    ]
+    made = tape.alike(
+        group_norm, tape.view(v, v.shape[1:]), groups, *each, step.get("epsilon", 1e-5)
+    )
     return Held(made.number, made.held, v.shape)
 
 
@@ -70,11 +85,14 @@ def _gelu(tape: Tape, step: Step, v: Value) -> Value:
     if approximate not in ("none", "tanh"):
         raise step.refuse(f"the approximation {approximate!r} is not read")
     curve = TANH_GELU if approximate == "tanh" else GELU
-    return curve.value(v) if isinstance(v, Tensor) else tape.alike(lambda w, x: w.write(curve, x), v)
+    return (
+        curve.value(v) if isinstance(v, Tensor) else tape.alike(lambda w, x: w.write(curve, x), v)
+    )
 
 
 class _Cell(NamedTuple):
-    """A recurrent layer in one direction: weights (gates * n, features) and (gates * n, n), and a bias (gates * n,) for each.
+    """A recurrent layer in one direction: weights (gates * n, features) and (gates * n, n), and a
+    bias (gates * n,) for each.
 
     `merged`: the reset gate of a GRU stands behind the recurrent weights.
     """
@@ -93,12 +111,16 @@ class _Cell(NamedTuple):
     def gate(self, x: Value, h: Value, k: int) -> tuple[Value, Value]:
         """Return what the input and the state add to the k-th gate, each (n,)."""
         rows = slice(k * self.size, (k + 1) * self.size)
-        return self._linear(x, self.weight[rows], self.biases[0][rows]), self._linear(h, self.recurrent[rows], self.biases[1][rows])
+        return self._linear(x, self.weight[rows], self.biases[0][rows]), self._linear(
+            h, self.recurrent[rows], self.biases[1][rows]
+        )
 
     def _linear(self, v: Value, weight: Tensor, bias: Tensor) -> Value:
         if isinstance(v, Tensor):
             return functional.linear(v, weight, bias)
-        return self.tape.call("aten.linear.default", self.tape.view(v, weight.shape[1:]), weight, bias)
+        return self.tape.call(
+            "aten.linear.default", self.tape.view(v, weight.shape[1:]), weight, bias
+        )
 
     def sum(self, x: Value, h: Value, k: int, function: str) -> Value:
         """Return a function of the k-th gate."""
@@ -127,12 +149,16 @@ def _gru(cell: _Cell, x: Value, state: State) -> State:
     h = state[0]
     z, r = cell.sum(x, h, 0, "sigmoid"), cell.sum(x, h, 1, "sigmoid")
     seen, kept = cell.gate(x, h if cell.merged else cell.times(r, h), 2)
-    n = cell.tape.elementwise("aten.tanh.default", cell.add(seen, cell.times(r, kept) if cell.merged else kept))
+    n = cell.tape.elementwise(
+        "aten.tanh.default", cell.add(seen, cell.times(r, kept) if cell.merged else kept)
+    )
     return (cell.add(cell.times(cell.add(h, n, "sub"), z), n),)
 
 
 def _lstm(cell: _Cell, x: Value, state: State) -> State:
-    """c' = f c + i g, h' = o tanh(c'): input, output and forget gate, candidate (Hochreiter and Schmidhuber 1997)."""
+    """c' = f c + i g, h' = o tanh(c'): input, output and forget gate, candidate (Hochreiter and
+    Schmidhuber 1997).
+    """
     h, c = state
     i, o, f = (cell.sum(x, h, k, "sigmoid") for k in (0, 1, 2))
     c = cell.add(cell.times(f, c), cell.times(i, cell.sum(x, h, 3, "tanh")))
@@ -147,34 +173,57 @@ _STEPS: dict[str, tuple[int, Callable[[_Cell, Value, State], State], list[str]]]
 """Tensors of the state, a step, and the functions that it uses."""
 
 
-def _recurrent(tape: Tape, step: Step, v: Value, weight: Value, recurrent: Value, *given: Value | None) -> tuple[Value, ...]:
-    """One time step after the other; the results are all states (T, directions, 1, n), and the last ones."""
+def _recurrent(
+    tape: Tape, step: Step, v: Value, weight: Value, recurrent: Value, *given: Value | None
+) -> tuple[Value, ...]:
+    """One time step after the other; the results are all states (T, directions, 1, n), and the last
+    ones.
+    """
     count, one, functions = _STEPS[step.kind]
     bias, lengths, *initial = (*given, *[None] * 5)[: 2 + count]
-    ways = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[step.get("direction", "forward")]
-    asked = step.get("activations") if "activations" in step.attributes else functions * len(ways)  # the operator sets write too many Tanh for a plain one
+    ways = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[
+        step.get("direction", "forward")
+    ]
+    # the operator sets write too many Tanh for a plain one
+    asked = step.get("activations") if "activations" in step.attributes else functions * len(ways)
     odd = [name for name in ("clip", "layout", "input_forget") if step.get(name)]
     odd += [f"activations {', '.join(asked)}"] if asked != functions * len(ways) else []
     if odd or len(given) > 2 + count or not isinstance(v, Held) or v.shape[1] != 1:
-        raise step.refuse(f"{step.kind} with {odd[0] if odd else 'peepholes or several sequences'} is not read")
+        raise step.refuse(
+            f"{step.kind} with {odd[0] if odd else 'peepholes or several sequences'} is not read"
+        )
     if lengths is not None and bool((constant(lengths, step, "a length") != v.shape[0]).any()):
         raise step.refuse("sequences shorter than the input are not read")
     w, r = constant(weight, step, "a weight"), constant(recurrent, step, "a weight")
     b = w.new_zeros(len(w), 2 * w.shape[1]) if bias is None else constant(bias, step, "a bias")
     if len(w) != len(ways) or step.get("hidden_size", r.shape[-1]) != r.shape[-1]:
-        raise step.damaged(f"weights of shape {tuple(w.shape)} and {tuple(r.shape)} do not fit {len(ways)} directions of {step.get('hidden_size')} numbers")
+        raise step.damaged(
+            f"weights of shape {tuple(w.shape)} and {tuple(r.shape)} do not fit {len(ways)} "
+            f"directions of {step.get('hidden_size')} numbers"
+        )
     if v.shape[0] * len(ways) > _LONGEST:
-        raise step.refuse(f"a sequence of {v.shape[0]} steps is not written out: at most {_LONGEST // len(ways)}")
+        raise step.refuse(
+            f"a sequence of {v.shape[0]} steps is not written out: at most {_LONGEST // len(ways)}"
+        )
     times, states, last = v.shape[0], {}, []
     for d, way in enumerate(ways):
         cell = _Cell(tape, w[d], r[d], b[d].chunk(2), bool(step.get("linear_before_reset", 0)))
-        state: State = tuple(w.new_zeros(cell.size) if t is None else constant(t, step, "a first state")[d].reshape(-1) for t in initial)
+        state: State = tuple(
+            w.new_zeros(cell.size)
+            if t is None
+            else constant(t, step, "a first state")[d].reshape(-1)
+            for t in initial
+        )
         for t in range(times)[::way]:
             state = one(cell, picked(tape, step, v, 0, [t]), state)
             states[t, d] = state[0]
         last.append(state)
-    every = _stacked(tape, [states[t, d] for t in range(times) for d in range(len(ways))], (times, len(ways), 1))
-    return every, *(_stacked(tape, [state[k] for state in last], (len(ways), 1)) for k in range(count))
+    every = _stacked(
+        tape, [states[t, d] for t in range(times) for d in range(len(ways))], (times, len(ways), 1)
+    )
+    return every, *(
+        _stacked(tape, [state[k] for state in last], (len(ways), 1)) for k in range(count)
+    )
 
 
 def _stacked(tape: Tape, values: list[Value], lead: tuple[int, ...]) -> Held:
@@ -185,7 +234,8 @@ def _stacked(tape: Tape, values: list[Value], lead: tuple[int, ...]) -> Held:
 
 LAYERS: dict[str, Callable[..., Any]] = {
     "Softmax": _softmax, "LogSoftmax": _softmax,
-    "LayerNormalization": _layer_norm, "InstanceNormalization": _group_norm, "GroupNormalization": _group_norm, "Gelu": _gelu,
+    "LayerNormalization": _layer_norm, "InstanceNormalization": _group_norm,
+    "GroupNormalization": _group_norm, "Gelu": _gelu,
     "RNN": _recurrent, "GRU": _recurrent, "LSTM": _recurrent,
 }  # fmt: skip
 """Readers by ONNX's names."""

@@ -1,7 +1,9 @@
-"""How do ONNX's operations that only move, copy, add up or average elements read? Shapes, slices, gathers, pads, reductions and pooled means.
+"""How do ONNX's operations that only move, copy, add up or average elements read? Shapes, slices,
+gathers, pads, reductions and pooled means.
 
-Each works on constants (shapes are computed in the file itself) and on what depends on the point. A function `f(x, shift)` works along the
-file's axes plus `shift`: a leading axis of 1 that it leaves alone is where the points of a batch go, otherwise they have an axis of their own in front.
+Each works on constants (shapes are computed in the file itself) and on what depends on the point. A
+function `f(x, shift)` works along the file's axes plus `shift`: a leading axis of 1 that it leaves
+alone is where the points of a batch go, otherwise they have an axis of their own in front.
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ from calipers.graph.tape import Held, Tape, Value
 Move = Callable[[Tensor, int], Tensor]
 
 
-def rearranged(tape: Tape, step: Step, v: Value, move: Move, axes: Iterable[int], mixes: bool = True) -> Value:
-    """Return `move` of the value, which touches these axes of the file (>= 0); `mixes`: along them elements meet."""
+def rearranged(
+    tape: Tape, step: Step, v: Value, move: Move, axes: Iterable[int], mixes: bool = True
+) -> Value:
+    """Return `move` of the value, which touches these axes of the file (>= 0); `mixes`: along them
+    elements meet.
+    """
     if isinstance(v, Tensor):
         return move(v, 0)
     touched = 0 in axes
@@ -37,7 +43,10 @@ def rearranged(tape: Tape, step: Step, v: Value, move: Move, axes: Iterable[int]
 def not_along_the_batch(step: Step, v: Value) -> None:
     """Raise `CaptureError` where elements meet along an axis that the file leaves free."""
     if isinstance(v, Held) and step.free_batch and v.shape[:1] == (1,) and len(v.shape) > 1:
-        raise CaptureError(f"{step.where}: works along the batch axis, whose size the file leaves free: an answer for one point would depend on the others")
+        raise CaptureError(
+            f"{step.where}: works along the batch axis, whose size the file leaves free: an answer "
+            "for one point would depend on the others"
+        )
 
 
 def reshaped(v: Value, shape: Iterable[int]) -> Value:
@@ -49,7 +58,9 @@ def reshaped(v: Value, shape: Iterable[int]) -> Value:
 
 
 def _axes(tape: Tape, step: Step, v: Value, given: Value | None) -> list[int] | None:
-    """Return the axes of an attribute (older operator sets) or an input, None where there are none."""
+    """Return the axes of an attribute (older operator sets) or an input, None where there are
+    none.
+    """
     found = step.get("axes") if given is None else ints(given, step)
     return None if found is None else _distinct(step, found, len(v.shape))
 
@@ -70,7 +81,10 @@ def _reshape(tape: Tape, step: Step, v: Value, target: Value | None = None) -> V
     size, rest = math.prod(v.shape), math.prod(n for n in wanted if n != -1)
     found = [size // rest if n == -1 else n for n in wanted]
     if math.prod(found) != size:
-        raise step.refuse(f"{size} elements of shape {tuple(v.shape)} do not fit the shape {wanted}; was the file written for a fixed batch above 1?")
+        raise step.refuse(
+            f"{size} elements of shape {tuple(v.shape)} do not fit the shape {wanted}; was the "
+            "file written for a fixed batch above 1?"
+        )
     return reshaped(v, found)
 
 
@@ -83,8 +97,12 @@ def _flatten(tape: Tape, step: Step, v: Value) -> Value:
 def _squeeze(tape: Tape, step: Step, v: Value, axes: Value | None = None) -> Value:
     gone = _axes(tape, step, v, axes)
     if gone is not None and any(v.shape[a] != 1 for a in gone):
-        raise step.damaged(f"axes {gone} of shape {tuple(v.shape)} are left out, but not all of them are 1")
-    return reshaped(v, (n for i, n in enumerate(v.shape) if (n != 1 if gone is None else i not in gone)))
+        raise step.damaged(
+            f"axes {gone} of shape {tuple(v.shape)} are left out, but not all of them are 1"
+        )
+    return reshaped(
+        v, (n for i, n in enumerate(v.shape) if (n != 1 if gone is None else i not in gone))
+    )
 
 
 def _unsqueeze(tape: Tape, step: Step, v: Value, axes: Value | None = None) -> Value:
@@ -102,7 +120,14 @@ def transposed(tape: Tape, step: Step, v: Value, order: list[int]) -> Value:
     if [p for p in order if v.shape[p] != 1] == sorted(p for p in order if v.shape[p] != 1):
         return reshaped(v, shape)  # only axes of size 1 change places
     touched = [] if order[0] == 0 else [0]
-    return rearranged(tape, step, v, lambda x, s: x.permute(*range(s), *(p + s for p in order)), touched, mixes=False)
+    return rearranged(
+        tape,
+        step,
+        v,
+        lambda x, s: x.permute(*range(s), *(p + s for p in order)),
+        touched,
+        mixes=False,
+    )
 
 
 def _transpose(tape: Tape, step: Step, v: Value) -> Value:
@@ -118,7 +143,10 @@ def picked(tape: Tape, step: Step, v: Value, axis: int, places: list[int]) -> Va
         return v
 
     def move(x: Tensor, shift: int) -> Tensor:
-        return x.index_select(axis + shift, torch.tensor([p % size for p in places], dtype=torch.long, device=x.device))
+        return x.index_select(
+            axis + shift,
+            torch.tensor([p % size for p in places], dtype=torch.long, device=x.device),
+        )
 
     return rearranged(tape, step, v, move, [axis])
 
@@ -131,18 +159,32 @@ def _gather(tape: Tape, step: Step, v: Value, index: Value) -> Value:
 
 def _slice(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
     if given:
-        starts, ends, axes, steps = (None if g is None else ints(g, step) for g in (*given, None, None)[:4])
+        starts, ends, axes, steps = (
+            None if g is None else ints(g, step) for g in (*given, None, None)[:4]
+        )
     else:
         starts, ends, axes, steps = step.get("starts"), step.get("ends"), step.get("axes"), None
     assert starts is not None and ends is not None
     axes = _distinct(step, range(len(starts)) if axes is None else axes, len(v.shape))
     for start, end, axis, by in zip(starts, ends, axes, steps or [1] * len(starts), strict=True):
-        v = picked(tape, step, v, axis, list(range(v.shape[axis])[_from(start, v.shape[axis], by) : _to(end, v.shape[axis], by) : by]))
+        v = picked(
+            tape,
+            step,
+            v,
+            axis,
+            list(
+                range(v.shape[axis])[
+                    _from(start, v.shape[axis], by) : _to(end, v.shape[axis], by) : by
+                ]
+            ),
+        )
     return v
 
 
 def _from(start: int, size: int, by: int) -> int:
-    """Return where a slice begins; out of range as the operator set clamps it, which going backwards is not what Python does with a start too low."""
+    """Return where a slice begins; out of range as the operator set clamps it, which going
+    backwards is not what Python does with a start too low.
+    """
     start = start + size if start < 0 else start
     return min(max(start, 0), size - 1 if by < 0 else size)
 
@@ -154,14 +196,22 @@ def _to(end: int, size: int, by: int) -> int | None:
 
 def _split(tape: Tape, step: Step, v: Value, sizes: Value | None = None) -> tuple[Value, ...]:
     axis = step.axis(step.get("axis", 0), len(v.shape))
-    each, parts = (step.get("split") if sizes is None else ints(sizes, step)), step.get("num_outputs") or step.outputs
+    each, parts = (
+        (step.get("split") if sizes is None else ints(sizes, step)),
+        step.get("num_outputs") or step.outputs,
+    )
     if each is None:
         most = -(-v.shape[axis] // parts)
         each = [min(most, v.shape[axis] - most * k) for k in range(parts)]
     if sum(each) != v.shape[axis] or min(each) < 0 or len(each) != parts:
-        raise step.damaged(f"an axis of {v.shape[axis]} cannot be split into {each} for {parts} outputs")
+        raise step.damaged(
+            f"an axis of {v.shape[axis]} cannot be split into {each} for {parts} outputs"
+        )
     ends = list(itertools.accumulate(each))
-    return tuple(picked(tape, step, v, axis, list(range(end - n, end))) for end, n in zip(ends, each, strict=True))
+    return tuple(
+        picked(tape, step, v, axis, list(range(end - n, end)))
+        for end, n in zip(ends, each, strict=True)
+    )
 
 
 def _concat(tape: Tape, step: Step, *values: Value) -> Value:
@@ -178,30 +228,50 @@ def _concat(tape: Tape, step: Step, *values: Value) -> Value:
 
     def join(*inputs: Tensor) -> Tensor:
         left = iter(inputs)
-        parts = [next(left) if isinstance(v, Held) else inputs[0].new_zeros(len(inputs[0]), *s) for v, s in zip(values, shapes, strict=True)]
+        parts = [
+            next(left) if isinstance(v, Held) else inputs[0].new_zeros(len(inputs[0]), *s)
+            for v, s in zip(values, shapes, strict=True)
+        ]
         return torch.cat(parts, place)
 
     wanted = [s for v, s in zip(values, shapes, strict=True) if isinstance(v, Held)]
-    made = tape.moved(step.kind, tuple(tape.view(v, s) for v, s in zip(held, wanted, strict=True)), join)
+    made = tape.moved(
+        step.kind, tuple(tape.view(v, s) for v, s in zip(held, wanted, strict=True)), join
+    )
     result = Held(made.number, made.held, (1, *made.held) if lead else made.held)
     if len(held) == len(values):
         return result
-    filled = [v if isinstance(v, Tensor) else torch.zeros(v.shape, dtype=tape.dtype, device=tape.device) for v in values]
-    return tape.scale(result, torch.ones((), dtype=tape.dtype, device=tape.device), torch.cat(filled, axis))
+    filled = [
+        v if isinstance(v, Tensor) else torch.zeros(v.shape, dtype=tape.dtype, device=tape.device)
+        for v in values
+    ]
+    return tape.scale(
+        result, torch.ones((), dtype=tape.dtype, device=tape.device), torch.cat(filled, axis)
+    )
 
 
-def padded(tape: Tape, step: Step, v: Value, pairs: dict[int, tuple[int, int]], value: float = 0.0) -> Value:
+def padded(
+    tape: Tape, step: Step, v: Value, pairs: dict[int, tuple[int, int]], value: float = 0.0
+) -> Value:
     """Return the value with (before, after) elements of a number around some axes."""
     pairs = {axis: pair for axis, pair in pairs.items() if pair != (0, 0)}
     if not pairs:
         return v
     wider = [n + sum(pairs.get(axis, (0, 0))) for axis, n in enumerate(v.shape)]
-    if any(n - after < 0 or n - before < 0 for n, (before, after) in ((wider[axis], pair) for axis, pair in pairs.items())) or min(wider) < 0:
+    if (
+        any(
+            n - after < 0 or n - before < 0
+            for n, (before, after) in ((wider[axis], pair) for axis, pair in pairs.items())
+        )
+        or min(wider) < 0
+    ):
         raise step.refuse(f"a value of shape {tuple(v.shape)} cannot lose as much as {pairs} says")
     step.room(wider, math.prod(v.shape))
 
     def around(x: Tensor, shift: int, filling: float) -> Tensor:
-        amounts = [n for axis in range(x.dim() - 1, shift - 1, -1) for n in pairs.get(axis - shift, (0, 0))]
+        amounts = [
+            n for axis in range(x.dim() - 1, shift - 1, -1) for n in pairs.get(axis - shift, (0, 0))
+        ]
         return functional.pad(x, amounts, value=filling)
 
     made = rearranged(tape, step, v, lambda x, s: around(x, s, 0.0), pairs, mixes=False)
@@ -216,7 +286,11 @@ def _pad(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
     amounts, filling, where = (*given, None, None, None)[:3]
     pads = step.get("pads") if amounts is None else ints(amounts, step)
     value = step.get("value", 0.0) if filling is None else float(filling)  # type: ignore[arg-type]
-    axes = list(range(len(v.shape))) if where is None else _distinct(step, ints(where, step), len(v.shape))
+    axes = (
+        list(range(len(v.shape)))
+        if where is None
+        else _distinct(step, ints(where, step), len(v.shape))
+    )
     if len(pads) != 2 * len(axes):
         raise step.damaged(f"{len(pads)} amounts of padding for {len(axes)} axes")
     pairs = {axis: (pads[k], pads[k + len(axes)]) for k, axis in enumerate(axes)}
@@ -226,7 +300,11 @@ def _pad(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
     for axis, (before, after) in pairs.items():
         n = v.shape[axis]
         places = range(-before, n + after)
-        reflected = {"edge": lambda p, n=n: min(max(p, 0), n - 1), "reflect": lambda p, n=n: n - 1 - abs(n - 1 - abs(p)), "wrap": lambda p, n=n: p % n}
+        reflected = {
+            "edge": lambda p, n=n: min(max(p, 0), n - 1),
+            "reflect": lambda p, n=n: n - 1 - abs(n - 1 - abs(p)),
+            "wrap": lambda p, n=n: p % n,
+        }
         if mode not in reflected or (mode == "reflect" and max(before, after) >= n):
             raise step.refuse(f"padding by {mode!r} is not read")
         v = picked(tape, step, v, axis, [reflected[mode](p) for p in places])
@@ -278,22 +356,45 @@ def _depth_to_space(tape: Tape, step: Step, v: Value) -> Value:
 
 def _space_to_depth(tape: Tape, step: Step, v: Value) -> Value:
     b, (_, c, h, w) = step.get("blocksize"), v.shape
-    return reshaped(transposed(tape, step, reshaped(v, (1, c, h // b, b, w // b, b)), [0, 3, 5, 1, 2, 4]), (1, c * b * b, h // b, w // b))
+    return reshaped(
+        transposed(tape, step, reshaped(v, (1, c, h // b, b, w // b, b)), [0, 3, 5, 1, 2, 4]),
+        (1, c * b * b, h // b, w // b),
+    )
 
 
 def _resize(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
-    """Nearest and linear interpolation, an axis at a time, each a matrix of non-negative weights."""
+    """Nearest and linear interpolation, an axis at a time, each a matrix of non-negative
+    weights.
+    """
     if step.kind == "Upsample" or step.opset < 11:
-        scales, sizes = (given[0] if given else torch.tensor(step.get("scales"), dtype=torch.float64)), None
+        scales, sizes = (
+            (given[0] if given else torch.tensor(step.get("scales"), dtype=torch.float64)),
+            None,
+        )
     else:
         _, scales, sizes = (*given, None, None, None)[:3]
-    if step.get("axes") is not None or step.get("antialias", 0) or step.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+    if (
+        step.get("axes") is not None
+        or step.get("antialias", 0)
+        or step.get("keep_aspect_ratio_policy", "stretch") != "stretch"
+    ):
         raise step.refuse("resizing with axes, antialias or keep_aspect_ratio_policy is not read")
     step.ignore("cubic_coeff_a", "extrapolation_value")  # of modes that are refused
-    rates = [float(s) for s in scales.reshape(-1).tolist()] if isinstance(scales, Tensor) and scales.numel() else None
+    rates = (
+        [float(s) for s in scales.reshape(-1).tolist()]
+        if isinstance(scales, Tensor) and scales.numel()
+        else None
+    )
     if (rates is None) == (sizes is None) or min(rates or [1.0]) <= 0:
-        raise step.damaged(f"resizing needs either sizes or positive scales, got scales {rates} and {'sizes' if sizes is not None else 'no sizes'}")
-    target = ints(sizes, step) if rates is None else [math.floor(n * s) for n, s in zip(v.shape, rates, strict=True)]
+        raise step.damaged(
+            f"resizing needs either sizes or positive scales, got scales {rates} and "
+            f"{'sizes' if sizes is not None else 'no sizes'}"
+        )
+    target = (
+        ints(sizes, step)
+        if rates is None
+        else [math.floor(n * s) for n, s in zip(v.shape, rates, strict=True)]
+    )
     _check_resizing(step)
     for axis, (n, m) in enumerate(zip(v.shape, target, strict=True)):
         if n == m and (rates is None or rates[axis] == 1):
@@ -307,15 +408,34 @@ def _resize(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
         if bool(((matrix == 0) | (matrix == 1)).all()):
             v = picked(tape, step, v, axis, matrix.argmax(1).tolist())
         else:
-            v = rearranged(tape, step, v, lambda x, s, a=axis, w=matrix: torch.movedim(x, a + s, -1).matmul(w.T.to(x)).movedim(-1, a + s), [axis])  # type: ignore[misc]
+            v = rearranged(tape, step, v, _product_along(axis, matrix), [axis])
     return v
+
+
+def _product_along(axis: int, matrix: Tensor) -> Move:
+    """Return the move that multiplies by a matrix along an axis."""
+
+    def move(x: Tensor, shift: int) -> Tensor:
+        return torch.movedim(x, axis + shift, -1).matmul(matrix.T.to(x)).movedim(-1, axis + shift)
+
+    return move
 
 
 def _check_resizing(step: Step) -> None:
     """Read the three modes, also where no axis changes its size."""
-    kind, mode, rounding = _coordinates(step), step.get("mode", "nearest"), step.get("nearest_mode", "floor")
-    if kind not in _POSITIONS or mode not in ("nearest", "linear", "bilinear", "trilinear") or rounding not in _ROUNDINGS:
-        raise step.refuse(f"resizing by {mode!r} with coordinates {kind!r} and rounding {rounding!r} is not read")
+    kind, mode, rounding = (
+        _coordinates(step),
+        step.get("mode", "nearest"),
+        step.get("nearest_mode", "floor"),
+    )
+    if (
+        kind not in _POSITIONS
+        or mode not in ("nearest", "linear", "bilinear", "trilinear")
+        or rounding not in _ROUNDINGS
+    ):
+        raise step.refuse(
+            f"resizing by {mode!r} with coordinates {kind!r} and rounding {rounding!r} is not read"
+        )
 
 
 def _coordinates(step: Step) -> str:

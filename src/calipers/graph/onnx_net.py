@@ -1,4 +1,6 @@
-"""What does an ONNX file compute? A module that carries its own graph: the file's operations, its weights in buffers."""
+"""What does an ONNX file compute? A module that carries its own graph: the file's operations, its
+weights in buffers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from calipers.graph.tape import Held, Shape, Tape, Value
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One operation of the file with the names of its inputs ("" where one is left out) and outputs."""
+    """One operation of the file with the names of its inputs ("" where one is left out) and
+    outputs.
+    """
 
     step: Step
     inputs: tuple[str, ...]
@@ -33,7 +37,9 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a file says, weights apart: `input_shape` as it stands there, with 1 for a free batch; the lines that the output depends on, in order."""
+    """What a file says, weights apart: `input_shape` as it stands there, with 1 for a free batch;
+    the lines that the output depends on, in order.
+    """
 
     source: str
     input: str
@@ -43,15 +49,26 @@ class Program:
 
     @property
     def point_shape(self) -> Shape:
-        """The shape of one point: the input's, without the leading axis of 1 that stands for the batch."""
-        return self.input_shape[1:] if len(self.input_shape) > 1 and self.input_shape[0] == 1 else self.input_shape
+        """The shape of one point: the input's, without the leading axis of 1 that stands for the
+        batch.
+        """
+        return (
+            self.input_shape[1:]
+            if len(self.input_shape) > 1 and self.input_shape[0] == 1
+            else self.input_shape
+        )
 
     def digest(self) -> str:
         """Return a hash of everything but the weights."""
         h = hashlib.sha256(f"{self.input} {self.input_shape} {self.output}".encode())
         for line in self.lines:
-            plain = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in sorted(line.step.attributes.items())}
-            h.update(f"{line.step.kind} {line.step.opset} {plain} {line.inputs} {line.outputs}".encode())
+            plain = {
+                k: v.tolist() if isinstance(v, Tensor) else v
+                for k, v in sorted(line.step.attributes.items())
+            }
+            h.update(
+                f"{line.step.kind} {line.step.opset} {plain} {line.inputs} {line.outputs}".encode()
+            )
         return h.hexdigest()[:16]
 
 
@@ -68,20 +85,32 @@ class Other(Protocol):
 
 
 class OnnxNet(nn.Module):
-    """The network of an ONNX file, (M, *point_shape) -> (M, K): evaluates its graph, with gradients, in the precision of its buffers.
+    """The network of an ONNX file, (M, *point_shape) -> (M, K): evaluates its graph, with
+    gradients, in the precision of its buffers.
 
-    `paired` is for properties, which number the outputs whatever their shape: a single output z comes out as the logits (0, z), so that there are two
-    classes. Otherwise outputs of more axes come out with those, for whoever asks for logits to refuse. `outputs` counts the file's own. `other` runs the
-    file, for `confirm`. Raises `UnsupportedOp` at once where an operation has no facts.
+    `paired` is for properties, which number the outputs whatever their shape: a single output z
+    comes out as the logits (0, z), so that there are two classes. Otherwise outputs of more axes
+    come out with those, for whoever asks for logits to refuse. `outputs` counts the file's own.
+    `other` runs the file, for `confirm`. Raises `UnsupportedOp` at once where an operation has no
+    facts.
     """
 
-    def __init__(self, program: Program, constants: Mapping[str, Tensor], paired: bool = False, other: Other | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        constants: Mapping[str, Tensor],
+        paired: bool = False,
+        other: Other | None = None,
+    ) -> None:
         super().__init__()
         self.program, self.paired, self.other = program, paired, other
         self.names = {name: f"constant_{k}" for k, name in enumerate(constants)}
         for name, tensor in constants.items():
             self.register_buffer(self.names[name], tensor)
-        self.register_buffer("anchor", torch.zeros((), dtype=torch.float64 if _all_double(constants) else torch.float32))
+        self.register_buffer(
+            "anchor",
+            torch.zeros((), dtype=torch.float64 if _all_double(constants) else torch.float32),
+        )
         self._built: tuple[object, Graph] | None = None
         self.outputs, self._axes, self._foreseen = 0, Shape(), False
         self.graph()
@@ -96,7 +125,10 @@ class OnnxNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(M, *point_shape) -> (M, K)."""
         if x.shape[1:] != self.program.point_shape:
-            raise BadModel(f"{self.program.source} takes points of shape {self.program.point_shape}, got {tuple(x.shape[1:])}")
+            raise BadModel(
+                f"{self.program.source} takes points of shape {self.program.point_shape}, got "
+                f"{tuple(x.shape[1:])}"
+            )
         z = self.graph().values(x)[-1]
         return z if self.paired or len(self._axes) < 2 else z.reshape(len(z), *self._axes)
 
@@ -106,9 +138,11 @@ class OnnxNet(nn.Module):
         return max(math.prod(node.shape) for node in self.graph().nodes)
 
     def confirm(self, x: Tensor, run: Tensor, exact: Tensor) -> None:
-        """Compare outputs at points x (M, *point_shape), as this network gives them and as a float64 copy does, with the program that runs the file.
+        """Compare outputs at points x (M, *point_shape), as this network gives them and as a
+        float64 copy does, with the program that runs the file.
 
-        Raises `BadModel` with the size of the difference. A network whose weights were changed since is no longer that of the file.
+        Raises `BadModel` with the size of the difference. A network whose weights were changed
+        since is no longer that of the file.
         """
         if self.other is None:
             return
@@ -116,7 +150,12 @@ class OnnxNet(nn.Module):
         own, double = (z.detach().cpu().flatten(1)[:, -self.outputs :] for z in (run, exact))
         other = torch.as_tensor(self.other(given.numpy()))
         try:
-            compare(Outputs(own, double, other), torch.as_tensor(np.zeros((), self.other.dtype)).dtype, self.program.source, "onnxruntime or the reference")
+            compare(
+                Outputs(own, double, other),
+                torch.as_tensor(np.zeros((), self.other.dtype)).dtype,
+                self.program.source,
+                "onnxruntime or the reference",
+            )
         except BadModel:
             if not self.other.edited(self):
                 raise
@@ -136,15 +175,25 @@ class OnnxNet(nn.Module):
         known.update({name: self.get_buffer(buffer) for name, buffer in self.names.items()})
         with torch.no_grad():
             for line in self.program.lines:
-                known.update(zip(line.outputs, _results(tape, line, known, not self._foreseen), strict=False))
+                known.update(
+                    zip(line.outputs, _results(tape, line, known, not self._foreseen), strict=False)
+                )
         output = known.get(self.program.output)
         if not isinstance(output, Held):
-            raise CaptureError(f"{self.program.source}: the output {self.program.output} does not depend on the input {self.program.input}: nothing to bound")
+            raise CaptureError(
+                f"{self.program.source}: the output {self.program.output} does not depend on the "
+                f"input {self.program.input}: nothing to bound"
+            )
         if not math.prod(output.shape):
-            raise BadModel(f"{self.program.source}: the output {self.program.output} has the shape {output.shape}: no number at all")
+            raise BadModel(
+                f"{self.program.source}: the output {self.program.output} has the shape "
+                f"{output.shape}: no number at all"
+            )
         self._foreseen = True  # once is enough: sizes are the same in every precision
         self.outputs = torch.Size(output.shape).numel()
-        self._axes = output.shape[1:] if output.shape[:1] == (1,) and len(output.shape) > 1 else output.shape
+        self._axes = (
+            output.shape[1:] if output.shape[:1] == (1,) and len(output.shape) > 1 else output.shape
+        )
         graph = tape.graph(tape.view(output, (self.outputs,)))
         return _with_zero(graph, anchor) if self.paired and self.outputs == 1 else graph
 
@@ -154,13 +203,16 @@ def _all_double(constants: Mapping[str, Tensor]) -> bool:
     return bool(floats) and all(dtype == torch.float64 for dtype in floats)
 
 
-def _results(tape: Tape, line: Line, known: Mapping[str, Value | None], foresee: bool) -> tuple[Value, ...]:
+def _results(
+    tape: Tape, line: Line, known: Mapping[str, Value | None], foresee: bool
+) -> tuple[Value, ...]:
     step = line.step.fresh()
     missing = [name for name in line.inputs if name not in known]
     if missing:
         raise BadModel(
-            f"{step.where}: the input {missing[0]!r} is made nowhere before: the file is damaged, its operations are out of order, or it is a further "
-            "result of an operation of which only the first is read"
+            f"{step.where}: the input {missing[0]!r} is made nowhere before: the file is damaged, "
+            "its operations are out of order, or it is a further result of an operation of which "
+            "only the first is read"
         )
     values = [known[name] for name in line.inputs]
     while values and values[-1] is None:
@@ -168,8 +220,9 @@ def _results(tape: Tape, line: Line, known: Mapping[str, Value | None], foresee:
     reader = OPS.get(step.kind) or _folding(step, values)
     if reader is None:
         raise UnsupportedOp(
-            f"no bounds for ONNX's {step.kind} at {step.where}. Export the network without it, or add it to calipers/graph/onnx_ops.py; "
-            "calipers.from_onnx runs attacks that only ask for answers."
+            f"no bounds for ONNX's {step.kind} at {step.where}. Export the network without it, or "
+            "add it to "
+            "calipers/graph/onnx_ops.py; calipers.from_onnx runs attacks that only ask for answers."
         )
     tape.writer.where = step.where
     with step.guarded():
@@ -179,23 +232,34 @@ def _results(tape: Tape, line: Line, known: Mapping[str, Value | None], foresee:
         step.finish()
         for value, shape in zip(made, shapes, strict=False):
             if shape is not None and tuple(value.shape) != shape:
-                raise step.damaged(f"a result of shape {tuple(value.shape)} was read, where the operator set says {shape}")
+                raise step.damaged(
+                    f"a result of shape {tuple(value.shape)} was read, where the operator set "
+                    f"says {shape}"
+                )
     return made
 
 
 def _folding(step: Step, values: Sequence[Value | None]) -> Reader | None:
-    """Return the reader of an operation that is worked out where all its inputs are constants, None where it cannot be."""
+    """Return the reader of an operation that is worked out where all its inputs are constants, None
+    where it cannot be.
+    """
     if step.fold is None or any(isinstance(v, Held) for v in values):
         return None
     step.ignore(*step.attributes)
     work_out = step.fold
 
     def read(tape: Tape, step: Step, *constants: Tensor | None) -> tuple[Value, ...]:
-        return tuple(t.to(tape.device, tape.dtype if t.is_floating_point() else t.dtype) for t in work_out(constants))
+        return tuple(
+            t.to(tape.device, tape.dtype if t.is_floating_point() else t.dtype)
+            for t in work_out(constants)
+        )
 
     return read
 
 
 def _with_zero(graph: Graph, anchor: Tensor) -> Graph:
     pair = Linear(torch.tensor([[0.0], [1.0]], dtype=anchor.dtype, device=anchor.device), None)
-    return Graph(graph.input_shape, (*graph.nodes, Node(pair, (len(graph.nodes),), (2,), "the single output as two logits")))
+    return Graph(
+        graph.input_shape,
+        (*graph.nodes, Node(pair, (len(graph.nodes),), (2,), "the single output as two logits")),
+    )

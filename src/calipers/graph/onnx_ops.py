@@ -1,4 +1,6 @@
-"""How does each of ONNX's operations read in the words of the graph? Layers and functions here; what only moves elements in onnx_moves.py."""
+"""How does each of ONNX's operations read in the words of the graph? Layers and functions here;
+what only moves elements in onnx_moves.py.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from calipers.graph.tape import Held, Tape, Value, fitted
 Reader = Callable[..., Value | tuple[Value, ...]]
 _FLOAT_TYPES = (1, 11)  # TensorProto.FLOAT, DOUBLE
 _HALF_TYPES = {10: torch.float16, 16: torch.bfloat16}
-_WHOLE_TYPES = {7: (-(2**63), 2**63 - 1), 6: (-(2**31), 2**31 - 1), 5: (-(2**15), 2**15 - 1), 3: (-128, 127), 2: (0, 255)}
+_WHOLE_TYPES = {
+    7: (-(2**63), 2**63 - 1),
+    6: (-(2**31), 2**31 - 1),
+    5: (-(2**15), 2**15 - 1),
+    3: (-128, 127),
+    2: (0, 255),
+}
 
 
 def _linear(tape: Tape, v: Held, weight: Tensor, bias: Tensor | None) -> Held:
@@ -33,21 +41,47 @@ def _gemm(tape: Tape, step: Step, a: Value, b: Value, c: Value | None = None) ->
     if step.get("transA", 0):
         a = transposed(tape, step, a, [1, 0])
     if isinstance(a, Tensor) or isinstance(b, Held):
-        product = _matmul(tape, step, a, transposed(tape, step, b, [1, 0]) if step.get("transB", 0) else b)
-        product = product if alpha == 1 else tape.pair("aten.mul.Tensor", product, torch.tensor(alpha, dtype=tape.dtype, device=tape.device))
+        product = _matmul(
+            tape, step, a, transposed(tape, step, b, [1, 0]) if step.get("transB", 0) else b
+        )
+        product = (
+            product
+            if alpha == 1
+            else tape.pair(
+                "aten.mul.Tensor",
+                product,
+                torch.tensor(alpha, dtype=tape.dtype, device=tape.device),
+            )
+        )
         bias = c
     else:
         weight = alpha * (b if step.get("transB", 0) else b.T)
-        merged = isinstance(c, Tensor) and c.numel() == weight.shape[0] and c.shape[-1:] == weight.shape[:1]
-        product = _linear(tape, a, weight, beta * c.reshape(-1) if merged and isinstance(c, Tensor) else None)
+        merged = (
+            isinstance(c, Tensor)
+            and c.numel() == weight.shape[0]
+            and c.shape[-1:] == weight.shape[:1]
+        )
+        product = _linear(
+            tape, a, weight, beta * c.reshape(-1) if merged and isinstance(c, Tensor) else None
+        )
         bias = None if merged else c
     if bias is None:
         return product
-    return tape.pair("aten.add.Tensor", product, beta * bias if isinstance(bias, Tensor) else _times(tape, bias, beta))
+    return tape.pair(
+        "aten.add.Tensor",
+        product,
+        beta * bias if isinstance(bias, Tensor) else _times(tape, bias, beta),
+    )
 
 
 def _times(tape: Tape, v: Value, factor: float) -> Value:
-    return v if factor == 1 else tape.pair("aten.mul.Tensor", v, torch.tensor(factor, dtype=tape.dtype, device=tape.device))
+    return (
+        v
+        if factor == 1
+        else tape.pair(
+            "aten.mul.Tensor", v, torch.tensor(factor, dtype=tape.dtype, device=tape.device)
+        )
+    )
 
 
 def _matmul(tape: Tape, step: Step, a: Value, b: Value) -> Value:
@@ -57,7 +91,11 @@ def _matmul(tape: Tape, step: Step, a: Value, b: Value) -> Value:
         if b.dim() > 1:
             return _linear(tape, a, matrix.T, None)
         return reshaped(_linear(tape, a, matrix[None], None), a.shape[:-1])
-    if isinstance(a, Tensor) and isinstance(b, Held) and (matrix := _matrix(a if a.dim() > 1 else a[None])) is not None:
+    if (
+        isinstance(a, Tensor)
+        and isinstance(b, Held)
+        and (matrix := _matrix(a if a.dim() > 1 else a[None])) is not None
+    ):
         if len(b.shape) == 1:
             made: Value = _linear(tape, b, matrix, None)
             return made if a.dim() > 1 else reshaped(made, ())
@@ -76,8 +114,14 @@ def _matrix(weight: Tensor) -> Tensor | None:
 
 
 def _product(tape: Tape, a: Value, b: Value) -> Value:
-    """Write the product of stacks of matrices, at least one of them variable; a vector is a matrix of one row or column."""
-    shape = (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *a.shape[-2:-1], *(b.shape[-1:] if len(b.shape) > 1 else ()))
+    """Write the product of stacks of matrices, at least one of them variable; a vector is a matrix
+    of one row or column.
+    """
+    shape = (
+        *torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]),
+        *a.shape[-2:-1],
+        *(b.shape[-1:] if len(b.shape) > 1 else ()),
+    )
     a = reshaped(a, (1, *a.shape)) if len(a.shape) == 1 else a
     b = reshaped(b, (*b.shape, 1)) if len(b.shape) == 1 else b
     rank = max(len(a.shape), len(b.shape))
@@ -98,17 +142,37 @@ def _batch_norm(tape: Tape, step: Step, v: Value, *given: Value) -> Value:
     if not isinstance(v, Held) or v.shape[0] != 1:
         raise step.refuse(f"expects one point of shape (1, channels, ...), got {tuple(v.shape)}")
     x = tape.view(v, v.shape[1:])
-    made = tape.call("aten.batch_norm.default", x, scale, bias, mean, var, False, 0.0, step.get("epsilon", 1e-5), False)
+    made = tape.call(
+        "aten.batch_norm.default",
+        x,
+        scale,
+        bias,
+        mean,
+        var,
+        False,
+        0.0,
+        step.get("epsilon", 1e-5),
+        False,
+    )
     return Held(made.number, made.held, v.shape)
 
 
 def _function(name: str, *attributes: tuple[str, float]) -> Reader:
-    """Return the reader of an elementwise function; `attributes` are the arguments after the first, with ONNX's defaults."""
-    return lambda tape, step, v: tape.elementwise(name, v, *(step.get(a, default) for a, default in attributes))
+    """Return the reader of an elementwise function; `attributes` are the arguments after the first,
+    with ONNX's defaults.
+    """
+    return lambda tape, step, v: tape.elementwise(
+        name, v, *(step.get(a, default) for a, default in attributes)
+    )
 
 
-def _clip(tape: Tape, step: Step, v: Value, low: Value | None = None, high: Value | None = None) -> Value:
-    ends = [step.get(name) if end is None else float(constant(end, step, "a bound")) for name, end in (("min", low), ("max", high))]
+def _clip(
+    tape: Tape, step: Step, v: Value, low: Value | None = None, high: Value | None = None
+) -> Value:
+    ends = [
+        step.get(name) if end is None else float(constant(end, step, "a bound"))
+        for name, end in (("min", low), ("max", high))
+    ]
     if ends == [None, None]:
         return v
     return tape.elementwise("aten.clamp.default", v, *ends)
@@ -118,12 +182,21 @@ def _prelu(tape: Tape, step: Step, v: Value, slope: Value) -> Value:
     a = constant(slope, step, "the slope")
     if isinstance(v, Tensor):
         return torch.where(v > 0, v, a * v)
-    return tape.elementwise("aten.leaky_relu.default", v, float(a)) if a.numel() == 1 else tape.alike(leaky, v, fitted(a, v))
+    return (
+        tape.elementwise("aten.leaky_relu.default", v, float(a))
+        if a.numel() == 1
+        else tape.alike(leaky, v, fitted(a, v))
+    )
 
 
 def _hard_sigmoid(tape: Tape, step: Step, v: Value) -> Value:
     offset = torch.tensor(step.get("beta", 0.5), dtype=tape.dtype, device=tape.device)
-    return tape.elementwise("aten.clamp.default", tape.pair("aten.add.Tensor", _times(tape, v, step.get("alpha", 0.2)), offset), 0.0, 1.0)
+    return tape.elementwise(
+        "aten.clamp.default",
+        tape.pair("aten.add.Tensor", _times(tape, v, step.get("alpha", 0.2)), offset),
+        0.0,
+        1.0,
+    )
 
 
 def _arithmetic(name: str) -> Reader:
@@ -157,7 +230,9 @@ def _sum(tape: Tape, step: Step, first: Value, *others: Value) -> Value:
 
 def _extreme(tape: Tape, step: Step, first: Value, *others: Value) -> Value:
     for v in others:
-        first = tape.pair("aten.maximum.default" if step.kind == "Max" else "aten.minimum.default", first, v)
+        first = tape.pair(
+            "aten.maximum.default" if step.kind == "Max" else "aten.minimum.default", first, v
+        )
     return first
 
 
@@ -168,7 +243,11 @@ def _where(tape: Tape, step: Step, mask: Value, x: Value, y: Value) -> Value:
         return torch.where(chosen, x, y)
     parts = []
     for v, keep in ((x, chosen), (y, ~chosen)):
-        parts.append(torch.where(keep, v, torch.zeros_like(v)) if isinstance(v, Tensor) else tape.pair("aten.mul.Tensor", v, keep.to(tape.dtype)))
+        parts.append(
+            torch.where(keep, v, torch.zeros_like(v))
+            if isinstance(v, Tensor)
+            else tape.pair("aten.mul.Tensor", v, keep.to(tape.dtype))
+        )
     return tape.pair("aten.add.Tensor", *parts)
 
 
@@ -176,11 +255,18 @@ def _identity(tape: Tape, step: Step, v: Value) -> Value:
     return v
 
 
-def _dropout(tape: Tape, step: Step, v: Value, ratio: Value | None = None, training: Value | None = None) -> Value:
-    """Nothing is dropped, whatever the share and the seed, unless the file says that it is training."""
+def _dropout(
+    tape: Tape, step: Step, v: Value, ratio: Value | None = None, training: Value | None = None
+) -> Value:
+    """Nothing is dropped, whatever the share and the seed, unless the file says that it is
+    training.
+    """
     step.ignore("ratio", "seed")
     if training is not None and bool(constant(training, step, "the mode").any()):
-        raise step.refuse("drops at random (training_mode is true): a network whose answers depend on chance. Export it in evaluation mode")
+        raise step.refuse(
+            "drops at random (training_mode is true): a network whose answers depend on chance. "
+            "Export it in evaluation mode"
+        )
     return v
 
 
@@ -195,7 +281,9 @@ def _cast(tape: Tape, step: Step, v: Value) -> Value:
     step.ignore("saturate", "round_mode")  # of types that are not read
     if isinstance(v, Held):
         if to not in _FLOAT_TYPES:
-            raise step.refuse(f"casts what depends on the point to type {to}: only float and double are read")
+            raise step.refuse(
+                f"casts what depends on the point to type {to}: only float and double are read"
+            )
         return v
     if to in _FLOAT_TYPES or to in _HALF_TYPES:
         return v.to(_HALF_TYPES.get(to, tape.dtype)).to(tape.dtype)
@@ -204,14 +292,22 @@ def _cast(tape: Tape, step: Step, v: Value) -> Value:
     whole = v.trunc().long() if v.is_floating_point() else v.long()
     low, high = _WHOLE_TYPES.get(to, (0, -1))
     if whole.numel() and (int(whole.min()) < low or int(whole.max()) > high):
-        raise step.refuse(f"casts {int(whole.min())}..{int(whole.max())} to type {to}, which does not hold it")
+        raise step.refuse(
+            f"casts {int(whole.min())}..{int(whole.max())} to type {to}, which does not hold it"
+        )
     return whole
 
 
 def _constant_node(tape: Tape, step: Step) -> Value:
-    given = {name: step.get(name) for name in ("value", "value_float", "value_floats", "value_int", "value_ints") if name in step.attributes}
+    given = {
+        name: step.get(name)
+        for name in ("value", "value_float", "value_floats", "value_int", "value_ints")
+        if name in step.attributes
+    }
     if len(step.attributes) != 1 or not given:
-        raise step.refuse(f"a constant given by {', '.join(step.attributes) or 'nothing'} is not read")
+        raise step.refuse(
+            f"a constant given by {', '.join(step.attributes) or 'nothing'} is not read"
+        )
     value = next(iter(given.values()))
     t = value if isinstance(value, Tensor) else torch.as_tensor(value)
     return t.to(tape.device, tape.dtype if t.is_floating_point() else t.dtype)
@@ -220,11 +316,17 @@ def _constant_node(tape: Tape, step: Step) -> Value:
 def _constant_of_shape(tape: Tape, step: Step, shape: Value) -> Value:
     value = step.get("value")
     fill = torch.zeros(1, dtype=tape.dtype) if value is None else value
-    return fill.reshape(()).to(tape.device, tape.dtype if fill.is_floating_point() else fill.dtype).expand(ints(shape, step))
+    return (
+        fill.reshape(())
+        .to(tape.device, tape.dtype if fill.is_floating_point() else fill.dtype)
+        .expand(ints(shape, step))
+    )
 
 
 def _shape(tape: Tape, step: Step, v: Value) -> Value:
-    return torch.tensor(v.shape[step.get("start", 0) : step.get("end")], dtype=torch.long, device=tape.device)
+    return torch.tensor(
+        v.shape[step.get("start", 0) : step.get("end")], dtype=torch.long, device=tape.device
+    )
 
 
 def _size(tape: Tape, step: Step, v: Value) -> Value:
@@ -236,7 +338,10 @@ def _folded(function: Callable[..., Tensor]) -> Reader:
 
     def build(tape: Tape, step: Step, *values: Value) -> Value:
         if any(isinstance(v, Held) for v in values):
-            raise step.refuse(f"no bounds for {step.kind} of values that depend on the point. Export the network without it; attacks that only ask work.")
+            raise step.refuse(
+                f"no bounds for {step.kind} of values that depend on the point. Export the network "
+                "without it; attacks that only ask work."
+            )
         return function(*values)
 
     return build
@@ -245,21 +350,38 @@ def _folded(function: Callable[..., Tensor]) -> Reader:
 OPS: dict[str, Reader] = {
     **MOVES, **LAYERS, **WINDOWS,
     "Gemm": _gemm, "MatMul": _matmul, "BatchNormalization": _batch_norm,
-    "Add": _arithmetic("aten.add.Tensor"), "Sub": _arithmetic("aten.sub.Tensor"), "Mul": _arithmetic("aten.mul.Tensor"), "Div": _divide,
-    "Pow": _power, "Sum": _sum, "Mean": _sum, "Max": _extreme, "Min": _extreme, "Neg": _function("aten.neg.default"),
-    "Relu": _function("aten.relu.default"), "LeakyRelu": _function("aten.leaky_relu.default", ("alpha", 0.01)), "PRelu": _prelu,
-    "Elu": _function("aten.elu.default", ("alpha", 1.0)), "Sigmoid": _function("aten.sigmoid.default"), "Tanh": _function("aten.tanh.default"),
-    "Softplus": _function("aten.softplus.default"), "Exp": _function("aten.exp.default"), "Log": _function("aten.log.default"),
-    "Sqrt": _function("aten.sqrt.default"), "Abs": _function("aten.abs.default"), "Reciprocal": _inverse, "Size": _size,
-    "Erf": _function("aten.erf.default"), "Sin": _function("aten.sin.default"), "Cos": _function("aten.cos.default"), "Clip": _clip,
-    "Atan": _function("aten.atan.default"), "Mish": _function("aten.mish.default"), "Celu": _function("aten.celu.default", ("alpha", 1.0)),
-    "Selu": lambda tape, step, v: tape.elementwise("aten.elu.default", v, step.get("alpha", 1.67326319217681884765625),
+    "Add": _arithmetic("aten.add.Tensor"), "Sub": _arithmetic("aten.sub.Tensor"),
+    "Mul": _arithmetic("aten.mul.Tensor"), "Div": _divide,
+    "Pow": _power, "Sum": _sum, "Mean": _sum, "Max": _extreme, "Min": _extreme,
+    "Neg": _function("aten.neg.default"),
+    "Relu": _function("aten.relu.default"),
+    "LeakyRelu": _function("aten.leaky_relu.default", ("alpha", 0.01)), "PRelu": _prelu,
+    "Elu": _function("aten.elu.default", ("alpha", 1.0)),
+    "Sigmoid": _function("aten.sigmoid.default"),
+    "Tanh": _function("aten.tanh.default"),
+    "Softplus": _function("aten.softplus.default"), "Exp": _function("aten.exp.default"),
+    "Log": _function("aten.log.default"),
+    "Sqrt": _function("aten.sqrt.default"), "Abs": _function("aten.abs.default"),
+    "Reciprocal": _inverse,
+    "Size": _size,
+    "Erf": _function("aten.erf.default"), "Sin": _function("aten.sin.default"),
+    "Cos": _function("aten.cos.default"), "Clip": _clip,
+    "Atan": _function("aten.atan.default"), "Mish": _function("aten.mish.default"),
+    "Celu": _function("aten.celu.default", ("alpha", 1.0)),
+    "Selu": lambda tape, step,
+    v: tape.elementwise("aten.elu.default", v, step.get("alpha", 1.67326319217681884765625),
                                                    step.get("gamma", 1.05070102214813232421875)),
     "HardSigmoid": _hard_sigmoid, "HardSwish": _function("aten.hardswish.default"),
-    "Identity": _identity, "Dropout": _dropout, "Cast": _cast, "Constant": _constant_node, "ConstantOfShape": _constant_of_shape, "Shape": _shape,
-    "Range": _folded(lambda a, b, c: torch.arange(a.item(), b.item(), c.item(), dtype=a.dtype, device=a.device)),
+    "Identity": _identity, "Dropout": _dropout, "Cast": _cast, "Constant": _constant_node,
+    "ConstantOfShape": _constant_of_shape, "Shape": _shape,
+    "Range": _folded(
+        lambda a, b, c: torch.arange(a.item(), b.item(), c.item(), dtype=a.dtype, device=a.device)
+    ),
     "Where": _where, "Mod": _mod, "Equal": _folded(torch.eq),
     "Less": _folded(torch.lt), "Greater": _folded(torch.gt), "Not": _folded(torch.logical_not),
-    "Floor": _folded(torch.floor), "Ceil": _folded(torch.ceil), "And": _folded(torch.logical_and), "Or": _folded(torch.logical_or),
+    "Floor": _folded(torch.floor), "Ceil": _folded(torch.ceil), "And": _folded(torch.logical_and),
+    "Or": _folded(torch.logical_or),
 }  # fmt: skip
-"""Readers by ONNX's names: tape, step and the inputs' values (None where left out) to the result, or a tuple of results."""
+"""Readers by ONNX's names: tape, step and the inputs' values (None where left out) to the result,
+or a tuple of results.
+"""

@@ -1,4 +1,6 @@
-"""What does one operation of an ONNX file say? Its attributes, of which every one is read or refused, and the sizes that it leads to."""
+"""What does one operation of an ONNX file say? Its attributes, of which every one is read or
+refused, and the sizes that it leads to.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,24 @@ from calipers.errors import BadModel, CalipersError, UnsupportedOp, typed
 from calipers.graph.tape import Held, Shape, Value
 
 LARGEST = 2**25
-"""Elements that one value of a file may have, where the operation's inputs have fewer. (A picture of 3 x 2,000 x 2,000 has 12 million.)"""
+"""Elements that one value of a file may have, where the operation's inputs have fewer. (A picture
+of 3 x 2,000 x 2,000 has 12 million.)
+"""
 
 Foresight = Callable[[Sequence[Tensor | Shape | None]], list[Shape | None]]
-"""From the inputs (constants as they are, the shapes of all others, None where left out) to the shapes of the outputs, None where not known."""
+"""From the inputs (constants as they are, the shapes of all others, None where left out) to the
+shapes of the outputs, None where not known.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One operation of the file: its kind, its attributes, the version of the operator set, whether the file leaves its batch size free, and its place.
+    """One operation of the file: its kind, its attributes, the version of the operator set, whether
+    the file leaves its batch size free, and its place.
 
     `fold` works the operation out on constants where it is one that is read of nothing else.
-    `defaults` are the values that the operator set gives to attributes left out. An attribute that no reader asks for must have its default: what a file
-    says is read, or the file is refused.
+    `defaults` are the values that the operator set gives to attributes left out. An attribute that
+    no reader asks for must have its default: what a file says is read, or the file is refused.
     """
 
     kind: str
@@ -57,14 +64,19 @@ class Step:
     def unread(self) -> dict[str, Any]:
         """Return the attributes that nobody asked for and that are not at their defaults."""
         left = {name: value for name, value in self.attributes.items() if name not in self.asked}
-        return {name: value for name, value in left.items() if isinstance(value, Tensor) or value != self.defaults.get(name, [])}
+        return {
+            name: value
+            for name, value in left.items()
+            if isinstance(value, Tensor) or value != self.defaults.get(name, [])
+        }
 
     def finish(self) -> None:
         """Raise `UnsupportedOp` where an attribute says something that was not read."""
         for name, value in self.unread().items():
             raise self.refuse(
-                f"the attribute {name} = {value!r} of {self.kind} is not read (only {self.defaults.get(name, 'leaving it out')!r} is). "
-                "Export the network without it; calipers.from_onnx runs attacks that only ask for answers."
+                f"the attribute {name} = {value!r} of {self.kind} is not read (only "
+                f"{self.defaults.get(name, 'leaving it out')!r} is). Export the network without "
+                "it; calipers.from_onnx runs attacks that only ask for answers."
             )
 
     def refuse(self, why: str) -> UnsupportedOp:
@@ -73,21 +85,32 @@ class Step:
 
     def damaged(self, why: str) -> BadModel:
         """Return the error of a file that contradicts itself."""
-        return BadModel(f"{self.where}: {why}; the file is damaged, or was not written by an exporter")
+        return BadModel(
+            f"{self.where}: {why}; the file is damaged, or was not written by an exporter"
+        )
 
     def axis(self, number: int, rank: int) -> int:
-        """Return an axis counted from the front; one that does not exist is no axis of another number."""
+        """Return an axis counted from the front; one that does not exist is no axis of another
+        number.
+        """
         if not -rank <= number < rank:
             raise self.damaged(f"there is no axis {number} in a value of {rank} axes")
         return number % rank
 
     def room(self, shape: Sequence[int], given: int = 0) -> None:
-        """Raise `UnsupportedOp` before a value of this shape is made, where it is larger than `LARGEST` and than what it is made from."""
+        """Raise `UnsupportedOp` before a value of this shape is made, where it is larger than
+        `LARGEST` and than what it is made from.
+        """
         if math.prod(shape) > max(LARGEST, given):
-            raise self.refuse(f"a value of shape {tuple(shape)} has {math.prod(shape):,} elements; up to {LARGEST:,} are read")
+            raise self.refuse(
+                f"a value of shape {tuple(shape)} has {math.prod(shape):,} elements; up to "
+                f"{LARGEST:,} are read"
+            )
 
     def foreseen(self, values: Sequence[Value | None]) -> list[Shape | None]:
-        """Return the shapes of the outputs as the operator set defines them, none of them too large."""
+        """Return the shapes of the outputs as the operator set defines them, none of them too
+        large.
+        """
         shapes = self.foresee([v.shape if isinstance(v, Held) else v for v in values])
         given = max((math.prod(v.shape) for v in values if v is not None), default=0)
         for shape in shapes:
@@ -108,5 +131,8 @@ class Step:
 def ints(value: Value | None, step: Step) -> list[int]:
     """Return a constant's whole numbers."""
     if not isinstance(value, Tensor):
-        raise step.refuse("a shape, index or size that depends on the point cannot be bounded; export the network with constant ones")
+        raise step.refuse(
+            "a shape, index or size that depends on the point cannot be bounded; export the "
+            "network with constant ones"
+        )
     return [int(n) for n in value.reshape(-1).tolist()]

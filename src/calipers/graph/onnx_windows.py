@@ -1,4 +1,6 @@
-"""How do ONNX's operations read that look through windows? Convolutions, and pools of the largest or the mean."""
+"""How do ONNX's operations read that look through windows? Convolutions, and pools of the largest
+or the mean.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,34 @@ def _image(tape: Tape, step: Step, v: Value) -> Held:
     return tape.view(v, v.shape[1:])
 
 
-def _windows(step: Step, size: tuple[int, ...], kernel: list[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return strides, dilations, and the padding before and after each axis, auto_pad worked out."""
+def _windows(
+    step: Step, size: tuple[int, ...], kernel: list[int]
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return strides, dilations, and the padding before and after each axis, auto_pad worked
+    out.
+    """
     rank = len(size)
-    strides, dilations, given = _each(step, "strides", rank), _each(step, "dilations", rank), step.get("pads") or [0] * 2 * rank
+    strides, dilations, given = (
+        _each(step, "strides", rank),
+        _each(step, "dilations", rank),
+        step.get("pads") or [0] * 2 * rank,
+    )
     auto = step.get("auto_pad", "NOTSET")
-    if step.get("kernel_shape", kernel) != kernel or auto not in _PADDINGS or len(given) != 2 * rank or (auto != "NOTSET" and any(given)):
-        raise step.damaged(f"the padding {auto} {given} or the window {step.get('kernel_shape')} does not fit a window of {kernel}")
+    if (
+        step.get("kernel_shape", kernel) != kernel
+        or auto not in _PADDINGS
+        or len(given) != 2 * rank
+        or (auto != "NOTSET" and any(given))
+    ):
+        raise step.damaged(
+            f"the padding {auto} {given} or the window {step.get('kernel_shape')} does not fit a "
+            f"window of {kernel}"
+        )
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n) for n, s, k, d in zip(size, strides, kernel, dilations, strict=True)]
+        total = [
+            max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
+            for n, s, k, d in zip(size, strides, kernel, dilations, strict=True)
+        ]
         less, more = [t // 2 for t in total], [t - t // 2 for t in total]
         return strides, dilations, *((less, more) if auto == "SAME_UPPER" else (more, less))
     return strides, dilations, given[:rank], given[rank:]
@@ -52,21 +73,45 @@ def _conv(tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = 
     b = None if bias is None else constant(bias, step, "the bias")
     x, rank = _image(tape, step, v), w.dim() - 2
     if len(x.held) != rank + 1 or x.held[0] != w.shape[1] * step.get("group", 1):
-        raise step.damaged(f"kernels of shape {tuple(w.shape)} in {step.get('group', 1)} groups do not fit an image of shape {x.held}")
+        raise step.damaged(
+            f"kernels of shape {tuple(w.shape)} in {step.get('group', 1)} groups do not fit an "
+            f"image of shape {x.held}"
+        )
     strides, dilations, before, after = _windows(step, x.held[1:], list(w.shape[2:]))
     if before != after or min(before) < 0:
-        x = _image(tape, step, padded(tape, step, x, {2 + i: pair for i, pair in enumerate(zip(before, after, strict=True))}))
+        x = _image(
+            tape,
+            step,
+            padded(
+                tape,
+                step,
+                x,
+                {2 + i: pair for i, pair in enumerate(zip(before, after, strict=True))},
+            ),
+        )
         before = [0] * rank
-    made = tape.call(f"aten.conv{rank}d.default", x, w, b, strides, before, dilations, step.get("group", 1))
+    made = tape.call(
+        f"aten.conv{rank}d.default", x, w, b, strides, before, dilations, step.get("group", 1)
+    )
     return Held(made.number, made.held, (1, *made.held))
 
 
-def _conv_transpose(tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = None) -> Value:
+def _conv_transpose(
+    tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = None
+) -> Value:
     """A convolution of the input with zeros between its elements, by the kernel turned around."""
     w, x = constant(weight, step, "the kernel"), _image(tape, step, v)
     rank, groups, size = w.dim() - 2, step.get("group", 1), x.held[1:]
-    if len(size) != rank or x.held[0] != w.shape[0] or w.shape[0] % groups or step.get("kernel_shape", list(w.shape[2:])) != list(w.shape[2:]):
-        raise step.damaged(f"kernels of shape {tuple(w.shape)} in {groups} groups do not fit an image of shape {x.held}")
+    if (
+        len(size) != rank
+        or x.held[0] != w.shape[0]
+        or w.shape[0] % groups
+        or step.get("kernel_shape", list(w.shape[2:])) != list(w.shape[2:])
+    ):
+        raise step.damaged(
+            f"kernels of shape {tuple(w.shape)} in {groups} groups do not fit an image of shape "
+            f"{x.held}"
+        )
     strides, dilations = _each(step, "strides", rank), _each(step, "dilations", rank)
     before, after = _transpose_pads(step, size, list(w.shape[2:]), strides, dilations)
     spread = [(n - 1) * s + 1 for n, s in zip(size, strides, strict=True)]
@@ -82,10 +127,23 @@ def _conv_transpose(tape: Tape, step: Step, v: Value, weight: Value, bias: Value
         made = tape.moved("spread", (x,), between)
         x = Held(made.number, made.held, (1, *made.held))
     reach = [(k - 1) * d for k, d in zip(w.shape[2:], dilations, strict=True)]
-    x = _image(tape, step, _trimmed(tape, step, x, [(r - p, r - q) for r, p, q in zip(reach, before, after, strict=True)]))
-    turned = w.flip(*range(2, w.dim())).reshape(groups, w.shape[0] // groups, *w.shape[1:]).transpose(1, 2).flatten(0, 1)
+    x = _image(
+        tape,
+        step,
+        _trimmed(
+            tape, step, x, [(r - p, r - q) for r, p, q in zip(reach, before, after, strict=True)]
+        ),
+    )
+    turned = (
+        w.flip(*range(2, w.dim()))
+        .reshape(groups, w.shape[0] // groups, *w.shape[1:])
+        .transpose(1, 2)
+        .flatten(0, 1)
+    )
     b = None if bias is None else constant(bias, step, "the bias")
-    out = tape.call(f"aten.conv{rank}d.default", x, turned, b, [1] * rank, [0] * rank, dilations, groups)
+    out = tape.call(
+        f"aten.conv{rank}d.default", x, turned, b, [1] * rank, [0] * rank, dilations, groups
+    )
     return Held(out.number, out.held, (1, *out.held))
 
 
@@ -93,18 +151,47 @@ def _trimmed(tape: Tape, step: Step, x: Held, pairs: list[tuple[int, int]]) -> V
     return padded(tape, step, x, {2 + i: pair for i, pair in enumerate(pairs)})
 
 
-def _transpose_pads(step: Step, size: tuple[int, ...], kernel: list[int], strides: list[int], dilations: list[int]) -> tuple[list[int], list[int]]:
-    """Return what is cut off before and after each axis; what is added at the end counts as cut off less."""
+def _transpose_pads(
+    step: Step, size: tuple[int, ...], kernel: list[int], strides: list[int], dilations: list[int]
+) -> tuple[list[int], list[int]]:
+    """Return what is cut off before and after each axis; what is added at the end counts as cut off
+    less.
+    """
     rank = len(size)
-    extra, pads, auto = step.get("output_padding") or [0] * rank, step.get("pads") or [0] * 2 * rank, step.get("auto_pad", "NOTSET")
-    if auto not in _PADDINGS or len(pads) != 2 * rank or len(extra) != rank or (auto != "NOTSET" and any(pads)):
-        raise step.damaged(f"the padding {auto} {pads}, or {extra} at the end, does not fit an image of {rank} axes")
-    wanted = step.get("output_shape") or ([n * s for n, s in zip(size, strides, strict=True)] if auto.startswith("SAME") else None)
+    extra, pads, auto = (
+        step.get("output_padding") or [0] * rank,
+        step.get("pads") or [0] * 2 * rank,
+        step.get("auto_pad", "NOTSET"),
+    )
+    if (
+        auto not in _PADDINGS
+        or len(pads) != 2 * rank
+        or len(extra) != rank
+        or (auto != "NOTSET" and any(pads))
+    ):
+        raise step.damaged(
+            f"the padding {auto} {pads}, or {extra} at the end, does not fit an image of {rank} "
+            "axes"
+        )
+    wanted = step.get("output_shape") or (
+        [n * s for n, s in zip(size, strides, strict=True)] if auto.startswith("SAME") else None
+    )
     if wanted is None:
         return pads[:rank], [q - e for q, e in zip(pads[rank:], extra, strict=True)]
-    full = [s * (n - 1) + e + (k - 1) * d + 1 for n, s, k, d, e in zip(size, strides, kernel, dilations, extra, strict=True)]
-    if any(f < w for f, w in zip(full, wanted[-rank:], strict=True)) or len(wanted) != rank or auto == "VALID" or any(pads):
-        raise step.refuse(f"the output_shape {wanted} is not read where {full} is as large as it gets, or where paddings are given: leave it out")
+    full = [
+        s * (n - 1) + e + (k - 1) * d + 1
+        for n, s, k, d, e in zip(size, strides, kernel, dilations, extra, strict=True)
+    ]
+    if (
+        any(f < w for f, w in zip(full, wanted[-rank:], strict=True))
+        or len(wanted) != rank
+        or auto == "VALID"
+        or any(pads)
+    ):
+        raise step.refuse(
+            f"the output_shape {wanted} is not read where {full} is as large as it gets, or where "
+            "paddings are given: leave it out"
+        )
     total = [f - w for f, w in zip(full, wanted, strict=True)]
     less, more = [t // 2 for t in total], [t - t // 2 for t in total]
     before, after = (less, more) if auto == "SAME_UPPER" else (more, less)
@@ -115,8 +202,19 @@ def _max_pool(tape: Tape, step: Step, v: Value) -> Value:
     x, kernel = _image(tape, step, v), step.get("kernel_shape")
     strides, dilations, before, after = _windows(step, x.held[1:], kernel)
     if before != after or max(2 * p - k for p, k in zip(before, kernel, strict=True)) > 0:
-        raise step.refuse(f"max-pooling with padding {before} before and {after} after is not read: only equal padding of at most half a window")
-    made = tape.call(f"aten.max_pool{len(kernel)}d.default", x, kernel, strides, before, dilations, bool(step.get("ceil_mode", 0)))
+        raise step.refuse(
+            f"max-pooling with padding {before} before and {after} after is not read: only equal "
+            "padding of at most half a window"
+        )
+    made = tape.call(
+        f"aten.max_pool{len(kernel)}d.default",
+        x,
+        kernel,
+        strides,
+        before,
+        dilations,
+        bool(step.get("ceil_mode", 0)),
+    )
     return Held(made.number, made.held, (1, *made.held))
 
 
@@ -128,7 +226,9 @@ def _average_pool(tape: Tape, step: Step, v: Value) -> Value:
     pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 1]
     around = [n for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
     shares = None if step.get("count_include_pad", 0) or not any(around) else 1 / pool(
-        functional.pad(torch.ones(1, 1, *x.held[1:], dtype=tape.dtype, device=tape.device), around), kernel, strides
+        functional.pad(torch.ones(1, 1, *x.held[1:], dtype=tape.dtype, device=tape.device), around),
+        kernel,
+        strides
     )  # fmt: skip
 
     def run(t: Tensor) -> Tensor:

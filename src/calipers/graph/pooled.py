@@ -1,8 +1,10 @@
-"""Between which planes does the logarithm of a sum of exponentials lie? Under a tangent of each exponential's chord, over a tangent plane of its own.
+"""Between which planes does the logarithm of a sum of exponentials lie? Under a tangent of each
+exponential's chord, over a tangent plane of its own.
 
-log sum exp is convex: its tangent plane at any point lies below it, and the slopes of that plane are the softmax there. From above every exponential is at most
-its chord, and the logarithm of their sum at most a tangent (Wei et al. 2023, arXiv:2303.01713). A chord of the logarithm over tangents of the
-exponentials, which is what the operations one by one would give below, is far lower.
+log sum exp is convex: its tangent plane at any point lies below it, and the slopes of that plane
+are the softmax there. From above every exponential is at most its chord, and the logarithm of their
+sum at most a tangent (Wei et al. 2023, arXiv:2303.01713). A chord of the logarithm over tangents of
+the exponentials, which is what the operations one by one would give below, is far lower.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ _ULPS = 16  # of the largest term, besides one for each term
 
 @dataclass(frozen=True)
 class LogSumExp:
-    """log sum_j exp(x_j) along an axis of a batch, in equal shares: each of the n elements of a row is the n-th part of it.
+    """log sum_j exp(x_j) along an axis of a batch, in equal shares: each of the n elements of a row
+    is the n-th part of it.
 
-    So a row's plane is one line for each element, and these hold *together*: only the sum of a row may be read, by what follows directly.
+    So a row's plane is one line for each element, and these hold *together*: only the sum of a row
+    may be read, by what follows directly.
     """
 
     axis: int
@@ -42,19 +46,26 @@ class LogSumExp:
         return (upper > lower).any(self.axis, keepdim=True).expand_as(lower)
 
     def lines(self, lower: Tensor, upper: Tensor) -> Lines:
-        """Return lines whose sums along the axis sandwich the function over the box, rounded outward."""
+        """Return lines whose sums along the axis sandwich the function over the box, rounded
+        outward.
+        """
         count, middle = lower.shape[self.axis], (lower + upper) / 2
         weight = middle.softmax(self.axis)
         below = (self.value(middle) * count - self._sum(weight * middle)) / count
         top = upper.amax(self.axis, keepdim=True)
         low, high = (lower - top).exp(), (upper - top).exp()
         wide = upper - lower
-        chord = torch.where(wide > 0, (high - low) / torch.where(wide > 0, wide, torch.ones_like(wide)), high)
+        chord = torch.where(
+            wide > 0, (high - low) / torch.where(wide > 0, wide, torch.ones_like(wide)), high
+        )
         total = self._sum((low + high) / 2)
         slope = chord / total
         above = (top + total.log() - 1 + self._sum(low / total - slope * lower)) / count
         room = self._room(lower, upper, below) + self._room(lower, upper, slope * lower)
-        below, above = torch.nan_to_num(below - room, nan=-torch.inf), torch.nan_to_num((above + room).expand_as(slope), nan=torch.inf)
+        below, above = (
+            torch.nan_to_num(below - room, nan=-torch.inf),
+            torch.nan_to_num((above + room).expand_as(slope), nan=torch.inf),
+        )
         ends = (lower.isfinite() & upper.isfinite()).all(self.axis, keepdim=True).expand_as(lower)
         none = torch.zeros_like(weight)
         return Lines(
@@ -68,6 +79,14 @@ class LogSumExp:
         return t.sum(self.axis, keepdim=True)
 
     def _room(self, lower: Tensor, upper: Tensor, share: Tensor) -> Tensor:
-        """Return what rounding may have moved a share by: some units of everything that was added up."""
-        size = torch.maximum(lower.abs(), upper.abs()).amax(self.axis, keepdim=True) + 1 + self._sum(share.abs())
-        return ((lower.shape[self.axis] + _ULPS) * 2 * torch.finfo(lower.dtype).eps * size).expand_as(share)
+        """Return what rounding may have moved a share by: some units of everything that was added
+        up.
+        """
+        size = (
+            torch.maximum(lower.abs(), upper.abs()).amax(self.axis, keepdim=True)
+            + 1
+            + self._sum(share.abs())
+        )
+        return (
+            (lower.shape[self.axis] + _ULPS) * 2 * torch.finfo(lower.dtype).eps * size
+        ).expand_as(share)

@@ -1,4 +1,6 @@
-"""Between which planes does each operation on several elements lie? The largest of some (max-pool), and the product of two."""
+"""Between which planes does each operation on several elements lie? The largest of some (max-pool),
+and the product of two.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from calipers.graph.ir import Planes, Saddle, Selection, completed
 
 @dataclass(frozen=True, eq=False)
 class MaxPool:
-    """The largest element of each window. `windows (out, k)` are flat input indices; places in the padding hold the index `inputs`, one past the end.
+    """The largest element of each window. `windows (out, k)` are flat input indices; places in the
+    padding hold the index `inputs`, one past the end.
 
-    Below: the element with the largest lower end. Above: the same element if it dominates the window, else the largest upper end.
+    Below: the element with the largest lower end. Above: the same element if it dominates the
+    window, else the largest upper end.
     """
 
     run: Callable[[Tensor], Tensor] = field(repr=False)
@@ -39,10 +43,15 @@ class MaxPool:
         low, high = self._gather(lower), self._gather(upper)
         floor = low.amax(-1, keepdim=True)
         contends = high > floor
-        undecided = (contends.sum(-1, keepdim=True) > 1) | ((contends.sum(-1, keepdim=True) == 1) & ~contends.gather(-1, low.argmax(-1, keepdim=True)))
+        undecided = (contends.sum(-1, keepdim=True) > 1) | (
+            (contends.sum(-1, keepdim=True) == 1)
+            & ~contends.gather(-1, low.argmax(-1, keepdim=True))
+        )
         flags = (contends & undecided).to(torch.int8)
         members = self.windows.to(lower.device).flatten().expand(len(lower), -1)
-        hit = torch.zeros(len(lower), lower[0].numel() + 1, dtype=torch.int8, device=lower.device).scatter_reduce(1, members, flags.flatten(1), "amax")
+        hit = torch.zeros(
+            len(lower), lower[0].numel() + 1, dtype=torch.int8, device=lower.device
+        ).scatter_reduce(1, members, flags.flatten(1), "amax")
         return hit[:, :-1].bool().view_as(lower)
 
     def planes(self, lower: Tensor, upper: Tensor) -> Planes:
@@ -52,7 +61,9 @@ class MaxPool:
         others = high.scatter(-1, best, float("-inf")).amax(-1)
         pick = self.windows.to(lower.device).expand(len(lower), -1, -1).gather(-1, best)[..., 0]
         shape = (len(lower), *self.shape)
-        return Planes(pick.view(shape), (low.amax(-1) >= others).view(shape), high.amax(-1).view(shape))
+        return Planes(
+            pick.view(shape), (low.amax(-1) >= others).view(shape), high.amax(-1).view(shape)
+        )
 
 
 _ULPS = 16  # of the largest term, added to every intercept
@@ -60,9 +71,11 @@ _ULPS = 16  # of the largest term, added to every intercept
 
 @dataclass(frozen=True)
 class Product:
-    """x * y between McCormick's planes (1976): of (x - l)(y - k) >= 0, (u - x)(h - y) >= 0 below, (x - l)(h - y) >= 0, (u - x)(y - k) >= 0 above.
+    """x * y between McCormick's planes (1976): of (x - l)(y - k) >= 0, (u - x)(h - y) >= 0 below,
+    (x - l)(h - y) >= 0, (u - x)(y - k) >= 0 above.
 
-    Both planes of a side are as far from the product in the middle of the box; any mean of them is sound, and alpha is the weight of the second.
+    Both planes of a side are as far from the product in the middle of the box; any mean of them is
+    sound, and alpha is the weight of the second.
     """
 
     kind: Literal["product"] = field(default="product", repr=False)
@@ -82,7 +95,9 @@ class Product:
         """Everywhere but on a point."""
         return upper > lower
 
-    def saddle(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None) -> Saddle:
+    def saddle(
+        self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None
+    ) -> Saddle:
         """See the class; by default the mean of both planes"""
         (low_x, high_x), (low_y, high_y) = x, y
         alpha = torch.full_like(low_x, 0.5) if alpha is None else alpha
@@ -91,7 +106,8 @@ class Product:
         corners = [(a, b) for a in x for b in y]
         size = torch.maximum(low_x.abs(), high_x.abs()) * torch.maximum(low_y.abs(), high_y.abs())
         room = _ULPS * torch.finfo(size.dtype).eps * size + torch.finfo(size.dtype).tiny
-        # A plane under a function that is straight along both axes lies under it everywhere if it does at the corners, however its slopes were rounded.
+        # A plane under a function that is straight along both axes lies under it everywhere if it
+        # does at the corners, however its slopes were rounded.
         below = torch.stack([a * b - below_x * a - below_y * b for a, b in corners]).amin(0) - room
         above = torch.stack([a * b - above_x * a - above_y * b for a, b in corners]).amax(0) + room
         return Saddle(below_x, below_y, below, above_x, above_y, above)
@@ -101,42 +117,64 @@ def _mixed(first: Tensor, second: Tensor, alpha: Tensor) -> Tensor:
     return first + alpha * (second - first)
 
 
-def _max_pool(rank: int) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]:
+def _max_pool(
+    rank: int,
+) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]:
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[rank - 1]
 
-    def build(args: tuple[Any, ...], input_shape: tuple[int, ...], shape: tuple[int, ...]) -> Selection | None:
+    def build(
+        args: tuple[Any, ...], input_shape: tuple[int, ...], shape: tuple[int, ...]
+    ) -> Selection | None:
         kernel, stride, padding, dilation, ceil = completed(args[1:], (None, [], 0, 1, False))
 
         def run(x: Tensor) -> Tensor:
             return pool(x, kernel, stride or kernel, padding, dilation, ceil)
 
-        every = [(tuple(v) if isinstance(v, (list, tuple)) else (v,)) for v in (kernel, stride or kernel, padding, dilation)]
-        one = windows(input_shape[1:], shape[1:], *(v * (rank if len(v) == 1 else 1) for v in every))
+        every = [
+            (tuple(v) if isinstance(v, (list, tuple)) else (v,))
+            for v in (kernel, stride or kernel, padding, dilation)
+        ]
+        one = windows(
+            input_shape[1:], shape[1:], *(v * (rank if len(v) == 1 else 1) for v in every)
+        )
         count, nowhere = torch.Size(input_shape[1:]).numel(), torch.Size(input_shape).numel()
-        each = [torch.where(one == count, nowhere, one + k * count) for k in range(input_shape[0])]  # every channel has the same windows
+        # every channel has the same windows
+        each = [torch.where(one == count, nowhere, one + k * count) for k in range(input_shape[0])]
         return MaxPool(run, torch.cat(each), shape)
 
     return build
 
 
 def windows(
-    size: tuple[int, ...], out: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+    size: tuple[int, ...],
+    out: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> Tensor:
-    """Return the flat places in an image of `size` that each output place reads, (outputs, k); what lies in the padding is the image's count of elements.
+    """Return the flat places in an image of `size` that each output place reads, (outputs, k); what
+    lies in the padding is the image's count of elements.
 
-    Everything follows from the strides. To ask the operation itself takes a row of the whole image for each output: gigabytes at 224 x 224.
+    Everything follows from the strides. To ask the operation itself takes a row of the whole image
+    for each output: gigabytes at 224 x 224.
     """
     flat, inside = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
-    for n, m, k, step, pad, spread in zip(size, out, kernel, stride, padding, dilation, strict=True):
+    for n, m, k, step, pad, spread in zip(
+        size, out, kernel, stride, padding, dilation, strict=True
+    ):
         place = torch.arange(m)[:, None] * step - pad + torch.arange(k) * spread
         here = (place >= 0) & (place < n)
         flat = (flat[:, None, :, None] * n + place[None, :, None, :]).reshape(len(flat) * m, -1)
         inside = (inside[:, None, :, None] & here[None, :, None, :]).reshape(len(inside) * m, -1)
-    # In order, the padding last: where nothing is known of any member, the first one stands for the window.
+    # In order, the padding last: where nothing is known of any member, the first one stands for the
+    # window.
     return torch.where(inside, flat, torch.Size(size).numel()).sort(-1).values
 
 
-SELECTIONS: dict[str, Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]] = {
+SELECTIONS: dict[
+    str, Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]
+] = {
     "aten.max_pool1d.default": _max_pool(1),
     "aten.max_pool2d.default": _max_pool(2),
     "aten.max_pool3d.default": _max_pool(3),

@@ -1,7 +1,9 @@
-"""How are operations on several variable numbers made of the kinds that have bounds? Sums, curves and one product, x * y.
+"""How are operations on several variable numbers made of the kinds that have bounds? Sums, curves
+and one product, x * y.
 
-Each rewrite computes what the operation does, for real numbers; rounding differs, and capture compares the whole. Forms are chosen for what their bounds
-do: softmax is exp(x - log sum exp x), which needs no product, and of which the inner part has planes of its own.
+Each rewrite computes what the operation does, for real numbers; rounding differs, and capture
+compares the whole. Forms are chosen for what their bounds do: softmax is exp(x - log sum exp x),
+which needs no product, and of which the inner part has planes of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,20 @@ from calipers.errors import CaptureError
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Scale, Sum
 from calipers.graph.contraction import MatMul
-from calipers.graph.curves import ERF, EXP, GELU, MISH, RECIPROCAL, RSQRT, SIGMOID, SILU, SQRT, SQUARE, TANH, softplus
+from calipers.graph.curves import (
+    ERF,
+    EXP,
+    GELU,
+    MISH,
+    RECIPROCAL,
+    RSQRT,
+    SIGMOID,
+    SILU,
+    SQRT,
+    SQUARE,
+    TANH,
+    softplus,
+)
 from calipers.graph.parameters import require
 from calipers.graph.pooled import LogSumExp
 from calipers.graph.products import Product
@@ -32,7 +47,8 @@ RELU, SOFTPLUS = TwoPieces(0.0, 1.0), softplus(1.0, 20.0)
 def scaled(w: Writer, x: Result, factor: Any, shift: Any = 0.0) -> Result:
     """Write factor * x + shift with constants, which may enlarge x."""
     constants = [torch.as_tensor(c, dtype=w.dtype, device=w.device) for c in (factor, shift)]
-    a, b = (c[None] if w.lead and c.dim() else c for c in constants)  # of a single point's constants none has an axis for points
+    # of a single point's constants none has an axis for points
+    a, b = (c[None] if w.lead and c.dim() else c for c in constants)
     shape = torch.broadcast_shapes((1, *x.shape), a.shape, b.shape)[1:]
     return w.write(Scale(a, b), w.expand(x, tuple(shape)))
 
@@ -62,13 +78,20 @@ def multiply(w: Writer, x: Value, y: Value) -> Result | None:
         if x.number == y.number and x.shape == y.shape:
             return w.write(SQUARE, x)
         return _gated(w, x, y) or _gated(w, y, x) or w.write(Product(), *_pair(w, x, y))
-    return scaled(w, x, y) if isinstance(x, Result) else scaled(w, y, x) if isinstance(y, Result) else None
+    return (
+        scaled(w, x, y)
+        if isinstance(x, Result)
+        else scaled(w, y, x)
+        if isinstance(y, Result)
+        else None
+    )
 
 
 def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
     """Return the curve that x * gate is, for x = c z; None where the gate is not one of these.
 
-    c z * sigmoid(k z) is c / k * silu(k z); c z * (1 + erf(k z)) is c sqrt(2) / k * gelu(sqrt(2) k z); c z * tanh(softplus(z)) is c * mish(z).
+    c z * sigmoid(k z) is c / k * silu(k z); c z * (1 + erf(k z)) is c sqrt(2) / k * gelu(sqrt(2) k
+    z); c z * tanh(softplus(z)) is c * mish(z).
     """
     (source, c, shift), (made, one, offset) = _line(w, x), _line(w, gate)
     if not made or x.shape != gate.shape or shift != 0 or one != 1:
@@ -76,8 +99,17 @@ def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
     node = w.nodes[made - 1]
     inner = Result(node.inputs[0], node.shape)
     below = w.nodes[inner.number - 1] if inner.number else None
-    if node.op is TANH and offset == 0 and below is not None and getattr(below.op, "name", "") == SOFTPLUS.name:
-        return _times(w, w.write(_gate(MISH, c), Result(source, x.shape)), c) if below.inputs == (source,) else None
+    if (
+        node.op is TANH
+        and offset == 0
+        and below is not None
+        and getattr(below.op, "name", "") == SOFTPLUS.name
+    ):
+        return (
+            _times(w, w.write(_gate(MISH, c), Result(source, x.shape)), c)
+            if below.inputs == (source,)
+            else None
+        )
     origin, k, inner_shift = _line(w, inner)
     if origin != source or inner_shift != 0 or k == 0:
         return None
@@ -86,7 +118,11 @@ def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
     wide = math.sqrt(2) * k
     if node.op is not ERF or offset != 1:
         return None
-    return _times(w, w.write(_gate(GELU, 2 * c / wide), _times(w, Result(source, x.shape), wide)), 2 * c / wide)
+    return _times(
+        w,
+        w.write(_gate(GELU, 2 * c / wide), _times(w, Result(source, x.shape), wide)),
+        2 * c / wide,
+    )
 
 
 def _gate(curve: Smooth, factor: float) -> Smooth:
@@ -94,7 +130,9 @@ def _gate(curve: Smooth, factor: float) -> Smooth:
 
 
 def _line(w: Writer, x: Result) -> tuple[int, float, float]:
-    """Return number, factor and shift of what x is a scaling of, one factor and one shift for all elements; x itself where it is none."""
+    """Return number, factor and shift of what x is a scaling of, one factor and one shift for all
+    elements; x itself where it is none.
+    """
     op = w.nodes[x.number - 1].op if x.number else None
     if not isinstance(op, Scale) or op.scale.numel() > 1 or op.shift.numel() > 1:
         return x.number, 1.0, 0.0
@@ -108,7 +146,11 @@ def _times(w: Writer, x: Result, factor: float) -> Result:
 def inverse(w: Writer, y: Result) -> Result:
     """1 / y; of a root, the one curve that it is."""
     node = w.nodes[y.number - 1] if y.number else None
-    return w.write(RECIPROCAL, y) if node is None or node.op is not SQRT else w.write(RSQRT, Result(node.inputs[0], y.shape))
+    return (
+        w.write(RECIPROCAL, y)
+        if node is None or node.op is not SQRT
+        else w.write(RSQRT, Result(node.inputs[0], y.shape))
+    )
 
 
 def divide(w: Writer, x: Value, y: Value) -> Result | None:
@@ -132,7 +174,11 @@ def minimum(w: Writer, x: Value, y: Value) -> Result | None:
 
 def matmul(w: Writer, x: Value, y: Value) -> Result | None:
     """The sum over k of x_ik * y_kj; matrices that stand for all of a stack are copied."""
-    if not isinstance(x, Result) or not isinstance(y, Result) or min(len(x.shape), len(y.shape)) < 2:
+    if (
+        not isinstance(x, Result)
+        or not isinstance(y, Result)
+        or min(len(x.shape), len(y.shape)) < 2
+    ):
         return None
     stack = tuple(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
     return w.write(MatMul(), *(w.expand(v, stack + v.shape[-2:]) for v in (x, y)))
@@ -158,13 +204,23 @@ def log_sum_exp(w: Writer, x: Result, dims: Any, keepdim: bool = False) -> Resul
     """log sum exp x along one axis."""
     axes = [w.axis(x, d) for d in (dims if isinstance(dims, tuple | list) else (dims,))]
     if len(axes) > 1:
-        raise CaptureError(f"logsumexp over several axes at once ({w.where}) is not supported: flatten them into one")
+        raise CaptureError(
+            f"logsumexp over several axes at once ({w.where}) is not supported: flatten them into "
+            "one"
+        )
     (axis,) = axes
     return w.move("sum", lambda t: t.sum(axis, keepdim=keepdim), w.write(LogSumExp(axis), x))
 
 
 def attention(
-    w: Writer, q: Value, k: Value, v: Value, mask: Any = None, dropout: float = 0.0, causal: bool = False, scale: float | None = None
+    w: Writer,
+    q: Value,
+    k: Value,
+    v: Value,
+    mask: Any = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    scale: float | None = None,
 ) -> Result | None:
     """softmax(q k^T * scale + mask) v, the mask a constant that is finite."""
     if (
@@ -178,33 +234,77 @@ def attention(
     scores = matmul(w, q, w.move("transpose", lambda t: t.transpose(-1, -2), k))
     if scores is None:
         return None
-    scores = scaled(w, scores, k.shape[-1] ** -0.5 if scale is None else scale, 0.0 if mask is None else mask)
+    scores = scaled(
+        w, scores, k.shape[-1] ** -0.5 if scale is None else scale, 0.0 if mask is None else mask
+    )
     return matmul(w, softmax(w, scores, -1), v)
 
 
 def normalised(w: Writer, x: Result, axes: int, eps: float) -> Result:
     """(x - mean) / sqrt(variance + eps) over the last axes."""
     dims = tuple(range(-axes, 0))
-    share = 1 - 2 / math.prod(x.shape[-axes:])  # |1 - 1/n| for the element itself and 1/n for the others is share * r + mean(r)
-    centred = w.move("centre", lambda t: t - t.mean(dims, keepdim=True), x, absolute=lambda t: share * t + t.mean(dims, keepdim=True))
+    # |1 - 1/n| for the element itself and 1/n for the others is share * r + mean(r)
+    share = 1 - 2 / math.prod(x.shape[-axes:])
+    centred = w.move(
+        "centre",
+        lambda t: t - t.mean(dims, keepdim=True),
+        x,
+        absolute=lambda t: share * t + t.mean(dims, keepdim=True),
+    )
     variance = w.move("mean", lambda t: t.mean(dims, keepdim=True), w.write(SQUARE, centred))
-    return w.write(Product(), centred, w.expand(w.write(RSQRT, scaled(w, variance, 1.0, eps)), x.shape))
+    return w.write(
+        Product(), centred, w.expand(w.write(RSQRT, scaled(w, variance, 1.0, eps)), x.shape)
+    )
 
 
-def layer_norm(w: Writer, x: Result, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, _: Any = None) -> Result:
+def layer_norm(
+    w: Writer,
+    x: Result,
+    shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    _: Any = None,
+) -> Result:
     """Over the last axes, with a factor and a shift for each place."""
-    return scaled(w, normalised(w, x, len(shape), eps), 1.0 if weight is None else weight, 0.0 if bias is None else bias)
+    return scaled(
+        w,
+        normalised(w, x, len(shape), eps),
+        1.0 if weight is None else weight,
+        0.0 if bias is None else bias,
+    )
 
 
-def group_norm(w: Writer, x: Result, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, _: Any = None) -> Result:
+def group_norm(
+    w: Writer,
+    x: Result,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    _: Any = None,
+) -> Result:
     """Over the channels of a group and all places."""
     kept = x.shape[w.lead :]
-    made = w.reshape(normalised(w, w.reshape(x, (groups, math.prod(kept) // groups)), 1, eps), x.shape)
+    made = w.reshape(
+        normalised(w, w.reshape(x, (groups, math.prod(kept) // groups)), 1, eps), x.shape
+    )
     each = [None if t is None else t.reshape(-1, *[1] * (len(kept) - 1)) for t in (weight, bias)]
     return scaled(w, made, 1.0 if each[0] is None else each[0], 0.0 if each[1] is None else each[1])
 
 
-def instance_norm(w: Writer, x: Result, weight: Any, bias: Any, mean: Any, var: Any, own: bool, momentum: float, eps: float, _: Any = None) -> Result | None:
+def instance_norm(
+    w: Writer,
+    x: Result,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    own: bool,
+    momentum: float,
+    eps: float,
+    _: Any = None,
+) -> Result | None:
     """A group norm with a group for each channel, where it takes the point's own statistics."""
     return group_norm(w, x, x.shape[w.lead], weight, bias, eps) if own else None
 
@@ -236,7 +336,11 @@ def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
     constant = torch.as_tensor(y if isinstance(x, Result) else x, dtype=w.dtype, device=w.device)
     if isinstance(x, Result):
         return scaled(w, x, chosen, torch.where(mask, torch.zeros_like(constant), constant))
-    return scaled(w, y, other, torch.where(mask, constant, torch.zeros_like(constant))) if isinstance(y, Result) else None
+    return (
+        scaled(w, y, other, torch.where(mask, constant, torch.zeros_like(constant)))
+        if isinstance(y, Result)
+        else None
+    )
 
 
 def masked_fill(w: Writer, x: Value, mask: Any, value: Any) -> Result | None:
@@ -255,9 +359,19 @@ def variance(w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool
     """The mean of the squared deviations, with the divisor n - correction."""
     axes = tuple(w.axis(x, d) for d in dims)
     count = math.prod(x.shape[a - 1] for a in axes)
-    require(count > (1 if correction is None else correction), "a variance", "more elements than its correction", elements=count)
+    require(
+        count > (1 if correction is None else correction),
+        "a variance",
+        "more elements than its correction",
+        elements=count,
+    )
     share = 1 - 2 / count
-    centred = w.move("centre", lambda t: t - t.mean(axes, keepdim=True), x, absolute=lambda t: share * t + t.mean(axes, keepdim=True))
+    centred = w.move(
+        "centre",
+        lambda t: t - t.mean(axes, keepdim=True),
+        x,
+        absolute=lambda t: share * t + t.mean(axes, keepdim=True),
+    )
     total = w.move("sum", lambda t: t.sum(axes, keepdim=keepdim), w.write(SQUARE, centred))
     return scaled(w, total, 1 / (count - (1 if correction is None else correction)))
 
@@ -292,6 +406,10 @@ REWRITES: dict[str, Callable[..., Result | None]] = {
     "aten.masked_fill.Tensor": masked_fill,
     "aten.pow.Tensor_Scalar": plain_power,
     "aten.var.correction": variance,
-    "aten.var.dim": lambda w, x, dims, unbiased=True, keepdim=False: variance(w, x, dims, int(unbiased), keepdim),
+    "aten.var.dim": lambda w, x, dims, unbiased=True, keepdim=False: variance(
+        w, x, dims, int(unbiased), keepdim
+    ),
 }
-"""By exported name: writer, then the call's arguments, keyword-only ones by name; None where the call is not in a form that is known here."""
+"""By exported name: writer, then the call's arguments, keyword-only ones by name; None where the
+call is not in a form that is known here.
+"""

@@ -1,8 +1,10 @@
-"""How is a graph written down by somebody who is not a module? One call at a time, in the words of the exported operations.
+"""How is a graph written down by somebody who is not a module? One call at a time, in the words of
+the exported operations.
 
-A file's network is written for one point, often with a leading axis of 1 for the batch. The tape keeps two shapes of each result: `shape`, what the
-file says, and `held`, what the graph's node has (the batch apart). Reshapes change the first alone; a node is written only when an operation
-needs the elements in another arrangement.
+A file's network is written for one point, often with a leading axis of 1 for the batch. The tape
+keeps two shapes of each result: `shape`, what the file says, and `held`, what the graph's node has
+(the batch apart). Reshapes change the first alone; a node is written only when an operation needs
+the elements in another arrangement.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Held:
-    """A result that depends on the point: number `number` of the graph, held there in shape `held`, and of shape `shape` to the file."""
+    """A result that depends on the point: number `number` of the graph, held there in shape `held`,
+    and of shape `shape` to the file.
+    """
 
     number: int
     held: Shape
@@ -40,7 +44,9 @@ Value = Held | Tensor
 
 
 class Tape:
-    """Turns calls into nodes; the writer's `where` names the place in the file that is being read, for messages and for the nodes."""
+    """Turns calls into nodes; the writer's `where` names the place in the file that is being read,
+    for messages and for the nodes.
+    """
 
     def __init__(self, held: Shape, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         self.input = Held(0, held, shape)
@@ -53,29 +59,56 @@ class Tape:
         return Graph(self.input.held, self._needed(output.number))
 
     def _needed(self, last: int) -> tuple[Node, ...]:
-        """Return the nodes that a number depends on, numbered anew: what a rewrite made superfluous is left out."""
+        """Return the nodes that a number depends on, numbered anew: what a rewrite made superfluous
+        is left out.
+        """
         wanted, nodes = {last}, self.writer.nodes
         for number in range(last, 0, -1):
             if number in wanted:
                 wanted.update(nodes[number - 1].inputs)
         place = {number: k for k, number in enumerate(sorted(wanted | {0}))}
-        return tuple(dataclasses.replace(nodes[n - 1], inputs=tuple(place[i] for i in nodes[n - 1].inputs)) for n in place if n)
+        return tuple(
+            dataclasses.replace(nodes[n - 1], inputs=tuple(place[i] for i in nodes[n - 1].inputs))
+            for n in place
+            if n
+        )
 
     def call(self, name: str, *args: Any) -> Held:
-        """Write the exported operation `name`, its tensors in the arrangement they are held in; `shape` of the result is what is held."""
+        """Write the exported operation `name`, its tensors in the arrangement they are held in;
+        `shape` of the result is what is held.
+        """
         variable = tuple(a for a in leaves(args) if isinstance(a, Held))
         places = tuple(i for i, a in enumerate(args) if isinstance(a, Held))
         run, absolute = bound(name, args), bound(name, with_absolute_constants(args))
         shape = self._result(run, variable)
         try:
-            op = self._op(Call(name, run, args, places, tuple(v.held for v in variable), shape, self.dtype, self.device, absolute))
+            op = self._op(
+                Call(
+                    name,
+                    run,
+                    args,
+                    places,
+                    tuple(v.held for v in variable),
+                    shape,
+                    self.dtype,
+                    self.device,
+                    absolute,
+                )
+            )
         except UnsupportedOp as refused:
             raise UnsupportedOp(f"{self.writer.where}: {refused}") from refused
-        made = self.several(REWRITES[name], *args) if op is None and name in REWRITES else None if op is None else self._write(op, variable)
+        made = (
+            self.several(REWRITES[name], *args)
+            if op is None and name in REWRITES
+            else None
+            if op is None
+            else self._write(op, variable)
+        )
         if made is None:
             raise UnsupportedOp(
-                f"no bounds for {name} at {self.writer.where}. Export the network without it, or add the op's facts in calipers/graph; from_onnx runs "
-                "attacks that only ask for answers."
+                f"no bounds for {name} at {self.writer.where}. Export the network without it, or "
+                "add the "
+                "op's facts in calipers/graph; from_onnx runs attacks that only ask for answers."
             )
         return made
 
@@ -87,8 +120,12 @@ class Tape:
         return AFFINE[call.name](call) if call.name in AFFINE else None
 
     def several(self, rewrite: Callable[..., Result | None], *args: Any) -> Held | None:
-        """Write several operations, as a rewrite says; None where it does not know the arguments."""
-        made = rewrite(self.writer, *(Result(a.number, a.held) if isinstance(a, Held) else a for a in args))
+        """Write several operations, as a rewrite says; None where it does not know the
+        arguments.
+        """
+        made = rewrite(
+            self.writer, *(Result(a.number, a.held) if isinstance(a, Held) else a for a in args)
+        )
         return None if made is None else Held(made.number, made.shape, made.shape)
 
     def alike(self, rewrite: Callable[..., Result], v: Held, *args: Any) -> Held:
@@ -101,7 +138,9 @@ class Tape:
         """Return the value held in another arrangement; the file's shape stays."""
         if v.held == tuple(shape):
             return v
-        made = self._move("view", lambda x: x.reshape(len(x), *shape), (v,), tuple(shape), diagonal=True)
+        made = self._move(
+            "view", lambda x: x.reshape(len(x), *shape), (v,), tuple(shape), diagonal=True
+        )
         return Held(made.number, made.held, v.shape)
 
     def elementwise(self, name: str, v: Value, *args: Any) -> Value:
@@ -134,10 +173,25 @@ class Tape:
         if v.shape == shape:
             return v
         own = (1,) * (len(shape) - len(v.shape)) + v.shape
-        return self.move("expand", [Held(v.number, v.held, own)], lambda x: x.expand(len(x), *shape), own, lambda _: shape)
+        return self.move(
+            "expand",
+            [Held(v.number, v.held, own)],
+            lambda x: x.expand(len(x), *shape),
+            own,
+            lambda _: shape,
+        )
 
-    def move(self, name: str, values: Sequence[Held], run: Callable[..., Tensor], held: Shape, shape: Callable[[Shape], Shape]) -> Held:
-        """Write an operation that moves, copies, adds up or averages elements of the values, all held as `held`; `shape` turns what is held into the file's."""
+    def move(
+        self,
+        name: str,
+        values: Sequence[Held],
+        run: Callable[..., Tensor],
+        held: Shape,
+        shape: Callable[[Shape], Shape],
+    ) -> Held:
+        """Write an operation that moves, copies, adds up or averages elements of the values, all
+        held as `held`; `shape` turns what is held into the file's.
+        """
         made = self.moved(name, tuple(self.view(v, held) for v in values), run)
         return Held(made.number, made.held, shape(made.held))
 
@@ -145,7 +199,14 @@ class Tape:
         """Write the same of values in the arrangements they are held in."""
         return self._move(name, run, values, self._result(run, values))
 
-    def _move(self, name: str, run: Callable[..., Tensor], values: tuple[Held, ...], shape: Shape, diagonal: bool = False) -> Held:
+    def _move(
+        self,
+        name: str,
+        run: Callable[..., Tensor],
+        values: tuple[Held, ...],
+        shape: Shape,
+        diagonal: bool = False,
+    ) -> Held:
         shape = shape or (1,)
 
         def whole(*inputs: Tensor) -> Tensor:
@@ -159,11 +220,17 @@ class Tape:
 
     def _result(self, run: Callable[..., Tensor], values: tuple[Held, ...]) -> Shape:
         with torch.no_grad():
-            return tuple(run(*(torch.zeros(1, *v.held, dtype=self.dtype, device=self.device) for v in values)).shape[1:])
+            return tuple(
+                run(
+                    *(torch.zeros(1, *v.held, dtype=self.dtype, device=self.device) for v in values)
+                ).shape[1:]
+            )
 
 
 def fitted(constant: Tensor, v: Held) -> Tensor:
-    """Return a constant that broadcasts to the file's shape of a value so that it broadcasts to what is held, with an axis of 1 for the batch."""
+    """Return a constant that broadcasts to the file's shape of a value so that it broadcasts to
+    what is held, with an axis of 1 for the batch.
+    """
     if constant.numel() == 1:
         return constant.reshape(())
     dropped = len(v.shape) - len(v.held)

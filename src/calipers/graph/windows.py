@@ -1,7 +1,9 @@
-"""What does one element of an image depend on? The part of a graph that it sees, window by window, as a graph of its own.
+"""What does one element of an image depend on? The part of a graph that it sees, window by window,
+as a graph of its own.
 
-Places of a window that lie outside the image stand for padding. Behind an affine operation that feeds another one `Inside` marks where the zeros have to
-be put back; activations are told by whoever relaxes the crop.
+Places of a window that lie outside the image stand for padding. Behind an affine operation that
+feeds another one `Inside` marks where the zeros have to be put back; activations are told by
+whoever relaxes the crop.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Node
 
 
 class Window(NamedTuple):
-    """Which part of an image (H, W) does an element see? For the element at `place` of a grid: `size` pixels from `place * stride + offset` on."""
+    """Which part of an image (H, W) does an element see? For the element at `place` of a grid:
+    `size` pixels from `place * stride + offset` on.
+    """
 
     stride: tuple[int, int]
     offset: tuple[int, int]
@@ -27,7 +31,9 @@ class Window(NamedTuple):
     image: tuple[int, int]
 
     def at(self, values: Tensor, points: Tensor, place: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the windows of values (N, C, H, W), (P, C, h, w), zero outside the image, for elements `place (P,)` of points (P,); N = 1 serves all."""
+        """Return the windows of values (N, C, H, W), (P, C, h, w), zero outside the image, for
+        elements `place (P,)` of points (P,); N = 1 serves all.
+        """
         pads = []
         for axis in (1, 0):
             last = (grid[axis] - 1) * self.stride[axis] + self.offset[axis] + self.size[axis]
@@ -37,9 +43,20 @@ class Window(NamedTuple):
         where = place if len(values) == 1 else points * windows.shape[2] + place
         return flat.index_select(0, where).view(len(place), values.shape[1], *self.size)
 
-    def through(self, stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, int], image: tuple[int, int]) -> Window:
-        """Return the window of the input, of `size` pixels, of a convolution whose output is seen through this one."""
-        moved = ((self.stride[axis] * stride[axis], self.offset[axis] * stride[axis] - padding[axis]) for axis in range(2))
+    def through(
+        self,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        size: tuple[int, int],
+        image: tuple[int, int],
+    ) -> Window:
+        """Return the window of the input, of `size` pixels, of a convolution whose output is seen
+        through this one.
+        """
+        moved = (
+            (self.stride[axis] * stride[axis], self.offset[axis] * stride[axis] - padding[axis])
+            for axis in range(2)
+        )
         (rows, top), (columns, left) = moved
         return Window((rows, columns), (top, left), size, image)
 
@@ -47,12 +64,16 @@ class Window(NamedTuple):
         """Return the smallest window around both; they move alike."""
         begin = [min(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
         end = [max(w.offset[axis] + w.size[axis] for w in (self, other)) for axis in range(2)]
-        return Window(self.stride, (begin[0], begin[1]), (end[0] - begin[0], end[1] - begin[1]), self.image)
+        return Window(
+            self.stride, (begin[0], begin[1]), (end[0] - begin[0], end[1] - begin[1]), self.image
+        )
 
 
 @dataclass(frozen=True)
 class Inside:
-    """The identity, as an activation that never bends: in a crop its lines are 0 where the window leaves the image."""
+    """The identity, as an activation that never bends: in a crop its lines are 0 where the window
+    leaves the image.
+    """
 
     rounds: bool = False
     straight: bool = True
@@ -78,7 +99,9 @@ class Inside:
 
 @dataclass(frozen=True)
 class Cut:
-    """A part of each image: `top` and `left` say where it begins, `size` and `whole` how large it and the image are."""
+    """A part of each image: `top` and `left` say where it begins, `size` and `whole` how large it
+    and the image are.
+    """
 
     top: int
     left: int
@@ -89,11 +112,16 @@ class Cut:
 
     def value(self, *inputs: Tensor) -> Tensor:
         """(M, C, H, W) -> (M, C, h, w)."""
-        return inputs[0][:, :, self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+        return inputs[0][
+            :, :, self.top : self.top + self.size[0], self.left : self.left + self.size[1]
+        ]
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
         """Zeros around."""
-        below, right = self.whole[0] - self.top - self.size[0], self.whole[1] - self.left - self.size[1]
+        below, right = (
+            self.whole[0] - self.top - self.size[0],
+            self.whole[1] - self.left - self.size[1],
+        )
         return (functional.pad(a, [self.left, right, self.top, below]),)
 
     def absolute(self, *inputs: Tensor) -> Tensor:
@@ -106,7 +134,9 @@ class Cut:
 
 
 class Origin(NamedTuple):
-    """Where a crop's number comes from: the whole graph's number, seen through a window; `made` is False where the crop itself added the operation."""
+    """Where a crop's number comes from: the whole graph's number, seen through a window; `made` is
+    False where the crop itself added the operation.
+    """
 
     number: int
     window: Window
@@ -115,7 +145,9 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """The part of a graph that one element of a number sees; `origins` by number of the crop, `grid` the places that such an element can have."""
+    """The part of a graph that one element of a number sees; `origins` by number of the crop,
+    `grid` the places that such an element can have.
+    """
 
     graph: Graph
     origins: tuple[Origin, ...]
@@ -123,8 +155,12 @@ class Crop:
 
     @classmethod
     def of(cls, graph: Graph, number: int) -> Crop | None:
-        """Return the crop of a number's elements; None where operations before it do not keep to windows, or not all of these touch the image."""
-        if len(graph.shape(number)) != 3 or not all(_fits(graph, k) for k in _before(graph, number)):
+        """Return the crop of a number's elements; None where operations before it do not keep to
+        windows, or not all of these touch the image.
+        """
+        if len(graph.shape(number)) != 3 or not all(
+            _fits(graph, k) for k in _before(graph, number)
+        ):
             return None
         windows = _windows(graph, number)
         return None if windows is None else _written(graph, number, windows)
@@ -135,7 +171,9 @@ class Crop:
         return sum(torch.Size(self.graph.shape(k)).numel() for k in range(len(self.origins)))
 
     def seen(self, number: int, values: Tensor, points: Tensor, place: Tensor) -> Tensor:
-        """Return what elements at `place (P,)` of points (P,) see of values (N, C, H, W) of the crop's number's origin, (P, C, h, w)."""
+        """Return what elements at `place (P,)` of points (P,) see of values (N, C, H, W) of the
+        crop's number's origin, (P, C, h, w).
+        """
         return self.origins[number].window.at(values, points, place, self.grid)
 
 
@@ -149,15 +187,21 @@ def _before(graph: Graph, number: int) -> list[int]:
 
 
 def _fits(graph: Graph, number: int) -> bool:
-    """Does the operation do the same at every place of the image, and does each window touch the image?"""
+    """Does the operation do the same at every place of the image, and does each window touch the
+    image?
+    """
     node = graph.nodes[number - 1]
     op = node.op
     if any(len(graph.shape(i)) != 3 for i in node.inputs):
         return False
     if isinstance(op, Conv):
-        return len(op.stride) == 2 and all(pad < op.window(1, axis) for axis, pad in enumerate(op.padding))
+        return len(op.stride) == 2 and all(
+            pad < op.window(1, axis) for axis, pad in enumerate(op.padding)
+        )
     if isinstance(op, Scale):
-        return all(t.numel() == 1 or t.shape == (1, node.shape[0], 1, 1) for t in (op.scale, op.shift))
+        return all(
+            t.numel() == 1 or t.shape == (1, node.shape[0], 1, 1) for t in (op.scale, op.shift)
+        )
     return isinstance(op, Sum) or (isinstance(op, Elementwise) and len(node.inputs) == 1)
 
 
@@ -170,7 +214,9 @@ def _needed(node: Node, window: Window, image: tuple[int, ...]) -> Window:
 
 
 def _windows(graph: Graph, number: int) -> dict[int, Window] | None:
-    """Return the window of every number that one element sees; None where two ways to a number move differently."""
+    """Return the window of every number that one element sees; None where two ways to a number move
+    differently.
+    """
     image = graph.shape(number)[1:]
     windows = {number: Window((1, 1), (0, 0), (1, 1), (image[0], image[1]))}
     for k in reversed(_before(graph, number)):
@@ -184,14 +230,28 @@ def _windows(graph: Graph, number: int) -> dict[int, Window] | None:
 
 
 def _written(graph: Graph, number: int, windows: dict[int, Window]) -> Crop:
-    """Write the crop's graph: operations on windows, `Inside` where zeros have to be put back, `Cut` where an operation reads less than there is."""
-    read_by_affine = {i for k in _before(graph, number) if isinstance(graph.nodes[k - 1].op, Affine) for i in graph.nodes[k - 1].inputs}
+    """Write the crop's graph: operations on windows, `Inside` where zeros have to be put back,
+    `Cut` where an operation reads less than there is.
+    """
+    read_by_affine = {
+        i
+        for k in _before(graph, number)
+        if isinstance(graph.nodes[k - 1].op, Affine)
+        for i in graph.nodes[k - 1].inputs
+    }
     first = (graph.input_shape[0], *windows[0].size)
     nodes, origins, place = list[Node](), [Origin(0, windows[0])], {0: 0}
 
-    def add(node: Node, op: Conv | Scale | Sum | Cut | Inside | Elementwise, inputs: tuple[int, ...], origin: Origin) -> int:
+    def add(
+        node: Node,
+        op: Conv | Scale | Sum | Cut | Inside | Elementwise,
+        inputs: tuple[int, ...],
+        origin: Origin,
+    ) -> int:
         channels = graph.shape(origin.number)[0]
-        nodes.append(dataclasses.replace(node, op=op, inputs=inputs, shape=(channels, *origin.window.size)))
+        nodes.append(
+            dataclasses.replace(node, op=op, inputs=inputs, shape=(channels, *origin.window.size))
+        )
         origins.append(origin)
         return len(nodes)
 
@@ -203,10 +263,21 @@ def _written(graph: Graph, number: int, windows: dict[int, Window]) -> Crop:
                 inputs.append(place[i])
                 continue
             top, left = (w - t for w, t in zip(wanted.offset, there.offset, strict=True))
-            inputs.append(add(node, Cut(top, left, wanted.size, there.size), (place[i],), Origin(i, wanted, made=False)))
+            inputs.append(
+                add(
+                    node,
+                    Cut(top, left, wanted.size, there.size),
+                    (place[i],),
+                    Origin(i, wanted, made=False),
+                )
+            )
         op = node.op
         if isinstance(op, Conv):
-            op = dataclasses.replace(op, padding=(0, 0), input_size=_needed(node, windows[k], graph.shape(node.inputs[0])).size)
+            op = dataclasses.replace(
+                op,
+                padding=(0, 0),
+                input_size=_needed(node, windows[k], graph.shape(node.inputs[0])).size,
+            )
         assert isinstance(op, Conv | Scale | Sum | Elementwise)
         place[k] = add(node, op, tuple(inputs), Origin(k, windows[k]))
         if isinstance(op, Affine) and k in read_by_affine:

@@ -1,4 +1,6 @@
-"""How are the nodes of a graph written down, one operation after the other? By whoever translates a network, and by the rewrites it calls for help."""
+"""How are the nodes of a graph written down, one operation after the other? By whoever translates a
+network, and by the rewrites it calls for help.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ class Result:
 class Writer:
     """Collects nodes. `where` names the place in the model that is being translated.
 
-    `lead`: how many axes stand before those that the model's calls count. 0 where the model's own batch axis is the graph's; 1 where the model was
-    exported for a single point, its batch axis of 1 kept as any other.
+    `lead`: how many axes stand before those that the model's calls count. 0 where the model's own
+    batch axis is the graph's; 1 where the model was exported for a single point, its batch axis of
+    1 kept as any other.
     """
 
     dtype: torch.dtype
@@ -38,18 +41,37 @@ class Writer:
     def write(self, op: Op, *inputs: Result) -> Result:
         """Append an operation; its shape is found by running it."""
         with torch.no_grad():
-            shape = tuple(op.value(*(torch.ones(1, *v.shape, dtype=self.dtype, device=self.device) for v in inputs)).shape[1:])
+            shape = tuple(
+                op.value(
+                    *(torch.ones(1, *v.shape, dtype=self.dtype, device=self.device) for v in inputs)
+                ).shape[1:]
+            )
         self.nodes.append(Node(op, tuple(v.number for v in inputs), shape, self.where))
         return Result(len(self.nodes), shape)
 
-    def move(self, name: str, run: Callable[..., Tensor], *inputs: Result, absolute: Callable[..., Tensor] | None = None, diagonal: bool = False) -> Result:
-        """Append an affine operation on batches; see `Generic`. One number a point is a vector of one."""
+    def move(
+        self,
+        name: str,
+        run: Callable[..., Tensor],
+        *inputs: Result,
+        absolute: Callable[..., Tensor] | None = None,
+        diagonal: bool = False,
+    ) -> Result:
+        """Append an affine operation on batches; see `Generic`. One number a point is a vector of
+        one.
+        """
         run, absolute = _vector(run), None if absolute is None else _vector(absolute)
-        return self.write(Generic(run, name, tuple(v.shape for v in inputs), diagonal, absolute), *inputs)
+        return self.write(
+            Generic(run, name, tuple(v.shape for v in inputs), diagonal, absolute), *inputs
+        )
 
     def reshape(self, x: Result, shape: tuple[int, ...]) -> Result:
         """Append another arrangement of the elements."""
-        return x if x.shape == shape else self.move("reshape", lambda t: t.reshape(len(t), *shape), x, diagonal=True)
+        return (
+            x
+            if x.shape == shape
+            else self.move("reshape", lambda t: t.reshape(len(t), *shape), x, diagonal=True)
+        )
 
     def expand(self, x: Result, shape: tuple[int, ...]) -> Result:
         """Append copies along axes of size 1, and along new ones before all others."""
@@ -59,10 +81,15 @@ class Writer:
         return self.move("expand", lambda t: t.reshape(len(t), *own).expand(len(t), *shape), x)
 
     def axis(self, x: Result, dim: int) -> int:
-        """Return the axis of a batch (M, *shape) that a call means by `dim`; raises `CaptureError` where that is the batch itself."""
+        """Return the axis of a batch (M, *shape) that a call means by `dim`; raises `CaptureError`
+        where that is the batch itself.
+        """
         place = dim % (len(x.shape) + 1 - self.lead) + self.lead
         if place == 0:
-            raise CaptureError(f"the model mixes points of a batch at {self.where} (it works along the first axis). Keep the batch as the first axis.")
+            raise CaptureError(
+                f"the model mixes points of a batch at {self.where} (it works along the first "
+                "axis). Keep the batch as the first axis."
+            )
         return place
 
 

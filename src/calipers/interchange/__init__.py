@@ -1,4 +1,6 @@
-"""How do models, data and questions come in from files? Python, ONNX and VNN-LIB files, exported programs, state dicts; arrays and folders of images."""
+"""How do models, data and questions come in from files? Python, ONNX and VNN-LIB files, exported
+programs, state dicts; arrays and folders of images.
+"""
 
 from calipers.interchange.arrays import load_data
 from calipers.interchange.lists import load_instances

@@ -21,12 +21,14 @@ _MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # of images: bytes of a pixel
 _X, _Y = ("x", "images", "data", "inputs"), ("y", "labels", "label", "targets")
 
 
-def load_data(source: str | None, labels: str | None = None, points: int | None = None) -> tuple[Tensor, Tensor]:
+def load_data(
+    source: str | None, labels: str | None = None, points: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return x (N, *D) and y (N,), the first `points` of them.
 
-    `.npz` with arrays x and y (or one of each kind), `.npy` with the labels in another `.npy`, a folder with one sub-folder of images
-    a class (in sorted order, as torchvision has it), or None: the embedded MNIST images. 8-bit values are scaled to [0, 1]; images
-    come out as (N, C, H, W).
+    `.npz` with arrays x and y (or one of each kind), `.npy` with the labels in another `.npy`, a
+    folder with one sub-folder of images a class (in sorted order, as torchvision has it), or None:
+    the embedded MNIST images. 8-bit values are scaled to [0, 1]; images come out as (N, C, H, W).
     """
     if points is not None and points < 1:
         raise BadInput(f"the number of points must be at least 1, got {points}")
@@ -44,13 +46,22 @@ def _arrays(path: Path, labels: str | None) -> tuple[Tensor, Tensor]:
     with NpyFile(path) as file:
         if file.single:
             if labels is None:
-                raise BadInput(f"{path} holds the points alone: name the file of their labels, --labels labels.npy")
+                raise BadInput(
+                    f"{path} holds the points alone: name the file of their labels, --labels "
+                    "labels.npy"
+                )
             return _as_points(file.array(""), path), _labels(existing(labels, "labels"))
         x, y = (next((name for name in names if name in file.names), None) for names in (_X, _Y))
         if x is None or (y is None and labels is None):
             held = ", ".join(file.names)[:300] or "none"
-            raise BadInput(f"{path} holds the arrays {held}; x (the points) and y (the labels) are needed")
-        told = _labels(existing(str(labels), "labels")) if y is None else _as_labels(file.array(y), path)
+            raise BadInput(
+                f"{path} holds the arrays {held}; x (the points) and y (the labels) are needed"
+            )
+        told = (
+            _labels(existing(str(labels), "labels"))
+            if y is None
+            else _as_labels(file.array(y), path)
+        )
         return _as_points(file.array(x), path), told
 
 
@@ -63,7 +74,9 @@ def _as_labels(array: Array, path: Path) -> Tensor:
         raise BadInput(f"{path} holds one number where labels are needed, one for each point")
     if array.dtype.kind in "iu":
         if array.size and int(array.max()) >= 2**63:
-            raise BadInput(f"{path} holds labels of 2^63 and more; labels are classes, counted from 0")
+            raise BadInput(
+                f"{path} holds labels of 2^63 and more; labels are classes, counted from 0"
+            )
         array = array.astype(np.int64)
     return torch.as_tensor(array)
 
@@ -89,7 +102,12 @@ def _folder(path: Path) -> tuple[Tensor, Tensor]:
         raise BadInput("reading images needs Pillow: pip install 'calipers[images]'") from error
     try:
         classes = sorted(p for p in path.iterdir() if p.is_dir())
-        files = [(f, k) for k, folder in enumerate(classes) for f in sorted(folder.rglob("*")) if f.suffix.lower() in _IMAGES]
+        files = [
+            (f, k)
+            for k, folder in enumerate(classes)
+            for f in sorted(folder.rglob("*"))
+            if f.suffix.lower() in _IMAGES
+        ]
     except OSError as error:
         raise BadInput(f"the folder {path} cannot be read ({error})") from error
     if not files:
@@ -97,11 +115,19 @@ def _folder(path: Path) -> tuple[Tensor, Tensor]:
     sizes = {_image(f, look=True) for f, _ in files}
     if len(sizes) > 1:
         shown = ", ".join(map(str, sorted(sizes)[:3]))
-        raise BadInput(f"the images in {path} must be 8-bit and of one size, found {len(sizes)} sizes: {shown}. Resize them first.")
+        raise BadInput(
+            f"the images in {path} must be 8-bit and of one size, found {len(sizes)} sizes: "
+            f"{shown}. Resize them first."
+        )
     total = len(files) * math.prod(sizes.pop())
     if total > max(FREE, RATIO * sum(f.stat().st_size for f, _ in files)):
-        raise BadInput(f"the images in {path} would unpack to {total:,} bytes, more than {RATIO} times what they take on the disk")
-    return _as_points(np.stack([_image(f) for f, _ in files]), path), torch.tensor([k for _, k in files])
+        raise BadInput(
+            f"the images in {path} would unpack to {total:,} bytes, more than {RATIO} times what "
+            "they take on the disk"
+        )
+    return _as_points(np.stack([_image(f) for f, _ in files]), path), torch.tensor(
+        [k for _, k in files]
+    )
 
 
 def _image(path: Path, look: bool = False) -> Any:
@@ -113,9 +139,15 @@ def _image(path: Path, look: bool = False) -> Any:
     try:
         with Image.open(path) as image:
             if image.mode not in _MODES:
-                raise BadInput(f"{path} must be 8-bit grey or RGB; its mode is {image.mode}. Convert it first: Image.open(path).convert('RGB')")
+                raise BadInput(
+                    f"{path} must be 8-bit grey or RGB; its mode is {image.mode}. Convert it "
+                    "first: Image.open(path).convert('RGB')"
+                )
             return (*image.size[::-1], _MODES[image.mode]) if look else np.asarray(image)
     except BadInput:
         raise
     except Exception as error:  # of a broken image Pillow raises whatever its decoders do
-        raise BadInput(f"{path} cannot be read as an image ({type(error).__name__}: {str(error)[:200]}); is it complete?") from error
+        raise BadInput(
+            f"{path} cannot be read as an image ({type(error).__name__}: {str(error)[:200]}); is "
+            "it complete?"
+        ) from error

@@ -1,4 +1,6 @@
-"""What does an exported program compute? A module that carries out its list of operations, one after another, on tensors."""
+"""What does an exported program compute? A module that carries out its list of operations, one
+after another, on tensors.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from torch import Tensor, nn
 
 from calipers.errors import BadInput, BadModel
 
-GRAD, AUTOCAST = ("torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.wrap_with_autocast")
+GRAD, AUTOCAST = (
+    "torch.ops.higher_order.wrap_with_set_grad_enabled",
+    "torch.ops.higher_order.wrap_with_autocast",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Ref:
 class Call:
     """One operation on its arguments: `run`, or a `block` with gradients or autocast switched.
 
-    `results` are the names of what comes out, nested as it is (`several`: of a tuple or list); after this call nobody asks for the values in `last`.
+    `results` are the names of what comes out, nested as it is (`several`: of a tuple or list);
+    after this call nobody asks for the values in `last`.
     """
 
     target: str
@@ -59,8 +65,10 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a file says, weights apart. `held`: where each input that is no argument comes from, a tensor's kind and name, or a constant;
-    `shape`: the argument's, a number or the name of a free size, with the least and largest value of each in `ranges`."""
+    """What a file says, weights apart. `held`: where each input that is no argument comes from, a
+    tensor's kind and name, or a constant; `shape`: the argument's, a number or the name of a free
+    size, with the least and largest value of each in `ranges`.
+    """
 
     source: str
     block: Block
@@ -79,7 +87,9 @@ class Program:
 
 
 class Exported(nn.Module):
-    """The program of a .pt2 file on its argument (N, *D). Numbers that it makes itself follow the module: its device, and where that was converted its type."""
+    """The program of a .pt2 file on its argument (N, *D). Numbers that it makes itself follow the
+    module: its device, and where that was converted its type.
+    """
 
     def __init__(self, program: Program, held: Mapping[tuple[str, str], Held]) -> None:
         super().__init__()
@@ -88,7 +98,10 @@ class Exported(nn.Module):
             if not isinstance(source, tuple):
                 continue
             if source not in held:
-                raise BadInput(f"{program.source}: the {source[0][:-1]} {source[1]} is not in the archive; is it complete?")
+                raise BadInput(
+                    f"{program.source}: the {source[0][:-1]} {source[1]} is not in the archive; is "
+                    "it complete?"
+                )
             one, self.places[name] = held[source], f"tensor_{k}"
             if one.parameter and one.tensor.is_floating_point():
                 self.register_parameter(self.places[name], nn.Parameter(one.tensor))
@@ -98,15 +111,22 @@ class Exported(nn.Module):
         self.own = anchor.dtype if anchor is not None else None
 
     def _anchor(self) -> Tensor | None:
-        return next((t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), None)
+        return next(
+            (t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the program's output."""
         self._check(x)
-        known = {name: getattr(self, self.places[name]) if name in self.places else source for name, source in self.program.held.items()}
+        known = {
+            name: getattr(self, self.places[name]) if name in self.places else source
+            for name, source in self.program.held.items()
+        }
         known[self.program.argument] = x
         anchor = self._anchor()
-        result = _Run(self.own, x.dtype if anchor is None else anchor.dtype, x.device)(self.program.block, known)[0]
+        result = _Run(self.own, x.dtype if anchor is None else anchor.dtype, x.device)(
+            self.program.block, known
+        )[0]
         if not isinstance(result, Tensor):
             raise BadModel(f"{self.program.source} returns no tensor")
         return result
@@ -114,15 +134,30 @@ class Exported(nn.Module):
     def _check(self, x: Tensor) -> None:
         shape, free = self.program.shape, dict[str, int]()
         if x.dim() != len(shape):
-            raise BadModel(f"{self.program.source} was exported for inputs of {len(shape)} axes (the first is the batch), got {x.dim()}")
+            raise BadModel(
+                f"{self.program.source} was exported for inputs of {len(shape)} axes (the first is "
+                f"the batch), got {x.dim()}"
+            )
         for axis, (told, n) in enumerate(zip(shape, x.shape, strict=True)):
             if isinstance(told, str) and type(n) is not int:
                 continue
-            low, high = self.program.ranges.get(told, (None, None)) if isinstance(told, str) else (told, told)
+            low, high = (
+                self.program.ranges.get(told, (None, None))
+                if isinstance(told, str)
+                else (told, told)
+            )
             fits = (low is None or low <= 2 != told or n >= low) and (high is None or n <= high)
             if not fits or (isinstance(told, str) and free.setdefault(told, n) != n):
-                cure = "; export it with a free batch: dynamic_shapes=({0: torch.export.Dim('batch')},)" if axis == 0 else ""
-                raise BadModel(f"{self.program.source} was exported for inputs of shape ({', '.join(map(str, shape))}), got {tuple(x.shape)}{cure}")
+                cure = (
+                    "; export it with a free batch: dynamic_shapes=({0: "
+                    "torch.export.Dim('batch')},)"
+                    if axis == 0
+                    else ""
+                )
+                raise BadModel(
+                    f"{self.program.source} was exported for inputs of shape "
+                    f"({', '.join(map(str, shape))}), got {tuple(x.shape)}{cure}"
+                )
 
     def extra_repr(self) -> str:
         """Return what tells this program from another one with the same weights."""
@@ -130,7 +165,9 @@ class Exported(nn.Module):
 
 
 class _Run:
-    """Carries out blocks; `own` is the type that the file's numbers have, `dtype` and `device` what stands for it now."""
+    """Carries out blocks; `own` is the type that the file's numbers have, `dtype` and `device` what
+    stands for it now.
+    """
 
     def __init__(self, own: torch.dtype | None, dtype: torch.dtype, device: torch.device) -> None:
         self.own, self.dtype, self.device = own, dtype, device
@@ -140,7 +177,9 @@ class _Run:
             arguments = [self._value(a, known) for a in call.arguments]
             if call.block is None:
                 assert call.run is not None
-                result = call.run(*arguments, **{name: self._value(a, known) for name, a in call.named.items()})
+                result = call.run(
+                    *arguments, **{name: self._value(a, known) for name, a in call.named.items()}
+                )
             else:
                 switch, rest = self._switched(call.target, arguments)
                 with switch:
@@ -151,11 +190,15 @@ class _Run:
                 del known[name]
         return [self._value(a, known) for a in block.outputs]
 
-    def _switched(self, target: str, arguments: list[Any]) -> tuple[contextlib.AbstractContextManager[Any], list[Any]]:
+    def _switched(
+        self, target: str, arguments: list[Any]
+    ) -> tuple[contextlib.AbstractContextManager[Any], list[Any]]:
         if target == GRAD:
             return torch.set_grad_enabled(arguments[0]), arguments[1:]
         kind, dtype, enabled, cache = arguments[:4]
-        return torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cache), arguments[4:]
+        return torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cache), arguments[
+            4:
+        ]
 
     def _value(self, argument: Any, known: dict[str, Any]) -> Any:
         if isinstance(argument, Ref):

@@ -16,9 +16,14 @@ def existing(source: str | Path, what: str) -> Path:
     if not _there(path):
         shown = str(source) if len(str(source)) < 300 else f"{str(source)[:300]}..."
         where = Path.cwd().name or "/"
-        raise BadInput(f"there is no file {shown} to read {what} from (looked in {where}/). Check the path.")
+        raise BadInput(
+            f"there is no file {shown} to read {what} from (looked in {where}/). Check the path."
+        )
     if not path.is_file() and not path.is_dir():
-        raise BadInput(f"{source} is no ordinary file, but a device or a pipe. Copy what it gives to a file first.")
+        raise BadInput(
+            f"{source} is no ordinary file, but a device or a pipe. Copy what it gives to a file "
+            "first."
+        )
     return path
 
 
@@ -43,7 +48,9 @@ def _there(path: Path) -> bool:
 
 
 def content(path: Path) -> bytes:
-    """Return what a file holds, unpacked where its name ends in .gz; at most a hundredfold of what it takes."""
+    """Return what a file holds, unpacked where its name ends in .gz; at most a hundredfold of what
+    it takes.
+    """
     try:
         if path.suffix != ".gz":
             return path.read_bytes()

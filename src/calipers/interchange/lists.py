@@ -1,4 +1,6 @@
-"""Which networks and properties stand in a list of instances? The competition's instances.csv, with a line of column names or without."""
+"""Which networks and properties stand in a list of instances? The competition's instances.csv, with
+a line of column names or without.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,18 @@ from pathlib import Path
 from calipers.errors import BadInput
 from calipers.interchange.files import content, existing, is_file
 
-_NETWORK, _PROPERTY, _TIMEOUT = {"network", "onnx", "model"}, {"property", "vnnlib", "specification"}, {"timeout", "seconds"}
+_NETWORK, _PROPERTY, _TIMEOUT = (
+    {"network", "onnx", "model"},
+    {"property", "vnnlib", "specification"},
+    {"timeout", "seconds"},
+)
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One line: what it calls network and property, where these files are, and its own limit in seconds."""
+    """One line: what it calls network and property, where these files are, and its own limit in
+    seconds.
+    """
 
     names: tuple[str, str]
     network: Path
@@ -24,13 +32,19 @@ class Instance:
 
 
 def load_instances(source: str | Path) -> list[Instance]:
-    """Return the instances of a .csv file: onnx, vnnlib[, timeout] in each line, or the columns that its first line names.
+    """Return the instances of a .csv file: onnx, vnnlib[, timeout] in each line, or the columns
+    that its first line names.
 
-    Paths are relative to the list; endings (.onnx, .vnnlib, .gz) and the folders onnx/ and vnnlib/ may be left out.
+    Paths are relative to the list; endings (.onnx, .vnnlib, .gz) and the folders onnx/ and vnnlib/
+    may be left out.
     """
     path = existing(source, "instances")
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(content(path).decode())) if any(row)]
+        rows = [
+            [cell.strip() for cell in row]
+            for row in csv.reader(io.StringIO(content(path).decode()))
+            if any(row)
+        ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} cannot be read as a list of instances ({error})") from error
     if not rows:
@@ -38,7 +52,10 @@ def load_instances(source: str | Path) -> list[Instance]:
     names = [name.lower() for name in rows[0]]
     places: list[int | None] = [0, 1, 2]
     if _NETWORK & set(names) and _PROPERTY & set(names):
-        places = [next((k for k, name in enumerate(names) if name in known), None) for known in (_NETWORK, _PROPERTY, _TIMEOUT)]
+        places = [
+            next((k for k, name in enumerate(names) if name in known), None)
+            for known in (_NETWORK, _PROPERTY, _TIMEOUT)
+        ]
         rows = rows[1:]
     return [_instance(row, places, path) for row in rows]
 
@@ -46,16 +63,28 @@ def load_instances(source: str | Path) -> list[Instance]:
 def _instance(row: list[str], places: list[int | None], path: Path) -> Instance:
     network, specification, timeout = ("" if k is None or k >= len(row) else row[k] for k in places)
     if not network or not specification:
-        raise BadInput(f"{path}: the line {','.join(row)[:200]!r} names no network and property; each line is network,property[,timeout]")
+        raise BadInput(
+            f"{path}: the line {','.join(row)[:200]!r} names no network and property; each line is "
+            "network,property[,timeout]"
+        )
     try:
         seconds = float(timeout) if timeout else None
     except ValueError as error:
         raise BadInput(f"{path}: {timeout[:40]!r} is no number of seconds") from error
     if seconds is not None and not 0 <= seconds < float("inf"):
         raise BadInput(f"{path}: a time of {timeout[:40]} seconds; give a number of at least 0")
-    return Instance((network, specification), _file(path.parent, network, "onnx"), _file(path.parent, specification, "vnnlib"), seconds)
+    return Instance(
+        (network, specification),
+        _file(path.parent, network, "onnx"),
+        _file(path.parent, specification, "vnnlib"),
+        seconds,
+    )
 
 
 def _file(folder: Path, name: str, kind: str) -> Path:
-    tried = [folder / place / (name + ending) for place in ("", kind) for ending in ("", f".{kind}", ".gz", f".{kind}.gz")]
+    tried = [
+        folder / place / (name + ending)
+        for place in ("", kind)
+        for ending in ("", f".{kind}", ".gz", f".{kind}.gz")
+    ]
     return next((path for path in tried if is_file(path)), folder / name)

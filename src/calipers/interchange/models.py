@@ -20,20 +20,33 @@ from calipers.interchange.pt2 import load_exported
 from calipers.problem.classifier import Classifier
 
 
-def load_model(source: str, *, builder: str | None = None, mean: list[float] | None = None, std: list[float] | None = None) -> Classifier:
+def load_model(
+    source: str,
+    *,
+    builder: str | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+) -> Classifier:
     """Return the classifier that `source` names, in evaluation mode as its author left it.
 
-    `file.py:function` (called without arguments, returns a module or a Classifier), `net.onnx` (or `.onnx.gz`), `model.pt2` (from torch.export.save),
-    `weights.pt`, `.pth` or `.safetensors` (a state dict, with `builder` naming the `file.py:function` that makes the module), or the name of an embedded
-    network. Only `file.py` executes code; pickled objects are refused.
+    `file.py:function` (called without arguments, returns a module or a Classifier), `net.onnx` (or
+    `.onnx.gz`), `model.pt2` (from torch.export.save), `weights.pt`, `.pth` or `.safetensors` (a
+    state dict, with `builder` naming the `file.py:function` that makes the module), or the name of
+    an embedded network. Only `file.py` executes code; pickled objects are refused.
     """
     made = _load(source, builder)
     if isinstance(made, Classifier):
         if mean is not None or std is not None:
-            raise BadInput(f"{source} returns a Classifier, which holds its own mean and std: leave --mean and --std out")
+            raise BadInput(
+                f"{source} returns a Classifier, which holds its own mean and std: leave --mean "
+                "and --std out"
+            )
         return made
     if not isinstance(made, nn.Module):
-        raise BadModel(f"{source} gave {type(made).__name__}, not a torch.nn.Module. Let the function return the module itself.")
+        raise BadModel(
+            f"{source} gave {type(made).__name__}, not a torch.nn.Module. Let the function return "
+            "the module itself."
+        )
     return Classifier(made, mean, std)
 
 
@@ -49,16 +62,21 @@ def _load(source: str, builder: str | None) -> Any:
         return load_exported(path)
     if path.suffix in (".pt", ".pth", ".safetensors"):
         if builder is None:
-            raise BadInput(f"{source} holds weights only: name the code that builds the module, --builder file.py:function")
+            raise BadInput(
+                f"{source} holds weights only: name the code that builds the module, --builder "
+                "file.py:function"
+            )
         return _with_weights(_call(builder), path)
     raise BadInput(
-        f"{source} is no model that can be read. Give file.py:function, an .onnx, a .pt2, weights (.pt, .pth, .safetensors) with --builder, "
-        f"or one of {', '.join(data.NAMES)}."
+        f"{source} is no model that can be read. Give file.py:function, an .onnx, a .pt2, weights "
+        f"(.pt, .pth, .safetensors) with --builder, or one of {', '.join(data.NAMES)}."
     )
 
 
 def _call(source: str) -> Any:
-    """Import `file.py`, with its folder importable as it would be for `python file.py`, and call the function."""
+    """Import `file.py`, with its folder importable as it would be for `python file.py`, and call
+    the function.
+    """
     file, _, name = source.rpartition(":")
     path = existing(file, "a model").resolve()
     spec = importlib.util.spec_from_file_location(f"calipers_model_{path.stem}", path)
@@ -71,8 +89,14 @@ def _call(source: str) -> Any:
     finally:
         sys.path.remove(str(path.parent))
     if not callable(getattr(module, name, None)):
-        found = [k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
-        raise BadInput(f"{file} defines no function {name!r}; it defines {', '.join(found) or 'none'}")
+        found = [
+            k
+            for k, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", None) == module.__name__
+        ]
+        raise BadInput(
+            f"{file} defines no function {name!r}; it defines {', '.join(found) or 'none'}"
+        )
     return getattr(module, name)()
 
 
@@ -92,11 +116,14 @@ def _with_weights(module: Any, path: Path) -> nn.Module:
         raise
     except Exception as error:
         raise BadInput(
-            f"{path} cannot be read as plain weights ({type(error).__name__}). Save them with torch.save(module.state_dict(), path) or safetensors."
+            f"{path} cannot be read as plain weights ({type(error).__name__}). Save them with "
+            "torch.save(module.state_dict(), path) or safetensors."
         ) from error
     try:
         module.load_state_dict(state.get("state_dict", state) if isinstance(state, dict) else state)
     except (RuntimeError, AttributeError, TypeError, KeyError, ValueError, IndexError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[-1].strip()
-        raise BadInput(f"the weights in {path} do not fit the module that the builder makes: {why}") from error
+        raise BadInput(
+            f"the weights in {path} do not fit the module that the builder makes: {why}"
+        ) from error
     return module

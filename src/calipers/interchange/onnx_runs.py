@@ -1,4 +1,6 @@
-"""What does somebody else's program answer to an ONNX file? onnxruntime where it is installed and knows the operations, else ONNX's reference."""
+"""What does somebody else's program answer to an ONNX file? onnxruntime where it is installed and
+knows the operations, else ONNX's reference.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ Run = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(eq=False)
 class Execution:
-    """Runs the network of a file by a program that shares nothing with the reading of it: `data` in, points one at a time.
+    """Runs the network of a file by a program that shares nothing with the reading of it: `data`
+    in, points one at a time.
 
     The program is started by the first call. Copies of a network share it.
     """
@@ -32,16 +35,22 @@ class Execution:
     _run: Run | None = field(default=None, repr=False)
 
     def __call__(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the outputs (M, K) of inputs (M, *shape), the shape that the file says, with 1 for its batch; raises `BadModel` where nobody can run it."""
+        """Return the outputs (M, K) of inputs (M, *shape), the shape that the file says, with 1 for
+        its batch; raises `BadModel` where nobody can run it.
+        """
         points = x.astype(self.dtype)
         if self._run is None:
             self._run = self._started(points[0])
         return np.stack([self._run(point).reshape(-1) for point in points]).astype(np.float64)
 
     def edited(self, net: nn.Module) -> bool:
-        """Have weights of the network been changed since it was read? Then it is no longer that of the file."""
+        """Have weights of the network been changed since it was read? Then it is no longer that of
+        the file.
+        """
         now, then = net.state_dict(), self.again().state_dict()
-        return now.keys() != then.keys() or any(not torch.equal(now[name].cpu(), then[name].to(now[name].dtype)) for name in then)
+        return now.keys() != then.keys() or any(
+            not torch.equal(now[name].cpu(), then[name].to(now[name].dtype)) for name in then
+        )
 
     def __deepcopy__(self, memo: object) -> Execution:
         return self
@@ -57,12 +66,15 @@ class Execution:
                 with np.errstate(all="ignore"):
                     run(point)
             except Exception as error:  # whatever a foreign program raises: the next one is asked
-                reasons.append(f"{make.__name__.removeprefix('_by_').replace('_', ' ')}: {first_line(error)}")
+                reasons.append(
+                    f"{make.__name__.removeprefix('_by_').replace('_', ' ')}: {first_line(error)}"
+                )
             else:
                 return run
         raise BadModel(
-            f"{self.source}: no independent program runs this file, so the reading of it cannot be compared with anything, and nothing is claimed "
-            f"({'; '.join(reasons)}). Installing onnxruntime may help."
+            f"{self.source}: no independent program runs this file, so the reading of it cannot be "
+            f"compared with anything, and nothing is claimed ({'; '.join(reasons)}). Installing "
+            "onnxruntime may help."
         )
 
     def _by_onnxruntime(self) -> Run:
@@ -71,8 +83,11 @@ class Execution:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # each operation as it stands there
-        session = onnxruntime.InferenceSession(self.data, options, providers=["CPUExecutionProvider"])
+        # each operation as it stands there
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(
+            self.data, options, providers=["CPUExecutionProvider"]
+        )
         return lambda point: np.asarray(session.run([self.output], {self.input: point})[0])
 
     def _by_the_reference(self) -> Run:

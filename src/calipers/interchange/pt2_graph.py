@@ -1,7 +1,8 @@
 """Which operations may an exported program ask for? Its JSON is read into a list of known ones.
 
-Only names are taken from the file, never code: operations of `aten` whose arguments are tensors and numbers, sums and products of sizes, and regions with
-gradients or autocast switched. Every operation is looked up, and every name has to be made before it is used, when the program is read.
+Only names are taken from the file, never code: operations of `aten` whose arguments are tensors and
+numbers, sums and products of sizes, and regions with gradients or autocast switched. Every
+operation is looked up, and every name has to be made before it is used, when the program is read.
 """
 
 from __future__ import annotations
@@ -24,12 +25,32 @@ from calipers.interchange.exported import AUTOCAST, GRAD, Block, Call, Program, 
 DTYPES = dict(
     zip(
         (1, 2, 3, 4, 5, 6, 7, 8, 12, 13),
-        (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64, torch.bool, torch.bfloat16),
+        (
+            torch.uint8,
+            torch.int8,
+            torch.int16,
+            torch.int32,
+            torch.int64,
+            torch.float16,
+            torch.float32,
+            torch.float64,
+            torch.bool,
+            torch.bfloat16,
+        ),
         strict=True,
     )
 )
-_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
-_TABLES: dict[str, dict[Any, Any]] = {"as_scalar_type": DTYPES, "as_memory_format": _FORMATS, "as_layout": {7: torch.strided}}
+_FORMATS = {
+    1: torch.contiguous_format,
+    2: torch.channels_last,
+    3: torch.channels_last_3d,
+    4: torch.preserve_format,
+}
+_TABLES: dict[str, dict[Any, Any]] = {
+    "as_scalar_type": DTYPES,
+    "as_memory_format": _FORMATS,
+    "as_layout": {7: torch.strided},
+}
 
 
 def _power(base: Any, exponent: Any) -> Any:
@@ -40,70 +61,180 @@ def _power(base: Any, exponent: Any) -> Any:
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """Return g v / |v|, one norm for each place along dim (-1: one for all); torch itself reads past the end of a g that is too short."""
+    """Return g v / |v|, one norm for each place along dim (-1: one for all); torch itself reads
+    past the end of a g that is too short.
+    """
     fits = dim == -1 and g.numel() == 1
     if 0 <= dim < v.dim():
-        fits = v.numel() > 0 and g.shape == tuple(n if k == dim else 1 for k, n in enumerate(v.shape))
+        fits = v.numel() > 0 and g.shape == tuple(
+            n if k == dim else 1 for k, n in enumerate(v.shape)
+        )
     if not fits:
-        raise BadModel(f"weight norm: sizes {tuple(v.shape)} and {tuple(g.shape)} do not fit together")
+        raise BadModel(
+            f"weight norm: sizes {tuple(v.shape)} and {tuple(g.shape)} do not fit together"
+        )
     return torch._weight_norm(v, g, dim)
 
 
 _SIZES: dict[str, Callable[..., Any]] = {
     f"_operator.{name}": getattr(operator, name)
-    for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "getitem")
-} | {f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_not", "sym_ite", "sym_int", "sym_float")}
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "floordiv",
+        "truediv",
+        "mod",
+        "neg",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "and_",
+        "or_",
+        "getitem",
+    )
+} | {
+    f"torch.{name}": getattr(torch, name)
+    for name in ("sym_max", "sym_min", "sym_not", "sym_ite", "sym_int", "sym_float")
+}
 _SIZES["_operator.pow"] = _power
-_PLAIN = {"Tensor", "int", "float", "bool", "number", "str", "SymInt", "ScalarType", "Layout", "Device", "MemoryFormat", "Generator", "complex", "SymBool"}
+_PLAIN = {
+    "Tensor",
+    "int",
+    "float",
+    "bool",
+    "number",
+    "str",
+    "SymInt",
+    "ScalarType",
+    "Layout",
+    "Device",
+    "MemoryFormat",
+    "Generator",
+    "complex",
+    "SymBool",
+}
 _INTERNAL = {  # of the operations that begin with _, those that exported networks are made of
-    *("_to_copy", "_softmax", "_log_softmax", "_unsafe_view", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_native_batch_norm_legit_no_training"),
-    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "_prelu_kernel"),
+    *(
+        "_to_copy",
+        "_softmax",
+        "_log_softmax",
+        "_unsafe_view",
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool3d",
+        "_native_batch_norm_legit_no_training",
+    ),
+    *(
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_attention_math",
+        "_prelu_kernel",
+    ),
     *("_assert_scalar", "_assert_async", "_weight_norm", "_cdist_forward"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_conj", "_pad_circular"),
 }
-_TRACED = "torch.ops.aten._assert_tensor_metadata.default"  # compares types with those of the export; ours follow the module
-_SILENT = {"_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size"}  # return nothing
-_REFUSED = {"from_file", "save", "set_", "set", "set_data", "resize_", "resize", "resize_as_", "backward", "record_stream", "manual_seed"}
-_UNSAFE = re.compile(r"quantize|fbgemm|mkldnn|miopen|mps|embedding_bag|backward|_unsafe_(?!view)")  # of which torch reads past the end on odd sizes
+# compares types with those of the export; ours follow the module
+_TRACED = "torch.ops.aten._assert_tensor_metadata.default"
+# return nothing
+_SILENT = {
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+}
+_REFUSED = {
+    "from_file",
+    "save",
+    "set_",
+    "set",
+    "set_data",
+    "resize_",
+    "resize",
+    "resize_as_",
+    "backward",
+    "record_stream",
+    "manual_seed",
+}
+# of which torch reads past the end on odd sizes
+_UNSAFE = re.compile(r"quantize|fbgemm|mkldnn|miopen|mps|embedding_bag|backward|_unsafe_(?!view)")
 _LARGEST = 2**28  # numbers that one operation may be told to make for a point
-_TRAINED = {"batch_norm", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "native_batch_norm", "cudnn_batch_norm"}
+_TRAINED = {
+    "batch_norm",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "native_dropout",
+    "native_batch_norm",
+    "cudnn_batch_norm",
+}
 
 
 def program_of(told: dict[str, Any], source: str) -> Program:
-    """Return the program of a parsed file; raises `BadInput` where it asks for anything that stands not in this module's first lines."""
+    """Return the program of a parsed file; raises `BadInput` where it asks for anything that stands
+    not in this module's first lines.
+    """
     graph, signature = told["graph_module"]["graph"], told["graph_module"]["signature"]
     argument, held = _inputs(signature, source)
     kinds = [next(iter(spec)) for spec in signature["output_specs"]]
     if any(kind.endswith("mutation") for kind in kinds):
-        raise BadInput(f"{source} changes its own weights or buffers while it runs: call model.eval() before torch.export.export")
+        raise BadInput(
+            f"{source} changes its own weights or buffers while it runs: call model.eval() before "
+            "torch.export.export"
+        )
     if kinds != ["user_output"]:
-        raise BadInput(f"{source} returns {len(kinds)} values; a classifier returns one tensor of logits")
+        raise BadInput(
+            f"{source} returns {len(kinds)} values; a classifier returns one tensor of logits"
+        )
     block = _Reader(source, frozenset(held)).block(graph)
     if set(block.inputs) != {argument, *held}:
-        raise BadInput(f"{source}: the graph's inputs are not those of its signature; the file is damaged")
-    shape = tuple(size["as_int"] if "as_int" in size else _symbol(size["as_expr"]["expr_str"]) for size in graph["tensor_values"][argument]["sizes"])
-    limits = {name: told["range_constraints"].get(name, {}) for name in shape if isinstance(name, str)}
+        raise BadInput(
+            f"{source}: the graph's inputs are not those of its signature; the file is damaged"
+        )
+    shape = tuple(
+        size["as_int"] if "as_int" in size else _symbol(size["as_expr"]["expr_str"])
+        for size in graph["tensor_values"][argument]["sizes"]
+    )
+    limits = {
+        name: told["range_constraints"].get(name, {}) for name in shape if isinstance(name, str)
+    }
     ranges = {name: (limit.get("min_val"), limit.get("max_val")) for name, limit in limits.items()}
     text = json.dumps([_computed(graph), signature, told["range_constraints"]], sort_keys=True)
-    return Program(source, block, argument, held, shape, ranges, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Program(
+        source, block, argument, held, shape, ranges, hashlib.sha256(text.encode()).hexdigest()[:16]
+    )
 
 
 def _inputs(signature: dict[str, Any], source: str) -> tuple[str, dict[str, Any]]:
-    """Return the argument's name, and where every other input comes from: the list and name of a tensor, or a constant."""
+    """Return the argument's name, and where every other input comes from: the list and name of a
+    tensor, or a constant.
+    """
     held, arguments = dict[str, Any](), list[str]()
     for spec in signature["input_specs"]:
         ((kind, facts),) = spec.items()
         if kind == "user_input" and "as_tensor" in facts["arg"]:
             arguments.append(facts["arg"]["as_tensor"]["name"])
         elif kind in ("parameter", "buffer", "tensor_constant"):
-            outside = kind == "tensor_constant" or (kind == "buffer" and facts["persistent"] is False)
-            held[facts["arg"]["name"]] = ("constants" if outside else "weights", facts[f"{kind}_name"])
+            outside = kind == "tensor_constant" or (
+                kind == "buffer" and facts["persistent"] is False
+            )
+            held[facts["arg"]["name"]] = (
+                "constants" if outside else "weights",
+                facts[f"{kind}_name"],
+            )
         elif kind == "constant_input" and "as_none" in facts["value"]:
             held[facts["name"]] = None
         else:
-            raise BadInput(f"{source} takes an input that is no tensor ({kind.replace('_', ' ')}); only tensors are read")
+            raise BadInput(
+                f"{source} takes an input that is no tensor ({kind.replace('_', ' ')}); only "
+                "tensors are read"
+            )
     if len(arguments) != 1:
-        raise BadInput(f"{source} takes {len(arguments)} arguments; a classifier takes one tensor of points")
+        raise BadInput(
+            f"{source} takes {len(arguments)} arguments; a classifier takes one tensor of points"
+        )
     return arguments[0], held
 
 
@@ -114,7 +245,9 @@ def _symbol(text: str) -> str:
 
 
 def _computed(part: Any) -> Any:
-    """Return a graph without what it does not compute with: where each operation stood in the source."""
+    """Return a graph without what it does not compute with: where each operation stood in the
+    source.
+    """
     if isinstance(part, dict):
         return {name: _computed(value) for name, value in part.items() if name != "metadata"}
     return [_computed(value) for value in part] if isinstance(part, list) else part
@@ -140,23 +273,36 @@ class _Reader:
         outputs = tuple(inner.argument(one) for one in graph["outputs"])
         wanted = set(_refs(list(outputs)))
         for k in reversed(range(len(calls))):
-            here = set(_refs([*calls[k].arguments, *calls[k].named.values()])) | set(_names(calls[k].results))
+            here = set(_refs([*calls[k].arguments, *calls[k].named.values()])) | set(
+                _names(calls[k].results)
+            )
             calls[k] = replace(calls[k], last=tuple(sorted(here - wanted)))
             wanted |= here
         return Block(inputs, tuple(calls), outputs, graph["is_single_tensor_return"] is True)
 
     def call(self, node: dict[str, Any]) -> Call:
-        target, given = str(node["target"]), [(str(one["name"]), one["arg"]) for one in node["inputs"]]
+        target, given = (
+            str(node["target"]),
+            [(str(one["name"]), one["arg"]) for one in node["inputs"]],
+        )
         results = tuple(self.result(one) for one in node["outputs"])
         if target in (GRAD, AUTOCAST):
             made = self.switched(target, [value for _, value in given], results)
         elif target in _SIZES:
-            made = Call(target, _SIZES[target], tuple(self.argument(value) for _, value in given), {}, results)
+            made = Call(
+                target,
+                _SIZES[target],
+                tuple(self.argument(value) for _, value in given),
+                {},
+                results,
+            )
         else:
             made = self.operation(target, dict(given), results)
         again = self.known.intersection(_names(results))
         if again:
-            raise self.fail(f"{target} gives the name {min(again)[:40]!r} a second time; the file is damaged")
+            raise self.fail(
+                f"{target} gives the name {min(again)[:40]!r} a second time; the file is damaged"
+            )
         self.known.update(_names(results))
         return made
 
@@ -168,7 +314,11 @@ class _Reader:
         inputs = [self.argument(value) for value in (*given[:place], *given[place + 1 :])]
         graph = given[place]["as_graph"]["graph"]
         names = [name for one in graph["inputs"] for name in _names(self.result(one))]
-        fixed = {name for name, value in zip(names, inputs[place:], strict=True) if isinstance(value, Ref) and value.name in self.fixed}
+        fixed = {
+            name
+            for name, value in zip(names, inputs[place:], strict=True)
+            if isinstance(value, Ref) and value.name in self.fixed
+        }
         block = self.block(graph, frozenset(fixed))
         return Call(target, None, tuple(inputs), {}, results, not block.single, block)
 
@@ -181,12 +331,24 @@ class _Reader:
                 continue
             value = self.argument(rest.pop(one.name))
             if one.name in ("training", "train") and value is True and base in _TRAINED:
-                raise self.fail(f"{base} runs in training mode: call model.eval() before torch.export.export")
-            sizes = [n for n in value if type(n) is int and n > 0] if isinstance(value, list) and "size" in one.name else []
+                raise self.fail(
+                    f"{base} runs in training mode: call model.eval() before torch.export.export"
+                )
+            sizes = (
+                [n for n in value if type(n) is int and n > 0]
+                if isinstance(value, list) and "size" in one.name
+                else []
+            )
             if math.prod(sizes) > _LARGEST:
-                raise self.fail(f"{base} makes {math.prod(sizes):,} numbers for each point, more than {_LARGEST:,}")
+                raise self.fail(
+                    f"{base} makes {math.prod(sizes):,} numbers for each point, more than "
+                    f"{_LARGEST:,}"
+                )
             if one.is_write and self.fixed.intersection(_refs([value])):
-                raise self.fail(f"{base} writes to the weights or buffers: call model.eval() before torch.export.export")
+                raise self.fail(
+                    f"{base} writes to the weights or buffers: call model.eval() before "
+                    "torch.export.export"
+                )
             if one.kwarg_only or len(arguments) != run._schema.arguments.index(one):
                 named[one.name] = value
             else:
@@ -194,34 +356,70 @@ class _Reader:
         if rest:
             raise self.fail(f"{target} has no argument {min(rest)[:40]!r}")
         returns = run._schema.returns
-        several = len(returns) > 1 or (bool(returns) and len(results) == 1 and isinstance(results[0], tuple))
+        several = len(returns) > 1 or (
+            bool(returns) and len(results) == 1 and isinstance(results[0], tuple)
+        )
         if several and len(returns) == 1:
             results = results[0]
         if several and len(returns) > 1 and len(results) > len(returns):
             raise self.fail(f"{target} returns {len(returns)} values, {len(results)} are named")
-        return Call(target, _weight_norm if base == "_weight_norm" else run, tuple(arguments), named, results, several)
+        return Call(
+            target,
+            _weight_norm if base == "_weight_norm" else run,
+            tuple(arguments),
+            named,
+            results,
+            several,
+        )
 
     def looked_up(self, target: str) -> tuple[Any, str]:
-        """Return an operation of aten that computes tensors and numbers from tensors and numbers, and its plain name."""
+        """Return an operation of aten that computes tensors and numbers from tensors and numbers,
+        and its plain name.
+        """
         found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
         base = found[1] if found else ""
         run = found and getattr(getattr(torch.ops.aten, base, None), found[2], None)
-        if not isinstance(run, torch._ops.OpOverload) or not torch._C._dispatch_has_kernel(run.name()):
-            raise self.fail(f"the operation {target[:80]} is not known; only those of torch.ops.aten are read")
+        if not isinstance(run, torch._ops.OpOverload) or not torch._C._dispatch_has_kernel(
+            run.name()
+        ):
+            raise self.fail(
+                f"the operation {target[:80]} is not known; only those of torch.ops.aten are read"
+            )
         used = [str(one.type) for one in (*run._schema.arguments, *run._schema.returns)]
-        plain = all(set(re.findall(r"\w+", re.sub(r"Optional|List|Dict|\d+", " ", kind))) <= _PLAIN for kind in used)
+        plain = all(
+            set(re.findall(r"\w+", re.sub(r"Optional|List|Dict|\d+", " ", kind))) <= _PLAIN
+            for kind in used
+        )
         silent = not run._schema.returns and base not in _SILENT
         writes = any(one.is_write and one.name != "self" for one in run._schema.arguments)
-        if not plain or silent or writes or base in _REFUSED or _UNSAFE.search(base) or (base.startswith("_") and base not in _INTERNAL):
-            raise self.fail(f"the operation {target[:80]} is not read: it is none that a classifier computes with")
+        if (
+            not plain
+            or silent
+            or writes
+            or base in _REFUSED
+            or _UNSAFE.search(base)
+            or (base.startswith("_") and base not in _INTERNAL)
+        ):
+            raise self.fail(
+                f"the operation {target[:80]} is not read: it is none that a classifier computes "
+                "with"
+            )
         return run, base
 
     def argument(self, one: dict[str, Any]) -> Any:
-        """Return what an argument is: a value by name, a number, text, type, place, or a list of them."""
+        """Return what an argument is: a value by name, a number, text, type, place, or a list of
+        them.
+        """
         ((kind, value),) = one.items()
         if kind in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool", "as_optional_tensor"):
             return self.ref(value)
-        if kind in ("as_tensors", "as_sym_ints", "as_sym_floats", "as_sym_bools", "as_optional_tensors"):
+        if kind in (
+            "as_tensors",
+            "as_sym_ints",
+            "as_sym_floats",
+            "as_sym_bools",
+            "as_optional_tensors",
+        ):
             return [self.ref(part) for part in value]
         if kind == "as_none":
             return None
@@ -232,7 +430,10 @@ class _Reader:
         if kind == "as_device":
             return torch.device("cpu")  # whatever the module is on when it runs
         plain = {"as_int": int, "as_float": float, "as_bool": bool, "as_string": str}
-        if kind in plain and type(value) in (plain[kind], int if kind == "as_float" else plain[kind]):
+        if kind in plain and type(value) in (
+            plain[kind],
+            int if kind == "as_float" else plain[kind],
+        ):
             return value
         if kind == "as_float" and value in ("Infinity", "-Infinity", "NaN"):
             return float(value)
@@ -250,7 +451,9 @@ class _Reader:
         return Ref(value)
 
     def result(self, one: dict[str, Any]) -> Any:
-        """Return the name of a result, None for one that has none, or a tuple of those of a list."""
+        """Return the name of a result, None for one that has none, or a tuple of those of a
+        list.
+        """
         ((kind, value),) = one.items()
         if kind in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"):
             return next(iter(value.values())) if set(value) <= {"name", "as_name"} else None
@@ -270,4 +473,10 @@ def _names(results: Any) -> list[str]:
 
 def _refs(arguments: list[Any]) -> list[str]:
     """Return the names that arguments refer to."""
-    return [name for one in arguments for name in (_refs(one) if isinstance(one, list) else [one.name] if isinstance(one, Ref) else [])]
+    return [
+        name
+        for one in arguments
+        for name in (
+            _refs(one) if isinstance(one, list) else [one.name] if isinstance(one, Ref) else []
+        )
+    ]

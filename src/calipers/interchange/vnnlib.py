@@ -1,7 +1,9 @@
-"""What does a VNN-LIB file ask? Its assertions describe the unsafe inputs and outputs; they come out as boxes with cases, in exact arithmetic.
+"""What does a VNN-LIB file ask? Its assertions describe the unsafe inputs and outputs; they come
+out as boxes with cases, in exact arithmetic.
 
-Version 1 of the format: `declare-const` of X_i and Y_j, `assert` with and, or, <=, >=, = of linear terms. Every expression is worked out when its bracket
-closes, so depth costs nothing. A formula is a disjunction of conjunctions of atoms, an atom a linear term that is <= 0.
+Version 1 of the format: `declare-const` of X_i and Y_j, `assert` with and, or, <=, >=, = of linear
+terms. Every expression is worked out when its bracket closes, so depth costs nothing. A formula is
+a disjunction of conjunctions of atoms, an atom a linear term that is <= 0.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _MOST_CASES = 100_000
 _MOST_ATOMS = 10_000_000  # of all cases together
 
 Atom = dict[str, Fraction]
-"""A linear term, coefficients by name, its constant under "": as an atom of a formula, it is <= 0."""
+"""A linear term, coefficients by name, its constant under "": as an atom of a formula, it is <=
+0.
+"""
 
 Formula = tuple[tuple[Atom, ...], ...]
 """One of these conjunctions holds."""
@@ -38,7 +42,9 @@ Word = str | Atom | Formula
 
 @dataclass(frozen=True)
 class Property:
-    """What a file asks: numbers of inputs and outputs, and a query for each box. No query: nothing is unsafe; `notes` say why cases were dropped."""
+    """What a file asks: numbers of inputs and outputs, and a query for each box. No query: nothing
+    is unsafe; `notes` say why cases were dropped.
+    """
 
     inputs: int
     outputs: int
@@ -47,12 +53,17 @@ class Property:
 
 
 def load_vnnlib(source: str | Path) -> Property:
-    """Return what a .vnnlib or .vnnlib.gz file asks; raises `BadInput` with file and line for anything that is not read in full."""
+    """Return what a .vnnlib or .vnnlib.gz file asks; raises `BadInput` with file and line for
+    anything that is not read in full.
+    """
     path = existing(source, "a property")
     try:
         text = content(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path.name} is not text ({error.reason} at byte {error.start}): give a .vnnlib or .vnnlib.gz file") from error
+        raise BadInput(
+            f"{path.name} is not text ({error.reason} at byte {error.start}): give a .vnnlib or "
+            ".vnnlib.gz file"
+        ) from error
     return parse_vnnlib(text, path.name)
 
 
@@ -99,7 +110,9 @@ class _Reader:
             self.opened.pop()
             self.close(self.stack.pop())
         elif not self.stack:
-            raise self.fail(f"{token[:40]!r} stands outside of all brackets; is this a VNN-LIB file?")
+            raise self.fail(
+                f"{token[:40]!r} stands outside of all brackets; is this a VNN-LIB file?"
+            )
         else:
             self.stack[-1].append(token)
 
@@ -118,16 +131,23 @@ class _Reader:
                 raise self.fail(f"assert takes one formula, got {len(words) - 1}")
             self.asserted.append(self.formula(words[1]))
         elif head in ("vnnlib-version", "declare-network"):
-            raise self.fail("this is VNN-LIB 2, which is not read: write the property in version 1 (declare-const X_0 Real, assert ...)")
+            raise self.fail(
+                "this is VNN-LIB 2, which is not read: write the property in version 1 "
+                "(declare-const X_0 Real, assert ...)"
+            )
         elif head not in _IGNORED:
-            raise self.fail(f"the command {head[:40]!r} is not part of VNN-LIB 1 (declare-const, assert)")
+            raise self.fail(
+                f"the command {head[:40]!r} is not part of VNN-LIB 1 (declare-const, assert)"
+            )
 
     def declare(self, words: list[Word]) -> None:
         plain = [word for word in words[1:] if word != ()]
         if len(plain) != 2 or not isinstance(plain[0], str) or plain[1] != "Real":
             raise self.fail("a declaration reads (declare-const X_0 Real)")
         if not _NAME.fullmatch(plain[0]):
-            raise self.fail(f"{plain[0][:40]!r} is neither an input X_0, X_1, ... nor an output Y_0, Y_1, ...")
+            raise self.fail(
+                f"{plain[0][:40]!r} is neither an input X_0, X_1, ... nor an output Y_0, Y_1, ..."
+            )
         if plain[0] in self.declared:
             raise self.fail(f"{plain[0]} is declared twice")
         self.declared.add(plain[0])
@@ -143,12 +163,19 @@ class _Reader:
             formulas = [self.formula(word) for word in rest]
             if not formulas:
                 raise self.fail(f"({head}) holds nothing")
-            return self.conjunction(formulas) if head == "and" else tuple(itertools.chain.from_iterable(formulas))
+            return (
+                self.conjunction(formulas)
+                if head == "and"
+                else tuple(itertools.chain.from_iterable(formulas))
+            )
         if head in ("<=", ">=", "="):
             return self.comparison(head, [self.term(word) for word in rest])
         if head in ("+", "-", "*", "/"):
             return self.arithmetic(head, [self.term(word) for word in rest])
-        raise self.fail(f"{head[:40]!r} is not read: only and, or, <=, >=, =, +, -, * and / are (a strict < has no witness on its border)")
+        raise self.fail(
+            f"{head[:40]!r} is not read: only and, or, <=, >=, =, +, -, * and / are (a strict < "
+            "has no witness on its border)"
+        )
 
     def conjunction(self, formulas: Sequence[Formula]) -> Formula:
         """Return the disjunction of all choices of one conjunction from each formula."""
@@ -161,7 +188,10 @@ class _Reader:
         self.atoms += count * (len(plain) + sum(max(map(len, formula)) for formula in choices))
         if self.atoms > _MOST_ATOMS:
             raise self.fail(f"the disjunctions multiply to more than {_MOST_ATOMS} comparisons")
-        return tuple(plain + tuple(itertools.chain.from_iterable(choice)) for choice in itertools.product(*choices))
+        return tuple(
+            plain + tuple(itertools.chain.from_iterable(choice))
+            for choice in itertools.product(*choices)
+        )
 
     def comparison(self, sign: str, terms: list[Atom]) -> Formula:
         if len(terms) != 2:
@@ -198,7 +228,10 @@ class _Reader:
 
     def check_size(self, term: Atom) -> None:
         """Raise `BadInput` where numbers grow without end."""
-        if any(max(c.numerator.bit_length(), c.denominator.bit_length()) > _MOST_BITS for c in term.values()):
+        if any(
+            max(c.numerator.bit_length(), c.denominator.bit_length()) > _MOST_BITS
+            for c in term.values()
+        ):
             raise self.fail(f"a number of more than {_MOST_DIGITS} digits")
 
     def formula(self, word: Word) -> Formula:
@@ -215,24 +248,42 @@ class _Reader:
             return {"": Fraction(word)}
         if word in self.declared:
             return {word: Fraction(1)}
-        known = "is not declared before it is used" if _NAME.fullmatch(word) else "is neither a number nor a variable"
+        known = (
+            "is not declared before it is used"
+            if _NAME.fullmatch(word)
+            else "is neither a number nor a variable"
+        )
         raise self.fail(f"{word[:40]!r} {known}")
 
     def finish(self) -> Property:
         """Return the property, once the text has ended."""
         if self.stack:
-            raise BadInput(f"{self.name} ends inside the bracket that was opened in line {self.opened[0]}: is the file complete?")
+            raise BadInput(
+                f"{self.name} ends inside the bracket that was opened in line {self.opened[0]}: is "
+                "the file complete?"
+            )
         inputs, outputs = (self.count(letter) for letter in "XY")
-        if not any(name.startswith("Y") for f in self.asserted for conjunction in f for atom in conjunction for name in atom):
+        if not any(
+            name.startswith("Y")
+            for f in self.asserted
+            for conjunction in f
+            for atom in conjunction
+            for name in atom
+        ):
             raise BadInput(f"{self.name} asserts nothing about the outputs: is the file complete?")
         common = itertools.chain.from_iterable(f[0] for f in self.asserted if len(f) == 1)
-        return _Sorter(inputs, outputs, self.name, tuple(common)).sorted(self.conjunction([f for f in self.asserted if len(f) != 1]))
+        return _Sorter(inputs, outputs, self.name, tuple(common)).sorted(
+            self.conjunction([f for f in self.asserted if len(f) != 1])
+        )
 
     def count(self, letter: str) -> int:
         numbers = sorted(int(name[2:]) for name in self.declared if name.startswith(letter))
         what = {"X": "inputs", "Y": "outputs"}[letter]
         if not numbers or numbers != list(range(len(numbers))):
-            raise BadInput(f"{self.name} declares {len(numbers)} {what}; they are numbered {letter}_0, {letter}_1, ... without gaps, and there is at least one")
+            raise BadInput(
+                f"{self.name} declares {len(numbers)} {what}; they are numbered {letter}_0, "
+                f"{letter}_1, ... without gaps, and there is at least one"
+            )
         return len(numbers)
 
 
@@ -244,7 +295,9 @@ Key = tuple[tuple[Fraction, ...], tuple[Fraction, ...]]
 
 @dataclass
 class _Sorter:
-    """Sorts cases by their boxes. What is `common` to all of them is looked at once: properties have thousands of such bounds, and hundreds of cases."""
+    """Sorts cases by their boxes. What is `common` to all of them is looked at once: properties
+    have thousands of such bounds, and hundreds of cases.
+    """
 
     inputs: int
     outputs: int
@@ -259,7 +312,9 @@ class _Sorter:
         boxes: dict[Key, list[tuple[Inequality, ...]]] = {}
         ends = self.narrowed(({}, {}), self.common)
         rows, hopeless = self.rows(self.common), any(map(_impossible, self.common))
-        usual: tuple[Key | None, list[tuple[Inequality, ...]]] | None = None  # of cases without bounds of their own
+        usual: tuple[Key | None, list[tuple[Inequality, ...]]] | None = (
+            None  # of cases without bounds of their own
+        )
         for place, conjunction in enumerate(formula):
             if hopeless or any(map(_impossible, conjunction)):
                 self.notes.append(f"case {place} asks for the impossible")
@@ -274,8 +329,13 @@ class _Sorter:
                 if key is None:
                     self.notes.append(f"case {place} leaves no input either")
             held.append(tuple({id(row): row for row in (*rows, *self.rows(conjunction))}.values()))
-        alone = {key: tuple({tuple(map(id, case)): case for case in cases}.values()) for key, cases in boxes.items()}
-        queries = tuple(Query(low, high, self.outputs, cases) for (low, high), cases in alone.items())
+        alone = {
+            key: tuple({tuple(map(id, case)): case for case in cases}.values())
+            for key, cases in boxes.items()
+        }
+        queries = tuple(
+            Query(low, high, self.outputs, cases) for (low, high), cases in alone.items()
+        )
         return Property(self.inputs, self.outputs, queries, tuple(self.notes))
 
     def narrowed(self, ends: Ends, atoms: Sequence[Atom]) -> Ends:
@@ -287,7 +347,9 @@ class _Sorter:
                 continue
             if len(atom) - ("" in atom) > 1:
                 tied = " and ".join(sorted(n for n in atom if n)[:3])
-                raise BadInput(f"{self.name} ties {tied} together: only bounds of single inputs are read")
+                raise BadInput(
+                    f"{self.name} ties {tied} together: only bounds of single inputs are read"
+                )
             (variable,) = variables
             i, end = int(variable[2:]), -atom.get("", Fraction(0)) / atom[variable]
             if atom[variable] > 0:
@@ -302,7 +364,10 @@ class _Sorter:
         for i in range(self.inputs) if min(len(low), len(high)) < self.inputs else ():
             if i not in low or i not in high:
                 side = "lower" if i not in low else "upper"
-                raise BadInput(f"{self.name} gives X_{i} no {side} bound: every input needs both, in every case")
+                raise BadInput(
+                    f"{self.name} gives X_{i} no {side} bound: every input needs both, in every "
+                    "case"
+                )
         empty = next((i for i in range(self.inputs) if low[i] > high[i]), None)
         if empty is not None:
             self.notes.append(f"case {place} leaves no input: X_{empty} has no value")
@@ -310,8 +375,14 @@ class _Sorter:
         return tuple(low[i] for i in range(self.inputs)), tuple(high[i] for i in range(self.inputs))
 
     def rows(self, atoms: Sequence[Atom]) -> list[Inequality]:
-        """Return what atoms ask of the outputs. Equal ones are one object: cases that multiply hold the same few again and again."""
-        for atom in (atom for atom in atoms if id(atom) not in self.made and any(n.startswith("Y") for n in atom)):
+        """Return what atoms ask of the outputs. Equal ones are one object: cases that multiply hold
+        the same few again and again.
+        """
+        for atom in (
+            atom
+            for atom in atoms
+            if id(atom) not in self.made and any(n.startswith("Y") for n in atom)
+        ):
             row = _inequality(atom)
             self.made[id(atom)] = self.known.setdefault(row, row)
         return [self.made[id(atom)] for atom in atoms if id(atom) in self.made]
@@ -322,4 +393,6 @@ def _impossible(atom: Atom) -> bool:
 
 
 def _inequality(atom: Atom) -> Inequality:
-    return Inequality(tuple(sorted((int(n[2:]), c) for n, c in atom.items() if n)), atom.get("", Fraction(0)))
+    return Inequality(
+        tuple(sorted((int(n[2:]), c) for n, c in atom.items() if n)), atom.get("", Fraction(0))
+    )

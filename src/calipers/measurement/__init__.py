@@ -1,1 +1,3 @@
-"""WHERE THEY MEET: a plan of tools, the referee that admits what they propose, and the one loop that runs them."""
+"""WHERE THEY MEET: a plan of tools, the referee that admits what they propose, and the one loop
+that runs them.
+"""

@@ -1,4 +1,6 @@
-"""What does a tool answer, and what of it counts? Every loop that puts a question to a tool does it here: no answer passes by the referee."""
+"""What does a tool answer, and what of it counts? Every loop that puts a question to a tool does it
+here: no answer passes by the referee.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +21,49 @@ Answer = Attempt | Claim
 Made = TypeVar("Made")
 
 
-def answers(tool: object, kind: Literal["attack", "certifier"], problem: Problem, seed: int) -> Iterator[Answer]:
-    """Return what a tool proposes; only attacks are told a seed. For whoever judges the answers by rules of its own.
+def answers(
+    tool: object, kind: Literal["attack", "certifier"], problem: Problem, seed: int
+) -> Iterator[Answer]:
+    """Return what a tool proposes; only attacks are told a seed. For whoever judges the answers by
+    rules of its own.
 
-    Whatever ends a certifier beside the errors of this package (no memory, say) is raised as `ToolFailed`: the upper jaw must not die of the lower one.
+    Whatever ends a certifier beside the errors of this package (no memory, say) is raised as
+    `ToolFailed`: the upper jaw must not die of the lower one.
     """
     called: Any = tool
-    result: Iterator[Answer] = called(problem, seed=seed) if kind == "attack" else _typed(tool, called, problem)
+    result: Iterator[Answer] = (
+        called(problem, seed=seed) if kind == "attack" else _typed(tool, called, problem)
+    )
     return result
 
 
-def _typed(tool: object, called: Callable[[Problem], Iterator[Answer]], problem: Problem) -> Iterator[Answer]:
+def _typed(
+    tool: object, called: Callable[[Problem], Iterator[Answer]], problem: Problem
+) -> Iterator[Answer]:
     try:
         yield from called(problem)
     except CalipersError:
         raise
     except Exception as error:
-        raise ToolFailed(f"{type(tool).__name__} ended on an error of its own ({typed(error)})") from error
+        raise ToolFailed(
+            f"{type(tool).__name__} ended on an error of its own ({typed(error)})"
+        ) from error
 
 
-def ask(stage: Stage, problem: Problem, use: Callable[[Answer, Ruling], Made | None], *, seed: int = 0, name: str = "") -> Iterator[Made]:
-    """Put the problem to a stage's tool, and yield what `use` makes of each answer and the referee's ruling on it, None left out.
+def ask(
+    stage: Stage,
+    problem: Problem,
+    use: Callable[[Answer, Ruling], Made | None],
+    *,
+    seed: int = 0,
+    name: str = "",
+) -> Iterator[Made]:
+    """Put the problem to a stage's tool, and yield what `use` makes of each answer and the
+    referee's ruling on it, None left out.
 
-    Evidence goes by `name`, usually the stage's own. The seconds of a ruling are those of the tool and the referee, not of `use`. An interrupt
-    inside `use` lets it begin again with the same answer (see `relayed`), so `use` changes nothing before it is sure to end. Raises
+    Evidence goes by `name`, usually the stage's own. The seconds of a ruling are those of the tool
+    and the referee, not of `use`. An interrupt inside `use` lets it begin again with the same
+    answer (see `relayed`), so `use` changes nothing before it is sure to end. Raises
     `Contradiction` where a claim is wrong beyond doubt.
     """
     referee, everywhere = Referee(problem), torch.arange(len(problem), device=problem.x.device)
@@ -52,7 +73,12 @@ def ask(stage: Stage, problem: Problem, use: Callable[[Answer, Ruling], Made | N
         nonlocal begun
         seconds = time.perf_counter() - begun
         told = (everywhere, name, seconds)
-        made = use(answer, referee.attempt(answer, *told) if isinstance(answer, Attempt) else referee.claim(answer, *told, seed))
+        made = use(
+            answer,
+            referee.attempt(answer, *told)
+            if isinstance(answer, Attempt)
+            else referee.claim(answer, *told, seed),
+        )
         begun = time.perf_counter()
         return made
 

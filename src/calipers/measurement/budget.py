@@ -1,7 +1,10 @@
-"""How much may the lower jaw cost? As long as it proves points, what it takes; else a share of what the attacks took, and a few seconds at least.
+"""How much may the lower jaw cost? As long as it proves points, what it takes; else a share of what
+the attacks took, and a few seconds at least.
 
-A certifier has its turn where the plan puts it, if a trial fits the time that attacks have taken by then: what it proves nobody has to attack. Else it
-waits for the end, when they have taken more. Before its turn it forecasts its own cost, so that what is hopeless is not begun. Processor seconds count.
+A certifier has its turn where the plan puts it, if a trial fits the time that attacks have taken by
+then: what it proves nobody has to attack. Else it waits for the end, when they have taken more.
+Before its turn it forecasts its own cost, so that what is hopeless is not begun. Processor seconds
+count.
 """
 
 from __future__ import annotations
@@ -18,16 +21,22 @@ from calipers.problem.tools import Forecast
 
 FLOOR = 3.0  # seconds that every turn has, however short the attacks were
 _FIRST = (1, 3, 12)  # points dealt at first: one too dear for its turn spoils no more than itself
-_OVER = 2.0  # times the time of a turn that a forecast may ask for: forecasts have been seen to be 2.2 times too high
+# times the time of a turn that a forecast may ask for: forecasts have been seen to be 2.2 times too
+# high
+_OVER = 2.0
 _ROOM = 0.5  # share of the memory
 
 End = Literal["through", "nothing", "time", "cost", "hopeless", "memory"]
-"""Why a turn ended: all points were dealt; a trial proved none; its time was up; or it was not begun, for one of three reasons."""
+"""Why a turn ended: all points were dealt; a trial proved none; its time was up; or it was not
+begun, for one of three reasons.
+"""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a turn of a certifier came to: why it `end`ed, the places `left`, whether it `proved` any, and the forecast for a point, if there was one."""
+    """What a turn of a certifier came to: why it `end`ed, the places `left`, whether it `proved`
+    any, and the forecast for a point, if there was one.
+    """
 
     end: End
     left: list[int]
@@ -49,8 +58,18 @@ class Turn:
     def fact(self, points: int) -> dict[str, object]:
         """Return what the record keeps of a certifier that was not run on all of its points."""
         seconds = None if self.seconds is None else self.seconds * len(self.left)
-        told = {"points": len(self.left), "open": points, "proved": self.proved, "seconds": seconds, "why": self.end}
-        return {**told, **({"held": self.held} if self.end == "memory" else {}), **({"reason": self.hopeless} if self.end == "hopeless" else {})}
+        told = {
+            "points": len(self.left),
+            "open": points,
+            "proved": self.proved,
+            "seconds": seconds,
+            "why": self.end,
+        }
+        return {
+            **told,
+            **({"held": self.held} if self.end == "memory" else {}),
+            **({"reason": self.hopeless} if self.end == "hopeless" else {}),
+        }
 
 
 def memory() -> int:
@@ -63,7 +82,9 @@ def memory() -> int:
 
 @dataclass
 class Purse:
-    """What both jaws have taken so far, in processor seconds: `attacks`, and `spent` by turns of certifiers that proved nothing."""
+    """What both jaws have taken so far, in processor seconds: `attacks`, and `spent` by turns of
+    certifiers that proved nothing.
+    """
 
     share: float
     clock: Callable[[], float] = time.process_time
@@ -96,12 +117,13 @@ class Purse:
     ) -> Turn:
         """Deal places, in their order, to a certifier as long as that is worth it.
 
-        `trial` points of which none is `settled` end it (None: no number does). With `last` it begins if a single point may be had in its time, else only if
-        the whole trial may.
+        `trial` points of which none is `settled` end it (None: no number does). With `last` it
+        begins if a single point may be had in its time, else only if the whole trial may.
         """
         begun, self._allowed = self.clock(), self.allowance
         self.leash = Limit(self.clock, begun + self._allowed)
-        left, told, proved, end = list(places), None, False, "through"
+        end: End = "through"
+        left, told, proved = list(places), None, False
         try:
             with limited(self.leash):
                 told = forecast()
@@ -122,7 +144,9 @@ class Purse:
         finally:
             self.leash = None
             self.spent += 0.0 if proved else self.clock() - begun
-        return Turn(end, left, proved, *(() if told is None else (told.seconds, told.held, told.hopeless)))  # type: ignore[arg-type]
+        if told is None:
+            return Turn(end, left, proved)
+        return Turn(end, left, proved, told.seconds, told.held, told.hopeless)
 
     def _refused(self, told: Forecast | None, points: int) -> End:
         """Say why a turn is not begun; "through" where it is."""
@@ -132,10 +156,16 @@ class Purse:
             return "memory"
         if told.hopeless and told.seconds * points > FLOOR:
             return "hopeless"
-        return "cost" if told.seconds * points > self._allowed * (_OVER if points == 1 else 1.0) else "through"
+        return (
+            "cost"
+            if told.seconds * points > self._allowed * (_OVER if points == 1 else 1.0)
+            else "through"
+        )
 
     def _size(self, done: int, block: int, proved: bool, told: Forecast | None) -> int:
-        """Return how many points are dealt next: at first few, and where nothing is proved no more than fit the time."""
+        """Return how many points are dealt next: at first few, and where nothing is proved no more
+        than fit the time.
+        """
         if proved:
             return block
         reached, size = 0, block
@@ -145,7 +175,9 @@ class Purse:
                 break
             reached += few
         assert self.leash is not None
-        fits = size if told is None or told.seconds <= 0 else min(size, self.leash.left / told.seconds)
+        fits = (
+            size if told is None or told.seconds <= 0 else min(size, self.leash.left / told.seconds)
+        )
         return max(1, int(fits))
 
 

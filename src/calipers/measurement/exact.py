@@ -1,4 +1,6 @@
-"""How does a bracket close? A tool that finds exact distances is asked within what the attacks have found, point by point, until both ends meet."""
+"""How does a bracket close? A tool that finds exact distances is asked within what the attacks have
+found, point by point, until both ends meet.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,16 @@ from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
 from calipers.record.ledger import Ledger
 
-_ROOM = 1e-3  # of an example's distance, by which the region asked about is larger: it holds it. Where threats count it is smaller: at most one switch less
+# of an example's distance, by which the region asked about is larger: it holds it. Where threats
+# count it is smaller: at most one switch less
+_ROOM = 1e-3
 
 
 @dataclass(frozen=True)
 class Closed:
-    """How many of the points that have a distance are exact, and the widest gap of the others as a share of the upper end (0 where all are)."""
+    """How many of the points that have a distance are exact, and the widest gap of the others as a
+    share of the upper end (0 where all are).
+    """
 
     exact: int
     points: int
@@ -38,23 +44,39 @@ def closed(bracket: Bracket, threat: Threat) -> Closed:
     return Closed(int((gap <= MET).sum()), len(gap), float(gap[gap > MET].max(initial=0.0)))
 
 
-def close(problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, watch: Watch | None = None) -> bool:
-    """Ask the tool about every point whose ends are apart, narrowest first, and record what the referee admits; False if Ctrl-C came between.
+def close(
+    problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, watch: Watch | None = None
+) -> bool:
+    """Ask the tool about every point whose ends are apart, narrowest first, and record what the
+    referee admits; False if Ctrl-C came between.
 
-    Where no example is known the region is the whole box, or without one the problem's own radius. A point that this very tool was tried on is passed over.
-    Raises `Contradiction` as soon as a certificate stands above a witness.
+    Where no example is known the region is the whole box, or without one the problem's own radius.
+    A point that this very tool was tried on is passed over. Raises `Contradiction` as soon as a
+    certificate stands above a witness.
     """
     fingerprint, watch = problem.fingerprint(), watch or Silent()
     facts = ledger.evidence(fingerprint)
-    # What the tool itself found before it was interrupted does not change where it is asked when it is taken up again.
+    # What the tool itself found before it was interrupted does not change where it is asked when it
+    # is taken up again.
     bracket = Bracket.of(problem.names, [e for e in facts if e.tool != repr(tool)])
-    passed = {e.point for e in facts if e.kind == "invalid" or (e.kind == "attempt" and e.tool == repr(tool))}
+    passed = {
+        e.point
+        for e in facts
+        if e.kind == "invalid" or (e.kind == "attempt" and e.tool == repr(tool))
+    }
     gap, wide = gaps(bracket, problem.threat), problem.threat.widest(problem.x).cpu().numpy()
-    own, nothing = problem.threat.radii(len(problem)).numpy(), torch.zeros(len(problem), dtype=torch.float64)
+    own, nothing = (
+        problem.threat.radii(len(problem)).numpy(),
+        torch.zeros(len(problem), dtype=torch.float64),
+    )
     counts = problem.threat.next(nothing).numpy() > 0
     near = np.minimum(bracket.upper * np.where(counts, 1 - _ROOM, 1 + _ROOM), wide)
     asked = np.where(np.isfinite(bracket.upper), near, np.where(np.isfinite(wide), wide, own))
-    todo = [i for i in np.argsort(bracket.upper, kind="stable").tolist() if gap[i] > MET and problem.names[i] not in passed]
+    todo = [
+        i
+        for i in np.argsort(bracket.upper, kind="stable").tolist()
+        if gap[i] > MET and problem.names[i] not in passed
+    ]
     watch.stage(repr(tool), len(todo))
     if not todo:
         return True

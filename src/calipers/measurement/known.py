@@ -1,4 +1,6 @@
-"""What is known in a run? Its evidence, joined as it comes: a new fact costs what it costs, however many there are."""
+"""What is known in a run? Its evidence, joined as it comes: a new fact costs what it costs, however
+many there are.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ from calipers.record.ledger import Key
 
 
 class Known:
-    """All evidence about the points `names` asked at `radii` (N,), and what each tool has tried and settled.
+    """All evidence about the points `names` asked at `radii` (N,), and what each tool has tried and
+    settled.
 
     `facts` grows in place: others may hold the list.
     """
 
-    def __init__(self, names: Sequence[str], radii: NDArray[np.float64], evidence: Iterable[Evidence] = ()) -> None:
+    def __init__(
+        self, names: Sequence[str], radii: NDArray[np.float64], evidence: Iterable[Evidence] = ()
+    ) -> None:
         self.names, self.radii, self.facts = names, radii, list[Evidence]()
         self._begin()
         self.add(evidence)
@@ -41,14 +46,20 @@ class Known:
             elif e.kind in ("certificate", "witness"):
                 ends = self._ends.setdefault(e.tool, {})
                 low, up = ends.get(e.point, (0.0, np.inf))
-                ends[e.point] = (max(low, e.radius), up) if e.kind == "certificate" else (low, min(up, e.radius))
+                ends[e.point] = (
+                    (max(low, e.radius), up)
+                    if e.kind == "certificate"
+                    else (low, min(up, e.radius))
+                )
         for i in self._growing.add(evidence):
             now = self._growing.upper[i] <= self.radii[i] or self._growing.lower[i] >= self.radii[i]
             self.settled += int(now) - int(self._settled[i])
             self._settled[i] = now
 
     def finish(self, over: AbstractSet[Key], tried: Sequence[Evidence]) -> None:
-        """Take in that a tool has come to its end, and drop the facts that are passed over from now on."""
+        """Take in that a tool has come to its end, and drop the facts that are passed over from now
+        on.
+        """
         if over:
             kept = [e for e in self.facts if e.key not in over]
             self.facts.clear()
@@ -61,14 +72,19 @@ class Known:
         return self._growing.bracket()
 
     def tried(self, tool: str) -> Collection[tuple[str, float]]:
-        """Return the points at which the tool has come to its end, each with the radius that it was asked about."""
+        """Return the points at which the tool has come to its end, each with the radius that it was
+        asked about.
+        """
         return self._tried.get(tool, ())
 
     def settled_by(self, tool: str, places: Iterable[int], radii: NDArray[np.float64]) -> int:
         """Count the places that this very tool has settled at these radii (N,)."""
         ends = self._ends.get(tool, {})
         held = ((i, ends.get(self.names[i])) for i in places)
-        return sum(pair is not None and bool(pair[1] <= radii[i] or pair[0] >= radii[i]) for i, pair in held)
+        return sum(
+            pair is not None and bool(pair[1] <= radii[i] or pair[0] >= radii[i])
+            for i, pair in held
+        )
 
     def narrowed_by(self, tool: str, places: Iterable[int]) -> bool:
         """Has this very tool an end for any of the places?"""

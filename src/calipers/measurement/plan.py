@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from calipers.problem.tools import Attack, Certifier
 
@@ -15,24 +15,24 @@ _POINTS = {"attack": 256, "certifier": 256}
 class Stage:
     """One tool and the points it is for.
 
-    `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the model gets
-    right, to narrow its bracket; such a tool starts from what is known of the point.
+    `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the
+    model gets right, to narrow its bracket; such a tool starts from what is known of the point.
 
-    `audit`: the tool is tried on that many random points of those still open, and on the others only where it
-    settles any of these. The record keeps how many were tried, so that a bound on what the audit may have
-    missed can be stated. None tries all of them.
+    `audit`: the tool is tried on that many random points of those still open, and on the others
+    only where it settles any of these. The record keeps how many were tried, so that a bound on
+    what the audit may have missed can be stated. None tries all of them.
 
-    `fallback`: only where the stage before it, a better tool, was too dear for its share of the time or the
-    memory.
+    `fallback`: only where the stage before it, a better tool, was too dear for its share of the
+    time or the memory.
 
     `family`: attacks with a family that follow each other are no sequence but stand side by side
-    (`measurement.portfolio`): each is tried on a sample of what is left, as large as its audit says, and what
-    breaks most per second goes first. One that `waits` comes after all that do not.
+    (`measurement.portfolio`): each is tried on a sample of what is left, as large as its audit
+    says, and what breaks most per second goes first. One that `waits` comes after all that do not.
 
-    `near`: a deep search of a family, worth its time on points whose nearest known example lies beyond the
-    radius by no more than that share of it; on others only where it breaks any of its sample that lie
-    farther. With an audit of 0 it is for no others, and a few of the nearest decide; with `near` 0 no point
-    counts as near, and its random sample alone decides.
+    `near`: a deep search of a family, worth its time on points whose nearest known example lies
+    beyond the radius by no more than that share of it; on others only where it breaks any of its
+    sample that lie farther. With an audit of 0 it is for no others, and a few of the nearest
+    decide; with `near` 0 no point counts as near, and its random sample alone decides.
     """
 
     tool: Attack | Certifier
@@ -51,26 +51,37 @@ class Stage:
 
     @property
     def by_the_clock(self) -> bool:
-        """Has the tool so many seconds for a point? Then each point is recorded as tried once it is through, and its time is not begun anew."""
+        """Has the tool so many seconds for a point? Then each point is recorded as tried once it is
+        through, and its time is not begun anew.
+        """
         return hasattr(self.tool, "seconds")
 
     def proving(self) -> Stage:
-        """Return the stage with its tool writing proof files, if it can: its name in the record stays."""
-        return dataclasses.replace(self, tool=dataclasses.replace(self.tool, proofs=True)) if hasattr(self.tool, "proofs") else self  # type: ignore[type-var]
+        """Return the stage with its tool writing proof files, if it can: its name in the record
+        stays.
+        """
+        if not hasattr(self.tool, "proofs"):
+            return self
+        tool: Any = self.tool
+        return dataclasses.replace(self, tool=dataclasses.replace(tool, proofs=True))
 
     @property
     def block(self) -> int:
-        """How many points are dealt at once; a block is recorded as tried only when all of it is."""
+        """How many points are dealt at once; a block is recorded as tried only when all of it
+        is.
+        """
         return _POINTS[self.kind]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order, cheapest first, and a limit in seconds (None: no limit), which ends a tool inside a block too.
+    """Stages in order, cheapest first, and a limit in seconds (None: no limit), which ends a tool
+    inside a block too.
 
-    `lower_share` bounds what certifiers may take that prove nothing: that share of the processor time of the
-    attacks, a few seconds at least. None: whatever they take. `next_step` is the command (without the word
-    calipers) that would settle more of what this plan leaves open; reports pass it on.
+    `lower_share` bounds what certifiers may take that prove nothing: that share of the processor
+    time of the attacks, a few seconds at least. None: whatever they take. `next_step` is the
+    command (without the word calipers) that would settle more of what this plan leaves open;
+    reports pass it on.
     """
 
     name: str

@@ -1,20 +1,22 @@
-"""Which attacks are worth their time on this network? Families of attacks side by side: all tried on a sample, the quickest first, the useless left out.
+"""Which attacks are worth their time on this network? Families of attacks side by side: all tried
+on a sample, the quickest first, the useless left out.
 
-No family of attacks is the strongest everywhere: ascents are blind where gradients vanish far inside a
-region, searches for the nearest example where a boundary is ragged, both where scores alone lead on. First
-each family is tried on the same few random points: how many it breaks per second is its place in the order.
-Then each has its turn on what those before have left: tried on a sample of it, and run on all of it where it
-breaks any of the sample. A family that breaks none is left out, and the record says how many it may have
-missed; a stage without an audit is run on all in any case. A family may have several stages, the quick one
-first: those after it follow where it was of use, or where few points are left. Families that wait come last,
-in the plan's order. Stages for near misses look at a few points whose nearest known example lies hardly
-beyond the radius, at all such where that breaks any, and at no others. Such a further look, for which nothing
-speaks yet, takes at most as long as all that came before it: on a large network it would take hours.
+No family of attacks is the strongest everywhere: ascents are blind where gradients vanish far
+inside a region, searches for the nearest example where a boundary is ragged, both where scores
+alone lead on. First each family is tried on the same few random points: how many it breaks per
+second is its place in the order. Then each has its turn on what those before have left: tried on a
+sample of it, and run on all of it where it breaks any of the sample. A family that breaks none is
+left out, and the record says how many it may have missed; a stage without an audit is run on all in
+any case. A family may have several stages, the quick one first: those after it follow where it was
+of use, or where few points are left. Families that wait come last, in the plan's order. Stages for
+near misses look at a few points whose nearest known example lies hardly beyond the radius, at all
+such where that breaks any, and at no others. Such a further look, for which nothing speaks yet,
+takes at most as long as all that came before it: on a large network it would take hours.
 
-The sample: as many random points as the stage's audit says, and eight more that came nearest to falling so
-far, by what the record holds. Only the random ones count for what may have been missed. Seconds are the
-process's own, so that a busy machine does not turn the order round; they are decided once and kept in the
-record, so that a resumed run deals the same blocks in the same order.
+The sample: as many random points as the stage's audit says, and eight more that came nearest to
+falling so far, by what the record holds. Only the random ones count for what may have been missed.
+Seconds are the process's own, so that a busy machine does not turn the order round; they are
+decided once and kept in the record, so that a resumed run deals the same blocks in the same order.
 """
 
 from __future__ import annotations
@@ -34,25 +36,29 @@ from calipers.record.evidence import Evidence
 
 _FIRST = 8  # random points that every family is tried on for its place in the order
 _FEW = 3 * _FIRST  # where no more are left, the plan's own order will do
-_NEARER = 0.003  # of the distance, on average over a sample: where a search for the nearest gains less, it is not run on all
+# of the distance, on average over a sample: where a search for the nearest gains less, it is not
+# run on all
+_NEARER = 0.003
 _LEAST = 10.0  # seconds that every further look may take
 _DEALT = 0.02  # of the seconds in the record: a process that spent less did not do the work itself
 
 
 Counts = Callable[[str, int], bool]
-"""(tool, place) -> whether what the tool found there counts by now: a record may hold more than this run has come to."""
+"""(tool, place) -> whether what the tool found there counts by now: a record may hold more than
+this run has come to.
+"""
 
 
 @dataclass(frozen=True)
 class Table:
     """What a run lets its families of attacks see and do. Places are those of the problem's points.
 
-    `known` is all evidence, as it grows, `before` what counts of earlier stages, `attacks` the names of all
-    attacks of the plan. `open` says which places evidence leaves open, `deal` runs a stage on places (False
-    when the time is up), `broken` counts those of them that this very tool has broken, `drawn` puts places in
-    a random order in which that of two does not depend on the others, `decide` makes a decision or repeats
-    it, `told` hears which stage begins on how many points, `missed` that one broke none of a sample and was
-    not run on the rest.
+    `known` is all evidence, as it grows, `before` what counts of earlier stages, `attacks` the
+    names of all attacks of the plan. `open` says which places evidence leaves open, `deal` runs a
+    stage on places (False when the time is up), `broken` counts those of them that this very tool
+    has broken, `drawn` puts places in a random order in which that of two does not depend on the
+    others, `decide` makes a decision or repeats it, `told` hears which stage begins on how many
+    points, `missed` that one broke none of a sample and was not run on the rest.
     """
 
     names: Sequence[str]
@@ -76,10 +82,16 @@ class Table:
     def seconds(self, stage: Stage, places: list[int]) -> float:
         """Return how long a tool took for the places by the record, waiting included."""
         names = {self.names[i] for i in places}
-        return sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool == stage.name and e.point in names)
+        return sum(
+            e.seconds
+            for e in self.known
+            if e.kind == "attempt" and e.tool == stage.name and e.point in names
+        )
 
     def shares(self, counts: Counts) -> NDArray[np.float64]:
-        """Return how far the nearest known example of every point is, as a share of the radius asked: infinite where none is known."""
+        """Return how far the nearest known example of every point is, as a share of the radius
+        asked: infinite where none is known.
+        """
         upper = Bracket.of(self.names, self.facts(counts)).upper
         return np.divide(upper, self.radii, out=np.full_like(upper, np.inf), where=self.radii > 0)
 
@@ -88,18 +100,30 @@ class Table:
         return sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool in self.attacks)
 
     def nearest(self, places: list[int], counts: Counts) -> list[int]:
-        """Return the places by their better rank of two: the lowest margin above 0 that an attack came to, and the nearest example beyond the radius."""
+        """Return the places by their better rank of two: the lowest margin above 0 that an attack
+        came to, and the nearest example beyond the radius.
+        """
         margin, at = np.full(len(self.names), np.inf), np.array(places)
         share, place = self.shares(counts), {name: i for i, name in enumerate(self.names)}
         for e in self.facts(counts):
             if e.kind == "attempt" and e.margin > 0 and e.tool in self.attacks:
                 margin[place[e.point]] = min(margin[place[e.point]], e.margin)
-        rank = np.minimum(*(value[at].argsort(kind="stable").argsort() for value in (margin, share)))
+        rank = np.minimum(
+            *(value[at].argsort(kind="stable").argsort() for value in (margin, share))
+        )
         return [places[i] for i in rank.argsort(kind="stable")]
 
 
-def gains(names: Sequence[str], known: list[Evidence], stage: Stage, places: list[int], asked: NDArray[np.float64]) -> bool:
-    """Is a search for the nearest examples worth its time on all points, going by how much nearer it came on these than the distances asked about?"""
+def gains(
+    names: Sequence[str],
+    known: list[Evidence],
+    stage: Stage,
+    places: list[int],
+    asked: NDArray[np.float64],
+) -> bool:
+    """Is a search for the nearest examples worth its time on all points, going by how much nearer
+    it came on these than the distances asked about?
+    """
     found = Bracket.of(names, [e for e in known if e.tool == stage.name])
     if stage.kind == "certifier":
         return bool((found.lower[places] > 0).any())
@@ -108,21 +132,31 @@ def gains(names: Sequence[str], known: list[Evidence], stage: Stage, places: lis
 
 
 def aimed(stage: Stage) -> dict[str, str]:
-    """Return what an audit's fact says besides its counts: that distances were sought, where they were."""
+    """Return what an audit's fact says besides its counts: that distances were sought, where they
+    were.
+    """
     return {"aim": stage.aim} if stage.aim == "distance" else {}
 
 
 def parts(stages: Sequence[Stage]) -> list[list[int]]:
-    """Return the places of stages that belong together: families that follow each other are one part, any other stage is its own."""
+    """Return the places of stages that belong together: families that follow each other are one
+    part, any other stage is its own.
+    """
     grouped = groupby(range(len(stages)), key=lambda k: -1 if stages[k].family else k)
     return [list(ks) for _, ks in grouped]
 
 
 def in_turn(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Return the stages for a run that cannot audit attacks: of each family that does not wait the first one, and what has no audit, as plain stages."""
+    """Return the stages for a run that cannot audit attacks: of each family that does not wait the
+    first one, and what has no audit, as plain stages.
+    """
     firsts = {stage.family: stage for stage in reversed(stages) if stage.family and not stage.waits}
     wanted = [stage for stage in stages if stage.near is None]
-    kept = [stage for stage in wanted if stage.kind == "certifier" or stage.audit is None or stage is firsts.get(stage.family)]
+    kept = [
+        stage
+        for stage in wanted
+        if stage.kind == "certifier" or stage.audit is None or stage is firsts.get(stage.family)
+    ]
     return tuple(replace(stage, audit=None, family="") for stage in kept)
 
 
@@ -142,12 +176,21 @@ class Portfolio:
 
     def run(self) -> bool:
         """Give each family its turn; False when the time is up."""
-        families = {stage.family: [s for s in self.stages if s.family == stage.family] for stage in self.stages}
+        families = {
+            stage.family: [s for s in self.stages if s.family == stage.family]
+            for stage in self.stages
+        }
         order = self._order([stages[0] for stages in families.values()])
-        return order is not None and all(self._turn(stage, stage is families[stage.family][0]) for first in order for stage in families[first.family])
+        return order is not None and all(
+            self._turn(stage, stage is families[stage.family][0])
+            for first in order
+            for stage in families[first.family]
+        )
 
     def _order(self, firsts: list[Stage]) -> list[Stage] | None:
-        """Return each family's first stage, by how many of the first sample it breaks per second, those that wait last; None when the time is up."""
+        """Return each family's first stage, by how many of the first sample it breaks per second,
+        those that wait last; None when the time is up.
+        """
         left, rates = self._open(), dict[str, float]()
         if len(left) > _FEW:
             sample = sorted(self.table.drawn(left)[:_FIRST])
@@ -157,20 +200,30 @@ class Portfolio:
                     continue
                 if not self._deal(stage, sample):
                     return None
-                rates[stage.name] = self.table.broken(stage, sample) / max(self._seconds(stage, sample, self.clock() - begun), 1e-6)
+                rates[stage.name] = self.table.broken(stage, sample) / max(
+                    self._seconds(stage, sample, self.clock() - begun), 1e-6
+                )
         return sorted(firsts, key=lambda stage: (stage.waits, -rates.get(stage.name, 0.0)))
 
     def _turn(self, stage: Stage, first: bool) -> bool:
-        """Try a stage on a sample of what is left, and on the rest where it is of use; False when the time is up."""
+        """Try a stage on a sample of what is left, and on the rest where it is of use; False when
+        the time is up.
+        """
         left = self._open()
-        if not left or not (first or not stage.audit or stage.family in self.useful or len(left) <= _FEW):
+        if not left or not (
+            first or not stage.audit or stage.family in self.useful or len(left) <= _FEW
+        ):
             return True
         if stage.audit is None:
             return self._deal(stage, left)
         close, drawn = self._close(stage, left), self.table.drawn(left)
         chosen, rest = drawn[: stage.audit], close.difference(drawn[: stage.audit])
         near = [i for i in self.table.nearest(left, self._counts) if i in rest][:_FIRST]
-        deal = self._deal if stage.audit and (first or stage.family in self.useful) else self._looked_again
+        deal = (
+            self._deal
+            if stage.audit and (first or stage.family in self.useful)
+            else self._looked_again
+        )
         if not deal(stage, sorted(chosen + near)):
             return False
         self.useful.discard(stage.family)
@@ -181,11 +234,19 @@ class Portfolio:
             wanted = set(left) if self.table.broken(stage, far) else close
         others, tried = set(left) - wanted, {"tried": chosen, "near": near}
         if stage.audit and not others.issubset(chosen + near):
-            self.table.missed(stage, {"open": len(others), **{key: len(others.intersection(places)) for key, places in tried.items()}})
+            self.table.missed(
+                stage,
+                {
+                    "open": len(others),
+                    **{key: len(others.intersection(places)) for key, places in tried.items()},
+                },
+            )
         return self._deal(stage, [i for i in self._open() if i in wanted])
 
     def _looked_again(self, stage: Stage, places: list[int]) -> bool:
-        """Deal a stage that nothing speaks for: it may take as long as all that came before it, and some seconds at least."""
+        """Deal a stage that nothing speaks for: it may take as long as all that came before it, and
+        some seconds at least.
+        """
         limit = Limit(self.clock, np.inf)
 
         def end() -> str:
@@ -205,7 +266,9 @@ class Portfolio:
         return True
 
     def _close(self, stage: Stage, left: list[int]) -> set[int]:
-        """Return the places whose nearest known example is near enough for the stage; where none is known, nobody may have looked for it."""
+        """Return the places whose nearest known example is near enough for the stage; where none is
+        known, nobody may have looked for it.
+        """
         if stage.near is None:
             return set(left)
         share = self.table.shares(self._counts)
@@ -215,7 +278,8 @@ class Portfolio:
         """Return how long a stage took for the sample: once decided, always the same."""
 
         def seconds() -> float:
-            # Where the run was stopped just after the sample, it was not dealt again now: what the record says stands for it.
+            # Where the run was stopped just after the sample, it was not dealt again now: what the
+            # record says stands for it.
             recorded = self.table.seconds(stage, sample)
             return spent if spent > _DEALT * recorded else recorded
 

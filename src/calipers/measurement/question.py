@@ -1,4 +1,6 @@
-"""How does the record keep a question? Who was asked about what, and the circumstances of the run."""
+"""How does the record keep a question? Who was asked about what, and the circumstances of the
+run.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) 
         **({"no_float64": model.no_float64} if model.no_float64 else {}),
         **extra,
     }
-    return Question(problem.fingerprint(), str(facts.get("title", type(model.module).__name__)), facts)
+    return Question(
+        problem.fingerprint(), str(facts.get("title", type(model.module).__name__)), facts
+    )
 
 
 def _goal_text(problem: Problem) -> str:
@@ -57,7 +61,11 @@ def _goal_text(problem: Problem) -> str:
 
 
 def _plain(end: float | Tensor) -> float | str:
-    return float(end) if not isinstance(end, Tensor) or end.numel() == 1 else f"{float(end.min()):g}..{float(end.max()):g} by feature"
+    return (
+        float(end)
+        if not isinstance(end, Tensor) or end.numel() == 1
+        else f"{float(end.min()):g}..{float(end.max()):g} by feature"
+    )
 
 
 def _one_or_range(radii: Tensor) -> float | list[float]:
@@ -66,7 +74,9 @@ def _one_or_range(radii: Tensor) -> float | list[float]:
 
 
 def _version() -> str:
-    """Return the installed version; code run from a source tree that was never installed has none."""
+    """Return the installed version; code run from a source tree that was never installed has
+    none.
+    """
     try:
         return metadata.version("calipers")
     except metadata.PackageNotFoundError:

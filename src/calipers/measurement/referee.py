@@ -1,4 +1,6 @@
-"""What may enter the record? Only what the referee has seen for itself: it runs the model, checks membership and measures distances. Tools only propose."""
+"""What may enter the record? Only what the referee has seen for itself: it runs the model, checks
+membership and measures distances. Tools only propose.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from calipers.problem.tools import Attempt, Claim
 from calipers.record.evidence import Evidence
 
 CLEAN = "clean prediction"
-_SPOT_CHECKS = 4  # random points inside each claimed region; a claim that fails one is wrong beyond doubt
+_SPOT_CHECKS = (
+    4  # random points inside each claimed region; a claim that fails one is wrong beyond doubt
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,17 @@ class Ruling:
 
 
 class Referee:
-    """Admits evidence about one problem. Distances are float64 in native units; comparisons are exact."""
+    """Admits evidence about one problem. Distances are float64 in native units; comparisons are
+    exact.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
     def open(self, index: Tensor) -> list[Evidence]:
-        """Return the model's answer at the points themselves: clean facts, witnesses at distance 0 where it is wrong, and points that cannot be measured."""
+        """Return the model's answer at the points themselves: clean facts, witnesses at distance 0
+        where it is wrong, and points that cannot be measured.
+        """
         part = self.problem.take(index)
         x = part.x.nan_to_num(0.0)
         if part.classifier.draws:
@@ -43,7 +51,11 @@ class Referee:
             wrong = is_adversarial(worst)
         else:
             logits, exact = part.classifier.logits(x), part.classifier.logits64(x)
-            worst, answer, finite = part.goal.worst(part.margins(logits)), logits.argmax(1), logits.isfinite().all(1)
+            worst, answer, finite = (
+                part.goal.worst(part.margins(logits)),
+                logits.argmax(1),
+                logits.isfinite().all(1),
+            )
             wrong = is_adversarial(worst) | is_adversarial(part.goal.worst(part.margins(exact)))
         facts = []
         for i, name in enumerate(part.names):
@@ -51,16 +63,38 @@ class Referee:
             if reason:
                 facts.append(Evidence(name, "invalid", CLEAN, note=reason))
                 continue
-            facts.append(Evidence(name, "clean", CLEAN, 0.0, float(worst[i]), prediction=int(answer[i]), forwards=1))
+            facts.append(
+                Evidence(
+                    name,
+                    "clean",
+                    CLEAN,
+                    0.0,
+                    float(worst[i]),
+                    prediction=int(answer[i]),
+                    forwards=1,
+                )
+            )
             if bool(wrong[i]):
-                facts.append(Evidence(name, "witness", CLEAN, 0.0, float(worst[i]), prediction=int(answer[i]), array=part.x[i].cpu().numpy()))
+                facts.append(
+                    Evidence(
+                        name,
+                        "witness",
+                        CLEAN,
+                        0.0,
+                        float(worst[i]),
+                        prediction=int(answer[i]),
+                        array=part.x[i].cpu().numpy(),
+                    )
+                )
         return facts
 
     def attempt(self, attempt: Attempt, index: Tensor, tool: str, seconds: float) -> Ruling:
-        """Rule on candidates; `index` maps the tool's places to the problem's. A candidate that is no witness leaves only the note that it was tried.
+        """Rule on candidates; `index` maps the tool's places to the problem's. A candidate that is
+        no witness leaves only the note that it was tried.
 
-        A witness is finite, inside the box, equal to its point where the mask says so, and misclassified by the model in a batch, alone, and in
-        float64; a random model in at least half of its declared fresh draws. Its distance says for which radii it counts.
+        A witness is finite, inside the box, equal to its point where the mask says so, and
+        misclassified by the model in a batch, alone, and in float64; a random model in at least
+        half of its declared fresh draws. Its distance says for which radii it counts.
         """
         part = self.problem.take(index[attempt.index])
         points = attempt.candidate.to(part.x)
@@ -70,11 +104,34 @@ class Referee:
         share = seconds / max(1, len(part))
         facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
         for i, name in enumerate(part.names):
-            note = Evidence(name, "attempt", tool, asked[i], float(worst[i]), prediction=int(answer[i]), seconds=share)
-            tried.append(dataclasses.replace(note, forwards=int(attempt.forwards[i]), backwards=int(attempt.backwards[i])))
+            note = Evidence(
+                name,
+                "attempt",
+                tool,
+                asked[i],
+                float(worst[i]),
+                prediction=int(answer[i]),
+                seconds=share,
+            )
+            tried.append(
+                dataclasses.replace(
+                    note, forwards=int(attempt.forwards[i]), backwards=int(attempt.backwards[i])
+                )
+            )
             if bool(good[i]):
                 array = points[i].cpu().numpy()
-                facts.append(Evidence(name, "witness", tool, float(distance[i]), float(worst[i]), "replayed", int(answer[i]), array=array))
+                facts.append(
+                    Evidence(
+                        name,
+                        "witness",
+                        tool,
+                        float(distance[i]),
+                        float(worst[i]),
+                        "replayed",
+                        int(answer[i]),
+                        array=array,
+                    )
+                )
         return Ruling(tuple(facts), tuple(tried))
 
     def _misclassified(self, part: Problem, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,12 +142,17 @@ class Referee:
         return part.fooled(points)
 
     def claim(self, claim: Claim, index: Tensor, tool: str, seconds: float, seed: int) -> Ruling:
-        """Rule on claims: each must be about a point the model gets right, and survive random points of its own region (`Contradiction` otherwise).
+        """Rule on claims: each must be about a point the model gets right, and survive random
+        points of its own region (`Contradiction` otherwise).
 
-        About a random model nothing is admitted (`UnsupportedOp`): what holds for one draw does not hold for the next.
+        About a random model nothing is admitted (`UnsupportedOp`): what holds for one draw does not
+        hold for the next.
         """
         if self.problem.classifier.draws:
-            raise UnsupportedOp(f"{tool} proves what holds for one function, but this model answers at random: attack it, or measure it without its randomness")
+            raise UnsupportedOp(
+                f"{tool} proves what holds for one function, but this model answers at random: "
+                "attack it, or measure it without its randomness"
+            )
         part = self.problem.take(index[claim.index])
         radius = claim.radius.to(part.x.device)
         proved = (radius > 0) & radius.isfinite() & (claim.margin.to(radius) > 0)
@@ -101,30 +163,52 @@ class Referee:
         for i, (name, proof) in enumerate(zip(part.names, proofs, strict=True)):
             margin = float(claim.margin[i])
             note = Evidence(name, "attempt", tool, asked[i], margin, claim.guarantee, seconds=share)
-            tried.append(dataclasses.replace(note, forwards=int(claim.forwards[i]), backwards=int(claim.backwards[i])))
+            tried.append(
+                dataclasses.replace(
+                    note, forwards=int(claim.forwards[i]), backwards=int(claim.backwards[i])
+                )
+            )
             if bool(proved[i]):
                 array = None if proof is None else np.frombuffer(proof, np.uint8)
-                facts.append(Evidence(name, "certificate", tool, float(radius[i]), margin, claim.guarantee, array=array))
+                facts.append(
+                    Evidence(
+                        name,
+                        "certificate",
+                        tool,
+                        float(radius[i]),
+                        margin,
+                        claim.guarantee,
+                        array=array,
+                    )
+                )
         return Ruling(tuple(facts), tuple(tried) if claim.final else ())
 
     def _spot_check(self, part: Problem, radius: Tensor, tool: str, seed: int) -> None:
         region = part.at(radius).region
         for k in range(_SPOT_CHECKS):
             points = part.x if k == 0 else region.snap(region.sample(part.streams(seed).fork(k)))
-            bad = is_adversarial(part.clearance(points)) & (radius > 0)  # a NaN is no robust answer either
+            # a NaN is no robust answer either
+            bad = is_adversarial(part.clearance(points)) & (radius > 0)
             if bool(bad.any()):
                 i = int(torch.nonzero(bad)[0])
                 raise Contradiction(
-                    f"point {part.names[i]}: {tool} certifies {float(radius[i]):.9g}, but a random point at distance "
-                    f"{float(region.distance(points)[i]):.9g} is adversarial. "
-                    "The certifier is wrong; nothing of this claim was recorded. Please report it with the model."
+                    f"point {part.names[i]}: {tool} certifies {float(radius[i]):.9g}, but a random "
+                    f"point at distance {float(region.distance(points)[i]):.9g} is adversarial. "
+                    "The certifier is wrong; nothing of this claim was recorded. Please report it "
+                    "with the model."
                 )
 
 
 def _by_vote(part: Problem, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return of a random model the median worst margin over fresh draws (N,), its most frequent answer, and whether all draws were finite."""
+    """Return of a random model the median worst margin over fresh draws (N,), its most frequent
+    answer, and whether all draws were finite.
+    """
     answers = part.classifier.ballot(points)
-    return median_worst(answers, part.y, part.goal), answers.argmax(2).mode(0).values, answers.isfinite().all(2).all(0)
+    return (
+        median_worst(answers, part.y, part.goal),
+        answers.argmax(2).mode(0).values,
+        answers.isfinite().all(2).all(0),
+    )
 
 
 def _cannot_measure(x: Tensor, finite: bool) -> str:

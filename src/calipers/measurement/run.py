@@ -1,7 +1,9 @@
-"""How does a measurement proceed? One loop: stage by stage, on the points that are still open, and everything admitted goes to the ledger at once.
+"""How does a measurement proceed? One loop: stage by stage, on the points that are still open, and
+everything admitted goes to the ledger at once.
 
-A stage deals its points in fixed blocks, chosen from what *earlier* stages left open. So a run that was killed and started again deals the same
-blocks, skips those recorded as tried, and ends with the same brackets; and a block that was cut short is simply done again.
+A stage deals its points in fixed blocks, chosen from what *earlier* stages left open. So a run that
+was killed and started again deals the same blocks, skips those recorded as tried, and ends with the
+same brackets; and a block that was cut short is simply done again.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Watch(Protocol):
         """A stage begins, with that many points to deal."""
 
     def progress(self, done: int, settled: int) -> None:
-        """`done` more points of the stage are through; `settled` points of the run have a verdict."""
+        """`done` more points of the stage are through; `settled` points of the run have a
+        verdict.
+        """
 
 
 class Silent:
@@ -69,22 +73,34 @@ def run(
     after: Collection[str] = (),
     clock: Callable[[], float] = time.process_time,
 ) -> bool:
-    """Carry out the plan, and return whether it came to its end (False: the time limit or Ctrl-C stopped it; what was admitted stands).
+    """Carry out the plan, and return whether it came to its end (False: the time limit or Ctrl-C
+    stopped it; what was admitted stands).
 
-    `clock` tells what both jaws have cost, where the plan bounds that. `after` names tools that will be asked when the plan is through: what they said in an
-    earlier pass decides nothing here, so that a run which is taken up proceeds as it did. Raises `Contradiction` as soon as a certificate stands above a
-    witness, and `RecordError` where the record is about another program of this name.
+    `clock` tells what both jaws have cost, where the plan bounds that. `after` names tools that
+    will be asked when the plan is through: what they said in an earlier pass decides nothing here,
+    so that a run which is taken up proceeds as it did. Raises `Contradiction` as soon as a
+    certificate stands above a witness, and `RecordError` where the record is about another program
+    of this name.
     """
     session = _Session(problem, plan, ledger, seed, watch or Silent(), clock, after)
     before = next((q.facts for q in ledger.questions() if q.fingerprint == session.fingerprint), {})
-    session.asked = question(problem, plan, seed, {**{key: before[key] for key in ("begun_anew",) if key in before}, **(facts or {})})
+    session.asked = question(
+        problem,
+        plan,
+        seed,
+        {**{key: before[key] for key in ("begun_anew",) if key in before}, **(facts or {})},
+    )
     acquaint(problem, session.asked.title, ledger)
     ledger.ask(session.asked, _points(problem))
-    limits = () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
+    limits = (
+        () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
+    )
     try:
         session.opening()
         with limited(*limits):
-            return all(session.part(ks) for ks in portfolio.parts(plan.stages)) and all(session.stage(k, last=True) for k in list(session.waiting))
+            return all(session.part(ks) for ks in portfolio.parts(plan.stages)) and all(
+                session.stage(k, last=True) for k in list(session.waiting)
+            )
     except KeyboardInterrupt:
         return False
     finally:
@@ -94,8 +110,23 @@ def run(
 class _Session:
     """The state of one run: what is known, and where the clock stands."""
 
-    def __init__(self, problem: Problem, plan: Plan, ledger: Ledger, seed: int, watch: Watch, clock: Callable[[], float], after: Collection[str]) -> None:
-        self.problem, self.plan, self.ledger, self.seed, self.watch = problem, plan, ledger, seed, watch
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        ledger: Ledger,
+        seed: int,
+        watch: Watch,
+        clock: Callable[[], float],
+        after: Collection[str],
+    ) -> None:
+        self.problem, self.plan, self.ledger, self.seed, self.watch = (
+            problem,
+            plan,
+            ledger,
+            seed,
+            watch,
+        )
         self.fingerprint = problem.fingerprint()
         self.place = {name: i for i, name in enumerate(problem.names)}
         self.referee = Referee(problem)
@@ -114,23 +145,36 @@ class _Session:
         self.turns: dict[int, Turn] = {}
 
     def decide(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return a decision in which the clock or a measured rate has a say: made once, kept in the record, and repeated by whoever resumes this run."""
+        """Return a decision in which the clock or a measured rate has a say: made once, kept in the
+        record, and repeated by whoever resumes this run.
+        """
         return self.ledger.decide(self.fingerprint, self.scope, key, make)
 
     def opening(self) -> None:
         """Ask the model about every point itself."""
-        self.known = Known(self.problem.names, self.radii, (e for e in self.ledger.evidence(self.fingerprint) if e.point in self.place))
+        self.known = Known(
+            self.problem.names,
+            self.radii,
+            (e for e in self.ledger.evidence(self.fingerprint) if e.point in self.place),
+        )
         seen = {e.point for e in self.known.facts if e.kind in ("clean", "invalid")}
         for block in torch.arange(len(self.problem)).split(_OPENING_BLOCK):
-            if any(self.problem.names[i] not in seen for i in block.tolist()):  # the whole block, cut short or not: rounding depends on who is in it
+            # the whole block, cut short or not: rounding depends on who is in it
+            if any(self.problem.names[i] not in seen for i in block.tolist()):
                 self._admit(self.referee.open(block.to(self.problem.x.device)))
         if self.purse is not None:
             attacks = {s.name for s in self.plan.stages if s.kind == "attack"}
-            self.purse.attacks = sum(e.seconds for e in self.known.facts if e.kind == "attempt" and e.tool in attacks)
-        self._note("gradients", self.decide("gradients", lambda: gradients(self.problem, self.seed)))
+            self.purse.attacks = sum(
+                e.seconds for e in self.known.facts if e.kind == "attempt" and e.tool in attacks
+            )
+        self._note(
+            "gradients", self.decide("gradients", lambda: gradients(self.problem, self.seed))
+        )
 
     def part(self, ks: list[int]) -> bool:
-        """Run one stage, or families of attacks that stand side by side; False when the time is up."""
+        """Run one stage, or families of attacks that stand side by side; False when the time is
+        up.
+        """
         stages = [self.plan.stages[k] for k in ks]
         if not stages[0].family:
             return self.stage(ks[0])
@@ -141,13 +185,19 @@ class _Session:
             known=self.known.facts,
             before=[e for e in self.known.facts if e.tool not in later],
             attacks={s.name for s in self.plan.stages if s.kind == "attack"},
-            open=lambda facts: self._todo(stages[0], Bracket.of(self.problem.names, facts), {e.point for e in facts if e.kind == "invalid"})[0],
+            open=lambda facts: self._todo(
+                stages[0],
+                Bracket.of(self.problem.names, facts),
+                {e.point for e in facts if e.kind == "invalid"},
+            )[0],
             deal=lambda stage, places: self._blocks(stage, places, self.radii),
             broken=lambda stage, places: self.known.settled_by(stage.name, places, self.radii),
             drawn=self._drawn,
             decide=lambda key, make: self.decide(f"{ks[0]} {key}", make),
             told=self.watch.stage,
-            missed=lambda stage, counts: self._note_of("audits", stage, {"kind": stage.kind, **counts}),
+            missed=lambda stage, counts: self._note_of(
+                "audits", stage, {"kind": stage.kind, **counts}
+            ),
         )
         begun = self.clock()
         in_time = portfolio.Portfolio(table, stages, self.clock).run()
@@ -157,7 +207,8 @@ class _Session:
         return in_time
 
     def stage(self, k: int, *, last: bool = False) -> bool:
-        """Run one stage on what earlier ones left open; False when the time is up. Without a graph the stages of the lower jaw are passed over.
+        """Run one stage on what earlier ones left open; False when the time is up. Without a graph
+        the stages of the lower jaw are passed over.
 
         `last`: the stage was put off, and has its turn now.
         """
@@ -181,7 +232,8 @@ class _Session:
             in_time = self._stage(k, stage, last=last)
         except (UnsupportedOp, CaptureError) as error:
             self.no_lower_jaw = True
-            if self.asked is not None and self.asked.facts.get("lower_jaw") != "available":  # another certifier may have had its say
+            # another certifier may have had its say
+            if self.asked is not None and self.asked.facts.get("lower_jaw") != "available":
                 self._note("lower_jaw", str(error))
             return True
         except ToolFailed as error:  # that tool is through, others have their say
@@ -195,7 +247,9 @@ class _Session:
         """Add a circumstance of this run to the question's facts."""
         assert self.asked is not None
         if self.asked.facts.get(key) != text:
-            self.asked = Question(self.asked.fingerprint, self.asked.title, {**self.asked.facts, key: text})
+            self.asked = Question(
+                self.asked.fingerprint, self.asked.title, {**self.asked.facts, key: text}
+            )
             self.ledger.ask(self.asked, ())
 
     def _stage(self, k: int, stage: Stage, *, last: bool) -> bool:
@@ -203,7 +257,11 @@ class _Session:
             return True
         later = self._later()
         before = [e for e in self.known.facts if e.tool not in later]
-        open_points, radii = self._todo(stage, Bracket.of(self.problem.names, before), {e.point for e in before if e.kind == "invalid"})
+        open_points, radii = self._todo(
+            stage,
+            Bracket.of(self.problem.names, before),
+            {e.point for e in before if e.kind == "invalid"},
+        )
         self.watch.stage(stage.name, len(open_points))
         if stage.kind == "certifier" and self.purse is not None and open_points:
             return self._turn(k, stage, open_points, radii, last=last)
@@ -215,12 +273,31 @@ class _Session:
         rest = sorted(set(open_points) - set(sample))
         if self._gained(stage, sample, radii):
             return self._blocks(stage, rest, radii)
-        self._note_of("audits", stage, {"kind": stage.kind, "open": len(open_points), "tried": len(sample), **portfolio.aimed(stage)})
+        self._note_of(
+            "audits",
+            stage,
+            {
+                "kind": stage.kind,
+                "open": len(open_points),
+                "tried": len(sample),
+                **portfolio.aimed(stage),
+            },
+        )
         self.watch.progress(len(rest), self.known.settled)
         return True
 
-    def _turn(self, k: int, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]], *, last: bool) -> bool:
-        """Let a certifier do what its share of the time allows; where more of it may help later, the stage is put off."""
+    def _turn(
+        self,
+        k: int,
+        stage: Stage,
+        places: list[int],
+        radii: np.ndarray[tuple[int], np.dtype[np.float64]],
+        *,
+        last: bool,
+    ) -> bool:
+        """Let a certifier do what its share of the time allows; where more of it may help later,
+        the stage is put off.
+        """
         purse = self.purse
         assert purse is not None
 
@@ -245,34 +322,58 @@ class _Session:
             return True
         tried = len(places) - len(turn.left)
         if tried and turn.left and not turn.proved:
-            self._note_of("audits", stage, {"kind": stage.kind, "open": len(places), "tried": tried})
+            self._note_of(
+                "audits", stage, {"kind": stage.kind, "open": len(places), "tried": tried}
+            )
         if turn.left and turn.end != "nothing":
             self._note_of("not_run", stage, turn.fact(len(places)))
         self.watch.progress(len(turn.left), self.known.settled)
         return True
 
-    def _forecast(self, k: int, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Forecast | None:
-        """Return what the stage's tool says it will cost, asked once about the first point; None where it cannot say."""
+    def _forecast(
+        self,
+        k: int,
+        stage: Stage,
+        places: list[int],
+        radii: np.ndarray[tuple[int], np.dtype[np.float64]],
+    ) -> Forecast | None:
+        """Return what the stage's tool says it will cost, asked once about the first point; None
+        where it cannot say.
+        """
         if k not in self.forecasts:
             place = self._sample(places, 1)
-            part = self.problem.take(torch.tensor(place, device=self.problem.x.device)).at(torch.as_tensor(radii[place], dtype=torch.float64))
-            self.forecasts[k] = stage.tool.forecast(part) if isinstance(stage.tool, Foreseeing) else None
+            part = self.problem.take(torch.tensor(place, device=self.problem.x.device)).at(
+                torch.as_tensor(radii[place], dtype=torch.float64)
+            )
+            self.forecasts[k] = (
+                stage.tool.forecast(part) if isinstance(stage.tool, Foreseeing) else None
+            )
         return self.forecasts[k]
 
-    def _proved(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
-        """Did this very tool settle any of the points, or where distances are sought narrow any bracket?"""
+    def _proved(
+        self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
+    ) -> bool:
+        """Did this very tool settle any of the points, or where distances are sought narrow any
+        bracket?
+        """
         if stage.aim == "verdict":
             return self.known.settled_by(stage.name, places, radii) > 0
         return self.known.narrowed_by(stage.name, places)
 
-    def _gained(self, stage: Stage, sample: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
+    def _gained(
+        self, stage: Stage, sample: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
+    ) -> bool:
         """Is a stage worth its time on all points, going by a sample?"""
         if stage.aim == "distance":
             return portfolio.gains(self.problem.names, self.known.facts, stage, sample, radii)
         return self._proved(stage, sample, radii)
 
-    def _blocks(self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
-        """Deal the points in blocks, those recorded as tried left out; where the time is up in between, `OutOfTime` passes through here."""
+    def _blocks(
+        self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
+    ) -> bool:
+        """Deal the points in blocks, those recorded as tried left out; where the time is up in
+        between, `OutOfTime` passes through here.
+        """
         tried = self.known.tried(stage.name)
         for start in range(0, len(places), stage.block):
             block = places[start : start + stage.block]
@@ -287,19 +388,29 @@ class _Session:
         return True
 
     def _begin_time(self, stage: Stage) -> None:
-        """Note where a tool whose time is limited was at work in another process before: its time begins anew, which no record can undo."""
+        """Note where a tool whose time is limited was at work in another process before: its time
+        begins anew, which no record can undo.
+        """
         if self.decide(f"first at work: {stage.name}", lambda: self.process) != self.process:
             assert self.asked is not None
             held = self.asked.facts.get("begun_anew")
-            self._note("begun_anew", sorted({*(held if isinstance(held, list) else []), stage.name}))
+            self._note(
+                "begun_anew", sorted({*(held if isinstance(held, list) else []), stage.name})
+            )
 
     def _sample(self, places: list[int], count: int) -> list[int]:
         """Return `count` random places, in order."""
         return sorted(self._drawn(places)[:count])
 
     def _drawn(self, places: list[int]) -> list[int]:
-        """Return the places in random order: each point's own stream says how early it is drawn, whatever others there are."""
-        draw = self.problem.streams(self.seed).take(torch.tensor(places, device=self.problem.x.device)).uniform(1, torch.float64)[:, 0]
+        """Return the places in random order: each point's own stream says how early it is drawn,
+        whatever others there are.
+        """
+        draw = (
+            self.problem.streams(self.seed)
+            .take(torch.tensor(places, device=self.problem.x.device))
+            .uniform(1, torch.float64)[:, 0]
+        )
         return [places[i] for i in draw.argsort().tolist()]
 
     def _note_of(self, key: str, stage: Stage, fact: dict[str, object]) -> None:
@@ -308,18 +419,38 @@ class _Session:
         held = self.asked.facts.get(key)
         self._note(key, {**(held if isinstance(held, dict) else {}), stage.name: fact})
 
-    def _todo(self, stage: Stage, bracket: Bracket, invalid: set[str]) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        """Return the places a stage is for, and the radius to ask at each: the known witness's distance is where a search for a distance begins."""
+    def _todo(
+        self, stage: Stage, bracket: Bracket, invalid: set[str]
+    ) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        """Return the places a stage is for, and the radius to ask at each: the known witness's
+        distance is where a search for a distance begins.
+        """
         verdicts = bracket.verdicts(self.radii)
         usable = [name not in invalid for name in self.problem.names]
         if stage.aim == "verdict":
-            return [i for i, v in enumerate(verdicts) if v == "unknown" and usable[i] and self.radii[i] > 0], self.radii
-        start = bracket.upper if stage.kind == "attack" else self.problem.threat.below(bracket.upper, bracket.lower)
-        done = met(bracket, self.problem.threat, self.problem.threat.widest(self.problem.x).cpu().numpy())
-        return [i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i] and not done[i]], np.where(np.isfinite(bracket.upper), start, self.radii)
+            return [
+                i
+                for i, v in enumerate(verdicts)
+                if v == "unknown" and usable[i] and self.radii[i] > 0
+            ], self.radii
+        start = (
+            bracket.upper
+            if stage.kind == "attack"
+            else self.problem.threat.below(bracket.upper, bracket.lower)
+        )
+        done = met(
+            bracket, self.problem.threat, self.problem.threat.widest(self.problem.x).cpu().numpy()
+        )
+        return [
+            i for i in range(len(verdicts)) if bracket.upper[i] > 0 and usable[i] and not done[i]
+        ], np.where(np.isfinite(bracket.upper), start, self.radii)
 
-    def _deal(self, stage: Stage, block: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
-        """Run the tool on one block; witnesses and certificates are recorded as they come, that the block was tried only at its end."""
+    def _deal(
+        self, stage: Stage, block: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
+    ) -> None:
+        """Run the tool on one block; witnesses and certificates are recorded as they come, that the
+        block was tried only at its end.
+        """
         index = torch.tensor(block, dtype=torch.long, device=self.problem.x.device)
         part = self.problem.take(index).at(torch.as_tensor(radii, dtype=torch.float64))
         asked = dict(zip(part.names, part.threat.radii(len(part)).tolist(), strict=True))
@@ -339,7 +470,9 @@ class _Session:
         self._finish(tried, found)
 
     def _finish(self, tried: Sequence[Evidence], found: Sequence[Evidence]) -> None:
-        """Record that a tool has come to its end at some points, and pass over what an interrupted pass had found there and this one did not."""
+        """Record that a tool has come to its end at some points, and pass over what an interrupted
+        pass had found there and this one did not.
+        """
         self.known.finish(self.ledger.finish(self.fingerprint, tried, found), tried)
 
     def _admit(self, facts: Sequence[Evidence]) -> None:
@@ -349,14 +482,27 @@ class _Session:
             self.purse.proved()
 
 
-def scope_of(plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+def scope_of(
+    plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> str:
     """Return a name for runs that proceed alike: the same stages, seed, points and radii."""
-    told = repr(([(s.name, s.aim, s.audit, s.family, s.waits, s.near) for s in plan.stages], plan.lower_share, seed, tuple(names))).encode()
+    told = repr(
+        (
+            [(s.name, s.aim, s.audit, s.family, s.waits, s.near) for s in plan.stages],
+            plan.lower_share,
+            seed,
+            tuple(names),
+        )
+    ).encode()
     return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
 
 
 def _points(problem: Problem) -> list[Point]:
-    arrays, labels, radii = problem.x.detach().cpu().numpy(), problem.y.tolist(), problem.threat.radii(len(problem)).tolist()
+    arrays, labels, radii = (
+        problem.x.detach().cpu().numpy(),
+        problem.y.tolist(),
+        problem.threat.radii(len(problem)).tolist(),
+    )
     return [Point(name, i, labels[i], radii[i], arrays[i]) for i, name in enumerate(problem.names)]
 
 

@@ -1,4 +1,6 @@
-"""How robust is the model at many radii? One record for all: an example found counts at every larger radius, a certificate at every smaller one."""
+"""How robust is the model at many radii? One record for all: an example found counts at every
+larger radius, a certificate at every smaller one.
+"""
 
 from __future__ import annotations
 
@@ -34,42 +36,77 @@ def sweep(
     watch: Watch | None = None,
     facts: dict[str, object] | None = None,
 ) -> bool:
-    """Carry out the plan's stages for verdicts at every radius that can still tell something new, and return whether it came to its end.
+    """Carry out the plan's stages for verdicts at every radius that can still tell something new,
+    and return whether it came to its end.
 
-    Each point is asked at the middle of the radii where its verdict is open, and so on in the halves: settled there, it is settled on one whole side. Where it
-    stays open, attacks are only tried at larger radii and certifiers at smaller ones: what they could not do inside a smaller ball, or for a larger one, is
-    not to be had from them. So a point costs about log2(R) + 1 visits of the plan, not R. Stages that look for distances are left out, but where the plan
-    has no others it is carried out once. An audit bounds what is missed at one radius: here audited certifiers try all points, of families of attacks each
-    tries all with its first stage, and other audited attacks are left out.
-    The record shows the verdicts at the middle radius, and the rates at all of them.
-    A run that was stopped is taken up by the same call: what is settled is read from the record, what was tried is not tried again.
+    Each point is asked at the middle of the radii where its verdict is open, and so on in the
+    halves: settled there, it is settled on one whole side. Where it stays open, attacks are only
+    tried at larger radii and certifiers at smaller ones: what they could not do inside a smaller
+    ball, or for a larger one, is not to be had from them. So a point costs about log2(R) + 1 visits
+    of the plan, not R. Stages that look for distances are left out, but where the plan has no
+    others it is carried out once. An audit bounds what is missed at one radius: here audited
+    certifiers try all points, of families of attacks each tries all with its first stage, and other
+    audited attacks are left out. The record shows the verdicts at the middle radius, and the rates
+    at all of them. A run that was stopped is taken up by the same call: what is settled is read
+    from the record, what was tried is not tried again.
     """
     grid = checked(radii)
     shown = grid[len(grid) // 2]
     stages = in_turn([s for s in plan.stages if s.aim == "verdict"])
-    extra = {**(facts or {}), "radii": list(grid), "plan": [plan.name, *(s.name for s in stages or plan.stages)]}
-    scope = "sweep " + scope_of(dataclasses.replace(plan, stages=stages), seed, problem.names, np.asarray(grid))
+    extra = {
+        **(facts or {}),
+        "radii": list(grid),
+        "plan": [plan.name, *(s.name for s in stages or plan.stages)],
+    }
+    scope = "sweep " + scope_of(
+        dataclasses.replace(plan, stages=stages), seed, problem.names, np.asarray(grid)
+    )
     state = _Sweep(problem, ledger, np.asarray(grid), stages, scope)
     began, finished = time.monotonic(), True
     try:
-        # Every point gets its place in the record, and is asked itself, before parts of them are dealt with.
-        finished = run(problem.at(shown), dataclasses.replace(plan, stages=() if stages else plan.stages), ledger, seed=seed, watch=watch, facts=extra)
+        # Every point gets its place in the record, and is asked itself, before parts of them are
+        # dealt with.
+        finished = run(
+            problem.at(shown),
+            dataclasses.replace(plan, stages=() if stages else plan.stages),
+            ledger,
+            seed=seed,
+            watch=watch,
+            facts=extra,
+        )
         while finished and (parts := state.next()):
             for part in parts:
                 left = None if plan.seconds is None else plan.seconds - (time.monotonic() - began)
-                finished = finished and (left is None or left > 0) and state.visit(part, dataclasses.replace(plan, seconds=left), seed, watch, extra)
+                finished = (
+                    finished
+                    and (left is None or left > 0)
+                    and state.visit(
+                        part, dataclasses.replace(plan, seconds=left), seed, watch, extra
+                    )
+                )
     except KeyboardInterrupt:  # between two runs
         finished = False
     finally:
-        run(problem.at(shown), dataclasses.replace(plan, stages=()), ledger, seed=seed, facts={**extra, **state.notes()})
+        run(
+            problem.at(shown),
+            dataclasses.replace(plan, stages=()),
+            ledger,
+            seed=seed,
+            facts={**extra, **state.notes()},
+        )
     return finished
 
 
 def checked(radii: Sequence[float]) -> tuple[float, ...]:
-    """Return the radii in rising order, each once; raises `BadInput` unless there is one, and all are finite and above 0."""
+    """Return the radii in rising order, each once; raises `BadInput` unless there is one, and all
+    are finite and above 0.
+    """
     grid = tuple(sorted({float(r) for r in radii}))
     if not grid or not all(math.isfinite(r) and r > 0 for r in grid):
-        raise BadInput(f"a curve needs one radius or more, finite and above 0, in the data's own units (radius 0 is the clean accuracy); got {list(radii)}")
+        raise BadInput(
+            "a curve needs one radius or more, finite and above 0, in the data's own units "
+            f"(radius 0 is the clean accuracy); got {list(radii)}"
+        )
     return grid
 
 
@@ -86,58 +123,125 @@ class _Part:
 class _Sweep:
     """Which jaw has nothing more to say in which cell?"""
 
-    def __init__(self, problem: Problem, ledger: Ledger, grid: NDArray[np.float64], stages: tuple[Stage, ...], scope: str) -> None:
-        self.problem, self.ledger, self.grid, self.stages, self.scope = problem, ledger, grid, stages, scope
+    def __init__(
+        self,
+        problem: Problem,
+        ledger: Ledger,
+        grid: NDArray[np.float64],
+        stages: tuple[Stage, ...],
+        scope: str,
+    ) -> None:
+        self.problem, self.ledger, self.grid, self.stages, self.scope = (
+            problem,
+            ledger,
+            grid,
+            stages,
+            scope,
+        )
         self.fingerprint, self.round = problem.fingerprint(), 0
-        self.jaws = {kind: tuple(s for s in stages if s.kind == kind) for kind in ("attack", "certifier")}
-        self.spent = {kind: np.full((len(problem), len(grid)), not jaw) for kind, jaw in self.jaws.items()}
+        self.jaws = {
+            kind: tuple(s for s in stages if s.kind == kind) for kind in ("attack", "certifier")
+        }
+        self.spent = {
+            kind: np.full((len(problem), len(grid)), not jaw) for kind, jaw in self.jaws.items()
+        }
         self._remember()
-        held = self._decided("start", lambda: {kind: np.packbits(cells).tobytes().hex() for kind, cells in self.spent.items()})
+        held = self._decided(
+            "start",
+            lambda: {
+                kind: np.packbits(cells).tobytes().hex() for kind, cells in self.spent.items()
+            },
+        )
         for kind, bits in held.items():
-            cells = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=self.spent[kind].size)
+            cells = np.unpackbits(
+                np.frombuffer(bytes.fromhex(bits), np.uint8), count=self.spent[kind].size
+            )
             self.spent[kind] = cells.astype(bool).reshape(self.spent[kind].shape)
 
     def _decided(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return what was decided in this sweep before it was cut short, or decide it now: a sweep taken up again makes the same visits in the same company."""
+        """Return what was decided in this sweep before it was cut short, or decide it now: a sweep
+        taken up again makes the same visits in the same company.
+        """
         return self.ledger.decide(self.fingerprint, self.scope, key, make)
 
     def next(self) -> list[_Part]:
-        """Return what to visit in the next round: both jaws where both can still tell something, else the one that can."""
+        """Return what to visit in the next round: both jaws where both can still tell something,
+        else the one that can.
+        """
         self.round += 1
         jaws = {"both": self.stages, **self.jaws}
-        told = self._decided(f"round {self.round}", lambda: [(jaw, places.tolist(), columns.tolist()) for jaw, places, columns in self._round()])
-        return [_Part(f"round {self.round}, {jaw}", jaws[jaw], np.asarray(places), np.asarray(columns)) for jaw, places, columns in told]
+        told = self._decided(
+            f"round {self.round}",
+            lambda: [
+                (jaw, places.tolist(), columns.tolist()) for jaw, places, columns in self._round()
+            ],
+        )
+        return [
+            _Part(f"round {self.round}, {jaw}", jaws[jaw], np.asarray(places), np.asarray(columns))
+            for jaw, places, columns in told
+        ]
 
     def _round(self) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
         open_cells = self._open()
         attack, certifier = (open_cells & ~self.spent[kind] for kind in ("attack", "certifier"))
         both = attack & certifier
         alone = ~both.any(1, keepdims=True)
-        for jaw, cells in (("both", both), ("attack", attack & alone), ("certifier", certifier & alone)):
+        for jaw, cells in (
+            ("both", both),
+            ("attack", attack & alone),
+            ("certifier", certifier & alone),
+        ):
             places = np.flatnonzero(cells.any(1))
             if len(places):
                 yield jaw, places, _middle(cells[places])
 
-    def visit(self, part: _Part, plan: Plan, seed: int, watch: Watch | None, facts: dict[str, object]) -> bool:
-        """Run the part's stages, and note for the points that stay open which radii need not be asked any more."""
-        asked = self.problem.take(torch.from_numpy(part.places)).at(torch.from_numpy(self.grid[part.columns]))
+    def visit(
+        self, part: _Part, plan: Plan, seed: int, watch: Watch | None, facts: dict[str, object]
+    ) -> bool:
+        """Run the part's stages, and note for the points that stay open which radii need not be
+        asked any more.
+        """
+        asked = self.problem.take(torch.from_numpy(part.places)).at(
+            torch.from_numpy(self.grid[part.columns])
+        )
         noted = {**facts, **self.notes()}
-        if not run(asked, dataclasses.replace(plan, stages=part.stages), self.ledger, seed=seed, watch=watch, facts=noted):
+        if not run(
+            asked,
+            dataclasses.replace(plan, stages=part.stages),
+            self.ledger,
+            seed=seed,
+            watch=watch,
+            facts=noted,
+        ):
             return False
-        failed = np.asarray(self._decided(f"{part.name} failed", lambda: np.flatnonzero(self._open()[part.places, part.columns]).tolist()), dtype=np.int64)
+        failed = np.asarray(
+            self._decided(
+                f"{part.name} failed",
+                lambda: np.flatnonzero(self._open()[part.places, part.columns]).tolist(),
+            ),
+            dtype=np.int64,
+        )
         for kind in {s.kind for s in part.stages}:
             self._fail(kind, part.places[failed], part.columns[failed])
         return True
 
     def _fail(self, kind: str, places: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
-        """Note that a jaw could not settle these cells: an attack has nothing to say at smaller radii, a certifier at larger ones."""
+        """Note that a jaw could not settle these cells: an attack has nothing to say at smaller
+        radii, a certifier at larger ones.
+        """
         column, at = np.arange(len(self.grid)), columns[:, None]
-        np.logical_or.at(self.spent[kind], places, column <= at if kind == "attack" else column >= at)  # a place may be named twice
+        # a place may be named twice
+        np.logical_or.at(
+            self.spent[kind], places, column <= at if kind == "attack" else column >= at
+        )
 
     def _remember(self) -> None:
-        """Read from the record which visits of an earlier run failed, so that this one goes the same way."""
+        """Read from the record which visits of an earlier run failed, so that this one goes the
+        same way.
+        """
         tried, still = self._tried(), self._open()
-        # A visit of both jaws that was cut short between them is made again, a visit of one is one where the other had failed before.
+        # A visit of both jaws that was cut short between them is made again, a visit of one is one
+        # where the other had failed before.
         for cells in (tried["attack"] & tried["certifier"] & still, still):
             for kind, other in (("attack", "certifier"), ("certifier", "attack")):
                 ended = cells & tried[kind] & (tried[other] | self.spent[other])
@@ -145,26 +249,40 @@ class _Sweep:
 
     def _tried(self) -> dict[str, Cells]:
         """In which cells has every stage of a jaw been tried?"""
-        place, column = {name: i for i, name in enumerate(self.problem.names)}, {r: k for k, r in enumerate(self.grid.tolist())}
+        place, column = (
+            {name: i for i, name in enumerate(self.problem.names)},
+            {r: k for k, r in enumerate(self.grid.tolist())},
+        )
         counts = {s.name: np.zeros(self.spent["attack"].shape, dtype=bool) for s in self.stages}
         for e in self.ledger.evidence(self.fingerprint):
             if e.kind == "attempt" and e.tool in counts and e.point in place and e.radius in column:
                 counts[e.tool][place[e.point], column[e.radius]] = True
         none = np.zeros_like(self.spent["attack"])
-        return {kind: np.logical_and.reduce([counts[s.name] for s in jaw]) if jaw else none for kind, jaw in self.jaws.items()}
+        return {
+            kind: np.logical_and.reduce([counts[s.name] for s in jaw]) if jaw else none
+            for kind, jaw in self.jaws.items()
+        }
 
     def notes(self) -> dict[str, object]:
         """Return what earlier visits wrote down about the run, for the next one not to forget."""
-        held = next((q.facts for q in self.ledger.questions() if q.fingerprint == self.fingerprint), {})
+        held = next(
+            (q.facts for q in self.ledger.questions() if q.fingerprint == self.fingerprint), {}
+        )
         return {key: held[key] for key in ("lower_jaw", "not_run") if key in held}
 
     def _open(self) -> Cells:
-        """In which cells does the record leave the verdict open? In none of a point that cannot be measured."""
+        """In which cells does the record leave the verdict open? In none of a point that cannot be
+        measured.
+        """
         facts = self.ledger.evidence(self.fingerprint)
         bracket = Bracket.of(self.problem.names, facts)
         invalid = {e.point for e in facts if e.kind == "invalid"}
         usable = np.array([name not in invalid for name in self.problem.names])
-        cells: Cells = (bracket.lower[:, None] < self.grid) & (self.grid < bracket.upper[:, None]) & usable[:, None]
+        cells: Cells = (
+            (bracket.lower[:, None] < self.grid)
+            & (self.grid < bracket.upper[:, None])
+            & usable[:, None]
+        )
         return cells
 
 

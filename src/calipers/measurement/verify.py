@@ -1,4 +1,6 @@
-"""Is a property of a network's outputs true for all inputs in its boxes? Tools by turns, until a witness or a proof for every box decides."""
+"""Is a property of a network's outputs true for all inputs in its boxes? Tools by turns, until a
+witness or a proof for every box decides.
+"""
 
 from __future__ import annotations
 
@@ -28,24 +30,30 @@ _EACH_CASE = 16  # cases up to which each is attacked by itself
 
 @dataclass(frozen=True)
 class Witness:
-    """An unsafe input as decimals inside its box, and the outputs that the model, alone and in its own precision, gives to the numbers as it reads them."""
+    """An unsafe input as decimals inside its box, and the outputs that the model, alone and in its
+    own precision, gives to the numbers as it reads them.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
     def text(self) -> str:
         """Return the competition's form: ((X_0 0.5) ... (Y_0 1.0) ...)."""
-        pairs = [f"({letter}_{i} {text})" for letter, texts in (("X", self.inputs), ("Y", self.outputs)) for i, text in enumerate(texts)]
+        pairs = [
+            f"({letter}_{i} {text})"
+            for letter, texts in (("X", self.inputs), ("Y", self.outputs))
+            for i, text in enumerate(texts)
+        ]
         return f"({chr(10).join(pairs)})"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known: "sat" (a witness is unsafe), "unsat" (proved safe), "unknown" (every tool has had its turn), "timeout"; by which
-    tool, in how many seconds.
+    """What is known: "sat" (a witness is unsafe), "unsat" (proved safe), "unknown" (every tool has
+    had its turn), "timeout"; by which tool, in how many seconds.
 
-    `notes`: tools that could not be run, and why. `proofs`: of an unsat one, where they were asked for, a file for each box, in order; None for a box whose
-    tool writes none.
+    `notes`: tools that could not be run, and why. `proofs`: of an unsat one, where they were asked
+    for, a file for each box, in order; None for a box whose tool writes none.
     """
 
     answer: Literal["sat", "unsat", "unknown", "timeout"]
@@ -63,11 +71,19 @@ class Verdict:
 
 @with_gradients()
 def verify(
-    classifier: Classifier, queries: Sequence[Query], shape: tuple[int, ...], stages: Sequence[Stage], *, timeout: float | None = None, seed: int = 0
+    classifier: Classifier,
+    queries: Sequence[Query],
+    shape: tuple[int, ...],
+    stages: Sequence[Stage],
+    *,
+    timeout: float | None = None,
+    seed: int = 0,
 ) -> Verdict:
-    """Return the verdict on all queries together, about inputs of this shape: one unsafe input in any of them is sat.
+    """Return the verdict on all queries together, about inputs of this shape: one unsafe input in
+    any of them is sat.
 
-    A tool that is still at work after `timeout` seconds is interrupted (in the main thread; elsewhere the time is looked at between tools).
+    A tool that is still at work after `timeout` seconds is interrupted (in the main thread;
+    elsewhere the time is looked at between tools).
     """
     case = _Case(classifier, list(queries), shape, time.monotonic(), timeout, seed)
     try:
@@ -104,23 +120,33 @@ class _Case:
                 break
         return self.verdict("unknown" if left else "unsat", "" if left else last)
 
-    def turn(self, stage: Stage, left: list[tuple[Query, Problem]]) -> tuple[Witness | None, list[tuple[Query, Problem]]]:
+    def turn(
+        self, stage: Stage, left: list[tuple[Query, Problem]]
+    ) -> tuple[Witness | None, list[tuple[Query, Problem]]]:
         """Let one tool try every open box; return a witness, or the boxes that stay open."""
         still = []
         for query, problem in left:
             if self.timeout is not None and time.monotonic() - self.begun > self.timeout:
                 raise OutOfTimeError
-            found, proved = self.attacked(stage, query, problem) if stage.kind == "attack" else self.bounded(stage, query, problem)
+            found, proved = (
+                self.attacked(stage, query, problem)
+                if stage.kind == "attack"
+                else self.bounded(stage, query, problem)
+            )
             if found is not None:
                 return found, left
             still += [] if proved else [(query, problem)]
         return None, still
 
     def attacked(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
-        """Search for all cases at once, then for each: the nearest case is not always the one that can be reached."""
+        """Search for all cases at once, then for each: the nearest case is not always the one that
+        can be reached.
+        """
         alone = query.alone() if len(query.cases) <= _EACH_CASE else ()
         for goal in (problem.goal, *(one.goal() for one in alone)):
-            for attempt in answers(stage.tool, stage.kind, dataclasses.replace(problem, goal=goal), self.seed):
+            for attempt in answers(
+                stage.tool, stage.kind, dataclasses.replace(problem, goal=goal), self.seed
+            ):
                 assert isinstance(attempt, Attempt)
                 found = self.witness(query, attempt)
                 if found is not None:
@@ -128,14 +154,18 @@ class _Case:
         return None, False
 
     def bounded(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
-        """Ask for a proof about the whole box; a certifier may also hand over counterexamples that it met."""
+        """Ask for a proof about the whole box; a certifier may also hand over counterexamples that
+        it met.
+        """
         radius, proved = float(problem.threat.radii(1)[0]), False
 
         def judge(answer: Answer, ruling: Ruling) -> Witness | None:
             nonlocal proved
             if not isinstance(answer, Claim):
                 return self.witness(query, answer)
-            if any(fact.kind == "certificate" and fact.radius >= radius for fact in ruling.evidence):
+            if any(
+                fact.kind == "certificate" and fact.radius >= radius for fact in ruling.evidence
+            ):
                 proved, self.proofs[query] = True, (answer.proofs or (None,))[0]
             return None
 
@@ -145,20 +175,40 @@ class _Case:
 
     def witness(self, query: Query, attempt: Attempt) -> Witness | None:
         """Return the first candidate that is one."""
-        return next((found for point in attempt.candidate if (found := witness(self.classifier, query, point)) is not None), None)
+        return next(
+            (
+                found
+                for point in attempt.candidate
+                if (found := witness(self.classifier, query, point)) is not None
+            ),
+            None,
+        )
 
-    def verdict(self, answer: Literal["sat", "unsat", "unknown", "timeout"], tool: str = "", found: Witness | None = None) -> Verdict:
-        proofs = tuple(self.proofs.get(query) for query in self.queries) if answer == "unsat" else ()
+    def verdict(
+        self,
+        answer: Literal["sat", "unsat", "unknown", "timeout"],
+        tool: str = "",
+        found: Witness | None = None,
+    ) -> Verdict:
+        proofs = (
+            tuple(self.proofs.get(query) for query in self.queries) if answer == "unsat" else ()
+        )
         return Verdict(answer, time.monotonic() - self.begun, tool, found, self.notes, proofs)
 
 
 def witness(classifier: Classifier, query: Query, point: torch.Tensor) -> Witness | None:
-    """Return the point as a witness, if what is written down is one: inside the exact box, and unsafe when it is read again and run alone, in the model's own
-    precision and in float64, without any tolerance."""
+    """Return the point as a witness, if what is written down is one: inside the exact box, and
+    unsafe when it is read again and run alone, in the model's own precision and in float64, without
+    any tolerance.
+    """
     texts = query.written(point)
     if texts is None:
         return None
-    again = torch.tensor([read(text, point.dtype) for text in texts], dtype=torch.float64).to(point).reshape(1, *point.shape)
+    again = (
+        torch.tensor([read(text, point.dtype) for text in texts], dtype=torch.float64)
+        .to(point)
+        .reshape(1, *point.shape)
+    )
     own, exact = classifier.logits(again), classifier.logits64(again)
     if not (query.unsafe(own) and query.unsafe(exact)):
         return None
@@ -172,8 +222,14 @@ class OutOfTimeError(KeyboardInterrupt):
 
 @contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raise `OutOfTimeError` in what runs inside, once the seconds are over (in the main thread; elsewhere nothing can)."""
-    if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    """Raise `OutOfTimeError` in what runs inside, once the seconds are over (in the main thread;
+    elsewhere nothing can).
+    """
+    if (
+        seconds is None
+        or threading.current_thread() is not threading.main_thread()
+        or not hasattr(signal, "setitimer")
+    ):
         yield
         return
 

@@ -1,4 +1,6 @@
-"""Does a network that was read from a file compute what the file says? Asked at the door, on points of the very question."""
+"""Does a network that was read from a file compute what the file says? Asked at the door, on points
+of the very question.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
 
-_CENTERS, _AROUND = 2, 2  # points, and for each of them how many inside its ball, and as many at its ends
-_NUMBERS = 2**22  # of the largest value at all points together: of large ones there are fewer points, but always one
+# points, and for each of them how many inside its ball, and as many at its ends
+_CENTERS, _AROUND = 2, 2
+# of the largest value at all points together: of large ones there are fewer points, but always one
+_NUMBERS = 2**22
 
 
 @runtime_checkable
@@ -25,11 +29,14 @@ class Sworn(Protocol):
         """How many numbers has the largest value that it computes of a point?"""
 
     def confirm(self, x: Tensor, run: Tensor, exact: Tensor) -> None:
-        """Raise `BadModel` where its outputs at points x, in its own precision and in float64, are not those of the other program."""
+        """Raise `BadModel` where its outputs at points x, in its own precision and in float64, are
+        not those of the other program.
+        """
 
 
 def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) -> None:
-    """Compare every part of the model that can be, on the first points of x (N, *D) that are finite and on points of their balls.
+    """Compare every part of the model that can be, on the first points of x (N, *D) that are finite
+    and on points of their balls.
 
     Raises `BadModel` with the size of the difference. Costs nothing for a model without such parts.
     """
@@ -41,18 +48,28 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
     finite = finite[: min(_CENTERS, max(1, room // 2))]
     points = _points(x[finite], threat.take(finite), room, seed)  # a radius may be each point's own
     classifier.logits64(points[:1])  # the copy is made, and tried, before anybody listens
-    for (module, given, run), (_, _, exact) in zip(_heard(classifier.logits, points), _heard(classifier.logits64, points), strict=True):
+    for (module, given, run), (_, _, exact) in zip(
+        _heard(classifier.logits, points), _heard(classifier.logits64, points), strict=True
+    ):
         module.confirm(given, run, exact)
 
 
 def _points(centers: Tensor, threat: Threat, room: int, seed: int) -> Tensor:
-    """Return random points of the balls, some that a random direction leads to, and the centers: the first `room` of these."""
+    """Return random points of the balls, some that a random direction leads to, and the centers:
+    the first `room` of these.
+    """
     region, found = threat.region(centers), list[Tensor]()
     for k in range(min(_AROUND, room)):
-        streams = Streams.of(seed, [f"agreement {k} {i}" for i in range(len(centers))], centers.device)
+        streams = Streams.of(
+            seed, [f"agreement {k} {i}" for i in range(len(centers))], centers.device
+        )
         found.append(region.sample(streams))
         if room > 1:
-            found.append(region.support(streams.normal(centers[0].numel(), centers.dtype).view_as(centers)).point)
+            found.append(
+                region.support(
+                    streams.normal(centers[0].numel(), centers.dtype).view_as(centers)
+                ).point
+            )
     return torch.cat([p.to(centers) for p in (*found, centers)])[:room]
 
 
@@ -60,12 +77,17 @@ Call = tuple[Sworn, Tensor, Tensor]
 
 
 def _heard(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[Call]:
-    """Run the model, and return what its parts that can be compared were given and answered; where it takes the points in several turns, one at a time."""
+    """Run the model, and return what its parts that can be compared were given and answered; where
+    it takes the points in several turns, one at a time.
+    """
     found = _listened(ask, points)
     if all(len(given) == len(points) for _, given, _ in found):
         return found
     each = zip(*(_listened(ask, point) for point in points.split(1)), strict=True)
-    return [(calls[0][0], torch.cat([c[1] for c in calls]), torch.cat([c[2] for c in calls])) for calls in each]
+    return [
+        (calls[0][0], torch.cat([c[1] for c in calls]), torch.cat([c[2] for c in calls]))
+        for calls in each
+    ]
 
 
 def _listened(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[Call]:

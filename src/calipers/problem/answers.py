@@ -1,4 +1,6 @@
-"""How is a model measured that can only be called? A Python function from arrays to arrays, dressed as a module without gradients."""
+"""How is a model measured that can only be called? A Python function from arrays to arrays, dressed
+as a module without gradients.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ _FLOATS = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}
 
 
 class Answers(nn.Module):
-    """A function of numpy arrays (N, *D) as a module that returns scores (N, K), with no gradient: for attacks that only ask.
+    """A function of numpy arrays (N, *D) as a module that returns scores (N, K), with no gradient:
+    for attacks that only ask.
 
-    `kind` says what the function returns: "scores" (N, K) of any scale (or (N,): one decision score of two classes), "probabilities" (N, K), which become
-    log-probabilities, or "labels" (N,) from 0 to `classes` - 1, which become +1 at the label and -1 elsewhere. `flat` hands over rows (N, d).
-    `name` stands for the function in the record's identity of the model: a function's weights cannot be seen, so change the name when they change.
+    `kind` says what the function returns: "scores" (N, K) of any scale (or (N,): one decision score
+    of two classes), "probabilities" (N, K), which become log-probabilities, or "labels" (N,) from 0
+    to `classes` - 1, which become +1 at the label and -1 elsewhere. `flat` hands over rows (N, d).
+    `name` stands for the function in the record's identity of the model: a function's weights
+    cannot be seen, so change the name when they change.
 
     >>> import numpy as np
     >>> Answers(lambda x: np.stack([x.sum(1), 0 * x.sum(1)], 1))(torch.ones(1, 2)).tolist()
@@ -47,9 +52,20 @@ class Answers(nn.Module):
         if kind not in ("scores", "probabilities", "labels"):
             raise BadInput(f"kind is 'scores', 'probabilities' or 'labels', got {kind!r}")
         if kind == "labels" and (classes is None or classes < 2):
-            raise BadInput(f"labels alone do not say how many classes there are: give classes=K, at least 2, got {classes}")
-        self.function, self.kind, self.classes, self.flat, self.name = function, kind, classes, flat, name
-        self.labels: Any = None  # what the classes are called, in the order of the outputs, where they are not called 0, 1, 2, ...
+            raise BadInput(
+                "labels alone do not say how many classes there are: give classes=K, at least 2, "
+                f"got {classes}"
+            )
+        self.function, self.kind, self.classes, self.flat, self.name = (
+            function,
+            kind,
+            classes,
+            flat,
+            name,
+        )
+        # what the classes are called, in the order of the outputs, where they are not called 0, 1,
+        # 2, ...
+        self.labels: Any = None
         self.register_buffer("anchor", torch.zeros((), dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +74,10 @@ class Answers(nn.Module):
         # A copy: the function may keep or change what it is given.
         found = np.asarray(self.function(np.array(rows.numpy())))
         if found.ndim not in (1, 2) or len(found) != len(x):
-            raise BadModel(f"the function must return one row a point; for {len(x)} points it returned an array of shape {found.shape}")
+            raise BadModel(
+                f"the function must return one row a point; for {len(x)} points it returned an "
+                f"array of shape {found.shape}"
+            )
         if self.kind == "labels":
             return self._signs(found).to(x)
         answer = torch.as_tensor(np.array(found, dtype=np.float64))
@@ -66,14 +85,18 @@ class Answers(nn.Module):
             if answer.dim() == 1 or answer.shape[1] == 1:
                 one = answer.reshape(-1, 1)
                 answer = torch.cat([1 - one, one], 1)
-            answer = torch.where(answer.isnan(), answer, answer.clamp(torch.finfo(torch.float32).tiny, 1.0)).log()
+            answer = torch.where(
+                answer.isnan(), answer, answer.clamp(torch.finfo(torch.float32).tiny, 1.0)
+            ).log()
         return answer.to(x)
 
     def _signs(self, labels: np.ndarray[Any, Any]) -> Tensor:
         place = torch.as_tensor(labels.reshape(-1).astype(np.int64))
         classes = self.classes or 0
         if bool(((place < 0) | (place >= classes)).any()):
-            raise BadModel(f"labels must lie in 0..{classes - 1}, got {int(place.min())}..{int(place.max())}")
+            raise BadModel(
+                f"labels must lie in 0..{classes - 1}, got {int(place.min())}..{int(place.max())}"
+            )
         return 2.0 * nn.functional.one_hot(place, classes) - 1.0
 
     def extra_repr(self) -> str:
@@ -81,49 +104,88 @@ class Answers(nn.Module):
         return f"{self.name}, kind={self.kind}, classes={self.classes}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Answers:
-        """Share the function: sessions and estimators need not be copyable, and nothing here writes to them."""
-        made = Answers(self.function, self.kind, classes=self.classes, flat=self.flat, name=self.name, dtype=self.anchor.dtype)
+        """Share the function: sessions and estimators need not be copyable, and nothing here writes
+        to them.
+        """
+        made = Answers(
+            self.function,
+            self.kind,
+            classes=self.classes,
+            flat=self.flat,
+            name=self.name,
+            dtype=self.anchor.dtype,
+        )
         made.labels = self.labels
         return made
 
 
-def from_estimator(estimator: Any, kind: Kind | None = None, *, dtype: torch.dtype = torch.float64) -> Answers:
-    """Return a fitted scikit-learn classifier as a module; its columns are in the order of `estimator.classes_`.
+def from_estimator(
+    estimator: Any, kind: Kind | None = None, *, dtype: torch.dtype = torch.float64
+) -> Answers:
+    """Return a fitted scikit-learn classifier as a module; its columns are in the order of
+    `estimator.classes_`.
 
-    Labels of points are given as the estimator's own: whatever `classes_` holds, numbers or strings. Targets and reports speak of their places, 0, 1, 2, ...
-    Asks `decision_function` where there is one, else `predict_proba`, else `predict`; `kind` chooses. Points may have any shape: the estimator sees rows.
+    Labels of points are given as the estimator's own: whatever `classes_` holds, numbers or
+    strings. Targets and reports speak of their places, 0, 1, 2, ... Asks `decision_function` where
+    there is one, else `predict_proba`, else `predict`; `kind` chooses. Points may have any shape:
+    the estimator sees rows.
     """
     known = getattr(estimator, "classes_", None)
     if known is None:
         raise BadInput(f"{type(estimator).__name__} has no classes_: give a fitted classifier")
-    methods: dict[Kind, str] = {"scores": "decision_function", "probabilities": "predict_proba", "labels": "predict"}
+    methods: dict[Kind, str] = {
+        "scores": "decision_function",
+        "probabilities": "predict_proba",
+        "labels": "predict",
+    }
     have = [k for k, method in methods.items() if hasattr(estimator, method)]
     if not have or (kind is not None and kind not in have):
-        raise BadInput(f"{type(estimator).__name__} offers {', '.join(have) or 'no answers'}, not {kind}")
+        raise BadInput(
+            f"{type(estimator).__name__} offers {', '.join(have) or 'no answers'}, not {kind}"
+        )
     chosen = kind or have[0]
     ask = getattr(estimator, methods[chosen])
     classes = np.asarray(known)
     function = (lambda rows: np.searchsorted(classes, ask(rows))) if chosen == "labels" else ask
-    made = Answers(function, chosen, classes=len(classes), flat=True, name=f"{type(estimator).__name__} {_digest(estimator)}", dtype=dtype)
+    made = Answers(
+        function,
+        chosen,
+        classes=len(classes),
+        flat=True,
+        name=f"{type(estimator).__name__} {_digest(estimator)}",
+        dtype=dtype,
+    )
     made.labels = None if classes.tolist() == list(range(len(classes))) else classes
     return made
 
 
-def from_onnx(session: Any, kind: Kind = "scores", *, classes: int | None = None, name: str | None = None) -> Answers:
-    """Return an onnxruntime `InferenceSession` of one input as a module; its first output is the answer.
+def from_onnx(
+    session: Any, kind: Kind = "scores", *, classes: int | None = None, name: str | None = None
+) -> Answers:
+    """Return an onnxruntime `InferenceSession` of one input as a module; its first output is the
+    answer.
 
     `name` stands for the session in records; without it the inputs' and outputs' names do.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or inputs[0].type not in _FLOATS:
-        raise BadInput(f"the session must take one input of float or double, got {[(i.name, i.type) for i in inputs]}")
+        raise BadInput(
+            "the session must take one input of float or double, got "
+            f"{[(i.name, i.type) for i in inputs]}"
+        )
     dtype = _FLOATS[inputs[0].type]
     kind_of_number = np.float32 if dtype == torch.float32 else np.float64
 
     def ask(x: np.ndarray[Any, Any]) -> Any:
         return session.run([outputs[0].name], {inputs[0].name: x.astype(kind_of_number)})[0]
 
-    return Answers(ask, kind, classes=classes, name=name or f"onnx {inputs[0].name} -> {outputs[0].name}", dtype=dtype)
+    return Answers(
+        ask,
+        kind,
+        classes=classes,
+        name=name or f"onnx {inputs[0].name} -> {outputs[0].name}",
+        dtype=dtype,
+    )
 
 
 def _digest(value: object) -> str:

@@ -23,12 +23,16 @@ __all__ = ["Attained", "Ball", "Fall", "Region", "contract"]
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """All x' with norm(weights * (x' - x)) <= radius, inside the box, equal to x where the mask is False.
+    """All x' with norm(weights * (x' - x)) <= radius, inside the box, equal to x where the mask is
+    False.
 
-    `radius` is in the data's native units: one number, or one for each point (N,). `box` is (low, high), numbers or tensors of one input's shape, or None.
-    `mask` (bool) and `weights` (positive) have one input's shape; a feature of weight 2 may move half as far. In "l0" the radius is a number of features, in
-    "pixels" one of pixels of inputs (channels, ...): all channels of a pixel may change together. `constraints` are (A, b): only points with A x' <= b are
-    admissible, where A (m, d) multiplies the flattened input in the data's units; for rows of a table, say, whose features have an order or a bounded sum.
+    `radius` is in the data's native units: one number, or one for each point (N,). `box` is (low,
+    high), numbers or tensors of one input's shape, or None. `mask` (bool) and `weights` (positive)
+    have one input's shape; a feature of weight 2 may move half as far. In "l0" the radius is a
+    number of features, in "pixels" one of pixels of inputs (channels, ...): all channels of a pixel
+    may change together. `constraints` are (A, b): only points with A x' <= b are admissible, where
+    A (m, d) multiplies the flattened input in the data's units; for rows of a table, say, whose
+    features have an order or a bounded sum.
 
     >>> Ball("linf", 8 / 255).norm
     'linf'
@@ -46,46 +50,82 @@ class Ball:
         self._read()
         radius = torch.as_tensor(self.radius, dtype=torch.float64)
         if radius.dim() > 1:
-            raise BadInput(f"radius must be one number or one for each point, got a tensor of shape {tuple(radius.shape)}")
+            raise BadInput(
+                "radius must be one number or one for each point, got a tensor of shape "
+                f"{tuple(radius.shape)}"
+            )
         bad = torch.nonzero(~(radius.reshape(-1) >= 0) | radius.reshape(-1).isinf()).flatten()
         if len(bad):
             value = float(radius.reshape(-1)[bad[0]])
-            raise BadInput(f"radius must be a finite number >= 0 in the data's own units, got {value}" + (f" at point {int(bad[0])}" if radius.dim() else ""))
-        if self.box is not None and not bool((torch.as_tensor(self.box[0]) <= torch.as_tensor(self.box[1])).all()):
-            raise BadInput(f"box must be (low, high) with low <= high in every feature, got {self.box}")
-        if norm_named(self.norm).is_count and (self.box is None or not all(bool(torch.as_tensor(end).isfinite().all()) for end in self.box)):
-            raise BadInput(f"norm {self.norm!r} counts changed features and lets each move freely: give a box=(low, high) of finite numbers")
+            raise BadInput(
+                f"radius must be a finite number >= 0 in the data's own units, got {value}"
+                + (f" at point {int(bad[0])}" if radius.dim() else "")
+            )
+        if self.box is not None and not bool(
+            (torch.as_tensor(self.box[0]) <= torch.as_tensor(self.box[1])).all()
+        ):
+            raise BadInput(
+                f"box must be (low, high) with low <= high in every feature, got {self.box}"
+            )
+        if norm_named(self.norm).is_count and (
+            self.box is None
+            or not all(bool(torch.as_tensor(end).isfinite().all()) for end in self.box)
+        ):
+            raise BadInput(
+                f"norm {self.norm!r} counts changed features and lets each move freely: give a "
+                "box=(low, high) of finite numbers"
+            )
         if self.mask is not None and self.mask.dtype != torch.bool:
-            raise BadInput(f"mask must be of dtype bool (True where the adversary may change a feature), got {self.mask.dtype}")
-        if self.weights is not None and not bool((self.weights > 0).all() and self.weights.isfinite().all()):
-            raise BadInput("weights must be positive and finite in every feature; to freeze a feature use mask")
+            raise BadInput(
+                "mask must be of dtype bool (True where the adversary may change a feature), got "
+                f"{self.mask.dtype}"
+            )
+        if self.weights is not None and not bool(
+            (self.weights > 0).all() and self.weights.isfinite().all()
+        ):
+            raise BadInput(
+                "weights must be positive and finite in every feature; to freeze a feature use mask"
+            )
         if self.constraints is not None:
             object.__setattr__(self, "constraints", read_constraints(self.constraints))
             if norm_named(self.norm).is_count:
-                raise BadInput(f"constraints cut a convex ball, and norm {self.norm!r} counts: take 'linf', 'l2' or 'l1'")
+                raise BadInput(
+                    f"constraints cut a convex ball, and norm {self.norm!r} counts: take 'linf', "
+                    "'l2' or 'l1'"
+                )
 
     def _read(self) -> None:
         """Make tensors of arrays and lists; numbers and tensors stay what they are."""
         cure = "Give one number, or an array of one input's shape."
         if self.box is not None:
             if isinstance(self.box, Tensor | str | int | float) or len(self.box) != 2:
-                raise BadInput(f"box must be (low, high), two numbers or arrays, or None; got {self.box!r}")
+                raise BadInput(
+                    f"box must be (low, high), two numbers or arrays, or None; got {self.box!r}"
+                )
             ends = (_plain(end, "an end of the box", cure) for end in self.box)
             object.__setattr__(self, "box", tuple(ends))
-        object.__setattr__(self, "radius", _plain(self.radius, "radius", "Give one number, or one for each point (N,)."))
+        object.__setattr__(
+            self,
+            "radius",
+            _plain(self.radius, "radius", "Give one number, or one for each point (N,)."),
+        )
         for name in ("mask", "weights"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tensor(value, name, cure))
 
     def check(self, x: Tensor) -> None:
-        """Raise `BadInput` where the points x (N, *D) lie outside the box, or radius and data are in different units."""
+        """Raise `BadInput` where the points x (N, *D) lie outside the box, or radius and data are
+        in different units.
+        """
         radius = self.radii(len(x)).to(x.device)
         self.at(0.0).region(x[:1])  # do box, mask and weights fit the points?
         if self.constraints is not None:
             check_satisfied(x, self.constraints)
         if self.box is None:
             return
-        floor, ceiling = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in self.box)
+        floor, ceiling = (
+            torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in self.box
+        )
         _check_inside(x.double(), floor, ceiling)
         span = (ceiling - floor).expand(x.shape[1:])
         if bool(span.isfinite().all()):
@@ -93,15 +133,20 @@ class Ball:
             diagonal = norm_for(self.norm, x.shape[1:]).of(weighted.reshape(1, -1))
             if bool((radius > diagonal).any()):
                 raise BadInput(
-                    f"radius {float(radius.max()):g} is larger than the whole box {_box_text(floor, ceiling)} ({self.norm} diameter {float(diagonal):g}): "
-                    f"radius and box are in different units. For 8-bit steps on [0, 1] data write {float(radius.max()):g} / 255."
+                    f"radius {float(radius.max()):g} is larger than the whole box "
+                    f"{_box_text(floor, ceiling)} ({self.norm} diameter {float(diagonal):g}): "
+                    "radius and box are in different units. For 8-bit steps on [0, 1] data write "
+                    f"{float(radius.max()):g} / 255."
                 )
 
     def radii(self, n: int) -> Tensor:
         """Return the radius of each of n points, (N,) float64."""
         radius = torch.as_tensor(self.radius, dtype=torch.float64)
         if radius.dim() and len(radius) != n:
-            raise BadInput(f"radius has {len(radius)} entries, but there are {n} points: give one number, or one for each point")
+            raise BadInput(
+                f"radius has {len(radius)} entries, but there are {n} points: give one number, or "
+                "one for each point"
+            )
         return radius.expand(n).clone()
 
     def at(self, radius: float | Tensor) -> Ball:
@@ -109,7 +154,9 @@ class Ball:
         return dataclasses.replace(self, radius=radius)
 
     def widest(self, x: Tensor) -> Tensor:
-        """Return the radius beyond which the box adds nothing, (N,) float64: the distance from each point to its farthest corner, infinite without a box."""
+        """Return the radius beyond which the box adds nothing, (N,) float64: the distance from each
+        point to its farthest corner, infinite without a box.
+        """
         region = self.region(x.double())
         corner = torch.maximum(-region.low, region.high)
         return region.norm.of(corner if region.weight is None else corner * region.weight)
@@ -117,17 +164,26 @@ class Ball:
     def region(self, x: Tensor, *, outward: bool = False) -> Region:
         """Return the admissible set around each point of x (N, *D).
 
-        With `outward`, offsets to the box are rounded away from the point, so that the region holds the exact set whatever the rounding of a
-        subtraction (certificates ask for this; attacks do not, since the referee compares exactly).
+        With `outward`, offsets to the box are rounded away from the point, so that the region holds
+        the exact set whatever the rounding of a subtraction (certificates ask for this; attacks do
+        not, since the referee compares exactly).
         """
         flat = x.flatten(1)
         low, high = torch.full_like(flat, -torch.inf), torch.full_like(flat, torch.inf)
         if self.box is not None:
-            exact = x.double()  # an end such as 0.9 is no float32 number: rounding it first would take more off than one step outward puts back
+            # an end such as 0.9 is no float32 number: rounding it first would take more off than
+            # one step outward puts back
+            exact = x.double()
             floor, ceiling = (per_feature(end, exact) for end in self.box)
-            low, high = (floor - exact.flatten(1)).clamp(max=0).to(x.dtype), (ceiling - exact.flatten(1)).clamp(min=0).to(x.dtype)
+            low, high = (
+                (floor - exact.flatten(1)).clamp(max=0).to(x.dtype),
+                (ceiling - exact.flatten(1)).clamp(min=0).to(x.dtype),
+            )
             if outward:
-                low, high = torch.nextafter(low, torch.full_like(low, -torch.inf)), torch.nextafter(high, torch.full_like(high, torch.inf))
+                low, high = (
+                    torch.nextafter(low, torch.full_like(low, -torch.inf)),
+                    torch.nextafter(high, torch.full_like(high, torch.inf)),
+                )
         if self.mask is not None:
             frozen = ~per_feature(self.mask, x)
             low, high = low.masked_fill(frozen, 0.0), high.masked_fill(frozen, 0.0)
@@ -142,8 +198,12 @@ class Ball:
         radius = torch.as_tensor(self.radius, dtype=torch.float64)
         return self if radius.dim() == 0 else self.at(radius[index.to(radius.device)])
 
-    def below(self, distance: NDArray[np.float64], proved: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return where the search for a certificate begins under witnesses at these distances: a third of the way, or just above what is proved already."""
+    def below(
+        self, distance: NDArray[np.float64], proved: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return where the search for a certificate begins under witnesses at these distances: a
+        third of the way, or just above what is proved already.
+        """
         return np.maximum(distance / 3, np.minimum(1.08 * proved, 0.95 * distance))
 
     def least(self, radius: Tensor) -> Tensor:
@@ -151,17 +211,36 @@ class Ball:
         return radius.floor() if norm_named(self.norm).is_count else radius
 
     def next(self, radius: Tensor) -> Tensor:
-        """Return the least radii that allow more than these (N,); these themselves where any little more does."""
+        """Return the least radii that allow more than these (N,); these themselves where any little
+        more does.
+        """
         return radius.floor() + 1 if norm_named(self.norm).is_count else radius
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two threats the same question, JSON-ready; the radius is not part of it (a verdict is a reading of a bracket)."""
-        listed = [None if t is None else torch.as_tensor(t).tolist() for t in (*(self.box or (None, None)), self.mask, self.weights)]
-        return {"norm": self.norm, "box": None if self.box is None else listed[:2], "mask": listed[2], "weights": listed[3], **self.particulars()}
+        """Return what makes two threats the same question, JSON-ready; the radius is not part of it
+        (a verdict is a reading of a bracket).
+        """
+        listed = [
+            None if t is None else torch.as_tensor(t).tolist()
+            for t in (*(self.box or (None, None)), self.mask, self.weights)
+        ]
+        return {
+            "norm": self.norm,
+            "box": None if self.box is None else listed[:2],
+            "mask": listed[2],
+            "weights": listed[3],
+            **self.particulars(),
+        }
 
     def particulars(self) -> dict[str, Any]:
-        """Return what a record keeps, beside norm, radius and box, to bring the threat back: its constraints."""
-        return {} if self.constraints is None else {"constraints": [t.tolist() for t in self.constraints]}
+        """Return what a record keeps, beside norm, radius and box, to bring the threat back: its
+        constraints.
+        """
+        return (
+            {}
+            if self.constraints is None
+            else {"constraints": [t.tolist() for t in self.constraints]}
+        )
 
 
 def _plain(value: Any, what: str, cure: str) -> float | Tensor:
@@ -172,14 +251,18 @@ def _check_inside(x64: Tensor, floor: Tensor, ceiling: Tensor) -> None:
     outside = torch.nonzero(((x64 < floor) | (x64 > ceiling)).flatten(1).any(1)).flatten()
     if not len(outside):
         return
-    grey_levels = float(x64[outside].max()) > 2 and float(floor.min()) == 0 and float(ceiling.max()) == 1
+    grey_levels = (
+        float(x64[outside].max()) > 2 and float(floor.min()) == 0 and float(ceiling.max()) == 1
+    )
     hint = (
-        "The data look like 0..255: divide by 255, or give box=(0, 255) and the radius in grey levels."
+        "The data look like 0..255: divide by 255, or give box=(0, 255) and the radius in grey "
+        "levels."
         if grey_levels
         else "Give the data's own box=(low, high), or box=None if any value is allowed."
     )
     raise BadInput(
-        f"{len(outside)} of {len(x64)} points lie outside the box {_box_text(floor, ceiling)} (first: point {int(outside[0])}, values "
+        f"{len(outside)} of {len(x64)} points lie outside the box {_box_text(floor, ceiling)} "
+        f"(first: point {int(outside[0])}, values "
         f"{float(x64[outside[0]].min()):.9g}..{float(x64[outside[0]].max()):.9g}). {hint}"
     )
 

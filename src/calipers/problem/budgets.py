@@ -1,6 +1,8 @@
-"""How is a budget shared out among features that end at a box? Find the piece in which the answer lies, solve there: the algebra behind norms.py.
+"""How is a budget shared out among features that end at a box? Find the piece in which the answer
+lies, solve there: the algebra behind norms.py.
 
-Masks are multiplied with rather than chosen by: a choice between tensors by a mask without a pattern costs ten to thirty products on a CPU.
+Masks are multiplied with rather than chosen by: a choice between tensors by a mask without a
+pattern costs ten to thirty products on a CPU.
 """
 
 from __future__ import annotations
@@ -10,8 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_ROUNDS = 24  # of the search for the piece; three to eight have been enough, and each round's answer is admissible
-_FAINT = 1e-15  # of the largest direction: fainter ones count as this faint, whose square single precision still holds
+# of the search for the piece; three to eight have been enough, and each round's answer is
+# admissible
+_ROUNDS = 24
+# of the largest direction: fainter ones count as this faint, whose square single precision still
+# holds
+_FAINT = 1e-15
 _FEW = 64  # features: in l1 and l0 a nearest example changes a dozen
 _ENDLESS = 1e30  # in those units: as far as any box goes
 
@@ -24,10 +30,13 @@ class Support(NamedTuple):
 
 
 def rise_together(g: Tensor, speed: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return delta with |delta_i| = min(t speed_i, cap_i) and the one t at which <g, delta> = gain; all caps where even they gain less.
+    """Return delta with |delta_i| = min(t speed_i, cap_i) and the one t at which <g, delta> = gain;
+    all caps where even they gain less.
 
-    The gain is concave in t, with a kink where a feature reaches its cap. Newton's steps from 0 never pass the answer, and once no more features reach their
-    caps it is the answer. In units of the largest gradient, because products of a saturated model's float32 gradients vanish otherwise.
+    The gain is concave in t, with a kink where a feature reaches its cap. Newton's steps from 0
+    never pass the answer, and once no more features reach their caps it is the answer. In units of
+    the largest gradient, because products of a saturated model's float32 gradients vanish
+    otherwise.
     """
     sign, tiny = g.sign(), torch.finfo(g.dtype).tiny
     cap = toward(sign, low, high)
@@ -38,7 +47,9 @@ def rise_together(g: Tensor, speed: Tensor, gain: Tensor, low: Tensor, high: Ten
     slope, full, free, time = size * speed, size * cap, moves, torch.zeros_like(wanted)
     for _ in range(_ROUNDS):
         missing = (wanted - (full * (moves - free)).sum(-1)).clamp_min(0)
-        time = torch.maximum(time, (missing / (slope * free).sum(-1).clamp_min(tiny)).clamp(max=_ENDLESS))
+        time = torch.maximum(
+            time, (missing / (slope * free).sum(-1).clamp_min(tiny)).clamp(max=_ENDLESS)
+        )
         still = free * (speed * time[:, None] < cap)
         if _settled(still, free):
             break
@@ -47,59 +58,96 @@ def rise_together(g: Tensor, speed: Tensor, gain: Tensor, low: Tensor, high: Ten
 
 
 def rise_in_order(g: Tensor, rank: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return delta that moves the features of highest rank to their ends of the box, the last one only as far as <g, delta> = gain asks."""
-    return (spend_in_order(rank, g.abs(), torch.where(g > 0, high, -low), gain.clamp_min(0)) * g.sign()).clamp(low, high)
+    """Return delta that moves the features of highest rank to their ends of the box, the last one
+    only as far as <g, delta> = gain asks.
+    """
+    return (
+        spend_in_order(rank, g.abs(), torch.where(g > 0, high, -low), gain.clamp_min(0)) * g.sign()
+    ).clamp(low, high)
 
 
 def spend_in_order(rank: Tensor, price: Tensor, cap: Tensor, budget: Tensor) -> Tensor:
-    """Return lengths in [0, cap_i] whose prices add up to the budget (M,), features of highest rank first, each as far as it goes; free ones stay put.
+    """Return lengths in [0, cap_i] whose prices add up to the budget (M,), features of highest rank
+    first, each as far as it goes; free ones stay put.
 
-    Few features are enough as a rule, and to find them costs a fifth of sorting all; rows for which they are too few are sorted whole.
+    Few features are enough as a rule, and to find them costs a fifth of sorting all; rows for which
+    they are too few are sorted whole.
     """
-    lengths, enough = _spend_on(rank.topk(min(_FEW, rank.shape[-1]), dim=-1).indices, price, cap, budget)
+    lengths, enough = _spend_on(
+        rank.topk(min(_FEW, rank.shape[-1]), dim=-1).indices, price, cap, budget
+    )
     if rank.shape[-1] > _FEW:
         more = torch.nonzero(~enough).flatten()
         if len(more):
             order = rank[more].argsort(dim=-1, descending=True, stable=True)
-            lengths = lengths.index_copy(0, more, _spend_on(order, price[more], cap[more], budget[more])[0])
+            lengths = lengths.index_copy(
+                0, more, _spend_on(order, price[more], cap[more], budget[more])[0]
+            )
     return lengths
 
 
 def _spend_on(order: Tensor, price: Tensor, cap: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lengths of the features in `order (M, k)`, as (M, d), and whether they spend the budget; in float64, whose range holds every product."""
-    ranked, room, limit = price.gather(-1, order).double(), cap.gather(-1, order).double(), budget.double()
+    """Return the lengths of the features in `order (M, k)`, as (M, d), and whether they spend the
+    budget; in float64, whose range holds every product.
+    """
+    ranked, room, limit = (
+        price.gather(-1, order).double(),
+        cap.gather(-1, order).double(),
+        budget.double(),
+    )
     cost = torch.where(ranked > 0, ranked * room, 0.0)
     spent_before = _sum_before(cost)
     missing = (limit[:, None] - spent_before).clamp_min(0)
-    length = torch.where(ranked > 0, torch.minimum(missing / ranked.clamp_min(torch.finfo(torch.float64).tiny), room), 0.0)
-    return torch.zeros_like(price).scatter(-1, order, length.to(price.dtype)), spent_before[:, -1] + cost[:, -1] >= limit
+    length = torch.where(
+        ranked > 0,
+        torch.minimum(missing / ranked.clamp_min(torch.finfo(torch.float64).tiny), room),
+        0.0,
+    )
+    return torch.zeros_like(price).scatter(-1, order, length.to(price.dtype)), spent_before[
+        :, -1
+    ] + cost[:, -1] >= limit
 
 
 def toward(sign: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return how far each feature can go in the direction of its sign, low <= 0 <= high; 0 where the sign is 0."""
+    """Return how far each feature can go in the direction of its sign, low <= 0 <= high; 0 where
+    the sign is 0.
+    """
     top = torch.finfo(low.dtype).max
     return torch.maximum(low.clamp_min(-top) * sign, high.clamp_max(top) * sign)
 
 
 def caps(direction: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """How far each feature can go in the direction's sign; never farther than the radius, so that it is finite, and 0 where the direction is 0."""
+    """How far each feature can go in the direction's sign; never farther than the radius, so that
+    it is finite, and 0 where the direction is 0.
+    """
     return toward(direction.sign(), low, high).minimum(radius[:, None])
 
 
 def share_out(size: Tensor, cap: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lengths min(s size, cap) whose l2 length is the radius, (M, d), and s (M,); all caps and s = infinity where even they are shorter.
+    """Return the lengths min(s size, cap) whose l2 length is the radius, (M, d), and s (M,); all
+    caps and s = infinity where even they are shorter.
 
-    The s of the features that still move, the others at their caps, rises from round to round and never passes the answer; once no more reach their caps it
-    is the answer. In units of the largest size and of the radius, because squares of float32 gradients of a saturated model vanish otherwise.
+    The s of the features that still move, the others at their caps, rises from round to round and
+    never passes the answer; once no more reach their caps it is the answer. In units of the largest
+    size and of the radius, because squares of float32 gradients of a saturated model vanish
+    otherwise.
     """
     tiny = torch.finfo(size.dtype).tiny
     moves = ((size > 0) & (cap > 0)).to(size.dtype)
     unit, whole = (size * moves).amax(-1).clamp_min(tiny), radius.clamp_min(tiny)
     share, room = (size / unit[:, None]).clamp_min(_FAINT), cap * moves / whole[:, None]
-    squared_share, squared_room, free, scale = share.square(), room.square(), moves, torch.zeros_like(radius)
+    squared_share, squared_room, free, scale = (
+        share.square(),
+        room.square(),
+        moves,
+        torch.zeros_like(radius),
+    )
     for _ in range(_ROUNDS):
         left = 1 - (squared_room * (moves - free)).sum(-1)
-        scale = torch.maximum(scale, (left.clamp_min(0) / (squared_share * free).sum(-1).clamp_min(tiny)).sqrt())  # where none moves: as it was
+        # where none moves: as it was
+        scale = torch.maximum(
+            scale, (left.clamp_min(0) / (squared_share * free).sum(-1).clamp_min(tiny)).sqrt()
+        )
         still = free * (share * scale[:, None] < room)
         if _settled(still, free):
             break
@@ -111,10 +159,12 @@ def share_out(size: Tensor, cap: Tensor, radius: Tensor) -> tuple[Tensor, Tensor
 
 
 def soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tensor:
-    """Return t >= 0 (M,) with sum_i w_i clip(size_i - t w_i, 0, cap_i) = radius, or 0 where t = 0 already spends no more.
+    """Return t >= 0 (M,) with sum_i w_i clip(size_i - t w_i, 0, cap_i) = radius, or 0 where t = 0
+    already spends no more.
 
-    The sum falls with t, along pieces of a line. Newton's steps inside a bracket that they narrow, or its middle where they would leave it: the answer lies on
-    the line of the first step that is made from its own piece. What is returned spends no more than the radius.
+    The sum falls with t, along pieces of a line. Newton's steps inside a bracket that they narrow,
+    or its middle where they would leave it: the answer lies on the line of the first step that is
+    made from its own piece. What is returned spends no more than the radius.
     """
     eps, tiny = torch.finfo(size.dtype).eps, torch.finfo(size.dtype).tiny
     low, high = torch.zeros_like(radius), (size / w).amax(-1)
@@ -126,7 +176,11 @@ def soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tens
         fits = spent <= most
         high, low = torch.where(fits & ~done, t, high), torch.where(fits, low, t)
         # A point that has its answer keeps it, however many rounds its neighbours take.
-        done = done | (fits & ((spent >= radius * (1 - 16 * eps)) | (t == 0))) | (high - low <= eps * high)
+        done = (
+            done
+            | (fits & ((spent >= radius * (1 - 16 * eps)) | (t == 0)))
+            | (high - low <= eps * high)
+        )
         if _settled(done):
             break
         step = t + (spent - radius) / bends.clamp_min(tiny)
@@ -135,27 +189,43 @@ def soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tens
 
 
 def _settled(now: Tensor, before: Tensor | None = None) -> bool:
-    """May a search end before its last round? Only on a CPU: elsewhere asking costs more than the rounds."""
-    return now.device.type == "cpu" and (bool(now.all()) if before is None else torch.equal(now, before))
+    """May a search end before its last round? Only on a CPU: elsewhere asking costs more than the
+    rounds.
+    """
+    return now.device.type == "cpu" and (
+        bool(now.all()) if before is None else torch.equal(now, before)
+    )
 
 
 def largest(rank: Tensor, values: Tensor, count: Tensor) -> Tensor:
-    """Return the values of the `count` (M,) largest ranks, rounded down, and 0 elsewhere; of equal ranks the first come first."""
+    """Return the values of the `count` (M,) largest ranks, rounded down, and 0 elsewhere; of equal
+    ranks the first come first.
+    """
     few, most = min(_FEW, rank.shape[-1]), count.floor()
     last = (most.long() - 1).clamp(0, few - 1)
     least = rank.topk(few, dim=-1).values.gather(-1, last[:, None])
     kept = values * (rank >= least) * (most > 0)[:, None]
     # Equal ranks at the end, or more than the few that were found: those rows are sorted whole.
     doubt = torch.nonzero((most > few) | ((kept != 0).sum(-1) > most)).flatten()
-    return kept.index_copy(0, doubt, _largest_of_all(rank[doubt], values[doubt], most[doubt])) if len(doubt) else kept
+    return (
+        kept.index_copy(0, doubt, _largest_of_all(rank[doubt], values[doubt], most[doubt]))
+        if len(doubt)
+        else kept
+    )
 
 
 def _largest_of_all(rank: Tensor, values: Tensor, count: Tensor) -> Tensor:
     order = rank.argsort(dim=-1, descending=True, stable=True)
     kept = torch.arange(rank.shape[-1], device=rank.device) < count[:, None]
-    return torch.where(torch.zeros_like(kept.expand_as(rank)).scatter(-1, order, kept.expand_as(rank)), values, torch.zeros_like(values))
+    return torch.where(
+        torch.zeros_like(kept.expand_as(rank)).scatter(-1, order, kept.expand_as(rank)),
+        values,
+        torch.zeros_like(values),
+    )
 
 
 def _sum_before(terms: Tensor) -> Tensor:
-    """Return the sums of all earlier terms; not cumsum minus the term, because both may be infinite."""
+    """Return the sums of all earlier terms; not cumsum minus the term, because both may be
+    infinite.
+    """
     return torch.cat([torch.zeros_like(terms[:, :1]), terms.cumsum(-1)[:, :-1]], -1)

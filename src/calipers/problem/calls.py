@@ -1,4 +1,6 @@
-"""How is a model called, so that nothing of its surroundings has a say? With gradients, on a tensor of its own, as its own Python code."""
+"""How is a model called, so that nothing of its surroundings has a say? With gradients, on a tensor
+of its own, as its own Python code.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,20 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @contextlib.contextmanager
 def with_gradients() -> Iterator[None]:
-    """Switch gradients on and inference mode off, whatever the caller has set: evaluation code stands inside `torch.no_grad()` as a habit.
+    """Switch gradients on and inference mode off, whatever the caller has set: evaluation code
+    stands inside `torch.no_grad()` as a habit.
 
-    Also decorates functions. Not for generators: what is switched inside one is switched for its caller as well, until the next value is asked for.
+    Also decorates functions. Not for generators: what is switched inside one is switched for its
+    caller as well, until the next value is asked for.
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def normal(x: Tensor) -> Tensor:
-    """Return the tensor, copied if it was made in inference mode: such tensors take no part in gradients."""
+    """Return the tensor, copied if it was made in inference mode: such tensors take no part in
+    gradients.
+    """
     if not x.is_inference():
         return x
     with torch.inference_mode(False):
@@ -32,7 +38,8 @@ def normal(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Let compiled parts of a model run as the Python code that they were made of: their backward passes may be run once only.
+    """Let compiled parts of a model run as the Python code that they were made of: their backward
+    passes may be run once only.
 
     Where nothing was compiled the compiler is not even loaded.
     """
@@ -52,7 +59,8 @@ def undressed(module: nn.Module) -> nn.Module:
 
 
 class Fresh(nn.Module):
-    """A network that is given a tensor of its own at every call: a model that writes to its input writes to that.
+    """A network that is given a tensor of its own at every call: a model that writes to its input
+    writes to that.
 
     `cut`: it runs without gradients, since with them it fails.
     """
@@ -69,7 +77,9 @@ class Fresh(nn.Module):
 
 
 class InHalf(nn.Module):
-    """A network of half precision that is asked and answers in single precision: it rounds its input itself."""
+    """A network of half precision that is asked and answers in single precision: it rounds its
+    input itself.
+    """
 
     def __init__(self, of: nn.Module) -> None:
         super().__init__()
@@ -77,6 +87,13 @@ class InHalf(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *D) -> (N, K)."""
-        own = next((p.dtype for p in [*self.of.parameters(), *self.of.buffers()] if p.is_floating_point()), x.dtype)
+        own = next(
+            (p.dtype for p in [*self.of.parameters(), *self.of.buffers()] if p.is_floating_point()),
+            x.dtype,
+        )
         z: Tensor = self.of(x.to(own))
-        return z.to(torch.promote_types(z.dtype, torch.float32)) if isinstance(z, Tensor) and z.is_floating_point() else z
+        return (
+            z.to(torch.promote_types(z.dtype, torch.float32))
+            if isinstance(z, Tensor) and z.is_floating_point()
+            else z
+        )

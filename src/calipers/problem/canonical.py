@@ -1,4 +1,6 @@
-"""Which bytes stand for a value, the same in every process? Data by their content, code by what it executes; no addresses, paths or line numbers."""
+"""Which bytes stand for a value, the same in every process? Data by their content, code by what it
+executes; no addresses, paths or line numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,20 @@ import torch
 from torch import Tensor
 
 Room = Literal["library", "vendor", "own"]
-"""Whose code is it? `library` goes by its name (Python, torch, NumPy, calipers), of `vendor` (installed packages) and `own` code the byte code counts."""
+"""Whose code is it? `library` goes by its name (Python, torch, NumPy, calipers), of `vendor`
+(installed packages) and `own` code the byte code counts.
+"""
 
-_LIBRARIES = frozenset({"torch", "numpy", "calipers", "builtins", "functools", *sys.stdlib_module_names}) - {"__main__"}
+_LIBRARIES = frozenset(
+    {"torch", "numpy", "calipers", "builtins", "functools", *sys.stdlib_module_names}
+) - {"__main__"}
 _DEEPEST = 20
 _SHOWN = 48  # characters of a value that is told rather than hashed
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _NAMED = (torch.dtype, torch.layout, torch.memory_format)
-_KIND = 0x3FF  # of a function: whether it takes *arguments, yields or awaits; the other flags are how it was compiled
+# of a function: whether it takes *arguments, yields or awaits; the other flags are how it was
+# compiled
+_KIND = 0x3FF
 _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 
@@ -35,21 +43,31 @@ def hashed(data: bytes) -> str:
 
 
 def told(value: object, data: bytes) -> str:
-    """Return what stands for plain data in an identity: the value itself where it is short, else a hash."""
-    short = isinstance(value, _SCALARS) or (isinstance(value, tuple | list) and all(isinstance(v, _SCALARS) for v in value))
+    """Return what stands for plain data in an identity: the value itself where it is short, else a
+    hash.
+    """
+    short = isinstance(value, _SCALARS) or (
+        isinstance(value, tuple | list) and all(isinstance(v, _SCALARS) for v in value)
+    )
     text = repr(value) if short else ""
     return text if 0 < len(text) <= _SHOWN else f"#{hashed(data)}"
 
 
 def plain(value: object, depth: int = _DEEPEST) -> bytes | None:
-    """Return the bytes of numbers, text, tensors, arrays and containers of these; None for anything else, and for what contains itself."""
+    """Return the bytes of numbers, text, tensors, arrays and containers of these; None for anything
+    else, and for what contains itself.
+    """
     kind = type(value).__name__.encode()
     if isinstance(value, _SCALARS) and not isinstance(value, Enum):
         return kind + repr(value).encode("utf-8", "backslashreplace")
     if isinstance(value, Tensor):
         return b"tensor" + tensor_bytes(value)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufcSU":
-        return b"array" + f"{value.dtype.str}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+        return (
+            b"array"
+            + f"{value.dtype.str}{value.shape}".encode()
+            + np.ascontiguousarray(value).tobytes()
+        )
     if isinstance(value, (*_NAMED, range, slice)):
         return kind + repr(value).encode()
     if isinstance(value, Enum):
@@ -57,10 +75,18 @@ def plain(value: object, depth: int = _DEEPEST) -> bytes | None:
     if depth <= 0:
         return None
     if isinstance(value, np.ndarray):
-        return _all([value.shape, *value.ravel()], depth, b"objects") if value.dtype.kind == "O" else None
+        return (
+            _all([value.shape, *value.ravel()], depth, b"objects")
+            if value.dtype.kind == "O"
+            else None
+        )
     if isinstance(value, set | frozenset):
         found = [plain(v, depth - 1) for v in value]
-        return None if None in found else b"set" + b"".join(sorted(_framed(d) for d in found if d is not None))
+        return (
+            None
+            if None in found
+            else b"set" + b"".join(sorted(_framed(d) for d in found if d is not None))
+        )
     if isinstance(value, dict) and type(value) in (dict, OrderedDict):
         return _all([v for item in value.items() for v in item], depth, b"dict")
     return _all(value, depth, kind) if isinstance(value, list | tuple | deque) else None
@@ -81,7 +107,9 @@ def _framed(data: bytes) -> bytes:
 
 
 def tensor_bytes(t: Tensor) -> bytes:
-    """Return the content of a tensor of any kind: dense, sparse or quantised, on any device; of one without storage its shape."""
+    """Return the content of a tensor of any kind: dense, sparse or quantised, on any device; of one
+    without storage its shape.
+    """
     head = f"{tuple(t.shape)}{t.dtype}{t.layout}".encode()
     t = t.detach()
     if t.is_meta:
@@ -89,7 +117,11 @@ def tensor_bytes(t: Tensor) -> bytes:
     if t.is_nested:
         return head + b"".join(map(tensor_bytes, t.unbind()))
     if t.is_quantized:
-        scales = (t.q_per_channel_scales(), t.q_per_channel_zero_points()) if "channel" in str(t.qscheme()) else ()
+        scales = (
+            (t.q_per_channel_scales(), t.q_per_channel_zero_points())
+            if "channel" in str(t.qscheme())
+            else ()
+        )
         scheme = str(t.qscheme()) if scales else f"{t.qscheme()}{t.q_scale()!r}{t.q_zero_point()}"
         return head + scheme.encode() + b"".join(map(tensor_bytes, (t.int_repr(), *scales)))
     if t.layout != torch.strided:
@@ -99,16 +131,42 @@ def tensor_bytes(t: Tensor) -> bytes:
 
 
 def code_bytes(code: types.CodeType) -> bytes:
-    """Return what a function executes: its instructions, names and constants, without its place in a file."""
-    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)]
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _KIND)
-    head = plain((code.co_code, code.co_exceptiontable, code.co_names, arguments, counts, code.co_freevars, code.co_cellvars))
-    constants = [code_bytes(c) if isinstance(c, types.CodeType) else plain(c) or b"" for c in code.co_consts]
+    """Return what a function executes: its instructions, names and constants, without its place in
+    a file.
+    """
+    arguments = code.co_varnames[
+        : code.co_argcount
+        + code.co_kwonlyargcount
+        + bool(code.co_flags & 4)
+        + bool(code.co_flags & 8)
+    ]
+    counts = (
+        code.co_argcount,
+        code.co_posonlyargcount,
+        code.co_kwonlyargcount,
+        code.co_flags & _KIND,
+    )
+    head = plain(
+        (
+            code.co_code,
+            code.co_exceptiontable,
+            code.co_names,
+            arguments,
+            counts,
+            code.co_freevars,
+            code.co_cellvars,
+        )
+    )
+    constants = [
+        code_bytes(c) if isinstance(c, types.CodeType) else plain(c) or b"" for c in code.co_consts
+    ]
     return (head or b"") + b"".join(map(_framed, constants))
 
 
 def words(code: types.CodeType) -> set[str]:
-    """Return all names that a function mentions, texts that could be names among them: what it may look up on other objects."""
+    """Return all names that a function mentions, texts that could be names among them: what it may
+    look up on other objects.
+    """
     found = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -138,4 +196,8 @@ def room_of(module: str | None, file: str | None = None) -> Room:
 def _installed(file: str) -> bool:
     folders = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
     parts = Path(file).parts
-    return "site-packages" in parts or "dist-packages" in parts or any(Path(folder) in Path(file).parents for folder in folders)
+    return (
+        "site-packages" in parts
+        or "dist-packages" in parts
+        or any(Path(folder) in Path(file).parents for folder in folders)
+    )

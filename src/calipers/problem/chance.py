@@ -1,7 +1,9 @@
-"""What does a model answer that draws random numbers? One answer a draw; over many draws the median margin decides.
+"""What does a model answer that draws random numbers? One answer a draw; over many draws the median
+margin decides.
 
-A single pass through such a model decides nothing: whoever asks often enough finds a draw that is fooled. So a random model is declared
-(`Classifier(model, draws=100)`), and a point counts as adversarial where the median over that many fresh draws of its worst margin is not positive: where
+A single pass through such a model decides nothing: whoever asks often enough finds a draw that is
+fooled. So a random model is declared (`Classifier(model, draws=100)`), and a point counts as
+adversarial where the median over that many fresh draws of its worst margin is not positive: where
 at least half of the draws are fooled.
 """
 
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 from calipers.problem.goals import Goal, Untargeted, is_adversarial
 from calipers.problem.streams import key_of
 
-_ROUNDINGS = 64  # of the largest answer: a processor that adds in another order each time changes no more
+_ROUNDINGS = (
+    64  # of the largest answer: a processor that adds in another order each time changes no more
+)
 
 
 @contextlib.contextmanager
@@ -30,7 +34,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def drawn(model: nn.Module, x: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
-    """Yield the model's answers to x under `draws` independent draws of its randomness; the shared generators' state is put back each time.
+    """Yield the model's answers to x under `draws` independent draws of its randomness; the shared
+    generators' state is put back each time.
 
     One call a draw: a layer that draws once for a whole batch is drawn anew, too.
     """
@@ -41,20 +46,30 @@ def drawn(model: nn.Module, x: Tensor, draws: int, seed: int) -> Iterator[Tensor
 
 
 def depends_on_chance(model: nn.Module, x: Tensor, seed: int = 0) -> bool:
-    """Does the model answer differently under two draws of its randomness, by more than another order of summation would?"""
+    """Does the model answer differently under two draws of its randomness, by more than another
+    order of summation would?
+    """
     with torch.no_grad():
         first, second = drawn(model, x, 2, seed)
     return differ(first, second)
 
 
 def differ(first: Tensor, second: Tensor) -> bool:
-    """Are two answers to the same question more than rounding apart? NaN and infinity agree with themselves."""
+    """Are two answers to the same question more than rounding apart? NaN and infinity agree with
+    themselves.
+    """
     one, other = first.nan_to_num(), second.nan_to_num()
-    return one.shape != other.shape or bool(((one - other).abs() > _ROUNDINGS * torch.finfo(one.dtype).eps * one.abs().amax()).any())
+    return one.shape != other.shape or bool(
+        ((one - other).abs() > _ROUNDINGS * torch.finfo(one.dtype).eps * one.abs().amax()).any()
+    )
 
 
-def judged(model: nn.Module, points: Tensor, y: Tensor, draws: int, seed: int, goal: Goal | None = None) -> Tensor:
-    """Return the share of fresh draws in which the model is fooled at each point, (N,) float64. Use a seed that no attack has seen."""
+def judged(
+    model: nn.Module, points: Tensor, y: Tensor, draws: int, seed: int, goal: Goal | None = None
+) -> Tensor:
+    """Return the share of fresh draws in which the model is fooled at each point, (N,) float64. Use
+    a seed that no attack has seen.
+    """
     goal = goal or Untargeted()
     fooled = torch.zeros(len(points), dtype=torch.float64, device=points.device)
     with torch.no_grad():
@@ -66,15 +81,23 @@ def judged(model: nn.Module, points: Tensor, y: Tensor, draws: int, seed: int, g
 def ballot(model: nn.Module, points: Tensor, draws: int) -> Tensor:
     """Return the answers (draws, N, K) of fresh draws, each point alone.
 
-    The seed is the point's own content: the same point is answered in the same way in whatever company it is asked again, and by draws that no attack has
-    seen. Cost: draws x N passes.
+    The seed is the point's own content: the same point is answered in the same way in whatever
+    company it is asked again, and by draws that no attack has seen. Cost: draws x N passes.
     """
     with torch.no_grad():
-        return torch.stack([torch.cat(list(drawn(model, point, draws, _seed_of(point)))) for point in points.split(1)], 1)
+        return torch.stack(
+            [
+                torch.cat(list(drawn(model, point, draws, _seed_of(point))))
+                for point in points.split(1)
+            ],
+            1,
+        )
 
 
 def median_worst(answers: Tensor, y: Tensor, goal: Goal) -> Tensor:
-    """Return the lower median over the draws of the worst margin, (N,): not positive where at least half of the draws are fooled; a NaN stays a NaN."""
+    """Return the lower median over the draws of the worst margin, (N,): not positive where at least
+    half of the draws are fooled; a NaN stays a NaN.
+    """
     return torch.stack([goal.worst(goal.margins(z, y)) for z in answers]).median(0).values
 
 

@@ -1,4 +1,6 @@
-"""Which model is measured? A classifier in the data's native units, frozen while we look at it, and counted."""
+"""Which model is measured? A classifier in the data's native units, frozen while we look at it, and
+counted.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,16 @@ from calipers.problem.search_copy import search_copy
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _PROBABILITY_TOLERANCE, _HALF_TOLERANCE = 1e-5, 2e-3
 _ENOUGH = 8  # rows that do not all sum to about 1 by chance
-_ROWS, _BYTES = 256, 2**26  # of one call: all points at once would not fit, and of large ones not so many
-_UNUSUAL, _SMALL = 13, 20_000  # points in a batch that no cache of a model has met, where a point has at most so many features
+# of one call: all points at once would not fit, and of large ones not so many
+_ROWS, _BYTES = 256, 2**26
+# points in a batch that no cache of a model has met, where a point has at most so many features
+_UNUSUAL, _SMALL = 13, 20_000
 
 
 class Standardise(nn.Module):
-    """(x - mean) / std per channel, as the first layer of the model: radii then stay in native units everywhere."""
+    """(x - mean) / std per channel, as the first layer of the model: radii then stay in native
+    units everywhere.
+    """
 
     mean: Tensor
     std: Tensor
@@ -36,7 +42,9 @@ class Standardise(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, ...) or (N, d); the statistics have one entry, or one a channel (feature)."""
+        """Shapes: (N, C, ...) or (N, d); the statistics have one entry, or one a channel
+        (feature).
+        """
         shape = (1, -1, *[1] * (x.dim() - 2))
         return (x - self.mean.view(shape)) / self.std.view(shape)
 
@@ -66,13 +74,16 @@ class Counter:
 class Classifier:
     """Logits of a frozen model, inputs in native units.
 
-    `module` maps (N, *D) to logits (N, K), or to a single logit (N,) or (N, 1), which becomes two classes. If the model was trained on standardised
-    inputs give `mean` and `std` (one number or one a channel), and pass data, box and radius in native units. Device and dtype are those of the parameters.
+    `module` maps (N, *D) to logits (N, K), or to a single logit (N,) or (N, 1), which becomes two
+    classes. If the model was trained on standardised inputs give `mean` and `std` (one number or
+    one a channel), and pass data, box and radius in native units. Device and dtype are those of the
+    parameters.
 
-    A model that draws random numbers is refused unless `draws` > 0 declares it: points are then judged by the median margin of that many fresh draws (see
-    chance.py), and nothing is certified.
+    A model that draws random numbers is refused unless `draws` > 0 declares it: points are then
+    judged by the median margin of that many fresh draws (see chance.py), and nothing is certified.
 
-    The module itself is only touched inside `frozen()`, which puts back every flag, mode and random state, also after an exception.
+    The module itself is only touched inside `frozen()`, which puts back every flag, mode and random
+    state, also after an exception.
     """
 
     def __init__(
@@ -84,23 +95,38 @@ class Classifier:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise BadModel(
-                f"a Classifier wraps a torch.nn.Module, got {type(module).__name__}. Read a file with calipers.load_model(...), and wrap a function in "
-                "calipers.Answers, or in a module whose forward calls it."
+                f"a Classifier wraps a torch.nn.Module, got {type(module).__name__}. Read a file "
+                "with calipers.load_model(...), and wrap a function in calipers.Answers, or in a "
+                "module whose forward calls it."
             )
         if (mean is None) != (std is None):
-            raise BadModel("give both mean and std (the ones the model was trained with), or neither")
+            raise BadModel(
+                "give both mean and std (the ones the model was trained with), or neither"
+            )
         if draws < 0:
-            raise BadModel(f"draws is the number of draws that judge a random model (usually 100), or 0 for a model without chance, got {draws}")
+            raise BadModel(
+                "draws is the number of draws that judge a random model (usually 100), or 0 for a "
+                f"model without chance, got {draws}"
+            )
         self.module, self.draws = _usable(undressed(module)), draws
         self._loose, plain = loose(self.module)
         self.counter = Counter()
-        anchor = next((t for t in [*self._tensors(), *plain] if t.is_floating_point()), torch.zeros(()))
+        anchor = next(
+            (t for t in [*self._tensors(), *plain] if t.is_floating_point()), torch.zeros(())
+        )
         half = anchor.dtype in HALVES
         self.device, self.dtype = anchor.device, torch.float32 if half else anchor.dtype
-        self.mean, self.std = (None if v is None else torch.as_tensor(v, dtype=self.dtype, device=self.device).reshape(-1) for v in (mean, std))
+        self.mean, self.std = (
+            None
+            if v is None
+            else torch.as_tensor(v, dtype=self.dtype, device=self.device).reshape(-1)
+            for v in (mean, std)
+        )
         if self.std is not None and not bool((self.std > 0).all()):
             raise BadModel(f"std must be positive in every channel, got {self.std.tolist()}")
-        self._head: list[nn.Module] = [] if self.mean is None or self.std is None else [Standardise(self.mean, self.std)]
+        self._head: list[nn.Module] = (
+            [] if self.mean is None or self.std is None else [Standardise(self.mean, self.std)]
+        )
         self._body: nn.Module = InHalf(self.module) if half else self.module
         self._tail: list[nn.Module] = []
         self._double: tuple[object, nn.Module | None, str] | None = None
@@ -112,7 +138,9 @@ class Classifier:
 
     @property
     def network(self) -> nn.Module:
-        """The whole map from native inputs to at least two logits, sharing the module's parameters; each call has a copy of its input."""
+        """The whole map from native inputs to at least two logits, sharing the module's parameters;
+        each call has a copy of its input.
+        """
         return Fresh(self._whole, self._fails_with_gradients)
 
     @property
@@ -122,23 +150,30 @@ class Classifier:
 
     @property
     def in_half(self) -> bool:
-        """Does the model compute in half precision? It is searched through a copy in single precision, whose answers are hints."""
+        """Does the model compute in half precision? It is searched through a copy in single
+        precision, whose answers are hints.
+        """
         return isinstance(self._body, InHalf)
 
     @property
     def no_float64(self) -> str:
-        """Why there is no float64 copy of the model, once one was asked for; nothing where there is one."""
+        """Why there is no float64 copy of the model, once one was asked for; nothing where there is
+        one.
+        """
         return "" if self._double is None else self._double[2]
 
     def _tensors(self) -> list[Tensor]:
         """Return parameters and buffers, those of networks in lists included."""
-        return [t for part in (self.module, *self._loose) for t in [*part.parameters(), *part.buffers()]]
+        return [
+            t for part in (self.module, *self._loose) for t in [*part.parameters(), *part.buffers()]
+        ]
 
     def check(self, x: Tensor, *, classifies: bool = True) -> Tensor:
         """Run the model on points x (N, *D) at the door, and return their logits (N, K).
 
-        Raises `BadModel` for active dropout or batch norm, a call that fails, an output that is no logits, outputs that depend on the other points of a batch,
-        or on chance where no `draws` are declared; and for probabilities, where the outputs are scores of classes (`classifies`).
+        Raises `BadModel` for active dropout or batch norm, a call that fails, an output that is no
+        logits, outputs that depend on the other points of a batch, or on chance where no `draws`
+        are declared; and for probabilities, where the outputs are scores of classes (`classifies`).
         """
         self._check_mode()
         few = x[:2]
@@ -147,8 +182,9 @@ class Classifier:
             z = self.logits(few)
         except Exception as error:
             raise BadModel(
-                f"the model could not be called on inputs of shape {tuple(x.shape[1:])} and dtype {x.dtype}: {error}. "
-                "Check the shape (images are N, C, H, W) and that the model takes a single batch of inputs."
+                f"the model could not be called on inputs of shape {tuple(x.shape[1:])} and dtype "
+                f"{x.dtype}: {error}. Check the shape (images are N, C, H, W) and that the model "
+                "takes a single batch of inputs."
             ) from error
         _check_outputs(z, len(few))
         if not self.draws:
@@ -161,57 +197,82 @@ class Classifier:
         if not self.draws:
             self._check_company(x)
         logits = self.logits(x)
-        if single and classifies and is_probability(x, logits[:, 1], lambda p: self.logits(p)[:, 1]):
+        if (
+            single
+            and classifies
+            and is_probability(x, logits[:, 1], lambda p: self.logits(p)[:, 1])
+        ):
             self._tail = []
             raise BadModel(
-                f"the model's single output lies in [0, 1] at all {len(x)} points, and at others far away: it looks like a probability, but a logit is needed "
-                "(class 1 wins where it is above 0). Remove the last sigmoid."
+                f"the model's single output lies in [0, 1] at all {len(x)} points, and at others "
+                "far away: it looks like a probability, but a logit is needed (class 1 wins where "
+                "it is above 0). Remove the last sigmoid."
             )
         if classifies and _are_probabilities(logits):
             raise BadModel(
-                "the model's outputs are probabilities (rows in [0, 1] that sum to 1), but margins need logits: softmax flattens gradients and hides "
-                "distances. Remove the last softmax, or return its input; of an average of probabilities return the logarithm."
+                "the model's outputs are probabilities (rows in [0, 1] that sum to 1), but margins "
+                "need logits: softmax flattens gradients and hides distances. Remove the last "
+                "softmax, or return its input; of an average of probabilities return the logarithm."
             )
         return logits
 
     def _look_for_gradients(self, x: Tensor) -> None:
-        """Note in `no_gradient` why the logits have no gradient by the inputs, or nothing; a model that fails where gradients are on is asked without."""
+        """Note in `no_gradient` why the logits have no gradient by the inputs, or nothing; a model
+        that fails where gradients are on is asked without.
+        """
         self.no_gradient, self._fails_with_gradients = "", False
         self.counter.forwards += len(x)
         try:
             with self.frozen():
                 x = x.clone().requires_grad_()
                 z = self.network(x)
-                (slope,) = torch.autograd.grad(z.sum(), x, allow_unused=True) if z.requires_grad else (None,)
+                (slope,) = (
+                    torch.autograd.grad(z.sum(), x, allow_unused=True)
+                    if z.requires_grad
+                    else (None,)
+                )
         except Exception as error:
-            self.no_gradient, self._fails_with_gradients = f"the model fails where gradients are on ({first_line(error)})", True
+            self.no_gradient, self._fails_with_gradients = (
+                f"the model fails where gradients are on ({first_line(error)})",
+                True,
+            )
         else:
             self.counter.backwards += 0 if slope is None else len(x)
             self.no_gradient = "its graph is cut between input and logits" if slope is None else ""
 
     def _check_company(self, x: Tensor) -> None:
         """Ask about some points alone and beside others."""
-        precise = self.logits64 if self.dtype == torch.float32 and self._precise(x) is not None else None
+        precise = (
+            self.logits64 if self.dtype == torch.float32 and self._precise(x) is not None else None
+        )
         try:
             found = in_company(x, self.logits, precise)
         except Exception as error:
             raise BadModel(
-                f"the model answers a batch of points, but not one alone, or not {len(x)}: {first_line(error)}. Let the batch be the first axis, of any size."
+                f"the model answers a batch of points, but not one alone, or not {len(x)}: "
+                f"{first_line(error)}. Let the batch be the first axis, of any size."
             ) from error
         if found is not None:
             place, gap = found
             raise BadModel(
-                f"the model answers point {place} differently beside other points than alone (a logit moves by {gap:.3g}): what is found in a batch would not "
-                "hold. Usual causes: sums, normalisation or a scale of quantisation over the whole batch. Make it answer each point by itself; "
-                "torch.cat([model(point) for point in x.split(1)]) in forward does."
+                f"the model answers point {place} differently beside other points than alone (a "
+                f"logit moves by {gap:.3g}): what is found in a batch would not hold. Usual "
+                "causes: sums, normalisation or a scale of quantisation over the whole batch. "
+                "Make it answer each point by itself; torch.cat([model(point) for point in "
+                "x.split(1)]) in forward does."
             )
 
     def _check_mode(self) -> None:
-        active = [name or type(m).__name__ for name, m in self.module.named_modules() if m.training and isinstance(m, _MODE_DEPENDENT)]
+        active = [
+            name or type(m).__name__
+            for name, m in self.module.named_modules()
+            if m.training and isinstance(m, _MODE_DEPENDENT)
+        ]
         if active:
             raise BadModel(
-                f"the model is in training mode with active dropout or batch norm ({', '.join(active[:3])}{', …' if len(active) > 3 else ''}): "
-                "its answer would depend on chance and on the rest of the batch. Call model.eval() first."
+                "the model is in training mode with active dropout or batch norm "
+                f"({', '.join(active[:3])}{', …' if len(active) > 3 else ''}): its answer would "
+                "depend on chance and on the rest of the batch. Call model.eval() first."
             )
 
     def _check_chance(self, x: Tensor, before: Tensor) -> None:
@@ -222,22 +283,29 @@ class Classifier:
         self.repeats = torch.equal(before, after)
         if differ(before, after):
             raise BadModel(
-                "the model answers differently when it is asked twice: one pass decides nothing about a point. If chance is part of its defence, say so with "
-                "Classifier(model, draws=100): a point then counts as broken where at least half of 100 fresh draws are fooled. Otherwise switch the "
-                "randomness off."
+                "the model answers differently when it is asked twice: one pass decides nothing "
+                "about a point. If chance is part of its defence, say so with Classifier(model, "
+                "draws=100): a point then counts as broken where at least half of 100 fresh draws "
+                "are fooled. Otherwise switch the randomness off."
             )
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Hold the model still: evaluation mode, no parameter gradients, random state forked, gradients on; all put back at the end, whatever happens.
+        """Hold the model still: evaluation mode, no parameter gradients, random state forked,
+        gradients on; all put back at the end, whatever happens.
 
-        A declared random model begins with the same draws each time: what a tool finds does not depend on what others have drawn before.
+        A declared random model begins with the same draws each time: what a tool finds does not
+        depend on what others have drawn before.
         """
         held = (self.module, *self._loose)
         modes = [(m, m.training) for part in held for m in part.modules()]
         flags = [(p, p.requires_grad) for part in held for p in part.parameters()]
         devices = [self.device] if self.device.type == "cuda" else []
-        with with_gradients(), uncompiled(), seeded(0, self.device) if self.draws else torch.random.fork_rng(devices=devices):
+        with (
+            with_gradients(),
+            uncompiled(),
+            seeded(0, self.device) if self.draws else torch.random.fork_rng(devices=devices),
+        ):
             try:
                 for module, _ in modes:
                     module.training = False
@@ -257,9 +325,11 @@ class Classifier:
             return _in_parts(self.network, x)
 
     def logits64(self, x: Tensor) -> Tensor:
-        """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell a margin from its rounding. Counts N forwards.
+        """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell
+        a margin from its rounding. Counts N forwards.
 
-        Where such a copy cannot be made or run (`no_float64` says why: `forward` makes single precision itself, say), the model's own.
+        Where such a copy cannot be made or run (`no_float64` says why: `forward` makes single
+        precision itself, say), the model's own.
         """
         precise = None if self.dtype == torch.float64 else self._precise(x)
         if precise is None:
@@ -270,7 +340,8 @@ class Classifier:
 
     @contextlib.contextmanager
     def precisely(self) -> Iterator[nn.Module]:
-        """Hold the model still and hand over a float64 copy of the network; tensors that `forward` makes are float64, too.
+        """Hold the model still and hand over a float64 copy of the network; tensors that `forward`
+        makes are float64, too.
 
         Raises what copying raises.
         """
@@ -281,10 +352,15 @@ class Classifier:
         """Return the float64 copy, tried on two points when it is made."""
         if self._double is None or self._double[0] != self.state():
             made, reason = None, ""
-            # The default type belongs to the whole process: it is changed only for models that cannot do without.
+            # The default type belongs to the whole process: it is changed only for models that
+            # cannot do without.
             for self._makes in (False, True):
                 try:
-                    with self.frozen(), made_in(torch.float64 if self._makes else None), torch.no_grad():
+                    with (
+                        self.frozen(),
+                        made_in(torch.float64 if self._makes else None),
+                        torch.no_grad(),
+                    ):
                         made = copied(self.network, torch.float64)
                         made(x[:2].double())
                     break
@@ -294,24 +370,33 @@ class Classifier:
         return self._double[1]
 
     def ballot(self, x: Tensor) -> Tensor:
-        """Return the logits (draws, N, K) of fresh draws of a random model, each point alone (see chance.py). Counts draws x N forwards."""
+        """Return the logits (draws, N, K) of fresh draws of a random model, each point alone (see
+        chance.py). Counts draws x N forwards.
+        """
         self.counter.forwards += self.draws * len(x)
         with self.frozen():
             return ballot(self.network, x, self.draws)
 
     def state(self) -> tuple[tuple[int, int], ...]:
-        """Return what changes whenever a weight or buffer is replaced or written to; copies made of the model are only good for the state they were made in."""
+        """Return what changes whenever a weight or buffer is replaced or written to; copies made of
+        the model are only good for the state they were made in.
+        """
         return tuple((id(t), t._version) for t in self._tensors())
 
     def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
-        """Return the bare map from inputs to logits for use inside `frozen()`, as a copy that gives gradients sooner (see search_copy.py), in the model's
-        dtype or another one. Raises `BadModel` where the model has no copy in another one."""
+        """Return the bare map from inputs to logits for use inside `frozen()`, as a copy that gives
+        gradients sooner (see search_copy.py), in the model's dtype or another one. Raises
+        `BadModel` where the model has no copy in another one.
+        """
         try:
             with self.frozen():
                 low = search_copy(self.network, dtype or self.dtype)
         except Exception as error:
             if dtype not in (None, self.dtype):
-                raise BadModel(f"the model cannot be copied into {dtype} ({first_line(error)}): search in its own precision") from error
+                raise BadModel(
+                    f"the model cannot be copied into {dtype} ({first_line(error)}): search in its "
+                    "own precision"
+                ) from error
             low = self.network
         return low if dtype in (None, self.dtype) else lambda x: low(x.to(dtype)).to(self.dtype)
 
@@ -320,55 +405,89 @@ class Classifier:
         return self.identity().digest
 
     def identity(self) -> Identity:
-        """Return what this model computes, part by part; looked at anew at every `check`, and whenever a weight has changed."""
+        """Return what this model computes, part by part; looked at anew at every `check`, and
+        whenever a weight has changed.
+        """
         state = self.state()
         if self._identity is None or self._identity[0] != state:
             extra = {"mean": self.mean, "std": self.std, "draws": self.draws or None}
-            self._identity = (state, identify(self.module, extra, None if self._few is None else self._call))
+            self._identity = (
+                state,
+                identify(self.module, extra, None if self._few is None else self._call),
+            )
         return self._identity[1]
 
     def _call(self) -> None:
-        """Run the model on a batch of a size that it has hardly met, for whatever counts, caches or collects to show itself."""
+        """Run the model on a batch of a size that it has hardly met, for whatever counts, caches or
+        collects to show itself.
+        """
         assert self._few is not None
-        rows = self._few[:1].expand(_UNUSUAL if self._few[0].numel() <= _SMALL else 3, *self._few.shape[1:])
-        with self.frozen(), torch.no_grad(), contextlib.suppress(Exception):  # what refuses such a batch shows nothing by it
+        rows = self._few[:1].expand(
+            _UNUSUAL if self._few[0].numel() <= _SMALL else 3, *self._few.shape[1:]
+        )
+        # what refuses such a batch shows nothing by it
+        with (
+            self.frozen(),
+            torch.no_grad(),
+            contextlib.suppress(Exception),
+        ):
             self.network(0.5 * rows)
 
 
 def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
-    """Return the network's answers, so many points at a time that its memory does not grow with their number."""
+    """Return the network's answers, so many points at a time that its memory does not grow with
+    their number.
+    """
     rows = max(1, min(_ROWS, _BYTES // max(1, x[:1].numel() * x.element_size())))
-    z: Tensor = network(x) if len(x) <= rows else torch.cat([network(part) for part in x.split(rows)])
+    z: Tensor = (
+        network(x) if len(x) <= rows else torch.cat([network(part) for part in x.split(rows)])
+    )
     return z
 
 
 def _usable(module: nn.Module) -> nn.Module:
-    """Return the module, or a copy of one whose weights were made in inference mode: such weights take no part in gradients."""
+    """Return the module, or a copy of one whose weights were made in inference mode: such weights
+    take no part in gradients.
+    """
     if not any(t.is_inference() for t in [*module.parameters(), *module.buffers()]):
         return module
     try:
         return copied(module, None)
     except Exception as error:
         raise BadModel(
-            f"the model's weights were made in torch.inference_mode(), where nothing has gradients, and it cannot be copied ({first_line(error)}). "
-            "Build or load it outside."
+            "the model's weights were made in torch.inference_mode(), where nothing has "
+            f"gradients, and it cannot be copied ({first_line(error)}). Build or load it outside."
         ) from error
 
 
 def _check_outputs(z: object, n: int) -> None:
     if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != n:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        cure = "" if isinstance(z, Tensor) else ". Wrap it in a module whose forward picks the logits out: model(x).logits, model(x)[0] or model(x)['logits']"
-        raise BadModel(f"the model must return logits of shape (N, K); for {n} inputs it returned {got}{cure}")
+        cure = (
+            ""
+            if isinstance(z, Tensor)
+            else ". Wrap it in a module whose forward picks the logits out: model(x).logits, "
+            "model(x)[0] or model(x)['logits']"
+        )
+        raise BadModel(
+            f"the model must return logits of shape (N, K); for {n} inputs it returned {got}{cure}"
+        )
     if not z.is_floating_point():
         raise BadModel(
-            f"the model returns {z.dtype}, but logits are floating point numbers. A model that answers with labels goes through "
-            "calipers.Answers(function, kind='labels', classes=K); then attacks without gradients apply."
+            f"the model returns {z.dtype}, but logits are floating point numbers. A model that "
+            "answers with labels goes through calipers.Answers(function, kind='labels', "
+            "classes=K); then attacks without gradients apply."
         )
 
 
 def _are_probabilities(z: Tensor) -> bool:
-    """Do all rows look like a softmax's output? A row of exactly equal logits (1/K each) alone is no sign of it; many rows may be rounded to half precision."""
+    """Do all rows look like a softmax's output? A row of exactly equal logits (1/K each) alone is
+    no sign of it; many rows may be rounded to half precision.
+    """
     tolerance = _PROBABILITY_TOLERANCE if len(z) < _ENOUGH else _HALF_TOLERANCE
     inside = bool((z.min() >= -_PROBABILITY_TOLERANCE) and (z.max() <= 1 + _PROBABILITY_TOLERANCE))
-    return inside and bool(((z.sum(1) - 1).abs() < tolerance).all()) and bool((z.max() - z.min()) > _PROBABILITY_TOLERANCE)
+    return (
+        inside
+        and bool(((z.sum(1) - 1).abs() < tolerance).all())
+        and bool((z.max() - z.min()) > _PROBABILITY_TOLERANCE)
+    )

@@ -1,6 +1,8 @@
-"""Does a model answer a point in the same way in whatever company? And is its single answer a probability? Asked of the model itself, at the question's points.
+"""Does a model answer a point in the same way in whatever company? And is its single answer a
+probability? Asked of the model itself, at the question's points.
 
-No list of layers tells: a mean over the batch, a scale of quantisation taken from all points, a cache may stand in any line of `forward`.
+No list of layers tells: a mean over the batch, a scale of quantisation taken from all points, a
+cache may stand in any line of `forward`.
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ from torch import Tensor
 Answer = Callable[[Tensor], Tensor]
 
 _ASKED = 6  # points asked alone and together
-_SUSPICIOUS = 1e-4  # of the largest logit: products of other shapes add up in other orders, and float32 shows it by less
+# of the largest logit: products of other shapes add up in other orders, and float32 shows it by
+# less
+_SUSPICIOUS = 1e-4
 _BEYOND_DOUBT = 1e-7  # of the largest logit, in float64: many more than its roundings
 _PROBES = 32  # points besides the question's own at which a single output is looked at
 
 
 def in_company(x: Tensor, answer: Answer, precise: Answer | None) -> tuple[int, float] | None:
-    """Return a point whose logits hang on the other points of its batch, and by how much; None where none is found.
+    """Return a point whose logits hang on the other points of its batch, and by how much; None
+    where none is found.
 
-    A few points spread over x (N, *D) are asked alone, together, and together in reverse. What differs by more than rounding is asked again
-    of a float64 copy, where there is one: a threshold inside the model may turn a rounding into a jump, but in float64 hardly ever the same.
+    A few points spread over x (N, *D) are asked alone, together, and together in reverse. What
+    differs by more than rounding is asked again of a float64 copy, where there is one: a threshold
+    inside the model may turn a rounding into a jump, but in float64 hardly ever the same.
     """
     places = sorted({round(i * (len(x) - 1) / (_ASKED - 1)) for i in range(_ASKED)})
     found = _apart(x[places], answer, _SUSPICIOUS)
@@ -43,17 +49,25 @@ def _apart(points: Tensor, answer: Answer, tolerance: float) -> tuple[int, float
 
 
 def is_probability(x: Tensor, values: Tensor, answer: Answer) -> bool:
-    """Does the single output never leave [0, 1], at the points x (N, *D) where it has these values, and at others far away?
+    """Does the single output never leave [0, 1], at the points x (N, *D) where it has these values,
+    and at others far away?
 
-    However few the points: the others are theirs moved and stretched, and a logit leaves [0, 1] somewhere. Those that the model cannot be asked at say nothing.
+    However few the points: the others are theirs moved and stretched, and a logit leaves [0, 1]
+    somewhere. Those that the model cannot be asked at say nothing.
     """
     seen = [values]
     generator = torch.Generator().manual_seed(0)
     spread = (x.amax() - x.amin()).clamp_min(1.0)
     for reach in (1.0, 10.0, 100.0):
-        noise = torch.randn(_PROBES // 3 + 1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
+        noise = torch.randn(
+            _PROBES // 3 + 1, *x.shape[1:], generator=generator, dtype=torch.float64
+        ).to(x)
         with contextlib.suppress(Exception):
             seen.append(answer(x[:1] + reach * spread * noise).reshape(-1))
     every = torch.cat([v.reshape(-1) for v in seen])
     every = every[every.isfinite()]
-    return len(seen) > 1 and bool(((every >= 0) & (every <= 1)).all()) and bool(every.max() > every.min())
+    return (
+        len(seen) > 1
+        and bool(((every >= 0) & (every <= 1)).all())
+        and bool(every.max() > every.min())
+    )

@@ -1,10 +1,14 @@
-"""Which points also satisfy inequalities? The admissible set cut by half-spaces A x' <= b: features in an order, or of bounded sum.
+"""Which points also satisfy inequalities? The admissible set cut by half-spaces A x' <= b: features
+in an order, or of bounded sum.
 
-Bounds ask how far a linear function can fall over the set, and get an answer by Lagrange's multipliers: for every lambda >= 0
+Bounds ask how far a linear function can fall over the set, and get an answer by Lagrange's
+multipliers: for every lambda >= 0
 
-    min {<a, x'> : x' in the ball and the box, A x' <= b}  >=  min {<a + A^T lambda, x'> : x' in the ball and the box} - <lambda, b>,
+    min {<a, x'> : x' in the ball and the box, A x' <= b}
+        >=  min {<a + A^T lambda, x'> : x' in the ball and the box} - <lambda, b>,
 
-so a few steps on lambda make the bound tight, and a bad choice makes it loose, never wrong. lambda = 0 is among the choices.
+so a few steps on lambda make the bound tight, and a bad choice makes it loose, never wrong. lambda
+= 0 is among the choices.
 """
 
 from __future__ import annotations
@@ -29,14 +33,17 @@ Constraints = tuple[Tensor, Tensor]
 _STEPS, _LENGTH, _DECAY = 60, 0.7, 0.91  # on the multipliers of a bound
 _NEAREST_STEPS = 100  # on those of a projection
 _SNAP_ROUNDS = 6
-_PULLS = (1.0, 0.999, 0.5)  # shares of the way from the center to the first face, tried where nearer points fail
+# shares of the way from the center to the first face, tried where nearer points fail
+_PULLS = 1.0, 0.999, 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class ConstrainedRegion(Region):
-    """The admissible set around each of M points, cut by the ball's constraints. Its smallest box is the uncut one's: larger than need be, hence sound.
+    """The admissible set around each of M points, cut by the ball's constraints. Its smallest box
+    is the uncut one's: larger than need be, hence sound.
 
-    Windows of an image (`window_fall`) are bounded without the constraints, which speak of all features.
+    Windows of an image (`window_fall`) are bounded without the constraints, which speak of all
+    features.
     """
 
     @cached_property
@@ -53,22 +60,32 @@ class ConstrainedRegion(Region):
 
     def take(self, index: Tensor | slice) -> ConstrainedRegion:
         """Return the regions of the chosen points, repetitions allowed."""
-        return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in ("center", "radius", "low", "high")})
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name)[index] for name in ("center", "radius", "low", "high")},
+        )
 
     def contains(self, points: Tensor) -> Tensor:
-        """Is each point admissible, (M,) bool? Exactly: the constraints, too, hold for the numbers as they are, not for a rounded sum of products."""
+        """Is each point admissible, (M,) bool? Exactly: the constraints, too, hold for the numbers
+        as they are, not for a rounded sum of products.
+        """
         return super().contains(points) & satisfied(points, self._exact)
 
-    # ---- bounds --------------------------------------------------------------------------------------------------------------------------------------
+    # ---- bounds
+    # ----------------------------------------------------------------------------------------------
 
     def fall(self, a: Tensor, points: Tensor) -> Fall:
-        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen points (P,): at most the uncut fall along a + A^T lambda,
-        plus <lambda, b - A x>, for the best multipliers lambda >= 0 that were met.
+        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen
+        points (P,): at most the uncut fall along a + A^T lambda, plus <lambda, b - A x>, for the
+        best multipliers lambda >= 0 that were met.
 
-        Rounding. `terms` are what a relative error of the caller's allowance, for sums of d terms, is multiplied with. Besides the uncut fall's own:
-        a + A^T lambda errs in feature j by m + 1 roundings of |a_j| + (|A|^T lambda)_j, which moves the fall by at most as much times the farthest that j can
-        go; b - A x errs by d + 1 roundings of |b| + |A| |x|, and its product with lambda by m more. The factor 1 + (m + 8) / (d + 16) turns an allowance
-        for d + 16 roundings into one for d + m + 24. Multipliers are exact numbers, whatever led to them.
+        Rounding. `terms` are what a relative error of the caller's allowance, for sums of d terms,
+        is multiplied with. Besides the uncut fall's own: a + A^T lambda errs in feature j by m + 1
+        roundings of |a_j| + (|A|^T lambda)_j, which moves the fall by at most as much times the
+        farthest that j can go; b - A x errs by d + 1 roundings of |b| + |A| |x|, and its product
+        with lambda by m more. The factor 1 + (m + 8) / (d + 16) turns an allowance for d + 16
+        roundings into one for d + m + 24.
+        Multipliers are exact numbers, whatever led to them.
         """
         return Fall(*self._relaxed(a, points, self._multipliers(a, points)))
 
@@ -84,16 +101,22 @@ class ConstrainedRegion(Region):
 
     @cached_property
     def _farthest(self) -> Tensor:
-        """How far each feature can move, (M, d), rounded up; 0 where nobody can tell, and nothing is moved by an infinite amount."""
+        """How far each feature can move, (M, d), rounded up; 0 where nobody can tell, and nothing
+        is moved by an infinite amount.
+        """
         reach = self.norm.alone(self.radius.to(self.low.dtype))[:, None]
         reach = reach if self.weight is None else reach / self.weight
-        return torch.minimum(torch.maximum(-self.low, self.high), reach) * (1 + 8 * torch.finfo(self.low.dtype).eps)
+        return torch.minimum(torch.maximum(-self.low, self.high), reach) * (
+            1 + 8 * torch.finfo(self.low.dtype).eps
+        )
 
     def _multipliers(self, a: Tensor, points: Tensor) -> Tensor:
-        """Return multipliers (P, S, m) >= 0: subgradient steps of falling length, the best of all kept, 0 among them.
+        """Return multipliers (P, S, m) >= 0: subgradient steps of falling length, the best of all
+        kept, 0 among them.
 
-        The slope of the bound along lambda_i is how far its maximiser breaks constraint i. Steps are in natural units: what |a| can move the function by,
-        over what the constraint's own row can.
+        The slope of the bound along lambda_i is how far its maximiser breaks constraint i. Steps
+        are in natural units: what |a| can move the function by, over what the constraint's own row
+        can.
         """
         rows, bound = self.cut
         wide = self._farthest[points]
@@ -105,10 +128,15 @@ class ConstrainedRegion(Region):
         current = a.new_zeros(*a.shape[:2], len(bound))
         best, least = current, torch.full_like(a[:, :, 0], torch.inf)
         for step in range(_STEPS + 1):
-            value, delta = region.offset_support(-(a + current @ rows).flatten(0, 1).view(-1, *self.center.shape[1:]))
+            value, delta = region.offset_support(
+                -(a + current @ rows).flatten(0, 1).view(-1, *self.center.shape[1:])
+            )
             height = value.view(a.shape[:2]) + (current * slack).sum(2)
             better = height < least
-            best, least = torch.where(better[:, :, None], current, best), torch.where(better, height, least)
+            best, least = (
+                torch.where(better[:, :, None], current, best),
+                torch.where(better, height, least),
+            )
             broken = ((delta @ rows.T).view_as(current) - slack) / span
             broken = torch.where((current > 0) | (broken > 0), broken, 0.0)
             way = broken / broken.abs().amax(2, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)
@@ -116,14 +144,22 @@ class ConstrainedRegion(Region):
         return torch.where(best.isfinite(), best, 0.0)
 
     def offset_support(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a bound of the maximum of <g, delta> (M,), tight where the multipliers are, and an admissible offset (M, d) near the one that attains it."""
+        """Return a bound of the maximum of <g, delta> (M,), tight where the multipliers are, and an
+        admissible offset (M, d) near the one that attains it.
+        """
         value, delta = self._highest(g)
-        return value, (self.project(self.center + delta.view_as(self.center)) - self.center).flatten(1)
+        return value, (
+            self.project(self.center + delta.view_as(self.center)) - self.center
+        ).flatten(1)
 
     def lowest(self, a: Tensor) -> Attained:
-        """Return a bound of the minimum of <a, x'>, and where the multipliers that prove it are met: a point of the uncut region."""
+        """Return a bound of the minimum of <a, x'>, and where the multipliers that prove it are
+        met: a point of the uncut region.
+        """
         value, delta = self._highest(-a)
-        return Attained((a * self.center).flatten(1).sum(1) - value, self.center + delta.view_as(self.center))
+        return Attained(
+            (a * self.center).flatten(1).sum(1) - value, self.center + delta.view_as(self.center)
+        )
 
     def _highest(self, g: Tensor) -> tuple[Tensor, Tensor]:
         a, points = -g.flatten(1)[:, None], torch.arange(len(g), device=g.device)
@@ -131,28 +167,38 @@ class ConstrainedRegion(Region):
         along = -(a + multipliers @ self.cut[0])[:, 0]
         return self._relaxed(a, points, multipliers)[0][:, 0], super().offset_support(along)[1]
 
-    # ---- points --------------------------------------------------------------------------------------------------------------------------------------
+    # ---- points
+    # ----------------------------------------------------------------------------------------------
 
-    def step(self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None) -> Tensor:
-        """Return the points moved along g itself, as far as the ball's own step would go: the projection is Euclidean, and after any other step it ends beside
-        the maximum."""
+    def step(
+        self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None
+    ) -> Tensor:
+        """Return the points moved along g itself, as far as the ball's own step would go: the
+        projection is Euclidean, and after any other step it ends beside the maximum.
+        """
         far = _EUCLIDEAN.of((super().step(points, g, share, spread) - points).flatten(1))
         way = g.flatten(1) * (self.low < self.high)
         return points + _EUCLIDEAN.step(way, far, self.low, self.high).view_as(points)
 
     def project(self, points: Tensor) -> Tensor:
-        """Return the nearest admissible point of each, up to what is left after a hundred steps on the projection's own multipliers (`snap` removes that)."""
+        """Return the nearest admissible point of each, up to what is left after a hundred steps on
+        the projection's own multipliers (`snap` removes that).
+        """
         return self._nearest(points, self.cut[1])
 
     def _nearest(self, points: Tensor, bound: Tensor) -> Tensor:
-        """Accelerated ascent on the dual of the projection (Beck and Teboulle 2009), with restarts (O'Donoghue and Candes 2015); `bound (m,)` or (M, m)."""
+        """Accelerated ascent on the dual of the projection (Beck and Teboulle 2009), with restarts
+        (O'Donoghue and Candes 2015); `bound (m,)` or (M, m).
+        """
         near = super().project(points)
         rows = self.cut[0].to(points.dtype)
         if points.device.type == "cpu" and bool((near.flatten(1) @ rows.T <= bound).all()):
             return near
         size = rows.square().sum(1).sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
         rows, bound = rows / size[:, None], bound / size
-        stride = 1 / torch.linalg.matrix_norm(rows, 2).square().clamp_min(torch.finfo(rows.dtype).tiny)
+        stride = 1 / torch.linalg.matrix_norm(rows, 2).square().clamp_min(
+            torch.finfo(rows.dtype).tiny
+        )
         old = ahead = points.new_zeros(len(points), len(rows))
         pace = points.new_ones(len(points), 1)
         for _ in range(_NEAREST_STEPS):
@@ -166,8 +212,10 @@ class ConstrainedRegion(Region):
         return super().project(points - (old @ rows).view_as(points))
 
     def snap(self, points: Tensor) -> Tensor:
-        """Return nearly the same points, moved inward so that `contains` holds exactly: behind faces drawn in by a little more each time, else towards the
-        center, which is admissible itself."""
+        """Return nearly the same points, moved inward so that `contains` holds exactly: behind
+        faces drawn in by a little more each time, else towards the center, which is admissible
+        itself.
+        """
         snapped = super().snap(points)
         for k in range(_SNAP_ROUNDS):
             over = torch.nonzero(~satisfied(snapped, self._exact)).flatten()
@@ -176,8 +224,12 @@ class ConstrainedRegion(Region):
             part = self.take(over)
             rows, bound = (t.to(points.dtype) for t in self.cut)
             flat = snapped[over].flatten(1)
-            room = (flat @ rows.T - bound).clamp_min(0) + 4 * torch.finfo(points.dtype).eps * (flat.abs() @ rows.abs().T + bound.abs())
-            snapped = snapped.index_copy(0, over, Region.snap(part, part._nearest(snapped[over], bound - room * 2.0**k)))
+            room = (flat @ rows.T - bound).clamp_min(0) + 4 * torch.finfo(points.dtype).eps * (
+                flat.abs() @ rows.abs().T + bound.abs()
+            )
+            snapped = snapped.index_copy(
+                0, over, Region.snap(part, part._nearest(snapped[over], bound - room * 2.0**k))
+            )
         return self._pulled(snapped)
 
     def _pulled(self, points: Tensor) -> Tensor:
@@ -188,20 +240,31 @@ class ConstrainedRegion(Region):
         for share in _PULLS:
             gain = delta.flatten(1) @ rows.T
             slack = (bound - center.flatten(1) @ rows.T).clamp_min(0)
-            room = torch.where(gain > 0, slack / gain.clamp_min(1e-300), torch.inf).amin(1).clamp(max=1) * share
-            trial = Region.snap(self, (center + delta * room.view(-1, *[1] * (delta.dim() - 1))).to(points.dtype))
+            room = (
+                torch.where(gain > 0, slack / gain.clamp_min(1e-300), torch.inf)
+                .amin(1)
+                .clamp(max=1)
+                * share
+            )
+            trial = Region.snap(
+                self, (center + delta * room.view(-1, *[1] * (delta.dim() - 1))).to(points.dtype)
+            )
             fine = satisfied(points, self._exact).view(-1, *[1] * (delta.dim() - 1))
             points = torch.where(fine, points, trial)
         fine = satisfied(points, self._exact).view(-1, *[1] * (delta.dim() - 1))
         return torch.where(fine, points, self.center.to(points.dtype))
 
     def sample(self, streams: Streams) -> Tensor:
-        """Return one point per region, drawn from the ball and moved to the nearest admissible one."""
+        """Return one point per region, drawn from the ball and moved to the nearest admissible
+        one.
+        """
         return self.project(super().sample(streams))
 
 
 def satisfied(points: Tensor, constraints: Constraints) -> Tensor:
-    """Does A x' <= b hold at each point (M, *D), (M,) bool? Decided in float64 where rounding cannot matter, else in rational arithmetic; a NaN does not."""
+    """Does A x' <= b hold at each point (M, *D), (M,) bool? Decided in float64 where rounding
+    cannot matter, else in rational arithmetic; a NaN does not.
+    """
     a, b = constraints
     x = points.double().flatten(1)
     value, size = x @ a.T, x.abs() @ a.abs().T + b.abs()
@@ -220,14 +283,19 @@ def satisfied(points: Tensor, constraints: Constraints) -> Tensor:
 
 
 def _exactly(row: list[float], x: list[float]) -> Fraction:
-    return sum((Fraction(c) * Fraction(v) for c, v in zip(row, x, strict=True) if c and v), Fraction(0))
+    return sum(
+        (Fraction(c) * Fraction(v) for c, v in zip(row, x, strict=True) if c and v), Fraction(0)
+    )
 
 
 def read_constraints(given: tuple[object, object]) -> Constraints:
     """Return A (m, d) and b (m,) in float64. Raises `BadInput` where these are no inequalities."""
     a, b = (torch.as_tensor(t, dtype=torch.float64) for t in given)
     if a.dim() != 2 or b.shape != a.shape[:1] or not a.numel():
-        raise BadInput(f"constraints are A (m, features) and b (m,) of A x <= b, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
+        raise BadInput(
+            f"constraints are A (m, features) and b (m,) of A x <= b, got shapes {tuple(a.shape)} "
+            f"and {tuple(b.shape)}"
+        )
     if not bool(a.isfinite().all() and b.isfinite().all()):
         raise BadInput("constraints A x <= b must be finite numbers: leave out what always holds")
     return a, b
@@ -237,14 +305,21 @@ def check_satisfied(x: Tensor, constraints: Constraints) -> None:
     """Raise `BadInput` unless the points x (N, *D) satisfy the constraints themselves."""
     a, b = constraints
     if a.shape[1] != x[0].numel():
-        raise BadInput(f"constraints are about {a.shape[1]} features, but inputs of shape {tuple(x.shape[1:])} have {x[0].numel()}")
+        raise BadInput(
+            f"constraints are about {a.shape[1]} features, but inputs of shape "
+            f"{tuple(x.shape[1:])} have {x[0].numel()}"
+        )
     a, b = a.to(x.device), b.to(x.device)
     bad = torch.nonzero(~satisfied(x, (a, b))).flatten()
     if len(bad):
-        row = next(j for j in range(len(b)) if not bool(satisfied(x[bad[:1]], (a[j : j + 1], b[j : j + 1]))))
+        row = next(
+            j
+            for j in range(len(b))
+            if not bool(satisfied(x[bad[:1]], (a[j : j + 1], b[j : j + 1])))
+        )
         value = float(x[bad[0]].double().flatten() @ a[row])
         raise BadInput(
-            f"{len(bad)} of {len(x)} points break the constraints A x <= b themselves (first: point {int(bad[0])}, row {row}: {value:.17g} > "
-            f"{float(b[row]):.17g}): "
-            "leave them out, or give constraints that the data satisfy"
+            f"{len(bad)} of {len(x)} points break the constraints A x <= b themselves (first: "
+            f"point {int(bad[0])}, row {row}: {value:.17g} > {float(b[row]):.17g}): leave them "
+            "out, or give constraints that the data satisfy"
         )

@@ -1,6 +1,7 @@
 """What counts as adversarial? Margins of the logits, one place for the sign conventions.
 
-A margin is positive while the model still resists. A point is adversarial iff its worst margin is not positive: ties and NaN are not robust.
+A margin is positive while the model still resists. A point is adversarial iff its worst margin is
+not positive: ties and NaN are not robust.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Goal(Protocol):
         """Return the constants of the margins, (N, S)."""
 
     def cases(self, classes: int) -> Tensor:
-        """Return the case each margin belongs to, (S,), numbered from 0: `worst` is the smallest, over the cases, of each case's largest margin."""
+        """Return the case each margin belongs to, (S,), numbered from 0: `worst` is the smallest,
+        over the cases, of each case's largest margin.
+        """
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return rows @ logits + offsets, (N, S), without building the matrix."""
@@ -36,7 +39,9 @@ class Goal(Protocol):
         """Combine margins (or lower bounds of them) (N, S) into the one that decides, (N,)."""
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """Return the smooth stand-in of `worst`, (N,), within log(S) of it: the logarithm of the odds that softmax gives to the model's side."""
+        """Return the smooth stand-in of `worst`, (N,), within log(S) of it: the logarithm of the
+        odds that softmax gives to the model's side.
+        """
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
         """Return the class each margin is about, (N, S)."""
@@ -48,7 +53,9 @@ class Goal(Protocol):
         """Raise `BadInput` where the goal makes no sense for these labels."""
 
     def identity(self) -> dict[str, object]:
-        """Return what tells the goal from others of its kind, JSON-ready; what differs from point to point is part of the points' names."""
+        """Return what tells the goal from others of its kind, JSON-ready; what differs from point
+        to point is part of the points' names.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,9 @@ class Untargeted:
         return margins.amin(1)
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """-log(sum_j exp(-m_j)), the log odds of the true class: the cross-entropy is softplus(-smooth)."""
+        """-log(sum_j exp(-m_j)), the log odds of the true class: the cross-entropy is
+        softplus(-smooth).
+        """
         return -(-margins).logsumexp(1)
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
@@ -99,7 +108,8 @@ class Untargeted:
 
 @dataclass(frozen=True, eq=False)
 class Targeted:
-    """One class must win: margins z_j - z_t for each j, and the largest decides (one class ahead of the target is enough to resist).
+    """One class must win: margins z_j - z_t for each j, and the largest decides (one class ahead of
+    the target is enough to resist).
 
     `target` is a class, or one for each point (N,).
     """
@@ -108,9 +118,22 @@ class Targeted:
 
     def __post_init__(self) -> None:
         if not isinstance(self.target, int | Tensor):
-            object.__setattr__(self, "target", tensor(self.target, "targets", "Give one class, or one for each point, as places 0, 1, 2, ..."))
-        if isinstance(self.target, Tensor) and (self.target.dim() > 1 or self.target.is_floating_point()):
-            raise BadInput(f"targets are one class, or one for each point (N,), as integers; got {tuple(self.target.shape)} of {self.target.dtype}")
+            object.__setattr__(
+                self,
+                "target",
+                tensor(
+                    self.target,
+                    "targets",
+                    "Give one class, or one for each point, as places 0, 1, 2, ...",
+                ),
+            )
+        if isinstance(self.target, Tensor) and (
+            self.target.dim() > 1 or self.target.is_floating_point()
+        ):
+            raise BadInput(
+                "targets are one class, or one for each point (N,), as integers; got "
+                f"{tuple(self.target.shape)} of {self.target.dtype}"
+            )
 
     def _targets(self, y: Tensor) -> Tensor:
         return torch.as_tensor(self.target, device=y.device).expand(len(y))
@@ -130,14 +153,18 @@ class Targeted:
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """z_j - z_t."""
-        return logits.gather(1, self.rivals(y, logits.shape[1])) - logits.gather(1, self._targets(y)[:, None])
+        return logits.gather(1, self.rivals(y, logits.shape[1])) - logits.gather(
+            1, self._targets(y)[:, None]
+        )
 
     def worst(self, margins: Tensor) -> Tensor:
         """The maximum; a NaN anywhere stays a NaN."""
         return margins.amax(1)
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """log(sum_j exp(m_j)), minus the log odds of the target: the cross-entropy to the target is softplus(smooth)."""
+        """log(sum_j exp(m_j)), minus the log odds of the target: the cross-entropy to the target is
+        softplus(smooth).
+        """
         return margins.logsumexp(1)
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
@@ -154,13 +181,20 @@ class Targeted:
         """A target must be a class, and differ from the label."""
         t = torch.as_tensor(self.target)
         if t.dim() and len(t) != len(y):
-            raise BadInput(f"{len(t)} targets for {len(y)} points: give one class, or one for each point")
+            raise BadInput(
+                f"{len(t)} targets for {len(y)} points: give one class, or one for each point"
+            )
         t = self._targets(y)
         if bool(((t < 0) | (t >= classes)).any()):
-            raise BadInput(f"targets must lie in 0..{classes - 1}, got {int(t.min())}..{int(t.max())}")
+            raise BadInput(
+                f"targets must lie in 0..{classes - 1}, got {int(t.min())}..{int(t.max())}"
+            )
         same = torch.nonzero(t == y).flatten()
         if len(same):
-            raise BadInput(f"the target equals the label at {len(same)} points (first: point {int(same[0])}): choose another class there")
+            raise BadInput(
+                f"the target equals the label at {len(same)} points (first: point {int(same[0])}): "
+                "choose another class there"
+            )
 
     def identity(self) -> dict[str, object]:
         """The target, where it is one."""
@@ -174,13 +208,21 @@ def is_adversarial(worst: Tensor) -> Tensor:
 
 
 def by_case(margins: Tensor, cases: Tensor) -> Tensor:
-    """Return the largest margin of each case (N, C), from margins (N, S) and the case of each (S,)."""
-    start = torch.full((len(margins), int(cases.max()) + 1), -torch.inf, dtype=margins.dtype, device=margins.device)
-    return start.scatter_reduce(1, cases.to(margins.device).expand(len(margins), -1), margins, "amax")
+    """Return the largest margin of each case (N, C), from margins (N, S) and the case of each
+    (S,).
+    """
+    start = torch.full(
+        (len(margins), int(cases.max()) + 1), -torch.inf, dtype=margins.dtype, device=margins.device
+    )
+    return start.scatter_reduce(
+        1, cases.to(margins.device).expand(len(margins), -1), margins, "amax"
+    )
 
 
 class _Endless:
-    """A goal that is never reached: its worst margin stays positive, and falls wherever the goal's own does."""
+    """A goal that is never reached: its worst margin stays positive, and falls wherever the goal's
+    own does.
+    """
 
     def worst(self, margins: Tensor) -> Tensor:
         own: Tensor = super().worst(margins)  # type: ignore[misc]
@@ -201,7 +243,9 @@ class _EndlessSpecification(_Endless, Specification):
 
 
 def endless(goal: Goal) -> Goal:
-    """Return the goal without its end, for searches that are to go on beyond the boundary; of a kind not known here, the goal itself: they end there."""
+    """Return the goal without its end, for searches that are to go on beyond the boundary; of a
+    kind not known here, the goal itself: they end there.
+    """
     if type(goal) is Untargeted:
         return _EndlessUntargeted()
     if type(goal) is Specification:

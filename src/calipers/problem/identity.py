@@ -1,9 +1,12 @@
-"""Which program is it that a model computes? Every part that can change an answer, under a name that tells it from its earlier version.
+"""Which program is it that a model computes? Every part that can change an answer, under a name
+that tells it from its earlier version.
 
-Parts are the classes of all modules, the byte code of `forward` and of whatever it can reach, attributes, hooks, closures, defaults, globals that are read,
-modules held in lists, the graphs of exported, scripted and imported programs, and all weights. What belongs to Python, torch or NumPy goes by its name.
-Values that a call of the model itself changes (counters, caches, what hooks collect) are no part of it. What cannot be looked into, such as a session of
-another runtime, goes by its type: there only the model's answers tell (see measurement/probe.py).
+Parts are the classes of all modules, the byte code of `forward` and of whatever it can reach,
+attributes, hooks, closures, defaults, globals that are read, modules held in lists, the graphs of
+exported, scripted and imported programs, and all weights. What belongs to Python, torch or NumPy
+goes by its name. Values that a call of the model itself changes (counters, caches, what hooks
+collect) are no part of it. What cannot be looked into, such as a session of another runtime, goes
+by its type: there only the model's answers tell (see measurement/probe.py).
 """
 
 from __future__ import annotations
@@ -28,34 +31,66 @@ _WEIGHT = "weights of "
 _PYTHON = "the version of Python (byte code of two versions cannot be compared)"
 _MOST = 50_000  # parts; whoever refers to more than that is not looked into further
 _TOLD = 4  # differences that are named
-_UNREAD = frozenset({"__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__", "__class_getitem__", "extra_repr", "__reduce__"})
-_LOCKED = frozenset("io _io logging multiprocessing pathlib random threading _thread weakref time asyncio concurrent socket ssl subprocess".split())
+_UNREAD = frozenset(
+    {
+        "__init__",
+        "__new__",
+        "__repr__",
+        "__str__",
+        "__del__",
+        "__init_subclass__",
+        "__class_getitem__",
+        "extra_repr",
+        "__reduce__",
+    }
+)
+_LOCKED = frozenset(
+    "io _io logging multiprocessing pathlib random threading _thread weakref time asyncio "
+    "concurrent socket ssl subprocess".split()
+)
 _HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
     "_forward_hooks": "forward hook",
     "_backward_hooks": "backward hook",
     "_backward_pre_hooks": "backward pre-hook",
 }
-_EVERY_MODULE = frozenset({*nn.Module().__dict__, "_backward_pre_hooks", "_compiled_call_impl", "_is_torch_compile", "_forward_hooks_with_kwargs"})
-_COMPILERS = ("torch._dynamo", "torch.export")  # what they add to a module checks and speeds up, and is another in each process
+_EVERY_MODULE = frozenset(
+    {
+        *nn.Module().__dict__,
+        "_backward_pre_hooks",
+        "_compiled_call_impl",
+        "_is_torch_compile",
+        "_forward_hooks_with_kwargs",
+    }
+)
+# what they add to a module checks and speeds up, and is another in each process
+_COMPILERS = "torch._dynamo", "torch.export"
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A program by its parts: name to value (short ones are told, others hashed). `digest` names it."""
+    """A program by its parts: name to value (short ones are told, others hashed). `digest` names
+    it.
+    """
 
     parts: Mapping[str, str] = field(repr=False)
 
     @functools.cached_property
     def digest(self) -> str:
         """The hash of all parts."""
-        return hashlib.sha256(json.dumps(sorted(self.parts.items())).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return hashlib.sha256(
+            json.dumps(sorted(self.parts.items())).encode("utf-8", "surrogatepass")
+        ).hexdigest()[:16]
 
     def differences(self, then: Mapping[str, str]) -> str:
         """Return in words what differs from the parts of an earlier program."""
         names = [*then, *(n for n in self.parts if n not in then)]
-        said = [_difference(n, then.get(n), self.parts.get(n)) for n in names if then.get(n) != self.parts.get(n)]
+        said = [
+            _difference(n, then.get(n), self.parts.get(n))
+            for n in names
+            if then.get(n) != self.parts.get(n)
+        ]
         said.sort(key=lambda text: (not text.startswith(_PYTHON[:23]), text.startswith(_WEIGHT)))
         more = f" and {len(said) - _TOLD} more" if len(said) > _TOLD else ""
         return "; ".join(said[:_TOLD]) + more
@@ -67,8 +102,12 @@ def _difference(name: str, before: str | None, now: str | None) -> str:
     return f"{name} differs" if "#" in (before[:1], now[:1]) else f"{name} was {before}, is {now}"
 
 
-def identify(module: nn.Module, extra: Mapping[str, object], call: Callable[[], None] | None = None) -> Identity:
-    """Return the identity of a module, with `extra` facts that belong to it. `call` runs it once or more: what that changes is left out."""
+def identify(
+    module: nn.Module, extra: Mapping[str, object], call: Callable[[], None] | None = None
+) -> Identity:
+    """Return the identity of a module, with `extra` facts that belong to it. `call` runs it once or
+    more: what that changes is left out.
+    """
     walk = _Walk(module)
     parts = walk.parts
     if call is not None and walk.may_change:
@@ -84,13 +123,16 @@ def identify(module: nn.Module, extra: Mapping[str, object], call: Callable[[], 
 
 
 class _Walk:
-    """One tour through everything a module refers to. `may_change` is False where only layers of torch were met."""
+    """One tour through everything a module refers to. `may_change` is False where only layers of
+    torch were met.
+    """
 
     def __init__(self, root: nn.Module) -> None:
         self.parts: dict[str, str] = {}
         self.may_change = False
         self.places: dict[int, str] = {}
-        self.kept: list[object] = []  # what has a place stays alive: its address is not given to another
+        # what has a place stays alive: its address is not given to another
+        self.kept: list[object] = []
         self.mentioned: set[str] = {"forward"}
         self.methods: list[tuple[str, str, Any]] = []
         self.module("", root)
@@ -115,13 +157,17 @@ class _Walk:
             self.put(name, f"the same as {place}")
         return True
 
-    # ---- modules -------------------------------------------------------------------------------------------------------------------------------------
+    # ---- modules
+    # ----------------------------------------------------------------------------------------------
 
     def module(self, path: str, root: nn.Module) -> None:
         """Note a module and all that it holds, under the path by which it is reached."""
         if path and self.known(path, root):
             return
-        inside = [(".".join(filter(None, (path, name))), m) for name, m in root.named_modules(remove_duplicate=False)]
+        inside = [
+            (".".join(filter(None, (path, name))), m)
+            for name, m in root.named_modules(remove_duplicate=False)
+        ]
         fresh = [(name, m) for name, m in inside if m is root or not self.known(name, m)]
         if not path:
             self.known("the model", root)
@@ -143,7 +189,10 @@ class _Walk:
                 if key not in _EVERY_MODULE and (mine or not key.startswith("_")):
                     self.value(_under(path, key), value)
             self.classes(kind)
-        for tensors in (m.named_parameters(recurse=False, remove_duplicate=False), m.named_buffers(recurse=False, remove_duplicate=False)):
+        for tensors in (
+            m.named_parameters(recurse=False, remove_duplicate=False),
+            m.named_buffers(recurse=False, remove_duplicate=False),
+        ):
             for key, tensor in tensors:
                 self.put(f"{_WEIGHT}{_under(path, key)}", f"#{hashed(plain(tensor) or b'')}")
         self._packed(path, m)
@@ -172,11 +221,15 @@ class _Walk:
     def _script(self, label: str, m: torch.jit.ScriptModule) -> None:
         try:
             code, constants = m.code_with_constants
-            self.put(f"program of {label}", f"#{hashed(code.encode() + (plain(dict(constants.const_mapping)) or b''))}")
+            self.put(
+                f"program of {label}",
+                f"#{hashed(code.encode() + (plain(dict(constants.const_mapping)) or b''))}",
+            )
         except RuntimeError:  # a part without a forward of its own
             self.put(f"program of {label}", "none")
 
-    # ---- values --------------------------------------------------------------------------------------------------------------------------------------
+    # ---- values
+    # ----------------------------------------------------------------------------------------------
 
     def value(self, name: str, value: Any) -> None:
         """Note anything that a module, a function or a class refers to."""
@@ -191,7 +244,9 @@ class _Walk:
     def _opened(self, name: str, value: Any) -> None:
         if isinstance(value, dict):
             for i, (key, item) in enumerate(value.items()):
-                self.value(f"{name}[{key!r}]" if isinstance(key, str | int) else f"{name}[{i}]", item)
+                self.value(
+                    f"{name}[{key!r}]" if isinstance(key, str | int) else f"{name}[{i}]", item
+                )
         elif isinstance(value, list | tuple | set | frozenset):
             for i, item in enumerate(value):
                 self.value(f"{name}[{i}]", item)
@@ -200,9 +255,17 @@ class _Walk:
         elif isinstance(value, types.MethodType | functools.partial):
             for part in ("__func__", "__self__", "func", "args", "keywords"):
                 if hasattr(value, part):
-                    self.value(name if part in ("__func__", "func") else f"{name} {part.strip('_')}", getattr(value, part))
+                    self.value(
+                        name if part in ("__func__", "func") else f"{name} {part.strip('_')}",
+                        getattr(value, part),
+                    )
         elif isinstance(value, staticmethod | classmethod | property | functools.cached_property):
-            self.value(name, getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", None))
+            self.value(
+                name,
+                getattr(value, "fget", None)
+                or getattr(value, "func", None)
+                or getattr(value, "__func__", None),
+            )
         elif isinstance(value, type):
             self.put(name, _name_of(value))
             self.classes(value)
@@ -214,7 +277,9 @@ class _Walk:
             self._instance(name, value)
 
     def function(self, name: str, f: types.FunctionType) -> None:
-        """Note what a function does and everything it reads: closure, defaults, and where the code is the user's own, globals."""
+        """Note what a function does and everything it reads: closure, defaults, and where the code
+        is the user's own, globals.
+        """
         room = room_of(f.__globals__.get("__name__"), f.__code__.co_filename)
         if room == "library":
             self.put(f"code of {name}", f"{f.__module__}.{f.__qualname__}")
@@ -225,7 +290,10 @@ class _Walk:
         for cell, held in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
             if cell != "__class__" and (inside := _contents(held)) is not held:
                 self.value(f"{cell} in {name}", inside)
-        for key, default in [*enumerate(f.__defaults__ or (), 1), *(f.__kwdefaults__ or {}).items()]:
+        for key, default in [
+            *enumerate(f.__defaults__ or (), 1),
+            *(f.__kwdefaults__ or {}).items(),
+        ]:
             self.value(f"default {key} of {name}", default)
         for key, held in vars(f).items():
             if key != "__wrapped__" and room != "library":
@@ -244,23 +312,40 @@ class _Walk:
                     self.value(f"global {key}.{word}", vars(value)[word])
 
     def classes(self, kind: type) -> None:
-        """Note what a class and its ancestors define, as far as they are not torch's or Python's; methods wait until somebody mentions them."""
+        """Note what a class and its ancestors define, as far as they are not torch's or Python's;
+        methods wait until somebody mentions them.
+        """
         for one in kind.__mro__:
-            if room_of(one.__module__) == "library" or self.places.get(id(one), "").startswith("class "):
+            if room_of(one.__module__) == "library" or self.places.get(id(one), "").startswith(
+                "class "
+            ):
                 continue
             self.places[id(one)] = f"class {one.__qualname__}"
             self.kept.append(one)
             for key, value in vars(one).items():
-                if isinstance(value, types.FunctionType | staticmethod | classmethod | property | functools.cached_property):
+                if isinstance(
+                    value,
+                    types.FunctionType
+                    | staticmethod
+                    | classmethod
+                    | property
+                    | functools.cached_property,
+                ):
                     if key not in _UNREAD:
                         self.methods.append((f"{one.__qualname__}.{key}", key, value))
-                elif not (key.startswith(("__", "_abc_")) or isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)):
+                elif not (
+                    key.startswith(("__", "_abc_"))
+                    or isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
+                ):
                     self.value(f"{one.__qualname__}.{key}", value)
 
     def _reachable(self) -> None:
         """Note the methods that any code met so far mentions, until nothing new is met."""
         while True:
-            ready = [key in self.mentioned or (key.startswith("__") and key.endswith("__")) for _, key, _ in self.methods]
+            ready = [
+                key in self.mentioned or (key.startswith("__") and key.endswith("__"))
+                for _, key, _ in self.methods
+            ]
             if not any(ready):
                 return
             named = [m for m, now in zip(self.methods, ready, strict=True) if now]
@@ -272,15 +357,23 @@ class _Walk:
         kind = type(value)
         self.put(f"type of {name}", _name_of(kind))
         root = kind.__module__.partition(".")[0]
-        if isinstance(value, torch._ops.OpOverload | torch._ops.OpOverloadPacket | types.BuiltinFunctionType):
-            self.put(name, f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}")
+        if isinstance(
+            value, torch._ops.OpOverload | torch._ops.OpOverloadPacket | types.BuiltinFunctionType
+        ):
+            self.put(
+                name, f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
+            )
             owner = getattr(value, "__self__", None)
-            if plain(owner) is not None or (room_of(type(owner).__module__) != "library" and "pybind11" not in type(owner).__name__):
+            if plain(owner) is not None or (
+                room_of(type(owner).__module__) != "library"
+                and "pybind11" not in type(owner).__name__
+            ):
                 self.value(f"{name} self", owner)
         elif isinstance(value, torch.jit.ScriptFunction):
             self.put(f"program of {name}", f"#{hashed(str(value.code).encode())}")
         elif root == "calipers":
-            if isinstance(getattr(value, "module", None), nn.Module):  # a classifier, perhaps of this very module
+            # a classifier, perhaps of this very module
+            if isinstance(getattr(value, "module", None), nn.Module):
                 for key in ("module", "mean", "std", "draws"):
                     self.value(f"{name}.{key}", getattr(value, key))
             elif hasattr(value, "digest"):
@@ -294,12 +387,18 @@ class _Walk:
 
 
 def _state(value: object) -> Iterator[tuple[str, object]]:
-    """Yield what an object holds: its attributes, or where it has none what a copy would be made of."""
+    """Yield what an object holds: its attributes, or where it has none what a copy would be made
+    of.
+    """
     held = getattr(value, "__dict__", None)
     slots = [slot for one in type(value).__mro__ for slot in _listed(getattr(one, "__slots__", ()))]
     if held or slots:
         yield from (held or {}).items()
-        yield from ((s, getattr(value, s)) for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s))
+        yield from (
+            (s, getattr(value, s))
+            for s in slots
+            if s not in ("__dict__", "__weakref__") and hasattr(value, s)
+        )
         return
     try:
         made = value.__reduce_ex__(4)
@@ -308,7 +407,11 @@ def _state(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(made, str):
         yield "name", made
     else:
-        yield from ((f"state {i}", list(part) if i >= 3 else part) for i, part in enumerate(made[1:], 1) if part is not None)
+        yield from (
+            (f"state {i}", list(part) if i >= 3 else part)
+            for i, part in enumerate(made[1:], 1)
+            if part is not None
+        )
 
 
 def _listed(slots: Any) -> list[str]:
@@ -323,8 +426,14 @@ def _contents(cell: Any) -> Any:
 
 
 def _name_of(kind: type) -> str:
-    """Return a class's name; of the user's own classes without the module, which is called differently when it is run and when it is imported."""
-    return kind.__qualname__ if room_of(kind.__module__) == "own" else f"{kind.__module__}.{kind.__qualname__}"
+    """Return a class's name; of the user's own classes without the module, which is called
+    differently when it is run and when it is imported.
+    """
+    return (
+        kind.__qualname__
+        if room_of(kind.__module__) == "own"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def _under(path: str, key: str) -> str:

@@ -1,7 +1,9 @@
-"""What does a module hold that PyTorch does not see? Networks in lists, tensors in plain attributes; and a copy that takes them along.
+"""What does a module hold that PyTorch does not see? Networks in lists, tensors in plain
+attributes; and a copy that takes them along.
 
-Parameters, buffers and submodules are found by `nn.Module` itself. People also keep an ensemble in a list, a filter bank as an attribute, settings in an
-object of their own: all that is found by looking through the attributes.
+Parameters, buffers and submodules are found by `nn.Module` itself. People also keep an ensemble in
+a list, a filter bank as an attribute, settings in an object of their own: all that is found by
+looking through the attributes.
 """
 
 from __future__ import annotations
@@ -17,12 +19,23 @@ import torch
 from torch import Tensor, nn
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has, registered parts among them
-_OPAQUE = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType, torch.jit.ScriptModule, str, bytes)
+_OPAQUE = (
+    type,
+    FunctionType,
+    MethodType,
+    BuiltinFunctionType,
+    ModuleType,
+    torch.jit.ScriptModule,
+    str,
+    bytes,
+)
 _DEEPEST = 6  # containers and objects within each other
 
 
 def loose(module: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
-    """Return the modules that are held without being registered, outermost first, and the plain tensors of all modules."""
+    """Return the modules that are held without being registered, outermost first, and the plain
+    tensors of all modules.
+    """
     seen = {id(part) for part in module.modules()}
     seen |= {id(t) for t in [*module.parameters(), *module.buffers()]}
     modules, tensors, waiting = list[nn.Module](), list[Tensor](), list(module.modules())
@@ -34,12 +47,16 @@ def loose(module: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
             else:
                 modules.append(value)
                 inner = [m for m in value.modules() if id(m) not in seen or m is value]
-                seen |= {id(m) for m in inner} | {id(t) for m in inner for t in [*m.parameters(False), *m.buffers(False)]}
+                seen |= {id(m) for m in inner} | {
+                    id(t) for m in inner for t in [*m.parameters(False), *m.buffers(False)]
+                }
                 waiting += inner
     return modules, tensors
 
 
-def _held(value: Any, seen: set[int], depth: int, skip: frozenset[str] = frozenset()) -> Iterator[Any]:
+def _held(
+    value: Any, seen: set[int], depth: int, skip: frozenset[str] = frozenset()
+) -> Iterator[Any]:
     """Yield the modules and tensors in a value that were not seen before."""
     if depth > _DEEPEST or isinstance(value, _OPAQUE):
         return
@@ -63,10 +80,11 @@ def _held(value: Any, seen: set[int], depth: int, skip: frozenset[str] = frozens
 
 
 def copied(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """Return a frozen copy of a network whose floating point parameters, buffers and plain tensors have the given dtype, or each its own.
+    """Return a frozen copy of a network whose floating point parameters, buffers and plain tensors
+    have the given dtype, or each its own.
 
-    Activations that a module has kept from an earlier call are copied without their graph. Raises whatever copying raises: of modules that hold a lock, a file
-    or a stream, say.
+    Activations that a module has kept from an earlier call are copied without their graph. Raises
+    whatever copying raises: of modules that hold a lock, a file or a stream, say.
     """
     modules, tensors = loose(network)
     with torch.inference_mode(False):
@@ -86,14 +104,17 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 _DEFAULT_TYPE = threading.RLock()
-"""Held by whoever has changed the default type, which all threads share: two at once would put back each other's."""
+"""Held by whoever has changed the default type, which all threads share: two at once would put back
+each other's.
+"""
 
 
 @contextlib.contextmanager
 def made_in(dtype: torch.dtype | None) -> Iterator[None]:
     """Let tensors that code makes without naming a type have this one.
 
-    A state of zeros for a recurrent layer, say, or a matrix made in `forward`. None changes nothing.
+    A state of zeros for a recurrent layer, say, or a matrix made in `forward`. None changes
+    nothing.
     """
     if dtype is None:
         yield

@@ -1,6 +1,8 @@
-"""What becomes of the finds when Ctrl-C comes, or the time is up? Whoever was at work at that moment, a tool hands over all that it holds before it ends.
+"""What becomes of the finds when Ctrl-C comes, or the time is up? Whoever was at work at that
+moment, a tool hands over all that it holds before it ends.
 
-Whoever has something long to do asks `give_way` between its steps. Limits belong to the context of the caller: tools need not know that there are any.
+Whoever has something long to do asks `give_way` between its steps. Limits belong to the context of
+the caller: tools need not know that there are any.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Limit:
 
 
 class OutOfTime(KeyboardInterrupt):
-    """The time of `limit` is up. An interrupt, so that tools hand over what they hold, as at Ctrl-C."""
+    """The time of `limit` is up. An interrupt, so that tools hand over what they hold, as at
+    Ctrl-C.
+    """
 
     def __init__(self, limit: Limit) -> None:
         super().__init__("the time is up")
@@ -41,7 +45,9 @@ _limits: ContextVar[tuple[Limit, ...]] = ContextVar("limits", default=())
 
 @contextlib.contextmanager
 def limited(*limits: Limit) -> Iterator[None]:
-    """Let everything inside end with these limits too. Not around a `yield`: what is set there holds for whoever is yielded to."""
+    """Let everything inside end with these limits too. Not around a `yield`: what is set there
+    holds for whoever is yielded to.
+    """
     before = _limits.set((*_limits.get(), *limits))
     try:
         yield
@@ -57,14 +63,20 @@ def give_way() -> None:
 
 
 def shortened(share: float) -> contextlib.AbstractContextManager[None]:
-    """Limit what is inside to that share of the time that each limit leaves: what is found there has to be confirmed with the rest."""
-    return limited(*(Limit(limit.clock, limit.clock() + share * limit.left) for limit in _limits.get()))
+    """Limit what is inside to that share of the time that each limit leaves: what is found there
+    has to be confirmed with the rest.
+    """
+    return limited(
+        *(Limit(limit.clock, limit.clock() + share * limit.left) for limit in _limits.get())
+    )
 
 
 def remaining(results: Iterator[Given], interrupt: KeyboardInterrupt) -> Iterator[Given]:
-    """Yield what a tool still holds when its user was interrupted over its last result: the tool hears of it where it waits.
+    """Yield what a tool still holds when its user was interrupted over its last result: the tool
+    hears of it where it waits.
 
-    The caller passes the interrupt on afterwards. A tool that has ended, by the interrupt or before it, holds nothing; nor does one that is no generator.
+    The caller passes the interrupt on afterwards. A tool that has ended, by the interrupt or before
+    it, holds nothing; nor does one that is no generator.
     """
     throw = getattr(results, "throw", None)
     if throw is None:
@@ -77,8 +89,9 @@ def remaining(results: Iterator[Given], interrupt: KeyboardInterrupt) -> Iterato
 def relayed(results: Iterator[Given], use: Callable[[Given], Made | None]) -> Iterator[Made]:
     """Yield what `use` makes of each result, None left out.
 
-    An interrupt inside `use` lets it begin again with the same result, so `use` changes nothing before it is sure to end; then come the results that the tool
-    still holds, and the interrupt is passed on.
+    An interrupt inside `use` lets it begin again with the same result, so `use` changes nothing
+    before it is sure to end; then come the results that the tool still holds, and the interrupt is
+    passed on.
     """
     held: list[Given] = []
     try:

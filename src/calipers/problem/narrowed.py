@@ -1,4 +1,6 @@
-"""Which smaller questions decide a question about letters? One group fixed in every way it can be written; the parts cover the whole, and each is finite."""
+"""Which smaller questions decide a question about letters? One group fixed in every way it can be
+written; the parts cover the whole, and each is finite.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,17 @@ from calipers.problem.substitutions import Substitutions
 
 @dataclass(frozen=True, eq=False)
 class Narrowed(Substitutions):
-    """A part of a threat: which letters may be put in is said point by point, `options (N, G, K)`, not by `allowed`."""
+    """A part of a threat: which letters may be put in is said point by point, `options (N, G, K)`,
+    not by `allowed`.
+    """
 
     options: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def take(self, index: Tensor) -> Narrowed:
         """Return the threat for the chosen points."""
-        return dataclasses.replace(super().take(index), options=self.options[index.to(self.options.device)])  # type: ignore[return-value, call-arg]
+        return dataclasses.replace(
+            super().take(index), options=self.options[index.to(self.options.device)]
+        )  # type: ignore[return-value, call-arg]
 
     def region(self, x: Tensor, *, outward: bool = False) -> SubstitutionRegion:
         """Return the admissible set around each point of x (N, *D)."""
@@ -31,28 +37,43 @@ class Narrowed(Substitutions):
 
 
 def divided(problem: Problem, group: int) -> Problem:
-    """Return the parts of a problem of one point as points of their own: one in which the group keeps its letter, and one for each other letter put in.
+    """Return the parts of a problem of one point as points of their own: one in which the group
+    keeps its letter, and one for each other letter put in.
 
-    In every part the group is fixed and, where it changed, one switch is spent: together the parts hold the same points, each of them once.
+    In every part the group is fixed and, where it changed, one switch is spent: together the parts
+    hold the same points, each of them once.
     """
     region, threat = problem.region, problem.threat
     assert isinstance(region, SubstitutionRegion)
     assert isinstance(threat, Substitutions)
     put_in = torch.nonzero(region.options[0, group]).flatten()
-    moves = torch.cat([put_in.new_full((1,), -1), group * region.options.shape[2] + put_in])[:, None]
+    moves = torch.cat([put_in.new_full((1,), -1), group * region.options.shape[2] + put_in])[
+        :, None
+    ]
     parts = problem.take(torch.zeros(len(moves), dtype=torch.long, device=moves.device))
-    left = region.options.index_fill(1, torch.tensor(group, device=moves.device), value=False).expand(len(moves), -1, -1)
+    left = region.options.index_fill(
+        1, torch.tensor(group, device=moves.device), value=False
+    ).expand(len(moves), -1, -1)
     least = 0.0 if threat.numeric is None else NUMERIC_ALONE
     k = torch.where(moves[:, 0] < 0, region.radius, (region.radius - 1).clamp_min(least)).cpu()
     numeric = parts.threat.numeric if isinstance(parts.threat, Substitutions) else None
     narrowed = Narrowed(threat.groups, k, None, numeric, left)
-    return dataclasses.replace(parts, x=region.switched(torch.zeros_like(moves[:, 0]), moves), threat=narrowed)
+    return dataclasses.replace(
+        parts, x=region.switched(torch.zeros_like(moves[:, 0]), moves), threat=narrowed
+    )
 
 
 def most_wanted(problem: Problem, points: Tensor) -> int | None:
-    """Return the group of a problem of one point that most of these points (P, *D) would change; None where no group can change."""
+    """Return the group of a problem of one point that most of these points (P, *D) would change;
+    None where no group can change.
+    """
     region = problem.region
-    if not isinstance(region, SubstitutionRegion) or not bool(region.options.any()) or int(region.budget[0]) < 1:
+    if (
+        not isinstance(region, SubstitutionRegion)
+        or not bool(region.options.any())
+        or int(region.budget[0]) < 1
+    ):
         return None
-    changed = (region.threat.read(points) - region.threat.read(region.center)).abs().sum(2).sum(0)  # 2 for a switch, less for a share of one
+    # 2 for a switch, less for a share of one
+    changed = (region.threat.read(points) - region.threat.read(region.center)).abs().sum(2).sum(0)
     return int(torch.where(region.options[0].any(1), changed, -1.0).argmax())

@@ -1,4 +1,6 @@
-"""In how many ways can at most k letters be replaced, and which are they? Counting and listing, whatever the letters stand for."""
+"""In how many ways can at most k letters be replaced, and which are they? Counting and listing,
+whatever the letters stand for.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ BATCH = 4096
 
 
 def neighbourhood_size(alternatives: Sequence[int], k: int) -> int:
-    """Return how many points have at most k switches, if group g has `alternatives[g]` other letters: sum_{i<=k} of the elementary symmetric polynomials
-    e_i(alternatives), which is sum_i C(n, i) (K - 1)^i for n groups of K letters. Exact whole numbers.
+    """Return how many points have at most k switches, if group g has `alternatives[g]` other
+    letters: sum_{i<=k} of the elementary symmetric polynomials e_i(alternatives), which is sum_i
+    C(n, i) (K - 1)^i for n groups of K letters. Exact whole numbers.
 
     >>> neighbourhood_size([3] * 60, 2)
     16111
@@ -25,9 +28,11 @@ def neighbourhood_size(alternatives: Sequence[int], k: int) -> int:
 
 
 def enumerate_switches(counts: Tensor, k: int, batch: int = BATCH) -> Iterator[Tensor]:
-    """Yield all ways of switching at most k groups that have `counts (G,)` alternatives, as (T, i, 2) of (group, number of the alternative).
+    """Yield all ways of switching at most k groups that have `counts (G,)` alternatives, as (T, i,
+    2) of (group, number of the alternative).
 
-    By number of switches, then lexicographically, whatever the batch; at most about `batch` ways are held at a time.
+    By number of switches, then lexicographically, whatever the batch; at most about `batch` ways
+    are held at a time.
     """
     group = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     after = counts.cumsum(0)[group]  # the first move of the next group
@@ -47,7 +52,11 @@ def _increasing(i: int, after: Tensor, batch: int) -> Iterator[Tensor]:
             start = after[part[:, -1]] if i > 1 else after.new_zeros(len(part))
             count = len(after) - start
             row = torch.repeat_interleave(torch.arange(len(part), device=after.device), count)
-            last = torch.arange(len(row), device=after.device) - (count.cumsum(0) - count)[row] + start[row]
+            last = (
+                torch.arange(len(row), device=after.device)
+                - (count.cumsum(0) - count)[row]
+                + start[row]
+            )
             yield torch.cat([part[row], last[:, None]], 1)
 
 

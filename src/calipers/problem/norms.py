@@ -1,10 +1,13 @@
-"""How long is a perturbation, and which one of a given length helps the adversary most? The only file that knows p.
+"""How long is a perturbation, and which one of a given length helps the adversary most? The only
+file that knows p.
 
-Everything works on flat perturbations: `delta (M, d)`, `radius (M,)`, and a box `low <= delta <= high` of the same shape with low <= 0 <= high (infinite
-where unbounded). The three verbs `of`, `support` and `project` are exact for the norm ball intersected with the box.
+Everything works on flat perturbations: `delta (M, d)`, `radius (M,)`, and a box `low <= delta <=
+high` of the same shape with low <= 0 <= high (infinite where unbounded). The three verbs `of`,
+`support` and `project` are exact for the norm ball intersected with the box.
 
-`support` returns the value of the *dual* problem, whose terms are all non-negative: so the value dominates the true maximum in real arithmetic for any
-multiplier, and its floating-point evaluation errs by at most `support_rounding(d)` units of relative rounding (certification relies on both).
+`support` returns the value of the *dual* problem, whose terms are all non-negative: so the value
+dominates the true maximum in real arithmetic for any multiplier, and its floating-point evaluation
+errs by at most `support_rounding(d)` units of relative rounding (certification relies on both).
 """
 
 from __future__ import annotations
@@ -18,14 +21,38 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.budgets import Support, caps, rise_in_order, rise_together, share_out, soft_threshold, spend_in_order, toward
+from calipers.problem.budgets import (
+    Support,
+    caps,
+    rise_in_order,
+    rise_together,
+    share_out,
+    soft_threshold,
+    spend_in_order,
+    toward,
+)
 from calipers.problem.counts import L0
 
-__all__ = ["L0", "L1", "L2", "NORMS", "Linf", "Norm", "Support", "distance_between", "norm_for", "norm_named", "support_rounding", "unboxed"]
+__all__ = [
+    "L0",
+    "L1",
+    "L2",
+    "NORMS",
+    "Linf",
+    "Norm",
+    "Support",
+    "distance_between",
+    "norm_for",
+    "norm_named",
+    "support_rounding",
+    "unboxed",
+]
 
 
 def support_rounding(d: int) -> int:
-    """Return how many relative roundings a support value of d terms can accumulate: d - 1 additions and at most 15 operations inside a term."""
+    """Return how many relative roundings a support value of d terms can accumulate: d - 1 additions
+    and at most 15 operations inside a term.
+    """
     return d + 16
 
 
@@ -38,7 +65,9 @@ class Norm(Protocol):
 
     @property
     def is_box(self) -> bool:
-        """Is the ball a box? Then features move independently, and interval arithmetic over one affine operation is exact."""
+        """Is the ball a box? Then features move independently, and interval arithmetic over one
+        affine operation is exact.
+        """
 
     @property
     def is_euclidean(self) -> bool:
@@ -46,41 +75,61 @@ class Norm(Protocol):
 
     @property
     def is_count(self) -> bool:
-        """Does it count features? Then distances are whole numbers, scaling a perturbation does not change its length, and only a box bounds it."""
+        """Does it count features? Then distances are whole numbers, scaling a perturbation does not
+        change its length, and only a box bounds it.
+        """
 
     @property
     def is_sparse(self) -> bool:
-        """Does the steepest step move few features, not all of them? Then it matters over how many a step is spread."""
+        """Does the steepest step move few features, not all of them? Then it matters over how many
+        a step is spread.
+        """
 
     def alone(self, radius: Tensor) -> Tensor:
-        """Return how far one feature can move if it moves alone, of the radius's shape: the half side of the smallest cube around the ball."""
+        """Return how far one feature can move if it moves alone, of the radius's shape: the half
+        side of the smallest cube around the ball.
+        """
 
     def longest_unit(self, features: int) -> float:
-        """Return the Euclidean length of the longest perturbation of norm 1: what the norm allows in energy."""
+        """Return the Euclidean length of the longest perturbation of norm 1: what the norm allows
+        in energy.
+        """
 
     def of(self, delta: Tensor) -> Tensor:
         """Return the norm over the last axis."""
 
     def dual(self, g: Tensor) -> Tensor:
-        """Return the dual norm over the last axis: the maximum of <g, u> over unit perturbations u."""
+        """Return the dual norm over the last axis: the maximum of <g, u> over unit
+        perturbations u.
+        """
 
     def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
-        """Return the maximum of <g, delta> over ball and box, and its maximiser; zero gradients keep delta = 0."""
+        """Return the maximum of <g, delta> over ball and box, and its maximiser; zero gradients
+        keep delta = 0.
+        """
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return a perturbation of the given length (M,) along which <g, .> rises fastest; cheap, and not kept in the box unless the norm is sparse."""
+        """Return a perturbation of the given length (M,) along which <g, .> rises fastest; cheap,
+        and not kept in the box unless the norm is sparse.
+        """
 
-    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+    def project(
+        self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
+    ) -> Tensor:
         """Return the nearest point (Euclidean) of {norm(weight * delta) <= radius} and the box."""
 
     def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return the shortest delta in the box with <g, delta> >= gain (M,): 0 where the gain is not positive, and the farthest corner where none gets there.
+        """Return the shortest delta in the box with <g, delta> >= gain (M,): 0 where the gain is
+        not positive, and the farthest corner where none gets there.
 
-        On a linear model this is the exact projection on a decision boundary. Infinite sides are allowed.
+        On a linear model this is the exact projection on a decision boundary. Infinite sides are
+        allowed.
         """
 
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
-        """Return points drawn uniformly from the ball (no box), made from independent `uniform (M, d + 1)` and `normal (M, d)` numbers."""
+        """Return points drawn uniformly from the ball (no box), made from independent `uniform (M,
+        d + 1)` and `normal (M, d)` numbers.
+        """
 
 
 @dataclass(frozen=True)
@@ -110,15 +159,21 @@ class Linf:
         return g.abs().sum(-1)
 
     def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
-        """Each feature goes to its own end: the sign step of Goodfellow et al. 2015, kept inside the box."""
-        delta = torch.where(g > 0, torch.minimum(high, radius[:, None]), torch.maximum(low, -radius[:, None])) * (g != 0)
+        """Each feature goes to its own end: the sign step of Goodfellow et al. 2015, kept inside
+        the box.
+        """
+        delta = torch.where(
+            g > 0, torch.minimum(high, radius[:, None]), torch.maximum(low, -radius[:, None])
+        ) * (g != 0)
         return Support((g * delta).sum(-1), delta)
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The sign of the gradient."""
         return g.sign() * length[:, None]
 
-    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
+    def project(
+        self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
+    ) -> Tensor:
         """Clamp every feature."""
         reach = radius[:, None] if weight is None else radius[:, None] / weight
         return delta.clamp(torch.maximum(low, -reach), torch.minimum(high, reach))
@@ -151,7 +206,9 @@ class L2:
         return 1.0
 
     def of(self, delta: Tensor) -> Tensor:
-        """(sum delta_i^2)^(1/2), summed in float64: squares of float32 numbers can neither overflow nor vanish there."""
+        """(sum delta_i^2)^(1/2), summed in float64: squares of float32 numbers can neither overflow
+        nor vanish there.
+        """
         length: Tensor = torch.linalg.vector_norm(delta, dim=-1, dtype=torch.float64)
         return length.to(delta.dtype)
 
@@ -160,42 +217,62 @@ class L2:
         return self.of(g)
 
     def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
-        """Along the gradient, clipped to the box: delta_i = clip(s g_i) with the one s that uses the budget up.
+        """Along the gradient, clipped to the box: delta_i = clip(s g_i) with the one s that uses
+        the budget up.
 
-        Dual, valid for every multiplier m = 1/s >= 0: sum_i max over the box of (g_i d - m d^2 / 2), plus m radius^2 / 2.
+        Dual, valid for every multiplier m = 1/s >= 0: sum_i max over the box of (g_i d - m d^2 /
+        2), plus m radius^2 / 2.
         """
         size, cap = g.abs(), caps(g, radius, low, high)
         length, scale = share_out(size, cap, radius)
         multiplier = 1 / scale
-        # The maximum inside the sum belongs to the multiplier as rounded; where the box alone decides, the multiplier is 0 and every feature goes to its end.
-        inner = torch.where(scale.isinf()[:, None] | (size == 0), cap, torch.minimum(size * scale[:, None], cap))
-        value = (inner * (size - multiplier[:, None] * inner / 2)).sum(-1) + multiplier * radius * radius / 2
+        # The maximum inside the sum belongs to the multiplier as rounded; where the box alone
+        # decides, the multiplier is 0 and every feature goes to its end.
+        inner = torch.where(
+            scale.isinf()[:, None] | (size == 0), cap, torch.minimum(size * scale[:, None], cap)
+        )
+        value = (inner * (size - multiplier[:, None] * inner / 2)).sum(
+            -1
+        ) + multiplier * radius * radius / 2
         return Support(value, length * g.sign())
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The gradient's direction; a zero gradient stays put."""
-        largest = g.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)  # first, so that the squares of tiny gradients do not vanish
+        # first, so that the squares of tiny gradients do not vanish
+        largest = g.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
         scaled = g / largest
         return scaled * (length / self.of(scaled).clamp_min(1.0))[:, None]
 
-    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
-        """The nearest point is clip(s delta), with s = 1 if that already lies inside; with weights, clip(delta / (1 + m weight^2))."""
+    def project(
+        self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """The nearest point is clip(s delta), with s = 1 if that already lies inside; with weights,
+        clip(delta / (1 + m weight^2)).
+        """
         clipped = delta.clamp(low, high)
         inside = self.of(clipped if weight is None else clipped * weight) <= radius
         if weight is not None:
-            return torch.where(inside[:, None], clipped, self._shrink(delta, radius, low, high, weight))
+            return torch.where(
+                inside[:, None], clipped, self._shrink(delta, radius, low, high, weight)
+            )
         size, cap = delta.abs(), caps(delta, radius, low, high)
         return torch.where(inside[:, None], clipped, share_out(size, cap, radius)[0] * delta.sign())
 
-    def _shrink(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-        # The length falls monotonically in the multiplier: bisect its logarithm, and keep the end that is inside. In float64, whose range holds every case.
+    def _shrink(
+        self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor
+    ) -> Tensor:
+        # The length falls monotonically in the multiplier: bisect its logarithm, and keep the end
+        # that is inside. In float64, whose range holds every case.
         wide, weight, limit = delta.double(), weight.double(), radius.double()
         square = weight.square()
         low, high = low.double(), high.double()
         inside, outside = torch.full_like(limit, 600.0), torch.full_like(limit, -600.0)
         for _ in range(64):
             middle = (inside + outside) / 2
-            fits = self.of(weight * (wide / (1 + middle.exp()[:, None] * square)).clamp(low, high)) <= limit
+            fits = (
+                self.of(weight * (wide / (1 + middle.exp()[:, None] * square)).clamp(low, high))
+                <= limit
+            )
             inside, outside = torch.where(fits, middle, inside), torch.where(fits, outside, middle)
         shrunk = (wide / (1 + inside.exp()[:, None] * square)).clamp(low, high)
         return (shrunk * (limit > 0)[:, None]).to(delta.dtype)
@@ -239,7 +316,9 @@ class L1:
     def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
         """Spend the budget on features by falling |g_i|, each up to its end of the box.
 
-        Dual, valid for every threshold t >= 0: t radius + sum_i cap_i max(|g_i| - t, 0); the best t is the |g_i| at which the budget runs out.
+        Dual, valid for every threshold t >= 0: t radius + sum_i cap_i max(|g_i| - t, 0); the best t
+        is the
+        |g_i| at which the budget runs out.
         """
         size, cap = g.abs(), caps(g, radius, low, high)
         ranked, order = size.sort(dim=-1, descending=True)
@@ -252,11 +331,19 @@ class L1:
         return Support(value, torch.zeros_like(g).scatter(-1, order, length) * g.sign())
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """The features of largest gradient, each only as far as its end of the box: a step along one full feature would be lost in the projection."""
-        return spend_in_order(g.abs(), torch.ones_like(g), caps(g, length, low, high), length) * g.sign()
+        """The features of largest gradient, each only as far as its end of the box: a step along
+        one full feature would be lost in the projection.
+        """
+        return (
+            spend_in_order(g.abs(), torch.ones_like(g), caps(g, length, low, high), length)
+            * g.sign()
+        )
 
-    def project(self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Tensor:
-        """Soft threshold inside the box: |d_i| = clip(|delta_i| - t w_i, 0, cap_i) with the one t that spends the budget.
+    def project(
+        self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """Soft threshold inside the box: |d_i| = clip(|delta_i| - t w_i, 0, cap_i) with the one t
+        that spends the budget.
 
         Croce and Hein 2021, with any box and weights.
         """
@@ -271,36 +358,58 @@ class L1:
         return rise_in_order(g, g.abs(), gain, low, high)
 
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
-        """Spacings of d + 1 exponentials give a uniform point of the simplex; signs come from the normals."""
+        """Spacings of d + 1 exponentials give a uniform point of the simplex; signs come from the
+        normals.
+        """
         exponential = -uniform.clamp(torch.finfo(uniform.dtype).tiny, 1.0).log()
-        share = exponential[:, :-1] / exponential.sum(-1, keepdim=True).clamp_min(torch.finfo(uniform.dtype).tiny)
+        share = exponential[:, :-1] / exponential.sum(-1, keepdim=True).clamp_min(
+            torch.finfo(uniform.dtype).tiny
+        )
         return share * normal.sign() * radius[:, None]
 
 
 _ALL: tuple[Norm, ...] = (Linf(), L2(), L1(), L0(), L0("pixels"))
 NORMS: dict[str, Norm] = {norm.name: norm for norm in _ALL}
-_ALIASES = {"inf": "linf", "l_inf": "linf", "l∞": "linf", "2": "l2", "1": "l1", "0": "l0", "pixel": "pixels", "euclidean": "l2"}
+_ALIASES = {
+    "inf": "linf",
+    "l_inf": "linf",
+    "l∞": "linf",
+    "2": "l2",
+    "1": "l1",
+    "0": "l0",
+    "pixel": "pixels",
+    "euclidean": "l2",
+}
 
 
 def norm_named(name: str) -> Norm:
     """Return the norm of that name ("linf", "l2", "l1", "l0", "pixels")."""
     key = _ALIASES.get(str(name).lower(), str(name).lower())
     if key not in NORMS:
-        raise BadInput(f"unknown norm {name!r}; a Ball takes 'linf', 'l2' or 'l1', or 'l0' or 'pixels' inside a bounded box.")
+        raise BadInput(
+            f"unknown norm {name!r}; a Ball takes 'linf', 'l2' or 'l1', or 'l0' or 'pixels' inside "
+            "a bounded box."
+        )
     return NORMS[key]
 
 
 def norm_for(name: str, shape: Sequence[int]) -> Norm:
-    """Return the norm of that name for inputs of one shape: a count of pixels has to know the channels. Raises `BadInput` where they have none."""
+    """Return the norm of that name for inputs of one shape: a count of pixels has to know the
+    channels. Raises `BadInput` where they have none.
+    """
     norm = norm_named(name)
     return norm.over(shape) if isinstance(norm, L0) else norm
 
 
 def unboxed(norm: Norm) -> Norm:
-    """Return the same norm, which no longer says that its ball is a box: for a set that something else cuts besides."""
+    """Return the same norm, which no longer says that its ball is a box: for a set that something
+    else cuts besides.
+    """
     return Linf(is_box=False) if isinstance(norm, Linf) else norm
 
 
 def distance_between(a: Tensor, b: Tensor, norm: str) -> Tensor:
-    """Return the distance (N,) in float64 between two batches (N, *D) in "linf", "l2", "l1", "l0" or "pixels"."""
+    """Return the distance (N,) in float64 between two batches (N, *D) in "linf", "l2", "l1", "l0"
+    or "pixels".
+    """
     return norm_for(norm, a.shape[1:]).of((a.double() - b.double()).flatten(1))

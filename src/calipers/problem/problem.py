@@ -1,4 +1,6 @@
-"""What exactly is asked? Model, points, labels, threat and goal in one value, checked at the door."""
+"""What exactly is asked? Model, points, labels, threat and goal in one value, checked at the
+door.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,19 @@ from calipers.problem.specification import Specification
 from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
 
-_SETTLED = 16  # float32 logits of the networks we measured differ from float64 by less than 5 roundings of the largest one
+# float32 logits of the networks we measured differ from float64 by less than 5 roundings of the
+# largest one
+_SETTLED = 16
 _UNSETTLED = 4 * _SETTLED
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """The one thing every tool receives: N points x (N, *D) with labels y (N,), a threat, a goal, a classifier, and `classes` K.
+    """The one thing every tool receives: N points x (N, *D) with labels y (N,), a threat, a goal, a
+    classifier, and `classes` K.
 
-    `names` are digests of the points themselves: random streams and evidence hang on them, so results do not depend on order or on which shard a point is in.
+    `names` are digests of the points themselves: random streams and evidence hang on them, so
+    results do not depend on order or on which shard a point is in.
     """
 
     classifier: Classifier
@@ -44,20 +50,38 @@ class Problem:
 
     @classmethod
     @with_gradients()
-    def pose(cls, model: nn.Module | Classifier, x: Tensor, y: Tensor, threat: Threat, goal: Goal | None = None, *, places: bool = False) -> Problem:
-        """Return the checked problem; raises `BadInput` with what was got, what was expected, and what to do.
+    def pose(
+        cls,
+        model: nn.Module | Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        goal: Goal | None = None,
+        *,
+        places: bool = False,
+    ) -> Problem:
+        """Return the checked problem; raises `BadInput` with what was got, what was expected, and
+        what to do.
 
-        Labels are places among the outputs. A model that names its classes (see `from_estimator`) is asked by their names, unless `places` says otherwise.
+        Labels are places among the outputs. A model that names its classes (see `from_estimator`)
+        is asked by their names, unless `places` says otherwise.
         """
         classifier = model if isinstance(model, Classifier) else Classifier(model)
         x = reading.points(x).to(device=classifier.device, dtype=classifier.dtype)
-        own = classifier.module.labels if isinstance(classifier.module, Answers) and not places else None
+        own = (
+            classifier.module.labels
+            if isinstance(classifier.module, Answers) and not places
+            else None
+        )
         y = reading.labels(y, len(x), own).to(classifier.device)
         threat.check(x)
         finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         classes = classifier.check(finite, classifies=not isinstance(goal, Specification)).shape[1]
         if bool(((y < 0) | (y >= classes)).any()):
-            raise BadInput(f"labels must lie in 0..{classes - 1} for a model of {classes} classes, got {int(y.min())}..{int(y.max())}")
+            raise BadInput(
+                f"labels must lie in 0..{classes - 1} for a model of {classes} classes, got "
+                f"{int(y.min())}..{int(y.max())}"
+            )
         if classes < 2:
             raise BadInput(f"the model returns {classes} logits: nothing to tell apart")
         goal = goal or Untargeted()
@@ -72,14 +96,30 @@ class Problem:
         """Return the problem for the chosen points."""
         i = torch.as_tensor(index, dtype=torch.long, device=self.x.device)
         names = tuple(self.names[k] for k in i.tolist())
-        part = Problem(self.classifier, self.x[i], self.y[i], self.threat.take(i), self.goal.take(i), self.classes, names)
+        part = Problem(
+            self.classifier,
+            self.x[i],
+            self.y[i],
+            self.threat.take(i),
+            self.goal.take(i),
+            self.classes,
+            names,
+        )
         if "size" in self.__dict__:  # asked once is enough
             part.__dict__["size"] = self.size[i]
         return part
 
     def at(self, radius: float | Tensor) -> Problem:
         """Return the problem at another radius (or one for each point)."""
-        same = Problem(self.classifier, self.x, self.y, self.threat.at(radius), self.goal, self.classes, self.names)
+        same = Problem(
+            self.classifier,
+            self.x,
+            self.y,
+            self.threat.at(radius),
+            self.goal,
+            self.classes,
+            self.names,
+        )
         if "size" in self.__dict__:
             same.__dict__["size"] = self.size
         return same
@@ -94,10 +134,11 @@ class Problem:
         return self.goal.margins(logits, self.y)
 
     def fooled(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where the model gets points (N, *D) wrong beyond doubt, their worst margins and its answers.
+        """Return where the model gets points (N, *D) wrong beyond doubt, their worst margins and
+        its answers.
 
-        Beyond doubt: in a batch, alone and in float64, with finite logits each time. Shapes (N,): bool, the
-        model's dtype, class numbers.
+        Beyond doubt: in a batch, alone and in float64, with finite logits each time. Shapes (N,):
+        bool, the model's dtype, class numbers.
         """
         logits = self.classifier.logits(points)
         worst = self.goal.worst(self.margins(logits))
@@ -107,33 +148,46 @@ class Problem:
             left = self.take(places)
             alone = torch.cat([self.classifier.logits(points[i : i + 1]) for i in places.tolist()])
             exact = self.classifier.logits64(points[places])
-            agree = is_adversarial(left.goal.worst(left.margins(alone))) & is_adversarial(left.goal.worst(left.margins(exact)))
+            agree = is_adversarial(left.goal.worst(left.margins(alone))) & is_adversarial(
+                left.goal.worst(left.margins(exact))
+            )
             good[places] = agree & alone.isfinite().all(1) & exact.isfinite().all(1)
         return good, worst, logits.argmax(1)
 
     def clearance(self, points: Tensor) -> Tensor:
-        """Return how far points (N, *D) are from being adversarial beyond all doubt, (N,) float64 in logits; tools that creep up to the boundary stop at 0.
+        """Return how far points (N, *D) are from being adversarial beyond all doubt, (N,) float64
+        in logits; tools that creep up to the boundary stop at 0.
 
-        The worst margin of a float64 copy, plus the `allowance`: so that no order of summation shows another answer.
+        The worst margin of a float64 copy, plus the `allowance`: so that no order of summation
+        shows another answer.
         """
         logits = self.classifier.logits64(points)
         return self.goal.worst(self.margins(logits)) + self.allowance(logits, self.size)
 
     def allowance(self, logits: Tensor, size: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return by how much the model's own arithmetic, or that of `dtype`, may move a margin of a float64 copy's logits (M, K), (M,) float64.
+        """Return by how much the model's own arithmetic, or that of `dtype`, may move a margin of a
+        float64 copy's logits (M, K), (M,) float64.
 
-        `_SETTLED` roundings of the largest logit, or of the `size (M,)` of the point that they belong to; more where there is no float64 copy to
-        tell the size by.
+        `_SETTLED` roundings of the largest logit, or of the `size (M,)` of the point that they
+        belong to; more where there is no float64 copy to tell the size by.
         """
         settled = _UNSETTLED if self.classifier.no_float64 else _SETTLED
-        return settled * torch.finfo(dtype or self.x.dtype).eps * torch.maximum(logits.abs().amax(1), size)
+        return (
+            settled
+            * torch.finfo(dtype or self.x.dtype).eps
+            * torch.maximum(logits.abs().amax(1), size)
+        )
 
     @cached_property
     def size(self) -> Tensor:
-        """How large are the numbers that each point's logits are sums of, (N,) float64? As large as its logits, or as their rounding shows them to be: a
-        single logit can be the small difference of large terms."""
+        """How large are the numbers that each point's logits are sums of, (N,) float64? As large as
+        its logits, or as their rounding shows them to be: a single logit can be the small
+        difference of large terms.
+        """
         exact = self.classifier.logits64(self.x)
-        rounding = (self.classifier.logits(self.x).double() - exact).abs() / torch.finfo(self.x.dtype).eps
+        rounding = (self.classifier.logits(self.x).double() - exact).abs() / torch.finfo(
+            self.x.dtype
+        ).eps
         return torch.maximum(exact.abs(), rounding).amax(1).nan_to_num(nan=0.0, posinf=0.0)
 
     def streams(self, seed: int) -> Streams:
@@ -157,7 +211,10 @@ def _names(x: Tensor, y: Tensor, goal: Goal) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     names = []
     for row, label, target in zip(rows, y.tolist(), targets, strict=True):
-        name = hashlib.blake2b(row.tobytes() + f"{label}{target}".encode(), digest_size=8).hexdigest()
+        name = hashlib.blake2b(
+            row.tobytes() + f"{label}{target}".encode(), digest_size=8
+        ).hexdigest()
         seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")  # the same image twice is two points
+        # the same image twice is two points
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return tuple(names)

@@ -1,7 +1,9 @@
-"""Is there an input in this box whose output is unsafe? The question in exact numbers, and as a problem for the two jaws.
+"""Is there an input in this box whose output is unsafe? The question in exact numbers, and as a
+problem for the two jaws.
 
-A model reads decimals as its own floats, so a written input is unsafe iff the floats it is read as are. The box that both jaws search is the exact one and
-its ends as they are read, rounded outward: a certificate covers both, and every float inside can be written as a decimal inside the exact box.
+A model reads decimals as its own floats, so a written input is unsafe iff the floats it is read as
+are. The box that both jaws search is the exact one and its ends as they are read, rounded outward:
+a certificate covers both, and every float inside can be written as a decimal inside the exact box.
 """
 
 from __future__ import annotations
@@ -39,19 +41,29 @@ class Inequality:
         return sum((c * outputs[j] for j, c in self.terms), self.constant) <= 0
 
     def floats(self) -> tuple[dict[int, float], float]:
-        """Return float64 coefficients, exact up to a positive common factor, and the constant rounded down."""
+        """Return float64 coefficients, exact up to a positive common factor, and the constant
+        rounded down.
+        """
         factor = Fraction(1)
         if any(not _is_float(c) for _, c in self.terms):
-            factor = Fraction(math.lcm(*(c.denominator for _, c in self.terms)), math.gcd(*(c.numerator for _, c in self.terms)) or 1)
+            factor = Fraction(
+                math.lcm(*(c.denominator for _, c in self.terms)),
+                math.gcd(*(c.numerator for _, c in self.terms)) or 1,
+            )
         scaled = {j: c * factor for j, c in self.terms}
         if any(not _is_float(c) for c in scaled.values()):
-            raise BadInput(f"the coefficients {', '.join(str(below(c)) for _, c in self.terms)} have too many digits to be held exactly: write fewer")
+            raise BadInput(
+                f"the coefficients {', '.join(str(below(c)) for _, c in self.terms)} have too many "
+                "digits to be held exactly: write fewer"
+            )
         return {j: float(c) for j, c in scaled.items()}, below(self.constant * factor)
 
 
 @dataclass(frozen=True)
 class Query:
-    """Is some output unsafe for an input with `low <= x <= high`, numbered as in the flattened input? Unsafe: all inequalities of one of the `cases` hold."""
+    """Is some output unsafe for an input with `low <= x <= high`, numbered as in the flattened
+    input? Unsafe: all inequalities of one of the `cases` hold.
+    """
 
     low: tuple[Fraction, ...]
     high: tuple[Fraction, ...]
@@ -59,16 +71,28 @@ class Query:
     cases: tuple[tuple[Inequality, ...], ...]
 
     def posed(self, classifier: Classifier, shape: tuple[int, ...]) -> Problem:
-        """Return the problem of one point, the middle of the box, in a ball that holds the box whole; a single output is the second of two logits."""
-        low, high = (torch.tensor(end, dtype=torch.float64).reshape(shape) for end in self.box(classifier.dtype))
-        inner = [_inward(low, classifier.dtype, torch.inf), _inward(high, classifier.dtype, -torch.inf)]
+        """Return the problem of one point, the middle of the box, in a ball that holds the box
+        whole; a single output is the second of two logits.
+        """
+        low, high = (
+            torch.tensor(end, dtype=torch.float64).reshape(shape)
+            for end in self.box(classifier.dtype)
+        )
+        inner = [
+            _inward(low, classifier.dtype, torch.inf),
+            _inward(high, classifier.dtype, -torch.inf),
+        ]
         x = ((low + high) / 2).to(classifier.dtype).clamp(*inner)
         radius, weights = _reach(low, high, x.double())
         ball = Ball("linf", radius, (low, high), weights=weights)
-        return Problem.pose(classifier, x[None], torch.zeros(1, dtype=torch.long), ball, self.goal())
+        return Problem.pose(
+            classifier, x[None], torch.zeros(1, dtype=torch.long), ball, self.goal()
+        )
 
     def box(self, dtype: torch.dtype) -> tuple[list[float], list[float]]:
-        """Return the float64 box that holds every input, exact or as a model of this dtype reads it; never of width 0."""
+        """Return the float64 box that holds every input, exact or as a model of this dtype reads
+        it; never of width 0.
+        """
         down = [math.nextafter(min(below(q), read(q, dtype)), -math.inf) for q in self.low]
         up = [math.nextafter(max(-below(-q), read(q, dtype)), math.inf) for q in self.high]
         if not all(map(math.isfinite, down + up)):
@@ -87,11 +111,19 @@ class Query:
                 rows.append([terms.get(j - first, 0.0) for j in range(width)])
                 shifts.append(constant)
                 belongs.append(number)
-        return Specification(torch.tensor(rows, dtype=torch.float64), torch.tensor(shifts, dtype=torch.float64), torch.tensor(belongs))
+        return Specification(
+            torch.tensor(rows, dtype=torch.float64),
+            torch.tensor(shifts, dtype=torch.float64),
+            torch.tensor(belongs),
+        )
 
     def alone(self) -> tuple[Query, ...]:
         """Return the same box with each case by itself, none where there is one only."""
-        return tuple(dataclasses.replace(self, cases=(case,)) for case in self.cases) if len(self.cases) > 1 else ()
+        return (
+            tuple(dataclasses.replace(self, cases=(case,)) for case in self.cases)
+            if len(self.cases) > 1
+            else ()
+        )
 
     def unsafe(self, outputs: Tensor) -> bool:
         """Are these outputs unsafe? Exactly; anything that is not finite is not."""
@@ -102,9 +134,14 @@ class Query:
         return any(all(inequality.holds(exact) for inequality in case) for case in self.cases)
 
     def written(self, point: Tensor) -> tuple[str, ...] | None:
-        """Return decimals inside the exact box that the model reads as this point, or None where there are none."""
+        """Return decimals inside the exact box that the model reads as this point, or None where
+        there are none.
+        """
         values = point.detach().cpu().reshape(-1)
-        texts = [_decimal(v, low, high, values.dtype) for v, low, high in zip(values.double().tolist(), self.low, self.high, strict=True)]
+        texts = [
+            _decimal(v, low, high, values.dtype)
+            for v, low, high in zip(values.double().tolist(), self.low, self.high, strict=True)
+        ]
         return tuple(t for t in texts if t is not None) if None not in texts else None
 
 
@@ -118,7 +155,9 @@ def below(q: Fraction) -> float:
 
 
 def read(q: Fraction | str, dtype: torch.dtype) -> float:
-    """Return what a model of this dtype makes of an exact number or a written one: the nearest float64, then the nearest of its own."""
+    """Return what a model of this dtype makes of an exact number or a written one: the nearest
+    float64, then the nearest of its own.
+    """
     try:
         f = float(q)
     except OverflowError:
@@ -142,12 +181,15 @@ def _inward(end: Tensor, dtype: torch.dtype, direction: float) -> Tensor:
 
 
 def _reach(low: Tensor, high: Tensor, x: Tensor) -> tuple[float, Tensor | None]:
-    """Return a radius, and weights by which a step is as long a share of every side; the ball must hold the box, and be no wider than it.
+    """Return a radius, and weights by which a step is as long a share of every side; the ball must
+    hold the box, and be no wider than it.
 
-    A side of a few floats has no middle among them, and the point lies at its end; where all sides are so the radius is the longest, for all features.
+    A side of a few floats has no middle among them, and the point lies at its end; where all sides
+    are so the radius is the longest, for all features.
     """
     side, reach = high - low, torch.maximum(high - x, x - low)
-    longest, ends = side.max(), (reach > 0.7 * side) | (side < torch.finfo(side.dtype).tiny)  # no share of a subnormal side can be held
+    # no share of a subnormal side can be held
+    longest, ends = side.max(), (reach > 0.7 * side) | (side < torch.finfo(side.dtype).tiny)
     if bool(ends.all()):
         return float(longest), None
     weights = torch.where(ends, 0.5, 1.0) * (longest / side).clamp(max=_LARGEST_WEIGHT)
@@ -157,10 +199,26 @@ def _reach(low: Tensor, high: Tensor, x: Tensor) -> tuple[float, Tensor | None]:
 
 def _decimal(value: float, low: Fraction, high: Fraction, dtype: torch.dtype) -> str | None:
     shortest = str(np.float32(value)) if dtype == torch.float32 else repr(value)
-    candidates = (shortest, format(Decimal(value), "f"), _rounded(low, ROUND_CEILING), _rounded(high, ROUND_FLOOR))
-    return next((text for text in candidates if low <= Fraction(text) <= high and read(text, dtype) == value), None)
+    candidates = (
+        shortest,
+        format(Decimal(value), "f"),
+        _rounded(low, ROUND_CEILING),
+        _rounded(high, ROUND_FLOOR),
+    )
+    return next(
+        (
+            text
+            for text in candidates
+            if low <= Fraction(text) <= high and read(text, dtype) == value
+        ),
+        None,
+    )
 
 
 def _rounded(q: Fraction, rounding: str) -> str:
     """Return a decimal, exact where few digits are enough."""
-    return str(Context(prec=_DIGITS, rounding=rounding).divide(Decimal(q.numerator), Decimal(q.denominator)))
+    return str(
+        Context(prec=_DIGITS, rounding=rounding).divide(
+            Decimal(q.numerator), Decimal(q.denominator)
+        )
+    )

@@ -1,4 +1,6 @@
-"""Where may a point go? The admissible set around each point of a batch, and every question that both jaws ask of it."""
+"""Where may a point go? The admissible set around each point of a batch, and every question that
+both jaws ask of it.
+"""
 
 from __future__ import annotations
 
@@ -17,41 +19,53 @@ from calipers.problem.streams import Streams
 if TYPE_CHECKING:
     from calipers.problem.ball import Ball
 
-_SNAP_ROUNDS = 8  # each round shrinks by a little more than the rounding that spoiled the last; two have always been enough
+# each round shrinks by a little more than the rounding that spoiled the last; two have always been
+# enough
+_SNAP_ROUNDS = 8
 _MISSED = 1e-9  # of a gap: less than that is missing only by rounding
 
 
 class Attained(NamedTuple):
-    """The maximum of <g, x'> over a region, (M,), and an admissible point that attains it, (M, *D)."""
+    """The maximum of <g, x'> over a region, (M,), and an admissible point that attains it, (M,
+    *D).
+    """
 
     value: Tensor
     point: Tensor
 
 
 class Reached(NamedTuple):
-    """The distance (P,) of the nearest admissible points with <g, delta> >= gap, infinite where there are none, and the offsets (P, d) to them."""
+    """The distance (P,) of the nearest admissible points with <g, delta> >= gap, infinite where
+    there are none, and the offsets (P, d) to them.
+    """
 
     distance: Tensor
     delta: Tensor
 
 
 class Fall(NamedTuple):
-    """How far a linear function can fall inside a region, (P, S), and the size of the terms that were added up for it."""
+    """How far a linear function can fall inside a region, (P, S), and the size of the terms that
+    were added up for it.
+    """
 
     value: Tensor
     terms: Tensor
 
 
 def contract(a: Tensor, values: Tensor) -> Tensor:
-    """Return <a, values> over the last axis, (P, S), for a (P, S, n) and values (P, n): from the left, several times as fast as columns from the right."""
+    """Return <a, values> over the last axis, (P, S), for a (P, S, n) and values (P, n): from the
+    left, several times as fast as columns from the right.
+    """
     return (values[:, None] @ a.mT)[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """The admissible set around each of M points. Both jaws ask the same object, so they cannot disagree about what the adversary may do.
+    """The admissible set around each of M points. Both jaws ask the same object, so they cannot
+    disagree about what the adversary may do.
 
-    `center (M, *D)`, `radius (M,)` float64; `low`, `high (M, d)` are the offsets to the box (0 where masked); `weight (d,)` or None.
+    `center (M, *D)`, `radius (M,)` float64; `low`, `high (M, d)` are the offsets to the box (0
+    where masked); `weight (d,)` or None.
     """
 
     ball: Ball
@@ -65,21 +79,44 @@ class Region:
     def take(self, index: Tensor | slice) -> Region:
         """Return the regions of the chosen points, repetitions allowed."""
         low, high = self.low[index], self.high[index]
-        return Region(self.ball, self.norm, self.center[index], self.radius[index], low, high, self.weight)
+        return Region(
+            self.ball, self.norm, self.center[index], self.radius[index], low, high, self.weight
+        )
 
     def outer_box(self) -> tuple[Tensor, Tensor]:
-        """Return the lowest and highest values of the smallest box around each region, (M, *D) each, a rounding outward where the region ends there."""
+        """Return the lowest and highest values of the smallest box around each region, (M, *D)
+        each, a rounding outward where the region ends there.
+        """
         low, high = self._corners
-        down, up = (torch.nextafter(end, torch.full_like(end, sign)) for end, sign in ((low, -torch.inf), (high, torch.inf)))
+        down, up = (
+            torch.nextafter(end, torch.full_like(end, sign))
+            for end, sign in ((low, -torch.inf), (high, torch.inf))
+        )
         return torch.where(low < self.center, down, low), torch.where(high > self.center, up, high)
 
     def boxes(self, low: Tensor, high: Tensor) -> Region:
-        """Return regions that are whole boxes (P, *D), inside the first of these regions, with the same norm; rounded outward."""
+        """Return regions that are whole boxes (P, *D), inside the first of these regions, with the
+        same norm; rounded outward.
+        """
         center = (low + high) / 2
         down, up = ((end - center).flatten(1) for end in (low, high))
-        down, up = torch.nextafter(down, torch.full_like(down, -torch.inf)), torch.nextafter(up, torch.full_like(up, torch.inf))
-        down, up = torch.where(low.flatten(1) < high.flatten(1), down, 0.0), torch.where(low.flatten(1) < high.flatten(1), up, 0.0)
-        return Region(self.ball, self.norm, center, torch.full_like(self.radius[:1], torch.inf).expand(len(low)), down, up, None)
+        down, up = (
+            torch.nextafter(down, torch.full_like(down, -torch.inf)),
+            torch.nextafter(up, torch.full_like(up, torch.inf)),
+        )
+        down, up = (
+            torch.where(low.flatten(1) < high.flatten(1), down, 0.0),
+            torch.where(low.flatten(1) < high.flatten(1), up, 0.0),
+        )
+        return Region(
+            self.ball,
+            self.norm,
+            center,
+            torch.full_like(self.radius[:1], torch.inf).expand(len(low)),
+            down,
+            up,
+            None,
+        )
 
     def at(self, radius: Tensor) -> Region:
         """Return the same regions with other radii (M,)."""
@@ -91,7 +128,9 @@ class Region:
         return self.norm.of(delta if self.weight is None else delta * self.weight.double())
 
     def contains(self, points: Tensor) -> Tensor:
-        """Is each point admissible, (M,) bool? Exact comparison in float64, no tolerance; a NaN is not inside."""
+        """Is each point admissible, (M,) bool? Exact comparison in float64, no tolerance; a NaN is
+        not inside.
+        """
         inside = self.distance(points) <= self.radius
         flat = points.double().flatten(1)
         if self.ball.box is not None:
@@ -103,35 +142,47 @@ class Region:
         return inside
 
     def support(self, g: Tensor) -> Attained:
-        """Return the maximum of <g, x'> and where it is attained, for one direction g (M, *D) a point.
+        """Return the maximum of <g, x'> and where it is attained, for one direction g (M, *D) a
+        point.
 
-        The value is a dual bound: it dominates the maximum for real arithmetic (see norms.py). The maximiser is the steepest one-step attack.
+        The value is a dual bound: it dominates the maximum for real arithmetic (see norms.py). The
+        maximiser is the steepest one-step attack.
         """
         best = self.offset_support(g)
         point = self.center + best[1].view_as(self.center)
         return Attained((g * self.center).flatten(1).sum(-1) + best[0], point)
 
     def offset_support(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the maximum of <g, delta> (M,) and the maximising offset (M, d); `value` is a sum of non-negative terms."""
+        """Return the maximum of <g, delta> (M,) and the maximising offset (M, d); `value` is a sum
+        of non-negative terms.
+        """
         flat, radius = g.flatten(1), self.radius.to(g.dtype)
         if self.weight is None:
             return self.norm.support(flat, radius, self.low, self.high)
-        scaled = self.norm.support(flat / self.weight, radius, self.low * self.weight, self.high * self.weight)
+        scaled = self.norm.support(
+            flat / self.weight, radius, self.low * self.weight, self.high * self.weight
+        )
         return scaled.value, scaled.delta / self.weight
 
     def lowest(self, a: Tensor) -> Attained:
-        """Return the minimum of <a, x'> and an admissible point that attains it; as `support` of -a, up to rounding, and cheaper where the ball is a box."""
+        """Return the minimum of <a, x'> and an admissible point that attains it; as `support` of
+        -a, up to rounding, and cheaper where the ball is a box.
+        """
         if not self.norm.is_box:
             best = self.support(-a)
             return Attained(-best.value, best.point)
         point = torch.where(a > 0, *self._corners)
         return Attained((a * point).flatten(1).sum(1), point)
 
-    def step(self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None) -> Tensor:
-        """Return the points moved by `share` (a number, or (M,)) of the radius along which <g, .> rises fastest, for `project` to follow.
+    def step(
+        self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None
+    ) -> Tensor:
+        """Return the points moved by `share` (a number, or (M,)) of the radius along which <g, .>
+        rises fastest, for `project` to follow.
 
-        In weighted l2 along g itself, just as far: the projection is Euclidean, and after a steepest step it ends beside the maximum.
-        `spread (M,)`: over how many features a sparse norm's step is spread at least.
+        In weighted l2 along g itself, just as far: the projection is Euclidean, and after a
+        steepest step it ends beside the maximum. `spread (M,)`: over how many features a sparse
+        norm's step is spread at least.
         """
         length = self.radius.to(g.dtype) * share
         if self.norm.is_box:
@@ -154,15 +205,28 @@ class Region:
         return points + moved.view_as(points)
 
     def fall(self, a: Tensor, points: Tensor) -> Fall:
-        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen points (P,): the dual bound alone."""
-        return self.window_fall(a, points, self.low[points], self.high[points], None if self.weight is None else self.weight.expand(len(points), -1))
+        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen
+        points (P,): the dual bound alone.
+        """
+        return self.window_fall(
+            a,
+            points,
+            self.low[points],
+            self.high[points],
+            None if self.weight is None else self.weight.expand(len(points), -1),
+        )
 
-    def window_fall(self, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Fall:
-        """Return the same where each row sees only some features: `low`, `high`, `weight (P, d)` are those features' own."""
+    def window_fall(
+        self, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
+    ) -> Fall:
+        """Return the same where each row sees only some features: `low`, `high`, `weight (P, d)`
+        are those features' own.
+        """
         radius = self.radius.to(a.dtype)[points]
         if self.norm.is_box:
-            # Features move independently: |a| times the half width and a times the middle replace the search for a maximiser.
-            # As low <= 0 <= high the middle is no longer than the half width.
+            # Features move independently: |a| times the half width and a times the middle replace
+            # the search for a maximiser. As low <= 0 <= high the middle is no longer than the half
+            # width.
             length = radius[:, None] if weight is None else radius[:, None] / weight
             down, up = torch.maximum(low, -length), torch.minimum(high, length)
             wide = contract(a.abs(), (up - down) / 2)
@@ -172,16 +236,25 @@ class Region:
         g = -a.flatten(0, 1)
         if weight is not None:
             w = weight.repeat_interleave(width, 0)
-            w = torch.where(w > 0, w, torch.ones_like(w))  # outside an image nothing moves, and the window has no weight
+            # outside an image nothing moves, and the window has no weight
+            w = torch.where(w > 0, w, torch.ones_like(w))
             g, low, high = g / w, low * w, high * w
         value = self.norm.support(g, radius, low, high).value.view(a.shape[:2])
         return Fall(value, value)
 
     def project(self, points: Tensor) -> Tensor:
-        """Return the nearest admissible point of each, up to rounding of the sum (`snap` removes that)."""
+        """Return the nearest admissible point of each, up to rounding of the sum (`snap` removes
+        that).
+        """
         if self.norm.is_box:
             return points.clamp(*self._corners)
-        delta = self.norm.project((points - self.center).flatten(1), self.radius.to(points.dtype), self.low, self.high, self.weight)
+        delta = self.norm.project(
+            (points - self.center).flatten(1),
+            self.radius.to(points.dtype),
+            self.low,
+            self.high,
+            self.weight,
+        )
         return self.center + delta.view_as(self.center)
 
     @cached_property
@@ -194,26 +267,42 @@ class Region:
 
     def _like_center(self, flat: Tensor) -> Tensor:
         """Return (M, 1) or (M, d) in a shape that broadcasts with the points."""
-        return flat.view_as(self.center) if flat.shape[1] == self.low.shape[1] else flat.view(-1, *[1] * (self.center.dim() - 1))
+        return (
+            flat.view_as(self.center)
+            if flat.shape[1] == self.low.shape[1]
+            else flat.view(-1, *[1] * (self.center.dim() - 1))
+        )
 
     def snap(self, points: Tensor) -> Tensor:
-        """Return nearly the same points, moved inward by a few roundings so that `contains` holds exactly."""
-        still = ((self.low == 0) & (self.high == 0)).view_as(points)  # another dtype's rounding of a masked feature would be a change of it
+        """Return nearly the same points, moved inward by a few roundings so that `contains` holds
+        exactly.
+        """
+        # another dtype's rounding of a masked feature would be a change of it
+        still = ((self.low == 0) & (self.high == 0)).view_as(points)
         snapped = self._into_box(torch.where(still, self.center.to(points.dtype), points))
         if self.norm.is_count:  # which shrinking does not change
             over = torch.nonzero(self.distance(snapped) > self.radius).flatten()
-            return snapped.index_copy(0, over, self._into_box(self.take(over).project(snapped[over]))) if len(over) else snapped
+            return (
+                snapped.index_copy(0, over, self._into_box(self.take(over).project(snapped[over])))
+                if len(over)
+                else snapped
+            )
         for k in range(_SNAP_ROUNDS):
             distance = self.distance(snapped)
             over = torch.nonzero(distance > self.radius).flatten()
             if not len(over):
                 break
             part, distance = self.take(over), distance[over]
-            # A rounding of a coordinate may be many roundings of a small radius: inward by what the dtype can resolve at this place.
-            resolution = torch.finfo(points.dtype).eps * (1 + snapped[over].double().flatten(1).abs().amax(1) / part.radius.clamp_min(1e-300))
+            # A rounding of a coordinate may be many roundings of a small radius: inward by what the
+            # dtype can resolve at this place.
+            resolution = torch.finfo(points.dtype).eps * (
+                1 + snapped[over].double().flatten(1).abs().amax(1) / part.radius.clamp_min(1e-300)
+            )
             shrink = part.radius / distance * (1 - resolution * 2.0**k).clamp_min(0)
             delta = (snapped[over].double() - part.center.double()).flatten(1) * shrink[:, None]
-            moved = self._into_box((part.center.double() + delta.view_as(part.center)).to(points.dtype))
+            moved = self._into_box(
+                (part.center.double() + delta.view_as(part.center)).to(points.dtype)
+            )
             snapped = snapped.index_copy(0, over, moved)
         return snapped
 
@@ -223,21 +312,38 @@ class Region:
         floor, ceiling = (per_feature(end, points[:0].double()) for end in self.ball.box)
         # A float64 box end may fall between two floats of the data: take the inner one.
         inner_floor, inner_ceiling = floor.to(points.dtype), ceiling.to(points.dtype)
-        inner_floor = torch.where(inner_floor.double() < floor, torch.nextafter(inner_floor, torch.full_like(inner_floor, torch.inf)), inner_floor)
-        inner_ceiling = torch.where(inner_ceiling.double() > ceiling, torch.nextafter(inner_ceiling, torch.full_like(inner_ceiling, -torch.inf)), inner_ceiling)
-        return torch.minimum(torch.maximum(points.flatten(1), inner_floor), inner_ceiling).view_as(points)
+        inner_floor = torch.where(
+            inner_floor.double() < floor,
+            torch.nextafter(inner_floor, torch.full_like(inner_floor, torch.inf)),
+            inner_floor,
+        )
+        inner_ceiling = torch.where(
+            inner_ceiling.double() > ceiling,
+            torch.nextafter(inner_ceiling, torch.full_like(inner_ceiling, -torch.inf)),
+            inner_ceiling,
+        )
+        return torch.minimum(torch.maximum(points.flatten(1), inner_floor), inner_ceiling).view_as(
+            points
+        )
 
     def sample(self, streams: Streams) -> Tensor:
-        """Return one admissible point per region: uniform in the ball, then clamped into the box (so the box's faces get more than their share)."""
+        """Return one admissible point per region: uniform in the ball, then clamped into the box
+        (so the box's faces get more than their share).
+        """
         d, dtype = self.low.shape[1], self.center.dtype
-        normal = self.low if self.norm.is_box else streams.fork(1).normal(d, dtype)  # a box looks at their shape alone
-        delta = self.norm.sample(streams.fork(0).uniform(d + 1, dtype), normal, self.radius.to(dtype))
+        # a box looks at their shape alone
+        normal = self.low if self.norm.is_box else streams.fork(1).normal(d, dtype)
+        delta = self.norm.sample(
+            streams.fork(0).uniform(d + 1, dtype), normal, self.radius.to(dtype)
+        )
         delta = (delta if self.weight is None else delta / self.weight).clamp(self.low, self.high)
         return self.center + delta.view_as(self.center)
 
 
 def distance_to(region: Region, g: Tensor, gap: Tensor) -> Reached:
-    """Return the distance of the hyperplane <g, delta> = gap (P,) from each centre, over box and movable features; constraints count for nothing."""
+    """Return the distance of the hyperplane <g, delta> = gap (P,) from each centre, over box and
+    movable features; constraints count for nothing.
+    """
     low, high, flat = region.low, region.high, g
     if region.weight is not None:
         low, high, flat = low * region.weight, high * region.weight, flat / region.weight
@@ -246,14 +352,22 @@ def distance_to(region: Region, g: Tensor, gap: Tensor) -> Reached:
     got = (flat * delta).sum(-1)
     length = region.norm.of(delta)
     none = got < gap * (1 - _MISSED)
-    return Reached(torch.where(none, torch.inf, length), delta if region.weight is None else delta / region.weight)
+    return Reached(
+        torch.where(none, torch.inf, length),
+        delta if region.weight is None else delta / region.weight,
+    )
 
 
 def per_feature(value: float | Tensor, x: Tensor) -> Tensor:
-    """Return a number or an input-shaped tensor as (1 or d,) of x's device, and of x's dtype unless it is a mask."""
+    """Return a number or an input-shaped tensor as (1 or d,) of x's device, and of x's dtype unless
+    it is a mask.
+    """
     is_mask = isinstance(value, Tensor) and value.dtype == torch.bool
     t = torch.as_tensor(value, dtype=torch.bool if is_mask else x.dtype, device=x.device)
     try:
         return t if t.dim() == 0 else t.expand(x.shape[1:]).flatten()
     except RuntimeError as error:
-        raise BadInput(f"a box, mask or weight of shape {tuple(t.shape)} does not fit inputs of shape {tuple(x.shape[1:])}") from error
+        raise BadInput(
+            f"a box, mask or weight of shape {tuple(t.shape)} does not fit inputs of shape "
+            f"{tuple(x.shape[1:])}"
+        ) from error

@@ -1,4 +1,5 @@
-"""How can an attack's gradient come sooner? Copies of a network that compute the same, rearranged for the pass back to the input.
+"""How can an attack's gradient come sooner? Copies of a network that compute the same, rearranged
+for the pass back to the input.
 
 On small networks the input gradient of the first convolution takes half of a step.
 """
@@ -15,10 +16,11 @@ from calipers.problem.innards import copied
 
 
 def search_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a network of the same function and the given dtype that an attack asks for gradients; the network itself where nothing is to be gained.
+    """Return a network of the same function and the given dtype that an attack asks for gradients;
+    the network itself where nothing is to be gained.
 
-    The copy is made of the present weights, and its parameters are frozen. Forward passes are the same, bit for bit, in the same dtype; gradients agree up to
-    rounding.
+    The copy is made of the present weights, and its parameters are frozen. Forward passes are the
+    same, bit for bit, in the same dtype; gradients agree up to rounding.
     """
     parameters = list(network.parameters())
     here = bool(parameters) and parameters[0].device.type == "cpu"
@@ -30,7 +32,8 @@ def search_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     except Exception:
         if any(p.dtype != dtype for p in parameters):
             raise
-        return network  # a module that cannot be copied (it holds a lock, a file, a graph) is asked as it is
+        # a module that cannot be copied (it holds a lock, a file, a graph) is asked as it is
+        return network
     for name in slow:
         path, _, last = name.rpartition(".")
         convolution = made.get_submodule(name)
@@ -42,20 +45,37 @@ def search_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _gains(part: nn.Module) -> bool:
-    """Is this a plain convolution of few channels? Not one with hooks or a computed weight: those run code of their own."""
-    if type(part) is not nn.Conv2d or part._forward_pre_hooks or part._forward_hooks or part._backward_hooks or part._backward_pre_hooks:
+    """Is this a plain convolution of few channels? Not one with hooks or a computed weight: those
+    run code of their own.
+    """
+    if (
+        type(part) is not nn.Conv2d
+        or part._forward_pre_hooks
+        or part._forward_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+    ):
         return False
-    plain = part.groups == 1 and part.dilation == (1, 1) and part.padding_mode == "zeros" and not isinstance(part.padding, str)
+    plain = (
+        part.groups == 1
+        and part.dilation == (1, 1)
+        and part.padding_mode == "zeros"
+        and not isinstance(part.padding, str)
+    )
     return plain and few_channels(part.in_channels, part.stride)
 
 
 class BlockedConvolution(nn.Conv2d):
-    """A convolution whose input gradient is a convolution too; else the one that it is made of, whose weights and settings code elsewhere may read."""
+    """A convolution whose input gradient is a convolution too; else the one that it is made of,
+    whose weights and settings code elsewhere may read.
+    """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(convolution.__dict__)
-        self.adjoint = BlockedAdjoint(convolution.weight, convolution.stride, tuple(int(p) for p in convolution.padding))
+        self.adjoint = BlockedAdjoint(
+            convolution.weight, convolution.stride, tuple(int(p) for p in convolution.padding)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""

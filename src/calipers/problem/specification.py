@@ -1,6 +1,8 @@
-"""Which other questions than a wrong class are there? Any boolean combination of linear inequalities of the outputs.
+"""Which other questions than a wrong class are there? Any boolean combination of linear
+inequalities of the outputs.
 
-A specification lists the unsafe outputs as cases: unsafe iff in some case every inequality rows @ logits + offset <= 0 holds.
+A specification lists the unsafe outputs as cases: unsafe iff in some case every inequality rows @
+logits + offset <= 0 holds.
 """
 
 from __future__ import annotations
@@ -17,32 +19,40 @@ from calipers.errors import BadInput
 
 @dataclass(frozen=True, eq=False)
 class Specification:
-    """Margins rows @ logits + offsets, `rows (S, K)`, `shifts (S,)`, of `belongs (S,)`: the case of each, numbered from 0 without gaps.
+    """Margins rows @ logits + offsets, `rows (S, K)`, `shifts (S,)`, of `belongs (S,)`: the case of
+    each, numbered from 0 without gaps.
 
-    Within a case one positive margin is enough to be safe; every case has to be safe. The same for all points, whatever their labels. A constant row
-    (all zeros) is allowed: its margin is its shift.
+    Within a case one positive margin is enough to be safe; every case has to be safe. The same for
+    all points, whatever their labels. A constant row (all zeros) is allowed: its margin is its
+    shift.
 
-    >>> both = Specification(torch.eye(2), torch.zeros(2), torch.tensor([0, 0]))  # unsafe where both outputs are <= 0
-    >>> both.worst(both.margins(torch.tensor([[1.0, -2.0], [-1.0, -2.0]]), torch.tensor([0, 0]))).tolist()
+    >>> both_negative = Specification(torch.eye(2), torch.zeros(2), torch.tensor([0, 0]))
+    >>> logits, labels = torch.tensor([[1.0, -2.0], [-1.0, -2.0]]), torch.tensor([0, 0])
+    >>> both_negative.worst(both_negative.margins(logits, labels)).tolist()
     [1.0, -1.0]
     """
 
     matrix: Tensor
     shifts: Tensor
     belongs: Tensor
-    _converted: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _converted: dict[Any, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         s = self.matrix.shape[0] if self.matrix.dim() == 2 else 0
         if not s or self.shifts.shape != (s,) or self.belongs.shape != (s,):
             raise BadInput(
-                f"a specification is a matrix (S, K) with S >= 1 shifts and cases, got {tuple(self.matrix.shape)}, {tuple(self.shifts.shape)} and "
+                "a specification is a matrix (S, K) with S >= 1 shifts and cases, got "
+                f"{tuple(self.matrix.shape)}, {tuple(self.shifts.shape)} and "
                 f"{tuple(self.belongs.shape)}"
             )
         if not bool(self.matrix.isfinite().all() and self.shifts.isfinite().all()):
             raise BadInput("the coefficients of a specification must be finite")
         if sorted(set(self.belongs.tolist())) != list(range(int(self.belongs.max()) + 1)):
-            raise BadInput(f"cases are numbered from 0 without gaps, got {sorted(set(self.belongs.tolist()))}")
+            raise BadInput(
+                f"cases are numbered from 0 without gaps, got {sorted(set(self.belongs.tolist()))}"
+            )
 
     def _at(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return matrix and shifts in the dtype and on the device of a tensor."""
@@ -75,7 +85,9 @@ class Specification:
 
     def smooth(self, margins: Tensor) -> Tensor:
         """Sums of exponentials in the place of both extremes."""
-        each = [margins[:, self._members(case, margins)].logsumexp(1) for case in range(self._count)]
+        each = [
+            margins[:, self._members(case, margins)].logsumexp(1) for case in range(self._count)
+        ]
         return -(-torch.stack(each, 1)).logsumexp(1)
 
     @property
@@ -96,7 +108,10 @@ class Specification:
     def check(self, y: Tensor, classes: int) -> None:
         """There must be a coefficient for every output."""
         if self.matrix.shape[1] != classes:
-            raise BadInput(f"the specification is about {self.matrix.shape[1]} outputs, but the model has {classes}")
+            raise BadInput(
+                f"the specification is about {self.matrix.shape[1]} outputs, but the model has "
+                f"{classes}"
+            )
 
     def identity(self) -> dict[str, object]:
         """A digest of all numbers."""

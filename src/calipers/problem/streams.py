@@ -1,7 +1,8 @@
 """Which random numbers belong to one job? The same ones, whatever else runs beside it.
 
-Numbers are a hash of (job key, counter), the counter-based idea of Salmon et al. 2011 with the SplitMix64 mixer (Steele, Lea, Flood 2014): no state, no
-order, no global generator. So a job's draws do not depend on batch size, on its neighbours, on the device, or on which shard runs it.
+Numbers are a hash of (job key, counter), the counter-based idea of Salmon et al. 2011 with the
+SplitMix64 mixer (Steele, Lea, Flood 2014): no state, no order, no global generator. So a job's
+draws do not depend on batch size, on its neighbours, on the device, or on which shard runs it.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ class Streams:
     @classmethod
     def of(cls, seed: int, names: Sequence[str], device: torch.device) -> Streams:
         """Return the streams of the named jobs under a seed."""
-        return cls(torch.tensor([key_of(seed, name) for name in names], dtype=torch.int64, device=device))
+        return cls(
+            torch.tensor([key_of(seed, name) for name in names], dtype=torch.int64, device=device)
+        )
 
     def fork(self, number: int | Tensor) -> Streams:
         """Return independent streams, one for each number (a restart, a target, a purpose)."""
-        number = torch.as_tensor(number, dtype=torch.int64, device=self.keys.device)  # a tensor wraps around where a Python number would not
+        # a tensor wraps around where a Python number would not
+        number = torch.as_tensor(number, dtype=torch.int64, device=self.keys.device)
         return Streams(_mix(self.keys + (number + 1) * _GOLDEN))
 
     def take(self, index: Tensor) -> Streams:

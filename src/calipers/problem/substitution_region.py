@@ -1,4 +1,6 @@
-"""Which ways of replacing letters are admissible around each point? The region of a `Substitutions` threat: finite, exact, and all of it listed on demand."""
+"""Which ways of replacing letters are admissible around each point? The region of a `Substitutions`
+threat: finite, exact, and all of it listed on demand.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
     from calipers.problem.substitutions import Substitutions
 
 NUMERIC_ALONE = 0.5
-"""The distance, in switches, of a point whose letters are all its own and whose numeric columns moved: farther than the point itself, nearer than a switch."""
+"""The distance, in switches, of a point whose letters are all its own and whose numeric columns
+moved: farther than the point itself, nearer than a switch.
+"""
 
 
 class Switches(L0):
-    """What bounds ask of a norm when the radius counts switches: `low` and `high` say already how far a column can move."""
+    """What bounds ask of a norm when the radius counts switches: `low` and `high` say already how
+    far a column can move.
+    """
 
     def alone(self, radius: Tensor) -> Tensor:
         """Anywhere between its ends."""
@@ -36,9 +42,10 @@ class Switches(L0):
 class SubstitutionRegion(Region):
     """The admissible set around each of M points.
 
-    `center (M, *D)`, `radius (M,)` float64 switches, `low`, `high (M, d)` the ends of the smallest box around it, `letters (M, G)` the point's own,
-    `options (M, G, K)` which letters may replace them, `numeric` the region of the other columns or None.
-    A *move* is the number g * K + a of letter a put into group g; -1 is no move.
+    `center (M, *D)`, `radius (M,)` float64 switches, `low`, `high (M, d)` the ends of the smallest
+    box around it, `letters (M, G)` the point's own, `options (M, G, K)` which letters may replace
+    them, `numeric` the region of the other columns or None. A *move* is the number g * K + a of
+    letter a put into group g; -1 is no move.
     """
 
     threat: Substitutions
@@ -49,7 +56,10 @@ class SubstitutionRegion(Region):
     def take(self, index: Tensor | slice) -> SubstitutionRegion:
         """Return the regions of the chosen points, repetitions allowed."""
         numeric = None if self.numeric is None else self.numeric.take(index)
-        parts = {name: getattr(self, name)[index] for name in ("center", "radius", "low", "high", "letters", "options")}
+        parts = {
+            name: getattr(self, name)[index]
+            for name in ("center", "radius", "low", "high", "letters", "options")
+        }
         return dataclasses.replace(self, **parts, numeric=numeric)
 
     def at(self, radius: Tensor) -> SubstitutionRegion:
@@ -62,16 +72,20 @@ class SubstitutionRegion(Region):
         return self.radius.floor().clamp(0, self.letters.shape[1]).long()
 
     def distance(self, points: Tensor) -> Tensor:
-        """Return the number of changed groups of each point, (M,) float64; half the l1 distance where all are one-hot, and no numeric column moved.
+        """Return the number of changed groups of each point, (M,) float64; half the l1 distance
+        where all are one-hot, and no numeric column moved.
 
         Numeric columns count only where no letter changed: `NUMERIC_ALONE`.
         """
-        switches = (self.threat.read(points) != self.threat.read(self.center)).any(2).sum(1).double()
+        switches = (
+            (self.threat.read(points) != self.threat.read(self.center)).any(2).sum(1).double()
+        )
         moved = (points != self.center).flatten(1).any(1).double()
         return torch.maximum(switches, NUMERIC_ALONE * moved)
 
     def contains(self, points: Tensor) -> Tensor:
-        """Is each point admissible, (M,) bool? Every group one-hot, changed letters allowed, at most k changed, the rest inside its ball (or untouched).
+        """Is each point admissible, (M,) bool? Every group one-hot, changed letters allowed, at
+        most k changed, the rest inside its ball (or untouched).
 
         Exact comparison, no tolerance; a NaN is not inside.
         """
@@ -80,18 +94,28 @@ class SubstitutionRegion(Region):
         fine = (found == self.letters) | self.options.gather(2, found[:, :, None])[:, :, 0]
         inside = (one_hot(values) & fine).all(1) & (self.distance(points) <= self.radius)
         rest = self._rest_of(points)
-        return inside & (self.numeric.contains(rest) if self.numeric is not None else (rest == self._rest_of(self.center)).all(1))
+        return inside & (
+            self.numeric.contains(rest)
+            if self.numeric is not None
+            else (rest == self._rest_of(self.center)).all(1)
+        )
 
     def gains(self, g: Tensor) -> Tensor:
-        """Return what each move adds to <g, x'>, (M, G, K): g_a - g_own; minus infinity where it is not admissible."""
+        """Return what each move adds to <g, x'>, (M, G, K): g_a - g_own; minus infinity where it is
+        not admissible.
+        """
         values = self.threat.read(g)
-        return (values - values.gather(2, self.letters[:, :, None])).masked_fill(~self.options, -torch.inf)
+        return (values - values.gather(2, self.letters[:, :, None])).masked_fill(
+            ~self.options, -torch.inf
+        )
 
     def support(self, g: Tensor) -> Attained:
-        """Return the exact maximum of <g, x'> and where it is attained, for one direction g (M, *D) a point.
+        """Return the exact maximum of <g, x'> and where it is attained, for one direction g (M, *D)
+        a point.
 
-        Groups contribute independently, so the best k of the groups' best gains max_a (g_a - g_own), where positive, are the maximum:
-        <g, x> + sum of the k largest + the numeric part's own support.
+        Groups contribute independently, so the best k of the groups' best gains max_a (g_a -
+        g_own), where positive, are the maximum: <g, x> + sum of the k largest + the numeric part's
+        own support.
         """
         gain, moves = self.best_moves(g)
         point = self.switched(torch.arange(len(moves), device=g.device), moves)
@@ -99,16 +123,25 @@ class SubstitutionRegion(Region):
         if self.numeric is None:
             return Attained(value, point)
         offset, _ = self.numeric.offset_support(self._rest_of(g))
-        return Attained(value + offset, self._with_rest(point, self.numeric.support(self._rest_of(g)).point))
+        return Attained(
+            value + offset, self._with_rest(point, self.numeric.support(self._rest_of(g)).point)
+        )
 
-    def step(self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None) -> Tensor:
+    def step(
+        self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None
+    ) -> Tensor:
         """Refuse: letters do not move by steps."""
-        raise BadInput("letters are replaced, not moved by steps: search a Substitutions threat with a tool that replaces them")
+        raise BadInput(
+            "letters are replaced, not moved by steps: search a Substitutions threat with a tool "
+            "that replaces them"
+        )
 
     def fall(self, a: Tensor, points: Tensor) -> Fall:
-        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen points (P,): exact but for rounding.
+        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen
+        points (P,): exact but for rounding.
 
-        The k largest falls max_b (a_own - a_b) of the groups are the maximum, as groups contribute independently.
+        The k largest falls max_b (a_own - a_b) of the groups are the maximum, as groups contribute
+        independently.
         """
         columns, width = self.threat.columns.to(a.device), a.shape[1]
         values = a[:, :, columns.flatten()].unflatten(2, columns.shape)
@@ -124,82 +157,133 @@ class SubstitutionRegion(Region):
         rest = self.numeric.fall(a[:, :, self.threat.rest(self.center)], points)
         return Fall(value + rest.value, size + rest.terms)
 
-    def window_fall(self, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None) -> Fall:
-        """Return a bound of the same where each row sees only some columns, and cannot tell which of them make a letter.
+    def window_fall(
+        self, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
+    ) -> Fall:
+        """Return a bound of the same where each row sees only some columns, and cannot tell which
+        of them make a letter.
 
-        k switches take at most k ones away and put at most k in: the k largest falls of each kind. With numeric columns, which are not counted, all of them.
+        k switches take at most k ones away and put at most k in: the k largest falls of each kind.
+        With numeric columns, which are not counted, all of them.
         """
-        leaving, coming = (a * low[:, None]).neg().clamp(min=0), (a * high[:, None]).neg().clamp(min=0)
-        budget = self.budget[points] if self.numeric is None else torch.full_like(points, a.shape[2])
+        leaving, coming = (
+            (a * low[:, None]).neg().clamp(min=0),
+            (a * high[:, None]).neg().clamp(min=0),
+        )
+        budget = (
+            self.budget[points] if self.numeric is None else torch.full_like(points, a.shape[2])
+        )
         value = _largest(leaving, budget) + _largest(coming, budget)
         return Fall(value, value)
 
     def best_moves(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the k best moves along g, largest gain first, and their gains, both (M, max k); move -1 and gain 0 where none of the rest gains."""
+        """Return the k best moves along g, largest gain first, and their gains, both (M, max k);
+        move -1 and gain 0 where none of the rest gains.
+        """
         best, letter = self.gains(g).max(2)
         budget = self.budget
-        order = best.argsort(dim=1, descending=True, stable=True)[:, : max(1, int(budget.max())) if len(budget) else 1]
+        order = best.argsort(dim=1, descending=True, stable=True)[
+            :, : max(1, int(budget.max())) if len(budget) else 1
+        ]
         gain = best.gather(1, order)
         use = (torch.arange(order.shape[1], device=g.device) < budget[:, None]) & (gain > 0)
         move = order * self.options.shape[2] + letter.gather(1, order)
         return torch.where(use, gain, 0.0), torch.where(use, move, -1)
 
     def switched(self, rows: Tensor, moves: Tensor, base: Tensor | None = None) -> Tensor:
-        """Return the points `rows (C,)` after the moves (C, i), (C, *D); `base (M, *D)` replaces the center as the source of all that is not moved."""
+        """Return the points `rows (C,)` after the moves (C, i), (C, *D); `base (M, *D)` replaces
+        the center as the source of all that is not moved.
+        """
         group = moves.clamp(min=0).div(self.options.shape[2], rounding_mode="floor")
         letter = moves.clamp(min=0) - group * self.options.shape[2]
         columns = self.threat.columns.to(moves.device)
         points = (self.center if base is None else base)[rows].flatten(1)
         change = (moves >= 0).to(points.dtype)
-        points = points.scatter_add(1, columns[group, self.letters[rows[:, None], group]], -change)  # 1 - 1 and 0 + 1 are exact in every dtype
-        return points.scatter_add_(1, columns[group, letter], change).view(-1, *self.center.shape[1:])
+        # 1 - 1 and 0 + 1 are exact in every dtype
+        points = points.scatter_add(1, columns[group, self.letters[rows[:, None], group]], -change)
+        return points.scatter_add_(1, columns[group, letter], change).view(
+            -1, *self.center.shape[1:]
+        )
 
     def snap(self, points: Tensor) -> Tensor:
         """Return the nearest admissible point of each; admissible ones stay as they are.
 
-        One-hot points all have the same length, so the nearest is the one of largest inner product: the support along the point itself.
+        One-hot points all have the same length, so the nearest is the one of largest inner product:
+        the support along the point itself.
         """
         clean = points.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0)
         _, moves = self.best_moves(clean)
         snapped = self.switched(torch.arange(len(points), device=points.device), moves)
         if self.numeric is None:
             return snapped
-        return self._with_rest(snapped, self.numeric.snap(self.numeric.project(self._rest_of(clean))))
+        return self._with_rest(
+            snapped, self.numeric.snap(self.numeric.project(self._rest_of(clean)))
+        )
 
     def project(self, points: Tensor) -> Tensor:
         """Return the nearest admissible point of each (`snap` is exact already)."""
         return self.snap(points)
 
     def sample(self, streams: Streams) -> Tensor:
-        """Return one admissible point per region: k random groups (as many as can change), each with a uniform choice of its allowed letters."""
+        """Return one admissible point per region: k random groups (as many as can change), each
+        with a uniform choice of its allowed letters.
+        """
         groups, letters = self.options.shape[1:]
-        chance = streams.fork(0).uniform(groups, torch.float64).masked_fill(~self.options.any(2), -1.0)
-        order = chance.argsort(dim=1, descending=True, stable=True)[:, : int(self.budget.max()) if len(chance) else 0]
-        pick = streams.fork(1).uniform(groups * letters, torch.float64).view(-1, groups, letters).masked_fill(~self.options, -1.0).argmax(2)
-        use = (torch.arange(order.shape[1], device=order.device) < self.budget[:, None]) & (chance.gather(1, order) >= 0)
+        chance = (
+            streams.fork(0).uniform(groups, torch.float64).masked_fill(~self.options.any(2), -1.0)
+        )
+        order = chance.argsort(dim=1, descending=True, stable=True)[
+            :, : int(self.budget.max()) if len(chance) else 0
+        ]
+        pick = (
+            streams.fork(1)
+            .uniform(groups * letters, torch.float64)
+            .view(-1, groups, letters)
+            .masked_fill(~self.options, -1.0)
+            .argmax(2)
+        )
+        use = (torch.arange(order.shape[1], device=order.device) < self.budget[:, None]) & (
+            chance.gather(1, order) >= 0
+        )
         moves = torch.where(use, order * letters + pick.gather(1, order), -1)
         point = self.switched(torch.arange(len(moves), device=moves.device), moves)
-        return point if self.numeric is None else self._with_rest(point, self.numeric.snap(self.numeric.sample(streams.fork(2))))
+        return (
+            point
+            if self.numeric is None
+            else self._with_rest(point, self.numeric.snap(self.numeric.sample(streams.fork(2))))
+        )
 
     def sizes(self) -> list[int]:
-        """Return how many ways of writing letters each region admits, exactly, the point itself included; numeric columns do not count."""
-        kinds, kind = torch.cat([self.budget[:, None], self.options.sum(2)], 1).unique(dim=0, return_inverse=True)
+        """Return how many ways of writing letters each region admits, exactly, the point itself
+        included; numeric columns do not count.
+        """
+        kinds, kind = torch.cat([self.budget[:, None], self.options.sum(2)], 1).unique(
+            dim=0, return_inverse=True
+        )
         sizes = [neighbourhood_size(counts, k) for k, *counts in kinds.tolist()]
         return [sizes[i] for i in kind.tolist()]
 
     @cached_property
     def alternatives(self) -> Tensor:
-        """The allowed letters of each group first, in order, (M, G, K) int64; only the first `options.sum(2)` of them mean anything."""
+        """The allowed letters of each group first, in order, (M, G, K) int64; only the first
+        `options.sum(2)` of them mean anything.
+        """
         return self.options.int().argsort(dim=2, descending=True, stable=True)
 
     def numbered(self, rows: Tensor, switches: Tensor) -> Tensor:
-        """Return the moves (C, i) of the points `rows (C,)` for switches (C, i, 2): (group, number of the alternative)."""
+        """Return the moves (C, i) of the points `rows (C,)` for switches (C, i, 2): (group, number
+        of the alternative).
+        """
         group, nth = switches.unbind(2)
         return group * self.options.shape[2] + self.alternatives[rows[:, None], group, nth]
 
     def neighbours(self, place: int, batch: int = BATCH) -> Iterator[Tensor]:
-        """Yield every admissible way of writing the letters of one point once, in batches (B, *D): itself first, then one switch, two, ..., k."""
-        for switches in enumerate_switches(self.options[place].sum(1), int(self.budget[place]), batch):
+        """Yield every admissible way of writing the letters of one point once, in batches (B, *D):
+        itself first, then one switch, two, ..., k.
+        """
+        for switches in enumerate_switches(
+            self.options[place].sum(1), int(self.budget[place]), batch
+        ):
             rows = torch.full((len(switches),), place, device=self.center.device)
             yield self.switched(rows, self.numbered(rows, switches))
 

@@ -1,6 +1,8 @@
-"""What may an adversary do to letters? Replace at most k of them, each by an allowed one; and the finite neighbourhood that this makes around each point.
+"""What may an adversary do to letters? Replace at most k of them, each by an allowed one; and the
+finite neighbourhood that this makes around each point.
 
-A letter is a one-hot group of columns, so k switches move a point by 2k in the l1 distance: || e_a - e_b ||_1 = 2, and the budget k is the l1 budget 2k.
+A letter is a one-hot group of columns, so k switches move a point by 2k in the l1 distance: || e_a
+- e_b ||_1 = 2, and the budget k is the l1 budget 2k.
 """
 
 from __future__ import annotations
@@ -19,19 +21,28 @@ from torch import Tensor
 
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball, Region
-from calipers.problem.substitution_region import NUMERIC_ALONE, SubstitutionRegion, Switches, one_hot
+from calipers.problem.substitution_region import (
+    NUMERIC_ALONE,
+    SubstitutionRegion,
+    Switches,
+    one_hot,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Substitutions:
-    """All x' that differ from x in at most k one-hot groups: {x' : x'_g in {x_g} + {e_a : a allowed in g}, #{g : x'_g != x_g} <= k}.
+    """All x' that differ from x in at most k one-hot groups: {x' : x'_g in {x_g} + {e_a : a allowed
+    in g}, #{g : x'_g != x_g} <= k}.
 
-    `groups` lists the columns of the flattened input that make up each letter (`letters` makes that list for sequences); sizes may differ. `k` is one
-    whole number, or one for each point (N,); k switches are the l1 budget 2k. `allowed` says which letters may be put in: a list of letter numbers for each
-    group, a mask (G, K) with K the largest group's size, or a mask (G, K, K) of the letters that each letter may become; None allows all. Leaving a letter
-    as it is is always admissible, allowed or not. `numeric` is a ball for the columns in no group, in their order (its box, mask and weights have their
-    number); None freezes them. Its radius is part of the question: distances count switches, and moving numeric columns alone stands at half a switch
-    (k=0.5 allows just that), so that a bracket can tell it from a point that is wrong as it is.
+    `groups` lists the columns of the flattened input that make up each letter (`letters` makes that
+    list for sequences); sizes may differ. `k` is one whole number, or one for each point (N,); k
+    switches are the l1 budget 2k. `allowed` says which letters may be put in: a list of letter
+    numbers for each group, a mask (G, K) with K the largest group's size, or a mask (G, K, K) of
+    the letters that each letter may become; None allows all. Leaving a letter as it is is always
+    admissible, allowed or not. `numeric` is a ball for the columns in no group, in their order (its
+    box, mask and weights have their number); None freezes them. Its radius is part of the question:
+    distances count switches, and moving numeric columns alone stands at half a switch (k=0.5 allows
+    just that), so that a bracket can tell it from a point that is wrong as it is.
 
     >>> Substitutions(letters(60, 4), k=2).k
     2
@@ -43,7 +54,11 @@ class Substitutions:
     numeric: Ball | None = None
 
     norm: ClassVar[str] = "substitutions"
-    box: ClassVar[None] = None  # letters have no ends, and their restrictions are in `allowed`; the numeric columns' own are in `numeric`
+    box: ClassVar[None] = (
+        # letters have no ends, and their restrictions are in `allowed`; the numeric columns' own
+        # are in `numeric`
+        None
+    )
     mask: ClassVar[None] = None
     weights: ClassVar[None] = None
 
@@ -51,21 +66,32 @@ class Substitutions:
         groups = tuple(tuple(int(c) for c in group) for group in self.groups)
         object.__setattr__(self, "groups", groups)
         if not groups or any(len(group) < 2 for group in groups):
-            raise BadInput("groups must list the columns of each letter: at least one group, of at least two columns each")
+            raise BadInput(
+                "groups must list the columns of each letter: at least one group, of at least two "
+                "columns each"
+            )
         flat = [c for group in groups for c in group]
         if min(flat) < 0:
-            raise BadInput(f"groups name columns of the flattened input, counted from 0, got {min(flat)}")
+            raise BadInput(
+                f"groups name columns of the flattened input, counted from 0, got {min(flat)}"
+            )
         if len(set(flat)) < len(flat):
             twice = next(c for c in flat if flat.count(c) > 1)
             raise BadInput(f"groups must not overlap: column {twice} is listed twice")
         k = torch.as_tensor(self.k, dtype=torch.float64)
         if k.dim() > 1:
-            raise BadInput(f"k must be one number or one for each point, got a tensor of shape {tuple(k.shape)}")
+            raise BadInput(
+                "k must be one number or one for each point, got a tensor of shape "
+                f"{tuple(k.shape)}"
+            )
         whole = (k == k.floor()) | ((k == NUMERIC_ALONE) & (self.numeric is not None))
         bad = torch.nonzero(~((k >= 0) & (k <= len(groups)) & whole).reshape(-1)).flatten()
         if len(bad):
             at = f" at point {int(bad[0])}" if k.dim() else ""
-            raise BadInput(f"k must be a whole number of switches from 0 to the number of groups, {len(groups)}, got {float(k.reshape(-1)[bad[0]]):g}{at}")
+            raise BadInput(
+                "k must be a whole number of switches from 0 to the number of groups, "
+                f"{len(groups)}, got {float(k.reshape(-1)[bad[0]]):g}{at}"
+            )
         object.__setattr__(self, "allowed", self._mask_of(groups))
 
     def _mask_of(self, groups: tuple[tuple[int, ...], ...]) -> Tensor | None:
@@ -74,25 +100,40 @@ class Substitutions:
         if self.allowed is None:
             return None
         if isinstance(self.allowed, Tensor):
-            if self.allowed.dtype != torch.bool or self.allowed.shape not in ((count, size), (count, size, size)):
+            if self.allowed.dtype != torch.bool or self.allowed.shape not in (
+                (count, size),
+                (count, size, size),
+            ):
                 shapes = f"({count}, {size}) or ({count}, {size}, {size})"
-                raise BadInput(f"allowed must be a bool mask of shape {shapes}, got {tuple(self.allowed.shape)} of {self.allowed.dtype}")
+                raise BadInput(
+                    f"allowed must be a bool mask of shape {shapes}, got "
+                    f"{tuple(self.allowed.shape)} of {self.allowed.dtype}"
+                )
             return self.allowed
         if len(self.allowed) != count:
-            raise BadInput(f"allowed lists letters for {len(self.allowed)} groups, but there are {count}")
+            raise BadInput(
+                f"allowed lists letters for {len(self.allowed)} groups, but there are {count}"
+            )
         mask = torch.zeros(count, size, dtype=torch.bool)
         for g, chosen in enumerate(self.allowed):
             wrong = [a for a in chosen if not 0 <= a < len(groups[g])]
             if wrong:
-                raise BadInput(f"group {g} has the letters 0..{len(groups[g]) - 1}, but allowed names {wrong[0]}")
+                raise BadInput(
+                    f"group {g} has the letters 0..{len(groups[g]) - 1}, but allowed names "
+                    f"{wrong[0]}"
+                )
             mask[g, list(chosen)] = True
         return mask
 
     @cached_property
     def columns(self) -> Tensor:
-        """The column of each letter, (G, K) int64; groups of fewer letters repeat their first column (see `exists`)."""
+        """The column of each letter, (G, K) int64; groups of fewer letters repeat their first
+        column (see `exists`).
+        """
         size = max(map(len, self.groups))
-        return torch.tensor([[*group, *[group[0]] * (size - len(group))] for group in self.groups], dtype=torch.long)
+        return torch.tensor(
+            [[*group, *[group[0]] * (size - len(group))] for group in self.groups], dtype=torch.long
+        )
 
     @cached_property
     def exists(self) -> Tensor:
@@ -104,27 +145,42 @@ class Substitutions:
         """Return the number of switches allowed at each of n points, (N,) float64."""
         k = torch.as_tensor(self.k, dtype=torch.float64)
         if k.dim() and len(k) != n:
-            raise BadInput(f"k has {len(k)} entries, but there are {n} points: give one number, or one for each point")
+            raise BadInput(
+                f"k has {len(k)} entries, but there are {n} points: give one number, or one for "
+                "each point"
+            )
         return k.expand(n).clone()
 
     def at(self, k: float | Tensor) -> Substitutions:
-        """Return the same threat with another number of switches; a search for the least may ask for any number, and 1.9 allows one switch."""
+        """Return the same threat with another number of switches; a search for the least may ask
+        for any number, and 1.9 allows one switch.
+        """
         asked = torch.as_tensor(k, dtype=torch.float64)
         half = (asked >= NUMERIC_ALONE) & (asked < 1) & (self.numeric is not None)
-        return dataclasses.replace(self, k=torch.where(half, NUMERIC_ALONE, asked.floor()).clamp(max=len(self.groups)))
+        return dataclasses.replace(
+            self, k=torch.where(half, NUMERIC_ALONE, asked.floor()).clamp(max=len(self.groups))
+        )
 
     def take(self, index: Tensor) -> Substitutions:
         """Return the threat for the chosen points."""
         k = torch.as_tensor(self.k, dtype=torch.float64)
         numeric = None if self.numeric is None else self.numeric.take(index)
-        return dataclasses.replace(self, k=k[index.to(k.device)] if k.dim() else self.k, numeric=numeric)
+        return dataclasses.replace(
+            self, k=k[index.to(k.device)] if k.dim() else self.k, numeric=numeric
+        )
 
     def widest(self, x: Tensor) -> Tensor:
-        """Return the number of switches beyond which more add nothing, (N,) float64: the groups that have another letter to offer."""
+        """Return the number of switches beyond which more add nothing, (N,) float64: the groups
+        that have another letter to offer.
+        """
         return self.region(x).options.any(2).sum(1).double()
 
-    def below(self, distance: NDArray[np.float64], proved: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return where the search for a certificate begins under witnesses at these distances: one switch less, which closes the bracket."""
+    def below(
+        self, distance: NDArray[np.float64], proved: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return where the search for a certificate begins under witnesses at these distances: one
+        switch less, which closes the bracket.
+        """
         return np.ceil(distance).clip(1) - 1
 
     def least(self, radius: Tensor) -> Tensor:
@@ -134,36 +190,53 @@ class Substitutions:
         return asked
 
     def next(self, radius: Tensor) -> Tensor:
-        """Return the least numbers of switches that allow more than these (N,): before the first switch numeric columns move alone."""
+        """Return the least numbers of switches that allow more than these (N,): before the first
+        switch numeric columns move alone.
+        """
         first = NUMERIC_ALONE if self.numeric is not None else 1.0
         return torch.where(radius < first, first, radius.floor() + 1)
 
     def check(self, x: Tensor) -> None:
-        """Raise `BadInput` unless every group of every point x (N, *D) is one-hot, and the numeric columns lie in their ball's box."""
+        """Raise `BadInput` unless every group of every point x (N, *D) is one-hot, and the numeric
+        columns lie in their ball's box.
+        """
         radii = self.radii(len(x))
         self.check_letters(x)
         if self.numeric is None:
             return
         if not len(self.rest(x)):
-            raise BadInput("numeric is a ball for the columns in no group, but the groups name every column: leave numeric out")
+            raise BadInput(
+                "numeric is a ball for the columns in no group, but the groups name every column: "
+                "leave numeric out"
+            )
         still = torch.nonzero(radii < NUMERIC_ALONE).flatten()
         if len(still):
-            raise BadInput(f"k = 0 at point {int(still[0])} lets nothing move: with numeric columns ask for k=0.5 (they move, all letters stay) or k >= 1")
+            raise BadInput(
+                f"k = 0 at point {int(still[0])} lets nothing move: with numeric columns ask for "
+                "k=0.5 (they move, all letters stay) or k >= 1"
+            )
         self.numeric.check(x.flatten(1)[:, self.rest(x)])
 
     def check_letters(self, x: Tensor) -> None:
         """Raise `BadInput` unless every group of every point x (N, *D) is one-hot."""
         width = x[0].numel() if len(x) else 1 + int(self.columns.max())
         if int(self.columns.max()) >= width:
-            raise BadInput(f"groups name column {int(self.columns.max())}, but a flattened input has {width} columns (shape {tuple(x.shape[1:])})")
+            raise BadInput(
+                f"groups name column {int(self.columns.max())}, but a flattened input has {width} "
+                f"columns (shape {tuple(x.shape[1:])})"
+            )
         bad = torch.nonzero(~one_hot(self.read(x)))
         if len(bad):
             point, group = bad[0].tolist()
             values = x[point].flatten()[list(self.groups[group])].tolist()
-            raise BadInput(f"group {group} of point {point} is not one-hot: its columns hold {values}, where exactly one must be 1 and the others 0")
+            raise BadInput(
+                f"group {group} of point {point} is not one-hot: its columns hold {values}, where "
+                "exactly one must be 1 and the others 0"
+            )
 
     def region(self, x: Tensor, *, outward: bool = False) -> SubstitutionRegion:
-        """Return the admissible set around each point of x (N, *D), which must be one-hot in every group.
+        """Return the admissible set around each point of x (N, *D), which must be one-hot in every
+        group.
 
         With `outward` the numeric part is rounded outward; letters are exact anyway.
         """
@@ -171,35 +244,65 @@ class Substitutions:
         letters = self.read(x).argmax(2)
         options = self.exists.to(x.device).expand(len(x), -1, -1)
         if isinstance(self.allowed, Tensor):
-            table, groups = self.allowed.to(x.device), torch.arange(len(self.groups), device=x.device)
+            table, groups = (
+                self.allowed.to(x.device),
+                torch.arange(len(self.groups), device=x.device),
+            )
             options = options & (table[groups, letters] if table.dim() == 3 else table)
         options = options.scatter(2, letters[:, :, None], False)
-        numeric = None if self.numeric is None else self.numeric.region(x.flatten(1)[:, self.rest(x)], outward=outward)
+        numeric = (
+            None
+            if self.numeric is None
+            else self.numeric.region(x.flatten(1)[:, self.rest(x)], outward=outward)
+        )
         low, high = self._hull(x, options, numeric)
-        return SubstitutionRegion(self.hull, Switches(), x, self.radii(len(x)).to(x.device), low, high, None, self, letters, options, numeric)
+        return SubstitutionRegion(
+            self.hull,
+            Switches(),
+            x,
+            self.radii(len(x)).to(x.device),
+            low,
+            high,
+            None,
+            self,
+            letters,
+            options,
+            numeric,
+        )
 
     @cached_property
     def hull(self) -> Ball:
-        """The l1 ball that holds every way of switching the letters: a switch is || e_a - e_b ||_1 = 2 long."""
+        """The l1 ball that holds every way of switching the letters: a switch is || e_a - e_b ||_1
+        = 2 long.
+        """
         return Ball("l1", 2 * torch.as_tensor(self.k, dtype=torch.float64), box=None)
 
     def _hull(self, x: Tensor, options: Tensor, numeric: Region | None) -> tuple[Tensor, Tensor]:
-        """Return how far each column can fall and rise over any number of switches, (M, d): one that can leave falls by 1, one that can come rises by 1."""
+        """Return how far each column can fall and rise over any number of switches, (M, d): one
+        that can leave falls by 1, one that can come rises by 1.
+        """
         flat, columns = torch.zeros_like(x.flatten(1)), self.columns.to(x.device).flatten()
         leaves = (self.read(x) == 1) & self.exists.to(x.device) & options.any(2, keepdim=True)
         # Groups of fewer letters repeat their first column, where they add nothing.
-        low, high = flat.index_add(1, columns, -leaves.flatten(1).to(x.dtype)), flat.index_add(1, columns, options.flatten(1).to(x.dtype))
+        low, high = (
+            flat.index_add(1, columns, -leaves.flatten(1).to(x.dtype)),
+            flat.index_add(1, columns, options.flatten(1).to(x.dtype)),
+        )
         if numeric is None:
             return low, high
         reach = numeric.norm.alone(numeric.radius.to(x.dtype))[:, None]
         reach = reach if numeric.weight is None else reach / numeric.weight
-        reach = torch.nextafter(reach * (1 + 4 * torch.finfo(x.dtype).eps), torch.full_like(reach, torch.inf))
+        reach = torch.nextafter(
+            reach * (1 + 4 * torch.finfo(x.dtype).eps), torch.full_like(reach, torch.inf)
+        )
         ends = torch.maximum(numeric.low, -reach), torch.minimum(numeric.high, reach)
         return low.index_copy(1, self.rest(x), ends[0]), high.index_copy(1, self.rest(x), ends[1])
 
     def rest(self, x: Tensor) -> Tensor:
         """Return the columns of the flattened input that are in no group, (R,)."""
-        free = torch.ones(x[:1].numel() if len(x) else int(math.prod(x.shape[1:])), dtype=torch.bool)
+        free = torch.ones(
+            x[:1].numel() if len(x) else int(math.prod(x.shape[1:])), dtype=torch.bool
+        )
         free[self.columns.flatten()] = False
         return torch.nonzero(free).flatten().to(x.device)
 
@@ -208,13 +311,26 @@ class Substitutions:
         return points.flatten(1)[:, self.columns.to(points.device)] * self.exists.to(points)
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two threats the same question, JSON-ready; k is not part of it (a verdict is a reading of a bracket).
+        """Return what makes two threats the same question, JSON-ready; k is not part of it (a
+        verdict is a reading of a bracket).
 
         The numeric ball's radius is: a bracket measures switches, at that radius.
         """
         allowed = self.allowed.tolist() if isinstance(self.allowed, Tensor) else None
-        numeric = None if self.numeric is None else {**self.numeric.identity(), "radius": torch.as_tensor(self.numeric.radius).tolist()}
-        return {"norm": self.norm, "groups": [list(group) for group in self.groups], "allowed": allowed, "numeric": numeric}
+        numeric = (
+            None
+            if self.numeric is None
+            else {
+                **self.numeric.identity(),
+                "radius": torch.as_tensor(self.numeric.radius).tolist(),
+            }
+        )
+        return {
+            "norm": self.norm,
+            "groups": [list(group) for group in self.groups],
+            "allowed": allowed,
+            "numeric": numeric,
+        }
 
     def particulars(self) -> dict[str, Any]:
         """Return what a record keeps, beside norm and radius, to bring the threat back."""
@@ -222,6 +338,12 @@ class Substitutions:
 
 
 def letters(length: int, size: int, *, letters_first: bool = False) -> list[list[int]]:
-    """Return the groups of a sequence of `length` letters from an alphabet of `size`: inputs (length, size), or (size, length) with `letters_first`."""
-    table = torch.arange(length * size).view(size, length).T if letters_first else torch.arange(length * size).view(length, size)
+    """Return the groups of a sequence of `length` letters from an alphabet of `size`: inputs
+    (length, size), or (size, length) with `letters_first`.
+    """
+    table = (
+        torch.arange(length * size).view(size, length).T
+        if letters_first
+        else torch.arange(length * size).view(length, size)
+    )
     return table.tolist()

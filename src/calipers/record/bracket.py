@@ -1,4 +1,6 @@
-"""Between which two numbers does each adversarial distance lie? The bracket, and its one operation."""
+"""Between which two numbers does each adversarial distance lie? The bracket, and its one
+operation.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,10 @@ Verdict = Literal["robust", "broken", "unknown", "invalid"]
 class Bracket:
     """lower <= d* <= upper for N points, with the tool that set each end.
 
-    `lower` (N,) float64: nothing adversarial lies within that distance, closed ball (0 is the empty claim). `upper` (N,) float64: an adversarial
-    example stands at that distance (infinity where none is known). Joining is commutative, associative and idempotent, so resuming, retrying, sharding and
-    merging are one operation.
+    `lower` (N,) float64: nothing adversarial lies within that distance, closed ball (0 is the empty
+    claim). `upper` (N,) float64: an adversarial example stands at that distance (infinity where
+    none is known). Joining is commutative, associative and idempotent, so resuming, retrying,
+    sharding and merging are one operation.
     """
 
     lower: NDArray[np.float64]
@@ -34,9 +37,11 @@ class Bracket:
         if wrong.size:
             i = int(wrong[0])
             raise Contradiction(
-                f"point {i}: {self.lower_tool[i] or 'nobody'} certifies {self.lower[i]:.9g}, but the witness of {self.upper_tool[i] or 'nobody'} "
-                f"stands at {self.upper[i]:.9g} ({wrong.size} of {len(self.lower)} points contradict). One of the two tools is wrong: replay both with "
-                "`calipers check RECORD`, and please report it with the record."
+                f"point {i}: {self.lower_tool[i] or 'nobody'} certifies {self.lower[i]:.9g}, but "
+                f"the witness of {self.upper_tool[i] or 'nobody'} stands at {self.upper[i]:.9g} "
+                f"({wrong.size} of {len(self.lower)} points contradict). One of the two tools is "
+                "wrong: replay both with `calipers check RECORD`, and please report it with the "
+                "record."
             )
 
     @classmethod
@@ -46,30 +51,55 @@ class Bracket:
 
     @classmethod
     def of(cls, names: Sequence[str], evidence: Iterable[Evidence]) -> Bracket:
-        """Return the join of all facts about the points `names`; facts about other points are passed over."""
+        """Return the join of all facts about the points `names`; facts about other points are
+        passed over.
+        """
         growing = Growing(names)
         growing.add(evidence, check=False)
         return growing.bracket()
 
     def join(self, other: Bracket) -> Bracket:
         """Return the tighter of both at each end; raises `Contradiction` where the ends cross."""
-        low = [_closer(b, q, a, p, sign=-1) for a, b, p, q in zip(self.lower, other.lower, self.lower_tool, other.lower_tool, strict=True)]
-        up = [_closer(b, q, a, p, sign=1) for a, b, p, q in zip(self.upper, other.upper, self.upper_tool, other.upper_tool, strict=True)]
+        low = [
+            _closer(b, q, a, p, sign=-1)
+            for a, b, p, q in zip(
+                self.lower, other.lower, self.lower_tool, other.lower_tool, strict=True
+            )
+        ]
+        up = [
+            _closer(b, q, a, p, sign=1)
+            for a, b, p, q in zip(
+                self.upper, other.upper, self.upper_tool, other.upper_tool, strict=True
+            )
+        ]
         return Bracket(
             np.where(low, other.lower, self.lower),
             np.where(up, other.upper, self.upper),
-            tuple(q if take else p for take, p, q in zip(low, self.lower_tool, other.lower_tool, strict=True)),
-            tuple(q if take else p for take, p, q in zip(up, self.upper_tool, other.upper_tool, strict=True)),
+            tuple(
+                q if take else p
+                for take, p, q in zip(low, self.lower_tool, other.lower_tool, strict=True)
+            ),
+            tuple(
+                q if take else p
+                for take, p, q in zip(up, self.upper_tool, other.upper_tool, strict=True)
+            ),
         )
 
     def verdicts(self, radius: NDArray[np.float64] | float) -> list[Verdict]:
-        """Read the bracket at a radius: `upper <= radius` broken, `lower >= radius` robust, else unknown."""
+        """Read the bracket at a radius: `upper <= radius` broken, `lower >= radius` robust, else
+        unknown.
+        """
         r = np.broadcast_to(np.asarray(radius, dtype=np.float64), self.lower.shape)
-        return ["broken" if up <= e else "robust" if low >= e else "unknown" for low, up, e in zip(self.lower, self.upper, r, strict=True)]
+        return [
+            "broken" if up <= e else "robust" if low >= e else "unknown"
+            for low, up, e in zip(self.lower, self.upper, r, strict=True)
+        ]
 
 
 class Growing:
-    """A bracket of the points `names` that facts are joined to as they come, in place: `lower (N,)` and `upper (N,)` as in `Bracket`."""
+    """A bracket of the points `names` that facts are joined to as they come, in place: `lower (N,)`
+    and `upper (N,)` as in `Bracket`.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         n = len(names)
@@ -78,16 +108,22 @@ class Growing:
         self._lower_tool, self._upper_tool = [""] * n, [""] * n
 
     def add(self, evidence: Iterable[Evidence], *, check: bool = True) -> list[int]:
-        """Join facts, those about other points passed over, and return the places whose ends moved; `check` raises `Contradiction` where the ends cross."""
+        """Join facts, those about other points passed over, and return the places whose ends moved;
+        `check` raises `Contradiction` where the ends cross.
+        """
         moved = list[int]()
         for fact in evidence:
             i = self._place.get(fact.point)
             if i is None:
                 continue
-            if fact.kind == "certificate" and _closer(fact.radius, fact.tool, self.lower[i], self._lower_tool[i], sign=-1):
+            if fact.kind == "certificate" and _closer(
+                fact.radius, fact.tool, self.lower[i], self._lower_tool[i], sign=-1
+            ):
                 self.lower[i], self._lower_tool[i] = fact.radius, fact.tool
                 moved.append(i)
-            if fact.kind == "witness" and _closer(fact.radius, fact.tool, self.upper[i], self._upper_tool[i], sign=1):
+            if fact.kind == "witness" and _closer(
+                fact.radius, fact.tool, self.upper[i], self._upper_tool[i], sign=1
+            ):
                 self.upper[i], self._upper_tool[i] = fact.radius, fact.tool
                 moved.append(i)
         if check and any(not _in_order(self.lower[i], self.upper[i]) for i in moved):
@@ -96,7 +132,9 @@ class Growing:
 
     def bracket(self) -> Bracket:
         """Return the bracket as it is now."""
-        return Bracket(self.lower.copy(), self.upper.copy(), tuple(self._lower_tool), tuple(self._upper_tool))
+        return Bracket(
+            self.lower.copy(), self.upper.copy(), tuple(self._lower_tool), tuple(self._upper_tool)
+        )
 
 
 def _in_order(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -105,7 +143,9 @@ def _in_order(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray
 
 
 def _closer(value: float, tool: str, held: float, holder: str, *, sign: int) -> bool:
-    """Is `value` the tighter end? Equal values are decided by the tool's name, so that the order of joining cannot be seen."""
+    """Is `value` the tighter end? Equal values are decided by the tool's name, so that the order of
+    joining cannot be seen.
+    """
     if np.isnan(value):
         raise Contradiction(f"{tool} claims a distance that is not a number")
     if value != held:

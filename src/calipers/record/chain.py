@@ -1,7 +1,9 @@
-"""Was a record altered after it was written? Every row leaves a digest, and each digest is chained to the one before.
+"""Was a record altered after it was written? Every row leaves a digest, and each digest is chained
+to the one before.
 
-This tells tampering, truncation and slips of the hand; it does not prevent them. Whoever rewrites the whole chain leaves no trace inside the file: only the
-head of the chain, which every report prints, tells such a record from the one that was reported.
+This tells tampering, truncation and slips of the hand; it does not prevent them. Whoever rewrites
+the whole chain leaves no trace inside the file: only the head of the chain, which every report
+prints, tells such a record from the one that was reported.
 """
 
 from __future__ import annotations
@@ -13,11 +15,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TABLES = {"question": 1, "point": 2, "evidence": 5, "decision": 3, "passed": 5, "model": 1, "checked": 1}
+TABLES = {
+    "question": 1,
+    "point": 2,
+    "evidence": 5,
+    "decision": 3,
+    "passed": 5,
+    "model": 1,
+    "checked": 1,
+}
 """The tables under the chain, and how many of their first columns name a row."""
 
 SCHEMA = """
-create table if not exists chain (place integer primary key, kind text not null, name text not null, digest blob not null);
+create table if not exists chain (place integer primary key, kind text not null, name text not null,
+    digest blob not null);
 create table if not exists meta (name text primary key, value text not null);
 """
 _BEGINNING = bytes(16)
@@ -34,7 +45,9 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Check:
-    """A replay of what the record says to a question: when, what it replayed, how much failed, and how many facts there were then."""
+    """A replay of what the record says to a question: when, what it replayed, how much failed, and
+    how many facts there were then.
+    """
 
     question: str
     at: str
@@ -48,9 +61,9 @@ class Check:
 class Trust:
     """How far a record can be believed as it stands.
 
-    `altered` says what was changed by other means than measuring; `unchained` of its `facts` were written
-    before records were chained; `head` names the state of the chain ("" for a record without one); `checks` are the replays, oldest first; `counts` are the
-    facts of each question.
+    `altered` says what was changed by other means than measuring; `unchained` of its `facts` were
+    written before records were chained; `head` names the state of the chain ("" for a record
+    without one); `checks` are the replays, oldest first; `counts` are the facts of each question.
     """
 
     altered: tuple[str, ...] = ()
@@ -80,22 +93,32 @@ class Chain:
         """Chain a row as it stands now."""
         name, digest = _name(table, row), digest_of(table, row)
         self.head, self.count = _link(self.head, table, name, digest), self.count + 1
-        self.db.execute("insert into chain (kind, name, digest) values (?, ?, ?)", (table, name, digest))
+        self.db.execute(
+            "insert into chain (kind, name, digest) values (?, ?, ?)", (table, name, digest)
+        )
 
     def seal(self) -> None:
         """Note where the chain ends now."""
         value = json.dumps([self.count, self.head.hex()])
-        self.db.execute("insert into meta values ('head', ?) on conflict do update set value = excluded.value", (value,))
+        self.db.execute(
+            "insert into meta values ('head', ?) on conflict do update set value = excluded.value",
+            (value,),
+        )
 
 
 def digest_of(table: str, row: Iterable[Any]) -> bytes:
     """Return the digest of a row of plain numbers, text and bytes, as SQLite gives it back."""
-    cells = [{"bytes": hashlib.sha256(cell).hexdigest()} if isinstance(cell, bytes) else cell for cell in row]
+    cells = [
+        {"bytes": hashlib.sha256(cell).hexdigest()} if isinstance(cell, bytes) else cell
+        for cell in row
+    ]
     return hashlib.sha256(json.dumps([table, cells]).encode()).digest()[:16]
 
 
 def altered(db: sqlite3.Connection) -> tuple[str, ...]:
-    """Return in words where a record's rows are not those of its chain, and where the chain itself is broken."""
+    """Return in words where a record's rows are not those of its chain, and where the chain itself
+    is broken.
+    """
     head, count, last = _BEGINNING, 0, dict[tuple[str, str], bytes]()
     for table, name, digest in db.execute("select kind, name, digest from chain order by place"):
         head, count = _link(head, table, name, digest), count + 1
@@ -114,7 +137,11 @@ def altered(db: sqlite3.Connection) -> tuple[str, ...]:
         for names, what in ((changed, "changed"), (added, "put in"), (gone, "taken out")):
             if names:
                 word = _WORDS[table]
-                many = f"{len(names)} {word}s were {what}, the first" if len(names) > 1 else f"a {word} was {what}"
+                many = (
+                    f"{len(names)} {word}s were {what}, the first"
+                    if len(names) > 1
+                    else f"a {word} was {what}"
+                )
                 found.append(f"{many}: {', '.join(map(str, json.loads(names[0])[-4:]))}")
     return tuple(found)
 
@@ -132,8 +159,14 @@ def held_head(db: sqlite3.Connection) -> tuple[int, bytes]:
 
 
 def _link(head: bytes, table: str, name: str, digest: object) -> bytes:
-    return hashlib.sha256(head + f"{table}\0{name}\0".encode() + (digest if isinstance(digest, bytes) else repr(digest).encode())).digest()[:16]
+    return hashlib.sha256(
+        head
+        + f"{table}\0{name}\0".encode()
+        + (digest if isinstance(digest, bytes) else repr(digest).encode())
+    ).digest()[:16]
 
 
 def _name(table: str, row: Sequence[Any]) -> str:
-    return json.dumps([cell.hex() if isinstance(cell, bytes) else cell for cell in row[: TABLES[table]]])
+    return json.dumps(
+        [cell.hex() if isinstance(cell, bytes) else cell for cell in row[: TABLES[table]]]
+    )

@@ -1,4 +1,6 @@
-"""How is a proof kept as bytes? An .npz archive: a header in JSON, and arrays; the same proof gives the same bytes. `checker.py` reads it."""
+"""How is a proof kept as bytes? An .npz archive: a header in JSON, and arrays; the same proof gives
+the same bytes. `checker.py` reads it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _BEGINNING = (1980, 1, 1, 0, 0, 0)  # no clock enters the bytes
 
 
 def packed(claim: dict[str, Any], arrays: Arrays) -> bytes:
-    """Return a proof as bytes, from its claim (network, threat, goal, tool, blocks) and arrays; numbers are stored in the smallest type that holds them."""
+    """Return a proof as bytes, from its claim (network, threat, goal, tool, blocks) and arrays;
+    numbers are stored in the smallest type that holds them.
+    """
     held = {name: narrowed(value) for name, value in arrays.items()}
     listed = {name: [value.dtype.str, list(value.shape)] for name, value in held.items()}
     kind = {"format": "calipers-proof", "version": VERSION, "guarantee": "float64-checked"}
@@ -33,14 +37,18 @@ def sealed(header: dict[str, Any], arrays: Arrays) -> bytes:
         for name, value in {"header": text, **arrays}.items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.asarray(value), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _BEGINNING), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", _BEGINNING), buffer.getvalue(), zipfile.ZIP_DEFLATED
+            )
         archive.comment = bytes(SEAL)
     data = out.getvalue()
     return data[:-SEAL] + seal(data)
 
 
 def about(data: bytes, **names: str) -> bytes:
-    """Return a proof that says in words what it is about: names of files, which no hash of the claim covers."""
+    """Return a proof that says in words what it is about: names of files, which no hash of the
+    claim covers.
+    """
     header, arrays = contents(data)
     return sealed({**header, "about": names}, arrays)
 
@@ -48,7 +56,12 @@ def about(data: bytes, **names: str) -> bytes:
 def contents(data: bytes) -> tuple[dict[str, Any], Arrays]:
     """Return the header and the arrays of a proof's bytes."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        arrays = {name.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False) for name in archive.namelist()}
+        arrays = {
+            name.removesuffix(".npy"): np.lib.format.read_array(
+                io.BytesIO(archive.read(name)), allow_pickle=False
+            )
+            for name in archive.namelist()
+        }
     return json.loads(bytes(arrays.pop("header"))), arrays
 
 
@@ -58,7 +71,9 @@ def model_digest(network: dict[str, Any], arrays: Arrays) -> str:
 
 
 def narrowed(value: NDArray[Any]) -> NDArray[Any]:
-    """Return the same numbers in the smallest type that holds every one exactly, NaN and infinity too."""
+    """Return the same numbers in the smallest type that holds every one exactly, NaN and infinity
+    too.
+    """
     value = np.asarray(value, order="C")
     if value.dtype == bool:
         return value

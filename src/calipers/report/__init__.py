@@ -1,1 +1,3 @@
-"""What does the record say, to a reader? Numbers, terminal text and one self-contained page. Imports without torch."""
+"""What does the record say, to a reader? Numbers, terminal text and one self-contained page.
+Imports without torch.
+"""

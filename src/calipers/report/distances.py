@@ -1,4 +1,6 @@
-"""How many points are robust at every radius, and how are the distances spread between the two jaws?"""
+"""How many points are robust at every radius, and how are the distances spread between the two
+jaws?
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,14 @@ _BINS = 24
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Robust accuracy over the radius, as two step functions read at `radii`; the truth lies between them at every radius.
+    """Robust accuracy over the radius, as two step functions read at `radii`; the truth lies
+    between them at every radius.
 
-    `certified[i]` is the share with lower >= radii[i] and holds back to the previous knot; `attacked[i]` is the share with upper > radii[i] and holds
-    on to the next. [certified - half_width, attacked + half_width] holds the population's whole curve at once: each side is a one-sided
-    Dvoretzky-Kiefer-Wolfowitz band at half the error, which has the same constant as the two-sided one. `reach` is the end of the drawn range.
+    `certified[i]` is the share with lower >= radii[i] and holds back to the previous knot;
+    `attacked[i]` is the share with upper > radii[i] and holds on to the next. [certified -
+    half_width, attacked + half_width] holds the population's whole curve at once: each side is a
+    one-sided Dvoretzky-Kiefer-Wolfowitz band at half the error, which has the same constant as the
+    two-sided one. `reach` is the end of the drawn range.
     """
 
     radii: Floats
@@ -39,7 +44,9 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts of the brackets' ends. Ends that are no distance are counted apart: no witness, no certificate, wrong at the point itself."""
+    """Counts of the brackets' ends. Ends that are no distance are counted apart: no witness, no
+    certificate, wrong at the point itself.
+    """
 
     edges: Floats
     lower: NDArray[np.int64]
@@ -51,7 +58,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Quantile:
-    """The distance below which the given share of points lies: between `lower` and `upper` for these points.
+    """The distance below which the given share of points lies: between `lower` and `upper` for
+    these points.
 
     `low` and `high` add sampling: they hold the population's quantile, for all shares at once.
     """
@@ -63,10 +71,15 @@ class Quantile:
     high: float
 
 
-def curve_of(lower: Floats, upper: Floats, seen: NDArray[np.bool_], radius: float, confidence: float) -> Curve:
-    """Return both step functions of N brackets; `seen` (N,) tells on which points the model was run, `radius` is the largest one asked."""
+def curve_of(
+    lower: Floats, upper: Floats, seen: NDArray[np.bool_], radius: float, confidence: float
+) -> Curve:
+    """Return both step functions of N brackets; `seen` (N,) tells on which points the model was
+    run, `radius` is the largest one asked.
+    """
     n, reach = len(lower), _reach(lower, upper, radius)
-    # A point on which the model is wrong, or was never run, is not robust at radius 0 either: its empty claim must not count there.
+    # A point on which the model is wrong, or was never run, is not robust at radius 0 either: its
+    # empty claim must not count there.
     claims = np.sort(np.where(seen & (upper > 0), lower, -1.0))
     ends = np.concatenate([lower, upper[np.isfinite(upper)], [0.0, reach]])
     radii = np.unique(np.append(ends, radius) if np.isfinite(radius) else ends)
@@ -78,23 +91,35 @@ def curve_of(lower: Floats, upper: Floats, seen: NDArray[np.bool_], radius: floa
 
 
 def _reach(lower: Floats, upper: Floats, radius: float) -> float:
-    """Return how far a figure of these distances should go: past the radius asked and past all but the farthest ends."""
+    """Return how far a figure of these distances should go: past the radius asked and past all but
+    the farthest ends.
+    """
     ends = np.concatenate([lower, upper])
     ends = ends[np.isfinite(ends) & (ends > 0)]
     asked = 1.5 * radius if np.isfinite(radius) and radius > 0 else 0.0
     if not ends.size:
         return asked or 1.0
     far = 1.05 * float(np.quantile(ends, 0.99))
-    return far if asked > 6 * far else max(asked, far)  # a radius that only caps a search for distances would squash the figure
+    # a radius that only caps a search for distances would squash the figure
+    return far if asked > 6 * far else max(asked, far)
 
 
 def histogram_of(lower: Floats, upper: Floats, reach: float) -> Histogram:
-    """Return the counts of both ends in equal bins from 0 to `reach`; ends beyond it fall into the last bin."""
+    """Return the counts of both ends in equal bins from 0 to `reach`; ends beyond it fall into the
+    last bin.
+    """
     edges = np.linspace(0.0, reach, _BINS + 1)
     low, high = lower[lower > 0], upper[np.isfinite(upper) & (upper > 0)]
     counts = [np.histogram(np.minimum(ends, reach), bins=edges)[0] for ends in (low, high)]
     wrong = int(np.sum(upper == 0))
-    return Histogram(edges, counts[0], counts[1], int(np.sum(np.isinf(upper))), int(np.sum(lower == 0)) - wrong, wrong)
+    return Histogram(
+        edges,
+        counts[0],
+        counts[1],
+        int(np.sum(np.isinf(upper))),
+        int(np.sum(lower == 0)) - wrong,
+        wrong,
+    )
 
 
 def quantiles_of(lower: Floats, upper: Floats, half_width: float) -> tuple[Quantile, ...]:
@@ -102,11 +127,22 @@ def quantiles_of(lower: Floats, upper: Floats, half_width: float) -> tuple[Quant
     if not len(lower):
         return ()
     low, high = np.sort(lower), np.sort(upper)
-    return tuple(Quantile(q, _order(low, q), _order(high, q), _order(low, q - half_width), _order(high, q + half_width)) for q in (0.1, 0.5, 0.9))
+    return tuple(
+        Quantile(
+            q,
+            _order(low, q),
+            _order(high, q),
+            _order(low, q - half_width),
+            _order(high, q + half_width),
+        )
+        for q in (0.1, 0.5, 0.9)
+    )
 
 
 def _order(values: Floats, share: float) -> float:
-    """Return the smallest value that at least `share` of the sorted values do not exceed; 0 and infinity outside (0, 1]."""
+    """Return the smallest value that at least `share` of the sorted values do not exceed; 0 and
+    infinity outside (0, 1].
+    """
     if share > 1:
         return math.inf
     return float(values[math.ceil(share * len(values) - 1e-9) - 1]) if share > 0 else 0.0

@@ -1,4 +1,6 @@
-"""Which adversarial examples does a reader see, and how different do they look? The nearest ones first, then every class in turn."""
+"""Which adversarial examples does a reader see, and how different do they look? The nearest ones
+first, then every class in turn.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ _NEAREST, _LIMIT = 4, 12
 class Exhibit:
     """One witness beside the point it belongs to.
 
-    `distance` is the admitted one, in the threat's norm. `l2`, `linf`, `changed` (features that differ) and `psnr` (decibel, on the data range of the
-    box; NaN without a box) describe the same difference for the eye. `span` is the range of values to draw.
+    `distance` is the admitted one, in the threat's norm. `l2`, `linf`, `changed` (features that
+    differ) and `psnr` (decibel, on the data range of the box; NaN without a box) describe the same
+    difference for the eye. `span` is the range of values to draw.
     """
 
     index: int
@@ -41,14 +44,30 @@ class Exhibit:
 
 
 def hang(
-    ledger: Ledger, question: Question, points: Sequence[Point], facts: Sequence[Evidence], ends: Mapping[str, tuple[float, str, int]]
+    ledger: Ledger,
+    question: Question,
+    points: Sequence[Point],
+    facts: Sequence[Evidence],
+    ends: Mapping[str, tuple[float, str, int]],
 ) -> tuple[Exhibit, ...]:
-    """Return up to a dozen stored witnesses; `ends` gives for each point its upper end, that end's tool and the clean prediction."""
-    at = {p.name: p for p in points if p.name in ends and math.isfinite(ends[p.name][0]) and ends[p.name][0] > 0}
-    nearest = {f.point: f for f in facts if f.kind == "witness" and f.point in at and (f.radius, f.tool) == ends[f.point][:2]}
+    """Return up to a dozen stored witnesses; `ends` gives for each point its upper end, that end's
+    tool and the clean prediction.
+    """
+    at = {
+        p.name: p
+        for p in points
+        if p.name in ends and math.isfinite(ends[p.name][0]) and ends[p.name][0] > 0
+    }
+    nearest = {
+        f.point: f
+        for f in facts
+        if f.kind == "witness" and f.point in at and (f.radius, f.tool) == ends[f.point][:2]
+    }
     box = data_range(question.facts)
     shown: list[Exhibit] = []
-    for point in _order([at[name] for name in nearest], {name: fact.radius for name, fact in nearest.items()}):
+    for point in _order(
+        [at[name] for name in nearest], {name: fact.radius for name, fact in nearest.items()}
+    ):
         fact = nearest[point.name]
         array = ledger.witness(question.fingerprint, fact)
         if array is not None and array.shape == point.array.shape and array.size:
@@ -59,7 +78,9 @@ def hang(
 
 
 def _order(points: Sequence[Point], distance: Mapping[str, float]) -> list[Point]:
-    """Return the nearest few, then the nearest left of each class, class by class, then the second nearest, and so on."""
+    """Return the nearest few, then the nearest left of each class, class by class, then the second
+    nearest, and so on.
+    """
     ranked = sorted(points, key=lambda p: (distance[p.name], p.position))
     turn: dict[int, int] = {}
     rounds = []
@@ -70,12 +91,24 @@ def _order(points: Sequence[Point], distance: Mapping[str, float]) -> list[Point
     return ranked[:_NEAREST] + [ranked[_NEAREST + i] for i in later]
 
 
-def _exhibit(point: Point, fact: Evidence, array: NDArray[Any], prediction: int, box: Span | None) -> Exhibit:
-    clean, adversarial = np.asarray(point.array, dtype=np.float64), np.asarray(array, dtype=np.float64)
+def _exhibit(
+    point: Point, fact: Evidence, array: NDArray[Any], prediction: int, box: Span | None
+) -> Exhibit:
+    clean, adversarial = (
+        np.asarray(point.array, dtype=np.float64),
+        np.asarray(array, dtype=np.float64),
+    )
     delta = adversarial - clean
     squared = float(np.sum(delta**2))
-    span = box or (float(min(clean.min(), adversarial.min())), float(max(clean.max(), adversarial.max())))
-    psnr = 10 * math.log10((box[1] - box[0]) ** 2 * delta.size / squared) if box and squared > 0 else math.nan
+    span = box or (
+        float(min(clean.min(), adversarial.min())),
+        float(max(clean.max(), adversarial.max())),
+    )
+    psnr = (
+        10 * math.log10((box[1] - box[0]) ** 2 * delta.size / squared)
+        if box and squared > 0
+        else math.nan
+    )
     return Exhibit(
         index=point.position,
         label=point.label,
@@ -94,7 +127,9 @@ def _exhibit(point: Point, fact: Evidence, array: NDArray[Any], prediction: int,
 
 
 def data_range(facts: Mapping[str, Any]) -> Span | None:
-    """Return the box of the threat as two numbers, over all features where each has its own; None without a usable box."""
+    """Return the box of the threat as two numbers, over all features where each has its own; None
+    without a usable box.
+    """
     threat = facts.get("threat")
     box = threat.get("box") if isinstance(threat, dict) else None
     try:

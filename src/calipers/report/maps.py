@@ -1,4 +1,6 @@
-"""Which features is a point's decision most sensitive to? Its gradient as a picture beside the point, in one colour for each sign."""
+"""Which features is a point's decision most sensitive to? Its gradient as a picture beside the
+point, in one colour for each sign.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,16 @@ from calipers.report.tiles import as_image, png
 Floats = NDArray[np.float64]
 _LARGEST_SIDE = 112
 _STRIP = 48
-_LESS, _SAME, _MORE = np.array([[9, 104, 118], [240, 237, 230], [186, 66, 20]], dtype=np.float64)  # as for the differences of examples
+# as for the differences of examples
+_LESS, _SAME, _MORE = np.array([[9, 104, 118], [240, 237, 230], [186, 66, 20]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Map:
-    """Three pictures of one point as markup: itself, the gradient of its worst margin, and what an adversarial example changed. `share` is the part of the
-    gradient's length (l1) that its tenth of largest entries holds."""
+    """Three pictures of one point as markup: itself, the gradient of its worst margin, and what an
+    adversarial example changed. `share` is the part of the gradient's length (l1) that its tenth of
+    largest entries holds.
+    """
 
     index: int
     point: str
@@ -31,15 +36,31 @@ class Map:
     words: str
 
 
-def gradient_map(index: int, point: NDArray[Any], gradient: NDArray[Any], change: NDArray[Any] | None, span: tuple[float, float], words: str) -> Map:
-    """Return the pictures. `span` are the ends of the data's range; gradient and change are scaled to their own largest entry, but for the 1 % beyond it."""
+def gradient_map(
+    index: int,
+    point: NDArray[Any],
+    gradient: NDArray[Any],
+    change: NDArray[Any] | None,
+    span: tuple[float, float],
+    words: str,
+) -> Map:
+    """Return the pictures. `span` are the ends of the data's range; gradient and change are scaled
+    to their own largest entry, but for the 1 % beyond it.
+    """
     low, high = span
     plain = np.clip((np.asarray(point, dtype=np.float64) - low) / ((high - low) or 1.0), 0, 1)
     ranked = np.sort(np.abs(np.asarray(gradient, dtype=np.float64)).ravel())[::-1]
     whole = float(ranked.sum())
     share = float(ranked[: max(1, len(ranked) // 10)].sum()) / whole if whole > 0 else 0.0
-    shown = _plain(plain, f"point {index}"), _signed(gradient, f"gradient of the worst margin at point {index}")
-    changed = "" if change is None else _signed(change, f"what the adversarial example of point {index} changes")
+    shown = (
+        _plain(plain, f"point {index}"),
+        _signed(gradient, f"gradient of the worst margin at point {index}"),
+    )
+    changed = (
+        ""
+        if change is None
+        else _signed(change, f"what the adversarial example of point {index} changes")
+    )
     return Map(index, *shown, changed, share, words)
 
 
@@ -59,19 +80,29 @@ def _signed(values: NDArray[Any], alt: str) -> str:
     if image is None:
         return _bars(0.5 + scaled.ravel()[:_STRIP] / 2, alt, 0.5)
     share = image[..., None]
-    return _tile(np.where(share < 0, _SAME - share * (_LESS - _SAME), _SAME + share * (_MORE - _SAME)), alt)
+    return _tile(
+        np.where(share < 0, _SAME - share * (_LESS - _SAME), _SAME + share * (_MORE - _SAME)), alt
+    )
 
 
 def _tile(image: Floats, alt: str) -> str:
     step = math.ceil(max(image.shape[:2]) / _LARGEST_SIDE)
     pixels = np.round(np.clip(image[::step, ::step], 0, 255)).astype(np.uint8)
     data = base64.b64encode(png(np.ascontiguousarray(pixels))).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" width="{pixels.shape[1]}" height="{pixels.shape[0]}" alt="{alt}">'
+    return (
+        f'<img src="data:image/png;base64,{data}" width="{pixels.shape[1]}" '
+        f'height="{pixels.shape[0]}" '
+        f'alt="{alt}">'
+    )
 
 
 def _bars(values: Floats, alt: str, base: float) -> str:
-    path = "".join(f"M{i + 0.5:g} {100 * (1 - base):.1f}V{100 * (1 - v):.1f}" for i, v in enumerate(values))
+    path = "".join(
+        f"M{i + 0.5:g} {100 * (1 - base):.1f}V{100 * (1 - v):.1f}" for i, v in enumerate(values)
+    )
     return (
-        f'<svg class="strip" role="img" aria-label="{alt}" viewBox="0 0 {len(values)} 100" preserveAspectRatio="none"><title>{alt}</title>'
-        f'<path class="ground" d="M0 {100 * (1 - base):g}H{len(values)}"/><path class="bars" d="{path}"/></svg>'
+        f'<svg class="strip" role="img" aria-label="{alt}" viewBox="0 0 {len(values)} 100" '
+        f'preserveAspectRatio="none"><title>{alt}</title>'
+        f'<path class="ground" d="M0 {100 * (1 - base):g}H{len(values)}"/><path class="bars" '
+        f'd="{path}"/></svg>'
     )

@@ -1,4 +1,6 @@
-"""Why is a model fragile at these points? What was measured of its geometry, as a page and as a table; without torch."""
+"""Why is a model fragile at these points? What was measured of its geometry, as a page and as a
+table; without torch.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,10 @@ _RUNGS_OF = 24  # points whose ladders are drawn; the table has all
 class Portrayed:
     """One point: distances in the threat's norm, infinite or NaN where there is none.
 
-    `gradient` is the dual norm of the worst margin's gradient, `first_order` margin / gradient (an estimate). `border` d_B is computed, `straight` what is
-    proved of it; `decision` d_D, `exact` where it is the adversarial distance. `exit` is how far the region reaches along the steepest step, `crossed` how many
-    regions lie on the way to the nearest example (0: not counted).
+    `gradient` is the dual norm of the worst margin's gradient, `first_order` margin / gradient (an
+    estimate). `border` d_B is computed, `straight` what is proved of it; `decision` d_D, `exact`
+    where it is the adversarial distance. `exit` is how far the region reaches along the steepest
+    step, `crossed` how many regions lie on the way to the nearest example (0: not counted).
     """
 
     index: int
@@ -45,7 +48,9 @@ class Portrayed:
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """All that was measured; `unit` says how distances are meant, `radius` is the one asked about, `regions` whether the network has linear regions at all."""
+    """All that was measured; `unit` says how distances are meant, `radius` is the one asked about,
+    `regions` whether the network has linear regions at all.
+    """
 
     title: str
     unit: str
@@ -68,11 +73,21 @@ class Portrait:
 
 def drawings(portrait: Portrait) -> dict[str, str]:
     """Return the ladder and the scatter, each for a wide page and for a phone."""
-    found, rights = portrait.ladder, [i for i, p in enumerate(portrait.points) if p.label == p.prediction]
+    found, rights = (
+        portrait.ladder,
+        [i for i, p in enumerate(portrait.points) if p.label == p.prediction],
+    )
     brackets = [(portrait.points[i].lower, portrait.points[i].upper) for i in rights]
     straight = [portrait.points[i].border for i in rights]
     both = [ladders.scatter(straight, brackets, found.unit, size) for size in (HALF, PHONE)]
-    drawn = [ladders.ladder(found.first(_RUNGS_OF), size) for size in (ladders.TALL, ladders.TALL_PHONE)] if found.points else []
+    drawn = (
+        [
+            ladders.ladder(found.first(_RUNGS_OF), size)
+            for size in (ladders.TALL, ladders.TALL_PHONE)
+        ]
+        if found.points
+        else []
+    )
     return {"ladder": "".join(drawn), "scatter": "".join(both)}
 
 
@@ -95,9 +110,19 @@ def exhibits(portrait: Portrait) -> list[Exhibit]:
         straight = next((p.border for p in portrait.points if p.index == index), math.nan)
         views = []
         for k, plane in enumerate(planes):
-            drawn = "".join(slices.plane(plane, palette, portrait.radius, straight, size) for size in (slices.SQUARE, slices.SQUARE_PHONE))
+            drawn = "".join(
+                slices.plane(plane, palette, portrait.radius, straight, size)
+                for size in (slices.SQUARE, slices.SQUARE_PHONE)
+            )
             views.append((drawn, _caption(plane, k)))
-        found.append(Exhibit(index, label, tuple(views), tuple((name, f"taken for {kind}") for kind, name in palette.items())))
+        found.append(
+            Exhibit(
+                index,
+                label,
+                tuple(views),
+                tuple((name, f"taken for {kind}") for kind, name in palette.items()),
+            )
+        )
     return found
 
 
@@ -105,24 +130,41 @@ def _caption(plane: Plane, k: int) -> str:
     if not plane.exact:
         return "Decisions on a grid of 200 by 200; the line is where the decision changes."
     start = "The same plane near the point: all" if k else "All"
-    return f"{start} {plane.regions:,} linear regions, cut exactly; the point's own is outlined. Where the plane leaves a box, radii still mean what is inside."
+    return (
+        f"{start} {plane.regions:,} linear regions, cut exactly; the point's own is outlined. "
+        "Where the plane leaves a box, radii still mean what is inside."
+    )
 
 
 def text(portrait: Portrait) -> str:
     """Return the table for a terminal."""
     head = f"{portrait.title}, {portrait.unit}"
-    columns = "point  label  margin     |grad|*    first order  linear within  decision d_D      regions to x'  robust within  broken at"
+    columns = (
+        "point  label  margin     |grad|*    first order  linear within  decision d_D      regions "
+        "to x'  robust within  broken at"
+    )
     lines = [head, columns]
     for p in portrait.points:
         if p.label != p.prediction:
             lines.append(f"{p.index:5d}  {p.label:5d}  wrong: the model says {p.prediction}")
             continue
-        decision = "-" if not math.isfinite(p.decision) else f"{p.decision:.4g}" + (" (exact)" if p.exact else "")
+        decision = (
+            "-"
+            if not math.isfinite(p.decision)
+            else f"{p.decision:.4g}" + (" (exact)" if p.exact else "")
+        )
         crossed = f"{p.crossed:,}" if p.crossed else "-"
         cells = (p.margin, p.gradient, p.first_order, p.straight)
         values = "  ".join(f"{_short(v):>{w}}" for v, w in zip(cells, (9, 9, 11, 13), strict=True))
-        lines.append(f"{p.index:5d}  {p.label:5d}  {values}  {decision:<16}  {crossed:>13}  {_short(p.lower):>13}  {_short(p.upper):>9}")
-    note = portrait.regions or "linear within: proved; first order: an estimate; d_D: where the decision of the region's affine map would change."
+        lines.append(
+            f"{p.index:5d}  {p.label:5d}  {values}  {decision:<16}  {crossed:>13}  "
+            f"{_short(p.lower):>13}  {_short(p.upper):>9}"
+        )
+    note = (
+        portrait.regions
+        or "linear within: proved; first order: an estimate; d_D: where the decision of the "
+        "region's affine map would change."
+    )
     return "\n".join([*lines, note])
 
 

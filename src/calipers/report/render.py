@@ -1,4 +1,6 @@
-"""How does a ledger become a page? One self-contained HTML file: no script, no request, every name from the record escaped."""
+"""How does a ledger become a page? One self-contained HTML file: no script, no request, every name
+from the record escaped.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _ROWS = 1000  # points listed one by one; a longer table helps nobody, and the r
 
 @dataclass(frozen=True)
 class Section:
-    """One question as the page shows it: the summary, and the drawings made from it (trusted markup, their text escaped where it was built)."""
+    """One question as the page shows it: the summary, and the drawings made from it (trusted
+    markup, their text escaped where it was built).
+    """
 
     anchor: str
     summary: Summary
@@ -34,11 +38,18 @@ class Section:
     provenance: list[tuple[str, list[tuple[str, str]]]]
 
 
-def render_html(what: Ledger | Sequence[Summary], path: str | Path, confidence: float = 0.95) -> Path:
+def render_html(
+    what: Ledger | Sequence[Summary], path: str | Path, confidence: float = 0.95
+) -> Path:
     """Write the page of a ledger, or of summaries made before, and return where it is."""
     target = Path(path)
-    # A stranger's record may hold halves of surrogate pairs, which no encoding can write: they become question marks.
-    target.write_text(page(summaries(what, confidence) if isinstance(what, Ledger) else what), encoding="utf-8", errors="replace")
+    # A stranger's record may hold halves of surrogate pairs, which no encoding can write: they
+    # become question marks.
+    target.write_text(
+        page(summaries(what, confidence) if isinstance(what, Ledger) else what),
+        encoding="utf-8",
+        errors="replace",
+    )
     return target
 
 
@@ -60,7 +71,9 @@ def _section(anchor: str, summary: Summary) -> Section:
 
 
 def _drawings(summary: Summary) -> dict[str, str]:
-    """Return every figure twice, for a wide page and for a phone; the style sheet shows one of the two."""
+    """Return every figure twice, for a wide page and for a phone; the style sheet shows one of the
+    two.
+    """
     builders: list[tuple[str, Callable[[Summary, figures.Size], str], figures.Size]] = [
         ("gauge", figures.gauge, figures.WIDE),
         ("curve", figures.curve, figures.FULL),
@@ -68,7 +81,9 @@ def _drawings(summary: Summary) -> dict[str, str]:
         ("histogram", figures.histogram, figures.HALF),
         ("classes", figures.classes, figures.HALF),
     ]
-    drawn = {name: build(summary, wide) + build(summary, figures.PHONE) for name, build, wide in builders}
+    drawn = {
+        name: build(summary, wide) + build(summary, figures.PHONE) for name, build, wide in builders
+    }
     return {**drawn, "bare": figures.gauge(summary, figures.INLINE, bare=True)}
 
 
@@ -77,20 +92,32 @@ def render_portrait(found: Sequence[Portrait], path: str | Path) -> Path:
     target = Path(path)
     shown = [{**vars(p), **_portrayed(p)} for p in found]
     css = _read("page.css") + _read("geometry.css")
-    target.write_text(_template("geometry.html.j2").render(portraits=shown, css=css, median=portrait.median), encoding="utf-8", errors="replace")
+    target.write_text(
+        _template("geometry.html.j2").render(portraits=shown, css=css, median=portrait.median),
+        encoding="utf-8",
+        errors="replace",
+    )
     return target
 
 
 def _portrayed(p: Portrait) -> dict[str, object]:
     points = [{**vars(r), "right": r.label == r.prediction} for r in p.points]
     wrong = sum(not r["right"] for r in points)
-    return {"points": points, "wrong": wrong, "drawings": portrait.drawings(p), "exhibits": portrait.exhibits(p), "key": ladder.key(p.ladder)}
+    return {
+        "points": points,
+        "wrong": wrong,
+        "drawings": portrait.drawings(p),
+        "exhibits": portrait.exhibits(p),
+        "key": ladder.key(p.ladder),
+    }
 
 
 def _template(name: str = "page.html.j2") -> Template:
     from jinja2 import Environment, StrictUndefined  # only a page needs it
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals.update(w=wording, caveats=caveats)
     environment.filters.update(short_name=short_name, finite=_is_finite)
     return environment.from_string(_read(name))

@@ -1,7 +1,8 @@
 """What does a ledger say? Pure functions from a ledger and a confidence to frozen, plain numbers.
 
-Two kinds of not knowing stay apart in every number: the gap between the certified and the attacked count (ignorance about these points, shrinks with
-compute) and the interval (sampling, shrinks with points). Points that cannot be measured belong to no rate; they are listed with their reasons.
+Two kinds of not knowing stay apart in every number: the gap between the certified and the attacked
+count (ignorance about these points, shrinks with compute) and the interval (sampling, shrinks with
+points). Points that cannot be measured belong to no rate; they are listed with their reasons.
 """
 
 from __future__ import annotations
@@ -20,15 +21,25 @@ from calipers.record.chain import Trust
 from calipers.record.estimates import Interval, clopper_pearson, two_sided, wilson
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.ledger import Ledger
-from calipers.report.distances import Curve, Histogram, Quantile, curve_of, histogram_of, quantiles_of
+from calipers.report.distances import (
+    Curve,
+    Histogram,
+    Quantile,
+    curve_of,
+    histogram_of,
+    quantiles_of,
+)
 from calipers.report.gallery import Exhibit, hang
 
-_LARGEST = float(np.finfo(np.float64).max)  # stands for an unlimited radius: a finite witness lies within, and no witness does not
+# stands for an unlimited radius: a finite witness lies within, and no witness does not
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
 class Rate:
-    """`count` of `of` points. No points say nothing: the share is then NaN and both intervals are [0, 1]."""
+    """`count` of `of` points. No points say nothing: the share is then NaN and both intervals are
+    [0, 1].
+    """
 
     count: int
     of: int
@@ -42,20 +53,32 @@ class Rate:
     @property
     def wilson(self) -> Interval:
         """Return the Wilson interval."""
-        return wilson(self.count, self.of, self.confidence) if self.of else Interval(math.nan, 0.0, 1.0, self.confidence)
+        return (
+            wilson(self.count, self.of, self.confidence)
+            if self.of
+            else Interval(math.nan, 0.0, 1.0, self.confidence)
+        )
 
     @property
     def exact(self) -> Interval:
-        """Return the Clopper-Pearson interval, to be read where the count is very small or very large."""
-        return clopper_pearson(self.count, self.of, self.confidence) if self.of else Interval(math.nan, 0.0, 1.0, self.confidence)
+        """Return the Clopper-Pearson interval, to be read where the count is very small or very
+        large.
+        """
+        return (
+            clopper_pearson(self.count, self.of, self.confidence)
+            if self.of
+            else Interval(math.nan, 0.0, 1.0, self.confidence)
+        )
 
 
 @dataclass(frozen=True)
 class PointRow:
-    """One point: what the model answers, between which distances the nearest adversarial example lies, who said so and at what cost.
+    """One point: what the model answers, between which distances the nearest adversarial example
+    lies, who said so and at what cost.
 
-    `index` is the position in the data; `margin` is the clean one, in logits; `verdict` is read at the point's own `radius`; `seen` tells whether
-    the model was run on the point at all; `note` is the reason of an invalid point.
+    `index` is the position in the data; `margin` is the clean one, in logits; `verdict` is read at
+    the point's own `radius`; `seen` tells whether the model was run on the point at all; `note` is
+    the reason of an invalid point.
     """
 
     index: int
@@ -85,7 +108,11 @@ class PointRow:
     @property
     def tool(self) -> str:
         """Return the short name of the tool that settled the verdict, or nothing."""
-        return "clean error" if self.is_clean_error and self.verdict == "broken" else short_name(self.settled_by)
+        return (
+            "clean error"
+            if self.is_clean_error and self.verdict == "broken"
+            else short_name(self.settled_by)
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +125,9 @@ class ToolCount:
 
 @dataclass(frozen=True)
 class RobustAccuracy:
-    """certified <= robust <= attacked on these points; `interval` holds the population's robust accuracy, whatever the attacks missed."""
+    """certified <= robust <= attacked on these points; `interval` holds the population's robust
+    accuracy, whatever the attacks missed.
+    """
 
     certified: Rate
     attacked: Rate
@@ -122,7 +151,9 @@ class AtRadius:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """The rates of one class; each interval holds on its own, without correction for the number of classes."""
+    """The rates of one class; each interval holds on its own, without correction for the number of
+    classes.
+    """
 
     label: int
     clean: Rate
@@ -132,7 +163,9 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ToolCost:
-    """What one tool was tried on, what it settled and what it cost. `tool` is its full repr; `notes` are the commonest reasons of failed attempts."""
+    """What one tool was tried on, what it settled and what it cost. `tool` is its full repr;
+    `notes` are the commonest reasons of failed attempts.
+    """
 
     tool: str
     tried: int
@@ -145,10 +178,12 @@ class ToolCost:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """Everything the record says about one question. `rows` holds every point, also the invalid ones; rates are over the others.
+    """Everything the record says about one question. `rows` holds every point, also the invalid
+    ones; rates are over the others.
 
-    `radius` is the smallest and largest radius asked; `at_radii` are the rates where several were asked in one run (else none);
-    `guarantees` counts the certified points by the arithmetic in which their claim holds; `trust` is whether the record is as it was written, and checked.
+    `radius` is the smallest and largest radius asked; `at_radii` are the rates where several were
+    asked in one run (else none); `guarantees` counts the certified points by the arithmetic in
+    which their claim holds; `trust` is whether the record is as it was written, and checked.
     """
 
     question: Question
@@ -204,12 +239,17 @@ def short_name(tool: str) -> str:
 
 
 def summaries(ledger: Ledger, confidence: float = 0.95) -> tuple[Summary, ...]:
-    """Return one summary for each question of the ledger, oldest first. Raises `Contradiction` where two tools cannot both be right."""
+    """Return one summary for each question of the ledger, oldest first. Raises `Contradiction`
+    where two tools cannot both be right.
+    """
     try:
         return tuple(summarise(ledger, question, confidence) for question in ledger.questions())
     except Contradiction as error:
         if altered := ledger.trust().altered:
-            raise Contradiction(f"the record was altered after it was written ({'; '.join(altered)}), and now says: {error}") from error
+            raise Contradiction(
+                f"the record was altered after it was written ({'; '.join(altered)}), and now "
+                f"says: {error}"
+            ) from error
         raise
 
 
@@ -221,7 +261,9 @@ def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> S
     lower, upper = _column(r.lower for r in valid), _column(r.upper for r in valid)
     asked = [r.radius for r in rows]
     radius = (min(asked), max(asked)) if asked else (math.nan, math.nan)
-    curve = curve_of(lower, upper, np.array([r.seen for r in valid], dtype=bool), radius[1], confidence)
+    curve = curve_of(
+        lower, upper, np.array([r.seen for r in valid], dtype=bool), radius[1], confidence
+    )
     return Summary(
         question=question,
         record=ledger.path.name if ledger.path else "",
@@ -232,21 +274,35 @@ def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> S
         robust=robust_accuracy(valid, confidence),
         at_radii=tuple(AtRadius(r, robust_at(valid, r, confidence)) for r in _radii(question)),
         certified_by=_count(r.settled_by for r in valid if r.verdict == "robust" and r.settled_by),
-        broken_by=_count(r.settled_by for r in valid if r.verdict == "broken" and not r.is_clean_error),
+        broken_by=_count(
+            r.settled_by for r in valid if r.verdict == "broken" and not r.is_clean_error
+        ),
         clean_errors=sum(r.is_clean_error for r in valid),
-        guarantees=tuple(Counter(r.guarantee for r in valid if r.verdict == "robust" and r.guarantee).most_common()),
+        guarantees=tuple(
+            Counter(
+                r.guarantee for r in valid if r.verdict == "robust" and r.guarantee
+            ).most_common()
+        ),
         classes=class_rows(valid, confidence),
         curve=curve,
         histogram=histogram_of(lower, upper, curve.reach),
         quantiles=quantiles_of(lower, upper, curve.half_width),
         costs=tool_costs(rows, facts),
-        gallery=hang(ledger, question, points, facts, {r.name: (r.upper, r.upper_tool, r.prediction) for r in valid}),
+        gallery=hang(
+            ledger,
+            question,
+            points,
+            facts,
+            {r.name: (r.upper, r.upper_tool, r.prediction) for r in valid},
+        ),
         trust=ledger.trust(),
     )
 
 
 def point_rows(points: Sequence[Point], facts: Sequence[Evidence]) -> tuple[PointRow, ...]:
-    """Return one row for each point, in the order of `points`. An `invalid` fact overrides everything else known about its point."""
+    """Return one row for each point, in the order of `points`. An `invalid` fact overrides
+    everything else known about its point.
+    """
     bracket = Bracket.of([p.name for p in points], facts)
     verdicts = bracket.verdicts(np.minimum([p.radius for p in points], _LARGEST))
     about: dict[str, list[Evidence]] = defaultdict(list)
@@ -255,12 +311,16 @@ def point_rows(points: Sequence[Point], facts: Sequence[Evidence]) -> tuple[Poin
     return tuple(_row(p, about[p.name], bracket, i, verdicts[i]) for i, p in enumerate(points))
 
 
-def _row(point: Point, facts: Sequence[Evidence], bracket: Bracket, i: int, verdict: Verdict) -> PointRow:
+def _row(
+    point: Point, facts: Sequence[Evidence], bracket: Bracket, i: int, verdict: Verdict
+) -> PointRow:
     clean = next((f for f in facts if f.kind == "clean"), None)
     invalid = next((f for f in facts if f.kind == "invalid"), None)
     lower, tool = float(bracket.lower[i]), bracket.lower_tool[i]
     if verdict == "robust" and lower == 0 and clean is None:
-        verdict = "unknown"  # the empty claim covers radius 0 only where the model was seen to be right
+        verdict = (
+            "unknown"  # the empty claim covers radius 0 only where the model was seen to be right
+        )
     return PointRow(
         index=point.position,
         name=point.name,
@@ -273,7 +333,14 @@ def _row(point: Point, facts: Sequence[Evidence], bracket: Bracket, i: int, verd
         upper=float(bracket.upper[i]),
         lower_tool=tool,
         upper_tool=bracket.upper_tool[i],
-        guarantee=next((f.guarantee for f in facts if f.kind == "certificate" and f.tool == tool and f.radius == lower), ""),
+        guarantee=next(
+            (
+                f.guarantee
+                for f in facts
+                if f.kind == "certificate" and f.tool == tool and f.radius == lower
+            ),
+            "",
+        ),
         forwards=sum(f.forwards for f in facts),
         backwards=sum(f.backwards for f in facts),
         seconds=sum(f.seconds for f in facts),
@@ -284,9 +351,15 @@ def _row(point: Point, facts: Sequence[Evidence], bracket: Bracket, i: int, verd
 
 
 def _first_to_settle(facts: Sequence[Evidence], verdict: Verdict, radius: float) -> str:
-    """Return the tool whose fact gave the verdict; one that only narrowed the bracket later does not take the credit."""
+    """Return the tool whose fact gave the verdict; one that only narrowed the bracket later does
+    not take the credit.
+    """
     kind = {"robust": "certificate", "broken": "witness"}.get(verdict)
-    settling = (f.tool for f in facts if f.kind == kind and (f.radius >= radius if kind == "certificate" else f.radius <= radius))
+    settling = (
+        f.tool
+        for f in facts
+        if f.kind == kind and (f.radius >= radius if kind == "certificate" else f.radius <= radius)
+    )
     return next(settling, "")
 
 
@@ -297,15 +370,25 @@ def clean_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> Rate:
 
 
 def robust_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> RobustAccuracy:
-    """Return the certified and the attacked rate of measurable points, and the interval that holds the truth between them."""
+    """Return the certified and the attacked rate of measurable points, and the interval that holds
+    the truth between them.
+    """
     n, verdicts = len(rows), Counter(r.verdict for r in rows)
     certified, surviving = verdicts["robust"], n - verdicts["broken"]
     interval = two_sided(certified, surviving, n, confidence) if n else (0.0, 1.0)
-    return RobustAccuracy(Rate(certified, n, confidence), Rate(surviving, n, confidence), verdicts["unknown"], interval, confidence)
+    return RobustAccuracy(
+        Rate(certified, n, confidence),
+        Rate(surviving, n, confidence),
+        verdicts["unknown"],
+        interval,
+        confidence,
+    )
 
 
 def robust_at(rows: Sequence[PointRow], radius: float, confidence: float = 0.95) -> RobustAccuracy:
-    """Return the same rates read at another radius: whatever was found at a radius counts at all larger ones, what was proved at all smaller ones."""
+    """Return the same rates read at another radius: whatever was found at a radius counts at all
+    larger ones, what was proved at all smaller ones.
+    """
 
     def verdict(row: PointRow) -> Verdict:
         return "broken" if row.upper <= radius else "robust" if row.lower >= radius else "unknown"
@@ -314,9 +397,16 @@ def robust_at(rows: Sequence[PointRow], radius: float, confidence: float = 0.95)
 
 
 def _radii(question: Question) -> list[float]:
-    """Return the radii that one run asked, rising; none where it asked one, or where a stranger's record says something else."""
+    """Return the radii that one run asked, rising; none where it asked one, or where a stranger's
+    record says something else.
+    """
     asked = question.facts.get("radii")
-    numbers = asked if isinstance(asked, list) and all(isinstance(r, float | int) and math.isfinite(r) and r > 0 for r in asked) else []
+    numbers = (
+        asked
+        if isinstance(asked, list)
+        and all(isinstance(r, float | int) and math.isfinite(r) and r > 0 for r in asked)
+        else []
+    )
     return sorted({float(r) for r in numbers})
 
 
@@ -325,16 +415,25 @@ def class_rows(rows: Sequence[PointRow], confidence: float = 0.95) -> tuple[Clas
     groups: dict[int, list[PointRow]] = defaultdict(list)
     for row in rows:
         groups[row.label].append(row)
-    parts = ((label, groups[label], robust_accuracy(groups[label], confidence)) for label in sorted(groups))
-    return tuple(ClassRow(label, clean_accuracy(group, confidence), robust.certified, robust.attacked) for label, group, robust in parts)
+    parts = (
+        (label, groups[label], robust_accuracy(groups[label], confidence))
+        for label in sorted(groups)
+    )
+    return tuple(
+        ClassRow(label, clean_accuracy(group, confidence), robust.certified, robust.attacked)
+        for label, group, robust in parts
+    )
 
 
 def tool_costs(rows: Sequence[PointRow], facts: Sequence[Evidence]) -> tuple[ToolCost, ...]:
-    """Return what each tool was tried on, settled and cost, in the order in which the tools first appear."""
+    """Return what each tool was tried on, settled and cost, in the order in which the tools first
+    appear.
+    """
     settled = Counter(r.settled_by for r in rows if r.verdict in ("robust", "broken"))
     groups: dict[str, list[Evidence]] = defaultdict(list)
     for fact in facts:
-        if fact.kind != "invalid" or fact.forwards or fact.seconds:  # a point refused at the door was not tried
+        # a point refused at the door was not tried
+        if fact.kind != "invalid" or fact.forwards or fact.seconds:
             groups[fact.tool].append(fact)
     return tuple(_cost(tool, group, settled[tool]) for tool, group in groups.items())
 
@@ -342,12 +441,23 @@ def tool_costs(rows: Sequence[PointRow], facts: Sequence[Evidence]) -> tuple[Too
 def _cost(tool: str, facts: Sequence[Evidence], settled: int) -> ToolCost:
     notes = Counter(f.note for f in facts if f.kind == "attempt" and f.note)
     forwards, backwards = sum(f.forwards for f in facts), sum(f.backwards for f in facts)
-    return ToolCost(tool, len({f.point for f in facts}), settled, forwards, backwards, sum(f.seconds for f in facts), tuple(notes.most_common(3)))
+    return ToolCost(
+        tool,
+        len({f.point for f in facts}),
+        settled,
+        forwards,
+        backwards,
+        sum(f.seconds for f in facts),
+        tuple(notes.most_common(3)),
+    )
 
 
 def _count(tools: Iterable[str]) -> tuple[ToolCount, ...]:
     counts = Counter(short_name(tool) for tool in tools)
-    return tuple(ToolCount(name, k) for name, k in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+    return tuple(
+        ToolCount(name, k)
+        for name, k in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
 
 
 def _column(values: Iterable[float]) -> NDArray[np.float64]:

@@ -1,4 +1,6 @@
-"""What does a plane through a point look like? Decisions in colours, linear regions as cells, drawn to one scale along both axes."""
+"""What does a plane through a point look like? Decisions in colours, linear regions as cells, drawn
+to one scale along both axes.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ class Plane(Protocol):
 
 
 def colours(planes: Iterable[Plane]) -> dict[int, str]:
-    """Return the colour of each class in a point's slices: its own first, the rivals by how much room they take."""
+    """Return the colour of each class in a point's slices: its own first, the rivals by how much
+    room they take.
+    """
     room: dict[int, float] = {}
     label = 0
     for plane in planes:
@@ -82,24 +86,55 @@ def colours(planes: Iterable[Plane]) -> dict[int, str]:
     return {label: "class-own", **{k: f"class-{min(i, _RIVALS - 1)}" for i, k in enumerate(rivals)}}
 
 
-def plane(plane: Plane, palette: dict[int, str], radius: float, straight: float, size: Size = SQUARE) -> str:
-    """Return the drawing. `radius` is that of the ball asked about and `straight` that of the largest ball without a border of a linear region: both outlines
-    are drawn where they can be seen."""
-    frame = Frame(size, (-plane.half, plane.half), (-plane.half, plane.half), left=84, right=14, top=10, bottom=48)
+def plane(
+    plane: Plane, palette: dict[int, str], radius: float, straight: float, size: Size = SQUARE
+) -> str:
+    """Return the drawing. `radius` is that of the ball asked about and `straight` that of the
+    largest ball without a border of a linear region: both outlines are drawn where they can be
+    seen.
+    """
+    frame = Frame(
+        size,
+        (-plane.half, plane.half),
+        (-plane.half, plane.half),
+        left=84,
+        right=14,
+        top=10,
+        bottom=48,
+    )
     parts = [*_fills(plane, palette, frame)]
     parts += [f'<path class="own-region" d="{_closed(plane.own, frame)}"/>'] if plane.own else []
     parts.append(f'<path class="decision" d="{_segments(plane.boundary, frame)}"/>')
     for name, length in (("asked", radius), ("straight", straight)):
         if 0.02 * plane.half < length < 1.4 * plane.half:
-            parts.append(f'<path class="ring {name}" d="{_closed([(s * length, t * length) for s, t in plane.unit], frame)}"/>')
+            parts.append(
+                f'<path class="ring {name}" '
+                f'd="{_closed([(s * length, t * length) for s, t in plane.unit], frame)}"/>'
+            )
     clip = f"clip-{plane.index}-{size.name}-{'near' if plane.exact else 'wide'}"
-    box = f'x="{frame.left}" y="{frame.top}" width="{size.width - frame.left - frame.right:g}" height="{size.height - frame.top - frame.bottom:g}"'
-    inside = f'<clipPath id="{clip}"><rect {box}/></clipPath><g clip-path="url(#{clip})">{"".join(parts)}</g><rect class="frame" {box}/>'
+    box = (
+        f'x="{frame.left}" y="{frame.top}" width="{size.width - frame.left - frame.right:g}" '
+        f'height="{size.height - frame.top - frame.bottom:g}"'
+    )
+    inside = (
+        f'<clipPath id="{clip}"><rect {box}/></clipPath><g '
+        f'clip-path="url(#{clip})">{"".join(parts)}</g><rect class="frame" {box}/>'
+    )
     count = 3 if size.name == "narrow" else 4
     scale = _round_ticks(plane.half, count)
-    axes = _axes(frame, scale, scale, f"{plane.norm} distance towards the nearest example", _second(plane))
-    title = f"Point {plane.index} in the plane of an adversarial example: class {plane.label} and its rivals, within {distance(plane.half)} either way."
-    return _svg(size, "plane", title, [inside, axes.replace('class="grid"', 'class="grid over"'), *_marks(plane, frame)])
+    axes = _axes(
+        frame, scale, scale, f"{plane.norm} distance towards the nearest example", _second(plane)
+    )
+    title = (
+        f"Point {plane.index} in the plane of an adversarial example: class {plane.label} and its "
+        f"rivals, within {distance(plane.half)} either way."
+    )
+    return _svg(
+        size,
+        "plane",
+        title,
+        [inside, axes.replace('class="grid"', 'class="grid over"'), *_marks(plane, frame)],
+    )
 
 
 def _second(plane: Plane) -> str:
@@ -118,7 +153,10 @@ def _fills(plane: Plane, palette: dict[int, str], frame: Frame) -> Iterable[str]
         tint = f" tint-{i % _TINTS}" if plane.exact else ""
         groups.setdefault(f"{palette[kind]}{tint}", []).append(_closed(polygon, frame))
     for name, paths in groups.items():
-        yield f'<path class="{"cell" if plane.exact else "strip-of-grid"} {name}" d="{"".join(paths)}"/>'
+        yield (
+            f'<path class="{"cell" if plane.exact else "strip-of-grid"} {name}" '
+            f'd="{"".join(paths)}"/>'
+        )
 
 
 def _marks(plane: Plane, frame: Frame) -> Iterable[str]:
@@ -127,9 +165,14 @@ def _marks(plane: Plane, frame: Frame) -> Iterable[str]:
             continue
         x, y = frame.px(s), frame.py(t)
         if k == 0:
-            yield f'<circle class="origin" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' + _text("value", x + 8, y - 7, "x", "start")
+            yield f'<circle class="origin" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' + _text(
+                "value", x + 8, y - 7, "x", "start"
+            )
         else:
-            yield f'<path class="example" d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>' + _text("value", x - 8, y - 9, "x′" if k == 1 else "x″", "end")
+            yield (
+                f'<path class="example" d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>'
+                + _text("value", x - 8, y - 9, "x′" if k == 1 else "x″", "end")
+            )
 
 
 def _closed(polygon: Outline, frame: Frame) -> str:
@@ -138,7 +181,10 @@ def _closed(polygon: Outline, frame: Frame) -> str:
 
 
 def _segments(segments: Sequence[Outline], frame: Frame) -> str:
-    return "".join(f"M{frame.px(a[0]):.1f} {frame.py(a[1]):.1f}L{frame.px(b[0]):.1f} {frame.py(b[1]):.1f}" for a, b in segments)
+    return "".join(
+        f"M{frame.px(a[0]):.1f} {frame.py(a[1]):.1f}L{frame.px(b[0]):.1f} {frame.py(b[1]):.1f}"
+        for a, b in segments
+    )
 
 
 def _area(polygon: Outline) -> float:

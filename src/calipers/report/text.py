@@ -35,13 +35,17 @@ def render_text(what: Ledger | Sequence[Summary], confidence: float = 0.95) -> s
     if not found:
         return "This record holds no question yet. Measure first: calipers measure --record RECORD"
     titled = len(found) > 1
-    return "\n\n".join("\n".join(plain(line) for line in _lines(summary, titled)) for summary in found)
+    return "\n\n".join(
+        "\n".join(plain(line) for line in _lines(summary, titled)) for summary in found
+    )
 
 
 def _lines(summary: Summary, titled: bool) -> Iterator[str]:
     if titled:
         yield summary.title
-    how_far = asked(summary) if counts_switches(summary) else f"{norm(summary)} eps = {radius(summary)}"
+    how_far = (
+        asked(summary) if counts_switches(summary) else f"{norm(summary)} eps = {radius(summary)}"
+    )
     if said := alarm(summary):
         yield f"WARNING: {said}"
     yield f"robust accuracy, {how_far}, {points(summary.n)}, {share_of_points(summary.confidence)}"
@@ -55,17 +59,26 @@ def _lines(summary: Summary, titled: bool) -> Iterator[str]:
 
 def _rates(summary: Summary) -> Iterator[str]:
     robust, (low, high) = summary.robust, summary.robust.interval
-    proved = f"certified: {tools(summary.certified_by)}" if summary.certified_by else "nothing certified"
+    proved = (
+        f"certified: {tools(summary.certified_by)}" if summary.certified_by else "nothing certified"
+    )
     beaten = f"broken: {broken(summary)}" if broken(summary) else "nothing broken"
     from_low, to_high = f"({percent(low, 'down')} ..)", f"(.. {percent(high, 'up')})"
     yield f"  at least {at_least(robust.certified):>5} %  {from_low:<12} {proved}"
     yield f"  at most  {at_most(robust.attacked):>5} %  {to_high:<12} {beaten}"
-    narrow = f"{points(robust.unknown)}. To narrow: {advice(summary)}" if robust.unknown else "every point is settled"
+    narrow = (
+        f"{points(robust.unknown)}. To narrow: {advice(summary)}"
+        if robust.unknown
+        else "every point is settled"
+    )
     yield f"  unknown  {percent(robust.unknown_share):>5} %  {narrow}"
     clean = summary.clean
     if clean.of:
         short = "" if clean.of == summary.n else f"  of the {integer(clean.of)} looked at"
-        yield f"  clean    {percent(clean.share):>5} %  ({percent(clean.wilson.low, 'down')} .. {percent(clean.wilson.high, 'up')}){short}"
+        yield (
+            f"  clean    {percent(clean.share):>5} %  ({percent(clean.wilson.low, 'down')} .. "
+            f"{percent(clean.wilson.high, 'up')}){short}"
+        )
 
 
 def _curve(summary: Summary) -> Iterator[str]:
@@ -74,7 +87,10 @@ def _curve(summary: Summary) -> Iterator[str]:
         yield f"  {'at':<8} {'at least':>10}  {'at most':>9}  {'unknown':>9}   interval"
     for at in summary.at_radii:
         robust, (low, high) = at.robust, at.robust.interval
-        rates = f"{at_least(robust.certified):>8} %  {at_most(robust.attacked):>7} %  {percent(robust.unknown_share):>7} %"
+        rates = (
+            f"{at_least(robust.certified):>8} %  {at_most(robust.attacked):>7} %  "
+            f"{percent(robust.unknown_share):>7} %"
+        )
         yield f"  {at.radius:<8.6g} {rates}   {percent(low, 'down')} .. {percent(high, 'up')} %"
 
 
@@ -83,13 +99,21 @@ def _median(summary: Summary) -> str:
     if median.upper == 0:
         return "median 0: the model is wrong at more than half of the points"
     return f"median above {distance(median.lower, 'down')}, " + (
-        "no upper end: more than half of the points have no witness" if median.upper == float("inf") else f"at most {distance(median.upper, 'up')}"
+        "no upper end: more than half of the points have no witness"
+        if median.upper == float("inf")
+        else f"at most {distance(median.upper, 'up')}"
     )
 
 
 def _cost(summary: Summary) -> str:
-    forwards, backwards = sum(c.forwards for c in summary.costs), sum(c.backwards for c in summary.costs)
-    return f"{integer(forwards)} forwards, {integer(backwards)} backwards, {duration(sum(c.seconds for c in summary.costs))}"
+    forwards, backwards = (
+        sum(c.forwards for c in summary.costs),
+        sum(c.backwards for c in summary.costs),
+    )
+    return (
+        f"{integer(forwards)} forwards, {integer(backwards)} backwards, "
+        f"{duration(sum(c.seconds for c in summary.costs))}"
+    )
 
 
 def _remarks(summary: Summary) -> Iterator[str]:
@@ -97,7 +121,10 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield f"  record   {said}"
     jaw = missing_lower_jaw(summary)
     if jaw:
-        yield f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack is only as strong as the attacks."
+        yield (
+            f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack "
+            "is only as strong as the attacks."
+        )
     for word, said in shortcomings(summary):
         yield f"  {word:<8} {said}"
     for row in summary.invalid[:_SHOWN_INVALID]:

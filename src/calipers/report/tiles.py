@@ -1,4 +1,6 @@
-"""How is an input shown as a picture? PNG data URIs for images, small bar strips for vectors; zlib and struct, nothing else."""
+"""How is an input shown as a picture? PNG data URIs for images, small bar strips for vectors; zlib
+and struct, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,17 @@ from calipers.report.gallery import Exhibit
 Floats = NDArray[np.float64]
 _LARGEST_SIDE = 112  # pixels; larger images are thinned, to keep a page of twelve small
 _STRIP = 48  # features a bar strip can hold
-_LESS, _SAME, _MORE = np.array([[9, 104, 118], [240, 237, 230], [186, 66, 20]], dtype=np.float64) / 255  # a grey difference, in the page's two colours
+# a grey difference, in the page's two colours
+_LESS, _SAME, _MORE = (
+    np.array([[9, 104, 118], [240, 237, 230], [186, 66, 20]], dtype=np.float64) / 255
+)
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Three pictures of one witness as markup: clean, adversarial, and their difference times `gain`, around mid-grey. `note` says what was left out."""
+    """Three pictures of one witness as markup: clean, adversarial, and their difference times
+    `gain`, around mid-grey. `note` says what was left out.
+    """
 
     clean: str
     adversarial: str
@@ -34,9 +41,15 @@ class Tiles:
 def png(pixels: NDArray[np.uint8]) -> bytes:
     """Return an (H, W) grey or (H, W, 3) RGB image as a PNG file."""
     height, width = pixels.shape[:2]
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)  # each row opens with its filter: none
+    # each row opens with its filter: none
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
+        + _chunk(b"IEND", b"")
+    )
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -44,22 +57,37 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def tiles(exhibit: Exhibit) -> Tiles:
-    """Return the three pictures of a witness, as images where its shape is one and as bar strips otherwise."""
+    """Return the three pictures of a witness, as images where its shape is one and as bar strips
+    otherwise.
+    """
     low, high = exhibit.span
     width = high - low or 1.0
     clean, adversarial = (exhibit.clean - low) / width, (exhibit.adversarial - low) / width
     delta = np.asarray(adversarial - clean, dtype=np.float64)
     gain = _gain(float(np.max(np.abs(delta))))
     shown = [np.nan_to_num(np.clip(v, 0, 1)) for v in (clean, adversarial, 0.5 + gain * delta)]
-    about = [f"point {exhibit.index}", f"its adversarial example, taken for class {exhibit.fooled}", f"their difference, times {gain:g}"]
+    about = [
+        f"point {exhibit.index}",
+        f"its adversarial example, taken for class {exhibit.fooled}",
+        f"their difference, times {gain:g}",
+    ]
     keep = np.sort(np.argsort(-np.abs(delta.ravel()), kind="stable")[:_STRIP])
-    note = f"the {_STRIP} most changed of {delta.size} features" if as_image(clean) is None and delta.size > _STRIP else ""
-    before, after, change = (_picture(v, alt, keep, is_difference=i == 2) for i, (v, alt) in enumerate(zip(shown, about, strict=True)))
+    note = (
+        f"the {_STRIP} most changed of {delta.size} features"
+        if as_image(clean) is None and delta.size > _STRIP
+        else ""
+    )
+    before, after, change = (
+        _picture(v, alt, keep, is_difference=i == 2)
+        for i, (v, alt) in enumerate(zip(shown, about, strict=True))
+    )
     return Tiles(before, after, change, gain, note)
 
 
 def as_image(values: NDArray[Any]) -> Floats | None:
-    """Return (H, W) or (H, W, 3) values of a shape that is an image, (H, W), (1, H, W) or (3, H, W) of at least 4 by 4, or None."""
+    """Return (H, W) or (H, W, 3) values of a shape that is an image, (H, W), (1, H, W) or (3, H, W)
+    of at least 4 by 4, or None.
+    """
     if values.ndim == 3 and values.shape[0] in (1, 3):
         values = values[0] if values.shape[0] == 1 else np.moveaxis(values, 0, -1)
     elif values.ndim != 2:
@@ -68,10 +96,13 @@ def as_image(values: NDArray[Any]) -> Floats | None:
 
 
 def _gain(largest: float) -> float:
-    """Return the roundest factor (.. 0.5, 1, 2, 5, 10 ..) at which the largest change still fits on either side of mid-grey."""
+    """Return the roundest factor (.. 0.5, 1, 2, 5, 10 ..) at which the largest change still fits on
+    either side of mid-grey.
+    """
     if not 0 < largest <= 1:
         return 1.0
-    room = 0.502 / largest  # half a grey level too much, lest a change of 0.05 in float32 halve the factor
+    # half a grey level too much, lest a change of 0.05 in float32 halve the factor
+    room = 0.502 / largest
     unit = 10.0 ** math.floor(math.log10(room))
     return max(step * unit for step in (1.0, 2.0, 5.0) if step * unit <= room or step == 1)
 
@@ -85,21 +116,33 @@ def _picture(values: Floats, alt: str, keep: NDArray[np.intp], *, is_difference:
     step = math.ceil(max(image.shape[:2]) / _LARGEST_SIDE)
     pixels = np.round(image[::step, ::step] * 255).astype(np.uint8)
     data = base64.b64encode(png(np.ascontiguousarray(pixels))).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" width="{pixels.shape[1]}" height="{pixels.shape[0]}" alt="{alt}">'
+    return (
+        f'<img src="data:image/png;base64,{data}" width="{pixels.shape[1]}" '
+        f'height="{pixels.shape[0]}" '
+        f'alt="{alt}">'
+    )
 
 
 def _diverging(grey: Floats) -> Floats:
-    """Return (H, W, 3): what became darker in one colour, brighter in the other, unchanged in neither."""
+    """Return (H, W, 3): what became darker in one colour, brighter in the other, unchanged in
+    neither.
+    """
     change = 2 * grey[..., None] - 1
-    return np.asarray(np.where(change < 0, _SAME - change * (_LESS - _SAME), _SAME + change * (_MORE - _SAME)), dtype=np.float64)
+    return np.asarray(
+        np.where(change < 0, _SAME - change * (_LESS - _SAME), _SAME + change * (_MORE - _SAME)),
+        dtype=np.float64,
+    )
 
 
 def _strip(values: Floats, alt: str, *, centred: bool) -> str:
     """Return bars from the foot, or from the middle where the values are differences around 0.5."""
     base = 0.5 if centred else 0.0
-    path = "".join(f"M{i + 0.5:g} {100 * (1 - base):.1f}V{100 * (1 - v):.1f}" for i, v in enumerate(values))
+    path = "".join(
+        f"M{i + 0.5:g} {100 * (1 - base):.1f}V{100 * (1 - v):.1f}" for i, v in enumerate(values)
+    )
     ground = f'<path class="ground" d="M0 {100 * (1 - base):g}H{len(values)}"/>'
     return (
-        f'<svg class="strip" role="img" aria-label="{alt}" viewBox="0 0 {len(values)} 100" preserveAspectRatio="none"><title>{alt}</title>'
+        f'<svg class="strip" role="img" aria-label="{alt}" viewBox="0 0 {len(values)} 100" '
+        f'preserveAspectRatio="none"><title>{alt}</title>'
         f'{ground}<path class="bars" d="{path}"/></svg>'
     )

@@ -1,4 +1,6 @@
-"""How is a finding put into words? Numbers rounded towards caution, and the sentences that page and terminal share."""
+"""How is a finding put into words? Numbers rounded towards caution, and the sentences that page and
+terminal share.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ _DEEPEST = 6  # levels of nested facts shown as such; a stranger's record may ne
 
 
 def percent(share: float, toward: Toward = "near") -> str:
-    """Return a share as a percentage with one decimal; interval ends are rounded outward by the caller's `toward`.
+    """Return a share as a percentage with one decimal; interval ends are rounded outward by the
+    caller's `toward`.
 
     >>> percent(0.37994, "down"), percent(0.50399, "up")
     ('37.9', '50.4')
@@ -26,7 +29,13 @@ def percent(share: float, toward: Toward = "near") -> str:
     if math.isnan(share):
         return "–"
     scaled = share * 1000
-    rounded = math.floor(scaled) if toward == "down" else math.ceil(scaled) if toward == "up" else round(scaled)
+    rounded = (
+        math.floor(scaled)
+        if toward == "down"
+        else math.ceil(scaled)
+        if toward == "up"
+        else round(scaled)
+    )
     return f"{rounded / 10:.1f}"
 
 
@@ -48,7 +57,8 @@ def distance(value: float, toward: Toward = "near") -> str:
     """
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞"
-    return f"{float(Context(prec=4, rounding=_ROUNDING[toward]).create_decimal(repr(float(value)))):.6g}"
+    rounded = Context(prec=4, rounding=_ROUNDING[toward]).create_decimal(repr(float(value)))
+    return f"{float(rounded):.6g}"
 
 
 def integer(value: int) -> str:
@@ -80,12 +90,17 @@ def tools(counts: Iterable[ToolCount]) -> str:
 
 def broken(summary: Summary) -> str:
     """Return who broke the points that did not survive, the model's own errors apart."""
-    parts = [tools(summary.broken_by), f"clean errors {integer(summary.clean_errors)}" if summary.clean_errors else ""]
+    parts = [
+        tools(summary.broken_by),
+        f"clean errors {integer(summary.clean_errors)}" if summary.clean_errors else "",
+    ]
     return ", ".join(part for part in parts if part)
 
 
 def plain(text: object) -> str:
-    """Return text without control characters: a name in a stranger's record must not steer the terminal."""
+    """Return text without control characters: a name in a stranger's record must not steer the
+    terminal.
+    """
     return "".join(c if c.isprintable() else "�" for c in str(text))
 
 
@@ -108,20 +123,33 @@ def norm(summary: Summary) -> str:
         return "switches"
     found = (lookup(summary.question.facts, "threat", key) for key in ("norm", "name", "kind"))
     constraints = lookup(summary.question.facts, "threat", "constraints")
-    count = len(constraints[1]) if isinstance(constraints, list) and len(constraints) == 2 and isinstance(constraints[1], list) else 0
+    count = (
+        len(constraints[1])
+        if isinstance(constraints, list)
+        and len(constraints) == 2
+        and isinstance(constraints[1], list)
+        else 0
+    )
     under = f" under {count} linear constraint{'' if count == 1 else 's'}" if count else ""
     return str(next((value for value in found if value), "distance")) + under
 
 
 def radius(summary: Summary) -> str:
-    """Return the radius asked, with its fraction of 255 where that is how it was meant; a range where points differ."""
+    """Return the radius asked, with its fraction of 255 where that is how it was meant; a range
+    where points differ.
+    """
     low, high = summary.radius
     if math.isnan(low):
         return "not set"
     if low != high:
         return f"{distance(low)} .. {distance(high)}"
     steps = high * 255
-    is_pixel_step = math.isfinite(high) and len(repr(high)) > 6 and round(steps) >= 1 and math.isclose(steps, round(steps), rel_tol=1e-6)
+    is_pixel_step = (
+        math.isfinite(high)
+        and len(repr(high)) > 6
+        and round(steps) >= 1
+        and math.isclose(steps, round(steps), rel_tol=1e-6)
+    )
     return f"{distance(high)} ({round(steps)}/255)" if is_pixel_step else distance(high)
 
 
@@ -146,14 +174,22 @@ def stands_at(summary: Summary, value: float) -> str:
     """Return how far away a witness stands: "linf 0.031", or "2 switches"."""
     if not counts_switches(summary):
         return f"{norm(summary)} {distance(value)}"
-    return "numeric columns alone" if 0 < value < 1 else f"{distance(value)} {'switch' if value == 1 else 'switches'}"
+    return (
+        "numeric columns alone"
+        if 0 < value < 1
+        else f"{distance(value)} {'switch' if value == 1 else 'switches'}"
+    )
 
 
 def advice(summary: Summary) -> str:
-    """Return how to settle the points that are still open: what the plan that was run named as the next step."""
+    """Return how to settle the points that are still open: what the plan that was run named as the
+    next step.
+    """
     where = shlex.quote(summary.record) if summary.record else "RECORD"
     named = summary.question.facts.get("next_step")
-    command, _, options = (named if isinstance(named, str) and named else "measure --plan standard").partition(" ")
+    command, _, options = (
+        named if isinstance(named, str) and named else "measure --plan standard"
+    ).partition(" ")
     return f"calipers {command} --resume {where} {options}".rstrip()
 
 
@@ -161,28 +197,41 @@ def gap(summary: Summary) -> str:
     """Return the sentence on the first kind of not knowing: what neither jaw could settle."""
     robust = summary.robust
     if not robust.unknown:
-        return "There is no gap: every point is either proved robust or broken by an example that anybody can run again."
+        return (
+            "There is no gap: every point is either proved robust or broken by an example that "
+            "anybody can run again."
+        )
     are = "point is" if robust.unknown == 1 else "points are"
     return (
-        f"The gap between {at_least(robust.certified)} and {at_most(robust.attacked)} % is ignorance about these very points: {integer(robust.unknown)} {are} "
-        "neither broken nor certified. More compute narrows it."
+        f"The gap between {at_least(robust.certified)} and {at_most(robust.attacked)} % is "
+        f"ignorance about these very points: {integer(robust.unknown)} {are} neither broken nor "
+        "certified. More compute narrows it."
     )
 
 
 def sampling(summary: Summary) -> str:
-    """Return the sentence on the second kind of not knowing: that other points could have been drawn."""
+    """Return the sentence on the second kind of not knowing: that other points could have been
+    drawn.
+    """
     low, high = summary.robust.interval
     return (
-        f"The interval from {percent(low, 'down')} to {percent(high, 'up')} % adds chance, since other points could have been drawn: with "
-        f"{share_of_points(summary.confidence)} confidence it holds the robust accuracy of the whole population, whatever the attacks missed. "
-        "More points narrow it."
+        f"The interval from {percent(low, 'down')} to {percent(high, 'up')} % adds chance, since "
+        f"other points could have been drawn: with {share_of_points(summary.confidence)} "
+        "confidence it holds the robust accuracy of the whole population, whatever the attacks "
+        "missed. More points narrow it."
     )
 
 
 def provenance(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return all facts as groups of (key, text), nested keys joined by dots; nothing is left out for being unknown."""
+    """Return all facts as groups of (key, text), nested keys joined by dots; nothing is left out
+    for being unknown.
+    """
     loose = [(str(k), _shown(v)) for k, v in facts.items() if not isinstance(v, dict)]
-    groups = [(str(k), list(_flatten(v, "", _DEEPEST))) for k, v in facts.items() if isinstance(v, dict) and v]
+    groups = [
+        (str(k), list(_flatten(v, "", _DEEPEST)))
+        for k, v in facts.items()
+        if isinstance(v, dict) and v
+    ]
     return ([("question", loose)] if loose else []) + groups
 
 
@@ -204,4 +253,6 @@ def _shown(value: Any) -> str:
         text = "none"
     else:
         text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({integer(len(text))} characters)"
+    return (
+        text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({integer(len(text))} characters)"
+    )

@@ -1,1 +1,3 @@
-"""The exact distance: mixed-integer programs of a network, and the branches of which every bound is proved again."""
+"""The exact distance: mixed-integer programs of a network, and the branches of which every bound is
+proved again.
+"""

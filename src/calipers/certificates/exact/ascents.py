@@ -1,8 +1,10 @@
-"""Which branches are worth a linear program? Those that ascents on slopes and multipliers do not close: these bound a hundred in the time of one program.
+"""Which branches are worth a linear program? Those that ascents on slopes and multipliers do not
+close: these bound a hundred in the time of one program.
 
-Branch and bound up to the radius, with the rows' own relaxation as its root. A branch whose bound has come near 0 has its nearest point near the radius;
-there ascents are slow and a program is exact, so it is handed over, with the choices that its cuts amount to. What stays open when the time is up is proved
-up to a smaller radius, by the same slopes.
+Branch and bound up to the radius, with the rows' own relaxation as its root. A branch whose bound
+has come near 0 has its nearest point near the radius; there ascents are slow and a program is
+exact, so it is handed over, with the choices that its cuts amount to. What stays open when the time
+is up is proved up to a smaller radius, by the same slopes.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ from calipers.problem.problem import Problem
 _STEPS = 30  # of ascent for each branch: with a dozen, branches of deep networks stall
 _SLICE = 0.3  # seconds between two looks at whether to go on
 _TOGETHER = 256
-_GRID = 64  # radii, closer to each other near the largest, of which the largest that is proved is looked for
+# radii, closer to each other near the largest, of which the largest that is proved is looked for
+_GRID = 64
 
 
 class Left(NamedTuple):
-    """What ascents leave: an example (1, *D) or None, and the branches not closed, as (case, choices made, radius up to which it is proved)."""
+    """What ascents leave: an example (1, *D) or None, and the branches not closed, as (case,
+    choices made, radius up to which it is proved).
+    """
 
     example: Tensor | None
     branches: list[tuple[int, dict[int, int], float]]
@@ -48,38 +53,59 @@ def ascended(
     stop: Callable[[], bool] = lambda: False,
     branches: list[tuple[int, dict[int, int]]] | None = None,
 ) -> Left:
-    """Branch by ascents until every branch of the one point is closed within the radius `target` or handed over, an example is met, the time `ends` has come or
-    `stop` says so.
+    """Branch by ascents until every branch of the one point is closed within the radius `target` or
+    handed over, an example is met, the time `ends` has come or `stop` says so.
 
-    `start` holds the point's relaxation over a region at least as large, of which `model` was made. Only these `branches`, (case, choices made), if there are
-    any given. Cost: as many steps and one confirming row a branch.
+    `start` holds the point's relaxation over a region at least as large, of which `model` was made.
+    Only these `branches`, (case, choices made), if there are any given. Cost: as many steps and one
+    confirming row a branch.
     """
     part = problem.at(target)
     root = _within(start, part, torch.tensor([target], dtype=torch.float64))
     begun = replace(start, root=root)
     lacking = begun.case_bounds[0].clamp(max=0.0).to(SEARCH.dtype)
     if root.region.norm.is_euclidean:
-        lacking = torch.zeros_like(lacking)  # only pieces, whose nearest points are projections: programs over round balls are slow
+        # only pieces, whose nearest points are projections: programs over round balls are slow
+        lacking = torch.zeros_like(lacking)
     search = Search(Effort(steps=_STEPS), part, begun, 0, lacking)
     if branches is not None:
         search.open = _cut(model, search, branches)
         search.enter(ends)
     found = search.found
-    while found is None and len(search.open) and not search.full and time.monotonic() < ends and not stop():
+    while (
+        found is None
+        and len(search.open)
+        and not search.full
+        and time.monotonic() < ends
+        and not stop()
+    ):
         found = search.grow(min(ends, time.monotonic() + _SLICE))
     left = search.left()
     if found is not None:
         return Left(found, [], search.rows)
     reach = _reach(problem, begun, left, target).tolist()
-    return Left(None, [(*branch, r) for branch, r in zip(_choices(model, search.root, left), reach, strict=True)], search.rows)
+    return Left(
+        None,
+        [(*branch, r) for branch, r in zip(_choices(model, search.root, left), reach, strict=True)],
+        search.rows,
+    )
 
 
 def _cut(model: Model, search: Search, branches: list[tuple[int, dict[int, int]]]) -> Branches:
-    """Return branches whose cuts leave what their options hold; of windows, whose choices are no cuts, all."""
+    """Return branches whose cuts leave what their options hold; of windows, whose choices are no
+    cuts, all.
+    """
     place = {case: p for p, case in enumerate(search.open.case.tolist())}
-    found = search.open.take(torch.tensor([place[case] for case, _ in branches], dtype=torch.long, device=search.open.case.device))
+    found = search.open.take(
+        torch.tensor(
+            [place[case] for case, _ in branches], dtype=torch.long, device=search.open.case.device
+        )
+    )
     cuts = {k: Box(box.lower.clone(), box.upper.clone()) for k, box in found.cuts.items()}
-    column = {number: {e: c for c, e in enumerate(search.root.columns[number].place[0].tolist())} for number in cuts}
+    column = {
+        number: {e: c for c, e in enumerate(search.root.columns[number].place[0].tolist())}
+        for number in cuts
+    }
     for p, (_, made) in enumerate(branches):
         for choice, which in made.items():
             members, option = model.choices[choice].members, model.choices[choice].options[which]
@@ -93,41 +119,74 @@ def _cut(model: Model, search: Search, branches: list[tuple[int, dict[int, int]]
 
 
 def _within(start: Start, problem: Problem, radii: Tensor) -> Root:
-    """Return the point's root over smaller regions, one for each radius (R,): what holds over the larger one holds there."""
+    """Return the point's root over smaller regions, one for each radius (R,): what holds over the
+    larger one holds there.
+    """
     assert start.root is not None
-    state = start.root.state.take(torch.zeros(len(radii), dtype=torch.long, device=problem.x.device))
+    state = start.root.state.take(
+        torch.zeros(len(radii), dtype=torch.long, device=problem.x.device)
+    )
     part = problem.take([0] * len(radii)).at(radii)
-    return Root.of(replace(state, region=state.region.at(radii)), SEARCH.dtype, part.threat.region(part.x.to(SEARCH.dtype)))
+    return Root.of(
+        replace(state, region=state.region.at(radii)),
+        SEARCH.dtype,
+        part.threat.region(part.x.to(SEARCH.dtype)),
+    )
 
 
 def _reach(problem: Problem, start: Start, branches: Branches, target: float) -> Tensor:
-    """Return for each branch a radius up to which it is proved, by its own slopes and multipliers, or by its case's at the root, (P,)."""
+    """Return for each branch a radius up to which it is proved, by its own slopes and multipliers,
+    or by its case's at the root, (P,).
+    """
     radii = target * (1 - torch.linspace(1, 0, _GRID + 1, dtype=torch.float64).square())
     root = _within(start, problem, radii)
     assert start.pending is not None
     rows, case, free = start.pending
-    at_root = torch.zeros(len(start.case_bounds[0]), dtype=torch.float64).index_put((case,), radii[_largest(start, root, case, free, uncut(root, rows))])
-    own = [_largest(start, root, b.case, b.free, b.cuts) for b in map(branches.take, torch.arange(len(branches)).split(_TOGETHER))]
+    at_root = torch.zeros(len(start.case_bounds[0]), dtype=torch.float64).index_put(
+        (case,), radii[_largest(start, root, case, free, uncut(root, rows))]
+    )
+    own = [
+        _largest(start, root, b.case, b.free, b.cuts)
+        for b in map(branches.take, torch.arange(len(branches)).split(_TOGETHER))
+    ]
     return torch.maximum(radii[torch.cat(own)], at_root[branches.case]) if own else at_root[:0]
 
 
 def _largest(start: Start, root: Root, case: Tensor, free: Free, cuts: dict[int, Box]) -> Tensor:
-    """Return for each branch the place of the largest of the root's radii at which it is proved, by halving, (P,); 0 if at none."""
+    """Return for each branch the place of the largest of the root's radii at which it is proved, by
+    halving, (P,); 0 if at none.
+    """
     low, high = torch.zeros_like(case), torch.full_like(case, _GRID)
     spec, offsets = start.directions(torch.zeros_like(case), case)
     while bool((high > low).any()):
         middle = (low + high + 1) // 2
-        dual = Dual(root, middle, len(root.graph.nodes), spec.to(SEARCH.dtype), offsets.to(SEARCH.dtype), cuts)
+        dual = Dual(
+            root,
+            middle,
+            len(root.graph.nodes),
+            spec.to(SEARCH.dtype),
+            offsets.to(SEARCH.dtype),
+            cuts,
+        )
         good = confirmed(dual, free, spec, offsets) > 0
         low, high = torch.where(good, middle, low), torch.where(good, high, middle - 1)
     return low
 
 
 def _choices(model: Model, root: Root, branches: Branches) -> list[tuple[int, dict[int, int]]]:
-    """Return for each branch its case and the options that hold all of what its cuts leave; cuts that no option holds are forgotten."""
+    """Return for each branch its case and the options that hold all of what its cuts leave; cuts
+    that no option holds are forgotten.
+    """
     made: list[dict[int, int]] = [{} for _ in range(len(branches))]
-    column = {number: {e: c for c, e in enumerate(columns.place[0].tolist())} for number, columns in root.columns.items() if number in branches.cuts}
-    lows, highs = ({k: getattr(box, end).double().cpu().numpy() for k, box in branches.cuts.items()} for end in ("lower", "upper"))
+    column = {
+        number: {e: c for c, e in enumerate(columns.place[0].tolist())}
+        for number, columns in root.columns.items()
+        if number in branches.cuts
+    }
+    lows, highs = (
+        {k: getattr(box, end).double().cpu().numpy() for k, box in branches.cuts.items()}
+        for end in ("lower", "upper")
+    )
     for place, choice in enumerate(model.choices):
         number, element = model.sources[choice.members[0]]
         if len(choice.members) > 1 or element not in column.get(number, {}):
@@ -136,7 +195,11 @@ def _choices(model: Model, root: Root, branches: Branches) -> list[tuple[int, di
         low, high = lows[number][:, at], highs[number][:, at]
         for which, option in enumerate(choice.options):
             # The outer options end where the value does.
-            inside = ((low >= option.low) | (which == 0)) & ((high <= option.high) | (which == len(choice.options) - 1))
-            for p in (inside & ((low > -float("inf")) | (high < float("inf")))).nonzero()[0].tolist():
+            inside = ((low >= option.low) | (which == 0)) & (
+                (high <= option.high) | (which == len(choice.options) - 1)
+            )
+            for p in (
+                (inside & ((low > -float("inf")) | (high < float("inf")))).nonzero()[0].tolist()
+            ):
                 made[p][place] = which
     return list(zip(branches.case.tolist(), made, strict=True))

@@ -1,13 +1,17 @@
-"""What is the question in mixed integers? Linear rows that every input of a region and its values in the network satisfy, and the choices between pieces.
+"""What is the question in mixed integers? Linear rows that every input of a region and its values
+in the network satisfy, and the choices between pieces.
 
-The variables are the input's offset delta from the point, and, of every operation that is not affine, the elements that bend over the region: z before it,
-y behind it. Everything between them is affine and is swept back into rows  z - A delta - B y = c,  give or take what rounding can have moved; elements that
-do not bend are part of that. Lines of the relaxation tie y to z. Where the function is one of its straight pieces, or the maximum one of its
-elements, is a `Choice`: with all choices made the rows describe the network exactly, with none they are its convex relaxation (Tjeng et al. 2019,
-without their big M: a choice closes a row instead of moving it by a constant, so no constant can be too large or too small).
+The variables are the input's offset delta from the point, and, of every operation that is not
+affine, the elements that bend over the region: z before it, y behind it. Everything between them is
+affine and is swept back into rows  z - A delta - B y = c,  give or take what rounding can have
+moved; elements that do not bend are part of that. Lines of the relaxation tie y to z. Where the
+function is one of its straight pieces, or the maximum one of its elements, is a `Choice`: with all
+choices made the rows describe the network exactly, with none they are its convex relaxation (Tjeng
+et al. 2019, without their big M: a choice closes a row instead of moving it by a constant, so no
+constant can be too large or too small).
 
-Only facts of operations are read: kinks, lines, members of a window. So rows are sound whatever the operation is called, and one that is not made of
-straight pieces is refused.
+Only facts of operations are read: kinks, lines, members of a window. So rows are sound whatever the
+operation is called, and one that is not made of straight pieces is refused.
 """
 
 from __future__ import annotations
@@ -34,24 +38,31 @@ _SPREAD = 16  # roundings of the few operations that make a line or an end
 
 
 def encoded(state: Relaxed, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> Model:
-    """Return the model of the one point of a relaxed network, for some cases of the margins `spec (S, K)` plus `offsets (S,)`.
+    """Return the model of the one point of a relaxed network, for some cases of the margins `spec
+    (S, K)` plus `offsets (S,)`.
 
-    Raises `BadInput` for an operation that is not made of straight pieces. Cost: a row of a backward sweep for each element that bends.
+    Raises `BadInput` for an operation that is not made of straight pieces. Cost: a row of a
+    backward sweep for each element that bends.
     """
     return _Encoder(state).model(spec, offsets, cases)
 
 
 class _Encoder:
-    """The rows so far, as triplets; numbers of columns are given out in the order of the network."""
+    """The rows so far, as triplets; numbers of columns are given out in the order of the
+    network.
+    """
 
     def __init__(self, state: Relaxed) -> None:
         self.state, self.graph, self.arithmetic = state, state.graph, state.arithmetic
         self.made: dict[int, Tensor] = {}  # by node: the elements that have a column of their own
         self.place: dict[int, dict[int, int]] = {}  # by node: their columns
-        self.before: dict[tuple[int, int], int] = {}  # (number, element): the column of a value that bends
+        # (number, element): the column of a value that bends
+        self.before: dict[tuple[int, int], int] = {}
         self.low: list[float] = []
         self.high: list[float] = []
-        self.dense: list[tuple[Floats, list[tuple[Floats, NDArray[np.int64]]], int, Floats, Floats]] = []
+        self.dense: list[
+            tuple[Floats, list[tuple[Floats, NDArray[np.int64]]], int, Floats, Floats]
+        ] = []
         self.rows: list[tuple[dict[int, float], float, float]] = []
         self.choices: list[Choice] = []
         self.count = 0
@@ -70,18 +81,44 @@ class _Encoder:
         inputs, columns, low, high = self._constrained(inputs, columns, low, high)
         sources = {column: source for source, column in self.before.items()}
         ends = np.array(self.low), np.array(self.high)
-        return Model(self.graph, inputs, columns, low, high, *ends, _farthest(self.state.region), goals, tuple(self.choices), sources, defined, own_rows)
+        return Model(
+            self.graph,
+            inputs,
+            columns,
+            low,
+            high,
+            *ends,
+            _farthest(self.state.region),
+            goals,
+            tuple(self.choices),
+            sources,
+            defined,
+            own_rows,
+        )
 
-    def _constrained(self, inputs: Any, columns: Any, low: Floats, high: Floats) -> tuple[Any, Any, Floats, Floats]:
+    def _constrained(
+        self, inputs: Any, columns: Any, low: Floats, high: Floats
+    ) -> tuple[Any, Any, Floats, Floats]:
         """Return the rows with those of the threat's own constraints A x <= b."""
         cut = getattr(self.state.region, "cut", None)
         if cut is None:
             return inputs, columns, low, high
         a, b = cut
         x = self.state.region.center.flatten()
-        room = self.arithmetic.gamma(len(x) + 2) * (a.abs() @ x.abs() + b.abs()) + self.arithmetic.floor
-        inputs, columns = sparse.vstack([inputs, sparse.csr_matrix(a.numpy())]), sparse.vstack([columns, sparse.csr_matrix((len(b), columns.shape[1]))])
-        return inputs.tocsr(), columns.tocsr(), np.append(low, np.full(len(b), -np.inf)), np.append(high, (b - a @ x + room).numpy())
+        room = (
+            self.arithmetic.gamma(len(x) + 2) * (a.abs() @ x.abs() + b.abs())
+            + self.arithmetic.floor
+        )
+        inputs, columns = (
+            sparse.vstack([inputs, sparse.csr_matrix(a.numpy())]),
+            sparse.vstack([columns, sparse.csr_matrix((len(b), columns.shape[1]))]),
+        )
+        return (
+            inputs.tocsr(),
+            columns.tocsr(),
+            np.append(low, np.full(len(b), -np.inf)),
+            np.append(high, (b - a @ x + room).numpy()),
+        )
 
     def _column(self, low: float, high: float) -> int:
         self.low.append(low)
@@ -92,7 +129,8 @@ class _Encoder:
         self.rows.append((terms, low, high))
         return len(self.rows) - 1
 
-    # ---- operations that are not affine --------------------------------------------------------------------------------------------------------------
+    # ---- operations that are not affine
+    # ----------------------------------------------------------------------------------------------
 
     def _through(self, k: int, node: Node) -> None:
         if isinstance(node.op, Elementwise):
@@ -107,7 +145,14 @@ class _Encoder:
         box, lines = self.state.boxes[i], self.state.relaxations[k]
         assert isinstance(lines, Lines)
         bends = op.bends(box.lower, box.upper)[0].flatten()
-        if bool(((lines.lower_slope != lines.upper_slope) | (lines.lower_intercept != lines.upper_intercept))[0].flatten()[~bends].any()):
+        if bool(
+            (
+                (lines.lower_slope != lines.upper_slope)
+                | (lines.lower_intercept != lines.upper_intercept)
+            )[0]
+            .flatten()[~bends]
+            .any()
+        ):
             raise BadInput(_refusal(node))
         self.made[k], self.place[k] = bends, {}
         if not bool(bends.any()):
@@ -115,23 +160,49 @@ class _Encoder:
         elements = torch.nonzero(bends).flatten()
         self._bring(i, elements)
         low, high = (end[0].flatten()[elements] for end in (box.lower, box.upper))
-        under, over = (end[0].flatten()[elements] for end in (self.state.boxes[k].lower, self.state.boxes[k].upper))
+        under, over = (
+            end[0].flatten()[elements]
+            for end in (self.state.boxes[k].lower, self.state.boxes[k].upper)
+        )
         pieces, hull = _pieces(op, low, high, node), _hull(op, low, high)
         for n, e in enumerate(elements.tolist()):
             self.place[k][e] = self._column(float(under[n]), float(over[n]))
-            self._choice(k, self.before[i, e], self.place[k][e], [p.of(n) for p in pieces], [line.of(n) for line in hull])
+            self._choice(
+                k,
+                self.before[i, e],
+                self.place[k][e],
+                [p.of(n) for p in pieces],
+                [line.of(n) for line in hull],
+            )
 
     def _choice(self, k: int, z: int, y: int, pieces: list[_Piece], hull: list[_Line]) -> None:
-        """Add the rows of one element: the lines of its pieces, each on the side on which it is of the whole function (if any), and lines around it."""
+        """Add the rows of one element: the lines of its pieces, each on the side on which it is of
+        the whole function (if any), and lines around it.
+        """
         options, held, first = [], set[tuple[float, float, bool]](), len(self.rows)
         for piece in (p for p in pieces if p.begin < p.end):
-            row = self._row({y: 1.0, z: -piece.slope}, piece.at if piece.under else -np.inf, piece.at if piece.over else np.inf)
-            held |= {(piece.slope, piece.at, above) for above, so in ((False, piece.under), (True, piece.over)) if so}
+            row = self._row(
+                {y: 1.0, z: -piece.slope},
+                piece.at if piece.under else -np.inf,
+                piece.at if piece.over else np.inf,
+            )
+            held |= {
+                (piece.slope, piece.at, above)
+                for above, so in ((False, piece.under), (True, piece.over))
+                if so
+            }
             options.append(Option(row, piece.at, z, piece.begin, piece.end))
         for line in hull:
-            if not any(line.above == above and np.isclose(line.slope, slope) and np.isclose(line.at, at) for slope, at, above in held):
+            if not any(
+                line.above == above and np.isclose(line.slope, slope) and np.isclose(line.at, at)
+                for slope, at, above in held
+            ):
                 held.add(line)
-                self._row({y: 1.0, z: -line.slope}, -np.inf if line.above else line.at, line.at if line.above else np.inf)
+                self._row(
+                    {y: 1.0, z: -line.slope},
+                    -np.inf if line.above else line.at,
+                    line.at if line.above else np.inf,
+                )
         self.choices.append(Choice(k, y, (z,), tuple(options), first, len(self.rows)))
 
     def _largest(self, k: int, node: Node) -> None:
@@ -141,7 +212,10 @@ class _Encoder:
         self.made[k], self.place[k] = open_, {}
         if not bool(open_.any()):
             return
-        low, high = (end[0].flatten().tolist() for end in (self.state.boxes[i].lower, self.state.boxes[i].upper))
+        low, high = (
+            end[0].flatten().tolist()
+            for end in (self.state.boxes[i].lower, self.state.boxes[i].upper)
+        )
         windows: Tensor = node.op.windows  # type: ignore[union-attr]
         members = {}
         for e in torch.nonzero(open_).flatten().tolist():
@@ -154,34 +228,57 @@ class _Encoder:
             y, z = self._column(floor, ceiling), [self.before[i, m] for m in window]
             self.place[k][e] = y
             first_row = len(self.rows)
-            options = tuple(Option(self._row({y: 1.0, c: -1.0}, 0.0, np.inf), 0.0, -1, 0.0, 0.0) for c in z)
-            # Every member rises above its own lower end by no less than 0, so the largest is at most the highest of these ends and all the rises.
-            room = _SPREAD * np.finfo(float).eps * (len(window) * max(abs(low[m]) for m in window) + abs(floor)) * len(window)
-            self._row({y: 1.0, **dict.fromkeys(z, -1.0)}, -np.inf, floor - sum(low[m] for m in window) + room)
+            options = tuple(
+                Option(self._row({y: 1.0, c: -1.0}, 0.0, np.inf), 0.0, -1, 0.0, 0.0) for c in z
+            )
+            # Every member rises above its own lower end by no less than 0, so the largest is at
+            # most the highest of these ends and all the rises.
+            room = (
+                _SPREAD
+                * np.finfo(float).eps
+                * (len(window) * max(abs(low[m]) for m in window) + abs(floor))
+                * len(window)
+            )
+            self._row(
+                {y: 1.0, **dict.fromkeys(z, -1.0)},
+                -np.inf,
+                floor - sum(low[m] for m in window) + room,
+            )
             self.choices.append(Choice(k, y, tuple(z), options, first_row, len(self.rows)))
 
-    # ---- what is affine in between -------------------------------------------------------------------------------------------------------------------
+    # ---- what is affine in between
+    # ----------------------------------------------------------------------------------------------
 
     def _bring(self, number: int, elements: Tensor) -> None:
-        """Give columns to elements of a number that have none, with the rows that say what they are made of."""
+        """Give columns to elements of a number that have none, with the rows that say what they are
+        made of.
+        """
         new = [e for e in elements.tolist() if (number, e) not in self.before]
         if not new:
             return
         box, shape = self.state.boxes[number], self.graph.shape(number)
         for e in new:
-            self.before[number, e] = self._column(float(box.lower[0].flatten()[e]), float(box.upper[0].flatten()[e]))
+            self.before[number, e] = self._column(
+                float(box.lower[0].flatten()[e]), float(box.upper[0].flatten()[e])
+            )
         first, size = self.before[number, new[0]], torch.Size(shape).numel()
         for begin in range(0, len(new), self._at_once):
             part = torch.tensor(new[begin : begin + self._at_once])
-            start = torch.zeros(len(part), size, dtype=self.arithmetic.dtype).scatter_(1, part[:, None], 1.0)
+            start = torch.zeros(len(part), size, dtype=self.arithmetic.dtype).scatter_(
+                1, part[:, None], 1.0
+            )
             self._swept(number, start.view(-1, *shape), first + begin)
 
     @property
     def _at_once(self) -> int:
         return max(1, _BYTES // (8 * self.graph.largest))
 
-    def _margins(self, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> dict[int, int]:
-        """Give a column to every margin of these cases, and one more to a case of several: it lies above all of them."""
+    def _margins(
+        self, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]
+    ) -> dict[int, int]:
+        """Give a column to every margin of these cases, and one more to a case of several: it lies
+        above all of them.
+        """
         wanted = sorted({s for members in cases.values() for s in members})
         box, last = self.state.boxes[len(self.graph.nodes)], len(self.graph.nodes)
         place = {}
@@ -189,27 +286,55 @@ class _Encoder:
             size = (spec[s].abs() * box.magnitude[0].flatten()).sum() + offsets[s].abs()
             place[s] = self._column(-2 * float(size) - 1, 2 * float(size) + 1)
         if wanted:
-            self._swept(last, spec[wanted].to(self.arithmetic.dtype).view(-1, *self.graph.shape(last)), place[wanted[0]], offsets[wanted])
+            self._swept(
+                last,
+                spec[wanted].to(self.arithmetic.dtype).view(-1, *self.graph.shape(last)),
+                place[wanted[0]],
+                offsets[wanted],
+            )
         goals = {}
         for case, members in cases.items():
             goals[case] = place[members[0]]
             if len(members) > 1:
-                goals[case] = self._column(min(self.low[place[s]] for s in members), max(self.high[place[s]] for s in members))
+                goals[case] = self._column(
+                    min(self.low[place[s]] for s in members),
+                    max(self.high[place[s]] for s in members),
+                )
                 for s in members:
                     self._row({goals[case]: 1.0, place[s]: -1.0}, 0.0, np.inf)
         return goals
 
     def _swept(self, number: int, start: Tensor, first: int, offsets: Tensor | None = None) -> None:
-        """Add rows  column - A delta - B y = c  for directions (P, *shape) of a number, whose columns begin at `first`."""
+        """Add rows  column - A delta - B y = c  for directions (P, *shape) of a number, whose
+        columns begin at `first`.
+        """
         a, made, constant, room = _swept_back(self.state, number, start, self.made)
         if offsets is not None:
-            constant, room = constant + offsets, room + self.arithmetic.gamma(2) * (constant.abs() + offsets.abs())
-        parts = [(part.numpy(), np.array([self.place[k][e] for e in torch.nonzero(self.made[k]).flatten().tolist()])) for k, part in made.items()]
-        self.dense.append((a.numpy(), parts, first, (constant - room).numpy(), (constant + room).numpy()))
+            constant, room = (
+                constant + offsets,
+                room + self.arithmetic.gamma(2) * (constant.abs() + offsets.abs()),
+            )
+        parts = [
+            (
+                part.numpy(),
+                np.array(
+                    [self.place[k][e] for e in torch.nonzero(self.made[k]).flatten().tolist()]
+                ),
+            )
+            for k, part in made.items()
+        ]
+        self.dense.append(
+            (a.numpy(), parts, first, (constant - room).numpy(), (constant + room).numpy())
+        )
 
-    def _assembled(self, rows: list[tuple[dict[int, float], float, float]], width: int) -> tuple[Any, Any, Floats, Floats]:
+    def _assembled(
+        self, rows: list[tuple[dict[int, float], float, float]], width: int
+    ) -> tuple[Any, Any, Floats, Floats]:
         """Return all rows: those of few terms first, since choices know them by number."""
-        values, places = [t for row, _, _ in rows for t in row.values()], [c for row, _, _ in rows for c in row]
+        values, places = (
+            [t for row, _, _ in rows for t in row.values()],
+            [c for row, _, _ in rows for c in row],
+        )
         ends = np.cumsum([0, *(len(row) for row, _, _ in rows)])
         columns = [sparse.csr_matrix((values, places, ends), shape=(len(rows), len(self.low)))]
         inputs = [sparse.csr_matrix((len(rows), width))]
@@ -225,7 +350,12 @@ class _Encoder:
             columns.append(sparse.csr_matrix((data, (r, c)), shape=(count, len(self.low))))
             low.append(down)
             high.append(up)
-        return sparse.vstack(inputs).tocsr(), sparse.vstack(columns).tocsr(), np.concatenate(low), np.concatenate(high)
+        return (
+            sparse.vstack(inputs).tocsr(),
+            sparse.vstack(columns).tocsr(),
+            np.concatenate(low),
+            np.concatenate(high),
+        )
 
 
 class _Line(NamedTuple):
@@ -249,7 +379,9 @@ class _Lines(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A straight piece of a function over the part [begin, end] of an interval; is its line under, or over, the whole function?"""
+    """A straight piece of a function over the part [begin, end] of an interval; is its line under,
+    or over, the whole function?
+    """
 
     begin: float
     end: float
@@ -276,35 +408,54 @@ class _Pieces(NamedTuple):
 
 
 def _hull(op: Elementwise, low: Tensor, high: Tensor) -> list[_Lines]:
-    """Return the lines around a function of straight pieces: those of its relaxation move with alpha between two ends."""
+    """Return the lines around a function of straight pieces: those of its relaxation move with
+    alpha between two ends.
+    """
     found = []
     for alpha in (0.0, 1.0):
         lines = op.relax(low, high, torch.full_like(low, alpha))
-        found += [_Lines(lines.lower_slope, lines.lower_intercept, above=False), _Lines(lines.upper_slope, lines.upper_intercept, above=True)]
+        found += [
+            _Lines(lines.lower_slope, lines.lower_intercept, above=False),
+            _Lines(lines.upper_slope, lines.upper_intercept, above=True),
+        ]
     return found
 
 
 def _pieces(op: Elementwise, low: Tensor, high: Tensor, node: Node) -> list[_Pieces]:
     """Return the pieces between the kinks inside the intervals; they cover them."""
     kinks: tuple[float, ...] = getattr(op, "kinks", ())
-    ends = [low, *(torch.full_like(low, k).clamp(min=low, max=high) for k in kinks if np.isfinite(k)), high]
+    ends = [
+        low,
+        *(torch.full_like(low, k).clamp(min=low, max=high) for k in kinks if np.isfinite(k)),
+        high,
+    ]
     corners = torch.stack([op.value(e) for e in ends])
     found = list[_Pieces]()
     for begin, end in pairwise(ends):
         lines = op.relax(begin, end)
         real = end > begin
-        if bool(((lines.lower_slope != lines.upper_slope) | (lines.lower_intercept != lines.upper_intercept))[real].any()):
+        if bool(
+            (
+                (lines.lower_slope != lines.upper_slope)
+                | (lines.lower_intercept != lines.upper_intercept)
+            )[real].any()
+        ):
             raise BadInput(_refusal(node))
         slope, at = lines.lower_slope, lines.lower_intercept
         away = corners - slope * torch.stack(ends)
-        # Compared without room: a line through a corner is exactly on one side of it or is not counted as being there.
+        # Compared without room: a line through a corner is exactly on one side of it or is not
+        # counted as being there.
         found.append(_Pieces(begin, end, slope, at, (away >= at).all(0), (away <= at).all(0)))
     return found
 
 
-def _swept_back(state: Relaxed, number: int, start: Tensor, made: dict[int, Tensor]) -> tuple[Tensor, dict[int, Tensor], Tensor, Tensor]:
-    """Return what directions (P, *shape) of a number are made of: A (P, d), coefficients (P, U) of the elements with columns by node, constants and the
-    rounding that these can have suffered, (P,) each."""
+def _swept_back(
+    state: Relaxed, number: int, start: Tensor, made: dict[int, Tensor]
+) -> tuple[Tensor, dict[int, Tensor], Tensor, Tensor]:
+    """Return what directions (P, *shape) of a number are made of: A (P, d), coefficients (P, U) of
+    the elements with columns by node, constants and the rounding that these can have suffered, (P,)
+    each.
+    """
     graph, arithmetic = state.graph, state.arithmetic
     pending, own = {number: start}, dict[int, Tensor]()
     constant, room, size = (start.new_zeros(len(start)) for _ in range(3))
@@ -324,11 +475,18 @@ def _swept_back(state: Relaxed, number: int, start: Tensor, made: dict[int, Tens
     a = pending[0].reshape(len(start), -1) if 0 in pending else start.new_zeros(len(start), len(x))
     gamma = arithmetic.gamma(support_rounding(len(x)) + len(graph.nodes))
     size = size + a.abs() @ x.abs()
-    return a, own, constant + a @ x, room + gamma * size + arithmetic.floor * state.reach.flatten()[0]
+    return (
+        a,
+        own,
+        constant + a @ x,
+        room + gamma * size + arithmetic.floor * state.reach.flatten()[0],
+    )
 
 
 def _back(state: Relaxed, k: int, node: Node, a: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Yield what a node's coefficients (P, n) become before it: (constant, number, coefficients), elements with columns left out."""
+    """Yield what a node's coefficients (P, n) become before it: (constant, number, coefficients),
+    elements with columns left out.
+    """
     graph = state.graph
     if is_affine(node.op):
         nothing = (torch.zeros(1, *graph.shape(i), dtype=a.dtype) for i in node.inputs)
@@ -343,13 +501,21 @@ def _back(state: Relaxed, k: int, node: Node, a: Tensor) -> Iterator[tuple[Tenso
         yield a @ at, i, (a * slope).view(-1, *graph.shape(i))
         return
     assert isinstance(relaxation, Planes)
-    back = a.new_zeros(len(a), torch.Size(graph.shape(i)).numel()).index_add(1, relaxation.pick[0].flatten(), a)
+    back = a.new_zeros(len(a), torch.Size(graph.shape(i)).numel()).index_add(
+        1, relaxation.pick[0].flatten(), a
+    )
     yield a.new_zeros(len(a)), i, back.view(-1, *graph.shape(i))
 
 
 def _farthest(region: Region) -> Floats:
-    radius = region.norm.alone(region.radius.to(region.low.dtype))[:, None] * (1 + _SPREAD * torch.finfo(region.low.dtype).eps)
-    reach = radius if region.weight is None else radius / region.weight * (1 + _SPREAD * torch.finfo(region.low.dtype).eps)
+    radius = region.norm.alone(region.radius.to(region.low.dtype))[:, None] * (
+        1 + _SPREAD * torch.finfo(region.low.dtype).eps
+    )
+    reach = (
+        radius
+        if region.weight is None
+        else radius / region.weight * (1 + _SPREAD * torch.finfo(region.low.dtype).eps)
+    )
     far: Floats = torch.minimum(torch.maximum(-region.low, region.high), reach)[0].numpy()
     return far
 
@@ -357,6 +523,7 @@ def _farthest(region: Region) -> Floats:
 def _refusal(node: Node) -> str:
     name = getattr(node.op, "name", type(node.op).__name__)
     return (
-        f"{name} at {node.where or 'an unnamed place'} is not made of straight pieces, so no mixed-integer program describes it: "
-        "prove its distance from below by LargestRadius(AlphaCROWN()), or decide radii by BranchAndBound"
+        f"{name} at {node.where or 'an unnamed place'} is not made of straight pieces, so no "
+        "mixed-integer program describes it: prove its distance from below by "
+        "LargestRadius(AlphaCROWN()), or decide radii by BranchAndBound"
     )

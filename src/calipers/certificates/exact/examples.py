@@ -1,4 +1,6 @@
-"""How near is the nearest example in one piece of the network, and is the model fooled there? What a program ends at, asked of the model itself."""
+"""How near is the nearest example in one piece of the network, and is the model fooled there? What
+a program ends at, asked of the model itself.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,15 @@ from calipers.certificates.examples import judged
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 
-SHORT = 2e-7  # share of the nearest distance that a proof may stop short of it: where the margin is 0 nobody can prove that it is positive
-_SOON, _KEPT = 1e-3, 8  # how much nearer a zero is that the model is asked about at once; zeros asked about at most
-_TRIED, _TWICE = 64, 2  # points on the way from the point to an example, for the first one that is an example too; and how often
+# share of the nearest distance that a proof may stop short of it: where the margin is 0 nobody can
+# prove that it is positive
+SHORT = 2e-7
+# how much nearer a zero is that the model is asked about at once; zeros asked about at most
+_SOON, _KEPT = 1e-3, 8
+# points on the way from the point to an example, for the first one that is an example too; and how
+# often
+_TRIED, _TWICE = 64, 2
+# shares of the distance by which the boundary is overstepped, until the model as it runs is fooled
 _OVER = (
     0.0,
     1e-9,
@@ -30,15 +38,17 @@ _OVER = (
     1e-4,
     3e-4,
     1e-3,
-)  # shares of the distance by which the boundary is overstepped, until the model as it runs is fooled
+)
 
 
 class Examples:
-    """The nearest examples met in a search for one point. `nearest` is the distance of the nearest, infinite before the first; `points` are to be proposed.
+    """The nearest examples met in a search for one point. `nearest` is the distance of the nearest,
+    infinite before the first; `points` are to be proposed.
 
-    A way of making all choices is a piece of the network, on which it is affine: its nearest example stands where the smallest margin of the piece reaches 0.
-    `edge` is the least distance of such a zero, in real arithmetic: nobody can prove more. The model's own rounding may want a little more, see `_OVER`, so
-    `settle` asks it about the nearest zeros.
+    A way of making all choices is a piece of the network, on which it is affine: its nearest
+    example stands where the smallest margin of the piece reaches 0. `edge` is the least distance of
+    such a zero, in real arithmetic: nobody can prove more. The model's own rounding may want a
+    little more, see `_OVER`, so `settle` asks it about the nearest zeros.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -62,15 +72,23 @@ class Examples:
             self._keep(inside)
 
     def meet(self, delta: Floats, made: dict[int, int] | None) -> float | None:
-        """Look at the piece of the network in which an offset lies (or that of the choices, where all are made); return the radius that is left to prove."""
+        """Look at the piece of the network in which an offset lies (or that of the choices, where
+        all are made); return the radius that is left to prove.
+        """
         if made is not None:
             return self.look(made)
         values = self.state.graph.values(self._point(delta))
-        return self._beside(values) if bool(is_adversarial(self.problem.goal.worst(self.problem.margins(values[-1])))) else None
+        return (
+            self._beside(values)
+            if bool(is_adversarial(self.problem.goal.worst(self.problem.margins(values[-1]))))
+            else None
+        )
 
     def beside(self, delta: Floats) -> float | None:
-        """Look at the piece of the network in which an offset of the region (else: its nearest in the box) lies, fooled there or not: a solver's tolerances may
-        have kept it just short of that."""
+        """Look at the piece of the network in which an offset of the region (else: its nearest in
+        the box) lies, fooled there or not: a solver's tolerances may have kept it just short of
+        that.
+        """
         delta = np.clip(delta, self.program.low, self.program.high)
         inside = self.program.length(delta) <= float(self.state.region.radius[0])
         return self._beside(self.state.graph.values(self._point(delta))) if inside else None
@@ -79,22 +97,35 @@ class Examples:
         return self.look(dict(enumerate(self.model.pattern(self.model.of_values(values)))))
 
     def descend(self, point: Tensor) -> float | None:
-        """Go from an example (1, *D) straight towards the point as far as the network is fooled, and look at the piece there."""
+        """Go from an example (1, *D) straight towards the point as far as the network is fooled,
+        and look at the piece there.
+        """
         center, (near, far) = self.state.region.center, (0.0, 1.0)
         for _ in range(_TWICE):
             shares = torch.linspace(near, far, _TRIED + 1, dtype=torch.float64)[1:]
-            on_the_way = center + shares.view(-1, *[1] * (center.dim() - 1)) * (point.to(center) - center)
+            on_the_way = center + shares.view(-1, *[1] * (center.dim() - 1)) * (
+                point.to(center) - center
+            )
             values = self.state.graph.values(on_the_way)[-1]
-            worst = self.problem.goal.worst(self.problem.goal.margins(values, self.problem.y.expand(len(values)).to(values.device)))
+            worst = self.problem.goal.worst(
+                self.problem.goal.margins(
+                    values, self.problem.y.expand(len(values)).to(values.device)
+                )
+            )
             fooled = is_adversarial(worst).tolist()
             if True not in fooled:
                 return None
             first = fooled.index(True)
-            near, far = near + (far - near) * first / _TRIED, near + (far - near) * (first + 1) / _TRIED
+            near, far = (
+                near + (far - near) * first / _TRIED,
+                near + (far - near) * (first + 1) / _TRIED,
+            )
         return self.meet((far * (point.to(center) - center)).flatten().numpy(), None)
 
     def look(self, made: dict[int, int]) -> float | None:
-        """Return the radius that is left to prove once the nearest example of a piece is known; None where it has none that is nearer, or was looked at."""
+        """Return the radius that is left to prove once the nearest example of a piece is known;
+        None where it has none that is nearer, or was looked at.
+        """
         key = tuple(made[i] for i in range(len(self.model.choices)))
         if key in self.seen:
             return None
@@ -111,7 +142,9 @@ class Examples:
         return self.edge * (1 - SHORT) if self.edge < before else None
 
     def settle(self) -> None:
-        """Find a point near the nearest zero met since the last time where the model itself is fooled, then one where it is beyond all doubt."""
+        """Find a point near the nearest zero met since the last time where the model itself is
+        fooled, then one where it is beyond all doubt.
+        """
         zeros, self.zeros = self.zeros[: -_KEPT - 1 : -1], []
         for zero, goal, ends in zeros:
             fooled = False
@@ -131,15 +164,21 @@ class Examples:
                 return
 
     def _overstepped(self, zero: Zero, share: float, goal: int, ends: Ends) -> Tensor | None:
-        """Return a point beyond the boundary by that share of the distance, None if the model is not fooled there."""
+        """Return a point beyond the boundary by that share of the distance, None if the model is
+        not fooled there.
+        """
         self.programs += 1
         delta = self.program.beyond(zero.delta, zero.near, share, goal, ends)
         if delta is None:
             return None
         point = self._point(delta)
-        length = torch.maximum(self.state.region.distance(point), torch.tensor([zero.near * (1 + share)]))
+        length = torch.maximum(
+            self.state.region.distance(point), torch.tensor([zero.near * (1 + share)])
+        )
         inside, worst = judged(self.problem.at(length), point)
-        exact = self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(inside)))
+        exact = self.problem.goal.worst(
+            self.problem.margins(self.problem.classifier.logits64(inside))
+        )
         return inside if bool(is_adversarial(worst) & is_adversarial(exact)) else None
 
     def _keep(self, point: Tensor) -> bool:

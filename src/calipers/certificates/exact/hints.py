@@ -1,7 +1,10 @@
-"""What may another solver say of a network's program, if nobody believes it? Points, which are asked of the model, and branches, which are proved again.
+"""What may another solver say of a network's program, if nobody believes it? Points, which are
+asked of the model, and branches, which are proved again.
 
-SCIP solves mixed-integer programs over round balls, which HiGHS refuses. Its search tree is lost with its process but for the branches it ended in. These
-are hints for a tree of our own: whatever they are, `covering` makes of them branches that leave nothing out, each of which needs a proof like any other.
+SCIP solves mixed-integer programs over round balls, which HiGHS refuses. Its search tree is lost
+with its process but for the branches it ended in. These are hints for a tree of our own: whatever
+they are, `covering` makes of them branches that leave nothing out, each of which needs a proof like
+any other.
 """
 
 from __future__ import annotations
@@ -36,16 +39,28 @@ _ASK = "from calipers.certificates.exact.scip_process import serve; serve()"
 def check_scip() -> None:
     """Raise `BadInput` where SCIP is not installed."""
     if find_spec("pyscipopt") is None:
-        raise BadInput("MILP(hints='SCIP') needs the package pyscipopt, which is not installed here: pip install 'calipers[scip]', or leave `hints` out")
+        raise BadInput(
+            "MILP(hints='SCIP') needs the package pyscipopt, which is not installed here: pip "
+            "install 'calipers[scip]', or leave `hints` out"
+        )
 
 
-def hinted(model: Model, region: Region, radius: float, seconds: float, stop: Callable[[], bool]) -> Iterator[Hints]:
-    """Ask SCIP about every goal of a model within a radius, and yield what it says, until the time is up or `stop` says so."""
+def hinted(
+    model: Model, region: Region, radius: float, seconds: float, stop: Callable[[], bool]
+) -> Iterator[Hints]:
+    """Ask SCIP about every goal of a model within a radius, and yield what it says, until the time
+    is up or `stop` says so.
+    """
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     question = question_of(model, region, radius, seconds)
     process = subprocess.Popen(
-        [sys.executable, "-c", _ASK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+        [sys.executable, "-c", _ASK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
     )
     told: SimpleQueue[Hints | None] = SimpleQueue()
     reader = threading.Thread(target=_read, args=(process, question, told), daemon=True)
@@ -63,7 +78,11 @@ def hinted(model: Model, region: Region, radius: float, seconds: float, stop: Ca
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STARTING)
             if code := process.returncode:
-                warnings.warn(f"SCIP's process ended early with code {code}: the search goes on without the hints that are lacking", stacklevel=2)
+                warnings.warn(
+                    f"SCIP's process ended early with code {code}: the search goes on without the "
+                    "hints that are lacking",
+                    stacklevel=2,
+                )
             return
     finally:
         process.kill()
@@ -71,7 +90,9 @@ def hinted(model: Model, region: Region, radius: float, seconds: float, stop: Ca
         process.wait()
 
 
-def _read(process: subprocess.Popen[bytes], question: Question, told: SimpleQueue[Hints | None]) -> None:
+def _read(
+    process: subprocess.Popen[bytes], question: Question, told: SimpleQueue[Hints | None]
+) -> None:
     """Hand over what a process says, then None: also where it dies in the middle."""
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -86,21 +107,47 @@ def _read(process: subprocess.Popen[bytes], question: Question, told: SimpleQueu
 
 def question_of(model: Model, region: Region, radius: float, seconds: float) -> Question:
     """Return a model as numbers, with constants that open what an option closes."""
-    weight = np.ones(len(model.reach)) if region.weight is None else region.weight.double().cpu().numpy()
+    weight = (
+        np.ones(len(model.reach)) if region.weight is None else region.weight.double().cpu().numpy()
+    )
     floor, ceiling = (end[0].double().cpu().numpy() for end in (region.low, region.high))
     power = 2.0 if region.norm.is_euclidean else 1.0 if region.norm.is_sparse else np.inf
     choices = [_ways(model, choice) for choice in model.choices]
     ends = model.low_row, model.high_row, model.low, model.high
-    return Question(model.inputs, model.columns, *ends, choices, power, weight, floor, ceiling, list(model.goals.values()), radius, seconds)
+    return Question(
+        model.inputs,
+        model.columns,
+        *ends,
+        choices,
+        power,
+        weight,
+        floor,
+        ceiling,
+        list(model.goals.values()),
+        radius,
+        seconds,
+    )
 
 
 def _ways(model: Model, choice: Choice) -> list[Way]:
-    """Return a choice's options, with how far each one's row may stand from its equation where another is made."""
+    """Return a choice's options, with how far each one's row may stand from its equation where
+    another is made.
+    """
     ways, y = [], choice.value
     for k, option in enumerate(choice.options):
         if option.z < 0:
             lowest = min(model.low[m] for m in choice.members)
-            ways.append(Way(option.row, option.at, 0.0, float(model.high[y] - lowest) * (1 + _ROOM), -1, 0.0, 0.0))
+            ways.append(
+                Way(
+                    option.row,
+                    option.at,
+                    0.0,
+                    float(model.high[y] - lowest) * (1 + _ROOM),
+                    -1,
+                    0.0,
+                    0.0,
+                )
+            )
             continue
         slope, apart = -model.columns[option.row, option.z], [0.0]
         for other in (o for j, o in enumerate(choice.options) if j != k):
@@ -108,23 +155,42 @@ def _ways(model: Model, choice: Choice) -> list[Way]:
             ends = max(other.low, model.low[other.z]), min(other.high, model.high[other.z])
             apart += [tilt * z + other.at - option.at for z in ends if np.isfinite(z)]
         room = _ROOM * max(map(abs, apart))
-        ways.append(Way(option.row, option.at, room - min(apart), room + max(apart), option.z, option.low, option.high))
+        ways.append(
+            Way(
+                option.row,
+                option.at,
+                room - min(apart),
+                room + max(apart),
+                option.z,
+                option.low,
+                option.high,
+            )
+        )
     return ways
 
 
 def covering(options: list[int], branches: list[dict[int, int]]) -> list[dict[int, int]]:
-    """Return branches, choice -> option, that leave out no way of choosing and have none in common, however wrong those given are.
+    """Return branches, choice -> option, that leave out no way of choosing and have none in common,
+    however wrong those given are.
 
-    `options`: how many each choice has. Where those given are the leaves of a tree of such choices these are returned.
+    `options`: how many each choice has. Where those given are the leaves of a tree of such choices
+    these are returned.
     """
     done, todo = list[dict[int, int]](), [(dict[int, int](), branches)]
     while todo:
         made, inside = todo.pop()
-        asked = Counter(choice for branch in inside for choice in branch if choice not in made and 0 <= choice < len(options))
+        asked = Counter(
+            choice
+            for branch in inside
+            for choice in branch
+            if choice not in made and 0 <= choice < len(options)
+        )
         if not asked or any(set(branch) <= set(made) for branch in inside):
             done.append(made)
             continue
         ((choice, _),) = asked.most_common(1)
         for option in range(options[choice]):
-            todo.append(({**made, choice: option}, [b for b in inside if b.get(choice, option) == option]))
+            todo.append(
+                ({**made, choice: option}, [b for b in inside if b.get(choice, option) == option])
+            )
     return done

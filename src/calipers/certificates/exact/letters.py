@@ -1,8 +1,11 @@
-"""How few letters must be replaced to fool the model, exactly? One switch more at a time, until an example is met or the time is up.
+"""How few letters must be replaced to fool the model, exactly? One switch more at a time, until an
+example is met or the time is up.
 
-Within k switches the question is a decision. Its choices are the network's, as for balls, and the letters: one is put in, or may not come. A branch is closed
-by what its program's multipliers prove of its part of the region (switching); where few ways of writing are left all of them are asked of the model
-itself, so with every letter settled its own numbers decide. All nearer points are proved by then, so whatever example is met is a nearest one.
+Within k switches the question is a decision. Its choices are the network's, as for balls, and the
+letters: one is put in, or may not come. A branch is closed by what its program's multipliers prove
+of its part of the region (switching); where few ways of writing are left all of them are asked of
+the model itself, so with every letter settled its own numbers decide. All nearer points are proved
+by then, so whatever example is met is a nearest one.
 """
 
 from __future__ import annotations
@@ -34,14 +37,20 @@ from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion
 from calipers.problem.tools import Attempt, Claim
 
-_LISTED = 2**14  # ways of writing that are asked of the model rather than divided: the programs that choose how to divide cost as much
-_PACE = 16  # ways of writing that are asked for each program so far and each choice that it had: not many times what the programs took
+# ways of writing that are asked of the model rather than divided: the programs that choose how to
+# divide cost as much
+_LISTED = 2**14
+# ways of writing that are asked for each program so far and each choice that it had: not many times
+# what the programs took
+_PACE = 16
 _SHARE = 1e-6  # of a letter: less is none
 _TRIED = 16  # of the points asked whose margins are not beyond rounding, lowest first
 
 
 class Words:
-    """What the model itself says of ways of writing near one point: the example met, and how many were asked."""
+    """What the model itself says of ways of writing near one point: the example met, and how many
+    were asked.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.asked = problem, 0
@@ -49,29 +58,44 @@ class Words:
         self.nearest = np.inf
 
     def resist(self, points: Tensor) -> bool:
-        """Do all these points (P, *D) keep a margin beyond rounding? One that is an example is kept."""
+        """Do all these points (P, *D) keep a margin beyond rounding? One that is an example is
+        kept.
+        """
         self.asked += len(points)
-        least = cleared(self.problem, torch.zeros(len(points), dtype=torch.long, device=self.problem.x.device), points.to(self.problem.x))
+        least = cleared(
+            self.problem,
+            torch.zeros(len(points), dtype=torch.long, device=self.problem.x.device),
+            points.to(self.problem.x),
+        )
         for place in least.argsort()[: min(_TRIED, int((~(least > 0)).sum()))].tolist():
             if self.propose(points[place : place + 1]):
                 break
         return bool((least > 0).all())
 
     def propose(self, point: Tensor) -> bool:
-        """Take over a point (1, *D) if it is admissible at some number of switches, fools the model, and is nearer than the example known."""
+        """Take over a point (1, *D) if it is admissible at some number of switches, fools the
+        model, and is nearer than the example known.
+        """
         point = point.to(self.problem.x)
         distance = self.problem.region.distance(point)
         inside, worst = judged(self.problem.at(distance), point)
-        exact = self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(inside)))
+        exact = self.problem.goal.worst(
+            self.problem.margins(self.problem.classifier.logits64(inside))
+        )
         distance = self.problem.region.distance(inside)
-        if not bool(is_adversarial(worst) & is_adversarial(exact)) or not 0 < float(distance) < self.nearest:
+        if (
+            not bool(is_adversarial(worst) & is_adversarial(exact))
+            or not 0 < float(distance) < self.nearest
+        ):
             return False
         self.example, self.nearest = inside, float(distance)
         return True
 
 
 class Branch(NamedTuple):
-    """A branch that is open: its lower bound, the goal's case, the network's choices made, its part of the region, and the branches to divide it into."""
+    """A branch that is open: its lower bound, the goal's case, the network's choices made, its part
+    of the region, and the branches to divide it into.
+    """
 
     bound: float
     case: int
@@ -83,7 +107,9 @@ class Branch(NamedTuple):
 
 @dataclass(eq=False)
 class Tree:
-    """The branches of one decision. `stuck` where one could neither be closed nor divided: what is left is within rounding of 0, or the time was up."""
+    """The branches of one decision. `stuck` where one could neither be closed nor divided: what is
+    left is within rounding of 0, or the time was up.
+    """
 
     model: Model
     region: SubstitutionRegion
@@ -103,7 +129,9 @@ class Tree:
         self.program.ends = self.ends
 
     def grow(self) -> bool:
-        """Branch until everything is closed, an example within the level is met, the time is up or `stop` says so; is everything closed?"""
+        """Branch until everything is closed, an example within the level is met, the time is up or
+        `stop` says so; is everything closed?
+        """
         for case in self.model.goals:
             self._visit(case, {}, self.program.whole, None)
         while self.open and not self._over():
@@ -118,15 +146,21 @@ class Tree:
     def _settled(self) -> bool:
         return self.words.nearest <= self.level
 
-    def _visit(self, case: int, made: dict[int, int], part: Part, basis: Any, bound: float = -np.inf) -> None:
-        """Solve one branch's program, or ask the model where few ways of writing are left; keep the branch if it is not closed."""
+    def _visit(
+        self, case: int, made: dict[int, int], part: Part, basis: Any, bound: float = -np.inf
+    ) -> None:
+        """Solve one branch's program, or ask the model where few ways of writing are left; keep the
+        branch if it is not closed.
+        """
         if self._settled() or self._listed(part):
             return
         goal, ends = self.model.goals[case], ends_of(self.model, made)
         answer = self.program.solve(part, goal, ends, basis)
         self.programs += 1
         if answer is not None:
-            proved = proved_of(bound_of(self.model, answer, ends, self.region, CHECKED), self.region, part, CHECKED)
+            proved = proved_of(
+                bound_of(self.model, answer, ends, self.region, CHECKED), self.region, part, CHECKED
+            )
             if proved.whole > 0:
                 return
             bound, basis = max(bound, proved.whole), self.program.basis()
@@ -139,10 +173,15 @@ class Tree:
         if not divided:
             self.stuck = True
         else:
-            heapq.heappush(self.open, (bound, next(self._numbers), Branch(bound, case, made, part, divided, basis)))
+            heapq.heappush(
+                self.open,
+                (bound, next(self._numbers), Branch(bound, case, made, part, divided, basis)),
+            )
 
     def _listed(self, part: Part) -> bool:
-        """Ask the model about every way of writing a part, where they are few and nothing else moves; is the part settled so?"""
+        """Ask the model about every way of writing a part, where they are few and nothing else
+        moves; is the part settled so?
+        """
         if any(part.within(other) for other in self.asked):
             return True  # branches that differ in the network's choices alone hold the same points
         if not self._few(part):
@@ -158,25 +197,44 @@ class Tree:
         return True
 
     def _few(self, part: Part) -> bool:
-        """Are a part's ways of writing few, or soon asked beside the programs so far? Where those get nowhere, asking costs no more than they did."""
-        return self.region.numeric is None and part.ways <= max(_LISTED, _PACE * len(self.model.choices) * self.programs - self.words.asked)
+        """Are a part's ways of writing few, or soon asked beside the programs so far? Where those
+        get nowhere, asking costs no more than they did.
+        """
+        return self.region.numeric is None and part.ways <= max(
+            _LISTED, _PACE * len(self.model.choices) * self.programs - self.words.asked
+        )
 
     def _point(self, delta: Floats) -> Tensor:
         return self.region.center + torch.from_numpy(delta).view_as(self.region.center)
 
-    # ---- dividing --------------------------------------------------------------------------------------------------------------------------------------
+    # ---- dividing
+    # ----------------------------------------------------------------------------------------------
 
-    def _divided(self, answer: Answer | None, goal: int, made: dict[int, int], part: Part, basis: Any) -> list[tuple[dict[int, int], Part]]:
-        """Return the branches of the most promising choice, of the network or of a letter: of the likely ones that whose programs rise most."""
-        ways = [[({**made, i: c}, part) for c in range(len(self.model.choices[i].options))] for i in likely_choices(self.model, answer, made, self.look)]
-        ways += [[(made, part.with_letter(g, j)), (made, part.without_letter(g, j))] for g, j in self._letters(answer, part)]
+    def _divided(
+        self, answer: Answer | None, goal: int, made: dict[int, int], part: Part, basis: Any
+    ) -> list[tuple[dict[int, int], Part]]:
+        """Return the branches of the most promising choice, of the network or of a letter: of the
+        likely ones that whose programs rise most.
+        """
+        ways = [
+            [({**made, i: c}, part) for c in range(len(self.model.choices[i].options))]
+            for i in likely_choices(self.model, answer, made, self.look)
+        ]
+        ways += [
+            [(made, part.with_letter(g, j)), (made, part.without_letter(g, j))]
+            for g, j in self._letters(answer, part)
+        ]
         if len(ways) < 2 or answer is None or not np.isfinite(answer.value):
             return ways[-1] if ways else []
         return ways[int(np.argmax([self._worth(answer.value, goal, way, basis) for way in ways]))]
 
     def _letters(self, answer: Answer | None, part: Part) -> list[tuple[int, int]]:
         """Return the letters whose shares move the goal most, or the first that may come."""
-        shares = np.zeros_like(part.options, dtype=float) if answer is None or answer.delta is None else self.program.shares(answer.delta)
+        shares = (
+            np.zeros_like(part.options, dtype=float)
+            if answer is None or answer.delta is None
+            else self.program.shares(answer.delta)
+        )
         shares = np.where(part.options, shares, 0.0)
         if not bool((shares > _SHARE).any()):
             return [(int(g), int(j)) for g, j in np.argwhere(part.options)[:1]]
@@ -188,15 +246,26 @@ class Tree:
         found = [divmod(int(i), shares.shape[1]) for i in order]
         return [(g, j) for g, j in found if shares[g, j] > _SHARE]
 
-    def _worth(self, value: float, goal: int, way: list[tuple[dict[int, int], Part]], basis: Any) -> float:
-        """Return the product of what the two least of a way's branches gain; no more than what closes them counts."""
-        answers = [None if self._few(part) else self.program.solve(part, goal, ends_of(self.model, made), basis) for made, part in way]
+    def _worth(
+        self, value: float, goal: int, way: list[tuple[dict[int, int], Part]], basis: Any
+    ) -> float:
+        """Return the product of what the two least of a way's branches gain; no more than what
+        closes them counts.
+        """
+        answers = [
+            None
+            if self._few(part)
+            else self.program.solve(part, goal, ends_of(self.model, made), basis)
+            for made, part in way
+        ]
         self.programs += sum(answer is not None for answer in answers)
         return worth_of(value, [0.0 if answer is None else answer.value for answer in answers])
 
 
 class LetterSearch(PointSearch):
-    """The search for one point: within `lower` switches nothing is adversarial, and `words` holds the example met."""
+    """The search for one point: within `lower` switches nothing is adversarial, and `words` holds
+    the example met.
+    """
 
     def __init__(self, tool: Settings, problem: Problem) -> None:
         region = problem.region
@@ -213,9 +282,14 @@ class LetterSearch(PointSearch):
             self.lower = level
 
     def _levels(self) -> Iterator[float]:
-        """Yield the numbers of switches to prove, fewest first, below the example known by then; the last that adds anything stands for all asked."""
+        """Yield the numbers of switches to prove, fewest first, below the example known by then;
+        the last that adds anything stands for all asked.
+        """
         threat, level = self.problem.threat, torch.zeros(1, dtype=torch.float64)
-        asked, widest = float(threat.radii(1)[0]), max(float(threat.widest(self.problem.x)[0]), float(threat.next(level)[0]))
+        asked, widest = (
+            float(threat.radii(1)[0]),
+            max(float(threat.widest(self.problem.x)[0]), float(threat.next(level)[0])),
+        )
         while float(level) < asked:
             level = threat.next(level)
             within = asked if float(level) >= widest else float(level)
@@ -226,14 +300,27 @@ class LetterSearch(PointSearch):
 
     def _proved(self, level: float, ends: float) -> bool:
         """Does nothing within so many switches fool the model?"""
-        start = Start.tightened(self.problem.at(level), CHECKED, steps=self.tool.steps, sharpen=self.tool.sharpen)
+        start = Start.tightened(
+            self.problem.at(level), CHECKED, steps=self.tool.steps, sharpen=self.tool.sharpen
+        )
         self.rows += int(start.rows[0])
         if not len(start.open) or start.root is None:
             return True
-        state, left = start.root.state, torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
+        state, left = (
+            start.root.state,
+            torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist(),
+        )
         assert isinstance(state.region, SubstitutionRegion)
         cases = {case: torch.nonzero(start.cases == case).flatten().tolist() for case in left}
-        tree = Tree(encoded(state, start.spec[0], start.offsets[0], cases), state.region, self.words, level, self.tool.look, ends, self._pause)
+        tree = Tree(
+            encoded(state, start.spec[0], start.offsets[0], cases),
+            state.region,
+            self.words,
+            level,
+            self.tool.look,
+            ends,
+            self._pause,
+        )
         closed = tree.grow()
         self.rows += tree.programs
         return closed
@@ -245,5 +332,7 @@ class LetterSearch(PointSearch):
     def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
         """Yield the example met and the claim."""
         if self.words.example is not None:
-            yield Attempt(index, self.words.example, torch.zeros_like(index), torch.zeros_like(index))
+            yield Attempt(
+                index, self.words.example, torch.zeros_like(index), torch.zeros_like(index)
+            )
         yield self.claim(index, self.words.asked, self.rows)

@@ -1,4 +1,6 @@
-"""What is a mixed-integer program here? Rows and columns that the network satisfies, and the choices that make a relaxation exact."""
+"""What is a mixed-integer program here? Rows and columns that the network satisfies, and the
+choices that make a relaxation exact.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Floats = NDArray[np.float64]
 
 
 class Option(NamedTuple):
-    """One way to choose: the row becomes an equation with `at` on the right, and column `z` lies between `low` and `high` (none where z < 0)."""
+    """One way to choose: the row becomes an equation with `at` on the right, and column `z` lies
+    between `low` and `high` (none where z < 0).
+    """
 
     row: int
     at: float
@@ -28,8 +32,9 @@ class Option(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Which straight piece, or which element of a window? `value` is the column of the result, `members` those that it is made from; rows from `first` to
-    `last` tie them together."""
+    """Which straight piece, or which element of a window? `value` is the column of the result,
+    `members` those that it is made from; rows from `first` to `last` tie them together.
+    """
 
     node: int
     value: int
@@ -41,10 +46,11 @@ class Choice(NamedTuple):
 
 @dataclass(eq=False)
 class Model:
-    """Rows  low_row <= inputs @ delta + columns @ v <= high_row  and columns  low <= v <= high,  which hold for every admissible delta in real arithmetic.
+    """Rows  low_row <= inputs @ delta + columns @ v <= high_row  and columns  low <= v <= high,
+    which hold for every admissible delta in real arithmetic.
 
-    `inputs (R, d)`, `columns (R, C)`; `reach (d,)` is how far each feature can move; `goals` is the column whose largest lower bound decides each case:
-    where it is positive the case is safe.
+    `inputs (R, d)`, `columns (R, C)`; `reach (d,)` is how far each feature can move; `goals` is the
+    column whose largest lower bound decides each case: where it is positive the case is safe.
     """
 
     graph: Graph
@@ -60,9 +66,13 @@ class Model:
     sources: dict[int, tuple[int, int]]
     """By column: the number and the element of it that a choice's member is."""
     defined: NDArray[np.int64]
-    """By column: the row that says what it is made of, (C,); -1 for results of choices, and for cases of several margins."""
+    """By column: the row that says what it is made of, (C,); -1 for results of choices, and for
+    cases of several margins.
+    """
     own_rows: int
-    """The number of rows that describe the network; those behind them are the threat's own constraints."""
+    """The number of rows that describe the network; those behind them are the threat's own
+    constraints.
+    """
 
     @cached_property
     def sizes(self) -> tuple[Any, Any]:
@@ -71,23 +81,32 @@ class Model:
 
     def chosen(self, ends: Ends) -> list[int] | None:
         """Return the row of each choice that is an equation, None if one is open."""
-        rows = [[o.row for o in c.options if ends.low_row[o.row] == ends.high_row[o.row]] for c in self.choices]
+        rows = [
+            [o.row for o in c.options if ends.low_row[o.row] == ends.high_row[o.row]]
+            for c in self.choices
+        ]
         return [r[0] for r in rows] if all(rows) else None
 
     def of_values(self, values: list[Tensor]) -> Floats:
-        """Return the columns of the choices' members, and 0 elsewhere, from the network's numbers at one point."""
+        """Return the columns of the choices' members, and 0 elsewhere, from the network's numbers
+        at one point.
+        """
         v = np.zeros(self.columns.shape[1])
         for column, (number, element) in self.sources.items():
             v[column] = float(values[number][0].flatten()[element])
         return v
 
     def values_of(self, v: Floats) -> Floats:
-        """Return what the choices' results would be in the network, given the columns of their members, (choices,)."""
+        """Return what the choices' results would be in the network, given the columns of their
+        members, (choices,).
+        """
         found = np.empty(len(self.choices))
         for node, places, members in self._groups:
             z = torch.from_numpy(v[members])
             op = self.graph.nodes[node - 1].op
-            found[places] = op.value(z[:, 0]).numpy() if isinstance(op, Elementwise) else z.amax(1).numpy()
+            found[places] = (
+                op.value(z[:, 0]).numpy() if isinstance(op, Elementwise) else z.amax(1).numpy()
+            )
         return found
 
     def pattern(self, v: Floats) -> list[int]:
@@ -95,7 +114,11 @@ class Model:
         chosen = []
         for choice in self.choices:
             z = v[list(choice.members)]
-            apart = [max(o.low - z[0], z[0] - o.high) for o in choice.options] if len(z) == 1 else list(-z)
+            apart = (
+                [max(o.low - z[0], z[0] - o.high) for o in choice.options]
+                if len(z) == 1
+                else list(-z)
+            )
             chosen.append(int(np.argmin(apart)))
         return chosen
 
@@ -105,16 +128,22 @@ class Model:
 
     @property
     def _groups(self) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """The choices by node: their places, and their members, a short list filled up with its first."""
+        """The choices by node: their places, and their members, a short list filled up with its
+        first.
+        """
         if not self._grouped:
             for node in dict.fromkeys(c.node for c in self.choices):
                 mine = [(i, c) for i, c in enumerate(self.choices) if c.node == node]
                 width = max(len(c.members) for _, c in mine)
-                members = [[*c.members, *[c.members[0]] * (width - len(c.members))] for _, c in mine]
+                members = [
+                    [*c.members, *[c.members[0]] * (width - len(c.members))] for _, c in mine
+                ]
                 self._grouped.append((node, np.array([i for i, _ in mine]), np.array(members)))
         return self._grouped
 
-    _grouped: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list, repr=False)
+    _grouped: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = field(
+        default_factory=list, repr=False
+    )
 
 
 class Ends(NamedTuple):

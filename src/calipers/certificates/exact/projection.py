@@ -1,12 +1,16 @@
-"""What is the nearest point of a piece of the network at which a margin is 0? A projection onto a polyhedron, by Newton's method on its dual.
+"""What is the nearest point of a piece of the network at which a margin is 0? A projection onto a
+polyhedron, by Newton's method on its dual.
 
-With all choices made every column is an affine function of the offset, v = P delta + q, and what is left of the model is a handful of rows G delta <= h: the
-ends of the pieces, and the margin. The shortest offset in them and in the box has the dual
+With all choices made every column is an affine function of the offset, v = P delta + q, and what is
+left of the model is a handful of rows G delta <= h: the ends of the pieces, and the margin. The
+shortest offset in them and in the box has the dual
 
-    max over lambda >= 0 of   sum_i w_i^2 delta_i^2 / 2 + <lambda, G delta - h>,      delta = clip(-G^T lambda / w^2),
+    max over lambda >= 0 of   sum_i w_i^2 delta_i^2 / 2 + <lambda, G delta - h>,
+    delta = clip(-G^T lambda / w^2),
 
-a concave function of straight and square pieces, whose Newton steps end at the solution itself. The multipliers of the model's own rows follow from lambda by
-one linear system, so what is found is proved like every other bound.
+a concave function of straight and square pieces, whose Newton steps end at the solution itself. The
+multipliers of the model's own rows follow from lambda by one linear system, so what is found is
+proved like every other bound.
 """
 
 from __future__ import annotations
@@ -20,12 +24,15 @@ from scipy.sparse.linalg import splu
 from calipers.certificates.exact.model import Ends, Floats, Model
 
 _STEPS, _HALVINGS = 80, 25
-_SETTLED, _NEARLY = 1e-10, 1e-7  # of a row's scale, by which it may be broken; where no step leads higher
+# of a row's scale, by which it may be broken; where no step leads higher
+_SETTLED, _NEARLY = 1e-10, 1e-7
 _FAR = 4.0  # times the radius squared: farther than that nobody asks for
 
 
 class Nearest(NamedTuple):
-    """The shortest offset and the columns there; multipliers of the model's rows for half of its squared length, of which a unit of the goal costs `price`."""
+    """The shortest offset and the columns there; multipliers of the model's rows for half of its
+    squared length, of which a unit of the goal costs `price`.
+    """
 
     delta: Floats
     columns: Floats
@@ -41,7 +48,8 @@ class Piece:
         defined = model.defined.copy()
         for choice, row in zip(model.choices, chosen, strict=True):
             defined[choice.value] = row
-        self.own = np.flatnonzero(defined >= 0)  # columns that are affine functions; of cases of several margins only the margins are
+        # columns that are affine functions; of cases of several margins only the margins are
+        self.own = np.flatnonzero(defined >= 0)
         self.rows = defined[self.own]
         self.solver = splu(sparse.csc_matrix(model.columns[self.rows][:, self.own]))
         middle = (ends.low_row[self.rows] + ends.high_row[self.rows]) / 2
@@ -49,18 +57,25 @@ class Piece:
         self.at = self.solver.solve(middle)
         self.place = {int(c): i for i, c in enumerate(self.own)}
 
-    def nearest(self, goal: int, square: Floats, low: Floats, high: Floats, radius: float) -> Nearest | None:
+    def nearest(
+        self, goal: int, square: Floats, low: Floats, high: Floats, radius: float
+    ) -> Nearest | None:
         """Return the nearest offset where the goal is at most 0, None if the search did not settle.
 
-        Where there is none within a few radii, what the multipliers prove of nothing at all: `price` 0, or more than the offset is long.
+        Where there is none within a few radii, what the multipliers prove of nothing at all:
+        `price` 0, or more than the offset is long.
         """
         members = [goal] if goal in self.place else self._members(goal)
         limits = [(1.0, column, -1, 0.0) for column in members] + self._limits()
         matrix = np.stack([sign * self._affine(column, row)[0] for sign, column, row, _ in limits])
-        ends = np.array([sign * (end - self._affine(column, row)[1]) for sign, column, row, end in limits])
+        ends = np.array(
+            [sign * (end - self._affine(column, row)[1]) for sign, column, row, end in limits]
+        )
         size = np.abs(matrix).max(1)
         scale = np.where(size > 0, size, 1.0)
-        found = projected(matrix / scale[:, None], ends / scale, square, low, high, _FAR * radius**2)
+        found = projected(
+            matrix / scale[:, None], ends / scale, square, low, high, _FAR * radius**2
+        )
         if found is None:
             return None
         delta, weights = found
@@ -69,7 +84,9 @@ class Piece:
         columns = np.zeros(self.model.columns.shape[1])
         columns[self.own] = self.slope @ delta + self.at
         columns[goal] = columns[members].max()
-        return Nearest(delta, columns, self._multipliers(goal, members, limits, weights, price), price)
+        return Nearest(
+            delta, columns, self._multipliers(goal, members, limits, weights, price), price
+        )
 
     def _members(self, goal: int) -> list[int]:
         """Return the margins that a case's column lies above."""
@@ -81,28 +98,57 @@ class Piece:
         if row < 0:
             return self.slope[self.place[column]], float(self.at[self.place[column]])
         weights = self.model.columns[[row]][:, self.own].toarray()[0]
-        return self.model.inputs[[row]].toarray()[0] + weights @ self.slope, float(weights @ self.at)
+        return self.model.inputs[[row]].toarray()[0] + weights @ self.slope, float(
+            weights @ self.at
+        )
 
     def _limits(self) -> list[tuple[float, int, int, float]]:
-        """Return the ends of the piece, (sign, column or -1, row or -1, end) for sign * value <= sign * end.
+        """Return the ends of the piece, (sign, column or -1, row or -1, end) for sign * value <=
+        sign * end.
 
         A function's lines and the ends that a column has over the whole region hold by themselves.
         """
         model, ends, found = self.model, self.ends, list[tuple[float, int, int, float]]()
         for column in self.own.tolist():
-            found += [(-1.0, column, -1, ends.low[column])] if ends.low[column] > model.low[column] else []
-            found += [(1.0, column, -1, ends.high[column])] if ends.high[column] < model.high[column] else []
-        windows = [r for choice in model.choices if len(choice.members) > 1 for r in range(choice.first, choice.last)]
-        for row in sorted({*windows, *range(model.own_rows, len(ends.low_row))} - set(self.rows.tolist())):
+            found += (
+                [(-1.0, column, -1, ends.low[column])]
+                if ends.low[column] > model.low[column]
+                else []
+            )
+            found += (
+                [(1.0, column, -1, ends.high[column])]
+                if ends.high[column] < model.high[column]
+                else []
+            )
+        windows = [
+            r
+            for choice in model.choices
+            if len(choice.members) > 1
+            for r in range(choice.first, choice.last)
+        ]
+        for row in sorted(
+            {*windows, *range(model.own_rows, len(ends.low_row))} - set(self.rows.tolist())
+        ):
             found += [(-1.0, -1, row, ends.low_row[row])] if np.isfinite(ends.low_row[row]) else []
             found += [(1.0, -1, row, ends.high_row[row])] if np.isfinite(ends.high_row[row]) else []
         return found
 
-    def _multipliers(self, goal: int, members: list[int], limits: list[tuple[float, int, int, float]], weights: Floats, price: float) -> Floats:
-        """Return y with  price * goal - y rows - left v  free of columns, where `left` is on the columns that end: see `bound_of`."""
+    def _multipliers(
+        self,
+        goal: int,
+        members: list[int],
+        limits: list[tuple[float, int, int, float]],
+        weights: Floats,
+        price: float,
+    ) -> Floats:
+        """Return y with  price * goal - y rows - left v  free of columns, where `left` is on the
+        columns that end: see `bound_of`.
+        """
         y, left = np.zeros(len(self.ends.low_row)), np.zeros(self.model.columns.shape[1])
         left[goal] = price
-        for (sign, column, row, _), weight in zip(limits[len(members) :], weights[len(members) :], strict=True):
+        for (sign, column, row, _), weight in zip(
+            limits[len(members) :], weights[len(members) :], strict=True
+        ):
             if row < 0:
                 left[column] += sign * weight
             else:
@@ -116,10 +162,14 @@ class Piece:
         return y
 
 
-def projected(matrix: Floats, ends: Floats, square: Floats, low: Floats, high: Floats, far: float) -> tuple[Floats, Floats] | None:
-    """Return the smallest offset, of sum square_i delta_i^2, with matrix @ delta <= ends within the box, and the rows' multipliers; None if not settled.
+def projected(
+    matrix: Floats, ends: Floats, square: Floats, low: Floats, high: Floats, far: float
+) -> tuple[Floats, Floats] | None:
+    """Return the smallest offset, of sum square_i delta_i^2, with matrix @ delta <= ends within the
+    box, and the rows' multipliers; None if not settled.
 
-    Ends early with a dual value above `far` / 2: nothing is nearer than that. matrix (m, d); Cost: a product (m, d) (d, m) a step, seldom more than twenty.
+    Ends early with a dual value above `far` / 2: nothing is nearer than that. matrix (m, d); Cost:
+    a product (m, d) (d, m) a step, seldom more than twenty.
     """
     weights, scale = np.zeros(len(ends)), 1 + np.abs(ends)
 
@@ -130,12 +180,20 @@ def projected(matrix: Floats, ends: Floats, square: Floats, low: Floats, high: F
 
     delta, broken, value = at(weights)
     for _ in range(_STEPS):
-        if bool((np.where(weights > 0, np.abs(broken), broken) <= _SETTLED * scale).all()) or value > far / 2:
+        if (
+            bool((np.where(weights > 0, np.abs(broken), broken) <= _SETTLED * scale).all())
+            or value > far / 2
+        ):
             return delta, weights
         moves = np.flatnonzero((weights > 0) | (broken > 0))
         part = matrix[moves]
         curve = (part * (((delta > low) & (delta < high)) / square)) @ part.T
-        steps = (np.linalg.solve(curve + 1e-13 * (np.trace(curve) + 1e-300) * np.eye(len(moves)), broken[moves]), broken[moves] / max(np.trace(curve), 1e-12))
+        steps = (
+            np.linalg.solve(
+                curve + 1e-13 * (np.trace(curve) + 1e-300) * np.eye(len(moves)), broken[moves]
+            ),
+            broken[moves] / max(np.trace(curve), 1e-12),
+        )
         for step in steps:
             share, better = 1.0, False
             for _ in range(_HALVINGS):

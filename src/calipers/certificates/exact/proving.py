@@ -1,11 +1,16 @@
-"""Does nothing adversarial lie within r? Branch on the choices until every linear program's multipliers prove it, in rounded arithmetic.
+"""Does nothing adversarial lie within r? Branch on the choices until every linear program's
+multipliers prove it, in rounded arithmetic.
 
-A linear program's multipliers y are a proof whatever made them: with row ends L, U and columns of ends l, u
+A linear program's multipliers y are a proof whatever made them: with row ends L, U and columns of
+ends l, u
 
-    min c v  >=  sum_i min(y_i L_i, y_i U_i) + sum_j min over [l_j, u_j] of (c - A^T y)_j v_j      for every y    (Neumaier and Shcherbina 2004),
+    min c v  >=  sum_i min(y_i L_i, y_i U_i) + sum_j min over [l_j, u_j] of (c - A^T y)_j v_j
+        for every y    (Neumaier and Shcherbina 2004),
 
-and the part of the input is the fall of a linear function over the threat's own region, as for every other bound. So the sum is a function of the radius, and
-where it is above 0 the branch is closed: no tolerance of a solver enters. A branch that is not closed still has a radius up to which it is.
+and the part of the input is the fall of a linear function over the threat's own region, as for
+every other bound. So the sum is a function of the radius, and where it is above 0 the branch is
+closed: no tolerance of a solver enters. A branch that is not closed still has a radius up to which
+it is.
 """
 
 from __future__ import annotations
@@ -29,18 +34,22 @@ from calipers.problem.region import Region
 
 _LAST = 4  # roundings of the last sums of a bound, which cannot change its sign
 _GRID = 8  # radii looked at at once, for the largest that is proved
-_NEAR = np.array([-1e-1, -1e-2, -1e-3, -1e-4, -1e-6, -1e-8, -1e-10, 1e-10, 1e-8, 1e-6])  # and more around where the chord is 0, in shares of what is left
+# and more around where the chord is 0, in shares of what is left
+_NEAR = np.array([-1e-1, -1e-2, -1e-3, -1e-4, -1e-6, -1e-8, -1e-10, 1e-10, 1e-8, 1e-6])
 _STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
 _OUT = 1e-6  # share of the radius by which a point found there may be farther
 _ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
-_NONE, _UNSEEN = -1, -2  # instead of a branch's next choice: all are made; its program has not been solved
+# instead of a branch's next choice: all are made; its program has not been solved
+_NONE, _UNSEEN = -1, -2
 _WIDE = 3  # programs for a branch left open: with fewer than that, nothing closes
 _ROUGH, _FINE = 2, 8  # rounds of that: to tell branches apart, and to the last digit
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """What multipliers prove: within radius r the goal is at least `constant` minus the fall of <slope, delta> over the region of that radius."""
+    """What multipliers prove: within radius r the goal is at least `constant` minus the fall of
+    <slope, delta> over the region of that radius.
+    """
 
     constant: float
     slope: Floats
@@ -49,26 +58,37 @@ class Bound:
 
     def at(self, radii: Floats) -> Floats:
         """Return the bounds at some radii, none larger than the model's own."""
-        many = self.region.take(torch.zeros(len(radii), dtype=torch.long)).at(torch.from_numpy(radii))
+        many = self.region.take(torch.zeros(len(radii), dtype=torch.long)).at(
+            torch.from_numpy(radii)
+        )
         # The plain region's: its rows say already what further constraints there are.
-        fall = Region.fall(many, torch.from_numpy(self.slope).expand(len(radii), 1, -1), torch.arange(len(radii)))
+        fall = Region.fall(
+            many, torch.from_numpy(self.slope).expand(len(radii), 1, -1), torch.arange(len(radii))
+        )
         return (self.constant - fall.value[:, 0] - self.gamma * fall.terms[:, 0]).numpy()
 
     def below(self, radius: float) -> float:
-        """Return the bound at a radius as a number that the goal is not below, not only one of its sign."""
+        """Return the bound at a radius as a number that the goal is not below, not only one of its
+        sign.
+        """
         bound = float(self.at(np.array([radius]))[0])
         return bound - _LAST * np.finfo(float).eps * (abs(self.constant) + abs(bound))
 
     def reach(self, most: float, rounds: int = _FINE) -> tuple[float, float]:
-        """Return two radii close to each other, of which the bound is positive at the smaller one, and not at the larger one unless that is `most`."""
+        """Return two radii close to each other, of which the bound is positive at the smaller one,
+        and not at the larger one unless that is `most`.
+        """
         if not self.constant > 0:
             return 0.0, 0.0
         low, high, left, right = 0.0, most, self.constant, float("nan")
         for _ in range(rounds):
-            # The bound is convex in the radius, so the chord's zero is above it, and near it where both ends are near.
+            # The bound is convex in the radius, so the chord's zero is above it, and near it where
+            # both ends are near.
             guess = low + (high - low) * left / (left - right) if right < 0 else high
             near = guess + (high - low) * _NEAR
-            radii = np.unique(np.clip(np.concatenate([np.linspace(low, high, _GRID + 1)[1:], near]), low, high))
+            radii = np.unique(
+                np.clip(np.concatenate([np.linspace(low, high, _GRID + 1)[1:], near]), low, high)
+            )
             values = self.at(radii)
             good = values > 0
             if bool(good.all()):
@@ -82,13 +102,23 @@ class Bound:
         return low, high
 
 
-def bound_of(model: Model, answer: Answer, ends: Ends, region: Region, arithmetic: Arithmetic) -> Bound:
-    """Return what an answer's multipliers prove about its goal (times its sign), the rounding of every sum taken off.
+def bound_of(
+    model: Model, answer: Answer, ends: Ends, region: Region, arithmetic: Arithmetic
+) -> Bound:
+    """Return what an answer's multipliers prove about its goal (times its sign), the rounding of
+    every sum taken off.
 
-    Without a goal, what they prove about nothing at all: where that is above 0 the rows contradict each other.
+    Without a goal, what they prove about nothing at all: where that is above 0 the rows contradict
+    each other.
     """
     y = answer.multipliers
-    y = np.where(((y > 0) & ~np.isfinite(ends.low_row)) | ((y < 0) & ~np.isfinite(ends.high_row)) | ~np.isfinite(y), 0.0, y)
+    y = np.where(
+        ((y > 0) & ~np.isfinite(ends.low_row))
+        | ((y < 0) & ~np.isfinite(ends.high_row))
+        | ~np.isfinite(y),
+        0.0,
+        y,
+    )
     cost = np.zeros(model.columns.shape[1])
     if answer.goal is not None:
         cost[answer.goal] = answer.sign
@@ -101,26 +131,32 @@ def bound_of(model: Model, answer: Answer, ends: Ends, region: Region, arithmeti
         parts = np.where(left == 0, 0.0, np.minimum(left * ends.low, left * ends.high))
     reach, far = np.maximum(np.abs(ends.low), np.abs(ends.high)), model.reach
     away = float(lost @ reach + tilt @ far)
-    rounding = arithmetic.gamma(len(y) + len(cost)) * float(np.abs(rows).sum() + np.abs(parts).sum() + away) + arithmetic.floor * float(
-        reach.sum() + far.sum() + 1
-    )
+    rounding = arithmetic.gamma(len(y) + len(cost)) * float(
+        np.abs(rows).sum() + np.abs(parts).sum() + away
+    ) + arithmetic.floor * float(reach.sum() + far.sum() + 1)
     constant = float(rows.sum() + parts.sum()) - away * (1 + gamma) - rounding
     return Bound(constant, slope, region, arithmetic.gamma(support_rounding(len(slope))))
 
 
 class Zero(NamedTuple):
-    """Where a branch's smallest margin reaches 0: a radius up to which that is proved not to be so, nearly the one where it is, and an offset there."""
+    """Where a branch's smallest margin reaches 0: a radius up to which that is proved not to be so,
+    nearly the one where it is, and an offset there.
+    """
 
     proved: float
     near: float
     delta: Floats
 
 
-def zero_of(program: Program, arithmetic: Arithmetic, region: Region, goal: int, ends: Ends, top: float) -> Zero | None:
-    """Return where the goal of a branch reaches 0 by Newton's method, None where it does not within `top` or the solver has no answer.
+def zero_of(
+    program: Program, arithmetic: Arithmetic, region: Region, goal: int, ends: Ends, top: float
+) -> Zero | None:
+    """Return where the goal of a branch reaches 0 by Newton's method, None where it does not within
+    `top` or the solver has no answer.
 
-    The smallest goal is a convex function of the radius, so the first step lands below the zero and the others rise to it; a radius too small for the branch to
-    have a point is left by what proves that.
+    The smallest goal is a convex function of the radius, so the first step lands below the zero and
+    the others rise to it; a radius too small for the branch to have a point is left by what proves
+    that.
     """
     radius, proved, delta = top, 0.0, np.zeros(program.model.inputs.shape[1])
     for _ in range(_STEPS):
@@ -128,18 +164,25 @@ def zero_of(program: Program, arithmetic: Arithmetic, region: Region, goal: int,
         if answer is None or (radius == top and answer.value > _ABOVE):
             return None
         low, high = bound_of(program.model, answer, ends, region, arithmetic).reach(top)
-        delta = answer.delta if answer.delta is not None and program.length(answer.delta) <= radius * (1 + _OUT) else delta
+        delta = (
+            answer.delta
+            if answer.delta is not None and program.length(answer.delta) <= radius * (1 + _OUT)
+            else delta
+        )
         proved, settled = max(proved, low), abs(high - radius) <= _SETTLED * top
         if settled or (high <= radius < top):
-            # A piece may begin beyond where its margin would reach 0: then its nearest point is where it begins.
+            # A piece may begin beyond where its margin would reach 0: then its nearest point is
+            # where it begins.
             return Zero(proved, max(proved, radius if answer.columns is None else high), delta)
         radius = max(high, proved)
     return Zero(proved, radius, delta)
 
 
 class Node(NamedTuple):
-    """A branch that is open: the radius up to which it is proved, the goal's case, the choices made and the next one to make, and where its program ended: its
-    basis, the smallest goal, and what the relaxation loses there at the next choice."""
+    """A branch that is open: the radius up to which it is proved, the goal's case, the choices made
+    and the next one to make, and where its program ended: its basis, the smallest goal, and what
+    the relaxation loses there at the next choice.
+    """
 
     reach: float
     number: int
@@ -152,12 +195,16 @@ class Node(NamedTuple):
 
 
 Meet = Callable[[Floats, dict[int, int] | None], float | None]
-"""Told of an offset that a program ended at, with the choices if all are made; returns a smaller radius to prove if an example was found, else None."""
+"""Told of an offset that a program ended at, with the choices if all are made; returns a smaller
+radius to prove if an example was found, else None.
+"""
 
 
 @dataclass(eq=False)
 class Tree:
-    """The branches of one point's model. `target` is the radius to prove; it may fall on the way, as nearer examples are met."""
+    """The branches of one point's model. `target` is the radius to prove; it may fall on the way,
+    as nearer examples are met.
+    """
 
     model: Model
     region: Region
@@ -182,7 +229,9 @@ class Tree:
         self.begin([(case, {}, 0.0) for case in self.model.goals])
 
     def begin(self, branches: list[tuple[int, dict[int, int], float]]) -> None:
-        """Begin anew with these branches, (case, choices made, radius up to which it is proved): all that is not closed up to the target."""
+        """Begin anew with these branches, (case, choices made, radius up to which it is proved):
+        all that is not closed up to the target.
+        """
         self.open.clear()
         self.stuck = np.inf
         for case, made, proved in branches:
@@ -190,17 +239,27 @@ class Tree:
 
     @property
     def unsettled(self) -> bool:
-        """Is a branch open that is not proved up to the target? (The target may have fallen below what others are proved to.)"""
+        """Is a branch open that is not proved up to the target? (The target may have fallen below
+        what others are proved to.)
+        """
         return bool(self.open) and self.open[0][0] < self.target
 
     @property
     def branches(self) -> list[tuple[int, dict[int, int]]] | None:
-        """The branches that are open, (case, choices made); None where one that has no choice left is beyond proof by programs."""
-        return [(node.case, node.made) for _, _, node in self.open if node.reach < self.target] if self.stuck >= self.target else None
+        """The branches that are open, (case, choices made); None where one that has no choice left
+        is beyond proof by programs.
+        """
+        return (
+            [(node.case, node.made) for _, _, node in self.open if node.reach < self.target]
+            if self.stuck >= self.target
+            else None
+        )
 
     @property
     def left(self) -> dict[int, tuple[float, int]]:
-        """The cases that have open branches: the radius up to which each is proved, and how many they are."""
+        """The cases that have open branches: the radius up to which each is proved, and how many
+        they are.
+        """
         held: dict[int, list[float]] = {}
         for reach, _, node in self.open:
             held.setdefault(node.case, []).append(reach)
@@ -208,7 +267,10 @@ class Tree:
 
     def raise_to(self, case: int, reach: float) -> None:
         """Take over what was proved of a whole case elsewhere: what lacks that still stays open."""
-        raised = [node._replace(reach=max(node.reach, reach)) if node.case == case else node for _, _, node in self.open]
+        raised = [
+            node._replace(reach=max(node.reach, reach)) if node.case == case else node
+            for _, _, node in self.open
+        ]
         self.open = [(node.reach, node.number, node) for node in raised if node.reach < self.target]
         heapq.heapify(self.open)
 
@@ -223,7 +285,9 @@ class Tree:
         return min([self.target, self.stuck, self.doing, *(reach for reach, _, _ in self.open[:1])])
 
     def grow(self, ends: float, stop: Callable[[], bool] = lambda: False) -> float:
-        """Branch until everything is closed up to the target, the time `ends` has come, or `stop` says so; return the radius proved."""
+        """Branch until everything is closed up to the target, the time `ends` has come, or `stop`
+        says so; return the radius proved.
+        """
         self.program.ends = ends
         while self.unsettled and time.monotonic() < ends and not stop():
             self.doing = self.open[0][0]
@@ -232,16 +296,22 @@ class Tree:
                 self._visit(node.case, node.made, node.reach, node.basis)
             else:
                 for chosen in range(len(self.model.choices[node.next].options)):
-                    value = self._visit(node.case, {**node.made, node.next: chosen}, node.reach, node.basis)
+                    value = self._visit(
+                        node.case, {**node.made, node.next: chosen}, node.reach, node.basis
+                    )
                     self.costs.note(node.next, chosen, node.value, value, node.gap)
             self.doing = np.inf
         return self.proved
 
     def _visit(self, case: int, made: dict[int, int], reach: float, basis: Any) -> float:
-        """Solve one branch's program, again where it leads to a nearer example, and keep the branch if it is not closed. Return its smallest goal, or NaN."""
+        """Solve one branch's program, again where it leads to a nearer example, and keep the branch
+        if it is not closed. Return its smallest goal, or NaN.
+        """
         ends, whole, nearer = ends_of(self.model, made), len(made) == len(self.model.choices), True
         while nearer:
-            answer = self.program.solve(self.target, self.model.goals[case], ends, basis, exact=whole)
+            answer = self.program.solve(
+                self.target, self.model.goals[case], ends, basis, exact=whole
+            )
             self.programs += 1
             if answer is None:
                 break
@@ -255,14 +325,34 @@ class Tree:
         if reach < self.target:
             split, gap = (_NONE, 0.0) if whole else self._split(answer, case, made, basis)
             if whole or not made:
-                zero = zero_of(self.program, self.arithmetic, self.region, self.model.goals[case], ends, self.target)
+                zero = zero_of(
+                    self.program,
+                    self.arithmetic,
+                    self.region,
+                    self.model.goals[case],
+                    ends,
+                    self.target,
+                )
                 reach = reach if zero is None else max(reach, zero.proved)
-            self._keep(Node(reach, next(self._numbers), case, made, split, basis, 0.0 if answer is None else answer.value, gap))
+            self._keep(
+                Node(
+                    reach,
+                    next(self._numbers),
+                    case,
+                    made,
+                    split,
+                    basis,
+                    0.0 if answer is None else answer.value,
+                    gap,
+                )
+            )
         return np.nan if answer is None else answer.value
 
     def _met(self, answer: Answer, made: dict[int, int] | None) -> bool:
         """Tell of the point that a program ended at; is the target smaller for it?"""
-        radius = None if self.meet is None or answer.delta is None else self.meet(answer.delta, made)
+        radius = (
+            None if self.meet is None or answer.delta is None else self.meet(answer.delta, made)
+        )
         if radius is None or radius >= self.target:
             return False
         self.target = radius
@@ -274,28 +364,49 @@ class Tree:
         elif node.reach < self.target:
             heapq.heappush(self.open, (node.reach, node.number, node))
 
-    def _split(self, answer: Answer | None, case: int, made: dict[int, int], basis: Any) -> tuple[int, float]:
-        """Return the choice to make next, of the likely ones that whose programs rise most as far as is known, and what the relaxation loses there."""
-        likely = likely_choices(self.model, answer, made, 1 if self.program.round else self.look)  # round balls' programs take too long for looking ahead
+    def _split(
+        self, answer: Answer | None, case: int, made: dict[int, int], basis: Any
+    ) -> tuple[int, float]:
+        """Return the choice to make next, of the likely ones that whose programs rise most as far
+        as is known, and what the relaxation loses there.
+        """
+        # round balls' programs take too long for looking ahead
+        likely = likely_choices(self.model, answer, made, 1 if self.program.round else self.look)
         if answer is None or answer.columns is None or not np.isfinite(answer.value):
             return likely[0], 0.0
         gaps = gaps_of(self.model, answer.columns).tolist()
         for choice in likely if len(likely) > 1 else []:
             if not self.costs.knows(choice):
                 self._look(answer, case, made, choice, basis, gaps[choice])
-        best = max(likely, key=lambda choice: self.costs.worth(choice, answer.value, gaps[choice])) if len(likely) > 1 else likely[0]
+        best = (
+            max(likely, key=lambda choice: self.costs.worth(choice, answer.value, gaps[choice]))
+            if len(likely) > 1
+            else likely[0]
+        )
         return best, gaps[best]
 
-    def _look(self, answer: Answer, case: int, made: dict[int, int], choice: int, basis: Any, gap: float) -> None:
+    def _look(
+        self, answer: Answer, case: int, made: dict[int, int], choice: int, basis: Any, gap: float
+    ) -> None:
         """Solve the programs of a choice's options, and note what they rise."""
         for chosen in range(len(self.model.choices[choice].options)):
             self.programs += 1
-            found = self.program.solve(self.target, self.model.goals[case], ends_of(self.model, {**made, choice: chosen}), basis)
-            self.costs.note(choice, chosen, answer.value, 0.0 if found is None else found.value, gap)
+            found = self.program.solve(
+                self.target,
+                self.model.goals[case],
+                ends_of(self.model, {**made, choice: chosen}),
+                basis,
+            )
+            self.costs.note(
+                choice, chosen, answer.value, 0.0 if found is None else found.value, gap
+            )
 
 
-def prove_within(model: Model, region: Region, arithmetic: Arithmetic, radius: float, ends: float) -> float:
-    """Return the largest radius, up to the one asked, within which nothing adversarial is proved to lie, by the time `ends` on the monotonic clock.
+def prove_within(
+    model: Model, region: Region, arithmetic: Arithmetic, radius: float, ends: float
+) -> float:
+    """Return the largest radius, up to the one asked, within which nothing adversarial is proved to
+    lie, by the time `ends` on the monotonic clock.
 
     The model must hold over a region at least as large. Cost: a linear program a branch.
     """

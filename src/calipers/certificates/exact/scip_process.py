@@ -1,7 +1,10 @@
-"""What does SCIP make of a network's program? Asked in a process of its own, which can be ended at any time and whose faults stay its own.
+"""What does SCIP make of a network's program? Asked in a process of its own, which can be ended at
+any time and whose faults stay its own.
 
-The program is the model's rows over offsets within the radius, a binary for each option of a choice, and the distance to be least; a row that an option closes
-is opened by a constant otherwise. What comes back are points and the branches that SCIP's search tree ended in. Both are hints: nobody believes them.
+The program is the model's rows over offsets within the radius, a binary for each option of a
+choice, and the distance to be least; a row that an option closes is opened by a constant otherwise.
+What comes back are points and the branches that SCIP's search tree ended in. Both are hints: nobody
+believes them.
 """
 
 from __future__ import annotations
@@ -19,19 +22,31 @@ Floats = NDArray[np.float64]
 _THIN = 1e-9  # a row whose ends are nearer to each other than that is an equation
 _SETTINGS: dict[str, Any] = {
     "misc/catchctrlc": False,  # who asks is interrupted, and ends this process
-    "presolving/maxrounds": 0,  # rows are tight as they are, and branches must be those of the choices given
+    # rows are tight as they are, and branches must be those of the choices given
+    "presolving/maxrounds": 0,
     "presolving/maxrestarts": 0,
     "limits/gap": 1e-4,  # hints need no more
-    # Smooth sub-programs cost two thirds of a search over a round ball, and cuts more than they save.
-    **dict.fromkeys(["heuristics/subnlp/freq", "heuristics/mpec/freq", "heuristics/nlpdiving/freq", "heuristics/multistart/freq"], -1),
+    # Smooth sub-programs cost two thirds of a search over a round ball, and cuts more than they
+    # save.
+    **dict.fromkeys(
+        [
+            "heuristics/subnlp/freq",
+            "heuristics/mpec/freq",
+            "heuristics/nlpdiving/freq",
+            "heuristics/multistart/freq",
+        ],
+        -1,
+    ),
     "separating/maxrounds": 0,
     "separating/maxroundsroot": 0,
 }
 
 
 class Way(NamedTuple):
-    """One option of a choice: row `row` becomes an equation with `at` on the right, and may else stand `below` or `above` that by so much; column `z` lies
-    between `low` and `high` (none where z < 0)."""
+    """One option of a choice: row `row` becomes an equation with `at` on the right, and may else
+    stand `below` or `above` that by so much; column `z` lies between `low` and `high` (none where z
+    < 0).
+    """
 
     row: int
     at: float
@@ -43,8 +58,10 @@ class Way(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Rows low_row <= inputs @ delta + columns @ v <= high_row, low <= v <= high; |delta| within `radius` in the norm of exponent `power` (1, 2, inf) with
-    `weight`, and within `floor` and `ceiling`; for each column of `goals`: how near is a point where it is at most 0?"""
+    """Rows low_row <= inputs @ delta + columns @ v <= high_row, low <= v <= high; |delta| within
+    `radius` in the norm of exponent `power` (1, 2, inf) with `weight`, and within `floor` and
+    `ceiling`; for each column of `goals`: how near is a point where it is at most 0?
+    """
 
     inputs: Any
     columns: Any
@@ -63,7 +80,9 @@ class Question(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """For one goal: the nearest offset met (None: none), the bound that SCIP says, and the branches that its tree ended in: choice -> option."""
+    """For one goal: the nearest offset met (None: none), the bound that SCIP says, and the branches
+    that its tree ended in: choice -> option.
+    """
 
     goal: int
     delta: Floats | None
@@ -74,7 +93,9 @@ class Hints(NamedTuple):
 
 
 def serve() -> None:
-    """Read a question from the standard input, write the hints to the standard output as they come."""
+    """Read a question from the standard input, write the hints to the standard output as they
+    come.
+    """
     question: Question = pickle.load(sys.stdin.buffer)
     out, sys.stdout = sys.stdout.buffer, sys.stderr  # only hints may stand in the output
     ends, radius = time.monotonic() + question.seconds, question.radius
@@ -88,7 +109,9 @@ def serve() -> None:
 
 
 class _Program:
-    """SCIP's program: offsets in shares of the radius, u = weight * delta / radius, so that nothing depends on the data's units."""
+    """SCIP's program: offsets in shares of the radius, u = weight * delta / radius, so that nothing
+    depends on the data's units.
+    """
 
     def __init__(self, question: Question, goal: int, radius: float) -> None:
         import pyscipopt
@@ -99,15 +122,23 @@ class _Program:
         for name, value in _SETTINGS.items():
             self.model.setParam(name, value)
         self.scale = radius / question.weight
-        low, high = np.maximum(question.floor / self.scale, -1.0), np.minimum(question.ceiling / self.scale, 1.0)
-        self.offsets = {int(i): self.model.addVar(lb=float(low[i]), ub=float(high[i])) for i in np.flatnonzero(low < high)}
+        low, high = (
+            np.maximum(question.floor / self.scale, -1.0),
+            np.minimum(question.ceiling / self.scale, 1.0),
+        )
+        self.offsets = {
+            int(i): self.model.addVar(lb=float(low[i]), ub=float(high[i]))
+            for i in np.flatnonzero(low < high)
+        }
         self.columns = [
-            self.model.addVar(lb=float(a), ub=float(min(b, 0.0) if c == goal else b)) for c, (a, b) in enumerate(zip(question.low, question.high, strict=True))
+            self.model.addVar(lb=float(a), ub=float(min(b, 0.0) if c == goal else b))
+            for c, (a, b) in enumerate(zip(question.low, question.high, strict=True))
         ]
         self.distance = self.model.addVar(lb=0.0, ub=1.0, obj=1.0)
         self._ball()
         self._rows()
-        self.binaries: dict[str, tuple[int, int, int]] = {}  # by name: the choice, the option where it is 1, and the one where it is 0 (-1: several)
+        # by name: the choice, the option where it is 1, and the one where it is 0 (-1: several)
+        self.binaries: dict[str, tuple[int, int, int]] = {}
         for place, ways in enumerate(question.choices):
             self._choice(place, ways)
 
@@ -130,11 +161,20 @@ class _Program:
     def _row(self, row: int) -> Any:
         """Return the sum of a row."""
         q = self.question
-        inputs = [(self.offsets[int(i)], a * self.scale[i]) for i, a in _entries(q.inputs, row) if int(i) in self.offsets]
-        return self.sum(v * float(a) for v, a in [*inputs, *((self.columns[c], a) for c, a in _entries(q.columns, row))])
+        inputs = [
+            (self.offsets[int(i)], a * self.scale[i])
+            for i, a in _entries(q.inputs, row)
+            if int(i) in self.offsets
+        ]
+        return self.sum(
+            v * float(a)
+            for v, a in [*inputs, *((self.columns[c], a) for c, a in _entries(q.columns, row))]
+        )
 
     def _rows(self) -> None:
-        for row, (low, high) in enumerate(zip(self.question.low_row.tolist(), self.question.high_row.tolist(), strict=True)):
+        for row, (low, high) in enumerate(
+            zip(self.question.low_row.tolist(), self.question.high_row.tolist(), strict=True)
+        ):
             if high - low <= _THIN:
                 self.model.addCons(self._row(row) == (low + high) / 2)
                 continue
@@ -159,7 +199,11 @@ class _Program:
             self.model.addCons(self._row(way.row) <= way.at + way.above * (1 - b))
             self.model.addCons(self._row(way.row) >= way.at - way.below * (1 - b))
             if way.z >= 0:
-                z, low, high = self.columns[way.z], self.question.low[way.z], self.question.high[way.z]
+                z, low, high = (
+                    self.columns[way.z],
+                    self.question.low[way.z],
+                    self.question.high[way.z],
+                )
                 self.model.addCons(z >= max(way.low, low) * b + low * (1 - b))
                 self.model.addCons(z <= min(way.high, high) * b + high * (1 - b))
 
@@ -179,7 +223,9 @@ class _Program:
         return Hints(goal, delta, told, [self._made(path) for path in ended.paths], length)
 
     def _made(self, path: list[tuple[str, float, bool]]) -> dict[int, int]:
-        """Return the choices that a branch made: (name of the binary, its bound, whether that is a lower one)."""
+        """Return the choices that a branch made: (name of the binary, its bound, whether that is a
+        lower one).
+        """
         made = {}
         for name, bound, lower in path:
             place, one, zero = self.binaries.get(name.removeprefix("t_"), (-1, -1, -1))
@@ -214,7 +260,10 @@ def _ended(model: Any) -> Any:
             while node.getDepth() > 0:
                 branchings = node.getParentBranchings()
                 if branchings is not None:
-                    path += [(v.name, bound, kind == 0) for v, bound, kind in zip(*branchings, strict=True)]
+                    path += [
+                        (v.name, bound, kind == 0)
+                        for v, bound, kind in zip(*branchings, strict=True)
+                    ]
                 node = node.getParent()
             self.paths.append(path)
 

@@ -1,4 +1,6 @@
-"""What do all exact searches for one point share? Two ends: `lower` is proved, `met.nearest` is an example's distance; never the one above the other."""
+"""What do all exact searches for one point share? Two ends: `lower` is proved, `met.nearest` is an
+example's distance; never the one above the other.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Settings(Protocol):
 
     @property
     def look(self) -> int:
-        """How many likely choices of the network, and as many letters, are compared before one is made."""
+        """How many likely choices of the network, and as many letters, are compared before one is
+        made.
+        """
 
     @property
     def first(self) -> int:
@@ -81,10 +85,17 @@ class PointSearch(ABC):
         """Yield the examples found and the claim."""
 
     def run(self) -> None:
-        """Search until both ends meet, the time is up or somebody says stop; raise `Contradiction` if what is proved stands above an example."""
+        """Search until both ends meet, the time is up or somebody says stop; raise `Contradiction`
+        if what is proved stands above an example.
+        """
         self.begun, ends = True, time.monotonic() + self.tool.seconds
         with torch.no_grad(), plain_sums():
-            if not bool(self.problem.goal.worst(self.problem.margins(self.problem.classifier.logits64(self.problem.x))) > 0):
+            if not bool(
+                self.problem.goal.worst(
+                    self.problem.margins(self.problem.classifier.logits64(self.problem.x))
+                )
+                > 0
+            ):
                 return  # no distance to measure
             if self.tool.attack is not None:
                 for attempt in self.tool.attack(self.problem):
@@ -92,8 +103,9 @@ class PointSearch(ABC):
             self.climb(ends)
         if self.lower >= self.met.nearest:
             raise Contradiction(
-                f"point {self.problem.names[0]}: linear programs prove that nothing lies within {self.lower:.9g}, but an example stands at "
-                f"{self.met.nearest:.9g}. One of the two is wrong; nothing of this point was claimed. Please report it with the model."
+                f"point {self.problem.names[0]}: linear programs prove that nothing lies within "
+                f"{self.lower:.9g}, but an example stands at {self.met.nearest:.9g}. One of the "
+                "two is wrong; nothing of this point was claimed. Please report it with the model."
             )
 
     def tell(self) -> None:
@@ -105,5 +117,14 @@ class PointSearch(ABC):
     def claim(self, index: Tensor, forwards: int, backwards: int) -> Claim:
         """Return the claim of what is proved."""
         radius = torch.tensor([self.lower], dtype=torch.float64, device=index.device)
-        margin = torch.full_like(radius, torch.finfo(radius.dtype).tiny if self.lower > 0 else -torch.inf)
-        return Claim(index, radius, margin, "float64-checked", torch.full_like(index, forwards), torch.full_like(index, backwards))
+        margin = torch.full_like(
+            radius, torch.finfo(radius.dtype).tiny if self.lower > 0 else -torch.inf
+        )
+        return Claim(
+            index,
+            radius,
+            margin,
+            "float64-checked",
+            torch.full_like(index, forwards),
+            torch.full_like(index, backwards),
+        )
