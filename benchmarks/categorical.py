@@ -72,7 +72,7 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Substitutions) -> No
     truth = torch.zeros(0)
     for tool in _SEARCHES:
         begin = time.perf_counter()
-        found = calipers.attack(tool, model, x, y, threat)
+        found = calipers.attack(model, x, y, threat, tool)
         spent = time.perf_counter() - begin
         truth = found.success if not len(truth) else truth
         line(

@@ -74,7 +74,7 @@ class Silent:
 
 def test_an_honest_certifier_passes() -> None:
     x, y = points(wrong=True)
-    found = calipers.certify("CROWN", Halves(), x, y, Ball("linf", 0.05))
+    found = calipers.certify(Halves(), x, y, Ball("linf", 0.05), "CROWN")
     assert found.certified.tolist() == [True, True, True, False]
     assert found.radius.tolist() == [0.05, 0.05, 0.05, 0.0]
     assert torch.allclose(
@@ -85,16 +85,16 @@ def test_an_honest_certifier_passes() -> None:
 def test_a_claim_about_a_misclassified_point_is_a_contradiction() -> None:
     x, y = points(wrong=True)
     with pytest.raises(Contradiction, match=r"Liar\(radius=0.05, .* certifies 0.05"):
-        calipers.certify(Liar(0.05), Halves(), x, y, Ball("linf", 0.05))
+        calipers.certify(Halves(), x, y, Ball("linf", 0.05), Liar(0.05))
 
 
 def test_a_claim_about_a_point_that_ties_is_not_admitted() -> None:
     x, y = torch.tensor([[0.5, 0.5], [0.1, 0.5]]), torch.tensor([0, 0])
     # wrong by no more than rounding may be: nobody is accused
-    found = calipers.certify(Liar(1e-9), Halves(), x, y, Ball("linf", 1e-9))
+    found = calipers.certify(Halves(), x, y, Ball("linf", 1e-9), Liar(1e-9))
     assert found.certified.tolist() == [False, True] and found.radius.tolist() == [0.0, 1e-9]
     assert found.margin.tolist() == [-np.inf, 1.0]
-    assert calipers.certify(Liar(0.0), Halves(), x, y, Ball("linf", 0.0)).certified.tolist() == [
+    assert calipers.certify(Halves(), x, y, Ball("linf", 0.0), Liar(0.0)).certified.tolist() == [
         False,
         True,
     ]
@@ -102,7 +102,7 @@ def test_a_claim_about_a_point_that_ties_is_not_admitted() -> None:
 
 def test_a_radius_that_reaches_over_the_boundary_is_a_contradiction() -> None:
     with pytest.raises(Contradiction, match="a random point at distance"):
-        calipers.certify(Liar(0.45), Halves(), *points(), Ball("linf", 0.05))
+        calipers.certify(Halves(), *points(), Ball("linf", 0.05), Liar(0.45))
 
 
 def test_a_radius_above_an_example_of_the_same_tool_is_a_contradiction() -> None:
@@ -110,7 +110,7 @@ def test_a_radius_above_an_example_of_the_same_tool_is_a_contradiction() -> None
     with pytest.raises(
         Contradiction, match=r"certifies 0.401, but the witness of .* stands at 0.4"
     ):
-        calipers.certify(Liar(0.401, meets=0.4005), Halves(), x, y, Ball("linf", 0.05))
+        calipers.certify(Halves(), x, y, Ball("linf", 0.05), Liar(0.401, meets=0.4005))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_radius_above_an_example_of_the_same_tool_is_a_contradiction() -> None
     [(0.05, -1.0), (0.05, 0.0), (0.05, np.nan), (np.nan, 1.0), (np.inf, 1.0), (-0.05, 1.0)],
 )
 def test_claims_that_say_nothing_prove_nothing(radius: float, margin: float) -> None:
-    found = calipers.certify(Liar(radius, margin), Halves(), *points(), Ball("linf", 0.05))
+    found = calipers.certify(Halves(), *points(), Ball("linf", 0.05), Liar(radius, margin))
     assert not found.certified.any() and (found.radius == 0).all()
     assert (found.margin <= 0).all()
 
@@ -128,14 +128,14 @@ def test_a_point_that_cannot_be_measured_is_not_certified() -> None:
     x[1, 0] = torch.nan
     for tool in (calipers.CROWN(), Liar(0.05)):
         assert calipers.certify(
-            tool, Halves(), x, y, Ball("linf", 0.05, None)
+            Halves(), x, y, Ball("linf", 0.05, None), tool
         ).certified.tolist() == [
             True,
             False,
             True,
             True,
         ]
-    nothing = calipers.certify(Liar(0.05), Halves(), x[1:2], y[1:2], Ball("linf", 0.05, None))
+    nothing = calipers.certify(Halves(), x[1:2], y[1:2], Ball("linf", 0.05, None), Liar(0.05))
     assert not nothing.certified.any() and nothing.margin.tolist() == [-np.inf]
 
 
@@ -145,7 +145,7 @@ def test_a_model_without_an_answer_inside_the_ball_is_not_robust_there() -> None
             return super().forward(x) * torch.where(x[:, 1:] == 0.5, 1.0, torch.nan)
 
     with pytest.raises(Contradiction):
-        calipers.certify(Liar(0.05), Hole(), *points(), Ball("linf", 0.05))
+        calipers.certify(Hole(), *points(), Ball("linf", 0.05), Liar(0.05))
 
 
 # ---- the other loops (verify: tests/test_verify.py)
@@ -177,7 +177,7 @@ def by_drawing_between() -> None:
 
 
 def by_certifying() -> None:
-    calipers.certify(Liar(0.45), Halves(), *points(), Ball("linf", 0.05))
+    calipers.certify(Halves(), *points(), Ball("linf", 0.05), Liar(0.45))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_check_believes_no_liar_either(
 
 def test_where_an_attack_finds_nothing_the_distance_is_infinite() -> None:
     x, y = points()
-    found = calipers.attack("PGD(steps=5)", Halves(), x, y, Ball("linf", 0.2))
+    found = calipers.attack(Halves(), x, y, Ball("linf", 0.2), "PGD(steps=5)")
     assert found.success.tolist() == [False, False, True, True]
     assert found.distance.isinf().tolist() == [True, True, False, False]
     assert ((found.distance <= 0.2) == found.success).all()
@@ -246,7 +246,7 @@ def test_where_an_attack_finds_nothing_the_distance_is_infinite() -> None:
 
 
 def test_an_example_beyond_the_radius_keeps_its_distance() -> None:
-    found = calipers.attack("DeepFool", Halves(), *points(), Ball("linf", 0.2))
+    found = calipers.attack(Halves(), *points(), Ball("linf", 0.2), "DeepFool")
     assert found.success.tolist() == [False, False, True, True]
     assert torch.allclose(
         found.distance, torch.tensor([0.4, 0.4, 0.1, 0.1], dtype=torch.float64), atol=1e-3
@@ -255,7 +255,7 @@ def test_an_example_beyond_the_radius_keeps_its_distance() -> None:
 
 def test_a_misclassified_point_is_its_own_example() -> None:
     x, y = points(wrong=True)
-    found = calipers.attack("PGD(steps=5)", Halves(), x, y, Ball("linf", 0.05))
+    found = calipers.attack(Halves(), x, y, Ball("linf", 0.05), "PGD(steps=5)")
     assert found.success.tolist() == [False, False, False, True]
     assert (
         float(found.distance[3]) == 0

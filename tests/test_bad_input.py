@@ -201,7 +201,7 @@ def test_points_that_are_wrong_already_are_their_own_examples(name: str) -> None
     right = arsenal.pose(arsenal.net(threat), threat, n=6)
     wrong = Problem.pose(right.classifier, right.x, (right.y + 1) % 4, right.threat)
     candidate, _ = arsenal.collected(attack, wrong)
-    found = calipers.attack(attack, wrong.classifier, wrong.x, wrong.y, wrong.threat)
+    found = calipers.attack(wrong.classifier, wrong.x, wrong.y, wrong.threat, attack)
     assert bool(
         is_adversarial(wrong.goal.worst(wrong.margins(wrong.classifier.logits(candidate)))).all()
     )
@@ -231,7 +231,7 @@ def test_a_radius_of_zero_among_others(name: str) -> None:
     problem = arsenal.pose(arsenal.net(threat), threat, n=6)
     radius = problem.threat.radii(6) * (torch.arange(6) % 2)
     some = problem.at(radius)
-    found = calipers.attack(attack, some.classifier, some.x, some.y, some.threat)
+    found = calipers.attack(some.classifier, some.x, some.y, some.threat, attack)
     assert not found.success[::2].any() and found.candidates.isfinite().all()
     alone = problem.take([1, 3, 5])
     assert torch.equal(found.candidates[1::2], arsenal.collected(attack, alone)[0])
@@ -389,7 +389,7 @@ def test_a_declared_random_model_is_measured_alike_whatever_was_drawn_before() -
 def test_nothing_is_certified_about_a_random_model() -> None:
     model, x, y = noisy()
     with pytest.raises((UnsupportedOp, CaptureError)):
-        calipers.certify(calipers.CROWN(), Classifier(model, draws=5), x, y, Ball("linf", 0.1))
+        calipers.certify(Classifier(model, draws=5), x, y, Ball("linf", 0.1), calipers.CROWN())
     still = Problem.pose(
         Classifier(linear(6, 3), draws=5), uniform(2, 6), [0, 0], Ball("linf", 0.1)
     )

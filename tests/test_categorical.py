@@ -143,7 +143,7 @@ def test_the_bracket_closes_on_the_fewest_switches_wherever_the_search_begins() 
 def test_enumeration_claims_the_switches_that_all_neighbours_resist(k: int) -> None:
     model, x, y = short()
     threat = Substitutions(SHORT, k, allowed=[[0, 1], [2], [], [0, 1, 2], [1, 2], [0]])
-    certified = calipers.certify("Enumeration", model, x, y, threat)
+    certified = calipers.certify(model, x, y, threat, "Enumeration")
     problem = Problem.pose(model, x, y, threat)
     truth = fewest(problem)
     assert certified.guarantee == "float64-checked"
@@ -206,7 +206,7 @@ def test_enumeration_claims_nothing_within_the_rounding_of_a_logit() -> None:
 
     x, y = torch.eye(3, dtype=torch.float64)[:1], torch.zeros(1, dtype=torch.long)
     radii = [
-        float(calipers.certify("Enumeration", Close(m), x, y, Substitutions([[0, 1, 2]], 1)).radius)
+        float(calipers.certify(Close(m), x, y, Substitutions([[0, 1, 2]], 1), "Enumeration").radius)
         for m in (1e-3, 0.1)
     ]
     assert radii == [0.0, 1.0]
@@ -238,7 +238,7 @@ def test_what_cannot_be_bounded_can_still_be_enumerated() -> None:
         )
         assert "nothing is proved" not in str(found).lower()
     with pytest.raises(UnsupportedOp):
-        calipers.certify("CROWN", _Sorted(), x[:20], y[:20], Substitutions(SHORT, 1))
+        calipers.certify(_Sorted(), x[:20], y[:20], Substitutions(SHORT, 1), "CROWN")
 
 
 def test_a_random_model_is_not_enumerated() -> None:
@@ -253,7 +253,7 @@ def test_a_random_model_is_not_enumerated() -> None:
     _, x, y = short()
     with pytest.raises(UnsupportedOp, match="answers at random"):
         calipers.certify(
-            "Enumeration", calipers.Classifier(Noisy(), draws=10), x, y, Substitutions(SHORT, 1)
+            calipers.Classifier(Noisy(), draws=10), x, y, Substitutions(SHORT, 1), "Enumeration"
         )
 
 
@@ -265,7 +265,7 @@ def bounds_hold(source: Any, tool: str, k: int) -> int:
     """Check a certifier's margins against all neighbours; return how many points it certifies."""
     model, x, y = source()
     threat = Substitutions(SHORT, k)
-    certified = calipers.certify(tool, model, x, y, threat)
+    certified = calipers.certify(model, x, y, threat, tool)
     for margins, bound in zip(
         lowest_margins(Problem.pose(model, x, y, threat)), certified.margin.tolist(), strict=True
     ):
@@ -373,7 +373,7 @@ def test_bounds_hold_where_numeric_columns_move_too() -> None:
         threat = Substitutions(SHORT, k, numeric=Ball("linf", 3.0, box=(0, 10)))
         problem = Problem.pose(model, x, y, threat)
         for tool in ("CROWN", "IBP"):
-            bound = calipers.certify(tool, model, x, y, threat).margin
+            bound = calipers.certify(model, x, y, threat, tool).margin
             for i in range(40):
                 every = torch.cat(list(problem.region.neighbours(i))).repeat(9, 1)
                 corner = torch.tensor(
@@ -414,14 +414,14 @@ def test_a_tool_for_balls_refuses_letters_by_name(name: str) -> None:
         match=f"{name} searches the inside of a norm ball.*use "
         f"{'Replace' if name in ATTACKS else 'Enumeration'}",
     ):
-        run(tool, model, x, y, Substitutions(SHORT, 1))
+        run(model, x, y, Substitutions(SHORT, 1), tool)
 
 
 @pytest.mark.parametrize("name", sorted(FIT))
 def test_a_tool_that_fits_letters_answers(name: str) -> None:
     model, x, y = short()
     run: Any = calipers.attack if name in ATTACKS else calipers.certify
-    run(name, model, x, y, Substitutions(SHORT, 1))
+    run(model, x, y, Substitutions(SHORT, 1), name)
 
 
 def test_plans_fit_their_threat() -> None:
@@ -507,7 +507,7 @@ def test_a_witness_that_moves_numbers_alone_stands_at_half_a_switch() -> None:
     )
     assert [row.is_clean_error for row in result.points] == [False, False, False]
     half = calipers.attack(
-        "Replace", model, x, y, Substitutions(letters(2, 2), 0.5, numeric=Ball("linf", 0.15))
+        model, x, y, Substitutions(letters(2, 2), 0.5, numeric=Ball("linf", 0.15)), "Replace"
     )
     assert half.success.tolist() == [True, False, False] and half.distance[0] == 0.5
     assert "half a switch" in page([result.summary])

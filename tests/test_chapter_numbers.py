@@ -185,12 +185,12 @@ def test_certified_distances_of_the_tent() -> None:
         torch.tensor([0]),
         Ball("linf", 0.3, box=None),
     )
-    interval = certify(LargestRadius(IBP(), rounds=40, tolerance=1e-6), tent(), x, y, threat)
-    crown = certify(LargestRadius(CROWN(), rounds=40, tolerance=1e-6), tent(), x, y, threat)
+    interval = certify(tent(), x, y, threat, LargestRadius(IBP(), rounds=40, tolerance=1e-6))
+    crown = certify(tent(), x, y, threat, LargestRadius(CROWN(), rounds=40, tolerance=1e-6))
     assert float(interval.radius) == pytest.approx(0.5, abs=1e-4) and float(interval.radius) <= 0.5
     assert float(crown.radius) == pytest.approx(0.7, abs=1e-4) and float(crown.radius) <= 0.7
     exact = Ball("linf", 0.7 - 1e-9, box=None)
-    assert bool(certify(BranchAndBound(seconds=20), tent(), x, y, exact).certified)
+    assert bool(certify(tent(), x, y, exact, BranchAndBound(seconds=20)).certified)
     assert float((1 - x.abs() - 0.7).abs()) < 1e-12  # and 0.7 away, at 1, the margin is 0
 
 

@@ -201,7 +201,7 @@ def test_on_linear_models_the_bound_comes_near_the_linear_program(norm: str, rad
 def test_the_euclidean_bound_is_near_the_convex_program() -> None:
     model, x = linear(0), rows(12)
     y = model(x).argmax(1)
-    bound = calipers.certify(CROWN(), model, x, y, threat("l2", 0.3)).margin
+    bound = calipers.certify(model, x, y, threat("l2", 0.3), CROWN()).margin
     a, b = (t.numpy() for t in ordered())
     for i in range(len(x)):
         w = (model[0].weight[y[i]] - model[0].weight[1 - y[i]]).numpy()
@@ -269,14 +269,14 @@ def test_constraints_make_more_points_certifiable() -> None:
         model, x = two_layers(seed), rows(20, seed)
         y = evened(model, x, "linf", 0.12)
         tight, loose = (
-            calipers.certify(CROWN(), model, x, y, t)
+            calipers.certify(model, x, y, t, CROWN())
             for t in (threat("linf", 0.12), Ball("linf", 0.12))
         )
         # tighter boxes may turn a slope, which now and then costs more than they gain
         assert float((tight.margin >= loose.margin - 1e-9).double().mean()) >= 0.85
         cut, free = cut + int(tight.certified.sum()), free + int(loose.certified.sum())
         radii = [
-            calipers.certify(LargestRadius(CROWN()), model, x, y, t).radius.sum()
+            calipers.certify(model, x, y, t, LargestRadius(CROWN())).radius.sum()
             for t in (threat("linf", 0.12), Ball("linf", 0.12))
         ]
         assert radii[0] > radii[1]
@@ -300,7 +300,7 @@ def test_the_sharper_bound_of_the_boxes_is_kept_in_single_precision_too() -> Non
     truth = lowest(two_layers(1), x.double(), y, "linf", 0.12)
     for tool in (CROWN(), AlphaCROWN(), CROWN(guarantee="float32-executed")):
         assert (
-            calipers.certify(tool, model, x, y, threat("linf", 0.12)).margin <= truth + 1e-5
+            calipers.certify(model, x, y, threat("linf", 0.12), tool).margin <= truth + 1e-5
         ).all()
 
 
@@ -337,7 +337,7 @@ def test_numbers_beside_letters_may_be_constrained() -> None:
     y = torch.zeros(6, dtype=torch.long)
     tight, loose = (
         calipers.certify(
-            CROWN(), model, x, y, Substitutions(UNEVEN, 1, numeric=Ball("linf", 0.5, constraints=c))
+            model, x, y, Substitutions(UNEVEN, 1, numeric=Ball("linf", 0.5, constraints=c)), CROWN()
         ).margin
         for c in (limits, None)
     )
@@ -431,7 +431,7 @@ def test_attacks_stay_inside_and_find_what_exists(attack: Any) -> None:
         model, x = linear(seed), rows(15, seed)
         y = evened(model, x, "linf", 0.15)
         truth = lowest(model, x, y, "linf", 0.15)
-        result = calipers.attack(attack, model, x, y, threat("linf", 0.15))
+        result = calipers.attack(model, x, y, threat("linf", 0.15), attack)
         assert (truth[result.success] <= 1e-9).all()
         assert threat("linf", 0.15).region(x).contains(result.candidates)[result.success].all()
         breakable, found = (
@@ -471,7 +471,7 @@ def test_a_box_that_is_cut_is_not_halved() -> None:
     """Plans go on to the next tool."""
     model, x = linear(0), rows(12)
     assert not calipers.certify(
-        InputSplit(), model, x, model(x).argmax(1), threat("linf", 0.001)
+        model, x, model(x).argmax(1), threat("linf", 0.001), InputSplit()
     ).certified.any()
 
 
@@ -509,7 +509,7 @@ def test_constraints_that_make_no_sense_say_so() -> None:
     with pytest.raises(BadInput, match=r"1 of 12 points break the constraints .*point 4, row 0"):
         Problem.pose(linear(0), wrong, y, threat("linf", 0.1))
     with pytest.raises(BadInput, match="no constraints"):
-        calipers.certify(CROWN(proofs=True), linear(0), rows(12), y, threat("linf", 0.1))
+        calipers.certify(linear(0), rows(12), y, threat("linf", 0.1), CROWN(proofs=True))
 
 
 # ---- mutants
@@ -548,7 +548,7 @@ def test_a_referee_that_overlooks_constraints_is_caught(monkeypatch: pytest.Monk
     place = int(torch.nonzero((free < -0.05) & (cut > 0.01))[0])
     problem = Problem.pose(model, x, y, threat("linf", 0.3)).take([place])
     outside = calipers.attack(
-        PGD(steps=40), model, problem.x, problem.y, Ball("linf", 0.3)
+        model, problem.x, problem.y, Ball("linf", 0.3), PGD(steps=40)
     ).candidates
     none = torch.zeros(1, dtype=torch.long)
 

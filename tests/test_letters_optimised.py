@@ -110,7 +110,7 @@ def exact(problem: Problem) -> Tensor:
 
 
 def margins(tool: Any, problem: Problem) -> Tensor:
-    return calipers.certify(tool, problem.classifier, problem.x, problem.y, problem.threat).margin
+    return calipers.certify(problem.classifier, problem.x, problem.y, problem.threat, tool).margin
 
 
 def verdicts(tool: BranchAndBound, problem: Problem) -> Tensor:
@@ -280,9 +280,9 @@ def test_the_largest_radius_is_a_whole_number_that_holds(bounder: Any) -> None:
     truth = torch.tensor(fewest(Problem.pose(model, x, y, Substitutions(SHORT, 1))))
     for k in (1, 3):
         radius = calipers.certify(
-            LargestRadius(bounder), model, x, y, Substitutions(SHORT, k)
+            model, x, y, Substitutions(SHORT, k), LargestRadius(bounder)
         ).radius
-        direct = calipers.certify(bounder, model, x, y, Substitutions(SHORT, 1)).certified
+        direct = calipers.certify(model, x, y, Substitutions(SHORT, 1), bounder).certified
         assert (radius < truth).all()
         assert (radius == radius.floor()).all()
         assert (radius[direct] >= 1).all(), "what the bounder proves at one switch is found"
@@ -291,7 +291,7 @@ def test_the_largest_radius_is_a_whole_number_that_holds(bounder: Any) -> None:
 def test_numbers_alone_count_as_half_a_switch_in_radii_too() -> None:
     problem, _ = mixed(0, 1)
     radius = calipers.certify(
-        LargestRadius(CROWN()), problem.classifier, problem.x, problem.y, problem.threat
+        problem.classifier, problem.x, problem.y, problem.threat, LargestRadius(CROWN())
     ).radius
     alone = margins(CROWN(), problem.at(torch.full((8,), 0.5))) > 0
     assert set(radius.tolist()) <= {0.0, 0.5, 1.0, 2.0, 3.0, 4.0}

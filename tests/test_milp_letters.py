@@ -722,4 +722,4 @@ def test_what_programs_cannot_say_is_refused() -> None:
     with pytest.raises(BadInput, match="straight pieces"):
         ends(Problem.pose(curved, x, y, Substitutions(SHORT, 6)))
     with pytest.raises(BadInput, match="Substitutions are letters to replace"):
-        calipers.certify(MILP(attack=APGD()), model, x, y, Substitutions(SHORT, 1))
+        calipers.certify(model, x, y, Substitutions(SHORT, 1), MILP(attack=APGD()))

@@ -169,11 +169,11 @@ def test_a_net_with_scaled_logits_is_broken_as_often(name: Any, tool: Any) -> No
     found = [
         int(
             attack(
-                tool(steps=15, loss=name),
                 Times(build("mnist-robust"), factor),
                 x,
                 y,
                 Ball("linf", 0.13),
+                tool(steps=15, loss=name),
             ).success.sum()
         )
         for factor in (1.0, 1e4, 1e-4)
@@ -189,7 +189,7 @@ def test_the_plain_cross_entropy_is_fooled_by_small_logits() -> None:
     x, y = (part[:120] for part in images())
     small = Times(build("mnist-robust"), 1e-4)
     plain, scale_free = (
-        int(attack(PGD(steps=15, loss=name), small, x, y, Ball("linf", 0.13)).success.sum())
+        int(attack(small, x, y, Ball("linf", 0.13), PGD(steps=15, loss=name)).success.sum())
         for name in ("cross_entropy", "scaled")
     )
     assert scale_free >= plain + 3, (scale_free, plain)

@@ -264,13 +264,13 @@ def as_if_bent(tape: Any, step: Any, v: Any) -> Any:
 
 ASKED: dict[str, Callable[[nn.Module], object]] = {
     "measure": lambda net: calipers.measure(net, X, Y, BALL, plan="quick"),
-    "attack": lambda net: calipers.attack("PGD(steps=1)", net, X, Y, BALL),
-    "certify": lambda net: calipers.certify("IBP", net, X, Y, BALL),
+    "attack": lambda net: calipers.attack(net, X, Y, BALL, "PGD(steps=1)"),
+    "certify": lambda net: calipers.certify(net, X, Y, BALL, "IBP"),
     "standardised": lambda net: calipers.certify(
-        "IBP", calipers.Classifier(net, 0.5, 2.0), X, Y, BALL
+        calipers.Classifier(net, 0.5, 2.0), X, Y, BALL, "IBP"
     ),
     "inside another": lambda net: calipers.certify(
-        "IBP", nn.Sequential(net, nn.Linear(3, 3)), X, Y, BALL
+        nn.Sequential(net, nn.Linear(3, 3)), X, Y, BALL, "IBP"
     ),
 }
 
@@ -338,14 +338,14 @@ def test_a_file_that_nobody_runs_is_not_claimed_about(
         BadModel,
         match=r"no independent program runs this file.*no such kernel.*Installing onnxruntime may help",
     ):
-        calipers.certify("IBP", net, X, Y, BALL)
+        calipers.certify(net, X, Y, BALL, "IBP")
 
 
 def test_a_network_whose_weights_were_changed_is_its_own(tmp_path: Path) -> None:
     net = loaded(tmp_path, NET)
     with torch.no_grad():
         net.get_buffer(net.names["v"]).add_(0.5)
-    calipers.certify("IBP", net, X, Y, BALL)
+    calipers.certify(net, X, Y, BALL, "IBP")
 
 
 def test_the_network_as_it_runs_is_compared_too(
@@ -360,7 +360,7 @@ def test_the_network_as_it_runs_is_compared_too(
 
     monkeypatch.setitem(OPS, "Relu", by_precision)
     with pytest.raises(BadModel, match=r"rounding moves the outputs|differs by"):
-        calipers.certify("IBP", loaded(tmp_path, NET), X, Y, BALL)
+        calipers.certify(loaded(tmp_path, NET), X, Y, BALL, "IBP")
 
 
 @pytest.mark.one_in(1)
@@ -374,10 +374,10 @@ def test_large_inputs_are_compared_a_few_at_a_time(
     """With 32 bytes at once two float32 points go together, and of float64 ones each alone."""
     monkeypatch.setattr(*limits)
     each = calipers.Ball("linf", torch.tensor([0.1, 0.2, 0.3]))
-    calipers.certify("IBP", loaded(tmp_path, NET), X, Y, each)
+    calipers.certify(loaded(tmp_path, NET), X, Y, each, "IBP")
     monkeypatch.setitem(OPS, "Relu", as_if_bent)
     with pytest.raises(BadModel, match="differs by"):
-        calipers.certify("IBP", loaded(tmp_path, NET), X, Y, each)
+        calipers.certify(loaded(tmp_path, NET), X, Y, each, "IBP")
 
 
 def test_points_that_are_no_numbers_are_passed_over(
@@ -391,7 +391,7 @@ def test_points_that_are_no_numbers_are_passed_over(
     ].count("invalid") == 1
     monkeypatch.setitem(OPS, "Relu", as_if_bent)
     with pytest.raises(BadModel, match="differs by"):
-        calipers.attack("PGD(steps=1)", loaded(tmp_path, NET), x, Y, BALL)
+        calipers.attack(loaded(tmp_path, NET), x, Y, BALL, "PGD(steps=1)")
 
 
 def test_letters_are_compared_as_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,10 +399,10 @@ def test_letters_are_compared_as_letters(tmp_path: Path, monkeypatch: pytest.Mon
         torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]),
         calipers.Substitutions(letters(2, 2), 1),
     )
-    calipers.attack("Replace", loaded(tmp_path, NET), x, Y[:2], threat)
+    calipers.attack(loaded(tmp_path, NET), x, Y[:2], threat, "Replace")
     monkeypatch.setitem(OPS, "Relu", as_if_bent)
     with pytest.raises(BadModel, match="differs by"):
-        calipers.attack("Replace", loaded(tmp_path, NET), x, Y[:2], threat)
+        calipers.attack(loaded(tmp_path, NET), x, Y[:2], threat, "Replace")
 
 
 def outputs(run: Any, exact: Any, other: Any) -> Outputs:
@@ -511,7 +511,7 @@ def test_weights_beside_the_file_are_read_and_compared(where: str, tmp_path: Pat
         location="weights.bin",
     )
     assert (tmp_path / "in" / "weights.bin").stat().st_size
-    calipers.certify("IBP", load_onnx(tmp_path / "in" / "net.onnx"), X, Y, BALL)
+    calipers.certify(load_onnx(tmp_path / "in" / "net.onnx"), X, Y, BALL, "IBP")
     data = (tmp_path / "in" / "net.onnx").read_bytes()
     (tmp_path / "in" / "net.onnx").write_bytes(data.replace(b"weights.bin", b"../outs.bin"))
     (tmp_path / "in" / "weights.bin").rename(tmp_path / "outs.bin")

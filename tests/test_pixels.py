@@ -232,7 +232,7 @@ def test_attacks_on_one_channel_are_those_on_features(attack: Any) -> None:
     model = linear(2)
     y = model(x).argmax(1)
     ones, features = (
-        calipers.attack(attack, model, x, y, Ball(norm, 3)) for norm in ("pixels", "l0")
+        calipers.attack(model, x, y, Ball(norm, 3), attack) for norm in ("pixels", "l0")
     )
     assert torch.equal(ones.candidates, features.candidates)
 
@@ -250,7 +250,7 @@ def test_what_is_no_image_is_refused() -> None:
     for tool in (Square(queries=10), calipers.FAB()):
         with pytest.raises(BadInput, match="pixels"):
             calipers.attack(
-                tool, linear(0), images(2), torch.zeros(2, dtype=torch.long), Ball("pixels", 1)
+                linear(0), images(2), torch.zeros(2, dtype=torch.long), Ball("pixels", 1), tool
             )
 
 
@@ -264,7 +264,7 @@ def test_on_a_linear_model_the_bound_is_the_lowest_of_all_subsets(tool: Any, k: 
     for seed in range(2):
         model, x = linear(seed), images(10, seed)
         y = model(x).argmax(1)
-        bound = calipers.certify(tool, model, x, y, Ball("pixels", k)).margin
+        bound = calipers.certify(model, x, y, Ball("pixels", k), tool).margin
         truth = torch.tensor(
             [lowest_linear(model, x[i], int(y[i]), k) for i in range(10)], dtype=F64
         )
@@ -282,7 +282,7 @@ def bounds_of_two_layers(k: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
             [lowest_two_layers(model, x[i], int(y[i]), k) for i in range(5)], dtype=F64
         )
         bounds = [
-            calipers.certify(tool, model, x, y, Ball("pixels", k)).margin
+            calipers.certify(model, x, y, Ball("pixels", k), tool).margin
             for tool in (IBP(), CROWN(), AlphaCROWN())
         ]
         found.append((*bounds, truth))
@@ -321,7 +321,7 @@ def test_windows_hold_all_channels_of_their_pixels() -> None:
         )
         truth = torch.minimum(truth, worst.view(6, 8).amin(1))
     for tool in (CROWN(), AlphaCROWN()):
-        assert (calipers.certify(tool, model, x, y, threat).margin <= truth).all()
+        assert (calipers.certify(model, x, y, threat, tool).margin <= truth).all()
 
 
 def test_branch_and_bound_is_right_about_pixels() -> None:
@@ -346,7 +346,7 @@ def test_branch_and_bound_is_right_about_pixels() -> None:
 def test_the_largest_count_proved_is_whole_and_holds() -> None:
     model, x = linear(3), images(10, 3)
     y = model(x).argmax(1)
-    radius = calipers.certify(LargestRadius(CROWN()), model, x, y, Ball("pixels", 1)).radius
+    radius = calipers.certify(model, x, y, Ball("pixels", 1), LargestRadius(CROWN())).radius
     truth = [
         next((k - 1 for k in range(1, 5) if lowest_linear(model, x[i], int(y[i]), k) <= 0), 4)
         for i in range(10)
@@ -378,7 +378,7 @@ def test_attacks_find_the_fewest_pixels_of_linear_models(attack: Any) -> None:
             ]
         )
         threat = Ball("pixels", 4)
-        found = calipers.attack(attack, model, x, y, threat)
+        found = calipers.attack(model, x, y, threat, attack)
         worst = Problem.pose(model, x, y, threat)
         adversarial = is_adversarial(worst.goal.worst(worst.margins(model(found.candidates))))
         distance = torch.where(
@@ -394,7 +394,7 @@ def test_attacks_within_a_budget_of_pixels_keep_to_it(attack: Any) -> None:
     model, x = linear(1), images(20, 9)
     y = model(x).argmax(1)
     truth = torch.tensor([lowest_linear(model, x[i], int(y[i]), 2) <= 0 for i in range(20)])
-    found = calipers.attack(attack, model, x, y, Ball("pixels", 2))
+    found = calipers.attack(model, x, y, Ball("pixels", 2), attack)
     assert (found.success <= truth).all()
     assert float(found.success[truth].double().mean()) >= 0.85
 

@@ -69,7 +69,7 @@ def labels(model: nn.Module, x: Tensor) -> Tensor:
 
 def fooled(tool: str, model: nn.Module, ball: Ball = BALL) -> int:
     x = points()
-    return int(calipers.attack(tool, model, x, labels(model, x), ball).success.sum())
+    return int(calipers.attack(model, x, labels(model, x), ball, tool).success.sum())
 
 
 def rates(model: nn.Module, ball: Ball = BALL, plan: str = "quick") -> tuple[int, int, int]:
@@ -128,7 +128,7 @@ def test_weights_and_points_made_in_inference_mode_are_measured() -> None:
     with torch.inference_mode():
         model, x = nn.Sequential(net(), nn.BatchNorm1d(3)).eval(), points() + 0
         y = model(x).argmax(1)
-    inside = calipers.attack("PGD(steps=10)", model, x, y, BALL)
+    inside = calipers.attack(model, x, y, BALL, "PGD(steps=10)")
     outside = nn.Sequential(net(), nn.BatchNorm1d(3)).eval()
     assert x.is_inference() and inside.success.sum() == fooled("PGD(steps=10)", outside) > 0
 
@@ -167,7 +167,7 @@ def test_points_without_a_gradient_are_counted_and_told(cut: str, tmp_path: Path
     ):
         assert "gradient" in shown
     assert "attacks by gradients see nothing there" in str(result) and "Square" in page
-    spent = calipers.attack("PGD(steps=10)", model, x, labels(model, x), BALL)
+    spent = calipers.attack(model, x, labels(model, x), BALL, "PGD(steps=10)")
     assert (int(spent.backwards.sum()) == 0) == (kind == "none")
 
 
@@ -401,7 +401,7 @@ def test_any_error_of_the_translation_leaves_the_upper_jaw(monkeypatch: pytest.M
     monkeypatch.setattr(capture, "_graph", fails)
     x = points()
     with pytest.raises(CaptureError, match=r"cannot be turned into a graph.*submod_3"):
-        calipers.certify("CROWN", net(), x, labels(net(), x), BALL)
+        calipers.certify(net(), x, labels(net(), x), BALL, "CROWN")
     result = calipers.measure(net(), x, labels(net(), x), BALL, plan="quick")
     assert "no lower jaw" in str(result) and result.robust_accuracy.attacked.count < 20
 
@@ -411,7 +411,7 @@ def test_a_branch_on_data_is_refused_by_name() -> None:
     with pytest.raises(
         (CaptureError, UnsupportedOp), match=r"graph|program of its own|mixes points"
     ):
-        calipers.certify("CROWN", model, points(), labels(net(), points()), BALL)
+        calipers.certify(model, points(), labels(net(), points()), BALL, "CROWN")
 
 
 def test_compiled_models_are_measured_as_the_code_they_were_made_of() -> None:
@@ -449,7 +449,7 @@ def test_half_precision_is_judged_as_it_is_deployed(dtype: torch.dtype) -> None:
         "Square(queries=50)",
         "HopSkipJump(queries=150)",
     ):
-        found = calipers.attack(tool, model, x, y, Ball("linf", 0.2))
+        found = calipers.attack(model, x, y, Ball("linf", 0.2), tool)
         deployed = (
             model(found.candidates.to(dtype)).detach().scatter(1, y[:, None], -torch.inf).amax(1)
         )
@@ -514,7 +514,7 @@ def test_a_value_between_0_and_1_may_be_specified() -> None:
     )
     for n in (5, 20):
         calipers.attack(
-            "PGD(steps=2)", value, points(n), torch.zeros(n, dtype=torch.long), BALL, goal=goal
+            value, points(n), torch.zeros(n, dtype=torch.long), BALL, "PGD(steps=2)", goal=goal
         )
 
 
@@ -526,11 +526,11 @@ def test_arrays_and_lists_are_read_like_tensors() -> None:
     x, mask = points(), torch.arange(12).view(3, 4) % 2 == 0
     y = labels(net(), x)
     usual = calipers.attack(
-        "PGD(steps=5)",
         net(),
         x,
         y,
         Ball("linf", 0.2, (0.0, 1.0), mask),
+        "PGD(steps=5)",
         goal=calipers.Targeted((y + 1) % 3),
     )
     box = (np.zeros((3, 4)), [[1.0] * 4] * 3)
@@ -540,7 +540,7 @@ def test_arrays_and_lists_are_read_like_tensors() -> None:
         (x.numpy()[::-1][::-1], y[:, None], ((y + 1) % 3).tolist()),
         (list(x), y.tolist(), (y + 1) % 3),
     ):
-        found = calipers.attack("PGD(steps=5)", net(), xs, ys, ball, goal=calipers.Targeted(target))  # type: ignore[arg-type]
+        found = calipers.attack(net(), xs, ys, ball, "PGD(steps=5)", goal=calipers.Targeted(target))  # type: ignore[arg-type]
         assert torch.equal(found.candidates, usual.candidates)
 
 
@@ -562,7 +562,7 @@ def test_arrays_and_lists_are_read_like_tensors() -> None:
 )
 def test_what_is_no_table_is_named(x: Any, y: Any, said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        calipers.attack("PGD(steps=2)", net(), x, y, BALL)
+        calipers.attack(net(), x, y, BALL, "PGD(steps=2)")
 
 
 def test_other_wrong_settings_are_named() -> None:
@@ -623,7 +623,7 @@ def test_a_convolution_keeps_its_face_in_the_copy_that_is_searched() -> None:
             return self.last(z.relu().flatten(1))  # type: ignore[no-any-return]
 
     model, x = Reads().eval(), torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = calipers.attack("PGD(steps=10)", model, x, labels(model, x), Ball("linf", 0.5))
+    found = calipers.attack(model, x, labels(model, x), Ball("linf", 0.5), "PGD(steps=10)")
     assert found.success.any()
 
 
@@ -652,10 +652,10 @@ def test_a_certifier_that_fails_ends_itself_alone() -> None:
     result = calipers.measure(net(), x, y, Ball("linf", 0.01), plan=plan)
     assert result.finished and result.robust_accuracy.certified.count > 0 and said in str(result)
     with pytest.raises(calipers.ToolFailed, match=re.escape(said)):
-        calipers.certify(Fails(), net(), x, y, BALL)
+        calipers.certify(net(), x, y, BALL, Fails())
     for error in (KeyboardInterrupt, Contradiction):
         with pytest.raises(error):
-            calipers.certify(Fails(error), net(), x, y, BALL)
+            calipers.certify(net(), x, y, BALL, Fails(error))
 
 
 def test_two_threads_leave_the_default_type_as_it_was() -> None:

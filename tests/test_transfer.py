@@ -165,7 +165,7 @@ def test_the_transform_is_never_what_is_judged() -> None:
     attempts = list(Momentum(steps=5, diversity=1.0)(problem))
     # six looks, each beside its transformed one; nothing ended early
     assert all(int(a.forwards.min()) == 12 for a in attempts)
-    found = attack(Momentum(steps=5, diversity=1.0), Framed(), problem.x, problem.y, problem.threat)
+    found = attack(Framed(), problem.x, problem.y, problem.threat, Momentum(steps=5, diversity=1.0))
     assert not found.success.any()
 
 
@@ -197,7 +197,7 @@ def test_more_surrogates_never_break_less() -> None:
     threat, tool = Ball("linf", 0.12), PGD(steps=6)
     other = Student(784, 16, 10)
     counts = [
-        int(attack(Transfer(tool, s), target, x, y, threat).success.sum())
+        int(attack(target, x, y, threat, Transfer(tool, s)).success.sum())
         for s in ((build("mnist-robust"),), (build("mnist-robust"), other))
     ]
     assert counts[1] >= counts[0] > 3, counts
@@ -237,11 +237,11 @@ def test_a_target_class_is_sought_on_the_surrogate_too() -> None:
     x, y = (part[:40] for part in images())
     goal = Targeted((y + 1) % 10)
     found = attack(
-        Transfer(PGD(steps=20), (build("mnist-plain"),)),
         build("mnist-plain"),
         x,
         y,
         Ball("linf", 0.25),
+        Transfer(PGD(steps=20), (build("mnist-plain"),)),
         goal=goal,
     )
     answers = build("mnist-plain")(found.candidates).argmax(1)
@@ -275,7 +275,7 @@ def test_a_student_of_labels_alone_breaks_more_than_noise() -> None:
     student = distilled(target, x[100:300], queries=400, rounds=2, hidden=64)
     shown, labels = x[:100], y[:100]
     found = attack(
-        Transfer(Momentum(steps=10, diversity=0.5), (student,)), target, shown, labels, threat
+        target, shown, labels, threat, Transfer(Momentum(steps=10, diversity=0.5), (student,))
     )
     generator = torch.Generator().manual_seed(0)
     noisy = [

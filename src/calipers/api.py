@@ -24,7 +24,7 @@ from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee, Ruling
 from calipers.measurement.run import Watch, run
 from calipers.measurement.sweep import sweep
-from calipers.presets import check_fit, plan_for, tool_from
+from calipers.presets import plan_for, tool_for
 from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
@@ -334,21 +334,23 @@ class Attacked:
 
 @with_gradients()
 def attack(
-    tool: Attack | str,
     model: nn.Module | Classifier,
     x: Tensor,
     y: Tensor,
     threat: Threat,
+    tool: Attack | str | None = None,
     *,
     goal: Goal | None = None,
     seed: int = 0,
 ) -> Attacked:
     """Run one attack, and let the referee say what counts. Ctrl-C ends the search; what it has
     found is judged and returned.
+
+    `tool` is the attack itself, or what the command line calls it ("PGD(steps=100, restarts=20)",
+    also the usual one; for `Substitutions`, "Replace").
     """
     problem = Problem.pose(model, x, y, threat, goal)
-    chosen = tool_from(tool) if isinstance(tool, str) else tool
-    check_fit(chosen, threat)
+    chosen = tool_for("attack", tool, threat)
     n, candidates, place = (
         len(problem),
         problem.x.clone(),
@@ -404,23 +406,23 @@ class Certified:
 
 @with_gradients()
 def certify(
-    tool: Certifier | str,
     model: nn.Module | Classifier,
     x: Tensor,
     y: Tensor,
     threat: Threat,
+    tool: Certifier | str | None = None,
     *,
     goal: Goal | None = None,
 ) -> Certified:
     """Run one certifier, and let the referee say what counts.
 
+    `tool` is the certifier itself, or what the command line calls it ("CROWN", also the usual one).
     Points that the model gets wrong, or that cannot be measured, are never certified. Raises
     `Contradiction` where a claim is wrong beyond doubt or an example that the tool met itself lies
     inside it; `UnsupportedOp` or `CaptureError` where the model cannot be bounded.
     """
     problem = Problem.pose(model, x, y, threat, goal)
-    chosen = tool_from(tool) if isinstance(tool, str) else tool
-    check_fit(chosen, threat)
+    chosen = tool_for("certify", tool, threat)
     n, guarantee = len(problem), ""
     margin, claimed = (
         torch.full((n,), -torch.inf, dtype=torch.float64),

@@ -369,19 +369,31 @@ def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:
     """Return the plan of one tool alone, written down as for `tool_from`; where none is named, the
     command's usual one for such a threat.
     """
-    chosen = _ALONE[command][isinstance(threat, Substitutions)] if tool is None else tool_from(tool)
+    chosen = tool_for(command, tool, threat)
     if (type(chosen).__name__ in ATTACKS) != (command == "attack"):
         other = "certify" if command == "attack" else "attack"
         raise BadInput(
             f"{type(chosen).__name__} is no tool for {command}: write calipers {other} --tool "
             f"{type(chosen).__name__}"
         )
-    check_fit(chosen, threat)
     return Plan(
         repr(chosen),
         (stage_of(chosen),),
         f"measure --plan {'categorical' if isinstance(threat, Substitutions) else 'standard'}",
     )
+
+
+def tool_for(
+    command: str, tool: Attack | Certifier | str | None, threat: Threat
+) -> Attack | Certifier:
+    """Return the tool that is given, or written down as for `tool_from`; for None, the command's
+    usual one for such a threat. Refuses tools that do not fit the threat.
+    """
+    if tool is None:
+        tool = _ALONE[command][isinstance(threat, Substitutions)]
+    chosen = tool_from(tool) if isinstance(tool, str) else tool
+    check_fit(chosen, threat)
+    return chosen
 
 
 def check_fit(tool: Attack | Certifier, threat: Threat) -> None:

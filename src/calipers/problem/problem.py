@@ -66,6 +66,12 @@ class Problem:
         Labels are places among the outputs. A model that names its classes (see `from_estimator`)
         is asked by their names, unless `places` says otherwise.
         """
+        if isinstance(x, nn.Module | Classifier):
+            raise BadInput(
+                f"the model comes first, got {type(model).__name__} there and a model second; the "
+                "order is (model, x, y, threat), and a tool comes after the threat: "
+                "calipers.attack(model, x, y, threat, tool)"
+            )
         classifier = model if isinstance(model, Classifier) else Classifier(model)
         x = reading.points(x).to(device=classifier.device, dtype=classifier.dtype)
         own = (
