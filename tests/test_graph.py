@@ -266,7 +266,6 @@ def refusal(function: Callable[[Tensor], Tensor], kind: type[Exception], width: 
     [
         (torch.tan, "aten.tan.default"),
         (lambda x: x.sign(), "aten.sign.default"),
-        (lambda x: x.cumsum(1), "aten.cumsum.default"),
         (lambda x: x.sort(1).values, "aten.sort.default"),
         (
             lambda x: functional.scaled_dot_product_attention(
@@ -294,6 +293,8 @@ def test_unsupported_operation_is_named_with_its_module_and_source_line(
         lambda x: torch.cat([x[1:], x[:1]]),
         lambda x: x / x.shape[0],
         lambda x: x.softmax(0),
+        lambda x: x.cumsum(0),
+        lambda x: x - x.amax(0),
         lambda x: functional.layer_norm(x.T, (len(x),)).T,
     ],
     ids=[
@@ -304,6 +305,8 @@ def test_unsupported_operation_is_named_with_its_module_and_source_line(
         "rolled",
         "divided by the batch size",
         "softmax over points",
+        "sums over points",
+        "largest of points",
         "norm over points",
     ],
 )

@@ -92,6 +92,34 @@ def clamps(d: Draw) -> Callable[[Tensor], Tensor]:
     return bound(d.random.choice([torch.clamp, torch.clip]), low, high)
 
 
+def clamps_by_tensors(d: Draw, shape: Shape) -> Callable[[Tensor], Tensor]:
+    """Clamps with an end for each element, in any order, or left out."""
+    low, high = (d.some(*d.random.choice([shape, shape[-1:], ()])) for _ in range(2))
+    which = d.one("both", "both", "low", "high")
+    return bound(
+        torch.clamp,
+        None if which == "high" else low,
+        None if which == "low" else high,
+    )
+
+
+def choices(d: Draw) -> Callable[[Tensor], Tensor]:
+    """By a comparison with a number, between functions that meet there or do not."""
+    c, k = float(d.one(0, 0, 0.3, -1, 2)), float(d.odd())
+    ways: list[Callable[[Tensor], Tensor]] = [
+        lambda t: torch.where(t > c, t, c + k * (t - c)),
+        lambda t: torch.where(t < c, k * t + (1 - k) * c, t),
+        lambda t: torch.where(c >= t, torch.exp(t - c) - 1, t - c),
+        lambda t: torch.where(t > 0, t, torch.zeros(())),
+        lambda t: torch.where(t >= 0, torch.tanh(t), k * torch.sin(t)),
+        lambda t: torch.where(t <= 0, 0.0, t.square() * k),
+        lambda t: torch.where(t > c, t, k),
+        lambda t: torch.where(t.abs() < 1, 0.5 * t.square(), t.abs() - 0.5),
+        lambda t: torch.where(t > c, 1.0, 0.0) * t,
+    ]
+    return d.random.choice(ways)
+
+
 def powers(d: Draw) -> Callable[[Tensor], Tensor]:
     """x to a constant, of all x or of positive ones."""
     p = d.one(0, 1, 2, 3, 4, 5, 0.5, 1.5, -1, -2, -3, -0.5, 0.3, 2.5, 1.0, 8)
@@ -448,6 +476,8 @@ WAYS: dict[str, Way] = {
     ),
     "clamp": each(clamps),
     "clamp once more": each(clamps),
+    "clamp by tensors": made(clamps_by_tensors, lambda d: d.any()),
+    "choice": each(choices),
     "hardtanh": each(lambda d: bound(F.hardtanh, *sorted([float(d.odd()), float(d.odd()) + 1e-3]))),
     "leaky relu": each(lambda d: bound(F.leaky_relu, d.odd())),
     "prelu": made(with_slopes, lambda d: d.any()),

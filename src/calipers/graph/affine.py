@@ -427,7 +427,7 @@ _MOVES = (
     "aten.pixel_unshuffle.default aten.roll.default aten.index_select.default aten.narrow.default "
     "aten.movedim.int aten.repeat.default aten.t.default aten.tile.default aten.index.Tensor "
     "aten.channel_shuffle.default aten.diagonal.default aten.mean.default aten.sum.default "
-    "aten.unfold.default aten.im2col.default aten.adaptive_avg_pool1d.default"
+    "aten.unfold.default aten.im2col.default aten.cumsum.default"
 )
 _WEIGHTED = (
     "aten.conv_transpose1d.default aten.conv_transpose2d.input aten.conv_transpose3d.input "

@@ -31,11 +31,11 @@ from calipers.graph.calls import (
     unread,
     with_absolute_constants,
 )
+from calipers.graph.compositions import CHOICES, COMPOSITIONS, Condition
 from calipers.graph.exporting import exported, in_fewer
 from calipers.graph.fusion import fused
 from calipers.graph.ir import Graph, Op
 from calipers.graph.products import SELECTIONS
-from calipers.graph.rewrites import REWRITES
 from calipers.graph.writing import Result, Writer
 
 _AGREEMENT = (
@@ -266,8 +266,10 @@ class _Translator:
             )
         if name in _UNCHANGED:
             return args[0]
-        variable = [a for a in leaves(args) if isinstance(a, Result)]
-        if not variable:
+        compared = [a for a in leaves(args) if isinstance(a, Condition)]
+        if compared and name not in CHOICES:
+            raise UnsupportedOp(f"{name} at {place_of(fx_node)}: {compared[0].refused()}")
+        if not compared and not any(isinstance(a, Result) for a in leaves(args)):
             return self._fold(fx_node, args)
         if name in _SEVERAL:
             return self._parts(fx_node, args)
@@ -350,7 +352,7 @@ class _Translator:
 
     def _written(
         self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]
-    ) -> Result | None:
+    ) -> Any:
         """Write the call as an operation with facts of its own, or as several."""
         variable = [a for a in leaves(args) if isinstance(a, Result)]
         if self.single and name in _WHOLE and args[0] is variable[0] and variable[0].shape[0] == 1:
@@ -366,12 +368,12 @@ class _Translator:
             return self.writer.write(op, *variable)
         chosen = {k: v for k, v in options(fx_node).items() if k in fx_node.kwargs}
         if (
-            name not in REWRITES
+            name not in COMPOSITIONS
             or any(isinstance(a, _Batch) for a in leaves(args))
-            or not has_parameters_for(REWRITES[name], args, chosen)
+            or not has_parameters_for(COMPOSITIONS[name], args, chosen)
         ):
             return None
-        return REWRITES[name](self.writer, *args, **chosen)
+        return COMPOSITIONS[name](self.writer, *args, **chosen)
 
     def _op(
         self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]

@@ -1,0 +1,278 @@
+"""Layers made of operations that have bounds: gates, norms, shrinkage, clamps and choices by the
+sign of a number.
+
+Each computes what the layer does, for real numbers, as `rewrites` does for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calipers.errors import UnsupportedOp
+from calipers.graph.activations import TwoPieces
+from calipers.graph.affine import Scale, Sum
+from calipers.graph.curves import RSQRT, SIGMOID, SQUARE
+from calipers.graph.ir import Elementwise
+from calipers.graph.parameters import require_numbers
+from calipers.graph.products import MaxPool, Product
+from calipers.graph.recurrent import RECURRENT
+from calipers.graph.reductions import REDUCTIONS
+from calipers.graph.rewrites import RELU, REWRITES, Value, maximum, minimum, multiply, scaled
+from calipers.graph.rewrites import where as where_constant
+from calipers.graph.writing import Result, Writer
+
+_JUMPS = (
+    "its value jumps, and no line through the jump bounds it usefully. Replace it by a continuous "
+    "function"
+)
+_CONTINUOUS = 1e-12  # relative: what rounding makes of two values that are equal
+
+
+@dataclass(frozen=True)
+class Condition:
+    """x > threshold (`above`) or x < threshold, element by element, as `where` chooses by it.
+
+    Whether the threshold itself counts makes no difference: `where` takes what is continuous there.
+    """
+
+    x: Result
+    threshold: float
+    above: bool
+
+    def refused(self) -> UnsupportedOp:
+        """Return the error for whoever uses it for anything but a continuous choice."""
+        return UnsupportedOp(
+            f"a comparison of what depends on the point with {self.threshold:g}: {_JUMPS}, or "
+            "choose with where between functions that meet there"
+        )
+
+
+def compared(above: bool) -> Callable[..., Condition | None]:
+    """Return the reader of a comparison with one constant number."""
+
+    def read(w: Writer, x: Value, threshold: Any) -> Condition | None:
+        turned = not isinstance(x, Result)
+        x, threshold = (threshold, x) if turned else (x, threshold)
+        if not isinstance(x, Result) or isinstance(threshold, Result):
+            return None
+        number = torch.as_tensor(threshold, dtype=torch.float64).reshape(-1)
+        if len(number) != 1 or not bool(number.isfinite()):
+            return None
+        return Condition(x, float(number[0]), above != turned)
+
+    return read
+
+
+_Steps = list[Elementwise | Scale] | Tensor
+
+
+def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
+    """x or y: by a constant mask, or by whether a number is above another one, between functions
+    of it, element by element, that meet there: x(max(z, c)) + y(min(z, c)) - x(c).
+    """
+    if not isinstance(mask, Condition):
+        return where_constant(w, mask, x, y)
+    z, c = mask.x, mask.threshold
+    over, under = (_function_of(w, z, v) for v in ((x, y) if mask.above else (y, x)))
+    if over is None or under is None:
+        raise UnsupportedOp(
+            "a choice by a comparison of what depends on the point is read between functions of "
+            "the compared number itself, element by element"
+        )
+    at = torch.full((1, *z.shape), c, dtype=w.dtype, device=w.device)
+    meet, other = (_worked_out(function, at) for function in (over, under))
+    if not bool(((meet - other).abs() <= _CONTINUOUS * (1 + meet.abs())).all()):
+        raise UnsupportedOp(
+            f"a choice by a number's place above or below {c:g}, between functions that do not "
+            f"meet there: {_JUMPS}"
+        )
+    left, right = _slope(under), _slope(over)
+    if left is not None and right is not None:
+        return scaled(w, w.write(TwoPieces(left, right), scaled(w, z, 1.0, -c)), 1.0, meet[0])
+    above = w.write(RELU, scaled(w, z, 1.0, -c))
+    below = w.write(Sum((1.0, -1.0)), z, above)
+    both = w.write(
+        Sum((1.0, 1.0)), _written(w, over, scaled(w, above, 1.0, c)), _written(w, under, below)
+    )
+    return scaled(w, both, 1.0, -meet[0])
+
+
+def _slope(steps: _Steps) -> float | None:
+    """Return the slope of a straight line that is the same for all elements."""
+    if isinstance(steps, Tensor):
+        return 0.0
+    slope = 1.0
+    for op in steps:
+        if not isinstance(op, Scale) or op.scale.numel() > 1 or op.shift.numel() > 1:
+            return None
+        slope *= float(op.scale)
+    return slope
+
+
+def _function_of(w: Writer, z: Result, value: Value) -> _Steps | None:
+    """Return the functions of one number each by which a value is made of z, or a constant."""
+    if not isinstance(value, Result):
+        given = torch.as_tensor(value, dtype=w.dtype, device=w.device)
+        return given if given.numel() == 1 else None
+    steps: list[Elementwise | Scale] = []
+    number = value.number
+    while number != z.number:
+        node = w.nodes[number - 1] if number else None
+        if node is None or len(node.inputs) != 1 or node.shape != z.shape:
+            return None
+        if not isinstance(node.op, Elementwise | Scale):
+            return None
+        steps.append(node.op)
+        number = node.inputs[0]
+    return steps[::-1]
+
+
+def _worked_out(steps: _Steps, at: Tensor) -> Tensor:
+    if isinstance(steps, Tensor):
+        return steps.reshape(()).expand_as(at)
+    for op in steps:
+        at = op.value(at)
+    return at
+
+
+def _written(w: Writer, steps: _Steps, x: Result) -> Result:
+    if isinstance(steps, Tensor):
+        return scaled(w, x, 0.0, float(steps))
+    for op in steps:
+        x = w.write(op, x)
+    return x
+
+
+def gated(w: Writer, x: Result, dim: int = -1) -> Result | None:
+    """The first half along an axis times the sigmoid of the second."""
+    axis = w.axis(x, dim)
+    half = x.shape[axis - 1] // 2
+    first, second = (
+        w.move("narrow", lambda t, k=k: t.narrow(axis, k * half, half), x) for k in (0, 1)
+    )
+    return multiply(w, first, w.write(SIGMOID, second))
+
+
+def rms_norm(
+    w: Writer, x: Result, shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Result:
+    """x / sqrt(mean of x^2 + eps) over the last axes, with a factor for each place."""
+    if eps is None:
+        raise UnsupportedOp(
+            "RMS normalisation without an eps takes that of the number type, which is another one "
+            "in float64: give it, RMSNorm(size, eps=1e-6)"
+        )
+    dims = tuple(range(-len(shape), 0))
+    mean = w.move("mean", lambda t: t.mean(dims, keepdim=True), w.write(SQUARE, x))
+    factor = w.write(RSQRT, scaled(w, w.write(RELU, mean), 1.0, float(eps)))
+    made = w.write(Product(), x, w.expand(factor, x.shape))
+    return made if weight is None else scaled(w, made, weight)
+
+
+def soft_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
+    """x moved towards 0 by a size, and 0 within it: max(x - s, 0) - max(-x - s, 0)."""
+    require_numbers("softshrink", size=float(size))
+    above = w.write(RELU, scaled(w, x, 1.0, -float(size)))
+    below = w.write(RELU, scaled(w, x, -1.0, -float(size)))
+    return w.write(Sum((1.0, -1.0)), above, below)
+
+
+def hard_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
+    """x outside of [-size, size], 0 inside: continuous for size 0 only."""
+    if float(size) == 0:
+        return scaled(w, x, 1.0)
+    raise UnsupportedOp(f"hardshrink with size {float(size):g}: {_JUMPS} (softshrink)")
+
+
+def threshold(w: Writer, x: Result, least: float, otherwise: float) -> Result | None:
+    """x where it is above a number, another number elsewhere: max(x, least) where both are one."""
+    if float(least) == float(otherwise):
+        return maximum(w, x, torch.tensor(float(least), dtype=torch.float64))
+    raise UnsupportedOp(
+        f"a threshold at {float(least):g} with the value {float(otherwise):g} below: {_JUMPS}"
+    )
+
+
+def clamp(w: Writer, x: Value, low: Any = None, high: Any = None) -> Result | None:
+    """min(max(x, low), high), ends for each element: high where low is above it."""
+    made: Value | None = x
+    for end, function in ((low, maximum), (high, minimum)):
+        if end is not None and made is not None:
+            made = function(w, made, end if isinstance(end, Result) else torch.as_tensor(end))
+    return made if isinstance(made, Result) else None
+
+
+def adaptive_max_pool(rank: int) -> Callable[[Writer, Result, Any], Result | None]:
+    """Return the rewrite of a max-pool to a given size; its windows may overlap."""
+    pool: Callable[..., Tensor] = (
+        functional.adaptive_max_pool1d,
+        functional.adaptive_max_pool2d,
+        functional.adaptive_max_pool3d,
+    )[rank - 1]
+
+    def rewrite(w: Writer, x: Result, size: Any) -> Result | None:
+        if len(x.shape) != rank + 1 or w.lead:
+            return None
+        sizes = tuple(size) if isinstance(size, list | tuple) else (size,) * rank
+        count = math.prod(x.shape)
+        flat = torch.zeros(1, 1, dtype=torch.long)
+        for n, m in zip(x.shape, (x.shape[0], *sizes), strict=True):
+            spans = [(i * n // m, -((i + 1) * n // -m)) for i in range(m)]
+            longest = max(end - start for start, end in spans)
+            # a shorter window names its last place again: that changes no extreme
+            place = torch.tensor(
+                [[min(start + k, end - 1) for k in range(longest)] for start, end in spans]
+            )
+            flat = (flat[:, None, :, None] * n + place[None, :, None, :]).reshape(len(flat) * m, -1)
+        assert int(flat.max()) < count
+        return w.write(
+            MaxPool(lambda t: pool(t, sizes), _once(flat, count), (x.shape[0], *sizes)), x
+        )
+
+    return rewrite
+
+
+def _once(windows: Tensor, nowhere: int) -> Tensor:
+    """Return the windows with each place once, the others set to what lies in no image."""
+    ordered = windows.sort(-1).values
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.where(again, nowhere, ordered).sort(-1).values
+
+
+CHOICES = tuple(f"aten.where.{kind}" for kind in ("self", "ScalarSelf", "ScalarOther", "Scalar"))
+"""What a comparison may be used for."""
+
+COMPOSITIONS: dict[str, Callable[..., Any]] = {
+    **REWRITES,
+    **REDUCTIONS,
+    **RECURRENT,
+    "aten.gt.Scalar": compared(True),
+    "aten.gt.Tensor": compared(True),
+    "aten.ge.Scalar": compared(True),
+    "aten.ge.Tensor": compared(True),
+    "aten.lt.Scalar": compared(False),
+    "aten.lt.Tensor": compared(False),
+    "aten.le.Scalar": compared(False),
+    "aten.le.Tensor": compared(False),
+    **dict.fromkeys(CHOICES, where),
+    "aten.glu.default": gated,
+    "aten.rms_norm.default": rms_norm,
+    "aten.softshrink.default": soft_shrink,
+    "aten.hardshrink.default": hard_shrink,
+    "aten.threshold.default": threshold,
+    "aten.clamp.Tensor": clamp,
+    "aten.clamp_min.Tensor": lambda w, x, low: clamp(w, x, low),
+    "aten.clamp_max.Tensor": lambda w, x, high: clamp(w, x, None, high),
+    **{f"aten.adaptive_max_pool{rank}d.default": adaptive_max_pool(rank) for rank in (1, 2, 3)},
+}
+"""Every rewrite by exported name, as `rewrites.REWRITES`; what a comparison is made into is a
+`Condition`, for `CHOICES` alone, and a layer of several results gives a list of them.
+"""

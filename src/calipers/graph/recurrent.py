@@ -1,0 +1,117 @@
+"""Recurrent layers of torch, written out one time step after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calipers.graph.affine import Linear, Sum
+from calipers.graph.curves import TANH
+from calipers.graph.ir import Op
+from calipers.graph.parameters import require
+from calipers.graph.rewrites import RELU
+from calipers.graph.writing import Result, Writer
+
+_LONGEST = 4096  # steps, each of which becomes four operations
+
+
+def plain_recurrent(function: Op) -> Callable[..., list[Result] | None]:
+    """Return the rewrite of an Elman network, h' = f(W x + b + U h + c), exported for one point:
+    all states of the last layer, and the last one of every layer.
+    """
+
+    def rewrite(
+        w: Writer,
+        x: Result,
+        first: Any,
+        weights: list[Tensor],
+        biased: bool,
+        layers: int,
+        dropout: float,
+        training: bool,
+        both_ways: bool,
+        batch_first: bool,
+    ) -> list[Result] | None:
+        ways = 2 if both_ways else 1
+        if w.lead != 1 or len(x.shape) != 3 or not isinstance(first, Tensor) or training:
+            return None
+        times, last = x.shape[1 if batch_first else 0], []
+        require(
+            times * ways * layers <= _LONGEST,
+            "a recurrent layer",
+            f"a sequence of at most {_LONGEST} steps",
+            steps=times * ways * layers,
+        )
+        each = 4 if biased else 2
+        row = [w.reshape(part, part.shape[-1:]) for part in _split(w, x, 1 if batch_first else 0)]
+        for layer in range(layers):
+            states: list[dict[int, Result]] = []
+            for way in range(ways):
+                k = layer * ways + way
+                made = _one_way(
+                    w, function, row, first[k].reshape(-1), weights[each * k : each * (k + 1)],
+                    backwards=way == 1,
+                )  # fmt: skip
+                states.append(made)
+                last.append(made[0 if way else times - 1])
+            row = [
+                states[0][t] if ways == 1 else w.move("cat", _joined, *(made[t] for made in states))
+                for t in range(times)
+            ]
+        shape = (1, times, *row[0].shape) if batch_first else (times, 1, *row[0].shape)
+        return [
+            w.reshape(w.move("stack", _stacked, *row), shape),
+            w.reshape(w.move("stack", _stacked, *last), (len(last), 1, *last[0].shape)),
+        ]
+
+    return rewrite
+
+
+def _one_way(
+    w: Writer, f: Op, row: list[Result], first: Tensor, weights: list[Tensor], *, backwards: bool
+) -> dict[int, Result]:
+    """Return the state at each time."""
+    own, recurrent, *biases = weights
+    bias = sum(biases[1:], biases[0]) if biases else None
+    sizes = sum((b.abs() for b in biases[1:]), biases[0].abs()) if biases else None
+    state: Result | None = None
+    states = {}
+    for t in range(len(row))[:: -1 if backwards else 1]:
+        if state is None:
+            shift, terms = recurrent @ first, recurrent.abs() @ first.abs()
+            if bias is not None and sizes is not None:
+                shift, terms = shift + bias, terms + sizes
+            made = w.write(Linear(own, shift, terms), row[t])
+        else:
+            made = w.write(
+                Sum((1.0, 1.0)),
+                w.write(Linear(own, bias, sizes), row[t]),
+                w.write(Linear(recurrent, None), state),
+            )
+        state = states[t] = w.write(f, made)
+    return states
+
+
+def _split(w: Writer, x: Result, axis: int) -> list[Result]:
+    def at(t: int) -> Callable[[Tensor], Tensor]:
+        return lambda v: v.narrow(axis + 1, t, 1)
+
+    return [w.move("narrow", at(t), x) for t in range(x.shape[axis])]
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    return torch.cat(parts, 1)
+
+
+def _stacked(*parts: Tensor) -> Tensor:
+    return torch.stack(parts, 1)
+
+
+RECURRENT: dict[str, Callable[..., list[Result] | None]] = {
+    "aten.rnn_tanh.input": plain_recurrent(TANH),
+    "aten.rnn_relu.input": plain_recurrent(RELU),
+}
+"""By exported name, as `rewrites.REWRITES`; a list of results each."""

@@ -1,0 +1,135 @@
+"""Reductions of several numbers, made of operations that have bounds: extremes, norms, products
+and deviations.
+
+Each computes what the operation does, for real numbers, as `rewrites` does for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calipers.graph.activations import TwoPieces
+from calipers.graph.curves import SQRT, SQUARE, power
+from calipers.graph.parameters import require
+from calipers.graph.products import MaxPool
+from calipers.graph.rewrites import RELU, multiply, scaled, variance
+from calipers.graph.writing import Result, Writer
+
+_ABSOLUTE = TwoPieces(-1.0, 1.0)
+_MOST_FACTORS = 256  # of one product, each of which becomes an operation of its own
+
+
+def axes_of(w: Writer, x: Result, dims: Any) -> tuple[int, ...]:
+    """Return the axes of a batch (M, *shape) that a call names, all of them where it names none."""
+    if isinstance(dims, int):
+        dims = (dims,)
+    given = dims if dims else range(len(x.shape) + 1 - w.lead)
+    return tuple(sorted({w.axis(x, d) for d in given}))
+
+
+def total(w: Writer, x: Result, dims: Any, keepdim: bool = False) -> Result:
+    """The sum along axes."""
+    axes = axes_of(w, x, dims)
+    return w.move("sum", lambda t: t.sum(axes, keepdim=keepdim), x)
+
+
+def largest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
+    """The largest element along axes: one window of a max-pool for each result."""
+    axes = axes_of(w, x, dims)
+    over = [a - 1 for a in axes]
+    kept = [a for a in range(len(x.shape)) if a not in over]
+    places = torch.arange(math.prod(x.shape)).reshape(x.shape).permute(*kept, *over)
+    windows = places.reshape(-1, math.prod(x.shape[a] for a in over))
+    if keepdim:
+        shape = tuple(1 if a in over else n for a, n in enumerate(x.shape))
+    else:
+        shape = tuple(x.shape[a] for a in kept) or (1,)
+
+    def run(t: Tensor) -> Tensor:
+        return t.amax(axes).reshape(len(t), *shape)
+
+    return w.write(MaxPool(run, windows, shape), x)
+
+
+def smallest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
+    """The smallest element along axes."""
+    return scaled(w, largest(w, scaled(w, x, -1.0), dims, keepdim), -1.0)
+
+
+def sum_of_squares(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
+    """The sum of the squares along axes; no less than 0, whatever rounding says of its bounds."""
+    return w.write(RELU, total(w, w.write(SQUARE, x), dims, keepdim))
+
+
+def vector_norm(
+    w: Writer, x: Result, order: Any = 2, dims: Any = None, keepdim: bool = False
+) -> Result | None:
+    """The l-p norm along axes for p > 0, and the extremes of the absolute values for +-infinity."""
+    p = float(order)
+    if p == 2:
+        return w.write(SQRT, sum_of_squares(w, x, dims, keepdim))
+    sizes = w.write(_ABSOLUTE, x)
+    if math.isinf(p):
+        return (largest if p > 0 else smallest)(w, sizes, dims, keepdim)
+    require(p > 0, "a norm", "an order above 0", order=p)
+    if p == 1:
+        return total(w, sizes, dims, keepdim)
+    inner, outer = power(p), power(1 / p)
+    if inner is None or outer is None:
+        return None
+    return w.write(outer, w.write(RELU, total(w, w.write(inner, sizes), dims, keepdim)))
+
+
+def product(w: Writer, x: Result, dim: int, keepdim: bool = False) -> Result | None:
+    """The product along an axis, of halves and halves of halves."""
+    (axis,) = axes_of(w, x, dim)
+    require(
+        x.shape[axis - 1] <= _MOST_FACTORS,
+        "a product of all elements of an axis",
+        f"an axis of at most {_MOST_FACTORS}",
+        elements=x.shape[axis - 1],
+    )
+
+    def part(v: Result, first: int, count: int) -> Result:
+        return w.move("narrow", lambda t: t.narrow(axis, first, count), v)
+
+    while x.shape[axis - 1] > 1:
+        half, odd = divmod(x.shape[axis - 1], 2)
+        made = multiply(w, part(x, 0, half), part(x, half, half))
+        if made is None:
+            return None
+        x = (
+            w.move("cat", lambda *t: torch.cat(t, axis), made, part(x, 2 * half, 1))
+            if odd
+            else made
+        )
+    shape = x.shape if keepdim else x.shape[: axis - 1] + x.shape[axis:]
+    return w.reshape(x, shape or (1,))
+
+
+def deviation(
+    w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool = False
+) -> Result:
+    """The root of the variance."""
+    return w.write(SQRT, w.write(RELU, variance(w, x, dims, correction, keepdim)))
+
+
+REDUCTIONS: dict[str, Callable[..., Result | None]] = {
+    "aten.amax.default": largest,
+    "aten.amin.default": smallest,
+    "aten.max.dim": largest,
+    "aten.min.dim": smallest,
+    "aten.linalg_vector_norm.default": vector_norm,
+    "aten.norm.ScalarOpt_dim": vector_norm,
+    "aten.prod.dim_int": product,
+    "aten.std.correction": deviation,
+    "aten.std.dim": lambda w, x, dims, unbiased=True, keepdim=False: deviation(
+        w, x, dims, int(unbiased), keepdim
+    ),
+}
+"""By exported name, as `rewrites.REWRITES`."""
