@@ -82,7 +82,7 @@ class Textbook:
     def _layer(self, graph: Graph, boxes: dict[int, Box], number: int) -> None:
         node, own = graph.nodes[number - 1], self.place[number]
         before = node.inputs[0]
-        if node.op.kind == "affine":
+        if node.op.affine:
             zero = (
                 node.op.value(
                     *(torch.zeros(1, *graph.shape(i), dtype=torch.float64) for i in node.inputs)

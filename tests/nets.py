@@ -22,7 +22,8 @@ from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import Conv, Generic, Linear, Scale, Sum
 from calipers.graph.capture import capture
 from calipers.graph.curves import SIGMOID, SQUARE
-from calipers.graph.ir import Affine, Graph, Node, Op
+from calipers.graph.ir import Graph, Node
+from calipers.graph.kinds import Affine, Op
 from calipers.graph.products import SELECTIONS
 from calipers.graph.smooth import Smooth
 from calipers.problem.ball import Ball

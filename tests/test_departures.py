@@ -17,7 +17,7 @@ from calipers.bounds.rounding import EXECUTED
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import Linear
 from calipers.graph.capture import graph_of
-from calipers.graph.ir import Op
+from calipers.graph.kinds import Op
 from calipers.problem.classifier import Classifier
 
 DOUBLE = torch.float64

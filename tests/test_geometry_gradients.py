@@ -20,7 +20,7 @@ from calipers.geometry.gradients import linear_score_change, sensitivity
 from calipers.geometry.lipschitz import local_slopes
 from calipers.geometry.pieces import line
 from calipers.geometry.polynomials import Polynomial, largest_gradient, largest_value
-from calipers.graph.ir import Elementwise
+from calipers.graph.kinds import Elementwise
 from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem

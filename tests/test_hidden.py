@@ -25,7 +25,7 @@ from calipers.certificates.enumerate import Enumeration
 from calipers.certificates.input_split import InputSplit
 from calipers.certificates.radius import LargestRadius
 from calipers.graph.activations import TwoPieces
-from calipers.graph.ir import Lines
+from calipers.graph.relaxations import Lines
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem

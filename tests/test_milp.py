@@ -24,7 +24,7 @@ from calipers.certificates.exact import model as programs
 from calipers.certificates.milp import MILP
 from calipers.certificates.radius import LargestRadius
 from calipers.errors import BadInput, Contradiction
-from calipers.graph.ir import Elementwise
+from calipers.graph.kinds import Elementwise
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Targeted

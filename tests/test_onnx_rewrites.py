@@ -23,8 +23,9 @@ from calipers.bounds.rounding import plain_sums
 from calipers.graph import rewrites
 from calipers.graph.capture import capture, graph_of
 from calipers.graph.curves import GELU, MISH, RSQRT, SILU, SQRT
-from calipers.graph.ir import Bilinear, Graph
+from calipers.graph.ir import Graph
 from calipers.graph.onnx_net import OnnxNet
+from calipers.graph.products import Product
 from calipers.interchange import load_onnx
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
@@ -177,7 +178,7 @@ def test_a_product_of_a_number_and_its_gate_is_one_curve(function: Any, curve: A
     # a gated curve is a copy that remembers its gate
     names = [getattr(op, "name", "") for op in ops]
     assert curve.name in names and SQRT.name not in names
-    assert curve is RSQRT or not any(isinstance(op, Bilinear) for op in ops)
+    assert curve is RSQRT or not any(isinstance(op, Product) for op in ops)
 
 
 @pytest.mark.parametrize("function", [
@@ -186,7 +187,7 @@ def test_a_product_of_a_number_and_its_gate_is_one_curve(function: Any, curve: A
     lambda x: x * (x * torch.arange(1.0, 4.0, dtype=x.dtype)).sigmoid(), lambda x: x * nn.functional.softplus(x, 2.0).tanh(),
 ])  # fmt: skip
 def test_a_product_with_another_gate_stays_a_product(function: Any) -> None:
-    assert any(isinstance(op, Bilinear) for op in gated(function))
+    assert any(isinstance(op, Product) for op in gated(function))
 
 
 def test_a_wrong_factor_of_a_gate_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,24 +30,13 @@ from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Linear, Scale, Sum
 from calipers.graph.calls import leaves, with_absolute_constants
 from calipers.graph.capture import capture
-from calipers.graph.contraction import MatMul
+from calipers.graph.contraction import Facets, MatMul
 from calipers.graph.generic import Generic
-from calipers.graph.ir import (
-    Affine,
-    Bilinear,
-    Contraction,
-    Elementwise,
-    Facets,
-    Graph,
-    Lines,
-    Op,
-    Planes,
-    Pooling,
-    Saddle,
-    Selection,
-)
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import Affine, Elementwise, Op
 from calipers.graph.pooled import LogSumExp
-from calipers.graph.products import SELECTIONS, Product
+from calipers.graph.products import SELECTIONS, MaxPool, Product
+from calipers.graph.relaxations import Lines, Planes, Saddle
 from calipers.graph.smooth import Smooth
 from calipers.graph.tape import Held
 from calipers.problem.ball import Ball
@@ -102,7 +91,7 @@ def each(change: Callable[[Tensor], Tensor]) -> Change:
 
 def result(change: Callable[[Any], Any]) -> Change:
     """Return the mistake that changes what the method returns."""
-    return lambda fact: lambda *args: change(fact(*args))
+    return lambda fact: lambda *args, **options: change(fact(*args, **options))
 
 
 def without_constant(fact: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -497,7 +486,7 @@ def intervals_of(op: Elementwise) -> tuple[Tensor, Tensor]:
             *(
                 c
                 for name in ("kinks", "inflections", "turns")
-                for c in getattr(op, name, ())
+                for c in getattr(op, name, None) or ()
                 if math.isfinite(c)
             ),
         ]
@@ -590,13 +579,13 @@ def lowered(planes: Planes) -> Planes:
 
 
 WRONG_PLANES: dict[str, tuple[str, Change]] = {
-    "the ceiling lowered": ("planes", result(lowered)),
+    "the ceiling lowered": ("relaxation", result(lowered)),
     "one winner everywhere": (
-        "planes",
+        "relaxation",
         result(lambda planes: planes._replace(exact=torch.ones_like(planes.exact))),
     ),
     "an element of another window": (
-        "planes",
+        "relaxation",
         result(lambda planes: planes._replace(pick=turned(planes.pick))),
     ),
     "the smallest for the largest": ("value", lambda fact: lambda x: -fact(-x)),
@@ -645,21 +634,21 @@ def moved(side: str, share: float) -> Change:
 
 
 WRONG_SADDLES: dict[str, tuple[str, Change]] = {
-    "the upper plane lowered": ("saddle", moved("upper", -0.2)),
-    "the lower plane raised": ("saddle", moved("lower", 0.2)),
+    "the upper plane lowered": ("relaxation", moved("upper", -0.2)),
+    "the lower plane raised": ("relaxation", moved("lower", 0.2)),
     "the sign of the upper slope": (
-        "saddle",
+        "relaxation",
         result(lambda planes: planes._replace(upper_x=-planes.upper_x)),
     ),
     "the sign of the lower slope": (
-        "saddle",
+        "relaxation",
         result(lambda planes: planes._replace(lower_y=-planes.lower_y)),
     ),
     "the factors' slopes swapped": (
-        "saddle",
+        "relaxation",
         result(lambda planes: planes._replace(lower_x=planes.lower_y, lower_y=planes.lower_x)),
     ),
-    "the range narrowed": ("corners", result(narrowed)),
+    "the range narrowed": ("interval", result(narrowed)),
 }
 
 
@@ -702,14 +691,17 @@ def ends_changed(**shifts: float) -> Change:
 
 
 WRONG_FACETS: dict[str, tuple[str, Change]] = {
-    "the lower plane raised": ("facets", ends_changed(low_low=-0.3)),
-    "the upper plane lowered": ("facets", ends_changed(low_high=0.3)),
+    "the lower plane raised": ("relaxation", ends_changed(low_low=-0.3)),
+    "the upper plane lowered": ("relaxation", ends_changed(low_high=0.3)),
     "the ends of y swapped": (
-        "facets",
+        "relaxation",
         result(lambda planes: planes._replace(low_y=planes.high_y, high_y=planes.low_y)),
     ),
-    "the other end of x": ("facets", result(lambda planes: planes._replace(low_x=planes.high_x))),
-    "the range narrowed": ("corners", result(narrowed)),
+    "the other end of x": (
+        "relaxation",
+        result(lambda planes: planes._replace(low_x=planes.high_x)),
+    ),
+    "the range narrowed": ("interval", result(narrowed)),
 }
 
 
@@ -749,9 +741,9 @@ def test_a_false_fact_of_a_matrix_product_is_caught(mistake: str) -> None:
 def shares_changed(side: str, share: float) -> Change:
     """Return the mistake that moves a plane of log sum exp by a share of the room between both in the middle of the box."""
 
-    def spoil(lines: Callable[[Tensor, Tensor], Lines]) -> Callable[[Tensor, Tensor], Lines]:
-        def wrong(lower: Tensor, upper: Tensor) -> Lines:
-            made, middle = lines(lower, upper), (lower + upper) / 2
+    def spoil(lines: Callable[..., Lines]) -> Callable[..., Lines]:
+        def wrong(x: Any, alpha: Tensor | None = None) -> Lines:
+            made, middle = lines(x), (x[0] + x[1]) / 2
             room = (
                 (made.upper_slope - made.lower_slope) * middle
                 + made.upper_intercept
@@ -766,14 +758,14 @@ def shares_changed(side: str, share: float) -> Change:
 
 
 WRONG_SHARES: dict[str, tuple[str, Change]] = {
-    "the upper plane lowered": ("lines", shares_changed("upper", -0.7)),
-    "the lower plane raised": ("lines", shares_changed("lower", 0.7)),
+    "the upper plane lowered": ("relaxation", shares_changed("upper", -0.7)),
+    "the lower plane raised": ("relaxation", shares_changed("lower", 0.7)),
     "the upper slopes in another order": (
-        "lines",
+        "relaxation",
         result(lambda lines: lines._replace(upper_slope=turned(lines.upper_slope))),
     ),
     "the tangent above": (
-        "lines",
+        "relaxation",
         result(
             lambda lines: lines._replace(
                 upper_slope=lines.lower_slope, upper_intercept=lines.lower_intercept
@@ -928,11 +920,9 @@ def between(relaxation: Any, x: list[Tensor]) -> tuple[Tensor, Tensor]:
         flat, rounds = [t.flatten(0, 1) for t in x], len(x[0])
         every = Facets(*(t.repeat(rounds, *[1] * (t.dim() - 1)) for t in relaxation))
         sign = torch.ones_like(every.low_low)
-        low, high = (
-            MatMul().plane(s, every, *flat).unflatten(0, (rounds, -1)) for s in (sign, -sign)
-        )
+        low, high = (every.at(s, *flat).unflatten(0, (rounds, -1)) for s in (sign, -sign))
         return low, high
-    lines = (relaxation,) if isinstance(relaxation, Lines) else relaxation.lines()
+    lines = relaxation.lines()
     low = sum(part.lower_slope * t + part.lower_intercept for part, t in zip(lines, x, strict=True))
     high = sum(
         part.upper_slope * t + part.upper_intercept for part, t in zip(lines, x, strict=True)
@@ -941,11 +931,11 @@ def between(relaxation: Any, x: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 NON_AFFINE = {
-    Contraction: WRONG_FACETS,
-    Pooling: WRONG_SHARES,
-    Bilinear: WRONG_SADDLES,
+    MatMul: WRONG_FACETS,
+    LogSumExp: WRONG_SHARES,
+    Product: WRONG_SADDLES,
     Elementwise: WRONG_LINES,
-    Selection: WRONG_PLANES,
+    MaxPool: WRONG_PLANES,
 }
 
 

@@ -23,7 +23,7 @@ from calipers.graph.activations import ACTIVATIONS, Clip, TwoPieces
 from calipers.graph.affine import Sum
 from calipers.graph.capture import capture
 from calipers.graph.curves import elu, power, softplus
-from calipers.graph.ir import Elementwise
+from calipers.graph.kinds import Elementwise
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem

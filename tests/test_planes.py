@@ -20,14 +20,13 @@ from calipers.bounds.confirm import confirmed
 from calipers.bounds.dual import Dual, Root
 from calipers.bounds.linear import Dense, lower_bounds
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.relaxed import Relaxed, relaxed_size
+from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import SEARCH
-from calipers.bounds.slides import Contracted, Fixed, Tilt
 from calipers.graph.capture import capture
-from calipers.graph.contraction import MatMul
-from calipers.graph.ir import Facets, Lines
+from calipers.graph.contraction import Contracted, Facets, MatMul
 from calipers.graph.pooled import LogSumExp
 from calipers.graph.products import SELECTIONS, Product
+from calipers.graph.relaxations import Fixed, Lines
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 
@@ -75,7 +74,7 @@ def objection(facets_of: Callable[..., Facets], seed: int, wide: float) -> str:
     op, (x, y), (a, alpha) = MatMul(), factors(seed, wide), weights(seed)
     for choice in (None, alpha, torch.zeros_like(alpha), torch.ones_like(alpha)):
         facets = facets_of(x, y, choice)
-        back_x, back_y, offset = op.back(a[:, None], facets)
+        (back_x, back_y), offset = facets.backward(a[:, None], [])
         for p, q in zip(inside(x, seed + 3), inside(y, seed + 4), strict=True):
             low = (
                 (back_x[:, 0] * p).flatten(1).sum(1)
@@ -94,7 +93,7 @@ def objection(facets_of: Callable[..., Facets], seed: int, wide: float) -> str:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1e-9, 0.1, 3.0, 1e4]))
 def test_planes_of_a_matrix_product_bound_it(seed: int, wide: float) -> None:
-    assert not objection(MatMul().facets, seed, wide)
+    assert not objection(MatMul().relaxation, seed, wide)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_planes_of_a_matrix_product_bound_it(seed: int, wide: float) -> None:
 )
 def test_mutant_with_a_false_end_is_caught(name: str) -> None:
     def wrong(x: Ends, y: Ends, alpha: Tensor | None) -> Facets:
-        facets = MatMul().facets(x, y, alpha)
+        facets = MatMul().relaxation(x, y, alpha)
         sign = -1 if name in ("low_low", "high_high") else 1
         changed = (
             getattr(facets, name) + sign * 0.5
@@ -120,7 +119,7 @@ def test_planes_are_those_of_each_product_by_itself() -> None:
         [e[..., None].expand(POINTS, STACK, ROWS, INNER, COLUMNS) for e in x],
         [e[..., None, :, :].expand(POINTS, STACK, ROWS, INNER, COLUMNS) for e in y],
     )
-    saddle = Product().saddle(
+    saddle = Product().relaxation(
         (wide_x[0], wide_x[1]),
         (wide_y[0], wide_y[1]),
         alpha[..., None, :].expand(POINTS, STACK, ROWS, INNER, COLUMNS),
@@ -131,7 +130,7 @@ def test_planes_are_those_of_each_product_by_itself() -> None:
     ]
     each = [a[..., None, :] * t for t in slopes]
     expected = each[0].sum(-1), each[1].sum(-3), each[2].flatten(1).sum(1)
-    back_x, back_y, offset = op.back(a[:, None], op.facets(x, y, alpha))
+    (back_x, back_y), offset = op.relaxation(x, y, alpha).backward(a[:, None], [])
     for ours, theirs in zip((back_x[:, 0], back_y[:, 0], offset[:, 0]), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -139,7 +138,7 @@ def test_planes_are_those_of_each_product_by_itself() -> None:
 def test_interval_of_a_matrix_product_is_met_and_kept() -> None:
     for seed in range(20):
         (x, y), op = factors(seed, 2.0), MatMul()
-        low, high = op.corners(x, y)
+        low, high = op.interval(x, y)
         values = op.value(inside(x, seed, 400), inside(y, seed + 1, 400))
         assert bool((values >= low).all() and (values <= high).all())
         # one row with one column: its terms are independent, so corners attain the ends
@@ -148,7 +147,7 @@ def test_interval_of_a_matrix_product_is_met_and_kept() -> None:
             torch.stack([a * b.transpose(-1, -2) for a in one[0] for b in one[1]]).amin(0).sum(-1)
         )
         torch.testing.assert_close(
-            op.corners((one[0][0], one[0][1]), (one[1][0], one[1][1]))[0][..., 0],
+            op.interval((one[0][0], one[0][1]), (one[1][0], one[1][1]))[0][..., 0],
             least,
             rtol=1e-12,
             atol=1e-12,
@@ -162,18 +161,18 @@ def test_a_bound_changes_with_alpha_as_the_search_believes(kind: str) -> None:
         y = drawn(11, *x[0].shape)
         a, alpha = torch.randn_like(x[0]), torch.rand_like(x[0])
     sheet = (
-        Tilt(Product(), x, y)
+        Product().parametrised(Product().relaxation(x, y), x, y)
         if kind == "product"
-        else Contracted(MatMul(), MatMul().facets(x, y), torch.arange(POINTS), torch.float64)
+        else Contracted(MatMul().relaxation(x, y))
     )
     inputs = [inside(x, 1)[1], inside(y, 2)[1]]
 
     def bound(choice: Tensor) -> Tensor:
-        backs, offset = sheet.through(a, choice.flatten(1))
+        backs, offset = sheet.backward(a, choice.flatten(1), [])
         at = sum((b * t).flatten(1).sum(1) for b, t in zip(backs, inputs, strict=True)) + offset
         torch.testing.assert_close(
             at,
-            (a * sheet.value(a, choice.flatten(1), inputs)).flatten(1).sum(1),
+            (a * sheet.at(a, choice.flatten(1), inputs)).flatten(1).sum(1),
             rtol=1e-10,
             atol=1e-10,
         )
@@ -196,8 +195,8 @@ def test_planes_without_a_choice_have_the_value_that_goes_back(kind: str) -> Non
     ends = drawn(4, POINTS, 6, 2)
     pool = SELECTIONS["aten.max_pool1d.default"]((None, [2], [2]), (6, 2), (6, 1))
     assert pool is not None
-    planes = LogSumExp(1).lines(*ends) if kind == "pooling" else pool.planes(*ends)
-    sheet, x = Fixed(planes, torch.arange(POINTS), torch.float64, (6, 2)), inside(ends, 5)[1]
+    planes = LogSumExp(1).relaxation(ends) if kind == "pooling" else pool.relaxation(ends)
+    sheet, x = Fixed(planes), inside(ends, 5)[1]
     a = torch.randn(
         POINTS,
         6,
@@ -205,10 +204,10 @@ def test_planes_without_a_choice_have_the_value_that_goes_back(kind: str) -> Non
         generator=torch.Generator().manual_seed(6),
         dtype=torch.float64,
     )
-    (back,), offset = sheet.through(a, None)
+    (back,), offset = sheet.backward(a, None, [(6, 2)])
     at = (back.view_as(x) * x).flatten(1).sum(1) + offset
     torch.testing.assert_close(
-        at, (a * sheet.value(a, None, [x])).flatten(1).sum(1), rtol=1e-10, atol=1e-10
+        at, (a * sheet.at(a, None, [x])).flatten(1).sum(1), rtol=1e-10, atol=1e-10
     )
     assert sheet.start() is None and sheet.pull(a, [x]) is None
 
@@ -217,12 +216,10 @@ def test_planes_without_a_choice_have_the_value_that_goes_back(kind: str) -> Non
 # --------------------------------------------------------------------------------------------------
 
 
-def cut_off(
-    lines_of: Callable[[Tensor, Tensor], Lines], seed: int, wide: float, count: int
-) -> bool:
+def cut_off(lines_of: Callable[[Ends], Lines], seed: int, wide: float, count: int) -> bool:
     """Do sums of lines cut off a value?"""
     ends, op = drawn(seed, 4, count, 3, wide=wide), LogSumExp(1)
-    lines = lines_of(*ends)
+    lines = lines_of(ends)
     for x in inside(ends, seed + 1, 200):
         value = op.value(x).sum(1)
         low, high = ((lines[k] * x + lines[k + 1]).sum(1) for k in (0, 2))
@@ -235,8 +232,8 @@ def cut_off(
 @given(st.integers(0, 10**6), st.sampled_from([1e-12, 1e-3, 1.0, 30.0, 1e3]), st.integers(1, 9))
 def test_sums_of_lines_hold_log_sum_exp(seed: int, wide: float, count: int) -> None:
     op, ends = LogSumExp(1), drawn(seed, 4, count, 3, wide=wide)
-    assert not cut_off(op.lines, seed, wide, count)
-    low, high = op.range(*ends)
+    assert not cut_off(op.relaxation, seed, wide, count)
+    low, high = op.interval(ends)
     values = torch.stack([op.value(x) for x in inside(ends, seed)])
     assert bool((values >= low).all() and (values <= high).all())
 
@@ -257,7 +254,7 @@ WRONG: dict[str, Callable[[Lines], Lines]] = {
 def test_mutant_of_the_lines_of_log_sum_exp_is_caught(mistake: str) -> None:
     op = LogSumExp(1)
     assert any(
-        cut_off(lambda low, high: WRONG[mistake](op.lines(low, high)), seed, 1.0, 4)
+        cut_off(lambda ends: WRONG[mistake](op.relaxation(ends)), seed, 1.0, 4)
         for seed in range(20)
     )
 
@@ -265,7 +262,7 @@ def test_mutant_of_the_lines_of_log_sum_exp_is_caught(mistake: str) -> None:
 def test_log_sum_exp_over_boxes_without_an_end_says_nothing_and_no_nan() -> None:
     low, high = drawn(3, 2, 4, 1)
     low[0, 1], high[1, 2] = -torch.inf, torch.inf
-    lines = LogSumExp(1).lines(low, high)
+    lines = LogSumExp(1).relaxation((low, high))
     assert not any(bool(t.isnan().any()) for t in lines)
     assert bool(
         (lines.lower_intercept == -torch.inf).all() and (lines.upper_intercept == torch.inf).all()
@@ -278,7 +275,7 @@ def test_planes_of_log_sum_exp_are_tangent_where_the_box_is_small() -> None:
     """
     centre = torch.randn(1, 5, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for h in (1e-1, 1e-2, 1e-3):
-        lines = LogSumExp(1).lines(centre - h, centre + h)
+        lines = LogSumExp(1).relaxation((centre - h, centre + h))
         gap = (
             (lines.upper_slope - lines.lower_slope) * centre
             + lines.upper_intercept
@@ -319,10 +316,8 @@ def attention() -> tuple[nets.Case, Tensor]:
 def test_attention_is_captured_as_products_of_matrices_and_log_sum_exp(
     attention: tuple[nets.Case, Tensor],
 ) -> None:
-    kinds = [node.op.kind for node in attention[0].graph.nodes]
-    assert (
-        kinds.count("contraction") == 2 and kinds.count("pooling") == 3 and "product" not in kinds
-    )
+    kinds = [type(node.op) for node in attention[0].graph.nodes]
+    assert kinds.count(MatMul) == 2 and kinds.count(LogSumExp) == 3 and Product not in kinds
     assert not violations(*attention)
 
 
@@ -344,7 +339,7 @@ def test_searched_planes_are_tighter_than_the_first_ones_and_hold(
     best = confirmed(dual, free, spec)
     assert bool((best >= start - 1e-6).all()) and float((best - start).mean()) > 1e-3
     contractions = [
-        k for k, node in enumerate(case.graph.nodes, start=1) if node.op.kind == "contraction"
+        k for k, node in enumerate(case.graph.nodes, start=1) if isinstance(node.op, MatMul)
     ]
     assert all(bool((free.alpha[k] > 0.01).any()) for k in contractions)
     values = case.graph.values(points.flatten(0, 1))[-1].view(len(points), len(case.x), 4)
@@ -405,9 +400,12 @@ def test_the_allowance_for_rounding_is_that_of_the_planes_chosen(
                 root.state.boxes[i].take(dual.rows) for i in case.graph.nodes[number - 1].inputs
             ]
             assert bool(
-                (state.sizes[number] >= relaxed_size(relaxation, *boxes) * (1 - 1e-12)).all()
+                (
+                    state.sizes[number]
+                    >= relaxation.size(*(b.magnitude for b in boxes)) * (1 - 1e-12)
+                ).all()
             )
-            products += case.graph.nodes[number - 1].op.kind in ("product", "contraction")
+            products += case.graph.nodes[number - 1].op.label in ("Product", "MatMul")
     assert products
 
 
@@ -418,7 +416,7 @@ def test_scores_are_bounded_where_their_softmax_is_asked_for(
     state = relaxed(case)
     for number, node in enumerate(case.graph.nodes, start=1):
         box = state.boxes[node.inputs[0]]
-        if node.op.kind == "pooling":
+        if isinstance(node.op, LogSumExp):
             assert bool(node.op.bends(box.lower, box.upper).all())
             assert not bool(node.op.bends(box.lower, box.lower).any())
             assert bool(bending(case.graph, node.inputs[0], box).all()), number
@@ -430,7 +428,7 @@ def test_a_way_through_a_curve_carries_its_range(attention: tuple[nets.Case, Ten
     ways = [
         way
         for way in graph.ways.values()
-        if any(graph.nodes[k - 1].op.kind == "elementwise" for k in way[1:])
+        if any(graph.nodes[k - 1].op.elementwise for k in way[1:])
     ]
     assert ways
     for way in ways:

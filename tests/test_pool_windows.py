@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from calipers.graph import products
-from calipers.graph.ir import Selection
 from calipers.graph.products import SELECTIONS
 
 POOLS = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
@@ -61,7 +60,7 @@ def pooled(rank: int, arguments: tuple[Any, ...], x: Tensor) -> Tensor:
     return POOLS[rank - 1](x, kernel, stride or kernel, padding, dilation, ceil)  # type: ignore[no-any-return]
 
 
-def built(seed: int) -> tuple[Selection, list[set[int]], int]:
+def built(seed: int) -> tuple[products.MaxPool, list[set[int]], int]:
     """Return the operation as the graph has it, the members of its windows as probed, and how many
     inputs there are.
     """

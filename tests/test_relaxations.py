@@ -25,7 +25,7 @@ from torch import Tensor
 from calipers.graph import products, smooth
 from calipers.graph.activations import ACTIVATIONS, Clip, TwoPieces
 from calipers.graph.curves import CURVES
-from calipers.graph.ir import Elementwise
+from calipers.graph.kinds import Elementwise
 from calipers.graph.products import SELECTIONS, MaxPool, Product
 from calipers.graph.smooth import Smooth, Wave, _everywhere
 
@@ -567,8 +567,8 @@ def outside(op: Product, dtype: torch.dtype, alpha: float | None) -> int:
     axes, so corners decide.
     """
     x, y = factors(dtype)
-    saddle = op.saddle(x, y, None if alpha is None else torch.full_like(x[0], alpha))
-    least, most = op.corners(x, y)
+    saddle = op.relaxation(x, y, None if alpha is None else torch.full_like(x[0], alpha))
+    least, most = op.interval(x, y)
     rows = torch.stack([*x, *y, *saddle, least, most]).T.tolist()
     found = 0
     for low_x, high_x, low_y, high_y, ax, ay, a, bx, by, b, small, large in (
@@ -593,7 +593,7 @@ def test_planes_of_a_product_touch_it_in_two_corners() -> None:
         for ends in ((-1.0, 2.0), (0.5, 3.0))
     )
     for alpha, touched in ((0.0, [(0, 0), (0, 1), (1, 0)]), (1.0, [(1, 1), (0, 1), (1, 0)])):
-        saddle = Product().saddle(x, y, torch.tensor([alpha], dtype=torch.float64))  # type: ignore[arg-type]
+        saddle = Product().relaxation(x, y, torch.tensor([alpha], dtype=torch.float64))  # type: ignore[arg-type]
         for i, j in touched:
             gap = (
                 x[i] * y[j] - saddle.lower_x * x[i] - saddle.lower_y * y[j] - saddle.lower_intercept
@@ -608,8 +608,8 @@ def test_the_judge_catches_planes_of_a_product_that_cut(mistake: str) -> None:
         high.
         """
 
-        def saddle(self, x: Any, y: Any, alpha: Tensor | None = None) -> Any:
-            sound = super().saddle(x, y, alpha)
+        def relaxation(self, x: Any, y: Any, alpha: Tensor | None = None) -> Any:
+            sound = super().relaxation(x, y, alpha)
             if mistake == "slack":
                 return sound._replace(lower_intercept=sound.lower_intercept + 1e-6)
             if mistake == "swapped":
@@ -676,7 +676,7 @@ def test_planes_of_max_pooling_sandwich_it(
 ) -> None:
     op = pool_of(shape, arguments)
     lower, upper = boxes(shape)
-    planes = op.planes(lower, upper)
+    planes = op.relaxation((lower, upper))
     assert bool(planes.exact.any()) and not bool(planes.exact.all())
     for x in inside(lower, upper):
         value = op.value(x)
@@ -713,13 +713,13 @@ def test_elements_that_cannot_win_or_must_win_do_not_bend(
     flags = (
         torch.nn.functional.pad(bends.flatten(1), (0, 1))[:, op.windows]
         .sum(-1)
-        .view_as(op.planes(lower, upper).exact)
+        .view_as(op.relaxation((lower, upper)).exact)
     )
-    assert bool((flags[~op.planes(lower, upper).exact] >= 1).all())
+    assert bool((flags[~op.relaxation((lower, upper)).exact] >= 1).all())
 
 
 def test_max_pooling_where_nothing_is_known_stays_inside_the_image() -> None:
     op = pool_of(*POOLS[1])
     unknown = torch.full((1, 1, 5, 5), torch.inf, dtype=torch.float64)
-    planes = op.planes(-unknown, unknown)
+    planes = op.relaxation((-unknown, unknown))
     assert int(planes.pick.max()) < 25

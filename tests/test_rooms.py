@@ -244,6 +244,25 @@ def takes_a_problem(member: ast.stmt) -> bool:
     )
 
 
+OP_CLASSES = set(
+    "Op Affine Elementwise Windowed Linear Conv Scale Sum Generic TwoPieces Clip Smooth Wave "
+    "MaxPool Product MatMul LogSumExp Inside Cut".split()
+)
+
+
+def asks_what_an_op_is(tree: ast.Module) -> Iterator[Place]:
+    """Tells operations of a graph apart by their class, or feels for an attribute."""
+    for node, name in calls(tree):
+        if name == "isinstance":
+            classes = {dotted(n) for n in ast.walk(node.args[1])}
+            if classes & OP_CLASSES:
+                yield node.lineno, "asks for the class of an operation"
+        elif name in ("hasattr", "getattr"):
+            whose = dotted(node.args[0])
+            if whose == "op" or whose.endswith(".op"):
+                yield node.lineno, f"calls {name} on an operation"
+
+
 def touches_the_disk(tree: ast.Module) -> Iterator[Place]:
     """Opens, reads or writes a file."""
     for node, name in calls(tree):
@@ -387,6 +406,16 @@ def test_only_graph_names_an_op() -> None:
         found,
         "Say what is needed of the operation (its lines, breakpoints, adjoint); its name belongs "
         "in graph/.",
+    )
+
+
+def test_only_graph_asks_what_an_op_is() -> None:
+    # the checker's operations and those of files are others, which share nothing with the graph's
+    found = strangers(asks_what_an_op_is, "graph/", "interchange/", "record/checker.py")
+    assert not found, report(
+        found,
+        "Declare what is needed as a fact of `Op` (graph/kinds.py), with a default that is true of "
+        "any operation.",
     )
 
 
@@ -581,6 +610,11 @@ PLANTED: list[tuple[Rule, str]] = [
     (names_a_tool, "from calipers.attacks import PGD"),
     (names_a_tool, "tool = certificates.CROWN()"),
     (names_a_tool, "if name == 'PGD': pass"),
+    (asks_what_an_op_is, "if isinstance(node.op, Elementwise): pass"),
+    (asks_what_an_op_is, "ok = isinstance(op, Conv | Linear)"),
+    (asks_what_an_op_is, "ok = isinstance(op, (kinds, Affine))"),
+    (asks_what_an_op_is, "kinks = getattr(op, 'kinks', ())"),
+    (asks_what_an_op_is, "ok = hasattr(self.graph.nodes[k].op, 'windows')"),
     (touches_the_disk, "with open(path) as f: pass"),
     (touches_the_disk, "path.open('rb')"),
     (touches_the_disk, "Path(p).write_text(page)"),
@@ -613,6 +647,10 @@ INNOCENT: list[tuple[Rule, str]] = [
         "'''PGD'''\nclass PGD: pass\ndef f(): return PGD()\nmessage = 'broken by PGD and CROWN'",
     ),
     (touches_the_disk, "bracket = Bracket.open(4)\ntext = text.replace('a', 'b')"),
+    (
+        asks_what_an_op_is,
+        "ok = is_affine(node.op) and isinstance(m, nn.Linear)\nx = getattr(tool, 'op', None)",
+    ),
     (prints, "'''print(x)'''\nblueprint(x)"),
     (
         draws_globally,

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from calipers.bounds.coefficients import Dense
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
-from calipers.bounds.relaxed import relaxed_size
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Linear
 from calipers.graph.capture import capture
-from calipers.graph.ir import Graph, Lines, Node
+from calipers.graph.ir import Graph, Node
+from calipers.graph.relaxations import Lines
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 
@@ -431,7 +431,7 @@ def coefficients_err_by(size: Callable[[Lines, Box], Tensor]) -> float:
     low, high, a = (torch.randn(400_000, generator=generator) * 2 for _ in range(3))
     zero, one = torch.zeros_like(low), torch.ones_like(low)
     lines = Lines(low[None], zero[None], high[None], zero[None])
-    computed = Dense(a[None, None], None).relaxed(lines)[0].dense().a[0, 0]
+    computed = Dense(a[None, None], None).through(lines, [])[0][0].dense().a[0, 0]
     # a product of two float32 numbers is a float64 number
     exact = torch.where(a > 0, a.double() * low.double(), a.double() * high.double())
     allowed = (
@@ -447,7 +447,7 @@ def test_the_allowance_of_a_relaxed_operation_counts_both_lines() -> None:
     """The slope is computed as the lower line's and the rise from it, which may cancel: at most
     three roundings of both sizes together.
     """
-    assert 1 < coefficients_err_by(relaxed_size) <= 3
+    assert 1 < coefficients_err_by(lambda lines, box: lines.size(box.magnitude)) <= 3
 
 
 def test_mutant_that_counts_the_lines_themselves_is_caught() -> None:

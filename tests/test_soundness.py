@@ -28,8 +28,9 @@ from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph import affine, smooth
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Conv, Linear
-from calipers.graph.ir import Affine, Lines, Planes
+from calipers.graph.kinds import Affine
 from calipers.graph.products import MaxPool
+from calipers.graph.relaxations import Ends, Lines, Planes
 from calipers.problem.ball import Ball, Fall, Region
 from calipers.problem.norms import L0, L1, L2, Support
 
@@ -396,7 +397,7 @@ def test_copies_are_bounded_once_and_before_they_are_made(name: str, longest: in
         behind = [torch.Size(graph.shape(k)).numel() for k in way]
         assert behind[0] == min(behind), f"number {number} is bounded where its elements are more"
     assert any(len(way) > longest for way in graph.ways.values())
-    assert not any(graph.nodes[k - 1].op.kind == "elementwise" for k in graph.bent if k)
+    assert not any(graph.nodes[k - 1].op.elementwise for k in graph.bent if k)
     case = nets.case_of(graph, 3)
     state = relaxed(case)
     for number, way in graph.ways.items():
@@ -759,7 +760,8 @@ def stacked_convolutions() -> Iterator[tuple[int, Case]]:
 
 
 def test_mutant_max_pool_picks_the_smallest_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def smallest(self: MaxPool, lower: Tensor, upper: Tensor) -> Planes:
+    def smallest(self: MaxPool, ends: Ends, alpha: Tensor | None = None) -> Planes:
+        lower, upper = ends
         low, high = self._gather(lower), self._gather(upper)
         worst = low.masked_fill(low.isinf(), torch.inf).argmin(-1, keepdim=True)
         pick = (
@@ -769,7 +771,7 @@ def test_mutant_max_pool_picks_the_smallest_is_caught(monkeypatch: pytest.Monkey
         )
         return Planes(pick, torch.ones_like(pick, dtype=torch.bool), high.amax(-1).view_as(pick))
 
-    assert caught(monkeypatch, MaxPool, "planes", smallest, asked=max_pools())
+    assert caught(monkeypatch, MaxPool, "relaxation", smallest, asked=max_pools())
 
 
 def max_pools() -> Iterator[tuple[int, Case]]:
@@ -786,13 +788,13 @@ def max_pools() -> Iterator[tuple[int, Case]]:
 
 
 def test_mutant_max_pool_without_its_ceiling_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = MaxPool.planes
+    sound = MaxPool.relaxation
 
-    def exact_everywhere(self: MaxPool, lower: Tensor, upper: Tensor) -> Planes:
-        planes = sound(self, lower, upper)
+    def exact_everywhere(self: MaxPool, ends: Ends, alpha: Tensor | None = None) -> Planes:
+        planes = sound(self, ends)
         return planes._replace(exact=torch.ones_like(planes.exact))
 
-    assert caught(monkeypatch, MaxPool, "planes", exact_everywhere, asked=max_pools())
+    assert caught(monkeypatch, MaxPool, "relaxation", exact_everywhere, asked=max_pools())
 
 
 @pytest.mark.parametrize("op", [Linear, Conv])

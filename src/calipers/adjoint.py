@@ -90,3 +90,10 @@ def _taps(size: int, stride: int, padding: int, m: int) -> tuple[Tensor, int]:
     for phi, t, k in meets:
         taps[phi, t, k - first] = 1
     return taps, first
+
+
+def contract(a: Tensor, values: Tensor) -> Tensor:
+    """Return <a, values> over the last axis, (P, S), for a (P, S, n) and values (P, n): from the
+    left, several times as fast as columns from the right.
+    """
+    return (values[:, None] @ a.mT)[:, 0]

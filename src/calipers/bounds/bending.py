@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.interval import Box
-from calipers.graph.ir import Graph, is_affine
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import is_affine
 
 
 def bending(graph: Graph, number: int, box: Box) -> Tensor:
@@ -32,10 +33,9 @@ def carried(graph: Graph, way: tuple[int, ...], box: Box) -> Box:
     choices, not for claims.
     """
     for op in (graph.nodes[k - 1].op for k in way[1:]):
-        if op.kind == "elementwise":
-            box = Box(*op.range(box.lower, box.upper))
+        if not is_affine(op):
+            box = Box(*op.interval(box.ends))
             continue
-        assert is_affine(op)
         middle, radius = (
             op.value((box.lower + box.upper) / 2),
             op.absolute((box.upper - box.lower) / 2),
@@ -48,9 +48,8 @@ def _brought_back(graph: Graph, way: tuple[int, ...], flags: Tensor, like: Tenso
     """Return the elements at the beginning of a way of which a flagged one at its end is made."""
     for k in reversed(way[1:]):
         op, shape = graph.nodes[k - 1].op, graph.shape(graph.nodes[k - 1].inputs[0])
-        if op.kind == "elementwise":
+        if not is_affine(op):
             continue
-        assert is_affine(op)
         with torch.enable_grad():
             zeros = torch.zeros(
                 len(flags), *shape, dtype=like.dtype, device=like.device, requires_grad=True

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calipers.graph.ir import Affine, Contraction, Facets, Lines, Planes, Windowed
+from calipers.adjoint import contract
+from calipers.graph.kinds import Affine, Windowed
+from calipers.graph.relaxations import Lines, Relaxation, by_sign
 from calipers.graph.windows import Window
-from calipers.problem.ball import Fall, Region, contract
+from calipers.problem.ball import Fall, Region
 
 WORTH_A_WINDOW = 0.6  # a patch that covers more of its image than this is carried dense
 
@@ -46,9 +48,11 @@ class Coefficients(Protocol):
     def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
         """Return the coefficients of an affine operation's inputs."""
 
-    def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
-        """Return the coefficients of an activation's input, and the offset (P, S): lower lines
-        where positive, upper lines where negative.
+    def through(
+        self, relaxation: Relaxation, shapes: list[tuple[int, ...]]
+    ) -> tuple[list[Coefficients], Tensor]:
+        """Return the coefficients of a relaxed operation's inputs, and the offset (P, S): lower
+        bounds where positive, upper bounds where negative.
         """
 
     def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
@@ -106,60 +110,13 @@ class Dense:
             for back, shape in zip(op.adjoint(self.a.flatten(0, 1)), shapes, strict=True)
         ]
 
-    def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
-        """On a straight piece both lines are one factor; only the columns where lines differ are
-        looked at by sign.
-        """
-        low, low_at, high, high_at = (self._at(line).flatten(1) for line in lines)
-        differ = (low != high) | (low_at != high_at)
-        # one look at the values for each operation, not for each row
-        width = int(differ.sum(1).max())
-        if width * 4 > differ.shape[1]:
-            shape = (-1, 1, *self.a.shape[2:])
-            start = low_at.view(shape) if bool(low_at.any()) else None
-            a, offset = _relaxed(
-                self.a,
-                low.view(shape),
-                (high - low).view(shape),
-                start,
-                (high_at - low_at).view(shape),
-            )
-            return replace(self, a=a), offset
-        columns = differ.to(torch.uint8).topk(width, dim=1).indices
-        flat = self.a.flatten(2)
-        wide = columns[:, None].expand(-1, flat.shape[1], -1)
-        low_slope, rise, low_end, gap = (
-            t.gather(1, columns)[:, None] for t in (low, high - low, low_at, high_at - low_at)
-        )
-        bent, offset = _relaxed(flat.gather(2, wide), low_slope, rise, low_end, gap)
-        if bool(low_at.any()):
-            constant = torch.where(differ, torch.zeros_like(low_at), low_at)
-            picked = torch.zeros_like(columns, dtype=torch.bool).logical_or(
-                differ.gather(1, columns)
-            )
-            offset = (
-                offset
-                - (flat.gather(2, wide) @ (low_at.gather(1, columns) * ~picked)[..., None])[..., 0]
-                + (flat @ constant[..., None])[..., 0]
-            )
-        a = (flat * high[:, None]).scatter_(2, wide, bent)
-        return replace(self, a=a.view(self.a.shape)), offset
-
-    def selected(self, planes: Planes, shape: tuple[int, ...]) -> tuple[Dense, Tensor]:
-        """Return the coefficients of a selection's input (of that shape), and the offset (P, S)."""
-        pick, exact, ceiling = (self._at(t).flatten(1)[:, None] for t in planes)
-        flat = self.a.flatten(2)
-        constant = flat.clamp(max=0) * ~exact
-        back = self.a.new_zeros(*self.a.shape[:2], torch.Size(shape).numel())
-        back.scatter_add_(-1, pick.expand_as(flat), flat - constant)
-        return replace(self, a=back.view(*self.a.shape[:2], *shape)), (constant * ceiling).sum(-1)
-
-    def contracted(self, op: Contraction, facets: Facets) -> list[tuple[Coefficients, Tensor]]:
-        """Return the coefficients of both factors of a matrix product, and their offsets (P, S),
-        all of it with the first.
-        """
-        x, y, offset = op.back(self.a, Facets(*(self._at(t) for t in facets)))
-        return [(replace(self, a=x), offset), (replace(self, a=y), torch.zeros_like(offset))]
+    def through(
+        self, relaxation: Relaxation, shapes: list[tuple[int, ...]]
+    ) -> tuple[list[Coefficients], Tensor]:
+        """The relaxation's own way back."""
+        mine = relaxation if self.points is None else relaxation.each(self._at)
+        backs, offset = mine.backward(self.a, shapes)
+        return [replace(self, a=back) for back in backs], offset
 
     def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
         """Runs of rows (P,)."""
@@ -262,13 +219,13 @@ class Patch:
         """Inside the window where the operation is a convolution or acts element by element; dense
         otherwise.
         """
-        if isinstance(op, Windowed):
-            grown = self._through_window(op, shapes[0])
+        if (windowed := op.windowed()) is not None:
+            grown = self._through_window(windowed, shapes[0])
             wide = (
                 grown._size[0] * grown._size[1] > WORTH_A_WINDOW * grown.image[0] * grown.image[1]
             )
             return [grown.dense() if wide else grown]
-        slopes = op.slopes() if hasattr(op, "slopes") else None
+        slopes = op.slopes()
         if slopes is None or any(shape != (self.a.shape[2], *self.image) for shape in shapes):
             return self.dense().back(op, shapes)
         return [
@@ -297,12 +254,23 @@ class Patch:
     def _inside(self) -> Tensor:
         return self._at(self.a.new_ones(1, 1, *self.image))
 
-    def relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
-        """As dense, on the lines' windows (zero lines outside the image)."""
+    def through(
+        self, relaxation: Relaxation, shapes: list[tuple[int, ...]]
+    ) -> tuple[list[Coefficients], Tensor]:
+        """As dense, on the lines' windows (zero lines outside the image); dense where a relaxation
+        is not made of lines.
+        """
+        lines = relaxation.lines()
+        if lines is None:
+            return self.dense().through(relaxation, shapes)
+        each = [self._relaxed(pair) for pair in lines]
+        return [back for back, _ in each], sum((o for _, o in each[1:]), each[0][1])
+
+    def _relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
         low, low_at, high, high_at = lines
         # differences first: windows hold every value many times
         rise, gap = (self._at(t)[:, None] for t in (high - low, high_at - low_at))
-        a, offset = _relaxed(
+        a, offset = by_sign(
             self.a,
             self._at(low)[:, None],
             rise,
@@ -350,21 +318,6 @@ class Patch:
             + axes[1].clamp(0, self.image[1] - 1)[:, None, :]
         )
         return flat.flatten(1), inside
-
-
-def _relaxed(
-    a: Tensor, low: Tensor, rise: Tensor, low_at: Tensor | None, gap: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Lower lines (low, low_at), upper lines (low + rise, low_at + gap); no `low_at` where all are
-    0, as those of a ReLU.
-    """
-    negative = a.clamp(max=0)
-    # A+ low + A- high = A low + A- (high - low): one pass less over the coefficients than splitting
-    # both signs.
-    offset = contract(negative.flatten(2), gap.flatten(1))
-    if low_at is not None:
-        offset = offset + contract(a.flatten(2), low_at.flatten(1))
-    return (a * low).addcmul_(negative, rise), offset
 
 
 def unit_rows(

@@ -11,8 +11,10 @@ from calipers.bounds.coefficients import Dense
 from calipers.bounds.dual import Dual, Free
 from calipers.bounds.interval import Box
 from calipers.bounds.linear import lower_bounds
-from calipers.bounds.relaxed import Relaxed, relaxed_size
-from calipers.graph.ir import Elementwise, Facets, Lines, Node, Relaxation, Saddle, is_affine
+from calipers.bounds.relaxed import Relaxed
+from calipers.graph.ir import Node
+from calipers.graph.kinds import is_affine, is_elementwise
+from calipers.graph.relaxations import Lines, Relaxation
 
 _BYTES = 2**26  # of lines and sizes held at once
 
@@ -47,23 +49,14 @@ def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
         departures=departures,
     )
     for k, node in enumerate(root.graph.nodes[: dual.number], start=1):
-        if isinstance(node.op, Elementwise):
-            lines = _lines(dual, free, k, node.inputs[0])
-            state.relaxations[k] = lines
+        if is_affine(node.op):
             if arithmetic.checked:
-                state.sizes[k] = relaxed_size(lines, root.boxes[node.inputs[0]].take(rows))
+                state.sizes[k] = root.sizes[k][rows]
             continue
-        if not is_affine(node.op):
-            state.relaxations[k] = _planes(dual, free, k, node)
+        state.relaxations[k] = relaxation = _chosen(dual, free, k, node)
         if arithmetic.checked:
-            fixed = not isinstance(state.relaxations.get(k), Saddle)
-            state.sizes[k] = (
-                root.sizes[k][rows]
-                if fixed
-                else relaxed_size(
-                    state.relaxations[k], *(root.boxes[i].take(rows) for i in node.inputs)
-                )
-            )
+            boxes = [root.boxes[i].take(rows) for i in node.inputs]
+            state.sizes[k] = relaxation.size(*(box.magnitude for box in boxes))
     for i, beta in free.beta.items():
         if i in dual.cuts:
             state.multipliers[i] = _multiplier(dual, i, beta.to(spec.dtype))
@@ -83,25 +76,19 @@ def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
     return bound + shift - arithmetic.gamma(spec.shape[1]) * (reach + terms + bound.abs())
 
 
-def _planes(dual: Dual, free: Free, k: int, node: Node) -> Relaxation:
-    """Return the planes of an operation on several elements in the root's dtype, a product's at the
-    chosen alpha.
+def _chosen(dual: Dual, free: Free, k: int, node: Node) -> Relaxation:
+    """Return the relaxation of an operation in the root's dtype, at the chosen alpha where there is
+    one.
     """
+    if is_elementwise(node.op):
+        return _lines(dual, free, k, node.inputs[0])
     root, rows = dual.root.state, dual.rows
-    held = root.relaxations[k]
-    alpha = free.alpha[k].clamp(0, 1).view(-1, *node.shape) if k in free.alpha else None
-    if isinstance(held, Saddle):
-        assert node.op.kind == "product" and alpha is not None
-        (low_x, high_x), (low_y, high_y) = (
-            (root.boxes[i].lower[rows], root.boxes[i].upper[rows]) for i in node.inputs
-        )
-        return node.op.saddle((low_x, high_x), (low_y, high_y), alpha.to(low_x.dtype))
-    mine = type(held)(*(t[rows] for t in held))
-    return (
-        mine._replace(alpha=alpha.to(mine.low_x.dtype))
-        if isinstance(mine, Facets) and alpha is not None
-        else mine
-    )
+    held = root.relaxations[k].take(rows)
+    if k not in free.alpha:
+        return held
+    ends = [root.boxes[i].take(rows).ends for i in node.inputs]
+    alpha = free.alpha[k].clamp(0, 1).view(-1, *node.shape).to(ends[0][0].dtype)
+    return node.op.chosen(held, alpha, *ends)
 
 
 def _lines(dual: Dual, free: Free, k: int, number: int) -> Lines:
@@ -117,7 +104,7 @@ def _lines(dual: Dual, free: Free, k: int, number: int) -> Lines:
     # different ones.
     alpha = columns.filled(free.alpha[k].to(base.lower_slope.dtype).clamp(0, 1))
     op = root.graph.nodes[k - 1].op
-    assert isinstance(op, Elementwise)
+    assert is_elementwise(op)
     own = op.relax(box.lower, box.upper, alpha)
     shape = (len(rows), *root.graph.shape(k))
     return Lines(

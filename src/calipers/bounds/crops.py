@@ -17,8 +17,9 @@ from torch import Tensor
 from calipers.bounds.coefficients import WORTH_A_WINDOW
 from calipers.bounds.interval import Box
 from calipers.bounds.relaxed import Relaxed
-from calipers.graph.ir import Elementwise, Graph, Lines
-from calipers.graph.windows import Crop, Inside
+from calipers.graph.ir import Graph
+from calipers.graph.relaxations import Lines
+from calipers.graph.windows import Crop
 from calipers.problem.region import Region
 
 
@@ -81,14 +82,13 @@ def cropped(
         if origin.number in whole.boxes:
             box = whole.boxes[origin.number]
             state.boxes[k] = Box(seen(box.lower), seen(box.upper))
-        op = crop.graph.nodes[k - 1].op if k else None
-        if isinstance(op, Inside):
+        if k and crop.graph.nodes[k - 1].op.elementwise:
             zero = torch.zeros_like(mask)
-            state.relaxations[k] = Lines(mask, zero, mask, zero)
-        elif isinstance(op, Elementwise):
-            lines = whole.relaxations[origin.number]
-            assert isinstance(lines, Lines)
-            state.relaxations[k] = Lines(*(seen(line) for line in lines))
+            state.relaxations[k] = (
+                whole.relaxations[origin.number].each(seen)
+                if origin.made
+                else Lines(mask, zero, mask, zero)
+            )
         for held, into in (
             (whole.sizes if k else {}, state.sizes),
             (whole.departures, state.departures),

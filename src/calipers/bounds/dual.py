@@ -30,8 +30,10 @@ from torch import Tensor
 from calipers.bounds.columns import Columns
 from calipers.bounds.interval import Box
 from calipers.bounds.relaxed import Relaxed
-from calipers.bounds.slides import Contracted, Fixed, Sheet, Slide, Tilt
-from calipers.graph.ir import Affine, Elementwise, Facets, Graph, Lines, Node, Saddle, is_affine
+from calipers.bounds.slides import Slide
+from calipers.graph.ir import Graph, Node
+from calipers.graph.kinds import Affine, is_affine, is_elementwise
+from calipers.graph.relaxations import Lines, Parametrised
 from calipers.problem.ball import Region
 
 
@@ -75,25 +77,20 @@ class Root:
                 self.constants[k] = _constant(
                     node.op, [self.graph.shape(i) for i in node.inputs], self.region.center
                 )
-            if (
-                not isinstance(node.op, Elementwise)
-                or k in self.base
-                or k not in self.state.relaxations
-            ):
+            if not is_elementwise(node.op) or k in self.base or k not in self.state.relaxations:
                 continue
             i = node.inputs[0]
-            box, lines = self.state.boxes[i], self.state.relaxations[k]
+            box, lines = self.state.boxes[i], self.state.lines(k)
             if i not in self.columns:
-                users = [
-                    n.op
-                    for n in self.graph.nodes
-                    if n.inputs[0] == i and isinstance(n.op, Elementwise)
-                ]
+                users = [n.op for n in self.graph.nodes if n.inputs[0] == i and n.op.elementwise]
                 self.columns[i] = Columns.of(
                     torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1),
                     among=self.inside.get(i),
                 )
-            slope, at = (t.flatten(1).to(self.region.center.dtype) for t in (lines[0], lines[1]))
+            slope, at = (
+                t.flatten(1).to(self.region.center.dtype)
+                for t in (lines.lower_slope, lines.lower_intercept)
+            )
             # A row without bending elements keeps its own constants: its one column is filling.
             at = self.columns[i].put(
                 at,
@@ -202,9 +199,9 @@ class Dual:
         self.graph, self.region, self.cuts = root.graph, root.region.take(rows), cuts or {}
         self.columns: dict[int, Columns] = {}
         self.slides: dict[int, Slide] = {}
-        self.sheets: dict[int, Sheet] = {}
+        self.sheets: dict[int, Parametrised] = {}
         for k, node in enumerate(self.graph.nodes[:number], start=1):
-            if isinstance(node.op, Elementwise):
+            if is_elementwise(node.op):
                 i = node.inputs[0]
                 if i not in self.columns:
                     self.columns[i] = root.columns[i].take(rows)
@@ -221,17 +218,12 @@ class Dual:
         # A feature may enter a sum only once: filling weighs nothing.
         self.weigh = {i: c.real.to(spec.dtype) for i, c in self.columns.items()}
 
-    def _sheet(self, k: int, node: Node) -> Sheet:
+    def _sheet(self, k: int, node: Node) -> Parametrised:
         """Return the planes of an operation on several elements, in the search's dtype."""
-        relaxation, dtype = self.root.state.relaxations[k], self.spec.dtype
-        if isinstance(relaxation, Facets):
-            assert node.op.kind == "contraction"
-            return Contracted(node.op, relaxation, self.rows, dtype)
-        if isinstance(relaxation, Saddle):
-            assert node.op.kind == "product"
-            boxes = (self.root.state.boxes[i].take(self.rows) for i in node.inputs)
-            return Tilt(node.op, *((b.lower.to(dtype), b.upper.to(dtype)) for b in boxes))
-        return Fixed(relaxation, self.rows, dtype, self.graph.shape(node.inputs[0]))
+        state, rows, dtype = self.root.state, self.rows, self.spec.dtype
+        boxes = [state.boxes[i].take(rows) for i in node.inputs]
+        ends = [(b.lower.to(dtype), b.upper.to(dtype)) for b in boxes]
+        return node.op.parametrised(state.relaxations[k].take(rows).to(dtype), *ends)
 
     def ends(self, number: int) -> Box:
         """Return the columns' ends in the branches, (P, U), in the search's dtype."""
@@ -288,14 +280,15 @@ class Dual:
                 if constant is not None:
                     offset = offset + a.flatten(1) @ constant.flatten()
                 backs = node.op.adjoint(a)
-            elif isinstance(node.op, Elementwise):
+            elif is_elementwise(node.op):
                 behind[k], lines[k], chosen[k], back, gain = self._through(
                     k, node.inputs[0], a, free.alpha[k]
                 )
                 offset = offset + gain
                 backs = (back,)
             else:
-                backs, gain = self.sheets[k].through(a, free.alpha.get(k))
+                shapes = [self.graph.shape(i) for i in node.inputs]
+                backs, gain = self.sheets[k].backward(a, free.alpha.get(k), shapes)
                 behind[k] = a
                 offset = offset + gain
             for i, back_i in zip(node.inputs, backs, strict=True):
@@ -367,7 +360,7 @@ class Dual:
                     1, columns.place, columns.get(flat) * slope + at
                 ).view(len(point), *self.graph.shape(k))
             elif k in behind:
-                values[k] = self.sheets[k].value(behind[k], free.alpha.get(k), inputs)
+                values[k] = self.sheets[k].at(behind[k], free.alpha.get(k), inputs)
         return values
 
     def gradient(self, free: Free, sight: Sight) -> Free:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from calipers.bounds.interval import Box, terms
 from calipers.bounds.rounding import Arithmetic
 from calipers.errors import BadInput
-from calipers.graph.generic import Generic
-from calipers.graph.ir import Affine, Elementwise, Graph, Op, Selection
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import Affine, Elementwise, Op, is_affine, is_elementwise
 from calipers.problem.problem import Problem
 
 # roundings of one layer besides its sum: the bias, and a scaling behind it with a factor of four
@@ -39,7 +39,6 @@ _MERGED = 24  # more where several scalings were merged into a layer, each with 
 _CURVE = 32
 _LOST = 1 + 1e-6  # smallest normal numbers that a result, or what is read for it, may lose
 _SPARE = 1 + 1e-6  # for the allowance's own evaluation in float64
-_EXACT_SLOPES = {-1.0, 0.0, 1.0}
 _LARGEST_WEIGHT = 2.0**125  # the reciprocal of a larger one is no normal number
 # by how much more than argument and value together what a function is made of may be, as x * 6 / 6
 _STEPS = 16
@@ -54,11 +53,13 @@ def departure(op: Op, inputs: list[Box], arithmetic: Arithmetic) -> Tensor:
     read: some processors and settings take them for 0. Cost: one more product with |W|.
     """
     dtype = _executed(arithmetic)
-    if isinstance(op, Affine):
+    if is_affine(op):
         return _of_affine(op, inputs, dtype)
-    if isinstance(op, Selection):
-        return torch.full_like(op.value(inputs[0].lower), _LOST * torch.finfo(dtype).tiny)
-    assert isinstance(op, Elementwise), "products of two numbers are refused at the door"
+    if op.executed_exactly:
+        return torch.full_like(
+            op.value(*(b.lower for b in inputs)), _LOST * torch.finfo(dtype).tiny
+        )
+    assert is_elementwise(op), "what is not executed as written is refused at the door"
     return _of_function(op, inputs[0], dtype)
 
 
@@ -94,11 +95,13 @@ def _guarded(room: Tensor, largest: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _of_affine(op: Affine, inputs: list[Box], dtype: torch.dtype) -> Tensor:
     tiny = _LOST * torch.finfo(dtype).tiny
-    if not getattr(op, "rounds", True):
+    if not op.rounds:
         return torch.zeros_like(inputs[0].lower).reshape(
             len(inputs[0].lower), *op.value(*(b.lower[:1] for b in inputs)).shape[1:]
         )
-    size, count = terms(op, inputs), _count(op, inputs)
+    size = terms(op, inputs)
+    own = _OWN + (_MERGED if op.constant_terms is not None else 0)
+    count = own + op.longest_sum([tuple(b.lower.shape[1:]) for b in inputs])
     # of each output, added up
     weights = op.absolute(*(torch.ones_like(b.lower[:1]) for b in inputs))
     total = (
@@ -110,46 +113,21 @@ def _of_affine(op: Affine, inputs: list[Box], dtype: torch.dtype) -> Tensor:
     # input.
     room = _gamma(count, dtype) * size + tiny * (count + weights + total)
     largest = torch.where(weights < _LARGEST_WEIGHT, size, torch.inf)
-    if isinstance(op, Generic):
-        room = room + _INTERPOLATED * _gamma(count, dtype) * total * _is_interpolation(op)
-        largest = torch.maximum(largest, total.expand_as(size))  # a mean is executed as a sum
-    detour = getattr(op, "detour", None)
-    if detour is not None:
+    if op.sums_first:
+        room = room + _INTERPOLATED * _gamma(count, dtype) * total * op.weighs_places
+        largest = torch.maximum(largest, total.expand_as(size))
+    if (detour := op.detour) is not None:
         before = inputs[0].magnitude + detour[1] + 1
         room = room + tiny * count * detour[0] * before
         largest = torch.maximum(largest, detour[0] * before)
     return _guarded(room, largest, dtype)
 
 
-def _is_interpolation(op: Generic) -> bool:
-    """Are the operation's weights computed from places, so that a neighbour of weight 0 may get a
-    little?
-    """
-    return op.name.startswith("aten.upsample_") and "linear" in op.name
-
-
-def _count(op: Affine, inputs: list[Box]) -> int:
-    """Return the terms of the operation's longest sum: of a layer the weights behind one output, of
-    a scaling or a sum its inputs, else all there is.
-    """
-    weight, own = getattr(op, "weight", None), _OWN
-    if getattr(op, "constant_terms", None) is not None:
-        own += _MERGED
-    if isinstance(weight, Tensor):
-        return weight[0].numel() + own
-    if hasattr(op, "slopes"):
-        return len(inputs) + own
-    return sum(b.lower[0].numel() for b in inputs) + own
-
-
 def _of_function(op: Elementwise, box: Box, dtype: torch.dtype) -> Tensor:
-    """Straight pieces of slope 0 and +-1 are executed exactly. Others err by units in the last
-    place of the argument, the value, or of what they subtract on the way: 1, or the value that they
-    tend to on the left (exp(x) - 1).
+    """It errs by units in the last place of the argument, the value, or of what it subtracts on the
+    way: 1, or the value that it tends to on the left (exp(x) - 1).
     """
     tiny = _LOST * torch.finfo(dtype).tiny
-    if {getattr(op, "left", None), getattr(op, "right", None)} <= _EXACT_SLOPES:
-        return torch.full_like(box.lower, tiny)
     value = Box(*op.range(box.lower, box.upper)).magnitude
     limit = (
         op.value(torch.full_like(box.lower.flatten()[:1], -torch.inf))
@@ -157,13 +135,11 @@ def _of_function(op: Elementwise, box: Box, dtype: torch.dtype) -> Tensor:
         .nan_to_num(nan=0.0, posinf=0.0)
     )
     size = value + box.magnitude + limit + 1
-    jump: float = getattr(op, "jump", 0.0)
-    gate: float = getattr(op, "gate", 0.0)
     largest = (
-        _STEPS * size + gate * box.magnitude if _held(op) else torch.full_like(size, torch.inf)
+        _STEPS * size + op.gate * box.magnitude if _held(op) else torch.full_like(size, torch.inf)
     )
     return _guarded(
-        _gamma(_CURVE, dtype) * size + jump + _CURVE * tiny + _near_zero(op, box, tiny),
+        _gamma(_CURVE, dtype) * size + op.jump + _CURVE * tiny + _near_zero(op, box, tiny),
         largest,
         dtype,
     )
@@ -186,11 +162,7 @@ def _near_zero(op: Elementwise, box: Box, tiny: float) -> Tensor:
 
 def _held(op: Elementwise) -> bool:
     """Are the function's own parameters numbers that the precision holds, and far from its ends?"""
-    numbers = [
-        *getattr(op, "parameters", ()),
-        *(getattr(op, end, 0.0) for end in ("left", "right")),
-    ]
-    return all(n == 0 or 1 / _LARGEST_WEIGHT < abs(n) < _LARGEST_WEIGHT for n in numbers)
+    return all(n == 0 or 1 / _LARGEST_WEIGHT < abs(n) < _LARGEST_WEIGHT for n in op.parameters)
 
 
 def check_executed(problem: Problem, graph: Graph, arithmetic: Arithmetic) -> None:
@@ -241,12 +213,8 @@ def _computed_constants(problem: Problem, graph: Graph, dtype: torch.dtype) -> s
             f"a constant is computed by the model at {graph.computed}; keep the result as a buffer"
         )
     for node in graph.nodes:
-        held = (
-            [getattr(node.op, kind, None) for kind in ("weight", "bias")]
-            if getattr(node.op, "constant_terms", None) is None
-            else []
-        )
-        if any(isinstance(t, Tensor) and not torch.equal(t.to(dtype).to(t.dtype), t) for t in held):
+        held = node.op.held if is_affine(node.op) else ()
+        if any(not torch.equal(t.to(dtype).to(t.dtype), t) for t in held):
             return (
                 f"the weights at {node.where} are computed by the model; keep the result as a "
                 "parameter"
@@ -255,39 +223,19 @@ def _computed_constants(problem: Problem, graph: Graph, dtype: torch.dtype) -> s
 
 
 def _unlike_the_graph(graph: Graph) -> str:
-    node = next(
-        (n for n in graph.nodes if n.op.kind in ("product", "contraction", "pooling")), None
-    )
-    if node is not None:
+    odd = [n for n in graph.nodes if not n.op.executed_as_written]
+    node = next((n for n in odd if not n.op.affine), odd[0] if odd else None)
+    if node is None:
+        return ""
+    if node.op.affine:
         return (
-            f"numbers are multiplied with each other or weighed at {node.where} (softmax, "
-            "attention, layer norm), which libraries do in their own ways"
+            f"a variance or a resized image at {node.where} is executed in another way than it is "
+            "written"
         )
-    odd = next(
-        (
-            n
-            for n in graph.nodes
-            if isinstance(n.op, Generic) and (n.op.name == "centre" or not _same_places(n.op))
-        ),
-        None,
-    )
     return (
-        ""
-        if odd is None
-        else f"a variance or a resized image at {odd.where} is executed in another way than it is "
-        "written"
+        f"numbers are multiplied with each other or weighed at {node.where} (softmax, "
+        "attention, layer norm), which libraries do in their own ways"
     )
-
-
-def _same_places(op: Generic) -> bool:
-    """Does an image that is resized to the nearest places read the same ones in both precisions?"""
-    if "nearest" not in op.name:
-        return True
-    places = [
-        torch.arange(torch.Size(s).numel(), dtype=torch.float64).view(1, *s)
-        for s in op.input_shapes
-    ]
-    return torch.equal(op.value(*places), op.value(*(p.float() for p in places)).double())
 
 
 def _computed_margins(problem: Problem) -> str:

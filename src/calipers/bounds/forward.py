@@ -18,7 +18,8 @@ from torch import Tensor
 from calipers.bounds.executed import departure, input_departure
 from calipers.bounds.interval import Box, propagate
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Elementwise, Graph, is_affine
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import Affine, Elementwise, is_affine, is_elementwise
 
 _SLACK = 8  # roundings of a few scalar operations
 
@@ -61,7 +62,7 @@ def forward(
         inputs = [forms[i] for i in node.inputs]
         if is_affine(node.op):
             forms[number] = _affine(node.op, inputs, arithmetic)
-        elif isinstance(node.op, Elementwise):
+        elif is_elementwise(node.op):
             forms[number] = _bent(node.op, inputs[0], boxes[node.inputs[0]], arithmetic)
         else:
             forms[number] = _constant(
@@ -102,7 +103,7 @@ def _bent(op: Elementwise, x: Form, box: Box, arithmetic: Arithmetic) -> Form:
     """The line of the chord's slope, and the function's distance from it: for a ReLU both lines are
     parallel then.
     """
-    lines = op.relax(box.lower, box.upper, _parallel(op, box))
+    lines = op.parallel(box.lower, box.upper)
     slope = lines.upper_slope
     rise = lines.lower_slope - slope
     least = torch.minimum(rise * box.lower, rise * box.upper) + lines.lower_intercept
@@ -127,24 +128,6 @@ def _bent(op: Elementwise, x: Form, box: Box, arithmetic: Arithmetic) -> Form:
         whole.g.masked_fill(lost[:, None], 0.0),
         whole.r.masked_fill(lost, torch.inf),
     )
-
-
-def _parallel(op: Elementwise, box: Box) -> Tensor:
-    """Return the alpha at which the lower line has the slope of the upper one, where lines are
-    straight in alpha.
-    """
-    if not getattr(op, "straight", False):
-        return torch.full_like(box.lower, 0.5)
-    first, last = (
-        op.relax(box.lower, box.upper, torch.full_like(box.lower, a)) for a in (0.0, 1.0)
-    )
-    rise = last.lower_slope - first.lower_slope
-    return torch.where(
-        rise == 0,
-        torch.full_like(rise, 0.5),
-        (first.upper_slope - first.lower_slope)
-        / torch.where(rise == 0, torch.ones_like(rise), rise),
-    ).clamp(0, 1)
 
 
 def _constant(box: Box, count: int, arithmetic: Arithmetic) -> Form:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Graph, is_affine
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import Affine, is_affine
+from calipers.graph.relaxations import Ends
 from calipers.problem.ball import Region
 
 
@@ -20,6 +22,11 @@ class Box:
 
     lower: Tensor
     upper: Tensor
+
+    @property
+    def ends(self) -> Ends:
+        """Both ends, as an operation takes them."""
+        return self.lower, self.upper
 
     @property
     def magnitude(self) -> Tensor:
@@ -78,18 +85,13 @@ def input_box(region: Region, arithmetic: Arithmetic) -> Box:
 def propagate(graph: Graph, number: int, boxes: dict[int, Box], arithmetic: Arithmetic) -> Box:
     """Return the box of one number from the boxes of its inputs.
 
-    Affine: centre and radius, W c + b -+ |W| r. Elementwise: the function's range. Selection: the
-    largest ends. Product: the corners.
+    Affine: centre and radius, W c + b -+ |W| r. Any other: its own interval.
     """
     node = graph.nodes[number - 1]
     inputs = [boxes[i] for i in node.inputs]
     if is_affine(node.op):
         return _affine(node.op, inputs, arithmetic)
-    if node.op.kind == "elementwise" or node.op.kind == "pooling":
-        return Box(*node.op.range(inputs[0].lower, inputs[0].upper))
-    if node.op.kind == "product" or node.op.kind == "contraction":
-        return Box(*node.op.corners(*((b.lower, b.upper) for b in inputs)))
-    return Box(node.op.value(inputs[0].lower), node.op.value(inputs[0].upper))
+    return Box(*node.op.interval(*(b.ends for b in inputs)))
 
 
 def _affine(op: Affine, inputs: list[Box], arithmetic: Arithmetic) -> Box:
@@ -113,7 +115,7 @@ def terms(op: Affine, inputs: list[Box]) -> Tensor:
     """Return |W||x| + |b| over the boxes: the size of everything that an affine operation adds up,
     (N, *out).
     """
-    constant = getattr(op, "constant_terms", None)
+    constant = op.constant_terms
     if constant is None:
         constant = op.value(*(torch.zeros_like(b.lower[:1]) for b in inputs)).abs()
     # a term that underflows has a size too

@@ -24,7 +24,8 @@ from calipers.bounds.executed import input_departure, widened
 from calipers.bounds.interval import Box, input_box, propagate
 from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Affine, Elementwise, Facets, Graph, Lines, Planes, Windowed, is_affine
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import Affine, is_affine
 from calipers.problem.ball import Region
 from calipers.problem.interrupts import give_way
 from calipers.problem.norms import support_rounding
@@ -100,11 +101,9 @@ def refined_numbers(graph: Graph, region: Region) -> frozenset[int]:
 
 def in_windows(graph: Graph, number: int) -> bool:
     """Are rows that begin at a number carried as patches?"""
-    return (
-        number > 0
-        and isinstance(graph.nodes[number - 1].op, Windowed)
-        and graph.field_of_view(number) <= WORTH_A_WINDOW
-    )
+    op = graph.nodes[number - 1].op if number else None
+    windowed = op is not None and is_affine(op) and op.windowed() is not None
+    return windowed and graph.field_of_view(number) <= WORTH_A_WINDOW
 
 
 def _exact_numbers(graph: Graph) -> frozenset[int]:
@@ -115,7 +114,7 @@ def _exact_numbers(graph: Graph) -> frozenset[int]:
     for number, node in enumerate(graph.nodes, start=1):
         if len(node.inputs) == 1 and node.inputs[0] in independent:
             exact.add(number)
-            if getattr(node.op, "diagonal", isinstance(node.op, Elementwise)):
+            if node.op.diagonal or node.op.elementwise:
                 independent.add(number)
     return frozenset(exact)
 
@@ -321,7 +320,7 @@ class _Sweep:
         affine.
         """
         for number in range(self.number, 0, -1):
-            if number in self.pending and isinstance(self.state.graph.nodes[number - 1].op, Affine):
+            if number in self.pending and self.state.graph.nodes[number - 1].op.affine:
                 self._replace(number)
         bound, arithmetic = self.offset, self.state.arithmetic
         for number, a in self.pending.items():
@@ -347,9 +346,7 @@ class _Sweep:
             self.offset = (
                 self.offset + (taken[1] if a.points is None else taken[1][a.points])[:, None]
             )
-        if self.state.arithmetic.checked and (
-            taken is not None or getattr(node.op, "rounds", True)
-        ):
+        if self.state.arithmetic.checked and (taken is not None or node.op.rounds):
             self.rounding = self.rounding + self.state.arithmetic.gamma(a.terms) * a.size_dot(
                 self.state.sizes[number]
             )
@@ -357,21 +354,10 @@ class _Sweep:
         if is_affine(node.op):
             self._through_affine(node.op, a, node.inputs)
             return
-        relaxation, passed = self.state.relaxations[number], list[tuple[Coefficients, Tensor]]()
-        if isinstance(relaxation, Facets):
-            assert node.op.kind == "contraction"
-            passed = a.dense().contracted(node.op, relaxation)
-        elif isinstance(relaxation, Planes):
-            passed = [a.dense().selected(relaxation, self.state.graph.shape(node.inputs[0]))]
-        else:
-            passed = [
-                a.relaxed(lines)
-                for lines in (
-                    (relaxation,) if isinstance(relaxation, Lines) else relaxation.lines()
-                )
-            ]
-        for i, (back, offset) in zip(node.inputs, passed, strict=True):
-            self.offset = self.offset + offset
+        shapes = [self.state.graph.shape(i) for i in node.inputs]
+        backs, offset = a.through(self.state.relaxations[number], shapes)
+        self.offset = self.offset + offset
+        for i, back in zip(node.inputs, backs, strict=True):
             self._add(i, back)
 
     def _depart(self, number: int, a: Coefficients) -> None:

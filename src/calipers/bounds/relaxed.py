@@ -13,7 +13,9 @@ from torch import Tensor
 from calipers.bounds.executed import departure
 from calipers.bounds.interval import Box, terms
 from calipers.bounds.rounding import Arithmetic
-from calipers.graph.ir import Elementwise, Facets, Graph, Op, Planes, Relaxation, Saddle, is_affine
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import Op, is_affine, is_elementwise
+from calipers.graph.relaxations import Lines, Relaxation
 from calipers.problem.ball import Region
 
 
@@ -49,7 +51,7 @@ class Relaxed:
     def slice(self, begin: int, end: int) -> Relaxed:
         """Return the view for a run of points, enough for sweeps from numbers settled so far."""
         part = slice(begin, end)
-        relaxations = {k: type(v)(*(t[part] for t in v)) for k, v in self.relaxations.items()}
+        relaxations = {k: v.take(part) for k, v in self.relaxations.items()}
         sizes, departures = (
             {k: v[part] for k, v in held.items()} for held in (self.sizes, self.departures)
         )
@@ -69,7 +71,7 @@ class Relaxed:
     def take(self, index: Tensor) -> Relaxed:
         """Return the chosen points' relaxation, complete."""
         boxes = {k: box.take(index) for k, box in self.boxes.items()}
-        relaxations = {k: type(v)(*(t[index] for t in v)) for k, v in self.relaxations.items()}
+        relaxations = {k: v.take(index) for k, v in self.relaxations.items()}
         sizes, departures = (
             {k: v[index] for k, v in held.items()} for held in (self.sizes, self.departures)
         )
@@ -89,13 +91,19 @@ class Relaxed:
             departures=departures,
         )
 
+    def lines(self, number: int) -> Lines:
+        """Return the lines of a function of one number."""
+        lines = self.relaxations[number]
+        assert isinstance(lines, Lines)
+        return lines
+
     def sloped(self, slope: Callable[[Tensor, Tensor], Tensor]) -> Relaxed:
         """Return the same boxes with other free slopes: `slope(lower, upper)` is the alpha in [0,
         1] of every element, and any choice is sound.
         """
         relaxations = dict(self.relaxations)
         for number, node in enumerate(self.graph.nodes, start=1):
-            if number in relaxations and isinstance(node.op, Elementwise):
+            if number in relaxations and is_elementwise(node.op):
                 box = self.boxes[node.inputs[0]]
                 relaxations[number] = node.op.relax(
                     box.lower, box.upper, slope(box.lower, box.upper)
@@ -123,53 +131,12 @@ class Relaxed:
                 self.sizes[later] = (
                     terms(op, inputs)
                     if is_affine(op)
-                    else relaxed_size(self.relaxations[later], *inputs)
+                    else self.relaxations[later].size(*(b.magnitude for b in inputs))
                 )
             if self.arithmetic.executed is not None:
                 self.departures[later] = departure(op, inputs, self.arithmetic)
 
 
 def _relaxation(op: Op, inputs: list[Box], swept: Box | None) -> Relaxation:
-    assert not is_affine(op)
-    ends, box = [(b.lower, b.upper) for b in inputs], inputs[0]
-    if op.kind == "product":
-        return op.saddle(ends[0], ends[1])
-    if op.kind == "contraction":
-        return op.facets(ends[0], ends[1])
-    if op.kind == "pooling":
-        return op.lines(box.lower, box.upper)
-    if op.kind == "selection":
-        return op.planes(box.lower, box.upper)
-    guess = getattr(op, "guess", None)
-    return op.relax(
-        box.lower,
-        box.upper,
-        None if swept is None or guess is None else guess(swept.lower, swept.upper),
-    )
-
-
-def relaxed_size(relaxation: Relaxation, *boxes: Box) -> Tensor:
-    """Bound the terms of a relaxed operation over the boxes of its inputs: |slope||x| +
-    |intercept|, of the lower line and of the rise to the upper one.
-    """
-    if isinstance(relaxation, Facets):
-        return relaxation.size(*(box.magnitude for box in boxes))
-    if isinstance(relaxation, Planes):
-        picked = (
-            boxes[0]
-            .magnitude.flatten(1)
-            .gather(1, relaxation.pick.flatten(1))
-            .view_as(relaxation.ceiling)
-        )
-        return torch.maximum(picked, relaxation.ceiling.abs())
-    if isinstance(relaxation, Saddle):
-        first, second = (
-            relaxed_size(lines, box) for lines, box in zip(relaxation.lines(), boxes, strict=True)
-        )
-        return first + second
-    low, low_at, high, high_at = relaxation
-    return (
-        (low.abs() + (high - low).abs()) * boxes[0].magnitude
-        + low_at.abs()
-        + (high_at - low_at).abs()
-    )
+    guess = op.guess(*swept.ends) if swept is not None and is_elementwise(op) else None
+    return op.relaxation(*(b.ends for b in inputs), alpha=guess)

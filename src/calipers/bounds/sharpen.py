@@ -18,7 +18,6 @@ from calipers.bounds.interval import Box
 from calipers.bounds.linear import Tighten
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.relaxed import Relaxed
-from calipers.graph.ir import is_affine
 from calipers.graph.windows import Crop
 from calipers.problem.ball import Region
 
@@ -58,7 +57,7 @@ def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | N
         for i in n.inputs
         if i in root.graph.ways and root.graph.ways[i][0] == number
     ]
-    if not all(getattr(op, "straight", False) for op in readers if not is_affine(op)):
+    if not all(op.affine or op.kinks is not None for op in readers):
         # on which side of 0 a value lies settles what is straight on both; a curve bends on
         ascent = dataclasses.replace(ascent, enough=torch.inf)
     elements = (

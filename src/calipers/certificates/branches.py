@@ -9,7 +9,8 @@ from torch import Tensor
 
 from calipers.bounds.dual import Dual, Free, Root, Sight
 from calipers.bounds.interval import Box
-from calipers.graph.ir import Elementwise, Lines
+from calipers.graph.kinds import Elementwise
+from calipers.graph.relaxations import Lines
 
 _NARROW = 1e-6  # of the largest end: narrower intervals are not split
 
@@ -145,7 +146,7 @@ def _split_point(op: Elementwise, low: Tensor, high: Tensor) -> Tensor:
     """Return the kink inside the interval that is nearest to its middle, or the middle."""
     middle = (low + high) / 2
     best, nearest = middle, torch.full_like(low, torch.inf)
-    for kink in getattr(op, "kinks", ()):
+    for kink in op.kinks or ():
         away = (middle - kink).abs()
         takes = (low < kink) & (kink < high) & (away < nearest)
         best, nearest = torch.where(takes, kink, best), torch.where(takes, away, nearest)

@@ -28,7 +28,8 @@ from calipers.certificates.crown import Bounder, batches, written
 from calipers.certificates.guaranteed import posed
 from calipers.certificates.joint import Joint
 from calipers.graph.capture import graph_of
-from calipers.graph.ir import Graph, is_affine
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import is_affine
 from calipers.problem.constrained import ConstrainedRegion
 from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
@@ -144,8 +145,8 @@ class LinearRegion:
 def straight(graph: Graph) -> bool:
     """Is the network made of straight pieces?"""
     return all(
-        is_affine(node.op) or hasattr(node.op, "kinks") or hasattr(node.op, "windows")
-        for node in graph.nodes
+        op.affine or op.kinks is not None or op.members() is not None
+        for op in (node.op for node in graph.nodes)
     )
 
 

@@ -26,7 +26,9 @@ from calipers.bounds.relaxed import Relaxed
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.graph.described import described
-from calipers.graph.ir import Elementwise, Graph, Lines
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import Elementwise, is_elementwise
+from calipers.graph.relaxations import Lines
 from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted, Untargeted
 from calipers.problem.norms import norm_named
@@ -360,9 +362,8 @@ def write_shared(state: Relaxed, arrays: Arrays, turn: int = 0) -> None:
         low, high, lines = (
             state.boxes[i].lower.flatten(1),
             state.boxes[i].upper.flatten(1),
-            state.relaxations[k],
+            state.lines(k),
         )
-        assert isinstance(lines, Lines)
         bends = op.bends(low, high)
         if bool(bends.any()):
             kept = _chosen(
@@ -381,7 +382,7 @@ def _functions(graph: Graph) -> list[tuple[int, int, Elementwise]]:
     return [
         (k, node.inputs[0], node.op)
         for k, node in enumerate(graph.nodes, start=1)
-        if isinstance(node.op, Elementwise)
+        if is_elementwise(node.op)
     ]
 
 
@@ -391,7 +392,7 @@ def _chosen(
     """Return only those slopes that somebody chose: of a side that does not move with alpha the
     checker finds the chord itself.
     """
-    if not getattr(op, "straight", False):
+    if not op.straight:
         return slopes
     first, last = (op.relax(low, high, torch.full_like(low, a)) for a in (0.0, 1.0))
     moves = {
@@ -438,11 +439,7 @@ def _weights(sweeps: Sweeps) -> dict[str, Tensor]:
     """
     graph, held = sweeps.root.state.graph, dict[str, Tensor]()
     for k, weights in sweeps.alpha.items():
-        if (
-            k <= sweeps.number
-            and not isinstance(graph.nodes[k - 1].op, Elementwise)
-            and bool(weights.any())
-        ):
+        if k <= sweeps.number and not graph.nodes[k - 1].op.elementwise and bool(weights.any()):
             weights = weights.double().clamp(0, 1)
             held |= {
                 f"{k}.place": torch.arange(weights.shape[1]),

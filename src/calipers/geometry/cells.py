@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.geometry.pieces import kinks_of, line, straight, winner
-from calipers.graph.ir import Affine, Graph, Node, is_affine
+from calipers.geometry.pieces import kinks_of, line, members, straight, winner
+from calipers.graph.ir import Graph, Node
+from calipers.graph.kinds import Affine, is_affine, is_elementwise
 
 _NEAR = 1e-11  # of the largest value on a cell
 _CELLS = 50_000
@@ -96,7 +97,7 @@ class _Cutting:
         maps = self.held[node.inputs[0]].flatten(2)
         kinks = kinks_of(node.op)
         if kinks is None:
-            windows: Tensor = node.op.windows.cpu()  # type: ignore[union-attr]
+            windows = members(node).cpu()
             self.polygons, parents = _divide(
                 self.polygons, maps, lambda p, m, left: _by_winner(p, m, windows, left), self.most
             )
@@ -112,10 +113,10 @@ class _Cutting:
         maps = self.held[node.inputs[0]]
         centres = torch.tensor([_centre(p) for p in self.polygons], dtype=torch.float64)
         z = _at(maps, centres)
-        if kinks_of(node.op) is None:
+        if not is_elementwise(node.op):
             pick = winner(node, z).flatten(1)[:, None].expand(-1, maps.shape[1], -1)
             return maps.flatten(2).gather(2, pick).view(*maps.shape[:2], *node.shape)
-        slope, intercept = line(node.op, z)  # type: ignore[arg-type]
+        slope, intercept = line(node.op, z)
         bent = maps * slope[:, None]
         bent[:, 0] += intercept
         return bent

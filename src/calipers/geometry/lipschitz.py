@@ -13,10 +13,11 @@ from calipers.bounds.interval import Box, input_box, propagate
 from calipers.bounds.rounding import CHECKED
 from calipers.errors import UnsupportedOp
 from calipers.geometry.gradients import dual_norm
-from calipers.geometry.pieces import kinks_of, line, straight
+from calipers.geometry.pieces import kinks_of, line, members, straight
 from calipers.geometry.walls import check_ball
 from calipers.graph.capture import graph_of
-from calipers.graph.ir import Affine, Elementwise, Graph, Node, is_affine
+from calipers.graph.ir import Graph, Node
+from calipers.graph.kinds import Affine, Elementwise, is_affine, is_elementwise
 from calipers.problem.problem import Problem
 
 _POINTS = 32
@@ -126,7 +127,7 @@ def _back(
         return list(
             zip(node.op.adjoint(middle), _absolute_adjoint(node.op, inputs, radius), strict=True)
         )
-    if node.op.kind != "elementwise":
+    if not is_elementwise(node.op):
         return [_to_members(node, inputs[0], middle - radius, middle + radius)]
     slopes = _slopes(node.op, inputs[0])
     corners = torch.stack(
@@ -140,7 +141,7 @@ def _to_members(node: Node, box: Box, floor: Tensor, ceiling: Tensor) -> tuple[T
     """Hand the interval of each window's slope to its winner, or, with 0, to every member that can
     win.
     """
-    windows: Tensor = node.op.windows.to(floor.device)  # type: ignore[union-attr]
+    windows = members(node).to(floor.device)
     low, high = (
         torch.cat([t.flatten(1), torch.full_like(t.flatten(1)[:, :1], -torch.inf)], 1)[:, windows]
         for t in (box.lower, box.upper)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from calipers.errors import UnsupportedOp
-from calipers.graph.ir import Affine, Elementwise, Graph, Node, Op, is_affine
+from calipers.graph.ir import Graph, Node
+from calipers.graph.kinds import Affine, Elementwise, Op, is_affine, is_elementwise
+from calipers.graph.relaxations import Planes
 
 BUDGET = 2**26  # bytes of one batch of rows pulled back at once
 
@@ -35,10 +37,9 @@ def kinks_of(op: Op) -> tuple[float, ...] | None:
     """Return the places between which a function of one number is straight, in order; None where it
     is not made of straight pieces.
     """
-    kinks = getattr(op, "kinks", None)
-    if op.kind != "elementwise" or kinks is None:
+    if op.kinks is None:
         return None
-    finite = sorted({k for k in kinks if math.isfinite(k)})
+    finite = sorted({k for k in op.kinks if math.isfinite(k)})
     ends = torch.tensor([-math.inf, *finite, math.inf], dtype=torch.float64)
     return None if bool(op.bends(ends[:-1], ends[1:]).any()) else tuple(finite)
 
@@ -46,11 +47,12 @@ def kinks_of(op: Op) -> tuple[float, ...] | None:
 def straight(graph: Graph) -> None:
     """Raise `UnsupportedOp` where the network is not made of straight pieces."""
     for node in graph.nodes:
-        if not is_affine(node.op) and kinks_of(node.op) is None and not hasattr(node.op, "windows"):
+        op = node.op
+        if not op.affine and kinks_of(op) is None and op.members() is None:
             raise UnsupportedOp(
-                f"{type(node.op).__name__} at {node.where} is not made of straight pieces: the "
-                "model has no "
-                "linear regions. Gradients, slices of its decisions and brackets do not need them."
+                f"{type(op).__name__} at {node.where} is not made of straight pieces: the model "
+                "has no linear regions. Gradients, slices of its decisions and brackets do not "
+                "need them."
             )
 
 
@@ -69,8 +71,16 @@ def linear_part(op: Affine, inputs: list[Tensor]) -> Tensor:
 
 def winner(node: Node, z: Tensor) -> Tensor:
     """Return the flat index of each window's largest member, (M, *out); of equal ones any."""
-    pick: Tensor = node.op.planes(z, z).pick  # type: ignore[union-attr]
-    return pick
+    planes = node.op.relaxation((z, z))
+    assert isinstance(planes, Planes)
+    return planes.pick
+
+
+def members(node: Node) -> Tensor:
+    """Return the flat indices of each window's members, (out, k), one past the end for padding."""
+    found = node.op.members()
+    assert found is not None
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +104,7 @@ class Pieces:
         slopes, picks, values = {}, {}, graph.values(x.double())
         for number, node in enumerate(graph.nodes, start=1):
             z = values[node.inputs[0]]
-            if node.op.kind == "elementwise":
+            if is_elementwise(node.op):
                 slopes[number] = line(node.op, z)[0]
             elif not is_affine(node.op):
                 picks[number] = winner(node, z)
@@ -192,10 +202,10 @@ class Pieces:
         for the winner itself and in the padding; and the members' flat indices (out, k).
         """
         node = self.graph.nodes[number - 1]
-        z, windows = self.values[node.inputs[0]].flatten(1), _windows(node, self.values[0].device)
-        members = torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], 1)[:, windows]
+        z, windows = self.values[node.inputs[0]].flatten(1), members(node).to(self.values[0].device)
+        each = torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], 1)[:, windows]
         pick = self.picks[number].flatten(1)
-        behind = z.gather(1, pick)[..., None] - members
+        behind = z.gather(1, pick)[..., None] - each
         return torch.where(windows == pick[..., None], torch.inf, behind), windows
 
     def pattern(self) -> Tensor:
@@ -223,8 +233,3 @@ def _piece(node: Node, z: Tensor) -> Tensor:
     for kink in kinks_of(node.op) or ():
         count += z >= kink
     return count
-
-
-def _windows(node: Node, device: torch.device) -> Tensor:
-    windows: Tensor = node.op.windows  # type: ignore[union-attr]
-    return windows.to(device)

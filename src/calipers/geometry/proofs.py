@@ -20,7 +20,8 @@ from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import CHECKED, plain_sums
 from calipers.geometry.pieces import Pieces
 from calipers.graph.generic import Generic
-from calipers.graph.ir import Graph, is_affine
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import is_affine
 from calipers.problem.problem import Problem
 
 SHARES = (1 - 1e-9, 1 - 1e-6, 1 - 1e-3)

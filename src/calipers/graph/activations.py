@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from calipers.graph.curves import CURVES
-from calipers.graph.ir import Elementwise, Lines
+from calipers.graph.kinds import Elementwise, Entry, Shape, function_entry
 from calipers.graph.parameters import argument, require, require_numbers
+from calipers.graph.relaxations import Lines
+
+_EXACT_SLOPES = {-1.0, 0.0, 1.0}
 
 
 def _eps(x: Tensor) -> float:
@@ -43,18 +46,27 @@ def _outward(lines: Lines, lower: Tensor, upper: Tensor, size: Tensor, where: Te
 
 
 @dataclass(frozen=True)
-class TwoPieces:
+class TwoPieces(Elementwise):
     """left * x below 0, right * x above: relu (0, 1), leaky_relu (a, 1), abs (-1, 1). alpha slides
     the tangent at the kink.
     """
 
     left: float
     right: float
-    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
     straight: bool = field(default=True, repr=False)
     """Are all lines straight functions of alpha? Then those at 0 and 1 say all."""
     kinks: tuple[float, ...] = field(default=(0.0,), repr=False)
     """Where branching splits: between kinks the function is straight."""
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        """Both slopes."""
+        return (self.left, self.right)
+
+    @property
+    def executed_exactly(self) -> bool:
+        """With slopes of 0 and +-1."""
+        return {self.left, self.right} <= _EXACT_SLOPES
 
     def __post_init__(self) -> None:
         require_numbers("a function of two straight pieces", left=self.left, right=self.right)
@@ -119,9 +131,13 @@ class TwoPieces:
             return lines._replace(upper_intercept=lines.upper_intercept + room)
         return _outward(lines, lower, upper, torch.zeros_like(lower), bend)
 
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """By both slopes."""
+        return function_entry("two pieces", self.left, self.right)
+
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Elementwise):
     """min(max(x, low), high): clip, hardtanh, relu6. alpha slides both free lines.
 
     With low above high that is the constant `high`, in torch, NumPy and ONNX alike: then low is
@@ -130,7 +146,6 @@ class Clip:
 
     low: float
     high: float
-    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
     straight: bool = field(default=True, repr=False)
     """As for `TwoPieces`."""
 
@@ -207,6 +222,10 @@ class Clip:
             )
         )
         return _outward(Lines(*picked), lower, upper, torch.full_like(lower, corners), bend)
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """By both corners."""
+        return function_entry("clip", self.low, self.high)
 
 
 def _clip(args: tuple[Any, ...]) -> Elementwise:

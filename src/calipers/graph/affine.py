@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,23 +17,21 @@ from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from calipers.adjoint import BlockedAdjoint, few_channels
 from calipers.graph.generic import Generic as Generic
-from calipers.graph.ir import Affine, completed
-from calipers.graph.parameters import require, require_numbers
+from calipers.graph.kinds import Affine, Entry, Shape, Windowed, diagonal_entry
+from calipers.graph.parameters import completed, require, require_numbers
 
 # entries up to which a window's transposed convolution runs as one matrix product
 WINDOW_MATRIX = 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Affine):
     """x W^T + b over the last axis."""
 
     weight: Tensor
     bias: Tensor | None
     constant_terms: Tensor | None = None
     """As for `Scale`."""
-
-    kind: Literal["affine"] = field(default="affine", repr=False)
 
     def value(self, *inputs: Tensor) -> Tensor:
         """(M, ..., in) -> (M, ..., out)."""
@@ -47,6 +45,21 @@ class Linear:
         """|W| r."""
         return functional.linear(inputs[0], self.weight.abs())
 
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """What was not folded, as it is."""
+        if self.constant_terms is not None:
+            return ()
+        return tuple(t for t in (self.weight, self.bias) if t is not None)
+
+    def longest_sum(self, shapes: list[Shape]) -> int:
+        """The weights behind one output."""
+        return self.weight[0].numel()
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """By its weights."""
+        return Entry({"op": "linear"}, _given(weight=self.weight, bias=self.bias))
+
     def to(self, dtype: torch.dtype) -> Linear:
         """In another dtype."""
         bias, constant_terms = (
@@ -56,7 +69,7 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
-class Conv:
+class Conv(Windowed):
     """Convolution in one, two or three dimensions."""
 
     weight: Tensor
@@ -68,8 +81,6 @@ class Conv:
     input_size: tuple[int, ...]
     constant_terms: Tensor | None = None
     """As for `Scale`."""
-
-    kind: Literal["affine"] = field(default="affine", repr=False)
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._convolve(
@@ -164,6 +175,27 @@ class Conv:
         """The convolution with |W|."""
         return self._run(inputs[0], self.weight.abs(), None)
 
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """What was not folded, as it is."""
+        if self.constant_terms is not None:
+            return ()
+        return tuple(t for t in (self.weight, self.bias) if t is not None)
+
+    def longest_sum(self, shapes: list[Shape]) -> int:
+        """The weights behind one output."""
+        return self.weight[0].numel()
+
+    def windowed(self) -> Windowed | None:
+        """Itself."""
+        return self
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """By its weights and steps."""
+        steps = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        facts = {"op": "convolution", **{k: list(v) for k, v in steps.items()}}
+        return Entry({**facts, "groups": self.groups}, _given(weight=self.weight, bias=self.bias))
+
     def to(self, dtype: torch.dtype) -> Conv:
         """In another dtype."""
         bias, constant_terms = (
@@ -175,7 +207,7 @@ class Conv:
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
+class Scale(Affine):
     """scale * x + shift, constants that broadcast over the batch: batch norm in evaluation,
     arithmetic with constants.
     """
@@ -188,7 +220,6 @@ class Scale:
     """
 
     diagonal: bool = True
-    kind: Literal["affine"] = field(default="affine", repr=False)
     detour: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     """Of batch norm, which is executed in several steps: the largest product of its factors, each
     at least 1, and the size of the mean taken off before.
@@ -210,6 +241,14 @@ class Scale:
         """|scale| r."""
         return inputs[0] * self.scale.abs()
 
+    def longest_sum(self, shapes: list[Shape]) -> int:
+        """A product."""
+        return 1
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """By its factors."""
+        return diagonal_entry(_one(self.scale, shape).expand(shape), bias=_one(self.shift, shape))
+
     def to(self, dtype: torch.dtype) -> Scale:
         """In another dtype."""
         made_of, detour = self.constant_terms, self.detour
@@ -223,11 +262,10 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
+class Sum(Affine):
     """signs[0] * x_0 + signs[1] * x_1, both of one shape: residual connections."""
 
     signs: tuple[float, float]
-    kind: Literal["affine"] = field(default="affine", repr=False)
 
     def __post_init__(self) -> None:
         require_numbers("a sum", first=self.signs[0], second=self.signs[1])
@@ -252,9 +290,22 @@ class Sum:
         """|s_0| r_0 + |s_1| r_1."""
         return abs(self.signs[0]) * inputs[0] + abs(self.signs[1]) * inputs[1]
 
-    def to(self, dtype: torch.dtype) -> Sum:
-        """No constants to convert."""
-        return self
+    def longest_sum(self, shapes: list[Shape]) -> int:
+        """Both inputs."""
+        return 2
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """By its signs."""
+        return diagonal_entry(*(torch.tensor(sign).expand(shape) for sign in self.signs))
+
+
+def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if value is not None}
+
+
+def _one(value: Tensor, shape: Shape) -> Tensor:
+    """Return a constant without its axis for the batch."""
+    return value[0] if value.dim() > len(shape) else value
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from calipers.graph.calls import (
 from calipers.graph.compositions import CHOICES, COMPOSITIONS, Condition
 from calipers.graph.exporting import exported, in_fewer
 from calipers.graph.fusion import fused
-from calipers.graph.ir import Graph, Op
+from calipers.graph.ir import Graph
+from calipers.graph.kinds import Op
 from calipers.graph.products import SELECTIONS
 from calipers.graph.writing import Result, Writer
 

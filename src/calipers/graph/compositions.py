@@ -19,7 +19,7 @@ from calipers.errors import UnsupportedOp
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Scale, Sum
 from calipers.graph.curves import RSQRT, SIGMOID, SQUARE
-from calipers.graph.ir import Elementwise
+from calipers.graph.kinds import Elementwise
 from calipers.graph.parameters import require_numbers
 from calipers.graph.products import MaxPool, Product
 from calipers.graph.recurrent import RECURRENT

@@ -8,66 +8,56 @@ of the size of all products is ever made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from calipers.graph.ir import Facets
+from calipers.graph.kinds import Entry, Op, Shape
+from calipers.graph.relaxations import Ends, Parametrised, Relaxation
 
 _SLACK = 16
 
 
-@dataclass(frozen=True)
-class MatMul:
-    """x (M, *b, I, K) @ y (M, *b, K, J). Planes as for `Product`; all products of one sum share
-    their alpha, the weight of each side's second plane.
+class _Facets(NamedTuple):
+    low_x: Tensor
+    high_x: Tensor
+    low_y: Tensor
+    high_y: Tensor
+    low_low: Tensor
+    low_high: Tensor
+    high_low: Tensor
+    high_high: Tensor
+    alpha: Tensor
+
+
+class Facets(_Facets, Relaxation):
+    """The planes of a matrix product over a box: the ends of both factors, the products of these
+    ends, and (M, *out) the weight of each side's second plane.
+
+    Without a weight (M, 0) the first plane of each side is meant.
     """
 
-    kind: Literal["contraction"] = field(default="contraction", repr=False)
+    __slots__ = ()
 
-    def value(self, x: Tensor, y: Tensor) -> Tensor:
-        """The product."""
-        return x @ y
+    def size(self, *magnitudes: Tensor) -> Tensor:
+        """Return the size of all that an output's plane adds up, times what the roundings of its
+        sums over k count for.
 
-    def corners(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Extremes of each product are at the corners; 0 times infinity bounds nothing."""
-        every = torch.stack([a[..., None] * b[..., None, :, :] for a in x for b in y])
-        least, most = every.amin(0), every.amax(0)
-        finfo = torch.finfo(every.dtype)
-        room = (x[0].shape[-1] + _SLACK) * finfo.eps * torch.maximum(least.abs(), most.abs()).sum(
-            -2
-        ) + finfo.tiny
-        return least.sum(-2) - room, most.sum(-2) + room
-
-    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Everywhere but on a point."""
-        return upper > lower
-
-    def facets(
-        self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None
-    ) -> Facets:
-        """Return the planes over a box; rounding is left to whoever adds up. By default the first
-        plane of each side.
+        A plane is made of 3 products for each k, the ends' products of k roundings each.
         """
-        (low_x, high_x), (low_y, high_y) = x, y
-        weight = low_x.new_zeros(len(low_x), 0) if alpha is None else alpha
-        return Facets(
-            *x, *y, low_x @ low_y, low_x @ high_y, high_x @ low_y, high_x @ high_y, weight
-        )
+        x, y = magnitudes
+        return (3 * x.shape[-1] + _SLACK) * (x @ y)
 
-    def back(self, a: Tensor, facets: Facets) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the coefficients of x and of y, and the offset (P, S), from coefficients a (P, S,
-        *b, I, J) of the product; facets (P, ...).
-        """
-        f, up, down = facets, a.clamp(min=0), a.clamp(max=0)
+    def backward(
+        self, a: Tensor, shapes: list[tuple[int, ...]]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """By products with the matrices of ends."""
+        f, up, down = self, a.clamp(min=0), a.clamp(max=0)
         if not f.alpha.numel():
-            return (
-                _rows(up, f.low_y) + _rows(down, f.high_y),
-                _columns(f.low_x, a),
-                -_dot(up, f.low_low) - _dot(down, f.low_high),
-            )
+            x, y = _rows(up, f.low_y) + _rows(down, f.high_y), _columns(f.low_x, a)
+            return (x, y), -_dot(up, f.low_low) - _dot(down, f.low_high)
         alpha = f.alpha.view_as(f.low_low)[:, None]
         up_second, down_second = up * alpha, down * alpha
         up_first, down_first = up - up_second, down - down_second
@@ -78,40 +68,117 @@ class MatMul:
             + _dot(down_second, f.high_low)
         )
         x = _rows(up_first + down_second, f.low_y) + _rows(up_second + down_first, f.high_y)
-        return (
-            x,
-            _columns(f.low_x, up_first + down_first) + _columns(f.high_x, up_second + down_second),
-            -offset,
-        )
+        y = _columns(f.low_x, up_first + down_first) + _columns(f.high_x, up_second + down_second)
+        return (x, y), -offset
 
-    def pull(self, a: Tensor, facets: Facets, x: Tensor, y: Tensor) -> Tensor:
+    def pull(self, a: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Return d <a, plane at (x, y)> / d alpha for a (P, *b, I, J), one direction a row: a times
         the rise from the first plane to the second.
         """
         up, down = a.clamp(min=0), a.clamp(max=0)
-        by_x = x @ (facets.high_y - facets.low_y)
-        by_y = (facets.high_x - facets.low_x) @ y
-        return up * (by_x + by_y - facets.high_high + facets.low_low) + down * (
-            by_y - by_x - facets.high_low + facets.low_high
+        by_x = x @ (self.high_y - self.low_y)
+        by_y = (self.high_x - self.low_x) @ y
+        return up * (by_x + by_y - self.high_high + self.low_low) + down * (
+            by_y - by_x - self.high_low + self.low_high
         )
 
-    def plane(self, a: Tensor, facets: Facets, x: Tensor, y: Tensor) -> Tensor:
+    def at(self, a: Tensor, *inputs: Tensor) -> Tensor:
         """Return the value at (x, y) of the planes that coefficients a (P, *b, I, J) take."""
+        x, y = inputs
         first = (
-            torch.where(
-                a > 0, x @ facets.low_y - facets.low_low, x @ facets.high_y - facets.low_high
-            )
-            + facets.low_x @ y
+            torch.where(a > 0, x @ self.low_y - self.low_low, x @ self.high_y - self.low_high)
+            + self.low_x @ y
         )
-        if not facets.alpha.numel():
+        if not self.alpha.numel():
             return first
         second = (
-            torch.where(
-                a > 0, x @ facets.high_y - facets.high_high, x @ facets.low_y - facets.high_low
-            )
-            + facets.high_x @ y
+            torch.where(a > 0, x @ self.high_y - self.high_high, x @ self.low_y - self.high_low)
+            + self.high_x @ y
         )
-        return first + facets.alpha.view_as(a) * (second - first)
+        return first + self.alpha.view_as(a) * (second - first)
+
+
+class Contracted(Parametrised):
+    """The product of two matrices: alpha weighs each side's second planes, one for each element of
+    the result.
+    """
+
+    def __init__(self, facets: Facets) -> None:
+        self.facets = facets
+
+    def _with(self, alpha: Tensor | None) -> Facets:
+        assert alpha is not None
+        return self.facets._replace(alpha=alpha)
+
+    def start(self) -> Tensor | None:
+        """The first planes."""
+        return torch.zeros_like(self.facets.low_low).flatten(1)
+
+    def backward(
+        self, a: Tensor, alpha: Tensor | None, shapes: list[tuple[int, ...]]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Products with the matrices of ends."""
+        (x, y), offset = self._with(alpha).backward(a[:, None], shapes)
+        return (x[:, 0], y[:, 0]), offset[:, 0]
+
+    def at(self, a: Tensor, alpha: Tensor | None, inputs: list[Tensor]) -> Tensor:
+        """Sums of planes."""
+        return self._with(alpha).at(a, *inputs)
+
+    def pull(self, a: Tensor, inputs: list[Tensor]) -> Tensor | None:
+        """The rise from the first planes to the second, weighed."""
+        return self.facets.pull(a, inputs[0], inputs[1]).flatten(1)
+
+
+@dataclass(frozen=True)
+class MatMul(Op):
+    """x (M, *b, I, K) @ y (M, *b, K, J). Planes as for `Product`; all products of one sum share
+    their alpha, the weight of each side's second plane.
+    """
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """The product."""
+        return x @ y
+
+    def interval(self, x: Ends, y: Ends) -> Ends:
+        """Extremes of each product are at the corners; 0 times infinity bounds nothing."""
+        every = torch.stack([a[..., None] * b[..., None, :, :] for a in x for b in y])
+        least, most = every.amin(0), every.amax(0)
+        finfo = torch.finfo(every.dtype)
+        room = (x[0].shape[-1] + _SLACK) * finfo.eps * torch.maximum(least.abs(), most.abs()).sum(
+            -2
+        ) + finfo.tiny
+        return least.sum(-2) - room, most.sum(-2) + room
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """Every product of two elements in (*b, I, K) @ (*b, K, J): the places of both, and that of
+        the sum it belongs to.
+        """
+        x, y, out = (torch.arange(torch.Size(s).numel()).view(s) for s in (*shapes, shape))
+        whole = (*shape[:-1], shapes[0][-1], shape[-1])
+        left, right = x[..., :, :, None].expand(whole), y[..., None, :, :].expand(whole)
+        places = {"left": left, "right": right, "into": out[..., :, None, :].expand(whole)}
+        return Entry({"op": "product"}, {name: t.flatten() for name, t in places.items()})
+
+    def parametrised(self, held: Relaxation, *ends: Ends) -> Parametrised:
+        """The weights of the second planes."""
+        assert isinstance(held, Facets)
+        return Contracted(held)
+
+    def chosen(self, held: Relaxation, alpha: Tensor, *ends: Ends) -> Relaxation:
+        """The same planes with these weights."""
+        assert isinstance(held, Facets)
+        return held._replace(alpha=alpha.to(held.low_x.dtype))
+
+    def relaxation(self, x: Ends, y: Ends, alpha: Tensor | None = None) -> Facets:
+        """Return the planes over a box; rounding is left to whoever adds up. By default the first
+        plane of each side.
+        """
+        (low_x, high_x), (low_y, high_y) = x, y
+        weight = low_x.new_zeros(len(low_x), 0) if alpha is None else alpha
+        return Facets(
+            *x, *y, low_x @ low_y, low_x @ high_y, high_x @ low_y, high_x @ high_y, weight
+        )
 
 
 def _dot(a: Tensor, values: Tensor) -> Tensor:

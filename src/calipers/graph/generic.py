@@ -4,17 +4,22 @@ vector-Jacobian product.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from calipers.graph.kinds import Affine, Entry, Shape, diagonal_entry, matrix_entry
+
+_FAN = 2  # outputs for each input, from which on the inputs are bounded in their place
+_PLACES_WEIGH = re.compile(r"aten\.upsample_.*linear")
+
 
 @dataclass(frozen=True, eq=False)
-class Generic:
+class Generic(Affine):
     """An affine operation given as a function: moving, copying, adding and averaging of elements,
     also next to constants ones (padding, concatenation).
 
@@ -28,7 +33,6 @@ class Generic:
     input_shapes: tuple[tuple[int, ...], ...]
     diagonal: bool = False
     sizes: Callable[..., Tensor] | None = field(default=None, repr=False)
-    kind: Literal["affine"] = field(default="affine", repr=False)
 
     def value(self, *inputs: Tensor) -> Tensor:
         """As the model does it."""
@@ -46,14 +50,66 @@ class Generic:
             return torch.autograd.grad(self.run(*zeros), zeros, a)
 
     @property
-    def positive(self) -> bool:
-        """Are no weights negative?"""
-        return self.sizes is None
+    def label(self) -> str:
+        """Its name."""
+        return self.name
 
     @property
     def rounds(self) -> bool:
         """Does the operation compute anything?"""
         return not self.diagonal
+
+    @property
+    def sums_first(self) -> bool:
+        """A mean may be executed as a sum."""
+        return True
+
+    @property
+    def weighs_places(self) -> bool:
+        """Images that are resized by interpolation."""
+        return _PLACES_WEIGH.match(self.name) is not None
+
+    @property
+    def executed_as_written(self) -> bool:
+        """Not a variance, nor an image that is resized to places which a precision rounds to
+        others.
+        """
+        if self.name == "centre" or "nearest" not in self.name:
+            return self.name != "centre"
+        places = [
+            torch.arange(torch.Size(s).numel(), dtype=torch.float64).view(1, *s)
+            for s in self.input_shapes
+        ]
+        return torch.equal(self.run(*places), self.run(*(p.float() for p in places)).double())
+
+    def carries(self, shapes: list[Shape], shape: Shape) -> bool:
+        """Where it only moves and copies elements, or makes several times as many of them.
+
+        Weights that are not negative, and of which the moments of order 0, 1 and 2 are those of a
+        single one, belong to a single element.
+        """
+        if len(shapes) > 1:
+            return False
+        count = torch.Size(shapes[0]).numel()
+        if torch.Size(shape).numel() >= _FAN * count or self.sizes is not None:
+            return torch.Size(shape).numel() >= _FAN * count
+        place = torch.arange(1.0, count + 1, dtype=torch.float64)
+        with torch.no_grad():
+            nothing, ones, first, second = (
+                self.run(t.view(1, *shapes[0])).flatten()
+                for t in (0 * place, place**0, place, place.square())
+            )
+        return (
+            not bool(nothing.any())
+            and bool((ones == 1).all())
+            and bool((second == first.square()).all())
+        )
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """As a matrix; the identity where only the shape changes."""
+        if self.diagonal:
+            return diagonal_entry(torch.ones(()).expand(shape))
+        return matrix_entry(self.run, shapes, shape)
 
     def absolute(self, *inputs: Tensor) -> Tensor:
         """The weights are their own absolute values; what stands next to them is taken off."""
@@ -72,7 +128,3 @@ class Generic:
     @cached_property
     def _constants(self) -> dict[torch.dtype, Tensor]:
         return {}
-
-    def to(self, dtype: torch.dtype) -> Generic:
-        """No constants to convert."""
-        return self

@@ -44,3 +44,10 @@ def argument(args: tuple[Any, ...], place: int, default: float) -> float:
             "work without them."
         )
     return float(given)
+
+
+def completed(args: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of an exported call, those left out at its end filled in from the
+    operation's defaults.
+    """
+    return args + defaults[len(args) :]

@@ -9,19 +9,19 @@ the exponentials, which is what the operations one by one would give below, is f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from calipers.graph.ir import Lines
+from calipers.graph.kinds import Entry, Op, Shape
+from calipers.graph.relaxations import Ends, Lines
 
 _ULPS = 16  # of the largest term, besides one for each term
 
 
 @dataclass(frozen=True)
-class LogSumExp:
+class LogSumExp(Op):
     """log sum_j exp(x_j) along an axis of a batch, in equal shares: each of the n elements of a row
     is the n-th part of it.
 
@@ -30,14 +30,14 @@ class LogSumExp:
     """
 
     axis: int
-    kind: Literal["pooling"] = field(default="pooling", repr=False)
 
     def value(self, x: Tensor) -> Tensor:
         """Each element's share."""
         return (x.logsumexp(self.axis, keepdim=True) / x.shape[self.axis]).expand_as(x)
 
-    def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    def interval(self, x: Ends) -> Ends:
         """It grows with every element."""
+        lower, upper = x
         least, most = self.value(lower), self.value(upper)
         return least - self._room(lower, lower, least), most + self._room(upper, upper, most)
 
@@ -45,10 +45,19 @@ class LogSumExp:
         """In rows that are not a point."""
         return (upper > lower).any(self.axis, keepdim=True).expand_as(lower)
 
-    def lines(self, lower: Tensor, upper: Tensor) -> Lines:
-        """Return lines whose sums along the axis sandwich the function over the box, rounded
-        outward.
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """By the rows' members, of which every element of a row is an equal share."""
+        count = shape[self.axis - 1]
+        rows = torch.arange(torch.Size(shape).numel()).view(1, *shape).movedim(self.axis, -1)
+        windows = rows[..., None, :].expand(*rows.shape, count).movedim(-2, self.axis)
+        facts = {"op": "logsumexp", "share": 1 / count}
+        return Entry(facts, {"windows": windows.reshape(-1, count)})
+
+    def relaxation(self, x: Ends, alpha: Tensor | None = None) -> Lines:
+        """Return lines whose sums along the axis sandwich the function over the box; there is
+        nothing to choose.
         """
+        lower, upper = x
         count, middle = lower.shape[self.axis], (lower + upper) / 2
         weight = middle.softmax(self.axis)
         below = (self.value(middle) * count - self._sum(weight * middle)) / count

@@ -6,17 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calipers.graph.ir import Planes, Saddle, Selection, completed
+from calipers.graph.kinds import Entry, Op, Shape
+from calipers.graph.parameters import completed
+from calipers.graph.relaxations import Ends, Parametrised, Planes, Relaxation, Saddle, Tilt
 
 
 @dataclass(frozen=True, eq=False)
-class MaxPool:
+class MaxPool(Op):
     """The largest element of each window. `windows (out, k)` are flat input indices; places in the
     padding hold the index `inputs`, one past the end.
 
@@ -27,11 +29,32 @@ class MaxPool:
     run: Callable[[Tensor], Tensor] = field(repr=False)
     windows: Tensor
     shape: tuple[int, ...]
-    kind: Literal["selection"] = field(default="selection", repr=False)
 
     def value(self, x: Tensor) -> Tensor:
         """As the model does it."""
         return self.run(x)
+
+    def members(self) -> Tensor:
+        """The windows."""
+        return self.windows
+
+    @property
+    def executed_as_written(self) -> bool:
+        """Nothing is computed."""
+        return True
+
+    @property
+    def executed_exactly(self) -> bool:
+        """Nothing is computed."""
+        return True
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """By its windows."""
+        return Entry({"op": "largest"}, {"windows": self.windows})
+
+    def interval(self, x: Ends) -> Ends:
+        """The largest ends."""
+        return self.value(x[0]), self.value(x[1])
 
     def _gather(self, x: Tensor) -> Tensor:
         """(M, *in) -> (M, out, k), minus infinity in the padding."""
@@ -54,8 +77,9 @@ class MaxPool:
         ).scatter_reduce(1, members, flags.flatten(1), "amax")
         return hit[:, :-1].bool().view_as(lower)
 
-    def planes(self, lower: Tensor, upper: Tensor) -> Planes:
-        """See the class."""
+    def relaxation(self, x: Ends, alpha: Tensor | None = None) -> Planes:
+        """See the class; there is nothing to choose."""
+        lower, upper = x
         low, high = self._gather(lower), self._gather(upper)
         best = low.argmax(-1, keepdim=True)
         others = high.scatter(-1, best, float("-inf")).amax(-1)
@@ -70,7 +94,7 @@ _ULPS = 16  # of the largest term, added to every intercept
 
 
 @dataclass(frozen=True)
-class Product:
+class Product(Op):
     """x * y between McCormick's planes (1976): of (x - l)(y - k) >= 0, (u - x)(h - y) >= 0 below,
     (x - l)(h - y) >= 0, (u - x)(y - k) >= 0 above.
 
@@ -78,27 +102,30 @@ class Product:
     sound, and alpha is the weight of the second.
     """
 
-    kind: Literal["product"] = field(default="product", repr=False)
-
     def value(self, x: Tensor, y: Tensor) -> Tensor:
         """Element by element."""
         return x * y
 
-    def corners(self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def interval(self, x: Ends, y: Ends) -> Ends:
         """Extremes are at the corners; 0 times infinity bounds nothing."""
         every = torch.stack([a * b for a in x for b in y])
         eps, tiny = torch.finfo(every.dtype).eps, torch.finfo(every.dtype).tiny
         least, most = every.amin(0), every.amax(0)  # a NaN stays one
         return least - eps * least.abs() - tiny, most + eps * most.abs() + tiny
 
-    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Everywhere but on a point."""
-        return upper > lower
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry:
+        """Every element with its like."""
+        every = torch.arange(torch.Size(shape).numel())
+        return Entry({"op": "product"}, {"left": every, "right": every, "into": every})
 
-    def saddle(
-        self, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], alpha: Tensor | None = None
-    ) -> Saddle:
-        """See the class; by default the mean of both planes"""
+    def parametrised(self, held: Relaxation, *ends: Ends) -> Parametrised:
+        """Planes are straight functions of alpha."""
+        x, y = ends
+        first, last = (self.relaxation(x, y, torch.full_like(x[0], a)) for a in (0.0, 1.0))
+        return Tilt(first, last)
+
+    def relaxation(self, x: Ends, y: Ends, alpha: Tensor | None = None) -> Saddle:
+        """See the class; by default the mean of both planes."""
         (low_x, high_x), (low_y, high_y) = x, y
         alpha = torch.full_like(low_x, 0.5) if alpha is None else alpha
         below_x, below_y = _mixed(low_y, high_y, alpha), _mixed(low_x, high_x, alpha)
@@ -119,12 +146,12 @@ def _mixed(first: Tensor, second: Tensor, alpha: Tensor) -> Tensor:
 
 def _max_pool(
     rank: int,
-) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]:
+) -> Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], MaxPool | None]:
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[rank - 1]
 
     def build(
         args: tuple[Any, ...], input_shape: tuple[int, ...], shape: tuple[int, ...]
-    ) -> Selection | None:
+    ) -> MaxPool | None:
         kernel, stride, padding, dilation, ceil = completed(args[1:], (None, [], 0, 1, False))
 
         def run(x: Tensor) -> Tensor:
@@ -173,7 +200,7 @@ def windows(
 
 
 SELECTIONS: dict[
-    str, Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], Selection | None]
+    str, Callable[[tuple[Any, ...], tuple[int, ...], tuple[int, ...]], MaxPool | None]
 ] = {
     "aten.max_pool1d.default": _max_pool(1),
     "aten.max_pool2d.default": _max_pool(2),

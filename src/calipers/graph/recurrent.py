@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calipers.graph.affine import Linear, Sum
 from calipers.graph.curves import TANH
-from calipers.graph.ir import Op
+from calipers.graph.kinds import Op
 from calipers.graph.parameters import require
 from calipers.graph.rewrites import RELU
 from calipers.graph.writing import Result, Writer

@@ -18,13 +18,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from calipers.graph.ir import Lines
+from calipers.graph.kinds import Elementwise, Entry, Shape, Slid, function_entry
 from calipers.graph.parameters import require
+from calipers.graph.relaxations import Lines
 
 # after a few halvings a function is nearly straight in its bracket, and a secant doubles the digits
 _HALVINGS, _CROSSINGS = 6, 12
@@ -32,6 +33,14 @@ _HALVINGS, _CROSSINGS = 6, 12
 # place, and so do their derivatives
 _ULPS = 32
 _RANGE_ULPS = 8
+# those that a proof file calls by their name
+_NAMED = frozenset(
+    "tanh sigmoid erf atan gelu silu mish hardswish exp expm1 log log1p sin cos".split()
+) | {
+    "gelu by tanh",
+    "log sigmoid",
+}
+_POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
 Function = Callable[[Tensor], Tensor]
 
@@ -58,17 +67,8 @@ def _everywhere(lower: Tensor, upper: Tensor) -> Tensor:
     return torch.ones_like(lower, dtype=torch.bool)
 
 
-class Slid(NamedTuple):
-    """The lines over an interval as a function of alpha, and the alpha at which they touch nearest
-    to its middle.
-    """
-
-    lines: Callable[[Tensor], Lines]
-    start: Tensor
-
-
 @dataclass(frozen=True)
-class Smooth:
+class Smooth(Elementwise):
     """A function of one number, smooth but for kinks at its inflections.
 
     `inflections` in order, the curvature alternating from `convex` on the far left (a straight
@@ -92,7 +92,6 @@ class Smooth:
     jump: float = 0.0
     gate: float = 0.0
     parameters: tuple[float, ...] = ()
-    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
 
     def __post_init__(self) -> None:
         require(
@@ -101,6 +100,11 @@ class Smooth:
             "a number for every parameter",
             jump=self.jump,
         )
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), as the model does it."""
@@ -213,6 +217,15 @@ class Smooth:
         low, low_at = _or_else(known, low, low_at - fall, least)
         high, high_at = _or_else(known, -high, -high_at + fall, most)
         return Lines(low, low_at, high, high_at)
+
+    def described(self, shapes: list[Shape], shape: Shape) -> Entry | None:
+        """By its name, which holds its parameters after the first words."""
+        words = self.name.split()
+        if words[0] in ("power", "softplus", "elu"):
+            return function_entry(words[0], *map(float, words[1:]))
+        if self.name in _POWERS:
+            return function_entry("power", _POWERS[self.name])
+        return function_entry(self.name) if self.name in _NAMED else None
 
 
 def _sliding(

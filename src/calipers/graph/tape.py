@@ -21,7 +21,8 @@ from calipers.errors import UnsupportedOp
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Generic, Scale
 from calipers.graph.calls import leaves, with_absolute_constants
-from calipers.graph.ir import Graph, Node, Op
+from calipers.graph.ir import Graph, Node
+from calipers.graph.kinds import Op
 from calipers.graph.products import SELECTIONS
 from calipers.graph.rewrites import REWRITES
 from calipers.graph.writing import Result, Writer

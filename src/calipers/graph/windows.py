@@ -9,15 +9,17 @@ whoever relaxes the crop.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from calipers.graph.affine import Conv, Scale, Sum
-from calipers.graph.ir import Affine, Elementwise, Graph, Lines, Node
+from calipers.graph.ir import Graph, Node
+from calipers.graph.kinds import Affine, Elementwise
+from calipers.graph.relaxations import Lines
 
 
 class Window(NamedTuple):
@@ -70,14 +72,14 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Inside:
+class Inside(Elementwise):
     """The identity, as an activation that never bends: in a crop its lines are 0 where the window
     leaves the image.
     """
 
     rounds: bool = False
     straight: bool = True
-    kind: Literal["elementwise"] = field(default="elementwise", repr=False)
+    kinks: tuple[float, ...] = ()
 
     def value(self, x: Tensor) -> Tensor:
         """x."""
@@ -98,7 +100,7 @@ class Inside:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(Affine):
     """A part of each image: `top` and `left` say where it begins, `size` and `whole` how large it
     and the image are.
     """
@@ -108,7 +110,6 @@ class Cut:
     size: tuple[int, int]
     whole: tuple[int, int]
     rounds: bool = False
-    kind: Literal["affine"] = field(default="affine", repr=False)
 
     def value(self, *inputs: Tensor) -> Tensor:
         """(M, C, H, W) -> (M, C, h, w)."""
@@ -127,10 +128,6 @@ class Cut:
     def absolute(self, *inputs: Tensor) -> Tensor:
         """The same part."""
         return self.value(*inputs)
-
-    def to(self, dtype: torch.dtype) -> Cut:
-        """No constants to convert."""
-        return self
 
 
 class Origin(NamedTuple):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from calipers.errors import CaptureError
 from calipers.graph.generic import Generic
-from calipers.graph.ir import Node, Op
+from calipers.graph.ir import Node
+from calipers.graph.kinds import Op
 
 
 @dataclass(frozen=True)

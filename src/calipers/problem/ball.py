@@ -16,9 +16,9 @@ from calipers.errors import BadInput
 from calipers.problem.constrained import ConstrainedRegion, check_satisfied, read_constraints
 from calipers.problem.norms import norm_for, norm_named, unboxed
 from calipers.problem.reading import tensor
-from calipers.problem.region import Attained, Fall, Region, contract, per_feature
+from calipers.problem.region import Attained, Fall, Region, per_feature
 
-__all__ = ["Attained", "Ball", "Fall", "Region", "contract"]
+__all__ = ["Attained", "Ball", "Fall", "Region"]
 
 
 @dataclass(frozen=True, eq=False)

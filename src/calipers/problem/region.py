@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from calipers.adjoint import contract
 from calipers.errors import BadInput
 from calipers.problem.norms import Norm
 from calipers.problem.streams import Streams
@@ -50,13 +51,6 @@ class Fall(NamedTuple):
 
     value: Tensor
     terms: Tensor
-
-
-def contract(a: Tensor, values: Tensor) -> Tensor:
-    """Return <a, values> over the last axis, (P, S), for a (P, S, n) and values (P, n): from the
-    left, several times as fast as columns from the right.
-    """
-    return (values[:, None] @ a.mT)[:, 0]
 
 
 @dataclass(frozen=True, eq=False)

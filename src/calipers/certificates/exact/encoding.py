@@ -29,7 +29,9 @@ from torch import Tensor
 from calipers.bounds.relaxed import Relaxed
 from calipers.certificates.exact.model import Choice, Floats, Model, Option
 from calipers.errors import BadInput
-from calipers.graph.ir import Elementwise, Lines, Node, Planes, is_affine
+from calipers.graph.ir import Node
+from calipers.graph.kinds import Elementwise, is_affine, is_elementwise
+from calipers.graph.relaxations import Lines, Planes
 from calipers.problem.norms import support_rounding
 from calipers.problem.region import Region
 
@@ -133,17 +135,16 @@ class _Encoder:
     # ----------------------------------------------------------------------------------------------
 
     def _through(self, k: int, node: Node) -> None:
-        if isinstance(node.op, Elementwise):
+        if is_elementwise(node.op):
             self._elementwise(k, node, node.op)
-        elif hasattr(node.op, "windows"):
-            self._largest(k, node)
+        elif (members := node.op.members()) is not None:
+            self._largest(k, node, members)
         else:
             raise BadInput(_refusal(node))
 
     def _elementwise(self, k: int, node: Node, op: Elementwise) -> None:
         i = node.inputs[0]
-        box, lines = self.state.boxes[i], self.state.relaxations[k]
-        assert isinstance(lines, Lines)
+        box, lines = self.state.boxes[i], self.state.lines(k)
         bends = op.bends(box.lower, box.upper)[0].flatten()
         if bool(
             (
@@ -205,7 +206,7 @@ class _Encoder:
                 )
         self.choices.append(Choice(k, y, (z,), tuple(options), first, len(self.rows)))
 
-    def _largest(self, k: int, node: Node) -> None:
+    def _largest(self, k: int, node: Node, windows: Tensor) -> None:
         i, planes = node.inputs[0], self.state.relaxations[k]
         assert isinstance(planes, Planes)
         open_ = ~planes.exact[0].flatten()
@@ -216,7 +217,6 @@ class _Encoder:
             end[0].flatten().tolist()
             for end in (self.state.boxes[i].lower, self.state.boxes[i].upper)
         )
-        windows: Tensor = node.op.windows  # type: ignore[union-attr]
         members = {}
         for e in torch.nonzero(open_).flatten().tolist():
             window = [m for m in dict.fromkeys(windows[e].tolist()) if m < len(low)]
@@ -423,10 +423,13 @@ def _hull(op: Elementwise, low: Tensor, high: Tensor) -> list[_Lines]:
 
 def _pieces(op: Elementwise, low: Tensor, high: Tensor, node: Node) -> list[_Pieces]:
     """Return the pieces between the kinks inside the intervals; they cover them."""
-    kinks: tuple[float, ...] = getattr(op, "kinks", ())
     ends = [
         low,
-        *(torch.full_like(low, k).clamp(min=low, max=high) for k in kinks if np.isfinite(k)),
+        *(
+            torch.full_like(low, k).clamp(min=low, max=high)
+            for k in op.kinks or ()
+            if np.isfinite(k)
+        ),
         high,
     ]
     corners = torch.stack([op.value(e) for e in ends])
@@ -466,7 +469,7 @@ def _swept_back(
         if k in made:
             own[k] = a[:, made[k]]
             a = a.masked_fill(made[k], 0.0)
-        if getattr(node.op, "rounds", True):
+        if node.op.rounds:
             room = room + arithmetic.gamma(a.shape[1]) * (a.abs() @ state.sizes[k][0].flatten())
         for offset, i, back in _back(state, k, node, a):
             constant, size = constant + offset, size + offset.abs()
@@ -521,9 +524,8 @@ def _farthest(region: Region) -> Floats:
 
 
 def _refusal(node: Node) -> str:
-    name = getattr(node.op, "name", type(node.op).__name__)
     return (
-        f"{name} at {node.where or 'an unnamed place'} is not made of straight pieces, so no "
-        "mixed-integer program describes it: prove its distance from below by "
+        f"{node.op.label} at {node.where or 'an unnamed place'} is not made of straight pieces, "
+        "so no mixed-integer program describes it: prove its distance from below by "
         "LargestRadius(AlphaCROWN()), or decide radii by BranchAndBound"
     )

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calipers.graph.ir import Elementwise, Graph
+from calipers.graph.ir import Graph
 
 Floats = NDArray[np.float64]
 
@@ -104,9 +104,7 @@ class Model:
         for node, places, members in self._groups:
             z = torch.from_numpy(v[members])
             op = self.graph.nodes[node - 1].op
-            found[places] = (
-                op.value(z[:, 0]).numpy() if isinstance(op, Elementwise) else z.amax(1).numpy()
-            )
+            found[places] = op.value(z[:, 0]).numpy() if op.elementwise else z.amax(1).numpy()
         return found
 
     def pattern(self, v: Floats) -> list[int]:
