@@ -98,7 +98,10 @@ def _power(rng: Rng, kind: str, opset: int) -> Node:
     exponent = pick(
         rng, [*(np.float32(p) for p in plain), np.array([2, 3], np.float32), np.int64(2)]
     )
-    return Node(kind, some(rng), [exponent], {})
+    shape = some(rng)
+    if rng.random() < 0.3:
+        exponent = np.array([pick(rng, plain) for _ in range(shape[-1])], np.float32)
+    return Node(kind, shape, [exponent], {})
 
 
 def _clip(rng: Rng, kind: str, opset: int) -> Node:
@@ -558,6 +561,56 @@ def _gelu(rng: Rng, kind: str, opset: int) -> Node:
     )
 
 
+def _shrink(rng: Rng, kind: str, opset: int) -> Node:
+    size = float(pick(rng, [0.0, 0.3, 1.0, -0.2]))
+    return Node(kind, some(rng), [], {"lambd": size, "bias": size if rng.random() < 0.8 else 0.1})
+
+
+def _cumulative(rng: Rng, kind: str, opset: int) -> Node:
+    shape = some(rng)
+    found = {name: 1 for name in ("reverse", "exclusive") if rng.random() < 0.5}
+    return Node(kind, shape, [np.int64(axis(rng, len(shape)))], found)
+
+
+def _triangle(rng: Rng, kind: str, opset: int) -> Node:
+    shape = some(rng, rank=int(rng.integers(2, 5)))
+    found = {"upper": int(rng.integers(2))} if rng.random() < 0.7 else {}
+    return Node(kind, shape, [np.int64(rng.integers(-2, 3))] if rng.random() < 0.6 else [], found)
+
+
+def _elements(rng: Rng, kind: str, opset: int) -> Node:
+    shape = some(rng)
+    place = int(rng.integers(-len(shape), len(shape)))
+    n, size = shape[place], list(shape)
+    size[place] = int(rng.integers(1, 4))
+    size = [int(rng.integers(1, m + 1)) if rng.random() < 0.2 else m for m in size]
+    index = rng.integers(-n, n + (rng.random() < 0.05), tuple(size))
+    return Node(kind, shape, [np.asarray(index, dtype=np.int64)], {"axis": place})
+
+
+def _einsum(rng: Rng, kind: str, opset: int) -> Node:
+    equation, other = pick(
+        rng,
+        [
+            ("bij,jk->bik", (3, 2)), ("bij,ij->b", (2, 3)), ("bij,kj->bik", (2, 3)), ("bij,j->ib", (3,)), ("bij,kbj->ki", (2, 1, 3)),
+            ("bij->bji", None), ("bij->bi", None), ("bij,bik->bjk", ...), ("bij,bkj->bik", ...), ("bij,bij->bi", ...), ("bij,bkl->bijkl", ...),
+            ("bii->bi", None), ("bij,jk", (3, 2)),
+        ],
+    )  # fmt: skip
+    constants = [] if other in (None, ...) else [numbers(rng, *other)]
+    return Node(
+        kind, (1, 2, 3), [*constants, *(["x"] if other is ... else [])], {"equation": equation}
+    )
+
+
+def _normalised(rng: Rng, kind: str, opset: int) -> Node:
+    shape = some(rng)
+    if kind == "RMSNormalization":
+        place = int(rng.integers(-len(shape), len(shape)))
+        return Node(kind, shape, [numbers(rng, *shape[place:])], {"axis": place, "epsilon": 0.02})
+    return Node(kind, shape, [], {"axis": axis(rng, len(shape)), "p": int(pick(rng, [1, 2, 2, 3]))})
+
+
 def _where(rng: Rng, kind: str, opset: int) -> Node:
     return Node(kind, some(rng), [], {})
 
@@ -565,7 +618,7 @@ def _where(rng: Rng, kind: str, opset: int) -> Node:
 TEMPLATES: dict[str, Callable[[Rng, str, int], Node]] = {
     **dict.fromkeys(["Relu", "Sigmoid", "Tanh", "Softplus", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal", "Erf", "Sin", "Cos", "Atan", "Mish",
                      "HardSwish", "Identity", "Floor", "Ceil", "Softsign", "Sign", "Round"], _plain),
-    **dict.fromkeys(["LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "ThresholdedRelu", "Shrink"], _function),
+    **dict.fromkeys(["LeakyRelu", "Elu", "Celu", "Selu", "HardSigmoid", "ThresholdedRelu"], _function),
     **dict.fromkeys(["Add", "Sub", "Mul", "Div", "Mod"], _pair),
     **dict.fromkeys(["Sum", "Mean", "Max", "Min"], _many),
     **dict.fromkeys(["Softmax", "LogSoftmax", "Flatten", "Hardmax"], _along),
@@ -574,12 +627,15 @@ TEMPLATES: dict[str, Callable[[Rng, str, int], Node]] = {
     **dict.fromkeys(["GlobalAveragePool", "GlobalMaxPool"], _picture),
     **dict.fromkeys(["InstanceNormalization", "GroupNormalization"], _instance_norm),
     **dict.fromkeys(["Squeeze", "Unsqueeze"], _squeeze),
-    **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2"], _reduce),
+    **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceLogSum",
+                     "ReduceSumSquare", "ReduceProd"], _reduce),
+    **dict.fromkeys(["RMSNormalization", "LpNormalization"], _normalised),
     **dict.fromkeys(["DepthToSpace", "SpaceToDepth"], _blocks),
     **dict.fromkeys(["Resize", "Upsample"], _resize),
     **dict.fromkeys(["RNN", "GRU", "LSTM"], _recurrent),
     "Pow": _power, "Clip": _clip, "Gemm": _gemm, "MatMul": _matmul, "BatchNormalization": _batch_norm, "LayerNormalization": _layer_norm, "PRelu": _prelu,
     "Reshape": _reshape, "Transpose": _transpose, "Gather": _gather, "Slice": _slice, "Split": _split, "Concat": _concat, "Pad": _pad, "Expand": _expand,
+    "Shrink": _shrink, "CumSum": _cumulative, "Trilu": _triangle, "GatherElements": _elements, "Einsum": _einsum,
     "Tile": _tile, "Dropout": _dropout, "Cast": _cast, "Gelu": _gelu,
 }  # fmt: skip
 CONSTANT = (
@@ -629,15 +685,15 @@ def _model(rng: Rng, node: Node, opset: int) -> onnx.ModelProto:
         given = "before"
     names = [given]
     for k, value in enumerate(node.constants):
-        if value is None:
-            names.append("")
-        elif rng.random() < 0.1 and isinstance(value, np.ndarray) and value.dtype == np.float32:
+        if value is None or isinstance(value, str):
+            names.append(given if value else "")
+            continue
+        if rng.random() < 0.1 and isinstance(value, np.ndarray) and value.dtype == np.float32:
             nodes.append(helper.make_node("Identity", [f"c{k}"], [f"d{k}"]))
             names.append(f"d{k}")
         else:
             names.append(f"c{k}")
-        if value is not None:
-            constants[f"c{k}"] = value
+        constants[f"c{k}"] = value
     if (
         node.kind in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "MatMul", "Sum")
         and rng.random() < 0.25

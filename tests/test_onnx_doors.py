@@ -21,9 +21,10 @@ from calipers.graph.onnx_agreement import Outputs
 from calipers.graph.onnx_net import OnnxNet
 from calipers.graph.onnx_ops import OPS
 from calipers.graph.onnx_steps import Step
+from calipers.graph.onnx_variables import VARIABLES
 from calipers.instances import proved_again
 from calipers.interchange import load_onnx
-from calipers.interchange.onnx_nodes import FOLDED, OPERATOR_SETS
+from calipers.interchange.onnx_nodes import OPERATOR_SETS
 from calipers.interchange.onnx_runs import Execution
 from calipers.problem import problem as problem_module
 from calipers.problem.substitutions import letters
@@ -103,7 +104,6 @@ FOLDS: dict[str, tuple[list[Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", FOLDS)
 def test_constants_are_folded_as_the_reference_works_them_out(kind: str, tmp_path: Path) -> None:
-    assert set(FOLDS) == FOLDED
     values, attributes = FOLDS[kind]
     # the reference knows no earlier one
     constants, opset = (
@@ -117,6 +117,8 @@ def test_constants_are_folded_as_the_reference_works_them_out(kind: str, tmp_pat
     for precision in (net, net.double()):
         got = precision(torch.tensor(x).to(precision.get_buffer("anchor"))).float().numpy()
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    if kind in VARIABLES:
+        return
     with pytest.raises(UnsupportedOp, match=f"no bounds for ONNX's {kind}"):
         loaded(
             tmp_path,
@@ -153,7 +155,8 @@ def test_no_reader_swallows_inputs_unseen() -> None:
 
 NORM = {n: np.abs(random(2)) + 1 for n in "sbmv"}
 CONTRADICTIONS: list[tuple[str, Any, type[Exception], str]] = [
-    ("activations the wrong way round", recurrent("LSTM", 4, activations=["Tanh", "Sigmoid", "Tanh"]), UnsupportedOp, "activations Tanh, Sigmoid, Tanh"),
+    ("activations that are not read", recurrent("LSTM", 4, activations=["Sigmoid", "Softsign", "Tanh"]), UnsupportedOp, "activations Sigmoid, Softsign, Tanh"),
+    ("too few activations", recurrent("LSTM", 4, activations=["Sigmoid", "Tanh"]), UnsupportedOp, "activations Sigmoid, Tanh"),
     ("dropout in training", one("Dropout", (1, 5), {"r": np.float32(0.4), "t": np.bool_(True)}), UnsupportedOp, "drops at random"),
     ("no such axis", one("Flatten", (1, 5), axis=7), BadModel, "axis"),
     ("no such axis of a slice", one("Slice", (1, 5), {"s": ints(0), "e": ints(1), "a": ints(-5)}), BadModel, "axis"),
@@ -164,7 +167,7 @@ CONTRADICTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ("input left out", model([helper.make_node("Add", ["x", ""], ["y"])], (1, 5)), BadModel, r"input \[1\] left out"),
     ("two makers", model([helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"])], (1, 5)), BadInput, "makes the value y twice"),
     ("branches", model([helper.make_node("If", ["c"], ["y"], then_branch=one("Relu", (1, 5)).graph, else_branch=one("Neg", (1, 5)).graph)], (1, 5),
-                       {"c": np.bool_(True)}), UnsupportedOp, "else_branch holds a graph"),
+                       {"c": np.bool_(True)}), BadInput, "then_branch does not fit it"),
     ("whole numbers in", onnx.helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net",
                          [helper.make_tensor_value_info("x", 7, (1, 3))], [helper.make_tensor_value_info("y", 7, None)]),
                          opset_imports=[helper.make_opsetid("", 17)]), BadInput, "does not hold floating-point numbers"),

@@ -46,7 +46,7 @@ def functions(d: Draw) -> Node:
         (d.random.choice("Relu Sigmoid Tanh Erf Sin Cos Atan Softplus Exp Abs Neg HardSwish Mish Softsign Identity Dropout".split()), [], {}),
         ("LeakyRelu", [], {"alpha": odd}), ("Elu", [], {"alpha": odd or 0.3}), ("Celu", [], {"alpha": odd or 0.3}), ("ThresholdedRelu", [], {"alpha": odd}),
         ("Selu", [], {"alpha": abs(odd) or 1.2, "gamma": d.one(1.05, 0.3, -1.0)}), ("HardSigmoid", [], {"alpha": odd, "beta": float(d.odd())}),
-        ("Shrink", [], {"lambd": abs(odd), "bias": d.one(0.0, 0.3)}), ("Gelu", [], {"approximate": d.one("none", "tanh")}), ("HardSigmoid", [], {}),
+        ("Shrink", [], {"lambd": abs(odd), "bias": d.one(0.3, abs(odd), abs(odd))}), ("ThresholdedRelu", [], {"alpha": 0.0}), ("Gelu", [], {"approximate": d.one("none", "tanh")}), ("HardSigmoid", [], {}),
         ("PRelu", [floats(odd)], {}), ("Clip", [d.one(None, floats(float(d.odd()))), d.one(None, floats(float(d.odd())))], {}),
         ("Cast", [], {"to": TensorProto.DOUBLE}),
         ("Clip", [floats(float(d.odd())), floats(float(d.odd()))], {}), ("Pow", [floats(d.one(2.0, 3.0, 1.0, 0.0, -1.0, 4.0, -2.0))], {}),
@@ -93,6 +93,23 @@ def pairs(d: Draw) -> tuple[Shape, list[Node], int]:
     return (1, *shape), [(kind, [np.where(c == 0, 0.5, c) if kind == "Div" else c], {})], 17
 
 
+def powers(d: Draw) -> tuple[Shape, list[Node], int]:
+    """An exponent for each element of the last axis."""
+    shape = d.any()
+    exponents = [float(d.random.choice([0, 1, 2, 3, 0.5, -1, 1.5])) for _ in range(shape[-1])]
+    first = d.random.choice([("Exp", [], {}), ("Abs", [], {}), ("Identity", [], {})])
+    return (1, *shape), [first, ("Pow", [floats(*exponents, np.nan)[:-1]], {})], 17
+
+
+def sums_of_products(d: Draw) -> tuple[Shape, list[Node], int]:
+    """Einsum of what depends on the point with constants, and with itself."""
+    equation, other = d.random.choice([
+        ("bij,jk->bik", some(d, 3, 2)), ("bij,ij->b", some(d, 2, 3)), ("bij,j->ib", some(d, 3)), ("bij,bik->bjk", "x last"), ("bij,bkj->bik", "x last"),
+        ("bij,bij->bi", "x last"), ("bij,bij->b", "x last"), ("bij,bkl->bijkl", "x last"), ("bij->bji", None),
+    ])  # fmt: skip
+    return (1, 2, 3), [("Einsum", [] if other is None else [other], {"equation": equation})], 17
+
+
 def softmaxes(d: Draw) -> tuple[Shape, list[Node], int]:
     """Along any axis of small and large numbers."""
     shape, opset = d.any(), d.one(13, 17)  # the reference takes sets before 13 for later ones
@@ -114,6 +131,7 @@ def norms(d: Draw) -> tuple[Shape, list[Node], int]:
         "GroupNormalization",
         "LpNormalization",
         "MeanVarianceNormalization",
+        "RMSNormalization",
     )
     if kind == "BatchNormalization":
         return (
@@ -139,6 +157,10 @@ def norms(d: Draw) -> tuple[Shape, list[Node], int]:
             ],
             17,
         )
+    if kind == "RMSNormalization":
+        return (1, *shape), [(kind, [some(d, shape[-1])], {"epsilon": eps})], 23
+    if kind == "LpNormalization":
+        return (1, *shape), [(kind, [], {"axis": d.one(-1, 1), "p": d.one(1, 2)})], 17
     if kind == "GroupNormalization":
         return (
             (1, *shape),
@@ -210,7 +232,13 @@ def pools(d: Draw) -> tuple[Shape, list[Node], int]:
         attributes["count_include_pad"] = d.one(0, 1)
     if d.one(True, False, False):
         attributes["ceil_mode"] = 1
-    return (1, *shape), [(kind, [], attributes)], 17
+    if d.one(True, False, False):
+        attributes.pop("pads", None)
+        attributes["auto_pad"] = d.one("SAME_UPPER", "SAME_LOWER")
+    opset = 19 if kind == "AveragePool" else 17
+    if opset == 19 and d.one(True, False, False) and min(shape[1:]) > 3:
+        attributes["dilations"] = [2] * rank
+    return (1, *shape), [(kind, [], attributes)], opset
 
 
 def products(d: Draw) -> tuple[Shape, list[Node], int]:
@@ -265,7 +293,10 @@ def moves(d: Draw) -> tuple[Shape, list[Node], int]:
         ("SpaceToDepth", [], {"blocksize": 2}),
         ("ReduceMean", [], {"axes": [axis], "keepdims": d.one(0, 1)}), ("ReduceMax", [], {"axes": [axis]}), ("ReduceL2", [], {"axes": [axis]}),
         ("ReduceSumSquare", [], {"axes": [axis]}), ("ReduceSum", [ints(axis)], {"keepdims": d.one(0, 1)}), ("ReduceLogSumExp", [], {"axes": [axis]}),
-        ("CumSum", [np.array(axis)], {"reverse": d.one(0, 1)}), ("ArgMax", [], {"axis": axis}), ("Trilu", [], {}),
+        ("ReduceMin", [], {"axes": [axis], "keepdims": 0}), ("ReduceL1", [], {"axes": [axis]}), ("ReduceLogSum", [], {"axes": [axis]}),
+        ("ReduceProd", [], {"axes": [axis]}), ("ReduceMax", [], {"keepdims": 1}), ("ReduceL2", [], {"axes": list(range(1, n))}),
+        ("GatherElements", [np.full(shape, d.random.randrange(size))], {"axis": axis}), ("Trilu", [np.array(1)], {"upper": d.one(0, 1)}),
+        ("CumSum", [np.array(axis)], {"reverse": d.one(0, 1), "exclusive": d.one(0, 1)}), ("ArgMax", [], {"axis": axis}), ("Trilu", [], {}),
         ("Resize", [None, floats(*[1.0] * (n - 1), 2.0)], {}),
     ]  # fmt: skip
     return shape, [d.random.choice(ways)], 17
@@ -286,6 +317,7 @@ def sequences(d: Draw) -> tuple[Shape, list[Node], int]:
 
 WAYS: dict[str, Way] = {
     "function": one(functions), "function once more": one(functions), "function a third time": one(functions), "pole": poles,
+    "powers": powers, "sum of products": sums_of_products,
     "pair": pairs, "softmax": softmaxes,
     "norm": norms, "convolution": convolutions, "pool": pools, "product": products, "moves": moves, "moves once more": moves, "sequence": sequences,
 }  # fmt: skip

@@ -94,7 +94,8 @@ class _Cell(NamedTuple):
     """A recurrent layer in one direction: weights (gates * n, features) and (gates * n, n), and a
     bias (gates * n,) for each.
 
-    `merged`: the reset gate of a GRU stands behind the recurrent weights.
+    `merged`: the reset gate of a GRU stands behind the recurrent weights. `functions`: what is
+    applied to the gates, in the operator set's order.
     """
 
     tape: Tape
@@ -102,6 +103,7 @@ class _Cell(NamedTuple):
     recurrent: Tensor
     biases: tuple[Tensor, ...]
     merged: bool
+    functions: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -122,9 +124,13 @@ class _Cell(NamedTuple):
             "aten.linear.default", self.tape.view(v, weight.shape[1:]), weight, bias
         )
 
-    def sum(self, x: Value, h: Value, k: int, function: str) -> Value:
-        """Return a function of the k-th gate."""
-        return self.tape.elementwise(f"aten.{function}.default", self.add(*self.gate(x, h, k)))
+    def sum(self, x: Value, h: Value, k: int, function: int) -> Value:
+        """Return a function, by its place, of the k-th gate."""
+        return self.applied(function, self.add(*self.gate(x, h, k)))
+
+    def applied(self, function: int, v: Value) -> Value:
+        """Return a function, by its place."""
+        return self.tape.elementwise(f"aten.{self.functions[function]}.default", v)
 
     def add(self, a: Value, b: Value, sign: str = "add") -> Value:
         """a + b, or a - b."""
@@ -140,18 +146,16 @@ _LONGEST = 4096  # steps of a sequence, each of which becomes some twenty operat
 
 
 def _plain(cell: _Cell, x: Value, state: State) -> State:
-    """tanh of both."""
-    return (cell.sum(x, state[0], 0, "tanh"),)
+    """The function of both."""
+    return (cell.sum(x, state[0], 0, 0),)
 
 
 def _gru(cell: _Cell, x: Value, state: State) -> State:
     """(h - n) z + n: update gate z, reset gate r, candidate n (Cho et al. 2014)."""
     h = state[0]
-    z, r = cell.sum(x, h, 0, "sigmoid"), cell.sum(x, h, 1, "sigmoid")
+    z, r = cell.sum(x, h, 0, 0), cell.sum(x, h, 1, 0)
     seen, kept = cell.gate(x, h if cell.merged else cell.times(r, h), 2)
-    n = cell.tape.elementwise(
-        "aten.tanh.default", cell.add(seen, cell.times(r, kept) if cell.merged else kept)
-    )
+    n = cell.applied(1, cell.add(seen, cell.times(r, kept) if cell.merged else kept))
     return (cell.add(cell.times(cell.add(h, n, "sub"), z), n),)
 
 
@@ -160,9 +164,9 @@ def _lstm(cell: _Cell, x: Value, state: State) -> State:
     Schmidhuber 1997).
     """
     h, c = state
-    i, o, f = (cell.sum(x, h, k, "sigmoid") for k in (0, 1, 2))
-    c = cell.add(cell.times(f, c), cell.times(i, cell.sum(x, h, 3, "tanh")))
-    return cell.times(o, cell.tape.elementwise("aten.tanh.default", c)), c
+    i, o, f = (cell.sum(x, h, k, 0) for k in (0, 1, 2))
+    c = cell.add(cell.times(f, c), cell.times(i, cell.sum(x, h, 3, 1)))
+    return cell.times(o, cell.applied(2, c)), c
 
 
 _STEPS: dict[str, tuple[int, Callable[[_Cell, Value, State], State], list[str]]] = {
@@ -171,6 +175,8 @@ _STEPS: dict[str, tuple[int, Callable[[_Cell, Value, State], State], list[str]]]
     "LSTM": (2, _lstm, ["Sigmoid", "Tanh", "Tanh"]),
 }
 """Tensors of the state, a step, and the functions that it uses."""
+
+_FUNCTIONS = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu"}
 
 
 def _recurrent(
@@ -187,7 +193,8 @@ def _recurrent(
     # the operator sets write too many Tanh for a plain one
     asked = step.get("activations") if "activations" in step.attributes else functions * len(ways)
     odd = [name for name in ("clip", "layout", "input_forget") if step.get(name)]
-    odd += [f"activations {', '.join(asked)}"] if asked != functions * len(ways) else []
+    known = len(asked) == len(functions) * len(ways) and all(f in _FUNCTIONS for f in asked)
+    odd += [] if known else [f"activations {', '.join(asked)}"]
     if odd or len(given) > 2 + count or not isinstance(v, Held) or v.shape[1] != 1:
         raise step.refuse(
             f"{step.kind} with {odd[0] if odd else 'peepholes or several sequences'} is not read"
@@ -207,7 +214,9 @@ def _recurrent(
         )
     times, states, last = v.shape[0], {}, []
     for d, way in enumerate(ways):
-        cell = _Cell(tape, w[d], r[d], b[d].chunk(2), bool(step.get("linear_before_reset", 0)))
+        own = tuple(_FUNCTIONS[f] for f in asked[d * len(functions) : (d + 1) * len(functions)])
+        merged = bool(step.get("linear_before_reset", 0))
+        cell = _Cell(tape, w[d], r[d], b[d].chunk(2), merged, own)
         state: State = tuple(
             w.new_zeros(cell.size)
             if t is None

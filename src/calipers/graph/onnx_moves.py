@@ -57,7 +57,7 @@ def reshaped(v: Value, shape: Iterable[int]) -> Value:
     return v.reshape(shape) if isinstance(v, Tensor) else Held(v.number, v.held, shape)
 
 
-def _axes(tape: Tape, step: Step, v: Value, given: Value | None) -> list[int] | None:
+def axes_of(step: Step, v: Value, given: Value | None) -> list[int] | None:
     """Return the axes of an attribute (older operator sets) or an input, None where there are
     none.
     """
@@ -95,7 +95,7 @@ def _flatten(tape: Tape, step: Step, v: Value) -> Value:
 
 
 def _squeeze(tape: Tape, step: Step, v: Value, axes: Value | None = None) -> Value:
-    gone = _axes(tape, step, v, axes)
+    gone = axes_of(step, v, axes)
     if gone is not None and any(v.shape[a] != 1 for a in gone):
         raise step.damaged(
             f"axes {gone} of shape {tuple(v.shape)} are left out, but not all of them are 1"
@@ -313,7 +313,7 @@ def _pad(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
 
 def _reduce(mean: bool) -> Callable[..., Value]:
     def build(tape: Tape, step: Step, v: Value, axes: Value | None = None) -> Value:
-        over, keep = _axes(tape, step, v, axes), bool(step.get("keepdims", 1))
+        over, keep = axes_of(step, v, axes), bool(step.get("keepdims", 1))
         if not over:
             if step.get("noop_with_empty_axes", 0):
                 return v
@@ -408,11 +408,11 @@ def _resize(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
         if bool(((matrix == 0) | (matrix == 1)).all()):
             v = picked(tape, step, v, axis, matrix.argmax(1).tolist())
         else:
-            v = rearranged(tape, step, v, _product_along(axis, matrix), [axis])
+            v = rearranged(tape, step, v, product_along(axis, matrix), [axis])
     return v
 
 
-def _product_along(axis: int, matrix: Tensor) -> Move:
+def product_along(axis: int, matrix: Tensor) -> Move:
     """Return the move that multiplies by a matrix along an axis."""
 
     def move(x: Tensor, shift: int) -> Tensor:

@@ -21,6 +21,7 @@ from calipers.graph.ir import Graph, Node
 from calipers.graph.onnx_agreement import Outputs, compare
 from calipers.graph.onnx_ops import OPS, Reader
 from calipers.graph.onnx_steps import Step
+from calipers.graph.onnx_variables import VARIABLES
 from calipers.graph.tape import Held, Shape, Tape, Value
 
 
@@ -217,7 +218,7 @@ def _results(
     values = [known[name] for name in line.inputs]
     while values and values[-1] is None:
         values.pop()
-    reader = OPS.get(step.kind) or _folding(step, values)
+    reader = _reader(step, values)
     if reader is None:
         raise UnsupportedOp(
             f"no bounds for ONNX's {step.kind} at {step.where}. Export the network without it, or "
@@ -239,11 +240,15 @@ def _results(
     return made
 
 
-def _folding(step: Step, values: Sequence[Value | None]) -> Reader | None:
-    """Return the reader of an operation that is worked out where all its inputs are constants, None
-    where it cannot be.
+def _reader(step: Step, values: Sequence[Value | None]) -> Reader | None:
+    """Return what reads an operation: a reader by its name, or for constants alone, where there is
+    none, ONNX's reference; None where there is neither.
     """
-    if step.fold is None or any(isinstance(v, Held) for v in values):
+    if step.kind in OPS:
+        return OPS[step.kind]
+    if any(isinstance(v, Held) for v in values):
+        return VARIABLES.get(step.kind)
+    if step.fold is None:
         return None
     step.ignore(*step.attributes)
     work_out = step.fold

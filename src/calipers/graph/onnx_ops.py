@@ -18,6 +18,7 @@ from calipers.graph.rewrites import inverse, leaky
 from calipers.graph.tape import Held, Tape, Value, fitted
 
 Reader = Callable[..., Value | tuple[Value, ...]]
+_MOST_EXPONENTS = 64  # of one power, each of which becomes operations of its own
 _FLOAT_TYPES = (1, 11)  # TensorProto.FLOAT, DOUBLE
 _HALF_TYPES = {10: torch.float16, 16: torch.bfloat16}
 _WHOLE_TYPES = {
@@ -217,9 +218,31 @@ def _inverse(tape: Tape, step: Step, v: Value) -> Value:
 
 def _power(tape: Tape, step: Step, v: Value, exponent: Value) -> Value:
     p = constant(exponent, step, "the exponent")
-    if isinstance(v, Tensor) or p.numel() > 1:
-        return torch.pow(constant(v, step, "the base"), p)
-    return tape.elementwise("aten.pow.Tensor_Scalar", v, float(p))
+    if isinstance(v, Tensor):
+        return torch.pow(v, p)
+    each = p.unique().tolist()
+    if len(each) == 1:
+        shape = tuple(torch.broadcast_shapes(v.shape, p.shape))
+        return tape.elementwise("aten.pow.Tensor_Scalar", tape.expand(v, shape), float(each[0]))
+    return _powers(tape, step, v, p.double(), [float(e) for e in each])
+
+
+def _powers(tape: Tape, step: Step, v: Held, p: Tensor, each: list[float]) -> Value:
+    """Write the elements of each exponent by themselves, and put all in order again."""
+    if len(each) > _MOST_EXPONENTS:
+        raise step.refuse(f"{len(each)} different exponents: up to {_MOST_EXPONENTS} are read")
+    shape = tuple(torch.broadcast_shapes(v.shape, p.shape))
+    flat, p = tape.view(tape.expand(v, shape), (math.prod(shape),)), p.expand(shape).reshape(-1)
+    places = [torch.nonzero(p == e).flatten() for e in each]
+    parts = []
+    for exponent, at in zip(each, places, strict=True):
+        part = tape.moved("pick", (flat,), lambda x, at=at: x[:, at.to(x.device)])
+        made = tape.elementwise("aten.pow.Tensor_Scalar", part, exponent)
+        assert isinstance(made, Held)
+        parts.append(made)
+    back = torch.cat(places).argsort()
+    joined = tape.moved("cat", tuple(parts), lambda *t: torch.cat(t, 1)[:, back.to(t[0].device)])
+    return Held(joined.number, joined.held, shape)
 
 
 def _sum(tape: Tape, step: Step, first: Value, *others: Value) -> Value:
@@ -282,7 +305,8 @@ def _cast(tape: Tape, step: Step, v: Value) -> Value:
     if isinstance(v, Held):
         if to not in _FLOAT_TYPES:
             raise step.refuse(
-                f"casts what depends on the point to type {to}: only float and double are read"
+                f"casts what depends on the point to type {to}, whose rounding no bound covers: "
+                "only float and double are read. Export the network in float32"
             )
         return v
     if to in _FLOAT_TYPES or to in _HALF_TYPES:

@@ -4,8 +4,9 @@ or the mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn import functional
 from calipers.graph.onnx_layers import constant
 from calipers.graph.onnx_moves import padded
 from calipers.graph.onnx_steps import Step
+from calipers.graph.products import MaxPool, windows
 from calipers.graph.tape import Held, Tape, Value
 
 
@@ -201,28 +203,77 @@ def _transpose_pads(
 def _max_pool(tape: Tape, step: Step, v: Value) -> Value:
     x, kernel = _image(tape, step, v), step.get("kernel_shape")
     strides, dilations, before, after = _windows(step, x.held[1:], kernel)
+    ceil = bool(step.get("ceil_mode", 0))
     if before != after or max(2 * p - k for p, k in zip(before, kernel, strict=True)) > 0:
-        raise step.refuse(
-            f"max-pooling with padding {before} before and {after} after is not read: only equal "
-            "padding of at most half a window"
+        made = _max_of(tape, step, x, _places(step, x.held[1:], kernel))
+    else:
+        made = tape.call(
+            f"aten.max_pool{len(kernel)}d.default", x, kernel, strides, before, dilations, ceil
         )
-    made = tape.call(
-        f"aten.max_pool{len(kernel)}d.default",
-        x,
-        kernel,
-        strides,
-        before,
-        dilations,
-        bool(step.get("ceil_mode", 0)),
-    )
     return Held(made.number, made.held, (1, *made.held))
+
+
+class _Places(NamedTuple):
+    """Which places of an image each window reads, (windows, k), and the count of all for what lies
+    outside; how many of each lie in the image or its padding; and how many windows an axis has.
+    """
+
+    windows: Tensor
+    padded: Tensor
+    size: tuple[int, ...]
+
+
+def _places(step: Step, size: tuple[int, ...], kernel: list[int]) -> _Places:
+    """Return the windows of a pool of any padding; with `ceil_mode` the last may reach beyond it,
+    if it begins before its end.
+    """
+    strides, dilations, before, after = _windows(step, size, kernel)
+    out = []
+    for n, k, s, d, p, q in zip(size, kernel, strides, dilations, before, after, strict=True):
+        room = n + p + q - (k - 1) * d - 1
+        count = (-(-room // s) if step.get("ceil_mode", 0) else room // s) + 1
+        out.append(count - 1 if (count - 1) * s >= n + p else count)
+    if min(out) < 1:
+        raise step.damaged(f"windows of {kernel} do not fit an image of {size}")
+    wider = tuple(n + p + q for n, p, q in zip(size, before, after, strict=True))
+    step.room((math.prod(out), math.prod(kernel)))
+    shape, window = tuple(out), tuple(kernel)
+    found, within = (
+        windows(whole, shape, window, tuple(strides), tuple(pads), tuple(dilations))
+        for whole, pads in ((size, before), (wider, [0] * len(size)))
+    )
+    return _Places(found, (within < math.prod(wider)).sum(-1), shape)
+
+
+def _gathered(x: Tensor, places: Tensor, outside: float) -> Tensor:
+    """Return the elements of each window, (M, channels, windows, k)."""
+    flat = functional.pad(x.flatten(2), (0, 1), value=outside)
+    return flat[:, :, places.to(x.device)]
+
+
+def _max_of(tape: Tape, step: Step, x: Held, places: _Places) -> Held:
+    channels, count = x.held[0], math.prod(x.held[1:])
+    found, shape = places.windows, (x.held[0], *places.size)
+    if bool((found == count).all(-1).any()):
+        raise step.refuse("a window of a max-pool that lies in the padding has no largest element")
+    every = torch.cat(
+        [torch.where(found == count, channels * count, found + k * count) for k in range(channels)]
+    )
+
+    def run(t: Tensor) -> Tensor:
+        return _gathered(t, found, -math.inf).amax(-1).reshape(len(t), *shape)
+
+    made = tape.several(lambda w, t: w.write(MaxPool(run, every, shape), t), x)
+    assert made is not None
+    return made
 
 
 def _average_pool(tape: Tape, step: Step, v: Value) -> Value:
     x, kernel = _image(tape, step, v), step.get("kernel_shape")
     strides, dilations, before, after = _windows(step, x.held[1:], kernel)
     if step.get("ceil_mode", 0) or max(dilations) > 1:
-        raise step.refuse("average-pooling with ceil_mode or dilations is not read")
+        made = _mean_of(tape, step, x, _places(step, x.held[1:], kernel))
+        return Held(made.number, made.held, (1, *made.held))
     pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 1]
     around = [n for pair in zip(before[::-1], after[::-1], strict=True) for n in pair]
     shares = None if step.get("count_include_pad", 0) or not any(around) else 1 / pool(
@@ -237,6 +288,20 @@ def _average_pool(tape: Tape, step: Step, v: Value) -> Value:
 
     made = tape.moved(step.kind, (x,), run)
     return Held(made.number, made.held, (1, *made.held))
+
+
+def _mean_of(tape: Tape, step: Step, x: Held, places: _Places) -> Held:
+    found, shape = places.windows, (x.held[0], *places.size)
+    inside = (found < math.prod(x.held[1:])).sum(-1)
+    divisor = places.padded if step.get("count_include_pad", 0) else inside
+    if bool((divisor == 0).any()):
+        raise step.refuse("a window of an average-pool that lies in the padding has no mean")
+
+    def run(t: Tensor) -> Tensor:
+        total = _gathered(t, found, 0.0).sum(-1)
+        return (total / divisor.to(t)).reshape(len(t), *shape)
+
+    return tape.moved(step.kind, (x,), run)
 
 
 def _global_pool(tape: Tape, step: Step, v: Value) -> Value:

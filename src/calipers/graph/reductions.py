@@ -66,7 +66,7 @@ def sum_of_squares(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) 
     return w.write(RELU, total(w, w.write(SQUARE, x), dims, keepdim))
 
 
-def vector_norm(
+def p_norm(
     w: Writer, x: Result, order: Any = 2, dims: Any = None, keepdim: bool = False
 ) -> Result | None:
     """The l-p norm along axes for p > 0, and the extremes of the absolute values for +-infinity."""
@@ -124,8 +124,8 @@ REDUCTIONS: dict[str, Callable[..., Result | None]] = {
     "aten.amin.default": smallest,
     "aten.max.dim": largest,
     "aten.min.dim": smallest,
-    "aten.linalg_vector_norm.default": vector_norm,
-    "aten.norm.ScalarOpt_dim": vector_norm,
+    "aten.linalg_vector_norm.default": p_norm,
+    "aten.norm.ScalarOpt_dim": p_norm,
     "aten.prod.dim_int": product,
     "aten.std.correction": deviation,
     "aten.std.dim": lambda w, x, dims, unbiased=True, keepdim=False: deviation(

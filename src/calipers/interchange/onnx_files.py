@@ -6,19 +6,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from calipers.errors import BadInput, CalipersError, UnsupportedOp, typed
+from calipers.errors import BadInput, CalipersError, typed
 from calipers.graph.onnx_net import Line, OnnxNet, Program
 from calipers.graph.onnx_steps import LARGEST
 from calipers.interchange.files import content, existing
+from calipers.interchange.onnx_graphs import (
+    FLOATING,
+    alone,
+    chosen,
+    decided,
+    fixed_first_axes,
+    is_whole,
+    made_dense,
+)
 from calipers.interchange.onnx_nodes import line, operator_set, tensor
 from calipers.interchange.onnx_runs import Execution
-
-_FLOATING = (1, 10, 11, 16)  # TensorProto.FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
 def is_onnx(path: Path) -> bool:
@@ -26,18 +34,34 @@ def is_onnx(path: Path) -> bool:
     return path.name.endswith((".onnx", ".onnx.gz"))
 
 
-def load_onnx(source: str | Path, *, paired: bool = False) -> OnnxNet:
+def load_onnx(
+    source: str | Path,
+    *,
+    paired: bool = False,
+    output: str | int | None = None,
+    shape: Sequence[int] | None = None,
+) -> OnnxNet:
     """Return the network of a file, a module in the file's own precision (half precision becomes
     float32), weights as they stand there.
 
-    The first axis is the batch where the file leaves it free or gives it as 1. `paired` is for
-    properties: the outputs are numbered whatever their shape, and a single one turns into two
-    logits. Raises `BadInput` for a file that cannot be read, `UnsupportedOp` for an operation that
-    cannot be bounded, with its name and node.
+    The first axis is the batch where the file leaves it free or gives it as 1.
+
+    Args:
+        source: an .onnx or .onnx.gz file.
+        paired: for properties: the outputs are numbered whatever their shape, and a single one
+            turns into two logits.
+        output: name or number of the output that is meant; left out, the only one, or the only one
+            that holds floating-point numbers.
+        shape: of one point, where the file leaves more sizes free than the batch's.
+
+    Raises:
+        BadInput: for a file that cannot be read, or of which more than one output could be meant.
+        UnsupportedOp: for an operation that cannot be bounded, with its name and node.
     """
     path = existing(source, "a network")
+    wanted = _Wanted(paired, output, None if shape is None else tuple(int(n) for n in shape))
     try:
-        return _read(path, paired)
+        return _built(*_parsed(path), path, wanted)
     except CalipersError:
         raise
     except Exception as error:  # bytes from strangers: there is no end of what the libraries raise
@@ -46,41 +70,47 @@ def load_onnx(source: str | Path, *, paired: bool = False) -> OnnxNet:
         ) from error
 
 
-def _read(path: Path, paired: bool) -> OnnxNet:
-    model, data = _parsed(path)
-    return _built(model, data, path, paired)
+class _Wanted(NamedTuple):
+    """What the caller says about a file; see `load_onnx`."""
+
+    paired: bool
+    output: str | int | None
+    shape: tuple[int, ...] | None
 
 
-def _built(model: Any, data: bytes, path: Path, paired: bool) -> OnnxNet:
+def _built(model: Any, data: bytes, path: Path, wanted: _Wanted) -> OnnxNet:
     import onnx
 
-    version, graph = operator_set(model, path), model.graph
+    version, sparse = operator_set(model, path), bool(model.graph.sparse_initializer)
+    made_dense(model.graph, LARGEST, path)
+    decided(model, path)
+    graph = model.graph
     stored = {t.name: t for t in graph.initializer}
-    given = [i for i in graph.input if i.name not in stored]
-    _check_names(graph, [*stored, *(i.name for i in given)], path)
-    if len(given) != 1 or len(graph.output) != 1:
-        raise BadInput(
-            f"{path.name} has {len(given)} inputs and {len(graph.output)} outputs; only networks "
-            "of one each are read. Cut out the part that is meant with onnx.utils.extract_model."
-        )
-    shape, free = _input_shape(given[0], path)
-    nodes = _needed(graph)
-    lines = tuple(line(node, k, version, free, path) for k, node in nodes)
-    used = {name for _, node in nodes for name in node.input}
+    _check_names(graph, [*stored, *(i.name for i in graph.input if i.name not in stored)], path)
+    parts = chosen(graph, wanted.output, path)
+    plain = not sparse and is_whole(graph, parts)
+    run = data if plain else alone(model, parts)
+    shape, free = _input_shape(parts.input, path, wanted.shape)
+    fixed = fixed_first_axes(model, parts.input) | {*stored, ""} if free else frozenset()
+    lines = tuple(
+        line(node, k, version, free and not fixed.issuperset(node.input), path)
+        for k, node in parts.nodes
+    )
+    used = {name for _, node in parts.nodes for name in node.input}
     lines, constants = _without_constant_nodes(
         lines, {name: tensor(t, path) for name, t in stored.items() if name in used}
     )
-    program = Program(path.name, given[0].name, shape, graph.output[0].name, lines)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(given[0].type.tensor_type.elem_type)
+    program = Program(path.name, parts.input.name, shape, parts.output.name, lines)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(parts.input.type.tensor_type.elem_type)
     other = Execution(
-        data,
+        run,
         path.name,
-        given[0].name,
-        graph.output[0].name,
+        parts.input.name,
+        parts.output.name,
         dtype,
-        lambda: _built(onnx.load_model_from_string(data), data, path, paired),
+        lambda: _built(onnx.load_model_from_string(data), data, path, wanted),
     )
-    return OnnxNet(program, constants, paired, other).eval()
+    return OnnxNet(program, constants, wanted.paired, other).eval()
 
 
 def _check_names(graph: Any, names: list[str], path: Path) -> None:
@@ -92,22 +122,6 @@ def _check_names(graph: Any, names: list[str], path: Path) -> None:
             f"{path.name} makes the value {', '.join(twice[:3]) or 'of a weight'} twice; the file "
             "is damaged"
         )
-    sparse = [t.values.name for t in graph.sparse_initializer]
-    if sparse:
-        raise UnsupportedOp(
-            f"{path.name} stores {sparse[0]!r} as a sparse tensor, which is not read. Store it as "
-            "a dense one."
-        )
-
-
-def _needed(graph: Any) -> list[tuple[int, Any]]:
-    """Return the nodes that the output depends on, with their places."""
-    wanted, kept = {graph.output[0].name}, []
-    for place, node in reversed(list(enumerate(graph.node))):
-        if wanted.intersection(name for name in node.output if name):
-            wanted.update(name for name in node.input if name)
-            kept.append((place, node))
-    return kept[::-1]
 
 
 def _parsed(path: Path) -> tuple[Any, bytes]:
@@ -146,22 +160,27 @@ def _parsed(path: Path) -> tuple[Any, bytes]:
     return model, data
 
 
-def _input_shape(given: Any, path: Path) -> tuple[tuple[int, ...], bool]:
+def _input_shape(
+    given: Any, path: Path, point: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], bool]:
     """Return the input's shape with 1 for a free first axis, and whether that is free."""
-    if given.type.tensor_type.elem_type not in _FLOATING:
+    if given.type.tensor_type.elem_type not in FLOATING:
         raise BadInput(
             f"{path.name}: the input {given.name} does not hold floating-point numbers, as a "
             "point must"
         )
-    sizes = [
+    sizes: list[int | None] = [
         d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
         for d in given.type.tensor_type.shape.dim
     ]
+    if point is not None:
+        sizes = _filled(sizes, point, given.name, path)
     if not sizes or any(n is None for n in sizes[1:]):
-        said = sizes or "of a scalar"
+        said = ", ".join("?" if n is None else str(n) for n in sizes) or "of a scalar"
         raise BadInput(
-            f"{path.name}: the input {given.name} has the shape {said}: only the first axis, the "
-            "batch, may be free. Export it with fixed sizes."
+            f"{path.name}: the input {given.name} has the shape ({said}): only the first axis, "
+            "the batch, may be free. Export it with fixed sizes, or say the shape of a point: "
+            "calipers.load_onnx(path, shape=(1, 28, 28))."
         )
     if math.prod(n or 1 for n in sizes) > LARGEST:
         raise BadInput(
@@ -170,6 +189,21 @@ def _input_shape(given: Any, path: Path) -> tuple[tuple[int, ...], bool]:
         )
     free = sizes[0] is None
     return tuple(1 if n is None else n for n in sizes), free and len(sizes) > 1
+
+
+def _filled(
+    sizes: list[int | None], point: tuple[int, ...], name: str, path: Path
+) -> list[int | None]:
+    """Return the sizes with those of a point for what is free behind the batch."""
+    if len(point) != len(sizes) - 1 or any(
+        n is not None and n != m for n, m in zip(sizes[1:], point, strict=False)
+    ) or min(point, default=0) < 1:  # fmt: skip
+        said = ", ".join("?" if n is None else str(n) for n in sizes)
+        raise BadInput(
+            f"{path.name}: a point of the shape {point} does not fit the input {name} of the shape "
+            f"({said}), whose first axis is the batch"
+        )
+    return [sizes[0], *point]
 
 
 def _without_constant_nodes(

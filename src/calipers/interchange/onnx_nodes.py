@@ -22,12 +22,12 @@ OPERATOR_SETS = range(7, 27)
 (Up to 6, broadcasting had rules of its own.)
 """
 
-FOLDED = frozenset(
-    "OneHot Trilu ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 EyeLike CastLike ArgMax ArgMin "
-    "CumSum GatherElements GatherND ScatterND Sign Round GreaterOrEqual LessOrEqual Xor "
-    "DequantizeLinear Einsum".split()
+_BY_CHANCE = frozenset(
+    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial".split()
 )
-"""Operations that are read where all their inputs are constants, by asking ONNX's reference."""
+"""Operations whose results are others at every run. All others of constants alone are worked out
+by ONNX's reference.
+"""
 
 _HALVES = (torch.float16, torch.bfloat16)
 _KNOWN_NUMBERS = 256  # of a constant that may be a shape, an index or a scale
@@ -88,7 +88,7 @@ def line(node: Any, place: int, version: int, free: bool, path: Path) -> Line:
     }
     outputs = sum(1 for name in node.output if name)
     foresee = _foresight(node, schema, version)
-    fold = _folding(node, version) if node.op_type in FOLDED else None
+    fold = None if node.op_type in _BY_CHANCE else _folding(node, version)
     step = Step(
         node.op_type,
         attributes,
@@ -166,7 +166,8 @@ def _attribute(attribute: Any, schema: Any, where: str, path: Path) -> Any:
     if value is None:
         raise UnsupportedOp(
             f"{where}: the attribute {attribute.name} holds a {known.type.name.lower()}, which is "
-            "not read. Export the network without it."
+            "not read (of branches, those that constants decide are). Export the network without "
+            "it."
         )
     return value
 
