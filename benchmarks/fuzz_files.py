@@ -680,6 +680,7 @@ class Records(Kind):
     """SQLite files, and what a report of them reads."""
 
     suffix = ".calipers"
+    tables = tuple("question point run evidence chain meta model checked passed name".split())
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -707,9 +708,7 @@ class Records(Kind):
         db = sqlite3.connect(path)
         with contextlib.suppress(sqlite3.DatabaseError), db:
             for _ in range(draw.randint(1, 3)):
-                table = draw.choice(
-                    ("question", "point", "evidence", "chain", "meta", "model", "checked", "passed")
-                )
+                table = draw.choice(self.tables)
                 columns = [row[1] for row in db.execute(f"pragma table_info({table})")]
                 column = draw.choice(columns)
                 old = db.execute(f"select {column} from {table} limit 1").fetchone()

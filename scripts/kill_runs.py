@@ -146,17 +146,17 @@ def end(child: int) -> None:
         time.sleep(0.002)
 
 
+_KEYS = """select q.text, e.point, e.kind, t.text, e.radius from evidence e
+    join name q on q.id = e.question join name t on t.id = e.tool"""
+
+
 def held(record: Path) -> set[tuple[Any, ...]]:
     """Return the keys of all facts that the file holds, also of those that are passed over."""
     if not record.exists():
         return set()
     with contextlib.closing(sqlite3.connect(record, timeout=30)) as db:
         tables = {name for (name,) in db.execute("select name from sqlite_master")}
-        return (
-            set(db.execute("select question, point, kind, tool, radius from evidence"))
-            if "evidence" in tables
-            else set()
-        )
+        return set(db.execute(_KEYS)) if "evidence" in tables else set()
 
 
 def bracket(record: Path) -> tuple[Any, ...]:

@@ -221,13 +221,11 @@ def test_a_referee_who_believes_every_word_is_noticed(
         (Liar(0.45), 5),
     ],
 )
-def test_a_check_believes_no_liar_either(
-    monkeypatch: pytest.MonkeyPatch, tool: object, fails: int
-) -> None:
-    monkeypatch.setattr("calipers.checking.tool_from", lambda text: tool)
+def test_a_check_believes_no_liar_either(tool: object, fails: int) -> None:
     problem = posed()
     facts = [Evidence(name, "certificate", "told", 0.05) for name in problem.names]
-    assert len(_reprove(problem, {name: i for i, name in enumerate(problem.names)}, facts)) == fails
+    place = {name: i for i, name in enumerate(problem.names)}
+    assert len(_reprove(problem, place, facts, tool)) == fails
 
 
 # ---- what an attack found

@@ -68,7 +68,7 @@ def test_an_audit_that_finds_nothing_spares_the_others_and_says_what_it_may_have
     result = run(spy)
     still = result.clean_accuracy.count
     assert spy.asked == [20] and result.finished
-    assert result.summary.question.facts["audits"] == {
+    assert result.summary.facts["audits"] == {
         "Spy(works=False)": {"kind": "attack", "open": still, "tried": 20}
     }
     (line,) = (said for said in caveats.limits(result.summary) if "Spy" in said)
@@ -90,15 +90,13 @@ def test_an_audit_that_finds_something_is_followed_by_all_the_others() -> None:
         plan=Plan("all", (Stage(spy, "attack"),)),
     )
     np.testing.assert_array_equal(result.bracket.upper, plain.bracket.upper)
-    assert "audits" not in result.summary.question.facts
+    assert "audits" not in result.summary.facts
 
 
 def test_few_open_points_are_all_tried() -> None:
     spy = Spy(False, [])
     result = run(spy, count=15)
-    assert (
-        spy.asked == [result.clean_accuracy.count] and "audits" not in result.summary.question.facts
-    )
+    assert spy.asked == [result.clean_accuracy.count] and "audits" not in result.summary.facts
 
 
 def test_the_drawn_points_do_not_depend_on_order_and_a_second_run_does_nothing_again(
@@ -130,7 +128,7 @@ def test_a_certifier_that_proves_nothing_on_the_audit_is_given_up() -> None:
     result = calipers.measure(
         data.build("mnist-robust"), x, y, calipers.Ball("linf", 0.1), plan=Plan("audit", stages)
     )
-    audits = result.summary.question.facts["audits"]
+    audits = result.summary.facts["audits"]
     assert list(audits) == ["IBP()"] and audits["IBP()"]["kind"] == "certifier"
     assert result.robust_accuracy.certified.count > 20
     assert any(

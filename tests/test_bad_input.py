@@ -379,10 +379,7 @@ def test_a_declared_random_model_is_measured_alike_whatever_was_drawn_before() -
     assert [row.upper for row in results[0].points] == [row.upper for row in results[1].points]
     assert all(row.lower == 0 for row in results[0].points)
     assert all(
-        checked.sound
-        for checked in calipers.check(
-            results[0].ledger, Classifier(model, draws=200), lambda q: Ball("linf", 0.25, box=None)
-        )
+        checked.sound for checked in calipers.check(results[0].ledger, Classifier(model, draws=200))
     )
 
 

@@ -123,7 +123,7 @@ def test_in_python_an_edit_is_refused_and_another_name_is_another_model(tmp_path
             calipers.measure(edited, x, y, BALL, plan=PLAN, record=path)
         assert said in str(caught.value)
         with pytest.raises(BadInput, match="no question about this model"):
-            check(path, edited, lambda q: BALL)
+            check(path, edited)
     calipers.measure(edited, x, y, BALL, plan=PLAN, record=path, title="edited")
     with Ledger(path, read_only=True) as ledger:
         assert [q.title for q in ledger.questions()] == ["Net", "edited"]
@@ -197,7 +197,7 @@ def test_what_no_part_shows_the_answers_tell(
             match="same code and weights now answer otherwise: a logit at recorded point",
         ):
             again(path, gain)
-    (found,) = check(path, _same(Hidden(2.0)), lambda q: BALL, certificates=False)
+    (found,) = check(path, _same(Hidden(2.0)), certificates=False)
     assert any("answer otherwise" in line for line in found.failures)
 
 

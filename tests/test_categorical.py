@@ -29,9 +29,9 @@ from calipers.problem.ball import Ball, Fall, Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.neighbours import enumerate_switches, neighbourhood_size
 from calipers.problem.problem import Problem
+from calipers.problem.recorded import recorded_threat
 from calipers.problem.substitution_region import SubstitutionRegion
 from calipers.problem.substitutions import Substitutions, letters
-from calipers.problem.threat import recorded_threat
 from calipers.problem.tools import Attempt
 from calipers.record.ledger import Ledger
 from calipers.report.render import page
@@ -124,7 +124,7 @@ def test_a_measurement_without_a_plan_is_exact(k: int) -> None:
         == result.robust_accuracy.attacked.count
         == (truth > k).sum()
     )
-    assert result.finished and result.ledger.questions()[0].facts["plan"][0] == "categorical"
+    assert result.finished and result.summary.runs[-1].plan[0] == "categorical"
 
 
 def test_the_bracket_closes_on_the_fewest_switches_wherever_the_search_begins() -> None:
@@ -589,9 +589,10 @@ def test_a_record_is_taken_up_again_checked_and_shown(tmp_path: Path) -> None:
     again.ledger.close()
     with Ledger(path, read_only=True) as ledger:
         asked = ledger.questions()[0]
-        back = recorded_threat(asked.facts["threat"], torch.full((60,), 2.0))
+        assert asked.data is not None
+        back = recorded_threat(asked.data["threat"], torch.full((60,), 2.0))
         assert back.identity() == threat.identity()
-        (checked,) = calipers.check(ledger, model, lambda q: back)
+        (checked,) = calipers.check(ledger, model)
         assert checked.sound and checked.witnesses > 0 and checked.certificates > 0
 
 
@@ -605,9 +606,9 @@ def test_a_mixed_threat_comes_back_from_its_record(tmp_path: Path) -> None:
         ),
     )
     with calipers.measure(model, x, y, threat, record=tmp_path / "run.calipers").ledger as ledger:
-        facts = ledger.questions()[0].facts["threat"]
-    assert recorded_threat(facts, torch.ones(3)).identity() == threat.identity()
-    assert isinstance(recorded_threat({"norm": "l2", "box": [0, 1]}, torch.ones(3)), Ball)
+        data = ledger.questions()[0].data
+    assert data is not None
+    assert recorded_threat(data["threat"], torch.ones(3)).identity() == threat.identity()
 
 
 def test_the_report_speaks_of_switches() -> None:

@@ -893,7 +893,7 @@ def test_a_record_keeps_proofs_and_check_proves_them(tmp_path: Path) -> None:
     calipers.measure(
         problem.classifier, problem.x, problem.y, threat, plan="quick", record=record, proofs=True
     )
-    (found,) = calipers.check(record, problem.classifier, lambda _: threat)
+    (found,) = calipers.check(record, problem.classifier)
     assert found.sound and len(found.proofs) > 0 and "holds" in found.proofs[0]
     with sqlite3.connect(record) as database:
         (blob,) = database.execute(
@@ -907,7 +907,7 @@ def test_a_record_keeps_proofs_and_check_proves_them(tmp_path: Path) -> None:
         buffer = io.BytesIO()
         np.save(buffer, np.frombuffer(rewritten(data, smaller), np.uint8))
         database.execute("update evidence set array = ? where array = ?", (buffer.getvalue(), blob))
-    (found,) = calipers.check(record, problem.classifier, lambda _: threat)
+    (found,) = calipers.check(record, problem.classifier)
     assert [line for line in found.failures if "another threat" in line]
 
 

@@ -360,7 +360,7 @@ def test_a_measurement_records_and_reports_the_guarantee_and_its_certificates_ar
         assert certificates and all(e.guarantee == WORD and WORD in e.tool for e in certificates)
         assert dict(result.summary.guarantees).keys() == {WORD}
         assert any(WORD in line for line in limits(result.summary))
-        (checked,) = check(ledger, network, lambda asked: problem.threat)
+        (checked,) = check(ledger, network)
         assert checked.sound and checked.certificates > 0
 
 

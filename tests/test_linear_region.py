@@ -509,9 +509,7 @@ def test_a_record_is_proved_again(tmp_path: Path, goal: Goal | None) -> None:
         record=tmp_path / "r.calipers",
         proofs=True,
     )
-    (checked,) = calipers.check(
-        tmp_path / "r.calipers", model, lambda asked: Ball("l2", 0.1), goal=goal
-    )
+    (checked,) = calipers.check(tmp_path / "r.calipers", model, goal=goal)
     assert checked.sound and checked.certificates == len(x) and checked.witnesses >= len(x)
     assert len(checked.proofs) == len(x) if goal is None else len(checked.proofs) <= len(x)
 

@@ -608,7 +608,7 @@ def test_exact_distances_of_letters_close_the_bracket(tmp_path: Path) -> None:
         == np.where(np.isinf(truth), bracket.lower, np.maximum(truth - 1, 0)).tolist()
     )
     assert closed(bracket, threat).exact == np.isfinite(truth).sum()
-    (checked,) = calipers.check(tmp_path / "run", model, lambda q: threat)
+    (checked,) = calipers.check(tmp_path / "run", model)
     assert checked.sound
 
 

@@ -85,24 +85,26 @@ def test_an_interrupt_keeps_what_was_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = points()
-    real, seen = exact_module.Bracket.of, []
+    real, seen = calipers.Ledger.finish, []
 
-    def once(*args: object) -> Bracket:
+    def once(*args: object, **named: object) -> object:
         seen.append(1)
-        if len(seen) == 4:
+        if len(seen) == 2:
             raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]
+        return real(*args, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(exact_module.Bracket, "of", once)
+    from calipers.measurement.question import begin
     from calipers.measurement.run import run
 
     problem = calipers.Problem.pose(net(), x, y, calipers.Ball("linf", 0.1))
     ledger = calipers.Ledger(tmp_path / "run")
-    run(problem, calipers.Plan("none", ()), ledger)
-    seen.clear()
+    plan = calipers.Plan("none", ())
+    begun = begin(problem, plan, ledger)
+    run(problem, plan, ledger, begun=begun)
+    monkeypatch.setattr(calipers.Ledger, "finish", once)
     from calipers.certificates.milp import MILP
 
-    assert not exact_module.close(problem, MILP(seconds=20), ledger)
+    assert not exact_module.close(problem, MILP(seconds=20), ledger, run=begun.number)
     monkeypatch.undo()
     bracket = Bracket.of(problem.names, ledger.evidence(problem.fingerprint()))
     whole = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True)
@@ -149,7 +151,7 @@ def test_a_record_of_exact_distances_is_proved_again(tmp_path: Path) -> None:
     x, y = points()
     threat = calipers.Ball("linf", 0.1)
     calipers.distance(net(), x, y, threat, exact=True, record=tmp_path / "run")
-    (checked,) = calipers.check(tmp_path / "run", net(), lambda q: threat)
+    (checked,) = calipers.check(tmp_path / "run", net())
     assert checked.sound and checked.certificates == 3
 
 

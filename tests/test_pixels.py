@@ -32,8 +32,8 @@ from calipers.problem.counts import L0
 from calipers.problem.goals import is_adversarial
 from calipers.problem.norms import distance_between, norm_for
 from calipers.problem.problem import Problem
+from calipers.problem.recorded import recorded_threat
 from calipers.problem.streams import Streams
-from calipers.problem.threat import recorded_threat
 from calipers.problem.tools import Attempt
 from calipers.record.ledger import Ledger
 
@@ -417,10 +417,11 @@ def test_a_measurement_in_pixels_is_recorded_and_comes_back(tmp_path: Path) -> N
         == sum(truth)
     )
     question = Ledger(tmp_path / "run.calipers", read_only=True).questions()[0]
-    back = recorded_threat(question.facts["threat"], torch.ones(8, dtype=F64))
+    assert question.data is not None
+    back = recorded_threat(question.data["threat"], torch.ones(8, dtype=F64))
     assert back.norm == "pixels"
     assert back.identity() == Ball("pixels", 1).identity()
-    (checked,) = calipers.check(tmp_path / "run.calipers", model, lambda q: Ball("pixels", 1))
+    (checked,) = calipers.check(tmp_path / "run.calipers", model)
     assert checked.sound
 
 

@@ -131,9 +131,7 @@ def test_the_quickest_goes_first_and_the_others_see_what_it_left(clock: Clock) -
         "both are tried on the same points for their places"
     )
     assert set(numbers(asked["slow"])) == {n for n in range(POINTS) if n % 2} | set(first)
-    assert (
-        result.robust_accuracy.attacked.count == 0 and "audits" not in result.summary.question.facts
-    )
+    assert result.robust_accuracy.attacked.count == 0 and "audits" not in result.summary.facts
 
 
 def test_no_point_is_tried_twice(clock: Clock) -> None:
@@ -149,7 +147,7 @@ def test_what_breaks_nothing_is_left_out_and_what_it_may_have_missed_is_said(clo
     plan, asked = plan_with({"useful": (0, 4, 1.0), "none": (NEVER, 1, 1.0)}, clock)
     result = measured(plan)
     left = sum(n % 4 > 0 for n in range(POINTS))
-    (audit,) = result.summary.question.facts["audits"].values()
+    (audit,) = result.summary.facts["audits"].values()
     assert audit == {"kind": "attack", "open": left, "tried": 16, "near": 8}
     assert len({n for n in numbers(asked["none"]) if n % 4}) == 24
     (line,) = (said for said in caveats.limits(result.summary) if said.startswith("Known was"))
@@ -261,7 +259,7 @@ def test_a_resumed_run_repeats_order_and_samples(tmp_path: Path, clock: Clock, a
     again, two = resumed(tmp_path, clock, at)
     assert again == whole
     np.testing.assert_array_equal(one.bracket.upper, two.bracket.upper)
-    assert one.summary.question.facts.get("audits") == two.summary.question.facts.get("audits")
+    assert one.summary.facts.get("audits") == two.summary.facts.get("audits")
 
 
 def test_an_order_that_is_measured_again_would_be_noticed(
@@ -339,7 +337,7 @@ def test_a_search_for_the_nearest_is_run_on_all_where_a_sample_gains(
     result = measured(Plan("nearer", stages))
     assert len(first) == POINTS and len(then) == (POINTS if runs else 16)
     said = [line for line in caveats.limits(result.summary) if "came hardly nearer" in line]
-    assert len(said) == (not runs) and ("audits" in result.summary.question.facts) == (not runs)
+    assert len(said) == (not runs) and ("audits" in result.summary.facts) == (not runs)
 
 
 @dataclass(frozen=True)
@@ -372,7 +370,7 @@ def test_points_that_came_nearest_to_falling_call_a_family_too(clock: Clock) -> 
     picky = dataclasses.replace(tool, first=chosen[0], every=NEVER)
     stages = (Stage(Close(chosen), "attack"), Stage(picky, "attack", audit=16, family="p"))
     result = measured(Plan("near", stages))
-    assert "audits" not in result.summary.question.facts
+    assert "audits" not in result.summary.facts
     assert numbers(picky.asked) == list(range(POINTS))
     assert [row.verdict for row in result.points].count("broken") == 1
 
@@ -398,7 +396,7 @@ def looked_at(deep: Known, audit: int, near: float) -> tuple[list[list[int]], di
     family = Stage(deep, "attack", audit=audit, family="deep", waits=True, near=near)
     return deep.asked, measured(
         Plan("near", (Stage(Beyond(), "attack"), family))
-    ).summary.question.facts.get("audits", {})  # type: ignore[return-value]
+    ).summary.facts.get("audits", {})  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -279,9 +279,14 @@ def test_keeping_them_for_good_is_found_out(
     if mutant == "nothing is passed over":
 
         def finish(
-            self: Ledger, fingerprint: str, tried: list[Evidence], found: list[Evidence]
+            self: Ledger,
+            fingerprint: str,
+            tried: list[Evidence],
+            found: list[Evidence],
+            *,
+            run: int,
         ) -> set[Any]:
-            self.append(fingerprint, tried)
+            self.append(fingerprint, tried, run=run)
             return set()
 
         monkeypatch.setattr(Ledger, "finish", finish)
@@ -290,8 +295,8 @@ def test_keeping_them_for_good_is_found_out(
         monkeypatch.setattr(
             Ledger,
             "append",
-            lambda self, f, facts: append(
-                self, f, [dataclasses.replace(e, asked=math.nan) for e in facts]
+            lambda self, f, facts, *, run: append(
+                self, f, [dataclasses.replace(e, asked=math.nan) for e in facts], run=run
             ),
         )
     with pytest.raises(AssertionError):

@@ -431,7 +431,7 @@ def test_only_presets_names_a_tool() -> None:
 def test_only_four_doors_touch_the_disk() -> None:
     found = strangers(
         touches_the_disk,
-        "record/ledger.py",
+        "record/database.py",
         "report/render.py",
         "interchange/",
         "cli/",
@@ -440,7 +440,7 @@ def test_only_four_doors_touch_the_disk() -> None:
     )
     assert not found, report(
         found,
-        "Files belong in record/ledger.py (evidence), report/render.py (pages), interchange/, cli/ "
+        "Files belong in record/database.py (evidence), report/render.py (pages), interchange/, cli/ "
         "and data/.",
     )
 

@@ -381,8 +381,8 @@ def test_check_replays_and_finds_a_forgery(
 ) -> None:
     record = tmp_path / "run.calipers"
     result = measured(*sample, record=record)
-    model, ball = data.build("mnist-robust"), calipers.Ball("linf", EPSILON)
-    (sound,) = calipers.check(record, model, lambda q: ball)
+    model = data.build("mnist-robust")
+    (sound,) = calipers.check(record, model)
     assert sound.sound and sound.witnesses > 50 and sound.certificates > 30
     name = next(
         r.name
@@ -393,7 +393,7 @@ def test_check_replays_and_finds_a_forgery(
         name, "certificate", repr(calipers.CROWN()), 0.29, 1.0, "float64-checked"
     )
     result.ledger.append(result.summary.question.fingerprint, [forged])
-    (caught,) = calipers.check(record, model, lambda q: ball)
+    (caught,) = calipers.check(record, model)
     assert any("does not prove 0.29 again" in line for line in caught.failures)
     with pytest.raises(calipers.BadInput, match="no question about this model"):
-        calipers.check(record, data.build("mnist-plain"), lambda q: ball)
+        calipers.check(record, data.build("mnist-plain"))

@@ -152,7 +152,7 @@ def test_points_without_a_gradient_are_counted_and_told(cut: str, tmp_path: Path
     result = calipers.measure(
         model, x, labels(model, x), BALL, plan="quick", record=tmp_path / "run.calipers"
     )
-    told = result.summary.question.facts["gradients"]
+    told = result.summary.facts["gradients"]
     assert {k: told[k] for k in ("none", "zero", "not finite")} == {
         "none": 0,
         "zero": 0,
@@ -163,7 +163,7 @@ def test_points_without_a_gradient_are_counted_and_told(cut: str, tmp_path: Path
     for shown in (
         str(result),
         page,
-        str(calipers.Ledger(tmp_path / "run.calipers").questions()[0].facts),
+        str(calipers.Ledger(tmp_path / "run.calipers").runs(result.summary.question.fingerprint)),
     ):
         assert "gradient" in shown
     assert "attacks by gradients see nothing there" in str(result) and "Square" in page
@@ -175,7 +175,7 @@ def test_a_model_with_gradients_says_nothing_of_them() -> None:
     x = points(80)
     result = calipers.measure(net(), x, labels(net(), x), BALL, plan="quick")
     assert "gradient" not in str(result) and "float32" not in str(result)
-    assert result.summary.question.facts["gradients"] == {
+    assert result.summary.facts["gradients"] == {
         "asked": 64,
         "none": 0,
         "zero": 0,
@@ -599,7 +599,7 @@ def test_labels_of_an_estimator_are_its_own(classes: list[Any], tmp_path: Path) 
         model, x[few], named[few], Ball("linf", 0.05), plan="quick", record=tmp_path / "r.calipers"
     )
     assert result.clean_accuracy.count == len(few)
-    (checked,) = calipers.check(tmp_path / "r.calipers", model, lambda _: Ball("linf", 0.05))
+    (checked,) = calipers.check(tmp_path / "r.calipers", model)
     assert checked.sound
     with pytest.raises(
         BadInput, match=r"labels must be among the model's own classes|labels must lie in"

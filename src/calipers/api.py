@@ -21,6 +21,7 @@ from calipers.errors import BadInput
 from calipers.measurement.ask import Answer, ask
 from calipers.measurement.exact import close, closed
 from calipers.measurement.plan import Plan, Stage
+from calipers.measurement.question import begin
 from calipers.measurement.referee import Referee, Ruling
 from calipers.measurement.run import Watch, run
 from calipers.measurement.sweep import sweep
@@ -117,9 +118,9 @@ def measure(
     for that is said with the time that it would take. Raises `BadInput` at the door,
     `Contradiction` if a certificate stands above a witness. Ctrl-C returns what is known.
     """
-    problem, ledger, named = Problem.pose(model, x, y, threat, goal), _ledger(record), _named(title)
+    problem, ledger = Problem.pose(model, x, y, threat, goal), _ledger(record)
     chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
-    finished = run(problem, chosen, ledger, seed=seed, watch=watch, facts=named)
+    finished = run(problem, chosen, ledger, seed=seed, watch=watch, title=title)
     return _result(problem, ledger, confidence, finished)
 
 
@@ -154,9 +155,9 @@ def curve(
     point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for
     radii not above 0.
     """
-    problem, ledger, named = Problem.pose(model, x, y, threat, goal), _ledger(record), _named(title)
+    problem, ledger = Problem.pose(model, x, y, threat, goal), _ledger(record)
     chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
-    finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, facts=named)
+    finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, title=title)
     return _result(problem, ledger, confidence, finished)
 
 
@@ -210,10 +211,6 @@ def _guaranteeing(tool: Any, guarantee: Guarantee) -> Any:
 
 def _ledger(record: str | Path | Ledger | None) -> Ledger:
     return record if isinstance(record, Ledger) else Ledger(record)
-
-
-def _named(title: str) -> dict[str, object]:
-    return {"title": title} if title else {}
 
 
 def _result(problem: Problem, ledger: Ledger, confidence: float, finished: bool) -> Result:
@@ -296,20 +293,12 @@ def measure_exactly(
         exact_within(seconds),
     )
     chosen = _plan(threat, plan_for(threat, plan, "distance"), None, proofs, guarantee)
-    facts = {**_named(title), "plan": [chosen.name, *(s.name for s in chosen.stages), repr(tool)]}
+    begun = begin(problem, chosen, ledger, seed=seed, title=title, then=(repr(tool),))
     finished = run(
-        problem, chosen, ledger, seed=seed, watch=watch, facts=facts, after=(repr(tool),)
-    ) and close(problem, tool, ledger, seed=seed, watch=watch)
-    said = dataclasses.asdict(
-        closed(Bracket.of(problem.names, ledger.evidence(problem.fingerprint())), threat)
-    )
-    run(
-        problem,
-        dataclasses.replace(chosen, stages=()),
-        ledger,
-        seed=seed,
-        facts={**facts, "exact": said},
-    )
+        problem, chosen, ledger, seed=seed, watch=watch, begun=begun, after=(repr(tool),)
+    ) and close(problem, tool, ledger, run=begun.number, seed=seed, watch=watch)
+    bracket = Bracket.of(problem.names, ledger.evidence(problem.fingerprint()))
+    ledger.note(begun.number, "exact", dataclasses.asdict(closed(bracket, threat)))
     return _result(problem, ledger, confidence, finished)
 
 

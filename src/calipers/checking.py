@@ -5,51 +5,66 @@ again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from calipers.certificates.proof import differs
-from calipers.errors import BadInput, Contradiction, RecordError
+from calipers.errors import (
+    BadInput,
+    CaptureError,
+    Contradiction,
+    RecordError,
+    ToolFailed,
+    UnsupportedOp,
+)
 from calipers.measurement.ask import ask
 from calipers.measurement.plan import Stage
 from calipers.measurement.probe import answers_differ, told_apart
 from calipers.measurement.referee import CLEAN, Referee
 from calipers.presets import tool_from
+from calipers.problem import reading
 from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
+from calipers.problem.recorded import recorded_goal, recorded_threat
 from calipers.problem.threat import Threat
-from calipers.problem.tools import Attempt
+from calipers.problem.tools import Attempt, Certifier
 from calipers.record.bracket import Bracket
 from calipers.record.checker import prove
-from calipers.record.evidence import Evidence, Question
-from calipers.record.ledger import Ledger
+from calipers.record.evidence import Evidence, Question, digest_of
+from calipers.record.ledger import Key, Ledger
 
 _REPROVED = 64  # certificates re-proved at once
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check of a record found: how many witnesses and certificates were replayed, and a line
-    for each that failed; `proofs` is a line for each certificate that was proved again from its
-    file, by the checker that shares nothing with the tools.
+    """What a check of a record found.
+
+    `witnesses` and `certificates` were replayed; a line of `failures` stands for each that failed,
+    one of `left` for each that could not be checked here. `proofs` is a line for each certificate
+    that was proved again from its file, by the checker that shares nothing with the tools.
     """
 
     witnesses: int
     certificates: int
     failures: tuple[str, ...]
     proofs: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
-        """Whether everything held."""
+        """Whether everything that was checked held."""
         return not self.failures
 
 
@@ -57,33 +72,85 @@ class Checked:
 def check(
     record: str | Path | Ledger,
     model: nn.Module | Classifier,
-    threat: Callable[[Question], Threat],
+    x: Any = None,
     *,
+    threat: Threat | None = None,
     goal: Goal | None = None,
+    tools: Sequence[Certifier] = (),
     certificates: bool = True,
 ) -> tuple[Checked, ...]:
-    """Replay what a record claims against the model: every witness is run and measured again, every
-    certificate proved again at its radius: by the independent checker where a proof file is kept,
-    else by its tool.
+    """Replay what a record claims against the model it is about.
 
-    One result for each question about this model (others are passed over); raises `BadInput` where
-    there is none. A record that was altered after it was written fails, and so does a model that
-    answers otherwise than it did when it was measured. That it was checked is noted in the record.
+    Every witness is run and measured again, every certificate proved again at its radius: by the
+    independent checker where a proof file is kept, else by its tool. Threats, goals and points come
+    from the record. That it was checked is noted in it.
+
+    Parameters
+    ----------
+    record
+        The record, or where it is kept.
+    model
+        The model that was measured.
+    x
+        The points (N, *D) that were measured, in any order: of large inputs the record keeps
+        digests, and values only where a witness needs them.
+    threat, goal
+        For questions that a record keeps in words alone (of an earlier version, or with a goal of
+        your own).
+    tools
+        Certifiers of your own, by which their certificates are proved again.
+    certificates
+        Whether to prove certificates again, or only to replay witnesses.
+
+    Returns
+    -------
+    One `Checked` for each question about this model; others are passed over. A record that was
+    altered after it was written fails, and so does a model that answers otherwise than it did when
+    it was measured. What could not be checked is in `left`.
+
+    Raises
+    ------
+    BadInput
+        Where no question is about this model.
+
+    >>> import torch, calipers
+    >>> model, x = torch.nn.Linear(2, 2), torch.rand(3, 2)
+    >>> found = calipers.measure(
+    ...     model, x, model(x).argmax(1), calipers.Ball("linf", 0.1), plan="quick"
+    ... )
+    >>> [one.sound for one in calipers.check(found.ledger, model)]
+    [True]
     """
     if not isinstance(record, Ledger):
         with Ledger(record, read_only=True) as ledger:
-            return check(ledger, model, threat, goal=goal, certificates=certificates)
+            return check(
+                ledger,
+                model,
+                x,
+                threat=threat,
+                goal=goal,
+                tools=tools,
+                certificates=certificates,
+            )
     classifier = model if isinstance(model, Classifier) else Classifier(model)
     mine = [
         q for q in record.questions() if q.facts.get("model", {}).get("hash") == classifier.digest()
     ]
     if not mine:
         raise BadInput(_no_question(record, classifier))
+    given = {} if x is None else _by_digest(classifier, x)
+    own = {repr(tool): tool for tool in tools}
     found = tuple(
-        _check_question(record, q, classifier, threat(q), goal, certificates) for q in mine
+        _Check(record, q, classifier, given, threat, goal, own).result(certificates) for q in mine
     )
     _note(record, mine, found)
     return found
+
+
+def _by_digest(classifier: Classifier, x: Any) -> dict[str, NDArray[Any]]:
+    """Return points by the digests under which a record knows large inputs."""
+    given = reading.points(x).to(device=classifier.device, dtype=classifier.dtype)
+    return {digest_of(row): row for row in given.detach().cpu().contiguous().numpy()}
 
 
 def _note(ledger: Ledger, asked: list[Question], found: tuple[Checked, ...]) -> None:
@@ -111,137 +178,217 @@ def _no_question(ledger: Ledger, classifier: Classifier) -> str:
     )
 
 
-def _check_question(
-    ledger: Ledger,
-    asked: Question,
-    classifier: Classifier,
-    threat: Threat,
-    goal: Goal | None,
-    certificates: bool,
-) -> Checked:
-    points = ledger.points(asked.fingerprint)
-    x, y = (
-        torch.as_tensor(np.stack([p.array for p in points])),
-        torch.tensor([p.label for p in points]),
-    )
-    problem = Problem.pose(classifier, x, y, threat, goal, places=True)
-    if problem.fingerprint() != asked.fingerprint:
-        raise BadInput(
-            "the threat or goal given differs from the one recorded; check with the same norm, "
-            "box, mask, weights and goal"
+class _Check:
+    """The check of one question."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        asked: Question,
+        classifier: Classifier,
+        given: Mapping[str, NDArray[Any]],
+        threat: Threat | None,
+        goal: Goal | None,
+        own: Mapping[str, Certifier],
+    ) -> None:
+        self.ledger, self.asked, self.classifier, self.own = ledger, asked, classifier, own
+        points = [
+            dataclasses.replace(p, array=given.get(p.digest)) if p.array is None else p
+            for p in ledger.points(asked.fingerprint)
+        ]
+        self.points = [p for p in points if p.array is not None]
+        self.missing = {p.name for p in points if p.array is None}
+        self.misnamed, self.unposed = list[str](), ""
+        self.problem = self._posed(threat, goal) if self.points else None
+        self.place = {p.name: i for i, p in enumerate(self.points)}
+
+    def _posed(self, threat: Threat | None, goal: Goal | None) -> Problem | None:
+        """Return the question as it was asked about the points at hand; None where it is not known,
+        and `unposed` says why.
+        """
+        data = self.asked.data
+        if data is not None:
+            radii = torch.tensor([p.radius for p in self.points], dtype=torch.float64)
+            threat = recorded_threat(data["threat"], radii)
+            goal = recorded_goal(data["goal"], [p.target for p in self.points])
+        elif threat is None:
+            self.unposed = (
+                f"the record keeps the threat and the goal of {self.asked.title!r} in words alone "
+                "(it is of an earlier version, or the goal is your own): give those that were "
+                "measured, check(record, model, threat=..., goal=...)"
+            )
+            return None
+        x = torch.as_tensor(np.stack([p.array for p in self.points if p.array is not None]))
+        y = torch.tensor([p.label for p in self.points])
+        problem = Problem.pose(self.classifier, x, y, threat, goal, places=True)
+        self.misnamed = self._misnamed(problem.names)
+        if problem.fingerprint() != self.asked.fingerprint:
+            self.unposed = (
+                "the threat or goal given differs from the one recorded; check with the same norm, "
+                "box, mask, weights and goal"
+                if data is None
+                else f"the threat and goal that the record keeps of {self.asked.title!r} are not "
+                "those of its fingerprint"
+            )
+            return None
+        # Where some points are not at hand, the record says which of several alike is which.
+        return dataclasses.replace(problem, names=tuple(p.name for p in self.points))
+
+    def _misnamed(self, names: Sequence[str]) -> list[str]:
+        """Return a line for each point whose input, label and target are not those that its name is
+        a digest of.
+        """
+        return [
+            f"point {p.name}: its input, label or target is not the one that it is named after"
+            for p, name in zip(self.points, names, strict=True)
+            if _stem(p.name) != _stem(name)
+        ]
+
+    def result(self, certificates: bool) -> Checked:
+        facts = self.ledger.evidence(self.asked.fingerprint)
+        failures = [
+            f"the record was altered after it was written: {what}"
+            for what in self.ledger.trust().altered
+        ] + self.misnamed
+        digest = self.classifier.digest()
+        known = next((m for m in self.ledger.models() if m.digest == digest), None)
+        if known is not None and (wrong := answers_differ(self.classifier, known)):
+            failures.append(wrong)
+        if self.unposed:
+            return Checked(0, 0, tuple(failures), (), (self.unposed,))
+        claimed = [
+            e for e in facts if e.kind == "witness" or (e.kind == "certificate" and certificates)
+        ]
+        left = [e for e in claimed if e.point in self.missing]
+        here = [e for e in claimed if e.point not in self.missing]
+        witnesses = [e for e in here if e.kind == "witness"]
+        for fact in witnesses:
+            failures += self._replay(fact)
+        proved, wrong_proofs, again = self._certified([e for e in here if e.kind == "certificate"])
+        unknown, failed = self._reprove(again)
+        try:
+            Bracket.of([*self.place, *sorted(self.missing)], facts)
+        except Contradiction as error:
+            failed.append(str(error))
+        count = len({e.point for e in here if e.kind == "certificate"} - {e.point for e in unknown})
+        return Checked(
+            len(witnesses),
+            count,
+            (*failures, *wrong_proofs, *failed),
+            tuple(proved),
+            (*_without_input(left), *map(_no_tool, unknown)),
         )
-    place, facts = (
-        {name: i for i, name in enumerate(problem.names)},
-        ledger.evidence(asked.fingerprint),
-    )
-    failures = [
-        f"the record was altered after it was written: {what}" for what in ledger.trust().altered
-    ]
-    known = next((m for m in ledger.models() if m.digest == classifier.digest()), None)
-    if known is not None and (wrong := answers_differ(classifier, known)):
-        failures.append(wrong)
-    witnesses = [e for e in facts if e.kind == "witness"]
-    for fact in witnesses:
-        failures += _replay(problem, place, ledger, asked, fact)
-    claimed = [e for e in facts if e.kind == "certificate"] if certificates else []
-    best = {e.point: e for e in sorted(claimed, key=lambda e: e.radius)}
-    files = {
-        e.key: data for e in claimed if (data := ledger.witness(asked.fingerprint, e)) is not None
-    }
-    checked = [
-        _check_proof(problem, place, e, files[e.key].tobytes()) for e in claimed if e.key in files
-    ]
-    failures += [line for good, line in checked if not good]
-    left = [e for e in best.values() if e.key not in files]
-    for tool in sorted({e.tool for e in left}):
-        failures += _reprove(problem, place, [e for e in left if e.tool == tool])
-    try:
-        Bracket.of(problem.names, facts)
-    except Contradiction as error:
-        failures.append(str(error))
-    return Checked(
-        len(witnesses), len(best), tuple(failures), tuple(line for good, line in checked if good)
-    )
 
-
-def _check_proof(
-    problem: Problem, place: dict[str, int], fact: Evidence, data: bytes
-) -> tuple[bool, str]:
-    """Prove a file again, and compare what it claims with what the record says it does."""
-    name = f"point {fact.point}: the proof of {fact.tool} at {fact.radius:.9g}"
-    if fact.point not in place:
-        return False, f"{name} is not stored with its point"
-    verdict = prove(data)
-    asked = problem.take([place[fact.point]]).at(torch.tensor([fact.radius], dtype=torch.float64))
-    failed = verdict.reason or differs(asked, 0, data)
-    return (
-        not failed,
-        f"{name} fails: {failed}"
-        if failed
-        else f"{name} holds ({verdict.leaves} leaves, {len(data)} bytes)",
-    )
-
-
-def _replay(
-    problem: Problem, place: dict[str, int], ledger: Ledger, asked: Question, fact: Evidence
-) -> list[str]:
-    array = ledger.witness(asked.fingerprint, fact)
-    if fact.point not in place or array is None:
-        return [f"point {fact.point}: the witness of {fact.tool} is not stored with its point"]
-    index = torch.tensor([place[fact.point]])
-    point = torch.as_tensor(array)[None].to(problem.x)
-    if fact.tool == CLEAN:
+    def _replay(self, fact: Evidence) -> list[str]:
+        array = self.ledger.witness(self.asked.fingerprint, fact)
+        if self.problem is None or fact.point not in self.place:
+            return [f"point {fact.point}: the witness of {fact.tool} is not stored with its point"]
+        index = torch.tensor([self.place[fact.point]])
+        if fact.tool == CLEAN:
+            return (
+                []
+                if any(e.kind == "witness" for e in Referee(self.problem).open(index))
+                else [
+                    f"point {fact.point}: recorded as misclassified, but the model is right there"
+                ]
+            )
+        if array is None:
+            return [f"point {fact.point}: the witness of {fact.tool} is not stored with its point"]
+        point, none = torch.as_tensor(array)[None].to(self.problem.x), torch.zeros(1).long()
+        attempt = Attempt(torch.zeros(1, dtype=torch.long), point, none, none)
+        ruling = Referee(self.problem).attempt(attempt, index, fact.tool, 0.0)
+        if not ruling.evidence:
+            return [
+                f"point {fact.point}: the witness of {fact.tool} at {fact.radius:.9g} is not "
+                "adversarial, or not admissible"
+            ]
+        found = ruling.evidence[0].radius
         return (
             []
-            if any(e.kind == "witness" for e in Referee(problem).open(index))
-            else [f"point {fact.point}: recorded as misclassified, but the model is right there"]
+            if found == fact.radius
+            else [
+                f"point {fact.point}: the witness of {fact.tool} stands at {found:.17g}, recorded "
+                f"{fact.radius:.17g}"
+            ]
         )
-    none = torch.zeros(1, dtype=torch.long)
-    ruling = Referee(problem).attempt(
-        Attempt(torch.zeros(1, dtype=torch.long), point, none, none), index, fact.tool, 0.0
-    )
-    if not ruling.evidence:
-        return [
-            f"point {fact.point}: the witness of {fact.tool} at {fact.radius:.9g} is not "
-            "adversarial, or not admissible"
-        ]
-    found = ruling.evidence[0].radius
-    return (
-        []
-        if found == fact.radius
-        else [
-            f"point {fact.point}: the witness of {fact.tool} stands at {found:.17g}, recorded "
-            f"{fact.radius:.17g}"
-        ]
-    )
+
+    def _certified(
+        self, claimed: Sequence[Evidence]
+    ) -> tuple[list[str], list[str], list[Evidence]]:
+        """Prove again what has a proof file; return a line for each that holds, for each that does
+        not, and of the others the strongest of each point.
+        """
+        best = {e.point: e for e in sorted(claimed, key=lambda e: e.radius)}
+        holds, fails, files = list[str](), list[str](), set[Key]()
+        for fact in claimed:
+            data = self.ledger.witness(self.asked.fingerprint, fact)
+            if data is not None:
+                files.add(fact.key)
+                good, line = self._check_proof(fact, data.tobytes())
+                (holds if good else fails).append(line)
+        return holds, fails, [e for e in best.values() if e.key not in files]
+
+    def _check_proof(self, fact: Evidence, data: bytes) -> tuple[bool, str]:
+        """Prove a file again, and compare what it claims with what the record says it does."""
+        name = f"point {fact.point}: the proof of {fact.tool} at {fact.radius:.9g}"
+        if self.problem is None or fact.point not in self.place:
+            return False, f"{name} is not stored with its point"
+        verdict = prove(data)
+        radius = torch.tensor([fact.radius], dtype=torch.float64)
+        asked = self.problem.take([self.place[fact.point]]).at(radius)
+        failed = verdict.reason or differs(asked, 0, data)
+        return (
+            not failed,
+            f"{name} fails: {failed}"
+            if failed
+            else f"{name} holds ({verdict.leaves} leaves, {len(data)} bytes)",
+        )
+
+    def _reprove(self, facts: Sequence[Evidence]) -> tuple[list[Evidence], list[str]]:
+        """Prove certificates again by their tools; return those whose tool is not known, and a line
+        for each that fails.
+        """
+        unknown, failures = list[Evidence](), list[str]()
+        for name in sorted({e.tool for e in facts}):
+            mine = [e for e in facts if e.tool == name]
+            try:
+                tool = self.own[name] if name in self.own else tool_from(name)
+            except BadInput:
+                unknown += mine
+                continue
+            failures += _reprove(self.problem, self.place, mine, tool)
+        return unknown, failures
 
 
-def _reprove(problem: Problem, place: dict[str, int], facts: list[Evidence]) -> list[str]:
+def _reprove(
+    problem: Problem | None, place: Mapping[str, int], facts: Sequence[Evidence], tool: Any
+) -> list[str]:
     """Prove again at the recorded radius: for a search by the bounder it used, and what that leaves
     by the tool itself.
     """
-    tool, failures = tool_from(facts[0].tool), list[str]()
+    failures = list[str]()
     for start in range(0, len(facts), _REPROVED):
-        left = facts[start : start + _REPROVED]
+        left = list(facts[start : start + _REPROVED])
         for asked in dict.fromkeys((getattr(tool, "bounder", tool), tool)):
             try:
                 left = _unproved(problem, place, left, Stage(asked, "certifier"))
-            except Contradiction as error:
-                failures.append(str(error))
+            except (Contradiction, UnsupportedOp, CaptureError, ToolFailed) as error:
+                failures.append(f"{facts[0].tool}: {error}")
         failures += [f"point {e.point}: {e.tool} does not prove {e.radius:.9g} again" for e in left]
     return failures
 
 
 def _unproved(
-    problem: Problem, place: dict[str, int], facts: list[Evidence], stage: Stage
+    problem: Problem | None, place: Mapping[str, int], facts: list[Evidence], stage: Stage
 ) -> list[Evidence]:
     """Return the certificates that a tool, asked at their radii, does not prove as far as they
     claim.
     """
-    if not facts:
-        return []
-    asked = problem.take([place[e.point] for e in facts]).at(
-        torch.tensor([e.radius for e in facts], dtype=torch.float64)
+    here = [e for e in facts if e.point in place]
+    if problem is None or not here:
+        return facts
+    asked = problem.take([place[e.point] for e in here]).at(
+        torch.tensor([e.radius for e in here], dtype=torch.float64)
     )
     proved = {
         e.point: e.radius
@@ -250,3 +397,24 @@ def _unproved(
         if e.kind == "certificate"
     }
     return [e for e in facts if not proved.get(e.point, -1.0) >= e.radius]
+
+
+def _stem(name: str) -> str:
+    """Return the name without the number that tells equal points apart."""
+    return name.partition("-")[0]
+
+
+def _without_input(facts: Sequence[Evidence]) -> Iterator[str]:
+    if facts:
+        points = len({e.point for e in facts})
+        yield (
+            f"{len(facts)} claims about {points} points not checked: of their inputs the record "
+            "keeps digests alone. Give the data that was measured: check(record, model, x)"
+        )
+
+
+def _no_tool(fact: Evidence) -> str:
+    return (
+        f"point {fact.point}: not proved again at {fact.radius:.9g}: no tool called {fact.tool} "
+        "here. Give a tool of your own to check(record, model, tools=[...])"
+    )

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from calipers.measurement.plan import Plan
     from calipers.problem.classifier import Classifier
     from calipers.problem.threat import Threat
-    from calipers.record.evidence import Question
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,7 +131,7 @@ def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare =
                 f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  "
                 f"{upper:>9}  {gap:>8}  {tools}"
             )
-        said = result.summary.question.facts.get("exact")
+        said = result.summary.facts.get("exact")
         if said:
             rest = (
                 f"; the widest gap of the others is {said['widest']:.2g} of the distance"
@@ -181,6 +180,16 @@ def check(
         ),
     ] = None,
     builder: Annotated[str | None, typer.Option(help="As for measure.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="The data that were measured: needed for large inputs, of which a record keeps "
+            "digests.",
+        ),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     std: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     certificates: Annotated[
@@ -199,6 +208,7 @@ def check(
     """
     from calipers.checking import check as check_record
     from calipers.instances import proved_again
+    from calipers.interchange import load_data
     from calipers.interchange.files import is_archive
 
     with _errors():
@@ -220,10 +230,12 @@ def check(
         classifiers = Options(
             model=None if model is None else [model], builder=builder, mean=mean, std=std
         ).classifiers()
+        x = None if data is None else load_data(data, labels, None)[0]
+        settings = {"x": x, "certificates": certificates}
         found = [
             (name, one)
             for name, c in classifiers
-            for one in _checked(check_record, record, c, certificates, skip=len(classifiers) > 1)
+            for one in _checked(check_record, record, c, settings, skip=len(classifiers) > 1)
         ]
         if not found:
             raise BadInput(
@@ -235,10 +247,12 @@ def check(
                 f"{name}: {one.witnesses} witnesses replayed, {one.certificates} certificates "
                 f"proved again, {len(one.failures)} failed"
             )
-            for line in (*one.proofs, *one.failures):
+            for line in (*one.proofs, *one.failures, *one.left):
                 print(f"  {line}")
         if any(not one.sound for _, one in found):
             raise typer.Exit(EXIT_CONTRADICTION)
+        if any(one.left for _, one in found):
+            raise typer.Exit(EXIT_OPEN)
 
 
 @app.command("report")
@@ -397,7 +411,9 @@ def _run(
         x, y = load_data(options.data, options.labels, options.points)
         results: list[Result] = []
         with (
-            Ledger(None if options.record == "none" else options.record) as ledger,
+            Ledger(
+                None if options.record == "none" else options.record, argv=sys.argv[1:]
+            ) as ledger,
             making_sense(ledger),
         ):
             for name, classifier in classifiers:
@@ -459,7 +475,7 @@ def _checked(
     check_record: Callable[..., Any],
     record: str,
     classifier: Classifier,
-    certificates: bool,
+    settings: dict[str, Any],
     *,
     skip: bool,
 ) -> Iterator[Any]:
@@ -470,23 +486,10 @@ def _checked(
 
     with Ledger(record, read_only=True) as ledger, making_sense(ledger):
         try:
-            yield from check_record(
-                ledger, classifier, lambda q: _recorded_threat(q, ledger), certificates=certificates
-            )
+            yield from check_record(ledger, classifier, **settings)
         except BadInput:
             if not skip:
                 raise
-
-
-def _recorded_threat(question: Question, ledger: Any) -> Threat:
-    import torch
-
-    from calipers.problem.threat import recorded_threat
-
-    return recorded_threat(
-        question.facts["threat"],
-        torch.tensor([p.radius for p in ledger.points(question.fingerprint)], dtype=torch.float64),
-    )
 
 
 @contextmanager

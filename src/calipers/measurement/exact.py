@@ -5,6 +5,7 @@ found, point by point, until both ends meet.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 
 from calipers.measurement.ask import Answer, ask
 from calipers.measurement.gaps import MET, gaps
+from calipers.measurement.known import Known
 from calipers.measurement.plan import Stage
+from calipers.measurement.question import keep_inputs
 from calipers.measurement.referee import Ruling
 from calipers.measurement.run import Silent, Watch
 from calipers.problem.problem import Problem
@@ -45,10 +48,16 @@ def closed(bracket: Bracket, threat: Threat) -> Closed:
 
 
 def close(
-    problem: Problem, tool: Certifier, ledger: Ledger, *, seed: int = 0, watch: Watch | None = None
+    problem: Problem,
+    tool: Certifier,
+    ledger: Ledger,
+    *,
+    run: int,
+    seed: int = 0,
+    watch: Watch | None = None,
 ) -> bool:
     """Ask the tool about every point whose ends are apart, narrowest first, and record what the
-    referee admits; False if Ctrl-C came between.
+    referee admits as evidence of that run; False if Ctrl-C came between.
 
     Where no example is known the region is the whole box, or without one the problem's own radius.
     A point that this very tool was tried on is passed over. Raises `Contradiction` as soon as a
@@ -84,17 +93,24 @@ def close(
     part = problem.take(index).at(torch.as_tensor(asked[todo]))
 
     radii = dict(zip(part.names, part.threat.radii(len(part)).tolist(), strict=True))
-    found = list[Evidence]()
+    known, found = Known(problem.names, own, facts), defaultdict[str, list[Evidence]](list)
+    place = {name: i for i, name in enumerate(problem.names)}
+    met = gaps(known.bracket(), problem.threat) <= MET
 
     def admit(result: Answer, ruling: Ruling) -> None:
-        facts = [dataclasses.replace(e, asked=radii[e.point]) for e in ruling.evidence]
-        ledger.append(fingerprint, facts)
-        found.extend(facts)
+        new = [dataclasses.replace(e, asked=radii[e.point]) for e in ruling.evidence]
+        keep_inputs(problem, place, ledger, new)
+        ledger.append(fingerprint, new, run=run)
+        for e in new:
+            found[e.point].append(e)
+        known.add(new)
         if isinstance(result, Claim):  # examples are told before, so the point is through
-            ledger.finish(fingerprint, ruling.tried, found)
-        now = Bracket.of(problem.names, ledger.evidence(fingerprint))
-        if isinstance(result, Claim):
-            watch.progress(len(ruling.tried), int((gaps(now, problem.threat) <= MET).sum()))
+            own_finds = [e for tried in ruling.tried for e in found[tried.point]]
+            left = ledger.finish(fingerprint, ruling.tried, own_finds, run=run)
+            known.finish(left, ruling.tried)
+            through = sorted({place[e.point] for e in (*new, *ruling.tried)})
+            met[through] = gaps(known.bracket_of(through), problem.threat) <= MET
+            watch.progress(len(ruling.tried), int(met.sum()))
 
     try:
         for _ in ask(Stage(tool, "certifier", "distance"), part, admit, seed=seed):

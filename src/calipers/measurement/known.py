@@ -71,6 +71,10 @@ class Known:
         """Return the join of everything."""
         return self._growing.bracket()
 
+    def bracket_of(self, places: Sequence[int]) -> Bracket:
+        """Return the join of everything about the points at these places."""
+        return self._growing.bracket(places)
+
     def tried(self, tool: str) -> Collection[tuple[str, float]]:
         """Return the points at which the tool has come to its end, each with the radius that it was
         asked about.

@@ -1,60 +1,153 @@
-"""How does the record keep a question? Who was asked about what, and the circumstances of the
-run.
+"""How does the record keep a question? Threat and goal as data, words about them for people, and
+for each run its circumstances.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from calipers.measurement.plan import Plan
+from calipers.measurement.probe import acquaint
+from calipers.problem.ball import Ball
+from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
-from calipers.record.evidence import Question
+from calipers.problem.recorded import data_of
+from calipers.record.evidence import Evidence, Point, Question, Run
+from calipers.record.ledger import Ledger
+from calipers.record.rows import BY_VALUE
+
+_KEPT = ("begun_anew",)  # what an earlier run noted of this question stays true
 
 
-def question(problem: Problem, plan: Plan, seed: int, extra: dict[str, object]) -> Question:
-    """Return the question as the record keeps it: identity, and the circumstances of this run."""
-    model, threat = problem.classifier, problem.threat
-    radii = threat.radii(len(problem))
-    std = None if model.std is None else model.std.tolist()
-    facts: dict[str, object] = {
-        "model": {
-            "name": extra.get("title", type(model.module).__name__),
-            "hash": model.digest(),
-            "parameters": sum(p.numel() for p in model.module.parameters()),
-            "dtype": str(model.dtype),
-            "device": str(model.device),
-            "mean": None if model.mean is None else model.mean.tolist(),
-            "std": std,
-        },
-        "threat": {
-            "norm": threat.norm,
-            "radius": _one_or_range(radii),
-            "units": "native",
-            "box": None if threat.box is None else [_plain(end) for end in threat.box],
-            "radius_standardised": None if std is None else [_one_or_range(radii / s) for s in std],
-            "masked_features": None if threat.mask is None else int((~threat.mask).sum()),
-            "weights": None if threat.weights is None else "per feature",
-            **threat.particulars(),
-        },
-        "goal": _goal_text(problem),
-        "data": {"points": len(problem), "shape": list(problem.x.shape[1:])},
-        "versions": {"calipers": _version(), "torch": torch.__version__, "numpy": np.__version__},
-        "seed": seed,
-        "plan": [plan.name, *(s.name for s in plan.stages)],
-        "next_step": plan.next_step,
-        **({"no_float64": model.no_float64} if model.no_float64 else {}),
-        **extra,
+def begin(
+    problem: Problem,
+    plan: Plan,
+    ledger: Ledger,
+    *,
+    seed: int = 0,
+    title: str = "",
+    radii: Sequence[float] = (),
+    then: Sequence[str] = (),
+    kept: Sequence[str] = (),
+) -> Run:
+    """Register the question, its points and this run in the record, and return the run.
+
+    `radii` are those of a curve, `then` tools that are asked behind the plan's, `kept` notes of the
+    run before that hold for this one too. Raises `RecordError` where the record is about another
+    program of this name.
+    """
+    asked = question(problem, title)
+    acquaint(problem, asked.title, ledger)
+    ledger.ask(asked, points_of(problem))
+    earlier = ledger.runs(asked.fingerprint)
+    notes = {
+        key: value
+        for key, value in (earlier[-1].notes if earlier else {}).items()
+        if key in (*_KEPT, *kept)
     }
-    return Question(
-        problem.fingerprint(), str(facts.get("title", type(model.module).__name__)), facts
+    given = problem.threat.radii(len(problem))
+    return ledger.begin(
+        Run(
+            asked.fingerprint,
+            seed,
+            (plan.name, *(s.name for s in plan.stages), *then),
+            tuple(dict.fromkeys((float(given.min()), float(given.max())))),
+            tuple(radii),
+            {"calipers": _version(), "torch": torch.__version__, "numpy": np.__version__},
+            asked.title,
+            notes={**notes, **_circumstances(problem, plan)},
+        )
     )
 
 
-def _goal_text(problem: Problem) -> str:
+def _circumstances(problem: Problem, plan: Plan) -> dict[str, Any]:
+    return {
+        "points": len(problem),
+        "device": str(problem.classifier.device),
+        "next_step": plan.next_step,
+    }
+
+
+def question(problem: Problem, title: str = "") -> Question:
+    """Return the question as the record keeps it."""
+    model, name = problem.classifier, title or type(problem.classifier.module).__name__
+    std = None if model.std is None else model.std.tolist()
+    facts: dict[str, Any] = {
+        "model": {
+            "name": name,
+            "hash": model.digest(),
+            "parameters": sum(p.numel() for p in model.module.parameters()),
+            "dtype": str(model.dtype),
+            "mean": None if model.mean is None else model.mean.tolist(),
+            "std": std,
+        },
+        "threat": _threat_in_words(problem),
+        "goal": _goal_in_words(problem),
+        "data": {"shape": list(problem.x.shape[1:])},
+        **({"no_float64": model.no_float64} if model.no_float64 else {}),
+    }
+    threat, goal = data_of(problem.threat), data_of(problem.goal)
+    data = None if threat is None or goal is None else {"threat": threat, "goal": goal}
+    return Question(problem.fingerprint(), name, facts, data)
+
+
+def points_of(problem: Problem) -> list[Point]:
+    """Return the problem's points as the record keeps them."""
+    arrays, labels, radii = (
+        problem.x.detach().cpu().numpy(),
+        problem.y.tolist(),
+        problem.threat.radii(len(problem)).tolist(),
+    )
+    own = torch.as_tensor(problem.goal.target) if isinstance(problem.goal, Targeted) else None
+    targets = [None] * len(radii) if own is None or not own.dim() else own.tolist()
+    return [
+        Point(name, i, labels[i], radii[i], arrays[i], targets[i])
+        for i, name in enumerate(problem.names)
+    ]
+
+
+def keep_inputs(
+    problem: Problem, place: Mapping[str, int], ledger: Ledger, facts: Iterable[Evidence]
+) -> None:
+    """Keep by value the large inputs that these witnesses are judged by."""
+    if problem.x[0].numel() * problem.x.element_size() > BY_VALUE:
+        places = {e.point: place[e.point] for e in facts if e.kind == "witness"}
+        inputs = {name: problem.x[i].cpu().numpy() for name, i in places.items()}
+        ledger.keep_inputs(problem.fingerprint(), inputs)
+
+
+def _threat_in_words(problem: Problem) -> dict[str, Any]:
+    threat = problem.threat
+    words: dict[str, Any] = {
+        "norm": threat.norm,
+        "units": "native",
+        "box": None if threat.box is None else [_plain(end) for end in threat.box],
+        "masked_features": None if threat.mask is None else int((~threat.mask).sum()),
+        "weights": None if threat.weights is None else "per feature",
+    }
+    if isinstance(threat, Ball):
+        if threat.constraints is not None:
+            words["constraints"] = len(threat.constraints[1])
+        return words
+    numeric, reach = threat.numeric, None
+    if numeric is not None:
+        radius = _one_or_range(torch.as_tensor(numeric.radius, dtype=torch.float64))
+        reach = {"norm": numeric.norm, "radius": radius}
+    words["letters"] = {
+        "groups": len(threat.groups),
+        "restricted": threat.allowed is not None,
+        "numeric": reach,
+    }
+    return words
+
+
+def _goal_in_words(problem: Problem) -> str:
     goal = problem.identity()["goal"]
     assert isinstance(goal, dict)
     return str(goal["name"]).lower() + (f" at class {goal['target']}" if "target" in goal else "")

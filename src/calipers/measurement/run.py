@@ -26,15 +26,14 @@ from calipers.measurement.budget import Purse, Turn, as_told
 from calipers.measurement.gaps import met
 from calipers.measurement.known import Known
 from calipers.measurement.plan import Plan, Stage
-from calipers.measurement.probe import acquaint
-from calipers.measurement.question import question
+from calipers.measurement.question import begin, keep_inputs
 from calipers.measurement.referee import CLEAN, Referee, Ruling
 from calipers.problem.interrupts import Limit, give_way, limited
 from calipers.problem.problem import Problem
 from calipers.problem.slopes import gradients
 from calipers.problem.tools import Claim, Forecast, Foreseeing
 from calipers.record.bracket import Bracket
-from calipers.record.evidence import Evidence, Point, Question
+from calipers.record.evidence import Evidence, Run
 from calipers.record.ledger import Ledger
 
 _OPENING_BLOCK = 256
@@ -69,29 +68,23 @@ def run(
     *,
     seed: int = 0,
     watch: Watch | None = None,
-    facts: dict[str, object] | None = None,
+    title: str = "",
+    begun: Run | None = None,
     after: Collection[str] = (),
     clock: Callable[[], float] = time.process_time,
 ) -> bool:
     """Carry out the plan, and return whether it came to its end (False: the time limit or Ctrl-C
     stopped it; what was admitted stands).
 
-    `clock` tells what both jaws have cost, where the plan bounds that. `after` names tools that
-    will be asked when the plan is through: what they said in an earlier pass decides nothing here,
-    so that a run which is taken up proceeds as it did. Raises `Contradiction` as soon as a
-    certificate stands above a witness, and `RecordError` where the record is about another program
-    of this name.
+    `begun` is the run that this is a part of, which has registered the question and its points;
+    without one a run of its own begins, under that `title`. `clock` tells what both jaws have cost,
+    where the plan bounds that. `after` names tools that will be asked when the plan is through:
+    what they said in an earlier pass decides nothing here, so that a run which is taken up proceeds
+    as it did. Raises `Contradiction` as soon as a certificate stands above a witness, and
+    `RecordError` where the record is about another program of this name.
     """
-    session = _Session(problem, plan, ledger, seed, watch or Silent(), clock, after)
-    before = next((q.facts for q in ledger.questions() if q.fingerprint == session.fingerprint), {})
-    session.asked = question(
-        problem,
-        plan,
-        seed,
-        {**{key: before[key] for key in ("begun_anew",) if key in before}, **(facts or {})},
-    )
-    acquaint(problem, session.asked.title, ledger)
-    ledger.ask(session.asked, _points(problem))
+    begun = begun or begin(problem, plan, ledger, seed=seed, title=title)
+    session = _Session(problem, plan, ledger, begun, seed, watch or Silent(), clock, after)
     limits = (
         () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
     )
@@ -115,6 +108,7 @@ class _Session:
         problem: Problem,
         plan: Plan,
         ledger: Ledger,
+        begun: Run,
         seed: int,
         watch: Watch,
         clock: Callable[[], float],
@@ -132,7 +126,7 @@ class _Session:
         self.referee = Referee(problem)
         self.radii = problem.threat.radii(len(problem)).numpy()
         self.known = Known(problem.names, self.radii)
-        self.asked: Question | None = None
+        self.run, self.notes = begun.number, dict(ledger.run(begun.number).notes)
         self.no_lower_jaw = False
         self.started = time.monotonic()
         self.process = f"{os.getpid()} {time.time_ns()}"
@@ -233,7 +227,7 @@ class _Session:
         except (UnsupportedOp, CaptureError) as error:
             self.no_lower_jaw = True
             # another certifier may have had its say
-            if self.asked is not None and self.asked.facts.get("lower_jaw") != "available":
+            if self.notes.get("lower_jaw") != "available":
                 self._note("lower_jaw", str(error))
             return True
         except ToolFailed as error:  # that tool is through, others have their say
@@ -243,14 +237,11 @@ class _Session:
             self._note("lower_jaw", "available")
         return in_time
 
-    def _note(self, key: str, text: object) -> None:
-        """Add a circumstance of this run to the question's facts."""
-        assert self.asked is not None
-        if self.asked.facts.get(key) != text:
-            self.asked = Question(
-                self.asked.fingerprint, self.asked.title, {**self.asked.facts, key: text}
-            )
-            self.ledger.ask(self.asked, ())
+    def _note(self, key: str, fact: object) -> None:
+        """Let the run note a circumstance."""
+        if key not in self.notes or self.notes[key] != fact:
+            self.notes[key] = fact
+            self.ledger.note(self.run, key, fact)
 
     def _stage(self, k: int, stage: Stage, *, last: bool) -> bool:
         if stage.fallback and not (k - 1 in self.turns and self.turns[k - 1].too_dear):
@@ -392,8 +383,7 @@ class _Session:
         begins anew, which no record can undo.
         """
         if self.decide(f"first at work: {stage.name}", lambda: self.process) != self.process:
-            assert self.asked is not None
-            held = self.asked.facts.get("begun_anew")
+            held = self.notes.get("begun_anew")
             self._note(
                 "begun_anew", sorted({*(held if isinstance(held, list) else []), stage.name})
             )
@@ -415,8 +405,7 @@ class _Session:
 
     def _note_of(self, key: str, stage: Stage, fact: dict[str, object]) -> None:
         """Add a circumstance of one stage."""
-        assert self.asked is not None
-        held = self.asked.facts.get(key)
+        held = self.notes.get(key)
         self._note(key, {**(held if isinstance(held, dict) else {}), stage.name: fact})
 
     def _todo(
@@ -473,10 +462,12 @@ class _Session:
         """Record that a tool has come to its end at some points, and pass over what an interrupted
         pass had found there and this one did not.
         """
-        self.known.finish(self.ledger.finish(self.fingerprint, tried, found), tried)
+        left = self.ledger.finish(self.fingerprint, tried, found, run=self.run)
+        self.known.finish(left, tried)
 
     def _admit(self, facts: Sequence[Evidence]) -> None:
-        self.ledger.append(self.fingerprint, facts)
+        keep_inputs(self.problem, self.place, self.ledger, facts)
+        self.ledger.append(self.fingerprint, facts, run=self.run)
         self.known.add(facts)
         if self.purse is not None and any(e.kind == "certificate" for e in facts):
             self.purse.proved()
@@ -497,13 +488,4 @@ def scope_of(
     return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
 
 
-def _points(problem: Problem) -> list[Point]:
-    arrays, labels, radii = (
-        problem.x.detach().cpu().numpy(),
-        problem.y.tolist(),
-        problem.threat.radii(len(problem)).tolist(),
-    )
-    return [Point(name, i, labels[i], radii[i], arrays[i]) for i, name in enumerate(problem.names)]
-
-
-__all__ = ["CLEAN", "Silent", "Watch", "question", "run", "scope_of"]
+__all__ = ["CLEAN", "Silent", "Watch", "run", "scope_of"]

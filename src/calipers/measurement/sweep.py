@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.portfolio import in_turn
+from calipers.measurement.question import begin
 from calipers.measurement.run import Watch, run, scope_of
 from calipers.problem.problem import Problem
 from calipers.record.bracket import Bracket
+from calipers.record.evidence import Run
 from calipers.record.ledger import Ledger
 
 Cells = NDArray[np.bool_]
 """(N, R): one cell for each point and radius."""
+_KEPT = ("lower_jaw", "not_run")  # what visits of an earlier call wrote down
 
 
 def sweep(
@@ -34,7 +37,7 @@ def sweep(
     *,
     seed: int = 0,
     watch: Watch | None = None,
-    facts: dict[str, object] | None = None,
+    title: str = "",
 ) -> bool:
     """Carry out the plan's stages for verdicts at every radius that can still tell something new,
     and return whether it came to its end.
@@ -53,47 +56,28 @@ def sweep(
     grid = checked(radii)
     shown = grid[len(grid) // 2]
     stages = in_turn([s for s in plan.stages if s.aim == "verdict"])
-    extra = {
-        **(facts or {}),
-        "radii": list(grid),
-        "plan": [plan.name, *(s.name for s in stages or plan.stages)],
-    }
+    said = dataclasses.replace(plan, stages=stages or plan.stages)
+    begun = begin(problem.at(shown), said, ledger, seed=seed, title=title, radii=grid, kept=_KEPT)
     scope = "sweep " + scope_of(
         dataclasses.replace(plan, stages=stages), seed, problem.names, np.asarray(grid)
     )
-    state = _Sweep(problem, ledger, np.asarray(grid), stages, scope)
+    state = _Sweep(problem, ledger, np.asarray(grid), stages, scope, begun)
     began, finished = time.monotonic(), True
     try:
-        # Every point gets its place in the record, and is asked itself, before parts of them are
-        # dealt with.
-        finished = run(
-            problem.at(shown),
-            dataclasses.replace(plan, stages=() if stages else plan.stages),
-            ledger,
-            seed=seed,
-            watch=watch,
-            facts=extra,
-        )
+        # Every point is asked itself before parts of them are dealt with.
+        first = dataclasses.replace(plan, stages=() if stages else plan.stages)
+        finished = run(problem.at(shown), first, ledger, seed=seed, watch=watch, begun=begun)
         while finished and (parts := state.next()):
             for part in parts:
                 left = None if plan.seconds is None else plan.seconds - (time.monotonic() - began)
+                limited = dataclasses.replace(plan, seconds=left)
                 finished = (
                     finished
                     and (left is None or left > 0)
-                    and state.visit(
-                        part, dataclasses.replace(plan, seconds=left), seed, watch, extra
-                    )
+                    and state.visit(part, limited, seed, watch)
                 )
     except KeyboardInterrupt:  # between two runs
         finished = False
-    finally:
-        run(
-            problem.at(shown),
-            dataclasses.replace(plan, stages=()),
-            ledger,
-            seed=seed,
-            facts={**extra, **state.notes()},
-        )
     return finished
 
 
@@ -130,14 +114,10 @@ class _Sweep:
         grid: NDArray[np.float64],
         stages: tuple[Stage, ...],
         scope: str,
+        begun: Run,
     ) -> None:
-        self.problem, self.ledger, self.grid, self.stages, self.scope = (
-            problem,
-            ledger,
-            grid,
-            stages,
-            scope,
-        )
+        self.problem, self.ledger, self.grid = problem, ledger, grid
+        self.stages, self.scope, self.begun = stages, scope, begun
         self.fingerprint, self.round = problem.fingerprint(), 0
         self.jaws = {
             kind: tuple(s for s in stages if s.kind == kind) for kind in ("attack", "certifier")
@@ -195,24 +175,15 @@ class _Sweep:
             if len(places):
                 yield jaw, places, _middle(cells[places])
 
-    def visit(
-        self, part: _Part, plan: Plan, seed: int, watch: Watch | None, facts: dict[str, object]
-    ) -> bool:
+    def visit(self, part: _Part, plan: Plan, seed: int, watch: Watch | None) -> bool:
         """Run the part's stages, and note for the points that stay open which radii need not be
         asked any more.
         """
         asked = self.problem.take(torch.from_numpy(part.places)).at(
             torch.from_numpy(self.grid[part.columns])
         )
-        noted = {**facts, **self.notes()}
-        if not run(
-            asked,
-            dataclasses.replace(plan, stages=part.stages),
-            self.ledger,
-            seed=seed,
-            watch=watch,
-            facts=noted,
-        ):
+        plan = dataclasses.replace(plan, stages=part.stages)
+        if not run(asked, plan, self.ledger, seed=seed, watch=watch, begun=self.begun):
             return False
         failed = np.asarray(
             self._decided(
@@ -262,13 +233,6 @@ class _Sweep:
             kind: np.logical_and.reduce([counts[s.name] for s in jaw]) if jaw else none
             for kind, jaw in self.jaws.items()
         }
-
-    def notes(self) -> dict[str, object]:
-        """Return what earlier visits wrote down about the run, for the next one not to forget."""
-        held = next(
-            (q.facts for q in self.ledger.questions() if q.fingerprint == self.fingerprint), {}
-        )
-        return {key: held[key] for key in ("lower_jaw", "not_run") if key in held}
 
     def _open(self) -> Cells:
         """In which cells does the record leave the verdict open? In none of a point that cannot be

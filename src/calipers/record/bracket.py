@@ -130,10 +130,17 @@ class Growing:
             self.bracket()  # says what is wrong
         return moved
 
-    def bracket(self) -> Bracket:
-        """Return the bracket as it is now."""
+    def bracket(self, places: Sequence[int] | None = None) -> Bracket:
+        """Return the bracket as it is now, of all points or of those at some places."""
+        if places is None:
+            ends = self.lower.copy(), self.upper.copy()
+            return Bracket(*ends, tuple(self._lower_tool), tuple(self._upper_tool))
+        index = np.asarray(places, dtype=np.int64)
         return Bracket(
-            self.lower.copy(), self.upper.copy(), tuple(self._lower_tool), tuple(self._upper_tool)
+            self.lower[index],
+            self.upper[index],
+            tuple(self._lower_tool[i] for i in places),
+            tuple(self._upper_tool[i] for i in places),
         )
 
 

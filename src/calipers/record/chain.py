@@ -1,9 +1,10 @@
-"""Was a record altered after it was written? Every row leaves a digest, and each digest is chained
-to the one before.
+"""The chain of digests that tells whether a record was altered after it was written.
 
-This tells tampering, truncation and slips of the hand; it does not prevent them. Whoever rewrites
-the whole chain leaves no trace inside the file: only the head of the chain, which every report
-prints, tells such a record from the one that was reported.
+What is written in one transaction leaves one link for each table: the numbers of its rows and a
+digest of each. The head of the chain is a digest of all links in order. This tells tampering,
+truncation and slips of the hand; it does not prevent them. Whoever rewrites the whole chain leaves
+no trace inside the file: only the head, which every report prints, tells such a record from the one
+that was reported.
 """
 
 from __future__ import annotations
@@ -15,32 +16,52 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 TABLES = {
-    "question": 1,
-    "point": 2,
-    "evidence": 5,
-    "decision": 3,
-    "passed": 5,
-    "model": 1,
-    "checked": 1,
+    "question": "select id, fingerprint, title, facts, data from question",
+    "point": """select p.id, q.text, p.name, p.position, p.label, p.target, p.radius, p.digest,
+        p.array from point p left join name q on q.id = p.question""",
+    "run": """select r.id, q.text, r.time, r.title, r.seed, r.plan, r.radius, r.radii, r.versions,
+        r.argv, r.notes from run r left join name q on q.id = r.question""",
+    "evidence": """select e.id, q.text, e.point, e.kind, t.text, e.radius, e.margin, e.guarantee,
+        e.prediction, e.forwards, e.backwards, e.seconds, e.note, e.array, e.asked, e.run,
+        e.confidence from evidence e left join name q on q.id = e.question left join name t
+        on t.id = e.tool""",
+    "decision": "select id, question, scope, key, value from decision",
+    "passed": """select p.fact, p.over, e.point, e.kind, t.text from passed p left join evidence e
+        on e.id = p.fact left join name t on t.id = e.tool""",
+    "model": "select id, digest, name, met, circumstances, parts, points, logits from model",
+    "checked": """select number, question, at, witnesses, certificates, failures, facts
+        from checked""",
 }
-"""The tables under the chain, and how many of their first columns name a row."""
+"""The rows under the chain, each with its number first. Names that are kept once (`name`) count as
+part of the rows that use them.
+"""
 
 SCHEMA = """
-create table if not exists chain (place integer primary key, kind text not null, name text not null,
-    digest blob not null);
+create table if not exists chain (place integer primary key, kind text not null, rows blob not null,
+    digests blob not null);
 create table if not exists meta (name text primary key, value text not null);
 """
-_BEGINNING = bytes(16)
+EARLIER = "earlier"
+"""The kind of a link that tells of the record before it was brought up to date: in `rows` JSON of
+the version, the head, and what had been altered.
+"""
+_SIZE = 16  # bytes of a digest
+_BEGINNING = bytes(_SIZE)
 _WORDS = {
     "question": "question",
     "point": "point",
+    "run": "run",
     "evidence": "fact",
     "decision": "decision",
     "passed": "note of what an interrupted tool left",
     "model": "model",
     "checked": "note of a check",
 }
+_TOLD = {"question": (1, 3), "point": (1, 3), "run": (1, 4), "evidence": (2, 6), "passed": (2, 5)}
+"""Which cells of a row name it to a reader."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +104,26 @@ class Trust:
 
 
 class Chain:
-    """Writes digests of rows, inside the transaction that writes the rows themselves."""
+    """Writes links, inside the transaction that writes the rows themselves."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self.count, self.head = held_head(db)
 
-    def add(self, table: str, row: Sequence[Any]) -> None:
-        """Chain a row as it stands now."""
-        name, digest = _name(table, row), digest_of(table, row)
-        self.head, self.count = _link(self.head, table, name, digest), self.count + 1
+    def add(self, table: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Chain rows as they stand now, each as `TABLES` reads it."""
+        if rows:
+            numbers = np.array([row[0] for row in rows], "<i8").tobytes()
+            self._link(table, numbers, b"".join([digest_of(table, row) for row in rows]))
+
+    def earlier(self, facts: dict[str, Any]) -> None:
+        """Chain what is known of the record before it was brought up to date."""
+        self._link(EARLIER, json.dumps(facts, sort_keys=True).encode(), b"")
+
+    def _link(self, kind: str, rows: bytes, digests: bytes) -> None:
+        self.head, self.count = _link(self.head, kind, rows, digests), self.count + 1
         self.db.execute(
-            "insert into chain (kind, name, digest) values (?, ?, ?)", (table, name, digest)
+            "insert into chain (kind, rows, digests) values (?, ?, ?)", (kind, rows, digests)
         )
 
     def seal(self) -> None:
@@ -108,42 +137,66 @@ class Chain:
 
 def digest_of(table: str, row: Iterable[Any]) -> bytes:
     """Return the digest of a row of plain numbers, text and bytes, as SQLite gives it back."""
-    cells = [
-        {"bytes": hashlib.sha256(cell).hexdigest()} if isinstance(cell, bytes) else cell
-        for cell in row
-    ]
-    return hashlib.sha256(json.dumps([table, cells]).encode()).digest()[:16]
+    cells = [hashlib.sha256(cell).digest() if type(cell) is bytes else cell for cell in row]
+    return hashlib.sha256(f"{table}{cells!a}".encode()).digest()[:_SIZE]
 
 
 def altered(db: sqlite3.Connection) -> tuple[str, ...]:
     """Return in words where a record's rows are not those of its chain, and where the chain itself
     is broken.
     """
-    head, count, last = _BEGINNING, 0, dict[tuple[str, str], bytes]()
-    for table, name, digest in db.execute("select kind, name, digest from chain order by place"):
-        head, count = _link(head, table, name, digest), count + 1
-        last[table, name] = digest
-    found = [] if (count, head) == held_head(db) else ["its chain of digests was cut or rewritten"]
-    for table in TABLES:
-        changed, added = list[str](), list[str]()
-        for row in db.execute(f"select * from {table}"):
-            name = _name(table, row)
-            expected = last.pop((table, name), None)
-            if expected is None:
-                added.append(name)
-            elif expected != digest_of(table, row):
-                changed.append(name)
-        gone = [name for kind, name in last if kind == table]
-        for names, what in ((changed, "changed"), (added, "put in"), (gone, "taken out")):
-            if names:
-                word = _WORDS[table]
-                many = (
-                    f"{len(names)} {word}s were {what}, the first"
-                    if len(names) > 1
-                    else f"a {word} was {what}"
-                )
-                found.append(f"{many}: {', '.join(map(str, json.loads(names[0])[-4:]))}")
+    head, count, earlier = _BEGINNING, 0, list[str]()
+    last: dict[str, dict[int, bytes]] = {table: {} for table in TABLES}
+    for kind, rows, digests in db.execute("select kind, rows, digests from chain order by place"):
+        head, count = _link(head, kind, rows, digests), count + 1
+        if kind == EARLIER:
+            earlier += json.loads(rows)["altered"]
+        elif kind in last:
+            last[kind].update(_taken_apart(rows, digests))
+    found = [f"before it was brought up to date: {what}" for what in earlier]
+    if (count, head) != held_head(db):
+        found.append("its chain of digests was cut or rewritten")
+    for table, sql in TABLES.items():
+        found += _compared(table, db.execute(sql), last[table])
     return tuple(found)
+
+
+def _taken_apart(rows: bytes, digests: bytes) -> dict[int, bytes]:
+    """Return the digest of each row of a link; of one that makes no sense nothing."""
+    if not isinstance(rows, bytes) or not isinstance(digests, bytes) or len(rows) % 8:
+        return {}
+    numbers = np.frombuffer(rows, "<i8").tolist()
+    cut = [digests[i * _SIZE : (i + 1) * _SIZE] for i in range(len(numbers))]
+    return dict(zip(numbers, cut, strict=True))
+
+
+def _compared(table: str, rows: Iterable[Sequence[Any]], expected: dict[int, bytes]) -> list[str]:
+    changed, added = list[Sequence[Any]](), list[Sequence[Any]]()
+    for row in rows:
+        held = expected.pop(row[0], None)
+        if held is None:
+            added.append(row)
+        elif held != digest_of(table, row):
+            changed.append(row)
+    gone = [(number,) for number in expected]
+    found = []
+    for some, what in ((changed, "changed"), (added, "put in"), (gone, "taken out")):
+        if some:
+            word = _WORDS[table]
+            many = (
+                f"{len(some)} {word}s were {what}, the first"
+                if len(some) > 1
+                else f"a {word} was {what}"
+            )
+            found.append(f"{many}: {_named(table, some[0])}")
+    return found
+
+
+def _named(table: str, row: Sequence[Any]) -> str:
+    """Return a row's name for a reader: what it is about, or its number where only that is left."""
+    start, end = _TOLD.get(table, (1, 4))
+    cells = [cell for cell in row[start:end] if not isinstance(cell, bytes)]
+    return ", ".join(map(str, cells)) or f"number {row[0]}"
 
 
 def held_head(db: sqlite3.Connection) -> tuple[int, bytes]:
@@ -158,15 +211,6 @@ def held_head(db: sqlite3.Connection) -> tuple[int, bytes]:
         return -1, _BEGINNING
 
 
-def _link(head: bytes, table: str, name: str, digest: object) -> bytes:
-    return hashlib.sha256(
-        head
-        + f"{table}\0{name}\0".encode()
-        + (digest if isinstance(digest, bytes) else repr(digest).encode())
-    ).digest()[:16]
-
-
-def _name(table: str, row: Sequence[Any]) -> str:
-    return json.dumps(
-        [cell.hex() if isinstance(cell, bytes) else cell for cell in row[: TABLES[table]]]
-    )
+def _link(head: bytes, kind: object, rows: object, digests: object) -> bytes:
+    cells = [hashlib.sha256(c).digest() if type(c) is bytes else c for c in (kind, rows, digests)]
+    return hashlib.sha256(f"{head!r}{cells!a}".encode()).digest()[:_SIZE]

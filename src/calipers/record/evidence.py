@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,7 +31,9 @@ class Evidence:
     configuration and identity in one. `array` is the witness itself, the bytes of a certificate's
     proof file, or None. `asked` is the radius at which the tool was at work when it handed the fact
     over, NaN where it was not dealt a block of points: should the tool be interrupted, it begins
-    the block again, and what it then does not find again is passed over.
+    the block again, and what it then does not find again is passed over. `run` is the number of the
+    run that admitted it, 0 where none is known. `confidence` is the probability with which the
+    claim holds: 1 for what was replayed or proved.
     """
 
     point: str
@@ -46,6 +49,8 @@ class Evidence:
     note: str = ""
     array: NDArray[Any] | None = field(default=None, compare=False, repr=False)
     asked: float = field(default=float("nan"), compare=False, repr=False)
+    run: int = field(default=0, compare=False, repr=False)
+    confidence: float = 1.0
 
     @property
     def key(self) -> tuple[str, str, str, float]:
@@ -57,24 +62,61 @@ class Evidence:
 class Point:
     """One input as the record keeps it; `name` is a digest of its bytes and label, so that any run
     recognises it.
+
+    `array` is None where the record keeps a large input by its `digest` alone (see `digest_of`);
+    `target` is the class of a targeted goal that has one for each point.
     """
 
     name: str
     position: int
     label: int
     radius: float
-    array: NDArray[Any] = field(compare=False, repr=False)
+    array: NDArray[Any] | None = field(compare=False, repr=False)
+    target: int | None = None
+    digest: str = field(default="", compare=False, repr=False)
+
+
+def digest_of(array: NDArray[Any]) -> str:
+    """Return the name by which an input is known again: a digest of its type, shape and bytes."""
+    h = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    h.update(np.ascontiguousarray(array).tobytes())
+    return h.hexdigest()
 
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked, as JSON-ready facts: model, threat, goal. The fingerprint names it; points
-    are not part of it.
+    """What was asked: model, threat, goal. The fingerprint names it; points are not part of it.
+
+    `facts` are words for people, JSON-ready. `data` are the threat and the goal themselves, dicts
+    with arrays from which both can be made again (None: they are known in words alone).
     """
 
     fingerprint: str
     title: str
     facts: dict[str, Any] = field(default_factory=dict, compare=False)
+    data: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call that measured a question: when, with which seed, plan, radius and versions.
+
+    `radius` is the one asked, or the lowest and the highest where points have their own; `radii`
+    are those of a curve. `argv` is the command line, empty where there was none. `notes` are what
+    the run itself wrote down. `number` names it in evidence; 0 before it is kept.
+    """
+
+    question: str
+    seed: int
+    plan: tuple[str, ...]
+    radius: tuple[float, ...]
+    radii: tuple[float, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    title: str = ""
+    argv: tuple[str, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+    time: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,8 +133,3 @@ class Model:
     parts: dict[str, str] = field(compare=False, repr=False)
     points: NDArray[Any] = field(compare=False, repr=False)
     logits: NDArray[Any] = field(compare=False, repr=False)
-
-
-def as_array(values: Any) -> NDArray[np.float64]:
-    """Return float64 numbers from any sequence."""
-    return np.asarray(values, dtype=np.float64)

@@ -1,217 +1,200 @@
-"""Where is the evidence kept, so that nothing admitted is ever lost? One SQLite file, append-only.
+"""The record of evidence: nothing that was admitted is ever lost.
 
-Every append is one transaction in write-ahead mode with full synchronisation: after `kill -9` the
-file holds every fact whose append returned. A fact is identified by question, point, kind, tool and
-radius, so adding it again changes nothing, and merging two files is inserting one's rows into the
-other. A chain of digests runs over all rows (see chain.py).
+One SQLite file, append-only, each write one transaction (`database`). A fact is identified by
+question, point, kind, tool and radius, so adding it again changes nothing, and merging two files is
+inserting one's rows into the other. A chain of digests runs over all rows (`chain`).
 """
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import json
-import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from calipers.errors import CalipersError, RecordError
-from calipers.record.chain import Chain, Check, Trust, altered, held_head
-from calipers.record.evidence import Evidence, Model, Point, Question
-from calipers.record.schema import APPLICATION_ID, now, prepare
+from calipers.record import rows
+from calipers.record.chain import TABLES, Chain, Check, Trust, altered, held_head
+from calipers.record.database import Database
+from calipers.record.evidence import Evidence, Model, Point, Question, Run
+from calipers.record.packing import unpack
 from calipers.record.schema import VERSION as SCHEMA_VERSION
+from calipers.record.schema import now
+
+__all__ = ["SCHEMA_VERSION", "Key", "Ledger", "making_sense"]
 
 Key = tuple[str, str, str, float]
-_COLUMNS = (
-    "point, kind, tool, radius, margin, guarantee, prediction, forwards, backwards, seconds, note"
-)
-_NO_RADIUS = -1.0  # SQLite keeps NaN as null, which a primary key cannot hold
-_KEY = "question = ? and point = ? and kind = ? and tool = ? and radius = ?"
-_STANDING = """not exists (select 1 from passed p where p.question = evidence.question
-    and p.point = evidence.point and p.kind = evidence.kind and p.tool = evidence.tool
-    and p.radius = evidence.radius and p.over)"""
+_PUT_FACT = f"insert into evidence values ({', '.join('?' * 17)}) on conflict do nothing"
+_PUT_POINT = f"""insert into point values ({", ".join("?" * 9)}) on conflict (id) do update set
+    radius = excluded.radius, digest = excluded.digest, array = excluded.array"""
+_PUT_RUN = f"""insert into run values ({", ".join("?" * 11)}) on conflict (id) do update set
+    notes = excluded.notes"""
+_PUT_QUESTION = """insert into question values (?, ?, ?, ?, ?) on conflict (id) do update set
+    title = excluded.title, facts = excluded.facts, data = excluded.data"""
+_POINT = f"insert into point values ({', '.join('?' * 9)}) on conflict (id) do update set radius"
+_PUT_POINT += " = excluded.radius, digest = excluded.digest, array = excluded.array"
+_PUT_RUN = f"insert into run values ({', '.join('?' * 11)}) on conflict (id) do update set notes"
+_PUT_RUN += " = excluded.notes"
+_POINT = "name, position, label, target, radius, digest, array"
+_STANDING = "not exists (select 1 from passed p where p.fact = evidence.id and p.over)"
 
 
-class Ledger:
-    """The record of one or more questions: points and admitted evidence. `path=None` keeps it in
-    memory; `read_only` leaves the file as it is.
+class Ledger(Database):
+    """The record of one or more questions: points, runs and admitted evidence.
+
+    `path=None` keeps it in memory; `read_only` leaves the file as it is, and brings one of an
+    earlier version up to date in memory alone. `argv` is the command line at work, which runs that
+    begin here are filed with. Raises `RecordError` for a file that is no record, that a newer
+    calipers wrote, or that is damaged.
     """
 
-    def __init__(self, path: str | Path | None = None, *, read_only: bool = False) -> None:
-        self.path = None if path is None else Path(path)
-        if read_only and (self.path is None or not self.path.exists()):
-            raise RecordError(
-                f"no record at {path}: nothing to read. Measure first: calipers measure --record "
-                f"{path}"
-            )
-        if self.path is not None and not self.path.absolute().parent.is_dir():
-            raise RecordError(
-                f"there is no folder {self.path.parent} to keep the record in: make it first"
-            )
-        self.read_only = read_only
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        read_only: bool = False,
+        argv: Sequence[str] = (),
+    ) -> None:
+        self.argv = tuple(argv)
         self.acquainted: set[str] = set()  # models that were known again since the file was opened
         self._trust: tuple[object, Trust] | None = None
-        self._made: sqlite3.Connection | None = None
-        if self.path is None or self.path.exists():
-            self._connect()
-
-    @property
-    def _db(self) -> sqlite3.Connection:
-        """The open file. One that does not exist is made only when something is asked: a question
-        that is refused at the door leaves none.
-        """
-        return self._made or self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        try:
-            self._made = self._opened()
-            self._prepare(self._made)
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            self.close()
-            told = "Give another file name, or remove it if it is not a calipers record."
-            raise RecordError(
-                f"{self.path} cannot be used as a record ({error}). {told}"
-            ) from error
-        return self._made
-
-    def _opened(self) -> sqlite3.Connection:
-        if self.path is None or not self.read_only:
-            return sqlite3.connect(
-                ":memory:" if self.path is None else str(self.path),
-                timeout=30,
-                isolation_level=None,
-            )
-        # Readers of a file in write-ahead mode keep a list beside it; where none may be written,
-        # nobody else writes either.
-        writable = os.access(self.path, os.W_OK) and os.access(self.path.resolve().parent, os.W_OK)
-        beside = self.path.with_name(f"{self.path.name}-wal").exists()
-        mode = "rw" if writable else "ro" if beside else "ro&immutable=1"
-        db = sqlite3.connect(
-            f"{self.path.resolve().as_uri()}?mode={mode}",
-            uri=True,
-            timeout=30,
-            isolation_level=None,
-        )
-        db.execute("pragma query_only = on")
-        return db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        known = db.execute("pragma application_id").fetchone()[0]
-        tables = db.execute("select count(*) from sqlite_master").fetchone()[0]
-        if tables and known != APPLICATION_ID:
-            raise RecordError(
-                f"{self.path} is a database of another program, not a calipers record. Give "
-                "another file name."
-            )
-        version = db.execute("pragma user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise RecordError(
-                f"{self.path} was written by a newer calipers (record version {version}, this one "
-                f"reads {SCHEMA_VERSION}). Update calipers."
-            )
-        self._chained = version >= 2 or not self.read_only
-        if self.read_only:
-            if not tables:
-                raise RecordError(
-                    f"{self.path} is empty: nothing to read. Measure first: calipers measure "
-                    f"--record {self.path}"
-                )
-            return
-        db.execute("pragma journal_mode = wal")
-        db.execute("pragma synchronous = full")
-        if version < SCHEMA_VERSION:
-            prepare(db)
-
-    @contextmanager
-    def _writing(self) -> Iterator[Chain]:
-        """Hold the file alone, and write all or nothing: rows, and their links of the chain."""
-        self._db.execute("begin immediate")
-        try:
-            chain = Chain(self._db)
-            began = chain.count
-            yield chain
-            if chain.count != began:
-                chain.seal()
-            self._db.execute("commit")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("rollback")
-            raise
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; what was appended stays."""
-        if self._made is not None:
-            self._made.close()
+        super().__init__(path, read_only=read_only)
 
     def ask(self, question: Question, points: Iterable[Point]) -> None:
         """Register a question and its points. Both may be known already: then the facts and radii
         of the latest asking stand (a verdict is a reading of the bracket at a radius), and
         positions stay.
         """
-        asked = (question.fingerprint, question.title, json.dumps(question.facts, sort_keys=True))
         with self._writing() as chain:
-            held = self._db.execute(
-                "select * from question where fingerprint = ?", (question.fingerprint,)
-            ).fetchone()
-            if held != asked:
-                sql = (
-                    "insert into question values (?, ?, ?) on conflict do update set title = "
-                    "excluded.title, facts = excluded.facts"
-                )
-                self._db.execute(sql, asked)
-                chain.add("question", asked)
-            for p in points:
-                row = self._db.execute(
-                    "select * from point where question = ? and name = ?",
-                    (question.fingerprint, p.name),
-                ).fetchone()
-                if row is None or row[4] != float(p.radius):
-                    row = (
-                        *(row[:4] if row else (question.fingerprint, p.name, p.position, p.label)),
-                        float(p.radius),
-                        row[5] if row else _pack(p.array),
-                    )
-                    self._db.execute(
-                        "insert into point values (?, ?, ?, ?, ?, ?) on conflict do update set "
-                        "radius = excluded.radius",
-                        row,
-                    )
-                    chain.add("point", row)
+            self._ask(chain, question)
+            self._place(chain, question.fingerprint, list(points))
 
-    def append(self, fingerprint: str, evidence: Iterable[Evidence]) -> None:
-        """Store facts in one transaction; a fact that is there already is passed over."""
+    def _ask(self, chain: Chain, question: Question) -> None:
+        sql = "select id, fingerprint, title, facts, data from question where fingerprint = ?"
+        held = self._db.execute(sql, (question.fingerprint,)).fetchone()
+        number = held[0] if held else self._next("question")
+        row = rows.row_of_question(number, question)
+        if held and row[4] is None:  # what is known as data stays
+            row = (*row[:4], held[4])
+        if row != held:
+            self._db.execute(_PUT_QUESTION, row)
+            chain.add("question", [row])
+        self._id(question.fingerprint, make=True)
+
+    def _place(self, chain: Chain, fingerprint: str, points: Sequence[Point]) -> None:
+        """Keep points that are new, and the radius of those that are not."""
+        question, start = self._id(fingerprint), self._next("point")
+        held = self._held_points(question) if points else {}
+        fresh = dict[str, Point]()
+        moved = list[Point]()
+        for p in points:
+            if p.name not in held:
+                fresh.setdefault(p.name, p)
+            elif held[p.name][1] != float(p.radius):
+                moved.append(p)
+        put = [rows.row_of_point(start + i, fingerprint, p) for i, p in enumerate(fresh.values())]
+        for p in moved:
+            put.append(self._point_row(fingerprint, held[p.name][0], float(p.radius)))
+        self._db.executemany(_PUT_POINT, [(row[0], question, *row[2:]) for row in put])
+        chain.add("point", put)
+
+    def _held_points(self, question: int) -> dict[str, tuple[int, float]]:
+        sql = "select name, id, radius from point where question = ?"
+        return {name: (i, radius) for name, i, radius in self._db.execute(sql, (question,))}
+
+    def _point_row(self, fingerprint: str, number: int, radius: float) -> rows.Row:
+        held = self._db.execute(f"select {_POINT} from point where id = ?", (number,)).fetchone()
+        return (number, fingerprint, *held[:4], radius + 0.0, *held[5:])
+
+    def keep_inputs(self, fingerprint: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Keep the inputs of these points by value, whatever their size: a witness is judged by
+        the input that it belongs to.
+        """
+        question = self._id(fingerprint)
+        with self._writing() as chain:
+            put = list[rows.Row]()
+            for name, array in inputs.items():
+                sql = f"select id, {_POINT} from point where question = ? and name = ?"
+                for number, *held in self._db.execute(sql, (question, name)).fetchall():
+                    if held[-1] is None:
+                        p = dataclasses.replace(rows.point(tuple(held)), array=array)
+                        put.append(rows.row_of_point(number, fingerprint, p, whole=True))
+            self._db.executemany(_PUT_POINT, [(row[0], question, *row[2:]) for row in put])
+            chain.add("point", put)
+
+    def begin(self, run: Run) -> Run:
+        """Keep a run, which begins now if it has no time yet; return it with its number."""
+        if not run.time:
+            run = dataclasses.replace(run, time=now(), argv=self.argv)
+        with self._writing() as chain:
+            run = dataclasses.replace(run, number=self._next("run"))
+            self._put_run(chain, run)
+        return run
+
+    def note(self, run: int, key: str, value: Any) -> None:
+        """Keep what a run has to say about itself, in place of what it said before."""
+        held = self.run(run)
+        if key not in held.notes or held.notes[key] != json.loads(json.dumps(value)):
+            with self._writing() as chain:
+                held = self.run(run)
+                notes = {**held.notes, key: value}
+                self._put_run(chain, dataclasses.replace(held, notes=notes))
+
+    def _put_run(self, chain: Chain, run: Run) -> None:
+        row = rows.row_of_run(run)
+        self._db.execute(_PUT_RUN, (row[0], self._id(run.question, make=True), *row[2:]))
+        chain.add("run", [row])
+
+    def run(self, number: int) -> Run:
+        """Return the run of that number as it stands now."""
+        return self._runs("where r.id = ?", number)[0]
+
+    def runs(self, fingerprint: str) -> list[Run]:
+        """Return the runs that asked a question, oldest first."""
+        return self._runs("where q.text = ?", fingerprint)
+
+    def _runs(self, where: str, *parameters: str | int) -> list[Run]:
+        found = self._read(f"{TABLES['run']} {where} order by r.id", *parameters)
+        return [rows.run(row) for row in found]
+
+    def append(self, fingerprint: str, evidence: Iterable[Evidence], *, run: int = 0) -> None:
+        """Store facts in one transaction, as those of a run; a fact that is there already is passed
+        over.
+        """
         evidence = list(evidence)
         if not evidence:
             return
         with self._writing() as chain:
-            self._insert(chain, fingerprint, evidence)
+            self._insert(chain, fingerprint, evidence, run)
 
-    def _insert(self, chain: Chain, fingerprint: str, evidence: Iterable[Evidence]) -> None:
-        for row in (_row(fingerprint, e) for e in evidence):
-            if self._db.execute(
-                f"insert into evidence values ({', '.join('?' * 14)}) on conflict do nothing", row
-            ).rowcount:
-                chain.add("evidence", row)
+    def _insert(
+        self, chain: Chain, fingerprint: str, evidence: Sequence[Evidence], run: int
+    ) -> None:
+        question, start = self._id(fingerprint, make=True), self._next("evidence")
+        put = [rows.row_of(start + i, fingerprint, e, run) for i, e in enumerate(evidence)]
+        tools = {name: self._id(name, make=True) for name in {e.tool for e in evidence}}
+        before = self._db.total_changes
+        self._db.executemany(
+            _PUT_FACT, [(row[0], question, *row[2:4], tools[row[4]], *row[5:]) for row in put]
+        )
+        if self._db.total_changes - before < len(put):
+            sql = "select id from evidence where id >= ?"
+            new = {number for (number,) in self._db.execute(sql, (start,))}
+            put = [row for row in put if row[0] in new]
+        chain.add("evidence", put)
 
     def finish(
-        self, fingerprint: str, tried: Iterable[Evidence], found: Iterable[Evidence]
+        self,
+        fingerprint: str,
+        tried: Iterable[Evidence],
+        found: Iterable[Evidence],
+        *,
+        run: int = 0,
     ) -> set[Key]:
         """Note that a tool has come to the end of its block: the attempts `tried`, and of what it
         handed over on the way only the facts `found` count.
@@ -223,35 +206,52 @@ class Ledger:
         tried = list(tried)
         keys = {e.key for e in found}
         with self._writing() as chain:
-            self._insert(chain, fingerprint, tried)
-            left = set[Key]()
-            for e in tried:
+            self._insert(chain, fingerprint, tried, run)
+            earlier = self._handed_over(fingerprint, tried)
+            left = {key: number for key, number in earlier.items() if key not in keys}
+            back = self._passed_over(fingerprint, keys)
+            for key, number, over in (
+                *((key, number, 1) for key, number in sorted(left.items())),
+                *((key, number, 0) for key, number in back.items()),
+            ):
                 sql = (
-                    "select point, kind, tool, radius from evidence where question = ? and point = "
-                    "? and tool = ? and asked = ?"
+                    "insert into passed values (?, ?) on conflict do update set over = "
+                    "excluded.over where over != excluded.over"
                 )
-                left |= {
-                    key
-                    for key in self._db.execute(
-                        sql, (fingerprint, e.point, e.tool, float(e.radius))
-                    )
-                    if key not in keys
-                }
+                if self._db.execute(sql, (number, over)).rowcount:
+                    chain.add("passed", [(number, over, *key[:3])])
+        return set(left)
+
+    def _handed_over(self, fingerprint: str, tried: Sequence[Evidence]) -> dict[Key, int]:
+        """Return the facts that tools had handed over at these points, asked at these radii."""
+        asked = {(e.tool, e.point, float(e.radius)) for e in tried}
+        found = dict[Key, int]()
+        for tool in {e.tool for e in tried}:
+            names = json.dumps([e.point for e in tried if e.tool == tool])
             sql = (
-                "insert into passed values (?, ?, ?, ?, ?, ?) on conflict do update set over = "
-                "excluded.over where over != excluded.over"
+                "select id, point, kind, radius, asked from evidence where question = ? and tool = "
+                "? and asked is not null and point in (select value from json_each(?))"
             )
-            back = [
-                key
-                for key in keys
-                if self._db.execute(
-                    f"select 1 from passed where {_KEY} and over", (fingerprint, *key)
-                ).fetchone()
-            ]
-            for key, over in [*((k, 1) for k in sorted(left)), *((k, 0) for k in back)]:
-                if self._db.execute(sql, (fingerprint, *key, over)).rowcount:
-                    chain.add("passed", (fingerprint, *key, over))
-        return left
+            given = self._id(fingerprint), self._id(tool), names
+            for number, point, kind, radius, at in self._db.execute(sql, given):
+                if (tool, point, at) in asked:
+                    found[point, kind, tool, radius] = number
+        return found
+
+    def _passed_over(self, fingerprint: str, keys: set[Key]) -> dict[Key, int]:
+        """Return which of these facts an earlier pass left to be passed over."""
+        if not self._db.execute("select 1 from passed where over").fetchone():
+            return {}
+        sql = (
+            "select e.id from evidence e join passed p on p.fact = e.id where p.over and "
+            "e.question = ? and e.point = ? and e.kind = ? and e.tool = ? and e.radius = ?"
+        )
+        found = dict[Key, int]()
+        for point, kind, tool, radius in sorted(keys):
+            given = self._id(fingerprint), point, kind, self._id(tool), rows.stored(radius)
+            for (number,) in self._db.execute(sql, given):
+                found[point, kind, tool, radius] = number
+        return found
 
     def decide(self, fingerprint: str, scope: str, key: str, make: Callable[[], Any]) -> Any:
         """Return what was decided under this key, or make the decision now and keep it: whoever
@@ -262,88 +262,60 @@ class Ledger:
         and comes back as JSON gives it. Of two processes that decide at once the first one's word
         stands for both.
         """
-        held = self._read(
-            "select value from decision where question = ? and scope = ? and key = ?",
-            fingerprint,
-            scope,
-            key,
-        )
+        sql = "select value from decision where question = ? and scope = ? and key = ?"
+        held = self._read(sql, fingerprint, scope, key)
         if not held:
-            row = (fingerprint, scope, key, json.dumps(make(), sort_keys=True))
+            value = json.dumps(make(), sort_keys=True)
             with self._writing() as chain:
-                if self._db.execute(
-                    "insert into decision values (?, ?, ?, ?) on conflict do nothing", row
-                ).rowcount:
-                    chain.add("decision", row)
-            held = self._read(
-                "select value from decision where question = ? and scope = ? and key = ?",
-                fingerprint,
-                scope,
-                key,
-            )
+                row = (self._next("decision"), fingerprint, scope, key, value)
+                put = "insert into decision values (?, ?, ?, ?, ?) on conflict do nothing"
+                if self._db.execute(put, row).rowcount:
+                    chain.add("decision", [row])
+            held = self._read(sql, fingerprint, scope, key)
         return json.loads(held[0][0])
 
     def meet(self, model: Model) -> None:
         """Keep what a program is known by; the first meeting stands."""
-        texts = (json.dumps(model.circumstances, sort_keys=True), json.dumps(model.parts))
-        row = (
-            model.digest,
-            model.name,
-            model.met,
-            *texts,
-            _pack(model.points),
-            _pack(model.logits),
-        )
         with self._writing() as chain:
-            if self._db.execute(
-                "insert into model values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing", row
-            ).rowcount:
-                chain.add("model", row)
+            row = rows.row_of_model(self._next("model"), model)
+            put = "insert into model values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
+            if self._db.execute(put, row).rowcount:
+                chain.add("model", [row])
 
     def models(self) -> list[Model]:
         """Return the programs that were measured, oldest first; those of records before version 2
         are not known.
         """
-        rows = (
-            self._read("select * from model order by rowid") if self._db and self._chained else []
-        )
-        return [
-            Model(digest, name, met, json.loads(c), json.loads(parts), _unpack(x), _unpack(z))
-            for digest, name, met, c, parts, x, z in rows
-        ]
+        return [rows.model(row[1:]) for row in self._read(f"{TABLES['model']} order by id")]
 
     def note_check(
         self, fingerprint: str, witnesses: int, certificates: int, failures: int
     ) -> None:
         """Keep that what the record says to a question was replayed now, and with what result."""
         with self._writing() as chain:
-            facts = self._db.execute(
-                "select count(*) from evidence where question = ?", (fingerprint,)
-            ).fetchone()[0]
+            sql = "select count(*) from evidence where question = ?"
+            facts = self._db.execute(sql, (self._id(fingerprint),)).fetchone()[0]
             number = self._db.execute("select count(*) from checked").fetchone()[0] + 1
             row = (number, fingerprint, now(), witnesses, certificates, failures, facts)
             self._db.execute("insert into checked values (?, ?, ?, ?, ?, ?, ?)", row)
-            chain.add("checked", row)
+            chain.add("checked", [row])
+
+    def _next(self, table: str) -> int:
+        """Return the number of a table's next row, inside a transaction."""
+        last: int = self._db.execute(f"select coalesce(max(id), 0) from {table}").fetchone()[0]
+        return last + 1
 
     def trust(self) -> Trust:
         """Return whether the record is as it was written, and when it was replayed. Cost: every row
         is read and hashed; asked again only after changes.
         """
-        counts = tuple(
-            self._read(
-                "select question, count(*) from evidence group by question order by question"
-            )
+        sql = (
+            "select q.text, count(*) from evidence e join name q on q.id = e.question group by "
+            "q.text order by q.text"
         )
-        facts = sum(n for _, n in counts)
-        if not self._chained:
-            return Trust(facts=facts, unchained=facts, counts=counts)
+        counts = tuple(self._read(sql))
         state = (self._read("pragma data_version")[0][0], self._db.total_changes)
         if self._trust is None or self._trust[0] != state:
-            meta = dict(self._read("select name, value from meta"))
-            checks = self._read(
-                "select question, at, witnesses, certificates, failures, facts from checked order "
-                "by number"
-            )
             try:
                 wrong = altered(self._db)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -351,73 +323,49 @@ class Ledger:
                     f"{self.path} is damaged ({error}). Take a copy of the file, or measure again "
                     "into a new one."
                 ) from error
-            head = held_head(self._db)[1].hex()
-            self._trust = (
-                state,
-                Trust(
-                    wrong,
-                    facts,
-                    int(meta.get("unchained", 0)),
-                    head,
-                    tuple(Check(*row) for row in checks),
-                    counts,
-                ),
-            )
+            self._trust = (state, self._trusted(wrong, counts))
         return self._trust[1]
+
+    def _trusted(self, wrong: tuple[str, ...], counts: tuple[tuple[str, int], ...]) -> Trust:
+        meta = dict(self._read("select name, value from meta"))
+        sql = (
+            "select question, at, witnesses, certificates, failures, facts from checked order by "
+            "number"
+        )
+        checks = tuple(Check(*row) for row in self._read(sql))
+        head, facts = held_head(self._db)[1].hex(), sum(n for _, n in counts)
+        return Trust(wrong, facts, int(meta.get("unchained", 0)), head, checks, counts)
 
     def questions(self) -> list[Question]:
         """Return what was asked, oldest first."""
-        rows = self._read("select fingerprint, title, facts from question order by rowid")
-        return [
-            Question(fingerprint, title, json.loads(facts)) for fingerprint, title, facts in rows
-        ]
+        sql = "select fingerprint, title, facts, data from question order by id"
+        return [rows.question(row) for row in self._read(sql)]
 
     def points(self, fingerprint: str) -> list[Point]:
         """Return the question's points by position."""
-        rows = self._read(
-            "select name, position, label, radius, array from point where question = ? order by "
-            "position, name",
-            fingerprint,
-        )
-        return [
-            Point(name, position, label, radius, _unpack(blob))
-            for name, position, label, radius, blob in rows
-        ]
+        sql = f"select {_POINT} from point where question = ? order by position, name"
+        return [rows.point(row) for row in self._read(sql, self._id(fingerprint))]
 
     def evidence(self, fingerprint: str) -> list[Evidence]:
         """Return every fact admitted for the question, in order of admission, without arrays
         (`witness` reads those); what was passed over (`finish`) is left out.
         """
-        asked, standing = (", asked", _STANDING) if self._db and self._chained else ("", "1")
-        rows = self._read(
-            f"select {_COLUMNS}{asked} from evidence where question = ? and {standing} order by "
-            "rowid",
-            fingerprint,
-        )
-        return [_fact(row) for row in rows]
+        used = "select id, text from name where id in (select tool from evidence)"
+        tools = dict(self._read(used))
+        sql = f"select {rows.FACT} from evidence where question = ? and {_STANDING} order by id"
+        return [rows.fact(row, tools) for row in self._read(sql, self._id(fingerprint))]
 
     def witness(self, fingerprint: str, fact: Evidence) -> NDArray[Any] | None:
         """Return the stored array of a fact (a certificate's proof file as bytes, uint8), or None
         if it has none.
         """
-        key = (
-            fingerprint,
-            fact.point,
-            fact.kind,
-            fact.tool,
-            _NO_RADIUS if np.isnan(fact.radius) else fact.radius,
+        sql = (
+            "select array from evidence where question = ? and point = ? and kind = ? and tool = ? "
+            "and radius = ?"
         )
-        rows = self._read(f"select array from evidence where {_KEY}", *key)
-        return None if not rows or rows[0][0] is None else _unpack(rows[0][0])
-
-    def _read(self, sql: str, *parameters: str | float) -> list[Any]:
-        try:
-            return self._db.execute(sql, parameters).fetchall()
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise RecordError(
-                f"{self.path} is damaged ({error}). Take a copy of the file, or measure again "
-                "into a new one."
-            ) from error
+        key = self._id(fingerprint), fact.point, fact.kind, self._id(fact.tool)
+        found = self._read(sql, *key, rows.stored(fact.radius))
+        return None if not found or found[0][0] is None else unpack(found[0][0])
 
     def merge(self, other: Ledger) -> None:
         """Add all that `other` holds: two half runs become one whole. New points are placed behind
@@ -431,101 +379,31 @@ class Ledger:
         for model in other.models():
             self.meet(model)
         for question in other.questions():
-            held = {p.name for p in self.points(question.fingerprint)}
-            fresh = [p for p in other.points(question.fingerprint) if p.name not in held]
-            start = len(held)
-            moved = [
-                Point(p.name, start + i, p.label, p.radius, p.array) for i, p in enumerate(fresh)
-            ]
+            fingerprint = question.fingerprint
+            held = {p.name for p in self.points(fingerprint)}
+            fresh = [p for p in other.points(fingerprint) if p.name not in held]
+            moved = [dataclasses.replace(p, position=len(held) + i) for i, p in enumerate(fresh)]
             self.ask(question, moved)
-            facts = other.evidence(question.fingerprint)
-            self.append(
-                question.fingerprint,
-                [_with_array(e, other.witness(question.fingerprint, e)) for e in facts],
+            runs = self._taken_in(other.runs(fingerprint))
+            facts = [
+                dataclasses.replace(e, array=other.witness(fingerprint, e), run=runs.get(e.run, 0))
+                for e in other.evidence(fingerprint)
+            ]
+            self.append(fingerprint, facts)
+
+    def _taken_in(self, others: Sequence[Run]) -> dict[int, int]:
+        """Keep the runs of another record, those that are known here left out; return the number
+        that each has here.
+        """
+        numbers = dict[int, int]()
+        for run in others:
+            alike = (
+                held.number
+                for held in self.runs(run.question)
+                if dataclasses.replace(held, number=0) == dataclasses.replace(run, number=0)
             )
-
-
-def _row(fingerprint: str, e: Evidence) -> tuple[Any, ...]:
-    radius = _NO_RADIUS if np.isnan(e.radius) else float(e.radius)
-    blob = None if e.array is None else _pack(e.array)
-    numbers = (
-        float(e.margin),
-        e.guarantee,
-        int(e.prediction),
-        int(e.forwards),
-        int(e.backwards),
-        float(e.seconds),
-    )
-    margin, *rest = numbers
-    asked = None if np.isnan(e.asked) else float(e.asked)
-    return (
-        fingerprint,
-        e.point,
-        e.kind,
-        e.tool,
-        radius,
-        None if np.isnan(margin) else margin,
-        *rest,
-        e.note,
-        blob,
-        asked,
-    )
-
-
-def _fact(row: tuple[Any, ...]) -> Evidence:
-    (
-        point,
-        kind,
-        tool,
-        radius,
-        margin,
-        guarantee,
-        prediction,
-        forwards,
-        backwards,
-        seconds,
-        note,
-        *more,
-    ) = row
-    radius = float("nan") if radius == _NO_RADIUS else radius
-    margin = float("nan") if margin is None else margin
-    asked = float("nan") if not more or more[0] is None else more[0]
-    return Evidence(
-        point,
-        kind,
-        tool,
-        radius,
-        margin,
-        guarantee,
-        prediction,
-        forwards,
-        backwards,
-        seconds,
-        note,
-        asked=asked,
-    )
-
-
-def _with_array(e: Evidence, array: NDArray[Any] | None) -> Evidence:
-    fields = {name: getattr(e, name) for name in Evidence.__dataclass_fields__}
-    return Evidence(**{**fields, "array": array})
-
-
-def _pack(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _unpack(blob: bytes) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(io.BytesIO(blob), allow_pickle=False)
-    except Exception as error:  # of odd bytes NumPy raises whatever its parser does
-        raise RecordError(
-            f"the record holds an array that cannot be read ({type(error).__name__}): it is "
-            "damaged, or was altered"
-        ) from error
-    return array
+            numbers[run.number] = next(alike, 0) or self.begin(run).number
+        return numbers
 
 
 @contextmanager

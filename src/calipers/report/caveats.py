@@ -29,7 +29,7 @@ GUARANTEES = {
 
 def missing_lower_jaw(summary: Summary) -> str:
     """Return why nothing could be certified, or nothing where the lower jaw was there."""
-    said = summary.question.facts.get("lower_jaw")
+    said = summary.facts.get("lower_jaw")
     if isinstance(said, str) and said not in ("", "available"):
         return said
     if said is None and summary.n and not any(row.lower > 0 for row in summary.rows):
@@ -82,7 +82,7 @@ def limits(summary: Summary) -> Iterator[str]:
     )
     if (
         counts_switches(summary)
-        and lookup(summary.question.facts, "threat", "letters", "numeric") is not None
+        and lookup(summary.facts, "threat", "letters", "numeric") is not None
     ):
         yield (
             "Distances count switches. Where numeric columns moved and no letter changed, half a "
@@ -149,7 +149,7 @@ def audits(summary: Summary) -> Iterator[str]:
     """Yield what a tool may have missed that was tried on a random part of the open points, settled
     none of them, and was not run on the others.
     """
-    held = summary.question.facts.get("audits")
+    held = summary.facts.get("audits")
     for tool, audit in (held if isinstance(held, dict) else {}).items():
         tried, of = lookup(audit, "tried"), lookup(audit, "open")
         if not (isinstance(tried, int) and isinstance(of, int) and 0 < tried < of):
@@ -190,7 +190,7 @@ def not_run(summary: Summary) -> Iterator[str]:
     """Yield which certifiers were not run on all the points that they were for, what that would
     take by their forecasts, why not, and how to insist.
     """
-    held = summary.question.facts.get("not_run")
+    held = summary.facts.get("not_run")
     for tool, fact in (held if isinstance(held, dict) else {}).items():
         count, seconds, size, reason = (
             lookup(fact, key) for key in ("points", "seconds", "held", "reason")
@@ -219,7 +219,7 @@ def begun_anew(summary: Summary) -> Iterator[str]:
     """Yield which tools of limited time were stopped at work and began their time anew: the clock
     may then have decided otherwise.
     """
-    held = summary.question.facts.get("begun_anew")
+    held = summary.facts.get("begun_anew")
     for tool in held if isinstance(held, list) else []:
         yield (
             f"{_called(plain(tool))} was stopped at work and began its time anew: what it proved "
@@ -238,7 +238,7 @@ def _called(tool: str) -> str:
 
 def gradients(summary: Summary) -> Iterator[str]:
     """Yield where attacks by gradients are blind, and what to do about it."""
-    held = lookup(summary.question.facts, "gradients")
+    held = lookup(summary.facts, "gradients")
     asked_at, none, zero, infinite = (
         lookup(held, key) for key in ("asked", "none", "zero", "not finite")
     )
@@ -268,11 +268,11 @@ def gradients(summary: Summary) -> Iterator[str]:
 
 def precision(summary: Summary) -> Iterator[str]:
     """Yield that there was no float64 copy to judge by, and why."""
-    why = summary.question.facts.get("no_float64")
+    why = summary.facts.get("no_float64")
     if isinstance(why, str) and why:
-        dtype = str(
-            lookup(summary.question.facts, "model", "dtype") or "own precision"
-        ).removeprefix("torch.")
+        dtype = str(lookup(summary.facts, "model", "dtype") or "own precision").removeprefix(
+            "torch."
+        )
         yield (
             f"Margins are judged in {plain(dtype)} alone: no float64 copy of the model can be run "
             f"({plain(why)}). Differences within rounding may count."
@@ -281,7 +281,7 @@ def precision(summary: Summary) -> Iterator[str]:
 
 def failures(summary: Summary) -> Iterator[str]:
     """Yield which certifiers ended on an error of their own."""
-    held = summary.question.facts.get("failed")
+    held = summary.facts.get("failed")
     for fact in (held if isinstance(held, dict) else {}).values():
         yield (
             f"{plain(lookup(fact, 'error')).rstrip('.')}. What it might have proved is missing; "

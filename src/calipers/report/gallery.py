@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calipers.record.evidence import Evidence, Point, Question
+from calipers.record.evidence import Evidence, Point
 from calipers.record.ledger import Ledger
 
 Span = tuple[float, float]
@@ -45,13 +45,14 @@ class Exhibit:
 
 def hang(
     ledger: Ledger,
-    question: Question,
+    known: Mapping[str, Any],
+    fingerprint: str,
     points: Sequence[Point],
     facts: Sequence[Evidence],
     ends: Mapping[str, tuple[float, str, int]],
 ) -> tuple[Exhibit, ...]:
-    """Return up to a dozen stored witnesses; `ends` gives for each point its upper end, that end's
-    tool and the clean prediction.
+    """Return up to a dozen stored witnesses of a question; `known` are its facts, `ends` gives for
+    each point its upper end, that end's tool and the clean prediction.
     """
     at = {
         p.name: p
@@ -63,15 +64,16 @@ def hang(
         for f in facts
         if f.kind == "witness" and f.point in at and (f.radius, f.tool) == ends[f.point][:2]
     }
-    box = data_range(question.facts)
+    box = data_range(known)
     shown: list[Exhibit] = []
     for point in _order(
         [at[name] for name in nearest], {name: fact.radius for name, fact in nearest.items()}
     ):
         fact = nearest[point.name]
-        array = ledger.witness(question.fingerprint, fact)
-        if array is not None and array.shape == point.array.shape and array.size:
-            shown.append(_exhibit(point, fact, array, ends[point.name][2], box))
+        array = ledger.witness(fingerprint, fact)
+        clean = point.array
+        if array is not None and clean is not None and array.shape == clean.shape and array.size:
+            shown.append(_exhibit(point, clean, fact, array, ends[point.name][2], box))
         if len(shown) == _LIMIT:
             break
     return tuple(shown)
@@ -92,12 +94,14 @@ def _order(points: Sequence[Point], distance: Mapping[str, float]) -> list[Point
 
 
 def _exhibit(
-    point: Point, fact: Evidence, array: NDArray[Any], prediction: int, box: Span | None
+    point: Point,
+    original: NDArray[Any],
+    fact: Evidence,
+    array: NDArray[Any],
+    prediction: int,
+    box: Span | None,
 ) -> Exhibit:
-    clean, adversarial = (
-        np.asarray(point.array, dtype=np.float64),
-        np.asarray(array, dtype=np.float64),
-    )
+    clean, adversarial = (np.asarray(a, dtype=np.float64) for a in (original, array))
     delta = adversarial - clean
     squared = float(np.sum(delta**2))
     span = box or (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calipers.record.ledger import Ledger
-from calipers.report import caveats, figures, ladder, portrait, wording
+from calipers.report import caveats, figures, ladder, portrait, provenance, wording
 from calipers.report.gallery import Exhibit
 from calipers.report.portrait import Portrait
 from calipers.report.report import Summary, short_name, summaries
@@ -66,7 +66,7 @@ def _section(anchor: str, summary: Summary) -> Section:
         _drawings(summary),
         tuple((exhibit, tiles(exhibit)) for exhibit in summary.gallery),
         tuple(caveats.limits(summary)),
-        wording.provenance(summary.question.facts),
+        provenance.provenance(summary.facts),
     )
 
 

@@ -11,6 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from calipers.errors import Contradiction
 from calipers.record.bracket import Bracket, Verdict
 from calipers.record.chain import Trust
 from calipers.record.estimates import Interval, clopper_pearson, two_sided, wilson
-from calipers.record.evidence import Evidence, Point, Question
+from calipers.record.evidence import Evidence, Point, Question, Run
 from calipers.record.ledger import Ledger
 from calipers.report.distances import (
     Curve,
@@ -30,6 +31,7 @@ from calipers.report.distances import (
     quantiles_of,
 )
 from calipers.report.gallery import Exhibit, hang
+from calipers.report.provenance import facts_of
 
 # stands for an unlimited radius: a finite witness lies within, and no witness does not
 _LARGEST = float(np.finfo(np.float64).max)
@@ -183,7 +185,8 @@ class Summary:
 
     `radius` is the smallest and largest radius asked; `at_radii` are the rates where several were
     asked in one run (else none); `guarantees` counts the certified points by the arithmetic in
-    which their claim holds; `trust` is whether the record is as it was written, and checked.
+    which their claim holds; `trust` is whether the record is as it was written, and checked;
+    `facts` are what is known of question and latest run, `runs` all of them, oldest first.
     """
 
     question: Question
@@ -205,6 +208,8 @@ class Summary:
     costs: tuple[ToolCost, ...]
     gallery: tuple[Exhibit, ...] = field(repr=False)
     trust: Trust = field(default_factory=Trust)
+    facts: dict[str, Any] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
 
     @property
     def n(self) -> int:
@@ -224,7 +229,7 @@ class Summary:
     @property
     def title(self) -> str:
         """Return the name of the model, or of the question where the model has none."""
-        model = self.question.facts.get("model")
+        model = self.facts.get("model")
         name = model.get("name") if isinstance(model, dict) else None
         return str(name or self.question.title or "unnamed model")
 
@@ -256,6 +261,8 @@ def summaries(ledger: Ledger, confidence: float = 0.95) -> tuple[Summary, ...]:
 def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> Summary:
     """Return what the ledger says about one question, intervals at the given confidence."""
     points, facts = ledger.points(question.fingerprint), ledger.evidence(question.fingerprint)
+    runs = tuple(ledger.runs(question.fingerprint))
+    known = facts_of(question, runs)
     rows = point_rows(points, facts)
     valid = [r for r in rows if r.verdict != "invalid"]
     lower, upper = _column(r.lower for r in valid), _column(r.upper for r in valid)
@@ -272,7 +279,7 @@ def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> S
         radius=radius,
         clean=clean_accuracy(valid, confidence),
         robust=robust_accuracy(valid, confidence),
-        at_radii=tuple(AtRadius(r, robust_at(valid, r, confidence)) for r in _radii(question)),
+        at_radii=tuple(AtRadius(r, robust_at(valid, r, confidence)) for r in _radii(known)),
         certified_by=_count(r.settled_by for r in valid if r.verdict == "robust" and r.settled_by),
         broken_by=_count(
             r.settled_by for r in valid if r.verdict == "broken" and not r.is_clean_error
@@ -290,12 +297,15 @@ def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> S
         costs=tool_costs(rows, facts),
         gallery=hang(
             ledger,
-            question,
+            known,
+            question.fingerprint,
             points,
             facts,
             {r.name: (r.upper, r.upper_tool, r.prediction) for r in valid},
         ),
         trust=ledger.trust(),
+        facts=known,
+        runs=runs,
     )
 
 
@@ -396,11 +406,11 @@ def robust_at(rows: Sequence[PointRow], radius: float, confidence: float = 0.95)
     return robust_accuracy([replace(row, verdict=verdict(row)) for row in rows], confidence)
 
 
-def _radii(question: Question) -> list[float]:
+def _radii(facts: dict[str, Any]) -> list[float]:
     """Return the radii that one run asked, rising; none where it asked one, or where a stranger's
     record says something else.
     """
-    asked = question.facts.get("radii")
+    asked = facts.get("radii")
     numbers = (
         asked
         if isinstance(asked, list)

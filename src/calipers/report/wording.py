@@ -4,10 +4,9 @@ terminal share.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from typing import Any, Literal
 
@@ -15,8 +14,6 @@ from calipers.report.report import Rate, Summary, ToolCount
 
 Toward = Literal["near", "down", "up"]
 _ROUNDING = {"near": ROUND_HALF_EVEN, "down": ROUND_FLOOR, "up": ROUND_CEILING}
-_LONGEST = 2000  # characters of one provenance value; the record keeps the whole
-_DEEPEST = 6  # levels of nested facts shown as such; a stranger's record may nest without end
 
 
 def percent(share: float, toward: Toward = "near") -> str:
@@ -114,15 +111,15 @@ def lookup(facts: Mapping[str, Any], *path: str) -> Any:
 
 def counts_switches(summary: Summary) -> bool:
     """Is the distance a number of replaced letters, not a length?"""
-    return bool(lookup(summary.question.facts, "threat", "norm") == "substitutions")
+    return bool(lookup(summary.facts, "threat", "norm") == "substitutions")
 
 
 def norm(summary: Summary) -> str:
     """Return the name of the threat's norm, or what else measures its distance."""
     if counts_switches(summary):
         return "switches"
-    found = (lookup(summary.question.facts, "threat", key) for key in ("norm", "name", "kind"))
-    constraints = lookup(summary.question.facts, "threat", "constraints")
+    found = (lookup(summary.facts, "threat", key) for key in ("norm", "name", "kind"))
+    constraints = lookup(summary.facts, "threat", "constraints")
     count = (
         len(constraints[1])
         if isinstance(constraints, list)
@@ -186,7 +183,7 @@ def advice(summary: Summary) -> str:
     next step.
     """
     where = shlex.quote(summary.record) if summary.record else "RECORD"
-    named = summary.question.facts.get("next_step")
+    named = summary.facts.get("next_step")
     command, _, options = (
         named if isinstance(named, str) and named else "measure --plan standard"
     ).partition(" ")
@@ -219,40 +216,4 @@ def sampling(summary: Summary) -> str:
         f"other points could have been drawn: with {share_of_points(summary.confidence)} "
         "confidence it holds the robust accuracy of the whole population, whatever the attacks "
         "missed. More points narrow it."
-    )
-
-
-def provenance(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return all facts as groups of (key, text), nested keys joined by dots; nothing is left out
-    for being unknown.
-    """
-    loose = [(str(k), _shown(v)) for k, v in facts.items() if not isinstance(v, dict)]
-    groups = [
-        (str(k), list(_flatten(v, "", _DEEPEST)))
-        for k, v in facts.items()
-        if isinstance(v, dict) and v
-    ]
-    return ([("question", loose)] if loose else []) + groups
-
-
-def _flatten(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value and depth:
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{path}.{key}" if path else str(key), depth - 1)
-    else:
-        yield path, _shown(value)
-
-
-def _shown(value: Any) -> str:
-    """Return one value as text: names as they are, lists with commas, the rest as JSON."""
-    if isinstance(value, list) and not any(isinstance(v, list | dict) for v in value):
-        text = ", ".join(map(_shown, value)) or "none"
-    elif isinstance(value, str):
-        text = value or "not given"
-    elif value is None:
-        text = "none"
-    else:
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    return (
-        text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({integer(len(text))} characters)"
     )

@@ -1,0 +1,190 @@
+"""The file of a record: opened for writing or reading, brought up to date, written to in whole
+transactions.
+
+Every write is one transaction in write-ahead mode with full synchronisation: after `kill -9` the
+file holds every row whose write returned.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from calipers.errors import RecordError
+from calipers.record.chain import Chain
+from calipers.record.migrations import migrate
+from calipers.record.schema import APPLICATION_ID, VERSION, create
+
+
+class Database:
+    """A record's file, or with `path=None` the same in memory; `read_only` leaves it as it is."""
+
+    def __init__(self, path: str | Path | None = None, *, read_only: bool = False) -> None:
+        self.path = None if path is None else Path(path)
+        if read_only and (self.path is None or not self.path.exists()):
+            raise RecordError(
+                f"no record at {path}: nothing to read. Measure first: calipers measure --record "
+                f"{path}"
+            )
+        if self.path is not None and not self.path.absolute().parent.is_dir():
+            raise RecordError(
+                f"there is no folder {self.path.parent} to keep the record in: make it first"
+            )
+        self.read_only = read_only
+        self._made: sqlite3.Connection | None = None
+        self._ids: dict[str, int] = {}  # of texts in `name`, as far as they are known here
+        if self.path is None or self.path.exists():
+            self._connect()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The open file. One that does not exist is made only when something is asked: a question
+        that is refused at the door leaves none.
+        """
+        return self._made or self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            self._made = self._opened()
+            self._made = self._prepared(self._made)
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            self.close()
+            told = "Give another file name, or remove it if it is not a calipers record."
+            raise RecordError(
+                f"{self.path} cannot be used as a record ({error}). {told}"
+            ) from error
+        return self._made
+
+    def _opened(self) -> sqlite3.Connection:
+        if self.path is None or not self.read_only:
+            return _connection(":memory:" if self.path is None else str(self.path))
+        # Readers of a file in write-ahead mode keep a list beside it; where none may be written,
+        # nobody else writes either.
+        writable = os.access(self.path, os.W_OK) and os.access(self.path.resolve().parent, os.W_OK)
+        beside = self.path.with_name(f"{self.path.name}-wal").exists()
+        mode = "rw" if writable else "ro" if beside else "ro&immutable=1"
+        db = _connection(f"{self.path.resolve().as_uri()}?mode={mode}", uri=True)
+        db.execute("pragma query_only = on")
+        return db
+
+    def _prepared(self, db: sqlite3.Connection) -> sqlite3.Connection:
+        """Return the connection to a record of this version: the file itself, or where an older one
+        is only to be read, a copy in memory that was brought up to date.
+        """
+        known = db.execute("pragma application_id").fetchone()[0]
+        tables = db.execute("select count(*) from sqlite_master").fetchone()[0]
+        if tables and known != APPLICATION_ID:
+            raise RecordError(
+                f"{self.path} is a database of another program, not a calipers record. Give "
+                "another file name."
+            )
+        version = db.execute("pragma user_version").fetchone()[0]
+        if version > VERSION:
+            raise RecordError(
+                f"{self.path} was written by a newer calipers (record version {version}, this one "
+                f"reads {VERSION}). Update calipers."
+            )
+        if self.read_only:
+            if not tables:
+                raise RecordError(
+                    f"{self.path} is empty: nothing to read. Measure first: calipers measure "
+                    f"--record {self.path}"
+                )
+            return db if version == VERSION else _copied(db)
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = full")
+        if version < VERSION:
+            _bring_up_to_date(db)
+        return db
+
+    @contextmanager
+    def _writing(self) -> Iterator[Chain]:
+        """Hold the file alone, and write all or nothing: rows, and their links of the chain."""
+        self._db.execute("begin immediate")
+        try:
+            chain = Chain(self._db)
+            began = chain.count
+            yield chain
+            if chain.count != began:
+                chain.seal()
+            self._db.execute("commit")
+        except BaseException:
+            self._ids.clear()
+            if self._db.in_transaction:
+                self._db.execute("rollback")
+            raise
+
+    def _read(self, sql: str, *parameters: str | float | None) -> list[Any]:
+        try:
+            return self._db.execute(sql, parameters).fetchall()
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise RecordError(
+                f"{self.path} is damaged ({error}). Take a copy of the file, or measure again "
+                "into a new one."
+            ) from error
+
+    def _id(self, text: str, *, make: bool = False) -> int:
+        """Return the number of a text that is kept once; 0 where it is not kept. `make` keeps it,
+        inside a transaction.
+        """
+        if text not in self._ids:
+            if make:
+                sql = "insert into name (text) values (?) on conflict do nothing"
+                self._db.execute(sql, (text,))
+            held = self._read("select id from name where text = ?", text)
+            if not held:
+                return 0
+            self._ids[text] = held[0][0]
+        return self._ids[text]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was written stays."""
+        if self._made is not None:
+            self._made.close()
+
+
+def _connection(name: str, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(name, uri=uri, timeout=30, isolation_level=None)
+
+
+def _copied(db: sqlite3.Connection) -> sqlite3.Connection:
+    copy = _connection(":memory:")
+    db.backup(copy)
+    db.close()
+    _bring_up_to_date(copy)
+    copy.execute("pragma query_only = on")
+    return copy
+
+
+def _bring_up_to_date(db: sqlite3.Connection) -> None:
+    """Make the tables of a new file, or bring those of an older one up to date: in one transaction,
+    of which nobody sees a half.
+    """
+    db.execute("begin immediate")
+    try:
+        version = db.execute("pragma user_version").fetchone()[0]
+        if 0 < version < VERSION:
+            migrate(db, version)
+        elif version < VERSION:
+            create(db)
+        db.execute("commit")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("rollback")
+        raise
