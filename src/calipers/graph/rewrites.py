@@ -53,15 +53,10 @@ def scaled(w: Writer, x: Result, factor: Any, shift: Any = 0.0) -> Result:
     return w.write(Scale(a, b), w.expand(x, tuple(shape)))
 
 
-def _pair(w: Writer, x: Result, y: Result) -> tuple[Result, Result]:
-    shape = tuple(torch.broadcast_shapes(x.shape, y.shape))
-    return w.expand(x, shape), w.expand(y, shape)
-
-
 def add(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None:
     """x + alpha * y."""
     if isinstance(x, Result) and isinstance(y, Result):
-        return w.write(Sum((1.0, float(alpha))), *_pair(w, x, y))
+        return w.write(Sum((1.0, float(alpha))), *w.broadcast(x, y))
     if isinstance(x, Result):
         return scaled(w, x, 1.0, alpha * torch.as_tensor(y, dtype=w.dtype))
     return scaled(w, y, alpha, x) if isinstance(y, Result) else None
@@ -77,7 +72,7 @@ def multiply(w: Writer, x: Value, y: Value) -> Result | None:
     if isinstance(x, Result) and isinstance(y, Result):
         if x.number == y.number and x.shape == y.shape:
             return w.write(SQUARE, x)
-        return _gated(w, x, y) or _gated(w, y, x) or w.write(Product(), *_pair(w, x, y))
+        return _gated(w, x, y) or _gated(w, y, x) or w.write(Product(), *w.broadcast(x, y))
     return (
         scaled(w, x, y)
         if isinstance(x, Result)

@@ -81,6 +81,11 @@ class Writer:
         own = (1,) * (len(shape) - len(x.shape)) + x.shape
         return self.move("expand", lambda t: t.reshape(len(t), *own).expand(len(t), *shape), x)
 
+    def broadcast(self, *inputs: Result) -> tuple[Result, ...]:
+        """Append copies that give all inputs the shape of their sum."""
+        shape = tuple(torch.broadcast_shapes(*(x.shape for x in inputs)))
+        return tuple(self.expand(x, shape) for x in inputs)
+
     def axis(self, x: Result, dim: int) -> int:
         """Return the axis of a batch (M, *shape) that a call means by `dim`; raises `CaptureError`
         where that is the batch itself.
