@@ -42,7 +42,7 @@ class BlockedAdjoint:
         # (out, in, kh, kw), (rh, kh, Kh), (rw, kw, Kw) -> (in, rh, rw, out, Kh, Kw)
         kernel = torch.einsum(
             "oiyx,ayY,bxX->iaboYX",
-            weight.detach().double(),
+            weight.double(),
             rows.to(weight.device),
             columns.to(weight.device),
         )

@@ -136,7 +136,7 @@ def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box
         bends = bending(graph, number, Box(lower, upper))
         state.rows += bends.sum(1)
         budget = MEMORY // (torch.finfo(state.arithmetic.dtype).bits // 8 * graph.largest)
-        for part, rows, points, elements in (
+        for part, rows, points, elements, real in (
             _runs(state, bends) if windowed else _groups(state, bends, budget)
         ):
             place = (points[:, None], elements.view(len(points), -1))
@@ -146,16 +146,25 @@ def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box
             # Written so that a NaN changes nothing. A row that only fills a group repeats an
             # element, and writes the same numbers twice.
             where = (up.long(), *place)
-            swept[where] = low
-            ends[where] = torch.where(low > ends[where], low, ends[where])
+            swept[where] = _once(low, real)
+            ends[where] = _once(torch.where(low > ends[where], low, ends[where]), real)
     return tuple(
         Box(low.view_as(box.lower), -negative.view_as(box.upper)) for negative, low in (ends, swept)
     )  # type: ignore[return-value]
 
 
-_Batch = tuple[Relaxed, Tensor, Tensor, Tensor]
+def _once(values: Tensor, real: Tensor | None) -> Tensor:
+    """Return the values without the gradient of those that only repeat another, or each repetition
+    would count in the derivative of what is written.
+    """
+    if real is None or not values.requires_grad:
+        return values
+    return torch.where(real, values, values.detach())
+
+
+_Batch = tuple[Relaxed, Tensor, Tensor, Tensor, Tensor | None]
 """The state the rows run in, their points' places in it, their points' places in the whole (P,),
-and their elements (P,) or (P, S).
+their elements (P,) or (P, S), and which of these are not mere filling; None: all.
 """
 
 _ROWS_OF_WINDOWS = 4096
@@ -176,7 +185,7 @@ def _runs(state: Relaxed, flags: Tensor) -> Iterator[_Batch]:
             point.split(2 * _ROWS_OF_WINDOWS), element.split(2 * _ROWS_OF_WINDOWS), strict=True
         ):
             if len(rows):
-                yield part, rows, rows + begin, elements
+                yield part, rows, rows + begin, elements, None
         begin, done = end, counts[end - 1]
 
 
@@ -200,8 +209,10 @@ def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
         ):
             end += 1
         points = order[begin:end]
-        for share in Columns.of(flags[points], widest).place.split(max(1, budget), 1):
-            yield state, points, points, share
+        columns = Columns.of(flags[points], widest)
+        shares = (t.split(max(1, budget), 1) for t in columns)
+        for place, real in zip(*shares, strict=True):
+            yield state, points, points, place, real
         begin = end
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import reduce
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
@@ -68,17 +68,37 @@ class Freezable(Protocol):
         logits.
         """
 
+    @property
+    def network(self) -> nn.Module:
+        """The same map, sharing the model's parameters."""
+
     def state(self) -> object:
         """Return what changes whenever a weight does."""
 
 
 _captured: weakref.WeakKeyDictionary[Freezable, tuple[object, Graph]] = weakref.WeakKeyDictionary()
+_traced: weakref.WeakKeyDictionary[Freezable, tuple[object, Trace]] = weakref.WeakKeyDictionary()
 
 
-def graph_of(classifier: Freezable, x: Tensor) -> Graph:
+def graph_of(classifier: Freezable, x: Tensor, *, live: bool = False) -> Graph:
     """Return the classifier's graph, captured once for each state of its weights: a certificate
     about older weights would be worth nothing.
+
+    With `live` the graph is made of the model's own parameters, in the dtype and on the device of
+    x, so that bounds are differentiable with respect to them. The model is traced once; each call
+    binds its parameters and buffers as they are now, in evaluation mode. Ask again after each
+    optimiser step, and after each backward pass:
+
+        optimiser.zero_grad()
+        graph = graph_of(classifier, x, live=True)
+        state = relax(graph, region, arithmetic, refine=False)
+        (-margin_bounds(state, rows).amin(1)).clamp(min=-1).mean().backward()
+        optimiser.step()
+
+    Raises as `capture`, and where the model was read from a file, whose numbers are constants.
     """
+    if live:
+        return _bound_to(classifier, x)
     state = (classifier.state(), tuple(x.shape[1:]))
     if classifier not in _captured or _captured[classifier][0] != state:
         _captured[classifier] = (state, capture(classifier, x))
@@ -92,11 +112,21 @@ def capture(classifier: Freezable, x: Tensor) -> Graph:
     `CaptureError` (cannot be copied or exported, mixes points of a batch, or graph and module
     disagree; whatever else goes wrong in here as well). Cost: about a second for a small network.
     """
+    with _as_capture_errors(), classifier.precisely() as network:
+        sample = _sample(x)
+        graph = fused(_graph(network, sample))
+        _compare(graph, network, sample)
+    return graph
+
+
+def _sample(x: Tensor) -> Tensor:
+    return x[:3].double() if len(x) > 2 else torch.cat([x[:1].double()] * 3)
+
+
+@contextmanager
+def _as_capture_errors() -> Iterator[None]:
     try:
-        with classifier.precisely() as network:
-            sample = x[:3].double() if len(x) > 2 else torch.cat([x[:1].double()] * 3)
-            graph = fused(_graph(network, sample))
-            _compare(graph, network, sample)
+        yield
     except (CaptureError, UnsupportedOp):
         raise
     except Exception as error:
@@ -104,7 +134,35 @@ def capture(classifier: Freezable, x: Tensor) -> Graph:
             f"the model cannot be turned into a graph ({typed(error)}); attacks work without a "
             "graph"
         ) from error
-    return graph
+
+
+def _bound_to(classifier: Freezable, x: Tensor) -> Graph:
+    """Return the graph of the model's parameters, traced where that has not been done."""
+    network = classifier.network
+    named = [*network.named_parameters(), *network.named_buffers()]
+    form = (repr(network), tuple(x.shape[1:]), tuple((name, t.shape) for name, t in named))
+    if classifier not in _traced or _traced[classifier][0] != form:
+        _traced[classifier] = (form, _trace(classifier, x))
+    live = {
+        f"network.{name}": t
+        for held in (network.named_parameters, network.named_buffers)
+        for name, t in held(remove_duplicate=False)
+    }
+    return fused(_traced[classifier][1].graph(x[:1], live))
+
+
+def _trace(classifier: Freezable, x: Tensor) -> Trace:
+    """Export the model in float64 and compare its graph, as `capture` does."""
+    with _as_capture_errors(), classifier.precisely() as network:
+        if any(map(_carries, network.modules())):
+            raise CaptureError(
+                "a model that was read from a file has no parameters to train: its numbers are "
+                "constants. Train a module of torch, and measure it from there."
+            )
+        sample = _sample(x)
+        graph, trace = _exported(network, sample)
+        _compare(fused(graph), network, sample)
+        return trace
 
 
 @runtime_checkable
@@ -132,7 +190,7 @@ def _graph(network: nn.Module, sample: Tensor) -> Graph:
             parts.append(_graph(part, sample))
             sample = part(sample).detach()
         return reduce(_then, parts)
-    return _exported(network, sample)
+    return _exported(network, sample)[0]
 
 
 def _carries(network: object) -> TypeGuard[Carrier]:
@@ -142,9 +200,20 @@ def _carries(network: object) -> TypeGuard[Carrier]:
     return isinstance(network, Carrier) and callable(network.graph)
 
 
-def _exported(network: nn.Module, sample: Tensor) -> Graph:
+class Trace(NamedTuple):
+    """A program that could be read, and whether it was exported for a single point."""
+
+    program: torch.export.ExportedProgram
+    single: bool = False
+
+    def graph(self, sample: Tensor, live: Mapping[str, Tensor] | None = None) -> Graph:
+        """Return the graph of the program, its parameters replaced by `live` ones of their name."""
+        return _Translator(self.program, sample, single=self.single, live=live).run()
+
+
+def _exported(network: nn.Module, sample: Tensor) -> tuple[Graph, Trace]:
     """Return the graph exported with a free batch size; where the batch does not stay the first
-    axis, that of a single point instead.
+    axis, that of a single point instead. With the program it was read from.
 
     Most programs are understood as exported; to write one in fewer operations takes four times as
     long as its export, so that is done only to the others. What is captured for one point may mix
@@ -152,20 +221,20 @@ def _exported(network: nn.Module, sample: Tensor) -> Graph:
     stands.
     """
     try:
-        program = exported(network, sample)
+        trace = Trace(exported(network, sample))
         with suppress(CaptureError, UnsupportedOp):
-            return _Translator(program, sample).run()
-        return _Translator(in_fewer(program), sample).run()
+            return trace.graph(sample), trace
+        trace = Trace(in_fewer(trace.program))
+        return trace.graph(sample), trace
     except (CaptureError, UnsupportedOp) as refused:
         try:
-            graph = _Translator(
-                in_fewer(exported(network, sample, single=True)), sample, single=True
-            ).run()
+            trace = Trace(in_fewer(exported(network, sample, single=True)), single=True)
+            graph = trace.graph(sample)
         except (CaptureError, UnsupportedOp):
             raise refused from None
         if not _keeps_points_apart(network, sample):
             raise refused from None
-        return graph
+        return graph, trace
 
 
 def _keeps_points_apart(network: nn.Module, sample: Tensor) -> bool:
@@ -197,9 +266,14 @@ class _Translator:
     """
 
     def __init__(
-        self, program: torch.export.ExportedProgram, sample: Tensor, *, single: bool = False
+        self,
+        program: torch.export.ExportedProgram,
+        sample: Tensor,
+        *,
+        single: bool = False,
+        live: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.program, self.sample, self.single = program, sample, single
+        self.program, self.sample, self.single, self.live = program, sample, single, live
         given = next(
             n
             for n in program.graph.nodes
@@ -248,7 +322,12 @@ class _Translator:
         tensors = {**self.program.state_dict, **self.program.constants}
         for spec in signature.input_specs:
             if spec.target is not None and spec.target in tensors:
-                found[spec.arg.name] = tensors[spec.target].detach()
+                held = tensors[spec.target].detach()
+                if self.live is not None:
+                    held = self.live.get(spec.target, held)
+                    dtype = self.sample.dtype if held.is_floating_point() else held.dtype
+                    held = held.to(self.sample.device, dtype)
+                found[spec.arg.name] = held
         return found
 
     def _translate(self, fx_node: fx.Node) -> Any:

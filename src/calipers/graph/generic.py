@@ -42,12 +42,13 @@ class Generic(Affine):
         """By automatic differentiation; exact, since the operation is linear."""
         if self.diagonal:
             return (a.reshape(len(a), *self.input_shapes[0]),)
+        live = torch.is_grad_enabled()  # then coefficients may depend on parameters
         with torch.enable_grad():
             zeros = [
                 torch.zeros(len(a), *shape, dtype=a.dtype, device=a.device, requires_grad=True)
                 for shape in self.input_shapes
             ]
-            return torch.autograd.grad(self.run(*zeros), zeros, a)
+            return torch.autograd.grad(self.run(*zeros), zeros, a, create_graph=live)
 
     @property
     def label(self) -> str:
