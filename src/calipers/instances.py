@@ -101,14 +101,17 @@ def verify(
             f"outputs, but {Path(network).name} has {math.prod(shape)} and {net.outputs}: do the "
             "files belong together?"
         )
+    together: Sequence[Stage] = ()
     if tools is None:
-        from calipers.presets import VERIFY
+        from calipers.presets import VERIFY, VERIFY_TOGETHER
 
-        tools = VERIFY
+        tools, together = VERIFY, () if proofs else VERIFY_TOGETHER
     if proofs:
         tools = [stage.proving() for stage in tools]
     left = None if timeout is None else timeout - (time.monotonic() - begun)
-    found = decide(Classifier(net), asked.queries, shape, tools, timeout=left, seed=seed)
+    found = decide(
+        Classifier(net), asked.queries, shape, tools, together=together, timeout=left, seed=seed
+    )
     named = {"network": Path(network).name, "property": Path(specification).name}
     kept = tuple(data and about(data, **named, box=str(i)) for i, data in enumerate(found.proofs))
     return dataclasses.replace(

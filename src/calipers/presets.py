@@ -227,6 +227,9 @@ VERIFY = (
 )
 """What decides a property of a network, in order; the complete tools go on until the time is up."""
 
+VERIFY_TOGETHER = (Stage(IBP(), "certifier"), Stage(CROWN(), "certifier"))
+"""What is asked first about the boxes of a property that has many, all of them at once."""
+
 _CLOSER = Closer(
     FMN(steps=60, targets=3, gamma=0.2),
     Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)),

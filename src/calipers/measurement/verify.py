@@ -22,10 +22,11 @@ from calipers.measurement.referee import Ruling
 from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.query import Query, read
+from calipers.problem.query import Query, posed_together, read
 from calipers.problem.tools import Attempt, Claim
 
 _EACH_CASE = 16  # cases up to which each is attacked by itself
+_MANY = 8  # boxes of a property that are worth one evaluation for all of them
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,15 @@ def verify(
     shape: tuple[int, ...],
     stages: Sequence[Stage],
     *,
+    together: Sequence[Stage] = (),
     timeout: float | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Return the verdict on all queries together, about inputs of this shape: one unsafe input in
     any of them is sat.
+
+    Where there are many queries, the certifiers of `together` are asked first about all of their
+    boxes at once, and `stages` about each that is left.
 
     A tool that is still at work after `timeout` seconds is interrupted (in the main thread;
     elsewhere the time is looked at between tools).
@@ -88,7 +93,7 @@ def verify(
     case = _Case(classifier, list(queries), shape, time.monotonic(), timeout, seed)
     try:
         with limited(timeout):
-            return case.decide(stages)
+            return case.decide(stages, together)
     except OutOfTimeError:
         return case.verdict("timeout")
 
@@ -104,8 +109,18 @@ class _Case:
     notes: tuple[str, ...] = ()
     proofs: dict[Query, bytes | None] = field(default_factory=dict)
 
-    def decide(self, stages: Sequence[Stage]) -> Verdict:
-        left = [(query, query.posed(self.classifier, self.shape)) for query in self.queries]
+    def decide(self, stages: Sequence[Stage], together: Sequence[Stage]) -> Verdict:
+        open_, quick = list(self.queries), ""
+        for stage in together:
+            if len(open_) >= _MANY:
+                try:
+                    open_ = self.sifted(stage, open_)
+                except (UnsupportedOp, CaptureError, ToolFailed) as error:
+                    self.notes += (f"{stage.name}: {error}",)
+                quick = quick if open_ else stage.name
+        if quick:
+            return self.verdict("unsat", quick)
+        left = [(query, query.posed(self.classifier, self.shape)) for query in open_]
         last = ""
         for stage in stages if left else ():
             try:
@@ -119,6 +134,33 @@ class _Case:
             if not left:
                 break
         return self.verdict("unknown" if left else "unsat", "" if left else last)
+
+    def sifted(self, stage: Stage, queries: list[Query]) -> list[Query]:
+        """Let a certifier bound all boxes at once; return the queries that it leaves open."""
+        left = []
+        for places, problem in posed_together(queries, self.classifier, self.shape):
+            at = dict(zip(problem.names, places, strict=True))
+            radii = dict(
+                zip(problem.names, problem.threat.radii(len(places)).tolist(), strict=True)
+            )
+
+            def judge(
+                answer: Answer,
+                ruling: Ruling,
+                at: dict[str, int] = at,
+                radii: dict[str, float] = radii,
+            ) -> list[int]:
+                return [
+                    at[fact.point]
+                    for fact in ruling.evidence
+                    if fact.kind == "certificate" and fact.radius >= radii[fact.point]
+                ]
+
+            proved = {
+                place for some in ask(stage, problem, judge, seed=self.seed) for place in some
+            }
+            left += [place for place in places if place not in proved]
+        return [queries[place] for place in sorted(left)]
 
     def turn(
         self, stage: Stage, left: list[tuple[Query, Problem]]

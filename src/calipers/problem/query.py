@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball
+from calipers.problem.boxes import Boxes
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.specification import Specification
@@ -74,20 +76,20 @@ class Query:
         """Return the problem of one point, the middle of the box, in a ball that holds the box
         whole; a single output is the second of two logits.
         """
-        low, high = (
-            torch.tensor(end, dtype=torch.float64).reshape(shape)
-            for end in self.box(classifier.dtype)
-        )
-        inner = [
-            _inward(low, classifier.dtype, torch.inf),
-            _inward(high, classifier.dtype, -torch.inf),
-        ]
-        x = ((low + high) / 2).to(classifier.dtype).clamp(*inner)
+        low, high, x = self.middle(classifier.dtype, shape)
         radius, weights = _reach(low, high, x.double())
         ball = Ball("linf", radius, (low, high), weights=weights)
         return Problem.pose(
             classifier, x[None], torch.zeros(1, dtype=torch.long), ball, self.goal()
         )
+
+    def middle(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the float64 box, and a point of a model of this dtype in its middle."""
+        low, high = (
+            torch.tensor(end, dtype=torch.float64).reshape(shape) for end in self.box(dtype)
+        )
+        inner = [_inward(low, dtype, torch.inf), _inward(high, dtype, -torch.inf)]
+        return low, high, ((low + high) / 2).to(dtype).clamp(*inner)
 
     def box(self, dtype: torch.dtype) -> tuple[list[float], list[float]]:
         """Return the float64 box that holds every input, exact or as a model of this dtype reads
@@ -143,6 +145,32 @@ class Query:
             for v, low, high in zip(values.double().tolist(), self.low, self.high, strict=True)
         ]
         return tuple(t for t in texts if t is not None) if None not in texts else None
+
+
+def posed_together(
+    queries: Sequence[Query], classifier: Classifier, shape: tuple[int, ...]
+) -> list[tuple[list[int], Problem]]:
+    """Return problems that hold the boxes of many queries, a point for each, and the places of
+    these queries: those that weigh the outputs alike, up to constants, make one problem.
+    """
+    groups: dict[tuple[Any, ...], list[tuple[int, Specification]]] = {}
+    for place, query in enumerate(queries):
+        goal = query.goal()
+        alike = (tuple(goal.matrix.flatten().tolist()), tuple(goal.belongs.tolist()))
+        groups.setdefault(alike, []).append((place, goal))
+    found = []
+    for members in groups.values():
+        places, first = [place for place, _ in members], members[0][1]
+        boxes = [queries[place].middle(classifier.dtype, shape) for place in places]
+        low, high, x = (
+            torch.stack(part).to(classifier.device) for part in zip(*boxes, strict=True)
+        )
+        shifts = torch.stack([goal.shifts for _, goal in members])
+        goal = Specification(first.matrix, shifts, first.belongs)
+        labels = torch.zeros(len(x), dtype=torch.long)
+        problem = Problem.pose(classifier, x, labels, Boxes.around(x, low, high), goal)
+        found.append((places, problem))
+    return found
 
 
 def below(q: Fraction) -> float:

@@ -304,6 +304,10 @@ class Region:
         if self.ball.box is None:
             return points
         floor, ceiling = (per_feature(end, points[:0].double()) for end in self.ball.box)
+        return self._clamped(points, floor, ceiling)
+
+    @staticmethod
+    def _clamped(points: Tensor, floor: Tensor, ceiling: Tensor) -> Tensor:
         # A float64 box end may fall between two floats of the data: take the inner one.
         inner_floor, inner_ceiling = floor.to(points.dtype), ceiling.to(points.dtype)
         inner_floor = torch.where(

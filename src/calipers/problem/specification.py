@@ -23,8 +23,8 @@ class Specification:
     each, numbered from 0 without gaps.
 
     Within a case one positive margin is enough to be safe; every case has to be safe. The same for
-    all points, whatever their labels. A constant row (all zeros) is allowed: its margin is its
-    shift.
+    all points, whatever their labels, unless there are `shifts (N, S)` for each. A constant row
+    (all zeros) is allowed: its margin is its shift.
 
     >>> both_negative = Specification(torch.eye(2), torch.zeros(2), torch.tensor([0, 0]))
     >>> logits, labels = torch.tensor([[1.0, -2.0], [-1.0, -2.0]]), torch.tensor([0, 0])
@@ -41,9 +41,9 @@ class Specification:
 
     def __post_init__(self) -> None:
         s = self.matrix.shape[0] if self.matrix.dim() == 2 else 0
-        if not s or self.shifts.shape != (s,) or self.belongs.shape != (s,):
+        if not s or self.shifts.shape[-1:] != (s,) or self.belongs.shape != (s,):
             raise BadInput(
-                "a specification is a matrix (S, K) with S >= 1 shifts and cases, got "
+                "a specification is a matrix (S, K) with S >= 1 shifts (or (N, S)) and cases, got "
                 f"{tuple(self.matrix.shape)}, {tuple(self.shifts.shape)} and "
                 f"{tuple(self.belongs.shape)}"
             )
@@ -66,7 +66,7 @@ class Specification:
         return self.matrix.to(y.device).expand(len(y), -1, -1)
 
     def offsets(self, y: Tensor, classes: int) -> Tensor:
-        """(N, S), the same for every point."""
+        """(N, S), the same for every point unless each has its own."""
         return self.shifts.to(y.device).expand(len(y), -1)
 
     def cases(self, classes: int) -> Tensor:
@@ -102,11 +102,17 @@ class Specification:
         return self.matrix.argmin(1).to(y.device).expand(len(y), -1)
 
     def take(self, index: Tensor) -> Specification:
-        """The same goal."""
-        return self
+        """The same goal, with the shifts of the chosen points where each has its own."""
+        if self.shifts.dim() == 1:
+            return self
+        return Specification(self.matrix, self.shifts[index.to(self.shifts.device)], self.belongs)
 
     def check(self, y: Tensor, classes: int) -> None:
-        """There must be a coefficient for every output."""
+        """There must be a coefficient for every output, and shifts for every point or for all."""
+        if self.shifts.dim() > 1 and len(self.shifts) != len(y):
+            raise BadInput(
+                f"the specification has shifts of {len(self.shifts)} points, not {len(y)}"
+            )
         if self.matrix.shape[1] != classes:
             raise BadInput(
                 f"the specification is about {self.matrix.shape[1]} outputs, but the model has "
