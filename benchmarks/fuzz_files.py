@@ -47,7 +47,7 @@ from calipers.certificates.crown import CROWN
 from calipers.certificates.proof import differs
 from calipers.errors import BadInput, CalipersError
 from calipers.instances import listed
-from calipers.interchange import load_data, load_instances, load_model, load_vnnlib
+from calipers.interchange import load, load_data, load_instances, load_vnnlib
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
@@ -541,7 +541,7 @@ class Programs(Kind):
         return packed_again(draw, data, edit, draw.choice((0.0, 0.0, 0.1)))
 
     def read(self, path: Path) -> str:
-        net = load_model(str(path))
+        net = load(str(path))
         shape = getattr(net.module.program, "shape", ())  # type: ignore[union-attr]
         sizes = [n if isinstance(n, int) and n < 100 else 3 for n in shape]
         net.check(torch.rand(sizes or [3, 4]))

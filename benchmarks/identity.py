@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import calipers
-from calipers.interchange import load_data, load_model
+from calipers.interchange import load, load_data
 from calipers.measurement import run
 from calipers.problem.classifier import Classifier
 from calipers.record import chain
@@ -62,11 +62,11 @@ def main() -> None:
     Classifier.identity = timed(Classifier.identity, "program looked at")  # type: ignore[method-assign]
     x, y = load_data(None, None, 500)
     threat = calipers.Ball("linf", 0.1)
-    calipers.measure(load_model("mnist-robust"), x[:10], y[:10], threat, plan="quick")
+    calipers.measure(load("mnist-robust"), x[:10], y[:10], threat, plan="quick")
     SPENT.clear()
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "run.calipers") as ledger:
         begun = time.process_time()
-        calipers.measure(load_model("mnist-robust"), x, y, threat, plan="quick", record=ledger)
+        calipers.measure(load("mnist-robust"), x, y, threat, plan="quick", record=ledger)
         whole = time.process_time() - begun
         begun = time.process_time()
         ledger.ask(Question("q", "q"), [])  # so that the chain is read again

@@ -25,9 +25,9 @@ from calipers.interchange import (
     archives,
     arrays,
     files,
+    load,
     load_data,
     load_instances,
-    load_model,
     load_vnnlib,
     npy,
     vnnlib,
@@ -214,7 +214,7 @@ def test_a_file_of_labels_is_read_with_the_same_care(labels: str, tmp_path: Path
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
     for name in (str(tmp_path / "pipe.npz"), "/dev/zero"):
-        for read in (load_data, load_model, load_vnnlib, load_instances):
+        for read in (load_data, load, load_vnnlib, load_instances):
             with pytest.raises(BadInput, match="no ordinary file"):
                 read(name)
 
@@ -374,7 +374,7 @@ def test_weights_that_cannot_be_read_are_refused(kind: str, tmp_path: Path) -> N
     else:
         torch.save([1, 2] if kind == "a list" else {"": 3}, path)
     with pytest.raises(BadInput, match=path.name):
-        load_model(str(path), builder=f"{tmp_path}/net.py:build")
+        load(str(path), builder=f"{tmp_path}/net.py:build")
 
 
 # ---- the command line

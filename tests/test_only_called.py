@@ -18,7 +18,8 @@ from calipers.attacks.pgd import PGD
 from calipers.attacks.square import Square
 from calipers.data import build, images
 from calipers.errors import BadInput, BadModel
-from calipers.problem.answers import Answers, from_estimator, from_onnx
+from calipers.interchange.estimators import from_estimator, from_session
+from calipers.problem.answers import Answers
 from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 
@@ -93,7 +94,7 @@ class _Session:
 
 def test_a_session_is_called_in_its_own_precision_and_never_copied() -> None:
     problem = Problem.pose(
-        from_onnx(_Session()), random(4, 3) + 0.2, [0] * 4, Ball("l2", 0.5, box=None)
+        from_session(_Session()), random(4, 3) + 0.2, [0] * 4, Ball("l2", 0.5, box=None)
     )
     assert problem.classifier.logits64(problem.x).dtype == F64
     assert problem.clearance(problem.x).isfinite().all()

@@ -20,7 +20,7 @@ from calipers.graph.capture import capture, graph_of
 from calipers.graph.onnx_net import OnnxNet
 from calipers.graph.onnx_ops import OPS
 from calipers.graph.tape import Tape
-from calipers.interchange import load_model, load_onnx
+from calipers.interchange import load, load_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -370,7 +370,7 @@ def test_standardised_inputs_and_single_outputs_are_captured_too(tmp_path: Path)
     proto = model([helper.make_node("Gemm", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["r"]), helper.make_node("Gemm", ["r", "v"], ["y"])],
                   ("n", 4), {"w": W, "v": random(6, 1)})  # fmt: skip
     (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
-    classifier = load_model(str(tmp_path / "net.onnx"), mean=[0.5], std=[2.0])
+    classifier = load(str(tmp_path / "net.onnx"), mean=[0.5], std=[2.0])
     x = torch.rand(3, 4)
     assert classifier.check(x).shape == (3, 2)
     assert torch.allclose(
@@ -498,7 +498,7 @@ def test_without_onnx_the_message_says_how_to_get_it(
     (tmp_path / "net.onnx").write_bytes(CNN.SerializeToString())
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(BadInput, match=r"pip install 'calipers\[onnx\]'"):
-        load_model(str(tmp_path / "net.onnx"))
+        load(str(tmp_path / "net.onnx"))
 
 
 def test_a_packed_file_is_the_same_network(tmp_path: Path) -> None:

@@ -485,7 +485,7 @@ def test_the_older_format_is_refused_by_name(tmp_path: Path) -> None:
         for name in ("version", "serialized_exported_program.json", "serialized_state_dict.pt"):
             out.writestr(name, b"8.2")
     with pytest.raises(BadInput, match="torch's older format, whose weights are pickles"):
-        models.load_model(str(tmp_path / "net.pt2"))
+        models.load(str(tmp_path / "net.pt2"))
 
 
 def test_an_archive_that_would_unpack_to_far_more_is_refused(

@@ -66,10 +66,10 @@ if TYPE_CHECKING:
     from calipers.geometry.regions import Regions, activation_pattern, regions_of
     from calipers.geometry.slices import plane_slices
     from calipers.instances import verify
-    from calipers.interchange import load_data, load_instances, load_model, load_onnx, load_vnnlib
+    from calipers.interchange import load, load_data, load_instances, load_vnnlib
     from calipers.measurement.plan import Plan, Stage
     from calipers.portraits import Portrait, portrait
-    from calipers.problem.answers import Answers, from_estimator, from_onnx
+    from calipers.problem.answers import Answers
     from calipers.problem.ball import Ball
     from calipers.problem.classifier import Classifier
     from calipers.problem.distortion import mse, psnr, radius_of_equal_energy
@@ -112,7 +112,7 @@ _HOME = {
     "certificates.enumerate": "Enumeration",
     "certificates.milp": "MILP",
     "certificates.guide": "Minimisers",
-    "problem.answers": "Answers from_estimator from_onnx",
+    "problem.answers": "Answers",
     "problem.substitutions": "Substitutions",
     "api": "Attacked Certified Result attack certify curve distance measure",
     "checking": "Checked check",
@@ -133,7 +133,7 @@ _HOME = {
     "geometry.slices": "plane_slices",
     "portraits": "Portrait portrait",
     "instances": "verify",
-    "interchange": "load_data load_instances load_model load_onnx load_vnnlib",
+    "interchange": "load load_data load_instances load_vnnlib",
     "measurement.plan": "Plan Stage",
     "problem.ball": "Ball",
     "problem.classifier": "Classifier",
@@ -147,6 +147,14 @@ _HOME = {
     "record.evidence": "Evidence",
     "record.ledger": "Ledger",
 }
+_NOW = {
+    "from_estimator": "load",
+    "from_onnx": "load",
+    "load_model": "load",
+    "load_onnx": "load",
+}
+"""What was called otherwise before: old name, new name."""
+
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
@@ -154,8 +162,7 @@ __all__ = [
     "measure",
     "APGD", "Boundary", "CarliniWagner", "DDN", "DeepFool", "BPDA", "EOT", "Through", "FAB",
     "FMN", "Guided", "HopSkipJump", "RaySearch", "Differences",
-    "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers", "from_estimator",
-    "from_onnx",
+    "Replace", "SigmaZero", "SPSA", "Square", "Minimisers", "Answers",
     "Substitutions",
     "Nearest", "Closer", "Steepest", "PGD", "Momentum", "Descent", "Insist", "Transfer",
     "distilled", "CROWN",
@@ -167,7 +174,7 @@ __all__ = [
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError",
     "ToolFailed",
     "UnsupportedOp",
-    "verify", "load_data", "load_instances", "load_model", "load_onnx", "load_vnnlib", "Plan",
+    "verify", "load", "load_data", "load_instances", "load_vnnlib", "Plan",
     "Stage",
     "Problem", "Ball", "Classifier", "Targeted", "Untargeted", "Specification",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",
@@ -176,6 +183,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _NOW:
+        raise AttributeError(f"calipers.{name} is called calipers.{_NOW[name]} now")
     if name not in _MODULE:
         raise AttributeError(f"module 'calipers' has no attribute {name!r}")
     return getattr(importlib.import_module(f"calipers.{_MODULE[name]}"), name)

@@ -17,7 +17,7 @@ from calipers.certificates.proof import as_arrays, differs
 from calipers.errors import BadInput, CaptureError, UnsupportedOp
 from calipers.graph.capture import graph_of
 from calipers.graph.described import described
-from calipers.interchange import load_instances, load_model, load_onnx, load_vnnlib
+from calipers.interchange import load, load_instances, load_onnx, load_vnnlib
 from calipers.interchange.files import content, existing
 from calipers.interchange.onnx_files import is_onnx
 from calipers.measurement.plan import Stage
@@ -128,7 +128,7 @@ def proved_again(
     source: str | Path,
     model: str | None = None,
     specification: str | Path | None = None,
-    load: Callable[[str], Classifier] = load_model,
+    load: Callable[[str], Classifier] = load,
 ) -> tuple[bool, str]:
     """Return whether a proof file proves its claim, and what is to be said of it.
 

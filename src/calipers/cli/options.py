@@ -119,7 +119,7 @@ class Options:
     def classifiers(self) -> list[tuple[str, Classifier]]:
         """Return the named models; without a name both embedded ones."""
         from calipers.data import NAMES
-        from calipers.interchange import load_model
+        from calipers.interchange import load
 
         if not self.model and self.data is not None:
             raise BadInput(
@@ -131,7 +131,7 @@ class Options:
             for text in (self.mean, self.std)
         )
         return [
-            (name, _loaded(load_model, name, builder=self.builder, mean=mean, std=std))
+            (name, _loaded(load, name, builder=self.builder, mean=mean, std=std))
             for name in dict.fromkeys(self.model or NAMES)
         ]
 

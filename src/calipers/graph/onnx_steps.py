@@ -76,7 +76,7 @@ class Step:
             raise self.refuse(
                 f"the attribute {name} = {value!r} of {self.kind} is not read (only "
                 f"{self.defaults.get(name, 'leaving it out')!r} is). Export the network without "
-                "it; calipers.from_onnx runs attacks that only ask for answers."
+                "it; attacks that only ask run on calipers.load(onnxruntime session)."
             )
 
     def refuse(self, why: str) -> UnsupportedOp:

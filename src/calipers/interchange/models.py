@@ -1,56 +1,153 @@
-"""How do models come in from files? Python files, exported programs, state dicts, ONNX."""
+"""Models from wherever they are: files, modules, builders, estimators, sessions, functions."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
-import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from calipers import data
 from calipers.errors import BadInput, BadModel
-from calipers.interchange.archives import Archive
+from calipers.interchange.checkpoints import SUFFIXES, check_weights, with_weights
+from calipers.interchange.estimators import from_estimator, from_session, is_estimator, is_session
 from calipers.interchange.files import existing
 from calipers.interchange.onnx_files import is_onnx, load_onnx
 from calipers.interchange.pt2 import load_exported
+from calipers.problem.answers import Answers, Kind
 from calipers.problem.classifier import Classifier
 
+_Statistics = float | Sequence[float] | Tensor
 
-def load_model(
-    source: str,
+
+def load(
+    source: Any,
     *,
-    builder: str | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    builder: str | Callable[[], nn.Module] | None = None,
+    mean: _Statistics | None = None,
+    std: _Statistics | None = None,
+    output: str | int | None = None,
+    kind: Kind | None = None,
+    classes: int | None = None,
+    name: str | None = None,
 ) -> Classifier:
-    """Return the classifier that `source` names, in evaluation mode as its author left it.
+    """Return the classifier that `source` is, or that a file of this name holds.
 
-    `file.py:function` (called without arguments, returns a module or a Classifier), `net.onnx` (or
-    `.onnx.gz`), `model.pt2` (from torch.export.save), `weights.pt`, `.pth` or `.safetensors` (a
-    state dict, with `builder` naming the `file.py:function` that makes the module), or the name of
-    an embedded network. Only `file.py` executes code; pickled objects are refused.
+    Files are `file.py:function` (called without arguments), `net.onnx` (or `.onnx.gz`), `net.pt2`
+    (from `torch.export.save`), weights (`.pt`, `.pth`, `.ckpt`, `.safetensors`, with the `builder`
+    that makes their module) and the embedded networks. Only `file.py` executes code; whole pickled
+    models are refused. In Python a source may also be a module, a function that builds one, a
+    fitted scikit-learn classifier, an onnxruntime session, or any function of arrays whose `kind`
+    is named: these three are only asked, so attacks without gradients apply. Modules that are built
+    here are put into evaluation mode.
+
+    Parameters
+    ----------
+    source : str, Path, nn.Module, estimator, session or function
+        The model, or where it is.
+    builder : str or function
+        Makes the module that weights belong to: `file.py:function`, or the function itself.
+    mean, std : float or sequence
+        What the model was trained with, one number or one a channel, if its inputs were
+        standardised; points, box and radius are then in native units.
+    output : str or int
+        The name or number of the logits, where the model returns several things.
+    kind : "scores", "probabilities" or "labels"
+        What a function, an estimator or a session answers.
+    classes : int
+        How many classes a function of labels tells apart.
+    name : str
+        Stands for a function in records, which cannot see its weights.
+
+    Raises
+    ------
+    BadInput, BadModel
+        Where nothing can be read, or what is read is no model; the message says what to do.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> load(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))).dtype
+    torch.float32
     """
-    made = _load(source, builder)
+    if isinstance(source, str | Path):
+        made = _from_file(str(source), builder)
+    elif builder is not None:
+        raise BadInput("a builder makes the module for a file of weights: leave it out here")
+    else:
+        made = source() if kind is None and _is_builder(source) else source
     if isinstance(made, Classifier):
-        if mean is not None or std is not None:
+        if any(value is not None for value in (mean, std, output, kind)):
             raise BadInput(
-                f"{source} returns a Classifier, which holds its own mean and std: leave --mean "
-                "and --std out"
+                f"{source if isinstance(source, str) else 'this'} returns a Classifier, which "
+                "holds its own mean, std and output: leave them out"
             )
         return made
-    if not isinstance(made, nn.Module):
+    module = _module(made, kind, classes, name)
+    training = isinstance(made, nn.Module) and module.training and made is not source
+    classifier = Classifier(module.eval() if training else module, mean, std, output=output)
+    classifier.origin = "it was built in training mode, and put into evaluation mode" * training
+    return classifier
+
+
+def _module(made: Any, kind: Kind | None, classes: int | None, name: str | None) -> nn.Module:
+    """Return what can be asked, as a module."""
+    if isinstance(made, nn.Module):
+        if kind is not None:
+            raise BadInput("kind says what a function answers, and this is a torch.nn.Module")
+        return made
+    if isinstance(made, type):
         raise BadModel(
-            f"{source} gave {type(made).__name__}, not a torch.nn.Module. Let the function return "
-            "the module itself."
+            f"{made.__name__} is a class; give a model made of it: {made.__name__}(...).eval()"
         )
-    return Classifier(made, mean, std)
+    if is_session(made):
+        return from_session(made, kind or "scores", classes=classes, name=name)
+    if is_estimator(made):
+        return from_estimator(made, kind)
+    if not callable(made):
+        raise BadModel(
+            f"{type(made).__name__} is no model. Give a torch.nn.Module, a fitted estimator, a "
+            "function with its kind, or the name of a file: calipers.load('net.onnx')."
+        )
+    if kind is not None:
+        return Answers(made, kind, classes=classes, name=name or "function")
+    raise BadModel(
+        f"the function {_called(made)} takes arguments, so it builds no model. If it answers "
+        "arrays of points, say with what: calipers.load(function, kind='scores'), 'probabilities' "
+        "or 'labels'. If it is made of torch, wrap it in a module whose forward calls it, which "
+        "keeps its gradients."
+    )
 
 
-def _load(source: str, builder: str | None) -> Any:
+def _is_builder(value: Any) -> bool:
+    """Is this a function that can be called without arguments, and nothing that answers?"""
+    if isinstance(value, nn.Module | Classifier | type) or not callable(value):
+        return False
+    if is_estimator(value) or is_session(value):
+        return False
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):  # of a function that is not written in Python
+        return False
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(p.default is not p.empty or p.kind in optional for p in parameters)
+
+
+def _called(function: object) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _from_file(source: str, builder: str | Callable[[], Any] | None) -> Any:
+    """Return what a file holds: a module, a Classifier, or whatever its function returns."""
+    if builder is not None and not source.endswith(SUFFIXES):
+        raise BadInput(
+            f"a builder makes the module for weights ({', '.join(SUFFIXES)}), and {source} is none "
+            "of these: leave --builder out"
+        )
     if source in data.NAMES:
         return data.build(source)
     if ".py:" in source:
@@ -60,16 +157,18 @@ def _load(source: str, builder: str | None) -> Any:
         return load_onnx(path)
     if path.suffix == ".pt2":
         return load_exported(path)
-    if path.suffix in (".pt", ".pth", ".safetensors"):
+    if path.suffix in SUFFIXES:
         if builder is None:
+            check_weights(path)
             raise BadInput(
                 f"{source} holds weights only: name the code that builds the module, --builder "
                 "file.py:function"
             )
-        return _with_weights(_call(builder), path)
+        made = builder() if callable(builder) else _call(builder)
+        return with_weights(made, path)
     raise BadInput(
         f"{source} is no model that can be read. Give file.py:function, an .onnx, a .pt2, weights "
-        f"(.pt, .pth, .safetensors) with --builder, or one of {', '.join(data.NAMES)}."
+        f"({', '.join(SUFFIXES)}) with --builder, or one of {', '.join(data.NAMES)}."
     )
 
 
@@ -98,32 +197,3 @@ def _call(source: str) -> Any:
             f"{file} defines no function {name!r}; it defines {', '.join(found) or 'none'}"
         )
     return getattr(module, name)()
-
-
-def _with_weights(module: Any, path: Path) -> nn.Module:
-    if not isinstance(module, nn.Module):
-        raise BadModel(f"the builder gave {type(module).__name__}, not a torch.nn.Module")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            if zipfile.is_zipfile(path):
-                Archive(path).close()  # whose sizes are looked at before torch unpacks it
-            state = torch.load(path, weights_only=True, map_location="cpu")
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(
-            f"{path} cannot be read as plain weights ({type(error).__name__}). Save them with "
-            "torch.save(module.state_dict(), path) or safetensors."
-        ) from error
-    try:
-        module.load_state_dict(state.get("state_dict", state) if isinstance(state, dict) else state)
-    except (RuntimeError, AttributeError, TypeError, KeyError, ValueError, IndexError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[-1].strip()
-        raise BadInput(
-            f"the weights in {path} do not fit the module that the builder makes: {why}"
-        ) from error
-    return module

@@ -4,8 +4,6 @@ as a module without gradients.
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from calipers.errors import BadInput, BadModel
 
 Kind = Literal["scores", "probabilities", "labels"]
-_FLOATS = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}
 
 
 class Answers(nn.Module):
@@ -117,80 +114,3 @@ class Answers(nn.Module):
         )
         made.labels = self.labels
         return made
-
-
-def from_estimator(
-    estimator: Any, kind: Kind | None = None, *, dtype: torch.dtype = torch.float64
-) -> Answers:
-    """Return a fitted scikit-learn classifier as a module; its columns are in the order of
-    `estimator.classes_`.
-
-    Labels of points are given as the estimator's own: whatever `classes_` holds, numbers or
-    strings. Targets and reports speak of their places, 0, 1, 2, ... Asks `decision_function` where
-    there is one, else `predict_proba`, else `predict`; `kind` chooses. Points may have any shape:
-    the estimator sees rows.
-    """
-    known = getattr(estimator, "classes_", None)
-    if known is None:
-        raise BadInput(f"{type(estimator).__name__} has no classes_: give a fitted classifier")
-    methods: dict[Kind, str] = {
-        "scores": "decision_function",
-        "probabilities": "predict_proba",
-        "labels": "predict",
-    }
-    have = [k for k, method in methods.items() if hasattr(estimator, method)]
-    if not have or (kind is not None and kind not in have):
-        raise BadInput(
-            f"{type(estimator).__name__} offers {', '.join(have) or 'no answers'}, not {kind}"
-        )
-    chosen = kind or have[0]
-    ask = getattr(estimator, methods[chosen])
-    classes = np.asarray(known)
-    function = (lambda rows: np.searchsorted(classes, ask(rows))) if chosen == "labels" else ask
-    made = Answers(
-        function,
-        chosen,
-        classes=len(classes),
-        flat=True,
-        name=f"{type(estimator).__name__} {_digest(estimator)}",
-        dtype=dtype,
-    )
-    made.labels = None if classes.tolist() == list(range(len(classes))) else classes
-    return made
-
-
-def from_onnx(
-    session: Any, kind: Kind = "scores", *, classes: int | None = None, name: str | None = None
-) -> Answers:
-    """Return an onnxruntime `InferenceSession` of one input as a module; its first output is the
-    answer.
-
-    `name` stands for the session in records; without it the inputs' and outputs' names do.
-    """
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or inputs[0].type not in _FLOATS:
-        raise BadInput(
-            "the session must take one input of float or double, got "
-            f"{[(i.name, i.type) for i in inputs]}"
-        )
-    dtype = _FLOATS[inputs[0].type]
-    kind_of_number = np.float32 if dtype == torch.float32 else np.float64
-
-    def ask(x: np.ndarray[Any, Any]) -> Any:
-        return session.run([outputs[0].name], {inputs[0].name: x.astype(kind_of_number)})[0]
-
-    return Answers(
-        ask,
-        kind,
-        classes=classes,
-        name=name or f"onnx {inputs[0].name} -> {outputs[0].name}",
-        dtype=dtype,
-    )
-
-
-def _digest(value: object) -> str:
-    """Return a name of an object's state, where it has one."""
-    try:
-        return hashlib.blake2b(pickle.dumps(value), digest_size=8).hexdigest()
-    except Exception:
-        return "without a digest"
