@@ -178,19 +178,6 @@ def test_nothing_to_measure_is_refused(shape: tuple[int, ...]) -> None:
         )
 
 
-def test_a_sigmoid_in_place_of_a_single_logit_is_refused_where_it_can_be_told() -> None:
-    model = nn.Sequential(linear(6, 1), nn.Sigmoid())
-    with pytest.raises(BadModel, match=r"looks like a probability.*Remove the last sigmoid"):
-        Problem.pose(model, uniform(20, 6), torch.zeros(20, dtype=torch.long), Ball("linf", 0.1))
-    with pytest.raises(BadModel, match="outputs are probabilities"):
-        Problem.pose(
-            nn.Sequential(linear(6, 3), nn.Softmax(1)),
-            uniform(20, 6),
-            torch.zeros(20, dtype=torch.long),
-            Ball("linf", 0.1),
-        )
-
-
 # ---- points
 # --------------------------------------------------------------------------------------------------
 

@@ -162,7 +162,7 @@ class Through:
             own.std,
             own.draws,
         )
-        replaced._tail = own._tail
+        replaced.read_like(own)
         replaced.counter = own.counter
         yield from self.attack(_with(problem, replaced, problem.goal), seed=seed)
 

@@ -51,11 +51,17 @@ def uncompiled() -> Iterator[None]:
 
 
 def undressed(module: nn.Module) -> nn.Module:
-    """Return the module that was handed to `torch.compile`, or the module itself."""
+    """Return the module that was handed to `torch.compile` or `DataParallel`, or the module
+    itself.
+    """
     inner = module
-    while isinstance(original := getattr(inner, "_orig_mod", None), nn.Module):
-        inner = original
-    return inner
+    while True:
+        if isinstance(original := getattr(inner, "_orig_mod", None), nn.Module):
+            inner = original
+        elif isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        else:
+            return inner
 
 
 class Fresh(nn.Module):
@@ -97,3 +103,17 @@ class InHalf(nn.Module):
             if isinstance(z, Tensor) and z.is_floating_point()
             else z
         )
+
+
+def cure(module: nn.Module) -> str:
+    """Return what may help a model that fails on the points it was given."""
+    if any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()):
+        return (
+            "It looks token ids up in an embedding, and no ball surrounds a word. Measure it on "
+            "embedded points, in a module whose forward takes embeddings (for transformers: "
+            "model(inputs_embeds=x)); or on one-hot letters, x @ embedding.weight, with "
+            "calipers.Substitutions."
+        )
+    return (
+        "Check the shape (images are N, C, H, W) and that the model takes a single batch of inputs."
+    )

@@ -7,60 +7,44 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadModel, first_line, typed
-from calipers.problem.calls import HALVES, Fresh, InHalf, uncompiled, undressed, with_gradients
+from calipers.problem.adapters import (
+    Chosen,
+    LastCalls,
+    LogProbabilities,
+    Standardise,
+    TwoLogits,
+    check_outputs,
+    choice,
+    picked,
+    without_last,
+)
+from calipers.problem.answers import Answers
+from calipers.problem.calls import (
+    HALVES,
+    Fresh,
+    InHalf,
+    cure,
+    uncompiled,
+    undressed,
+    with_gradients,
+)
 from calipers.problem.chance import ballot, differ, drawn, seeded
-from calipers.problem.company import in_company, is_probability
+from calipers.problem.company import are_probabilities, in_company, is_probability
 from calipers.problem.identity import Identity, identify
 from calipers.problem.innards import copied, loose, made_in
 from calipers.problem.search_copy import search_copy
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-_PROBABILITY_TOLERANCE, _HALF_TOLERANCE = 1e-5, 2e-3
-_ENOUGH = 8  # rows that do not all sum to about 1 by chance
 # of one call: all points at once would not fit, and of large ones not so many
 _ROWS, _BYTES = 256, 2**26
 # points in a batch that no cache of a model has met, where a point has at most so many features
 _UNUSUAL, _SMALL = 13, 20_000
-
-
-class Standardise(nn.Module):
-    """(x - mean) / std per channel, as the first layer of the model: radii then stay in native
-    units everywhere.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, ...) or (N, d); the statistics have one entry, or one a channel
-        (feature).
-        """
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return (x - self.mean.view(shape)) / self.std.view(shape)
-
-
-class TwoLogits(nn.Module):
-    """A single logit z as the logits (0, z) of two classes: class 1 wins iff z > 0."""
-
-    weight: Tensor
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.tensor([[0.0], [1.0]], dtype=dtype, device=device))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """(N,) or (N, 1) -> (N, 2)."""
-        return nn.functional.linear(z.reshape(-1, 1), self.weight)
 
 
 @dataclass
@@ -77,7 +61,9 @@ class Classifier:
     `module` maps (N, *D) to logits (N, K), or to a single logit (N,) or (N, 1), which becomes two
     classes. If the model was trained on standardised inputs give `mean` and `std` (one number or
     one a channel), and pass data, box and radius in native units. Device and dtype are those of the
-    parameters.
+    parameters. Where it returns several things, `output` names the logits (a name or a number);
+    without it what is called `logits`, or the only tensor, is taken. A softmax or sigmoid at its
+    end is undone, as `notes` and the result say.
 
     A model that draws random numbers is refused unless `draws` > 0 declares it: points are then
     judged by the median margin of that many fresh draws (see chance.py), and nothing is certified.
@@ -92,12 +78,13 @@ class Classifier:
         mean: float | Sequence[float] | Tensor | None = None,
         std: float | Sequence[float] | Tensor | None = None,
         draws: int = 0,
+        output: str | int | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise BadModel(
-                f"a Classifier wraps a torch.nn.Module, got {type(module).__name__}. Read a file "
-                "with calipers.load_model(...), and wrap a function in calipers.Answers, or in a "
-                "module whose forward calls it."
+                f"a Classifier wraps a torch.nn.Module, got {type(module).__name__}. Anything else "
+                "that answers is read by calipers.load: the name of a file, a fitted estimator, a "
+                "function with its kind."
             )
         if (mean is None) != (std is None):
             raise BadModel(
@@ -108,7 +95,7 @@ class Classifier:
                 "draws is the number of draws that judge a random model (usually 100), or 0 for a "
                 f"model without chance, got {draws}"
             )
-        self.module, self.draws = _usable(undressed(module)), draws
+        self.module, self.draws, self.output = _usable(undressed(module)), draws, output
         self._loose, plain = loose(self.module)
         self.counter = Counter()
         anchor = next(
@@ -127,9 +114,14 @@ class Classifier:
         self._head: list[nn.Module] = (
             [] if self.mean is None or self.std is None else [Standardise(self.mean, self.std)]
         )
-        self._body: nn.Module = InHalf(self.module) if half else self.module
+        self._base: nn.Module = InHalf(self.module) if half else self.module
         self._tail: list[nn.Module] = []
         self._double: tuple[object, nn.Module | None, str] | None = None
+        self._read(None, False)
+        self._notes: dict[str, str] = {}
+        self.origin = ""  # what was done to the model before it came here
+        self._shape: tuple[int, ...] | None = None
+        self._classes: int | None = None
         self._makes = False  # does forward make tensors whose type has to follow?
         self.no_gradient, self._fails_with_gradients = "", False
         self._identity: tuple[object, Identity] | None = None
@@ -153,7 +145,7 @@ class Classifier:
         """Does the model compute in half precision? It is searched through a copy in single
         precision, whose answers are hints.
         """
-        return isinstance(self._body, InHalf)
+        return isinstance(self._base, InHalf)
 
     @property
     def no_float64(self) -> str:
@@ -178,43 +170,117 @@ class Classifier:
         self._check_mode()
         few = x[:2]
         self._identity, self._few = None, few.detach().clone()
-        try:
-            z = self.logits(few)
-        except Exception as error:
-            raise BadModel(
-                f"the model could not be called on inputs of shape {tuple(x.shape[1:])} and dtype "
-                f"{x.dtype}: {error}. Check the shape (images are N, C, H, W) and that the model "
-                "takes a single batch of inputs."
-            ) from error
-        _check_outputs(z, len(few))
+        z = self._first_answer(few, x, classifies)
+        check_outputs(z, len(few))
         if not self.draws:
             self._check_chance(few, z)
-        single = not self._tail and (z.dim() == 1 or z.shape[1] == 1)
+        single = z.dim() == 1 or z.shape[1] == 1
         if single:
             self._tail = [TwoLogits(self.dtype, self.device)]
-            self._double = None
         self._look_for_gradients(few)
         if not self.draws:
             self._check_company(x)
         logits = self.logits(x)
-        if (
-            single
-            and classifies
-            and is_probability(x, logits[:, 1], lambda p: self.logits(p)[:, 1])
-        ):
-            self._tail = []
-            raise BadModel(
-                f"the model's single output lies in [0, 1] at all {len(x)} points, and at others "
-                "far away: it looks like a probability, but a logit is needed (class 1 wins where "
-                "it is above 0). Remove the last sigmoid."
-            )
-        if classifies and _are_probabilities(logits):
-            raise BadModel(
-                "the model's outputs are probabilities (rows in [0, 1] that sum to 1), but margins "
-                "need logits: softmax flattens gradients and hides distances. Remove the last "
-                "softmax, or return its input; of an average of probabilities return the logarithm."
-            )
+        if classifies:
+            logits = self._undo_probabilities(x, logits, single)
+        self._shape, self._classes = tuple(x.shape[1:]), logits.shape[1]
         return logits
+
+    @property
+    def labels(self) -> Any:
+        """What the model calls its classes, in the order of its outputs; None: 0, 1, 2, ..."""
+        if isinstance(self.module, Answers):
+            return self.module.labels
+        return getattr(self.module, "classes_", None)
+
+    def _first_answer(self, few: Tensor, x: Tensor, classifies: bool) -> Tensor:
+        """Run the model on a few points, settle which of its outputs are logits and whether a last
+        softmax or sigmoid is left out, and return the logits.
+        """
+        self._read(None, False)
+        self._tail, self._notes = [], {}
+        self.counter.forwards += len(few)
+        try:
+            with self.frozen(), torch.no_grad(), LastCalls() as seen:
+                answer: object = self.network(few)
+        except Exception as error:
+            raise BadModel(
+                f"the model could not be called on inputs of shape {tuple(x.shape[1:])} and dtype "
+                f"{x.dtype}: {error}. {cure(self.module)}"
+            ) from error
+        output = choice(answer, self.output)
+        if output is not None and output != self.output:
+            self._notes["output"] = f"its output {output!r} is taken for the logits"
+        z = answer if output is None else picked(answer, output)
+        last = seen.before(z)
+        # a model that knows its own graph keeps it: what it returns is read as probabilities
+        left_out = (
+            last if classifies and not callable(getattr(self.module, "graph", None)) else None
+        )
+        self._read(output, left_out is not None)
+        if left_out is None:
+            assert isinstance(z, Tensor)
+            return z
+        self._notes["last"] = (
+            f"the {left_out[0]} at its end is left out: what goes into it is the logits"
+        )
+        logits: Tensor = left_out[1]
+        return logits
+
+    def _read(self, output: str | int | None, without: bool) -> None:
+        """Take this output for the logits, or, `without` the softmax at its end, what goes into
+        that.
+        """
+        self._chosen, self._without, self._double = output, without, None
+        self._body = self._base if output is None else Chosen(self._base, output)
+        self._body = without_last(self._body) if without else self._body
+
+    def read_like(self, other: Classifier) -> None:
+        """Read the outputs as another classifier of such outputs does, without asking the model."""
+        self._read(other._chosen, other._without)
+        self._tail = other._tail
+
+    def _undo_probabilities(self, x: Tensor, logits: Tensor, single: bool) -> Tensor:
+        """Return the logits, made of the logarithm where the model's outputs are probabilities."""
+        if single:
+            if not is_probability(x, logits[:, 1], lambda p: self.logits(p)[:, 1]):
+                return logits
+        elif not are_probabilities(logits):
+            return logits
+        self._tail, self._double = [LogProbabilities()], None
+        self._notes["last"] = (
+            "its single output lies in [0, 1] at all points, also far away: it is read as the "
+            "probability of class 1, which wins above 1/2, through its logarithm"
+            if single
+            else "its outputs are probabilities: their logarithms are taken for the logits (better "
+            "let it return what goes into its softmax, where float32 still tells small ones apart)"
+        )
+        return self.logits(x)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the model and to its answers so that they are logits, as sentences about
+        it, once it was asked.
+        """
+        return (*([self.origin] if self.origin else []), *self._notes.values())
+
+    def __repr__(self) -> str:
+        """What is understood of the model."""
+        shape = "not asked yet" if self._shape is None else f"input {self._shape}"
+        said = [
+            type(self.module).__name__,
+            shape,
+            *([] if self._classes is None else [f"{self._classes} classes"]),
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}",
+            *([] if self.mean is None else [f"mean {_short(self.mean)}"]),
+            *([] if self.std is None else [f"std {_short(self.std)}"]),
+            *([] if self.output is None else [f"output {self.output!r}"]),
+            *(["computes in half precision"] if self.in_half else []),
+            *([f"judged by {self.draws} random draws"] if self.draws else []),
+            *([f"no gradients: {self.no_gradient}"] if self.no_gradient else []),
+            *self.notes,
+        ]
+        return f"Classifier({'; '.join(said)})"
 
     def _look_for_gradients(self, x: Tensor) -> None:
         """Note in `no_gradient` why the logits have no gradient by the inputs, or nothing; a model
@@ -377,11 +443,12 @@ class Classifier:
         with self.frozen():
             return ballot(self.network, x, self.draws)
 
-    def state(self) -> tuple[tuple[int, int], ...]:
-        """Return what changes whenever a weight or buffer is replaced or written to; copies made of
-        the model are only good for the state they were made in.
+    def state(self) -> tuple[object, ...]:
+        """Return what changes whenever a weight or buffer is replaced or written to, or the outputs
+        are read otherwise; copies made of the model are only good for the state they were made in.
         """
-        return tuple((id(t), t._version) for t in self._tensors())
+        parts = (type(self._body).__name__, *(type(part).__name__ for part in self._tail))
+        return (*parts, *((id(t), t._version) for t in self._tensors()))
 
     def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
         """Return the bare map from inputs to logits for use inside `frozen()`, as a copy that gives
@@ -410,7 +477,12 @@ class Classifier:
         """
         state = self.state()
         if self._identity is None or self._identity[0] != state:
-            extra = {"mean": self.mean, "std": self.std, "draws": self.draws or None}
+            extra = {
+                "mean": self.mean,
+                "std": self.std,
+                "draws": self.draws or None,
+                "output": self.output,
+            }
             self._identity = (
                 state,
                 identify(self.module, extra, None if self._few is None else self._call),
@@ -445,6 +517,12 @@ def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
     return z
 
 
+def _short(statistics: Tensor) -> str:
+    return ", ".join(f"{v:.4g}" for v in statistics[:4].tolist()) + (
+        ", ..." if len(statistics) > 4 else ""
+    )
+
+
 def _usable(module: nn.Module) -> nn.Module:
     """Return the module, or a copy of one whose weights were made in inference mode: such weights
     take no part in gradients.
@@ -458,36 +536,3 @@ def _usable(module: nn.Module) -> nn.Module:
             "the model's weights were made in torch.inference_mode(), where nothing has "
             f"gradients, and it cannot be copied ({first_line(error)}). Build or load it outside."
         ) from error
-
-
-def _check_outputs(z: object, n: int) -> None:
-    if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != n:
-        got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        cure = (
-            ""
-            if isinstance(z, Tensor)
-            else ". Wrap it in a module whose forward picks the logits out: model(x).logits, "
-            "model(x)[0] or model(x)['logits']"
-        )
-        raise BadModel(
-            f"the model must return logits of shape (N, K); for {n} inputs it returned {got}{cure}"
-        )
-    if not z.is_floating_point():
-        raise BadModel(
-            f"the model returns {z.dtype}, but logits are floating point numbers. A model that "
-            "answers with labels goes through calipers.Answers(function, kind='labels', "
-            "classes=K); then attacks without gradients apply."
-        )
-
-
-def _are_probabilities(z: Tensor) -> bool:
-    """Do all rows look like a softmax's output? A row of exactly equal logits (1/K each) alone is
-    no sign of it; many rows may be rounded to half precision.
-    """
-    tolerance = _PROBABILITY_TOLERANCE if len(z) < _ENOUGH else _HALF_TOLERANCE
-    inside = bool((z.min() >= -_PROBABILITY_TOLERANCE) and (z.max() <= 1 + _PROBABILITY_TOLERANCE))
-    return (
-        inside
-        and bool(((z.sum(1) - 1).abs() < tolerance).all())
-        and bool((z.max() - z.min()) > _PROBABILITY_TOLERANCE)
-    )

@@ -20,6 +20,8 @@ _ASKED = 6  # points asked alone and together
 # less
 _SUSPICIOUS = 1e-4
 _BEYOND_DOUBT = 1e-7  # of the largest logit, in float64: many more than its roundings
+_PROBABILITY_TOLERANCE, _HALF_TOLERANCE = 1e-5, 2e-3
+_ENOUGH = 8  # rows that do not all sum to about 1 by chance
 _PROBES = 32  # points besides the question's own at which a single output is looked at
 
 
@@ -70,4 +72,17 @@ def is_probability(x: Tensor, values: Tensor, answer: Answer) -> bool:
         len(seen) > 1
         and bool(((every >= 0) & (every <= 1)).all())
         and bool(every.max() > every.min())
+    )
+
+
+def are_probabilities(z: Tensor) -> bool:
+    """Do all rows look like a softmax's output? A row of exactly equal logits (1/K each) alone is
+    no sign of it; many rows may be rounded to half precision.
+    """
+    tolerance = _PROBABILITY_TOLERANCE if len(z) < _ENOUGH else _HALF_TOLERANCE
+    inside = bool((z.min() >= -_PROBABILITY_TOLERANCE) and (z.max() <= 1 + _PROBABILITY_TOLERANCE))
+    return (
+        inside
+        and bool(((z.sum(1) - 1).abs() < tolerance).all())
+        and bool((z.max() - z.min()) > _PROBABILITY_TOLERANCE)
     )
