@@ -311,10 +311,10 @@ def _goal(problem: Problem, i: int, arrays: Arrays) -> dict[str, Any]:
 
 
 def _write_threat(threat: Ball, arrays: Arrays) -> None:
-    if threat.box is not None:
+    if threat.ends is not None:
         arrays |= {
             f"threat.{name}": _flat(torch.as_tensor(end, dtype=torch.float64), arrays)
-            for name, end in zip(("low", "high"), threat.box, strict=True)
+            for name, end in zip(("low", "high"), threat.ends, strict=True)
         }
     if threat.mask is not None:
         arrays["threat.mask"] = _flat(threat.mask, arrays)

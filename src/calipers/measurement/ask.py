@@ -13,6 +13,7 @@ import torch
 from calipers.errors import CalipersError, ToolFailed, typed
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import Referee, Ruling
+from calipers.problem.grid import on_grid
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
@@ -31,10 +32,12 @@ def answers(
     `ToolFailed`: the upper jaw must not die of the lower one.
     """
     called: Any = tool
-    result: Iterator[Answer] = (
+    proposed: Iterator[Answer] = (
         called(problem, seed=seed) if kind == "attack" else _typed(tool, called, problem)
     )
-    return result
+    if getattr(problem.threat, "grid", None) is None:
+        return proposed
+    return (on_grid(problem, a) if isinstance(a, Attempt) else a for a in proposed)
 
 
 def _typed(

@@ -71,6 +71,7 @@ def _circumstances(problem: Problem, plan: Plan) -> dict[str, Any]:
         "points": len(problem),
         "device": str(problem.classifier.device),
         "next_step": plan.next_step,
+        **({"read": list(problem.notes)} if problem.notes else {}),
     }
 
 
@@ -127,13 +128,15 @@ def _threat_in_words(problem: Problem) -> dict[str, Any]:
     words: dict[str, Any] = {
         "norm": threat.norm,
         "units": "native",
-        "box": None if threat.box is None else [_plain(end) for end in threat.box],
+        "box": None if threat.ends is None else [_plain(end) for end in threat.ends],
         "masked_features": None if threat.mask is None else int((~threat.mask).sum()),
         "weights": None if threat.weights is None else "per feature",
     }
     if isinstance(threat, Ball):
         if threat.constraints is not None:
             words["constraints"] = len(threat.constraints[1])
+        if threat.grid is not None:
+            words["grid"] = threat.grid
         return words
     numeric, reach = threat.numeric, None
     if numeric is not None:

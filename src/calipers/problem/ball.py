@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,19 @@ from calipers.errors import BadInput
 from calipers.problem.constrained import ConstrainedRegion, check_satisfied, read_constraints
 from calipers.problem.norms import norm_for, norm_named, unboxed
 from calipers.problem.reading import tensor
-from calipers.problem.region import Attained, Fall, Region, per_feature
+from calipers.problem.region import (
+    Attained,
+    Fall,
+    Region,
+    is_on_grid,
+    levels,
+    per_feature,
+)
+from calipers.problem.units import cure_for
 
 __all__ = ["Attained", "Ball", "Fall", "Region"]
+
+_BOX = "box must be (low, high), two numbers or arrays, 'data', or None; got {}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +44,23 @@ class Ball:
     A (m, d) multiplies the flattened input in the data's units; for rows of a table, say, whose
     features have an order or a bounded sum.
 
+    `box="data"` stands for the range of the points that are measured: of each column of a table, of
+    each channel of images. With a `grid`, 1/255 for 8-bit images in [0, 1], only points whose
+    values are whole numbers of steps count as examples; attacks are moved onto it, and certificates
+    of the whole ball hold for it all the more. A linf radius of whole steps is raised by the
+    rounding of a step in single precision, so that 8/255 allows eight.
+
     >>> Ball("linf", 8 / 255).norm
     'linf'
     """
 
     norm: str
     radius: float | Tensor | Sequence[float]
-    box: tuple[float | Tensor, float | Tensor] | None = (0.0, 1.0)
+    box: tuple[float | Tensor, float | Tensor] | Literal["data"] | None = (0.0, 1.0)
     mask: Tensor | None = None
     weights: Tensor | None = None
     constraints: tuple[Any, Any] | None = None
+    grid: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", norm_named(self.norm).name)
@@ -61,15 +78,16 @@ class Ball:
                 f"radius must be a finite number >= 0 in the data's own units, got {value}"
                 + (f" at point {int(bad[0])}" if radius.dim() else "")
             )
-        if self.box is not None and not bool(
-            (torch.as_tensor(self.box[0]) <= torch.as_tensor(self.box[1])).all()
+        ends = None if self.box == "data" else self.ends
+        if ends is not None and not bool(
+            (torch.as_tensor(ends[0]) <= torch.as_tensor(ends[1])).all()
         ):
             raise BadInput(
                 f"box must be (low, high) with low <= high in every feature, got {self.box}"
             )
         if norm_named(self.norm).is_count and (
             self.box is None
-            or not all(bool(torch.as_tensor(end).isfinite().all()) for end in self.box)
+            or not all(bool(torch.as_tensor(end).isfinite().all()) for end in ends or ())
         ):
             raise BadInput(
                 f"norm {self.norm!r} counts changed features and lets each move freely: give a "
@@ -86,6 +104,8 @@ class Ball:
             raise BadInput(
                 "weights must be positive and finite in every feature; to freeze a feature use mask"
             )
+        if self.grid is not None:
+            self._read_grid()
         if self.constraints is not None:
             object.__setattr__(self, "constraints", read_constraints(self.constraints))
             if norm_named(self.norm).is_count:
@@ -97,13 +117,13 @@ class Ball:
     def _read(self) -> None:
         """Make tensors of arrays and lists; numbers and tensors stay what they are."""
         cure = "Give one number, or an array of one input's shape."
-        if self.box is not None:
-            if isinstance(self.box, Tensor | str | int | float) or len(self.box) != 2:
-                raise BadInput(
-                    f"box must be (low, high), two numbers or arrays, or None; got {self.box!r}"
-                )
+        if self.box is not None and not isinstance(self.box, str):
+            if isinstance(self.box, Tensor | int | float) or len(self.box) != 2:
+                raise BadInput(_BOX.format(self.box))
             ends = (_plain(end, "an end of the box", cure) for end in self.box)
             object.__setattr__(self, "box", tuple(ends))
+        elif self.box not in (None, "data"):
+            raise BadInput(_BOX.format(repr(self.box)))
         object.__setattr__(
             self,
             "radius",
@@ -113,6 +133,48 @@ class Ball:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tensor(value, name, cure))
 
+    def _read_grid(self) -> None:
+        step = self.grid
+        if type(step) not in (int, float) or not 0 < float(step or 0) < float("inf"):
+            raise BadInput(
+                f"grid is the step between neighbouring values, such as 1/255, got {step!r}"
+            )
+        object.__setattr__(self, "grid", float(step or 0))
+        if norm_named(self.norm).is_box:
+            radius = torch.as_tensor(self.radius, dtype=torch.float64)
+            steps = (radius / float(step or 0)).round()
+            # two values of up to 1, or of up to 255, each rounded to single precision
+            near = (radius - steps * float(step or 0)).abs() < 1e-4 * float(step or 0)
+            raised = steps * float(step or 0) + 2**-23 * max(1.0, 255 * float(step or 0))
+            radius = torch.where(near & (steps > 0), raised, radius)
+            kept = float(radius) if radius.dim() == 0 else radius
+            object.__setattr__(self, "radius", kept)
+
+    @property
+    def ends(self) -> tuple[float | Tensor, float | Tensor] | None:
+        """The lowest and highest values of the box, or None; raises `BadInput` where it is that of
+        data and these are not known yet (see `around`).
+        """
+        if isinstance(self.box, str):
+            raise BadInput(
+                "box='data' is the range of the points: call ball.around(x) first, or give "
+                "box=(low, high)"
+            )
+        return self.box
+
+    def around(self, x: Tensor) -> Ball:
+        """Return the ball with the box of these points x (N, *D), where it is that of the data:
+        their range by column, of images (N, C, ...) by channel. NaN and infinity are left out.
+        """
+        if self.box != "data":
+            return self
+        dims = (0,) if x.dim() == 2 else (0, *range(2, x.dim()))
+        low = torch.where(x.isfinite(), x, torch.inf).amin(dims, keepdim=True)[0]
+        high = torch.where(x.isfinite(), x, -torch.inf).amax(dims, keepdim=True)[0]
+        if not bool((low <= high).all()):
+            raise BadInput("box='data' needs a finite value of every feature among the points")
+        return dataclasses.replace(self, box=(low, high))
+
     def check(self, x: Tensor) -> None:
         """Raise `BadInput` where the points x (N, *D) lie outside the box, or radius and data are
         in different units.
@@ -121,10 +183,12 @@ class Ball:
         self.at(0.0).region(x[:1])  # do box, mask and weights fit the points?
         if self.constraints is not None:
             check_satisfied(x, self.constraints)
-        if self.box is None:
+        if self.grid is not None:
+            _check_on_grid(x, self.grid)
+        if self.ends is None:
             return
         floor, ceiling = (
-            torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in self.box
+            torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in self.ends
         )
         _check_inside(x.double(), floor, ceiling)
         span = (ceiling - floor).expand(x.shape[1:])
@@ -170,11 +234,11 @@ class Ball:
         """
         flat = x.flatten(1)
         low, high = torch.full_like(flat, -torch.inf), torch.full_like(flat, torch.inf)
-        if self.box is not None:
+        if self.ends is not None:
             # an end such as 0.9 is no float32 number: rounding it first would take more off than
             # one step outward puts back
             exact = x.double()
-            floor, ceiling = (per_feature(end, exact) for end in self.box)
+            floor, ceiling = (per_feature(end, exact) for end in self.ends)
             low, high = (
                 (floor - exact.flatten(1)).clamp(max=0).to(x.dtype),
                 (ceiling - exact.flatten(1)).clamp(min=0).to(x.dtype),
@@ -222,7 +286,7 @@ class Ball:
         """
         listed = [
             None if t is None else torch.as_tensor(t).tolist()
-            for t in (*(self.box or (None, None)), self.mask, self.weights)
+            for t in (*(self.ends or (None, None)), self.mask, self.weights)
         ]
         return {
             "norm": self.norm,
@@ -234,12 +298,22 @@ class Ball:
 
     def particulars(self) -> dict[str, Any]:
         """Return what a record keeps, beside norm, radius and box, to bring the threat back: its
-        constraints.
+        constraints and its grid.
         """
-        return (
-            {}
-            if self.constraints is None
-            else {"constraints": [t.tolist() for t in self.constraints]}
+        kept: dict[str, Any] = {} if self.grid is None else {"grid": self.grid}
+        if self.constraints is not None:
+            kept["constraints"] = [t.tolist() for t in self.constraints]
+        return kept
+
+
+def _check_on_grid(x: Tensor, step: float) -> None:
+    off = torch.nonzero(x.flatten(1).isfinite().all(1) & ~is_on_grid(x, step)).flatten()
+    if len(off):
+        worst = float((x[off].double() / step - levels(x[off], step)).abs().max())
+        raise BadInput(
+            f"{len(off)} of {len(x)} points do not lie on the grid of {step:g} (first: point "
+            f"{int(off[0])}; up to {worst:.3g} steps beside it). Give the data as they were "
+            "stored, of 8-bit images x.float() / 255 in the model's precision, or take no grid."
         )
 
 
@@ -251,19 +325,11 @@ def _check_inside(x64: Tensor, floor: Tensor, ceiling: Tensor) -> None:
     outside = torch.nonzero(((x64 < floor) | (x64 > ceiling)).flatten(1).any(1)).flatten()
     if not len(outside):
         return
-    grey_levels = (
-        float(x64[outside].max()) > 2 and float(floor.min()) == 0 and float(ceiling.max()) == 1
-    )
-    hint = (
-        "The data look like 0..255: divide by 255, or give box=(0, 255) and the radius in grey "
-        "levels."
-        if grey_levels
-        else "Give the data's own box=(low, high), or box=None if any value is allowed."
-    )
+    cure = cure_for(x64, floor, ceiling)
     raise BadInput(
         f"{len(outside)} of {len(x64)} points lie outside the box {_box_text(floor, ceiling)} "
         f"(first: point {int(outside[0])}, values "
-        f"{float(x64[outside[0]].min()):.9g}..{float(x64[outside[0]].max()):.9g}). {hint}"
+        f"{float(x64[outside[0]].min()):.9g}..{float(x64[outside[0]].max()):.9g}). {cure}"
     )
 
 

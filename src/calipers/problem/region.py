@@ -123,17 +123,25 @@ class Region:
 
     def contains(self, points: Tensor) -> Tensor:
         """Is each point admissible, (M,) bool? Exact comparison in float64, no tolerance; a NaN is
-        not inside.
+        not inside, nor is what lies beside the grid where there is one.
         """
         inside = self.distance(points) <= self.radius
         flat = points.double().flatten(1)
-        if self.ball.box is not None:
-            floor, ceiling = (per_feature(end, points.double()) for end in self.ball.box)
-            inside = inside & ((flat >= floor) & (flat <= ceiling)).all(1)
+        inside = inside & self.inside_box(points).flatten(1).all(1)
+        if self.ball.grid is not None:
+            inside = inside & is_on_grid(points, self.ball.grid)
         if self.ball.mask is not None:
             frozen = ~per_feature(self.ball.mask, points)
             inside = inside & (flat == self.center.double().flatten(1))[:, frozen].all(1)
         return inside
+
+    def inside_box(self, points: Tensor) -> Tensor:
+        """Does each feature lie inside the box, (M, *D) bool? Exact comparison in float64."""
+        if self.ball.ends is None:
+            return torch.ones_like(points, dtype=torch.bool)
+        flat = points.double().flatten(1)
+        floor, ceiling = (per_feature(end, points.double()) for end in self.ball.ends)
+        return ((flat >= floor) & (flat <= ceiling)).view_as(points)
 
     def support(self, g: Tensor) -> Attained:
         """Return the maximum of <g, x'> and where it is attained, for one direction g (M, *D) a
@@ -301,9 +309,9 @@ class Region:
         return snapped
 
     def _into_box(self, points: Tensor) -> Tensor:
-        if self.ball.box is None:
+        if self.ball.ends is None:
             return points
-        floor, ceiling = (per_feature(end, points[:0].double()) for end in self.ball.box)
+        floor, ceiling = (per_feature(end, points[:0].double()) for end in self.ball.ends)
         return self._clamped(points, floor, ceiling)
 
     @staticmethod
@@ -365,7 +373,35 @@ def per_feature(value: float | Tensor, x: Tensor) -> Tensor:
     try:
         return t if t.dim() == 0 else t.expand(x.shape[1:]).flatten()
     except RuntimeError as error:
+        each = t.shape[1:] == x.shape[1:]
         raise BadInput(
             f"a box, mask or weight of shape {tuple(t.shape)} does not fit inputs of shape "
             f"{tuple(x.shape[1:])}"
+            + (
+                ": there is one box, one mask for all points; ask about the points of each mask "
+                "apart"
+                if each
+                else ""
+            )
         ) from error
+
+
+def levels(points: Tensor, step: float) -> Tensor:
+    """Return the whole number of steps nearest to each value, float64."""
+    return (points.double() / step).round()
+
+
+def on_level(level: Tensor, step: float, dtype: torch.dtype) -> Tensor:
+    """Return the values at these whole numbers of steps, rounded once: at a step of 1/255 what a
+    byte divided by 255 is.
+    """
+    whole = round(1 / step)
+    exact = level / whole if whole and abs(1 / step - whole) < 1e-9 * whole else level * step
+    return exact.to(dtype)
+
+
+def is_on_grid(points: Tensor, step: float) -> Tensor:
+    """Are all values of each point whole numbers of steps, (M,) bool? Exactly, in the points' own
+    dtype.
+    """
+    return (points == on_level(levels(points, step), step, points.dtype)).flatten(1).all(1)

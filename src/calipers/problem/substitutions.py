@@ -54,7 +54,7 @@ class Substitutions:
     numeric: Ball | None = None
 
     norm: ClassVar[str] = "substitutions"
-    box: ClassVar[None] = (
+    ends: ClassVar[None] = (
         # letters have no ends, and their restrictions are in `allowed`; the numeric columns' own
         # are in `numeric`
         None
@@ -63,6 +63,11 @@ class Substitutions:
     weights: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        if self.numeric is not None and (self.numeric.grid or self.numeric.box == "data"):
+            raise BadInput(
+                "the ball of numeric columns takes box=(low, high) or None, and no grid: write "
+                "box=(columns.min(0), columns.max(0))"
+            )
         groups = tuple(tuple(int(c) for c in group) for group in self.groups)
         object.__setattr__(self, "groups", groups)
         if not groups or any(len(group) < 2 for group in groups):
