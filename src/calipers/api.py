@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calipers.bounds.rounding import CHECKED, Guarantee, arithmetic_of
 from calipers.certificates.milp import exact_within
 from calipers.errors import BadInput
+from calipers.interchange.door import pose
 from calipers.measurement.ask import Answer, ask
 from calipers.measurement.exact import close, closed
 from calipers.measurement.plan import Plan, Stage
@@ -27,7 +28,6 @@ from calipers.measurement.run import Watch, run
 from calipers.measurement.sweep import sweep
 from calipers.presets import plan_for, tool_for
 from calipers.problem.calls import with_gradients
-from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
 from calipers.problem.problem import Problem
 from calipers.problem.threat import Threat
@@ -86,9 +86,9 @@ class Result:
 
 @with_gradients()
 def measure(
-    model: nn.Module | Classifier,
-    x: Tensor,
-    y: Tensor,
+    model: Any,
+    x: Any,
+    y: Any,
     threat: Threat,
     *,
     goal: Goal | None = None,
@@ -118,7 +118,7 @@ def measure(
     for that is said with the time that it would take. Raises `BadInput` at the door,
     `Contradiction` if a certificate stands above a witness. Ctrl-C returns what is known.
     """
-    problem, ledger = Problem.pose(model, x, y, threat, goal), _ledger(record)
+    problem, ledger = pose(model, x, y, threat, goal), _ledger(record)
     chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
     finished = run(problem, chosen, ledger, seed=seed, watch=watch, title=title)
     return _result(problem, ledger, confidence, finished)
@@ -126,9 +126,9 @@ def measure(
 
 @with_gradients()
 def curve(
-    model: nn.Module | Classifier,
-    x: Tensor,
-    y: Tensor,
+    model: Any,
+    x: Any,
+    y: Any,
     threat: Threat,
     radii: Sequence[float],
     *,
@@ -155,7 +155,7 @@ def curve(
     point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for
     radii not above 0.
     """
-    problem, ledger = Problem.pose(model, x, y, threat, goal), _ledger(record)
+    problem, ledger = pose(model, x, y, threat, goal), _ledger(record)
     chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
     finished = sweep(problem, chosen, ledger, radii, seed=seed, watch=watch, title=title)
     return _result(problem, ledger, confidence, finished)
@@ -223,9 +223,9 @@ def _result(problem: Problem, ledger: Ledger, confidence: float, finished: bool)
 
 @with_gradients()
 def distance(
-    model: nn.Module | Classifier,
-    x: Tensor,
-    y: Tensor,
+    model: Any,
+    x: Any,
+    y: Any,
     threat: Threat,
     *,
     goal: Goal | None = None,
@@ -261,9 +261,9 @@ def distance(
 
 @with_gradients()
 def measure_exactly(
-    model: nn.Module | Classifier,
-    x: Tensor,
-    y: Tensor,
+    model: Any,
+    x: Any,
+    y: Any,
     threat: Threat,
     *,
     goal: Goal | None = None,
@@ -288,7 +288,7 @@ def measure_exactly(
             f"guarantee {guarantee} out"
         )
     problem, ledger, tool = (
-        Problem.pose(model, x, y, threat, goal),
+        pose(model, x, y, threat, goal),
         _ledger(record),
         exact_within(seconds),
     )
@@ -310,7 +310,8 @@ class Attacked:
     `margin (N,)` is the worst margin there. `distance (N,)`, float64, is that of the example:
     infinite where none was found, 0 where the model is wrong at the point itself. `success (N,)`:
     an example within the radius asked; an attack that seeks the nearest one may end beyond it.
-    `forwards`, `backwards (N,)` are the passes spent.
+    `forwards`, `backwards (N,)` are the passes spent; `notes` say how model and data were read,
+    where that is not plain.
     """
 
     candidates: Tensor
@@ -319,13 +320,14 @@ class Attacked:
     success: Tensor
     forwards: Tensor
     backwards: Tensor
+    notes: tuple[str, ...] = ()
 
 
 @with_gradients()
 def attack(
-    model: nn.Module | Classifier,
-    x: Tensor,
-    y: Tensor,
+    model: Any,
+    x: Any,
+    y: Any,
     threat: Threat,
     tool: Attack | str | None = None,
     *,
@@ -338,7 +340,7 @@ def attack(
     `tool` is the attack itself, or what the command line calls it ("PGD(steps=100, restarts=20)",
     also the usual one; for `Substitutions`, "Replace").
     """
-    problem = Problem.pose(model, x, y, threat, goal)
+    problem = pose(model, x, y, threat, goal)
     chosen = tool_for("attack", tool, threat)
     n, candidates, place = (
         len(problem),
@@ -375,6 +377,7 @@ def attack(
         success.to(problem.x.device),
         forwards,
         backwards,
+        problem.notes,
     )
 
 
@@ -383,21 +386,22 @@ class Certified:
     """What one certifier proved, as far as the referee admits it.
 
     `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the
-    lower bound of the worst margin (minus infinity where the tool's word is not admitted), and the
-    guarantee.
+    lower bound of the worst margin (minus infinity where the tool's word is not admitted), the
+    guarantee, and `notes` on how model and data were read, where that is not plain.
     """
 
     radius: Tensor
     certified: Tensor
     margin: Tensor
     guarantee: str
+    notes: tuple[str, ...] = ()
 
 
 @with_gradients()
 def certify(
-    model: nn.Module | Classifier,
-    x: Tensor,
-    y: Tensor,
+    model: Any,
+    x: Any,
+    y: Any,
     threat: Threat,
     tool: Certifier | str | None = None,
     *,
@@ -410,7 +414,7 @@ def certify(
     `Contradiction` where a claim is wrong beyond doubt or an example that the tool met itself lies
     inside it; `UnsupportedOp` or `CaptureError` where the model cannot be bounded.
     """
-    problem = Problem.pose(model, x, y, threat, goal)
+    problem = pose(model, x, y, threat, goal)
     chosen = tool_for("certify", tool, threat)
     n, guarantee = len(problem), ""
     margin, claimed = (
@@ -452,6 +456,7 @@ def certify(
         right & (radius >= threat.radii(n)),
         torch.where(denied, -torch.inf, margin),
         guarantee,
+        problem.notes,
     )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from calipers.certificates.proof import differs
 from calipers.errors import (
@@ -26,12 +25,13 @@ from calipers.errors import (
     ToolFailed,
     UnsupportedOp,
 )
+from calipers.interchange.door import read_points
+from calipers.interchange.models import load
 from calipers.measurement.ask import ask
 from calipers.measurement.plan import Stage
 from calipers.measurement.probe import answers_differ, told_apart
 from calipers.measurement.referee import CLEAN, Referee
 from calipers.presets import tool_from
-from calipers.problem import reading
 from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
@@ -71,7 +71,7 @@ class Checked:
 @with_gradients()
 def check(
     record: str | Path | Ledger,
-    model: nn.Module | Classifier,
+    model: Any,
     x: Any = None,
     *,
     threat: Threat | None = None,
@@ -132,7 +132,7 @@ def check(
                 tools=tools,
                 certificates=certificates,
             )
-    classifier = model if isinstance(model, Classifier) else Classifier(model)
+    classifier = model if isinstance(model, Classifier) else load(model)
     mine = [
         q for q in record.questions() if q.facts.get("model", {}).get("hash") == classifier.digest()
     ]
@@ -149,7 +149,7 @@ def check(
 
 def _by_digest(classifier: Classifier, x: Any) -> dict[str, NDArray[Any]]:
     """Return points by the digests under which a record knows large inputs."""
-    given = reading.points(x).to(device=classifier.device, dtype=classifier.dtype)
+    given = read_points(classifier, x)
     return {digest_of(row): row for row in given.detach().cpu().contiguous().numpy()}
 
 

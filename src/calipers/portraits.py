@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from calipers.certificates.milp import exact_within
 from calipers.errors import CaptureError, ToolFailed, UnsupportedOp
@@ -21,12 +21,12 @@ from calipers.geometry.lines import exit_distance, path
 from calipers.geometry.regions import Regions, regions_of
 from calipers.geometry.slices import Slice, plane_slices
 from calipers.geometry.walls import check_ball
+from calipers.interchange.door import pose
 from calipers.measurement.ask import ask
 from calipers.measurement.referee import Referee
 from calipers.presets import CERTIFIERS, check_fit, plan_for, stage_of, tool_from
 from calipers.problem.ball import Ball
 from calipers.problem.calls import with_gradients
-from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt, Certifier, Claim
 from calipers.record.bracket import Bracket
@@ -42,9 +42,9 @@ _ROUNDS, _TOLERANCE = 6, 0.02  # of a search for a radius: a drawing shows no mo
 
 @with_gradients()
 def portrait(
-    model: nn.Module | Classifier,
-    x: Tensor,
-    y: Tensor,
+    model: Any,
+    x: Any,
+    y: Any,
     threat: Ball,
     *,
     tools: Sequence[str | Attack | Certifier] | None = None,
@@ -69,7 +69,7 @@ def portrait(
     each element that may bound its region; for each slice a forward pass for each linear region and
     grid point.
     """
-    problem = Problem.pose(model, x, y, threat)
+    problem = pose(model, x, y, threat)
     check_ball(problem)
     study = _Study(problem, seed, watch or (lambda words: None))
     study.look()

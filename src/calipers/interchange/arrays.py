@@ -14,7 +14,9 @@ from calipers import data
 from calipers.errors import BadInput
 from calipers.interchange.archives import FREE, RATIO
 from calipers.interchange.files import existing, is_file
+from calipers.interchange.loaders import drained, hands_out
 from calipers.interchange.npy import Array, NpyFile, array_of
+from calipers.problem.reading import tensor
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 _MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # of images: bytes of a pixel
@@ -22,9 +24,10 @@ _X, _Y = ("x", "images", "data", "inputs"), ("y", "labels", "label", "targets")
 
 
 def load_data(
-    source: str | None, labels: str | None = None, points: int | None = None
+    source: Any, labels: str | None = None, points: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return x (N, *D) and y (N,), the first `points` of them.
+    """Return x (N, *D) and y (N,), the first `points` of them, from a file, a folder, a DataLoader,
+    a Dataset or a pair (x, y).
 
     `.npz` with arrays x and y (or one of each kind), `.npy` with the labels in another `.npy`, a
     folder with one sub-folder of images a class (in sorted order, as torchvision has it), or None:
@@ -32,6 +35,8 @@ def load_data(
     """
     if points is not None and points < 1:
         raise BadInput(f"the number of points must be at least 1, got {points}")
+    if hands_out(source) or isinstance(source, tuple):
+        return _handed(source, points)
     if source is None:
         x, y = data.images()
     else:
@@ -39,6 +44,21 @@ def load_data(
         x, y = _folder(path) if path.is_dir() else _arrays(path, labels)
     if len(x) != len(y):
         raise BadInput(f"{source} holds {len(x)} points but {len(y)} labels")
+    return x[:points], y[:points]
+
+
+def _handed(source: Any, points: int | None) -> tuple[Tensor, Tensor]:
+    """Return what was handed over in Python, as it is."""
+    if not isinstance(source, tuple):
+        x, y = drained(source, points)
+        if y is None:
+            raise BadInput(f"the {type(source).__name__} hands out points without labels")
+        return x, y
+    if len(source) != 2:
+        raise BadInput(f"data are a pair (x, y), got {len(source)} things")
+    x, y = (
+        tensor(part, name, "Give arrays.") for part, name in zip(source, ("x", "y"), strict=True)
+    )
     return x[:points], y[:points]
 
 

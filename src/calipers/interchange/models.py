@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from calipers import data
 from calipers.errors import BadInput, BadModel
+from calipers.graph.onnx_net import OnnxNet
 from calipers.interchange.checkpoints import SUFFIXES, check_weights, with_weights
 from calipers.interchange.estimators import from_estimator, from_session, is_estimator, is_session
 from calipers.interchange.files import existing
@@ -31,9 +32,9 @@ def load(
     mean: _Statistics | None = None,
     std: _Statistics | None = None,
     output: str | int | None = None,
+    shape: Sequence[int] | None = None,
     kind: Kind | None = None,
     classes: int | None = None,
-    name: str | None = None,
 ) -> Classifier:
     """Return the classifier that `source` is, or that a file of this name holds.
 
@@ -45,37 +46,30 @@ def load(
     is named: these three are only asked, so attacks without gradients apply. Modules that are built
     here are put into evaluation mode.
 
-    Parameters
-    ----------
-    source : str, Path, nn.Module, estimator, session or function
-        The model, or where it is.
-    builder : str or function
-        Makes the module that weights belong to: `file.py:function`, or the function itself.
-    mean, std : float or sequence
-        What the model was trained with, one number or one a channel, if its inputs were
-        standardised; points, box and radius are then in native units.
-    output : str or int
-        The name or number of the logits, where the model returns several things.
-    kind : "scores", "probabilities" or "labels"
-        What a function, an estimator or a session answers.
-    classes : int
-        How many classes a function of labels tells apart.
-    name : str
-        Stands for a function in records, which cannot see its weights.
+    Args:
+        source: the model, or where it is.
+        builder: makes the module that weights belong to: `file.py:function`, or the function.
+        mean: what the inputs were standardised by when the model was trained, one number or one a
+            channel; points, box and radius are then in native units.
+        std: the same, of the standard deviation.
+        output: name or number of the logits, where the model returns several things.
+        shape: of one point, where an ONNX file leaves more sizes free than the batch's.
+        kind: what a function, an estimator or a session answers.
+        classes: how many classes a function of labels tells apart.
 
-    Raises
-    ------
-    BadInput, BadModel
-        Where nothing can be read, or what is read is no model; the message says what to do.
+    Raises:
+        BadInput: where nothing can be read; the message says what to do.
+        BadModel: for what is no model, with the way to make it one.
+        UnsupportedOp: for an operation of an ONNX file that cannot be bounded.
 
-    Examples
-    --------
-    >>> from torch import nn
-    >>> load(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))).dtype
-    torch.float32
+    Example:
+        >>> from torch import nn
+        >>> load(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))).dtype
+        torch.float32
     """
     if isinstance(source, str | Path):
-        made = _from_file(str(source), builder)
+        made = _from_file(str(source), builder, output, shape)
+        output = None if isinstance(made, OnnxNet) else output  # which knows it already
     elif builder is not None:
         raise BadInput("a builder makes the module for a file of weights: leave it out here")
     else:
@@ -87,14 +81,14 @@ def load(
                 "holds its own mean, std and output: leave them out"
             )
         return made
-    module = _module(made, kind, classes, name)
+    module = _module(made, kind, classes)
     training = isinstance(made, nn.Module) and module.training and made is not source
     classifier = Classifier(module.eval() if training else module, mean, std, output=output)
     classifier.origin = "it was built in training mode, and put into evaluation mode" * training
     return classifier
 
 
-def _module(made: Any, kind: Kind | None, classes: int | None, name: str | None) -> nn.Module:
+def _module(made: Any, kind: Kind | None, classes: int | None) -> nn.Module:
     """Return what can be asked, as a module."""
     if isinstance(made, nn.Module):
         if kind is not None:
@@ -105,7 +99,7 @@ def _module(made: Any, kind: Kind | None, classes: int | None, name: str | None)
             f"{made.__name__} is a class; give a model made of it: {made.__name__}(...).eval()"
         )
     if is_session(made):
-        return from_session(made, kind or "scores", classes=classes, name=name)
+        return from_session(made, kind or "scores", classes=classes)
     if is_estimator(made):
         return from_estimator(made, kind)
     if not callable(made):
@@ -114,7 +108,7 @@ def _module(made: Any, kind: Kind | None, classes: int | None, name: str | None)
             "function with its kind, or the name of a file: calipers.load('net.onnx')."
         )
     if kind is not None:
-        return Answers(made, kind, classes=classes, name=name or "function")
+        return Answers(made, kind, classes=classes)
     raise BadModel(
         f"the function {_called(made)} takes arguments, so it builds no model. If it answers "
         "arrays of points, say with what: calipers.load(function, kind='scores'), 'probabilities' "
@@ -141,8 +135,15 @@ def _called(function: object) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _from_file(source: str, builder: str | Callable[[], Any] | None) -> Any:
+def _from_file(
+    source: str,
+    builder: str | Callable[[], Any] | None,
+    output: str | int | None,
+    shape: Sequence[int] | None,
+) -> Any:
     """Return what a file holds: a module, a Classifier, or whatever its function returns."""
+    if shape is not None and not is_onnx(Path(source)):
+        raise BadInput(f"shape settles the free sizes of an ONNX file, and {source} is none")
     if builder is not None and not source.endswith(SUFFIXES):
         raise BadInput(
             f"a builder makes the module for weights ({', '.join(SUFFIXES)}), and {source} is none "
@@ -154,7 +155,7 @@ def _from_file(source: str, builder: str | Callable[[], Any] | None) -> Any:
         return _call(source)
     path = existing(source, "a model")
     if is_onnx(path):
-        return load_onnx(path)
+        return load_onnx(path, output=output, shape=shape)
     if path.suffix == ".pt2":
         return load_exported(path)
     if path.suffix in SUFFIXES:

@@ -153,16 +153,16 @@ class Ball:
     @property
     def ends(self) -> tuple[float | Tensor, float | Tensor] | None:
         """The lowest and highest values of the box, or None; raises `BadInput` where it is that of
-        data and these are not known yet (see `around`).
+        data and these are not known yet (see `fitted`).
         """
         if isinstance(self.box, str):
             raise BadInput(
-                "box='data' is the range of the points: call ball.around(x) first, or give "
+                "box='data' is the range of the points: call ball.fitted(x) first, or give "
                 "box=(low, high)"
             )
         return self.box
 
-    def around(self, x: Tensor) -> Ball:
+    def fitted(self, x: Tensor) -> Ball:
         """Return the ball with the box of these points x (N, *D), where it is that of the data:
         their range by column, of images (N, C, ...) by channel. NaN and infinity are left out.
         """

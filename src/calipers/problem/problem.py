@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from calipers.errors import BadInput
 from calipers.problem import reading
 from calipers.problem.agreement import confirm
-from calipers.problem.answers import Answers
-from calipers.problem.ball import Region
+from calipers.problem.ball import Ball, Region
 from calipers.problem.calls import with_gradients
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted, is_adversarial
+from calipers.problem.layout import laid_out
 from calipers.problem.specification import Specification
 from calipers.problem.streams import Streams
+from calipers.problem.substitutions import Substitutions
 from calipers.problem.threat import Threat
 
 # float32 logits of the networks we measured differ from float64 by less than 5 roundings of the
@@ -37,7 +39,8 @@ class Problem:
     classifier, and `classes` K.
 
     `names` are digests of the points themselves: random streams and evidence hang on them, so
-    results do not depend on order or on which shard a point is in.
+    results do not depend on order or on which shard a point is in. `notes` say how what was handed
+    over was read, where that is not plain.
     """
 
     classifier: Classifier
@@ -47,14 +50,15 @@ class Problem:
     goal: Goal
     classes: int
     names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     @with_gradients()
     def pose(
         cls,
         model: nn.Module | Classifier,
-        x: Tensor,
-        y: Tensor,
+        x: Any,
+        y: Any,
         threat: Threat,
         goal: Goal | None = None,
         *,
@@ -63,37 +67,42 @@ class Problem:
         """Return the checked problem; raises `BadInput` with what was got, what was expected, and
         what to do.
 
-        Labels are places among the outputs. A model that names its classes (see `from_estimator`)
-        is asked by their names, unless `places` says otherwise.
+        Labels are places among the outputs. A model that names its classes (as estimators do, or
+        by an attribute `classes_`) is asked by their names, unless `places` says otherwise. Where
+        y is None, the model's own answers are the labels.
         """
-        if isinstance(x, nn.Module | Classifier):
+        if not isinstance(threat, Ball | Substitutions):
             raise BadInput(
-                f"the model comes first, got {type(model).__name__} there and a model second; the "
-                "order is (model, x, y, threat), and a tool comes after the threat: "
-                "calipers.attack(model, x, y, threat, tool)"
+                f"the threat says what the adversary may do, got {type(threat).__name__}. Give "
+                "calipers.Ball('linf', 8 / 255), in the data's units, or calipers.Substitutions"
             )
         classifier = model if isinstance(model, Classifier) else Classifier(model)
-        x = reading.points(x).to(device=classifier.device, dtype=classifier.dtype)
-        own = (
-            classifier.module.labels
-            if isinstance(classifier.module, Answers) and not places
-            else None
-        )
-        y = reading.labels(y, len(x), own).to(classifier.device)
+        x, notes = reading.points(x, grey_levels=_in_grey_levels(threat))
+        x = x.to(device=classifier.device, dtype=classifier.dtype)
+        if isinstance(threat, Ball):
+            x, laid = laid_out(classifier, x)
+            notes = [*notes, *laid]
+            if threat.box == "data":
+                threat = threat.fitted(x)
+                notes = [*notes, "the box is the range of these points"]
+        own = None if places else classifier.labels
+        if y is not None:
+            y = reading.labels(y, len(x), own).to(classifier.device)
         threat.check(x)
         finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-        classes = classifier.check(finite, classifies=not isinstance(goal, Specification)).shape[1]
-        if bool(((y < 0) | (y >= classes)).any()):
-            raise BadInput(
-                f"labels must lie in 0..{classes - 1} for a model of {classes} classes, got "
-                f"{int(y.min())}..{int(y.max())}"
-            )
+        logits = classifier.check(finite, classifies=not isinstance(goal, Specification))
+        classes = logits.shape[1]
+        if y is None:
+            y = logits.argmax(1)
+            notes = [*notes, "no labels were given: the model's own answers are taken for right"]
+        reading.check_range(y, classes)
         if classes < 2:
             raise BadInput(f"the model returns {classes} logits: nothing to tell apart")
         goal = goal or Untargeted()
         goal.check(y, classes)
         confirm(classifier, x, threat)
-        return cls(classifier, x, y, threat, goal, classes, _names(x, y, goal))
+        notes = [*(f"the model: {note}" for note in classifier.notes), *notes]
+        return cls(classifier, x, y, threat, goal, classes, _names(x, y, goal), tuple(notes))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -208,6 +217,12 @@ class Problem:
     def fingerprint(self) -> str:
         """Return the digest of `identity`: the name under which a record files the evidence."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _in_grey_levels(threat: Threat) -> bool:
+    """Does the box reach beyond [0, 1], so that bytes stay what they are?"""
+    ends = threat.ends if isinstance(threat, Ball) and threat.box != "data" else None
+    return ends is not None and bool(torch.as_tensor(ends[1]).max() > 1)
 
 
 def _names(x: Tensor, y: Tensor, goal: Goal) -> tuple[str, ...]:

@@ -43,24 +43,48 @@ def tensor(value: Any, what: str, cure: str) -> Tensor:
     )
 
 
-def points(value: Any) -> Tensor:
-    """Return points x (N, *D); raises `BadInput`."""
-    cure = (
-        "Points are stacked along the first axis, images (N, C, H, W); of a loader: x, y = "
-        "map(torch.cat, zip(*loader))."
-    )
-    x = tensor(value, "x", cure)
+def points(value: Any, *, grey_levels: bool = False) -> tuple[Tensor, list[str]]:
+    """Return points x (N, *D), and what was done to them in words; raises `BadInput`.
+
+    Bytes become numbers in [0, 1], or keep their values where these are `grey_levels`.
+    """
+    x = tensor(_table(value), "x", "Points are stacked along the first axis, images (N, C, H, W).")
     if x.dim() < 2 or not len(x) or not x[0].numel():
         raise BadInput(
             "x must hold at least one point of at least one feature, shape (N, *D), got "
             f"{tuple(x.shape)}"
         )
+    if x.dtype == torch.uint8:
+        if grey_levels:
+            return x.float(), []
+        return x.float() / 255, ["the 8-bit values of the points are divided by 255"]
     if not x.is_floating_point():
         raise BadInput(
-            f"x has dtype {x.dtype}; give floating point numbers in the model's native units (for "
-            "8-bit images: x.float() / 255)"
+            f"x has dtype {x.dtype}; give floating point numbers in the model's native units: "
+            "x.float() for counts and other whole features; token ids are no points of a ball "
+            "(measure on embeddings, or on one-hot letters with calipers.Substitutions)"
         )
-    return x
+    return x, []
+
+
+def _table(value: Any) -> Any:
+    """Return the numbers of a frame; anything else as it is."""
+    if isinstance(value, Tensor | np.ndarray) or not hasattr(value, "to_numpy"):
+        if hasattr(value, "toarray"):
+            raise BadInput(f"x is a sparse {type(value).__name__}; write x.toarray()")
+        return value
+    try:
+        return value.to_numpy(dtype="float64")
+    except (TypeError, ValueError) as error:
+        names = [
+            str(name)
+            for name in getattr(value, "columns", [])
+            if getattr(value[name].dtype, "kind", "O") not in "biuf"
+        ]
+        raise BadInput(
+            f"x holds columns that are no numbers: {', '.join(names[:8]) or error}. Encode them "
+            "(one column for each category, 0 or 1), and let calipers.Substitutions switch them"
+        ) from error
 
 
 def labels(value: Any, n: int, classes: Any = None) -> Tensor:
@@ -69,19 +93,50 @@ def labels(value: Any, n: int, classes: Any = None) -> Tensor:
     """
     if classes is not None:
         return _looked_up(value, n, np.asarray(classes))
-    cure = "Labels are places among the model's outputs, 0, 1, 2, ...: one integer a point."
-    y = tensor(value, "y", cure)
+    y = tensor(
+        value,
+        "y",
+        "Labels are places among the model's outputs, 0, 1, 2, ...: one integer a point. A model "
+        "whose outputs have names keeps them, in order, as model.classes_.",
+    )
     if y.shape == (n, 1):
         y = y[:, 0]
     if y.shape != (n,) or y.is_floating_point():
+        cure = (
+            ": write y.argmax(1)"
+            if y.dim() == 2 and len(y) == n and y.shape[1] > 1
+            else ": write y.long()"
+            if y.shape == (n,) and bool((y == y.round()).all())
+            else ""
+        )
         raise BadInput(
             f"y must hold one integer label a point, shape ({n},), got {tuple(y.shape)} of "
-            f"{y.dtype}"
+            f"{y.dtype}{cure}"
         )
     return y.long()
 
 
+def check_range(y: Tensor, classes: int) -> None:
+    """Raise `BadInput` where labels y (N,) are no places among this many outputs."""
+    low, high = int(y.min()), int(y.max())
+    if low >= 0 and high < classes:
+        return
+    held = set(y.unique().tolist())
+    cure = (
+        ". For labels of -1 and 1 write (y > 0).long(), or keep model.classes_ = [-1, 1]"
+        if held <= {-1, 1}
+        else ". Labels that begin at 1: write y - 1"
+        if (low, high) == (1, classes)
+        else ""
+    )
+    raise BadInput(
+        f"labels must lie in 0..{classes - 1} for a model of {classes} classes, got "
+        f"{low}..{high}{cure}"
+    )
+
+
 def _looked_up(value: Any, n: int, classes: Any) -> Tensor:
+    """Return the places of labels among the names of the classes."""
     held = np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value).reshape(
         -1
     )
@@ -96,4 +151,4 @@ def _looked_up(value: Any, n: int, classes: Any) -> Tensor:
     return torch.tensor([place[label] for label in held.tolist()])
 
 
-__all__ = ["labels", "points", "tensor"]
+__all__ = ["check_range", "labels", "points", "tensor"]

@@ -289,6 +289,14 @@ def failures(summary: Summary) -> Iterator[str]:
         )
 
 
+def understood(summary: Summary) -> Iterator[str]:
+    """Yield how model and data were read, where that is not plain."""
+    held = summary.facts.get("read")
+    said = [plain(note) for note in held] if isinstance(held, list) else []
+    if said:
+        yield f"Read at the door: {'; '.join(said)}."
+
+
 _SHORTCOMINGS: dict[str, Callable[[Summary], Iterator[str]]] = {
     "audit": audits,
     "clock": begun_anew,
@@ -296,4 +304,5 @@ _SHORTCOMINGS: dict[str, Callable[[Summary], Iterator[str]]] = {
     "failed": failures,
     "gradient": gradients,
     "float32": precision,
+    "read": understood,
 }

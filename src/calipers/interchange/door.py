@@ -1,0 +1,55 @@
+"""The door: whatever people hand over for model and data becomes one checked question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from calipers.errors import BadInput
+from calipers.interchange.loaders import drained, hands_out
+from calipers.interchange.models import load
+from calipers.problem import reading
+from calipers.problem.classifier import Classifier
+from calipers.problem.goals import Goal
+from calipers.problem.layout import laid_out
+from calipers.problem.problem import Problem
+from calipers.problem.threat import Threat
+
+
+def pose(
+    model: Any, x: Any, y: Any, threat: Threat, goal: Goal | None = None, *, places: bool = False
+) -> Problem:
+    """Return the checked problem of what `measure` and all other calls are given.
+
+    Args:
+        model: a module, a Classifier, or whatever `load` reads: a fitted estimator, an onnxruntime
+            session, a function that builds a module, the name of a file.
+        x: points (N, *D), a tensor, an array, a list or a frame; or a DataLoader or Dataset, which
+            bring their labels along.
+        y: labels (N,); None stands for those of the loader, or for the model's own answers.
+        threat: what the adversary may do.
+        goal: what the adversary wants.
+        places: labels are places among the outputs even if the model names its classes.
+
+    Raises:
+        BadInput: for data or a threat that do not fit; what was got, expected, and what to do.
+        BadModel: for a model that cannot be measured, likewise.
+    """
+    if not isinstance(model, nn.Module | Classifier) and isinstance(x, nn.Module | Classifier):
+        raise BadInput(
+            f"the model comes first, got {type(model).__name__} there and a model second; the "
+            "order is (model, x, y, threat), and a tool comes after the threat: "
+            "calipers.attack(model, x, y, threat, tool)"
+        )
+    classifier = model if isinstance(model, Classifier) else load(model)
+    if hands_out(x):
+        x, own = drained(x)
+        y = own if y is None else y
+    return Problem.pose(classifier, x, y, threat, goal, places=places)
+
+
+def read_points(classifier: Classifier, x: Any) -> Tensor:
+    """Return points alone, (N, *D), as `pose` hands them to the model."""
+    given, _ = reading.points(drained(x)[0] if hands_out(x) else x)
+    return laid_out(classifier, given.to(device=classifier.device, dtype=classifier.dtype))[0]
