@@ -20,7 +20,7 @@ from calipers.interchange.files import existing
 from calipers.interchange.onnx_files import is_onnx, load_onnx
 from calipers.interchange.pt2 import load_exported
 from calipers.problem.answers import Answers, Kind
-from calipers.problem.classifier import Classifier
+from calipers.problem.classifier import Classifier, in_training
 
 _Statistics = float | Sequence[float] | Tensor
 
@@ -82,9 +82,12 @@ def load(
             )
         return made
     module = _module(made, kind, classes)
-    training = isinstance(made, nn.Module) and module.training and made is not source
-    classifier = Classifier(module.eval() if training else module, mean, std, output=output)
-    classifier.origin = "it was built in training mode, and put into evaluation mode" * training
+    active = in_training(module) if made is not source else []
+    if made is not source:
+        module.eval()
+    classifier = Classifier(module, mean, std, output=output)
+    if active:
+        classifier.origin = "it was built in training mode, and put into evaluation mode"
     return classifier
 
 

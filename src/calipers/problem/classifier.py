@@ -329,11 +329,7 @@ class Classifier:
             )
 
     def _check_mode(self) -> None:
-        active = [
-            name or type(m).__name__
-            for name, m in self.module.named_modules()
-            if m.training and isinstance(m, _MODE_DEPENDENT)
-        ]
+        active = in_training(self.module)
         if active:
             raise BadModel(
                 "the model is in training mode with active dropout or batch norm "
@@ -504,6 +500,15 @@ class Classifier:
             contextlib.suppress(Exception),
         ):
             self.network(0.5 * rows)
+
+
+def in_training(module: nn.Module) -> list[str]:
+    """Return the names of layers in training mode that answer otherwise there."""
+    return [
+        name or type(m).__name__
+        for name, m in module.named_modules()
+        if m.training and isinstance(m, _MODE_DEPENDENT)
+    ]
 
 
 def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
