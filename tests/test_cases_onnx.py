@@ -161,7 +161,7 @@ def answered(network: Path, specification: Path) -> Verdict | str:
 PROPERTIES = {
     "clip_min_above_max": "sat",
     "mod_fmod_constant": "sat",
-    "conv_transpose_output_shape": "is not read",
+    "conv_transpose_output_shape": "sat",
     "dropout_training_mode": "drops at random",
     "sigmoid_end": "sat",
     "softmax_end": "sat",

@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from calipers.certificates.proof import as_arrays, differs
-from calipers.errors import BadInput, CaptureError, UnsupportedOp
+from calipers.errors import BadInput, CalipersError, CaptureError, UnsupportedOp
 from calipers.graph.capture import graph_of
 from calipers.graph.described import described
 from calipers.interchange import load, load_instances, load_onnx, load_vnnlib
 from calipers.interchange.files import content, existing
-from calipers.interchange.onnx_files import is_onnx
+from calipers.interchange.onnx_files import ask_onnx, is_onnx
 from calipers.measurement.plan import Stage
 from calipers.measurement.verify import OutOfTimeError, Verdict, limited
 from calipers.measurement.verify import verify as decide
@@ -86,7 +88,7 @@ def verify(
     try:
         with limited(timeout):
             # first: a network is read in no time, a property may be of megabytes
-            net = load_onnx(network, paired=True)
+            net = _opened(network)
             asked = load_vnnlib(specification)
     except OutOfTimeError:
         return Verdict(
@@ -94,7 +96,7 @@ def verify(
             time.monotonic() - begun,
             notes=("the time was over before both files were read",),
         )
-    shape = net.program.point_shape
+    shape = net.shape
     if (asked.inputs, asked.outputs) != (math.prod(shape), net.outputs):
         raise BadInput(
             f"{Path(specification).name} is about {asked.inputs} inputs and {asked.outputs} "
@@ -103,20 +105,61 @@ def verify(
         )
     together: Sequence[Stage] = ()
     if tools is None:
-        from calipers.presets import VERIFY, VERIFY_TOGETHER
-
-        tools, together = VERIFY, () if proofs else VERIFY_TOGETHER
+        tools, together = net.stages(proofs=proofs)
     if proofs:
         tools = [stage.proving() for stage in tools]
     left = None if timeout is None else timeout - (time.monotonic() - begun)
     found = decide(
-        Classifier(net), asked.queries, shape, tools, together=together, timeout=left, seed=seed
+        Classifier(net.module),
+        asked.queries,
+        shape,
+        tools,
+        together=together,
+        timeout=left,
+        seed=seed,
     )
     named = {"network": Path(network).name, "property": Path(specification).name}
     kept = tuple(data and about(data, **named, box=str(i)) for i, data in enumerate(found.proofs))
     return dataclasses.replace(
-        found, seconds=time.monotonic() - begun, notes=(*asked.notes, *found.notes), proofs=kept
+        found,
+        seconds=time.monotonic() - begun,
+        notes=(*net.notes, *asked.notes, *found.notes),
+        proofs=kept,
     )
+
+
+class _Opened(NamedTuple):
+    """A network for a property; `notes` say why it can only be asked, where it cannot be read."""
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    outputs: int
+    notes: tuple[str, ...] = ()
+
+    def stages(self, *, proofs: bool) -> tuple[Sequence[Stage], Sequence[Stage]]:
+        """Return the tools for each box, and those for all of them together."""
+        from calipers.presets import VERIFY, VERIFY_ASKING, VERIFY_TOGETHER
+
+        if self.notes:
+            return VERIFY_ASKING, ()
+        return VERIFY, () if proofs else VERIFY_TOGETHER
+
+
+def _opened(network: str | Path) -> _Opened:
+    """Return the network, to be asked only where an operation of it cannot be read."""
+    try:
+        net = load_onnx(network, paired=True)
+        return _Opened(net, net.program.point_shape, net.outputs)
+    except (UnsupportedOp, CaptureError) as refused:
+        try:
+            asked = ask_onnx(network, paired=True)
+        except CalipersError:
+            raise refused from None
+        told = (
+            f"{refused} Without bounds nothing can be proved: unsafe inputs were looked for by "
+            "asking onnxruntime, or ONNX's reference"
+        )
+        return _Opened(asked.module, asked.point_shape, asked.outputs, (told,))
 
 
 def _check(timeout: float | None) -> None:

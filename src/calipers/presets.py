@@ -230,6 +230,9 @@ VERIFY = (
 VERIFY_TOGETHER = (Stage(IBP(), "certifier"), Stage(CROWN(), "certifier"))
 """What is asked first about the boxes of a property that has many, all of them at once."""
 
+VERIFY_ASKING = (Stage(Differences(queries=5000), "attack"),)
+"""What looks for an unsafe input of a network that can only be asked."""
+
 _CLOSER = Closer(
     FMN(steps=60, targets=3, gamma=0.2),
     Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)),

@@ -179,6 +179,10 @@ def _graph(network: nn.Module, sample: Tensor) -> Graph:
     """Return a carried graph; of a sequence with a carrier in it, the parts' graphs one after
     another; of anything else, what the export shows.
     """
+    for module in network.modules():
+        known = getattr(module, "no_graph", "")  # why there is none, where the module can tell
+        if isinstance(known, str) and known:
+            raise UnsupportedOp(known)
     if _carries(network):
         return network.graph()
     inner = getattr(network, "of", None)  # a network that is handed a copy of its input

@@ -122,6 +122,8 @@ class Step:
         """Turn whatever a library makes of impossible sizes and values into one sentence."""
         try:
             yield
+        except UnsupportedOp as error:
+            raise error if self.where in str(error) else self.refuse(str(error)) from error
         except CalipersError:
             raise
         except Exception as error:

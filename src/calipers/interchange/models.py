@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from calipers import data
 from calipers.errors import BadInput, BadModel
-from calipers.graph.onnx_net import OnnxNet
 from calipers.interchange.checkpoints import SUFFIXES, check_weights, with_weights
 from calipers.interchange.estimators import from_estimator, from_session, is_estimator, is_session
 from calipers.interchange.files import existing
-from calipers.interchange.onnx_files import is_onnx, load_onnx
+from calipers.interchange.onnx_files import is_onnx, read_or_ask
 from calipers.interchange.pt2 import load_exported
 from calipers.problem.answers import Answers, Kind
 from calipers.problem.classifier import Classifier, in_training
@@ -69,7 +68,7 @@ def load(
     """
     if isinstance(source, str | Path):
         made = _from_file(str(source), builder, output, shape)
-        output = None if isinstance(made, OnnxNet) else output  # which knows it already
+        output = None if is_onnx(Path(source)) else output  # which knows it already
     elif builder is not None:
         raise BadInput("a builder makes the module for a file of weights: leave it out here")
     else:
@@ -158,7 +157,7 @@ def _from_file(
         return _call(source)
     path = existing(source, "a model")
     if is_onnx(path):
-        return load_onnx(path, output=output, shape=shape)
+        return read_or_ask(path, output=output, shape=shape)
     if path.suffix == ".pt2":
         return load_exported(path)
     if path.suffix in SUFFIXES:

@@ -4,20 +4,32 @@ tensors.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from calipers.errors import BadInput, CalipersError, typed
+from calipers.errors import (
+    BadInput,
+    BadModel,
+    CalipersError,
+    CaptureError,
+    UnsupportedOp,
+    typed,
+)
 from calipers.graph.onnx_net import Line, OnnxNet, Program
 from calipers.graph.onnx_steps import LARGEST
 from calipers.interchange.files import content, existing
 from calipers.interchange.onnx_graphs import (
     FLOATING,
+    Chosen,
     alone,
     chosen,
     decided,
@@ -27,6 +39,7 @@ from calipers.interchange.onnx_graphs import (
 )
 from calipers.interchange.onnx_nodes import line, operator_set, tensor
 from calipers.interchange.onnx_runs import Execution
+from calipers.problem.answers import Answers
 
 
 def is_onnx(path: Path) -> bool:
@@ -70,6 +83,71 @@ def load_onnx(
         ) from error
 
 
+def ask_onnx(
+    source: str | Path,
+    *,
+    paired: bool = False,
+    output: str | int | None = None,
+    shape: Sequence[int] | None = None,
+    no_graph: str = "",
+) -> AskedNet:
+    """Return the network of a file as answers that onnxruntime, or else ONNX's reference, gives:
+    for operations that cannot be read, and attacks that only ask.
+
+    Args:
+        source, paired, output, shape: as for `load_onnx`.
+        no_graph: why there are no bounds, for whoever asks for them.
+
+    Raises:
+        BadInput: for a file that cannot be opened, or of which more than one output could be meant.
+        BadModel: where no program runs the file, or its answers depend on chance.
+    """
+    path = existing(source, "a network")
+    model, data = _parsed(path)
+    made_dense(model.graph, LARGEST, path)
+    parts = chosen(model.graph, output, path)
+    size, _ = _input_shape(parts.input, path, None if shape is None else tuple(shape))
+    run = data if is_whole(model.graph, parts) else alone(model, parts)
+    execution = _execution(run, path, parts, nn.Identity)
+    point = np.full((1, *size), 0.5)
+    first, again = execution(point), execution(point)
+    if not np.array_equal(first, again, equal_nan=True):
+        raise BadModel(f"{path.name} answers the same point differently: it depends on chance")
+
+    def ask(x: NDArray[Any]) -> NDArray[np.float64]:
+        found = execution(x.reshape(len(x), *size))
+        return (
+            np.hstack([np.zeros((len(x), 1)), found]) if paired and found.shape[1] == 1 else found
+        )
+
+    inner = size[1:] if len(size) > 1 and size[0] == 1 else size
+    name = f"{path.name} {hashlib.sha256(data).hexdigest()[:16]}, output {parts.output.name}"
+    dtype = torch.float64 if execution.dtype == np.float64 else torch.float32
+    module = Answers(ask, name=name, dtype=dtype, no_graph=no_graph)
+    return AskedNet(module.eval(), inner, first.shape[1])
+
+
+class AskedNet(NamedTuple):
+    """A network that can only be asked, the shape of its points, and how many outputs it has."""
+
+    module: Answers
+    point_shape: tuple[int, ...]
+    outputs: int
+
+
+def read_or_ask(source: str | Path, **wanted: Any) -> nn.Module:
+    """Return the network of a file as `load_onnx` does, or where an operation cannot be read, as
+    `ask_onnx` does: attacks go on, and whoever asks for bounds is told what was not read.
+    """
+    try:
+        return load_onnx(source, **wanted)
+    except (UnsupportedOp, CaptureError) as refused:
+        try:
+            return ask_onnx(source, **wanted, no_graph=str(refused)).module
+        except CalipersError:
+            raise refused from None
+
+
 class _Wanted(NamedTuple):
     """What the caller says about a file; see `load_onnx`."""
 
@@ -101,16 +179,17 @@ def _built(model: Any, data: bytes, path: Path, wanted: _Wanted) -> OnnxNet:
         lines, {name: tensor(t, path) for name, t in stored.items() if name in used}
     )
     program = Program(path.name, parts.input.name, shape, parts.output.name, lines)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(parts.input.type.tensor_type.elem_type)
-    other = Execution(
-        run,
-        path.name,
-        parts.input.name,
-        parts.output.name,
-        dtype,
-        lambda: _built(onnx.load_model_from_string(data), data, path, wanted),
+    other = _execution(
+        run, path, parts, lambda: _built(onnx.load_model_from_string(data), data, path, wanted)
     )
     return OnnxNet(program, constants, wanted.paired, other).eval()
+
+
+def _execution(data: bytes, path: Path, parts: Chosen, again: Callable[[], nn.Module]) -> Execution:
+    import onnx
+
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(parts.input.type.tensor_type.elem_type)
+    return Execution(data, path.name, parts.input.name, parts.output.name, dtype, again)
 
 
 def _check_names(graph: Any, names: list[str], path: Path) -> None:
@@ -153,10 +232,9 @@ def _parsed(path: Path) -> tuple[Any, bytes]:
     if not model.graph.node or not model.graph.output:
         raise BadInput(f"{path} holds no network: is it an ONNX file, and complete?")
     if model.functions:
-        raise BadInput(
-            f"{path} defines functions of its own ({model.functions[0].name}, ...); write it with "
-            "them inlined (onnx.inliner)"
-        )
+        from onnx.inliner import inline_local_functions
+
+        model = inline_local_functions(model)
     return model, data
 
 

@@ -24,7 +24,8 @@ class Answers(nn.Module):
     of two classes), "probabilities" (N, K), which become log-probabilities, or "labels" (N,) from 0
     to `classes` - 1, which become +1 at the label and -1 elsewhere. `flat` hands over rows (N, d).
     `name` stands for the function in the record's identity of the model: a function's weights
-    cannot be seen, so change the name when they change.
+    cannot be seen, so change the name when they change. `no_graph` says why there are no bounds,
+    where something better than "a function" can be said.
 
     >>> import numpy as np
     >>> Answers(lambda x: np.stack([x.sum(1), 0 * x.sum(1)], 1))(torch.ones(1, 2)).tolist()
@@ -42,8 +43,10 @@ class Answers(nn.Module):
         flat: bool = False,
         name: str = "function",
         dtype: torch.dtype = torch.float32,
+        no_graph: str = "",
     ) -> None:
         super().__init__()
+        self.no_graph = no_graph
         if not callable(function):
             raise BadInput(f"Answers wraps a function of arrays, got {type(function).__name__}")
         if kind not in ("scores", "probabilities", "labels"):
@@ -111,6 +114,7 @@ class Answers(nn.Module):
             flat=self.flat,
             name=self.name,
             dtype=self.anchor.dtype,
+            no_graph=self.no_graph,
         )
         made.labels = self.labels
         return made
