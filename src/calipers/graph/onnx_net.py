@@ -223,7 +223,7 @@ def _results(
         raise UnsupportedOp(
             f"no bounds for ONNX's {step.kind} at {step.where}. Export the network without it, or "
             "add it to "
-            "calipers/graph/onnx_ops.py; attacks that only ask run on calipers.load(session)."
+            "calipers/graph/onnx_ops.py; attacks that only ask run on calipers.load(path)."
         )
     tape.writer.where = step.where
     with step.guarded():

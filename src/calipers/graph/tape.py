@@ -109,7 +109,7 @@ class Tape:
             raise UnsupportedOp(
                 f"no bounds for {name} at {self.writer.where}. Export the network without it, or "
                 "add the "
-                "op's facts in calipers/graph; attacks that only ask run on calipers.load(session)."
+                "op's facts in calipers/graph; attacks that only ask run on calipers.load(path)."
             )
         return made
 

@@ -258,7 +258,7 @@ def _input_shape(
         raise BadInput(
             f"{path.name}: the input {given.name} has the shape ({said}): only the first axis, "
             "the batch, may be free. Export it with fixed sizes, or say the shape of a point: "
-            "calipers.load_onnx(path, shape=(1, 28, 28))."
+            "calipers.load(path, shape=(1, 28, 28))."
         )
     if math.prod(n or 1 for n in sizes) > LARGEST:
         raise BadInput(
