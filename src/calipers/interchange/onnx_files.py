@@ -42,6 +42,9 @@ from calipers.interchange.onnx_runs import Execution
 from calipers.problem.answers import Answers
 
 
+_ASKED_AGAIN = 32  # times, for chance to show itself
+
+
 def is_onnx(path: Path) -> bool:
     """Does the name say that it is an ONNX file, packed or not?"""
     return path.name.endswith((".onnx", ".onnx.gz"))
@@ -109,9 +112,8 @@ def ask_onnx(
     size, _ = _input_shape(parts.input, path, None if shape is None else tuple(shape))
     run = data if is_whole(model.graph, parts) else alone(model, parts)
     execution = _execution(run, path, parts, nn.Identity)
-    point = np.full((1, *size), 0.5)
-    first, again = execution(point), execution(point)
-    if not np.array_equal(first, again, equal_nan=True):
+    found = execution(np.full((_ASKED_AGAIN, *size), 0.5))
+    if not np.array_equal(found, found[:1].repeat(len(found), 0), equal_nan=True):
         raise BadModel(f"{path.name} answers the same point differently: it depends on chance")
 
     def ask(x: NDArray[Any]) -> NDArray[np.float64]:
@@ -124,7 +126,7 @@ def ask_onnx(
     name = f"{path.name} {hashlib.sha256(data).hexdigest()[:16]}, output {parts.output.name}"
     dtype = torch.float64 if execution.dtype == np.float64 else torch.float32
     module = Answers(ask, name=name, dtype=dtype, no_graph=no_graph)
-    return AskedNet(module.eval(), inner, first.shape[1])
+    return AskedNet(module.eval(), inner, found.shape[1])
 
 
 class AskedNet(NamedTuple):
