@@ -41,7 +41,6 @@ from calipers.interchange.onnx_nodes import line, operator_set, tensor
 from calipers.interchange.onnx_runs import Execution
 from calipers.problem.answers import Answers
 
-
 _ASKED_AGAIN = 32  # times, for chance to show itself
 
 
