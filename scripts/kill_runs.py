@@ -146,8 +146,8 @@ def end(child: int) -> None:
         time.sleep(0.002)
 
 
-_KEYS = """select q.text, e.point, e.kind, t.text, e.radius from evidence e
-    join name q on q.id = e.question join name t on t.id = e.tool"""
+_KEYS = """select q.text, p.text, e.kind, t.text, e.radius from evidence e
+    join name q on q.id = e.question join name p on p.id = e.point join name t on t.id = e.tool"""
 
 
 def held(record: Path) -> set[tuple[Any, ...]]:

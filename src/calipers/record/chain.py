@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +22,18 @@ import numpy as np
 
 TABLES = {
     "question": "select id, fingerprint, title, facts, data from question",
-    "point": """select p.id, q.text, p.name, p.position, p.label, p.target, p.radius, p.digest,
-        p.array from point p left join name q on q.id = p.question""",
+    "point": """select p.id, q.text, n.text, p.position, p.label, p.target, p.radius, p.digest,
+        p.array from point p left join name q on q.id = p.question left join name n
+        on n.id = p.name""",
     "run": """select r.id, q.text, r.time, r.title, r.seed, r.plan, r.radius, r.radii, r.versions,
         r.argv, r.notes from run r left join name q on q.id = r.question""",
-    "evidence": """select e.id, q.text, e.point, e.kind, t.text, e.radius, e.margin, e.guarantee,
+    "evidence": """select e.id, q.text, p.text, e.kind, t.text, e.radius, e.margin, e.guarantee,
         e.prediction, e.forwards, e.backwards, e.seconds, e.note, e.array, e.asked, e.run,
-        e.confidence from evidence e left join name q on q.id = e.question left join name t
-        on t.id = e.tool""",
+        e.confidence from evidence e left join name q on q.id = e.question left join name p
+        on p.id = e.point left join name t on t.id = e.tool""",
     "decision": "select id, question, scope, key, value from decision",
-    "passed": """select p.fact, p.over, e.point, e.kind, t.text from passed p left join evidence e
-        on e.id = p.fact left join name t on t.id = e.tool""",
+    "passed": """select f.fact, f.over, p.text, e.kind, t.text from passed f left join evidence e
+        on e.id = f.fact left join name p on p.id = e.point left join name t on t.id = e.tool""",
     "model": "select id, digest, name, met, circumstances, parts, points, logits from model",
     "checked": """select number, question, at, witnesses, certificates, failures, facts
         from checked""",
@@ -49,6 +52,7 @@ EARLIER = "earlier"
 the version, the head, and what had been altered.
 """
 _SIZE = 16  # bytes of a digest
+_FACT, _NAN = struct.Struct("<qddqqqddqd7q"), math.nan
 _BEGINNING = bytes(_SIZE)
 _WORDS = {
     "question": "question",
@@ -135,10 +139,60 @@ class Chain:
         )
 
 
-def digest_of(table: str, row: Iterable[Any]) -> bytes:
+def digest_of(table: str, row: Sequence[Any]) -> bytes:
     """Return the digest of a row of plain numbers, text and bytes, as SQLite gives it back."""
+    if table == "evidence":
+        try:
+            return hashlib.sha256(_fact_bytes(*row)).digest()[:_SIZE]
+        except (struct.error, TypeError, ValueError):
+            pass  # a cell of another type, which only an edit by hand can have put there
     cells = [hashlib.sha256(cell).digest() if type(cell) is bytes else cell for cell in row]
     return hashlib.sha256(f"{table}{cells!a}".encode()).digest()[:_SIZE]
+
+
+def _fact_bytes(
+    number: int,
+    question: str,
+    point: str,
+    kind: str,
+    tool: str,
+    radius: float,
+    margin: float | None,
+    guarantee: str,
+    prediction: int,
+    forwards: int,
+    backwards: int,
+    seconds: float,
+    note: str,
+    array: bytes | None,
+    asked: float | None,
+    run: int,
+    confidence: float,
+) -> bytes:
+    """Return the cells of a fact as bytes, no two facts the same. Most rows are facts, and this
+    takes a third of the time of writing them as text.
+    """
+    head = _FACT.pack(
+        number,
+        radius,
+        _NAN if margin is None else margin,
+        prediction,
+        forwards,
+        backwards,
+        seconds,
+        _NAN if asked is None else asked,
+        run,
+        confidence,
+        len(question),
+        len(point),
+        len(kind),
+        len(tool),
+        len(guarantee),
+        len(note),
+        -1 if array is None else len(array),
+    )
+    text = "".join((question, point, kind, tool, guarantee, note))
+    return head + text.encode() + (array or b"")
 
 
 def altered(db: sqlite3.Connection) -> tuple[str, ...]:

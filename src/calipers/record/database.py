@@ -7,9 +7,10 @@ file holds every row whose write returned.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ class Database:
         self.read_only = read_only
         self._made: sqlite3.Connection | None = None
         self._ids: dict[str, int] = {}  # of texts in `name`, as far as they are known here
+        self._texts: dict[int, str] = {}  # and the texts of all numbers up to the largest
         if self.path is None or self.path.exists():
             self._connect()
 
@@ -115,6 +117,7 @@ class Database:
             self._db.execute("commit")
         except BaseException:
             self._ids.clear()
+            self._texts.clear()
             if self._db.in_transaction:
                 self._db.execute("rollback")
             raise
@@ -132,15 +135,29 @@ class Database:
         """Return the number of a text that is kept once; 0 where it is not kept. `make` keeps it,
         inside a transaction.
         """
-        if text not in self._ids:
-            if make:
-                sql = "insert into name (text) values (?) on conflict do nothing"
-                self._db.execute(sql, (text,))
-            held = self._read("select id from name where text = ?", text)
-            if not held:
-                return 0
-            self._ids[text] = held[0][0]
-        return self._ids[text]
+        return self._ids_of((text,), make=make).get(text, 0)
+
+    def _ids_of(self, texts: Iterable[str], *, make: bool = False) -> Mapping[str, int]:
+        """Return the numbers of at least these texts, as far as they are kept."""
+        missing = [text for text in texts if text not in self._ids]
+        if missing and make:
+            sql = "insert into name (text) values (?) on conflict do nothing"
+            self._db.executemany(sql, [(text,) for text in missing])
+        if missing:
+            sql = "select text, id from name where text in (select value from json_each(?))"
+            self._ids.update(self._read(sql, json.dumps(missing)))
+        return self._ids
+
+    def _names(self) -> Mapping[int, str]:
+        """Return the texts of all numbers."""
+        last = next(reversed(self._texts), 0)
+        self._texts.update(self._read("select id, text from name where id > ? order by id", last))
+        return self._texts
+
+    def _next(self, table: str) -> int:
+        """Return the number of a table's next row, inside a transaction."""
+        last: int = self._db.execute(f"select coalesce(max(id), 0) from {table}").fetchone()[0]
+        return last + 1
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from calipers.errors import CalipersError, RecordError
 from calipers.record import rows
 from calipers.record.chain import TABLES, Chain, Check, Trust, altered, held_head
-from calipers.record.database import Database
 from calipers.record.evidence import Evidence, Model, Point, Question, Run
 from calipers.record.packing import unpack
+from calipers.record.points import Points
+from calipers.record.runs import Runs
 from calipers.record.schema import VERSION as SCHEMA_VERSION
 from calipers.record.schema import now
 
@@ -30,21 +31,12 @@ __all__ = ["SCHEMA_VERSION", "Key", "Ledger", "making_sense"]
 
 Key = tuple[str, str, str, float]
 _PUT_FACT = f"insert into evidence values ({', '.join('?' * 17)}) on conflict do nothing"
-_PUT_POINT = f"""insert into point values ({", ".join("?" * 9)}) on conflict (id) do update set
-    radius = excluded.radius, digest = excluded.digest, array = excluded.array"""
-_PUT_RUN = f"""insert into run values ({", ".join("?" * 11)}) on conflict (id) do update set
-    notes = excluded.notes"""
 _PUT_QUESTION = """insert into question values (?, ?, ?, ?, ?) on conflict (id) do update set
     title = excluded.title, facts = excluded.facts, data = excluded.data"""
-_POINT = f"insert into point values ({', '.join('?' * 9)}) on conflict (id) do update set radius"
-_PUT_POINT += " = excluded.radius, digest = excluded.digest, array = excluded.array"
-_PUT_RUN = f"insert into run values ({', '.join('?' * 11)}) on conflict (id) do update set notes"
-_PUT_RUN += " = excluded.notes"
-_POINT = "name, position, label, target, radius, digest, array"
 _STANDING = "not exists (select 1 from passed p where p.fact = evidence.id and p.over)"
 
 
-class Ledger(Database):
+class Ledger(Points, Runs):
     """The record of one or more questions: points, runs and admitted evidence.
 
     `path=None` keeps it in memory; `read_only` leaves the file as it is, and brings one of an
@@ -60,10 +52,10 @@ class Ledger(Database):
         read_only: bool = False,
         argv: Sequence[str] = (),
     ) -> None:
-        self.argv = tuple(argv)
         self.acquainted: set[str] = set()  # models that were known again since the file was opened
         self._trust: tuple[object, Trust] | None = None
         super().__init__(path, read_only=read_only)
+        self.argv = tuple(argv)
 
     def ask(self, question: Question, points: Iterable[Point]) -> None:
         """Register a question and its points. Both may be known already: then the facts and radii
@@ -86,82 +78,6 @@ class Ledger(Database):
             chain.add("question", [row])
         self._id(question.fingerprint, make=True)
 
-    def _place(self, chain: Chain, fingerprint: str, points: Sequence[Point]) -> None:
-        """Keep points that are new, and the radius of those that are not."""
-        question, start = self._id(fingerprint), self._next("point")
-        held = self._held_points(question) if points else {}
-        fresh = dict[str, Point]()
-        moved = list[Point]()
-        for p in points:
-            if p.name not in held:
-                fresh.setdefault(p.name, p)
-            elif held[p.name][1] != float(p.radius):
-                moved.append(p)
-        put = [rows.row_of_point(start + i, fingerprint, p) for i, p in enumerate(fresh.values())]
-        for p in moved:
-            put.append(self._point_row(fingerprint, held[p.name][0], float(p.radius)))
-        self._db.executemany(_PUT_POINT, [(row[0], question, *row[2:]) for row in put])
-        chain.add("point", put)
-
-    def _held_points(self, question: int) -> dict[str, tuple[int, float]]:
-        sql = "select name, id, radius from point where question = ?"
-        return {name: (i, radius) for name, i, radius in self._db.execute(sql, (question,))}
-
-    def _point_row(self, fingerprint: str, number: int, radius: float) -> rows.Row:
-        held = self._db.execute(f"select {_POINT} from point where id = ?", (number,)).fetchone()
-        return (number, fingerprint, *held[:4], radius + 0.0, *held[5:])
-
-    def keep_inputs(self, fingerprint: str, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Keep the inputs of these points by value, whatever their size: a witness is judged by
-        the input that it belongs to.
-        """
-        question = self._id(fingerprint)
-        with self._writing() as chain:
-            put = list[rows.Row]()
-            for name, array in inputs.items():
-                sql = f"select id, {_POINT} from point where question = ? and name = ?"
-                for number, *held in self._db.execute(sql, (question, name)).fetchall():
-                    if held[-1] is None:
-                        p = dataclasses.replace(rows.point(tuple(held)), array=array)
-                        put.append(rows.row_of_point(number, fingerprint, p, whole=True))
-            self._db.executemany(_PUT_POINT, [(row[0], question, *row[2:]) for row in put])
-            chain.add("point", put)
-
-    def begin(self, run: Run) -> Run:
-        """Keep a run, which begins now if it has no time yet; return it with its number."""
-        if not run.time:
-            run = dataclasses.replace(run, time=now(), argv=self.argv)
-        with self._writing() as chain:
-            run = dataclasses.replace(run, number=self._next("run"))
-            self._put_run(chain, run)
-        return run
-
-    def note(self, run: int, key: str, value: Any) -> None:
-        """Keep what a run has to say about itself, in place of what it said before."""
-        held = self.run(run)
-        if key not in held.notes or held.notes[key] != json.loads(json.dumps(value)):
-            with self._writing() as chain:
-                held = self.run(run)
-                notes = {**held.notes, key: value}
-                self._put_run(chain, dataclasses.replace(held, notes=notes))
-
-    def _put_run(self, chain: Chain, run: Run) -> None:
-        row = rows.row_of_run(run)
-        self._db.execute(_PUT_RUN, (row[0], self._id(run.question, make=True), *row[2:]))
-        chain.add("run", [row])
-
-    def run(self, number: int) -> Run:
-        """Return the run of that number as it stands now."""
-        return self._runs("where r.id = ?", number)[0]
-
-    def runs(self, fingerprint: str) -> list[Run]:
-        """Return the runs that asked a question, oldest first."""
-        return self._runs("where q.text = ?", fingerprint)
-
-    def _runs(self, where: str, *parameters: str | int) -> list[Run]:
-        found = self._read(f"{TABLES['run']} {where} order by r.id", *parameters)
-        return [rows.run(row) for row in found]
-
     def append(self, fingerprint: str, evidence: Iterable[Evidence], *, run: int = 0) -> None:
         """Store facts in one transaction, as those of a run; a fact that is there already is passed
         over.
@@ -177,10 +93,11 @@ class Ledger(Database):
     ) -> None:
         question, start = self._id(fingerprint, make=True), self._next("evidence")
         put = [rows.row_of(start + i, fingerprint, e, run) for i, e in enumerate(evidence)]
-        tools = {name: self._id(name, make=True) for name in {e.tool for e in evidence}}
-        before = self._db.total_changes
+        texts = dict.fromkeys(text for e in evidence for text in (e.point, e.tool))
+        ids, before = self._ids_of(texts, make=True), self._db.total_changes
         self._db.executemany(
-            _PUT_FACT, [(row[0], question, *row[2:4], tools[row[4]], *row[5:]) for row in put]
+            _PUT_FACT,
+            [(r[0], question, ids[r[2]], r[3], ids[r[4]], *r[5:]) for r in put],
         )
         if self._db.total_changes - before < len(put):
             sql = "select id from evidence where id >= ?"
@@ -224,18 +141,18 @@ class Ledger(Database):
 
     def _handed_over(self, fingerprint: str, tried: Sequence[Evidence]) -> dict[Key, int]:
         """Return the facts that tools had handed over at these points, asked at these radii."""
-        asked = {(e.tool, e.point, float(e.radius)) for e in tried}
-        found = dict[Key, int]()
+        asked = {(e.tool, e.point): float(e.radius) for e in tried}
+        ids, names, found = self._ids_of(e.point for e in tried), self._names(), dict[Key, int]()
         for tool in {e.tool for e in tried}:
-            names = json.dumps([e.point for e in tried if e.tool == tool])
+            points = json.dumps([ids[e.point] for e in tried if e.tool == tool])
             sql = (
                 "select id, point, kind, radius, asked from evidence where question = ? and tool = "
                 "? and asked is not null and point in (select value from json_each(?))"
             )
-            given = self._id(fingerprint), self._id(tool), names
+            given = self._id(fingerprint), self._id(tool), points
             for number, point, kind, radius, at in self._db.execute(sql, given):
-                if (tool, point, at) in asked:
-                    found[point, kind, tool, radius] = number
+                if asked[tool, names[point]] == at:
+                    found[names[point], kind, tool, radius] = number
         return found
 
     def _passed_over(self, fingerprint: str, keys: set[Key]) -> dict[Key, int]:
@@ -248,7 +165,13 @@ class Ledger(Database):
         )
         found = dict[Key, int]()
         for point, kind, tool, radius in sorted(keys):
-            given = self._id(fingerprint), point, kind, self._id(tool), rows.stored(radius)
+            given = (
+                self._id(fingerprint),
+                self._id(point),
+                kind,
+                self._id(tool),
+                rows.stored(radius),
+            )
             for (number,) in self._db.execute(sql, given):
                 found[point, kind, tool, radius] = number
         return found
@@ -300,11 +223,6 @@ class Ledger(Database):
             self._db.execute("insert into checked values (?, ?, ?, ?, ?, ?, ?)", row)
             chain.add("checked", [row])
 
-    def _next(self, table: str) -> int:
-        """Return the number of a table's next row, inside a transaction."""
-        last: int = self._db.execute(f"select coalesce(max(id), 0) from {table}").fetchone()[0]
-        return last + 1
-
     def trust(self) -> Trust:
         """Return whether the record is as it was written, and when it was replayed. Cost: every row
         is read and hashed; asked again only after changes.
@@ -341,19 +259,13 @@ class Ledger(Database):
         sql = "select fingerprint, title, facts, data from question order by id"
         return [rows.question(row) for row in self._read(sql)]
 
-    def points(self, fingerprint: str) -> list[Point]:
-        """Return the question's points by position."""
-        sql = f"select {_POINT} from point where question = ? order by position, name"
-        return [rows.point(row) for row in self._read(sql, self._id(fingerprint))]
-
     def evidence(self, fingerprint: str) -> list[Evidence]:
         """Return every fact admitted for the question, in order of admission, without arrays
         (`witness` reads those); what was passed over (`finish`) is left out.
         """
-        used = "select id, text from name where id in (select tool from evidence)"
-        tools = dict(self._read(used))
         sql = f"select {rows.FACT} from evidence where question = ? and {_STANDING} order by id"
-        return [rows.fact(row, tools) for row in self._read(sql, self._id(fingerprint))]
+        found, names = self._read(sql, self._id(fingerprint)), self._names()
+        return [rows.fact(row, names) for row in found]
 
     def witness(self, fingerprint: str, fact: Evidence) -> NDArray[Any] | None:
         """Return the stored array of a fact (a certificate's proof file as bytes, uint8), or None
@@ -363,7 +275,7 @@ class Ledger(Database):
             "select array from evidence where question = ? and point = ? and kind = ? and tool = ? "
             "and radius = ?"
         )
-        key = self._id(fingerprint), fact.point, fact.kind, self._id(fact.tool)
+        key = self._id(fingerprint), self._id(fact.point), fact.kind, self._id(fact.tool)
         found = self._read(sql, *key, rows.stored(fact.radius))
         return None if not found or found[0][0] is None else unpack(found[0][0])
 

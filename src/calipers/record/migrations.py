@@ -83,25 +83,27 @@ def _exists(db: sqlite3.Connection, table: str) -> bool:
 def _move(db: sqlite3.Connection, version: int) -> None:
     """Copy the rows of the old tables into the new ones."""
     db.execute(
-        """insert into name (text) select text from (select fingerprint as text from old_question
-        union select question from old_point union select question from old_evidence
-        union select tool from old_evidence) order by text"""
+        """insert or ignore into name (text) select fingerprint from old_question
+        union all select question from old_point union all select question from old_evidence
+        union all select tool from old_evidence union all select name from old_point
+        union all select point from old_evidence"""
     )
     for fingerprint, title, facts in db.execute("select * from old_question order by rowid"):
         _move_question(db, fingerprint, title, facts)
     db.execute(
         """insert into point (question, name, position, label, radius, digest, array)
-        select q.id, p.name, p.position, p.label, p.radius, '', p.array from old_point p
-        join name q on q.text = p.question order by p.rowid"""
+        select q.id, n.id, p.position, p.label, p.radius, '', p.array from old_point p
+        join name q on q.text = p.question join name n on n.text = p.name order by p.rowid"""
     )
     asked = "e.asked" if version > 1 else "null"
     db.execute(
         f"""insert into evidence (question, point, kind, tool, radius, margin, guarantee,
         prediction, forwards, backwards, seconds, note, array, asked, run, confidence)
-        select q.id, e.point, e.kind, t.id, e.radius, e.margin, e.guarantee, e.prediction,
+        select q.id, p.id, e.kind, t.id, e.radius, e.margin, e.guarantee, e.prediction,
         e.forwards, e.backwards, e.seconds, e.note, e.array, {asked},
         coalesce((select r.id from run r where r.question = q.id), 0), 1.0
         from old_evidence e join name q on q.text = e.question join name t on t.text = e.tool
+        join name p on p.text = e.point
         order by e.rowid"""
     )
     if version == 1:
@@ -112,8 +114,9 @@ def _move(db: sqlite3.Connection, version: int) -> None:
     )
     db.execute(
         """insert into passed select e.id, p.over from old_passed p join name q on q.text =
-        p.question join name t on t.text = p.tool join evidence e on e.question = q.id
-        and e.point = p.point and e.kind = p.kind and e.tool = t.id and e.radius = p.radius"""
+        p.question join name t on t.text = p.tool join name n on n.text = p.point
+        join evidence e on e.question = q.id and e.point = n.id and e.kind = p.kind
+        and e.tool = t.id and e.radius = p.radius"""
     )
     db.execute(
         """insert into model (digest, name, met, circumstances, parts, points, logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calipers.record.evidence import Evidence, Model, Point, Question, Run, digest_of
@@ -21,7 +21,7 @@ _NAN = math.nan
 
 FACT = """point, kind, tool, radius, margin, guarantee, prediction, forwards, backwards, seconds,
     note, asked, run, confidence"""
-"""The columns of `fact`; `tool` is a number there."""
+"""The columns of `fact`; `point` and `tool` are numbers there."""
 
 
 def stored(radius: float) -> float:
@@ -53,14 +53,14 @@ def row_of(number: int, fingerprint: str, e: Evidence, run: int) -> Row:
     )
 
 
-def fact(row: Row, tools: dict[int, str]) -> Evidence:
-    """Return the fact of a row of the columns `FACT`."""
+def fact(row: Row, names: Mapping[int, str]) -> Evidence:
+    """Return the fact of a row of the columns `FACT`, with the texts of its numbers."""
     point, kind, tool, radius, margin, guarantee, prediction, *cost, note, asked, run, sure = row
     forwards, backwards, seconds = cost
     return Evidence(
-        point,
+        names.get(point, ""),
         kind,
-        tools.get(tool, ""),
+        names.get(tool, ""),
         _NAN if radius == NO_RADIUS else radius,
         _NAN if margin is None else margin,
         guarantee,

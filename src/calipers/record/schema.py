@@ -1,7 +1,8 @@
 """The tables in which a record is kept.
 
 Every table has a number of its own for each row, by which the chain knows it. Texts that many rows
-share, the fingerprints of questions and the names of tools, are kept once, in `name`.
+share, the fingerprints of questions and the names of points and tools, are kept once, in `name`:
+the rows of points that follow each other then stand side by side in the index too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ _TABLES = f"""
 create table name (id integer primary key, text text not null unique);
 create table question (id integer primary key, fingerprint text not null unique,
     title text not null, facts text not null, data blob);
-create table point (id integer primary key, question integer not null, name text not null,
+create table point (id integer primary key, question integer not null, name integer not null,
     position integer not null, label integer not null, target integer, radius real not null,
     digest text not null, array blob, unique (question, name));
 create table run (id integer primary key, question integer not null, time text not null,
     title text not null, seed integer not null, plan text not null, radius text not null,
     radii text not null, versions text not null, argv text not null, notes text not null);
-create table evidence (id integer primary key, question integer not null, point text not null,
+create table evidence (id integer primary key, question integer not null, point integer not null,
     kind text not null, tool integer not null, radius real not null, margin real,
     guarantee text not null, prediction integer not null, forwards integer not null,
     backwards integer not null, seconds real not null, note text not null, array blob, asked real,
