@@ -67,7 +67,8 @@ def measured(points: int) -> tuple[float, float]:
     x = torch.rand(points, 32)
     y, watch = model(x).argmax(1), Stopwatch()
     held = [(Referee, name, getattr(Referee, name)) for name in ("open", "attempt", "claim")] + [
-        (run, "gradients", run.gradients)
+        (run, "gradients", run.gradients),
+        (run._Session, "_forecast", run._Session._forecast),
     ]
     answers = ask.answers
     for where, name, call in held:

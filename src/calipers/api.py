@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -217,8 +218,15 @@ def _result(problem: Problem, ledger: Ledger, confidence: float, finished: bool)
     fingerprint = problem.fingerprint()
     asked = next(q for q in ledger.questions() if q.fingerprint == fingerprint)
     summary = summarise(ledger, asked, confidence)
-    facts = ledger.evidence(fingerprint)
-    return Result(summary, Bracket.of(problem.names, facts), ledger, finished)
+    row_of = {row.name: row for row in summary.rows}
+    rows = [row_of[name] for name in problem.names]
+    bracket = Bracket(
+        np.array([row.lower for row in rows]),
+        np.array([row.upper for row in rows]),
+        tuple(row.lower_tool for row in rows),
+        tuple(row.upper_tool for row in rows),
+    )
+    return Result(summary, bracket, ledger, finished)
 
 
 @with_gradients()

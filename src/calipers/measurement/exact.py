@@ -4,7 +4,6 @@ found, point by point, until both ends meet.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -52,7 +51,7 @@ def close(
     tool: Certifier,
     ledger: Ledger,
     *,
-    run: int,
+    run: int = 0,
     seed: int = 0,
     watch: Watch | None = None,
 ) -> bool:
@@ -92,13 +91,12 @@ def close(
     index = torch.tensor(todo, device=problem.x.device)
     part = problem.take(index).at(torch.as_tensor(asked[todo]))
 
-    radii = dict(zip(part.names, part.threat.radii(len(part)).tolist(), strict=True))
     known, found = Known(problem.names, own, facts), defaultdict[str, list[Evidence]](list)
     place = {name: i for i, name in enumerate(problem.names)}
     met = gaps(known.bracket(), problem.threat) <= MET
 
     def admit(result: Answer, ruling: Ruling) -> None:
-        new = [dataclasses.replace(e, asked=radii[e.point]) for e in ruling.evidence]
+        new = ruling.evidence
         keep_inputs(problem, place, ledger, new)
         ledger.append(fingerprint, new, run=run)
         for e in new:

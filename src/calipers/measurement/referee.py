@@ -4,7 +4,6 @@ membership and measures distances. Tools only propose.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,33 +102,36 @@ class Referee:
         good &= part.region.at(distance).contains(points) & (distance > 0)
         share = seconds / max(1, len(part))
         facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
+        margins, answers, found = worst.tolist(), answer.tolist(), distance.tolist()
+        forwards, backwards = attempt.forwards.tolist(), attempt.backwards.tolist()
+        arrays = points.cpu().numpy()
+        admitted = set(torch.nonzero(good).flatten().tolist())
         for i, name in enumerate(part.names):
-            note = Evidence(
-                name,
-                "attempt",
-                tool,
-                asked[i],
-                float(worst[i]),
-                prediction=int(answer[i]),
-                seconds=share,
-            )
             tried.append(
-                dataclasses.replace(
-                    note, forwards=int(attempt.forwards[i]), backwards=int(attempt.backwards[i])
+                Evidence(
+                    name,
+                    "attempt",
+                    tool,
+                    asked[i],
+                    margins[i],
+                    prediction=answers[i],
+                    forwards=forwards[i],
+                    backwards=backwards[i],
+                    seconds=share,
                 )
             )
-            if bool(good[i]):
-                array = points[i].cpu().numpy()
+            if i in admitted:
                 facts.append(
                     Evidence(
                         name,
                         "witness",
                         tool,
-                        float(distance[i]),
-                        float(worst[i]),
+                        found[i],
+                        margins[i],
                         "replayed",
-                        int(answer[i]),
-                        array=array,
+                        answers[i],
+                        array=arrays[i].copy(),
+                        asked=asked[i],
                     )
                 )
         return Ruling(tuple(facts), tuple(tried))
@@ -159,26 +161,37 @@ class Referee:
         self._spot_check(part, torch.where(proved, radius, 0.0), tool, seed)
         share = seconds / max(1, len(part))
         facts, tried, asked = [], [], part.threat.radii(len(part)).tolist()
-        proofs = claim.proofs or (None,) * len(part)
+        proofs, radii = claim.proofs or (None,) * len(part), radius.tolist()
+        margins, forwards = claim.margin.tolist(), claim.forwards.tolist()
+        backwards, admitted = (
+            claim.backwards.tolist(),
+            set(torch.nonzero(proved).flatten().tolist()),
+        )
         for i, (name, proof) in enumerate(zip(part.names, proofs, strict=True)):
-            margin = float(claim.margin[i])
-            note = Evidence(name, "attempt", tool, asked[i], margin, claim.guarantee, seconds=share)
             tried.append(
-                dataclasses.replace(
-                    note, forwards=int(claim.forwards[i]), backwards=int(claim.backwards[i])
+                Evidence(
+                    name,
+                    "attempt",
+                    tool,
+                    asked[i],
+                    margins[i],
+                    claim.guarantee,
+                    forwards=forwards[i],
+                    backwards=backwards[i],
+                    seconds=share,
                 )
             )
-            if bool(proved[i]):
-                array = None if proof is None else np.frombuffer(proof, np.uint8)
+            if i in admitted:
                 facts.append(
                     Evidence(
                         name,
                         "certificate",
                         tool,
-                        float(radius[i]),
-                        margin,
+                        radii[i],
+                        margins[i],
                         claim.guarantee,
-                        array=array,
+                        array=None if proof is None else np.frombuffer(proof, np.uint8),
+                        asked=asked[i],
                     )
                 )
         return Ruling(tuple(facts), tuple(tried) if claim.final else ())

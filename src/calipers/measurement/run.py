@@ -8,7 +8,6 @@ same brackets; and a block that was cut short is simply done again.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import time
@@ -442,13 +441,11 @@ class _Session:
         """
         index = torch.tensor(block, dtype=torch.long, device=self.problem.x.device)
         part = self.problem.take(index).at(torch.as_tensor(radii, dtype=torch.float64))
-        asked = dict(zip(part.names, part.threat.radii(len(part)).tolist(), strict=True))
         tried, found = list[Evidence](), list[Evidence]()
 
         def admit(answer: Answer, ruling: Ruling) -> tuple[Evidence, ...]:
-            facts = [dataclasses.replace(e, asked=asked[e.point]) for e in ruling.evidence]
-            self._admit(facts)
-            found.extend(facts)
+            self._admit(ruling.evidence)
+            found.extend(ruling.evidence)
             if stage.by_the_clock and isinstance(answer, Claim):  # its time is not to be had again
                 self._finish(ruling.tried, found)
                 return ()

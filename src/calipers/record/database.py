@@ -40,6 +40,8 @@ class Database:
         self._made: sqlite3.Connection | None = None
         self._ids: dict[str, int] = {}  # of texts in `name`, as far as they are known here
         self._texts: dict[int, str] = {}  # and the texts of all numbers up to the largest
+        # how far the file was known to be as its chain says, and written by nobody but us since
+        self._sound: tuple[int, int] | None = None
         if self.path is None or self.path.exists():
             self._connect()
 
@@ -102,6 +104,11 @@ class Database:
         db.execute("pragma synchronous = full")
         if version < VERSION:
             _bring_up_to_date(db)
+        if not tables:
+            self._sound = (
+                db.execute("pragma data_version").fetchone()[0],
+                db.total_changes,
+            )
         return db
 
     @contextmanager
@@ -109,18 +116,25 @@ class Database:
         """Hold the file alone, and write all or nothing: rows, and their links of the chain."""
         self._db.execute("begin immediate")
         try:
+            sound = self._sound == self._state()
             chain = Chain(self._db)
             began = chain.count
             yield chain
             if chain.count != began:
                 chain.seal()
             self._db.execute("commit")
+            if sound:
+                self._sound = self._state()
         except BaseException:
             self._ids.clear()
             self._texts.clear()
             if self._db.in_transaction:
                 self._db.execute("rollback")
             raise
+
+    def _state(self) -> tuple[int, int]:
+        """Return what changes with every write, of this connection or another one."""
+        return self._db.execute("pragma data_version").fetchone()[0], self._db.total_changes
 
     def _read(self, sql: str, *parameters: str | float | None) -> list[Any]:
         try:

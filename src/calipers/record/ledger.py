@@ -224,16 +224,21 @@ class Ledger(Points, Runs):
             chain.add("checked", [row])
 
     def trust(self) -> Trust:
-        """Return whether the record is as it was written, and when it was replayed. Cost: every row
-        is read and hashed; asked again only after changes.
+        """Return whether the record is as it was written, and when it was replayed.
+
+        Cost: every row is read and hashed, but not again as long as only this ledger writes: then
+        rows and chain were written together.
         """
         sql = (
             "select q.text, count(*) from evidence e join name q on q.id = e.question group by "
             "q.text order by q.text"
         )
         counts = tuple(self._read(sql))
-        state = (self._read("pragma data_version")[0][0], self._db.total_changes)
-        if self._trust is None or self._trust[0] != state:
+        state = self._state()
+        if self._trust is not None and self._trust[0] == state:
+            return self._trust[1]
+        wrong: tuple[str, ...] = ()
+        if self._sound != state:
             try:
                 wrong = altered(self._db)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -241,7 +246,8 @@ class Ledger(Points, Runs):
                     f"{self.path} is damaged ({error}). Take a copy of the file, or measure again "
                     "into a new one."
                 ) from error
-            self._trust = (state, self._trusted(wrong, counts))
+            self._sound = None if wrong else state
+        self._trust = (state, self._trusted(wrong, counts))
         return self._trust[1]
 
     def _trusted(self, wrong: tuple[str, ...], counts: tuple[tuple[str, int], ...]) -> Trust:
