@@ -138,8 +138,8 @@ REFUSED = [
     (BOX + "(assert (<= Y_0 0)))", "never opened"),
     (BOX + "(assert (<= Y_7 0))", "'Y_7' is not declared"),
     (BOX + "(assert (<= y 0))", "'y' is neither"),
-    (BOX + "(assert (< Y_0 0))", "'<' is not read"),
-    (BOX + "(assert (not (<= Y_0 0)))", "'not' is not read"),
+    (BOX + "(assert (not (<= Y_0 0) (<= Y_1 0)))", "takes one formula"),
+    (BOX + "(assert (=> (<= Y_0 0) (<= Y_1 0)))", "'=>' is not read"),
     (BOX + "(assert (<= (* Y_0 Y_1) 0))", "not linear"),
     (BOX + "(assert (<= (/ Y_0 0) 0))", "by zero"),
     (BOX + "(assert (<= Y_0 nan))", "'nan'"),
@@ -148,8 +148,6 @@ REFUSED = [
     (BOX + "(assert (or))", "holds nothing"),
     (BOX + "(assert Y_0)", "a formula is expected"),
     (BOX + "(assert (<= (<= Y_0 0) 0))", "a term is expected"),
-    (BOX + "(assert (<= X_0 Y_0))", "ties X_0 and Y_0"),
-    (BOX + "(assert (<= (+ X_0 X_1) 1)) (assert (<= Y_0 0))", "ties X_0 and X_1"),
     (
         "(assert (<= X_0 0)) (assert (>= X_0 0)) (assert (<= X_1 0)) (assert (<= Y_0 0))",
         "X_1 no lower bound",
@@ -531,3 +529,178 @@ def test_a_disjunction_read_as_a_conjunction_is_caught(monkeypatch: pytest.Monke
     monkeypatch.setattr(Specification, "worst", lambda self, margins: margins.amax(1))
     with pytest.raises(AssertionError):
         test_worst_agrees_with_plain_arithmetic()
+
+
+# ---- strict comparisons, negations, and inputs that are tied
+# --------------------------------------------------------------------------------------------------
+
+
+def strict(constant: str, **terms: int) -> Inequality:
+    return replace(inequality(constant, **terms), strict=True)
+
+
+MORE: list[tuple[str, tuple[tuple[Inequality, ...], ...]]] = [
+    ("(assert (< Y_0 0.5))", ((strict("-0.5", y0=1),),)),
+    ("(assert (> Y_0 Y_1))", ((strict("0", y0=-1, y1=1),),)),
+    ("(assert (not (<= Y_0 1)))", ((strict("1", y0=-1),),)),
+    ("(assert (not (< Y_0 1)))", ((inequality("1", y0=-1),),)),
+    ("(assert (not (not (<= Y_0 1))))", ((inequality("-1", y0=1),),)),
+    (
+        "(assert (not (and (<= Y_0 1) (<= Y_1 1))))",
+        ((strict("1", y0=-1),), (strict("1", y1=-1),)),
+    ),
+    (
+        "(assert (not (or (<= Y_0 1) (>= Y_1 1))))",
+        ((strict("1", y0=-1), strict("-1", y1=1)),),
+    ),
+    ("(assert (not (= Y_0 1)))", ((strict("1", y0=-1),), (strict("-1", y0=1),))),
+    ("(assert (or (< 0 0) (<= Y_0 1)))", ((inequality("-1", y0=1),),)),
+    ("(assert (<= 0 0)) (assert (<= Y_0 1))", ((inequality("-1", y0=1),),)),
+]
+
+
+@pytest.mark.parametrize(("text", "cases"), MORE, ids=[r[0][:40] for r in MORE])
+def test_strict_comparisons_and_negations_become_cases(
+    text: str, cases: tuple[tuple[Inequality, ...], ...]
+) -> None:
+    (query,) = parsed(BOX + text).queries
+    assert query.cases == cases
+
+
+def truth(text: str, values: dict[str, Fraction]) -> bool:
+    """Work a formula out by Python's own rules."""
+    tokens = iter(text.replace("(", " ( ").replace(")", " ) ").split())
+
+    def expression() -> object:
+        token = next(tokens)
+        if token != "(":
+            return values[token] if token in values else Fraction(token)
+        head, parts = next(tokens), []
+        while (part := expression_or_end()) is not None:
+            parts.append(part)
+        signs: dict[str, Callable[..., object]] = {
+            "<=": lambda a, b: a <= b, ">=": lambda a, b: a >= b, "<": lambda a, b: a < b, ">": lambda a, b: a > b, "=": lambda a, b: a == b,
+            "and": lambda *a: all(a), "or": lambda *a: any(a), "not": lambda a: not a, "+": lambda *a: sum(a), "-": lambda a, b: a - b,
+        }  # fmt: skip
+        return signs[head](*parts)
+
+    def expression_or_end() -> object:
+        nonlocal tokens
+        token = next(tokens)
+        if token == ")":
+            return None
+        tokens = itertools.chain([token], tokens)
+        return expression()
+
+    return bool(expression())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_point_is_unsafe_exactly_where_the_formula_is_true(data: st.DataObject) -> None:
+    """Random formulas of outputs and inputs, at points of a grid, where ties are frequent."""
+    names = ["X_0", "X_1", "Y_0", "Y_1"]
+
+    def formula(depth: int) -> str:
+        kind = data.draw(st.sampled_from(["and", "or", "not"] if depth else ["compare"]))
+        if kind == "compare":
+            sign = data.draw(st.sampled_from(["<=", ">=", "<", ">", "="]))
+            left, right = (data.draw(st.sampled_from([*names, "0", "1", "0.5"])) for _ in "ab")
+            if data.draw(st.booleans()):
+                left = f"(+ {left} {data.draw(st.sampled_from(names))})"
+            return f"({sign} {left} {right})"
+        return f"({kind} {' '.join(formula(depth - 1) for _ in range(1 + (kind != 'not')))})"
+
+    text = formula(data.draw(st.integers(0, 3)))
+    box = "".join(f"(assert (>= X_{i} 0)) (assert (<= X_{i} 1))" for i in (0, 1))
+    try:
+        asked = parsed(
+            f"{box} (assert (<= (- Y_0 Y_0) 0)) (assert (or (<= Y_1 9) (<= Y_1 8))) (assert {text})"
+        )
+    except BadInput:  # too many cases
+        return
+    steps = [Fraction(0), Fraction(1, 2), Fraction(1)]
+    for values in itertools.product(steps, repeat=4):
+        said = [str(float(v)) for v in values[:2]]
+        outputs = torch.tensor(
+            [float(v) for v in (*values[2:], *(values[i] for i in asked.echoed))]
+        )
+        point = torch.tensor([float(v) for v in values[:2]])
+        found = any(
+            all(a <= v <= b for a, v, b in zip(q.low, values, q.high, strict=False))
+            and q.written(point) is not None and q.unsafe(outputs, said)
+            for q in asked.queries
+        )  # fmt: skip
+        assert found == truth(text, dict(zip(names, values, strict=True))), (text, values)
+
+
+def tied(folder: Path, text: str, weight: list[list[float]]) -> calipers.Verdict:
+    """Verify a property of y = x W over two inputs in [0, 1]."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    given = onnx.helper.make_tensor_value_info("x", 1, (1, 2))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "net", [given],
+        [onnx.helper.make_tensor_value_info("y", 1, None)],
+        [onnx.numpy_helper.from_array(np.array(weight, np.float32), "w")],
+    )  # fmt: skip
+    made = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
+    (folder / "net.onnx").write_bytes(made.SerializeToString())
+    names = ["X_0", "X_1", *(f"Y_{j}" for j in range(len(weight[0])))]
+    box = "".join(f"(assert (>= X_{i} 0)) (assert (<= X_{i} 1))" for i in (0, 1))
+    declared = "".join(f"(declare-const {name} Real)" for name in names)
+    (folder / "p.vnnlib").write_text(f"{declared}{box}{text}")
+    return calipers.verify(folder / "net.onnx", folder / "p.vnnlib", timeout=30)
+
+
+SUM = [[1.0, 1.0], [1.0, -1.0]]  # the sum of both inputs, and their difference
+TIED: list[tuple[str, list[list[float]], str]] = [
+    ("(assert (<= (+ X_0 X_1) 0.5)) (assert (>= Y_0 0.6))", SUM, "unsat"),
+    ("(assert (<= (+ X_0 X_1) 0.5)) (assert (>= Y_0 0.4))", SUM, "sat"),
+    ("(assert (>= Y_0 (+ X_0 1.01)))", SUM, "unsat"),
+    ("(assert (>= Y_0 (+ X_0 0.9)))", SUM, "sat"),
+    ("(assert (>= Y_0 (+ X_0 0.9)))", [[1.0], [1.0]], "sat"),
+    ("(assert (>= Y_0 (+ X_0 1.01)))", [[1.0], [1.0]], "unsat"),
+    ("(assert (<= X_0 X_1)) (assert (> Y_1 0.01))", SUM, "unsat"),
+    ("(assert (< X_0 0.5)) (assert (>= Y_0 1.4))", SUM, "sat"),
+    ("(assert (not (>= X_0 0.5))) (assert (>= Y_0 1.6))", SUM, "unsat"),
+]
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize(("text", "weight", "answer"), TIED, ids=[t[0][:60] for t in TIED])
+def test_inputs_tied_to_each_other_or_to_outputs(
+    text: str, weight: list[list[float]], answer: str, tmp_path: Path
+) -> None:
+    found = tied(tmp_path, text, weight)
+    assert found.answer == answer
+    if found.witness is not None:
+        x = [Fraction(t) for t in found.witness.inputs]
+        assert len(found.witness.outputs) == len(weight[0])
+        y = [
+            sum(a * Fraction(row[j]) for a, row in zip(x, weight, strict=True))
+            for j in range(len(weight[0]))
+        ]
+        values = {f"X_{i}": v for i, v in enumerate(x)} | {
+            f"Y_{j}": v + Fraction(0) for j, v in enumerate(y)
+        }
+        asserted = [part.strip() for part in text.split("(assert") if part.strip()]
+        assert all(truth(part.removesuffix(")"), values) for part in asserted)
+
+
+def test_a_strict_end_that_counts_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "(assert (< X_0 0.5)) (assert (>= X_0 0.5)) (assert (>= Y_0 0))"
+    assert tied(tmp_path, text, SUM).answer == "unsat"
+    text = "(assert (> X_0 0.999999999999)) (assert (not (< X_0 1))) (assert (> (+ X_1 Y_0) 2.99))"
+    assert tied(tmp_path, text, SUM).answer == "sat"
+    text = "(assert (> (+ X_0 X_1) 2)) (assert (>= Y_0 0))"
+    assert tied(tmp_path, text, SUM).answer != "sat"
+    monkeypatch.setattr(
+        Inequality,
+        "holds",
+        lambda self, z: sum((c * z[j] for j, c in self.terms), self.constant) <= 0,
+    )
+    assert tied(tmp_path, text, SUM).answer == "sat"

@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from calipers.certificates.proof import as_arrays, differs
 from calipers.errors import BadInput, CalipersError, CaptureError, UnsupportedOp
 from calipers.graph.capture import graph_of
 from calipers.graph.described import described
+from calipers.graph.onnx_net import OnnxNet
 from calipers.interchange import load, load_instances, load_onnx, load_vnnlib
 from calipers.interchange.files import content, existing
 from calipers.interchange.onnx_files import ask_onnx, is_onnx
@@ -26,6 +29,7 @@ from calipers.measurement.plan import Stage
 from calipers.measurement.verify import OutOfTimeError, Verdict, limited
 from calipers.measurement.verify import verify as decide
 from calipers.problem.agreement import confirm
+from calipers.problem.answers import Answers
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.record.checker import prove, said
@@ -90,6 +94,7 @@ def verify(
             # first: a network is read in no time, a property may be of megabytes
             net = _opened(network)
             asked = load_vnnlib(specification)
+            net = net.echoing(asked.echoed)
     except OutOfTimeError:
         return Verdict(
             "timeout",
@@ -135,6 +140,21 @@ class _Opened(NamedTuple):
     shape: tuple[int, ...]
     outputs: int
     notes: tuple[str, ...] = ()
+
+    def echoing(self, inputs: tuple[int, ...]) -> _Opened:
+        """Return the same with some inputs behind the outputs."""
+        if not inputs:
+            return self
+        if isinstance(self.module, OnnxNet):
+            return self._replace(module=self.module.echoing(inputs))
+        assert isinstance(self.module, Answers)
+        ask, places = self.module.function, list(inputs)
+
+        def both(x: NDArray[Any]) -> NDArray[np.float64]:
+            return np.hstack([ask(x)[:, -self.outputs :], x.reshape(len(x), -1)[:, places]])
+
+        name, dtype = f"{self.module.name}, inputs {places}", self.module.anchor.dtype
+        return self._replace(module=Answers(both, name=name, dtype=dtype).eval())
 
     def stages(self, *, proofs: bool) -> tuple[Sequence[Stage], Sequence[Stage]]:
         """Return the tools for each box, and those for all of them together."""
@@ -204,7 +224,9 @@ def proved_again(
 
 def _of_another_question(data: bytes, network: str, specification: str | Path) -> str:
     """Return what in a proof is not about these files; nothing if all is."""
-    net, asked = load_onnx(network, paired=True), load_vnnlib(specification)
+    asked = load_vnnlib(specification)
+    net = load_onnx(network, paired=True)
+    net = net.echoing(asked.echoed) if asked.echoed else net
     shape, classifier = net.program.point_shape, Classifier(net)
     if (asked.inputs, asked.outputs) != (math.prod(shape), net.outputs):
         return f"{Path(specification).name} and {Path(network).name} do not belong together"

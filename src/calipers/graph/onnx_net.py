@@ -92,7 +92,8 @@ class OnnxNet(nn.Module):
     `paired` is for properties, which number the outputs whatever their shape: a single output z
     comes out as the logits (0, z), so that there are two classes. Otherwise outputs of more axes
     come out with those, for whoever asks for logits to refuse. `outputs` counts the file's own.
-    `other` runs the file, for `confirm`. Raises `UnsupportedOp` at once where an operation has no
+    `other` runs the file, for `confirm`. `echoed` inputs come out behind the outputs, in their
+    order. Raises `UnsupportedOp` at once where an operation has no
     facts.
     """
 
@@ -102,9 +103,10 @@ class OnnxNet(nn.Module):
         constants: Mapping[str, Tensor],
         paired: bool = False,
         other: Other | None = None,
+        echoed: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        self.program, self.paired, self.other = program, paired, other
+        self.program, self.paired, self.other, self.echoed = program, paired, other, echoed
         self.names = {name: f"constant_{k}" for k, name in enumerate(constants)}
         for name, tensor in constants.items():
             self.register_buffer(self.names[name], tensor)
@@ -148,7 +150,9 @@ class OnnxNet(nn.Module):
         if self.other is None:
             return
         given = x.detach().cpu().reshape(len(x), *self.program.input_shape)
-        own, double = (z.detach().cpu().flatten(1)[:, -self.outputs :] for z in (run, exact))
+        last = -len(self.echoed) or None
+        own, double = (z.detach().cpu().flatten(1)[:, :last] for z in (run, exact))
+        own, double = own[:, -self.outputs :], double[:, -self.outputs :]
         other = torch.as_tensor(self.other(given.numpy()))
         try:
             compare(
@@ -163,7 +167,13 @@ class OnnxNet(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what tells this network from another one with the same weights."""
-        return f"{self.program.digest()}, paired={self.paired}"
+        echoed = f", echoed={self.echoed}" if self.echoed else ""
+        return f"{self.program.digest()}, paired={self.paired}{echoed}"
+
+    def echoing(self, inputs: tuple[int, ...]) -> OnnxNet:
+        """Return the network with some inputs of the flattened point behind its outputs."""
+        constants = {name: self.get_buffer(buffer) for name, buffer in self.names.items()}
+        return OnnxNet(self.program, constants, self.paired, self.other, inputs).eval()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes its own graph."""
@@ -195,7 +205,13 @@ class OnnxNet(nn.Module):
         self._axes = (
             output.shape[1:] if output.shape[:1] == (1,) and len(output.shape) > 1 else output.shape
         )
-        graph = tape.graph(tape.view(output, (self.outputs,)))
+        last = tape.view(output, (self.outputs,))
+        if self.echoed:
+            places = torch.tensor(self.echoed, device=anchor.device)
+            given = tape.view(tape.input, (math.prod(self.program.point_shape),))
+            last = tape.moved("echo", (last, given), lambda z, x: torch.cat([z, x[:, places]], 1))
+            return tape.graph(last)
+        graph = tape.graph(last)
         return _with_zero(graph, anchor) if self.paired and self.outputs == 1 else graph
 
 

@@ -252,9 +252,10 @@ def witness(classifier: Classifier, query: Query, point: torch.Tensor) -> Witnes
         .reshape(1, *point.shape)
     )
     own, exact = classifier.logits(again), classifier.logits64(again)
-    if not (query.unsafe(own) and query.unsafe(exact)):
+    if not all(query.unsafe(z) and query.unsafe(z, texts) for z in (own, exact)):
         return None
     outputs = own.cpu().reshape(-1)[-query.outputs :].numpy()
+    outputs = outputs[: len(outputs) - len(query.echoed)]
     return Witness(texts, tuple(str(v) for v in outputs))
 
 

@@ -33,14 +33,19 @@ _LARGEST_WEIGHT = 1e12  # of a side that is fixed but for rounding
 
 @dataclass(frozen=True)
 class Inequality:
-    """sum of c * output_j over `terms` (j, c), plus `constant`, is <= 0."""
+    """sum of c * output_j over `terms` (j, c), plus `constant`, is <= 0, or < 0 if `strict`.
+
+    Bounds take strict ones for the others: what is proved safe then is safe in either reading.
+    """
 
     terms: tuple[tuple[int, Fraction], ...]
     constant: Fraction
+    strict: bool = False
 
     def holds(self, outputs: Sequence[Fraction]) -> bool:
         """Does it hold, exactly?"""
-        return sum((c * outputs[j] for j, c in self.terms), self.constant) <= 0
+        total = sum((c * outputs[j] for j, c in self.terms), self.constant)
+        return total < 0 if self.strict else total <= 0
 
     def floats(self) -> tuple[dict[int, float], float]:
         """Return float64 coefficients, exact up to a positive common factor, and the constant
@@ -65,12 +70,18 @@ class Inequality:
 class Query:
     """Is some output unsafe for an input with `low <= x <= high`, numbered as in the flattened
     input? Unsafe: all inequalities of one of the `cases` hold.
+
+    `left_out`: ends (input, upper) that are not in the box themselves; bounds look at the closed
+    one. `echoed`: the last outputs are these inputs, for inequalities that tie inputs to each other
+    or to outputs.
     """
 
     low: tuple[Fraction, ...]
     high: tuple[Fraction, ...]
     outputs: int
     cases: tuple[tuple[Inequality, ...], ...]
+    left_out: frozenset[tuple[int, bool]] = frozenset()
+    echoed: tuple[int, ...] = ()
 
     def posed(self, classifier: Classifier, shape: tuple[int, ...]) -> Problem:
         """Return the problem of one point, the middle of the box, in a ball that holds the box
@@ -127,12 +138,16 @@ class Query:
             else ()
         )
 
-    def unsafe(self, outputs: Tensor) -> bool:
-        """Are these outputs unsafe? Exactly; anything that is not finite is not."""
+    def unsafe(self, outputs: Tensor, inputs: Sequence[str] | None = None) -> bool:
+        """Are these outputs unsafe? Exactly; anything that is not finite is not. With the inputs
+        as they are written, echoed ones are these decimals, not what a model made of them.
+        """
         values = outputs.detach().double().reshape(-1)[-self.outputs :].tolist()
         if not all(map(math.isfinite, values)):
             return False
         exact = [Fraction(v) for v in values]
+        if inputs is not None and self.echoed:
+            exact[-len(self.echoed) :] = [Fraction(inputs[i]) for i in self.echoed]
         return any(all(inequality.holds(exact) for inequality in case) for case in self.cases)
 
     def written(self, point: Tensor) -> tuple[str, ...] | None:
@@ -144,7 +159,12 @@ class Query:
             _decimal(v, low, high, values.dtype)
             for v, low, high in zip(values.double().tolist(), self.low, self.high, strict=True)
         ]
-        return tuple(t for t in texts if t is not None) if None not in texts else None
+        if None in texts or any(
+            Fraction(texts[i] or 0) == (self.high if upper else self.low)[i]
+            for i, upper in self.left_out
+        ):
+            return None
+        return tuple(t for t in texts if t is not None)
 
 
 def posed_together(
