@@ -188,7 +188,20 @@ def test_no_property_is_called_safe_where_samples_are_unsafe(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["inout", "not", "strict"])
+def test_a_property_of_thousands_of_boxes_is_decided() -> None:
+    found = calipers.verify(file_of("lindex"), CASES / "onnx" / "lindex_7000.vnnlib.gz")
+    assert found.answer == "unsat"
+
+
+WITHOUT_A_NETWORK = ["inout", "not", "strict"]
+
+
+def test_no_property_is_left_out() -> None:
+    found = {p.name.split(".")[0] for p in (CASES / "onnx").glob("*.vnnlib*")}
+    assert found == {*PROPERTIES, *WITHOUT_A_NETWORK, "lindex_7000"}
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_NETWORK)
 def test_properties_without_a_network_are_answered_rightly(name: str, tmp_path: Path) -> None:
     """Of 5 inputs and 3 outputs: a network of that size is made for them, and the truth counted by hand."""
     w = np.random.default_rng(3).standard_normal((5, 3)).astype(np.float32)

@@ -29,7 +29,7 @@ from calipers.graph.onnx_steps import LARGEST
 from calipers.interchange.files import content, existing
 from calipers.interchange.onnx_graphs import (
     FLOATING,
-    Chosen,
+    NetworkParts,
     alone,
     chosen,
     decided,
@@ -186,7 +186,9 @@ def _built(model: Any, data: bytes, path: Path, wanted: _Wanted) -> OnnxNet:
     return OnnxNet(program, constants, wanted.paired, other).eval()
 
 
-def _execution(data: bytes, path: Path, parts: Chosen, again: Callable[[], nn.Module]) -> Execution:
+def _execution(
+    data: bytes, path: Path, parts: NetworkParts, again: Callable[[], nn.Module]
+) -> Execution:
     import onnx
 
     dtype = onnx.helper.tensor_dtype_to_np_dtype(parts.input.type.tensor_type.elem_type)

@@ -14,7 +14,7 @@ from calipers.errors import BadInput, UnsupportedOp
 FLOATING = (1, 10, 11, 16)  # TensorProto.FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
-class Chosen(NamedTuple):
+class NetworkParts(NamedTuple):
     """The parts of a graph that are read: the input's and the output's declarations, and the nodes
     with their places.
     """
@@ -24,7 +24,7 @@ class Chosen(NamedTuple):
     nodes: list[tuple[int, Any]]
 
 
-def chosen(graph: Any, output: str | int | None, path: Path) -> Chosen:
+def chosen(graph: Any, output: str | int | None, path: Path) -> NetworkParts:
     """Return what of a graph is read for one of its outputs, by default the only one that holds
     floating-point numbers; raises `BadInput` where that leaves more than one output or input.
     """
@@ -40,7 +40,7 @@ def chosen(graph: Any, output: str | int | None, path: Path) -> Chosen:
             "others constants (initializers) of the file, or cut the part that is meant out with "
             "onnx.utils.extract_model."
         )
-    return Chosen(used[0], wanted, nodes)
+    return NetworkParts(used[0], wanted, nodes)
 
 
 def _output(graph: Any, output: str | int | None, path: Path) -> Any:
@@ -77,7 +77,7 @@ def _needed(graph: Any, output: str) -> tuple[list[tuple[int, Any]], set[str]]:
     return kept[::-1], wanted
 
 
-def is_whole(graph: Any, parts: Chosen) -> bool:
+def is_whole(graph: Any, parts: NetworkParts) -> bool:
     """Can others be asked with the file as it stands: has it one input, one output, and no idle
     nodes of another domain, which they may not know?
     """
@@ -88,7 +88,7 @@ def is_whole(graph: Any, parts: Chosen) -> bool:
     return len(inputs) == len(graph.output) == 1 and known
 
 
-def alone(model: Any, parts: Chosen) -> bytes:
+def alone(model: Any, parts: NetworkParts) -> bytes:
     """Return the file of these parts only: what others run, too, when they are asked for this
     output.
     """

@@ -23,8 +23,8 @@ from calipers.errors import BadInput
 from calipers.interchange.files import content, existing
 from calipers.interchange.vnnlib_cases import (
     Atom,
-    Bound,
     Formula,
+    InputBound,
     Property,
     Term,
     atom,
@@ -138,7 +138,7 @@ class _Reader:
             end = self.numbers[number] = self.term(number)[""]
         strict, upper = len(sign) == 1, sign[0] == "<"
         if name[0] == "X":
-            self.stack[-1].append(((Bound(int(name[2:]), upper, end, strict),),))
+            self.stack[-1].append(((InputBound(int(name[2:]), upper, end, strict),),))
             return
         term = {name: _ONE, "": -end} if upper else {name: _MINUS_ONE, "": end}
         self.stack[-1].append(((Atom(term if end else {name: term[name]}, strict),),))

@@ -21,7 +21,7 @@ class Atom(NamedTuple):
     strict: bool = False
 
 
-class Bound(NamedTuple):
+class InputBound(NamedTuple):
     """An input is at most (`upper`) or at least a number, without that number where `strict`."""
 
     input: int
@@ -30,7 +30,7 @@ class Bound(NamedTuple):
     strict: bool = False
 
 
-Formula = tuple[tuple[Atom | Bound, ...], ...]
+Formula = tuple[tuple[Atom | InputBound, ...], ...]
 """One of these conjunctions holds."""
 
 
@@ -50,24 +50,24 @@ class Property:
     echoed: tuple[int, ...] = ()
 
 
-def atom(term: Term, strict: bool) -> Atom | Bound:
+def atom(term: Term, strict: bool) -> Atom | InputBound:
     """Return what a term <= 0 (or < 0) says, of a single input as a bound of it."""
     names = [name for name in term if name]
     if len(names) != 1 or names[0][0] != "X":
         return Atom(term, strict)
     factor, constant = term[names[0]], term.get("", Fraction(0))
-    return Bound(int(names[0][2:]), factor > 0, -constant / factor, strict)
+    return InputBound(int(names[0][2:]), factor > 0, -constant / factor, strict)
 
 
-def negated(one: Atom | Bound) -> Atom | Bound:
+def negated(one: Atom | InputBound) -> Atom | InputBound:
     """Return the opposite."""
-    if isinstance(one, Bound):
-        return Bound(one.input, not one.upper, one.end, not one.strict)
+    if isinstance(one, InputBound):
+        return InputBound(one.input, not one.upper, one.end, not one.strict)
     return Atom({name: -c for name, c in one.term.items()}, not one.strict)
 
 
 def sort(
-    inputs: int, outputs: int, name: str, common: tuple[Atom | Bound, ...], cases: Formula
+    inputs: int, outputs: int, name: str, common: tuple[Atom | InputBound, ...], cases: Formula
 ) -> Property:
     """Return the property of these cases, each of which `common` holds in addition. Raises
     `BadInput` where an input has no bounds.
@@ -96,7 +96,7 @@ class _Ends(NamedTuple):
     high: dict[int, Fraction]
     open: set[tuple[int, bool]]
 
-    def narrowed(self, bounds: Sequence[Bound]) -> _Ends:
+    def narrowed(self, bounds: Sequence[InputBound]) -> _Ends:
         """Return the ends with some bounds among them."""
         low, high, strict = dict(self.low), dict(self.high), set(self.open)
         for i, upper, end, without in bounds:
@@ -121,7 +121,7 @@ class _Sorter:
     inputs: int
     outputs: int
     name: str
-    common: tuple[Atom | Bound, ...]
+    common: tuple[Atom | InputBound, ...]
     echoed: tuple[int, ...]
     notes: list[str] = field(default_factory=list)
     made: dict[int, Inequality] = field(default_factory=dict)
@@ -211,12 +211,12 @@ def _hashable(box: Box) -> object:
     return tuple(q.as_integer_ratio() for end in box[:2] for q in end), box[2]
 
 
-def _told_apart(case: Sequence[Atom | Bound]) -> tuple[list[Bound], list[Atom]]:
+def _told_apart(case: Sequence[Atom | InputBound]) -> tuple[list[InputBound], list[Atom]]:
     """Return the bounds of inputs, and all else."""
-    bounds: list[Bound] = []
+    bounds: list[InputBound] = []
     atoms: list[Atom] = []
     for one in case:
-        if isinstance(one, Bound):
+        if isinstance(one, InputBound):
             bounds.append(one)
         else:
             atoms.append(one)
