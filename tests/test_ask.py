@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee, Ruling
 from calipers.measurement.run import run
 from calipers.portraits import portrait
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
 from calipers.record.evidence import Evidence
@@ -49,11 +51,15 @@ class Liar:
     along the first feature.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier", "certificate at the radius", "claims what it is told to"
+    )
+
     radius: float
     margin: float = 1.0
     meets: float = 0.0
 
-    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
         n, none = torch.arange(len(problem)), torch.zeros(len(problem), dtype=torch.long)
         if self.meets:
             way = torch.where(problem.y == 0, self.meets, -self.meets)
@@ -68,7 +74,7 @@ class Liar:
 class Silent:
     """Answers nothing."""
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         yield from ()
 
 

@@ -63,7 +63,7 @@ class Slow:
     name: str = "Slow"
     asked: list[float] = field(default_factory=list, repr=False)
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         for i in range(len(problem)):
             self.asked.append(float(problem.x[i, 0]))
             for _ in range(self.steps):

@@ -407,12 +407,11 @@ FIT = {
 )
 def test_a_tool_for_balls_refuses_letters_by_name(name: str) -> None:
     model, x, y = short()
-    tool = presets._tool(name)(*presets._USUAL.get(name, ()))
+    tool = presets.tool_from(name)
     run: Any = calipers.attack if name in ATTACKS else calipers.certify
     with pytest.raises(
         BadInput,
-        match=f"{name} searches the inside of a norm ball.*use "
-        f"{'Replace' if name in ATTACKS else 'Enumeration'}",
+        match=f"{name} searches the inside of a norm ball.*plan='categorical'",
     ):
         run(model, x, y, Substitutions(SHORT, 1), tool)
 
@@ -427,10 +426,11 @@ def test_a_tool_that_fits_letters_answers(name: str) -> None:
 def test_plans_fit_their_threat() -> None:
     model, x, y = short()
     with pytest.raises(
-        BadInput, match=r"PGD searches the inside of a norm ball.*plan='categorical'"
+        BadInput,
+        match=r"'standard' holds no attack for Substitutions: .* choose one of categorical",
     ):
         calipers.measure(model, x, y, Substitutions(SHORT, 1), plan="standard")
-    with pytest.raises(BadInput, match=r"Replace replaces the letters.*use PGD"):
+    with pytest.raises(BadInput, match=r"'categorical' holds no attack for a ball in linf"):
         calipers.measure(model, x, y, Ball("linf", 0.1), plan="categorical")
     assert (
         plan_for(Ball("linf", 0.1), None).name == "standard"
@@ -653,7 +653,7 @@ def test_the_command_line_measures_reports_and_checks_letters(
     checked = CliRunner().invoke(app, ["check", "run.calipers", "-m", "net.py:build"])
     assert checked.exit_code == 0 and "0 failed" in checked.output, checked.output
     wrong = CliRunner().invoke(app, ["attack", *asked, "-t", "PGD"])
-    assert wrong.exit_code == 2 and "use Replace" in wrong.output
+    assert wrong.exit_code == 2 and "plan='categorical'" in wrong.output
     assert (
         "two whole numbers"
         in CliRunner().invoke(app, ["measure", *asked[:4], "--letters", "6"]).output

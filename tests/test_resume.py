@@ -317,7 +317,7 @@ class Timed:
     asked: ClassVar[list[str]] = []
     fuse: ClassVar[int] = 0
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield one claim a point."""
         for i, name in enumerate(problem.names):
             if len(Timed.asked) + 1 == Timed.fuse:

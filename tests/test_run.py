@@ -195,7 +195,7 @@ def test_an_interrupt_keeps_what_is_known(
     """
 
     class Interrupting(calipers.CROWN):
-        def __call__(self, problem: Problem) -> Iterator[Claim]:
+        def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
             raise KeyboardInterrupt
 
     whole = measured(*sample)
@@ -245,7 +245,7 @@ class Overclaiming:
 
     radius: float
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         n = torch.arange(len(problem))
         yield Claim(
             n,

@@ -634,7 +634,7 @@ class Fails:
 
     error: type[BaseException] = MemoryError
 
-    def __call__(self, problem: Problem) -> Iterator[Any]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Any]:
         yield from ()
         raise self.error("cannot hold 12 GB\nand more lines")
 

@@ -164,7 +164,7 @@ class LyingAttack:
 class LyingCertifier:
     """Claims everything."""
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         one = torch.ones(1, dtype=torch.float64)
         yield Claim(
             torch.zeros(1, dtype=torch.long),
@@ -179,7 +179,7 @@ class LyingCertifier:
 class SmallCertifier(LyingCertifier):
     """Claims half of the box."""
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         yield from super().__call__(problem.at(problem.threat.radii(1) / 2))
 
 

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from calipers.portraits import Portrait, portrait
     from calipers.problem.answers import Answers
     from calipers.problem.ball import Ball
+    from calipers.problem.capabilities import Capabilities
     from calipers.problem.classifier import Classifier
     from calipers.problem.distortion import mse, psnr, radius_of_equal_energy
     from calipers.problem.goals import Targeted, Untargeted
@@ -136,6 +137,7 @@ _HOME = {
     "interchange": "load load_data load_instances load_vnnlib",
     "measurement.plan": "Plan Stage",
     "problem.ball": "Ball",
+    "problem.capabilities": "Capabilities",
     "problem.classifier": "Classifier",
     "problem.distortion": "mse psnr radius_of_equal_energy",
     "problem.goals": "Targeted Untargeted",
@@ -174,7 +176,7 @@ __all__ = [
     "BadInput", "BadModel", "CalipersError", "CaptureError", "Contradiction", "RecordError",
     "ToolFailed",
     "UnsupportedOp",
-    "verify", "load", "load_data", "load_instances", "load_vnnlib", "Plan",
+    "Capabilities", "verify", "load", "load_data", "load_instances", "load_vnnlib", "Plan",
     "Stage",
     "Problem", "Ball", "Classifier", "Targeted", "Untargeted", "Specification",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",

@@ -24,9 +24,10 @@ from calipers.geometry.walls import check_ball
 from calipers.interchange.door import pose
 from calipers.measurement.ask import ask
 from calipers.measurement.referee import Referee
-from calipers.presets import CERTIFIERS, check_fit, plan_for, stage_of, tool_from
+from calipers.presets import CERTIFIERS, plan_for, stage_of, tool_from
 from calipers.problem.ball import Ball
 from calipers.problem.calls import with_gradients
+from calipers.problem.capabilities import check_fit
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt, Certifier, Claim
 from calipers.record.bracket import Bracket

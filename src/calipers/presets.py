@@ -1,130 +1,66 @@
-"""Which tools are there, and which plans are made of them? The only file that knows every tool by
-name.
-"""
+"""Plans: which tools are run, in what order. The tools are those that the packages export."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+from importlib import metadata
+from typing import Any
 
-from calipers.attacks.apgd import APGD
-from calipers.attacks.boundary import Boundary
-from calipers.attacks.carlini_wagner import CarliniWagner
-from calipers.attacks.closer import Closer
-from calipers.attacks.ddn import DDN
-from calipers.attacks.deepfool import DeepFool
-from calipers.attacks.defences import EOT, Through
-from calipers.attacks.descent import Descent
-from calipers.attacks.differences import Differences
-from calipers.attacks.fab import FAB
-from calipers.attacks.fmn import FMN
-from calipers.attacks.guided import Guided
-from calipers.attacks.hop_skip_jump import HopSkipJump
-from calipers.attacks.insist import Insist
-from calipers.attacks.momentum import Momentum
-from calipers.attacks.nearest import Nearest
-from calipers.attacks.one_step import Steepest
-from calipers.attacks.pgd import PGD
-from calipers.attacks.ray_search import RaySearch
-from calipers.attacks.replace import Replace
-from calipers.attacks.sigma_zero import SigmaZero
-from calipers.attacks.spsa import SPSA
-from calipers.attacks.square import Square
-from calipers.attacks.transfer import Transfer
-from calipers.certificates.alpha import AlphaCROWN
-from calipers.certificates.branch_and_bound import BranchAndBound
-from calipers.certificates.crown import CROWN, IBP
-from calipers.certificates.enumerate import Enumeration
-from calipers.certificates.guide import Minimisers
-from calipers.certificates.input_split import InputSplit
-from calipers.certificates.linear_region import LinearRegion
-from calipers.certificates.milp import MILP
-from calipers.certificates.own_piece import OwnPiece
-from calipers.certificates.radius import LargestRadius
+from calipers import attacks, certificates
+from calipers.attacks import (
+    APGD,
+    DDN,
+    FAB,
+    FMN,
+    PGD,
+    Closer,
+    Descent,
+    Differences,
+    Guided,
+    Insist,
+    Nearest,
+    Replace,
+    SigmaZero,
+    Square,
+)
+from calipers.certificates import (
+    CROWN,
+    IBP,
+    MILP,
+    BranchAndBound,
+    Enumeration,
+    InputSplit,
+    LargestRadius,
+    LinearRegion,
+    Minimisers,
+    OwnPiece,
+)
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
-from calipers.problem.ball import Ball
-from calipers.problem.norms import Norm, norm_named
+from calipers.problem.capabilities import capabilities_of, check_fit, misfit
 from calipers.problem.substitutions import Substitutions
 from calipers.problem.threat import Threat
 from calipers.problem.tools import Attack, Certifier
 
-_NEAREST = (
-    Nearest,
-    Closer,
-    FMN,
-    DDN,
-    DeepFool,
-    FAB,
-    CarliniWagner,
-    SigmaZero,
-    HopSkipJump,
-    Boundary,
-    RaySearch,
-)
-"""Attacks that look for the nearest example, whatever the radius."""
 
-ATTACKS: dict[str, type[Any]] = {
-    tool.__name__: tool
-    for tool in (
-        Steepest,
-        PGD,
-        APGD,
-        Descent,
-        Momentum,
-        Guided,
-        Insist,
-        Square,
-        SPSA,
-        Differences,
-        Replace,
-        Through,
-        EOT,
-        Transfer,
-        *_NEAREST,
-    )
-}
-CERTIFIERS: dict[str, type[Any]] = {
-    tool.__name__: tool
-    for tool in (
-        IBP,
-        CROWN,
-        AlphaCROWN,
-        BranchAndBound,
-        InputSplit,
-        Enumeration,
-        LargestRadius,
-        LinearRegion,
-        OwnPiece,
-        MILP,
-    )
-}
+def _listed(room: Any) -> dict[str, type[Any]]:
+    """Return the tools that a package exports: whatever declares capabilities."""
+    found = {name: getattr(room, name) for name in room.__all__}
+    return {name: made for name, made in found.items() if capabilities_of(made) is not None}
 
-GUIDES: dict[str, type[Any]] = {tool.__name__: tool for tool in (Minimisers,)}
 
-_LETTERS_ONLY = (Replace, Enumeration)
-_LETTERS_TOO = (Steepest, IBP, CROWN, AlphaCROWN, BranchAndBound, LargestRadius, MILP)
-"""Tools that answer a `Substitutions` threat; all others search the inside of a ball."""
+ATTACKS = _listed(attacks)
+CERTIFIERS = _listed(certificates)
 
-_FITS: tuple[tuple[tuple[type[Any], ...], Callable[[Norm], bool]], ...] = (
-    ((Square, FAB), lambda norm: not norm.is_count),
-    ((DDN,), lambda norm: norm.is_euclidean),
-    ((SigmaZero,), lambda norm: norm.is_count),
-)
-"""Tools that are made for some norms: a plan that is asked for by name passes over those that do
-not fit.
-"""
-
-_USUAL: dict[str, tuple[Any, ...]] = {
-    "Nearest": (PGD(steps=20),),
-    "Guided": (APGD(targets=9, halving=True, restarts=2), Minimisers(2)),
-    "Closer": (FMN(steps=50), APGD(steps=20, targets=9, halving=True)),
-    "Insist": (PGD(steps=40), Descent()),
-    "LargestRadius": (CROWN(),),
-    "LinearRegion": (CROWN(),),
-    "OwnPiece": (MILP(seconds=10),),
+_USUAL: dict[str, Attack | Certifier] = {
+    "Nearest": Nearest(PGD(steps=20)),
+    "Guided": Guided(APGD(targets=9, halving=True, restarts=2), Minimisers(2)),
+    "Closer": Closer(FMN(steps=50), APGD(steps=20, targets=9, halving=True)),
+    "Insist": Insist(PGD(steps=40), Descent()),
+    "LargestRadius": LargestRadius(CROWN()),
+    "LinearRegion": LinearRegion(CROWN()),
+    "OwnPiece": OwnPiece(MILP(seconds=10)),
 }
 """What a search runs when only its name is given."""
 
@@ -342,33 +278,26 @@ def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -
     """
     if plan is None:
         plan = "categorical" if isinstance(threat, Substitutions) else usual
-    chosen = plan if isinstance(plan, Plan) else plan_named(plan)
-    if not isinstance(plan, Plan) and isinstance(threat, Ball):
-        chosen = _fitting(chosen, norm_named(threat.norm))
-    for stage in chosen.stages:
-        check_fit(stage.tool, threat)
-    return chosen
-
-
-def _fitting(plan: Plan, norm: Norm) -> Plan:
-    """Return the plan without the tools that are made for other norms."""
-    kept = tuple(
-        s
-        for s in plan.stages
-        if all(
-            fits(norm)
-            for tools, fits in _FITS
-            if isinstance(s.tool, tools) or _begins(s.tool, tools)
+    if isinstance(plan, Plan):
+        for stage in plan.stages:
+            check_fit(stage.tool, threat)
+        return plan
+    chosen = plan_named(plan)
+    kept = tuple(stage for stage in chosen.stages if not misfit(stage.tool, threat))
+    if not any(stage.kind == "attack" for stage in kept):
+        raise BadInput(
+            f"the plan {plan!r} holds no attack for {_told(threat)}: leave the plan out, or choose "
+            f"one of {', '.join(name for name in PLANS if _answers(PLANS[name], threat))}"
         )
-    )
-    return plan if len(kept) == len(plan.stages) else dataclasses.replace(plan, stages=kept)
+    return chosen if len(kept) == len(chosen.stages) else dataclasses.replace(chosen, stages=kept)
 
 
-def _begins(tool: object, tools: tuple[type[Any], ...]) -> bool:
-    """Is the tool a search that runs one of these, first or again and again?"""
-    return isinstance(tool, (Closer, Insist, Nearest)) and any(
-        isinstance(getattr(tool, name, None), tools) for name in ("first", "again", "attack")
-    )
+def _answers(plan: Plan, threat: Threat) -> bool:
+    return any(s.kind == "attack" and not misfit(s.tool, threat) for s in plan.stages)
+
+
+def _told(threat: Threat) -> str:
+    return "Substitutions" if isinstance(threat, Substitutions) else f"a ball in {threat.norm}"
 
 
 def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:
@@ -376,15 +305,15 @@ def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:
     command's usual one for such a threat.
     """
     chosen = tool_for(command, tool, threat)
-    if (type(chosen).__name__ in ATTACKS) != (command == "attack"):
-        other = "certify" if command == "attack" else "attack"
+    stage, other = stage_of(chosen), "certify" if command == "attack" else "attack"
+    if (stage.kind == "attack") != (command == "attack"):
         raise BadInput(
             f"{type(chosen).__name__} is no tool for {command}: write calipers {other} --tool "
             f"{type(chosen).__name__}"
         )
     return Plan(
         repr(chosen),
-        (stage_of(chosen),),
+        (stage,),
         f"measure --plan {'categorical' if isinstance(threat, Substitutions) else 'standard'}",
     )
 
@@ -402,46 +331,18 @@ def tool_for(
     return chosen
 
 
-def check_fit(tool: Attack | Certifier, threat: Threat) -> None:
-    """Raise `BadInput` where a tool cannot answer such a threat; tools that are not listed here are
-    taken at their word.
-    """
-    while isinstance(tool, (Through, EOT, Transfer)):
-        tool = tool.attack
-    name, known = type(tool).__name__, (*ATTACKS.values(), *CERTIFIERS.values())
-    if isinstance(threat, Substitutions):
-        if isinstance(tool, known) and not isinstance(tool, (*_LETTERS_ONLY, *_LETTERS_TOO)):
-            instead = "Replace" if name in ATTACKS else "Enumeration or CROWN"
-            raise BadInput(
-                f"{name} searches the inside of a norm ball, but Substitutions are letters to "
-                f"replace: use {instead}, or plan='categorical'"
-            )
-        if isinstance(tool, BranchAndBound) and tool.attack is not None:
-            raise BadInput(
-                "BranchAndBound takes no attack where letters are replaced: leave it out, it tries "
-                "admissible letters on its way"
-            )
-        if isinstance(tool, LargestRadius):
-            check_fit(tool.bounder, threat)
-        if isinstance(tool, MILP) and tool.attack is not None:
-            check_fit(tool.attack, threat)
-    elif isinstance(tool, _LETTERS_ONLY):
-        instead = "PGD" if name in ATTACKS else "CROWN"
-        raise BadInput(
-            f"{name} replaces the letters of a Substitutions threat, but the threat is a Ball: "
-            f"use {instead}"
-        )
-
-
 def stage_of(tool: Attack | Certifier) -> Stage:
-    """Return a stage that runs one tool; tools that search for a distance are aimed at
-    distances.
+    """Return a stage that runs one tool, aimed at what it looks for.
+
+    Raises `BadInput` for a tool that declares no capabilities: say what it is, `Stage(tool, kind)`.
     """
-    kind: Literal["attack", "certifier"] = (
-        "attack" if type(tool).__name__ in ATTACKS else "certifier"
-    )
-    seeks_distance = isinstance(tool, (*_NEAREST, LargestRadius, LinearRegion, OwnPiece))
-    return Stage(tool, kind, "distance" if seeks_distance else "verdict")
+    told = capabilities_of(tool)
+    if told is None:
+        raise BadInput(
+            f"{type(tool).__name__} does not say whether it is an attack or a certifier: give it "
+            "`capabilities` (calipers.Capabilities), or write Stage(tool, 'attack')"
+        )
+    return Stage(tool, told.kind, told.aim)
 
 
 def tool_from(text: str) -> Attack | Certifier:
@@ -464,7 +365,15 @@ def tool_from(text: str) -> Attack | Certifier:
 
 def _build(node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
-        return _tool(node.id)(*_USUAL.get(node.id, ()))
+        tool = _tool(node.id)
+        lacking = [f.name for f in dataclasses.fields(tool) if _required(f)]
+        if node.id in _USUAL:
+            return _USUAL[node.id]
+        if lacking:
+            raise BadInput(
+                f"{node.id} needs its settings {', '.join(lacking)}: see `calipers tools`"
+            )
+        return tool()
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         return ast.literal_eval(node)
     tool = _tool(node.func.id)
@@ -482,9 +391,33 @@ def _build(node: ast.expr) -> Any:
     return tool(**values)
 
 
+def _required(setting: dataclasses.Field[Any]) -> bool:
+    return setting.init and setting.default is setting.default_factory is dataclasses.MISSING
+
+
+def installed_tools() -> dict[str, type[Any]]:
+    """Return the tools of other packages that are installed, by name.
+
+    A package offers them as entry points of the group `calipers.tools`, each a frozen dataclass
+    with `capabilities`. Raises `BadInput` for one that declares none.
+    """
+    found: dict[str, type[Any]] = {}
+    for entry in metadata.entry_points(group="calipers.tools"):
+        found[entry.name] = entry.load()
+        if capabilities_of(found[entry.name]) is None:
+            raise BadInput(
+                f"{entry.value}, installed as the tool {entry.name}, declares no `capabilities`: "
+                "see calipers.Capabilities"
+            )
+    return found
+
+
 def _tool(name: str) -> type[Any]:
-    tools = {**ATTACKS, **CERTIFIERS, **GUIDES}
+    tools = {**ATTACKS, **CERTIFIERS, "Minimisers": Minimisers}
     if name not in tools:
+        installed = installed_tools()
+        if name in installed:
+            return installed[name]
         import difflib
 
         near = difflib.get_close_matches(name, tools, n=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from calipers.attacks.rivals import looked_at, rank_rivals, rivals
 from calipers.attacks.search import Look, Memory, Queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import is_adversarial
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
@@ -51,6 +52,12 @@ class APGD:
     target is ruled out for lack of classes. Cost for a point that resists: (steps + 1) x restarts x
     max(targets, 1) forward and backward passes.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "Auto-PGD: steps choose their own length; `targets` one class at a time",
+    )
 
     steps: int = 100
     restarts: int = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from calipers.attacks.queries import (
 )
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -47,6 +49,10 @@ class Boundary:
     needs fewer queries; this one needs no estimate of a slope. Cost: `queries` forward passes a
     point, 1 where it is wrong already, `starts` where nothing adversarial is found.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "nearest example", "a random walk along the boundary", needs="labels"
+    )
 
     queries: int = 5000
     starts: int = 200

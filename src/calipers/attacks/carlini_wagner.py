@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.batches import per_job
-from calipers.attacks.minimum import FromTheCentre, check_between, demand, seek, slope, widths
+from calipers.attacks.minimum import FromTheCentre, check_between, seek, slope, widths
 from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities, check_fit
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
@@ -39,6 +41,10 @@ class CarliniWagner:
     forward and backward passes, and about 10 forwards at the end.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "nearest example", "distance and margin weighed in one loss", norms=("l2",)
+    )
+
     steps: int = 100
     rounds: int = 9
     step: float = 0.01
@@ -57,7 +63,7 @@ class CarliniWagner:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
-        demand(problem.region.norm.is_euclidean, self, "l2", problem)
+        check_fit(self, problem.threat)
         return seek(
             problem,
             _Search(

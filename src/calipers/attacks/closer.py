@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from calipers.attacks.nearest import Search
 from calipers.errors import BadInput
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt
 
@@ -31,6 +33,14 @@ class Closer:
     Cost: that of `first`, `rounds` times that of `attack`, and for each success about 12 forward
     and backward passes, and 10 forwards in float64.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "nearest example",
+        "an attack asked again just below the nearest example so far",
+        needs="as its attacks",
+        inner=("first", "attack"),
+    )
 
     first: Attack
     attack: Attack

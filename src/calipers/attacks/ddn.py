@@ -7,16 +7,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.batches import per_job
 from calipers.attacks.fmn import next_radius
-from calipers.attacks.minimum import FromTheCentre, check_between, cosine, demand, length, seek
+from calipers.attacks.minimum import FromTheCentre, check_between, cosine, length, seek
 from calipers.attacks.objectives import cross_entropy
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities, check_fit
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 
@@ -39,6 +41,10 @@ class DDN:
     10 forwards at the end.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "nearest example", "decoupled direction and norm", norms=("l2",)
+    )
+
     steps: int = 100
     step: float = 1.0
     last_step: float = 0.01
@@ -58,7 +64,7 @@ class DDN:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
-        demand(problem.region.norm.is_euclidean, self, "l2", problem)
+        check_fit(self, problem.threat)
         return seek(problem, _Search(tool=self, steps=self.steps), seed, self.inside)
 
 

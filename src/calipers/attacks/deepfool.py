@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from calipers.attacks.minimum import FromTheCentre, check_between, seek
 from calipers.attacks.polish import across
 from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
@@ -30,6 +32,10 @@ class DeepFool:
     clipped afterwards. Cost: (steps + 1) x max(targets, 1) forward and backward passes, one
     backward pass a class for the ranking, and about 10 forwards at the end.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "nearest example", "steps to the linearised boundary"
+    )
 
     steps: int = 20
     targets: int = 3

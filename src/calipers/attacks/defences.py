@@ -11,13 +11,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from calipers.attacks.batches import BATCH, in_flight
 from calipers.errors import BadInput, BadModel
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.chance import drawn, judged
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
@@ -149,6 +150,15 @@ class Through:
     attack costs.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "an attack through stand-ins for layers without a gradient",
+        substitutions=True,
+        needs="gradients of stand-ins",
+        inner=("attack",),
+    )
+
     attack: Attack
     stand_ins: tuple[tuple[str, StandIn], ...]
     levels: int = 256
@@ -223,6 +233,15 @@ class EOT:
     (1, 2, 4, ... in log odds), up to `rounds` times; the candidate of most votes is returned. Cost:
     `draws` times the attack's for each round, and `judges` forwards.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "an attack on the average over random draws of the model",
+        substitutions=True,
+        needs="as its attack",
+        inner=("attack",),
+    )
 
     attack: Attack
     draws: int = 20

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from calipers.attacks.objectives import LossName, check_loss
 from calipers.attacks.rivals import looked_at, rank_rivals, rivals
 from calipers.attacks.search import Queue
 from calipers.errors import BadInput
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import endless
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
@@ -39,6 +41,10 @@ class Descent:
     resists: steps x restarts x max(targets, 1) forward and backward passes, of which six in ten are
     spent on every point.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "example within the radius", "ascent that comes in from wider balls"
+    )
 
     steps: int = 100
     restarts: int = 1

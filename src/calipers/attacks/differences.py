@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from calipers.attacks.queries import Asked, Look, Memory, Play, run_queries
 from calipers.attacks.square import windowed
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import LP, Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -43,6 +45,14 @@ class Differences:
       this 86,
     `Square` 82. Cost: up to `queries` forward passes a point, until it is broken.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "gradients estimated by finite differences",
+        norms=LP,
+        needs="scores",
+    )
 
     queries: int = 5000
     search: int = 1000

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.batches import per_job
-from calipers.attacks.minimum import FromTheCentre, check_between, demand, length, seek
+from calipers.attacks.minimum import FromTheCentre, check_between, length, seek
 from calipers.attacks.polish import across
 from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory
+from calipers.problem.capabilities import LP, Capabilities, check_fit
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
@@ -35,6 +37,13 @@ class FAB:
     class for the ranking, and about 10 forwards at the end.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "nearest example",
+        "fast adaptive boundary: projections onto linearised boundaries",
+        norms=LP,
+    )
+
     steps: int = 50
     targets: int = 3
     overshoot: float = 0.05
@@ -54,7 +63,7 @@ class FAB:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the nearest candidates as points are decided; the seed is not used."""
-        demand(not problem.region.norm.is_count, self, "linf, l2 or l1", problem)
+        check_fit(self, problem.threat)
         return seek(
             problem,
             _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)),

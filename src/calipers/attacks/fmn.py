@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from calipers.attacks.minimum import FromTheCentre, check_between, cosine, seek,
 from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.counts import L0
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
@@ -44,6 +46,10 @@ class FMN:
     boundary. Cost: (steps + 1) x max(targets, 1) forward and backward passes, and about 10 forwards
     at the end.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "nearest example", "fast minimum-norm: radii that grow and shrink"
+    )
 
     steps: int = 100
     step: float = 2.0

@@ -8,13 +8,14 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.rivals import looked_at, rank_rivals, rivals
 from calipers.errors import CaptureError, UnsupportedOp
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Startable
@@ -43,6 +44,14 @@ class Guided:
     corner also where gradients at the point say nothing. On a model that cannot be captured the
     attack starts as it does alone. Cost: the attack's, and the guide's.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "an attack started where linear bounds of the network are lowest",
+        needs="operations",
+        inner=("attack",),
+    )
 
     attack: Startable
     guide: Guide

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from calipers.attacks.queries import (
 )
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -49,6 +51,10 @@ class HopSkipJump:
     point that is met counts, probes too. Cost: `queries` forward passes a point, 1 where it is
     wrong already, `starts` where nothing adversarial is found.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "nearest example", "walks along the boundary by estimated normals", needs="labels"
+    )
 
     queries: int = 5000
     probes: int = 100

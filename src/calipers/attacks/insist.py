@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from calipers.attacks.batches import BATCH, backwards_of, in_flight, input_gradient, per_job
 from calipers.attacks.minimum import slope as steepness
 from calipers.errors import BadInput
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import is_adversarial
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
@@ -32,6 +34,14 @@ class Insist:
     one forward and backward pass a point that resists it; `tries` times the other one's on nearly
     broken points.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "a second attack, again and again on points that the first nearly broke",
+        needs="as its attacks",
+        inner=("first", "again"),
+    )
 
     first: Attack
     again: Attack

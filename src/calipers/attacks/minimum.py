@@ -186,15 +186,6 @@ def _decided(problem: Problem, points: Tensor) -> Tensor:
     )
 
 
-def demand(fits: bool, tool: object, norms: str, problem: Problem) -> None:
-    """Raise `BadInput` unless the attack is made for the problem's norm."""
-    if not fits:
-        raise BadInput(
-            f"{type(tool).__name__} is made for {norms}, but the threat is in "
-            f"{problem.threat.norm}: choose another attack"
-        )
-
-
 def check_between(tool: object, **bounds: tuple[float, float]) -> None:
     """Raise `BadInput` where a setting of the tool leaves its closed range."""
     for name, (lowest, highest) in bounds.items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from calipers.attacks.objectives import LossName, check_loss, climbed
 from calipers.attacks.search import Look, Memory, Queue, Slots
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -43,6 +45,12 @@ class Momentum:
     growing beyond it, and the loss is weighed at the image itself. Cost for a point that resists:
     steps + 1 forward and backward passes; twice the forwards with diversity.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "gradients with a memory (MI-FGSM), through resized images",
+    )
 
     steps: int = 10
     step: float | None = None

@@ -7,12 +7,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.polish import polish
 from calipers.errors import BadInput
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt
 
@@ -32,6 +34,14 @@ class Nearest:
     `tolerance` of each other. Cost: up to `rounds` runs of the attack, and for each success about
     12 forward and backward passes, and 10 forwards in float64.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "nearest example",
+        "bisection over the radius of an attack",
+        needs="as its attack",
+        inner=("attack",),
+    )
 
     attack: Attack
     rounds: int = 10

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -29,6 +31,13 @@ class Steepest:
     margin only. Cost: (1 forward + 1 backward + 1 forward) a target, and one backward a class for
     the ranking.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "one step of steepest ascent (FGSM)",
+        substitutions=True,
+    )
 
     targets: int = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory, run_queue
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -36,6 +37,10 @@ class PGD:
     the last. Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward
     passes.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "example within the radius", "projected gradient ascent with restarts"
+    )
 
     steps: int = 40
     restarts: int = 1

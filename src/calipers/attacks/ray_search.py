@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from calipers.attacks.batches import per_job
 from calipers.attacks.queries import Asked, Look, Memory, one_each, run_queries, unbounded
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -42,6 +44,14 @@ class RaySearch:
     passes a point, fewer where all starts end in a corner that no flip improves, 1 where it is
     wrong already.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "nearest example",
+        "rays from corner to corner (RayS)",
+        norms=("linf",),
+        needs="labels",
+    )
 
     queries: int = 10_000
     starts: int = 3

@@ -7,13 +7,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.ways import Ways
 from calipers.errors import BadInput
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import is_adversarial
 from calipers.problem.neighbours import enumerate_switches
 from calipers.problem.problem import Problem
@@ -47,6 +48,15 @@ class Replace:
     or every letter may change. Numeric columns, where the threat frees them, are moved by steepest
     steps before the letters are searched and after; nothing is exact then.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "letters replaced, every candidate evaluated",
+        norms=(),
+        substitutions=True,
+        needs="scores",
+    )
 
     search: SearchName = "auto"
     width: int = 16

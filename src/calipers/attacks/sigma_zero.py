@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.batches import per_job
-from calipers.attacks.minimum import FromTheCentre, check_between, cosine, demand, seek, widths
+from calipers.attacks.minimum import FromTheCentre, check_between, cosine, seek, widths
 from calipers.attacks.rivals import rivals
 from calipers.attacks.search import Look, Memory
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import COUNTS, Capabilities, check_fit
 from calipers.problem.counts import L0
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
@@ -37,6 +39,10 @@ class SigmaZero:
     boundary, which makes them smaller. Cost: (steps + 1) x max(targets, 1) forward and backward
     passes, and about 10 forwards at the end.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack", "nearest example", "a smooth stand-in for the number of changes", norms=COUNTS
+    )
 
     steps: int = 300
     step: float = 1.0
@@ -61,7 +67,7 @@ class SigmaZero:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the candidates of fewest changes as points are decided; the seed is not used."""
-        demand(problem.region.norm.is_count, self, "l0 or pixels", problem)
+        check_fit(self, problem.threat)
         return seek(
             problem,
             _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)),

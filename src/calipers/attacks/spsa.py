@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from calipers.attacks.queries import Asked, Look, Memory, run_queries
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import LP, Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -34,6 +35,14 @@ class SPSA:
     is adversarial ends the search. Cost: steps x (2 pairs + 1) + 1 forward passes for a point that
     resists.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "gradients estimated from random probes",
+        norms=LP,
+        needs="scores",
+    )
 
     steps: int = 40
     pairs: int = 64

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from calipers.attacks.batches import per_job
 from calipers.attacks.queries import Asked, Look, Memory, Play, run_queries
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import LP, Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
@@ -63,6 +65,14 @@ class Square:
     fewer and fuller batches, which a few points need most. Cost: up to `queries` forward passes a
     point, until it is broken.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "random squares within a budget of queries",
+        norms=LP,
+        needs="scores",
+    )
 
     queries: int = 5000
     p: float = 0.8

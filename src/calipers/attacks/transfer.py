@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from calipers.attacks.batches import per_job
 from calipers.errors import BadInput
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import endless, is_adversarial
 from calipers.problem.problem import Problem
@@ -32,6 +34,15 @@ class Transfer:
     and tell the same classes apart. Cost: the target's forwards are one a candidate; the attack's
     own passes run on the surrogates and are not counted.
     """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "attack",
+        "example within the radius",
+        "an attack made on other models, tried on this one",
+        substitutions=True,
+        needs="scores or labels",
+        inner=("attack",),
+    )
 
     attack: Attack
     surrogates: tuple[nn.Module | Classifier, ...]

@@ -1,1 +1,21 @@
-"""THE LOWER JAW, 3: claims about a problem that are proved."""
+"""Certificates: proofs that nothing adversarial is near, which bound the distance from below.
+
+Complete tools also hand over the examples that they meet. Every tool here holds `capabilities`;
+`calipers tools` lists them.
+"""
+
+from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.branch_and_bound import BranchAndBound
+from calipers.certificates.crown import CROWN, IBP
+from calipers.certificates.enumerate import Enumeration
+from calipers.certificates.guide import Minimisers
+from calipers.certificates.input_split import InputSplit
+from calipers.certificates.linear_region import LinearRegion
+from calipers.certificates.milp import MILP
+from calipers.certificates.own_piece import OwnPiece
+from calipers.certificates.radius import LargestRadius
+
+__all__ = [
+    "CROWN", "IBP", "MILP", "AlphaCROWN", "BranchAndBound", "Enumeration", "InputSplit",
+    "LargestRadius", "LinearRegion", "Minimisers", "OwnPiece",
+]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from calipers.certificates.guaranteed import check_proofs, posed, stated
 from calipers.certificates.proof import Noted, Notes
 from calipers.errors import BadInput
 from calipers.problem.ball import Region
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import by_case
 from calipers.problem.interrupts import OutOfTime, give_way
 from calipers.problem.problem import Problem
@@ -46,6 +48,14 @@ class AlphaCROWN:
     with a proof file.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "certificate at the radius",
+        "linear bounds with optimised slopes, for what CROWN leaves open",
+        substitutions=True,
+        needs="operations",
+    )
+
     steps: int = 20
     sharpen: int = 10
     proofs: bool = field(default=False, repr=False)
@@ -61,7 +71,7 @@ class AlphaCROWN:
                 f"{self.steps}, {self.sharpen}"
             )
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield a claim for every point."""
         yield from claims(self, problem)
         # slopes that were cut short are no error until here: what plain bounds proved had to be

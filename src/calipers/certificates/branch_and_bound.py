@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from calipers.certificates.branch_search import Effort, Search
 from calipers.certificates.crown import batches, spread
 from calipers.certificates.guaranteed import check_proofs, stated
 from calipers.errors import BadInput
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.interrupts import Limit, OutOfTime, give_way, limited
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
@@ -40,6 +42,15 @@ class BranchAndBound:
     branch.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "decision at the radius",
+        "branch and bound on intermediate values, or an example",
+        substitutions=True,
+        inner=("attack",),
+        needs="operations",
+    )
+
     seconds: float = 30.0
     steps: int = 12
     sharpen: int = 10
@@ -59,7 +70,7 @@ class BranchAndBound:
                 f"got {self}"
             )
 
-    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and a candidate for each where a counterexample was met on
         the way.
         """

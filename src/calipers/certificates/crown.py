@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from calipers.certificates.cost import boxes_forecast, held_bytes, sweeps_foreca
 from calipers.certificates.guaranteed import check_proofs, posed, stated
 from calipers.certificates.proof import Notes, level
 from calipers.graph.capture import graph_of
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import Goal
 from calipers.problem.interrupts import Limit, limited
 from calipers.problem.problem import Problem
@@ -47,7 +48,7 @@ class Bounder(Protocol):
     def guarantee(self) -> Guarantee:
         """What its claims speak about."""
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Claim the problem's own radii."""
 
     def bound(
@@ -64,6 +65,14 @@ class IBP:
     `proofs` and `guarantee`: as for `CROWN`. Cost: two forward passes in float64.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "certificate at the radius",
+        "interval bounds of every value",
+        substitutions=True,
+        needs="operations",
+    )
+
     proofs: bool = field(default=False, repr=False)
     guarantee: Guarantee = field(default="float64-checked", repr=False)
 
@@ -72,7 +81,7 @@ class IBP:
 
     __repr__ = stated
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield a claim for every point."""
         return claims(self, problem)
 
@@ -107,6 +116,14 @@ class CROWN:
     margins are all there is to pay.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "certificate at the radius",
+        "linear bounds of every margin; without `refine` over plain intervals, for a few rows",
+        substitutions=True,
+        needs="operations",
+    )
+
     refine: bool = field(default=True, repr=False)
     proofs: bool = field(default=False, repr=False)
     guarantee: Guarantee = field(default="float64-checked", repr=False)
@@ -116,7 +133,7 @@ class CROWN:
 
     __repr__ = stated
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield a claim for every point."""
         return claims(self, problem)
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from calipers.errors import BadInput, UnsupportedOp
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.neighbours import enumerate_switches
 from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion
@@ -34,6 +36,15 @@ class Enumeration:
     forward a neighbour; a point that does not resist stops at the first switches that show it.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "decision at the radius",
+        "every admissible way of replacing letters evaluated",
+        norms=(),
+        substitutions=True,
+        needs="scores",
+    )
+
     limit: int = 100_000
 
     def __post_init__(self) -> None:
@@ -42,7 +53,7 @@ class Enumeration:
                 f"Enumeration takes a limit >= 1 on the neighbours of a point, got {self.limit}"
             )
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield a claim for every point, a block of points at a time."""
         region = problem.region
         if not isinstance(region, SubstitutionRegion):

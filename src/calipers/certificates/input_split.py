@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from calipers.certificates.guaranteed import check_proofs, posed, stated
 from calipers.certificates.split_proof import Closed
 from calipers.errors import BadInput
 from calipers.problem.ball import Ball
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import by_case, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
@@ -47,6 +49,13 @@ class InputSplit:
     `proofs` every claim comes with a proof file, for which CROWN has to close every box alone.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "decision at the radius",
+        "halves of the input box, where few features move",
+        needs="operations",
+    )
+
     seconds: float = 30.0
     batch: int = 256
     features: int = 20
@@ -62,7 +71,7 @@ class InputSplit:
                 f"InputSplit takes seconds > 0, batch >= 1 and features >= 1, got {self}"
             )
 
-    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and a candidate for each where a counterexample was met on
         the way.
         """

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from calipers.certificates.joint import Joint
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
 from calipers.graph.kinds import is_affine
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.constrained import ConstrainedRegion
 from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
@@ -65,10 +66,18 @@ class LinearRegion:
     radius, for points that pass a look at the example.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "exact distance",
+        "where no operation leaves its piece within the distance",
+        inner=("bounder",),
+        needs="operations",
+    )
+
     bounder: Bounder
     proofs: bool = field(default=False, repr=False)
 
-    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
         """Yield examples, and a claim about every point."""
         graph = graph_of(problem.classifier, problem.x)
         for index in batches(problem):

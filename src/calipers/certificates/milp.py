@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from calipers.certificates.exact.tightening import tightened
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.problem.ball import Ball
+from calipers.problem.capabilities import LP, Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
 
@@ -79,6 +80,16 @@ class MILP:
     exponentially many at worst.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "decision at the radius",
+        "mixed-integer programs for small piecewise linear networks: exact distances",
+        norms=LP,
+        substitutions=True,
+        inner=("attack",),
+        needs="operations",
+    )
+
     seconds: float = 60.0
     steps: int = 20
     sharpen: int = 10
@@ -96,7 +107,7 @@ class MILP:
         if self.hints not in ("none", "SCIP"):
             raise BadInput(f"MILP takes hints of 'SCIP' or 'none', got {self.hints!r}")
 
-    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
         """Yield a claim for every point, and the nearest examples found; after an interrupt, what
         is known of the points begun.
         """

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ from calipers.certificates.crown import batches
 from calipers.certificates.linear_region import Guess, examples, straight
 from calipers.errors import BadInput, UnsupportedOp
 from calipers.graph.capture import graph_of
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.interrupts import give_way, relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Certifier, Claim
@@ -48,6 +49,14 @@ class OwnPiece:
     with an example.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "exact distance",
+        "a complete tool asked where the nearest example lies in the point's own piece",
+        inner=("complete",),
+        needs="operations",
+    )
+
     complete: Complete
 
     @property
@@ -55,7 +64,7 @@ class OwnPiece:
         """How long a point may take."""
         return self.complete.seconds
 
-    def __call__(self, problem: Problem) -> Iterator[Claim | Attempt]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
         """Yield examples, what the complete certifier says of them, and a claim of nothing about
         the other points.
         """
@@ -75,7 +84,7 @@ class OwnPiece:
                 around = part.take([i]).at(guess.distance[[i]] * _ROOM)
                 with contextlib.suppress(BadInput, UnsupportedOp):
                     if sweeps_forecast(around, CHECKED, refine=True).seconds <= self.seconds:
-                        yield from self._decided(around, index[[i]])
+                        yield from self._decided(around, index[[i]], seed)
                         claimed.append(i)
             others = index[[i for i in range(len(part)) if i not in claimed]]
             none = torch.zeros_like(others)
@@ -88,7 +97,8 @@ class OwnPiece:
                 none.clone(),
             )
 
-    def _decided(self, problem: Problem, index: torch.Tensor) -> Iterator[Claim | Attempt]:
-        return relayed(
-            self.complete(problem), lambda answer: replace(answer, index=index[answer.index])
-        )
+    def _decided(
+        self, problem: Problem, index: torch.Tensor, seed: int
+    ) -> Iterator[Claim | Attempt]:
+        answers = self.complete(problem, seed=seed)
+        return relayed(answers, lambda answer: replace(answer, index=index[answer.index]))

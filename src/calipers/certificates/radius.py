@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from calipers.bounds.interval import Box
 from calipers.bounds.rounding import SEARCH, arithmetic_of
 from calipers.certificates.crown import Bounder, batches, spread, written
 from calipers.errors import BadInput
+from calipers.problem.capabilities import Capabilities
 from calipers.problem.interrupts import OutOfTime, give_way, shortened
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim, Forecast, Foreseeing
@@ -60,6 +61,15 @@ class LargestRadius:
     points and fewer unstable elements.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "certifier",
+        "largest certified radius",
+        "a search over the radius of a bound such as CROWN",
+        substitutions=True,
+        inner=("bounder",),
+        needs="operations",
+    )
+
     bounder: Bounder
     rounds: int = 12
     tolerance: float = 1e-3
@@ -72,7 +82,7 @@ class LargestRadius:
                 f"(usually 0.001), got {self.rounds}, {self.tolerance}"
             )
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield a claim for every point, a batch of points at a time."""
         # The model itself is asked here, not in the threads: holding it still changes its flags.
         searches = [(_Search(self, problem.take(index)), index) for index in batches(problem)]

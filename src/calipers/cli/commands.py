@@ -157,6 +157,24 @@ def certify(options: Options, tool: _Tool = None) -> None:
     _run(options, lambda threat: _plan_of(threat, "certify", tool))
 
 
+@app.command("tools")
+def tools_command(
+    norm: Annotated[
+        str | None,
+        typer.Option(help="Only tools for a norm: linf, l2, l1, l0, pixels; or for letters."),
+    ] = None,
+    markdown: Annotated[bool, typer.Option(help="As the table of the README.")] = False,
+) -> None:
+    """List the tools: what each looks for, in which threats, and what it needs to know."""
+    from calipers.cli.tools import as_markdown, as_text
+    from calipers.problem.capabilities import EVERY
+
+    with _errors():
+        if norm not in (None, "letters", *EVERY):
+            raise BadInput(f"--norm is one of {', '.join(EVERY)} or letters, got {norm}")
+        print(as_markdown() if markdown else as_text(norm))
+
+
 @shared(app, report="geometry.html", record="none", points=12)
 def geometry(
     options: Options, ladder: Ladder = None, slices: Slices = 2, exact: _Exact = False

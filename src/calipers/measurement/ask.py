@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -22,35 +22,25 @@ Answer = Attempt | Claim
 Made = TypeVar("Made")
 
 
-def answers(
-    tool: object, kind: Literal["attack", "certifier"], problem: Problem, seed: int
-) -> Iterator[Answer]:
-    """Return what a tool proposes; only attacks are told a seed. For whoever judges the answers by
-    rules of its own.
+def answers(stage: Stage, problem: Problem, seed: int) -> Iterator[Answer]:
+    """Yield what a stage's tool proposes, for a caller that judges the answers by its own rules.
 
     Whatever ends a certifier beside the errors of this package (no memory, say) is raised as
-    `ToolFailed`: the upper jaw must not die of the lower one.
+    `ToolFailed`: attacks must not be lost with it.
     """
-    called: Any = tool
-    proposed: Iterator[Answer] = (
-        called(problem, seed=seed) if kind == "attack" else _typed(tool, called, problem)
-    )
-    if getattr(problem.threat, "grid", None) is None:
-        return proposed
-    return (on_grid(problem, a) if isinstance(a, Attempt) else a for a in proposed)
-
-
-def _typed(
-    tool: object, called: Callable[[Problem], Iterator[Answer]], problem: Problem
-) -> Iterator[Answer]:
     try:
-        yield from called(problem)
+        proposed: Iterator[Answer] = stage.tool(problem, seed=seed)
+        if getattr(problem.threat, "grid", None) is None:
+            yield from proposed
+        else:
+            yield from (on_grid(problem, a) if isinstance(a, Attempt) else a for a in proposed)
     except CalipersError:
         raise
     except Exception as error:
-        raise ToolFailed(
-            f"{type(tool).__name__} ended on an error of its own ({typed(error)})"
-        ) from error
+        if stage.kind == "attack":
+            raise
+        name = type(stage.tool).__name__
+        raise ToolFailed(f"{name} ended on an error of its own ({typed(error)})") from error
 
 
 def ask(
@@ -85,4 +75,4 @@ def ask(
         begun = time.perf_counter()
         return made
 
-    yield from relayed(answers(stage.tool, stage.kind, problem, seed), rule)
+    yield from relayed(answers(stage, problem, seed), rule)

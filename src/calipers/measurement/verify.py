@@ -186,9 +186,7 @@ class _Case:
         """
         alone = query.alone() if len(query.cases) <= _EACH_CASE else ()
         for goal in (problem.goal, *(one.goal() for one in alone)):
-            for attempt in answers(
-                stage.tool, stage.kind, dataclasses.replace(problem, goal=goal), self.seed
-            ):
+            for attempt in answers(stage, dataclasses.replace(problem, goal=goal), self.seed):
                 assert isinstance(attempt, Attempt)
                 found = self.witness(query, attempt)
                 if found is not None:

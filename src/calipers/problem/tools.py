@@ -91,7 +91,9 @@ class Certifier(Protocol):
     record.
     """
 
-    def __call__(self, problem: Problem) -> Iterator[Claim] | Iterator[Claim | Attempt]:
+    def __call__(
+        self, problem: Problem, *, seed: int = 0
+    ) -> Iterator[Claim] | Iterator[Claim | Attempt]:
         """Yield claims as soon as points are decided, one about every point; a complete tool also
         hands over the counterexamples it meets.
         """
