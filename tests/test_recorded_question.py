@@ -5,6 +5,7 @@ without a word from the user; runs do not overwrite each other; large inputs are
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from calipers.record import rows
 from calipers.record.evidence import Evidence, Point, Question, Run
 from calipers.record.ledger import Ledger
 from calipers.record.packing import pack, pack_data, unpack, unpack_data
+from calipers.report.report import summaries
+from calipers.report.text import render_text
+from calipers.report.wording import advice
 
 N, D = 8, 6
 PLAN = Plan("both", (Stage(calipers.PGD(steps=5), "attack"), Stage(calipers.IBP(), "certifier")))
@@ -294,6 +298,32 @@ def test_a_second_run_leaves_the_first_as_it_was(tmp_path: Path) -> None:
         second.summary.facts["earlier runs"]
     )
     assert "earlier runs" in second.report(tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            "measure -m net.py:build -e 0.15 -n 20 --plan quick --record a.calipers",
+            "calipers measure -m net.py:build -e 0.15 -n 20 --record a.calipers --plan standard",
+        ),
+        (
+            "attack -m 'my net.pt2' --tool=PGD(steps=3) -t CROWN",
+            "calipers measure -m 'my net.pt2' --plan standard",
+        ),
+        ("distance --exact -pquick --norm l2", "calipers measure --norm l2 --plan standard"),
+        ("", "calipers.measure(model, x, y, threat, plan=\"standard\", record='r')"),
+    ],
+)
+def test_advice_is_the_command_that_was_given(argv: str, said: str, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "r", argv=shlex.split(argv)) as ledger:
+        ledger.ask(Question("q", "q"), [Point("p", 0, 0, 0.1, np.zeros(2))])
+        ledger.begin(
+            Run("q", 0, ("quick",), (0.1,), notes={"next_step": "measure --plan standard"})
+        )
+        (summary,) = summaries(ledger)
+        assert advice(summary) == said
+        assert ("calipers measure" in render_text(ledger)) == bool(argv)
 
 
 def test_a_curve_and_exact_distances_are_one_run_each(tmp_path: Path) -> None:

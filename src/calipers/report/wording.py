@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from typing import Any, Literal
 
@@ -179,15 +179,35 @@ def stands_at(summary: Summary, value: float) -> str:
 
 
 def advice(summary: Summary) -> str:
-    """Return how to settle the points that are still open: what the plan that was run named as the
-    next step.
+    """Return how to settle the points that are still open: the plan's next step, as the command
+    line or the call by which this model was measured.
     """
-    where = shlex.quote(summary.record) if summary.record else "RECORD"
     named = summary.facts.get("next_step")
-    command, _, options = (
-        named if isinstance(named, str) and named else "measure --plan standard"
-    ).partition(" ")
+    step = named if isinstance(named, str) and named else "measure --plan standard"
+    command, _, options = step.partition(" ")
+    run = summary.runs[-1] if summary.runs else None
+    if run is not None and run.argv:
+        return shlex.join(["calipers", command, *_kept(run.argv[1:]), *shlex.split(options)])
+    if run is not None and run.time:
+        plan = options.rpartition(" ")[2] or "standard"
+        record = f", record={summary.record!r}" if summary.record else ""
+        return f'calipers.measure(model, x, y, threat, plan="{plan}"{record})'
+    where = shlex.quote(summary.record) if summary.record else "RECORD"
     return f"calipers {command} --resume {where} {options}".rstrip()
+
+
+def _kept(argv: Sequence[str]) -> list[str]:
+    """Return the words of a command line that say what is measured, not by which tools."""
+    kept, skipped = list[str](), False
+    for word in argv:
+        name = word.partition("=")[0] if word.startswith("--") else word[:2]
+        if skipped or name == "--exact":
+            skipped = False
+        elif name in ("--plan", "-p", "--tool", "-t"):
+            skipped = word in ("--plan", "-p", "--tool", "-t")  # its value is a word of its own
+        else:
+            kept.append(word)
+    return kept
 
 
 def gap(summary: Summary) -> str:
