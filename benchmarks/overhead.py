@@ -1,11 +1,11 @@
 """What does the run loop cost beside its tools? Bookkeeping of the plan `quick` on a small network,
-by the number of points.
+and of exact distances on a tiny one, by the number of points.
 
 Bookkeeping is all processor time outside the tools, the referee and the model: the record, its
 chain of digests, the join of evidence. It should grow with the number of points and no faster, and
 be a small share of the whole.
 
-    PYTHONPATH=src python benchmarks/overhead.py [--points 1000 4000 16000 64000]
+    PYTHONPATH=src python benchmarks/overhead.py [--points 1000 4000 16000] [--exact 50 100 200]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 import calipers
+from calipers.api import measure_exactly
 from calipers.measurement import ask, run
 from calipers.measurement.referee import Referee
 
@@ -58,13 +60,26 @@ class Stopwatch:
         return timed
 
 
-def measured(points: int) -> tuple[float, float]:
+def quickly(points: int) -> tuple[float, float]:
+    """Return the processor seconds of the plan `quick` on so many points, and of its books."""
+    return measured(points, 32, 64, partial(calipers.measure, plan="quick"))
+
+
+def exactly(points: int) -> tuple[float, float]:
+    """Return the processor seconds of exact distances of so many points, and of their books."""
+    one = calipers.Plan("one", (calipers.Stage(calipers.FMN(steps=20), "attack", "distance"),))
+    return measured(points, 6, 6, partial(measure_exactly, plan=one))
+
+
+def measured(
+    points: int, inputs: int, width: int, ask_for: Callable[..., Any]
+) -> tuple[float, float]:
     """Return the processor seconds of a run on so many points, and those of its bookkeeping."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
     ).eval()
-    x = torch.rand(points, 32)
+    x = torch.rand(points, inputs)
     y, watch = model(x).argmax(1), Stopwatch()
     held = [(Referee, name, getattr(Referee, name)) for name in ("open", "attempt", "claim")] + [
         (run, "gradients", run.gradients),
@@ -77,14 +92,7 @@ def measured(points: int) -> tuple[float, float]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             begun = time.process_time()
-            calipers.measure(
-                model,
-                x,
-                y,
-                calipers.Ball("linf", 0.05),
-                plan="quick",
-                record=Path(folder) / "run.calipers",
-            )
+            ask_for(model, x, y, calipers.Ball("linf", 0.05), record=Path(folder) / "run.calipers")
             whole = time.process_time() - begun
     finally:
         ask.answers = answers
@@ -99,17 +107,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--points", type=int, nargs="*", default=[1000, 4000, 16000, 64000])
+    parser.add_argument("--exact", type=int, nargs="*", default=[50, 100, 200])
     options = parser.parse_args()
     common.start(str(__doc__).splitlines()[0])
     torch.set_num_threads(1)
-    measured(64)  # imports, and the graph's
-    for points in options.points:
-        whole, books = measured(points)
-        print(
-            f"  {points:6d} points  {whole:7.2f} s  bookkeeping {books:6.2f} s, "
-            f"{books / points * 1e6:6.1f} us a point, {books / whole:5.1%}",
-            flush=True,
-        )
+    quickly(64)  # imports, and the graph's
+    for what, measure, counts in (
+        ("quick", quickly, options.points),
+        ("exact", exactly, options.exact),
+    ):
+        for points in counts:
+            whole, books = measure(points)
+            print(
+                f"  {what} {points:6d} points  {whole:7.2f} s  bookkeeping {books:6.2f} s, "
+                f"{books / points * 1e6:6.1f} us a point, {books / whole:5.1%}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
