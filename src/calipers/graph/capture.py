@@ -234,7 +234,10 @@ def _exported(network: nn.Module, sample: Tensor) -> tuple[Graph, Trace]:
         try:
             trace = Trace(in_fewer(exported(network, sample, single=True)), single=True)
             graph = trace.graph(sample)
-        except (CaptureError, UnsupportedOp):
+        except UnsupportedOp:
+            # the operation is missing whatever the batch: that is to blame, and no line before it
+            raise
+        except CaptureError:
             raise refused from None
         if not _keeps_points_apart(network, sample):
             raise refused from None

@@ -217,7 +217,9 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
 ) -> Result | None:
-    """softmax(q k^T * scale + mask) v, the mask a constant that is finite."""
+    """softmax(q k^T * scale + mask) v, the mask a finite constant, or one that hides nothing."""
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool and bool(mask.all()):
+        mask = None
     if (
         not isinstance(k, Result)
         or dropout
