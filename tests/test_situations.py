@@ -272,6 +272,8 @@ PRECISE: dict[str, Callable[[], nn.Module]] = {
     "in a dict of an object": lambda: Fn(
         lambda s, v: s.net(v @ s.held["k"].weight), held={"k": Kernel()}
     ),
+    "cast in forward": lambda: Fn(lambda s, v: s.net(v.float().to(torch.float32))),
+    "cast on the way": lambda: Fn(lambda s, v: s.net(v).log_softmax(1, torch.float32).to(v.dtype)),
     "made in forward": lambda: Fn(lambda s, v: s.net(v @ torch.eye(4))),
     "ensemble in a list": lambda: Fn(
         lambda s, v: sum(m(v) for m in s.all), all=[net(k) for k in range(3)]
@@ -293,6 +295,24 @@ def test_single_precision_held_or_made_inside_is_copied_into_double(kind: str) -
     assert all(p.requires_grad and p.dtype == torch.float32 for p in Classifier(model)._tensors())
 
 
+@pytest.mark.parametrize(
+    "behind", [lambda z: z, lambda z: z.float(), lambda z: z.to(torch.float32)]
+)
+def test_nothing_is_proved_of_a_model_that_autocast_rounds(behind: Any) -> None:
+    def rounding(s: Any, v: Tensor) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z = s.net(v)
+        return behind(z)
+
+    own = Classifier(Fn(rounding))
+    own.check(points())
+    own.logits64(points())
+    assert "autocast" in own.no_float64
+    with pytest.raises(CaptureError, match="autocast"):
+        calipers.certify(own, points(), None, Ball("linf", 1e-3))
+    assert calipers.attack(own, points(), None, Ball("linf", 0.5), "PGD(steps=5)").success.any()
+
+
 def test_networks_in_lists_are_held_still_and_known() -> None:
     parts = [net(0).double(), net(1).double()]
     model = Classifier(Fn(lambda s, v: sum(m(v) for m in s.all), all=parts, net=None))
@@ -307,7 +327,7 @@ def test_networks_in_lists_are_held_still_and_known() -> None:
 
 
 FIXED: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "float()": lambda s, v: s.net(v.float()),
+    "a type by name": lambda s, v: s.net(v.type("torch.FloatTensor")),
     "NumPy": lambda s, v: s.net(torch.from_numpy(v.detach().numpy().astype("float32"))),
 }
 
@@ -320,7 +340,7 @@ def test_single_precision_that_cannot_be_changed_is_judged_in_and_said(kind: str
     assert "Margins are judged in float32 alone: no float64 copy" in str(result)
     assert result.clean_accuracy.count == 20 and result.robust_accuracy.certified.count == 0
     assert fooled("PGD(steps=10)", model) == (
-        fooled("PGD(steps=10)", net()) if kind == "float()" else 0
+        fooled("PGD(steps=10)", net()) if kind == "a type by name" else 0
     )
     judged, usual = (Problem.pose(m, x, labels(net(), x), BALL) for m in (model, net()))
     assert (judged.clearance(x) > usual.clearance(x)).all(), (

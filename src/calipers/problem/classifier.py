@@ -39,6 +39,7 @@ from calipers.problem.company import are_probabilities, in_company, is_probabili
 from calipers.problem.identity import Identity, identify
 from calipers.problem.innards import copied, loose, made_in
 from calipers.problem.search_copy import search_copy
+from calipers.problem.widening import widened
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 # of one call: all points at once would not fit, and of large ones not so many
@@ -123,6 +124,7 @@ class Classifier:
         self._shape: tuple[int, ...] | None = None
         self._classes: int | None = None
         self._makes = False  # does forward make tensors whose type has to follow?
+        self._casts = False  # does forward cast to single precision?
         self.no_gradient, self._fails_with_gradients = "", False
         self._identity: tuple[object, Identity] | None = None
         self._few: Tensor | None = None
@@ -397,18 +399,24 @@ class Classifier:
         if precise is None:
             return self.logits(x).double()
         self.counter.forwards += len(x)
-        with self.frozen(), torch.no_grad(), made_in(torch.float64 if self._makes else None):
+        with self.frozen(), torch.no_grad(), self._doubled():
             return _in_parts(precise, x.double()).double()
 
     @contextlib.contextmanager
     def precisely(self) -> Iterator[nn.Module]:
         """Hold the model still and hand over a float64 copy of the network; tensors that `forward`
-        makes are float64, too.
+        makes are float64, too, and of a model in single precision also what it casts to that.
 
         Raises what copying raises.
         """
-        with self.frozen(), made_in(torch.float64):
+        with self.frozen(), made_in(torch.float64), widened(self.dtype == torch.float32):
             yield copied(self.network, torch.float64)
+
+    @contextlib.contextmanager
+    def _doubled(self) -> Iterator[None]:
+        """Let the float64 copy run as far as is known that it must be helped to."""
+        with made_in(torch.float64 if self._makes else None), widened(self._casts):
+            yield
 
     def _precise(self, x: Tensor) -> nn.Module | None:
         """Return the float64 copy, tried on two points when it is made."""
@@ -416,16 +424,17 @@ class Classifier:
             made, reason = None, ""
             # The default type belongs to the whole process: it is changed only for models that
             # cannot do without.
-            for self._makes in (False, True):
+            for self._makes, self._casts in ((False, False), (False, True), (True, True)):
                 try:
-                    with (
-                        self.frozen(),
-                        made_in(torch.float64 if self._makes else None),
-                        torch.no_grad(),
-                    ):
-                        made = copied(self.network, torch.float64)
-                        made(x[:2].double())
-                    break
+                    with self.frozen(), torch.no_grad():
+                        made, few = copied(self.network, torch.float64), x[:2].double()
+                        with self._doubled():
+                            answer = made(few)
+                        if self._casts:
+                            break
+                        with widened(True):
+                            if torch.equal(made(few), answer):
+                                break
                 except Exception as error:
                     made, reason = None, typed(error)
             self._double = (self.state(), made, "" if made is not None else reason)
