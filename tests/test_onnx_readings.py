@@ -45,6 +45,23 @@ READ: dict[str, Any] = {
     "Einsum of two": model(
         [helper.make_node("Einsum", ["x", "x"], ["y"], equation="bij,bik->bjk")], GRID
     ),
+    "a choice of slopes": model(
+        [
+            helper.make_node("Mul", ["x", "k"], ["s"]),
+            helper.make_node("Greater", ["x", "z"], ["c"]),
+            helper.make_node("Where", ["c", "x", "s"], ["y"]),
+        ],
+        GRID, {"k": np.float32(0.2), "z": np.array([0], np.float32)},
+    ),
+    "a choice of curves": model(
+        [
+            helper.make_node("Exp", ["x"], ["e"]),
+            helper.make_node("Sub", ["e", "o"], ["s"]),
+            helper.make_node("Less", ["z", "x"], ["c"]),
+            helper.make_node("Where", ["c", "x", "s"], ["y"]),
+        ],
+        ("n", 2, 3), {"o": np.float32(1), "z": np.float32(0)},
+    ),
     "powers": one("Pow", GRID, {"p": np.array([0, 2, 3], np.float32)}),
     "MaxPool of odd padding": one("MaxPool", IMAGE, strides=[1, 1], **SAME),
     "MaxPool of much padding": one("MaxPool", IMAGE, kernel_shape=[3, 3], pads=[2, 0, 1, 1]),
@@ -116,7 +133,16 @@ def test_functions_of_a_recurrent_layer_stand_by_their_place(tmp_path: Path) -> 
         net.confirm(torch.tensor(x), got, got)
 
 
+def chosen(kind: str, *inputs: str) -> Any:
+    """Return a model that makes something of x > 0."""
+    nodes = [helper.make_node("Greater", ["x", "z"], ["c"]), helper.make_node(kind, inputs, ["y"])]
+    return model(nodes, ROW, {"z": np.float32(0), "o": np.float32(1), "v": random(1, 4)})
+
+
 JUMPS = {
+    "a step": (chosen("Where", "c", "o", "z"), "do not meet there"),
+    "a choice of another value": (chosen("Where", "c", "x", "v"), "compared number itself"),
+    "a mask turned around": (chosen("Not", "c"), "a comparison of what depends on the point"),
     "Shrink": (one("Shrink", ROW, lambd=0.3, bias=0.1), "jumps"),
     "ThresholdedRelu": (one("ThresholdedRelu", ROW, alpha=0.5), "jumps"),
     "by chance": (one("RandomNormalLike", ROW), "no bounds for ONNX's RandomNormalLike"),

@@ -22,7 +22,7 @@ from calipers.graph.onnx_agreement import Outputs, compare
 from calipers.graph.onnx_ops import OPS, Reader
 from calipers.graph.onnx_steps import Step
 from calipers.graph.onnx_variables import VARIABLES
-from calipers.graph.tape import Held, Shape, Tape, Value
+from calipers.graph.tape import Compared, Held, Shape, Tape, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +234,9 @@ def _results(
     values = [known[name] for name in line.inputs]
     while values and values[-1] is None:
         values.pop()
+    for value in values:
+        if isinstance(value, Compared) and step.kind != "Where":
+            raise step.refuse(str(value.condition.refused()))
     reader = _reader(step, values)
     if reader is None:
         raise UnsupportedOp(

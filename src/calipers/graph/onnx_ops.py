@@ -10,12 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from calipers.graph.compositions import where
 from calipers.graph.onnx_layers import LAYERS, constant
 from calipers.graph.onnx_moves import MOVES, reshaped, transposed
 from calipers.graph.onnx_steps import Step, ints
 from calipers.graph.onnx_windows import WINDOWS
 from calipers.graph.rewrites import inverse, leaky
-from calipers.graph.tape import Held, Tape, Value, fitted
+from calipers.graph.tape import Compared, Held, Tape, Value, fitted
 
 Reader = Callable[..., Value | tuple[Value, ...]]
 _MOST_EXPONENTS = 64  # of one power, each of which becomes operations of its own
@@ -259,8 +260,12 @@ def _extreme(tape: Tape, step: Step, first: Value, *others: Value) -> Value:
     return first
 
 
-def _where(tape: Tape, step: Step, mask: Value, x: Value, y: Value) -> Value:
-    """mask * x + (1 - mask) * y for a constant mask."""
+def _where(tape: Tape, step: Step, mask: Value | Compared, x: Value, y: Value) -> Value:
+    """mask * x + (1 - mask) * y for a constant mask; by a comparison, see `compositions.where`."""
+    if isinstance(mask, Compared):
+        made = tape.several(where, mask.condition, x, y)
+        assert made is not None
+        return Held(made.number, made.held, mask.shape)
     chosen = constant(mask, step, "a choice").bool()
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         return torch.where(chosen, x, y)
@@ -402,7 +407,7 @@ OPS: dict[str, Reader] = {
         lambda a, b, c: torch.arange(a.item(), b.item(), c.item(), dtype=a.dtype, device=a.device)
     ),
     "Where": _where, "Mod": _mod, "Equal": _folded(torch.eq),
-    "Less": _folded(torch.lt), "Greater": _folded(torch.gt), "Not": _folded(torch.logical_not),
+    "Not": _folded(torch.logical_not),
     "Floor": _folded(torch.floor), "Ceil": _folded(torch.ceil), "And": _folded(torch.logical_and),
     "Or": _folded(torch.logical_or),
 }  # fmt: skip

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from calipers.errors import BadModel, CalipersError, UnsupportedOp, typed
-from calipers.graph.tape import Held, Shape, Value
+from calipers.graph.tape import Compared, Held, Shape, Value
 
 LARGEST = 2**25
 """Elements that one value of a file may have, where the operation's inputs have fewer. (A picture
@@ -111,7 +112,7 @@ class Step:
         """Return the shapes of the outputs as the operator set defines them, none of them too
         large.
         """
-        shapes = self.foresee([v.shape if isinstance(v, Held) else v for v in values])
+        shapes = self.foresee([_told(v) for v in values])
         given = max((math.prod(v.shape) for v in values if v is not None), default=0)
         for shape in shapes:
             self.room(shape or (), given)
@@ -128,6 +129,13 @@ class Step:
             raise
         except Exception as error:
             raise BadModel(f"{self.where}: {self.kind} cannot be read ({typed(error)})") from error
+
+
+def _told(value: Value | Compared | None) -> Tensor | Shape | None:
+    """Return what of a value is known beforehand: a constant, or a shape."""
+    if isinstance(value, Compared):
+        return torch.zeros((), dtype=torch.bool).expand(value.shape)
+    return value.shape if isinstance(value, Held) else value
 
 
 def ints(value: Value | None, step: Step) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 
 from calipers.graph import reductions
 from calipers.graph.activations import TwoPieces
-from calipers.graph.compositions import rms_norm, soft_shrink, threshold
+from calipers.graph.compositions import compared, rms_norm, soft_shrink, threshold
 from calipers.graph.curves import LOG, SQUARE
 from calipers.graph.onnx_layers import constant
 from calipers.graph.onnx_moves import (
@@ -29,7 +29,7 @@ from calipers.graph.onnx_moves import (
 )
 from calipers.graph.onnx_steps import Step, ints
 from calipers.graph.rewrites import divide, inverse, log_sum_exp, scaled
-from calipers.graph.tape import Held, Tape, Value
+from calipers.graph.tape import Compared, Held, Tape, Value
 from calipers.graph.writing import Result, Writer
 
 Rewrite = Callable[[Writer, Result], Result | None]
@@ -258,8 +258,26 @@ def _contracted(
     return transposed(tape, step, whole, [order.index(c) for c in out])
 
 
+def _compared(above: bool) -> Callable[..., Compared]:
+    """Return the reader of a comparison with one number, which only a choice may use."""
+
+    def read(tape: Tape, step: Step, a: Value, b: Value) -> Compared:
+        held, constant_ = (a, b) if isinstance(a, Held) else (b, a)
+        if isinstance(constant_, Held) or not isinstance(held, Held):
+            raise step.refuse("only comparisons with a constant number are read")
+        given = [Result(v.number, v.held) if isinstance(v, Held) else v for v in (a, b)]
+        found = compared(above)(tape.writer, *given)
+        if found is None or len(constant_.shape) > len(held.shape):
+            raise step.refuse("only comparisons with one finite number are read")
+        return Compared(found, held.shape)
+
+    return read
+
+
 VARIABLES: dict[str, Callable[..., Any]] = {
     **{kind: _reduced(rewrite) for kind, rewrite in REDUCED.items()},
+    **dict.fromkeys(["Greater", "GreaterOrEqual"], _compared(above=True)),
+    **dict.fromkeys(["Less", "LessOrEqual"], _compared(above=False)),
     "LpNormalization": _normalised,
     "RMSNormalization": _rms_norm,
     "Softsign": _alike(_softsign),

@@ -21,6 +21,7 @@ from calipers.errors import UnsupportedOp
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Generic, Scale
 from calipers.graph.calls import leaves, with_absolute_constants
+from calipers.graph.compositions import Condition
 from calipers.graph.ir import Graph, Node
 from calipers.graph.kinds import Op
 from calipers.graph.products import SELECTIONS
@@ -38,6 +39,14 @@ class Held:
 
     number: int
     held: Shape
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The result of a comparison of what depends on the point with a number, for a choice."""
+
+    condition: Condition
     shape: Shape
 
 
