@@ -136,7 +136,7 @@ def proved(tmp_path: Path) -> Path:
     network(tmp_path / "other.onnx", scale=1.01)
     for name, size, least in (("spec", 0.01, 50.0), ("wider", 0.02, 50.0), ("lower", 0.01, 49.0)):
         specification(tmp_path / f"{name}.vnnlib", size, least)
-    shown = calipers(tmp_path, "verify", "net.onnx", "spec.vnnlib", "--proof", "p.npz")
+    shown = calipers(tmp_path, "verify", "net.onnx", "spec.vnnlib", "--proofs", "p.npz")
     assert shown.stdout.strip() == "unsat", shown.stderr
     claim = contents((tmp_path / "p.npz").read_bytes())[0]["claim"]
     assert f"p.npz proves the claim {claim}" in shown.stderr

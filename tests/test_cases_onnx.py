@@ -248,7 +248,7 @@ def test_outputs_of_three_axes_are_refused_as_those_of_a_module_are() -> None:
 )
 def test_spoiled_files_end_in_one_sentence(name: str) -> None:
     shown = terminal(
-        CASES / "onnx_fuzz", "verify", f"{name}-n.onnx", f"{name}-s.vnnlib", "--timeout", "20"
+        CASES / "onnx_fuzz", "verify", f"{name}-n.onnx", f"{name}-s.vnnlib", "--seconds", "20"
     )
     assert shown.returncode == 2 and not shown.stdout
     assert (

@@ -644,7 +644,7 @@ def test_the_command_line_measures_reports_and_checks_letters(
     )
     np.savez(tmp_path / "points.npz", x=x.numpy(), y=y.numpy())
     monkeypatch.chdir(tmp_path)
-    asked = ["-m", "net.py:build", "-d", "points.npz", "--letters", "6,3", "-e", "2", "-q"]
+    asked = ["-m", "net.py:build", "-d", "points.npz", "--one-hot", "6,3", "-e", "2", "-q"]
     said = CliRunner().invoke(app, ["measure", *asked, "--record", "run.calipers"])
     assert (
         said.exit_code == 0 and "at most 2 switches" in said.output and "Enumeration" in said.output
@@ -656,7 +656,7 @@ def test_the_command_line_measures_reports_and_checks_letters(
     assert wrong.exit_code == 2 and "plan='categorical'" in wrong.output
     assert (
         "two whole numbers"
-        in CliRunner().invoke(app, ["measure", *asked[:4], "--letters", "6"]).output
+        in CliRunner().invoke(app, ["measure", *asked[:4], "--one-hot", "6"]).output
     )
 
 

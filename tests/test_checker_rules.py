@@ -638,13 +638,13 @@ def test_the_command_line_keeps_a_proof_of_what_is_unsat(tmp_path: Path) -> None
             "verify",
             str(NANO / "test_nano.onnx"),
             str(NANO / "test_nano.vnnlib"),
-            "--proof",
+            "--proofs",
             str(kept),
         ],
     )
     assert done.exit_code == 0 and "unsat" in done.output
     assert prove(kept.read_bytes()).proved
     listed = CliRunner().invoke(
-        app, ["verify", "--csv", str(NANO / "instances.csv"), "--proof", str(kept)]
+        app, ["verify", "--csv", str(NANO / "instances.csv"), "--proofs", str(kept)]
     )
     assert listed.exit_code == 2

@@ -9,8 +9,10 @@ import pytest
 import torch
 from terminal import calipers
 from torch import nn
+from typer.testing import CliRunner
 
 from calipers import __version__
+from calipers.cli import app
 
 pytestmark = pytest.mark.one_in(1)
 
@@ -288,7 +290,7 @@ def test_letters_have_tools_of_their_own(folder: Path, command: str, tool: str) 
         "net.py:build",
         "-d",
         "letters.npz",
-        "--letters",
+        "--one-hot",
         "4,3",
         "-e",
         "1",
@@ -334,3 +336,38 @@ def test_models_that_are_named_in_turn_are_measured_in_turn(folder: Path) -> Non
         "net.py:build",
         "net.py:uncapturable",
     ], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["measure", "--letters", "6,3"], "--letters is called --one-hot now"),
+        (["attack", "--points=3"], "--points is called --limit now"),
+        (["measure", "--resume", "run.calipers"], "--resume is called --record now"),
+        (["verify", "a.onnx", "b.vnnlib", "--timeout", "3"], "--timeout is called --seconds now"),
+        (["verify", "a.onnx", "b.vnnlib", "--proof", "p"], "--proof is called --proofs now"),
+        (["geometry", "--letters", "6,3"], "No such option"),
+    ],
+)
+def test_an_old_name_is_told_the_new_one(command: list[str], said: str) -> None:
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 2 and said in told.output
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("geometry", "--record"),
+        ("geometry", "--proofs"),
+        ("geometry", "--confidence"),
+        ("geometry", "--guarantee"),
+        ("geometry", "--one-hot"),
+        ("attack", "--proofs"),
+        ("attack", "--guarantee"),
+    ],
+)
+def test_options_that_mean_nothing_to_a_command_are_not_offered(command: str, option: str) -> None:
+    value = [] if option == "--proofs" else ["0.5"]
+    told = CliRunner().invoke(app, [command, option, *value])
+    assert told.exit_code == 2 and "No such option" in told.output
+    assert option not in CliRunner().invoke(app, [command, "--help"]).output

@@ -383,11 +383,11 @@ def test_weights_that_cannot_be_read_are_refused(kind: str, tmp_path: Path) -> N
 
 WRONG = {
     "a negative timeout": (
-        ("verify", "n.onnx", "s.vnnlib", "--timeout", "-1"),
+        ("verify", "n.onnx", "s.vnnlib", "--seconds", "-1"),
         "the timeout is a number of seconds, at least 0",
     ),
     "a timeout that is no number": (
-        ("verify", "n.onnx", "s.vnnlib", "--timeout", "nan"),
+        ("verify", "n.onnx", "s.vnnlib", "--seconds", "nan"),
         "the timeout is a number of seconds, at least 0",
     ),
     "a confidence above 1": (

@@ -696,7 +696,7 @@ def test_the_command_line_closes_distances_of_letters(tmp_path: Path) -> None:
         "distance",
         "-d",
         "points.npz",
-        "--letters",
+        "--one-hot",
         "4,3",
         "-e",
         "1",

@@ -62,7 +62,7 @@ def test_what_is_true_stays_unknown_and_says_why(tmp_path: Path) -> None:
     tools = [calipers.Stage(calipers.Square(queries=20), "attack")]
     found = calipers.verify(*paths, tools=tools)
     assert found.answer == "unknown" and "nothing can be proved" in found.notes[0]
-    shown = terminal(tmp_path, "verify", "net.onnx", "spec.vnnlib", "--timeout", "1")
+    shown = terminal(tmp_path, "verify", "net.onnx", "spec.vnnlib", "--seconds", "1")
     assert shown.returncode == 4 and shown.stdout.strip() in ("unknown", "timeout")
 
 

@@ -35,7 +35,7 @@ def test_the_terminal_table_states_both_jaws(tmp_path: Path) -> None:
         "robust accuracy, linf eps = 0.1, 16 points, 95 %",
         "  at least  37.5 %  (18.4 ..)    certified: CROWN 6",
         "  at most   56.3 %  (.. 77.0)    broken: PGD 5, clean errors 2",
-        "  unknown   18.8 %  3 points. To narrow: calipers measure --resume run.calipers --plan "
+        "  unknown   18.8 %  3 points. To narrow: calipers measure --record run.calipers --plan "
         "standard",
         "  clean     87.5 %  (63.9 .. 96.6)",
         "  distance median above 0.04, at most 0.3",

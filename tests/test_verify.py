@@ -243,7 +243,7 @@ def test_exit_codes_and_messages(folder: Path) -> None:
     )
     for words, code, said in (
         (("net.onnx", "true.vnnlib"), 0, "unsat"),
-        (("net.onnx", "beyond.vnnlib", "--timeout", "0"), 4, "timeout"),
+        (("net.onnx", "beyond.vnnlib", "--seconds", "0"), 4, "timeout"),
         (("net.onnx", "three.vnnlib"), 2, "2 inputs and 2 outputs, but net.onnx has 2 and 1"),
         (("net.onnx", "none.vnnlib"), 2, "there is no file none.vnnlib"),
         (("net.onnx",), 2, "give a network and a property"),

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calipers import __version__
+from calipers.cli.exits import EXIT_CONTRADICTION, EXIT_INTERRUPTED, EXIT_OPEN, errors
 from calipers.cli.geometry import Ladder, Slices
 from calipers.cli.options import RECORD, Options, numbers, shared
 from calipers.cli.progress import watching
-from calipers.errors import BadInput, CalipersError, Contradiction
+from calipers.cli.renamed import Command
+from calipers.errors import BadInput
 
 if TYPE_CHECKING:
     from calipers.api import Result
@@ -55,10 +56,9 @@ def _before(
     pass
 
 
-EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_OPEN, EXIT_INTERRUPTED = 2, 3, 4, 130
 _PLANS = (
     "quick, standard, brackets (distances too), thorough, complete, distance, autoattack, "
-    "categorical. Default: standard, or categorical with --letters."
+    "categorical. Default: standard, or categorical with --one-hot."
 )
 _RADII = (
     "Several radii in one run, such as 0.05,0.1,0.2 or 2/255,8/255, in place of epsilon: a curve. "
@@ -68,7 +68,7 @@ _RADII = (
 
 _EXACT = (
     "Close the brackets by mixed-integer programs: small networks of straight pieces; linf, l2, l1 "
-    "or --letters. --seconds is then for each point (default 60)."
+    "or --one-hot. --seconds is then for each point (default 60)."
 )
 
 _LOWER_SHARE = (
@@ -141,23 +141,23 @@ def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare =
             print(f"exact: {said['exact']} of {said['points']} distances{rest}")
 
 
-@shared(app, record="none")
+@shared(app, without="proofs guarantee", record="none")
 def attack(options: Options, tool: _Tool = None) -> None:
     """The upper jaw alone: one attack, refereed. Without --tool: PGD(steps=100, restarts=20), or
-    Replace with --letters.
+    Replace with --one-hot.
     """
     _run(options, lambda threat: _plan_of(threat, "attack", tool))
 
 
 @shared(app, record="none")
 def certify(options: Options, tool: _Tool = None) -> None:
-    """The lower jaw alone: one certifier. Without --tool: CROWN; with --letters, Enumeration goes
+    """The lower jaw alone: one certifier. Without --tool: CROWN; with --one-hot, Enumeration goes
     through every way to replace them.
     """
     _run(options, lambda threat: _plan_of(threat, "certify", tool))
 
 
-@app.command("tools")
+@app.command("tools", cls=Command)
 def tools_command(
     norm: Annotated[
         str | None,
@@ -169,13 +169,19 @@ def tools_command(
     from calipers.cli.tools import as_markdown, as_text
     from calipers.problem.capabilities import EVERY
 
-    with _errors():
+    with errors():
         if norm not in (None, "letters", *EVERY):
             raise BadInput(f"--norm is one of {', '.join(EVERY)} or letters, got {norm}")
         print(as_markdown() if markdown else as_text(norm))
 
 
-@shared(app, report="geometry.html", record="none", points=12)
+@shared(
+    app,
+    without="one_hot record confidence proofs guarantee",
+    report="geometry.html",
+    record="none",
+    limit=12,
+)
 def geometry(
     options: Options, ladder: Ladder = None, slices: Slices = 2, exact: _Exact = False
 ) -> None:
@@ -184,11 +190,11 @@ def geometry(
     """
     from calipers.cli.geometry import run
 
-    with _errors():
+    with errors():
         run(options, ladder, slices, exact)
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     record: Annotated[str, typer.Argument(help="The record to check.")] = RECORD,
     model: Annotated[
@@ -229,7 +235,7 @@ def check(
     from calipers.interchange import load_data
     from calipers.interchange.files import is_archive
 
-    with _errors():
+    with errors():
         if is_archive(Path(record)):
 
             def load(name: str) -> Classifier:
@@ -273,7 +279,7 @@ def check(
             raise typer.Exit(EXIT_OPEN)
 
 
-@app.command("report")
+@app.command("report", cls=Command)
 def report_command(
     record: Annotated[str, typer.Argument(help="The record to show.")] = RECORD,
     output: Annotated[
@@ -286,17 +292,18 @@ def report_command(
     from calipers.report.render import render_html
     from calipers.report.text import render_text
 
-    with _errors():
+    with errors():
         Options(report=output, confidence=confidence).check()
-    with _errors(), Ledger(record, read_only=True) as ledger, making_sense(ledger):
+    with errors(), Ledger(record, read_only=True) as ledger, making_sense(ledger):
         print(render_text(ledger, confidence))
         if output != "none":
             print(f"\n{render_html(ledger, output, confidence)}")
 
 
 @app.command(
+    cls=Command,
     epilog="Exit codes: 0 all answered (sat or unsat), 4 some unknown or out of time, 2 files "
-    "that cannot be read or do not belong together, 3 two tools contradict each other."
+    "that cannot be read or do not belong together, 3 two tools contradict each other.",
 )
 def verify(
     network: Annotated[str | None, typer.Argument(help="The network, .onnx or .onnx.gz.")] = None,
@@ -306,7 +313,7 @@ def verify(
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(help="Seconds for each instance; a list's own limits count first."),
+        typer.Option("--seconds", help="For each instance; a list's own limits count first."),
     ] = None,
     instances: Annotated[
         str | None,
@@ -319,67 +326,19 @@ def verify(
     proof: Annotated[
         str | None,
         typer.Option(
+            "--proofs",
             help="Write a proof file (.npz) of what is unsat here, which record/checker.py proves "
-            "again."
+            "again.",
         ),
     ] = None,
 ) -> None:
     """Is a property true for all inputs? Prints sat with an unsafe input, unsat (proved), unknown
     or timeout.
     """
-    from calipers.instances import listed
-    from calipers.instances import verify as answer
-    from calipers.report.wording import plain
+    from calipers.cli.verify import run
 
-    with _errors():
-        if proof is not None and not Path(proof).absolute().parent.is_dir():
-            raise BadInput(
-                f"there is no folder {Path(proof).parent} to write the proof to: make it first"
-            )
-        if instances is None and network and specification:
-            found = answer(
-                network, specification, timeout=timeout, seed=seed, proofs=proof is not None
-            )
-            print(found.answer, *([found.witness.text()] if found.witness else []), sep="\n")
-            kept = [] if proof is None else _keep(proof, found.proofs)
-            for note in (*found.notes, *kept):
-                _tell(f"calipers: {note}")
-            raise typer.Exit(0 if found.decided else EXIT_OPEN)
-        if instances is None or network or specification:
-            raise BadInput(
-                "give a network and a property (calipers verify net.onnx spec.vnnlib), or a list "
-                "of them alone (--csv instances.csv)"
-            )
-        if proof is not None:
-            raise BadInput("--proof keeps the proof of one network and property: leave --csv away")
-        worst = 0
-        for one in listed(instances, timeout, seed):
-            print(plain(one.line), flush=True)
-            if one.error:
-                _tell(f"calipers: {one.error}")
-            worst = max(
-                worst,
-                EXIT_BAD_INPUT if one.error else 0 if one.decided else EXIT_OPEN,
-                key=(0, EXIT_OPEN, EXIT_BAD_INPUT).index,
-            )
-        raise typer.Exit(worst)
-
-
-def _keep(path: str, proofs: Sequence[bytes | None]) -> list[str]:
-    """Write the proofs, the boxes of a property numbered where it has several; return a line for
-    each: the hash of what it claims, or that there is none.
-    """
-    from calipers.record.proofs import contents
-
-    chosen, told = Path(path), []
-    for i, data in enumerate(proofs):
-        if data is None:
-            told.append(f"box {i} was closed by a tool that writes no proof file")
-        else:
-            place = chosen if len(proofs) == 1 else chosen.with_stem(f"{chosen.stem}-{i}")
-            place.write_bytes(data)
-            told.append(f"{place} proves the claim {contents(data)[0]['claim']}")
-    return told
+    with errors():
+        run(network, specification, timeout, instances, seed, proof)
 
 
 def _plan_of(threat: Threat, command: str, tool: str | None) -> Plan:
@@ -416,7 +375,7 @@ def _run(
     """Measure every model that the options name, at one radius or several, print the tables, and
     write the page.
     """
-    with _errors():
+    with errors():
         from calipers.api import curve, measure_exactly
         from calipers.api import measure as measure_problem
         from calipers.interchange import load_data
@@ -426,7 +385,7 @@ def _run(
         options.check()
         threat, classifiers = options.threat(), options.classifiers()
         chosen = plan(threat)
-        x, y = load_data(options.data, options.labels, options.points)
+        x, y = load_data(options.data, options.labels, options.limit)
         results: list[Result] = []
         with (
             Ledger(
@@ -508,36 +467,6 @@ def _checked(
         except BadInput:
             if not skip:
                 raise
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn the package's own exceptions, and what the system refuses, into a message and an exit
-    code; others are bugs and keep their trace.
-    """
-    try:
-        yield
-    except Contradiction as error:
-        _tell(f"contradiction: {error}")
-        raise typer.Exit(EXIT_CONTRADICTION) from error
-    except CalipersError as error:
-        _tell(f"calipers: {error}")
-        raise typer.Exit(EXIT_BAD_INPUT) from error
-    except (OSError, MemoryError) as error:
-        _tell(f"calipers: the system refuses ({error or 'out of memory'})")
-        raise typer.Exit(EXIT_BAD_INPUT) from error
-    except KeyboardInterrupt:
-        print("calipers: interrupted before anything was measured", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _tell(message: str) -> None:
-    """Print a message on the side of errors; what a file put into it moves no cursor, and can be
-    encoded.
-    """
-    from calipers.report.wording import plain
-
-    print("\n".join(map(plain, message.split("\n"))), file=sys.stderr)
 
 
 def main() -> None:

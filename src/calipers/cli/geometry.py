@@ -36,15 +36,11 @@ def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
 
     options.check()
     threat, classifiers = options.threat(), options.classifiers()
-    if not isinstance(threat, Ball):
-        raise BadInput(
-            "the geometry is that of a ball in linf, l2 or l1: replacing letters moves through no "
-            "straight line"
-        )
+    assert isinstance(threat, Ball)
     if slices < 0:
         raise BadInput(f"the number of slices is 0 or more, got {slices}")
     tools = None if ladder is None else [part.strip() for part in ladder.split(";") if part.strip()]
-    x, y = load_data(options.data, options.labels, options.points)
+    x, y = load_data(options.data, options.labels, options.limit)
     found = []
     for name, classifier in classifiers:
         told = None if options.quiet or not sys.stderr.isatty() else _told(name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from calipers.cli.renamed import Command
 from calipers.errors import BadInput, CalipersError
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class Options:
         ),
     ] = None
     labels: Annotated[str | None, typer.Option(help=".npy with the labels.")] = None
-    points: Annotated[
-        int | None, typer.Option("--points", "-n", help="Measure the first N points only.")
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", help="Measure the first N points only.")
     ] = None
     norm: Annotated[
         str,
@@ -72,11 +73,12 @@ class Options:
             help="Radius in the data's own units; fractions such as 8/255 are exact.",
         ),
     ] = "0.1"
-    letters: Annotated[
+    one_hot: Annotated[
         str | None,
         typer.Option(
+            "--one-hot",
             help="length,size: the input is a sequence of one-hot letters from an alphabet of "
-            "that size; epsilon is then how many may be replaced."
+            "that size; epsilon is then how many may be replaced.",
         ),
     ] = None
     box: Annotated[str, typer.Option("--box", help="Valid values, low,high; or none.")] = "0,1"
@@ -87,7 +89,6 @@ class Options:
         str,
         typer.Option(
             "--record",
-            "--resume",
             help="File that keeps all evidence; the same command takes an interrupted run up "
             "again. none: keep nothing.",
         ),
@@ -155,9 +156,9 @@ class Options:
         """Return the threat."""
         from calipers.problem.ball import Ball
 
-        if self.letters is not None:
+        if self.one_hot is not None:
             return _substitutions(
-                numbers(self.letters, "the letters"),
+                numbers(self.one_hot, "the letters"),
                 numbers(self.epsilon, "a number of switches")[0],
             )
         box = None if self.box == "none" else numbers(self.box, "a box")
@@ -170,10 +171,17 @@ class Options:
         )
 
 
-def shared(app: typer.Typer, **defaults: Any) -> Callable[[Callable[..., None]], None]:
-    """Register a command that takes its own parameters, then the shared options (with other
-    defaults where given).
+def shared(
+    app: typer.Typer, without: str = "", **defaults: Any
+) -> Callable[[Callable[..., None]], None]:
+    """Register a command that takes its own parameters, then the shared options.
+
+    Those named in `without` mean nothing to the command and are not offered; `defaults` are other
+    defaults than usual.
     """
+    absent = set(without.split())
+    names = [f.name for f in fields(Options) if f.name not in absent]
+    assert absent | set(defaults) <= {f.name for f in fields(Options)}
 
     def register(command: Callable[..., None]) -> None:
         hints, common_hints = (
@@ -184,10 +192,10 @@ def shared(app: typer.Typer, **defaults: Any) -> Callable[[Callable[..., None]],
             p.replace(annotation=hints[p.name])
             for p in list(inspect.signature(command).parameters.values())[1:]
         ]
-        names = [f.name for f in fields(Options)]
 
         def run(**given: Any) -> None:
-            options = Options(**{name: given.pop(name) for name in names})
+            fixed = {name: value for name, value in defaults.items() if name in absent}
+            options = Options(**fixed, **{name: given.pop(name) for name in names})
             command(options, **given)
 
         usual = {f.name: defaults.get(f.name, f.default) for f in fields(Options)}
@@ -200,7 +208,7 @@ def shared(app: typer.Typer, **defaults: Any) -> Callable[[Callable[..., None]],
         keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
         run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in own + common}
-        app.command(command.__name__, help=command.__doc__)(run)
+        app.command(command.__name__, help=command.__doc__, cls=Command)(run)
 
     return register
 

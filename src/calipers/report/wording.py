@@ -193,7 +193,7 @@ def advice(summary: Summary) -> str:
         record = f", record={summary.record!r}" if summary.record else ""
         return f'calipers.measure(model, x, y, threat, plan="{plan}"{record})'
     where = shlex.quote(summary.record) if summary.record else "RECORD"
-    return f"calipers {command} --resume {where} {options}".rstrip()
+    return f"calipers {command} --record {where} {options}".rstrip()
 
 
 def _kept(argv: Sequence[str]) -> list[str]:
