@@ -19,7 +19,7 @@ from calipers.bounds.interval import Box
 from calipers.bounds.relaxed import Relaxed
 from calipers.graph.ir import Graph
 from calipers.graph.relaxations import Lines
-from calipers.graph.windows import Crop
+from calipers.graph.windows import Crop, field_of_view
 from calipers.problem.region import Region
 
 
@@ -30,7 +30,7 @@ def crop_of(graph: Graph, number: int, region: Region) -> Crop | None:
     if (
         type(region) is not Region
         or region.weight is not None
-        or graph.field_of_view(number) > WORTH_A_WINDOW
+        or field_of_view(graph, number) > WORTH_A_WINDOW
     ):
         return None
     return Crop.of(graph, number)

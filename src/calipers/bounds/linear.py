@@ -26,6 +26,7 @@ from calipers.bounds.relaxed import Relaxed
 from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Graph
 from calipers.graph.kinds import Affine, is_affine
+from calipers.graph.windows import field_of_view
 from calipers.problem.ball import Region
 from calipers.problem.interrupts import give_way
 from calipers.problem.norms import support_rounding
@@ -103,7 +104,7 @@ def in_windows(graph: Graph, number: int) -> bool:
     """Are rows that begin at a number carried as patches?"""
     op = graph.nodes[number - 1].op if number else None
     windowed = op is not None and is_affine(op) and op.windowed() is not None
-    return windowed and graph.field_of_view(number) <= WORTH_A_WINDOW
+    return windowed and field_of_view(graph, number) <= WORTH_A_WINDOW
 
 
 def _exact_numbers(graph: Graph) -> frozenset[int]:

@@ -22,7 +22,7 @@ def fused(graph: Graph) -> Graph:
     parts are left behind. The layers as they were stay at hand in `apart`: merging changes what is
     executed.
     """
-    graph = _read(graph)
+    graph = graph.up_to(len(graph.nodes))
     readers = Counter(i for node in graph.nodes for i in node.inputs)
     nodes: list[Node] = []
     number = {0: 0}
@@ -37,22 +37,6 @@ def fused(graph: Graph) -> Graph:
         else:
             nodes[source - 1], number[old] = merged, source
     return Graph(graph.input_shape, tuple(nodes), graph, graph.computed)
-
-
-def _read(graph: Graph) -> Graph:
-    """Return the graph of what the last number hangs on."""
-    read = {len(graph.nodes)}
-    for number in range(len(graph.nodes), 0, -1):
-        if number in read:
-            read.update(graph.nodes[number - 1].inputs)
-    place = {number: k for k, number in enumerate(sorted(read | {0}))}
-    kept = [node for number, node in enumerate(graph.nodes, start=1) if number in read]
-    return dataclasses.replace(
-        graph,
-        nodes=tuple(
-            dataclasses.replace(node, inputs=tuple(place[i] for i in node.inputs)) for node in kept
-        ),
-    )
 
 
 def _merged(layer: Node, node: Node) -> Node | None:

@@ -115,32 +115,18 @@ class Graph:
         """The number of elements of the largest result."""
         return max(torch.Size(self.shape(i)).numel() for i in range(len(self.nodes) + 1))
 
-    def field_of_view(self, number: int) -> float:
-        """Return the largest share of any earlier image that one element of a number depends on;
-        infinite where operations between do not keep to windows.
-        """
-        if len(self.shape(number)) != 3:
-            return float("inf")
-        window, widest = {number: (1, 1)}, 0.0
+    def behind(self, number: int) -> list[int]:
+        """Return the numbers that a number is made of, itself included, the input not."""
+        needed = {number}
         for k in range(number, 0, -1):
-            if k not in window:
-                continue
-            node, size = self.nodes[k - 1], window[k]
-            if is_affine(node.op):
-                if (op := node.op.windowed()) is not None:
-                    size = (op.window(size[0], 0), op.window(size[1], 1))
-                elif node.op.slopes() is None:
-                    return float("inf")
-            elif not node.op.elementwise:
-                return float("inf")
-            for i in node.inputs:
-                if len(self.shape(i)) != 3:
-                    return float("inf")
-                _, height, width = self.shape(i)
-                other = window.get(i, (0, 0))
-                window[i] = (
-                    min(height, max(size[0], other[0])),
-                    min(width, max(size[1], other[1])),
-                )
-                widest = max(widest, window[i][0] * window[i][1] / (height * width))
-        return widest
+            if k in needed:
+                needed.update(self.nodes[k - 1].inputs)
+        return sorted(needed - {0})
+
+    def up_to(self, number: int) -> Graph:
+        """Return the graph of what a number is made of, numbered anew: that one is the last."""
+        kept = self.behind(number)
+        place = {0: 0, **{old: new for new, old in enumerate(kept, start=1)}}
+        nodes = (self.nodes[k - 1] for k in kept)
+        moved = (dataclasses.replace(n, inputs=tuple(place[i] for i in n.inputs)) for n in nodes)
+        return dataclasses.replace(self, nodes=tuple(moved))

@@ -9,7 +9,6 @@ the elements in another arrangement.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Generic, Scale
 from calipers.graph.calls import leaves, with_absolute_constants
 from calipers.graph.compositions import Condition
-from calipers.graph.ir import Graph, Node
+from calipers.graph.ir import Graph
 from calipers.graph.kinds import Op
 from calipers.graph.products import SELECTIONS
 from calipers.graph.rewrites import REWRITES
@@ -66,22 +65,7 @@ class Tape:
         """Return what was written, `output` the last number."""
         if not output.number:
             output = self._move("output", lambda x: x, (output,), output.held, diagonal=True)
-        return Graph(self.input.held, self._needed(output.number))
-
-    def _needed(self, last: int) -> tuple[Node, ...]:
-        """Return the nodes that a number depends on, numbered anew: what a rewrite made superfluous
-        is left out.
-        """
-        wanted, nodes = {last}, self.writer.nodes
-        for number in range(last, 0, -1):
-            if number in wanted:
-                wanted.update(nodes[number - 1].inputs)
-        place = {number: k for k, number in enumerate(sorted(wanted | {0}))}
-        return tuple(
-            dataclasses.replace(nodes[n - 1], inputs=tuple(place[i] for i in nodes[n - 1].inputs))
-            for n in place
-            if n
-        )
+        return Graph(self.input.held, tuple(self.writer.nodes)).up_to(output.number)
 
     def call(self, name: str, *args: Any) -> Held:
         """Write the exported operation `name`, its tensors in the arrangement they are held in;

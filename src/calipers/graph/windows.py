@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from calipers.graph.affine import Conv, Scale, Sum
 from calipers.graph.ir import Graph, Node
-from calipers.graph.kinds import Affine, Elementwise
+from calipers.graph.kinds import Affine, Elementwise, is_affine
 from calipers.graph.relaxations import Lines
 
 
@@ -155,12 +155,10 @@ class Crop:
         """Return the crop of a number's elements; None where operations before it do not keep to
         windows, or not all of these touch the image.
         """
-        if len(graph.shape(number)) != 3 or not all(
-            _fits(graph, k) for k in _before(graph, number)
-        ):
-            return None
         windows = _windows(graph, number)
-        return None if windows is None else _written(graph, number, windows)
+        if windows is None or not all(_fits(graph, k) for k in graph.behind(number)):
+            return None
+        return _written(graph, number, windows)
 
     @property
     def elements(self) -> int:
@@ -174,23 +172,12 @@ class Crop:
         return self.origins[number].window.at(values, points, place, self.grid)
 
 
-def _before(graph: Graph, number: int) -> list[int]:
-    """Return the numbers that a number is made of, itself included, the input not."""
-    needed = {number}
-    for k in range(number, 0, -1):
-        if k in needed:
-            needed.update(graph.nodes[k - 1].inputs)
-    return sorted(needed - {0})
-
-
 def _fits(graph: Graph, number: int) -> bool:
     """Does the operation do the same at every place of the image, and does each window touch the
     image?
     """
     node = graph.nodes[number - 1]
     op = node.op
-    if any(len(graph.shape(i)) != 3 for i in node.inputs):
-        return False
     if isinstance(op, Conv):
         return len(op.stride) == 2 and all(
             pad < op.window(1, axis) for axis, pad in enumerate(op.padding)
@@ -202,21 +189,55 @@ def _fits(graph: Graph, number: int) -> bool:
     return isinstance(op, Sum) or (isinstance(op, Elementwise) and len(node.inputs) == 1)
 
 
+def field_of_view(graph: Graph, number: int) -> float:
+    """Return the largest share of any earlier image that one element of a number depends on;
+    infinite where operations between do not keep to windows.
+    """
+    windows = _windows(graph, number)
+    if windows is None:
+        return float("inf")
+    return max(
+        (_share(window.size, window.image) for k, window in windows.items() if k != number),
+        default=0.0,
+    )
+
+
+def _share(size: tuple[int, int], image: tuple[int, int]) -> float:
+    return min(size[0], image[0]) * min(size[1], image[1]) / (image[0] * image[1])
+
+
+def _keeps_to_windows(graph: Graph, number: int) -> bool:
+    """Is each place of an image made of the places around it in other images?"""
+    node = graph.nodes[number - 1]
+    if len(node.shape) != 3 or any(len(graph.shape(i)) != 3 for i in node.inputs):
+        return False
+    if is_affine(node.op):
+        return node.op.windowed() is not None or node.op.slopes() is not None
+    return node.op.elementwise
+
+
 def _needed(node: Node, window: Window, image: tuple[int, ...]) -> Window:
     """Return what an operation reads of an input (C, H, W) for a window of its result."""
-    if not isinstance(node.op, Conv):
+    op = node.op.windowed() if is_affine(node.op) else None
+    if op is None:
         return window
-    size = (node.op.window(window.size[0], 0), node.op.window(window.size[1], 1))
-    return window.through(node.op.stride, node.op.padding, size, (image[1], image[2]))
+    size = (op.window(window.size[0], 0), op.window(window.size[1], 1))
+    return window.through(op.stride, op.padding, size, (image[1], image[2]))
 
 
 def _windows(graph: Graph, number: int) -> dict[int, Window] | None:
-    """Return the window of every number that one element sees; None where two ways to a number move
-    differently.
+    """Return the window of every number that one element sees; None where operations do not keep to
+    windows, or two ways to a number move differently.
     """
+    if len(graph.shape(number)) != 3:
+        return None
     image = graph.shape(number)[1:]
     windows = {number: Window((1, 1), (0, 0), (1, 1), (image[0], image[1]))}
-    for k in reversed(_before(graph, number)):
+    for k in range(number, 0, -1):
+        if k not in windows:
+            continue
+        if not _keeps_to_windows(graph, k):
+            return None
         node = graph.nodes[k - 1]
         for i in node.inputs:
             wanted = _needed(node, windows[k], graph.shape(i))
@@ -232,7 +253,7 @@ def _written(graph: Graph, number: int, windows: dict[int, Window]) -> Crop:
     """
     read_by_affine = {
         i
-        for k in _before(graph, number)
+        for k in graph.behind(number)
         if isinstance(graph.nodes[k - 1].op, Affine)
         for i in graph.nodes[k - 1].inputs
     }
@@ -252,7 +273,7 @@ def _written(graph: Graph, number: int, windows: dict[int, Window]) -> Crop:
         origins.append(origin)
         return len(nodes)
 
-    for k in _before(graph, number):
+    for k in graph.behind(number):
         node, inputs = graph.nodes[k - 1], list[int]()
         for i in node.inputs:
             wanted, there = _needed(node, windows[k], graph.shape(i)), windows[i]

@@ -400,14 +400,3 @@ class Tree:
             self.costs.note(
                 choice, chosen, answer.value, 0.0 if found is None else found.value, gap
             )
-
-
-def prove_within(
-    model: Model, region: Region, arithmetic: Arithmetic, radius: float, ends: float
-) -> float:
-    """Return the largest radius, up to the one asked, within which nothing adversarial is proved to
-    lie, by the time `ends` on the monotonic clock.
-
-    The model must hold over a region at least as large. Cost: a linear program a branch.
-    """
-    return Tree(model, region, arithmetic, radius).grow(ends)
