@@ -25,9 +25,9 @@ from torch import Tensor
 from calipers.bounds import coefficients, linear
 from calipers.bounds.interval import propagate
 from calipers.bounds.rounding import CHECKED
-from calipers.graph import tape
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Linear, Scale, Sum
+from calipers.graph.builder import bind
 from calipers.graph.calls import leaves, with_absolute_constants
 from calipers.graph.capture import capture
 from calipers.graph.contraction import Facets, MatMul
@@ -38,7 +38,8 @@ from calipers.graph.pooled import LogSumExp
 from calipers.graph.products import SELECTIONS, MaxPool, Product
 from calipers.graph.relaxations import Lines, Planes, Saddle
 from calipers.graph.smooth import Smooth
-from calipers.graph.tape import Held
+from calipers.graph.tape import target_of
+from calipers.graph.writing import Result, Writer
 from calipers.problem.ball import Ball
 from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Untargeted
@@ -147,7 +148,7 @@ def breaks_the_identity(
 
 # ---- affine operations -------------------------------------------------------------------------------------------------------------------------------
 
-X, Y = Held(0, (), ()), Held(1, (), ())  # the two numbers that depend on the point
+X, Y = Result(0, ()), Result(1, ())  # the two numbers that depend on the point
 Draw = Callable[..., Tensor]
 Arguments = Callable[[Draw], tuple[Any, ...]]
 ROW, WIDE, IMAGE, BLOCK = (5,), (2, 6), (2, 4, 4), (2, 2, 3, 2)
@@ -223,6 +224,7 @@ CALLS: dict[str, tuple[tuple[int, ...], Arguments]] = {
     "aten.mean.default": (WIDE, lambda w: (X,)),
     "aten.sum.default": (WIDE, lambda w: (X,)),
     "aten.unfold.default": (WIDE, lambda w: (X, 2, 3, 2)),
+    "aten.cumsum.default": (WIDE, lambda w: (X, 2)),
     "aten.im2col.default": (IMAGE, lambda w: (X, [2, 2], [1, 1], [0, 0], [2, 2])),
     "aten.expand.default": ((1, 5), lambda w: (X, [-1, 3, 5])),
     "aten.view.default": (WIDE, lambda w: (X, [1, 3, 4])),
@@ -256,14 +258,15 @@ def affine_call(
     name: str, shape: tuple[int, ...], args: tuple[Any, ...]
 ) -> tuple[Affine, tuple[int, ...]]:
     """Return the operation that the table's builder makes of a call, and the numbers it is called on."""
+    given = [a for a in leaves(args) if isinstance(a, Result)]
+    numbers = tuple(replace(a, shape=shape) if isinstance(a, Result) else a for a in args)
     run, absolute = bound(name, args), bound(name, with_absolute_constants(args))
-    given = [a for a in leaves(args) if isinstance(a, Held)]
     ones = [torch.ones(1, *shape, dtype=torch.float64)] * len(given)
-    places = tuple(i for i, a in enumerate(args) if isinstance(a, Held))
+    places = tuple(i for i, a in enumerate(args) if isinstance(a, Result))
     made = Call(
         name,
         run,
-        args,
+        numbers,
         places,
         (shape,) * len(given),
         tuple(run(*ones).shape[1:]) or (1,),
@@ -278,9 +281,9 @@ def affine_call(
 
 def bound(name: str, args: tuple[Any, ...]) -> Callable[..., Tensor]:
     """Return the call as a function of what depends on the point."""
-    run = tape.bound(name, args)
-    if name in ALONE:
-        return torch.vmap(run)
+    run = bind(
+        Writer(torch.float64, torch.device("cpu"), int(name in ALONE)), target_of(name), args
+    )
     return lambda *inputs: run(*inputs)[0] if "native" in name else run(*inputs)
 
 

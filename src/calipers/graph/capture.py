@@ -20,23 +20,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from calipers.errors import CaptureError, UnsupportedOp, typed
-from calipers.graph.activations import ACTIVATIONS
-from calipers.graph.affine import AFFINE, SHAPES, Call
+from calipers.graph.builder import USES_BATCH_SIZE, WHOLE, Asked, BatchSize, bind, build
 from calipers.graph.calls import (
-    has_parameters_for,
     leaves,
     options,
     place_of,
     rounded_often,
     unread,
-    with_absolute_constants,
 )
-from calipers.graph.compositions import CHOICES, COMPOSITIONS, Condition
+from calipers.graph.compositions import CHOICES, Condition
 from calipers.graph.exporting import exported, in_fewer
 from calipers.graph.fusion import fused
 from calipers.graph.ir import Graph
-from calipers.graph.kinds import Op
-from calipers.graph.products import SELECTIONS
 from calipers.graph.writing import Result, Writer
 
 _AGREEMENT = (
@@ -48,16 +43,6 @@ _UNCHANGED = frozenset(
     "aten.clone.default aten.alias.default aten.detach.default aten.contiguous.default "
     "aten.dropout.default aten.lift_fresh_copy.default".split()
 )
-
-
-_USES_BATCH_SIZE = (
-    "the model computes with the batch size at {}: its answer for one point would depend on "
-    "the others. Process points independently."
-)
-
-
-class _Batch:
-    """Stands for the batch size in an argument; replaced by the actual one at each call."""
 
 
 class Freezable(Protocol):
@@ -340,7 +325,7 @@ class _Translator:
     def _translate(self, fx_node: fx.Node) -> Any:
         name, args = str(fx_node.target), self._arguments(fx_node)
         if name == "aten.sym_size.int" and isinstance(args[0], Result):
-            return _Batch() if args[1] == 0 else args[0].shape[args[1] - 1]
+            return BatchSize() if args[1] == 0 else args[0].shape[args[1] - 1]
         if name.startswith("aten._assert"):
             return None
         if name == "<built-in function getitem>":
@@ -375,7 +360,7 @@ class _Translator:
 
     def _parts(self, fx_node: fx.Node, args: tuple[Any, ...]) -> list[Result]:
         """Write each result of an operation that divides a number."""
-        run, name = self._bound(fx_node.target, args), str(fx_node.target)
+        run, name = bind(self.writer, fx_node.target, args), str(fx_node.target)  # type: ignore[arg-type]
         shapes = [self._shape(value, place_of(fx_node)) for value in fx_node.meta["val"]]
 
         def part(k: int, shape: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -395,8 +380,8 @@ class _Translator:
         return tuple(fx.node.map_arg(tuple(args), lambda n: self.known[n]))
 
     def _fold(self, fx_node: fx.Node, args: tuple[Any, ...]) -> Any:
-        if any(isinstance(a, _Batch) for a in leaves(args)):
-            raise CaptureError(_USES_BATCH_SIZE.format(place_of(fx_node)))
+        if any(isinstance(a, BatchSize) for a in leaves(args)):
+            raise CaptureError(USES_BATCH_SIZE.format(place_of(fx_node)))
         made = fx_node.target(*args, **fx_node.kwargs)  # type: ignore[operator]
         if not self.computed and rounded_often(str(fx_node.target), args, made):
             self.computed = place_of(fx_node)
@@ -414,108 +399,38 @@ class _Translator:
             )
         return tuple(value.shape[1:]) or (1,)  # one number a point is a vector of one to the bounds
 
-    def _call(self, name: str, target: Any, args: tuple[Any, ...], shape: tuple[int, ...]) -> Call:
-        flat = [a for a in leaves(args) if isinstance(a, Result)]
-        places = tuple(i for i, a in enumerate(args) if isinstance(a, Result))
-        run, absolute = (
-            self._bound(target, args),
-            self._bound(target, with_absolute_constants(args)),
-        )
-        return Call(
-            name,
-            run,
-            args,
-            places,
-            tuple(a.shape for a in flat),
-            shape,
-            self.sample.dtype,
-            self.sample.device,
-            absolute,
-        )
-
-    def _bound(self, target: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
-        run = _bind(target, args)
-        return torch.vmap(run) if self.single else run
-
     def _written(
         self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]
     ) -> Any:
-        """Write the call as an operation with facts of its own, or as several."""
-        variable = [a for a in leaves(args) if isinstance(a, Result)]
-        if self.single and name in _WHOLE and args[0] is variable[0] and variable[0].shape[0] == 1:
-            # These know the batch as their first axis: the axis of 1 is taken off before, and put
-            # back behind.
-            inner = (self.writer.reshape(variable[0], variable[0].shape[1:]), *args[1:])
-            self.single, self.writer.lead = False, 0
-            result = self._written(name, fx_node, inner, shape[1:])
-            self.single, self.writer.lead = True, 1
-            return None if result is None else self.writer.reshape(result, shape)
-        op = self._op(name, fx_node, args, shape)
-        if op is not None:
-            return self.writer.write(op, *variable)
-        chosen = {k: v for k, v in options(fx_node).items() if k in fx_node.kwargs}
-        if (
-            name not in COMPOSITIONS
-            or any(isinstance(a, _Batch) for a in leaves(args))
-            or not has_parameters_for(COMPOSITIONS[name], args, chosen)
-        ):
-            return None
-        return COMPOSITIONS[name](self.writer, *args, **chosen)
+        """Write the call. Operations that know the batch as their first axis get the axis of 1 of a
+        single point taken off before, and put back behind.
+        """
+        writer, keywords = self.writer, options(fx_node)
+        chosen = {k: v for k, v in keywords.items() if k in fx_node.kwargs}
 
-    def _op(
-        self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]
-    ) -> Op | None:
-        if name in ACTIVATIONS:
-            return ACTIVATIONS[name]((*args, *options(fx_node).values()))
-        if name in SELECTIONS:
-            return SELECTIONS[name](args, args[0].shape, shape) if not self.single else None
-        if name not in AFFINE or unread(fx_node) or (self.single and name in _WHOLE):
-            return None
-        if name not in SHAPES and any(isinstance(a, _Batch) for a in leaves(args)):
-            raise CaptureError(_USES_BATCH_SIZE.format(place_of(fx_node)))
-        return AFFINE[name](self._call(name, fx_node.target, args, shape))
+        def build_on(args: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+            return build(
+                writer,
+                Asked(name, fx_node.target, args, shape, keywords, chosen, unread(fx_node)),  # type: ignore[arg-type]
+            )
+
+        first = args[0]
+        if writer.lead and name in WHOLE and isinstance(first, Result) and first.shape[0] == 1:
+            writer.lead = 0
+            result = build_on((writer.reshape(first, first.shape[1:]), *args[1:]), shape[1:])
+            writer.lead = 1
+            return None if result is None else writer.reshape(result, shape)
+        return build_on(args, shape)
 
 
 _SEVERAL = frozenset(
     "aten.split.Tensor aten.split_with_sizes.default aten.chunk.default aten.unbind.int "
     "aten.tensor_split.sections".split()
 )
-_WHOLE = frozenset(
-    "aten.conv1d.default aten.conv2d.default aten.conv3d.default aten.batch_norm.default "
-    "aten._native_batch_norm_legit_no_training.default aten.max_pool1d.default "
-    "aten.max_pool2d.default aten.max_pool3d.default aten.group_norm.default "
-    "aten.instance_norm.default aten.prelu.default".split()
-)
 _STEPS = dict.fromkeys(
     [f"aten.{name}.default" for name in ("sign", "heaviside", "floor", "ceil", "round", "trunc")],
     ", a step: its value jumps, and no line through the jump bounds it usefully",
 )
-
-
-def _bind(target: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
-    """Return the operation as a function of the tensors that depend on the point, its constants in
-    their dtype.
-    """
-
-    def run(*tensors: Tensor) -> Any:
-        left, dtype = iter(tensors), tensors[0].dtype
-
-        def fill(a: Any) -> Any:
-            if isinstance(a, (list, tuple)):
-                return [fill(item) for item in a]
-            if isinstance(a, Tensor):
-                return a.to(dtype) if a.is_floating_point() else a
-            return (
-                next(left)
-                if isinstance(a, Result)
-                else len(tensors[0])
-                if isinstance(a, _Batch)
-                else a
-            )
-
-        return target(*[fill(a) for a in args])
-
-    return run
 
 
 def _compare(graph: Graph, network: nn.Module, sample: Tensor) -> None:

@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 from calipers.errors import UnsupportedOp
-from calipers.graph.activations import ACTIVATIONS
-from calipers.graph.affine import AFFINE, Call, Generic, Scale
-from calipers.graph.calls import leaves, with_absolute_constants
+from calipers.graph.affine import Scale
+from calipers.graph.builder import Asked, bind, build
+from calipers.graph.calls import leaves
 from calipers.graph.compositions import Condition
 from calipers.graph.ir import Graph
 from calipers.graph.kinds import Op
-from calipers.graph.products import SELECTIONS
-from calipers.graph.rewrites import REWRITES
 from calipers.graph.writing import Result, Writer
 
 Shape = tuple[int, ...]
@@ -64,62 +62,33 @@ class Tape:
     def graph(self, output: Held) -> Graph:
         """Return what was written, `output` the last number."""
         if not output.number:
-            output = self._move("output", lambda x: x, (output,), output.held, diagonal=True)
+            output = self._move("output", lambda x: x, (output,), diagonal=True)
         return Graph(self.input.held, tuple(self.writer.nodes)).up_to(output.number)
 
     def call(self, name: str, *args: Any) -> Held:
         """Write the exported operation `name`, its tensors in the arrangement they are held in;
         `shape` of the result is what is held.
         """
+        target, numbers = target_of(name), _numbers(args)
         variable = tuple(a for a in leaves(args) if isinstance(a, Held))
-        places = tuple(i for i, a in enumerate(args) if isinstance(a, Held))
-        run, absolute = bound(name, args), bound(name, with_absolute_constants(args))
-        shape = self._result(run, variable)
+        shape = self._result(bind(self.writer, target, numbers), variable)
         try:
-            op = self._op(
-                Call(
-                    name,
-                    run,
-                    args,
-                    places,
-                    tuple(v.held for v in variable),
-                    shape,
-                    self.dtype,
-                    self.device,
-                    absolute,
-                )
-            )
+            made = build(self.writer, Asked(name, target, numbers, shape))
         except UnsupportedOp as refused:
             raise UnsupportedOp(f"{self.writer.where}: {refused}") from refused
-        made = (
-            self.several(REWRITES[name], *args)
-            if op is None and name in REWRITES
-            else None
-            if op is None
-            else self._write(op, variable)
-        )
-        if made is None:
+        if not isinstance(made, Result):
             raise UnsupportedOp(
                 f"no bounds for {name} at {self.writer.where}. Export the network without it, or "
                 "add the "
                 "op's facts in calipers/graph; attacks that only ask run on calipers.load(path)."
             )
-        return made
-
-    def _op(self, call: Call) -> Op | None:
-        if call.name in ACTIVATIONS:
-            return ACTIVATIONS[call.name](call.args)
-        if call.name in SELECTIONS:
-            return SELECTIONS[call.name](call.args, call.input_shapes[0], call.shape)
-        return AFFINE[call.name](call) if call.name in AFFINE else None
+        return Held(made.number, made.shape, made.shape)
 
     def several(self, rewrite: Callable[..., Result | None], *args: Any) -> Held | None:
         """Write several operations, as a rewrite says; None where it does not know the
         arguments.
         """
-        made = rewrite(
-            self.writer, *(Result(a.number, a.held) if isinstance(a, Held) else a for a in args)
-        )
+        made = rewrite(self.writer, *_numbers(args))
         return None if made is None else Held(made.number, made.shape, made.shape)
 
     def alike(self, rewrite: Callable[..., Result], v: Held, *args: Any) -> Held:
@@ -132,22 +101,20 @@ class Tape:
         """Return the value held in another arrangement; the file's shape stays."""
         if v.held == tuple(shape):
             return v
-        made = self._move(
-            "view", lambda x: x.reshape(len(x), *shape), (v,), tuple(shape), diagonal=True
-        )
+        made = self._move("view", lambda x: x.reshape(len(x), *shape), (v,), diagonal=True)
         return Held(made.number, made.held, v.shape)
 
     def elementwise(self, name: str, v: Value, *args: Any) -> Value:
         """Write a function of each element; of a constant, work it out."""
         if isinstance(v, Tensor):
-            return _target(name)(v, *args)  # type: ignore[no-any-return]
+            return target_of(name)(v, *args)  # type: ignore[no-any-return]
         made = self.call(name, v, *args)
         return Held(made.number, made.held, v.shape)
 
     def pair(self, name: str, a: Value, b: Value) -> Value:
         """Write arithmetic on two values that broadcast."""
         if isinstance(a, Tensor) and isinstance(b, Tensor):
-            return _target(name)(a, b)  # type: ignore[no-any-return]
+            return target_of(name)(a, b)  # type: ignore[no-any-return]
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
         a, b = (self.expand(v, shape) if isinstance(v, Held) else v for v in (a, b))
         if isinstance(a, Held) and isinstance(b, Held):
@@ -191,25 +158,20 @@ class Tape:
 
     def moved(self, name: str, values: tuple[Held, ...], run: Callable[..., Tensor]) -> Held:
         """Write the same of values in the arrangements they are held in."""
-        return self._move(name, run, values, self._result(run, values))
+        return self._move(name, run, values)
 
     def _move(
         self,
         name: str,
         run: Callable[..., Tensor],
         values: tuple[Held, ...],
-        shape: Shape,
         diagonal: bool = False,
     ) -> Held:
-        shape = shape or (1,)
-
-        def whole(*inputs: Tensor) -> Tensor:
-            return run(*inputs).reshape(len(inputs[0]), *shape)
-
-        return self._write(Generic(whole, name, tuple(v.held for v in values), diagonal), values)
+        made = self.writer.move(name, run, *_numbers(values), diagonal=diagonal)
+        return Held(made.number, made.shape, made.shape)
 
     def _write(self, op: Op, values: tuple[Held, ...]) -> Held:
-        made = self.writer.write(op, *(Result(v.number, v.held) for v in values))
+        made = self.writer.write(op, *_numbers(values))
         return Held(made.number, made.shape, made.shape)
 
     def _result(self, run: Callable[..., Tensor], values: tuple[Held, ...]) -> Shape:
@@ -234,26 +196,20 @@ def fitted(constant: Tensor, v: Held) -> Tensor:
     return own.expand(v.shape).reshape(1, *v.held)
 
 
-def _target(name: str) -> Callable[..., Any]:
+def _numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments with what depends on the point as numbers of the graph."""
+
+    def number(a: Any) -> Any:
+        if isinstance(a, (list, tuple)):
+            made = [number(item) for item in a]
+            return tuple(made) if isinstance(a, tuple) else made
+        return Result(a.number, a.held) if isinstance(a, Held) else a
+
+    return tuple(number(a) for a in args)
+
+
+def target_of(name: str) -> Callable[..., Any]:
     """Return the operation `aten.relu.default`."""
     _, operation, overload = name.split(".")
     found: Callable[..., Any] = getattr(getattr(torch.ops.aten, operation), overload)
     return found
-
-
-def bound(name: str, args: tuple[Any, ...]) -> Callable[..., Tensor]:
-    """Return the operation as a function of the tensors that depend on the point."""
-    target = _target(name)
-
-    def run(*tensors: Tensor) -> Tensor:
-        left = iter(tensors)
-
-        def fill(a: Any) -> Any:
-            if isinstance(a, (list, tuple)):
-                return [fill(item) for item in a]
-            return next(left) if isinstance(a, Held) else a
-
-        result: Tensor = target(*[fill(a) for a in args])
-        return result
-
-    return run

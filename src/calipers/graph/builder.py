@@ -1,0 +1,124 @@
+"""How does a call of an exported operation become nodes? As an operation with facts of its own, or
+as several; the same for a program of torch and for a file.
+
+To add an operation, state its facts in a class (`graph/kinds.py`) and enter its builder under its
+exported name: `COMPOSITIONS["aten.hypot.default"] = lambda w, x, y: w.write(Hypot(),
+*w.broadcast(x, y))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calipers.errors import CaptureError
+from calipers.graph.activations import ACTIVATIONS
+from calipers.graph.affine import AFFINE, SHAPES, Call
+from calipers.graph.calls import has_parameters_for, leaves, with_absolute_constants
+from calipers.graph.compositions import COMPOSITIONS
+from calipers.graph.kinds import Op, Shape
+from calipers.graph.products import SELECTIONS
+from calipers.graph.writing import Result, Writer
+
+WHOLE = frozenset(
+    "aten.conv1d.default aten.conv2d.default aten.conv3d.default aten.batch_norm.default "
+    "aten._native_batch_norm_legit_no_training.default aten.max_pool1d.default "
+    "aten.max_pool2d.default aten.max_pool3d.default aten.group_norm.default "
+    "aten.instance_norm.default aten.prelu.default".split()
+)
+"""Operations that know the batch as their first axis."""
+
+USES_BATCH_SIZE = (
+    "the model computes with the batch size at {}: its answer for one point would depend on "
+    "the others. Process points independently."
+)
+
+
+class BatchSize:
+    """Stands for the batch size in an argument; replaced by the actual one at each call."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call that depends on the point: `args` hold a `Result` for each number of the graph and
+    constants as they are, `shape` is that of its result for one point.
+
+    `keywords` are all keyword-only options that change the result, `chosen` those that the call
+    sets, `unusual` whether one of these is not the default.
+    """
+
+    name: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    shape: Shape
+    keywords: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    unusual: bool = False
+
+    @property
+    def variable(self) -> list[Result]:
+        """The numbers of the graph among the arguments."""
+        return [a for a in leaves(self.args) if isinstance(a, Result)]
+
+    @property
+    def sized(self) -> bool:
+        """Is the batch size among the arguments?"""
+        return any(isinstance(a, BatchSize) for a in leaves(self.args))
+
+
+def build(w: Writer, asked: Asked) -> Any:
+    """Write a call; None where nothing is known of it, or not with these arguments."""
+    op = _operation(w, asked)
+    if op is not None:
+        return w.write(op, *asked.variable)
+    several = COMPOSITIONS.get(asked.name)
+    if several is None or asked.sized or not has_parameters_for(several, asked.args, asked.chosen):
+        return None
+    return several(w, *asked.args, **asked.chosen)
+
+
+def _operation(w: Writer, asked: Asked) -> Op | None:
+    name, args = asked.name, asked.args
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]((*args, *asked.keywords.values()))
+    if name in SELECTIONS:
+        return SELECTIONS[name](args, args[0].shape, asked.shape) if not w.lead else None
+    if name not in AFFINE or asked.unusual or (w.lead and name in WHOLE):
+        return None
+    if name not in SHAPES and asked.sized:
+        raise CaptureError(USES_BATCH_SIZE.format(w.where))
+    return AFFINE[name](_call(w, asked))
+
+
+def _call(w: Writer, asked: Asked) -> Call:
+    name, args = asked.name, asked.args
+    run, absolute = (bind(w, asked.target, a) for a in (args, with_absolute_constants(args)))
+    places = tuple(i for i, a in enumerate(args) if isinstance(a, Result))
+    shapes = tuple(v.shape for v in asked.variable)
+    return Call(name, run, args, places, shapes, asked.shape, w.dtype, w.device, absolute)
+
+
+def bind(w: Writer, target: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+    """Return an operation as a function of batches of the numbers in its arguments, its constants
+    in their dtype.
+    """
+
+    def run(*tensors: Tensor) -> Any:
+        left, dtype = iter(tensors), tensors[0].dtype
+
+        def fill(a: Any) -> Any:
+            if isinstance(a, (list, tuple)):
+                return [fill(item) for item in a]
+            if isinstance(a, Tensor):
+                return a.to(dtype) if a.is_floating_point() else a
+            if isinstance(a, BatchSize):
+                return len(tensors[0])
+            return next(left) if isinstance(a, Result) else a
+
+        return target(*[fill(a) for a in args])
+
+    return torch.vmap(run) if w.lead else run
