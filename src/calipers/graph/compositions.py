@@ -1,7 +1,7 @@
-"""Layers made of operations that have bounds: gates, norms, shrinkage, clamps and choices by the
-sign of a number.
+"""Layers made of operations that have bounds.
 
-Each computes what the layer does, for real numbers, as `rewrites` does for the others.
+Gates, norms, shrinkage, clamps, and choices by the sign of a number. Each computes what the layer
+does, for real numbers, as `rewrites` does for the others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ _CONTINUOUS = 1e-12  # relative: what rounding makes of two values that are equa
 
 @dataclass(frozen=True)
 class Condition:
-    """x > threshold (`above`) or x < threshold, element by element, as `where` chooses by it.
+    """A comparison of each element with a number, for `where` alone.
 
-    Whether the threshold itself counts makes no difference: `where` takes what is continuous there.
+    x > threshold (`above`) or x < threshold. Whether the threshold itself counts makes no
+    difference: `where` takes what is continuous there.
     """
 
     x: Result
@@ -47,7 +48,7 @@ class Condition:
     above: bool
 
     def refused(self) -> UnsupportedOp:
-        """Return the error for whoever uses it for anything but a continuous choice."""
+        """Return the error for any use but a continuous choice."""
         return UnsupportedOp(
             f"a comparison of what depends on the point with {self.threshold:g}: {_JUMPS}, or "
             "choose with where between functions that meet there"
@@ -74,8 +75,10 @@ _Steps = list[Elementwise | Scale] | Tensor
 
 
 def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
-    """x or y: by a constant mask, or by whether a number is above another one, between functions
-    of it, element by element, that meet there: x(max(z, c)) + y(min(z, c)) - x(c).
+    """Choose x or y, by a constant mask or by a comparison.
+
+    By a comparison of z with c: between functions of z, element by element, that meet at c, as
+    x(max(z, c)) + y(min(z, c)) - x(c).
     """
     if not isinstance(mask, Condition):
         return where_constant(w, mask, x, y)
@@ -117,7 +120,7 @@ def _slope(steps: _Steps) -> float | None:
 
 
 def _function_of(w: Writer, z: Result, value: Value) -> _Steps | None:
-    """Return the functions of one number each by which a value is made of z, or a constant."""
+    """Return the functions that make a value of z, or the constant it is."""
     if not isinstance(value, Result):
         given = torch.as_tensor(value, dtype=w.dtype, device=w.device)
         return given if given.numel() == 1 else None
@@ -163,7 +166,7 @@ def gated(w: Writer, x: Result, dim: int = -1) -> Result | None:
 def rms_norm(
     w: Writer, x: Result, shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Result:
-    """x / sqrt(mean of x^2 + eps) over the last axes, with a factor for each place."""
+    """x / sqrt(mean of x^2 + eps) over the last axes, times a factor."""
     if eps is None:
         raise UnsupportedOp(
             "RMS normalisation without an eps takes that of the number type, which is another one "
@@ -177,7 +180,7 @@ def rms_norm(
 
 
 def soft_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
-    """x moved towards 0 by a size, and 0 within it: max(x - s, 0) - max(-x - s, 0)."""
+    """x moved towards 0 by a size: max(x - s, 0) - max(-x - s, 0)."""
     require_numbers("softshrink", size=float(size))
     above = w.write(RELU, scaled(w, x, 1.0, -float(size)))
     below = w.write(RELU, scaled(w, x, -1.0, -float(size)))
@@ -192,7 +195,10 @@ def hard_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
 
 
 def threshold(w: Writer, x: Result, least: float, otherwise: float) -> Result | None:
-    """x where it is above a number, another number elsewhere: max(x, least) where both are one."""
+    """x above a number, and another number elsewhere.
+
+    That is max(x, least) where both numbers are one; else it jumps.
+    """
     if float(least) == float(otherwise):
         return maximum(w, x, torch.tensor(float(least), dtype=torch.float64))
     raise UnsupportedOp(
@@ -201,7 +207,10 @@ def threshold(w: Writer, x: Result, least: float, otherwise: float) -> Result | 
 
 
 def clamp(w: Writer, x: Value, low: Any = None, high: Any = None) -> Result | None:
-    """min(max(x, low), high), ends for each element: high where low is above it."""
+    """min(max(x, low), high) with ends for each element.
+
+    It is high where low is above it.
+    """
     made: Value | None = x
     for end, function in ((low, maximum), (high, minimum)):
         if end is not None and made is not None:
@@ -210,7 +219,10 @@ def clamp(w: Writer, x: Value, low: Any = None, high: Any = None) -> Result | No
 
 
 def adaptive_max_pool(rank: int) -> Callable[[Writer, Result, Any], Result | None]:
-    """Return the rewrite of a max-pool to a given size; its windows may overlap."""
+    """Return the rewrite of a max-pool to a given size.
+
+    Its windows may overlap, and differ in size.
+    """
     pool: Callable[..., Tensor] = (
         functional.adaptive_max_pool1d,
         functional.adaptive_max_pool2d,
@@ -240,7 +252,10 @@ def adaptive_max_pool(rank: int) -> Callable[[Writer, Result, Any], Result | Non
 
 
 def _once(windows: Tensor, nowhere: int) -> Tensor:
-    """Return the windows with each place once, the others set to what lies in no image."""
+    """Return the windows with every place in them once.
+
+    What is left over is set to the place that lies in no image.
+    """
     ordered = windows.sort(-1).values
     again = torch.zeros_like(ordered, dtype=torch.bool)
     again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]

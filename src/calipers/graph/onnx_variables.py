@@ -1,8 +1,8 @@
-"""How do ONNX's operations read that are made of others? Reductions, gates, norms and sums of
-products of what depends on the point.
+"""Readers of ONNX operations that are made of others.
 
-Of constants they are worked out by ONNX's reference (see `onnx_net`), so no reader here is ever
-called with constants alone.
+Reductions, gates, norms, and sums of products of what depends on the point. Of constants they are
+worked out by ONNX's reference (see `onnx_net`), so no reader here is ever called with constants
+alone.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _ABSOLUTE = TwoPieces(-1.0, 1.0)
 
 
 def _apart(tape: Tape, v: Held) -> Held:
-    """Return the value held without the axis of 1 that the file keeps for the batch."""
+    """Return the value held without the file's axis of 1 for the batch."""
     return tape.view(v, v.shape[1:] if v.shape[:1] == (1,) and len(v.shape) > 1 else v.shape)
 
 
 def _alike(rewrite: Rewrite) -> Callable[[Tape, Step, Held], Value]:
-    """Return the reader of an operation whose result has the shape of its input."""
+    """Return a reader whose result has the shape of its input."""
     return lambda tape, step, v: _same_shape(tape, step, rewrite, v)
 
 
@@ -54,7 +54,10 @@ def _same_shape(tape: Tape, step: Step, rewrite: Rewrite, v: Held) -> Held:
 
 
 def _along_the_last(tape: Tape, step: Step, v: Held, over: list[int], rewrite: Rewrite) -> Held:
-    """Write an operation that leaves 1 of the last axis, on the axes named as one, kept as 1s."""
+    """Write an operation on some axes, as one on the last axis.
+
+    The operation leaves 1 of that axis; the axes are kept as 1s.
+    """
     if 0 in over:
         not_along_the_batch(step, v)
     kept = [a for a in range(len(v.shape)) if a not in over]
@@ -67,7 +70,7 @@ def _along_the_last(tape: Tape, step: Step, v: Held, over: list[int], rewrite: R
 
 
 def _reduced(rewrite: Rewrite) -> Callable[..., Value]:
-    """Return the reader of a reduction along the axes of an attribute, or of an input."""
+    """Return the reader of a reduction; axes by attribute or input."""
 
     def read(tape: Tape, step: Step, v: Held, axes: Value | None = None) -> Value:
         over, keep = axes_of(step, v, axes), bool(step.get("keepdims", 1))
@@ -108,7 +111,7 @@ def _normalised(tape: Tape, step: Step, v: Held) -> Value:
 
 
 def _rms_norm(tape: Tape, step: Step, v: Held, scale: Value) -> Value:
-    """x / sqrt(mean x^2 + eps) over the axes from one on, and a factor for each place."""
+    """x / sqrt(mean x^2 + eps) over the last axes, times a factor."""
     axis = step.axis(step.get("axis", -1), len(v.shape))
     if axis == 0:
         not_along_the_batch(step, v)
@@ -130,7 +133,7 @@ def _shrink(tape: Tape, step: Step, v: Held) -> Value:
 
 
 def _thresholded(tape: Tape, step: Step, v: Held) -> Value:
-    """x above a number, 0 elsewhere: a relu where that number is 0, and a jump else."""
+    """x above a number, and 0 elsewhere: a relu where that number is 0."""
     least = step.get("alpha", 1.0)
     return _same_shape(tape, step, lambda w, x: threshold(w, x, least, 0.0), v)
 
@@ -178,8 +181,10 @@ def _gathered(tape: Tape, step: Step, v: Held, index: Value) -> Value:
 
 
 def _einsum(tape: Tape, step: Step, *values: Value) -> Value:
-    """Sums of products by the letters of the axes: of constants and one that depends on the point,
-    or of two that do, as a product of matrices.
+    """Sums of products by the letters of the axes.
+
+    Of constants and one value that depends on the point, or of two that do, as a product of
+    matrices.
     """
     equation = step.get("equation").replace(" ", "")
     left, arrow, out = equation.partition("->")
@@ -206,7 +211,7 @@ def _einsum(tape: Tape, step: Step, *values: Value) -> Value:
 def _weighed(
     tape: Tape, step: Step, terms: list[str], values: tuple[Value, ...], out: str
 ) -> Value:
-    """Write a sum of products with constants: x by a matrix, its axes flattened."""
+    """Write a sum of products with constants as one matrix."""
     (place,) = (k for k, v in enumerate(values) if isinstance(v, Held))
     v = values[place]
     assert isinstance(v, Held)
@@ -228,8 +233,9 @@ def _weighed(
 def _contracted(
     tape: Tape, step: Step, first: str, a: Held, second: str, b: Held, out: str
 ) -> Value:
-    """Write a product of two as one of stacks of matrices: letters of both that stay are the stack,
-    those that go are summed over.
+    """Write a product of two as one of stacks of matrices.
+
+    Letters of both that stay are the stack, those that go are summed over.
     """
     only = (set(first) ^ set(second)) - set(out)
     if only or set(out) - set(first) - set(second):
@@ -259,7 +265,7 @@ def _contracted(
 
 
 def _compared(above: bool) -> Callable[..., Compared]:
-    """Return the reader of a comparison with one number, which only a choice may use."""
+    """Return the reader of a comparison, which only a choice may use."""
 
     def read(tape: Tape, step: Step, a: Value, b: Value) -> Compared:
         held, constant_ = (a, b) if isinstance(a, Held) else (b, a)

@@ -19,8 +19,10 @@ _LONGEST = 4096  # steps, each of which becomes four operations
 
 
 def plain_recurrent(function: Op) -> Callable[..., list[Result] | None]:
-    """Return the rewrite of an Elman network, h' = f(W x + b + U h + c), exported for one point:
-    all states of the last layer, and the last one of every layer.
+    """Return the rewrite of an Elman network exported for one point.
+
+    h' = f(W x + b + U h + c). Results: all states of the last layer, and the last one of every
+    layer.
     """
 
     def rewrite(

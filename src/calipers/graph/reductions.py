@@ -1,7 +1,7 @@
-"""Reductions of several numbers, made of operations that have bounds: extremes, norms, products
-and deviations.
+"""Extremes, norms, products and deviations along axes.
 
-Each computes what the operation does, for real numbers, as `rewrites` does for the others.
+Each is made of operations that have bounds, and computes what the operation does, for real numbers,
+as `rewrites` does for the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST_FACTORS = 256  # of one product, each of which becomes an operation of its
 
 
 def axes_of(w: Writer, x: Result, dims: Any) -> tuple[int, ...]:
-    """Return the axes of a batch (M, *shape) that a call names, all of them where it names none."""
+    """Return the axes of a batch (M, *shape) that a call names, or all."""
     if isinstance(dims, int):
         dims = (dims,)
     given = dims if dims else range(len(x.shape) + 1 - w.lead)
@@ -39,7 +39,10 @@ def total(w: Writer, x: Result, dims: Any, keepdim: bool = False) -> Result:
 
 
 def largest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
-    """The largest element along axes: one window of a max-pool for each result."""
+    """The largest element along axes.
+
+    Each result has one window of a max-pool.
+    """
     axes = axes_of(w, x, dims)
     over = [a - 1 for a in axes]
     kept = [a for a in range(len(x.shape)) if a not in over]
@@ -62,14 +65,20 @@ def smallest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Res
 
 
 def sum_of_squares(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
-    """The sum of the squares along axes; no less than 0, whatever rounding says of its bounds."""
+    """The sum of the squares along axes.
+
+    It is no less than 0, whatever rounding says of its bounds.
+    """
     return w.write(RELU, total(w, w.write(SQUARE, x), dims, keepdim))
 
 
 def p_norm(
     w: Writer, x: Result, order: Any = 2, dims: Any = None, keepdim: bool = False
 ) -> Result | None:
-    """The l-p norm along axes for p > 0, and the extremes of the absolute values for +-infinity."""
+    """The l-p norm along axes, p above 0.
+
+    For p of +-infinity the largest or smallest absolute value.
+    """
     p = float(order)
     if p == 2:
         return w.write(SQRT, sum_of_squares(w, x, dims, keepdim))

@@ -1,5 +1,7 @@
-"""What of an ONNX file is a network? The output that is meant, the one input that it depends on,
-and the nodes between them; branches that are decided already are taken.
+"""The parts of an ONNX file that are read as a network.
+
+The output that is meant, the one input that it depends on, and the nodes between them; branches
+that are decided already are taken.
 """
 
 from __future__ import annotations
@@ -15,9 +17,7 @@ FLOATING = (1, 10, 11, 16)  # TensorProto.FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
 class NetworkParts(NamedTuple):
-    """The parts of a graph that are read: the input's and the output's declarations, and the nodes
-    with their places.
-    """
+    """Declarations of input and output, and the nodes with their places."""
 
     input: Any
     output: Any
@@ -25,8 +25,10 @@ class NetworkParts(NamedTuple):
 
 
 def chosen(graph: Any, output: str | int | None, path: Path) -> NetworkParts:
-    """Return what of a graph is read for one of its outputs, by default the only one that holds
-    floating-point numbers; raises `BadInput` where that leaves more than one output or input.
+    """Return what of a graph is read for one of its outputs.
+
+    By default for the only one that holds floating-point numbers. Raises `BadInput` where that
+    leaves more than one output or input.
     """
     wanted = _output(graph, output, path)
     nodes, needed = _needed(graph, wanted.name)
@@ -66,9 +68,7 @@ def _output(graph: Any, output: str | int | None, path: Path) -> Any:
 
 
 def _needed(graph: Any, output: str) -> tuple[list[tuple[int, Any]], set[str]]:
-    """Return the nodes that an output depends on, with their places, and the names of all that they
-    read.
-    """
+    """Return the nodes that an output depends on, and all names they read."""
     wanted, kept = {output}, []
     for place, node in reversed(list(enumerate(graph.node))):
         if wanted.intersection(name for name in node.output if name):
@@ -78,8 +78,9 @@ def _needed(graph: Any, output: str) -> tuple[list[tuple[int, Any]], set[str]]:
 
 
 def is_whole(graph: Any, parts: NetworkParts) -> bool:
-    """Can others be asked with the file as it stands: has it one input, one output, and no idle
-    nodes of another domain, which they may not know?
+    """Can others be asked with the file as it stands?
+
+    It has one input, one output, and no idle nodes of another domain, which they may not know.
     """
     stored, kept = {t.name for t in graph.initializer}, {place for place, _ in parts.nodes}
     idle = [node for place, node in enumerate(graph.node) if place not in kept]
@@ -89,9 +90,7 @@ def is_whole(graph: Any, parts: NetworkParts) -> bool:
 
 
 def alone(model: Any, parts: NetworkParts) -> bytes:
-    """Return the file of these parts only: what others run, too, when they are asked for this
-    output.
-    """
+    """Return the file of these parts only, for others to run."""
     import onnx
 
     made = onnx.ModelProto()
@@ -128,8 +127,9 @@ def made_dense(graph: Any, most: int, path: Path) -> None:
 
 
 def decided(model: Any, path: Path) -> None:
-    """Put the branch of each `If` that is known beforehand in the place of the node; one that
-    depends on the input stays, to be refused.
+    """Put the branch of each decided `If` in the place of the node.
+
+    One that depends on the input stays, to be refused.
     """
     graph, place, count = model.graph, 0, 0
     while place < len(graph.node):
@@ -177,8 +177,9 @@ def _known(model: Any, place: int) -> bool | None:
 
 
 def _branch(node: Any, condition: bool, prefix: str, path: Path) -> Any:
-    """Return the branch as a graph whose own names begin with a prefix, but for its results, which
-    bear the node's.
+    """Return a branch as a graph with names of its own.
+
+    They begin with a prefix; its results bear the node's names.
     """
     import onnx
 
@@ -211,8 +212,10 @@ def _branch(node: Any, condition: bool, prefix: str, path: Path) -> Any:
 
 
 def fixed_first_axes(model: Any, given: Any) -> frozenset[str]:
-    """Return the names of the values whose first axis has a size of its own while the input's
-    stays free: there elements of one point meet, not points of a batch.
+    """Return the values whose first axis is not the batch.
+
+    It has a size of its own while the input's stays free: there elements of one point meet, not
+    points of a batch.
     """
     import onnx
 

@@ -1,10 +1,9 @@
-"""What does a VNN-LIB file ask? Its assertions describe the unsafe inputs and outputs; they come
-out as boxes with cases, in exact arithmetic.
+"""Reading VNN-LIB files: boxes of unsafe inputs with their cases.
 
 Version 1 of the format: `declare-const` of X_i and Y_j, `assert` with and, or, not, <=, >=, <, >, =
-of linear terms. Every expression is worked out when its bracket closes, so depth costs nothing. A
-formula is a disjunction of conjunctions of atoms. Files are long because they hold many bounds of
-single inputs: these are read in one stroke.
+of linear terms, in exact arithmetic. Every expression is worked out when its bracket closes, so
+depth costs nothing. A formula is a disjunction of conjunctions of atoms. Files are long because
+they hold many bounds of single inputs: these are read in one stroke.
 """
 
 from __future__ import annotations
@@ -52,8 +51,9 @@ Word = str | Term | Formula
 
 
 def load_vnnlib(source: str | Path) -> Property:
-    """Return what a .vnnlib or .vnnlib.gz file asks; raises `BadInput` with file and line for
-    anything that is not read in full.
+    """Return what a .vnnlib or .vnnlib.gz file asks.
+
+    Raises `BadInput` with file and line for anything that is not read in full.
     """
     path = existing(source, "a property")
     try:
@@ -81,7 +81,7 @@ def parse_vnnlib(text: str, name: str = "the property") -> Property:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Make many small objects, none of them in circles, without looking for circles."""
+    """Make many small objects without looking for circles of them."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -208,11 +208,11 @@ class _Reader:
         )
 
     def negation(self, formula: Formula) -> Formula:
-        """Return one atom turned around of each conjunction, in every choice of them."""
+        """Return every choice of one negated atom of each conjunction."""
         return self.conjunction([tuple((negated(a),) for a in case) for case in formula])
 
     def conjunction(self, formulas: Sequence[Formula]) -> Formula:
-        """Return the disjunction of all choices of one conjunction from each formula."""
+        """Return every choice of one conjunction from each formula."""
         plain = tuple(itertools.chain.from_iterable(f[0] for f in formulas if len(f) == 1))
         choices, count = [f for f in formulas if len(f) != 1], 1
         for formula in choices:

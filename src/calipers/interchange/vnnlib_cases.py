@@ -22,7 +22,10 @@ class Atom(NamedTuple):
 
 
 class InputBound(NamedTuple):
-    """An input is at most (`upper`) or at least a number, without that number where `strict`."""
+    """An input is at most (`upper`) or at least a number.
+
+    Without that number itself where `strict`.
+    """
 
     input: int
     upper: bool
@@ -36,11 +39,10 @@ Formula = tuple[tuple[Atom | InputBound, ...], ...]
 
 @dataclass(frozen=True)
 class Property:
-    """What a file asks: numbers of inputs and outputs, and a query for each box. No query: nothing
-    is unsafe; `notes` say why cases were dropped.
+    """What a file asks: sizes, and a query for each box.
 
-    `echoed`: inputs that are tied to others or to outputs. The queries take them for further
-    outputs, behind the file's own.
+    No query: nothing is unsafe; `notes` say why cases were dropped. `echoed`: inputs that are tied
+    to others or to outputs. The queries take them for further outputs, behind the file's own.
     """
 
     inputs: int
@@ -51,7 +53,7 @@ class Property:
 
 
 def atom(term: Term, strict: bool) -> Atom | InputBound:
-    """Return what a term <= 0 (or < 0) says, of a single input as a bound of it."""
+    """Return what a term <= 0 (or < 0) says, maybe a bound of an input."""
     names = [name for name in term if name]
     if len(names) != 1 or names[0][0] != "X":
         return Atom(term, strict)
@@ -69,8 +71,9 @@ def negated(one: Atom | InputBound) -> Atom | InputBound:
 def sort(
     inputs: int, outputs: int, name: str, common: tuple[Atom | InputBound, ...], cases: Formula
 ) -> Property:
-    """Return the property of these cases, each of which `common` holds in addition. Raises
-    `BadInput` where an input has no bounds.
+    """Return the property of these cases and of what is common to all.
+
+    Raises `BadInput` where an input has no bounds.
     """
     tied = {
         int(n[2:])
@@ -88,9 +91,7 @@ Box = tuple[tuple[Fraction, ...], tuple[Fraction, ...], frozenset[tuple[int, boo
 
 
 class _Ends(NamedTuple):
-    """The greatest lower and the least upper bound found of each input, and those of them that are
-    strict.
-    """
+    """The tightest bounds found of each input, and which are strict."""
 
     low: dict[int, Fraction]
     high: dict[int, Fraction]
@@ -114,8 +115,10 @@ class _Ends(NamedTuple):
 
 @dataclass
 class _Sorter:
-    """Sorts cases by their boxes. What is `common` to all of them is looked at once: properties
-    have thousands of such bounds, and hundreds of cases.
+    """Sorts cases by their boxes.
+
+    What is `common` to all of them is looked at once: properties have thousands of such bounds, and
+    hundreds of cases.
     """
 
     inputs: int
@@ -186,8 +189,9 @@ class _Sorter:
         )
 
     def rows(self, atoms: Sequence[Atom]) -> list[Inequality]:
-        """Return what atoms ask of the outputs. Equal ones are one object: cases that multiply hold
-        the same few again and again.
+        """Return what atoms ask of the outputs.
+
+        Equal ones are one object: cases that multiply hold the same few again and again.
         """
         found = []
         for one in atoms:
@@ -207,7 +211,7 @@ class _Sorter:
 
 
 def _hashable(box: Box) -> object:
-    """Return the same numbers in a form that is hashed in no time, as fractions are not."""
+    """Return the same numbers in a form that is hashed quickly."""
     return tuple(q.as_integer_ratio() for end in box[:2] for q in end), box[2]
 
 

@@ -1,6 +1,4 @@
-"""Many boxes at once: a threat in which each point has a box of its own, and may go anywhere in
-it.
-"""
+"""A threat in which each point has a box of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from calipers.problem.region import Region
 
 @dataclass(frozen=True, eq=False)
 class BoxesRegion(Region):
-    """The region of each point is its own box, `floor`, `ceiling (M, d)` float64."""
+    """Each point's own box, `floor`, `ceiling (M, d)` float64."""
 
     floor: Tensor = field(default_factory=lambda: torch.zeros(0))
     ceiling: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -40,8 +38,9 @@ class BoxesRegion(Region):
 
 @dataclass(frozen=True, eq=False)
 class Boxes(Ball):
-    """A box for each of N points, `floors`, `ceilings (N, *D)` float64, in the place of one for
-    all; every radius reaches the ends of its own.
+    """A box for each of N points, `floors`, `ceilings (N, *D)` float64.
+
+    Every radius reaches the ends of its own box.
     """
 
     floors: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -49,7 +48,7 @@ class Boxes(Ball):
 
     @classmethod
     def around(cls, x: Tensor, floors: Tensor, ceilings: Tensor) -> Boxes:
-        """Return the threat of going anywhere in boxes (N, *D) around points x inside them."""
+        """Return boxes (N, *D) around points x inside them, as a threat."""
         exact = x.double()
         reach = torch.maximum(ceilings - exact, exact - floors).flatten(1).amax(1)
         radius = torch.nextafter(reach, torch.full_like(reach, torch.inf))
@@ -79,7 +78,10 @@ class Boxes(Ball):
         )
 
     def region(self, x: Tensor, *, outward: bool = False) -> BoxesRegion:
-        """Return the box around each point of x (N, *D), as a ball's region is cut by its box."""
+        """Return the box around each point of x (N, *D).
+
+        Offsets to its ends are made as a ball's to its box.
+        """
         exact = x.double().flatten(1)
         floor, ceiling = (end.to(x.device).flatten(1) for end in (self.floors, self.ceilings))
         low = (floor - exact).clamp(max=0).to(x.dtype)
