@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from terminal import calipers as run_calipers
 from torch import Tensor, nn
 
 import calipers
@@ -101,9 +102,15 @@ def same(a: object, b: object) -> bool:
     return type(a) is type(b) and a == b
 
 
-@pytest.mark.parametrize("name", list(THREATS))
+NO_POINTS: dict[str, Threat] = {
+    "a grid": calipers.Ball("linf", 0.1, grid=1 / 255),
+    "channels": calipers.Ball("linf", 0.1, box=(torch.zeros(3), torch.tensor([0.5, 1.0, 2.0]))),
+}
+
+
+@pytest.mark.parametrize("name", [*THREATS, *NO_POINTS])
 def test_a_threat_comes_back_as_it_was(name: str) -> None:
-    threat = THREATS[name]
+    threat = {**THREATS, **NO_POINTS}[name]
     data = data_of(threat)
     assert data is not None
     radii = threat.radii(N)
@@ -189,9 +196,9 @@ class Mine:
 
     share: float = 1.0
 
-    def __call__(self, problem: Problem) -> Iterator[Claim]:
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield what intervals prove."""
-        for claim in calipers.IBP()(problem):
+        for claim in calipers.IBP()(problem, seed=seed):
             mine = problem.x[claim.index, 0] == 1
             yield dataclasses.replace(claim, radius=torch.where(mine, claim.radius, 0.0))
 
@@ -262,6 +269,26 @@ def test_an_input_below_the_size_is_kept_by_value() -> None:
         assert a.array is not None and b.array is None and b.digest
         ledger.keep_inputs("q", {"b": large})
         assert ledger.points("q")[1].array is not None and not ledger.trust().altered
+
+
+def test_the_command_line_takes_the_data_and_says_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (rows, question):
+        monkeypatch.setattr(module, "BY_VALUE", 4 * D - 1)
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\ndef build():\n    torch.manual_seed(1)\n    nn = torch.nn\n    return "
+        f"nn.Sequential(nn.Linear({D}, 12), nn.ReLU(), nn.Linear(12, 3)).eval()\n"
+    )
+    _, x, y = sample()
+    np.savez(tmp_path / "d.npz", x=x.numpy(), y=y.numpy())
+    words = ("-m", "net.py:build", "-d", "d.npz", "-e", "0.08", "--plan", "quick", "-q")
+    measured = run_calipers(tmp_path, "measure", *words, "--report", "none")
+    assert measured.returncode == 0, measured.stderr
+    shown = run_calipers(tmp_path, "check", "-m", "net.py:build")
+    assert shown.returncode == 4 and "not checked" in shown.stdout
+    shown = run_calipers(tmp_path, "check", "-m", "net.py:build", "-d", "d.npz")
+    assert shown.returncode == 0 and "0 failed" in shown.stdout and "not" not in shown.stdout
 
 
 # ---- runs

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +57,7 @@ def _before(
     pass
 
 
+_words: ContextVar[tuple[str, ...]] = ContextVar("words", default=())  # of this command line
 _PLANS = (
     "quick, standard, brackets (distances too), thorough, complete, distance, autoattack, "
     "categorical. Default: standard, or categorical with --one-hot."
@@ -389,7 +391,7 @@ def _run(
         results: list[Result] = []
         with (
             Ledger(
-                None if options.record == "none" else options.record, argv=sys.argv[1:]
+                None if options.record == "none" else options.record, argv=_words.get()
             ) as ledger,
             making_sense(ledger),
         ):
@@ -474,4 +476,5 @@ def main() -> None:
     # Must stand before torch is loaded. Threads that spin while they wait made a measurement take
     # eight times as long beside another program.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _words.set(tuple(sys.argv[1:]))
     app()

@@ -288,22 +288,18 @@ class Ball:
             None if t is None else torch.as_tensor(t).tolist()
             for t in (*(self.ends or (None, None)), self.mask, self.weights)
         ]
-        return {
+        box = None if self.box is None else listed[:2]
+        told: dict[str, Any] = {
             "norm": self.norm,
-            "box": None if self.box is None else listed[:2],
+            "box": box,
             "mask": listed[2],
             "weights": listed[3],
-            **self.particulars(),
         }
-
-    def particulars(self) -> dict[str, Any]:
-        """Return what a record keeps, beside norm, radius and box, to bring the threat back: its
-        constraints and its grid.
-        """
-        kept: dict[str, Any] = {} if self.grid is None else {"grid": self.grid}
+        if self.grid is not None:
+            told["grid"] = self.grid
         if self.constraints is not None:
-            kept["constraints"] = [t.tolist() for t in self.constraints]
-        return kept
+            told["constraints"] = [t.tolist() for t in self.constraints]
+        return told
 
 
 def _check_on_grid(x: Tensor, step: float) -> None:

@@ -337,10 +337,6 @@ class Substitutions:
             "numeric": numeric,
         }
 
-    def particulars(self) -> dict[str, Any]:
-        """Return what a record keeps, beside norm and radius, to bring the threat back."""
-        return {"letters": {key: value for key, value in self.identity().items() if key != "norm"}}
-
 
 def letters(length: int, size: int, *, letters_first: bool = False) -> list[list[int]]:
     """Return the groups of a sequence of `length` letters from an alphabet of `size`: inputs
