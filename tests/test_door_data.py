@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -313,3 +314,37 @@ def test_frames_reach_estimators_with_their_names_and_networks_as_numbers() -> N
     frame["city"] = "Berlin"
     with pytest.raises(BadInput, match=r"columns that are no numbers: city\. Encode them"):
         found(frame, None, model=nn.Linear(5, 2))
+
+
+def test_files_of_tensors_are_data_too(tmp_path: Path) -> None:
+    x = images()
+    for k, held in enumerate(((x, labels(x)), {"images": (x * 255).byte(), "labels": labels(x)})):
+        torch.save(held, tmp_path / f"{k}.pt")
+        got = calipers.load_data(str(tmp_path / f"{k}.pt"), points=4)
+        assert torch.equal(got[0], x[:4]) and torch.equal(got[1], labels(x)[:4])
+    for held, said in ((x, "holds a Tensor where points and labels"), (net(), "runs code")):
+        torch.save(held, tmp_path / "x.pt")
+        with pytest.raises(BadInput, match=said):
+            calipers.load_data(str(tmp_path / "x.pt"))
+
+
+def test_the_command_line_chooses_outputs_boxes_and_grids(tmp_path: Path) -> None:
+    from terminal import calipers as run
+
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Both(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return {'scores': super().forward(x.flatten(1)), 'hidden': x}\n"
+        "def build():\n"
+        "    torch.manual_seed(0)\n"
+        "    return Both(16, 3)\n"
+    )
+    x = images(6, 1)[:, :, :4, :4]
+    np.savez(tmp_path / "data.npz", x=x.numpy(), y=np.zeros(6, np.int64))
+    base = ("attack", "-m", "net.py:build", "-d", "data.npz", "-e", "8/255", "-t", "PGD(steps=2)")
+    refused = run(tmp_path, *base)
+    assert refused.returncode == 2 and "say which are the logits" in refused.stderr
+    done = run(tmp_path, *base, "--output", "scores", "--box", "data", "--grid", "1/255")
+    assert done.returncode == 0, done.stderr
+    assert "the box is the range of these points" in done.stdout

@@ -218,6 +218,7 @@ def check(
     labels: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     mean: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     std: Annotated[str | None, typer.Option(help="As for measure.")] = None,
+    output: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     certificates: Annotated[
         bool, typer.Option(help="Prove every certificate again, not only the witnesses.")
     ] = True,
@@ -241,9 +242,8 @@ def check(
         if is_archive(Path(record)):
 
             def load(name: str) -> Classifier:
-                return Options(model=[name], builder=builder, mean=mean, std=std).classifiers()[0][
-                    1
-                ]
+                named = Options(model=[name], builder=builder, mean=mean, std=std, output=output)
+                return named.classifiers()[0][1]
 
             good, told = proved_again(record, model, specification, load)
             print(f"{record}: {told}")
@@ -254,7 +254,11 @@ def check(
                 "questions"
             )
         classifiers = Options(
-            model=None if model is None else [model], builder=builder, mean=mean, std=std
+            model=None if model is None else [model],
+            builder=builder,
+            mean=mean,
+            std=std,
+            output=output,
         ).classifiers()
         x = None if data is None else load_data(data, labels, None)[0]
         settings = {"x": x, "certificates": certificates}

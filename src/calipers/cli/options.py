@@ -45,6 +45,10 @@ class Options:
             help="file.py:function that builds the module, when --model is a file of weights."
         ),
     ] = None
+    output: Annotated[
+        str | None,
+        typer.Option(help="Name or number of the logits, where the model returns several things."),
+    ] = None
     data: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +85,13 @@ class Options:
             "that size; epsilon is then how many may be replaced.",
         ),
     ] = None
-    box: Annotated[str, typer.Option("--box", help="Valid values, low,high; or none.")] = "0,1"
+    box: Annotated[
+        str, typer.Option("--box", help="Valid values: low,high; data (their range); or none.")
+    ] = "0,1"
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Step between values that count, 1/255 for 8-bit images."),
+    ] = None
     mean: Annotated[str | None, typer.Option(help=_STATISTICS)] = None
     std: Annotated[str | None, typer.Option(help="Standard deviation, likewise.")] = None
     seed: Annotated[int, typer.Option(help="Seed of all random starts.")] = 0
@@ -131,9 +141,11 @@ class Options:
             None if text is None else numbers(text, "mean and std")
             for text in (self.mean, self.std)
         )
+        number = self.output is not None and self.output.isdigit()
+        output = int(str(self.output)) if number else self.output
+        settings = {"builder": self.builder, "mean": mean, "std": std, "output": output}
         return [
-            (name, _loaded(load, name, builder=self.builder, mean=mean, std=std))
-            for name in dict.fromkeys(self.model or NAMES)
+            (name, _loaded(load, name, **settings)) for name in dict.fromkeys(self.model or NAMES)
         ]
 
     def check(self) -> None:
@@ -156,19 +168,22 @@ class Options:
         """Return the threat."""
         from calipers.problem.ball import Ball
 
+        step = None if self.grid is None else numbers(self.grid, "a grid")[0]
         if self.one_hot is not None:
+            if step is not None:
+                raise BadInput("one-hot letters have no grid of values: leave --grid out")
             return _substitutions(
                 numbers(self.one_hot, "the letters"),
                 numbers(self.epsilon, "a number of switches")[0],
             )
+        radius = numbers(self.epsilon, "a radius")[0]
+        if self.box == "data":
+            return Ball(self.norm, radius, "data", grid=step)
         box = None if self.box == "none" else numbers(self.box, "a box")
         if box is not None and len(box) != 2:
-            raise BadInput(f"a box is two numbers, low,high, or none; got {self.box!r}")
-        return Ball(
-            self.norm,
-            numbers(self.epsilon, "a radius")[0],
-            None if box is None else (box[0], box[1]),
-        )
+            raise BadInput(f"a box is two numbers, low,high, or data, or none; got {self.box!r}")
+        ends = None if box is None else (box[0], box[1])
+        return Ball(self.norm, radius, ends, grid=step)
 
 
 def shared(

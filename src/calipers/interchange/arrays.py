@@ -13,6 +13,7 @@ from torch import Tensor
 from calipers import data
 from calipers.errors import BadInput
 from calipers.interchange.archives import FREE, RATIO
+from calipers.interchange.checkpoints import plain_tensors
 from calipers.interchange.files import existing, is_file
 from calipers.interchange.loaders import drained, hands_out
 from calipers.interchange.npy import Array, NpyFile, array_of
@@ -29,9 +30,10 @@ def load_data(
     """Return x (N, *D) and y (N,), the first `points` of them, from a file, a folder, a DataLoader,
     a Dataset or a pair (x, y).
 
-    `.npz` with arrays x and y (or one of each kind), `.npy` with the labels in another `.npy`, a
-    folder with one sub-folder of images a class (in sorted order, as torchvision has it), or None:
-    the embedded MNIST images. 8-bit values are scaled to [0, 1]; images come out as (N, C, H, W).
+    `.npz` with arrays x and y (or one of each kind), `.pt` with such tensors, `.npy` with the
+    labels in another `.npy`, a folder with one sub-folder of images a class (in sorted order, as
+    torchvision has it), or None: the embedded MNIST images. 8-bit values are scaled to [0, 1];
+    images come out as (N, C, H, W).
     """
     if points is not None and points < 1:
         raise BadInput(f"the number of points must be at least 1, got {points}")
@@ -41,7 +43,10 @@ def load_data(
         x, y = data.images()
     else:
         path = existing(source, "data")
-        x, y = _folder(path) if path.is_dir() else _arrays(path, labels)
+        if path.suffix in (".pt", ".pth"):
+            x, y = _tensors(path)
+        else:
+            x, y = _folder(path) if path.is_dir() else _arrays(path, labels)
     if len(x) != len(y):
         raise BadInput(f"{source} holds {len(x)} points but {len(y)} labels")
     return x[:points], y[:points]
@@ -60,6 +65,22 @@ def _handed(source: Any, points: int | None) -> tuple[Tensor, Tensor]:
         tensor(part, name, "Give arrays.") for part, name in zip(source, ("x", "y"), strict=True)
     )
     return x[:points], y[:points]
+
+
+def _tensors(path: Path) -> tuple[Tensor, Tensor]:
+    """Return the points and labels of a file of torch.save: a pair, or a dict with their names."""
+    held = plain_tensors(path)
+    if isinstance(held, dict):
+        pair = [next((held[n] for n in names if n in held), None) for names in (_X, _Y)]
+    else:
+        pair = list(held) if isinstance(held, tuple | list) else []
+    if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        raise BadInput(
+            f"{path} holds a {type(held).__name__} where points and labels are needed: save them "
+            "with torch.save({'x': x, 'y': y}, path)"
+        )
+    x, y = (part.detach().cpu() for part in pair if part is not None)
+    return (x.float() / 255 if x.dtype == torch.uint8 else x), y
 
 
 def _arrays(path: Path, labels: str | None) -> tuple[Tensor, Tensor]:

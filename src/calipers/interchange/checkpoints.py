@@ -55,18 +55,7 @@ def with_weights(module: Any, path: Path) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise BadModel(f"the builder gave {type(module).__name__}, not a torch.nn.Module")
-    check_weights(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise BadInput(
-            f"{path} cannot be read as plain weights ({type(error).__name__}). {_INSTEAD}"
-        ) from error
+    state = plain_tensors(path)
     try:
         module.load_state_dict(_fitting(_weights_in(state), module))
     except (RuntimeError, AttributeError, TypeError, KeyError, ValueError, IndexError) as error:
@@ -75,6 +64,21 @@ def with_weights(module: Any, path: Path) -> nn.Module:
             f"the weights in {path} do not fit the module that the builder makes: {why}"
         ) from error
     return module
+
+
+def plain_tensors(path: Path) -> Any:
+    """Return what a file of tensors holds, in whatever containers; nothing of it is run."""
+    check_weights(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise BadInput(
+            f"{path} cannot be read as plain tensors ({type(error).__name__}). {_INSTEAD}"
+        ) from error
 
 
 def _weights_in(state: Any) -> Any:

@@ -37,7 +37,7 @@ from calipers.problem.calls import (
 from calipers.problem.chance import ballot, differ, drawn, seeded
 from calipers.problem.company import are_probabilities, in_company, is_probability
 from calipers.problem.identity import Identity, identify
-from calipers.problem.innards import copied, loose, made_in
+from calipers.problem.innards import copied, loose, made_in, usable
 from calipers.problem.search_copy import search_copy
 from calipers.problem.widening import widened
 
@@ -71,6 +71,21 @@ class Classifier:
 
     The module itself is only touched inside `frozen()`, which puts back every flag, mode and random
     state, also after an exception.
+
+    Args:
+        module: the model, from (N, *D) to logits (N, K) or what `output` picks out of its answer.
+        mean: what inputs are standardised by inside, one number or one a channel.
+        std: the same, of the standard deviation.
+        draws: how many fresh draws judge a model that answers at random; 0 for all others.
+        output: name or number of the logits among several outputs.
+
+    Raises:
+        BadModel: for what is no module, statistics that do not fit, and at the first call (`check`)
+            for a model that cannot be measured.
+
+    Example:
+        >>> Classifier(nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)), mean=0.5, std=0.25)
+        Classifier(Sequential; not asked yet; float32 on cpu; mean 0.5; std 0.25)
     """
 
     def __init__(
@@ -96,7 +111,7 @@ class Classifier:
                 "draws is the number of draws that judge a random model (usually 100), or 0 for a "
                 f"model without chance, got {draws}"
             )
-        self.module, self.draws, self.output = _usable(undressed(module)), draws, output
+        self.module, self.draws, self.output = usable(undressed(module)), draws, output
         self._loose, plain = loose(self.module)
         self.counter = Counter()
         anchor = next(
@@ -535,18 +550,3 @@ def _short(statistics: Tensor) -> str:
     return ", ".join(f"{v:.4g}" for v in statistics[:4].tolist()) + (
         ", ..." if len(statistics) > 4 else ""
     )
-
-
-def _usable(module: nn.Module) -> nn.Module:
-    """Return the module, or a copy of one whose weights were made in inference mode: such weights
-    take no part in gradients.
-    """
-    if not any(t.is_inference() for t in [*module.parameters(), *module.buffers()]):
-        return module
-    try:
-        return copied(module, None)
-    except Exception as error:
-        raise BadModel(
-            "the model's weights were made in torch.inference_mode(), where nothing has "
-            f"gradients, and it cannot be copied ({first_line(error)}). Build or load it outside."
-        ) from error

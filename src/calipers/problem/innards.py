@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calipers.errors import BadModel, first_line
+
 _OWN = frozenset(vars(nn.Module()))  # what every module has, registered parts among them
 _OPAQUE = (
     type,
@@ -96,6 +98,21 @@ def copied(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
             for parameter in part.parameters():
                 parameter.requires_grad_(False)
     return made
+
+
+def usable(module: nn.Module) -> nn.Module:
+    """Return the module, or a copy of one whose weights were made in inference mode: such weights
+    take no part in gradients.
+    """
+    if not any(t.is_inference() for t in [*module.parameters(), *module.buffers()]):
+        return module
+    try:
+        return copied(module, None)
+    except Exception as error:
+        raise BadModel(
+            "the model's weights were made in torch.inference_mode(), where nothing has "
+            f"gradients, and it cannot be copied ({first_line(error)}). Build or load it outside."
+        ) from error
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
