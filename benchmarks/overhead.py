@@ -67,7 +67,9 @@ def quickly(points: int) -> tuple[float, float]:
 
 def exactly(points: int) -> tuple[float, float]:
     """Return the processor seconds of exact distances of so many points, and of their books."""
-    one = calipers.Plan("one", (calipers.Stage(calipers.FMN(steps=20), "attack", "distance"),))
+    one = calipers.Plan(
+        "one", (calipers.Stage(calipers.attacks.FMN(steps=20), "attack", "distance"),)
+    )
     return measured(points, 6, 6, partial(measure_exactly, plan=one))
 
 

@@ -18,9 +18,9 @@ CERTIFIED, BROKEN, SECONDS = 471, 12, 20.0
 PLAN = Plan(
     "both jaws",
     (
-        Stage(calipers.PGD(steps=10, step=0.25), "attack"),
-        Stage(calipers.CROWN(), "certifier"),
-        Stage(calipers.PGD(steps=100, restarts=5), "attack"),
+        Stage(calipers.attacks.PGD(steps=10, step=0.25), "attack"),
+        Stage(calipers.certificates.CROWN(), "certifier"),
+        Stage(calipers.attacks.PGD(steps=100, restarts=5), "attack"),
     ),
 )
 

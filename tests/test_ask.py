@@ -132,7 +132,7 @@ def test_claims_that_say_nothing_prove_nothing(radius: float, margin: float) -> 
 def test_a_point_that_cannot_be_measured_is_not_certified() -> None:
     x, y = points()
     x[1, 0] = torch.nan
-    for tool in (calipers.CROWN(), Liar(0.05)):
+    for tool in (calipers.certificates.CROWN(), Liar(0.05)):
         assert calipers.certify(
             Halves(), x, y, Ball("linf", 0.05, None), tool
         ).certified.tolist() == [
@@ -220,7 +220,7 @@ def test_a_referee_who_believes_every_word_is_noticed(
 @pytest.mark.parametrize(
     ("tool", "fails"),
     [
-        (calipers.CROWN(), 0),
+        (calipers.certificates.CROWN(), 0),
         (Liar(0.05, -1.0), 4),
         (Liar(0.04), 4),
         (Liar(np.nan), 4),

@@ -35,7 +35,7 @@ class Spy:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         self.asked.append(len(problem))
         if self.works:
-            yield from calipers.PGD(steps=10)(problem, seed=seed)
+            yield from calipers.attacks.PGD(steps=10)(problem, seed=seed)
             return
         none = torch.zeros(len(problem), dtype=torch.long)
         yield Attempt(torch.arange(len(problem)), problem.x.clone(), none, none)
@@ -122,8 +122,8 @@ def test_the_drawn_points_do_not_depend_on_order_and_a_second_run_does_nothing_a
 def test_a_certifier_that_proves_nothing_on_the_audit_is_given_up() -> None:
     x, y = (t[:80] for t in data.images())
     stages = (
-        Stage(calipers.IBP(), "certifier", audit=10),
-        Stage(calipers.CROWN(), "certifier", audit=10),
+        Stage(calipers.certificates.IBP(), "certifier", audit=10),
+        Stage(calipers.certificates.CROWN(), "certifier", audit=10),
     )
     result = calipers.measure(
         data.build("mnist-robust"), x, y, calipers.Ball("linf", 0.1), plan=Plan("audit", stages)
@@ -171,7 +171,7 @@ def test_a_resumed_audit_counts_what_the_tool_itself_found_not_what_later_ones_d
     x, y = (t[:60] for t in data.images())
     spies = [Spy(False, []), Spy(False, [])]
     for spy in spies:
-        stages = (Stage(spy, "attack", audit=20), Stage(calipers.PGD(steps=10), "attack"))
+        stages = (Stage(spy, "attack", audit=20), Stage(calipers.attacks.PGD(steps=10), "attack"))
         calipers.measure(
             data.build("mnist-plain"),
             x,

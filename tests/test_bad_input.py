@@ -350,8 +350,8 @@ def test_a_declared_random_model_is_measured_alike_whatever_was_drawn_before() -
         "both",
         (
             Stage(PGD(steps=5), "attack"),
-            Stage(calipers.EOT(PGD(steps=10), draws=8), "attack"),
-            Stage(calipers.CROWN(), "certifier"),
+            Stage(calipers.attacks.EOT(PGD(steps=10), draws=8), "attack"),
+            Stage(calipers.certificates.CROWN(), "certifier"),
         ),
     )
     results = []
@@ -373,7 +373,9 @@ def test_a_declared_random_model_is_measured_alike_whatever_was_drawn_before() -
 def test_nothing_is_certified_about_a_random_model() -> None:
     model, x, y = noisy()
     with pytest.raises((UnsupportedOp, CaptureError)):
-        calipers.certify(Classifier(model, draws=5), x, y, Ball("linf", 0.1), calipers.CROWN())
+        calipers.certify(
+            Classifier(model, draws=5), x, y, Ball("linf", 0.1), calipers.certificates.CROWN()
+        )
     still = Problem.pose(
         Classifier(linear(6, 3), draws=5), uniform(2, 6), [0, 0], Ball("linf", 0.1)
     )

@@ -114,7 +114,7 @@ def test_questions_of_a_round_are_as_many_as_fit(
     monkeypatch.setattr("calipers.attacks.spsa._Estimate.ask", ask)
     monkeypatch.setattr(queries, "_BYTES", limit)
     with pytest.raises(Stop):
-        list(calipers.SPSA()(large))
+        list(calipers.attacks.SPSA()(large))
     assert (asked[0] <= 2**27) == (limit == 2**27)
 
 
@@ -137,7 +137,7 @@ class Shown:
 def started(large: Problem) -> int:
     guide = Shown()
     attempts = list(
-        Guided(calipers.APGD(steps=1, restarts=2, targets=3, halving=True), guide)(large)
+        Guided(calipers.attacks.APGD(steps=1, restarts=2, targets=3, halving=True), guide)(large)
     )
     assert sorted(i for a in attempts for i in a.index.tolist()) == [0, 1, 2, 3]
     return guide.most
@@ -156,7 +156,7 @@ def test_guided_results_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch)
     problem = posed(
         nn.Sequential(nn.Flatten(), nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 60)), 20, 3, 2, 2
     )
-    tool = Guided(calipers.APGD(steps=5, restarts=2, targets=3), Minimisers(2))
+    tool = Guided(calipers.attacks.APGD(steps=5, restarts=2, targets=3), Minimisers(2))
 
     def found() -> Tensor:
         best = problem.x.clone()

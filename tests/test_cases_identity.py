@@ -24,7 +24,7 @@ from calipers.measurement.plan import Plan, Stage
 from calipers.record.ledger import Ledger
 
 CASES = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
-PLAN = Plan("one", (Stage(calipers.PGD(steps=3), "attack"),))
+PLAN = Plan("one", (Stage(calipers.attacks.PGD(steps=3), "attack"),))
 BALL = calipers.Ball("linf", 0.05)
 
 NET = """

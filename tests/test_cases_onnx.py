@@ -231,8 +231,8 @@ def test_outputs_of_three_axes_are_refused_as_those_of_a_module_are() -> None:
     for model in (load_onnx(file_of("output_of_rank_3")), module):
         for ask in (
             calipers.measure,
-            lambda *given: calipers.attack(*given, calipers.PGD()),
-            lambda *given: calipers.certify(*given, calipers.CROWN()),
+            lambda *given: calipers.attack(*given, calipers.attacks.PGD()),
+            lambda *given: calipers.certify(*given, calipers.certificates.CROWN()),
         ):
             with pytest.raises(
                 BadInput,

@@ -47,7 +47,9 @@ def measured(
         (
             Stage(Nearest(Steepest(targets=9), rounds=40, tolerance=1e-7), "attack", "distance"),
             Stage(
-                LargestRadius(calipers.CROWN(), rounds=40, tolerance=2e-6), "certifier", "distance"
+                LargestRadius(calipers.certificates.CROWN(), rounds=40, tolerance=2e-6),
+                "certifier",
+                "distance",
             ),
         ),
     )

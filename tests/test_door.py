@@ -34,7 +34,7 @@ def labels(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("call", [calipers.attack, calipers.certify])
-@pytest.mark.parametrize("tool", ["PGD", calipers.PGD(), calipers.CROWN()])
+@pytest.mark.parametrize("tool", ["PGD", calipers.attacks.PGD(), calipers.certificates.CROWN()])
 def test_a_tool_given_first_is_told_the_order(call: Any, tool: Any) -> None:
     model, x = net(), points()
     with pytest.raises(BadInput, match=r"the order is \(model, x, y, threat\).*after the threat"):

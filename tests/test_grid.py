@@ -99,9 +99,9 @@ def others(norm: str) -> list[Attack]:
     """Return attacks of every family with more steps than the plan gives them."""
     l2: list[Attack] = [DDN(steps=250, inside=True)] if norm == "l2" else []
     ascents: list[Attack] = [
-        calipers.APGD(steps=300, targets=4),
+        calipers.attacks.APGD(steps=300, targets=4),
         Descent(steps=200, targets=4),
-        calipers.PGD(steps=200, restarts=2),
+        calipers.attacks.PGD(steps=200, restarts=2),
     ]
     return [
         FAB(steps=200, targets=9, backward=0.8, inside=True),

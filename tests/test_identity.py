@@ -255,7 +255,7 @@ def test_a_measurement_of_a_model_that_counts_ends() -> None:
         x,
         module(x).argmax(1),
         calipers.Ball("linf", 0.01),
-        plan=Plan("one", (Stage(calipers.Steepest(), "attack"),)),
+        plan=Plan("one", (Stage(calipers.attacks.Steepest(), "attack"),)),
     )
     assert result.clean_accuracy.count == 6
 

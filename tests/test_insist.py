@@ -80,7 +80,7 @@ def test_the_widest_ball_is_never_mistaken_for_the_one_asked_for(norm: str, targ
     for attempt in Descent(steps=20, targets=targets)(problem):
         assert problem.take(attempt.index).region.contains(attempt.candidate).all()
     assert (
-        broken(calipers.PGD(steps=20), problem.at(RADII[norm] * 3)).all()
+        broken(calipers.attacks.PGD(steps=20), problem.at(RADII[norm] * 3)).all()
         and not broken(Descent(steps=20, targets=targets), problem).all()
     )
 
@@ -88,7 +88,7 @@ def test_the_widest_ball_is_never_mistaken_for_the_one_asked_for(norm: str, targ
 def test_descent_finds_in_l1_what_a_search_from_inside_misses() -> None:
     problem = digits("l1", 200)
     plain, wide = (
-        broken(calipers.APGD(steps=60), problem),
+        broken(calipers.attacks.APGD(steps=60), problem),
         broken(Descent(steps=60, targets=0), problem),
     )
     assert (wide & ~plain).sum() >= 2
@@ -120,8 +120,8 @@ class Spy:
 
 def test_only_nearly_broken_points_are_tried_again_and_broken_ones_never() -> None:
     problem, spy = digits("linf", 60), Spy([])
-    first = broken(calipers.PGD(steps=10), problem)
-    broken(Insist(calipers.PGD(steps=10), spy, within=0.1, tries=3), problem)
+    first = broken(calipers.attacks.PGD(steps=10), problem)
+    broken(Insist(calipers.attacks.PGD(steps=10), spy, within=0.1, tries=3), problem)
     again = set(spy.asked[0])
     assert spy.asked == [spy.asked[0]] * 3
     assert 0 < len(again) < int((~first).sum()) and not again & {
@@ -137,7 +137,7 @@ def test_nearly_is_measured_as_a_linear_model_does() -> None:
         for ratio, tried in ((0.97, True), (0.95, False)):
             spy = Spy([])
             broken(
-                Insist(calipers.APGD(steps=60, targets=3), spy, within=0.04),
+                Insist(calipers.attacks.APGD(steps=60, targets=3), spy, within=0.04),
                 linear(norm, ratio, None),
             )
             assert bool(spy.asked) == tried, (norm, ratio)
@@ -146,16 +146,19 @@ def test_nearly_is_measured_as_a_linear_model_does() -> None:
 
 def test_more_tries_break_more_and_keep_what_was_broken() -> None:
     problem = digits("l1", 200)
-    once = broken(calipers.APGD(steps=40), problem)
+    once = broken(calipers.attacks.APGD(steps=40), problem)
     insisted = broken(
-        Insist(calipers.APGD(steps=40), Descent(steps=60, targets=2), within=0.1, tries=2), problem
+        Insist(calipers.attacks.APGD(steps=40), Descent(steps=60, targets=2), within=0.1, tries=2),
+        problem,
     )
     assert (insisted | ~once).all() and insisted.sum() > once.sum()
 
 
 def test_neighbours_do_not_matter() -> None:
     problem = digits("linf", 40)
-    attack = Insist(calipers.PGD(steps=5), calipers.PGD(steps=10), within=0.3, tries=2)
+    attack = Insist(
+        calipers.attacks.PGD(steps=5), calipers.attacks.PGD(steps=10), within=0.3, tries=2
+    )
     whole = broken(attack, problem)
     halves = torch.cat(
         [
@@ -168,7 +171,7 @@ def test_neighbours_do_not_matter() -> None:
 
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(calipers.BadInput, match="within > 0"):
-        Insist(calipers.PGD(), calipers.PGD(), within=0.0)
+        Insist(calipers.attacks.PGD(), calipers.attacks.PGD(), within=0.0)
     with pytest.raises(calipers.BadInput, match="widest >= 1"):
         Descent(widest=0.5)
 

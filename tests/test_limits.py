@@ -41,13 +41,13 @@ def posed(points: int = 6, epsilon: float = 0.1) -> Problem:
 
 
 TOOLS: dict[str, Callable[[Problem], Iterator[Attempt | Claim]]] = {
-    "IBP": calipers.IBP(),
-    "CROWN": calipers.CROWN(),
-    "AlphaCROWN": calipers.AlphaCROWN(steps=4, sharpen=2),
-    "BranchAndBound": calipers.BranchAndBound(seconds=1e6),
-    "LargestRadius": calipers.LargestRadius(calipers.CROWN(), rounds=4),
-    "PGD": calipers.PGD(steps=20, restarts=3),
-    "Square": calipers.Square(queries=300),
+    "IBP": calipers.certificates.IBP(),
+    "CROWN": calipers.certificates.CROWN(),
+    "AlphaCROWN": calipers.certificates.AlphaCROWN(steps=4, sharpen=2),
+    "BranchAndBound": calipers.certificates.BranchAndBound(seconds=1e6),
+    "LargestRadius": calipers.certificates.LargestRadius(calipers.certificates.CROWN(), rounds=4),
+    "PGD": calipers.attacks.PGD(steps=20, restarts=3),
+    "Square": calipers.attacks.Square(queries=300),
 }  # type: ignore[dict-item]
 
 
@@ -136,7 +136,7 @@ def test_branch_and_bound_counts_its_root_too(monkeypatch: pytest.MonkeyPatch) -
     """What is bounded before there are branches takes from the seconds of its points."""
     clock = Looks()
     monkeypatch.setattr("calipers.certificates.branch_and_bound.time.monotonic", clock)
-    claims = list(calipers.BranchAndBound(seconds=2.0)(posed(4, 0.2)))
+    claims = list(calipers.certificates.BranchAndBound(seconds=2.0)(posed(4, 0.2)))
     assert (
         all(isinstance(c, Claim) and not bool((c.radius > 0).any()) for c in claims)
         and clock.count < 40

@@ -27,9 +27,9 @@ MASK = torch.tensor([True, True, False, True])
 PLAN = Plan(
     "both",
     (
-        Stage(calipers.PGD(steps=5), "attack"),
-        Stage(calipers.IBP(), "certifier"),
-        Stage(calipers.CROWN(), "certifier"),
+        Stage(calipers.attacks.PGD(steps=5), "attack"),
+        Stage(calipers.certificates.IBP(), "certifier"),
+        Stage(calipers.certificates.CROWN(), "certifier"),
     ),
 )
 

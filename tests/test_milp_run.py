@@ -215,8 +215,12 @@ def test_tools_that_look_elsewhere_after_an_interrupt_are_caught(
 def _exactly(record: Path) -> calipers.Bracket:
     """Measure exactly, after a search and a bound."""
     stages = (
-        calipers.Stage(calipers.FMN(steps=10), "attack", "distance"),
-        calipers.Stage(calipers.LargestRadius(calipers.CROWN()), "certifier", "distance"),
+        calipers.Stage(calipers.attacks.FMN(steps=10), "attack", "distance"),
+        calipers.Stage(
+            calipers.certificates.LargestRadius(calipers.certificates.CROWN()),
+            "certifier",
+            "distance",
+        ),
     )
     return measure_exactly(
         net(),

@@ -408,9 +408,10 @@ def test_both_jaws_close_on_a_linear_file(tmp_path: Path) -> None:
     exact = float((x @ slope).abs() / slope.abs().sum())
     for radius, broken in ((0.999 * exact, False), (1.001 * exact, True)):
         threat = calipers.Ball("linf", radius)
-        assert bool(calipers.attack(net, x, y, threat, calipers.PGD()).success[0]) is broken
+        assert bool(calipers.attack(net, x, y, threat, calipers.attacks.PGD()).success[0]) is broken
         assert (
-            bool(calipers.certify(net, x, y, threat, calipers.CROWN()).certified[0]) is not broken
+            bool(calipers.certify(net, x, y, threat, calipers.certificates.CROWN()).certified[0])
+            is not broken
         )
 
 

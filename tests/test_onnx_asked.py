@@ -59,7 +59,7 @@ def test_an_unsafe_input_is_found_by_asking_alone(outputs: int, tmp_path: Path) 
 
 def test_what_is_true_stays_unknown_and_says_why(tmp_path: Path) -> None:
     paths = written(tmp_path, "(<= Y_0 -1000)", jumping(), 2)
-    tools = [calipers.Stage(calipers.Square(queries=20), "attack")]
+    tools = [calipers.Stage(calipers.attacks.Square(queries=20), "attack")]
     found = calipers.verify(*paths, tools=tools)
     assert found.answer == "unknown" and "nothing can be proved" in found.notes[0]
     shown = terminal(tmp_path, "verify", "net.onnx", "spec.vnnlib", "--seconds", "1")
@@ -75,10 +75,10 @@ def test_attacks_that_ask_go_on_and_certificates_say_what_was_not_read(tmp_path:
     result = calipers.measure(classifier, x, y, calipers.Ball("linf", 0.2), plan="quick")
     assert result.robust_accuracy.certified.count == 0
     ball = calipers.Ball("linf", 0.2)
-    found = calipers.attack(classifier, x, y, ball, calipers.Square(queries=300))
+    found = calipers.attack(classifier, x, y, ball, calipers.attacks.Square(queries=300))
     assert bool(found.success.any())
     with pytest.raises(UnsupportedOp, match=r"net\.onnx, node jump \(ThresholdedRelu\)"):
-        calipers.certify(classifier, x, y, ball, calipers.CROWN())
+        calipers.certify(classifier, x, y, ball, calipers.certificates.CROWN())
 
 
 def test_the_same_file_is_the_same_model_and_another_one_is_not(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import calipers
-from calipers import CROWN, MILP, Ball, LinearRegion, OwnPiece, Plan, Problem, Stage
-from calipers.certificates import own_piece
+from calipers import Ball, Plan, Problem, Stage
+from calipers.certificates import CROWN, MILP, LinearRegion, OwnPiece, own_piece
 from calipers.problem.tools import Attempt, Claim, Forecast
 
 NORMS = ("linf", "l2", "l1")

@@ -247,7 +247,7 @@ def test_what_is_no_image_is_refused() -> None:
         Ball("pixels", 1, box=None)
     with pytest.raises(BadInput, match="larger than the whole box"):
         Problem.pose(linear(0), images(2), torch.zeros(2, dtype=torch.long), Ball("pixels", 5))
-    for tool in (Square(queries=10), calipers.FAB()):
+    for tool in (Square(queries=10), calipers.attacks.FAB()):
         with pytest.raises(BadInput, match="pixels"):
             calipers.attack(
                 linear(0), images(2), torch.zeros(2, dtype=torch.long), Ball("pixels", 1), tool

@@ -37,7 +37,13 @@ from calipers.report.text import render_text
 from calipers.report.wording import advice
 
 N, D = 8, 6
-PLAN = Plan("both", (Stage(calipers.PGD(steps=5), "attack"), Stage(calipers.IBP(), "certifier")))
+PLAN = Plan(
+    "both",
+    (
+        Stage(calipers.attacks.PGD(steps=5), "attack"),
+        Stage(calipers.certificates.IBP(), "certifier"),
+    ),
+)
 F64 = torch.float64
 
 
@@ -198,7 +204,7 @@ class Mine:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield what intervals prove."""
-        for claim in calipers.IBP()(problem, seed=seed):
+        for claim in calipers.certificates.IBP()(problem, seed=seed):
             mine = problem.x[claim.index, 0] == 1
             yield dataclasses.replace(claim, radius=torch.where(mine, claim.radius, 0.0))
 
@@ -208,9 +214,9 @@ def test_a_tool_of_ones_own_leaves_the_others_checked(tmp_path: Path) -> None:
     plan = Plan(
         "own",
         (
-            Stage(calipers.PGD(steps=5), "attack"),
+            Stage(calipers.attacks.PGD(steps=5), "attack"),
             Stage(Mine(), "certifier"),
-            Stage(calipers.CROWN(), "certifier"),
+            Stage(calipers.certificates.CROWN(), "certifier"),
         ),
     )
     result = calipers.measure(

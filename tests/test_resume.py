@@ -81,7 +81,7 @@ def exactly(ledger: Ledger) -> calipers.Bracket:
         x,
         model(x).argmax(1),
         BALL,
-        plan=Plan("one", (Stage(calipers.FMN(steps=10), "attack", "distance"),)),
+        plan=Plan("one", (Stage(calipers.attacks.FMN(steps=10), "attack", "distance"),)),
         record=ledger,
     ).bracket
 

@@ -29,9 +29,9 @@ EPSILON = 0.1
 SMALL = Plan(
     "small",
     (
-        Stage(calipers.PGD(steps=5, step=0.4), "attack"),
-        Stage(calipers.CROWN(), "certifier"),
-        Stage(Nearest(calipers.PGD(steps=4, step=0.5), rounds=3), "attack", "distance"),
+        Stage(calipers.attacks.PGD(steps=5, step=0.4), "attack"),
+        Stage(calipers.certificates.CROWN(), "certifier"),
+        Stage(Nearest(calipers.attacks.PGD(steps=4, step=0.5), rounds=3), "attack", "distance"),
     ),
 )
 
@@ -194,7 +194,7 @@ def test_an_interrupt_keeps_what_is_known(
     can go on.
     """
 
-    class Interrupting(calipers.CROWN):
+    class Interrupting(calipers.certificates.CROWN):
         def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
             raise KeyboardInterrupt
 
@@ -260,11 +260,11 @@ class Overclaiming:
 def test_a_certificate_above_a_witness_stops_the_run(
     sample: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
-    attack = Stage(calipers.PGD(steps=10, step=0.25), "attack")
+    attack = Stage(calipers.attacks.PGD(steps=10, step=0.25), "attack")
     claim = Stage(Overclaiming(0.3), "certifier", "distance")
     for stages in (
         (attack, claim),
-        (claim, Stage(calipers.PGD(steps=20, step=0.2, restarts=2), "attack", "distance")),
+        (claim, Stage(calipers.attacks.PGD(steps=20, step=0.2, restarts=2), "attack", "distance")),
     ):
         with pytest.raises(
             calipers.Contradiction, match=r"Overclaiming\(radius=0.3\) certifies 0.3"
@@ -390,7 +390,7 @@ def test_check_replays_and_finds_a_forgery(
         if (r.verdict == "robust" and r.upper == np.inf) or r.verdict == "unknown"
     )
     forged = calipers.Evidence(
-        name, "certificate", repr(calipers.CROWN()), 0.29, 1.0, "float64-checked"
+        name, "certificate", repr(calipers.certificates.CROWN()), 0.29, 1.0, "float64-checked"
     )
     result.ledger.append(result.summary.question.fingerprint, [forged])
     (caught,) = calipers.check(record, model)

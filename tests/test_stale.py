@@ -18,12 +18,14 @@ def test_a_certificate_and_the_float64_copy_follow_the_weights() -> None:
         module.bias.zero_()
     model, x, y = calipers.Classifier(module), torch.tensor([[0.5, 0.5]]), torch.tensor([0])
     ball = calipers.Ball("linf", 0.25)
-    assert bool(calipers.certify(model, x, y, ball, calipers.CROWN()).certified.all())
+    assert bool(calipers.certify(model, x, y, ball, calipers.certificates.CROWN()).certified.all())
     before = model.logits64(x)
     with torch.no_grad():
         module.weight.neg_()
     assert torch.equal(model.logits64(x), -before)
-    assert not bool(calipers.certify(model, x, y, ball, calipers.CROWN()).certified.any())
+    assert not bool(
+        calipers.certify(model, x, y, ball, calipers.certificates.CROWN()).certified.any()
+    )
 
 
 def test_the_last_of_several_holders_puts_the_switches_back() -> None:

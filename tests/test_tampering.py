@@ -24,7 +24,13 @@ from calipers.record.ledger import Ledger
 from calipers.report.render import render_html
 from calipers.report.text import render_text
 
-PLAN = Plan("both", (Stage(calipers.PGD(steps=5), "attack"), Stage(calipers.IBP(), "certifier")))
+PLAN = Plan(
+    "both",
+    (
+        Stage(calipers.attacks.PGD(steps=5), "attack"),
+        Stage(calipers.certificates.IBP(), "certifier"),
+    ),
+)
 BALL = calipers.Ball("linf", 0.05)
 
 

@@ -492,9 +492,9 @@ def test_both_jaws_close_on_a_linear_model() -> None:
             torch.full((1, 3), 0.5).double(),
             torch.zeros(1, dtype=torch.long),
         )
-        claim = next(calipers.CROWN()(Problem.pose(model, x, y, threat, goal)))
+        claim = next(calipers.certificates.CROWN()(Problem.pose(model, x, y, threat, goal)))
         attacked = next(
-            calipers.PGD(steps=60, restarts=8)(Problem.pose(model, x, y, threat, goal))
+            calipers.attacks.PGD(steps=60, restarts=8)(Problem.pose(model, x, y, threat, goal))
         ).candidate
         broken = bool(goal.worst(goal.margins(net(attacked), y)) <= 0)
         assert not (unsafe and bool(claim.radius > 0)), "a proof of what is false"

@@ -1,1 +1,14 @@
-"""Why is a model fragile? Its gradients, the linear regions it is made of, and pictures of both."""
+"""Geometry: gradients, linear regions, and what stands around a point."""
+
+from calipers.geometry.gradients import linear_score_change, sensitivity
+from calipers.geometry.lines import exit_distance, path, steps_to_leave
+from calipers.geometry.lipschitz import local_slopes
+from calipers.geometry.polynomials import Polynomial, largest_gradient, largest_value
+from calipers.geometry.regions import Regions, activation_pattern, regions_of
+from calipers.geometry.slices import plane_slices
+
+__all__ = [
+    "Polynomial", "Regions", "activation_pattern", "exit_distance", "largest_gradient",
+    "largest_value", "linear_score_change", "local_slopes", "path", "plane_slices", "regions_of",
+    "sensitivity", "steps_to_leave",
+]  # fmt: skip
