@@ -1,5 +1,6 @@
-"""How is a model measured that can only be called? A Python function from arrays to arrays, dressed
-as a module without gradients.
+"""Models that can only be called: functions from arrays to arrays.
+
+They become modules without gradients.
 """
 
 from __future__ import annotations
@@ -17,19 +18,31 @@ Kind = Literal["scores", "probabilities", "labels"]
 
 
 class Answers(nn.Module):
-    """A function of numpy arrays (N, *D) as a module that returns scores (N, K), with no gradient:
-    for attacks that only ask.
+    """A function of NumPy arrays as a module without gradients.
 
-    `kind` says what the function returns: "scores" (N, K) of any scale (or (N,): one decision score
-    of two classes), "probabilities" (N, K), which become log-probabilities, or "labels" (N,) from 0
-    to `classes` - 1, which become +1 at the label and -1 elsewhere. `flat` hands over rows (N, d).
-    `name` stands for the function in the record's identity of the model: a function's weights
-    cannot be seen, so change the name when they change. `no_graph` says why there are no bounds,
-    where something better than "a function" can be said.
+    Maps (N, *D) to scores (N, K), for black-box attacks. There is no graph, so nothing can be
+    certified.
 
-    >>> import numpy as np
-    >>> Answers(lambda x: np.stack([x.sum(1), 0 * x.sum(1)], 1))(torch.ones(1, 2)).tolist()
-    [[2.0, 0.0]]
+    Args:
+        function: called with a NumPy array (N, *D); returns what `kind` says.
+        kind: "scores" (N, K) of any scale (or (N,): one decision score of two classes),
+            "probabilities" (N, K), which become log-probabilities, or "labels" (N,) from 0 to
+            `classes` - 1, which become +1 at the label and -1 elsewhere.
+        classes: the number of classes; needed for "labels" only.
+        flat: pass rows (N, d) to the function instead of (N, *D).
+        name: stands for the function in the record's identity of the model. A function's weights
+            cannot be seen, so change the name when they change.
+        dtype: of the points that the function is given.
+        no_graph: why there are no bounds, where something better than "a function" can be said.
+
+    Raises:
+        BadInput: if `function` cannot be called, for an unknown kind, or for labels without
+            `classes`; on a call `BadModel` for an array of the wrong shape or labels out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> Answers(lambda x: np.stack([x.sum(1), 0 * x.sum(1)], 1))(torch.ones(1, 2)).tolist()
+        [[2.0, 0.0]]
     """
 
     anchor: Tensor
@@ -63,15 +76,14 @@ class Answers(nn.Module):
             flat,
             name,
         )
-        # what the classes are called, in the order of the outputs, where they are not called 0, 1,
-        # 2, ...
+        # names of the classes in the order of the outputs, where these are not 0, 1, 2, ...
         self.labels: Any = None
         self.register_buffer("anchor", torch.zeros((), dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, K)."""
+        """Return the scores (N, K) of points (N, *D)."""
         rows = x.detach().cpu().flatten(1) if self.flat else x.detach().cpu()
-        # A copy: the function may keep or change what it is given.
+        # a copy, since the function may keep or change its argument
         found = np.asarray(self.function(np.array(rows.numpy())))
         if found.ndim not in (1, 2) or len(found) != len(x):
             raise BadModel(
@@ -91,6 +103,7 @@ class Answers(nn.Module):
         return answer.to(x)
 
     def _signs(self, labels: np.ndarray[Any, Any]) -> Tensor:
+        """Return labels (N,) as +1 at the label and -1 elsewhere, (N, K)."""
         place = torch.as_tensor(labels.reshape(-1).astype(np.int64))
         classes = self.classes or 0
         if bool(((place < 0) | (place >= classes)).any()):
@@ -100,12 +113,13 @@ class Answers(nn.Module):
         return 2.0 * nn.functional.one_hot(place, classes) - 1.0
 
     def extra_repr(self) -> str:
-        """Return what tells this model from another one."""
+        """Return what distinguishes this model from another one."""
         return f"{self.name}, kind={self.kind}, classes={self.classes}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Answers:
-        """Share the function: sessions and estimators need not be copyable, and nothing here writes
-        to them.
+        """Return a copy that shares the function.
+
+        Sessions and estimators need not be copyable, and nothing here writes to them.
         """
         made = Answers(
             self.function,

@@ -1,4 +1,4 @@
-"""What may the adversary do to a point? A norm ball, cut by a box and a mask."""
+"""Norm-ball threat models, restricted by a box, a mask and constraints."""
 
 from __future__ import annotations
 
@@ -33,25 +33,42 @@ _BOX = "box must be (low, high), two numbers or arrays, 'data', or None; got {}"
 
 @dataclass(frozen=True, eq=False)
 class Ball:
-    """All x' with norm(weights * (x' - x)) <= radius, inside the box, equal to x where the mask is
-    False.
+    """A norm ball around each input, intersected with a box.
 
-    `radius` is in the data's native units: one number, or one for each point (N,). `box` is (low,
-    high), numbers or tensors of one input's shape, or None. `mask` (bool) and `weights` (positive)
-    have one input's shape; a feature of weight 2 may move half as far. In "l0" the radius is a
-    number of features, in "pixels" one of pixels of inputs (channels, ...): all channels of a pixel
-    may change together. `constraints` are (A, b): only points with A x' <= b are admissible, where
-    A (m, d) multiplies the flattened input in the data's units; for rows of a table, say, whose
-    features have an order or a bounded sum.
+    The admissible points of an input x are all x' with norm(weights * (x' - x)) <= radius that lie
+    inside the box, equal x where the mask is False, and satisfy the constraints. The ball is
+    closed.
 
-    `box="data"` stands for the range of the points that are measured: of each column of a table, of
-    each channel of images. With a `grid`, 1/255 for 8-bit images in [0, 1], only points whose
-    values are whole numbers of steps count as examples; attacks are moved onto it, and certificates
-    of the whole ball hold for it all the more. A linf radius of whole steps is raised by the
-    rounding of a step in single precision, so that 8/255 allows eight.
+    Args:
+        norm: "linf", "l2", "l1", "l0" (number of changed features) or "pixels" (number of changed
+            pixels of inputs (channels, ...): all channels of a pixel may change together).
+        radius: the size of the ball in the data's native units: one number, or one for each point
+            (N,). In "l0" it is a number of features, in "pixels" of pixels.
+        box: (low, high), numbers or tensors of one input's shape; None for no box. The default fits
+            images scaled to [0, 1]. "data" stands for the range of the measured points: of each
+            column of a table, of each channel of images. "l0" and "pixels" need a finite box.
+        mask: bool, of one input's shape; False freezes a feature. None lets all features move.
+        weights: positive numbers of one input's shape; a feature of weight 2 may move half as far.
+            None stands for ones.
+        constraints: (A, b), A (m, d) over the flattened input and b (m,), in the data's units: only
+            points with A x' <= b are admissible. For rows of a table, say, whose features have an
+            order or a bounded sum. Not with "l0" and "pixels", whose balls are not convex.
+        grid: the step between neighbouring values, 1/255 for 8-bit images in [0, 1]. Only points
+            whose values are whole multiples of the step then count as adversarial examples; attacks
+            are rounded onto the grid, and a certificate for the whole ball holds for its grid
+            points too. A linf radius that is a whole number of steps is raised by the float32
+            rounding of a step, so that 8/255 allows eight steps.
 
-    >>> Ball("linf", 8 / 255).norm
-    'linf'
+    Raises:
+        BadInput: for an unknown norm, a radius that is negative or not finite, a box with low >
+            high, a mask that is not bool, weights that are not positive, constraints that are no
+            finite inequalities, or a combination that is not offered.
+
+    Example:
+        >>> Ball("linf", 8 / 255).norm
+        'linf'
+        >>> Ball("l2", 0.5, box=None).at(1.0).radius
+        1.0
     """
 
     norm: str
@@ -115,7 +132,7 @@ class Ball:
                 )
 
     def _read(self) -> None:
-        """Make tensors of arrays and lists; numbers and tensors stay what they are."""
+        """Convert arrays and lists to tensors; leave numbers and tensors alone."""
         cure = "Give one number, or an array of one input's shape."
         if self.box is not None and not isinstance(self.box, str):
             if isinstance(self.box, Tensor | int | float) or len(self.box) != 2:
@@ -143,7 +160,7 @@ class Ball:
         if norm_named(self.norm).is_box:
             radius = torch.as_tensor(self.radius, dtype=torch.float64)
             steps = (radius / float(step or 0)).round()
-            # two values of up to 1, or of up to 255, each rounded to single precision
+            # a difference of two float32 values of up to 1, or up to 255, each with its rounding
             near = (radius - steps * float(step or 0)).abs() < 1e-4 * float(step or 0)
             raised = steps * float(step or 0) + 2**-23 * max(1.0, 255 * float(step or 0))
             radius = torch.where(near & (steps > 0), raised, radius)
@@ -152,8 +169,9 @@ class Ball:
 
     @property
     def ends(self) -> tuple[float | Tensor, float | Tensor] | None:
-        """The lowest and highest values of the box, or None; raises `BadInput` where it is that of
-        data and these are not known yet (see `fitted`).
+        """The lowest and highest values of the box, or None.
+
+        Raises `BadInput` for `box="data"`, whose ends are unknown until `fitted` was called.
         """
         if isinstance(self.box, str):
             raise BadInput(
@@ -163,8 +181,10 @@ class Ball:
         return self.box
 
     def fitted(self, x: Tensor) -> Ball:
-        """Return the ball with the box of these points x (N, *D), where it is that of the data:
-        their range by column, of images (N, C, ...) by channel. NaN and infinity are left out.
+        """Return the ball with `box="data"` replaced by the range of points.
+
+        The range of the points x (N, *D) is taken by column, for images (N, C, ...) by channel. NaN
+        and infinity are left out. Any other box is returned unchanged.
         """
         if self.box != "data":
             return self
@@ -176,11 +196,14 @@ class Ball:
         return dataclasses.replace(self, box=(low, high))
 
     def check(self, x: Tensor) -> None:
-        """Raise `BadInput` where the points x (N, *D) lie outside the box, or radius and data are
-        in different units.
+        """Raise `BadInput` where points x (N, *D) do not fit the ball.
+
+        The points must lie inside the box, on the grid and within the constraints, and the radius
+        must not exceed the diameter of the box (a sign that radius and data are in different
+        units).
         """
         radius = self.radii(len(x)).to(x.device)
-        self.at(0.0).region(x[:1])  # do box, mask and weights fit the points?
+        self.at(0.0).region(x[:1])  # raises where box, mask or weights do not fit the points
         if self.constraints is not None:
             check_satisfied(x, self.constraints)
         if self.grid is not None:
@@ -218,8 +241,10 @@ class Ball:
         return dataclasses.replace(self, radius=radius)
 
     def widest(self, x: Tensor) -> Tensor:
-        """Return the radius beyond which the box adds nothing, (N,) float64: the distance from each
-        point to its farthest corner, infinite without a box.
+        """Return the radius at which the ball contains the whole box.
+
+        (N,) float64: the distance from each point to its farthest corner of the box, infinite
+        without a box.
         """
         region = self.region(x.double())
         corner = torch.maximum(-region.low, region.high)
@@ -228,15 +253,15 @@ class Ball:
     def region(self, x: Tensor, *, outward: bool = False) -> Region:
         """Return the admissible set around each point of x (N, *D).
 
-        With `outward`, offsets to the box are rounded away from the point, so that the region holds
-        the exact set whatever the rounding of a subtraction (certificates ask for this; attacks do
-        not, since the referee compares exactly).
+        With `outward`, offsets to the box are rounded away from the point, so that the region
+        contains the exact set whatever the rounding of a subtraction (certificates ask for this;
+        attacks do not, since candidates are checked by exact comparison).
         """
         flat = x.flatten(1)
         low, high = torch.full_like(flat, -torch.inf), torch.full_like(flat, torch.inf)
         if self.ends is not None:
-            # an end such as 0.9 is no float32 number: rounding it first would take more off than
-            # one step outward puts back
+            # The difference is taken in float64: an end such as 0.9 is no float32 number, and to
+            # round it first could lose more than one step outward restores.
             exact = x.double()
             floor, ceiling = (per_feature(end, exact) for end in self.ends)
             low, high = (
@@ -265,24 +290,33 @@ class Ball:
     def below(
         self, distance: NDArray[np.float64], proved: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Return where the search for a certificate begins under witnesses at these distances: a
-        third of the way, or just above what is proved already.
+        """Return the radius at which the search for a certificate begins.
+
+        Given the distances of the witnesses and the radii proved so far: a third of the distance,
+        or just above what is proved already.
         """
         return np.maximum(distance / 3, np.minimum(1.08 * proved, 0.95 * distance))
 
     def least(self, radius: Tensor) -> Tensor:
-        """Return the least radii that allow as much as these (N,): counts are whole numbers."""
+        """Return the smallest radii (N,) that admit the same points as these.
+
+        They differ from these only where the norm counts changes: counts are whole numbers.
+        """
         return radius.floor() if norm_named(self.norm).is_count else radius
 
     def next(self, radius: Tensor) -> Tensor:
-        """Return the least radii that allow more than these (N,); these themselves where any little
-        more does.
+        """Return the smallest radii (N,) that admit more points than these.
+
+        For a count, the next whole number; otherwise these radii themselves, as any larger one
+        admits more.
         """
         return radius.floor() + 1 if norm_named(self.norm).is_count else radius
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two threats the same question, JSON-ready; the radius is not part of it
-        (a verdict is a reading of a bracket).
+        """Return what identifies the threat in a record, JSON-ready.
+
+        The radius is not part of it: a bracket of the distance answers the question at every
+        radius.
         """
         listed = [
             None if t is None else torch.as_tensor(t).tolist()
@@ -303,6 +337,7 @@ class Ball:
 
 
 def _check_on_grid(x: Tensor, step: float) -> None:
+    """Raise `BadInput` where finite points x (N, *D) lie off the grid."""
     off = torch.nonzero(x.flatten(1).isfinite().all(1) & ~is_on_grid(x, step)).flatten()
     if len(off):
         worst = float((x[off].double() / step - levels(x[off], step)).abs().max())
@@ -314,10 +349,12 @@ def _check_on_grid(x: Tensor, step: float) -> None:
 
 
 def _plain(value: Any, what: str, cure: str) -> float | Tensor:
+    """Return a number as it is, and anything else as a tensor."""
     return value if type(value) in (int, float) else tensor(value, what, cure)
 
 
 def _check_inside(x64: Tensor, floor: Tensor, ceiling: Tensor) -> None:
+    """Raise `BadInput` where points lie outside the box, with a remedy."""
     outside = torch.nonzero(((x64 < floor) | (x64 > ceiling)).flatten(1).any(1)).flatten()
     if not len(outside):
         return

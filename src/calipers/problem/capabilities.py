@@ -1,4 +1,4 @@
-"""Capabilities that tools declare: what each can be asked, and what it needs to know."""
+"""Capabilities that tools declare: what they answer and what they need."""
 
 from __future__ import annotations
 
@@ -35,14 +35,20 @@ class Capabilities:
     Plans, the fit of tool and threat, `calipers tools` and the table of the README are derived from
     these, so a new tool is a class with capabilities and one export.
 
-    Attributes:
-        kind: Which end of a bracket the tool moves: an attack the upper one, a certifier the lower.
-        task: What it looks for.
-        says: How, in a few words.
-        norms: Norms of the balls it works in; empty where it works in none.
-        substitutions: Does it answer a `Substitutions` threat?
-        needs: What it must know of the model.
-        inner: Names of settings that hold other tools: it fits where they fit.
+    Args:
+        kind: which bound on the distance the tool improves: an "attack" the upper bound, a
+            "certifier" the lower.
+        task: what it looks for, such as "nearest example" or "certificate at the radius".
+        says: how it does so, in a few words.
+        norms: norms of the balls that it works in; empty where it takes no balls.
+        substitutions: whether it answers a `Substitutions` threat.
+        needs: what it must know of the model; most tools need gradients.
+        inner: names of settings that hold other tools: it fits a threat where these fit.
+
+    Example:
+        >>> tool = Capabilities("attack", "nearest example", "gradient descent", norms=("l2",))
+        >>> tool.aim
+        'distance'
     """
 
     kind: Kind
@@ -55,21 +61,24 @@ class Capabilities:
 
     @property
     def aim(self) -> Aim:
-        """Is the tool for verdicts at the radius asked, or for distances whatever the radius?"""
+        """ "distance" for tools that seek distances at any radius, or "verdict".
+
+        A tool of aim "verdict" decides at the radius asked.
+        """
         seeks = ("nearest example", "largest certified radius", "exact distance")
         return "distance" if self.task in seeks else "verdict"
 
 
 def capabilities_of(tool: object) -> Capabilities | None:
-    """Return what a tool, or its class, declares; None for one that declares nothing."""
+    """Return what a tool or its class declares; None if it does not."""
     found = getattr(tool, "capabilities", None)
     return found if isinstance(found, Capabilities) else None
 
 
 def misfit(tool: object, threat: Threat) -> str:
-    """Return why a tool cannot answer such a threat, and what can; nothing where it can.
+    """Return why a tool cannot answer a threat, and what can.
 
-    Tools that declare nothing are taken at their word.
+    The empty string where it can. Tools that declare no capabilities are assumed to fit.
     """
     told = capabilities_of(tool)
     if told is None:

@@ -1,7 +1,7 @@
-"""What counts as adversarial? Margins of the logits, one place for the sign conventions.
+"""Goals of the adversary, as linear margins of the logits.
 
-A margin is positive while the model still resists. A point is adversarial iff its worst margin is
-not positive: ties and NaN are not robust.
+This is the one place for the sign conventions: a margin is positive while the model still resists.
+A point is adversarial iff its worst margin is not positive: ties and NaN are not robust.
 """
 
 from __future__ import annotations
@@ -19,32 +19,37 @@ from calipers.problem.specification import Specification
 
 
 class Goal(Protocol):
-    """What the adversary wants, as linear margins of the logits and a rule to combine them."""
+    """What the adversary wants: linear margins of the logits, and a rule.
+
+    The rule (`worst`) combines the margins into the one that decides.
+    """
 
     def rows(self, y: Tensor, classes: int) -> Tensor:
-        """Return the margin matrix (N, S, K): margins = rows @ logits."""
+        """Return the margin matrix (N, S, K): margins = rows @ logits + offsets."""
 
     def offsets(self, y: Tensor, classes: int) -> Tensor:
         """Return the constants of the margins, (N, S)."""
 
     def cases(self, classes: int) -> Tensor:
-        """Return the case each margin belongs to, (S,), numbered from 0: `worst` is the smallest,
-        over the cases, of each case's largest margin.
+        """Return the case that each margin belongs to, (S,), from 0.
+
+        `worst` is the smallest, over the cases, of each case's largest margin.
         """
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return rows @ logits + offsets, (N, S), without building the matrix."""
 
     def worst(self, margins: Tensor) -> Tensor:
-        """Combine margins (or lower bounds of them) (N, S) into the one that decides, (N,)."""
+        """Combine margins (N, S), or bounds, into the one that decides, (N,)."""
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """Return the smooth stand-in of `worst`, (N,), within log(S) of it: the logarithm of the
-        odds that softmax gives to the model's side.
+        """Return a smooth approximation of `worst`, (N,), within log(S) of it.
+
+        It is the logarithm of the odds that softmax gives to the model's side.
         """
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
-        """Return the class each margin is about, (N, S)."""
+        """Return the class that each margin is about, (N, S)."""
 
     def take(self, index: Tensor) -> Goal:
         """Return the goal for the chosen points."""
@@ -53,65 +58,86 @@ class Goal(Protocol):
         """Raise `BadInput` where the goal makes no sense for these labels."""
 
     def identity(self) -> dict[str, object]:
-        """Return what tells the goal from others of its kind, JSON-ready; what differs from point
-        to point is part of the points' names.
+        """Return what distinguishes the goal from others, JSON-ready.
+
+        What differs from point to point is part of the points' names instead.
         """
 
 
 @dataclass(frozen=True)
 class Untargeted:
-    """Any other class will do: one margin z_y - z_j for each rival j, and the smallest decides."""
+    """Misclassification as any other class: margins z_y - z_j, j != y.
+
+    The smallest margin decides. It takes no settings.
+
+    Example:
+        >>> goal, logits = Untargeted(), torch.tensor([[3.0, 1.0, 2.0]])
+        >>> goal.worst(goal.margins(logits, torch.tensor([0]))).tolist()
+        [1.0]
+    """
 
     def rows(self, y: Tensor, classes: int) -> Tensor:
-        """(N, K - 1, K): +1 at the true class, -1 at the rival."""
+        """Return (N, K - 1, K): +1 at the true class, -1 at the other class."""
         eye = torch.eye(classes, device=y.device)
         return eye[y][:, None, :] - eye[self.rivals(y, classes)]
 
     def offsets(self, y: Tensor, classes: int) -> Tensor:
-        """Margins are differences of logits, and nothing else."""
+        """Return zeros (N, K - 1): margins are differences of logits only."""
         return torch.zeros(len(y), classes - 1, device=y.device)
 
     def cases(self, classes: int) -> Tensor:
-        """Each rival is a case of its own."""
+        """Return a case of its own for each other class, (K - 1,)."""
         return torch.arange(classes - 1)
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
-        """z_y - z_j."""
+        """Return the margins z_y - z_j, (N, K - 1)."""
         return logits.gather(1, y[:, None]) - logits.gather(1, self.rivals(y, logits.shape[1]))
 
     def worst(self, margins: Tensor) -> Tensor:
-        """The minimum; a NaN anywhere stays a NaN."""
+        """Return the minimum; a NaN anywhere stays a NaN."""
         return margins.amin(1)
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """-log(sum_j exp(-m_j)), the log odds of the true class: the cross-entropy is
-        softplus(-smooth).
+        """Return -log(sum_j exp(-m_j)), the log odds of the true class.
+
+        The cross-entropy is softplus(-smooth).
         """
         return -(-margins).logsumexp(1)
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
-        """All classes but the true one, in order."""
+        """Return all classes but the true one, in order, (N, K - 1)."""
         others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
         return others + (others >= y[:, None])
 
     def take(self, index: Tensor) -> Untargeted:
-        """The same goal."""
+        """Return the same goal."""
         return self
 
     def check(self, y: Tensor, classes: int) -> None:
-        """Nothing can be wrong."""
+        """Accept all labels."""
 
     def identity(self) -> dict[str, object]:
-        """There is one only."""
+        """Return nothing: there is only one untargeted goal."""
         return {}
 
 
 @dataclass(frozen=True, eq=False)
 class Targeted:
-    """One class must win: margins z_j - z_t for each j, and the largest decides (one class ahead of
-    the target is enough to resist).
+    """Misclassification as one class t: margins z_j - z_t, j != t.
 
-    `target` is a class, or one for each point (N,).
+    The largest margin decides: one class ahead of the target is enough to resist.
+
+    Args:
+        target: the class that must win, or one for each point (N,), as integers from 0.
+
+    Raises:
+        BadInput: if the targets are no integers, or have more than one axis. `check` also refuses
+            classes that the model does not have, and targets equal to the label.
+
+    Example:
+        >>> goal, logits = Targeted(2), torch.tensor([[3.0, 1.0, 2.0]])
+        >>> goal.worst(goal.margins(logits, torch.tensor([0]))).tolist()
+        [1.0]
     """
 
     target: int | Tensor
@@ -136,39 +162,41 @@ class Targeted:
             )
 
     def _targets(self, y: Tensor) -> Tensor:
+        """Return the target of each point, (N,)."""
         return torch.as_tensor(self.target, device=y.device).expand(len(y))
 
     def rows(self, y: Tensor, classes: int) -> Tensor:
-        """(N, K - 1, K): +1 at the other class, -1 at the target."""
+        """Return (N, K - 1, K): +1 at the other class, -1 at the target."""
         eye = torch.eye(classes, device=y.device)
         return eye[self.rivals(y, classes)] - eye[self._targets(y)][:, None, :]
 
     def offsets(self, y: Tensor, classes: int) -> Tensor:
-        """Margins are differences of logits, and nothing else."""
+        """Return zeros (N, K - 1): margins are differences of logits only."""
         return torch.zeros(len(y), classes - 1, device=y.device)
 
     def cases(self, classes: int) -> Tensor:
-        """All margins are one case: the target wins only over all others."""
+        """Return one case for all margins: the target must beat all others."""
         return torch.zeros(classes - 1, dtype=torch.long)
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
-        """z_j - z_t."""
+        """Return the margins z_j - z_t, (N, K - 1)."""
         return logits.gather(1, self.rivals(y, logits.shape[1])) - logits.gather(
             1, self._targets(y)[:, None]
         )
 
     def worst(self, margins: Tensor) -> Tensor:
-        """The maximum; a NaN anywhere stays a NaN."""
+        """Return the maximum; a NaN anywhere stays a NaN."""
         return margins.amax(1)
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """log(sum_j exp(m_j)), minus the log odds of the target: the cross-entropy to the target is
-        softplus(smooth).
+        """Return log(sum_j exp(m_j)), minus the log odds of the target.
+
+        The cross-entropy to the target is softplus(smooth).
         """
         return margins.logsumexp(1)
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
-        """All classes but the target, in order."""
+        """Return all classes but the target, in order, (N, K - 1)."""
         return Untargeted().rivals(self._targets(y), classes)
 
     def take(self, index: Tensor) -> Targeted:
@@ -178,7 +206,7 @@ class Targeted:
         return dataclasses.replace(self, target=self.target[index.to(self.target.device)])
 
     def check(self, y: Tensor, classes: int) -> None:
-        """A target must be a class, and differ from the label."""
+        """Raise `BadInput` unless targets are classes other than the labels."""
         t = torch.as_tensor(self.target)
         if t.dim() and len(t) != len(y):
             raise BadInput(
@@ -197,19 +225,23 @@ class Targeted:
             )
 
     def identity(self) -> dict[str, object]:
-        """The target, where it is one."""
+        """Return the target, where it is the same for all points."""
         one = torch.as_tensor(self.target)
         return {"target": "each point's own" if one.dim() else str(one.item())}
 
 
 def is_adversarial(worst: Tensor) -> Tensor:
-    """Return (N,) bool: the worst margin is not positive. Ties and NaN are adversarial."""
+    """Return (N,) bool: the worst margin is not positive.
+
+    Ties and NaN are adversarial.
+    """
     return ~(worst > 0)
 
 
 def by_case(margins: Tensor, cases: Tensor) -> Tensor:
-    """Return the largest margin of each case (N, C), from margins (N, S) and the case of each
-    (S,).
+    """Return the largest margin of each case (N, C).
+
+    `margins (N, S)`, and the case of each in `cases (S,)`.
     """
     start = torch.full(
         (len(margins), int(cases.max()) + 1), -torch.inf, dtype=margins.dtype, device=margins.device
@@ -220,13 +252,14 @@ def by_case(margins: Tensor, cases: Tensor) -> Tensor:
 
 
 class _Endless:
-    """A goal that is never reached: its worst margin stays positive, and falls wherever the goal's
-    own does.
+    """A goal that is never reached, for searches beyond the boundary.
+
+    Its worst margin stays positive, and falls wherever that of the goal does.
     """
 
     def worst(self, margins: Tensor) -> Tensor:
         own: Tensor = super().worst(margins)  # type: ignore[misc]
-        # Of slope 1 or less, so that nothing overflows; a NaN stays one.
+        # of slope 1 at most, so that nothing overflows; a NaN stays a NaN
         return torch.where(own <= 0, 1 / (1 - own.clamp(max=0)), 1 + own)
 
 
@@ -243,8 +276,10 @@ class _EndlessSpecification(_Endless, Specification):
 
 
 def endless(goal: Goal) -> Goal:
-    """Return the goal without its end, for searches that are to go on beyond the boundary; of a
-    kind not known here, the goal itself: they end there.
+    """Return a goal that is never reached, for searches past the boundary.
+
+    A goal of a kind that is not known here is returned unchanged: searches for it end at the
+    boundary.
     """
     if type(goal) is Untargeted:
         return _EndlessUntargeted()

@@ -1,8 +1,8 @@
-"""Which other questions than a wrong class are there? Any boolean combination of linear
-inequalities of the outputs.
+"""Goals beyond misclassification, as linear inequalities of outputs.
 
-A specification lists the unsafe outputs as cases: unsafe iff in some case every inequality rows @
-logits + offset <= 0 holds.
+A specification lists the unsafe outputs as cases: an output is unsafe iff in some case every
+inequality rows @ logits + offset <= 0 holds, so any boolean combination of linear inequalities can
+be written (in disjunctive normal form, as in VNN-LIB).
 """
 
 from __future__ import annotations
@@ -19,17 +19,27 @@ from calipers.errors import BadInput
 
 @dataclass(frozen=True, eq=False)
 class Specification:
-    """Margins rows @ logits + offsets, `rows (S, K)`, `shifts (S,)`, of `belongs (S,)`: the case of
-    each, numbered from 0 without gaps.
+    """Unsafe outputs as a disjunction of conjunctions of inequalities.
 
-    Within a case one positive margin is enough to be safe; every case has to be safe. The same for
-    all points, whatever their labels, unless there are `shifts (N, S)` for each. A constant row
-    (all zeros) is allowed: its margin is its shift.
+    The margins are matrix @ logits + shifts. Within a case one positive margin is enough to be
+    safe; every case has to be safe. The matrix and the cases are the same for all points, whatever
+    their labels.
 
-    >>> both_negative = Specification(torch.eye(2), torch.zeros(2), torch.tensor([0, 0]))
-    >>> logits, labels = torch.tensor([[1.0, -2.0], [-1.0, -2.0]]), torch.tensor([0, 0])
-    >>> both_negative.worst(both_negative.margins(logits, labels)).tolist()
-    [1.0, -1.0]
+    Args:
+        matrix: coefficients (S, K), finite. A row of zeros is allowed: its margin is its shift.
+        shifts: constants (S,), or (N, S) for each point its own; finite.
+        belongs: the case of each margin, (S,) integers, numbered from 0 without gaps.
+
+    Raises:
+        BadInput: if the shapes do not fit, a number is not finite, or a case is left out.
+
+    Example:
+        Unsafe iff both outputs are at most 0:
+
+        >>> both_negative = Specification(torch.eye(2), torch.zeros(2), torch.tensor([0, 0]))
+        >>> logits, labels = torch.tensor([[1.0, -2.0], [-1.0, -2.0]]), torch.tensor([0, 0])
+        >>> both_negative.worst(both_negative.margins(logits, labels)).tolist()
+        [1.0, -1.0]
     """
 
     matrix: Tensor
@@ -62,29 +72,32 @@ class Specification:
         return self._converted[key]
 
     def rows(self, y: Tensor, classes: int) -> Tensor:
-        """(N, S, K), the same for every point."""
+        """Return the margin matrix (N, S, K), the same for every point."""
         return self.matrix.to(y.device).expand(len(y), -1, -1)
 
     def offsets(self, y: Tensor, classes: int) -> Tensor:
-        """(N, S), the same for every point unless each has its own."""
+        """Return the shifts (N, S), the same for all unless each has its own."""
         return self.shifts.to(y.device).expand(len(y), -1)
 
     def cases(self, classes: int) -> Tensor:
-        """The case of each margin."""
+        """Return the case of each margin, (S,)."""
         return self.belongs
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
-        """rows @ logits + offsets."""
+        """Return matrix @ logits + shifts, (N, S)."""
         matrix, shifts = self._at(logits)
         return logits @ matrix.T + shifts
 
     def worst(self, margins: Tensor) -> Tensor:
-        """The smallest over the cases of the largest within each; a NaN anywhere stays a NaN."""
+        """Return the smallest over the cases of the largest margin within each.
+
+        A NaN anywhere stays a NaN.
+        """
         each = [margins[:, self._members(case, margins)].amax(1) for case in range(self._count)]
         return torch.stack(each, 1).amin(1)
 
     def smooth(self, margins: Tensor) -> Tensor:
-        """Sums of exponentials in the place of both extremes."""
+        """Return `worst` with log-sum-exp in place of both extremes."""
         each = [
             margins[:, self._members(case, margins)].logsumexp(1) for case in range(self._count)
         ]
@@ -92,23 +105,31 @@ class Specification:
 
     @property
     def _count(self) -> int:
+        """The number of cases."""
         return int(self.belongs.max()) + 1
 
     def _members(self, case: int, like: Tensor) -> Tensor:
+        """Return the places of the margins of a case."""
         return torch.nonzero(self.belongs == case).flatten().to(like.device)
 
     def rivals(self, y: Tensor, classes: int) -> Tensor:
-        """The output that each margin falls with most."""
+        """Return the output of the smallest coefficient of each margin, (N, S).
+
+        Of all outputs it is the one with which the margin falls most.
+        """
         return self.matrix.argmin(1).to(y.device).expand(len(y), -1)
 
     def take(self, index: Tensor) -> Specification:
-        """The same goal, with the shifts of the chosen points where each has its own."""
+        """Return the same goal with the shifts of the chosen points."""
         if self.shifts.dim() == 1:
             return self
         return Specification(self.matrix, self.shifts[index.to(self.shifts.device)], self.belongs)
 
     def check(self, y: Tensor, classes: int) -> None:
-        """There must be a coefficient for every output, and shifts for every point or for all."""
+        """Raise `BadInput` where coefficients or shifts do not fit the model.
+
+        There must be a coefficient for every output, and shifts for every point or for all.
+        """
         if self.shifts.dim() > 1 and len(self.shifts) != len(y):
             raise BadInput(
                 f"the specification has shifts of {len(self.shifts)} points, not {len(y)}"
@@ -120,7 +141,7 @@ class Specification:
             )
 
     def identity(self) -> dict[str, object]:
-        """A digest of all numbers."""
+        """Return a digest of all numbers, which identifies the specification."""
         h = hashlib.sha256()
         for t in (self.matrix.double(), self.shifts.double(), self.belongs.long()):
             h.update(t.cpu().contiguous().numpy().tobytes())

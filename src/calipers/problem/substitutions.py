@@ -1,8 +1,8 @@
-"""What may an adversary do to letters? Replace at most k of them, each by an allowed one; and the
-finite neighbourhood that this makes around each point.
+"""Threat models that replace one-hot symbols of an input.
 
-A letter is a one-hot group of columns, so k switches move a point by 2k in the l1 distance: || e_a
-- e_b ||_1 = 2, and the budget k is the l1 budget 2k.
+At most k symbols are replaced, each by an allowed one, which makes the neighbourhood of a point
+finite. A symbol ("letter") is a one-hot group of columns, so k substitutions move a point by 2k in
+the l1 distance: || e_a - e_b ||_1 = 2, and the budget k is the l1 budget 2k.
 """
 
 from __future__ import annotations
@@ -31,21 +31,34 @@ from calipers.problem.substitution_region import (
 
 @dataclass(frozen=True, eq=False)
 class Substitutions:
-    """All x' that differ from x in at most k one-hot groups: {x' : x'_g in {x_g} + {e_a : a allowed
-    in g}, #{g : x'_g != x_g} <= k}.
+    """All inputs that differ from x in at most k one-hot symbols.
 
-    `groups` lists the columns of the flattened input that make up each letter (`letters` makes that
-    list for sequences); sizes may differ. `k` is one whole number, or one for each point (N,); k
-    switches are the l1 budget 2k. `allowed` says which letters may be put in: a list of letter
-    numbers for each group, a mask (G, K) with K the largest group's size, or a mask (G, K, K) of
-    the letters that each letter may become; None allows all. Leaving a letter as it is is always
-    admissible, allowed or not. `numeric` is a ball for the columns in no group, in their order (its
-    box, mask and weights have their number); None freezes them. Its radius is part of the question:
-    distances count switches, and moving numeric columns alone stands at half a switch (k=0.5 allows
-    just that), so that a bracket can tell it from a point that is wrong as it is.
+    The admissible set is {x' : x'_g in {x_g} + {e_a : a allowed in g}, #{g : x'_g != x_g} <= k}, g
+    over the groups of columns. To leave a symbol as it is is always admissible, allowed or not.
 
-    >>> Substitutions(letters(60, 4), k=2).k
-    2
+    Args:
+        groups: the columns of the flattened input that make up each symbol (`letters` makes this
+            list for sequences); groups may differ in size.
+        k: how many symbols may be replaced: one whole number, or one for each point (N,). k
+            substitutions are the l1 budget 2k. With `numeric`, k=0.5 lets the numeric columns move
+            and keeps all symbols.
+        allowed: which symbols may be put in: a list of symbol numbers for each group, a bool mask
+            (G, K) with K the size of the largest group, or a bool mask (G, K, K) of what each
+            symbol may become; None allows all.
+        numeric: a ball for the columns that are in no group, in their order (its box, mask and
+            weights have their number); None freezes them. Its radius is part of the question:
+            distances count substitutions, and to move numeric columns alone counts as half a
+            substitution, so that a bracket can tell such a point from one that is misclassified as
+            it is.
+
+    Raises:
+        BadInput: for groups that overlap or have fewer than two columns, a k that is no such
+            number, an `allowed` that does not fit the groups, or a `numeric` ball with a grid or
+            box="data".
+
+    Example:
+        >>> Substitutions(letters(60, 4), k=2).k
+        2
     """
 
     groups: Sequence[Sequence[int]]
@@ -55,8 +68,8 @@ class Substitutions:
 
     norm: ClassVar[str] = "substitutions"
     ends: ClassVar[None] = (
-        # letters have no ends, and their restrictions are in `allowed`; the numeric columns' own
-        # are in `numeric`
+        # symbols have no box: what restricts them is `allowed`, and the box of the numeric
+        # columns is in `numeric`
         None
     )
     mask: ClassVar[None] = None
@@ -100,7 +113,7 @@ class Substitutions:
         object.__setattr__(self, "allowed", self._mask_of(groups))
 
     def _mask_of(self, groups: tuple[tuple[int, ...], ...]) -> Tensor | None:
-        """Return `allowed` as a mask, checked."""
+        """Return `allowed` as a checked bool mask, or None."""
         count, size = len(groups), max(map(len, groups))
         if self.allowed is None:
             return None
@@ -132,8 +145,9 @@ class Substitutions:
 
     @cached_property
     def columns(self) -> Tensor:
-        """The column of each letter, (G, K) int64; groups of fewer letters repeat their first
-        column (see `exists`).
+        """The column of each symbol, (G, K) int64.
+
+        Groups of fewer symbols repeat their first column (see `exists`).
         """
         size = max(map(len, self.groups))
         return torch.tensor(
@@ -142,12 +156,12 @@ class Substitutions:
 
     @cached_property
     def exists(self) -> Tensor:
-        """Which entries of `columns` are letters, (G, K) bool?"""
+        """The entries of `columns` that are symbols and not padding, (G, K) bool."""
         size = self.columns.shape[1]
         return torch.arange(size) < torch.tensor([len(group) for group in self.groups])[:, None]
 
     def radii(self, n: int) -> Tensor:
-        """Return the number of switches allowed at each of n points, (N,) float64."""
+        """Return the substitutions allowed at each of n points, (N,) float64."""
         k = torch.as_tensor(self.k, dtype=torch.float64)
         if k.dim() and len(k) != n:
             raise BadInput(
@@ -157,8 +171,10 @@ class Substitutions:
         return k.expand(n).clone()
 
     def at(self, k: float | Tensor) -> Substitutions:
-        """Return the same threat with another number of switches; a search for the least may ask
-        for any number, and 1.9 allows one switch.
+        """Return the same threat with another number of substitutions.
+
+        A search over the budget may ask for any number: it is rounded down, so 1.9 allows one
+        substitution.
         """
         asked = torch.as_tensor(k, dtype=torch.float64)
         half = (asked >= NUMERIC_ALONE) & (asked < 1) & (self.numeric is not None)
@@ -175,35 +191,41 @@ class Substitutions:
         )
 
     def widest(self, x: Tensor) -> Tensor:
-        """Return the number of switches beyond which more add nothing, (N,) float64: the groups
-        that have another letter to offer.
+        """Return the budget beyond which a larger one adds nothing.
+
+        (N,) float64: the number of groups that have another allowed symbol.
         """
         return self.region(x).options.any(2).sum(1).double()
 
     def below(
         self, distance: NDArray[np.float64], proved: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Return where the search for a certificate begins under witnesses at these distances: one
-        switch less, which closes the bracket.
+        """Return the budget at which the search for a certificate begins.
+
+        Under witnesses at these distances: one substitution less, which closes the bracket.
         """
         return np.ceil(distance).clip(1) - 1
 
     def least(self, radius: Tensor) -> Tensor:
-        """Return the least numbers of switches that allow as much as these (N,)."""
+        """Return the smallest budgets (N,) that admit the same as these."""
         asked = self.at(radius).k
         assert isinstance(asked, Tensor)
         return asked
 
     def next(self, radius: Tensor) -> Tensor:
-        """Return the least numbers of switches that allow more than these (N,): before the first
-        switch numeric columns move alone.
+        """Return the smallest budgets (N,) that admit more than these.
+
+        With numeric columns, the half substitution that moves them alone comes before the first
+        whole one.
         """
         first = NUMERIC_ALONE if self.numeric is not None else 1.0
         return torch.where(radius < first, first, radius.floor() + 1)
 
     def check(self, x: Tensor) -> None:
-        """Raise `BadInput` unless every group of every point x (N, *D) is one-hot, and the numeric
-        columns lie in their ball's box.
+        """Raise `BadInput` where points x (N, *D) do not fit the threat.
+
+        Every group of every point must be one-hot, and the numeric columns must lie in their ball's
+        box.
         """
         radii = self.radii(len(x))
         self.check_letters(x)
@@ -223,7 +245,7 @@ class Substitutions:
         self.numeric.check(x.flatten(1)[:, self.rest(x)])
 
     def check_letters(self, x: Tensor) -> None:
-        """Raise `BadInput` unless every group of every point x (N, *D) is one-hot."""
+        """Raise `BadInput` unless every group of points x (N, *D) is one-hot."""
         width = x[0].numel() if len(x) else 1 + int(self.columns.max())
         if int(self.columns.max()) >= width:
             raise BadInput(
@@ -240,10 +262,10 @@ class Substitutions:
             )
 
     def region(self, x: Tensor, *, outward: bool = False) -> SubstitutionRegion:
-        """Return the admissible set around each point of x (N, *D), which must be one-hot in every
-        group.
+        """Return the admissible set around each point of x (N, *D).
 
-        With `outward` the numeric part is rounded outward; letters are exact anyway.
+        Every group of x must be one-hot. With `outward` the numeric part is rounded outward;
+        symbols are exact anyway.
         """
         self.check_letters(x)
         letters = self.read(x).argmax(2)
@@ -277,18 +299,21 @@ class Substitutions:
 
     @cached_property
     def hull(self) -> Ball:
-        """The l1 ball that holds every way of switching the letters: a switch is || e_a - e_b ||_1
-        = 2 long.
+        """The l1 ball that contains all admissible substitutions.
+
+        A substitution is || e_a - e_b ||_1 = 2 long.
         """
         return Ball("l1", 2 * torch.as_tensor(self.k, dtype=torch.float64), box=None)
 
     def _hull(self, x: Tensor, options: Tensor, numeric: Region | None) -> tuple[Tensor, Tensor]:
-        """Return how far each column can fall and rise over any number of switches, (M, d): one
-        that can leave falls by 1, one that can come rises by 1.
+        """Return how far each column can fall and rise, two of shape (M, d).
+
+        For any number of substitutions: a column that can be left falls by 1, one that can be put
+        in rises by 1.
         """
         flat, columns = torch.zeros_like(x.flatten(1)), self.columns.to(x.device).flatten()
         leaves = (self.read(x) == 1) & self.exists.to(x.device) & options.any(2, keepdim=True)
-        # Groups of fewer letters repeat their first column, where they add nothing.
+        # Groups of fewer symbols repeat their first column, where the padding adds nothing.
         low, high = (
             flat.index_add(1, columns, -leaves.flatten(1).to(x.dtype)),
             flat.index_add(1, columns, options.flatten(1).to(x.dtype)),
@@ -312,14 +337,14 @@ class Substitutions:
         return torch.nonzero(free).flatten().to(x.device)
 
     def read(self, points: Tensor) -> Tensor:
-        """Return the columns group by group, (M, G, K); 0 where a group has fewer letters."""
+        """Return the columns by group, (M, G, K); 0 for padding."""
         return points.flatten(1)[:, self.columns.to(points.device)] * self.exists.to(points)
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes two threats the same question, JSON-ready; k is not part of it (a
-        verdict is a reading of a bracket).
+        """Return what identifies the threat in a record, JSON-ready.
 
-        The numeric ball's radius is: a bracket measures switches, at that radius.
+        k is not part of it: a bracket of the distance answers the question for every k. The radius
+        of the numeric ball is: the bracket counts substitutions at that radius.
         """
         allowed = self.allowed.tolist() if isinstance(self.allowed, Tensor) else None
         numeric = (
@@ -339,8 +364,15 @@ class Substitutions:
 
 
 def letters(length: int, size: int, *, letters_first: bool = False) -> list[list[int]]:
-    """Return the groups of a sequence of `length` letters from an alphabet of `size`: inputs
-    (length, size), or (size, length) with `letters_first`.
+    """Return the groups of columns of one-hot sequences.
+
+    Args:
+        length: the number of symbols of a sequence.
+        size: the size of the alphabet.
+        letters_first: inputs are (size, length) instead of (length, size).
+
+    Returns:
+        For each position its columns in the flattened input, `length` lists of `size`.
     """
     table = (
         torch.arange(length * size).view(size, length).T
