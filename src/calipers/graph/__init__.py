@@ -1,3 +1,1 @@
-"""THE LOWER JAW, 1: the network as a straight list of operations, and the facts each states about
-itself.
-"""
+"""The network as a list of operations, and the facts of each operation."""

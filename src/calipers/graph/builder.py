@@ -1,5 +1,7 @@
-"""How does a call of an exported operation become nodes? As an operation with facts of its own, or
-as several; the same for a program of torch and for a file.
+"""Translation of an exported call into nodes of a graph.
+
+A call becomes one operation with facts of its own, or several operations. The same code serves
+programs of torch and networks read from files.
 
 To add an operation, state its facts in a class (`graph/kinds.py`) and enter its builder under its
 exported name: `COMPOSITIONS["aten.hypot.default"] = lambda w, x, y: w.write(Hypot(),
@@ -30,7 +32,7 @@ WHOLE = frozenset(
     "aten.max_pool2d.default aten.max_pool3d.default aten.group_norm.default "
     "aten.instance_norm.default aten.prelu.default".split()
 )
-"""Operations that know the batch as their first axis."""
+"""Operations that treat the first axis as the batch."""
 
 USES_BATCH_SIZE = (
     "the model computes with the batch size at {}: its answer for one point would depend on "
@@ -39,16 +41,21 @@ USES_BATCH_SIZE = (
 
 
 class BatchSize:
-    """Stands for the batch size in an argument; replaced by the actual one at each call."""
+    """A placeholder for the batch size among the arguments of a call.
+
+    It is replaced by the actual size at each call.
+    """
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A call that depends on the point: `args` hold a `Result` for each number of the graph and
-    constants as they are, `shape` is that of its result for one point.
+    """A call whose result depends on the input point.
+
+    `args` hold a `Result` for each result of the graph, and constants as they are; `shape` is the
+    shape of the call's result for one point.
 
     `keywords` are all keyword-only options that change the result, `chosen` those that the call
-    sets, `unusual` whether one of these is not the default.
+    sets, and `unusual` says whether one of these differs from its default.
     """
 
     name: str
@@ -61,17 +68,20 @@ class Asked:
 
     @property
     def variable(self) -> list[Result]:
-        """The numbers of the graph among the arguments."""
+        """Return the results of the graph among the arguments."""
         return [a for a in leaves(self.args) if isinstance(a, Result)]
 
     @property
     def sized(self) -> bool:
-        """Is the batch size among the arguments?"""
+        """Return whether the batch size is among the arguments."""
         return any(isinstance(a, BatchSize) for a in leaves(self.args))
 
 
 def build(w: Writer, asked: Asked) -> Any:
-    """Write a call; None where nothing is known of it, or not with these arguments."""
+    """Write a call as nodes and return its result, or None.
+
+    None where the operation is unknown, or not known with these arguments.
+    """
     op = _operation(w, asked)
     if op is not None:
         return w.write(op, *asked.variable)
@@ -103,8 +113,9 @@ def _call(w: Writer, asked: Asked) -> Call:
 
 
 def bind(w: Writer, target: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
-    """Return an operation as a function of batches of the numbers in its arguments, its constants
-    in their dtype.
+    """Return an operation as a function of the results in its arguments.
+
+    The function takes one batch per result; constants are converted to the dtype of the batches.
     """
 
     def run(*tensors: Tensor) -> Any:

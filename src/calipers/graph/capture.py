@@ -1,10 +1,10 @@
-"""How does a module become a graph? Exported, translated op by op, and only believed when both give
-the same numbers.
+"""Capture of a PyTorch module as a graph, compared with the module.
 
 `torch.export` traces the classifier's network (standardisation and class expansion included) on a
-float64 copy with a free batch size; where that is not understood, `run_decompositions` makes it
-functional but keeps linear, convolution and batch norm whole. Constants are folded. At the end
-graph and module run on the given points and on random ones, in float64, and must agree.
+float64 copy with a free batch size, and each exported operation is translated. Where that does not
+succeed, `run_decompositions` makes the program functional but keeps linear, convolution and batch
+norm whole. Constants are folded. At the end graph and module run on the given points and on random
+ones in float64, and the capture is refused unless both give the same numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from calipers.graph.ir import Graph
 from calipers.graph.writing import Result, Writer
 
 _AGREEMENT = (
-    1e-9  # relative; two float64 evaluations of the networks we measured differ by less than 1e-12
+    1e-9  # relative; float64 evaluations of the networks we measured differ by less than 1e-12
 )
 
 
@@ -46,19 +46,20 @@ _UNCHANGED = frozenset(
 
 
 class Freezable(Protocol):
-    """A model that can be held still while it is looked at."""
+    """A model whose state can be held fixed while it is captured."""
 
     def precisely(self) -> AbstractContextManager[nn.Module]:
-        """Hold the model still, and hand over a float64 copy of the whole map from native inputs to
-        logits.
+        """Hold the model fixed and yield a float64 copy of it.
+
+        The copy maps native inputs to logits.
         """
 
     @property
     def network(self) -> nn.Module:
-        """The same map, sharing the model's parameters."""
+        """Return the same map, sharing the model's parameters."""
 
     def state(self) -> object:
-        """Return what changes whenever a weight does."""
+        """Return a value that changes whenever a weight does."""
 
 
 _captured: weakref.WeakKeyDictionary[Freezable, tuple[object, Graph]] = weakref.WeakKeyDictionary()
@@ -66,13 +67,15 @@ _traced: weakref.WeakKeyDictionary[Freezable, tuple[object, Trace]] = weakref.We
 
 
 def graph_of(classifier: Freezable, x: Tensor, *, live: bool = False) -> Graph:
-    """Return the classifier's graph, captured once for each state of its weights: a certificate
-    about older weights would be worth nothing.
+    """Return the classifier's graph, captured once per state of its weights.
+
+    A certificate about older weights would be worth nothing, so the graph is captured anew when a
+    weight has changed.
 
     With `live` the graph is made of the model's own parameters, in the dtype and on the device of
     x, so that bounds are differentiable with respect to them. The model is traced once; each call
-    binds its parameters and buffers as they are now, in evaluation mode. Ask again after each
-    optimiser step, and after each backward pass:
+    binds its parameters and buffers as they are now, in evaluation mode. Call it again after each
+    optimiser step and after each backward pass:
 
         optimiser.zero_grad()
         graph = graph_of(classifier, x, live=True)
@@ -80,7 +83,8 @@ def graph_of(classifier: Freezable, x: Tensor, *, live: bool = False) -> Graph:
         (-margin_bounds(state, rows).amin(1)).clamp(min=-1).mean().backward()
         optimiser.step()
 
-    Raises as `capture`, and where the model was read from a file, whose numbers are constants.
+    Raises as `capture`, and with `live` also where the model was read from a file, whose numbers
+    are constants.
     """
     if live:
         return _bound_to(classifier, x)
@@ -91,11 +95,14 @@ def graph_of(classifier: Freezable, x: Tensor, *, live: bool = False) -> Graph:
 
 
 def capture(classifier: Freezable, x: Tensor) -> Graph:
-    """Return the graph of the classifier's network in float64; x (N, *D) are points to compare on.
+    """Return the graph of the classifier's network in float64.
 
-    Raises `UnsupportedOp` (an operation without facts: its name, module path and source line) or
-    `CaptureError` (cannot be copied or exported, mixes points of a batch, or graph and module
-    disagree; whatever else goes wrong in here as well). Cost: about a second for a small network.
+    `x` (N, *D) are points on which graph and module are compared.
+
+    Raises `UnsupportedOp` for an operation without known facts (its name, module path and source
+    line are given), and `CaptureError` where the model cannot be copied or exported, mixes points
+    of a batch, or disagrees with its graph, and for any other error during the capture. Cost: about
+    a second for a small network.
     """
     with _as_capture_errors(), classifier.precisely() as network:
         sample = _sample(x)
@@ -122,7 +129,10 @@ def _as_capture_errors() -> Iterator[None]:
 
 
 def _bound_to(classifier: Freezable, x: Tensor) -> Graph:
-    """Return the graph of the model's parameters, traced where that has not been done."""
+    """Return the graph of the model's current parameters.
+
+    The model is traced if that has not been done.
+    """
     network = classifier.network
     named = [*network.named_parameters(), *network.named_buffers()]
     form = (repr(network), tuple(x.shape[1:]), tuple((name, t.shape) for name, t in named))
@@ -152,8 +162,9 @@ def _trace(classifier: Freezable, x: Tensor) -> Trace:
 
 @runtime_checkable
 class Carrier(Protocol):
-    """A module that knows its own graph, in the precision of its buffers: what it was read from
-    said so.
+    """A module that knows its own graph, since it was read from a file.
+
+    The graph is in the precision of the module's buffers.
     """
 
     def graph(self) -> Graph:
@@ -161,16 +172,20 @@ class Carrier(Protocol):
 
 
 def _graph(network: nn.Module, sample: Tensor) -> Graph:
-    """Return a carried graph; of a sequence with a carrier in it, the parts' graphs one after
-    another; of anything else, what the export shows.
+    """Return the graph of a network, its own where the module carries one.
+
+    For a sequence with a carrier in it the graphs of the parts are joined one after another;
+    anything else is exported.
     """
     for module in network.modules():
-        known = getattr(module, "no_graph", "")  # why there is none, where the module can tell
+        known = getattr(
+            module, "no_graph", ""
+        )  # the reason why there is no graph, where the module gives it
         if isinstance(known, str) and known:
             raise UnsupportedOp(known)
     if _carries(network):
         return network.graph()
-    inner = getattr(network, "of", None)  # a network that is handed a copy of its input
+    inner = getattr(network, "of", None)  # the network inside a wrapper that copies its input
     if isinstance(inner, nn.Module) and any(map(_carries, inner.modules())):
         return _graph(inner, sample)
     if isinstance(network, nn.Sequential) and any(map(_carries, network)):
@@ -183,31 +198,37 @@ def _graph(network: nn.Module, sample: Tensor) -> Graph:
 
 
 def _carries(network: object) -> TypeGuard[Carrier]:
-    """Does the module know its own graph? (An exported program has an attribute of that name, which
-    is something else.)
+    """Return whether the module knows its own graph.
+
+    An exported program has an attribute of that name too, which is something else.
     """
     return isinstance(network, Carrier) and callable(network.graph)
 
 
 class Trace(NamedTuple):
-    """A program that could be read, and whether it was exported for a single point."""
+    """A program that could be translated, and whether it is for one point."""
 
     program: torch.export.ExportedProgram
     single: bool = False
 
     def graph(self, sample: Tensor, live: Mapping[str, Tensor] | None = None) -> Graph:
-        """Return the graph of the program, its parameters replaced by `live` ones of their name."""
+        """Return the graph of the program; `live` parameters replace its own.
+
+        They are matched by name.
+        """
         return _Translator(self.program, sample, single=self.single, live=live).run()
 
 
 def _exported(network: nn.Module, sample: Tensor) -> tuple[Graph, Trace]:
-    """Return the graph exported with a free batch size; where the batch does not stay the first
-    axis, that of a single point instead. With the program it was read from.
+    """Return the exported graph and the program it was translated from.
 
-    Most programs are understood as exported; to write one in fewer operations takes four times as
-    long as its export, so that is done only to the others. What is captured for one point may mix
-    the points of a batch: that shows when the module runs on several, and then the first reason
-    stands.
+    The program is exported with a free batch size; where the batch does not remain the first axis,
+    it is exported for a single point instead.
+
+    Most programs can be translated as exported; decomposing one into fewer kinds of operations
+    takes four times as long as its export, so that is done only for the others. A graph captured
+    for one point may come from a model that mixes the points of a batch. Running the module on
+    several points shows this, and then the first error is raised.
     """
     try:
         trace = Trace(exported(network, sample))
@@ -220,7 +241,7 @@ def _exported(network: nn.Module, sample: Tensor) -> tuple[Graph, Trace]:
             trace = Trace(in_fewer(exported(network, sample, single=True)), single=True)
             graph = trace.graph(sample)
         except UnsupportedOp:
-            # the operation is missing whatever the batch: that is to blame, and no line before it
+            # the operation is unsupported for any batch size: report this, not the first error
             raise
         except CaptureError:
             raise refused from None
@@ -238,7 +259,7 @@ def _keeps_points_apart(network: nn.Module, sample: Tensor) -> bool:
 
 
 def _then(first: Graph, second: Graph) -> Graph:
-    """Return the graph that hands the first one's result to the second."""
+    """Return the graph that feeds the result of the first to the second."""
     last = len(first.nodes)
     behind = [
         dataclasses.replace(node, inputs=tuple(i + last for i in node.inputs))
@@ -250,11 +271,11 @@ def _then(first: Graph, second: Graph) -> Graph:
 
 
 class _Translator:
-    """Walks the exported program once; `known` maps each of its nodes to a constant, a number of
-    the graph, or the batch size.
+    """Translates an exported program in one pass over its nodes.
 
-    `single`: the program was exported for one point, and its batch axis of 1 is an axis like all
-    others.
+    `known` maps each of its nodes to a constant, a result of the graph, or the batch size.
+    `single`: the program was exported for one point, and its batch axis of size 1 is an axis like
+    all others.
     """
 
     def __init__(
@@ -290,8 +311,8 @@ class _Translator:
                 self.writer.where = place_of(fx_node)
                 self.known[fx_node] = self._translate(fx_node)
             elif fx_node.op == "get_attr":
-                # an inner program: blocks of no_grad or autocast are unfolded where operations are
-                # written in fewer
+                # an inner program: blocks of no_grad or autocast are inlined when the program is
+                # decomposed
                 raise UnsupportedOp(
                     f"a part of the model is a program of its own ({fx_node.target}), at "
                     f"{place_of(fx_node)}: a branch or a loop on data"
@@ -359,7 +380,7 @@ class _Translator:
         return result
 
     def _parts(self, fx_node: fx.Node, args: tuple[Any, ...]) -> list[Result]:
-        """Write each result of an operation that divides a number."""
+        """Write each result of an operation that splits a tensor."""
         run, name = bind(self.writer, fx_node.target, args), str(fx_node.target)  # type: ignore[arg-type]
         shapes = [self._shape(value, place_of(fx_node)) for value in fx_node.meta["val"]]
 
@@ -369,8 +390,9 @@ class _Translator:
         return [self.writer.move(name, part(k, shape), args[0]) for k, shape in enumerate(shapes)]
 
     def _arguments(self, fx_node: fx.Node) -> tuple[Any, ...]:
-        """Return positional arguments with keyword ones put in their places, and every node
-        replaced by what is known of it.
+        """Return the positional arguments, including those given by keyword.
+
+        Every node among them is replaced by what is known of it.
         """
         args = list(fx_node.args)
         schema = getattr(fx_node.target, "_schema", None)
@@ -397,13 +419,15 @@ class _Translator:
                 f"the model mixes points of a batch at {where} (a result of shape "
                 f"{tuple(value.shape)}). Keep the batch as the first axis."
             )
-        return tuple(value.shape[1:]) or (1,)  # one number a point is a vector of one to the bounds
+        return tuple(value.shape[1:]) or (1,)  # bounds see one number per point as a vector
 
     def _written(
         self, name: str, fx_node: fx.Node, args: tuple[Any, ...], shape: tuple[int, ...]
     ) -> Any:
-        """Write the call. Operations that know the batch as their first axis get the axis of 1 of a
-        single point taken off before, and put back behind.
+        """Write the call as operations of the graph.
+
+        For a program of a single point, operations that treat the first axis as the batch get the
+        leading axis of size 1 removed before, and restored afterwards.
         """
         writer, keywords = self.writer, options(fx_node)
         chosen = {k: v for k, v in keywords.items() if k in fx_node.kwargs}
@@ -434,8 +458,9 @@ _STEPS = dict.fromkeys(
 
 
 def _compare(graph: Graph, network: nn.Module, sample: Tensor) -> None:
-    """Run both on the sample and on noise around it, a batch of another size included, and refuse
-    any difference beyond rounding.
+    """Raise `CaptureError` where graph and module differ beyond rounding.
+
+    Both run on the sample and on noise around it, which includes a batch of another size.
     """
     generator = torch.Generator().manual_seed(0)
     spread = sample.std().clamp_min(0.1)
@@ -447,7 +472,7 @@ def _compare(graph: Graph, network: nn.Module, sample: Tensor) -> None:
     )
     for points in (sample, noise + sample.mean(0)):
         with torch.no_grad():
-            # a model that mixes points shows here
+            # point by point: a model that mixes points differs here
             expected, got = (
                 torch.cat([network(point) for point in points.split(1)]),
                 graph.values(points)[-1],

@@ -1,7 +1,7 @@
-"""Layers made of operations that have bounds.
+"""Rewrites of layers as operations that have bounds.
 
-Gates, norms, shrinkage, clamps, and choices by the sign of a number. Each computes what the layer
-does, for real numbers, as `rewrites` does for the others.
+These are gates, norms, shrinkage, clamps, and choices by the sign of a number. Each rewrite
+computes, in real arithmetic, what the layer does, as `rewrites` does for the others.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _JUMPS = (
     "its value jumps, and no line through the jump bounds it usefully. Replace it by a continuous "
     "function"
 )
-_CONTINUOUS = 1e-12  # relative: what rounding makes of two values that are equal
+_CONTINUOUS = 1e-12  # relative: equal values may differ by this much through rounding
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A comparison of each element with a number, for `where` alone.
+    """A comparison of each element with a number, for use in `where` only.
 
-    x > threshold (`above`) or x < threshold. Whether the threshold itself counts makes no
-    difference: `where` takes what is continuous there.
+    x > threshold (`above`) or x < threshold. Whether the threshold itself is included makes no
+    difference: `where` accepts only choices that are continuous there.
     """
 
     x: Result
@@ -77,8 +77,8 @@ _Steps = list[Elementwise | Scale] | Tensor
 def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
     """Choose x or y, by a constant mask or by a comparison.
 
-    By a comparison of z with c: between functions of z, element by element, that meet at c, as
-    x(max(z, c)) + y(min(z, c)) - x(c).
+    By a comparison of z with c, the choice must be between elementwise functions of z that are
+    equal at c; it is written as x(max(z, c)) + y(min(z, c)) - x(c).
     """
     if not isinstance(mask, Condition):
         return where_constant(w, mask, x, y)
@@ -108,7 +108,10 @@ def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
 
 
 def _slope(steps: _Steps) -> float | None:
-    """Return the slope of a straight line that is the same for all elements."""
+    """Return the slope of a linear function, or None.
+
+    None where the function is not linear or the slope is not the same for all elements.
+    """
     if isinstance(steps, Tensor):
         return 0.0
     slope = 1.0
@@ -120,7 +123,7 @@ def _slope(steps: _Steps) -> float | None:
 
 
 def _function_of(w: Writer, z: Result, value: Value) -> _Steps | None:
-    """Return the functions that make a value of z, or the constant it is."""
+    """Return the chain of functions from z to a value, or the constant it is."""
     if not isinstance(value, Result):
         given = torch.as_tensor(value, dtype=w.dtype, device=w.device)
         return given if given.numel() == 1 else None
@@ -154,7 +157,7 @@ def _written(w: Writer, steps: _Steps, x: Result) -> Result:
 
 
 def gated(w: Writer, x: Result, dim: int = -1) -> Result | None:
-    """The first half along an axis times the sigmoid of the second."""
+    """Write the first half along an axis times the sigmoid of the second."""
     axis = w.axis(x, dim)
     half = x.shape[axis - 1] // 2
     first, second = (
@@ -166,7 +169,7 @@ def gated(w: Writer, x: Result, dim: int = -1) -> Result | None:
 def rms_norm(
     w: Writer, x: Result, shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Result:
-    """x / sqrt(mean of x^2 + eps) over the last axes, times a factor."""
+    """Write x / sqrt(mean of x^2 + eps) over the last axes, times a weight."""
     if eps is None:
         raise UnsupportedOp(
             "RMS normalisation without an eps takes that of the number type, which is another one "
@@ -180,7 +183,7 @@ def rms_norm(
 
 
 def soft_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
-    """x moved towards 0 by a size: max(x - s, 0) - max(-x - s, 0)."""
+    """Write x moved towards 0 by a size: max(x - s, 0) - max(-x - s, 0)."""
     require_numbers("softshrink", size=float(size))
     above = w.write(RELU, scaled(w, x, 1.0, -float(size)))
     below = w.write(RELU, scaled(w, x, -1.0, -float(size)))
@@ -188,16 +191,16 @@ def soft_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
 
 
 def hard_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
-    """x outside of [-size, size], 0 inside: continuous for size 0 only."""
+    """Write x outside of [-size, size], 0 inside; only size 0 is continuous."""
     if float(size) == 0:
         return scaled(w, x, 1.0)
     raise UnsupportedOp(f"hardshrink with size {float(size):g}: {_JUMPS} (softshrink)")
 
 
 def threshold(w: Writer, x: Result, least: float, otherwise: float) -> Result | None:
-    """x above a number, and another number elsewhere.
+    """Write x where it is above `least`, and `otherwise` elsewhere.
 
-    That is max(x, least) where both numbers are one; else it jumps.
+    That is max(x, least) where both numbers are equal; otherwise the function jumps and is refused.
     """
     if float(least) == float(otherwise):
         return maximum(w, x, torch.tensor(float(least), dtype=torch.float64))
@@ -207,9 +210,9 @@ def threshold(w: Writer, x: Result, least: float, otherwise: float) -> Result | 
 
 
 def clamp(w: Writer, x: Value, low: Any = None, high: Any = None) -> Result | None:
-    """min(max(x, low), high) with ends for each element.
+    """Write min(max(x, low), high), with bounds for each element.
 
-    It is high where low is above it.
+    The result is `high` where `low` is above it.
     """
     made: Value | None = x
     for end, function in ((low, maximum), (high, minimum)):
@@ -219,9 +222,9 @@ def clamp(w: Writer, x: Value, low: Any = None, high: Any = None) -> Result | No
 
 
 def adaptive_max_pool(rank: int) -> Callable[[Writer, Result, Any], Result | None]:
-    """Return the rewrite of a max-pool to a given size.
+    """Return the rewrite of a max-pool with a given output size.
 
-    Its windows may overlap, and differ in size.
+    Its windows may overlap and differ in size.
     """
     pool: Callable[..., Tensor] = (
         functional.adaptive_max_pool1d,
@@ -238,7 +241,7 @@ def adaptive_max_pool(rank: int) -> Callable[[Writer, Result, Any], Result | Non
         for n, m in zip(x.shape, (x.shape[0], *sizes), strict=True):
             spans = [(i * n // m, -((i + 1) * n // -m)) for i in range(m)]
             longest = max(end - start for start, end in spans)
-            # a shorter window names its last place again: that changes no extreme
+            # a shorter window repeats its last index: that leaves its maximum unchanged
             place = torch.tensor(
                 [[min(start + k, end - 1) for k in range(longest)] for start, end in spans]
             )
@@ -252,9 +255,9 @@ def adaptive_max_pool(rank: int) -> Callable[[Writer, Result, Any], Result | Non
 
 
 def _once(windows: Tensor, nowhere: int) -> Tensor:
-    """Return the windows with every place in them once.
+    """Return the windows with each index in them once.
 
-    What is left over is set to the place that lies in no image.
+    Repeated entries are replaced by `nowhere`, an index outside the image.
     """
     ordered = windows.sort(-1).values
     again = torch.zeros_like(ordered, dtype=torch.bool)
@@ -263,7 +266,7 @@ def _once(windows: Tensor, nowhere: int) -> Tensor:
 
 
 CHOICES = tuple(f"aten.where.{kind}" for kind in ("self", "ScalarSelf", "ScalarOther", "Scalar"))
-"""What a comparison may be used for."""
+"""The operations in which a comparison may be used."""
 
 COMPOSITIONS: dict[str, Callable[..., Any]] = {
     **REWRITES,
@@ -288,6 +291,8 @@ COMPOSITIONS: dict[str, Callable[..., Any]] = {
     "aten.clamp_max.Tensor": lambda w, x, high: clamp(w, x, None, high),
     **{f"aten.adaptive_max_pool{rank}d.default": adaptive_max_pool(rank) for rank in (1, 2, 3)},
 }
-"""Every rewrite by exported name, as `rewrites.REWRITES`; what a comparison is made into is a
-`Condition`, for `CHOICES` alone, and a layer of several results gives a list of them.
+"""Every rewrite by exported name, as `rewrites.REWRITES`.
+
+A comparison is made into a `Condition`, for `CHOICES` only, and a layer with several results gives
+a list of them.
 """

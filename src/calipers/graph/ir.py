@@ -1,6 +1,4 @@
-"""What is a network, to a bound? A list of nodes in order, each an operation on earlier nodes.
-Nothing else.
-"""
+"""The graph of a network: a list of operations, each on earlier results."""
 
 from __future__ import annotations
 
@@ -16,7 +14,9 @@ from calipers.graph.kinds import Op, is_affine
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An operation on the results of earlier nodes; `shape` is without the batch, `where` names the
+    """An operation on the results of earlier nodes.
+
+    `inputs` are the numbers of these results, `shape` is without the batch, `where` names the
     model's module and source line.
     """
 
@@ -28,34 +28,38 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The network: number 0 is the input of shape `input_shape`, number i + 1 the result of
-    `nodes[i]`, the last one the logits.
+    """A network as a list of nodes with numbered results.
+
+    Number 0 is the input of shape `input_shape`, number i + 1 the result of `nodes[i]`, and the
+    last one the logits.
     """
 
     input_shape: tuple[int, ...]
     nodes: tuple[Node, ...]
     apart: Graph | None = None
-    """The same network before neighbouring layers were merged: what is executed, one operation
-    after the other.
+    """The same network before neighbouring layers were merged.
+
+    This is what is executed, one operation after the other.
     """
     computed: str = ""
-    """Where the model computes a constant that float32 does not hold, so that its execution has
-    another one; empty where it does not.
+    """The place where the model computes a constant float32 does not hold.
+
+    The executed model has another constant there. Empty where there is no such place.
     """
 
     def values(self, x: Tensor) -> list[Tensor]:
-        """Return the result of every number, the input first, for a batch x (M, *input_shape)."""
+        """Return all results, the input first, for a batch x (M, *input_shape)."""
         results = [x]
         for node in self.nodes:
             results.append(node.op.value(*(results[i] for i in node.inputs)))
         return results
 
     def shape(self, number: int) -> tuple[int, ...]:
-        """Return the shape of a number's result, without the batch."""
+        """Return the shape of a result, without the batch."""
         return self.nodes[number - 1].shape if number else self.input_shape
 
     def to(self, dtype: torch.dtype) -> Graph:
-        """Return the graph with its constants in another dtype; made once for each."""
+        """Return the graph with constants in another dtype; cached per dtype."""
         if dtype not in self._copies:
             self._copies[dtype] = self._converted(dtype)
         return self._copies[dtype]
@@ -70,12 +74,16 @@ class Graph:
 
     @cached_property
     def ways(self) -> dict[int, tuple[int, ...]]:
-        """By number that a non-affine operation reads: the numbers from the one to bound in its
-        place, up to itself.
+        """Return which result to bound in place of each non-affine op's input.
 
-        Elements that are moved about, copied or bent are bounded before that, once; and where sums
-        multiply their number (the differences of all pairs), the few that they are made of, with
-        intervals from there on.
+        The keys are the numbers that non-affine operations read. The value is the chain of numbers
+        from the one that is bounded instead up to the key itself; intervals are propagated along
+        it.
+
+        Elements that are only moved, copied, or passed through an elementwise function are bounded
+        before that, once. Where sums multiply the number of elements (the differences of all
+        pairs), the fewer elements they are computed from are bounded, and intervals are used from
+        there on.
         """
         found = {}
         for last in sorted({i for n in self.nodes if not is_affine(n.op) for i in n.inputs}):
@@ -83,7 +91,7 @@ class Graph:
             while way[0] and self._carried(node := self.nodes[way[0] - 1]):
                 plain = plain and node.op.diagonal
                 way.insert(0, node.inputs[0])
-            found[last] = (last,) if plain else tuple(way)  # a mere change of shape is no gain
+            found[last] = (last,) if plain else tuple(way)  # reshaping alone gains nothing
         return found
 
     def _carried(self, node: Node) -> bool:
@@ -91,15 +99,18 @@ class Graph:
 
     @cached_property
     def bent(self) -> tuple[int, ...]:
-        """The numbers whose bounds matter: inputs of non-affine operations, or what these are made
-        of, in order.
+        """Return, in order, the numbers of the results that must be bounded.
+
+        They are the inputs of non-affine operations, or what stands in for them (`ways`).
         """
         return tuple(sorted({way[0] for way in self.ways.values()}))
 
     @cached_property
     def stem(self) -> int:
-        """The last number that is made from the input by a chain of affine operations on which all
-        else hangs; 0 where there is none.
+        """Return the last result of the affine chain at the start of the network.
+
+        Every later node depends on the input only through this result. 0 where there is no such
+        chain.
         """
         for k, node in enumerate(self.nodes):
             if (
@@ -112,11 +123,11 @@ class Graph:
 
     @cached_property
     def largest(self) -> int:
-        """The number of elements of the largest result."""
+        """Return the number of elements of the largest result."""
         return max(torch.Size(self.shape(i)).numel() for i in range(len(self.nodes) + 1))
 
     def behind(self, number: int) -> list[int]:
-        """Return the numbers that a number is made of, itself included, the input not."""
+        """Return the results a result depends on, itself included, not the input."""
         needed = {number}
         for k in range(number, 0, -1):
             if k in needed:
@@ -124,7 +135,7 @@ class Graph:
         return sorted(needed - {0})
 
     def up_to(self, number: int) -> Graph:
-        """Return the graph of what a number is made of, numbered anew: that one is the last."""
+        """Return the graph that ends at a result, numbered anew."""
         kept = self.behind(number)
         place = {0: 0, **{old: new for new, old in enumerate(kept, start=1)}}
         nodes = (self.nodes[k - 1] for k in kept)

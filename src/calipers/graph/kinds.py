@@ -1,10 +1,11 @@
-"""What is an operation, to a bound? One abstract class, with the facts that bounds ask of it.
+"""The interface of an operation: the facts about it that bounds need.
 
-An operation says what it computes, over which interval its values lie, and between what it lies
-over a box (`graph/relaxations.py`). All else has a default that is true of any operation, so a new
-one is a class in its own file and an entry in a table of builders. Two kinds are told apart: an
-affine operation is its own relaxation, a function of one number has lines for each element, which
-branching may cut.
+An operation states what it computes, in which interval its values lie over a box, and which
+relaxation bounds it from below and above over a box (`graph/relaxations.py`). Everything else has a
+default that is true of any operation, so a new operation is a class in a file of its own and an
+entry in a table of builders. Two kinds are distinguished: an affine operation is its own
+relaxation; an elementwise function is bounded by two lines for each element, and branching may
+split its input interval.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ Shape = tuple[int, ...]
 
 
 class Entry(NamedTuple):
-    """How an operation is written into a proof file: its facts, JSON-ready, and its arrays."""
+    """An operation in a proof file: its facts, ready for JSON, and its arrays."""
 
     facts: dict[str, Any]
     arrays: dict[str, Tensor]
 
 
 class Op(ABC):
-    """An operation on one or more numbers (M, *shape), batched over the first axis."""
+    """An operation on one or more inputs (M, *shape), batched over axis 0."""
 
     affine: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
-        """What to call it in a message."""
+        """Return the name used for the operation in messages."""
         return type(self).__name__
 
     @abstractmethod
@@ -49,76 +50,100 @@ class Op(ABC):
 
     @abstractmethod
     def interval(self, *ends: Any, **options: Any) -> Ends:
-        """Return the smallest and the largest value over a box, given by the ends (lower, upper) of
-        each input, rounded outward.
+        """Return the smallest and the largest value over a box.
+
+        The box is given by the ends (lower, upper) of each input. Both results are rounded outward.
         """
 
     @abstractmethod
     def relaxation(self, *ends: Any, **options: Any) -> Relaxation:
-        """Return what bounds the operation over a box, rounded outward, for an `alpha` (M, *out):
-        sound for every one in [0, 1], by default the tightest guess.
+        """Return a relaxation of the operation over a box, rounded outward.
+
+        `alpha` (M, *out) selects one of a family of relaxations; each alpha in [0, 1] is sound.
+        Without it the relaxation that is expected to be tightest is returned.
         """
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Where do tighter bounds of an input help, bool of its shape? By default everywhere but on
-        a point.
+        """Return where tighter input bounds would help, bool (input shape).
+
+        By default everywhere but where the interval is a single point.
         """
         return upper > lower
 
     def parametrised(self, held: Relaxation, *ends: Ends) -> Parametrised:
-        """Return the relaxations over a box as a function of alpha; `held` is the one of no alpha,
-        and all there is by default.
+        """Return the relaxations over a box as a function of alpha.
+
+        `held` is the relaxation without an alpha; by default it is the only one.
         """
         return Fixed(held)
 
     def chosen(self, held: Relaxation, alpha: Tensor, *ends: Ends) -> Relaxation:
-        """Return the relaxation at an alpha that a search has found; `held` is the one of none."""
+        """Return the relaxation at an alpha found by a search.
+
+        `held` is the relaxation without an alpha.
+        """
         return self.relaxation(*ends, alpha=alpha)
 
     def carries(self, shapes: list[Shape], shape: Shape) -> bool:
-        """Is it enough to bound the elements of the one input, and have them carried by intervals
-        through the operation?
+        """Return whether it is enough to bound the operation's input instead.
+
+        If so, the elements of its one input are bounded, and these bounds are propagated through
+        the operation by interval arithmetic.
         """
         return False
 
     @property
     def diagonal(self) -> bool:
-        """Is each result made of the one element that stands in the same place, or comes in the
-        same order?
+        """Return whether output elements correspond one to one to input elements.
+
+        Each output element is then computed from the one input element in the same place, or in the
+        same position of the flattened order.
         """
         return False
 
     @property
     def rounds(self) -> bool:
-        """Does the operation compute anything?"""
+        """Return whether the operation computes anything, so that it can round."""
         return True
 
     @property
     def kinks(self) -> tuple[float, ...] | None:
-        """Between which places is a function of one number straight, and branching splits it? None
-        where it is not made of straight pieces.
+        """Return the breakpoints of a piecewise linear function of one number.
+
+        The function is linear between neighbouring breakpoints, and branching splits there. None
+        where the function is not piecewise linear.
         """
         return None
 
     def members(self) -> Tensor | None:
-        """Return the flat places (out, k) in the input of the elements that each result is the
-        largest of, one past the end for padding; None for any other operation.
+        """Return the elements of which each output is the maximum, or None.
+
+        These are flat indices (out, k) into the input, padded with the index one past its end. None
+        for any operation that is not a maximum.
         """
         return None
 
     @property
     def executed_as_written(self) -> bool:
-        """Do libraries execute what `value` writes, one rounding for each operation in it?"""
+        """Return whether libraries execute exactly the operations of `value`.
+
+        That is, with one rounding for each arithmetic operation in it.
+        """
         return False
 
     @property
     def executed_exactly(self) -> bool:
-        """Is the executed result the real one, but for numbers below the normal ones?"""
+        """Return whether the executed result equals the real one.
+
+        Results below the normal floating-point numbers are excepted.
+        """
         return False
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry | None:
-        """Return what a proof file says of the operation on inputs of these shapes; None where its
-        checker knows no such operation. `record/checker.py` says what each entry means.
+        """Return the proof-file entry for inputs of these shapes, or None.
+
+        None where the proof checker knows no such operation. `record/checker.py` says what each
+        entry means.
         """
         return None
 
@@ -145,63 +170,79 @@ class Affine(Op):
         """Return |W| r for non-negative r."""
 
     def interval(self, *ends: Ends) -> Ends:
-        """An affine operation rounds as its terms do: whoever knows the arithmetic adds them up."""
+        """Raise `TypeError`: `value` and `absolute` give the interval.
+
+        The rounding of an affine operation depends on the number of its terms, so the code that
+        knows the arithmetic adds the allowance.
+        """
         raise TypeError(f"{self.label} is affine: its interval is made of `value` and `absolute`")
 
     def relaxation(self, *ends: Ends, alpha: Tensor | None = None) -> Relaxation:
-        """An affine operation is its own relaxation."""
+        """Raise `TypeError`: an affine operation is its own relaxation."""
         raise TypeError(f"{self.label} is affine: its coefficients go back by its adjoint")
 
     def windowed(self) -> Windowed | None:
-        """Return the operation if it sees a window of its input at each place."""
+        """Return the operation if it reads a window at each place, or None."""
         return None
 
     def slopes(self) -> tuple[Tensor, ...] | None:
-        """Return the factor of each element of each input, which broadcasts; None where elements
-        mix.
+        """Return the factor of each element of each input, or None.
+
+        The factors broadcast over the inputs. None where an output depends on several elements of
+        an input.
         """
         return None
 
     @property
     def constant_terms(self) -> Tensor | None:
-        """The size of what was added up to make the constant, where that is more than its absolute
-        value: folding may cancel, and rounds by what cancelled.
+        """Return the total magnitude of the terms added up into the constant.
+
+        It is given where it exceeds the absolute value of the constant: when constants are folded,
+        terms may cancel, and the rounding error is proportional to what cancelled.
         """
         return None
 
     @property
     def held(self) -> tuple[Tensor, ...]:
-        """The model's own tensors that the operation computes with as they are."""
+        """Return the model's own tensors that the operation uses unchanged."""
         return ()
 
     def longest_sum(self, shapes: list[Shape]) -> int:
-        """Return how many terms one result adds up at most, besides the constant."""
+        """Return the largest number of terms in one output, without the constant."""
         return sum(torch.Size(shape).numel() for shape in shapes)
 
     @property
     def sums_first(self) -> bool:
-        """May the execution add up more than the weights say, and divide afterwards (a mean)?"""
+        """Return whether a sum may be executed first and divided afterwards.
+
+        A mean may be executed that way; the intermediate sum is then larger than the weights say.
+        """
         return False
 
     @property
     def weighs_places(self) -> bool:
-        """May a neighbour of weight 0 get a little, as weights are computed from places?"""
+        """Return whether interpolation weights are computed from positions.
+
+        Rounding may then give a neighbour of weight 0 a small weight.
+        """
         return False
 
     @property
     def detour(self) -> tuple[Tensor, Tensor] | None:
-        """Of an operation that is executed in several steps: the largest product of its factors,
-        each at least 1, and the size of what is taken off before.
+        """Return the magnitudes of an operation that executes in several steps.
+
+        These are the largest product of its factors, each at least 1, and the size of what is
+        subtracted before.
         """
         return None
 
     @property
     def executed_as_written(self) -> bool:
-        """A sum of products, in whatever order."""
+        """Return True: the operation is a sum of products, in whatever order."""
         return True
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """As a matrix, found by asking about unit vectors."""
+        """Return the operation as a matrix, found by applying it to unit vectors."""
         return matrix_entry(self.value, shapes, shape)
 
     def to(self, dtype: torch.dtype) -> Affine:
@@ -210,7 +251,10 @@ class Affine(Op):
 
 
 class Windowed(Affine):
-    """An affine operation on images that sees a window of its input at each place: convolution."""
+    """An affine operation on images that reads a window at each place.
+
+    Convolution is the example.
+    """
 
     if TYPE_CHECKING:
 
@@ -224,12 +268,13 @@ class Windowed(Affine):
 
     @abstractmethod
     def window(self, size: int, axis: int) -> int:
-        """Return how many input pixels `size` neighbouring output places see along an axis."""
+        """Return how many input pixels `size` adjacent outputs see on an axis."""
 
     @abstractmethod
     def window_adjoint(self, a: Tensor) -> Tensor:
-        """Return W^T a for windows (M, C', h, w): (M, C, window(h, 0), window(w, 1)), padding
-        included.
+        """Return W^T a for windows of output places, padding included.
+
+        `a` is (M, C', h, w), the result (M, C, window(h, 0), window(w, 1)).
         """
 
 
@@ -244,33 +289,44 @@ class Elementwise(Op):
 
     @abstractmethod
     def range(self, lower: Tensor, upper: Tensor) -> Ends:
-        """Return the smallest and largest value on [lower, upper], rounded outward."""
+        """Return the smallest and largest value on [lower, upper].
+
+        Both are rounded outward.
+        """
 
     @abstractmethod
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """Return lines that sandwich f on [lower, upper], rounded outward; sound for every alpha in
-        [0, 1], by default the tightest guess.
+        """Return lines below and above f on [lower, upper], rounded outward.
+
+        They are sound for every alpha in [0, 1]. Without alpha the lines that are expected to be
+        tightest are returned.
         """
 
     @property
     def straight(self) -> bool:
-        """Are all lines straight functions of alpha? Then those at 0 and 1 say all."""
+        """Return whether the lines depend on alpha linearly.
+
+        If so, the lines at alpha 0 and 1 determine those at every other alpha.
+        """
         return False
 
     def guess(self, lower: Tensor, upper: Tensor) -> Tensor | None:
-        """Return the alpha taken where none is given; None where that is no simple function of the
-        ends.
+        """Return the alpha used where none is given, or None.
+
+        None where it is no simple function of the ends.
         """
         return None
 
     def slid(self, lower: Tensor, upper: Tensor) -> Slid | None:
-        """Return what `relax` gives at any alpha, for a search, where that is faster than asking
-        it; nothing in it is proved or leaves room for rounding.
+        """Return the lines as a function of alpha for a search, or None.
+
+        Given where that is faster than calling `relax`. The lines are not proven sound and leave no
+        room for rounding, so they serve the search only.
         """
         return None
 
     def parallel(self, lower: Tensor, upper: Tensor) -> Lines:
-        """Return lines of one slope, or as near to it as alpha brings them."""
+        """Return lines of equal slope, or the nearest to that alpha can reach."""
         half = torch.full_like(lower, 0.5)
         if not self.straight:
             return self.relax(lower, upper, half)
@@ -281,45 +337,52 @@ class Elementwise(Op):
         return self.relax(lower, upper, torch.where(rise == 0, half, alpha).clamp(0, 1))
 
     def interval(self, x: Ends) -> Ends:
-        """The function's range."""
+        """Return the range of the function."""
         return self.range(*x)
 
     def relaxation(self, x: Ends, alpha: Tensor | None = None) -> Lines:
-        """The function's lines."""
+        """Return the lines of the function."""
         return self.relax(*x, alpha)
 
     def carries(self, shapes: list[Shape], shape: Shape) -> bool:
-        """What is bent is bounded no worse by its range over the bounds of what goes in: no line
-        below it rises above its least value.
+        """Return True: the range over the input's bounds loses nothing.
+
+        The least value of a line below the function is at most the least value of the function
+        itself, so a relaxation would bound the output no better than the range over the bounds of
+        the input.
         """
         return True
 
     @property
     def executed_as_written(self) -> bool:
-        """To a few units in the last place."""
+        """Return True: libraries are accurate to a few units in the last place."""
         return True
 
     @property
     def jump(self) -> float:
-        """By how much the function falls at its last inflection."""
+        """Return by how much the function falls at its last inflection."""
         return 0.0
 
     @property
     def gate(self) -> float:
-        """Where a product was seen to be this function, how many times the argument its other
-        factor is, which is executed too.
+        """Return the factor that relates a recognised gate to its argument.
+
+        Where a product x * g(x) was recognised as this function, the factor is how many times the
+        argument the product's other factor is; that factor is executed too. 0 elsewhere.
         """
         return 0.0
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        """The numbers that the function is made with."""
+        """Return the numbers that define the function."""
         return ()
 
 
 class Slid(NamedTuple):
-    """The lines over an interval as a function of alpha, and the alpha at which they touch nearest
-    to its middle.
+    """Lines over an interval as a function of alpha, and a starting alpha.
+
+    `start` is the alpha at which the lines touch the function nearest to the middle of the
+    interval.
     """
 
     lines: Callable[[Tensor], Lines]
@@ -327,20 +390,20 @@ class Slid(NamedTuple):
 
 
 def is_affine(op: Op) -> TypeIs[Affine]:
-    """Is the operation affine?"""
+    """Return whether the operation is affine."""
     return op.affine
 
 
 def is_elementwise(op: Op) -> TypeIs[Elementwise]:
-    """Is the operation a function of one number, applied to every element?"""
+    """Return whether the operation is a function applied to each element."""
     return op.elementwise
 
 
-_AT_ONCE = 2**24  # bytes of unit vectors
+_AT_ONCE = 2**24  # bytes of unit vectors per batch
 
 
 def matrix_entry(value: Callable[..., Tensor], shapes: list[Shape], shape: Shape) -> Entry:
-    """Return an affine function as entries of a matrix, found by asking about unit vectors."""
+    """Return an affine function as matrix entries, found from unit vectors."""
     zeros = [torch.zeros(1, *s, dtype=torch.float64) for s in shapes]
     constant = value(*zeros)
     held = dict[str, Tensor]()
@@ -369,7 +432,10 @@ def matrix_entry(value: Callable[..., Tensor], shapes: list[Shape], shape: Shape
 
 
 def diagonal_entry(*factors: Tensor, bias: Tensor | None = None) -> Entry:
-    """Return the sum of inputs times factors of their own shape, plus a bias."""
+    """Return the entry of a sum of inputs times factors, plus a bias.
+
+    Each factor has the shape of its input.
+    """
     held = dict[str, Tensor]()
     for k, factor in enumerate(factors):
         places = torch.arange(factor.numel())
@@ -378,5 +444,5 @@ def diagonal_entry(*factors: Tensor, bias: Tensor | None = None) -> Entry:
 
 
 def function_entry(name: str, *parameters: float) -> Entry:
-    """Return a function of one number by the name that a checker knows."""
+    """Return a function of one number by the name the proof checker knows."""
     return Entry({"op": "function", "function": name, "parameters": list(parameters)}, {})

@@ -1,9 +1,9 @@
-"""What bounds an operation from below and above over a box, and how does a sweep pass through it?
-Lines, planes of two numbers, and the winners of windows.
+"""Relaxations: lower and upper bounds of an operation over a box.
 
-Every relaxation knows how coefficients go back through it, of what size are the terms that it adds
-up, and which value it takes; so a new kind of bound is one class, and no sweep has to know it. All
-tensors hold one row a problem.
+There are lines, planes of two variables, and planes of a maximum over windows. Every relaxation
+knows how backward bound propagation takes coefficients through it, how large the terms are that it
+adds up (for the rounding allowance), and which value it takes at a point. A new kind of bound is
+therefore one class, and the propagation code need not change. All tensors hold one row per problem.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Ends = tuple[Tensor, Tensor]
 
 
 class Relaxation(ABC):
-    """A lower and an upper bound of an operation over boxes, as a tuple of tensors (N, ...)."""
+    """Lower and upper bounds of an operation, as a tuple of tensors (N, ...)."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return the same relaxation with every tensor changed."""
+        """Return the same relaxation with a function applied to every tensor."""
         made: Callable[..., Self] = type(self)
         return made(*(change(t) for t in cast("Iterable[Tensor]", self)))
 
@@ -34,12 +34,14 @@ class Relaxation(ABC):
         return self.each(lambda t: t[rows])
 
     def to(self, dtype: torch.dtype) -> Self:
-        """Return the relaxation in another dtype; indices and flags stay."""
+        """Return the relaxation in another dtype; indices and flags are kept."""
         return self.each(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
     def lines(self) -> tuple[Lines, ...] | None:
-        """Return a pair of lines for each input that add up to the relaxation, element by element;
-        None where elements mix.
+        """Return a pair of lines per input that sum to the relaxation, or None.
+
+        The sum is taken element by element. None where an output depends on several elements of an
+        input.
         """
         return None
 
@@ -47,19 +49,27 @@ class Relaxation(ABC):
     def backward(
         self, a: Tensor, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the coefficients of the inputs (P, S, *shape), and the offset (P, S), of a lower
-        bound of <a, value> for a (P, S, *out): lower bounds where positive, upper ones elsewhere.
+        """Return input coefficients and offset of a lower bound of <a, value>.
+
+        For a (P, S, *out) the coefficients are (P, S, *shape) for each input and the offset is (P,
+        S). The operation's lower bound is used where a is positive, its upper bound elsewhere.
         """
 
     @abstractmethod
     def size(self, *magnitudes: Tensor) -> Tensor:
-        """Return what rounding is a share of, (N, *out): the absolute terms that `backward` adds
-        up, given the largest absolute value of every input.
+        """Return the total magnitude of the terms `backward` adds up, (N, *out).
+
+        The rounding error is a share of it. `magnitudes` are the largest absolute values of every
+        input.
         """
 
     @abstractmethod
     def at(self, a: Tensor, *inputs: Tensor) -> Tensor:
-        """Return the value (P, *out) at the inputs of what coefficients a (P, *out) take."""
+        """Return the relaxation's value (P, *out) at given inputs.
+
+        The coefficients a (P, *out) choose the side: lower bound where positive, upper bound
+        elsewhere.
+        """
 
 
 class _Lines(NamedTuple):
@@ -70,25 +80,28 @@ class _Lines(NamedTuple):
 
 
 class Lines(_Lines, Relaxation):
-    """Two lines that sandwich a function on an interval: slope * x + intercept, each of the input's
-    shape.
+    """Two lines below and above a function on an interval.
+
+    Each is slope * x + intercept; the four tensors have the shape of the input.
     """
 
     __slots__ = ()
 
     def lines(self) -> tuple[Lines, ...]:
-        """These."""
+        """Return these lines."""
         return (self,)
 
     def backward(
         self, a: Tensor, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """On a straight piece both lines are one factor; only the columns where lines differ are
-        looked at by sign.
+        """Take coefficients through the lines.
+
+        Where the two lines are equal (stable neurons) they act as one factor; only the columns
+        where they differ are treated by sign.
         """
         low, low_at, high, high_at = (line.flatten(1) for line in self)
         differ = (low != high) | (low_at != high_at)
-        # one look at the values for each operation, not for each row
+        # read the values back once per operation, not once per row
         width = int(differ.sum(1).max())
         if width * 4 > differ.shape[1]:
             shape = (-1, 1, *a.shape[2:])
@@ -121,7 +134,10 @@ class Lines(_Lines, Relaxation):
         return ((flat * high[:, None]).scatter_(2, wide, bent).view(a.shape),), offset
 
     def size(self, *magnitudes: Tensor) -> Tensor:
-        """|slope||x| + |intercept|, of the lower line and of the rise to the upper one."""
+        """Return |slope||x| + |intercept| of the lower line and of the difference.
+
+        The difference is that of the upper and the lower line.
+        """
         low, low_at, high, high_at = self
         return (
             (low.abs() + (high - low).abs()) * magnitudes[0]
@@ -130,7 +146,7 @@ class Lines(_Lines, Relaxation):
         )
 
     def at(self, a: Tensor, *inputs: Tensor) -> Tensor:
-        """The lower line where a is positive, the upper one elsewhere."""
+        """Return the lower line where a is positive, the upper one elsewhere."""
         low, low_at, high, high_at = self
         return torch.where(a > 0, low * inputs[0] + low_at, high * inputs[0] + high_at)
 
@@ -142,11 +158,11 @@ class _Planes(NamedTuple):
 
 
 class Planes(_Planes, Relaxation):
-    """A lower and an upper plane of the largest of some elements: each output is one input element,
-    or a constant.
+    """Lower and upper planes of a maximum over some elements.
 
-    `pick (M, *out)` is the flat index of the input element that bounds the output from below. Where
-    `exact`, that element bounds it from above too; elsewhere `ceiling` does.
+    Each plane is one input element or a constant. `pick (M, *out)` is the flat index of the input
+    element that bounds the output from below. Where `exact`, that element bounds it from above too;
+    elsewhere `ceiling` does.
     """
 
     __slots__ = ()
@@ -154,7 +170,7 @@ class Planes(_Planes, Relaxation):
     def backward(
         self, a: Tensor, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """To the winners."""
+        """Give the coefficients to the picked elements."""
         pick, exact, ceiling = (t.flatten(1)[:, None] for t in self)
         flat = a.flatten(2)
         constant = flat.clamp(max=0) * ~exact
@@ -163,12 +179,12 @@ class Planes(_Planes, Relaxation):
         return (back.view(*a.shape[:2], *shapes[0]),), (constant * ceiling).sum(-1)
 
     def size(self, *magnitudes: Tensor) -> Tensor:
-        """The element, or the ceiling."""
+        """Return the larger magnitude of the picked element and the ceiling."""
         picked = magnitudes[0].flatten(1).gather(1, self.pick.flatten(1)).view_as(self.ceiling)
         return torch.maximum(picked, self.ceiling.abs())
 
     def at(self, a: Tensor, *inputs: Tensor) -> Tensor:
-        """The element, or the ceiling."""
+        """Return the picked element, or the ceiling."""
         picked = inputs[0].flatten(1).gather(1, self.pick.flatten(1)).view_as(a)
         return torch.where(self.exact | (a > 0), picked, self.ceiling)
 
@@ -183,14 +199,15 @@ class _Saddle(NamedTuple):
 
 
 class Saddle(_Saddle, Relaxation):
-    """Two planes that sandwich a function of two numbers over a box: each side's slopes for x and y
-    and its intercept, all of the function's shape (M, *shape).
+    """Two planes below and above a function of two numbers over a box.
+
+    Each side has slopes for x and y and an intercept, all of the function's shape (M, *shape).
     """
 
     __slots__ = ()
 
     def lines(self) -> tuple[Lines, ...]:
-        """Return the planes' share in each number as lines, the intercepts with the first."""
+        """Return the planes as lines in x and in y; x has the intercepts."""
         zero = torch.zeros_like(self.lower_x)
         return Lines(self.lower_x, self.lower_intercept, self.upper_x, self.upper_intercept), Lines(
             self.lower_y, zero, self.upper_y, zero
@@ -199,24 +216,27 @@ class Saddle(_Saddle, Relaxation):
     def backward(
         self, a: Tensor, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Through the lines of each number."""
+        """Take coefficients through the lines in x and in y."""
         each = [lines.backward(a, shapes[:1]) for lines in self.lines()]
         return tuple(back for (back,), _ in each), each[0][1] + each[1][1]
 
     def size(self, *magnitudes: Tensor) -> Tensor:
-        """Of both numbers' lines."""
+        """Return the sum of the sizes of the lines in x and in y."""
         first, second = (
             lines.size(most) for lines, most in zip(self.lines(), magnitudes, strict=True)
         )
         return first + second
 
     def at(self, a: Tensor, *inputs: Tensor) -> Tensor:
-        """The lower plane where a is positive, the upper one elsewhere."""
+        """Return the lower plane where a is positive, the upper one elsewhere."""
         x, y, intercept = self.side(a)
         return x * inputs[0] + y * inputs[1] + intercept
 
     def side(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return slopes and intercept of the planes that coefficients a (M, *shape) take."""
+        """Return slopes and intercept of the planes chosen by the signs of a.
+
+        `a` is (M, *shape): the lower plane where positive, the upper one elsewhere.
+        """
         x, y, intercept = (
             torch.where(a > 0, low, high) for low, high in zip(self[:3], self[3:], strict=True)
         )
@@ -226,12 +246,14 @@ class Saddle(_Saddle, Relaxation):
 def by_sign(
     a: Tensor, low: Tensor, rise: Tensor, low_at: Tensor | None, gap: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return coefficients and offset behind lower lines (low, low_at) and upper lines (low + rise,
-    low_at + gap); no `low_at` where all are 0, as those of a ReLU.
+    """Return coefficients and offset behind a lower and an upper line.
+
+    The lower line is (low, low_at), the upper one (low + rise, low_at + gap). `low_at` is None
+    where all its elements are 0, as for a ReLU.
     """
     negative = a.clamp(max=0)
-    # A+ low + A- high = A low + A- (high - low): one pass less over the coefficients than splitting
-    # both signs.
+    # A+ low + A- high = A low + A- (high - low): one pass fewer over the coefficients than
+    # splitting into both signs.
     offset = contract(negative.flatten(2), gap.flatten(1))
     if low_at is not None:
         offset = offset + contract(a.flatten(2), low_at.flatten(1))
@@ -239,65 +261,67 @@ def by_sign(
 
 
 class Parametrised(ABC):
-    """An operation between planes that may be chosen, one direction a row: a (P, *out) are the
-    coefficients of what it makes, alpha (P, n) the choice.
+    """A relaxation with free parameters alpha, one direction per row.
+
+    `a` (P, *out) are the coefficients of the operation's output, `alpha` (P, n) the parameters.
     """
 
     @abstractmethod
     def start(self) -> Tensor | None:
-        """Return where the choice begins, (P, n); None where there is none."""
+        """Return the initial alpha, (P, n), or None where there is none."""
 
     @abstractmethod
     def backward(
         self, a: Tensor, alpha: Tensor | None, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the coefficients of its inputs, (P, ...) each, and the offset (P,)."""
+        """Return the inputs' coefficients, (P, ...) each, and the offset (P,)."""
 
     @abstractmethod
     def at(self, a: Tensor, alpha: Tensor | None, inputs: list[Tensor]) -> Tensor:
-        """Return the planes that the coefficients take, at the inputs."""
+        """Return the value at the inputs of the planes chosen by the signs of a."""
 
     @abstractmethod
     def pull(self, a: Tensor, inputs: list[Tensor]) -> Tensor | None:
-        """Return d bound / d alpha, (P, n)."""
+        """Return the gradient of the bound with respect to alpha, (P, n)."""
 
 
 class Fixed(Parametrised):
-    """A relaxation with nothing to choose."""
+    """A relaxation without free parameters."""
 
     def __init__(self, relaxation: Relaxation) -> None:
         self.relaxation = relaxation
 
     def start(self) -> Tensor | None:
-        """Nothing."""
+        """Return None."""
         return None
 
     def backward(
         self, a: Tensor, alpha: Tensor | None, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """As in a sweep of one direction a row."""
+        """Take one direction per row through the relaxation."""
         backs, offset = self.relaxation.backward(a[:, None], shapes)
         return tuple(back[:, 0] for back in backs), offset[:, 0]
 
     def at(self, a: Tensor, alpha: Tensor | None, inputs: list[Tensor]) -> Tensor:
-        """The relaxation's own."""
+        """Return the relaxation's value."""
         return self.relaxation.at(a, *inputs)
 
     def pull(self, a: Tensor, inputs: list[Tensor]) -> Tensor | None:
-        """Nothing."""
+        """Return None."""
         return None
 
 
 class Tilt(Parametrised):
-    """Planes of two numbers between a first and a last pair: alpha weighs the last, element by
-    element.
+    """Planes of two numbers interpolated between a first and a last pair.
+
+    alpha is the weight of the last pair, element by element.
     """
 
     def __init__(self, first: Saddle, last: Saddle) -> None:
         self.first, self.rise = first, Saddle(*(b - a for a, b in zip(first, last, strict=True)))
 
     def start(self) -> Tensor | None:
-        """The mean of both planes."""
+        """Return 0.5 everywhere: the mean of both pairs."""
         return torch.full_like(self.rise[0], 0.5).flatten(1)
 
     def _side(self, a: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -310,15 +334,15 @@ class Tilt(Parametrised):
     def backward(
         self, a: Tensor, alpha: Tensor | None, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Element by element."""
+        """Take coefficients through the interpolated planes, element by element."""
         x, y, intercept = self._side(a, alpha)
         return (a * x, a * y), (a * intercept).flatten(1).sum(1)
 
     def at(self, a: Tensor, alpha: Tensor | None, inputs: list[Tensor]) -> Tensor:
-        """Element by element."""
+        """Return the value of the interpolated planes, element by element."""
         x, y, intercept = self._side(a, alpha)
         return x * inputs[0] + y * inputs[1] + intercept
 
     def pull(self, a: Tensor, inputs: list[Tensor]) -> Tensor | None:
-        """The rise from the first planes to the last, weighed."""
+        """Return a times the difference of the last and the first planes."""
         return (a * self.rise.at(a, *inputs)).flatten(1)
