@@ -1,3 +1,1 @@
-"""WHERE THEY MEET: a plan of tools, the referee that admits what they propose, and the one loop
-that runs them.
-"""
+"""Measurements: plans of tools, the referee and the loop that runs them."""

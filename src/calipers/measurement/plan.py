@@ -1,4 +1,4 @@
-"""Which tools are run, in what order, on which points?"""
+"""Plans and stages: which tools run, in what order, on which points."""
 
 from __future__ import annotations
 
@@ -13,26 +13,44 @@ _POINTS = {"attack": 256, "certifier": 256}
 
 @dataclass(frozen=True)
 class Stage:
-    """One tool and the points it is for.
+    """A tool and the points it is run on.
 
-    `aim` "verdict": points whose verdict at the radius asked is open. "distance": every point the
-    model gets right, to narrow its bracket; such a tool starts from what is known of the point.
+    Args:
+        tool: The attack or certifier.
+        kind: "attack" or "certifier".
+        aim: "verdict" runs the tool on the points whose verdict at the radius asked is open.
+            "distance" runs it on every point that the model classifies correctly, to narrow its
+            bracket; such a tool starts from what is known of the point.
+        audit: Number of random points, of those still open, that the tool is tried on first; the
+            others are tried only where it settles any of these. The record keeps how many were
+            tried, so that a bound on what the audit may have missed can be stated. None, the
+            default, tries all points.
+        fallback: Run the stage only where the stage before it, a better tool, was too expensive for
+            its share of the time or for the memory.
+        family: Name of a family of attacks, "" for none. Families that follow each other are not a
+            sequence, they stand side by side (`measurement.portfolio`): each is tried on a sample
+            of what is left, of the size that its audit says, and the family that breaks most points
+            per second goes first.
+        waits: Run the family after all families that do not wait.
+        near: Relative excess of a deep search of a family. The search is worth its time on points
+            whose nearest known adversarial example lies beyond the radius by no more than this
+            share of it; the other points are tried only where it breaks any point of its sample
+            that lies farther away. With an audit of 0 the other points are never tried, and a few
+            of the nearest points decide. With `near` 0 no point counts as near, and the random
+            sample alone decides. None, the default: the stage makes no such distinction.
 
-    `audit`: the tool is tried on that many random points of those still open, and on the others
-    only where it settles any of these. The record keeps how many were tried, so that a bound on
-    what the audit may have missed can be stated. None tries all of them.
+    Returns:
+        A frozen dataclass. Two stages with equal fields are equal.
 
-    `fallback`: only where the stage before it, a better tool, was too dear for its share of the
-    time or the memory.
+    Raises:
+        Nothing. Settings of a tool are checked by the tool.
 
-    `family`: attacks with a family that follow each other are no sequence but stand side by side
-    (`measurement.portfolio`): each is tried on a sample of what is left, as large as its audit
-    says, and what breaks most per second goes first. One that `waits` comes after all that do not.
-
-    `near`: a deep search of a family, worth its time on points whose nearest known example lies
-    beyond the radius by no more than that share of it; on others only where it breaks any of its
-    sample that lie farther. With an audit of 0 it is for no others, and a few of the nearest
-    decide; with `near` 0 no point counts as near, and its random sample alone decides.
+    Example:
+        >>> from calipers.attacks import PGD
+        >>> from calipers.measurement.plan import Stage
+        >>> stage = Stage(PGD(steps=10), "attack", audit=32)
+        >>> stage.aim, stage.block
+        ('verdict', 256)
     """
 
     tool: Attack | Certifier
@@ -46,19 +64,22 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """The tool's settings, which are its identity in the record."""
+        """The tool's repr: its settings, which identify it in the record."""
         return repr(self.tool)
 
     @property
     def by_the_clock(self) -> bool:
-        """Has the tool so many seconds for a point? Then each point is recorded as tried once it is
-        through, and its time is not begun anew.
+        """Whether the tool has a time limit for each point.
+
+        If so, each point is recorded as tried as soon as it is done, and its time is not granted
+        again when a run is resumed.
         """
         return hasattr(self.tool, "seconds")
 
     def proving(self) -> Stage:
-        """Return the stage with its tool writing proof files, if it can: its name in the record
-        stays.
+        """Return the stage with its tool writing proof files, if it can.
+
+        The name of the tool in the record stays the same.
         """
         if not hasattr(self.tool, "proofs"):
             return self
@@ -67,21 +88,41 @@ class Stage:
 
     @property
     def block(self) -> int:
-        """How many points are dealt at once; a block is recorded as tried only when all of it
-        is.
+        """The number of points dealt at once.
+
+        A block is recorded as tried only when all of it has been.
         """
         return _POINTS[self.kind]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order, cheapest first, and a limit in seconds (None: no limit), which ends a tool
-    inside a block too.
+    """Stages in order, cheapest first, and limits on their time.
 
-    `lower_share` bounds what certifiers may take that prove nothing: that share of the processor
-    time of the attacks, a few seconds at least. None: whatever they take. `next_step` is the
-    command (without the word calipers) that would settle more of what this plan leaves open;
-    reports pass it on.
+    Args:
+        name: Name of the plan, as reports print it.
+        stages: The stages, in the order in which they run.
+        next_step: Command (without the word calipers) that would settle more of what this plan
+            leaves open; reports pass it on.
+        seconds: Time limit of the whole run in seconds of wall-clock time; it ends a tool inside a
+            block too. None: no limit.
+        lower_share: Bound on the time of certifiers that prove nothing, as a share of the processor
+            time of the attacks (a few seconds are always granted). None: no bound.
+
+    Returns:
+        A frozen dataclass.
+
+    Raises:
+        Nothing.
+
+    Example:
+        >>> from calipers.attacks import PGD
+        >>> from calipers.certificates import CROWN
+        >>> from calipers.measurement.plan import Plan, Stage
+        >>> stages = (Stage(PGD(), "attack"), Stage(CROWN(), "certifier"))
+        >>> plan = Plan("mine", stages, seconds=600)
+        >>> [stage.kind for stage in plan.stages]
+        ['attack', 'certifier']
     """
 
     name: str

@@ -1,4 +1,7 @@
-"""The record: evidence, the bracket it spans, the file it is kept in. Imports without torch."""
+"""The record: evidence, brackets, and the file that keeps them.
+
+This package can be imported without torch.
+"""
 
 from calipers.record.estimates import clopper_pearson, dkw_half_width, two_sided, wilson
 

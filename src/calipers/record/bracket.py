@@ -1,6 +1,4 @@
-"""Between which two numbers does each adversarial distance lie? The bracket, and its one
-operation.
-"""
+"""Brackets: lower and upper bounds on adversarial distances."""
 
 from __future__ import annotations
 
@@ -19,12 +17,37 @@ Verdict = Literal["robust", "broken", "unknown", "invalid"]
 
 @dataclass(frozen=True)
 class Bracket:
-    """lower <= d* <= upper for N points, with the tool that set each end.
+    """Bounds lower <= d* <= upper on the adversarial distances d* of N points.
 
-    `lower` (N,) float64: nothing adversarial lies within that distance, closed ball (0 is the empty
-    claim). `upper` (N,) float64: an adversarial example stands at that distance (infinity where
-    none is known). Joining is commutative, associative and idempotent, so resuming, retrying,
-    sharding and merging are one operation.
+    Brackets are joined by taking the tighter bound at each end. The join is commutative,
+    associative and idempotent, so that resuming, retrying, sharding and merging runs are one
+    operation.
+
+    Args:
+        lower: (N,) float64, in native units. Nothing adversarial lies within that distance (closed
+            ball); 0 claims nothing.
+        upper: (N,) float64, in native units. An adversarial example is known at that distance;
+            infinity where none is known.
+        lower_tool: The repr of the tool that set each lower bound, "" where there is none.
+        upper_tool: The same for each upper bound.
+
+    Returns:
+        A frozen dataclass.
+
+    Raises:
+        Contradiction: A lower bound is not below its upper bound (both may be 0: the point is
+            misclassified), or one of them is NaN.
+
+    Example:
+        >>> from calipers.record.bracket import Bracket
+        >>> from calipers.record.evidence import Evidence
+        >>> proof = Evidence("a", "certificate", "CROWN()", 0.01)
+        >>> found = Evidence("a", "witness", "PGD()", 0.03)
+        >>> bracket = Bracket.of(["a"], [proof, found])
+        >>> float(bracket.lower[0]), float(bracket.upper[0])
+        (0.01, 0.03)
+        >>> bracket.verdicts(0.02), bracket.verdicts(0.04)
+        (['unknown'], ['broken'])
     """
 
     lower: NDArray[np.float64]
@@ -46,20 +69,25 @@ class Bracket:
 
     @classmethod
     def open(cls, n: int) -> Bracket:
-        """Return the bracket that claims nothing: [0, infinity) for `n` points."""
+        """Return the bracket [0, infinity) for `n` points, which claims nothing."""
         return cls(np.zeros(n), np.full(n, np.inf), ("",) * n, ("",) * n)
 
     @classmethod
     def of(cls, names: Sequence[str], evidence: Iterable[Evidence]) -> Bracket:
-        """Return the join of all facts about the points `names`; facts about other points are
-        passed over.
+        """Return the join of all facts about the points `names`.
+
+        Facts about other points are skipped. Raises `Contradiction` where the bounds of a point
+        cross.
         """
         growing = Growing(names)
         growing.add(evidence, check=False)
         return growing.bracket()
 
     def join(self, other: Bracket) -> Bracket:
-        """Return the tighter of both at each end; raises `Contradiction` where the ends cross."""
+        """Return the bracket with the tighter of both bounds at each end.
+
+        Raises `Contradiction` where the bounds cross.
+        """
         low = [
             _closer(b, q, a, p, sign=-1)
             for a, b, p, q in zip(
@@ -86,8 +114,10 @@ class Bracket:
         )
 
     def verdicts(self, radius: NDArray[np.float64] | float) -> list[Verdict]:
-        """Read the bracket at a radius: `upper <= radius` broken, `lower >= radius` robust, else
-        unknown.
+        """Return the verdict of each point at a radius.
+
+        A point is "broken" where `upper <= radius`, "robust" where `lower >= radius`, and else
+        "unknown". The radius is one number or (N,), in native units.
         """
         r = np.broadcast_to(np.asarray(radius, dtype=np.float64), self.lower.shape)
         return [
@@ -97,8 +127,9 @@ class Bracket:
 
 
 class Growing:
-    """A bracket of the points `names` that facts are joined to as they come, in place: `lower (N,)`
-    and `upper (N,)` as in `Bracket`.
+    """A bracket of the points `names` that facts are joined to in place.
+
+    `lower` (N,) and `upper` (N,) are as in `Bracket`.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -108,8 +139,10 @@ class Growing:
         self._lower_tool, self._upper_tool = [""] * n, [""] * n
 
     def add(self, evidence: Iterable[Evidence], *, check: bool = True) -> list[int]:
-        """Join facts, those about other points passed over, and return the places whose ends moved;
-        `check` raises `Contradiction` where the ends cross.
+        """Join facts, and return the places whose bounds moved.
+
+        Facts about other points are skipped. With `check`, raises `Contradiction` where the bounds
+        of a point cross.
         """
         moved = list[int]()
         for fact in evidence:
@@ -127,11 +160,11 @@ class Growing:
                 self.upper[i], self._upper_tool[i] = fact.radius, fact.tool
                 moved.append(i)
         if check and any(not _in_order(self.lower[i], self.upper[i]) for i in moved):
-            self.bracket()  # says what is wrong
+            self.bracket()  # raises, with a message that says what is wrong
         return moved
 
     def bracket(self, places: Sequence[int] | None = None) -> Bracket:
-        """Return the bracket as it is now, of all points or of those at some places."""
+        """Return the bracket as it is now, of all points or of those at `places`."""
         if places is None:
             ends = self.lower.copy(), self.upper.copy()
             return Bracket(*ends, tuple(self._lower_tool), tuple(self._upper_tool))
@@ -145,13 +178,18 @@ class Growing:
 
 
 def _in_order(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Do the ends not cross? Written so that a NaN on either side is a contradiction too."""
+    """Return where the bounds do not cross.
+
+    Written so that NaN in either bound counts as a contradiction too.
+    """
     return np.asarray((lower < upper) | ((lower == 0) & (upper == 0)))
 
 
 def _closer(value: float, tool: str, held: float, holder: str, *, sign: int) -> bool:
-    """Is `value` the tighter end? Equal values are decided by the tool's name, so that the order of
-    joining cannot be seen.
+    """Return whether `value` is the tighter bound.
+
+    `sign` is -1 for lower bounds and 1 for upper ones. Ties are decided by the tool's name, so that
+    the result does not depend on the order of joining. Raises `Contradiction` for NaN.
     """
     if np.isnan(value):
         raise Contradiction(f"{tool} claims a distance that is not a number")

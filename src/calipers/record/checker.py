@@ -1,27 +1,30 @@
-"""Is a proof file true? Everything is proved again from its network and its point: `python
-checker.py proof.npz`. NumPy and the standard library only.
+"""Checker of proof files: `python checker.py proof.npz`.
 
-The file states a claim: no input of a threat set around `x` changes what a network of listed
-operations answers. Beside it the file holds choices: slopes, weights, multipliers, cuts, parts of
-the threat set, and which rows to sweep. Any choice is sound, since this program derives from it
-whatever has to be true: boxes of all numbers by interval arithmetic; planes between which each
-operation lies over its box; sweeps, which carry <a, number> >= ... back through one operation at a
-time to the input, and narrow boxes; and that all leaves are proved and leave no gap. It believes no
-bound of the file.
+It needs NumPy and the standard library only. A file states a claim: no input of a threat set around
+the point `x` changes what a network, given as a list of operations, answers. Beside the claim the
+file holds choices: slopes of relaxations, weights, multipliers, cuts (the splits of branch and
+bound), parts of the threat set, and which elements to bound by backward propagation. Any choice is
+sound, since this program derives from it whatever has to be true, from the network and the point,
+and believes no bound of the file. It computes boxes (elementwise lower and upper bounds) of all
+values by interval arithmetic; hyperplanes between which each nonlinear operation lies over its box;
+and narrower boxes by backward bound propagation (a "sweep", as in CROWN: a lower bound of <a,
+value> is carried back through one operation at a time to the input). Then it proves all leaves of
+the branch and bound tree, and that they leave no gap.
 
-Three hashes say what was proved. `model` names the network, `claim` network, threat, point and goal
-together: every number that decides what is claimed. They are computed here from what is used, and
-printed; whoever knows the claim that was asked for compares it (`--claim`, `--model`). The last 64
-bytes of the file are the hash of all before: no bit of it can change unnoticed.
+Three hashes say what was proved. `model` names the network; `claim` names network, threat set,
+point and goal together, that is every number that decides what is claimed. Both are computed here
+from what is used, and printed; whoever knows the claim that was asked for compares it (`--claim`,
+`--model`). The last 64 bytes of the file are the hash of all bytes before them: no bit of it can
+change unnoticed.
 
-Number 0 is the input, number k the result of operation k, all of them flat. A pass looks at the
-whole threat set, or at parts of it: rows of every box.
+Value number 0 is the input, value number k the result of operation k, each flattened. A pass looks
+at the whole threat set, or at parts of it; every box then has one row for each part.
 
 Bounds are computed in float64. A sum of n products errs by at most g(n) = nu / (1 - nu) times the
 sum of their sizes, u = 2^-53, in any order of summation (Higham, Accuracy and Stability of
-Numerical Algorithms, ch. 3); coefficients that a sweep has computed count as chosen, so that the
-rounding of one operation costs g(n) <|A|, |W||x| + |b|>. Functions and planes are taken to err by
-2^-48 of their size. What is proved holds for the network in real arithmetic.
+Numerical Algorithms, ch. 3). Coefficients that backward propagation has computed count as chosen,
+so that the rounding of one operation costs g(n) <|A|, |W||x| + |b|>. Functions and hyperplanes are
+taken to err by 2^-48 of their size. What is proved holds for the network in real arithmetic.
 """
 
 from __future__ import annotations
@@ -44,15 +47,15 @@ Array = NDArray[Any]
 Box = tuple[Array, Array]
 VERSION = 3
 SEAL = 64  # bytes at the end of a file: the hash of those before
-# of header and arrays
+# what the hash of a claim covers: entries of the header, beginnings of the names of arrays
 CLAIM = (
     ("guarantee", "network", "threat", "goal"),
     ("net.", "threat.", "x", "spec", "offsets", "cases"),
 )
-# rounding, of functions and planes, and what underflow can lose
+# unit roundoff; relative error of functions and hyperplanes; what underflow can lose
 UNIT, ROOM, TINY = 2.0**-53, 2.0**-48, 1e-280
-_OWN, _HELD = 64, 2**21  # operations besides the long sums; coefficients in flight
-# of any file: bytes, numbers of an operation, classes
+_OWN, _HELD = 64, 2**21  # roundings besides the long sums; coefficients held at once
+# limits for any file: bytes unpacked, numbers of an operation, classes
 _UNPACKED, _SIZE, _CLASSES = 2**28, 2**25, 2**13
 
 
@@ -61,23 +64,23 @@ class Rejected(Exception):
 
 
 def demand(good: Any, message: str) -> None:
-    """Reject the file unless something holds."""
+    """Raise `Rejected` with this message unless something holds."""
     if not good:
         raise Rejected(message)
 
 
 def g(n: float) -> float:
-    """Return the allowance for n roundings."""
+    """Return the relative error bound of n roundings, nu / (1 - nu)."""
     return n * UNIT / (1 - n * UNIT)
 
 
 def above(value: Any) -> Any:
-    """Return the next number."""
+    """Return the next larger float64 number."""
     return np.nextafter(value, np.inf)
 
 
 def of(values: Array, part: Array) -> Array:
-    """Return a row of values (..., parts, n) for each row of a sweep; one part serves all."""
+    """Return the row of `values` for each part; a single row serves all parts."""
     return values if values.shape[-2] == 1 else values[..., part, :]
 
 
@@ -87,7 +90,7 @@ def dot(a: Array, values: Array) -> Array:
 
 
 def gathered(a: Array, index: Array, size: int) -> Array:
-    """Return (R, size): the columns of a (R, m) added up by their index."""
+    """Return (R, size): the columns of `a` (R, m) added up by their index."""
     order = np.argsort(index, kind="stable")
     keys, starts = np.unique(index[order], return_index=True)
     result = np.zeros((len(a), size))
@@ -97,8 +100,10 @@ def gathered(a: Array, index: Array, size: int) -> Array:
 
 
 class Function(NamedTuple):
-    """A function of one number: its value; a bound of |f''| on [a, b] between kinks (None: straight
-    there); kinks; a fall at one place, and that place.
+    """A function of one number, as the relaxations need it.
+
+    `bend` bounds |f''| on [a, b] between `kinks`, that is breakpoints (None: piecewise linear).
+    `jump` is the size of a downward jump of the function, and the place where it jumps.
     """
 
     value: Callable[[Array], Array]
@@ -107,12 +112,14 @@ class Function(NamedTuple):
     jump: tuple[float, float] = (0.0, math.inf)
 
     def least(self, side: int, slope: Array, low: Array, high: Array) -> Array:
-        """Return no more than side * (f(t) - slope * t) on [low, high]: where a line below (side 1)
-        or above (side -1) may begin.
+        """Return a lower bound of side * (f(t) - slope * t) on [low, high].
 
-        Between kinks that is, on [a, b], no less than at the ends, less max |f''| (b - a)^2 / 8. Of
-        32 such cells the eight of least bound are cut into four, five times: little more than max
-        |f''| (high - low)^2 2^-33 is lost.
+        It is the intercept (times `side`) of a line of that slope below f (side 1) or above f (side
+        -1).
+
+        Between breakpoints, on [a, b], the function is at least its smaller end value less max
+        |f''| (b - a)^2 / 8. The interval is cut into 32 cells; the eight of least bound are cut
+        into four, five times over. So little more than max |f''| (high - low)^2 2^-33 is lost.
         """
 
         def at(t: Array, m: Array) -> Any:
@@ -154,8 +161,9 @@ class Function(NamedTuple):
         return result.reshape(slope.shape)
 
     def lines(self, low: Array, high: Array, slopes: list[Array | None]) -> list[Array]:
-        """Return slope and intercept of a line below and of one above: of the slopes given, or the
-        chord's where there is none.
+        """Return slope and intercept of a line below f, then of one above.
+
+        The slopes are those given; where none is given, or it is not finite, that of the chord.
         """
         wide, lines = np.where(high > low, high - low, 1.0), list[Array]()
         chord = np.nan_to_num(
@@ -173,8 +181,10 @@ def near(a: Array, b: Array) -> Array:
 
 
 def erf(t: Array) -> Array:
-    """Five terms of Taylor's series around the nearest 128th; the sixth is below 60 / 256^6 / 720 <
-    4e-16.
+    """Return the error function of t, within 4e-16.
+
+    Five terms of the Taylor series around the nearest multiple of 1/128; the sixth term is below 60
+    / 256^6 / 720 < 4e-16.
     """
     t = np.clip(np.nan_to_num(t), -6.0, 6.0)
     k = np.rint(t * 128).astype(int)
@@ -185,7 +195,7 @@ def erf(t: Array) -> Array:
     )
 
 
-# negative places count from the end
+# erf(k / 128) for k = -768 ... 768, where a negative k counts from the end of the array
 _ERF = np.array([math.erf(k / 128) for k in [*range(769), *range(-768, 0)]])
 _C = 2 / math.sqrt(2 * math.pi)
 FUNCTIONS: dict[str, Callable[..., Function]] = {
@@ -238,7 +248,7 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
         ),
     ),
     "softplus": lambda beta, end: (
-        Function(  # t itself from beta t = end on: by so much it falls there
+        Function(  # from beta t = end on it is t itself: there it jumps down by this much
             lambda t: np.logaddexp(0, beta * t) / beta,
             lambda a, b: beta * np.minimum(0.2501, np.exp(-beta * near(a, b))),
             (),
@@ -254,10 +264,13 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
 
 
 class Node:
-    """One operation of the list. If affine, `maps` holds for each input x -> Wx (B, n) -> (B, m), W
-    as it is or absolute, and a -> W^T a (R, m) -> (R, n). Else it lies between planes, whose
-    `terms` tell for each input which results they go to and which elements they are of (None: both
-    are one).
+    """One operation of the list.
+
+    An affine operation has `maps`: for each input a function x -> Wx, (B, n) -> (B, m), with W as
+    it is or in absolute values, and a function a -> W^T a, (R, m) -> (R, n). Any other operation
+    lies between hyperplanes; its `terms` tell, for each input, to which results a term of the
+    hyperplane belongs and which element of the input it multiplies (None: term, result and element
+    have the same number).
     """
 
     def __init__(
@@ -355,7 +368,7 @@ class Node:
         )
 
     def _linear(self, k: int) -> Any:
-        """Weights (out, in) at the last axis."""
+        """Return the maps of a layer with weights (out, in) at the last axis."""
         w = self.held["weight"]
         demand(
             w.shape == (self.shape[-1], self.came[0][-1]) and self.shape[:-1] == self.came[0][:-1],
@@ -369,8 +382,10 @@ class Node:
         return forward, lambda a: (a.reshape(len(a), -1, len(w)) @ w).reshape(len(a), -1)
 
     def _convolution(self, k: int) -> Any:
-        """Weights (out, in / groups, *kernel). Each place of the kernel has weights (groups, m, c),
-        and meets elements (groups, c, places).
+        """Return the maps of a convolution with weights (out, in/groups, *kernel).
+
+        Each position of the kernel has weights (groups, m, c), and meets elements (groups, c,
+        places).
         """
         w, groups, wide, taps = (
             self.held["weight"],
@@ -378,7 +393,7 @@ class Node:
             self.wide[0],
             list[tuple[Array, Array]](),
         )
-        # one past the end
+        # the padding has the number `wide`, one past the last element
         index = np.pad(
             np.arange(wide).reshape(self.came[0]),
             [(0, 0), *((p, p) for p in self.facts["padding"])],
@@ -406,7 +421,7 @@ class Node:
 
         def back(a: Array) -> Array:
             result, rows = np.zeros((wide + 1, len(a))), np.ascontiguousarray(a.T)
-            for weight, met in taps:  # of one tap no two elements meet the same one
+            for weight, met in taps:  # within one tap all indices differ, so += is safe
                 result[met.reshape(-1)] += (
                     weight.transpose(0, 2, 1) @ rows.reshape(*weight.shape[:2], -1)
                 ).reshape(-1, len(a))
@@ -415,7 +430,7 @@ class Node:
         return forward, back
 
     def _matrix(self, k: int) -> Any:
-        """Entries by row and column."""
+        """Return the maps of a sparse matrix, given by row, column and value."""
         row, column, value = (self.held[f"{name}{k}"] for name in ("row", "column", "value"))
         return lambda x, weigh: gathered(
             x[:, column] * weigh(value), row, self.size
@@ -424,9 +439,11 @@ class Node:
     def planes(
         self, boxes: list[Box], given: list[Array | None], flat: bool = False
     ) -> list[Array]:
-        """Return slopes (inputs, parts, terms) and intercepts (parts, size) of planes below, then
-        of planes above. `given`: slopes of lines, weights of second planes of products. `flat`:
-        slopes of 0 instead, which make the intercepts the range.
+        """Return hyperplanes below the operation, then hyperplanes above it.
+
+        Each has slopes (inputs, parts, terms) and intercepts (parts, size). `given`: chosen slopes
+        of lines, or for products weights of the second hyperplane of each pair. With `flat` all
+        slopes are 0, which makes the intercepts the range of the operation over its box.
         """
         if self.kind == "function":
             return self.function.lines(
@@ -444,9 +461,13 @@ class Node:
         return [low.reshape(1, len(low), -1), low_at, high.reshape(1, len(low), -1), high_at]
 
     def _product(self, boxes: list[Box], given: list[Array | None], flat: bool) -> list[Array]:
-        """Sums of x y. Over a box x y lies above planes of slopes (l_y, l_x) and (h_y, h_x), below
-        (h_y, l_x) and (l_y, h_x) for x and y (McCormick 1976); and on one side of any plane where
-        it is so at the corners, for it is straight along both axes.
+        """Return hyperplanes of sums of products x y.
+
+        For x in [l_x, h_x] and y in [l_y, h_y], x y lies above hyperplanes of slopes (l_y, l_x) and
+        (h_y, h_x), and below those of slopes (h_y, l_x) and (l_y, h_x) for x and y (McCormick
+        1976); a chosen weight mixes the two. Any hyperplane that bounds x y at the corners of the
+        box does so on all of it, since x y is linear along either axis: intercepts are computed
+        from the corners.
         """
         into, planes, ends = (
             self.held["into"],
@@ -478,8 +499,12 @@ class Node:
         return planes
 
     def _largest(self, lows: Array, highs: Array, flat: bool) -> list[Array]:
-        """No less than a member, the first of nearly the largest lower end; no more than that one
-        where it dominates, else than the largest upper end.
+        """Return hyperplanes of the maximum of each window.
+
+        Below: one member, the first whose lower bound is within 1e-9 of the largest, since the
+        maximum is no less than any member. Above: the same member where it dominates (its lower
+        bound is no less than the upper bounds of all others), else the largest upper bound, a
+        constant.
         """
         best = np.eye(lows.shape[2], dtype=bool)[(lows >= lows.max(2)[..., None] - 1e-9).argmax(2)]
         wins = (np.where(best, lows, -np.inf).max(2) >= np.where(best, -np.inf, highs).max(2)) & (
@@ -493,8 +518,11 @@ class Node:
         ]
 
     def _logsumexp(self, lows: Array, highs: Array, flat: bool) -> list[Array]:
-        """A share of log sum exp x: that is convex, and lies above its tangent in the middle. And
-        log s <= log t + s / t - 1 for any t, with chords in s.
+        """Return hyperplanes of `share` times log sum exp x of each window.
+
+        Below: log sum exp is convex, hence above its tangent in the middle of the box. Above: log s
+        <= log t + s / t - 1 for any t > 0, where s is the sum of the exponentials, each of which
+        lies below its chord.
         """
 
         def total(x: Array) -> Array:
@@ -529,7 +557,10 @@ class Node:
 
 
 class Threat:
-    """All x + d with |w d|_p <= radius, low <= x + d <= high; `box` is the smallest around it."""
+    """The threat set: all x + d with |w d|_p <= radius, low <= x + d <= high.
+
+    d is 0 outside the mask. `box` is the smallest box around the set, rounded outwards.
+    """
 
     def __init__(self, facts: dict[str, Any], x: Array, arrays: dict[str, Array]) -> None:
         self.norm, self.radius, self.x = facts["norm"], float(facts["radius"]), x
@@ -564,8 +595,11 @@ class Threat:
         )
 
     def fall(self, a: Array, low: Array, high: Array, whole: bool) -> Array:
-        """Return no less than <-a, d> is for low <= d <= high and, of the `whole` set, |w d|_p <=
-        radius: for l1 and l2 by a multiplier, sound at any.
+        """Return an upper bound of <-a, d> over all allowed perturbations d.
+
+        Allowed are low <= d <= high and, for the `whole` threat set, |w d|_p <= radius. For l1 and
+        l2 the norm constraint enters with a Lagrange multiplier, which is sound at any value;
+        bisection only seeks a good one.
         """
         if not whole or self.norm == "linf":
             return np.asarray(
@@ -584,7 +618,7 @@ class Threat:
             np.sqrt((slope**2).sum(1, keepdims=True)) / (1 if p == 1 else max(self.radius, 1e-100))
             + 1e-200,
         )
-        for _ in range(60):  # does what is moved use up the radius?
+        for _ in range(60):  # bisection: does the step at this multiplier use up the radius?
             middle = (least + most) / 2
             over = (moved(middle) ** p).sum(1, keepdims=True) > self.radius**p
             least, most = np.where(over, middle, least), np.where(over, most, middle)
@@ -594,8 +628,9 @@ class Threat:
 
 
 class Verdict(NamedTuple):
-    """Was the claim proved? If not, `reason` says what failed. `claim` is the header, its hashes
-    compared.
+    """Whether the claim was proved; if not, `reason` says what failed.
+
+    `claim` is the header, whose hashes were compared with those computed here.
     """
 
     proved: bool
@@ -605,7 +640,7 @@ class Verdict(NamedTuple):
 
 
 class Proof:
-    """A file, read and compared with its own header."""
+    """A proof file, read and compared with its own header."""
 
     def __init__(self, data: bytes) -> None:
         again = "if it is whole and from an older calipers, write it again"
@@ -714,9 +749,7 @@ class Proof:
         }
 
     def places(self, name: str, size: int) -> Array:
-        """Return which elements an array is about, each no more than once if they are of cuts or
-        parts.
-        """
+        """Return the elements an array is about: in range; none twice in `place`s."""
         place = np.asarray(self.arrays[name], np.int64).reshape(-1)
         demand(
             ((place >= 0) & (place < size)).all(), f"{name} points past the end of what it is about"
@@ -729,8 +762,10 @@ class Proof:
 
 
 def digest(told: Any, arrays: dict[str, Array], beginnings: tuple[str, ...] = ("net.",)) -> str:
-    """Return SHA-256 of facts as JSON with sorted keys, then of name, type, shape and bytes of each
-    array whose name begins so; by default a network's.
+    """Return the SHA-256 of facts and arrays, by default a network's.
+
+    Hashed are the facts as JSON with sorted keys, then name, type, shape and bytes of each array
+    whose name begins with one of `beginnings`.
     """
     parts = [
         f"{key}:{v.dtype.str}:{list(v.shape)}:".encode() + v.tobytes()
@@ -743,7 +778,7 @@ def digest(told: Any, arrays: dict[str, Array], beginnings: tuple[str, ...] = ("
 
 
 def claimed(header: dict[str, Any], arrays: dict[str, Array]) -> str:
-    """Return the name of a claim: the digest of all that says what is claimed."""
+    """Return the hash of a claim: of all that says what is claimed."""
     return digest({name: header[name] for name in CLAIM[0]}, arrays, CLAIM[1])
 
 
@@ -753,9 +788,12 @@ def seal(data: bytes) -> bytes:
 
 
 def covered(low: Array, high: Array, begin: Array, end: Array) -> bool:
-    """Do leaves (P, keys) leave no gap in the box from begin to end? Looks for a value of a key
-    that no leaf lies across, which parts them in two lots, one on each side, and so on until a lot
-    holds a leaf that is all of its box.
+    """Return whether leaves leave no gap in the box from `begin` to `end`.
+
+    `low` and `high` (P, keys) are the bounds of the leaves, a column for each element that is split
+    anywhere. Recursively, a value of one key that no leaf lies across divides the leaves into two
+    groups, one on either side, until a group holds a leaf that is all of its box. Where there is no
+    such value the answer is no: a cover may be refused by mistake, but a gap is never accepted.
     """
     lots = [(low, high, begin, end)]
     while lots:
@@ -783,9 +821,7 @@ def covered(low: Array, high: Array, begin: Array, end: Array) -> bool:
 
 
 class Prover:
-    """The boxes proved so far, number by number, and the sweeps that narrow them. `good`: which
-    leaves of each block are proved.
-    """
+    """The boxes proved so far; `good` says which leaves of a block are proved."""
 
     def __init__(self, proof: Proof) -> None:
         self.proof, self.nodes, self.whole, self.good = (
@@ -811,9 +847,7 @@ class Prover:
         self.leaves: dict[int, list[list[Array]]] = {int(c): [] for c in proof.cases}
 
     def run(self) -> Verdict:
-        """Go through the passes: every number's box, then the leaves; at last look for gaps between
-        these.
-        """
+        """Bound all values and prove the leaves, pass by pass; then look for gaps."""
         blocks, reasons = self.proof.header["blocks"], list[str]()
         for turn in sorted({0} | {int(b["pass"]) for b in blocks}):
             self._begin(f"pass{turn}")
@@ -851,7 +885,7 @@ class Prover:
         )
 
     def _begin(self, turn: str) -> None:
-        """Begin with the box of the whole threat set, or with those of a pass's parts of it."""
+        """Begin with the box of the whole threat set, or with those of its parts."""
         x, ends, held = (
             self.proof.threat.x,
             self.proof.threat.box,
@@ -921,9 +955,7 @@ class Prover:
         return [slice(begin, begin + step) for begin in range(0, rows, step)]
 
     def _narrow(self, number: int, j: int) -> None:
-        """Sweep the rows of a block, each for one end of one element of a part, and take what they
-        prove.
-        """
+        """Narrow a value's box: each row bounds one end of one element of a part."""
         proof, ends = self.proof, [end.copy() for end in self.boxes[number]]
         element, upper = (
             proof.places(f"b{j}.element", proof.sizes[number]),
@@ -948,8 +980,9 @@ class Prover:
         self.boxes[number] = ends[0], ends[1]
 
     def _leaves(self, j: int) -> str:
-        """Sweep a block of leaves; return what failed, and note which part of the threat set each
-        proves for its case.
+        """Prove a block of leaves; return what failed, "" if nothing did.
+
+        Note also which region, a part and its cuts, each leaf is about, for the search for gaps.
         """
         proof, arrays, cuts = self.proof, self.proof.named(f"b{j}."), dict[int, tuple[Any, ...]]()
         case, weights = np.asarray(arrays["case"], int), np.asarray(arrays["weights"], np.float64)
@@ -1029,15 +1062,17 @@ class Prover:
         part: Array,
         cuts: dict[int, tuple[Any, ...]],
     ) -> Array:
-        """Return lower bounds (R,) of <a, value of the number> over parts of the threat set, inside
-        the cuts; `rows` is their place in block j.
+        """Return lower bounds (R,) of <a, value `number`> within the cuts.
+
+        They hold over the parts of the threat set that `part` names. `rows` is the place of these
+        rows in block j.
         """
         pending, deep = {number: a}, 2 * len(self.nodes) + _OWN
         total: Any = np.zeros(len(a))
         lost = total
         for k in (k for k in range(number, 0, -1) if k in pending):
             a, node = pending.pop(k), self.nodes[k - 1]
-            if k in cuts:  # beta (z - end) >= 0 in the branch
+            if k in cuts:  # in this branch beta (z - end) >= 0
                 place, low, high, beta = cuts[k]
                 gain, a = beta * np.where(beta > 0, low, np.where(beta < 0, high, 0.0)), a.copy()
                 a[:, place] -= beta
@@ -1083,9 +1118,12 @@ class Prover:
         part: Array,
         cuts: dict[int, tuple[Any, ...]],
     ) -> tuple[Array, Array, list[Array]]:
-        """Go through an operation between planes: the lower ones where coefficients are positive,
-        the upper ones where they are negative. Rows may have slopes of their own, and boxes that
-        their cuts make smaller.
+        """Carry coefficients back through a nonlinear operation.
+
+        Where a coefficient is positive the lower hyperplane is used, where it is negative the upper
+        one. Rows may have slopes of their own, and boxes that their cuts make smaller. Returns the
+        constants, a bound on the sizes of all terms (for the rounding errors), and the coefficients
+        for each input.
         """
 
         def wide(end: Array) -> Array:
@@ -1127,8 +1165,10 @@ class Prover:
 
 
 def prove(data: bytes, claim: str = "", model: str = "") -> Verdict:
-    """Return whether the claim of a proof file holds, and is the one whose hashes begin so. Raises
-    nothing: a file that makes no sense proves nothing.
+    """Return whether the claim of a proof file holds.
+
+    The file's hashes must begin with `claim` and `model`: then it is the claim, or about the
+    network, that was asked for. Raises nothing: a file that makes no sense proves nothing.
     """
     try:
         with np.errstate(all="ignore"):
@@ -1142,7 +1182,7 @@ def prove(data: bytes, claim: str = "", model: str = "") -> Verdict:
                 f"it is about another network than {model[:12]}: {proof.header['model']}",
             )
             return Prover(proof).run()
-    except Exception as error:  # what is damaged, or lies, may raise anything
+    except Exception as error:  # a file that is damaged or forged may raise anything
         return Verdict(
             False,
             str(error)

@@ -1,4 +1,7 @@
-"""What is one admitted fact about one point? Plain numbers, no tensors."""
+"""Facts, points, questions, runs and models as a record keeps them.
+
+Plain numbers and NumPy arrays, no tensors.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["clean", "witness", "certificate", "attempt", "invalid"]
-"""`clean`: the model's answer at the point itself. `witness`: an adversarial example.
-`certificate`: a proof. `attempt`: a tool tried and settled nothing. `invalid`: the point cannot be
-measured; the note says why.
+"""The kinds of facts.
+
+`clean`: the model's answer at the point itself. `witness`: an adversarial example. `certificate`: a
+proof. `attempt`: a tool was tried on the point; what it found or proved, if anything, is a fact of
+its own. `invalid`: the point cannot be measured; the note says why.
 """
 
 Guarantee = Literal["replayed", "real", "float64-checked", "float32-executed"]
-"""In which arithmetic the claim holds; `replayed` is for witnesses, which were run rather than
-proved.
+"""In which arithmetic a claim holds.
+
+`replayed` is for witnesses, which were run rather than proved.
 """
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One admitted fact.
+    """One admitted fact about one point.
 
-    `radius` is in native units: a witness's distance (float64), the radius a certificate proves
-    (closed ball), 0 for a misclassified point, NaN where a fact states none. `margin` is the worst
-    margin of the witness, or the proved lower bound of it, in logits. `tool` is the tool's repr:
-    configuration and identity in one. `array` is the witness itself, the bytes of a certificate's
-    proof file, or None. `asked` is the radius at which the tool was at work when it handed the fact
-    over, NaN where it was not dealt a block of points: should the tool be interrupted, it begins
-    the block again, and what it then does not find again is passed over. `run` is the number of the
-    run that admitted it, 0 where none is known. `confidence` is the probability with which the
-    claim holds: 1 for what was replayed or proved.
+    Args:
+        point: Name of the point.
+        kind: What sort of fact it is, see `Kind`.
+        tool: The tool's repr, which is its configuration and its identity in the record.
+        radius: In native units: the distance of a witness (computed in float64), the radius that a
+            certificate proves (closed ball), the radius asked of an attempt, 0 for a misclassified
+            point, NaN where a fact states none.
+        margin: The worst margin of the witness, or the proved lower bound on it, in logits.
+        guarantee: The arithmetic in which the claim holds, see `Guarantee`.
+        prediction: The class that the model predicts, -1 where a fact states none.
+        forwards: Forward passes spent on the point.
+        backwards: Backward passes spent on the point.
+        seconds: Time spent on the point.
+        note: Remark in words.
+        array: The witness itself, the bytes of a certificate's proof file, or None.
+        asked: The radius at which the tool was at work when it handed the fact over, NaN where it
+            was not run on a block of points. A tool that is interrupted begins its block again;
+            what it then does not find again is disregarded (see `Ledger.finish`).
+        run: Number of the run that admitted the fact, 0 where none is known.
+        confidence: Probability with which the claim holds: 1 for what was replayed or proved.
+
+    Returns:
+        A frozen dataclass. `array`, `asked` and `run` do not count when facts are compared.
+
+    Raises:
+        Nothing: what may enter a record is decided by the referee (`measurement.referee`).
+
+    Example:
+        >>> from calipers.record.evidence import Evidence
+        >>> fact = Evidence("a", "certificate", "CROWN()", 0.01, guarantee="float64-checked")
+        >>> fact.key
+        ('a', 'certificate', 'CROWN()', 0.01)
     """
 
     point: str
@@ -54,17 +83,22 @@ class Evidence:
 
     @property
     def key(self) -> tuple[str, str, str, float]:
-        """What makes two facts the same fact: admitting it twice changes nothing."""
+        """The cells that identify a fact: admitting it twice changes nothing."""
         return (self.point, self.kind, self.tool, self.radius)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One input as the record keeps it; `name` is a digest of its bytes and label, so that any run
-    recognises it.
+    """An input as the record keeps it.
 
-    `array` is None where the record keeps a large input by its `digest` alone (see `digest_of`);
-    `target` is the class of a targeted goal that has one for each point.
+    Args:
+        name: Digest of the input's bytes and label, so that any run recognises it.
+        position: Place of the point in its data set.
+        label: The true class.
+        radius: The radius asked, in native units.
+        array: The input, or None where the record keeps a large input by its `digest` alone.
+        target: Class of a targeted goal that has one for each point, else None.
+        digest: Digest of the array (see `digest_of`), "" where the array itself is kept.
     """
 
     name: str
@@ -77,7 +111,7 @@ class Point:
 
 
 def digest_of(array: NDArray[Any]) -> str:
-    """Return the name by which an input is known again: a digest of its type, shape and bytes."""
+    """Return the hexadecimal digest of an array's type, shape and bytes."""
     h = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     h.update(np.ascontiguousarray(array).tobytes())
     return h.hexdigest()
@@ -85,10 +119,14 @@ def digest_of(array: NDArray[Any]) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked: model, threat, goal. The fingerprint names it; points are not part of it.
+    """What was asked: model, threat model and goal, but not the points.
 
-    `facts` are words for people, JSON-ready. `data` are the threat and the goal themselves, dicts
-    with arrays from which both can be made again (None: they are known in words alone).
+    Args:
+        fingerprint: Digest that names the question.
+        title: Name of the model.
+        facts: Descriptions for people, JSON-ready.
+        data: The threat model and the goal themselves: dicts with arrays, from which both can be
+            built again. None where they are known in words alone.
     """
 
     fingerprint: str
@@ -99,11 +137,20 @@ class Question:
 
 @dataclass(frozen=True)
 class Run:
-    """One call that measured a question: when, with which seed, plan, radius and versions.
+    """One call that measured a question.
 
-    `radius` is the one asked, or the lowest and the highest where points have their own; `radii`
-    are those of a curve. `argv` is the command line, empty where there was none. `notes` are what
-    the run itself wrote down. `number` names it in evidence; 0 before it is kept.
+    Args:
+        question: Fingerprint of the question.
+        seed: Seed of all random draws.
+        plan: Name of the plan, then the names of its tools.
+        radius: The radius asked, or the lowest and the highest where points have their own.
+        radii: The radii of a curve, () where none was asked.
+        versions: Versions of calipers, torch and NumPy.
+        title: Name of the model.
+        argv: The command line, () where there was none.
+        notes: What the run itself wrote down.
+        time: When it began, in UTC.
+        number: Names the run in evidence; 0 before it is kept.
     """
 
     question: str
@@ -121,9 +168,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """A program that was measured: its digest, name and parts (see problem/identity.py), when and
-    under what `circumstances` it was met first, and its `logits` (M, K) at a few `points` (M, *D),
-    by which it is known again.
+    """A program that was measured, and what it is recognised by.
+
+    Args:
+        digest: Digest of the program and its weights.
+        name: Name under which it was measured.
+        met: When it was first measured, in UTC.
+        circumstances: Machine, libraries and threads of that first time.
+        parts: Parts of its identity, see problem/identity.py.
+        points: (M, *D), a few inputs.
+        logits: (M, K), its outputs there, by which it is recognised.
     """
 
     digest: str

@@ -1,8 +1,8 @@
-"""The record of evidence: nothing that was admitted is ever lost.
+"""The record of evidence, an append-only SQLite file.
 
-One SQLite file, append-only, each write one transaction (`database`). A fact is identified by
-question, point, kind, tool and radius, so adding it again changes nothing, and merging two files is
-inserting one's rows into the other. A chain of digests runs over all rows (`chain`).
+Nothing that was admitted is lost: each write is one transaction (`database`). A fact is identified
+by question, point, kind, tool and radius, so that adding it again changes nothing, and merging two
+files means inserting the rows of one into the other. A chain of digests covers all rows (`chain`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,28 @@ _STANDING = "not exists (select 1 from passed p where p.fact = evidence.id and p
 class Ledger(Points, Runs):
     """The record of one or more questions: points, runs and admitted evidence.
 
-    `path=None` keeps it in memory; `read_only` leaves the file as it is, and brings one of an
-    earlier version up to date in memory alone. `argv` is the command line at work, which runs that
-    begin here are filed with. Raises `RecordError` for a file that is no record, that a newer
-    calipers wrote, or that is damaged.
+    Args:
+        path: File of the record; it is created when it is first written to. None keeps the record
+            in memory.
+        read_only: Leave the file as it is. A record of an earlier version is then brought up to
+            date in memory alone.
+        argv: The command line, which runs that begin here are filed with.
+
+    Returns:
+        An open ledger, which is also a context manager that closes the file.
+
+    Raises:
+        RecordError: The file is not a record, was written by a newer calipers or is damaged; its
+            folder does not exist; or it is to be read only and does not exist.
+
+    Example:
+        >>> from calipers.record.evidence import Evidence, Point, Question
+        >>> from calipers.record.ledger import Ledger
+        >>> with Ledger() as ledger:
+        ...     ledger.ask(Question("q1", "my model"), [Point("a", 0, 3, 0.1, None)])
+        ...     ledger.append("q1", [Evidence("a", "certificate", "CROWN()", 0.01)])
+        ...     [(fact.kind, fact.radius) for fact in ledger.evidence("q1")]
+        [('certificate', 0.01)]
     """
 
     def __init__(
@@ -52,15 +70,16 @@ class Ledger(Points, Runs):
         read_only: bool = False,
         argv: Sequence[str] = (),
     ) -> None:
-        self.acquainted: set[str] = set()  # models that were known again since the file was opened
+        self.acquainted: set[str] = set()  # digests of models recognised since the file was opened
         self._trust: tuple[object, Trust] | None = None
         super().__init__(path, read_only=read_only)
         self.argv = tuple(argv)
 
     def ask(self, question: Question, points: Iterable[Point]) -> None:
-        """Register a question and its points. Both may be known already: then the facts and radii
-        of the latest asking stand (a verdict is a reading of the bracket at a radius), and
-        positions stay.
+        """Register a question and its points.
+
+        Both may be known already: then the facts and radii of the latest call replace the earlier
+        ones (a verdict is a reading of the bracket at a radius), and positions stay.
         """
         with self._writing() as chain:
             self._ask(chain, question)
@@ -79,8 +98,9 @@ class Ledger(Points, Runs):
         self._id(question.fingerprint, make=True)
 
     def append(self, fingerprint: str, evidence: Iterable[Evidence], *, run: int = 0) -> None:
-        """Store facts in one transaction, as those of a run; a fact that is there already is passed
-        over.
+        """Store facts of a run in one transaction.
+
+        A fact that is stored already is skipped.
         """
         evidence = list(evidence)
         if not evidence:
@@ -113,12 +133,21 @@ class Ledger(Points, Runs):
         *,
         run: int = 0,
     ) -> set[Key]:
-        """Note that a tool has come to the end of its block: the attempts `tried`, and of what it
-        handed over on the way only the facts `found` count.
+        """Note that a tool has come to the end of its block.
 
-        Of an earlier pass over these points at these radii, cut short by Ctrl-C or a kill, other
-        finds may be in the record. They stay there, but are passed over from now on, so that a run
-        that was resumed ends with the brackets of one that was not. Returns the keys of those.
+        Args:
+            fingerprint: The question.
+            tried: The attempts: one fact for each point and radius of the block.
+            found: The facts that this pass handed over; of what the tool handed over at these
+                points and radii, only these count from now on.
+            run: Number of the run.
+
+        An earlier pass over these points at these radii, cut short by Ctrl-C or a kill, may have
+        left other findings in the record. They stay in the file but are disregarded, so that a
+        resumed run ends with the same brackets as one that was never interrupted.
+
+        Returns:
+            The keys of the facts that are disregarded.
         """
         tried = list(tried)
         keys = {e.key for e in found}
@@ -140,7 +169,7 @@ class Ledger(Points, Runs):
         return set(left)
 
     def _handed_over(self, fingerprint: str, tried: Sequence[Evidence]) -> dict[Key, int]:
-        """Return the facts that tools had handed over at these points, asked at these radii."""
+        """Return the facts that tools handed over at these points and radii."""
         asked = {(e.tool, e.point): float(e.radius) for e in tried}
         ids, names, found = self._ids_of(e.point for e in tried), self._names(), dict[Key, int]()
         for tool in {e.tool for e in tried}:
@@ -156,7 +185,7 @@ class Ledger(Points, Runs):
         return found
 
     def _passed_over(self, fingerprint: str, keys: set[Key]) -> dict[Key, int]:
-        """Return which of these facts an earlier pass left to be passed over."""
+        """Return which of these facts are disregarded because of an earlier pass."""
         if not self._db.execute("select 1 from passed where over").fetchone():
             return {}
         sql = (
@@ -177,13 +206,20 @@ class Ledger(Points, Runs):
         return found
 
     def decide(self, fingerprint: str, scope: str, key: str, make: Callable[[], Any]) -> Any:
-        """Return what was decided under this key, or make the decision now and keep it: whoever
-        resumes the run decides alike.
+        """Return what was decided under this key; decide now if nothing was.
 
-        For whatever a clock, a memory or a measured rate has a say in. `scope` names the run (its
-        plan, seed, points and radii), `key` the decision; the value is anything that JSON holds,
-        and comes back as JSON gives it. Of two processes that decide at once the first one's word
-        stands for both.
+        Whatever depends on a clock, on memory or on a measured rate is decided here, so that a
+        resumed run decides in the same way. If two processes decide at once, the first decision
+        holds for both.
+
+        Args:
+            fingerprint: The question.
+            scope: Name of the run: its plan, seed, points and radii.
+            key: Name of the decision.
+            make: Makes the decision: any value that JSON holds.
+
+        Returns:
+            The value as JSON gives it back.
         """
         sql = "select value from decision where question = ? and scope = ? and key = ?"
         held = self._read(sql, fingerprint, scope, key)
@@ -198,7 +234,7 @@ class Ledger(Points, Runs):
         return json.loads(held[0][0])
 
     def meet(self, model: Model) -> None:
-        """Keep what a program is known by; the first meeting stands."""
+        """Keep what a model is recognised by; the first entry stands."""
         with self._writing() as chain:
             row = rows.row_of_model(self._next("model"), model)
             put = "insert into model values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing"
@@ -206,15 +242,16 @@ class Ledger(Points, Runs):
                 chain.add("model", [row])
 
     def models(self) -> list[Model]:
-        """Return the programs that were measured, oldest first; those of records before version 2
-        are not known.
+        """Return the models that were measured, oldest first.
+
+        Those of records before version 2 are not known.
         """
         return [rows.model(row[1:]) for row in self._read(f"{TABLES['model']} order by id")]
 
     def note_check(
         self, fingerprint: str, witnesses: int, certificates: int, failures: int
     ) -> None:
-        """Keep that what the record says to a question was replayed now, and with what result."""
+        """Keep that a question's evidence was replayed now, with what result."""
         with self._writing() as chain:
             sql = "select count(*) from evidence where question = ?"
             facts = self._db.execute(sql, (self._id(fingerprint),)).fetchone()[0]
@@ -224,10 +261,10 @@ class Ledger(Points, Runs):
             chain.add("checked", [row])
 
     def trust(self) -> Trust:
-        """Return whether the record is as it was written, and when it was replayed.
+        """Return whether the record was altered, and when it was replayed.
 
         Cost: every row is read and hashed, but not again as long as only this ledger writes: then
-        rows and chain were written together.
+        rows and chain were written together. Raises `RecordError` for a damaged file.
         """
         sql = (
             "select q.text, count(*) from evidence e join name q on q.id = e.question group by "
@@ -261,21 +298,24 @@ class Ledger(Points, Runs):
         return Trust(wrong, facts, int(meta.get("unchained", 0)), head, checks, counts)
 
     def questions(self) -> list[Question]:
-        """Return what was asked, oldest first."""
+        """Return the questions, oldest first."""
         sql = "select fingerprint, title, facts, data from question order by id"
         return [rows.question(row) for row in self._read(sql)]
 
     def evidence(self, fingerprint: str) -> list[Evidence]:
-        """Return every fact admitted for the question, in order of admission, without arrays
-        (`witness` reads those); what was passed over (`finish`) is left out.
+        """Return every fact admitted for the question, in order of admission.
+
+        Arrays are left out (`witness` reads those), and so are facts that are disregarded
+        (`finish`).
         """
         sql = f"select {rows.FACT} from evidence where question = ? and {_STANDING} order by id"
         found, names = self._read(sql, self._id(fingerprint)), self._names()
         return [rows.fact(row, names) for row in found]
 
     def witness(self, fingerprint: str, fact: Evidence) -> NDArray[Any] | None:
-        """Return the stored array of a fact (a certificate's proof file as bytes, uint8), or None
-        if it has none.
+        """Return the stored array of a fact, None if it has none.
+
+        For a certificate these are the bytes of its proof file, as uint8.
         """
         sql = (
             "select array from evidence where question = ? and point = ? and kind = ? and tool = ? "
@@ -286,8 +326,10 @@ class Ledger(Points, Runs):
         return None if not found or found[0][0] is None else unpack(found[0][0])
 
     def merge(self, other: Ledger) -> None:
-        """Add all that `other` holds: two half runs become one whole. New points are placed behind
-        the ones held. Refuses a record that was altered.
+        """Add all that another record holds.
+
+        Two half runs become a whole one. New points are placed behind those that are held. Raises
+        `RecordError` where the other record was altered.
         """
         if other.trust().altered:
             raise RecordError(
@@ -310,8 +352,9 @@ class Ledger(Points, Runs):
             self.append(fingerprint, facts)
 
     def _taken_in(self, others: Sequence[Run]) -> dict[int, int]:
-        """Keep the runs of another record, those that are known here left out; return the number
-        that each has here.
+        """Keep the runs of another record; return the number that each has here.
+
+        Runs that are known here are not added again.
         """
         numbers = dict[int, int]()
         for run in others:
@@ -326,8 +369,10 @@ class Ledger(Points, Runs):
 
 @contextmanager
 def making_sense(ledger: Ledger) -> Iterator[None]:
-    """Say that a record was altered where what it holds leads to an error: rows that make no sense
-    may raise anything. Of a record as it was written the error is a bug, and keeps its trace.
+    """Turn errors caused by an altered record into a `RecordError`.
+
+    Rows that make no sense may raise anything. If the record is as it was written, the error is a
+    bug, and is raised as it is.
     """
     try:
         yield
