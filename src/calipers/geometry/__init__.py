@@ -1,4 +1,4 @@
-"""Geometry: gradients, linear regions, and what stands around a point."""
+"""Gradients, local Lipschitz constants and linear regions of networks."""
 
 from calipers.geometry.gradients import linear_score_change, sensitivity
 from calipers.geometry.lines import exit_distance, path, steps_to_leave

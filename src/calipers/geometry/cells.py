@@ -1,10 +1,10 @@
-"""Into which linear regions does a network cut a segment, or a plane? All of them, exactly: nothing
-is sampled.
+"""Exact linear regions of a network on a segment or in a plane.
 
-A region is cut by every line along which some operation leaves its piece, layer by layer, while the
-network's values over each piece are kept as affine maps of the one or two coordinates (Sotoudeh and
-Thakur 2019, arXiv
-1908.06214). Cuts nearer than 1e-11 of a value's size are taken for one.
+All regions are found; nothing is sampled. Operation by operation, each region is cut along the
+lines where an operation passes from one of its linear pieces to another, while the network's values
+over each region are kept as affine maps of the one or two coordinates (Sotoudeh and Thakur 2019,
+arXiv 1908.06214). The coordinates are float64; cuts nearer to each other than 1e-11 of a value's
+size are treated as one.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ Polygon = list[Corner]
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """R convex cells of a segment (k = 1: two ends) or a plane (k = 2: corners in order): `corners`
-    (V, k) each, and `maps (R, 1 + k, *shape)`, the value of the network over each as constant and
-    slopes in the coordinates.
+    """R convex cells of a segment or a plane, with the network's affine maps.
+
+    `corners` holds one tensor (V, k) for each cell: the two ends on a segment (k = 1), the corners
+    in order in a plane (k = 2). `maps (R, 1 + k, *shape)` is the network's value over each cell, as
+    a constant followed by the slopes in the k coordinates.
     """
 
     corners: list[Tensor]
@@ -40,11 +42,13 @@ class Cells:
 
 
 def cells(graph: Graph, origin: Tensor, axes: Tensor, corners: Tensor, most: int = _CELLS) -> Cells:
-    """Return the linear regions of origin + sum t_i axes_i, for t in the convex hull of `corners
-    (V, k)`; origin (*D), axes (k, *D), k is 1 or 2.
+    """Return the linear regions of a network on a segment or plane.
 
-    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for more
-    than `most` regions. Cost: 1 + k forward passes a region, and what cutting takes: n lines
+    The segment or plane is origin + sum t_i axes_i for t in the convex hull of `corners (V, k)`,
+    with origin (*D), axes (k, *D), and k = 1 or 2.
+
+    Raises `UnsupportedOp` where the network is not piecewise linear, and `BadInput` for more than
+    `most` regions. Cost: 1 + k forward passes for each region, and the cutting itself: n lines
     through a plane make up to n^2 / 2 regions.
     """
     straight(graph)
@@ -57,8 +61,9 @@ def cells(graph: Graph, origin: Tensor, axes: Tensor, corners: Tensor, most: int
 
 
 def decided(found: Cells, most: int = _CELLS) -> tuple[Cells, Tensor]:
-    """Return the cells cut further where another logit becomes the largest, and the class of each,
-    (R,).
+    """Return the cells split by predicted class, and their classes (R,).
+
+    Each cell is cut further along the lines where another logit becomes the largest.
     """
     polygons = [_polygon(c) for c in found.corners]
     windows = torch.arange(found.maps.shape[2])[None]
@@ -72,7 +77,11 @@ def decided(found: Cells, most: int = _CELLS) -> tuple[Cells, Tensor]:
 
 
 class _Cutting:
-    """The cells so far, and what later operations read: affine maps by number."""
+    """The cells so far, and the affine maps that later operations read.
+
+    `held` maps the number of a value in the graph (0 is the input) to its affine maps over all
+    cells.
+    """
 
     def __init__(
         self, graph: Graph, origin: Tensor, axes: Tensor, corners: Tensor, most: int
@@ -83,7 +92,7 @@ class _Cutting:
         self.last = {i: k for k, node in enumerate(graph.nodes, start=1) for i in node.inputs}
 
     def step(self, number: int) -> None:
-        """Run one operation on all cells, after cutting them where it leaves its piece."""
+        """Apply one operation to all cells, cutting them at its breakpoints."""
         node = self.graph.nodes[number - 1]
         if is_affine(node.op):
             self.held[number] = _affine(node.op, [self.held[i] for i in node.inputs])
@@ -123,8 +132,10 @@ class _Cutting:
 
 
 def _affine(op: Affine, inputs: list[Tensor]) -> Tensor:
-    """Run an affine operation on constants and slopes, a bounded number of rows at a time: slopes
-    lose its constant.
+    """Apply an affine operation to constants and slopes.
+
+    A bounded number of rows is processed at a time. The operation's own constant is subtracted from
+    the slopes.
     """
     rows, k = len(inputs[0]), inputs[0].shape[1]
     most = max(1, _BATCH // (8 * k * max(t[0, 0].numel() for t in inputs)))
@@ -138,7 +149,7 @@ def _affine(op: Affine, inputs: list[Tensor]) -> Tensor:
 
 
 def _at(maps: Tensor, t: Tensor) -> Tensor:
-    """Return the values (R, *shape) of maps (R, 1 + k, *shape) at coordinates (R, k)."""
+    """Return the values (R, *shape) of maps (R, 1 + k, *shape) at (R, k)."""
     weight = torch.cat([torch.ones_like(t[:, :1]), t], 1)
     return torch.einsum("rk,rk...->r...", weight, maps)
 
@@ -149,7 +160,10 @@ _Cutter = Callable[[Polygon, Tensor, int], Iterator[Polygon]]
 def _divide(
     polygons: list[Polygon], maps: Tensor, cutter: _Cutter, most: int
 ) -> tuple[list[Polygon], list[int]]:
-    """Return the parts of all cells, and of which cell each is a part; maps (R, 1 + k, n)."""
+    """Return the parts of all cells, and the parent cell of each part.
+
+    The maps are (R, 1 + k, n).
+    """
     pieces: list[Polygon] = []
     parents: list[int] = []
     for r, (polygon, m) in enumerate(zip(polygons, maps, strict=True)):
@@ -160,7 +174,10 @@ def _divide(
 
 
 def _check_count(count: int, left: int) -> None:
-    """Raise `BadInput` as soon as there are too many parts: n lines can make n^2 / 2 of them."""
+    """Raise `BadInput` if there are more parts than are left to make.
+
+    It is checked while cutting, because n lines can make n^2 / 2 parts.
+    """
     if count > left:
         raise BadInput(
             "too many linear regions: take a shorter segment or a smaller part of the plane"
@@ -170,7 +187,10 @@ def _check_count(count: int, left: int) -> None:
 def _by_kinks(
     polygon: Polygon, maps: Tensor, kinks: tuple[float, ...], left: int
 ) -> Iterator[Polygon]:
-    """Yield the parts of a cell in which every value (1 + k, n) keeps to one side of each kink."""
+    """Yield the parts of a cell on which no value crosses a breakpoint.
+
+    The values are affine maps (1 + k, n).
+    """
     values = _corner_values(polygon, maps)
     room = _NEAR * values.abs().amax(0)
     lines = []
@@ -190,8 +210,9 @@ def _by_kinks(
 
 
 def _by_winner(polygon: Polygon, maps: Tensor, windows: Tensor, left: int) -> Iterator[Polygon]:
-    """Yield the parts of a cell in which every window (out, members) of the values (1 + k, n) has
-    one winner.
+    """Yield the parts of a cell on which every window has one maximum.
+
+    The windows (out, members) index the values, which are affine maps (1 + k, n).
     """
     padded = torch.cat([maps, torch.zeros_like(maps[:, :1])], 1)
     padded[0, -1] = -1e300  # padding never wins
@@ -210,8 +231,11 @@ def _by_winner(polygon: Polygon, maps: Tensor, windows: Tensor, left: int) -> It
 
 
 def _undecided(polygon: Polygon, members: Tensor) -> tuple[Corner, float] | None:
-    """Return the line between two members that win at different corners of a cell; None where every
-    window has one member that wins at all.
+    """Return a line along which to cut a cell whose windows are undecided.
+
+    It is the line on which two members are equal that are the maximum of one window at different
+    corners of the cell. Returns None where every window has one member that is its maximum at all
+    corners.
     """
     values = torch.einsum("vk,kom->vom", _weights(polygon), members)
     top = values.amax(2, keepdim=True)
@@ -231,8 +255,9 @@ def _undecided(polygon: Polygon, members: Tensor) -> tuple[Corner, float] | None
 
 
 def _halves(polygon: Polygon, row: Corner, near: float) -> list[Polygon]:
-    """Return both parts of a cell on either side of row[0] + <row[1:], t> = 0, or the cell itself
-    where it is not cut.
+    """Return the parts of a cell on either side of a line.
+
+    The line is row[0] + <row[1:], t> = 0. Returns the cell itself where the line does not cut it.
     """
     sides = [
         row[0] + sum(a * t for a, t in zip(row[1:], corner, strict=True)) for corner in polygon

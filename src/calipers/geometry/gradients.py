@@ -1,10 +1,9 @@
-"""How strongly does the model answer a small change of its input? Gradients at the points, and what
-they say to first order.
+"""Gradients of the loss or margin, and first-order estimates from them.
 
 A linear score w'x + b changes by radius * ||w||_dual at worst, for linf by radius * ||w||_1: many
 small weights add up (Goodfellow et al. 2015, arXiv 1412.6572). For any other model these are
-first-order values,
-*estimates*: a curved decision boundary may be nearer or farther, and gradients may be masked.
+first-order values, *estimates*: a curved decision boundary may be nearer or farther, and gradients
+may be masked.
 """
 
 from __future__ import annotations
@@ -27,14 +26,21 @@ _MEASURED = ("l1", "l2", "linf")
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """Gradients `gradient (N, *D)` of the loss or of the worst margin, and their sizes, (N,)
-    float64.
+    """Input gradients of N points, their sizes, and first-order distances.
 
-    `dual` is their dual norm in the threat's norm, weights and mask: the score changes by at most
-    radius * dual to first order. `norms` are l1, l2 and linf norms of the whole gradient. `margin`
-    is the worst margin; `estimate` the first-order distance to the decision boundary, the smallest
-    margin / dual norm of all rivals, box left out: neither an upper nor a lower bound, but exact
-    for linear models without a box. 0 where the model is wrong.
+    All fields but `gradient` and `norms` are (N,); those computed from norms are float64.
+
+    Args:
+        gradient: (N, *D), the gradient of the loss or of the worst margin, as `sensitivity` was
+            asked, in the model's own dtype.
+        dual: (N,), the gradient's dual norm under the threat's norm, weights and mask: to first
+            order the score changes by at most radius * dual.
+        norms: the l1, l2 and linf norms of the whole gradient, (N,) each, by name.
+        margin: (N,), the worst margin, in logits; the model is wrong where it is not positive.
+        estimate: (N,), the first-order distance to the decision boundary, in the data's units: the
+            smallest margin / dual norm over all other classes (the largest for a target), box left
+            out. It is neither an upper nor a lower bound, but exact for linear models without a
+            box. 0 where the model is wrong.
     """
 
     gradient: Tensor
@@ -45,7 +51,31 @@ class Sensitivity:
 
 
 def sensitivity(problem: Problem, of: Of = "margin") -> Sensitivity:
-    """Measure gradients at all points: of the worst margin, or of the "loss" (cross-entropy).
+    """Return the gradients of the margin or loss at all points.
+
+    Args:
+        problem: the model, points, labels and threat model. Its norm, weights and mask define the
+            dual norm; its radius and box are not used.
+        of: "margin" for the gradient of the worst margin, or "loss" for that of the cross-entropy.
+
+    Returns:
+        A `Sensitivity` with the gradients, their norms, and the first-order distance to the
+        decision boundary.
+
+    Raises:
+        BadInput: `of` is neither "margin" nor "loss".
+
+    Example:
+        >>> import calipers
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> model.weight = torch.nn.Parameter(torch.tensor([[3.0, -4.0], [0.0, 0.0]]))
+        >>> x, y = torch.tensor([[0.5, 0.2]]), torch.tensor([0])
+        >>> problem = calipers.Problem.pose(model, x, y, calipers.Ball("linf", 0.1))
+        >>> found = sensitivity(problem)
+        >>> found.gradient.tolist(), found.dual.tolist(), found.norms["l2"].tolist()
+        ([[3.0, -4.0]], [7.0], [5.0])
+        >>> [round(value, 3) for value in found.estimate.tolist()]  # margin 0.7 / dual norm 7
+        [0.1]
 
     Cost for each point: a forward pass, and a backward pass for each margin and for the loss, in
     the model's own precision.
@@ -67,8 +97,8 @@ def _measured(problem: Problem, of: Of) -> tuple[Tensor, Tensor, Tensor, Tensor]
     worst = problem.goal.worst(margins)
     dual = torch.stack([dual_norm(problem.region, slopes[:, s]) for s in range(slopes.shape[1])], 1)
     ratio = torch.where(dual > 0, margins.double() / dual, torch.inf)
-    # Combined as margins are: the smallest over rivals, for a target the largest; where no margin
-    # is left to lose it is 0.
+    # Combined as the margins are: the smallest over the other classes, for a target the largest;
+    # 0 where the model is already wrong.
     estimate = torch.where(worst > 0, problem.goal.worst(ratio), 0.0)
     deciding = (margins - worst[:, None]).abs().argmin(1)
     chosen = (
@@ -78,8 +108,9 @@ def _measured(problem: Problem, of: Of) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def margin_gradients(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the margins (N, S), their gradients (N, S, *D) and the gradient of the cross-entropy
-    (N, *D).
+    """Return the margins, their gradients, and the gradient of the loss.
+
+    The shapes are (N, S), (N, S, *D) and (N, *D); the loss is the cross-entropy.
     """
     with problem.classifier.frozen(), torch.enable_grad():
         x = problem.x.clone().requires_grad_()
@@ -91,8 +122,9 @@ def margin_gradients(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gradient(values: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of each point's own value; zero where the model cuts the graph, which
-    shows as such in the norms.
+    """Return the gradient of each point's own value.
+
+    It is zero where the model cuts the autograd graph, which then shows in the norms.
     """
     (g,) = (
         torch.autograd.grad(values.sum(), x, retain_graph=True, allow_unused=True)
@@ -103,8 +135,10 @@ def _gradient(values: Tensor, x: Tensor) -> Tensor:
 
 
 def dual_norm(region: Region, g: Tensor) -> Tensor:
-    """Return the dual norm of directions g (M, *D) over a region's movable features, (M,) float64:
-    the most that <g, delta> gains for each unit of radius.
+    """Return the dual norm of directions over the features that can move.
+
+    For directions g (M, *D) it is the most that <g, delta> gains for each unit of radius, (M,)
+    float64.
     """
     flat = torch.where(
         (region.low == 0) & (region.high == 0) & _frozen(region), 0.0, g.flatten(1).double()
@@ -113,8 +147,10 @@ def dual_norm(region: Region, g: Tensor) -> Tensor:
 
 
 def _frozen(region: Region) -> Tensor:
-    """Return the features (d,) that the mask holds still; one that the box holds can move in
-    first-order estimates, which leave the box out.
+    """Return the features (d,) that the mask holds still.
+
+    A feature that only the box holds still counts as movable: first-order estimates leave the box
+    out.
     """
     mask = region.ball.mask
     return (
@@ -125,12 +161,25 @@ def _frozen(region: Region) -> Tensor:
 
 
 def linear_score_change(weight: Tensor, radius: float | Tensor, norm: str) -> Tensor:
-    """Return by how much a linear score w'x + b can change within a ball: radius * dual norm of w
-    (..., d), exact without a box.
+    """Return by how much a linear score w'x + b can change within a ball.
 
-    >>> gradient = torch.tensor([3.0, -4.0])
-    >>> [float(linear_score_change(gradient, 1.0, norm)) for norm in ("linf", "l2")]
-    [7.0, 5.0]
+    Args:
+        weight: w, (..., d).
+        radius: the radius of the ball, in the data's units; a number, or a tensor that broadcasts
+            to (...).
+        norm: the name of the ball's norm, such as "linf", "l2" or "l1".
+
+    Returns:
+        radius * dual norm of w, (...) float64. This is the exact change where no box limits the
+        perturbation, and an upper bound inside a box.
+
+    Raises:
+        BadInput: the norm counts features ("l0"), so that without a box the change is unbounded.
+
+    Example:
+        >>> gradient = torch.tensor([3.0, -4.0])
+        >>> [float(linear_score_change(gradient, 1.0, norm)) for norm in ("linf", "l2")]
+        [7.0, 5.0]
     """
     if norm_named(norm).is_count:
         raise BadInput(f"{norm!r} counts features: without a box their change has no end")

@@ -1,5 +1,7 @@
-"""How far is the end of the linear region along a direction, and how many steps does an attack take
-to get there?
+"""Linear regions along a direction or a segment.
+
+How far the border of a point's linear region is along a direction, how many steps an attack needs
+to reach it, and all regions on a segment between two points.
 """
 
 from __future__ import annotations
@@ -16,16 +18,29 @@ from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
 from calipers.problem.problem import Problem
 
-# a number of steps this near to a whole one is meant to be whole: 0.3 / 0.1 is 2.9999999999999996
+# relative: a number of steps this near to a whole number counts as whole, since 0.3 / 0.1 gives
+# 2.9999999999999996
 _WHOLE = 1e-9
 
 
 def exit_distance(problem: Problem, direction: Tensor) -> Tensor:
-    """Return the t >= 0 at which x + t u leaves the linear region of each point, (N,) float64,
-    infinite where it never does; u is `direction (N, *D)`.
+    """Return how far each point can move before its linear region ends.
 
-    For u of norm 1 it is the distance along u. On the border itself (t exactly) no operation counts
-    as having left its piece. Cost: two forward passes.
+    Args:
+        problem: the model and its points x, (N, *D). Only these are used, not the threat model.
+        direction: a direction u for each point, (N, *D).
+
+    Returns:
+        The smallest t >= 0 at which x + t u reaches the border of the point's linear region, (N,)
+        float64; infinite where it never does. For u of norm 1 it is the distance along u. At
+        exactly this t no operation counts as having left its linear piece. The box is not
+        considered.
+
+    Raises:
+        BadInput: the direction has not the shape of the points.
+        UnsupportedOp: the network is not piecewise linear.
+
+    Cost: two forward passes.
     """
     if direction.shape != problem.x.shape:
         raise BadInput(
@@ -61,16 +76,30 @@ def _exit(pieces: Pieces, u: Tensor) -> Tensor:
 
 
 def steps_to_leave(distance: Tensor, step: float | Tensor) -> Tensor:
-    """Return after how many steps of length `step` the region is left, given the distance of its
-    border along them: floor(t / step) + 1.
+    """Return how many steps of a given length leave the linear region.
 
-    That is ceil(t / step), and one more where t is a whole number of steps: these end *on* the
-    border. Infinite where the region never ends. Holds for attacks that keep their direction: on a
-    margin, or between two classes; the gradient of a cross-entropy over more classes turns within
+    It is floor(t / step) + 1. That is ceil(t / step), and one more where t is a whole number of
+    steps, since these end *on* the border. It holds for attacks that keep their direction: on a
+    margin, or between two classes. The gradient of a cross-entropy over more classes turns within
     the region.
 
-    >>> steps_to_leave(torch.tensor([0.5, 0.70711]), 0.1).tolist()
-    [6.0, 8.0]
+    Args:
+        distance: t, the distance to the region's border along the steps, as `exit_distance` returns
+            it.
+        step: the length of a step, in the same unit; a number, or a tensor that broadcasts. Ratios
+            t / step within a relative 1e-9 of a whole number count as whole, as 0.3 / 0.1 is meant
+            to be 3.
+
+    Returns:
+        The number of steps, float64 of the shape of `distance`; infinite where the region never
+        ends.
+
+    Raises:
+        BadInput: a step is not positive.
+
+    Example:
+        >>> steps_to_leave(torch.tensor([0.5, 0.70711]), 0.1).tolist()
+        [6.0, 8.0]
     """
     length = torch.as_tensor(step, dtype=torch.float64)
     if not bool((length > 0).all()):
@@ -83,9 +112,13 @@ def steps_to_leave(distance: Tensor, step: float | Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """The linear regions along a segment from one point to another: it goes from one to the next at
-    `breaks (B,)`, in shares of the segment; at `knots (B + 2,)`, the ends and the breaks, the
-    logits are `logits (B + 2, K)`, and straight in between.
+    """The linear regions along a segment, in order.
+
+    Args:
+        breaks: (B,), where the segment passes from one region to the next, as fractions of its
+            length, ascending.
+        knots: (B + 2,), the two ends and the breaks between them, as fractions.
+        logits: (B + 2, K), the logits at the knots; between two knots they are affine.
     """
 
     breaks: Tensor
@@ -94,23 +127,37 @@ class Path:
 
     @property
     def regions(self) -> int:
-        """How many linear regions the segment meets."""
+        """Number of linear regions that the segment meets."""
         return len(self.breaks) + 1
 
 
 def path(problem: Problem, index: int, end: Tensor) -> Path:
-    """Return all linear regions on the segment from the problem's point `index` to `end (*D)`.
+    """Return all linear regions on a segment from one of the points.
 
-    Exact but for float64 rounding: layer by layer the segment is cut where an operation meets the
-    end of its piece (the one-dimensional case of Sotoudeh and Thakur 2019, arXiv 1908.06214);
-    nothing is sampled. Cost: a forward pass of one point for each region.
+    The regions are exact up to float64 rounding: layer by layer the segment is cut where an
+    operation reaches a breakpoint (the one-dimensional case of Sotoudeh and Thakur 2019, arXiv
+    1908.06214); nothing is sampled.
+
+    Args:
+        problem: the model and its points. Only these are used, not the threat model.
+        index: which of the points is the beginning of the segment.
+        end: the other end of the segment, (*D).
+
+    Returns:
+        A `Path`: where the regions meet, and the logits there.
+
+    Raises:
+        UnsupportedOp: the network is not piecewise linear.
+        BadInput: the segment meets more than 50 000 regions.
+
+    Cost: a forward pass of one point for each region.
     """
     with torch.no_grad():
         return path_of(graph_of(problem.classifier, problem.x), problem.x[index], end)
 
 
 def path_of(graph: Graph, begin: Tensor, end: Tensor) -> Path:
-    """As `path`, of a graph alone."""
+    """Return the linear regions of a graph on a segment; see `path`."""
     start = begin.double()
     found: Cells = cells(
         graph,

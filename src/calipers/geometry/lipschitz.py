@@ -1,5 +1,6 @@
-"""How fast can a margin fall around a point? Sampled gradients say how fast at least, intervals of
-gradients how fast at most.
+"""Local Lipschitz constants of the margins, from below and from above.
+
+Sampled gradients give an estimate from below, interval bounds of the gradient a bound from above.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ _POINTS = 32
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
-    """How steeply the margins can fall inside each point's region, (N, S) float64, logits for each
-    unit of distance.
+    """Local Lipschitz constants of the margins, in logits for each unit.
 
-    `estimate`: the largest dual norm of the gradient at sampled points, an *estimate* from below
-    (Weng et al. 2018, arXiv 1801.10578, without the fit of an extreme-value law; where gradients
-    are masked it is far too small, Goodfellow 2018, arXiv 1804.07870). `bound`: no gradient inside
-    the region is longer, in real arithmetic; infinite where the network is not made of straight
-    pieces.
+    Both are (N, S) float64, for S margins of N points, over each point's perturbation region in the
+    threat's norm.
+
+    Args:
+        estimate: the largest dual norm of the gradient at sampled points, an *estimate* from below
+            (Weng et al. 2018, arXiv 1801.10578, without the fit of an extreme-value distribution).
+            Where gradients are masked it is far too small (Goodfellow 2018, arXiv 1804.07870).
+        bound: an upper bound of the gradient's dual norm everywhere inside the region, in real
+            arithmetic; infinite where the network is not piecewise linear.
     """
 
     estimate: Tensor
@@ -40,12 +44,27 @@ class Slopes:
 
 
 def local_slopes(problem: Problem, samples: int = 32, seed: int = 0) -> Slopes:
-    """Measure how steep the margins are around every point, within the problem's radius.
+    """Return how steeply the margins can fall around every point.
 
-    The bound propagates intervals of gradients backward over the slopes that each operation can
-    have there (the idea of Fast-Lip, Weng et al. 2018, arXiv 1804.09699, with intervals). Cost for
-    each point: `samples` forward passes and samples * S backward passes; about 4 passes a margin
-    for the bound.
+    The upper bound propagates interval bounds of the gradient backward through the slopes that each
+    operation can have over the region (the idea of Fast-Lip, Weng et al. 2018, arXiv 1804.09699,
+    with intervals).
+
+    Args:
+        problem: the model, points, labels and threat model; the region around each point is the one
+            of the threat's radius, norm, box and mask.
+        samples: the number of points for each estimate: the point itself, then random ones in the
+            region.
+        seed: of the random points.
+
+    Returns:
+        The `Slopes`, estimate and bound for each point and margin.
+
+    Raises:
+        BadInput: the threat is not a ball in linf, l2 or l1, or has constraints between features.
+
+    Cost for each point: `samples` forward passes and samples * S backward passes for the estimate;
+    about 4 passes a margin for the bound.
     """
     check_ball(problem)
     graph = graph_of(problem.classifier, problem.x)
@@ -92,7 +111,7 @@ def _sampled(problem: Problem, graph: Graph, samples: int, seed: int) -> Tensor:
 
 
 def _bounded(problem: Problem, graph: Graph) -> Tensor:
-    """Return an upper bound of every margin's gradient over the regions, (N, S)."""
+    """Return upper bounds (N, S) of the margins' gradients over the regions."""
     rows, region = _rows(problem), problem.threat.region(problem.x.double(), outward=True)
     boxes = {0: input_box(region, CHECKED)}
     for number in range(1, len(graph.nodes) + 1):
@@ -103,8 +122,9 @@ def _bounded(problem: Problem, graph: Graph) -> Tensor:
 
 
 def _steepest(graph: Graph, boxes: dict[int, Box], row: Tensor) -> Tensor:
-    """Return the largest magnitudes (N, *D) that the gradient of <row, logits> can have; row (N,
-    K).
+    """Return bounds (N, *D) of the magnitudes of a margin's gradient.
+
+    They hold over the boxes for each component of the gradient of <row, logits>; row is (N, K).
     """
     last = len(graph.nodes)
     start = row.view(len(row), *graph.shape(last))
@@ -138,8 +158,11 @@ def _back(
 
 
 def _to_members(node: Node, box: Box, floor: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor]:
-    """Hand the interval of each window's slope to its winner, or, with 0, to every member that can
-    win.
+    """Return interval gradients of a window operation's input.
+
+    The interval of each window's gradient goes to its winner where only one member can win;
+    otherwise every member that can win gets the interval widened to contain 0. The result is
+    (centre, radius).
     """
     windows = members(node).to(floor.device)
     low, high = (
@@ -163,7 +186,7 @@ def _to_members(node: Node, box: Box, floor: Tensor, ceiling: Tensor) -> tuple[T
 
 
 def _slopes(op: Elementwise, box: Box) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest slope of the pieces that a box reaches."""
+    """Return the least and largest slope of the pieces that a box reaches."""
     low, high = (line(op, end)[0] for end in (box.lower, box.upper))
     least, most = torch.minimum(low, high), torch.maximum(low, high)
     for kink in kinks_of(op) or ():
@@ -181,7 +204,10 @@ def _slopes(op: Elementwise, box: Box) -> tuple[Tensor, Tensor]:
 
 
 def _absolute_adjoint(op: Affine, inputs: list[Box], radius: Tensor) -> tuple[Tensor, ...]:
-    """Return |W|^T radius for each input, by automatic differentiation of |W| r."""
+    """Return |W|^T radius for each input.
+
+    It is computed by automatic differentiation of |W| r.
+    """
     with torch.enable_grad():
         zeros = [torch.zeros_like(b.lower, requires_grad=True) for b in inputs]
         made = op.absolute(*zeros)

@@ -1,9 +1,10 @@
-"""On which straight piece is each operation of a network at a point? As long as none leaves its
-piece, the network is one affine map.
+"""The affine map that a piecewise linear network is around a point.
 
-Only facts of operations are read: kinks between which nothing bends, lines on a point, the members
-of a window. The affine map is never written out: it is pushed forward along a direction (one
-forward pass for each point) and pulled back from any element (one backward product for each row).
+As long as no operation leaves its linear piece, the network is one affine map. Only general facts
+of operations are read: the breakpoints of a function of one number, its slope at a point, the
+members of a window. The affine map is never written out: it is pushed forward along a direction
+(one forward pass for each point) and pulled back from any element (one backward product for each
+row).
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ BUDGET = 2**26  # bytes of one batch of rows pulled back at once
 
 
 class Gaps(NamedTuple):
-    """How far the values that an operation reads are from the end of its piece, above and below,
-    (M, n) each; infinite where the piece has no end.
+    """Distances of inputs from the next breakpoint above and below.
+
+    They are differences of the values that an operation reads, (M, n) each; infinite where its
+    linear piece has no end on that side.
     """
 
     above: Tensor
@@ -34,8 +37,9 @@ class Gaps(NamedTuple):
 
 
 def kinks_of(op: Op) -> tuple[float, ...] | None:
-    """Return the places between which a function of one number is straight, in order; None where it
-    is not made of straight pieces.
+    """Return the breakpoints of a piecewise linear function, in order.
+
+    The function takes one number. Returns None where it is not piecewise linear.
     """
     if op.kinks is None:
         return None
@@ -45,7 +49,7 @@ def kinks_of(op: Op) -> tuple[float, ...] | None:
 
 
 def straight(graph: Graph) -> None:
-    """Raise `UnsupportedOp` where the network is not made of straight pieces."""
+    """Raise `UnsupportedOp` where the network is not piecewise linear."""
     for node in graph.nodes:
         op = node.op
         if not op.affine and kinks_of(op) is None and op.members() is None:
@@ -57,27 +61,34 @@ def straight(graph: Graph) -> None:
 
 
 def line(op: Elementwise, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return slope and intercept of the piece on which z lies; on a kink, of the piece to its
-    right.
+    """Return slope and intercept of the linear piece on which z lies.
+
+    At a breakpoint they are those of the piece to its right.
     """
     lines = op.relax(z, z)
     return lines.lower_slope, op.value(z) - lines.lower_slope * z
 
 
 def linear_part(op: Affine, inputs: list[Tensor]) -> Tensor:
-    """Return Wx without the constant, (M, *out)."""
+    """Return Wx, an affine operation without its constant, (M, *out)."""
     return op.value(*inputs) - op.value(*(torch.zeros_like(t[:1]) for t in inputs))
 
 
 def winner(node: Node, z: Tensor) -> Tensor:
-    """Return the flat index of each window's largest member, (M, *out); of equal ones any."""
+    """Return the flat index of each window's maximum, (M, *out).
+
+    Of several equal members it is any one.
+    """
     planes = node.op.relaxation((z, z))
     assert isinstance(planes, Planes)
     return planes.pick
 
 
 def members(node: Node) -> Tensor:
-    """Return the flat indices of each window's members, (out, k), one past the end for padding."""
+    """Return the flat indices of each window's members, (out, k).
+
+    Padding has the index one past the last element.
+    """
     found = node.op.members()
     assert found is not None
     return found
@@ -85,9 +96,11 @@ def members(node: Node) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """The network's affine map at M points: `values` of every number (the input first), by node
-    number the `slopes` (M, *shape) of functions of one number and the winners `picks` (M, *out) of
-    windows. In the graph's float64.
+    """The affine map of a network at each of M points.
+
+    `values` holds the value of every number in the graph (the input first). By node number,
+    `slopes` holds the slopes (M, *shape) of functions of one number and `picks` the indices (M,
+    *out) of the windows' maxima. Everything is in the graph's float64.
     """
 
     graph: Graph
@@ -97,8 +110,9 @@ class Pieces:
 
     @classmethod
     def at(cls, graph: Graph, x: Tensor) -> Pieces:
-        """Return the pieces at points x (M, *D). Raises `UnsupportedOp` where the network is not
-        made of straight pieces. Cost: a forward pass.
+        """Return the pieces at points x (M, *D).
+
+        Raises `UnsupportedOp` where the network is not piecewise linear. Cost: a forward pass.
         """
         straight(graph)
         slopes, picks, values = {}, {}, graph.values(x.double())
@@ -119,12 +133,13 @@ class Pieces:
 
     @property
     def rows(self) -> int:
-        """How many rows may be pulled back at once."""
+        """Number of rows that may be pulled back at once."""
         return max(1, BUDGET // (8 * self.graph.largest))
 
     def push(self, u: Tensor) -> list[Tensor]:
-        """Return the derivative of every number along directions u (M, *D), as long as no operation
-        leaves its piece.
+        """Return the derivative of every number along directions u (M, *D).
+
+        It holds as long as no operation leaves its linear piece.
         """
         moved = [u]
         for number, node in enumerate(self.graph.nodes, start=1):
@@ -139,9 +154,11 @@ class Pieces:
         return moved
 
     def steepest(self, scale: Tensor) -> list[Tensor]:
-        """Return, for every number, more than <|gradient|, scale> of each element, scale (M, *D) >=
-        0: paths that cancel in the gradient add up here. Cost: a forward pass with absolute
-        weights.
+        """Return upper bounds of <|gradient|, scale> for all elements.
+
+        There is one tensor for each number of the graph; scale (M, *D) >= 0. The bound is loose
+        where paths through the network cancel in the gradient, since it adds up their absolute
+        values. Cost: a forward pass with absolute weights.
         """
         size = [scale]
         for number, node in enumerate(self.graph.nodes, start=1):
@@ -156,8 +173,9 @@ class Pieces:
         return size
 
     def pull(self, number: int, a: Tensor, point: Tensor) -> Tensor:
-        """Return the gradients (R, *D) of <a, value of the number> with respect to the input, for
-        rows a (R, *shape) each at its own point (R,).
+        """Return the input gradients of <a, value of a number>, (R, *D).
+
+        The rows a (R, *shape) are each taken at a point of their own, `point (R,)`.
         """
         pending = {number: a}
         for k in range(number, 0, -1):
@@ -187,7 +205,10 @@ class Pieces:
         yield from (k for k, node in enumerate(self.graph.nodes, start=1) if not is_affine(node.op))
 
     def gaps(self, number: int) -> Gaps:
-        """Return how far the values read by a function of one number are from its piece's ends."""
+        """Return how far a function's inputs are from its breakpoints.
+
+        The operation must be a function of one number.
+        """
         node = self.graph.nodes[number - 1]
         z = self.values[node.inputs[0]].flatten(1)
         above, below = torch.full_like(z, torch.inf), torch.full_like(z, torch.inf)
@@ -198,8 +219,10 @@ class Pieces:
         return Gaps(above, below)
 
     def trailing(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return by how much each member of each window trails its winner, (M, out, k), infinite
-        for the winner itself and in the padding; and the members' flat indices (out, k).
+        """Return how far each window's members are below its maximum.
+
+        The distances (M, out, k) are infinite for the maximum itself and for padding. The second
+        result are the members' flat indices (out, k).
         """
         node = self.graph.nodes[number - 1]
         z, windows = self.values[node.inputs[0]].flatten(1), members(node).to(self.values[0].device)
@@ -209,8 +232,10 @@ class Pieces:
         return torch.where(windows == pick[..., None], torch.inf, behind), windows
 
     def pattern(self) -> Tensor:
-        """Return which piece every operation is on, (M, n) int64: two points of equal patterns are
-        in one linear region. On a kink: the piece to its right.
+        """Return the activation pattern: each operation's piece, (M, n) int64.
+
+        Two points of equal patterns are in one linear region. At a breakpoint it is the piece to
+        the right.
         """
         found = [
             self.picks[k].flatten(1)

@@ -1,11 +1,13 @@
-"""How steep can a polynomial score get? A bound from its weights by degree, and the true maximum
-over a box beside it.
+"""Bounds on the gradient of a polynomial score over a box.
 
-For z(x) = sum_a w_a x^a on |x_i| <= R the sum of the partial derivatives' magnitudes is at most
-sum_k k s_k R^(k-1), with s_k = sum of |w_a| over the monomials of degree k: the partial derivatives
-of each add up to at most k |w_a| R^(k-1). So the bound holds for the l1 norm of the gradient, and
-with it for every l_p norm. With s_k = the *Euclidean* length of the weights it is false even for
-the l2 norm: x1^2 + x1 x2 has gradient (3, 1) R at (R, R).
+The first bound needs only the weights, summed by degree; the second is the true maximum, by branch
+and bound.
+
+For z(x) = sum_a w_a x^a on |x_i| <= R, the sum of the partial derivatives' magnitudes is at most
+sum_k k s_k R^(k-1), where s_k is the sum of |w_a| over the monomials of degree k: the partial
+derivatives of each monomial add up to at most k |w_a| R^(k-1). So the bound holds for the l1 norm
+of the gradient, and with it for every l_p norm. With s_k = the *Euclidean* length of the weights it
+is false even for the l2 norm: x1^2 + x1 x2 has gradient (3, 1) R at (R, R).
 """
 
 from __future__ import annotations
@@ -27,12 +29,25 @@ _UNIT = 2.0**-53
 
 @dataclass(frozen=True, eq=False)
 class Polynomial:
-    """Monomials `weights (T,)` times the product over features of x_i ^ `exponents (T, d)`, whole
-    numbers >= 0; what has no term has no weight.
+    """A polynomial in d variables with T terms.
 
-    >>> z = Polynomial.of({(1, 0): 3.0, (3, 0): 2.0})
-    >>> z.degrees.tolist(), z.gradient_bound(2.0)
-    ([0.0, 3.0, 0.0, 2.0], 27.0)
+    It is the sum over the terms t of weights[t] * prod_i x_i ^ exponents[t, i]. Use `Polynomial.of`
+    to write the terms as a dictionary.
+
+    Args:
+        exponents: (T, d), whole numbers >= 0, at least one term; stored as int64.
+        weights: (T,), finite; stored as float64.
+
+    Raises:
+        BadInput: the shapes do not agree, an exponent is not a whole number >= 0, or a weight is
+            not finite.
+
+    Example:
+        >>> z = Polynomial.of({(1, 0): 3.0, (3, 0): 2.0})  # 3 x1 + 2 x1^3
+        >>> z.gradient(np.array([[2.0, 5.0]])).tolist()
+        [[27.0, 0.0]]
+        >>> z.degrees.tolist(), z.gradient_bound(2.0)
+        ([0.0, 3.0, 0.0, 2.0], 27.0)
     """
 
     exponents: NDArray[np.int64]
@@ -56,15 +71,20 @@ class Polynomial:
 
     @classmethod
     def of(cls, terms: Mapping[tuple[int, ...], float]) -> Polynomial:
-        """Return the polynomial with those terms, exponents -> weight: x1^2 + 3 x1 x2 is {(2, 0):
-        1, (1, 1): 3}.
+        """Return the polynomial with the given terms.
+
+        Args:
+            terms: the weight of each tuple of exponents: x1^2 + 3 x1 x2 is {(2, 0): 1, (1, 1): 3}.
+
+        Raises:
+            BadInput: there is no term, or the tuples differ in length.
         """
         if len({len(t) for t in terms}) != 1:
             raise BadInput("every term names an exponent for each feature")
         return cls(np.array(list(terms)), np.array(list(terms.values()), dtype=np.float64))
 
     def value(self, x: Floats) -> Floats:
-        """Return z(x) for points x (M, d)."""
+        """Return z(x) for points x (M, d), as (M,)."""
         return self._monomials(x) @ self.weights
 
     def _monomials(self, x: Floats) -> Floats:
@@ -73,7 +93,7 @@ class Polynomial:
 
     @cached_property
     def partials(self) -> tuple[Polynomial, ...]:
-        """The partial derivatives."""
+        """Partial derivatives, one polynomial for each of the d variables."""
         return tuple(self._partial(i) for i in range(self.exponents.shape[1]))
 
     def _partial(self, i: int) -> Polynomial:
@@ -87,14 +107,22 @@ class Polynomial:
 
     @cached_property
     def degrees(self) -> Floats:
-        """s_k for k = 0, 1 ..: the sum of |w_a| over the monomials of degree k."""
+        """The sum s_k of |w_a| over the monomials of degree k, for k = 0, 1, ..."""
         return np.asarray(
             np.bincount(self.exponents.sum(1), weights=np.abs(self.weights)), dtype=np.float64
         )
 
     def gradient_bound(self, reach: float) -> float:
-        """Return sum_k k s_k R^(k-1) >= the l1 norm of the gradient wherever no |x_i| exceeds R =
-        `reach`; rounded upward by more than its own error.
+        """Return an upper bound of the gradient's l1 norm on |x_i| <= R.
+
+        It is sum_k k s_k R^(k-1), with s_k as in `degrees`. The sum is rounded upward by more than
+        its own rounding error; where all numbers in it are whole and nothing rounds, it is exact.
+
+        Args:
+            reach: R, the largest magnitude that any variable takes, finite and >= 0.
+
+        Raises:
+            BadInput: `reach` is negative or not finite.
         """
         if not 0 <= reach < math.inf:
             raise BadInput(f"the range of the features is a finite number >= 0, got {reach}")
@@ -107,8 +135,16 @@ class Polynomial:
         )
 
     def change_bound(self, x: Floats, radius: float) -> Floats:
-        """Return how much z can change within linf radius of points x (M, d), (M,): radius * the
-        gradient bound over what they can reach.
+        """Return bounds on the change of z within an linf ball, (M,).
+
+        Each is radius * the gradient bound over the magnitudes that can be reached from the point.
+
+        Args:
+            x: the points, (M, d).
+            radius: the linf radius, in the units of x.
+
+        Raises:
+            BadInput: a point or the radius is not finite.
         """
         reach = np.abs(np.asarray(x, dtype=np.float64)).max(axis=1) + radius
         return np.array(
@@ -116,8 +152,9 @@ class Polynomial:
         )
 
     def enclosure(self, low: Floats, high: Floats) -> Boxes:
-        """Return numbers (M,) below and above z over boxes (M, d): each monomial by itself, rounded
-        outward.
+        """Return bounds (M,) below and above z over boxes (M, d).
+
+        Each monomial is bounded by itself with interval arithmetic; the sums are rounded outward.
         """
         floor, ceiling, size = np.zeros(len(low)), np.zeros(len(low)), np.zeros(len(low))
         for weight, exponents in zip(self.weights.tolist(), self.exponents, strict=True):
@@ -125,8 +162,8 @@ class Polynomial:
             for i in np.flatnonzero(exponents):
                 a, b = _times((a, b), _power(low[:, i], high[:, i], int(exponents[i])))
             floor, ceiling, size = floor + a, ceiling + b, size + np.maximum(np.abs(a), np.abs(b))
-        # Every monomial is a product of as many factors as its degree has, each rounded once; then
-        # come the additions.
+        # Each monomial is a product with one factor, rounded once, for each unit of its degree;
+        # then come the additions.
         room = (
             size * (2 * int(self.exponents.sum(1).max()) + len(self.weights) + 8) * 2 * _UNIT
             + 2.0**-1000
@@ -135,7 +172,10 @@ class Polynomial:
 
 
 def _is_whole(numbers: list[float]) -> bool:
-    """Does arithmetic on these not round? Whole numbers of no more than 53 bits do not."""
+    """Return whether arithmetic on these numbers does not round.
+
+    It does not where all are whole and their magnitudes add up to less than 2^53.
+    """
     return all(n == math.floor(n) for n in numbers) and sum(map(abs, numbers)) < 2.0**53
 
 
@@ -154,8 +194,10 @@ def _times(p: Boxes, q: Boxes) -> Boxes:
 
 @dataclass(frozen=True)
 class Maximum:
-    """The maximum of a function over a box lies in [`lower`, `upper`]: the first is attained at
-    `point`, the second proved.
+    """Bounds on the maximum of a function over a box.
+
+    The maximum lies in [`lower`, `upper`]. `lower` is the function's value at `point`, computed in
+    float64; `upper` is proved.
     """
 
     lower: float
@@ -166,8 +208,29 @@ class Maximum:
 def largest_value(
     z: Polynomial, low: Floats, high: Floats, tolerance: float = 1e-6, most: int = 200_000
 ) -> Maximum:
-    """Return the maximum of a polynomial over a box low <= x <= high (d,), to a relative tolerance;
-    see `largest_gradient`.
+    """Return bounds on the maximum of a polynomial over a box.
+
+    Args:
+        z: the polynomial, in d variables.
+        low: the lower ends of the box, (d,).
+        high: the upper ends of the box, (d,), no less than `low`.
+        tolerance: the search ends when the bounds differ by no more than this, relative to the best
+            value found.
+        most: the number of boxes after which the search ends in any case.
+
+    Returns:
+        A `Maximum`. It holds the true maximum also where the search ended early.
+
+    Raises:
+        BadInput: the ends do not make a box.
+
+    Example:
+        >>> z = Polynomial.of({(1,): 3.0, (3,): 2.0})
+        >>> found = largest_value(z, np.array([-1.0]), np.array([1.0]))
+        >>> found.lower, found.point, found.upper < 5.00001
+        (5.0, (1.0,), True)
+
+    Cost and method: see `largest_gradient`.
     """
     return _search(
         lambda a, b: z.enclosure(a, b)[1], z.value, z.partials, low, high, tolerance, most
@@ -177,12 +240,27 @@ def largest_value(
 def largest_gradient(
     z: Polynomial, low: Floats, high: Floats, tolerance: float = 1e-6, most: int = 200_000
 ) -> Maximum:
-    """Return the maximum of the l1 norm of the gradient over a box low <= x <= high (d,), to a
-    relative tolerance.
+    """Return bounds on the largest gradient over a box, in the l1 norm.
 
     Interval branch and bound (Moore 1966): boxes whose upper bound exceeds the best value found are
-    halved along their longest side, at most `most` of them. What is left open then stands in
-    `upper`, so the answer is right in any case. Cost: exponential in d at worst.
+    halved along their longest side, at most `most` of them. What is left open then counts in
+    `upper`, so the answer is right in any case.
+
+    Args:
+        z: the polynomial, in d variables.
+        low: the lower ends of the box, (d,).
+        high: the upper ends of the box, (d,), no less than `low`.
+        tolerance: the search ends when the bounds differ by no more than this, relative to the best
+            value found.
+        most: the number of boxes after which the search ends in any case.
+
+    Returns:
+        A `Maximum` of the gradient's l1 norm.
+
+    Raises:
+        BadInput: the ends do not make a box.
+
+    Cost: exponential in d at worst.
     """
 
     def bound(a: Floats, b: Floats) -> Floats:
@@ -227,8 +305,9 @@ def _search(
 
 
 def _risen(partials: tuple[Polynomial, ...], low: Floats, high: Floats) -> Boxes:
-    """Return the boxes without what cannot hold a maximum: where a partial derivative keeps its
-    sign only one end of that feature is left.
+    """Return the boxes reduced to where a maximum can be.
+
+    Where a partial derivative keeps its sign over a box, only one end of that variable is left.
     """
     low, high = low.copy(), high.copy()
     for i, partial in enumerate(partials):

@@ -1,9 +1,12 @@
-"""Is a measured region really one? A backward sweep in checked float64 confirms what was computed,
-or claims less.
+"""Proofs of measured linear regions, by checked bound propagation.
 
-Where no operation can leave its piece the sweep's lines *are* the network, so its bounds err by
-rounding alone. Windows are confirmed on a network in which each is replaced by its winner: wherever
-that network's winners are proved to stay ahead, both networks agree, operation by operation.
+A distance that was computed is confirmed by backward bound propagation in checked float64, or a
+smaller one is claimed.
+
+Where no operation can leave its linear piece, the relaxation's linear bounds *are* the network, so
+that its bounds err by rounding alone. Windows are confirmed on a network in which each window is
+replaced by its maximum at the point: wherever that member is proved to stay the largest, both
+networks agree, operation by operation.
 """
 
 from __future__ import annotations
@@ -25,22 +28,24 @@ from calipers.graph.kinds import is_affine
 from calipers.problem.problem import Problem
 
 SHARES = (1 - 1e-9, 1 - 1e-6, 1 - 1e-3)
-"""Of a computed distance, tried one after the other: a distance errs by less than the first
-wherever we measured it.
+"""Shares of a computed distance, tried in this order.
+
+Wherever it was measured, a computed distance errs by less than the first share allows.
 """
 
 Holds = Callable[[Problem, Relaxed, Pieces], Tensor]
-"""What a confirming sweep asks of each point, (N,) bool."""
+"""What a confirming bound propagation decides for each point, (N,) bool."""
 
 
 def confirmed(
     problem: Problem, pieces: Pieces, distance: Tensor, holds: Holds, within: Tensor | None = None
 ) -> Tensor:
-    """Return the largest share of each distance (N,) that a sweep proves, (N,) float64; 0 where
-    none of those tried.
+    """Return the largest share of each distance that is proved, (N,) float64.
 
-    Where no wall can be reached at all, the farthest corner of the box stands for infinity. `within
-    (N,)`: networks with windows are only known up to there.
+    The `SHARES` are tried in turn by backward bound propagation; 0 where none is proved. Where no
+    border can be reached at all (infinite distance), the farthest corner of the box stands for
+    infinity. `within (N,)` is the radius up to which the replacement of windows by their maxima is
+    known to be right; it limits what is proved of networks with windows.
     """
     proved, widest = torch.zeros_like(distance), problem.threat.widest(problem.x).to(distance)
     if all(is_affine(node.op) for node in pieces.graph.nodes):
@@ -69,8 +74,9 @@ def _swept(problem: Problem, pieces: Pieces, radius: Tensor, holds: Holds) -> Te
 
 
 def _networks(pieces: Pieces) -> Iterator[tuple[Tensor, Graph]]:
-    """Yield the points that share a network, and the network: one for each point where windows are
-    replaced by their winners.
+    """Yield the points that share a network, and that network.
+
+    Where windows are replaced by their maxima there is one network for each point.
     """
     every = torch.arange(len(pieces.values[0]), device=pieces.values[0].device)
     if not pieces.picks:
@@ -94,8 +100,10 @@ def _without_windows(pieces: Pieces, index: Tensor) -> Graph:
 
 
 def nothing_bends(problem: Problem, state: Relaxed, pieces: Pieces) -> Tensor:
-    """Where does no operation's box reach over the end of a piece, and no other member of a window
-    overtake its winner, (N,) bool?
+    """Return where no operation can leave its linear piece, (N,) bool.
+
+    No box of an operation's input reaches over a breakpoint, and no other member of a window can
+    exceed the one that is the maximum at the point.
     """
     good = torch.ones(len(problem), dtype=torch.bool, device=problem.x.device)
     for node in state.graph.nodes:
@@ -108,8 +116,9 @@ def nothing_bends(problem: Problem, state: Relaxed, pieces: Pieces) -> Tensor:
 
 
 def _stays_ahead(state: Relaxed, pieces: Pieces, number: int) -> Tensor:
-    """Does the winner of every window keep ahead, for a single point, (1,) bool? Asked of members
-    that the boxes leave in doubt.
+    """Return whether every window's maximum stays the same, (1,) bool.
+
+    For a single point. Only members that the boxes leave in doubt are bounded.
     """
     source = pieces.graph.nodes[number - 1].inputs[0]
     box, (behind, windows) = state.boxes[source], pieces.trailing(number)
@@ -135,7 +144,7 @@ def _stays_ahead(state: Relaxed, pieces: Pieces, number: int) -> Tensor:
 
 
 def margins_hold(problem: Problem, state: Relaxed, pieces: Pieces) -> Tensor:
-    """Where is the worst margin proved positive, (N,) bool?"""
+    """Return where the worst margin is proved positive, (N,) bool."""
     bounds = margin_bounds(state, problem.goal.rows(problem.y, problem.classes))
     offsets = problem.goal.offsets(problem.y, problem.classes).to(bounds)
     bounds = torch.where(

@@ -1,4 +1,4 @@
-"""How large is the linear region around a point, and does the decision change inside it?
+"""The linear region around a point, and decision boundaries inside it.
 
 With d_B the distance to the region's border and d_D the distance to the decision boundary of its
 affine map, nothing nearer than min(d_B, d_D) is adversarial, and where d_D <= d_B the adversarial
@@ -6,9 +6,10 @@ distance *is* d_D: exact, without a search (Croce, Andriushchenko and Hein 2019,
 The radius of linearity d_B alone says nothing about robustness: a decision boundary may cut the
 region.
 
-Here both are measured inside the box, with masks and weights. What is computed is one thing, what
-is proved another: a backward sweep in checked float64 confirms that no operation can leave its
-piece within `straight`, and that every margin stays positive within `lower`.
+Differs from the paper: both are measured inside the box, with masks and weights. What is computed
+is kept apart from what is proved: backward bound propagation in checked float64 confirms that no
+operation can leave its linear piece within `straight`, and that every margin stays positive within
+`lower`.
 """
 
 from __future__ import annotations
@@ -31,22 +32,35 @@ from calipers.problem.region import distance_to
 
 _POINTS = 32  # points measured together
 _OVERSHOOT = (
-    2.0  # of the model's own rounding: how far behind the decision boundary the candidate is put
+    2.0  # how far behind the decision boundary the candidate is put, in the model's own roundings
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The linear regions of N points, distances (N,) float64 in the threat's norm and native units,
-    infinite where there is nothing to reach.
+    """The linear regions of N points, with computed and proved distances.
 
-    Computed in float64: `border` d_B, `decision` d_D (0 where the model is wrong), `node` and
-    `element` of the operation that bounds the region (-1: none). Proved (rounding accounted for):
-    no operation leaves its piece within `straight`, nothing is adversarial within `lower`; 0 claims
-    nothing. `exact`: d_D <= d_B and a single margin decides, so that d_D is the adversarial
-    distance; `candidate (N, *D)` is the point there, put behind the boundary by twice the model's
-    rounding, for a referee to judge. `margin` is the worst margin at the point, `guarantee` that of
-    what is proved.
+    Distances are (N,) float64, in the threat's norm and the data's own units, and infinite where
+    there is nothing to reach. Computed in float64 are `border`, `decision`, `node` and `element`;
+    proved, with rounding accounted for, are `straight` and `lower`.
+
+    Args:
+        border: d_B, the distance to the border of the region.
+        decision: d_D, the distance to the decision boundary of the region's affine map; 0 where the
+            model is wrong.
+        straight: a proved radius: within it no operation leaves its linear piece. 0 claims nothing.
+        lower: a proved lower bound on the adversarial distance. 0 claims nothing.
+        exact: (N,) bool, where d_D <= d_B and a single margin decides, so that d_D is the
+            adversarial distance.
+        candidate: (N, *D), the point at distance d_D, put behind the decision boundary by twice the
+            model's own rounding; whether it is adversarial is left for a forward pass of the model
+            to judge. The point itself where the model is wrong.
+        margin: (N,), the worst margin at the point.
+        node: (N,), the number of the operation that bounds the region; -1 where there is none.
+        element: (N,), the element of that operation's input; -1 where there is none.
+        where: for each point the name of that operation's place in the model; "" where there is
+            none.
+        guarantee: the arithmetic in which `straight` and `lower` are proved.
     """
 
     border: Tensor
@@ -63,11 +77,38 @@ class Regions:
 
 
 def regions_of(problem: Problem) -> Regions:
-    """Measure the linear region of every point, and prove what it proves.
+    """Return the linear region of every point, measured and proved.
 
-    Raises `UnsupportedOp` where the network is not made of straight pieces, `BadInput` for threats
-    without hyperplanes. Cost for each point: a backward product for each wall that may be the
-    nearest (at worst each element that bends), one sweep of CROWN's at each of the two radii.
+    Args:
+        problem: the model, points, labels and threat model. Norm, box, mask and weights define the
+            distances; the radius is not used.
+
+    Returns:
+        The `Regions`: distances to the region's border and to the decision boundary inside it, and
+        what of them is proved.
+
+    Raises:
+        UnsupportedOp: the network is not piecewise linear.
+        BadInput: the threat is not a ball in linf, l2 or l1, or has constraints between features.
+
+    Example:
+        >>> import calipers
+        >>> layers = torch.nn.Linear(1, 1), torch.nn.ReLU(), torch.nn.Linear(1, 2)
+        >>> model = torch.nn.Sequential(*layers)
+        >>> values = ([[1.0]], [-0.25], [[1.0], [0.0]], [0.0, 0.125])
+        >>> with torch.no_grad():
+        ...     for parameter, value in zip(model.parameters(), values):
+        ...         _ = parameter.copy_(torch.tensor(value))
+        >>> x, y = torch.tensor([[0.5]]), torch.tensor([0])  # logits relu(x - 0.25) and 0.125
+        >>> found = regions_of(calipers.Problem.pose(model, x, y, calipers.Ball("linf", 0.1)))
+        >>> found.border.tolist(), found.decision.tolist(), found.exact.tolist()
+        ([0.25], [0.125], [True])
+        >>> 0.1249 < float(found.lower) <= 0.125  # proved
+        True
+
+    Cost for each point: a backward product for each bounding hyperplane that may be the nearest (at
+    worst one for each unstable element), and a backward bound propagation (CROWN) at each of the
+    two radii.
     """
     check_ball(problem)
     graph = graph_of(problem.classifier, problem.x)
@@ -95,8 +136,20 @@ _TENSORS = (
 
 
 def activation_pattern(problem: Problem) -> Tensor:
-    """Return which piece every operation is on at each point, (N, n) int64: equal patterns, one
-    linear region.
+    """Return on which linear piece every operation is at each point.
+
+    Args:
+        problem: the model and its N points. Only these are used, not the threat model.
+
+    Returns:
+        The pattern (N, n) int64, for each input of a piecewise linear function the number of
+        breakpoints at or below it, for each window the flat index of its maximum. Two points of
+        equal patterns are in one linear region.
+
+    Raises:
+        UnsupportedOp: the network is not piecewise linear.
+
+    Cost: a forward pass.
     """
     return Pieces.at(graph_of(problem.classifier, problem.x), problem.x).pattern()
 
@@ -143,11 +196,11 @@ def _places(graph: Graph, wall: Wall) -> tuple[str, ...]:
 
 
 def _decision(problem: Problem, pieces: Pieces) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return d_D of the affine maps (N,), offsets (N, d) to just behind the decision boundary, the
-    margins (N, S), and where one margin alone decides.
+    """Return the decision boundaries of the affine maps.
 
-    Of several margins that must all fall (a target, a specification), the farthest is a lower bound
-    and no more.
+    The results are the distances d_D (N,), offsets (N, d) to just behind the decision boundary, the
+    margins (N, S), and where one margin alone decides. Of several margins that must all fall (a
+    target, a specification), the farthest is only a lower bound on the distance.
     """
     n, logits = len(problem), pieces.values[-1]
     margins = problem.margins(logits)

@@ -1,5 +1,7 @@
-"""What do decisions and linear regions look like in a plane through a point? All regions exactly,
-as polygons; of curved networks the decisions on a grid.
+"""Decisions and linear regions in a plane through a point.
+
+For piecewise linear networks all regions are found exactly, as polygons; for other networks the
+decisions are drawn on a grid.
 """
 
 from __future__ import annotations
@@ -28,14 +30,27 @@ Outline = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """A square part of the plane x + s u + t v, |s|, |t| <= `half`, in the threat's units along
-    both axes: u and v have norm 1, u leads to an example.
+    """A square part of a plane through a point, with classes and regions.
 
-    `polygons` with their `classes`; `exact`: these are all linear regions, cut where another class
-    wins, and else strips of a grid. `own` is the outline of the point's own region where it is
-    known, `boundary` the segments along which the decision changes. `marks` are (s, t) of the
-    point, of the example, and of a second one. `unit` is the outline of the ball of radius 1 in
-    this plane. `regions` counts the linear regions, 0 where they are not known.
+    The plane is x + s u + t v with |s|, |t| <= `half`. u and v have norm 1, so that s and t are in
+    the threat's units; u leads to an example.
+
+    Args:
+        half: half of the square's side.
+        label: the point's label.
+        polygons: parts of the square on each of which one class is predicted, each as its corners
+            (s, t) in order.
+        classes: the class predicted on each polygon.
+        own: the outline of the linear region that contains the point; empty where it is not known.
+        boundary: segments along which the decision changes.
+        marks: (s, t) of the point, of the example, and of the second example if there is one.
+        unit: the outline of the ball of radius 1 in this plane.
+        exact: whether the polygons are all linear regions, cut where another class becomes the
+            largest; otherwise they are strips of a grid.
+        regions: the number of linear regions, 0 where they are not known.
+        norm: the name of the threat's norm.
+        across: words for the direction v.
+        index: the place of the point in the problem.
     """
 
     half: float
@@ -64,15 +79,47 @@ def plane_slices(
     seed: int = 0,
     most: int = 2500,
 ) -> tuple[Slice, ...]:
-    """Return the plane through point `index`, an example `toward (*D)`, and a second one: the wide
-    view, `reach` times as far as the examples lie; and where that holds more than `most` regions, a
-    near view of those around the point as well.
+    """Return the decisions in the plane through a point and an example.
 
-    Without a second example the plane's other direction is `across`, a direction (*D) and words for
-    it, less its part along the first; or a random one.
+    The first slice is the wide view, `reach` times as far as the examples lie. Where it holds more
+    than `most` linear regions, it is drawn on a grid, and a second slice shows all regions in a
+    nearer square around the point. Networks that are not piecewise linear or cannot be traced have
+    the grid only. Nothing keeps the plane inside the box.
 
-    Nothing keeps the plane inside the box. Cost: a forward pass for each point of a grid of 200 by
-    200, three for each region.
+    Args:
+        problem: the model, points, labels and threat model.
+        index: which of the points is the centre.
+        toward: an example, (*D), that gives the first direction u; it differs from the point.
+        other: a second example, (*D), that gives the second direction v together with u; None for
+            none.
+        across: where there is no second example, a direction (*D) for v and words for it; its part
+            along u is removed. None: a random direction.
+        reach: half the side of the wide view, as a multiple of the largest distance of the
+            examples.
+        seed: of the random direction.
+        most: the largest number of linear regions that a slice may hold. The default keeps drawings
+            readable and quick.
+
+    Returns:
+        One or two slices, the wide view first.
+
+    Raises:
+        BadInput: the example lies on the point itself, v is parallel to u, or the threat is not a
+            ball in linf, l2 or l1 without constraints between features.
+
+    Example:
+        >>> import calipers
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.copy_(torch.eye(2))
+        ...     _ = model[0].bias.copy_(torch.tensor([-0.5, -0.5]))  # logits relu(x - 0.5)
+        >>> x, y = torch.tensor([[0.75, 0.625]]), torch.tensor([0])
+        >>> problem = calipers.Problem.pose(model, x, y, calipers.Ball("linf", 0.1))
+        >>> found = plane_slices(problem, 0, torch.tensor([0.625, 0.75]), reach=4.0)
+        >>> [(s.exact, s.regions, s.half, sorted(set(s.classes))) for s in found]
+        [(True, 4, 0.5, [0, 1])]
+
+    Cost: a forward pass for each point of a grid of 200 by 200, three for each region.
     """
     check_ball(problem)
     u, distance = _first_axis(problem, index, toward)
@@ -109,7 +156,7 @@ def plane_slices(
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """A plane to be drawn."""
+    """A plane to be drawn, with what all its slices share."""
 
     problem: Problem
     index: int
@@ -120,7 +167,7 @@ class _View:
     across: str
 
     def exact(self, graph: Graph, half: float) -> Slice | None:
-        """Return all regions of a square; None where there are too many."""
+        """Return all regions of a square, or None where there are too many."""
         corners = half * torch.tensor(
             [[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64
         )
@@ -137,8 +184,9 @@ class _View:
         )
 
     def nearest(self, graph: Graph, half: float) -> float:
-        """Return how far from the point a drawing can show all regions: as far as the axes meet so
-        many borders.
+        """Return the half side of a square whose regions can all be drawn.
+
+        It is the distance within which the axes meet `_LINES` borders of regions.
         """
         x = self.problem.x[self.index].double()
         for side in (half / 256, half / 16, half):
@@ -149,8 +197,9 @@ class _View:
         return half
 
     def grid(self, half: float) -> Slice:
-        """Return the decisions on a grid, and where the margin between the grid's points is
-        zero.
+        """Return the decisions on a grid, and the decision boundary.
+
+        The boundary is where the margin, interpolated between the grid's points, is zero.
         """
         problem, x = self.problem, self.problem.x[self.index].double()
         at = (
@@ -215,8 +264,9 @@ def _first_axis(problem: Problem, index: int, toward: Tensor) -> tuple[Tensor, f
 def _second_axis(
     problem: Problem, index: int, u: Tensor, other: Tensor | None, seed: int, across: Tensor | None
 ) -> tuple[Tensor, tuple[float, float]]:
-    """Return a direction orthogonal to the first, of norm 1, and where the second example lies in
-    the plane.
+    """Return a second direction, and the second example in the plane.
+
+    The direction is orthogonal to the first and of norm 1.
     """
     x = problem.x[index].double()
     if other is not None:
@@ -241,7 +291,10 @@ def _second_axis(
 
 
 def _unit(problem: Problem, index: int, u: Tensor, v: Tensor) -> Outline:
-    """Return the ball of radius 1 in the plane: in each direction as far as the norm lets it."""
+    """Return the outline of the ball of radius 1 in the plane.
+
+    In each direction it extends as far as the norm allows.
+    """
     region = problem.region.take(slice(index, index + 1))
     angle = torch.arange(_OUTLINE, dtype=torch.float64) * (2 * math.pi / _OUTLINE)
     directions = angle.cos()[:, None] * u.flatten().cpu() + angle.sin()[:, None] * v.flatten().cpu()
@@ -268,8 +321,10 @@ def _strips(rows: list[list[int]], half: float) -> tuple[tuple[Outline, ...], tu
 
 
 def _zeros(margin: Tensor, at: Tensor) -> tuple[Outline, ...]:
-    """Return the segments along which a function on a grid (t, s) is zero, straight between its
-    points: each square cut into two triangles.
+    """Return the segments along which a function on a grid (t, s) is zero.
+
+    Each square of the grid is cut into two triangles, on which the function is interpolated
+    linearly.
     """
     values, place = margin.tolist(), at.tolist()
     inside = margin > 0
@@ -299,14 +354,20 @@ def _outline(corners: Tensor) -> Outline:
 
 
 def _holds(corners: Tensor) -> bool:
-    """Is the origin inside a polygon, whose corners go around it one way?"""
+    """Return whether the origin is inside a convex polygon.
+
+    Its corners go around it in one direction.
+    """
     after = corners.roll(-1, 0)
     turns = corners[:, 0] * after[:, 1] - corners[:, 1] * after[:, 0]
     return bool((turns >= 0).all() or (turns <= 0).all())
 
 
 def _boundary(polygons: tuple[Outline, ...], classes: tuple[int, ...]) -> tuple[Outline, ...]:
-    """Return the sides that polygons of two classes share: both were cut at the same corners."""
+    """Return the sides that polygons of two different classes share.
+
+    Neighbouring polygons were cut at the same corners, so that a shared side has equal ends.
+    """
     sides: dict[tuple[tuple[float, float], tuple[float, float]], int] = {}
     found = []
     for polygon, kind in zip(polygons, classes, strict=True):

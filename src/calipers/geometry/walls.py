@@ -1,8 +1,9 @@
-"""How far is a hyperplane, and which of all that bound a linear region is nearest?
+"""Distances to the hyperplanes that bound a linear region.
 
-The walls of a region are where some operation leaves its piece: a value meets a kink, or another
-member of a window wins. Within the region each is a hyperplane, whose distance from the point is
-gap / dual norm of its normal where nothing else limits the adversary, and no less inside a box.
+A linear region ends where some operation leaves its linear piece: a value meets a breakpoint, or
+another member of a window becomes its maximum. Within the region each of these borders is a
+hyperplane (a "wall" in the code). Its distance from the point is gap / dual norm of its normal
+where nothing else limits the adversary, and no less inside a box.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 from calipers.problem.region import Region, distance_to
 
-_AT_ONCE, _MOST_AT_ONCE = 32, 1024  # walls of a point measured together, at first and later
+# hyperplanes of a point that are measured together, at first and later
+_AT_ONCE, _MOST_AT_ONCE = 32, 1024
 _ROUNDED_DOWN = 1 - 1e-9  # more than the rounding of sums of a hundred thousand terms
 
 
 @dataclass(frozen=True, eq=False)
 class Wall:
-    """The nearest wall of each of M regions: its `distance`, the `node` that leaves its piece there
-    and the `element` of what that reads (-1, -1 and infinite where there is none), and `normal (M,
-    d)`: the direction in which the value moves towards its kink.
+    """The nearest bounding hyperplane of each of M linear regions.
+
+    `distance (M,)` is how far it is, `node` is the number of the operation that leaves its linear
+    piece there and `element` the element of that operation's input (infinite, -1 and -1 where there
+    is none). `normal (M, d)` is the direction in which the value moves towards its breakpoint.
     """
 
     distance: Tensor
@@ -37,7 +41,11 @@ class Wall:
 
 
 def check_ball(problem: Problem) -> None:
-    """Raise `BadInput` for threats in which hyperplanes have no distance of this kind."""
+    """Raise `BadInput` for threats in which hyperplanes have no distance.
+
+    Those are all threats but norm balls in linf, l2 and l1, and balls with constraints between
+    features.
+    """
     if not isinstance(problem.threat, Ball) or problem.region.norm.is_count:
         raise BadInput(
             "linear regions are measured in linf, l2 or l1: replacing letters and counting "
@@ -51,8 +59,10 @@ def check_ball(problem: Problem) -> None:
 
 
 def free_distance(region: Region, g: Tensor, gap: Tensor) -> Tensor:
-    """Return gap / dual norm for normals g (P, d): the distance without the box, and a lower bound
-    inside it. A wall that cannot be moved to is nowhere.
+    """Return gap / dual norm for normals g (P, d), as (P,).
+
+    That is the distance of a hyperplane without the box, and a lower bound on it inside the box. A
+    hyperplane that no movable feature brings nearer is infinitely far.
     """
     flat = torch.where((region.low == 0) & (region.high == 0), 0.0, g)
     size = region.norm.dual(flat if region.weight is None else flat / region.weight)
@@ -60,11 +70,12 @@ def free_distance(region: Region, g: Tensor, gap: Tensor) -> Tensor:
 
 
 def nearest_wall(pieces: Pieces, region: Region) -> Wall:
-    """Return the nearest wall of each point's linear region.
+    """Return the nearest bounding hyperplane of each point's linear region.
 
-    No wall is nearer than gap / (l1 norm of its normal, or more where paths cancel), which one
-    forward pass tells of all. They are measured in that order, until the next one cannot be nearer
-    than the nearest so far. Cost: a backward product for each wall measured; memory is bounded.
+    No hyperplane is nearer than gap / (the l1 norm of its normal, or more where paths cancel), and
+    one forward pass gives this bound for all of them. Hyperplanes are measured in the order of
+    these bounds, until the next one cannot be nearer than the nearest so far. Cost: a backward
+    product for each hyperplane measured; memory is bounded.
     """
     blocks = [block for number in pieces.bending() for block in _walls(pieces, number)]
     if not blocks:
@@ -95,8 +106,9 @@ def nearest_wall(pieces: Pieces, region: Region) -> Wall:
 
 
 def _at_least(pieces: Pieces, region: Region, blocks: list[_Block]) -> Tensor:
-    """Return a lower bound of every wall's distance, (M, W): no dual norm of a normal is above its
-    l1 norm.
+    """Return lower bounds (M, W) of all hyperplanes' distances.
+
+    They are sound because no dual norm of a normal is above its l1 norm.
     """
     scale = (
         torch.ones_like(region.low)
@@ -112,7 +124,10 @@ def _at_least(pieces: Pieces, region: Region, blocks: list[_Block]) -> Tensor:
 
 
 def _beginning(blocks: list[_Block]) -> Iterator[tuple[_Block, int]]:
-    """Yield each block with the place of its first wall when all stand side by side."""
+    """Yield each block with the column of its first hyperplane.
+
+    The columns are those of all blocks side by side.
+    """
     first = 0
     for block in blocks:
         yield block, first
@@ -128,8 +143,10 @@ def _measure(
     point: Tensor,
     wall: Tensor,
 ) -> None:
-    """Write the distances of chosen walls (R,) of a block into `found (M, W)`: inside the box,
-    where they are nearer than the `best (M,)` without it.
+    """Write the distances of chosen hyperplanes (R,) into `found (M, W)`.
+
+    They are of one block, and measured inside the box only where the distance without the box is
+    below `best (M,)`.
     """
     for at, part in zip(point.split(pieces.rows), wall.split(pieces.rows), strict=True):
         g, gap = _normal(pieces, block, at, part), block.gap[at, part]
@@ -158,11 +175,11 @@ def _chosen(pieces: Pieces, blocks: list[_Block], found: Tensor) -> Wall:
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Some walls of one operation, the same for every point: a gap (M, W) for each, and the rows
-    whose gradients are their normals.
+    """Hyperplanes of one operation that all points have in common.
 
+    `gap (M, W)` is the gap of each; its normal is the gradient of the row that `rows` returns.
     `plus (W,)` or `(M, W)` is the element whose rise closes the gap, `minus` the one whose fall
-    does; the place `nowhere` stands for none.
+    does; the index `size`, one past the last element, stands for none.
     """
 
     node: int
@@ -173,7 +190,7 @@ class _Block:
     size: int
 
     def rows(self, point: Tensor, wall: Tensor) -> Tensor:
-        """Return the rows (R, size) of chosen walls."""
+        """Return the rows (R, size) of chosen hyperplanes."""
         rows = self.gap.new_zeros(len(point), self.size + 1)
         for place, sign in ((self.plus, 1.0), (self.minus, -1.0)):
             at = place.expand(self.gap.shape)[point, wall]
@@ -181,14 +198,17 @@ class _Block:
         return rows[:, :-1]
 
     def both(self, size: Tensor) -> Tensor:
-        """Return the sum of a value (M, size) over the two elements of each wall, (M, W)."""
+        """Return the sum of a value over each hyperplane's elements, (M, W).
+
+        The value is (M, size); a hyperplane has one or two elements.
+        """
         padded = torch.cat([size, torch.zeros_like(size[:, :1])], 1)
         return padded.gather(1, self.plus.expand(self.gap.shape)) + padded.gather(
             1, self.minus.expand(self.gap.shape)
         )
 
     def element(self, point: Tensor, wall: Tensor) -> Tensor:
-        """Return which element of what the operation reads chosen walls belong to."""
+        """Return the input element to which each chosen hyperplane belongs."""
         rising, falling = (
             place.expand(self.gap.shape)[point, wall] for place in (self.plus, self.minus)
         )
