@@ -1,7 +1,9 @@
-"""Attacks: searches for adversarial examples, which bound the distance from above.
+"""Attacks: searches for adversarial examples.
 
-They know the question only, nothing of certificates: no bug that both share can move both ends.
-Every tool here holds `capabilities`; `calipers tools` lists them.
+An adversarial example is an upper bound on the distance from an input to its nearest adversarial
+example. The attacks know only the problem (model, points, labels, threat model) and nothing of
+certificates, so no bug that both share can move both bounds. Every tool here has `capabilities`;
+`calipers tools` lists them.
 """
 
 from calipers.attacks.apgd import APGD

@@ -1,6 +1,4 @@
-"""How far do steps get that choose their own length? Auto-PGD, untargeted or one rival at a
-time.
-"""
+"""Auto-PGD: gradient ascent whose step length adapts by itself."""
 
 from __future__ import annotations
 
@@ -27,13 +25,14 @@ from calipers.problem.tools import Attempt
 
 _RISES = 0.75  # of the steps between two checkpoints must raise the loss, or the step is halved
 _MOMENTUM = 0.75  # weight of the new step; the rest goes on in the direction of the last one
-# shares of all steps between checkpoints: the first, how much less each time, never less than
+# intervals between checkpoints as shares of all steps: the first, the decrease from one to the
+# next, the least
 _FIRST, _SHRINK, _LEAST = 0.22, 0.03, 0.06
 _DENSITY = 0.2  # of all features move in the first sparse step
-# a best iterate whose share of changed features fell below this much of the last one still finds
-# where to go
+# if the number of changed features of the best iterate fell below this share of the last one, the
+# search is still making progress
 _NARROWED = 0.95
-# of halving: steps, and first steps, in the rounds
+# of the three rounds of `halving`: share of the steps, first step as a share of the radius
 _PARTS, _SHARES = (0.25, 0.35, 0.5), (2.0, 1.0, 0.5)
 _GUIDED_SHARE = 0.5
 _SPARSE_CHECK, _SPARSE_FACTOR, _SHORTEST = 0.04, 1.5, 0.03
@@ -41,16 +40,42 @@ _SPARSE_CHECK, _SPARSE_FACTOR, _SHORTEST = 0.04, 1.5, 0.03
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD (Croce and Hein 2020, arXiv 2003.01690; for l1 Croce and Hein 2021, arXiv
-    2103.01208): momentum, and a step that halves at checkpoints where too few steps raised the
-    loss, going back to the best iterate.
+    """Auto-PGD (Croce and Hein 2020, arXiv 2003.01690), in every norm.
 
-    `targets` > 0 attacks that many rivals one by one, nearest first by margin over the dual norm of
-    its gradient, instead of the `loss`. Starts are random; starts handed in (`starts (N, S, *D)` at
-    the call) come first. Differs from the paper: exact projection onto ball and box in every norm,
-    rivals ranked by distance instead of by logits, a job ends when its point is broken, and no
-    target is ruled out for lack of classes. Cost for a point that resists: (steps + 1) x restarts x
-    max(targets, 1) forward and backward passes.
+    Gradient ascent with momentum. The step is halved at checkpoints where too few steps raised the
+    loss, and the search then goes back to the best iterate. In l1 it follows Croce and Hein 2021,
+    arXiv 2103.01208. Starts are random; starts handed in (`starts` at the call) come first.
+
+    Differs from the papers: exact projection onto the intersection of ball and box in every norm;
+    target classes are ranked by distance (margin over the dual norm of its gradient) instead of by
+    logits; a search ends when its point is broken; and no number of classes rules a target out.
+
+    Cost for a point that resists: (steps + 1) x restarts x max(targets, 1) forward and backward
+    passes.
+
+    Args:
+        steps: Gradient steps of each restart.
+        restarts: Starts for each point (and for each target class, where `targets` > 0).
+        loss: What untargeted searches climb: "cross_entropy", "margin", "dlr", "scaled", or
+            "alternate" (cross-entropy and margin in turn over the restarts).
+        targets: Number of other classes to attack one by one, nearest first, instead of climbing
+            the `loss`; 0 attacks untargeted.
+        halving: With more than one target, spend the steps in three rounds: all targets, the best
+            third, and the best one, each round with more steps than the one before. Later rounds
+            begin at the best iterates of the round before.
+        precision: "model" searches in the model's own dtype; "bfloat16" in half precision, with the
+            end of each search judged in the model's own dtype.
+
+    Raises:
+        BadInput: A setting is out of its range.
+
+    Example:
+        >>> import torch, calipers
+        >>> from calipers.attacks import APGD
+        >>> x, y = torch.tensor([[0.6, 0.2]]), torch.tensor([0])
+        >>> ball = calipers.Ball("linf", 0.25)
+        >>> calipers.attack(torch.nn.Identity(), x, y, ball, APGD(steps=10)).success
+        tensor([True])
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -85,16 +110,21 @@ class APGD:
         starts: Tensor | None = None,
         columns: Tensor | None = None,
     ) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the
-        result.
+        """Yield candidates as points are decided.
 
-        `starts (N, R, S, *D)` take the place of the first R random starts of the jobs against each
-        of the S margins' rivals; without targets, of the first R S restarts. `columns (N, S)` names
-        these margins where they are not all, the nearest first: then these are the targets.
+        Args:
+            problem: The points to attack, with their model, labels and threat model.
+            seed: Seed of the random starts.
+            batch: Points in flight; does not change the result.
+            starts: First iterates (N, R, S, *D), which take the place of the first R random starts
+                of the searches towards each of the classes of the S margins; without targets, of
+                the first R x S restarts.
+            columns: Indices (N, S) of these S margins, where they are not all of them, nearest
+                class first; then these are the targets.
         """
         targets = rivals(problem, self.targets)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
-        # All best iterates of a block are held at once where rivals are dropped on the way.
+        # All best iterates of a block are held at once where target classes are dropped on the way.
         for places in torch.arange(len(problem), device=problem.x.device).split(
             in_flight(problem, BATCH) if targets else len(problem)
         ):
@@ -168,7 +198,7 @@ class APGD:
                     else None
                 )
 
-            # at once, not at the block's end: an interrupt must not lose them
+            # yielded at once, not at the end of the block, so that an interrupt does not lose them
             yield from relayed(queue.run(), noted)
             standing = torch.nonzero(queue.score > 0).flatten()
             left = left[standing]
@@ -180,16 +210,19 @@ class APGD:
 
 
 def chosen(starts: Tensor, rivals: Tensor) -> Tensor:
-    """Return the starts (N, R, S, *D) of the rivals (N, T) alone, in the order of jobs: (N, R T,
-    *D).
+    """Return the starts of the chosen classes, in the order of jobs.
+
+    `starts (N, R, S, *D)` and the margin columns `rivals (N, T)` give (N, R T, *D).
     """
     points = torch.arange(len(starts), device=starts.device)[:, None]
     return starts.transpose(1, 2)[points, rivals].transpose(1, 2).flatten(1, 2)
 
 
 def _rounds(targets: int, steps: int) -> list[tuple[int, int, float]]:
-    """Return for each round how many rivals go on, with how many steps, and the first step as a
-    share of the radius.
+    """Return the rounds of the halving schedule.
+
+    Each round is the number of target classes that go on, the number of steps, and the length of
+    the first step as a share of the radius.
     """
     counts = [targets, max(1, -(-targets // 3)), 1]
     return [
@@ -200,7 +233,7 @@ def _rounds(targets: int, steps: int) -> list[tuple[int, int, float]]:
 
 @dataclass(frozen=True)
 class Climb:
-    """The recipe of Auto-PGD for the queue."""
+    """The Auto-PGD recipe for the job queue."""
 
     steps: int
     restarts: int
@@ -214,7 +247,7 @@ class Climb:
         return region.sample(streams)
 
     def memory(self, region: Region, x: Tensor) -> Memory:
-        """Return the state of the step control, (B, ...)."""
+        """Return the state of the step control, tensors (B, ...)."""
         zero, none = x.new_zeros(len(x)), x.new_full((len(x),), -torch.inf)
         share = torch.full_like(
             zero, self.first_share / 2 if region.norm.is_sparse else self.first_share
@@ -235,12 +268,13 @@ class Climb:
         )
 
     def loss(self, margins: Tensor, problem: Problem, restart: Tensor) -> Tensor:
-        """Return the loss of untargeted jobs."""
+        """Return the loss of untargeted jobs, (B,)."""
         return climbed(self.loss_name, margins, problem.goal, restart)
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
-        """One step of equation (1) of the paper from the iterate, or from the best one at a
-        checkpoint that halves the step.
+        """Make one step of equation (1) of the paper.
+
+        The step begins at the iterate, or at the best iterate where a checkpoint halves the step.
         """
         m = dict(memory)
         higher = look.loss > m["peak"]
@@ -259,8 +293,8 @@ class Climb:
             for name, now in (("summit", look.x), ("slope", look.gradient))
         )
         if look.region.norm.is_sparse:
-            # The first step is the one-step attack: from the centre the whole budget, on as few
-            # features as it takes. It is exact on a linear model.
+            # The first step is the one-step attack: from the centre, the whole budget on as few
+            # features as possible. It is optimal on a linear model.
             first = look.step == 0
             base, spread = (
                 torch.where(per_job(first, x), look.region.center, x),
@@ -278,8 +312,11 @@ class Climb:
         return target, m
 
     def _control(self, look: Look, m: Memory) -> Tensor:
-        """Halve the steps of jobs at a checkpoint that rise too seldom, or stand still at an
-        unchanged step; return which go back to their best.
+        """Halve the steps of jobs that stall at a checkpoint.
+
+        A job stalls if its loss rose in too few steps since the last checkpoint, or if its best
+        loss has not improved although its step was not halved last time. Return which jobs go back
+        to their best iterate, (B,) bool.
         """
         interval = self._intervals.to(look.step.device)[look.step.clamp(max=self.steps)].to(
             m["rises"].dtype
@@ -294,9 +331,11 @@ class Climb:
         return halve
 
     def _control_sparse(self, look: Look, m: Memory) -> Tensor:
-        """For sparse norms: spread steps over as many features as the best iterate has changed,
-        divided by 1.5; begin again at it with a full step where that number still falls, else
-        shorten the step.
+        """Adapt the number of features moved and the step length, in sparse norms.
+
+        At a checkpoint, later steps move as many features as the best iterate has changed, divided
+        by 1.5. Where that number still falls, the job begins again at its best iterate with a full
+        step; elsewhere the step is shortened. Return which jobs begin again, (B,) bool.
         """
         every = max(int(_SPARSE_CHECK * self.steps), 1)
         here = (look.step > 0) & (look.step % every == 0)
@@ -314,8 +353,10 @@ class Climb:
 
     @cached_property
     def _intervals(self) -> Tensor:
-        """(steps + 1,): at each checkpoint the number of steps since the last one, 0 elsewhere. For
-        100 steps: 22, 41, 57, 70, 80, 87, 93, 99.
+        """The number of steps between checkpoints, (steps + 1,).
+
+        At each checkpoint it is the number of steps since the last one, 0 at all other steps. For
+        100 steps the checkpoints are 22, 41, 57, 70, 80, 87, 93, 99.
         """
         intervals = torch.zeros(self.steps + 1, dtype=torch.long)
         gap, place = max(int(_FIRST * self.steps), 1), 0

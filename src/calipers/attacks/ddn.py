@@ -1,6 +1,4 @@
-"""How near does a search come that keeps length and direction apart? Decoupled direction and norm,
-for l2.
-"""
+"""Decoupled direction and norm (DDN), for l2."""
 
 from __future__ import annotations
 
@@ -25,20 +23,33 @@ from calipers.problem.tools import Attempt
 
 @dataclass(frozen=True)
 class DDN:
-    """Decoupled direction and norm (Rony et al. 2019) for l2: each step turns the perturbation
-    towards the gradient and then sets its length, a share `gamma` shorter than before if the
-    iterate was adversarial, longer if not.
+    """Decoupled direction and norm (Rony et al. 2019), for l2.
 
-    `step` is the first step as a share of the current length, `last_step` and `last_gamma` are
-    where step and gamma end, along a cosine. `inside` ends the search of a point at the first
-    example within the problem's radius: for verdicts. Differs from the paper: the first length, and
-    every one after a success, is at most where a linear model puts the boundary, as in FMN, and
-    steps scale with it (no unit of the data is assumed): 20 steps come within 1 % of what 100 found
-    without. Gamma falls. The loss is the log odds of failure, whose gradient has the direction of
-    the cross-entropy's but never vanishes (where logits differ little it mixes the rivals, and the
-    nearest point is missed by some per cent); nothing is rounded to grey levels; the nearest
-    example is pulled back to the boundary. Cost: steps + 1 forward and backward passes, and about
-    10 forwards at the end.
+    Each step turns the perturbation towards the gradient and then sets its length, a share `gamma`
+    shorter than before if the iterate was adversarial, longer if not. `step` and `gamma` fall to
+    `last_step` and `last_gamma` along half a cosine.
+
+    Differs from the paper: the first length, and every one after a success, is at most where a
+    linear model puts the decision boundary, as in FMN, and steps scale with it (no unit of the data
+    is assumed): 20 steps come within 1 % of what 100 found without. Gamma falls. The loss is the
+    log odds of failure, whose gradient has the direction of the cross-entropy's but never vanishes
+    (where logits differ little it mixes the other classes, and the nearest point is missed by some
+    per cent). Nothing is rounded to grey levels. The nearest example is pulled back to the
+    boundary.
+
+    Cost: steps + 1 forward and backward passes, and about 10 forwards at the end.
+
+    Args:
+        steps: Gradient steps.
+        step: Length of the first step as a share of the current length of the perturbation.
+        last_step: Length of the last step, in the same unit; at most `step`.
+        gamma: Share by which the length first grows or shrinks; at most 0.999.
+        last_gamma: The same share at the last step; at most `gamma`.
+        inside: End the search of a point at the first example within the problem's radius, for
+            verdicts at that radius; otherwise the radius is ignored.
+
+    Raises:
+        BadInput: A setting is out of its range, or the norm is not l2.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -63,7 +74,11 @@ class DDN:
         )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; the seed is not used."""
+        """Yield the nearest candidates as points are decided.
+
+        The search itself is deterministic; `seed` draws the random starts of the final polish where
+        the search found nothing.
+        """
         check_fit(self, problem.threat)
         return seek(problem, _Search(tool=self, steps=self.steps), seed, self.inside)
 
@@ -88,6 +103,6 @@ class _Search(FromTheCentre):
         turned = region.at(share * radius).step(look.x, look.gradient, 1.0) - region.center
         stretch = radius.to(look.x.dtype) / length(region, turned).clamp_min(tiny)
         stretch = torch.where((turned == 0).flatten(1).all(1), torch.zeros_like(stretch), stretch)
-        # of the box: the ball is as wide
+        # only the box is enforced: the ball of the search contains it
         inside = (turned * per_job(stretch, turned)).flatten(1).clamp(region.low, region.high)
         return region.center + inside.view_as(region.center), {"radius": radius}

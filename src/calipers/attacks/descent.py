@@ -1,6 +1,4 @@
-"""What is found by coming in from outside? Auto-PGD in a wider ball, where examples abound, and
-then in narrower ones down to the one asked for.
-"""
+"""Auto-PGD in a wider ball first, then in balls that shrink to the radius."""
 
 from __future__ import annotations
 
@@ -24,22 +22,37 @@ from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 
-_PARTS = (0.3, 0.3, 0.4)  # of the steps, in the widest ball, halfway in, and in the ball asked for
+_PARTS = (0.3, 0.3, 0.4)  # shares of the steps: widest ball, ball halfway, ball asked for
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Auto-PGD in balls that shrink (Croce and Hein 2021, arXiv 2103.01208, section 4: the
-    multi-epsilon scheme): first of `widest` times the radius, then halfway between, then the radius
-    itself; each begins at the projections of the best iterates of the one before.
+    """Auto-PGD in balls that shrink to the radius: the multi-epsilon scheme.
 
-    In l1 above all, a search that begins inside ends at the corner it began next to. In a wider
-    ball the climb does not end at the boundary of the class: what lies deep inside another class is
-    still near its boundary after the projection. `targets` > 0 climbs towards that many rivals one
-    by one, nearest first; 0 climbs the `loss`, and may follow a rival that is near in the wide ball
-    only. Differs from the paper: made for every norm, and for rivals. Cost for a point that
-    resists: steps x restarts x max(targets, 1) forward and backward passes, of which six in ten are
-    spent on every point.
+    The first search runs at `widest` times the radius, the second halfway between, the third at the
+    radius itself; each begins at the projections of the best iterates of the one before (Croce and
+    Hein 2021, arXiv 2103.01208, section 4).
+
+    In l1 above all, a search that begins inside the ball ends at the corner next to which it began;
+    in a wider ball adversarial examples are common. There the ascent does not end at the decision
+    boundary: what lies deep inside another class is still near its boundary after the projection.
+
+    Differs from the paper: made for every norm, and for target classes.
+
+    Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward passes,
+    of which six in ten are spent on every point.
+
+    Args:
+        steps: Gradient steps of all three searches together, at least 3.
+        restarts: Starts for each point and target class.
+        loss: What untargeted searches climb: "cross_entropy", "margin", "dlr", "scaled" or
+            "alternate".
+        targets: Number of other classes to attack one by one, nearest first; 0 climbs the `loss`,
+            and may then follow a class that is near in the wide ball only.
+        widest: First radius as a multiple of the radius asked for, at least 1.
+
+    Raises:
+        BadInput: A setting is out of its range.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -69,10 +82,11 @@ class Descent:
     def __call__(
         self, problem: Problem, *, seed: int = 0, batch: int | None = None
     ) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the
-        result.
+        """Yield candidates as points are decided.
+
+        `batch` is the number of points in flight; it does not change the result.
         """
-        # all best iterates of a block are held at once
+        # the best iterates of all searches of a block are held in memory at once
         for places in torch.arange(len(problem), device=problem.x.device).split(
             in_flight(problem, BATCH)
         ):

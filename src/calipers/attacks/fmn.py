@@ -1,6 +1,4 @@
-"""How near does a search come that moves the point and the radius together? Fast minimum-norm
-attacks, in every norm.
-"""
+"""Fast minimum-norm attack (FMN), in every norm."""
 
 from __future__ import annotations
 
@@ -22,29 +20,52 @@ from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 
-# larger steps send all changed features to their ends at once, and the search cannot tell which of
-# them it needs
+# larger steps move all changed features to the ends of the box at once, and the search cannot tell
+# which of them it needs
 _COUNT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class FMN:
-    """Fast minimum-norm attack (Pintor et al. 2021) in l0, l1, l2 and linf: each point has a radius
-    of its own that grows by a share `gamma` while the iterate resists and shrinks while it does
-    not; a gradient step is projected onto that ball.
+    """Fast minimum-norm attack (Pintor et al. 2021) in l0, l1, l2 and linf.
 
-    `step` is the first step as a share of the current radius, `last_step` and `last_gamma` are
-    where step and gamma end, along a cosine. `targets` > 0 runs a search towards each of that many
-    rivals, nearest first; 0 follows the worst margin, which may lead to another rival than the
-    nearest. `inside` ends the searches of a point at the first example within the problem's radius:
-    for verdicts. Differs from the paper: the step is steepest ascent of the norm, not the Euclidean
-    gradient (0.14 instead of 0.31 in linf on the embedded robust net), and scales with the radius,
-    so that no unit of the data is assumed; for l0, the Euclidean gradient in shares of what each
+    Each point has a radius of its own, which grows by a share `gamma` while the iterate is not
+    adversarial and shrinks while it is; each gradient step is projected onto the ball of that
+    radius. `step` and `gamma` fall to `last_step` and `last_gamma` along half a cosine.
+
+    Differs from the paper: the step is steepest ascent of the norm, not the Euclidean gradient
+    (0.14 instead of 0.31 in linf on the embedded robust net), and it scales with the radius, so
+    that no unit of the data is assumed; for l0 it is the Euclidean gradient in shares of what each
     feature can move. After a success the radius falls at once to where a linear model puts the
-    boundary, not by gamma alone (in l1 on the embedded robust net 6.0 instead of 7.2). The
-    projection is exact onto ball and box at once, and the nearest example is pulled back to the
-    boundary. Cost: (steps + 1) x max(targets, 1) forward and backward passes, and about 10 forwards
-    at the end.
+    decision boundary, not by gamma alone (in l1 on the embedded robust net 6.0 instead of 7.2). The
+    projection onto the intersection of ball and box is exact, and the nearest example is pulled
+    back to the boundary.
+
+    Cost: (steps + 1) x max(targets, 1) forward and backward passes, and about 10 forwards at the
+    end.
+
+    Args:
+        steps: Gradient steps.
+        step: Length of the first step as a share of the current radius.
+        last_step: Length of the last step, in the same unit; at most `step`.
+        gamma: Share by which the radius first grows or shrinks; at most 0.999.
+        last_gamma: The same share at the last step; at most `gamma`.
+        targets: Number of other classes, nearest first, each of which gets a search of its own; 0
+            follows the worst margin, which may lead to another class than the nearest.
+        inside: End the searches of a point at the first example within the problem's radius, for
+            verdicts at that radius; otherwise the radius is ignored.
+
+    Raises:
+        BadInput: A setting is out of its range.
+
+    Example:
+        >>> import torch, calipers
+        >>> from calipers.attacks import FMN
+        >>> x, y = torch.tensor([[0.6, 0.2]]), torch.tensor([0])
+        >>> ball = calipers.Ball("linf", 0.25)
+        >>> found = calipers.attack(torch.nn.Identity(), x, y, ball, FMN(steps=20))
+        >>> print(f"{found.distance.item():.3f}")
+        0.200
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -71,7 +92,11 @@ class FMN:
         check_between(self, targets=(0, 10**9))
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; the seed is not used."""
+        """Yield the nearest candidates as points are decided.
+
+        The search itself is deterministic; `seed` draws the random starts of the final polish where
+        the search found nothing.
+        """
         return seek(
             problem,
             _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)),
@@ -95,7 +120,7 @@ class _Search(FromTheCentre):
         )
         radius = next_radius(look, radius, gamma)
         if isinstance(region.norm, L0):
-            # the length of that many features at a share of their width each
+            # the Euclidean length of `radius` features that each move a share of their width
             stride = _COUNT_SHARE * share * (radius * region.norm.channels).sqrt()
             moved = look.x + unit(look.gradient * widths(region)) * widths(region) * per_job(
                 stride.to(look.x.dtype), look.x
@@ -106,13 +131,17 @@ class _Search(FromTheCentre):
 
 
 def next_radius(look: Look, radius: Tensor, gamma: Tensor) -> Tensor:
-    """Return each job's next radius: a little smaller at an adversarial iterate, a little larger
-    elsewhere; or where a linear model puts the boundary: at first, and as seen from adversarial
-    iterates (without it a radius that was far too large takes most of the steps to come down).
+    """Return the next radius of each job, (B,) float64.
+
+    It is a little smaller at an adversarial iterate and a little larger elsewhere. It is also moved
+    to where a linear model puts the decision boundary: at the first step, as long as no example is
+    found, and as seen from adversarial iterates (without this, a radius that was far too large
+    takes most of the steps to come down).
     """
     region, grain = look.region, float(look.region.norm.is_count)  # counts change by whole features
     nearest = look.score.double()
-    # How far it is to the boundary of a linear model, at least; negative at an adversarial iterate.
+    # A lower bound on the distance to the boundary of the linear model; negative at an adversarial
+    # iterate.
     ahead = (
         -look.loss / slope(region, look.gradient).clamp_min(torch.finfo(look.x.dtype).tiny)
     ).double()
@@ -120,8 +149,8 @@ def next_radius(look: Look, radius: Tensor, gamma: Tensor) -> Tensor:
         nearest + ahead.clamp(max=0)
     )
     grown = torch.maximum(radius * (1 + gamma), radius + grain)
-    # It may not stay behind the usual growth: between two rivals each can look near from the
-    # other's side for ever.
+    # The guess may not stay below the usual growth: between two classes, each may look near from
+    # the side of the other forever.
     guess = torch.where(look.step == 0, 0.0, grown).maximum(
         torch.where(look.step == 0, 0.0, radius) + ahead
     )

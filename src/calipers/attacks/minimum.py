@@ -1,5 +1,7 @@
-"""How do minimum-norm attacks begin and end? All the same way: they see no radius but the box's
-own, and what they find is pulled back to the boundary.
+"""Common beginning and end of minimum-norm attacks.
+
+They know no radius but the one at which the ball contains the whole box, and what they find is
+pulled back to the decision boundary.
 """
 
 from __future__ import annotations
@@ -24,19 +26,21 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-_EVERYWHERE = 1e30  # the radius where no box ends: finite in float32, and its multiples too
-_BEYOND = 1.001  # of the farthest corner, so that no rounding cuts it off
-# of the radius: an example so near lies within it also when the referee measures in float64
+_EVERYWHERE = 1e30  # the radius without a box: finite in float32, as are its multiples
+_BEYOND = 1.001  # times the distance of the farthest corner, so that rounding does not exclude it
+# share of the radius: an example this near also lies within it as the referee measures, in float64
 _SURELY = 1 - 1e-6
-# a candidate that is adversarial by a rounding only is moved on a little, so that nobody's
-# arithmetic doubts it
+# factors by which a candidate that is adversarial only by rounding is moved outward, until exact
+# arithmetic agrees
 _PUSHES = 1.0, 1.001, 1.03
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromTheCentre:
-    """What recipes of minimum-norm attacks share: they start at the point itself, climb the margin,
-    and keep the nearest adversarial iterate.
+    """What the recipes of minimum-norm attacks share.
+
+    They start at the point itself, climb minus the worst margin, and keep the nearest adversarial
+    iterate.
     """
 
     steps: int
@@ -58,12 +62,12 @@ class FromTheCentre:
 
 
 def seek(problem: Problem, recipe: Recipe, seed: int, inside: bool = False) -> Iterator[Attempt]:
-    """Run a recipe that seeks the nearest adversarial point on the whole box, and yield what it
-    finds, pulled back to the boundary.
+    """Run a minimum-norm recipe on the whole box, and yield what it finds.
 
-    The problem's radius plays no part, unless examples `inside` it are enough: then a search that
-    has one ends, and the example stays where it was found. A point that is adversarial already is
-    its own nearest example and costs one forward.
+    What is found is pulled back to the boundary. The problem's radius plays no part, unless
+    examples `inside` it are enough: then a search that has one ends, and the example stays where it
+    was found. A point that is adversarial already is its own nearest example and costs one forward
+    pass. `seed` draws the random starts of the final polish.
     """
     wrong = problem.clearance(problem.x) <= 0
     done, open_ = (torch.nonzero(flags).flatten() for flags in (wrong, ~wrong))
@@ -100,8 +104,10 @@ def seek(problem: Problem, recipe: Recipe, seed: int, inside: bool = False) -> I
 def _settled_inside(
     wide: Problem, enough: Tensor, attempt: Attempt, points: Tensor, seed: int
 ) -> Attempt:
-    """Return the attempt with the candidates that lie at most `enough` away as they are, and the
-    others, a copy of which is moved in place, as `_settled`.
+    """Return the attempt, polished only where candidates lie too far out.
+
+    Adversarial candidates at most `enough` away stay as they are. For the others see `_settled`;
+    the copies in `points` are moved in place.
     """
     part = wide.take(attempt.index)
     far = torch.nonzero(
@@ -128,15 +134,16 @@ def _settled_inside(
 
 
 def _settled(wide: Problem, attempt: Attempt, points: Tensor, seed: int) -> Attempt:
-    """Return the attempt with its candidates, a copy of which is moved in place, pulled back to the
-    boundary, and the passes that this took.
+    """Return the attempt with its candidates pulled back to the boundary.
+
+    The copies in `points` are moved in place; the passes that this took are added to the attempt's.
     """
     problem = wide.take(attempt.index)
     counter = problem.classifier.counter
     forwards, backwards = counter.forwards, counter.backwards
     polish(problem, points, problem.streams(seed))
     candidate = _decided(problem, points)
-    # the way nearer to x may have led through what the constraints exclude
+    # on its way nearer to x a point may have left what the constraints allow
     if isinstance(problem.region, ConstrainedRegion):
         candidate = torch.where(
             per_job(problem.clearance(candidate) <= 0, candidate), candidate, attempt.candidate
@@ -149,8 +156,9 @@ def _settled(wide: Problem, attempt: Attempt, points: Tensor, seed: int) -> Atte
 
 
 def _unsettled(problem: Problem, attempt: Attempt, points: Tensor) -> Attempt:
-    """Return the attempt with its candidates as far as they were moved, where exact arithmetic
-    agrees that they are adversarial.
+    """Return the attempt after an interrupt, with candidates moved so far.
+
+    A moved point replaces its candidate where exact arithmetic agrees that it is adversarial.
     """
     points = problem.region.snap(points)
     return dataclasses.replace(
@@ -162,8 +170,9 @@ def _unsettled(problem: Problem, attempt: Attempt, points: Tensor) -> Attempt:
 
 
 def _decided(problem: Problem, points: Tensor) -> Tensor:
-    """Return adversarial points only just beyond the boundary; where the model's and exact
-    arithmetic disagree, a little farther.
+    """Return adversarial points only just beyond the boundary.
+
+    Where the model's and exact arithmetic disagree, they lie a little farther.
     """
     region = problem.region
     best = points
@@ -197,15 +206,18 @@ def check_between(tool: object, **bounds: tuple[float, float]) -> None:
 
 
 def cosine(first: float, last: float, step: Tensor, steps: int) -> Tensor:
-    """Return a setting that falls from `first` to `last` along half a cosine, float64, one value a
-    job.
+    """Return a setting that falls along half a cosine.
+
+    From `first` to `last`, float64, one value per job.
     """
     return last + (first - last) * (1 + (torch.pi * step.double() / steps).cos()) / 2
 
 
 def unit(g: Tensor) -> Tensor:
-    """Return each gradient divided by its Euclidean length; zero stays zero. Scaled first, so that
-    squares of tiny gradients do not vanish.
+    """Return each gradient divided by its Euclidean length.
+
+    Zero stays zero. Gradients are scaled by their largest entry first, so that squares of tiny
+    gradients do not vanish.
     """
     tiny = torch.finfo(g.dtype).tiny
     flat = g.flatten(1)
@@ -214,19 +226,26 @@ def unit(g: Tensor) -> Tensor:
 
 
 def length(region: Region, delta: Tensor) -> Tensor:
-    """Return the norm of perturbations (M, *D) as the region measures it, (M,) in their dtype."""
+    """Return the region's norm of perturbations (M, *D), (M,).
+
+    In the dtype of the perturbations.
+    """
     flat = delta.flatten(1)
     return region.norm.of(flat if region.weight is None else flat * region.weight)
 
 
 def slope(region: Region, g: Tensor) -> Tensor:
-    """Return how much <g, .> gains for each unit of distance, (M,): the dual norm, no box."""
+    """Return the dual norm of gradients, (M,).
+
+    This is how much <g, .> gains per unit of distance, the box left out.
+    """
     flat = g.flatten(1)
     return region.norm.dual(flat if region.weight is None else flat / region.weight)
 
 
 def widths(region: Region) -> Tensor:
-    """Return how far each feature can move in all, (M, *D): the natural unit of a step; infinite
-    without a box, 0 under the mask.
+    """Return how far each feature can move in all, (M, *D).
+
+    This is the natural unit of a step: infinite without a box, 0 for features that the mask fixes.
     """
     return (region.high - region.low).view_as(region.center)

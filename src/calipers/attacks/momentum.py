@@ -1,6 +1,4 @@
-"""What transfers better than the steepest path? Steps along the memory of all gradients, looked up
-ahead, or through randomly resized images.
-"""
+"""Gradient ascent with momentum, for attacks that transfer (MI-FGSM)."""
 
 from __future__ import annotations
 
@@ -22,28 +20,42 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-# all steps together can cross the ball 2.5 times; with 1, l2 steps that turn never reach the sphere
-# (41 instead of 81 of 300 digits broken)
+# all steps together can cross the ball 2.5 times; with 1, l2 steps that change direction never
+# reach the sphere (41 instead of 81 of 300 digits broken)
 _USUAL_TRAVEL = 2.5
 _SMALLEST = 0.9  # of the side: how small an image may be drawn before it is padded to its old size
-_FIRST_DRAW = 2  # of a job's stream; the ones before belong to random starts
+_FIRST_DRAW = 2  # first fork of a job's stream used here; lower ones are for random starts
 
 
 @dataclass(frozen=True)
 class Momentum:
-    """Steps along the decaying sum of all gradients so far, each divided by its mean absolute value
-    (MI-FGSM, Dong et al. 2018).
+    """Steps along a decaying sum of all gradients so far (MI-FGSM).
 
-    `step` is the length of a step as a share of the radius (default 2.5 / steps), `decay` the
-    weight of the past. `nesterov` takes each gradient one step ahead of the iterate (NI-FGSM, Lin
-    et al. 2020); the points ahead are admissible, and count if they are adversarial. `diversity` is
-    the probability that a gradient is taken through an image drawn at a random size and place,
-    padded with zeros (DI, Xie et al. 2019): in the gradient only, whatever is returned is judged as
-    it is. Differs from the papers: the usual step is longer, the steps are steepest ascent of the
-    norm, the projection is exact onto ball and box, the look-ahead is such a step of length decay x
-    step, the iterate of smallest margin is returned; images shrink inside their frame instead of
-    growing beyond it, and the loss is weighed at the image itself. Cost for a point that resists:
-    steps + 1 forward and backward passes; twice the forwards with diversity.
+    Each gradient is divided by its mean absolute value before it is added (Dong et al. 2018).
+
+    Differs from the papers: the default step is longer, the steps are steepest ascent of the norm,
+    the projection onto the intersection of ball and box is exact, the look-ahead is such a step of
+    length decay x step, and the iterate of smallest margin is returned; resized images shrink
+    inside their frame instead of growing beyond it, and the loss is weighed at the image itself.
+
+    Cost for a point that resists: steps + 1 forward and backward passes; twice the forwards with
+    diversity.
+
+    Args:
+        steps: Gradient steps.
+        step: Length of a step as a share of the radius, above 0 and at most 2. Default: 2.5 /
+            steps.
+        decay: Weight of the past in the sum of gradients.
+        nesterov: Take each gradient one step ahead of the iterate (NI-FGSM, Lin et al. 2020). The
+            points ahead are admissible, and count if they are adversarial.
+        diversity: Probability that a gradient is taken through an image drawn at a random size and
+            place and padded with zeros (DI, Xie et al. 2019), 0 to 1. This affects the gradient
+            only: what is returned is judged as it is. Needs images (N, C, H, W).
+        loss: What is climbed: "cross_entropy", "margin", "dlr", "scaled" or "alternate".
+
+    Raises:
+        BadInput: A setting is out of its range, or `diversity` is asked for points that are not
+            images.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -80,8 +92,9 @@ class Momentum:
     def __call__(
         self, problem: Problem, *, seed: int = 0, batch: int | None = None
     ) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the
-        result.
+        """Yield candidates as points are decided.
+
+        `batch` is the number of points in flight; it does not change the result.
         """
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
         recipe = _Rolling(self.steps, min(share, 2.0), self.decay, self.nesterov, self.loss)
@@ -121,7 +134,7 @@ class _Rolling:
         iterate = look.region.project(look.region.step(memory["iterate"], velocity, self.share))
         asked = iterate
         if self.nesterov:
-            # The queue asks for the gradient ahead, and for the last iterate itself.
+            # The queue evaluates the look-ahead point, and at the last step the iterate itself.
             ahead = look.region.project(
                 look.region.step(iterate, velocity, min(self.share * self.decay, 2.0))
             )
@@ -130,8 +143,9 @@ class _Rolling:
 
 
 class _Diverse(Queue):
-    """The queue, with gradients taken through transformed images; the answers stay those of the
-    images themselves, bit for bit.
+    """The job queue with gradients taken through transformed images.
+
+    The forward answers stay those of the images themselves, bit for bit.
     """
 
     def __init__(
@@ -144,7 +158,10 @@ class _Diverse(Queue):
     def _step(
         self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None
     ) -> Slots:
-        """One step, each job with the numbers of its own stream at its own step."""
+        """Make one step.
+
+        Each job draws from its own random stream, at its own step number.
+        """
         rank, point = slots.job // self.n, slots.job % self.n
         self.draws = self.streams.take(point).fork(rank).fork(_FIRST_DRAW + slots.step)
         self.problem.classifier.counter.forwards += len(slots.job)
@@ -156,16 +173,16 @@ class _Diverse(Queue):
 
 
 def resized(x: Tensor, streams: Streams, probability: float) -> Tensor:
-    """Return images (B, C, H, W) drawn at 0.9 to 1 of their size at a random place of a black
-    frame, each with that probability; else as they are.
+    """Return images shrunk and placed at random in a black frame.
 
-    Bilinear; one draw a row of `streams (B,)`, the same for all channels.
+    Each image (B, C, H, W) is, with the given probability, drawn at 0.9 to 1 of its size; else it
+    stays as it is. Bilinear; one draw per row of `streams (B,)`, the same for all channels.
     """
     wanted, size, down, right = streams.uniform(4, x.dtype).unbind(1)
     scale = _SMALLEST + (1 - _SMALLEST) * size
     zero = torch.zeros_like(scale)
-    # The frame is [-1, 1]^2: the image of half width `scale` has its middle within 1 - scale of the
-    # frame's.
+    # The frame is [-1, 1]^2: the centre of an image of half width `scale` lies within 1 - scale of
+    # the centre of the frame.
     middle = [(2 * place - 1) * (1 - scale) for place in (right, down)]
     back = torch.stack(
         [1 / scale, zero, -middle[0] / scale, zero, 1 / scale, -middle[1] / scale], 1

@@ -1,8 +1,9 @@
-"""What does an attack climb? Losses made of margins, larger where the model is nearer to failing.
+"""Losses that attacks climb, larger where the model is nearer to failing.
 
-The margins are the logits up to a shift: beside the true class (or the target) at 0 stand the
-others, so every loss of logit differences can be written in them. "dlr" and "scaled" do not change
-when all logits are multiplied by a number: a defence that only scales them gains nothing.
+All are functions of the margins, which are the logits up to a shift: the true class (or the target)
+stands at 0 beside the others, so every loss of logit differences can be written in them. "dlr" and
+"scaled" do not change when all logits are multiplied by a number: a defence that only scales them
+gains nothing.
 """
 
 from __future__ import annotations
@@ -21,37 +22,43 @@ Objective = Callable[[Tensor, Goal], Tensor]
 
 LossName = Literal["alternate", "cross_entropy", "dlr", "margin", "scaled"]
 
-# of the largest margin: the least that a loss is divided by, so that it stays finite where logits
-# are equal
+# least divisor of a loss as a share of the largest margin, so that the loss stays finite where
+# logits are equal
 _LEAST = 1e-6
 _SHARE = 1 / 8
 
 
 def margin(margins: Tensor, goal: Goal) -> Tensor:
-    """Return minus the worst margin: piecewise linear, does not vanish however confident the model
-    is; safe for two classes.
+    """Return minus the worst margin, (B,).
+
+    It is piecewise linear in the logits, does not vanish however confident the model is, and works
+    for two classes.
     """
     return -goal.worst(margins)
 
 
 def cross_entropy(margins: Tensor, goal: Goal) -> Tensor:
-    """Return log(sum_j exp(-m_j)) for an untargeted goal, the log odds of failure: it rises with
-    the cross-entropy softplus(.), and its gradient has the same direction, but does not underflow
-    however confident the model is.
+    """Return the log odds of failure, (B,).
+
+    For an untargeted goal this is log(sum_j exp(-m_j)). It rises with the cross-entropy
+    softplus(.), and its gradient has the same direction, but does not underflow however confident
+    the model is.
     """
     return -goal.smooth(margins)
 
 
 def dlr(margins: Tensor, goal: Goal) -> Tensor:
-    """Return the difference of logits ratio (Croce and Hein 2020, eq. 6): minus the worst margin
-    over the gap z_(1) - z_(3) of the logits in falling order.
+    """Return the difference of logits ratio, (B,).
 
-    Two classes have no third, and the ratio would be a constant: they climb the margin itself,
-    whose direction no scale changes. So do goals with a target: the paper's ratio for them (eq. 7)
-    holds the target in the gap too where it ranks third or fourth, and may then push it down (of
-    200 digits 20 steps of PGD drove 75 to a class named beforehand, with the margin 108). Differs
-    from the paper: nothing is added to the gap, which would make the loss depend on the scale; a
-    gap of zero counts as a millionth of the largest margin.
+    It is minus the worst margin over the gap z_(1) - z_(3) of the logits in falling order (Croce
+    and Hein 2020, eq. 6).
+
+    Two classes have no third, and the ratio would be a constant: there the margin itself is
+    climbed, whose direction no scale changes. The same holds for goals with a target: the paper's
+    ratio for them (eq. 7) holds the target in the gap too where it ranks third or fourth, and may
+    then push it down (of 200 digits, 20 steps of PGD drove 75 to a class named beforehand, with the
+    margin 108). Differs from the paper: nothing is added to the gap, which would make the loss
+    depend on the scale; a gap of zero counts as a millionth of the largest margin.
     """
     if margins.shape[1] < 2 or isinstance(goal, Targeted):
         return margin(margins, goal)
@@ -61,29 +68,32 @@ def dlr(margins: Tensor, goal: Goal) -> Tensor:
 
 
 def scaled(margins: Tensor, goal: Goal) -> Tensor:
-    """Return the cross-entropy's log odds of logits divided by an eighth of the mean size of the
-    margins, which carries no gradient (after MIFPE, Yu and Xu 2023).
+    """Return the cross-entropy's log odds of rescaled logits, (B,).
 
-    At logits times 10,000 the cross-entropy only sees the nearest rival, at logits over 10,000 it
-    sees all alike; this one weighs them by their distance. Differs from the paper, which divides by
-    the gap of the two largest logits: that scale vanishes at the boundary, and losses of different
-    steps cannot be compared (APGD of 20 steps then broke 37 of 300 digits, with the mean 45; any
-    share of it from an eighth to a 32nd did the same).
+    The logits are divided by an eighth of the mean absolute margin, which carries no gradient
+    (after MIFPE, Yu and Xu 2023).
+
+    At logits times 10,000 the cross-entropy only sees the nearest class, at logits over 10,000 it
+    sees all classes alike; this loss weighs them by their distance. Differs from the paper, which
+    divides by the gap of the two largest logits: that scale vanishes at the boundary, and losses of
+    different steps cannot be compared (APGD of 20 steps then broke 37 of 300 digits, with the mean
+    45; any share of the mean from an eighth to a 32nd did the same).
     """
     size = torch.maximum(margins.detach().abs().mean(1) * _SHARE, _least(margins))
     return cross_entropy(margins / size[:, None], goal)
 
 
 def _least(margins: Tensor) -> Tensor:
-    """Return the least divisor of each point, (B,), without gradient: in proportion to its largest
-    margin, 1 where all are zero.
+    """Return the least divisor of each point, (B,), without gradient.
+
+    It is in proportion to the point's largest margin, and 1 where all margins are zero.
     """
     largest = margins.detach().abs().amax(1)
     return torch.where(largest > 0, _LEAST * largest, 1.0)
 
 
 def toward(margins: Tensor, rival: Tensor) -> Tensor:
-    """Return minus the margin to one chosen rival column (B,)."""
+    """Return minus the margin to one chosen class, (B,), by its column."""
     return -margins.gather(1, rival[:, None])[:, 0]
 
 
@@ -102,8 +112,10 @@ def check_loss(name: str) -> None:
 
 
 def climbed(name: LossName, margins: Tensor, goal: Goal, restart: Tensor) -> Tensor:
-    """Return the loss of each job (B,); "alternate" takes cross-entropy and margin by turns over
-    the restarts (B,), as neither is stronger on all models.
+    """Return the named loss of each job, (B,).
+
+    "alternate" takes cross-entropy and margin in turn over the restarts (B,), as neither is
+    stronger on all models.
     """
     if name != "alternate":
         return OBJECTIVES[name](margins, goal)

@@ -1,6 +1,4 @@
-"""How far does one steepest step get? The fast gradient method in every norm, straight from the
-region's support.
-"""
+"""Fast gradient method: one steepest step, in every norm."""
 
 from __future__ import annotations
 
@@ -23,13 +21,21 @@ from calipers.problem.tools import Attempt
 
 @dataclass(frozen=True)
 class Steepest:
-    """One step to the admissible point that a linear model would fear most.
+    """One steepest step, as in the fast gradient method.
 
-    The step is the maximiser of <gradient, x'> over ball and box (FGSM of Goodfellow et al. 2015
-    for linf, the normalised gradient for l2, the largest features for l1), so on a linear model it
-    is the strongest attack there is. `targets` rivals are tried, nearest first; 0 climbs the worst
-    margin only. Cost: (1 forward + 1 backward + 1 forward) a target, and one backward a class for
+    The step goes to the maximiser of <gradient, x'> over the intersection of ball and box: FGSM
+    (Goodfellow et al. 2015) for linf, the normalised gradient for l2, the largest features for l1.
+    On a linear model it is therefore the strongest attack there is.
+
+    Cost: 2 forward passes and 1 backward pass for each target, and one backward pass per class for
     the ranking.
+
+    Args:
+        targets: Number of other classes to attack one by one, nearest first; 0 climbs the worst
+            margin only.
+
+    Raises:
+        BadInput: `targets` is negative.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(

@@ -1,4 +1,4 @@
-"""How far do many small steps get? Projected gradient ascent with restarts."""
+"""Projected gradient ascent with restarts."""
 
 from __future__ import annotations
 
@@ -24,18 +24,41 @@ _USUAL_TRAVEL = 2.5  # all steps together can cross the ball 2.5 times (Madry et
 
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient ascent (Madry et al. 2018) in every norm, best iterate kept, each point
-    stopped when broken.
+    """Projected gradient ascent (PGD; Madry et al. 2018) in every norm.
 
-    `step` is the length of a step as a share of the radius (default 2.5 / steps). The first start
-    is the point itself, later ones are random. `loss` "alternate" climbs cross-entropy in the first
-    restart, the margin in the second, and so on ("dlr" and "scaled" do not see how large the logits
-    are); `targets` > 0 attacks that many rivals one by one, nearest first, instead. `precision`
-    "bfloat16" searches in half precision, faster for large networks where the processor has it;
-    ends are judged in the model's own. Differs from the paper: the steps are steepest ascent of the
-    norm, the projection is exact onto ball and box, the iterate of smallest margin is returned, not
-    the last. Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward
-    passes.
+    A point is stopped as soon as an adversarial example is found for it. The first restart begins
+    at the point itself, later ones at random points of the region.
+
+    Differs from the paper: the steps are steepest ascent of the norm, the projection onto the
+    intersection of ball and box is exact, and the iterate of smallest margin is returned, not the
+    last.
+
+    Cost for a point that resists: steps x restarts x max(targets, 1) forward and backward passes.
+
+    Args:
+        steps: Gradient steps of each restart.
+        restarts: Starts for each point (and for each target class, where `targets` > 0).
+        step: Length of a step as a share of the radius, above 0 and at most 2. Default: 2.5 /
+            steps, so that all steps together can cross the ball 2.5 times.
+        loss: What is climbed: "cross_entropy", "margin", "dlr", "scaled", or "alternate", which
+            takes cross-entropy in the first restart, the margin in the second, and so on. "dlr" and
+            "scaled" do not change when all logits are multiplied by a number.
+        targets: Number of other classes to attack one by one, nearest first, instead of climbing
+            the `loss`; 0 attacks untargeted.
+        precision: "model" searches in the model's own dtype. "bfloat16" searches in half precision,
+            faster for large networks where the hardware supports it; the end of each search is
+            judged in the model's own dtype.
+
+    Raises:
+        BadInput: A setting is out of its range.
+
+    Example:
+        >>> import torch, calipers
+        >>> from calipers.attacks import PGD
+        >>> x, y = torch.tensor([[0.6, 0.2]]), torch.tensor([0])
+        >>> ball = calipers.Ball("linf", 0.25)
+        >>> calipers.attack(torch.nn.Identity(), x, y, ball, PGD(steps=10)).success
+        tensor([True])
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -72,10 +95,13 @@ class PGD:
         batch: int | None = None,
         warm: Tensor | None = None,
     ) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the
-        result.
+        """Yield candidates as points are decided.
 
-        `warm (N, *D)` are the first starts, in place of the points themselves.
+        Args:
+            problem: The points to attack, with their model, labels and threat model.
+            seed: Seed of the random starts.
+            batch: Points in flight; does not change the result.
+            warm: First starts (N, *D), in place of the points themselves.
         """
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
         recipe = _Ascent(

@@ -1,6 +1,4 @@
-"""How far does random search get with scores alone? Windows of the image change at once, ever
-smaller ones, and what lowers the margin stays.
-"""
+"""Square Attack: random search over windows of the image, scores only."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-# queries of a budget of 10,000; from there on a window has half the area
+# query numbers, of a budget of 10,000, after which the area of a window is halved
 _HALVED_AFTER = (
     10,
     50,
@@ -35,35 +33,58 @@ _HALVED_AFTER = (
     8000,
 )
 _FULL_BUDGET = 10_000
-# queries asked one by one: so early nearly every window helps, and one that was asked in vain
-# beside it is lost
+# queries asked one by one even if `ahead` > 1: early on nearly every window helps, so further
+# windows asked in the same round would be wasted
 _ONE_BY_ONE = 100
-# random numbers of a proposal besides its signs: places of two windows, the pattern's direction
+# random numbers of a proposal besides its signs: places of two windows, the pattern's direction,
+# the share of a small move,
+# the share of a small move
 _WORDS = 6
 
 
 @dataclass(frozen=True)
 class Square:
-    """Random search over windows (Andriushchenko et al. 2020; l1 after Croce and Hein 2021); scores
-    only, any model that can be called.
+    """Square Attack: random search over windows, by scores alone.
 
-    A window covers the share `p` of the image at first and less later; `rescale` fits the paper's
-    schedule for 10,000 queries to the budget. (Without it, a smaller budget ends among large
-    windows: 2000 queries then break 29 of 40 digits of which a gradient breaks 34, and with it 33.)
-    In linf a window takes one corner of the ball a channel; in l2 and l1 it takes a pattern of two
-    opposite hills, and the budget of a second window. Plain vectors have blocks of neighbouring
-    features with a sign each instead of squares; in signals and long images a window grows along
-    the long side once it fills the short one. Differs from the paper: each point draws its own
-    windows, from its own stream; windows reach the last row and column; a proposal that would
-    change nothing is flipped, or drawn again over a feature that can move, before it costs a query;
-    the first query is the point itself; the window takes the whole unspent budget of l2 and l1, not
-    each channel its part. In l2 every other proposal, and in the last 40 % in l1, is a small move
-    (see `shares`): windows that take whole budgets never settle, and on a linear model of 8
-    features broke no point at 1.01 times its distance in 3000 queries; with small moves all, in
-    1000. Of 100 digits at 1.5 in l2, 5000 queries break 82 (without: 74), and 800 break 58 (50).
-    `ahead` > 1 asks that many windows at once, after the first hundred queries, and keeps the best:
-    fewer and fuller batches, which a few points need most. Cost: up to `queries` forward passes a
-    point, until it is broken.
+    A window of the image changes at once, and the change is kept if it lowers the margin; the
+    windows become smaller with time (Andriushchenko et al. 2020; l1 after Croce and Hein 2021).
+    Works on any model that can be called. In linf a window takes one corner of the ball per
+    channel. In l2 and l1 it takes a pattern of two opposite hills, and the budget of a second
+    window. Plain vectors have blocks of neighbouring features with a sign each instead of squares;
+    in signals and long images a window grows along the long side once it fills the short one.
+
+    Differs from the paper: each point draws its own windows, from its own random stream; windows
+    reach the last row and column; a proposal that would change nothing is flipped, or drawn again
+    over a feature that can move, before it costs a query; the first query is the point itself; in
+    l2 and l1 the window takes the whole unspent budget, not each channel its part. In l2 every
+    other proposal, and in l1 every other one of the last 40 % of the budget, is a small move (see
+    the module `shares`): windows that take whole budgets never settle, and on a linear model of 8
+    features they broke no point at 1.01 times its distance in 3000 queries; with small moves they
+    broke all in 1000. Of 100 digits at 1.5 in l2, 5000 queries break 82 (without small moves: 74),
+    and 800 break 58 (50).
+
+    Cost: up to `queries` forward passes per point, until it is broken.
+
+    Args:
+        queries: Budget of forward passes per point.
+        p: Share of the image that a window covers at first, above 0 and at most 1; it falls later.
+        rescale: Fit the paper's schedule for 10,000 queries to the budget. Without it, a smaller
+            budget ends among large windows: 2000 queries then break 29 of 40 digits of which a
+            gradient attack breaks 34, and with it 33.
+        ahead: Number of windows asked at once, after the first hundred queries, of which the best
+            is kept. More than 1 makes fewer and fuller batches, which helps most where points are
+            few.
+
+    Raises:
+        BadInput: A setting is out of its range, or the norm counts features.
+
+    Example:
+        >>> import torch, calipers
+        >>> from calipers.attacks import Square
+        >>> x, y = torch.tensor([[0.6, 0.2]]), torch.tensor([0])
+        >>> ball = calipers.Ball("linf", 0.25)
+        >>> calipers.attack(torch.nn.Identity(), x, y, ball, Square(queries=50)).success
+        tensor([True])
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -90,8 +111,9 @@ class Square:
     def __call__(
         self, problem: Problem, *, seed: int = 0, batch: int | None = None
     ) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the
-        result.
+        """Yield candidates as points are decided.
+
+        `batch` is the number of points in flight; it does not change the result.
         """
         return run_queries(
             problem,
@@ -104,8 +126,9 @@ class Square:
 def windowed(
     problem: Problem, queries: int, p: float = 0.8, rescale: bool = True, ahead: int = 1
 ) -> Play:
-    """Return the random search over windows as a state machine, for an attack that goes on where it
-    ends.
+    """Return the random search over windows as a state machine.
+
+    For attacks that go on from where this search ends.
     """
     norm = problem.region.norm
     if norm.is_count:
@@ -125,8 +148,10 @@ def windowed(
 
 @dataclass(frozen=True, eq=False)
 class _Windows:
-    """The windows of one image shape: `sides (L, 2)` by level, `patterns (2, L, rows, columns)` of
-    the windows upright and turned.
+    """The windows of one image shape.
+
+    `sides (L, 2)` holds height and width by level, `patterns (2, L, rows, columns)` the patterns of
+    the windows, upright and turned.
     """
 
     channels: int
@@ -174,7 +199,7 @@ class _Windows:
 
     @property
     def signs(self) -> int:
-        """How many signs a proposal needs."""
+        """The number of signs that a proposal needs."""
         return self.rows if self.vector else self.channels
 
     def level(self, query: Tensor) -> Tensor:
@@ -184,8 +209,9 @@ class _Windows:
     def place(
         self, level: Tensor, row: Tensor, column: Tensor, turn: Tensor | None = None
     ) -> Tensor:
-        """Return the patterns with their first row and column there, (B, 1, rows, columns): zero
-        outside the window.
+        """Return the patterns placed at the given first row and column.
+
+        Shape (B, 1, rows, columns), zero outside the window.
         """
         r = torch.arange(self.rows, device=row.device) - row[:, None]
         c = torch.arange(self.columns, device=row.device) - column[:, None]
@@ -204,8 +230,9 @@ class _Windows:
 
 
 def _sides(rows: int, columns: int, p: float, odd: bool) -> tuple[int, int]:
-    """Return height and width of a window that covers the share p: a square where one fits, else
-    the whole short side and as much of the long one.
+    """Return height and width of a window that covers the share p.
+
+    A square where one fits, else the whole short side and as much of the long one as needed.
     """
     area = p * rows * columns
     side = max(1, round(math.sqrt(area)))
@@ -219,15 +246,19 @@ def _sides(rows: int, columns: int, p: float, odd: bool) -> tuple[int, int]:
 
 
 def _hills(height: int, width: int) -> Tensor:
-    """Return two neighbouring hills of concentric rectangles, one up and one down, (height,
-    width).
+    """Return two neighbouring hills of concentric rectangles.
+
+    One goes up and one down; shape (height, width).
     """
     left, right = _hill(height, width // 2), _hill(height, width - width // 2)
     return torch.cat([left, -right], 1)
 
 
 def _hill(height: int, width: int) -> Tensor:
-    """Return a hill whose height at ring m is the sum of 1 / (k + 1)^2 over the rings k >= m."""
+    """Return a hill of concentric rectangles, (height, width).
+
+    Its height at ring m is the sum of 1 / (k + 1)^2 over the rings k >= m.
+    """
     r, c = (torch.arange(n, dtype=torch.float64) - n // 2 for n in (height, width))
     ring = torch.maximum(r.abs()[:, None], c.abs()[None, :]).long()
     steps = 1 / torch.arange(1, max(height, width) + 2, dtype=torch.float64).square()
@@ -275,7 +306,7 @@ class _Search:
             )
             memory = {name: value[slot] for name, value in memory.items()}
         points = self._proposals(look, memory, 0)
-        # A proposal equal to the present point would waste a query: the opposite signs, then a
+        # A proposal equal to the present point would waste a query: try the opposite signs, then a
         # window over a feature that can move.
         for attempt in (1, 2, 3):
             same = torch.nonzero(
@@ -303,8 +334,10 @@ class _Search:
         return memory["stuck"]
 
     def _proposals(self, look: Look, memory: Memory, attempt: int) -> Tensor:
-        """Return a changed copy of every point's best; odd attempts flip the signs of the one
-        before, from the second on windows are anchored.
+        """Return a changed copy of the best point of every slot.
+
+        Odd attempts flip the signs of the attempt before; from attempt 2 on, windows are placed to
+        cover a feature that can move.
         """
         windows, region = self.windows, look.region
         shape = (-1, windows.channels, windows.rows, windows.columns)
@@ -321,8 +354,8 @@ class _Search:
         )
         first, second = ((draws[:, k : k + 2] * room).long() for k in (0, 2))
         if attempt >= 2:
-            # Where the whole budget is spent, a window can only change something if the other one
-            # holds some of it.
+            # Where the whole budget is spent, a window can only change something if the other
+            # window holds some of it.
             first = self._anchored(look, memory["movable"], level, draws[:, :2], room)
             second = self._anchored(
                 look, (look.best != region.center).flatten(1), level, draws[:, 2:4], room
@@ -356,7 +389,7 @@ class _Search:
         if not len(small):
             return points
         moved = self._small(look, memory, pattern, level, draws, room, small)
-        # nothing to hand on, or no room for it: the window goes instead
+        # the small move changes nothing (no budget to hand over, or no room): propose the window
         idle = (moved == look.best[small]).flatten(1).all(1)
         return points.index_copy(0, small, torch.where(per_job(idle, moved), points[small], moved))
 
@@ -394,8 +427,9 @@ class _Search:
     def _anchored(
         self, look: Look, wanted: Tensor, level: Tensor, draws: Tensor, room: Tensor
     ) -> Tensor:
-        """Return first rows and columns of windows that cover a random one of the `wanted (B, d)`
-        features.
+        """Return first rows and columns of windows over a wanted feature.
+
+        Each window covers a random one of the `wanted (B, d)` features.
         """
         luck = look.streams.fork(look.spent).fork(-1).uniform(wanted.shape[1], torch.float64) + 1
         pixel = (luck * wanted).argmax(1) % (self.windows.rows * self.windows.columns)
@@ -404,8 +438,10 @@ class _Search:
         return torch.minimum((place - back).clamp_min(0), room - 1)
 
     def _first(self, look: Look) -> Tensor:
-        """Return the signs of the first change: vertical stripes for the corners of a box, else
-        tiles of hills; a sign for each feature of a vector.
+        """Return the signs of the first change.
+
+        Vertical stripes where the ball is a box (linf), else tiles of hills; for a vector, one sign
+        per feature.
         """
         w = self.windows
         if look.region.norm.is_box or w.vector:
@@ -424,8 +460,10 @@ class _Search:
         return tiles[:, :, : w.rows, : w.columns]
 
     def _spend(self, look: Look, pattern: Tensor, other: Tensor) -> Tensor:
-        """Return the points whose window takes the pattern on top of its own change, with all the
-        budget that the rest leaves; the other window is emptied.
+        """Return the points whose window takes all the unspent budget.
+
+        The pattern is added to the window's own change, and the window gets all the budget that the
+        rest leaves; the other window is emptied.
         """
         region, tiny = look.region, torch.finfo(pattern.dtype).tiny
         of, weight = region.norm.of, region.weight
