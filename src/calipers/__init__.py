@@ -1,5 +1,8 @@
-"""How robust is a neural network really? Measured between two jaws: the strongest attack from
-above, the tightest certificate from below.
+"""Adversarial robustness of neural networks, bracketed from both sides.
+
+An attack gives an upper bound on the distance from an input to its nearest adversarial example, a
+certificate a lower bound: the two jaws of a caliper. `measure` reports both for every point, and
+the robust accuracy that they imply.
 
 Names are imported when first used, so that `import calipers` and the command line's help do not
 wait for torch.
@@ -75,7 +78,7 @@ _NOW = {
     "load_model": "load",
     "load_onnx": "load",
 }
-"""What was called otherwise before: old name, new name."""
+"""Names that have been renamed: old name, new name."""
 
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
@@ -100,7 +103,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _unknown(name: str) -> str:
-    """Return where a name is to be found that stood here once."""
+    """Return the message for an unknown name, with its new place if moved."""
     if name in _NOW:
         return f"calipers.{name} is called calipers.{_NOW[name]} now"
     for room in () if name.startswith("_") else _ROOMS:

@@ -1,5 +1,7 @@
-"""What does a user call? Measure, distance, attack, certify, check: the same words as on the
-command line.
+"""The functions that measure robustness, named as on the command line.
+
+`measure`, `curve`, `distance`, `attack` and `certify`, with what they return. All take the model
+first, then points, labels and the threat model.
 """
 
 from __future__ import annotations
@@ -40,8 +42,24 @@ from calipers.report.report import AtRadius, PointRow, Rate, RobustAccuracy, Sum
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a measurement found. `summary` holds everything that a report shows; `finished` is False
-    where the time limit or Ctrl-C stopped the run.
+    """Everything that a measurement found.
+
+    Args:
+        summary: All numbers that a report shows.
+        bracket: Lower and upper bounds on the distance of every point, in the order of the points.
+        ledger: The record with all evidence, in memory where no file was named.
+        finished: Whether the plan was carried out to its end; False where the time limit or Ctrl-C
+            stopped the run.
+
+    Raises:
+        OSError: By `report`, where the page cannot be written.
+
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=4)
+        >>> found = calipers.measure(model, x, y, calipers.Ball("linf", 0.1), plan="quick")
+        >>> [row.verdict for row in found.points]
+        ['robust', 'robust', 'robust', 'robust']
     """
 
     summary: Summary
@@ -51,30 +69,34 @@ class Result:
 
     @property
     def robust_accuracy(self) -> RobustAccuracy:
-        """`.certified <= truth <= .attacked` on these points, and `.interval` for the
-        population.
+        """Bounds on the robust accuracy at the radius of the threat.
+
+        `certified <= truth <= attacked` holds on these points; `interval` is a confidence interval
+        for the population that they were drawn from.
         """
         return self.summary.robust
 
     @property
     def clean_accuracy(self) -> Rate:
-        """The share of points on which the model is right."""
+        """The share of points that the model classifies correctly."""
         return self.summary.clean
 
     @property
     def curve(self) -> tuple[AtRadius, ...]:
-        """`.radius` and `.robust` (as `robust_accuracy`) at each radius of a run that asked
-        several; else nothing.
+        """The robust accuracy at each radius of a run over several radii.
+
+        Each entry has a `radius` and `robust`, which is read like `robust_accuracy`. Empty for a
+        run at one radius.
         """
         return self.summary.at_radii
 
     @property
     def points(self) -> tuple[PointRow, ...]:
-        """One row a point: label, prediction, margin, verdict, lower, upper, tool, cost."""
+        """One row for each point: label, prediction, verdict, bounds, tools, cost."""
         return self.summary.rows
 
     def report(self, path: str | Path = "report.html") -> Path:
-        """Write the page and return its path."""
+        """Write the report as one HTML page, and return its path."""
         from calipers.report.render import render_html
 
         return render_html([self.summary], path)
@@ -104,20 +126,60 @@ def measure(
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
-    """Measure how robust a model is at points x (N, *D) with labels y (N,), from both sides.
+    """Bound the robust accuracy, and every point's distance, from both sides.
 
-    `plan` is "quick", "standard", "brackets" (standard, then the distances of all points),
-    "thorough", "complete" (decides what it can), "autoattack", "distance", "categorical" or a
-    `Plan`; where none is given, "standard", or "categorical" for `Substitutions`. With a `record`
-    file everything admitted is kept, and the same call takes an interrupted run up again. With
-    `proofs` it also keeps a proof file for each certificate, for `check`. `guarantee` is what
-    certificates speak about: the network in real arithmetic ("float64-checked", the usual one) or
-    as float32 runs it, in whatever order it adds up ("float32-executed"); certificates that a
-    record holds already stay as they are. `seconds` limits the run. Certifiers that prove nothing
-    may take `lower_share` of the processor time of the attacks, a few seconds at least (`math.inf`:
-    whatever they take; None: as the plan has it, which "complete" does not limit); what is not run
-    for that is said with the time that it would take. Raises `BadInput` at the door,
-    `Contradiction` if a certificate stands above a witness. Ctrl-C returns what is known.
+    Attacks find adversarial examples (upper bounds on the distance), certifiers prove that there
+    are none (lower bounds). What a tool claims counts only where an independent check in the
+    package, the referee, admits it. Ctrl-C ends the run and returns what is known so far.
+
+    Args:
+        model: A `torch.nn.Module` in evaluation mode that returns logits, a `Classifier`, or
+            whatever `load` reads: a file name, a fitted estimator, an onnxruntime session.
+        x: Points (N, *D), a tensor, array, list or frame; or a DataLoader or Dataset, which brings
+            its labels along.
+        y: Labels (N,). None stands for those of the loader or, where there are none, for the
+            model's own predictions.
+        threat: What the adversary may do, a `Ball` or `Substitutions`; its radius is in native
+            units of the data.
+        goal: What the adversary wants; by default any other class (`Untargeted`).
+        plan: Which tools are run, and in what order: "quick", "standard", "brackets" (standard,
+            then the distances of all points), "thorough", "complete" (branch and bound, which
+            decides what it can), "autoattack", "distance", "categorical", or a `Plan`. By default
+            "standard", for `Substitutions` "categorical".
+        seed: Seed of all random starts and samples.
+        record: File, or `Ledger`, that keeps everything that was admitted. The same call takes an
+            interrupted run up again. By default nothing is kept beyond the result.
+        confidence: Level of all confidence intervals.
+        seconds: Limit of the run in seconds; None for no limit.
+        lower_share: What certifiers that prove nothing may take, as a share of the attacks'
+            processor time, but a few seconds at least; `math.inf` for no limit. What is not run for
+            this reason is reported with the time that it would take. None: as the plan says (0.75;
+            "complete" has no limit).
+        proofs: Whether to keep a proof file for each certificate, which `check` verifies
+            independently; needs a `record` to last.
+        guarantee: What certificates are about: the network in real arithmetic ("float64-checked",
+            the default) or as float32 runs it, whatever the order of its sums ("float32-executed").
+            Certificates that a record holds already keep theirs.
+        watch: Is told about the progress: an object with the methods `stage(name, points)` and
+            `progress(done, settled)`.
+        title: Name of the model in reports.
+
+    Returns:
+        A `Result`. Where an operation of the model cannot be bounded there are only upper bounds,
+        and the report says why.
+
+    Raises:
+        BadInput: For data, a threat or an option that do not fit, before anything is run.
+        BadModel: For a model that cannot be measured.
+        Contradiction: Where a certificate is refuted by an adversarial example.
+        RecordError: Where the record cannot be used, or is about another model of this name.
+
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=4)
+        >>> found = calipers.measure(model, x, y, calipers.Ball("linf", 0.1), plan="quick")
+        >>> found.robust_accuracy.certified.count, found.robust_accuracy.attacked.count
+        (4, 4)
     """
     problem, ledger = pose(model, x, y, threat, goal), _ledger(record)
     chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
@@ -145,16 +207,40 @@ def curve(
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
-    """Measure the robust accuracy at many radii in one run; `.curve` of the result has the rates at
-    each, the rest is read at the middle radius.
+    """Bound the robust accuracy at many radii in one run.
 
-    An example found at a radius counts at all larger ones, a certificate at all smaller ones: both
-    curves fall, and a point is asked only where its verdict is open, at the middle of such radii
-    first. The threat's own radius is not used. Stages of the plan that look for distances are left
-    out (but where it has no others), so between the radii the curve says no more than at the next.
-    With a `record` the same call takes an interrupted run up. Cost: about log2(R) + 1 visits of a
-    point that hardens at one of R radii, instead of R. Errors as those of `measure`; `BadInput` for
-    radii not above 0.
+    The property `curve` of the result has the bounds at each radius; everything else in it is read
+    at the middle radius. An example that is found at one radius counts at all larger ones, a
+    certificate at all smaller ones, so both bounds fall with the radius. A point is only visited
+    where its verdict is open, at the middle of such radii first.
+
+    Cost: about log2(R) + 1 visits of a point whose verdict is hard to settle at one of R radii, not
+    R.
+
+    Args:
+        model, x, y, goal, seed, seconds, lower_share, proofs, guarantee, watch, title: As for
+            `measure`.
+        threat: As for `measure`; its own radius is not used.
+        radii: The radii, all above 0, in native units of the data.
+        plan: As for `measure`. Stages that look for distances are left out, unless the plan has no
+            others; between two radii the curve therefore says no more than at the next one.
+        record: As for `measure`; the same call takes an interrupted run up again.
+        confidence: As for `measure`.
+
+    Returns:
+        A `Result` whose `curve` has one entry for each radius.
+
+    Raises:
+        BadInput: For radii that are not above 0, and as `measure`.
+        BadModel, Contradiction, RecordError: As `measure`.
+
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=4)
+        >>> ball = calipers.Ball("linf", 0.1)
+        >>> found = calipers.curve(model, x, y, ball, [0.02, 0.05, 0.1], plan="quick")
+        >>> [(one.radius, one.robust.certified.count) for one in found.curve]
+        [(0.02, 4), (0.05, 4), (0.1, 4)]
     """
     problem, ledger = pose(model, x, y, threat, goal), _ledger(record)
     chosen = _plan(threat, plan, seconds, proofs, guarantee, lower_share)
@@ -170,6 +256,7 @@ def _plan(
     guarantee: Guarantee | None,
     lower_share: float | None = None,
 ) -> Plan:
+    """Return the plan with the settings of a call, or raise `BadInput`."""
     chosen = plan_for(threat, plan)
     if lower_share is not None:
         if not lower_share >= 0:
@@ -197,7 +284,7 @@ def _plan(
 
 
 def _guaranteeing(tool: Any, guarantee: Guarantee) -> Any:
-    """Return the certifier as it claims with that guarantee; a search, with its bounder so."""
+    """Return the certifier set to that guarantee; for a search, its bounder."""
     if hasattr(tool, "bounder"):
         return dataclasses.replace(tool, bounder=_guaranteeing(tool.bounder, guarantee))
     if not hasattr(tool, "guarantee"):
@@ -243,12 +330,35 @@ def distance(
     seconds: float = 60.0,
     watch: Watch | None = None,
 ) -> Bracket:
-    """Return the bracket [certified, attacked] on every point's adversarial distance; the threat's
-    radius is only where the searches begin.
+    """Bound the distance from each point to its nearest adversarial example.
 
-    With `exact` mixed-integer programs then close it, `seconds` for each point, within what the
-    attacks have found: for small networks of straight pieces (others raise `BadInput`) under linf,
-    l2 or l1, or where letters are replaced. What is not closed by then stays a bracket.
+    Runs the plan "distance" ("categorical" for `Substitutions`): searches for the nearest example,
+    and for the largest radius that can be certified.
+
+    Args:
+        model, x, y, goal, seed, record, watch: As for `measure`.
+        threat: As for `measure`; its radius is only where the searches begin.
+        exact: Whether to close the brackets by mixed-integer programs, within what the attacks have
+            found. For small piecewise-linear networks under linf, l2 or l1, or with substitutions.
+        seconds: Limit of these programs for each point, in seconds; what is not closed by then
+            stays a bracket. Without `exact` it is not used.
+
+    Returns:
+        A `Bracket`: `lower` and `upper` bounds (N,) in native units, and the tools they are from.
+        An upper bound is infinite where no example was found, and 0 where the model is wrong at the
+        point itself.
+
+    Raises:
+        BadInput: With `exact`, for other networks and threats; and as `measure`.
+        BadModel, Contradiction, RecordError: As `measure`.
+
+    Example:
+        >>> import calipers, torch
+        >>> model = torch.nn.Linear(2, 2)
+        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        >>> bracket = calipers.distance(model.eval(), [[0.8, 0.2]], [0], calipers.Ball("linf", 0.1))
+        >>> bool(bracket.lower[0] <= 0.3 <= bracket.upper[0] < 0.301)
+        True
     """
     if exact:
         return measure_exactly(
@@ -285,10 +395,11 @@ def measure_exactly(
     watch: Watch | None = None,
     title: str = "",
 ) -> Result:
-    """Measure distances by the plan (the usual one if not given), then close the brackets by
-    mixed-integer programs, `seconds` for each point.
+    """Measure distances, then close the brackets by mixed-integer programs.
 
-    As `measure`, but what the record keeps of the run says how closed its brackets are.
+    The plan (by default "distance", or "categorical") runs first, the programs for at most
+    `seconds` for each point. Otherwise as `measure`; the record also notes how many brackets were
+    closed.
     """
     if guarantee not in (None, CHECKED.guarantee):
         raise BadInput(
@@ -312,14 +423,30 @@ def measure_exactly(
 
 @dataclass(frozen=True, eq=False)
 class Attacked:
-    """What one attack did, as the referee saw it.
+    """The result of one attack, as far as the referee admits it.
 
-    `candidates (N, *D)` are the nearest examples, and where there is none what was tried last;
-    `margin (N,)` is the worst margin there. `distance (N,)`, float64, is that of the example:
-    infinite where none was found, 0 where the model is wrong at the point itself. `success (N,)`:
-    an example within the radius asked; an attack that seeks the nearest one may end beyond it.
-    `forwards`, `backwards (N,)` are the passes spent; `notes` say how model and data were read,
-    where that is not plain.
+    Args:
+        candidates: The nearest adversarial example of each point (N, *D), and where none was found
+            the last point tried.
+        distance: Distance of that example (N,), float64: infinite where none was found, 0 where the
+            model is wrong at the point itself.
+        margin: The worst margin at the candidate (N,), in logits; negative where it is
+            misclassified.
+        success: Whether the example lies within the radius asked (N,). An attack that looks for the
+            nearest example may end beyond it.
+        forwards: Forward passes spent on each point (N,).
+        backwards: Backward passes spent on each point (N,).
+        notes: How model and data were read, where that is not obvious.
+
+    Raises:
+        Nothing: It only holds what `attack` found.
+
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-plain"), calipers.load_data(None, points=4)
+        >>> found = calipers.attack(model, x, y, calipers.Ball("linf", 0.1), "PGD(steps=20)")
+        >>> found.candidates.shape, found.success.tolist()
+        (torch.Size([4, 1, 28, 28]), [True, True, True, False])
     """
 
     candidates: Tensor
@@ -342,11 +469,29 @@ def attack(
     goal: Goal | None = None,
     seed: int = 0,
 ) -> Attacked:
-    """Run one attack, and let the referee say what counts. Ctrl-C ends the search; what it has
-    found is judged and returned.
+    """Run one attack, and return what it found that the referee admits.
 
-    `tool` is the attack itself, or what the command line calls it ("PGD(steps=100, restarts=20)",
-    also the usual one; for `Substitutions`, "Replace").
+    Ctrl-C ends the search; what it has found until then is judged and returned.
+
+    Args:
+        model, x, y, threat, goal: As for `measure`.
+        tool: The attack (see `calipers.attacks`), or its text as on the command line. By default
+            "PGD(steps=100, restarts=20)", for `Substitutions` "Replace".
+        seed: Seed of all random starts.
+
+    Returns:
+        An `Attacked`, with one entry for each point.
+
+    Raises:
+        BadInput: For a tool that is not known or does not fit the threat, and as `measure`.
+        BadModel: As `measure`.
+
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=4)
+        >>> found = calipers.attack(model, x, y, calipers.Ball("linf", 0.1), "PGD(steps=20)")
+        >>> found.success.tolist()
+        [False, False, False, False]
     """
     problem = pose(model, x, y, threat, goal)
     chosen = tool_for("attack", tool, threat)
@@ -391,11 +536,26 @@ def attack(
 
 @dataclass(frozen=True, eq=False)
 class Certified:
-    """What one certifier proved, as far as the referee admits it.
+    """The result of one certifier, as far as the referee admits it.
 
-    `radius (N,)` float64 (0: nothing), `certified (N,)` at the radius asked, `margin (N,)` the
-    lower bound of the worst margin (minus infinity where the tool's word is not admitted), the
-    guarantee, and `notes` on how model and data were read, where that is not plain.
+    Args:
+        radius: Radius within which no adversarial example exists (N,), float64, in native units; 0
+            where nothing is proven.
+        certified: Whether that covers the radius asked (N,).
+        margin: Lower bound on the worst margin within the radius (N,), float64, in logits; minus
+            infinity where the tool's claim is not admitted.
+        guarantee: What is proven, and in which arithmetic: "float64-checked" or "float32-executed".
+        notes: How model and data were read, where that is not obvious.
+
+    Raises:
+        Nothing: It only holds what `certify` proved.
+
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=4)
+        >>> found = calipers.certify(model, x, y, calipers.Ball("linf", 0.1), "IBP")
+        >>> found.guarantee, found.radius.shape
+        ('float64-checked', torch.Size([4]))
     """
 
     radius: Tensor
@@ -415,12 +575,32 @@ def certify(
     *,
     goal: Goal | None = None,
 ) -> Certified:
-    """Run one certifier, and let the referee say what counts.
+    """Run one certifier, and return what it proved that the referee admits.
 
-    `tool` is the certifier itself, or what the command line calls it ("CROWN", also the usual one).
-    Points that the model gets wrong, or that cannot be measured, are never certified. Raises
-    `Contradiction` where a claim is wrong beyond doubt or an example that the tool met itself lies
-    inside it; `UnsupportedOp` or `CaptureError` where the model cannot be bounded.
+    Points that the model gets wrong, or that cannot be measured, are never certified.
+
+    Args:
+        model, x, y, threat, goal: As for `measure`.
+        tool: The certifier (see `calipers.certificates`), or its text as on the command line. By
+            default "CROWN".
+
+    Returns:
+        A `Certified`, with one entry for each point.
+
+    Raises:
+        BadInput: For a tool that is not known or does not fit the threat, and as `measure`.
+        BadModel: As `measure`.
+        CaptureError: Where the model cannot be turned into a graph.
+        Contradiction: Where a claim is certainly wrong, or an example that the tool itself met lies
+            inside the certified radius.
+        ToolFailed: Where the certifier ends on an error other than those of calipers.
+        UnsupportedOp: Where an operation of the model cannot be bounded.
+
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=4)
+        >>> calipers.certify(model, x, y, calipers.Ball("linf", 0.1)).certified.tolist()
+        [True, True, True, True]
     """
     problem = pose(model, x, y, threat, goal)
     chosen = tool_for("certify", tool, threat)
