@@ -1,9 +1,8 @@
-"""Between which two lines does each activation lie? One entry an activation, with all the facts
-that bounds need.
+"""Bounds of piecewise linear activations by two lines.
 
 Every line is sound for every alpha in [0, 1] *and* in floating point: slopes are taken as computed,
-intercepts are derived from them and pushed outward by more than the rounding of their derivation.
-`alpha=None` takes the usual guess (for ReLU the adaptive slope of CROWN, Zhang et al. 2018).
+intercepts are derived from them and moved outward by more than the rounding of their derivation.
+`alpha=None` takes the usual choice (for ReLU the adaptive slope of CROWN, Zhang et al. 2018).
 """
 
 from __future__ import annotations
@@ -29,8 +28,10 @@ def _eps(x: Tensor) -> float:
 
 
 def _outward(lines: Lines, lower: Tensor, upper: Tensor, size: Tensor, where: Tensor) -> Lines:
-    """Push both intercepts out by 16 roundings of the largest term that made them; only where the
-    function bends (elsewhere the lines are exact).
+    """Move both intercepts outward by 16 roundings of their largest term.
+
+    This is done only where the function is not linear on the interval (elsewhere the lines are
+    exact).
     """
     reach = torch.maximum(lower.abs(), upper.abs())
     steepest = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
@@ -47,36 +48,38 @@ def _outward(lines: Lines, lower: Tensor, upper: Tensor, size: Tensor, where: Te
 
 @dataclass(frozen=True)
 class TwoPieces(Elementwise):
-    """left * x below 0, right * x above: relu (0, 1), leaky_relu (a, 1), abs (-1, 1). alpha slides
-    the tangent at the kink.
+    """left * x below 0, right * x above: ReLU, leaky ReLU, absolute value.
+
+    The slopes (left, right) are (0, 1) for relu, (a, 1) for leaky_relu, and (-1, 1) for abs. alpha
+    moves the slope of the line through the breakpoint from left to right.
     """
 
     left: float
     right: float
     straight: bool = field(default=True, repr=False)
-    """Are all lines straight functions of alpha? Then those at 0 and 1 say all."""
+    """The lines depend on alpha linearly: those at 0 and 1 determine all."""
     kinks: tuple[float, ...] = field(default=(0.0,), repr=False)
-    """Where branching splits: between kinks the function is straight."""
+    """Breakpoints, where branching splits: the function is linear between."""
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        """Both slopes."""
+        """Return both slopes."""
         return (self.left, self.right)
 
     @property
     def executed_exactly(self) -> bool:
-        """With slopes of 0 and +-1."""
+        """Return whether both slopes are 0 or +-1."""
         return {self.left, self.right} <= _EXACT_SLOPES
 
     def __post_init__(self) -> None:
         require_numbers("a function of two straight pieces", left=self.left, right=self.right)
 
     def value(self, x: Tensor) -> Tensor:
-        """f(x)."""
+        """Return f(x)."""
         return torch.where(x > 0, self.right * x, self.left * x)
 
     def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Extremes are at the ends or the kink."""
+        """Return the extremes, which are at the ends or the breakpoint."""
         ends = self.value(lower), self.value(upper)
         inside = (lower < 0) & (upper > 0)
         smallest, largest = torch.minimum(*ends), torch.maximum(*ends)
@@ -85,26 +88,27 @@ class TwoPieces(Elementwise):
         )
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """The kink lies inside."""
+        """Return where the breakpoint lies inside the interval."""
         return (lower < 0) & (upper > 0)
 
     def guess(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """The alpha taken where none is given: the slope of the longer piece (Zhang et al. 2018),
-        which leaves the smaller area between the lines.
+        """Return the slope of the longer piece (Zhang et al. 2018), as alpha.
+
+        It leaves the smaller area between the lines.
         """
         return (upper > -lower).to(lower.dtype)
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """The chord on one side, a line through the kink on the other."""
+        """Return the chord on one side, a line through the breakpoint opposite."""
         bend = self.bends(lower, upper)
-        # of two numbers `where` would make float32
+        # `where` with two Python numbers would give float32
         straight = torch.where(lower >= 0, torch.full_like(lower, self.right), self.left)
         alpha = self.guess(lower, upper) if alpha is None else alpha
         width = torch.where(bend, upper - lower, torch.ones_like(lower))
         chord = (self.right * upper - self.left * lower) / width
         tangent = self.left + (self.right - self.left) * alpha
-        # The chord must pass every corner, whatever its computed slope: the two ends, and (for the
-        # sound side) no less than the kink.
+        # The chord must clear every corner of the function, whatever its computed slope: both ends,
+        # and, on the sound side, the breakpoint.
         ends = torch.stack([self.left * lower - chord * lower, self.right * upper - chord * upper])
         zero = torch.zeros_like(lower)
         if self.left <= self.right:
@@ -125,23 +129,25 @@ class TwoPieces(Elementwise):
 
     def _rounded(self, lines: Lines, lower: Tensor, upper: Tensor, bend: Tensor) -> Lines:
         if self.left == 0 and self.right == 1:
-            # The tangent's slope is alpha itself and needs no room; so stable and zero-slope
-            # neurons add nothing to the intercepts.
+            # The slope through the breakpoint is alpha itself and needs no allowance, so stable
+            # neurons and those of slope 0 add nothing to the intercepts.
             room = (4 * _eps(lower) * upper.clamp(min=0) + torch.finfo(lower.dtype).tiny) * bend
             return lines._replace(upper_intercept=lines.upper_intercept + room)
         return _outward(lines, lower, upper, torch.zeros_like(lower), bend)
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """By both slopes."""
+        """Return the entry of both slopes."""
         return function_entry("two pieces", self.left, self.right)
 
 
 @dataclass(frozen=True)
 class Clip(Elementwise):
-    """min(max(x, low), high): clip, hardtanh, relu6. alpha slides both free lines.
+    """min(max(x, low), high): clip, hardtanh, relu6.
 
-    With low above high that is the constant `high`, in torch, NumPy and ONNX alike: then low is
-    taken for high, as all lines assume corners in order.
+    alpha selects the slopes of both lines that are free to choose.
+
+    With low above high the function is the constant `high`, in torch, NumPy and ONNX alike. Then
+    `low` is set to `high`, since all lines assume corners in order.
     """
 
     low: float
@@ -161,25 +167,30 @@ class Clip(Elementwise):
 
     @property
     def kinks(self) -> tuple[float, ...]:
-        """Both corners."""
+        """Return both corners."""
         return (self.low, self.high)
 
     def value(self, x: Tensor) -> Tensor:
-        """f(x)."""
+        """Return f(x)."""
         return x.clamp(self.low, self.high)
 
     def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Increasing."""
+        """Return the values at the ends, as the function is increasing."""
         return self.value(lower), self.value(upper)
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """A corner lies inside; a constant has none."""
+        """Return where a corner lies inside the interval.
+
+        Nowhere for a constant.
+        """
         return (
             ((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high))
         ) & (self.low < self.high)
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """Below: a line through the corner (low, low), or the chord where only the upper corner is
+        """Return a line below and a line above the function.
+
+        Below: a line through the corner (low, low), or the chord where only the upper corner is
         inside. Above: mirrored.
         """
         bend = self.bends(lower, upper)
@@ -195,8 +206,8 @@ class Clip(Elementwise):
         fall = (self.high - f_lower) / torch.where(lower < self.high, self.high - lower, one)
         under = (upper - self.low > self.low - lower).to(lower.dtype) if alpha is None else alpha
         over = (self.high - lower > upper - self.high).to(lower.dtype) if alpha is None else alpha
-        # Slopes are shaved so that the computed line through a corner cannot cut off the other
-        # corner.
+        # Slopes are reduced a little so that the computed line through one corner cannot cut off
+        # the other.
         shave = 1 - 4 * _eps(lower)
         low_slope = torch.where(lower < self.low, under * rise * shave, chord)
         high_slope = torch.where(upper > self.high, over * fall * shave, chord)
@@ -224,7 +235,7 @@ class Clip(Elementwise):
         return _outward(Lines(*picked), lower, upper, torch.full_like(lower, corners), bend)
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """By both corners."""
+        """Return the entry of both corners."""
         return function_entry("clip", self.low, self.high)
 
 
@@ -245,6 +256,7 @@ ACTIVATIONS: dict[str, Callable[[tuple[Any, ...]], Elementwise | None]] = {
     "aten.clamp_max.default": lambda args: Clip(-math.inf, argument(args, 1, math.inf)),
     **CURVES,
 }
-"""Builders by exported name, from the call's arguments; None where these ask for something that is
-not known here.
+"""Builders by exported name, from the call's arguments.
+
+A builder returns None where the arguments ask for something that is not known here.
 """

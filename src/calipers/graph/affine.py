@@ -1,5 +1,7 @@
-"""Which operations are affine, and what are their adjoints? Linear and convolution by hand, all
-others by PyTorch's vector-Jacobian product.
+"""Affine operations and their adjoints.
+
+Linear layers and convolutions have adjoints written by hand; all other operations use PyTorch's
+vector-Jacobian product.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from calipers.graph.generic import Generic as Generic
 from calipers.graph.kinds import Affine, Entry, Shape, Windowed, diagonal_entry
 from calipers.graph.parameters import completed, require, require_numbers
 
-# entries up to which a window's transposed convolution runs as one matrix product
+# up to this many entries a window's transposed convolution runs as one matrix product
 WINDOW_MATRIX = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Linear(Affine):
-    """x W^T + b over the last axis."""
+    """A linear layer: x W^T + b over the last axis."""
 
     weight: Tensor
     bias: Tensor | None
@@ -34,34 +36,34 @@ class Linear(Affine):
     """As for `Scale`."""
 
     def value(self, *inputs: Tensor) -> Tensor:
-        """(M, ..., in) -> (M, ..., out)."""
+        """Return x W^T + b: (M, ..., in) -> (M, ..., out)."""
         return functional.linear(inputs[0], self.weight, self.bias)
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
-        """(M, ..., out) -> (M, ..., in)."""
+        """Return a W: (M, ..., out) -> (M, ..., in)."""
         return (a @ self.weight,)
 
     def absolute(self, *inputs: Tensor) -> Tensor:
-        """|W| r."""
+        """Return |W| r."""
         return functional.linear(inputs[0], self.weight.abs())
 
     @property
     def held(self) -> tuple[Tensor, ...]:
-        """What was not folded, as it is."""
+        """Return weight and bias where they are the model's own, not folded."""
         if self.constant_terms is not None:
             return ()
         return tuple(t for t in (self.weight, self.bias) if t is not None)
 
     def longest_sum(self, shapes: list[Shape]) -> int:
-        """The weights behind one output."""
+        """Return the number of weights of one output."""
         return self.weight[0].numel()
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """By its weights."""
+        """Return the entry of its weights."""
         return Entry({"op": "linear"}, _given(weight=self.weight, bias=self.bias))
 
     def to(self, dtype: torch.dtype) -> Linear:
-        """In another dtype."""
+        """Return the layer in another dtype."""
         bias, constant_terms = (
             None if t is None else t.to(dtype) for t in (self.bias, self.constant_terms)
         )
@@ -70,7 +72,7 @@ class Linear(Affine):
 
 @dataclass(frozen=True, eq=False)
 class Conv(Windowed):
-    """Convolution in one, two or three dimensions."""
+    """A convolution in one, two or three dimensions."""
 
     weight: Tensor
     bias: Tensor | None
@@ -92,12 +94,13 @@ class Conv(Windowed):
         return (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.stride) - 1]
 
     def value(self, *inputs: Tensor) -> Tensor:
-        """(M, C, *size) -> (M, C', *size')."""
+        """Return the convolution: (M, C, *size) -> (M, C', *size')."""
         return self._run(inputs[0], self.weight, self.bias)
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of the convolution with respect to its input, by the fastest of three ways
-        (measured on a CPU, see PERFORMANCE.md).
+        """Return the gradient of the convolution with respect to its input.
+
+        It takes the fastest of three ways (measured on a CPU, see PERFORMANCE.md).
         """
         if self._blocked is not None:
             return (self._blocked(a, self.input_size),)
@@ -130,8 +133,10 @@ class Conv(Windowed):
         return self.weight.flip(*range(2, self.weight.dim())).transpose(0, 1).contiguous()
 
     def _input_gradient(self, a: Tensor, size: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-        """Sums of products, as the rounding allowances assume. In float64 two to four times as fast
-        on a CPU as the library's transposed convolution.
+        """Return the input gradient as sums of products.
+
+        The rounding allowances assume such sums. In float64 this is two to four times as fast on a
+        CPU as the library's transposed convolution.
         """
         gradient = (conv1d_input, conv2d_input, conv3d_input)[len(self.stride) - 1]
         channels = self.weight.shape[1] * self.groups
@@ -147,7 +152,7 @@ class Conv(Windowed):
         return result
 
     def window(self, size: int, axis: int) -> int:
-        """(size - 1) strides and one kernel."""
+        """Return (size - 1) strides plus the extent of one kernel."""
         return (
             (size - 1) * self.stride[axis]
             + self.dilation[axis] * (self.weight.shape[2 + axis] - 1)
@@ -155,8 +160,9 @@ class Conv(Windowed):
         )
 
     def window_adjoint(self, a: Tensor) -> Tensor:
-        """The transposed convolution without padding; images only. One matrix product where the
-        windows are small: the matrix is kept.
+        """Return the transposed convolution without padding, for images only.
+
+        Where the windows are small it is one matrix product, and the matrix is cached.
         """
         shape = tuple(a.shape[1:])
         size = tuple(self.window(n, axis) for axis, n in enumerate(shape[1:]))
@@ -172,32 +178,32 @@ class Conv(Windowed):
         return {}
 
     def absolute(self, *inputs: Tensor) -> Tensor:
-        """The convolution with |W|."""
+        """Return the convolution with |W| and no bias."""
         return self._run(inputs[0], self.weight.abs(), None)
 
     @property
     def held(self) -> tuple[Tensor, ...]:
-        """What was not folded, as it is."""
+        """Return weight and bias where they are the model's own, not folded."""
         if self.constant_terms is not None:
             return ()
         return tuple(t for t in (self.weight, self.bias) if t is not None)
 
     def longest_sum(self, shapes: list[Shape]) -> int:
-        """The weights behind one output."""
+        """Return the number of weights of one output."""
         return self.weight[0].numel()
 
     def windowed(self) -> Windowed | None:
-        """Itself."""
+        """Return the convolution itself."""
         return self
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """By its weights and steps."""
+        """Return the entry of its weights, strides, paddings and dilations."""
         steps = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         facts = {"op": "convolution", **{k: list(v) for k, v in steps.items()}}
         return Entry({**facts, "groups": self.groups}, _given(weight=self.weight, bias=self.bias))
 
     def to(self, dtype: torch.dtype) -> Conv:
-        """In another dtype."""
+        """Return the convolution in another dtype."""
         bias, constant_terms = (
             None if t is None else t.to(dtype) for t in (self.bias, self.constant_terms)
         )
@@ -208,49 +214,54 @@ class Conv(Windowed):
 
 @dataclass(frozen=True, eq=False)
 class Scale(Affine):
-    """scale * x + shift, constants that broadcast over the batch: batch norm in evaluation,
-    arithmetic with constants.
+    """scale * x + shift, with constants that broadcast over the batch.
+
+    Examples are batch norm in evaluation mode and arithmetic with constants.
     """
 
     scale: Tensor
     shift: Tensor
     constant_terms: Tensor | None = None
-    """The size of what was added up to make the shift, where that is more than its absolute value:
-    folding may cancel, and rounds by what cancelled.
+    """The total magnitude of the terms added up into the shift.
+
+    It is given where it exceeds the shift's absolute value: when constants are folded, terms may
+    cancel, and the rounding error is proportional to what cancelled.
     """
 
     diagonal: bool = True
     detour: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-    """Of batch norm, which is executed in several steps: the largest product of its factors, each
-    at least 1, and the size of the mean taken off before.
+    """For batch norm, the magnitudes of its execution in several steps.
+
+    These are the largest product of its factors, each at least 1, and the size of the mean that is
+    subtracted before.
     """
 
     def value(self, *inputs: Tensor) -> Tensor:
-        """(M, *shape) -> (M, *shape)."""
+        """Return scale * x + shift: (M, *shape) -> (M, *shape)."""
         return inputs[0] * self.scale + self.shift
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
-        """Diagonal, so its own transpose."""
+        """Return scale * a: the matrix is diagonal, so its own transpose."""
         return (a * self.scale,)
 
     def slopes(self) -> tuple[Tensor, ...]:
-        """The factor of each element of the input."""
+        """Return the factor of each element of the input."""
         return (self.scale,)
 
     def absolute(self, *inputs: Tensor) -> Tensor:
-        """|scale| r."""
+        """Return |scale| r."""
         return inputs[0] * self.scale.abs()
 
     def longest_sum(self, shapes: list[Shape]) -> int:
-        """A product."""
+        """Return 1: each output is one product."""
         return 1
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """By its factors."""
+        """Return the entry of its factors and shift."""
         return diagonal_entry(_one(self.scale, shape).expand(shape), bias=_one(self.shift, shape))
 
     def to(self, dtype: torch.dtype) -> Scale:
-        """In another dtype."""
+        """Return the operation in another dtype."""
         made_of, detour = self.constant_terms, self.detour
         return dataclasses.replace(
             self,
@@ -263,7 +274,10 @@ class Scale(Affine):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Affine):
-    """signs[0] * x_0 + signs[1] * x_1, both of one shape: residual connections."""
+    """signs[0] * x_0 + signs[1] * x_1, both of one shape.
+
+    Residual connections are sums of this kind.
+    """
 
     signs: tuple[float, float]
 
@@ -271,31 +285,31 @@ class Sum(Affine):
         require_numbers("a sum", first=self.signs[0], second=self.signs[1])
 
     def value(self, *inputs: Tensor) -> Tensor:
-        """Two inputs (M, *shape)."""
+        """Return the weighted sum of two inputs (M, *shape)."""
         return self.signs[0] * inputs[0] + self.signs[1] * inputs[1]
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
-        """A copy for each input."""
+        """Return a times the sign, for each input."""
         return tuple(a if sign == 1 else sign * a for sign in self.signs)
 
     def slopes(self) -> tuple[Tensor, ...]:
-        """The factor of each element of each input."""
-        # float32 would round a factor
+        """Return the factor of each element of each input."""
+        # in float32 a factor would be rounded
         return (
             torch.tensor(self.signs[0], dtype=torch.float64),
             torch.tensor(self.signs[1], dtype=torch.float64),
         )
 
     def absolute(self, *inputs: Tensor) -> Tensor:
-        """|s_0| r_0 + |s_1| r_1."""
+        """Return |s_0| r_0 + |s_1| r_1."""
         return abs(self.signs[0]) * inputs[0] + abs(self.signs[1]) * inputs[1]
 
     def longest_sum(self, shapes: list[Shape]) -> int:
-        """Both inputs."""
+        """Return 2, the number of inputs."""
         return 2
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """By its signs."""
+        """Return the entry of its signs."""
         return diagonal_entry(*(torch.tensor(sign).expand(shape) for sign in self.signs))
 
 
@@ -304,14 +318,16 @@ def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
 
 
 def _one(value: Tensor, shape: Shape) -> Tensor:
-    """Return a constant without its axis for the batch."""
+    """Return a constant without its batch axis."""
     return value[0] if value.dim() > len(shape) else value
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call in the exported program, as the builders see it: `tensors` are the inputs that depend
-    on the point, `args` everything with constants in place.
+    """A call in the exported program, as the builders see it.
+
+    `args` are all arguments, with constants in place; `variable` are the positions of those that
+    depend on the input point, and `input_shapes` the shapes of these.
     """
 
     name: str
@@ -323,7 +339,7 @@ class Call:
     dtype: torch.dtype
     device: torch.device
     absolute: Callable[..., Tensor] | None = None
-    """The same with absolute constants, where that is known."""
+    """The same operation with absolute constants, where that is known."""
 
 
 def _linear(call: Call) -> Affine | None:
@@ -352,7 +368,7 @@ def _batch_norm(call: Call) -> Affine | None:
     shape = (1, -1, *[1] * (len(call.shape) - 1))
     made_of = (0 if bias is None else bias.abs()) + (mean * scale).abs()
     peak = (var + eps).rsqrt().clamp(min=1) * (1 if weight is None else weight.abs().clamp(min=1))
-    # else the sum under the root is rounded away, or to nothing
+    # otherwise rounding may change the sum under the root entirely, or make it 0
     sound = (var >= 0) & (var + eps >= torch.finfo(torch.float32).tiny)
     detour = (torch.where(sound, peak, torch.inf).view(shape), mean.abs().view(shape))
     return Scale(scale.view(shape), shift.view(shape), made_of.view(shape), detour=detour)
@@ -426,8 +442,10 @@ def _move(call: Call) -> Affine | None:
 
 
 def _average(call: Call) -> Affine | None:
-    """A mean over windows; a divisor that is asked for may be of any sign, and weights are taken
-    for positive ones.
+    """Return average-pooling as an affine operation.
+
+    A `divisor_override` may have any sign, but the weights are taken to be positive, so one that is
+    not is refused.
     """
     divisor = (
         completed(call.args[1:], (None, [], 0, False, True, None))[5]
@@ -449,8 +467,9 @@ def _pad(call: Call) -> Affine | None:
 
 
 def _weighted(call: Call) -> Affine | None:
-    """A sum of products with constants, and perhaps a constant: whatever is affine in the one
-    number that depends on the point.
+    """Return a sum of products with constants, perhaps plus a constant.
+
+    This covers whatever is affine in the one input that depends on the point.
     """
     absolute = call.absolute
     if absolute is None or len(call.input_shapes) != 1:
@@ -490,7 +509,7 @@ SHAPES = frozenset(
     "aten.flatten.using_ints aten.unsqueeze.default aten.squeeze.dim "
     "aten.squeeze.dims aten.unflatten.int".split()
 )
-"""Operations that may name the batch size, as the size of their result."""
+"""Operations that may contain the batch size in their result's shape."""
 
 AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     "aten.linear.default": _linear,
@@ -519,6 +538,7 @@ AFFINE: dict[str, Callable[[Call], Affine | None]] = {
     "aten.expand.default": _move,
     **{f"aten.avg_pool{rank}d.default": _average for rank in (1, 2, 3)},
 }
-"""Builders by exported name; a builder returns None where the call is not affine in the point, or
-not in a form it knows.
+"""Builders by exported name.
+
+A builder returns None where the call is not affine in the point, or not in a form it knows.
 """

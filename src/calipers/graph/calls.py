@@ -1,5 +1,6 @@
-"""What does a call in an exported program say? Its arguments, its keyword-only options, and the
-source line it stands on.
+"""Readers of a call in an exported program.
+
+They return its arguments, its keyword-only options, and the source line it comes from.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ _ROUNDED_ONCE = frozenset("add sub mul div sqrt rsqrt reciprocal".split())
 
 
 def options(fx_node: fx.Node) -> dict[str, Any]:
-    """Return the keyword-only arguments of a call, defaults filled in, without those that change no
-    result.
+    """Return the keyword-only arguments of a call, defaults filled in.
+
+    Those that change no result are left out.
     """
     schema = getattr(fx_node.target, "_schema", None)
     options = {
@@ -33,8 +35,10 @@ def options(fx_node: fx.Node) -> dict[str, Any]:
 
 
 def unread(fx_node: fx.Node) -> bool:
-    """Does the call set a keyword-only option (such as the alpha of add) that changes its result,
-    and that builders do not see?
+    """Return whether a call sets an option that builders do not see.
+
+    Such an option is keyword-only, changes the result, and differs from its default; the alpha of
+    add is an example.
     """
     schema = getattr(fx_node.target, "_schema", None)
     defaults = {
@@ -51,8 +55,9 @@ def leaves(args: Any) -> list[Any]:
 
 
 def place_of(fx_node: fx.Node) -> str:
-    """Name the module path and the last source line outside torch, as far as the export recorded
-    them.
+    """Return the module path and the last source line outside torch.
+
+    Both as far as the export recorded them.
     """
     stack = fx_node.meta.get("nn_module_stack") or {}
     path = [str(value[0]) for value in stack.values()]
@@ -74,7 +79,7 @@ def place_of(fx_node: fx.Node) -> str:
 
 
 def with_absolute_constants(args: Any) -> Any:
-    """Return the arguments with absolute constants."""
+    """Return the arguments with constants replaced by absolute values."""
     if isinstance(args, (list, tuple)):
         return type(args)(with_absolute_constants(a) for a in args)
     return args.abs() if isinstance(args, Tensor) and args.is_floating_point() else args
@@ -83,7 +88,7 @@ def with_absolute_constants(args: Any) -> Any:
 def has_parameters_for(
     function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
 ) -> bool:
-    """Has the function parameters for all arguments of a call?"""
+    """Return whether the function accepts all arguments of a call."""
     try:
         inspect.signature(function).bind(None, *args, **options)
     except TypeError:
@@ -92,8 +97,9 @@ def has_parameters_for(
 
 
 def rounded_often(name: str, args: tuple[Any, ...], made: Any) -> bool:
-    """May a constant that float32 makes of constants be another one by more than a rounding or
-    two?
+    """Return whether float32 may give a different folded constant.
+
+    That is, one that differs by more than a rounding or two.
     """
     once = name.split(".")[1:2] and name.split(".")[1] in _ROUNDED_ONCE
     return not _in_float32(made) and not (once and all(map(_in_float32, leaves(args))))

@@ -1,9 +1,9 @@
-"""Between which planes does a product of two matrices lie, both of them variable? Every x_ik y_kj
-between McCormick's planes, and their sums over k at once.
+"""Relaxation of a product of two matrices that both depend on the input.
 
-The planes of x_ik y_kj have the ends of y_kj for slopes in x_ik, and those of x_ik for slopes in
-y_kj. So the coefficients of a sum over k go back by products with the matrices of ends, and nothing
-of the size of all products is ever made.
+Every x_ik y_kj lies between its McCormick planes, and the sums of these over k are computed at
+once. The planes of x_ik y_kj have the ends of y_kj as slopes in x_ik, and those of x_ik as slopes
+in y_kj. So backward propagation takes the coefficients of a sum over k through products with the
+matrices of ends, and no tensor of the size of all products is ever allocated.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ class _Facets(NamedTuple):
 
 
 class Facets(_Facets, Relaxation):
-    """The planes of a matrix product over a box: the ends of both factors, the products of these
-    ends, and (M, *out) the weight of each side's second plane.
+    """The planes of a matrix product over a box.
 
-    Without a weight (M, 0) the first plane of each side is meant.
+    They are given by the ends of both factors, the products of these ends, and the weight (M, *out)
+    of each side's second plane. With an empty weight (M, 0) the first plane of each side is used.
     """
 
     __slots__ = ()
 
     def size(self, *magnitudes: Tensor) -> Tensor:
-        """Return the size of all that an output's plane adds up, times what the roundings of its
-        sums over k count for.
+        """Return the magnitude that the rounding of an output's plane scales with.
 
-        A plane is made of 3 products for each k, the ends' products of k roundings each.
+        That is the size of everything the plane adds up, times the number of roundings in its sums
+        over k: a plane is made of 3 products for each k, and the products of the ends have k
+        roundings each.
         """
         x, y = magnitudes
         return (3 * x.shape[-1] + _SLACK) * (x @ y)
@@ -53,7 +54,7 @@ class Facets(_Facets, Relaxation):
     def backward(
         self, a: Tensor, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """By products with the matrices of ends."""
+        """Take coefficients through products with the matrices of ends."""
         f, up, down = self, a.clamp(min=0), a.clamp(max=0)
         if not f.alpha.numel():
             x, y = _rows(up, f.low_y) + _rows(down, f.high_y), _columns(f.low_x, a)
@@ -72,8 +73,9 @@ class Facets(_Facets, Relaxation):
         return (x, y), -offset
 
     def pull(self, a: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Return d <a, plane at (x, y)> / d alpha for a (P, *b, I, J), one direction a row: a times
-        the rise from the first plane to the second.
+        """Return d <a, plane at (x, y)> / d alpha, one direction per row.
+
+        For a (P, *b, I, J) that is a times the difference of the second and the first plane.
         """
         up, down = a.clamp(min=0), a.clamp(max=0)
         by_x = x @ (self.high_y - self.low_y)
@@ -83,7 +85,10 @@ class Facets(_Facets, Relaxation):
         )
 
     def at(self, a: Tensor, *inputs: Tensor) -> Tensor:
-        """Return the value at (x, y) of the planes that coefficients a (P, *b, I, J) take."""
+        """Return the value at (x, y) of the planes chosen by the signs of a.
+
+        `a` is (P, *b, I, J).
+        """
         x, y = inputs
         first = (
             torch.where(a > 0, x @ self.low_y - self.low_low, x @ self.high_y - self.low_high)
@@ -99,8 +104,9 @@ class Facets(_Facets, Relaxation):
 
 
 class Contracted(Parametrised):
-    """The product of two matrices: alpha weighs each side's second planes, one for each element of
-    the result.
+    """The product of two matrices as a function of alpha.
+
+    alpha is the weight of each side's second planes, one for each element of the result.
     """
 
     def __init__(self, facets: Facets) -> None:
@@ -111,37 +117,42 @@ class Contracted(Parametrised):
         return self.facets._replace(alpha=alpha)
 
     def start(self) -> Tensor | None:
-        """The first planes."""
+        """Return 0 everywhere: the first planes."""
         return torch.zeros_like(self.facets.low_low).flatten(1)
 
     def backward(
         self, a: Tensor, alpha: Tensor | None, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Products with the matrices of ends."""
+        """Take coefficients through products with the matrices of ends."""
         (x, y), offset = self._with(alpha).backward(a[:, None], shapes)
         return (x[:, 0], y[:, 0]), offset[:, 0]
 
     def at(self, a: Tensor, alpha: Tensor | None, inputs: list[Tensor]) -> Tensor:
-        """Sums of planes."""
+        """Return sums of planes."""
         return self._with(alpha).at(a, *inputs)
 
     def pull(self, a: Tensor, inputs: list[Tensor]) -> Tensor | None:
-        """The rise from the first planes to the second, weighed."""
+        """Return a times the difference of the second and the first planes."""
         return self.facets.pull(a, inputs[0], inputs[1]).flatten(1)
 
 
 @dataclass(frozen=True)
 class MatMul(Op):
-    """x (M, *b, I, K) @ y (M, *b, K, J). Planes as for `Product`; all products of one sum share
-    their alpha, the weight of each side's second plane.
+    """x (M, *b, I, K) @ y (M, *b, K, J).
+
+    Planes as for `Product`; all products of one sum share their alpha, the weight of each side's
+    second plane.
     """
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        """The product."""
+        """Return x @ y."""
         return x @ y
 
     def interval(self, x: Ends, y: Ends) -> Ends:
-        """Extremes of each product are at the corners; 0 times infinity bounds nothing."""
+        """Return sums of the extremes of each product, taken at the corners.
+
+        0 times infinity gives NaN, which bounds nothing.
+        """
         every = torch.stack([a[..., None] * b[..., None, :, :] for a in x for b in y])
         least, most = every.amin(0), every.amax(0)
         finfo = torch.finfo(every.dtype)
@@ -151,8 +162,10 @@ class MatMul(Op):
         return least.sum(-2) - room, most.sum(-2) + room
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """Every product of two elements in (*b, I, K) @ (*b, K, J): the places of both, and that of
-        the sum it belongs to.
+        """Return the entry of all products of two elements.
+
+        In (*b, I, K) @ (*b, K, J) each has the places of both factors, and the place of the sum it
+        belongs to.
         """
         x, y, out = (torch.arange(torch.Size(s).numel()).view(s) for s in (*shapes, shape))
         whole = (*shape[:-1], shapes[0][-1], shape[-1])
@@ -161,18 +174,19 @@ class MatMul(Op):
         return Entry({"op": "product"}, {name: t.flatten() for name, t in places.items()})
 
     def parametrised(self, held: Relaxation, *ends: Ends) -> Parametrised:
-        """The weights of the second planes."""
+        """Return the planes as a function of the weights of the second ones."""
         assert isinstance(held, Facets)
         return Contracted(held)
 
     def chosen(self, held: Relaxation, alpha: Tensor, *ends: Ends) -> Relaxation:
-        """The same planes with these weights."""
+        """Return the same planes with these weights."""
         assert isinstance(held, Facets)
         return held._replace(alpha=alpha.to(held.low_x.dtype))
 
     def relaxation(self, x: Ends, y: Ends, alpha: Tensor | None = None) -> Facets:
-        """Return the planes over a box; rounding is left to whoever adds up. By default the first
-        plane of each side.
+        """Return the planes over a box, without an allowance for rounding.
+
+        The caller that adds up allows for rounding. By default the first plane of each side.
         """
         (low_x, high_x), (low_y, high_y) = x, y
         weight = low_x.new_zeros(len(low_x), 0) if alpha is None else alpha
@@ -186,14 +200,20 @@ def _dot(a: Tensor, values: Tensor) -> Tensor:
 
 
 def _rows(a: Tensor, y: Tensor) -> Tensor:
-    """Return a (P, S, *b, I, J) @ y^T, (P, S, *b, I, K); y (P, *b, K, J)."""
-    moved = a.movedim(1, -3)  # the directions stand beside the rows of one product
+    """Return a @ y^T for each direction.
+
+    a (P, S, *b, I, J), y (P, *b, K, J); the result is (P, S, *b, I, K).
+    """
+    moved = a.movedim(1, -3)  # directions and rows are merged into the rows of one matrix product
     made = moved.flatten(-3, -2) @ y.transpose(-1, -2)
     return made.view(*moved.shape[:-1], -1).movedim(-3, 1)
 
 
 def _columns(x: Tensor, a: Tensor) -> Tensor:
-    """Return x^T @ a (P, S, *b, I, J), (P, S, *b, K, J); x (P, *b, I, K)."""
+    """Return x^T @ a for each direction.
+
+    x (P, *b, I, K), a (P, S, *b, I, J); the result is (P, S, *b, K, J).
+    """
     moved = a.movedim(1, -2)
     made = x.transpose(-1, -2) @ moved.flatten(-2)
     return made.view(*made.shape[:-1], *moved.shape[-2:]).movedim(-2, 1)

@@ -1,9 +1,9 @@
-"""Which smooth functions do networks apply, and where do they bend? One entry each: function,
-derivative, inflections, turns.
+"""The smooth functions that networks use.
 
-Inflections and turns without a closed form are roots found in 30-digit arithmetic. Place and true
-root differ by a rounding, over which a curve that has no curvature there departs from its tangents
-by less than the allowance that every line leaves anyway.
+Each has an entry of its own: function, derivative, inflections, extrema. Inflections and extrema
+without a closed form are roots found in 30-digit arithmetic. The stored place differs from the true
+root by a rounding. Over that distance a curve that has no curvature there departs from its tangents
+by less than the allowance that every line includes anyway.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from calipers.graph.smooth import Smooth, Wave
 
 _DENSITY = 1 / math.sqrt(2 * math.pi)
 _TANH_GELU = math.sqrt(2 / math.pi), 0.044715
-_EXP_FAR = 700.0  # beyond it an exponential overflows, and log(1 + exp(x)) is x
-# exponents beyond it leave every floating point, and err by more than a few units in the last place
+_EXP_FAR = 700.0  # beyond it exp overflows, and log(1 + exp(x)) is x
+# larger exponents overflow in every format, and err by more than a few units in the last place
 _STEEPEST = 1000
 
 
@@ -39,7 +39,7 @@ def _without_zero(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _bell(x: Tensor) -> Tensor:
-    """The normal density."""
+    """Return the standard normal density."""
     density: Tensor = _DENSITY * (-x.square() / 2).exp()
     return density
 
@@ -51,7 +51,7 @@ def _gelu_slope(x: Tensor) -> Tensor:
 
 def _tanh_gelu_slope(x: Tensor) -> Tensor:
     c, k = _TANH_GELU
-    # beyond it the tanh is 1 and its derivative 0 in any floating point, while the cube would
+    # beyond this range the tanh is 1 and its derivative 0 in any format, while the cube would
     # overflow
     x = x.clamp(-1e3, 1e3)
     t = (c * (x + k * x.pow(3))).tanh()
@@ -146,8 +146,10 @@ COS = Wave("cos", torch.cos, lambda x: -x.sin(), True, shift=math.pi / 2)
 
 
 def softplus(beta: float, threshold: float) -> Smooth:
-    """log(1 + exp(beta x)) / beta; torch returns x itself from beta x = threshold on, which is less
-    by log(1 + exp(-threshold)) / beta.
+    """Return log(1 + exp(beta x)) / beta as a curve.
+
+    torch returns x itself where beta x is above `threshold`, which is less by log(1 +
+    exp(-threshold)) / beta.
     """
     require(
         0 < beta < math.inf and not math.isnan(threshold),
@@ -177,8 +179,9 @@ def softplus(beta: float, threshold: float) -> Smooth:
 
 
 def elu(alpha: float, scale: float, inner: float) -> Smooth:
-    """scale * (x above 0, alpha * (exp(inner x) - 1) below): selu and celu too. A kink that turns
-    down is an inflection.
+    """Return scale * x above 0, scale * alpha * (exp(inner x) - 1) below.
+
+    selu and celu are included. A breakpoint at which the slope falls is an inflection.
     """
     require_numbers("elu", alpha=alpha, scale=scale, inner=inner)
     require(
@@ -209,8 +212,10 @@ def elu(alpha: float, scale: float, inner: float) -> Smooth:
 
 
 def power(exponent: float) -> Smooth | None:
-    """x to a constant exponent: whole numbers everywhere (but at 0 where negative), others above 0.
-    None where it is a straight line.
+    """Return x to a constant exponent as a curve, or None for exponents 0, 1.
+
+    Whole exponents are defined everywhere (negative ones except at 0), others above 0. None means
+    that the function is linear.
     """
     require(
         abs(exponent) <= _STEEPEST,
@@ -285,6 +290,7 @@ CURVES: dict[str, Callable[[tuple[Any, ...]], Smooth | None]] = {
     "aten.selu.default": lambda args: elu(1.6732632423543772, 1.0507009873554805, 1.0),
     "aten.pow.Tensor_Scalar": lambda args: power(argument(args, 1, 1.0)),
 }
-"""Builders by exported name, from the call's arguments; None where the arguments ask for something
-else.
+"""Builders by exported name, from the call's arguments.
+
+A builder returns None where the arguments ask for something else.
 """

@@ -1,8 +1,7 @@
-"""How is a network written down, so that a program without PyTorch can read it? A list of
-operations as JSON, and arrays.
+"""The network in a form that a program without PyTorch can read.
 
-The list is the network that bounds are about: as captured, batch norm merged. `record/checker.py`
-says what each operation means.
+It is a list of operations as JSON, and arrays. The list is the network that the bounds are about:
+as captured, batch norm merged. `record/checker.py` says what each operation means.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from calipers.graph.kinds import Entry
 
 @functools.lru_cache(maxsize=4)
 def described(graph: Graph) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return the list of operations, JSON-ready, and their arrays by name (`net.3.weight`). Raises
-    `UnsupportedOp` for what has no description.
+    """Return the list of operations, ready for JSON, and their arrays.
+
+    The arrays are named like `net.3.weight`. Raises `UnsupportedOp` for an operation without a
+    description.
     """
     nodes: list[dict[str, Any]] = []
     arrays: dict[str, NDArray[Any]] = {}

@@ -1,4 +1,4 @@
-"""How is a module exported as a program, and why can it not be?"""
+"""Export of a module as a program, and the errors where that fails."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from calipers.errors import CaptureError, typed
 def exported(
     network: nn.Module, sample: Tensor, *, single: bool = False
 ) -> torch.export.ExportedProgram:
-    """Return the program of a network, with a free batch size or for a `single` point.
+    """Return the program of a network, exported by `torch.export`.
 
-    Raises `CaptureError` where it cannot be exported. Cost: about a second for a small network.
+    The batch size is free, or 1 for a `single` point. Raises `CaptureError` where the network
+    cannot be exported. Cost: about a second for a small network.
     """
     with _as_refusals():
         shapes = None if single else ({0: torch.export.Dim("batch", min=2)},)
@@ -31,7 +32,7 @@ def exported(
 
 
 def in_fewer(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the program without operations in place, and in fewer different ones."""
+    """Return the program in functional form, with fewer kinds of operations."""
     with _as_refusals():
         written: torch.export.ExportedProgram = program.run_decompositions(_STEP_BY_STEP)
         return written
@@ -39,8 +40,9 @@ def in_fewer(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
 
 @contextmanager
 def _as_refusals() -> Iterator[None]:
-    """Say in our words why a program cannot be exported; transformer layers are exported as their
-    parts, not as one fused kernel.
+    """Turn export errors into `CaptureError`, with the fused kernels off.
+
+    Transformer layers are then exported as their parts, not as one fused kernel.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -62,11 +64,14 @@ _STEP_BY_STEP = {
     torch.ops.aten.lstm.input: decompositions.lstm_impl,
     torch.ops.aten.gru.input: decompositions.gru_impl,
 }
-"""Recurrent layers are written out, one time step after the other."""
+"""Decompositions that unroll recurrent layers over the time steps."""
 
 
 class _OneArgument(nn.Module):
-    """Gives every network the same signature, so that the free batch size can be declared."""
+    """A wrapper that gives every network the same signature.
+
+    The free batch size can then be declared.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Which neighbours are one operation? A convolution or linear layer and the scaling behind it
-(batch norm) become one layer; what nobody reads is left out.
+"""Fusion of a layer with the scaling behind it, such as batch norm.
 
-Every operation less is a pass less over the coefficients of a backward sweep, and one rounding
-allowance less.
+A convolution or linear layer and the scaling that follows become one layer, and results that nobody
+reads are removed. Every operation fewer saves a pass over the coefficients in backward bound
+propagation and one rounding allowance.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from calipers.graph.ir import Graph, Node
 
 
 def fused(graph: Graph) -> Graph:
-    """Return the same network with every scaling that only one layer feeds, and that alone reads
-    that layer, merged into it.
+    """Return the same network with scalings merged into the layers before.
 
-    Without the numbers that the last one does not hang on: where a rewrite saw through a gate, its
-    parts are left behind. The layers as they were stay at hand in `apart`: merging changes what is
+    A scaling is merged where it reads one layer only and is the only reader of that layer. Results
+    on which the output does not depend are left out: a rewrite that recognises a gate leaves the
+    gate's parts unused. The network as it was is kept in `apart`, since merging changes what is
     executed.
     """
     graph = graph.up_to(len(graph.nodes))
@@ -40,7 +40,11 @@ def fused(graph: Graph) -> Graph:
 
 
 def _merged(layer: Node, node: Node) -> Node | None:
-    """Return s (W x + b) + t as (s W) x + (s b + t), if the scaling goes by the layer's outputs."""
+    """Return s (W x + b) + t as (s W) x + (s b + t), or None.
+
+    None unless the node is a scaling with one factor per output channel of the layer (or one for
+    all).
+    """
     op, scale = layer.op, node.op
     if not isinstance(op, Conv | Linear) or not isinstance(scale, Scale):
         return None

@@ -1,5 +1,6 @@
-"""What is an affine operation of which only the function is known? Its adjoint is PyTorch's
-vector-Jacobian product.
+"""An affine operation of which only the function is known.
+
+Its adjoint is PyTorch's vector-Jacobian product.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from torch import Tensor
 
 from calipers.graph.kinds import Affine, Entry, Shape, diagonal_entry, matrix_entry
 
-_FAN = 2  # outputs for each input, from which on the inputs are bounded in their place
+_FAN = 2  # from this many outputs per input on, the inputs are bounded instead
 _PLACES_WEIGH = re.compile(r"aten\.upsample_.*linear")
 
 
 @dataclass(frozen=True, eq=False)
 class Generic(Affine):
-    """An affine operation given as a function: moving, copying, adding and averaging of elements,
-    also next to constants ones (padding, concatenation).
+    """An affine operation given as a function.
+
+    It moves, copies, adds or averages elements, also beside constant ones (padding, concatenation).
 
     `run` is the operation itself on batches; the adjoint is its vector-Jacobian product at zero.
-    `diagonal`: only the shape changes. Its weights are not negative, unless `sizes` is given: the
-    operation with absolute weights and without its constant.
+    `diagonal`: only the shape changes. The weights are not negative unless `sizes` is given, which
+    is the operation with absolute weights and without its constant.
     """
 
     run: Callable[..., Tensor] = field(repr=False)
@@ -35,11 +37,11 @@ class Generic(Affine):
     sizes: Callable[..., Tensor] | None = field(default=None, repr=False)
 
     def value(self, *inputs: Tensor) -> Tensor:
-        """As the model does it."""
+        """Return the result of the model's own operation."""
         return self.run(*inputs)
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
-        """By automatic differentiation; exact, since the operation is linear."""
+        """Return W^T a by automatic differentiation, exact for a linear map."""
         if self.diagonal:
             return (a.reshape(len(a), *self.input_shapes[0]),)
         live = torch.is_grad_enabled()  # then coefficients may depend on parameters
@@ -52,28 +54,30 @@ class Generic(Affine):
 
     @property
     def label(self) -> str:
-        """Its name."""
+        """Return the name of the operation."""
         return self.name
 
     @property
     def rounds(self) -> bool:
-        """Does the operation compute anything?"""
+        """Return whether the operation does more than change the shape."""
         return not self.diagonal
 
     @property
     def sums_first(self) -> bool:
-        """A mean may be executed as a sum."""
+        """Return True: a mean may be executed as a sum and a division."""
         return True
 
     @property
     def weighs_places(self) -> bool:
-        """Images that are resized by interpolation."""
+        """Return whether the operation resizes images by interpolation."""
         return _PLACES_WEIGH.match(self.name) is not None
 
     @property
     def executed_as_written(self) -> bool:
-        """Not a variance, nor an image that is resized to places which a precision rounds to
-        others.
+        """Return whether the operation is executed exactly as written.
+
+        It is not for a variance ("centre"), nor for an image resized to the nearest places where a
+        lower precision rounds some place to another.
         """
         if self.name == "centre" or "nearest" not in self.name:
             return self.name != "centre"
@@ -84,10 +88,14 @@ class Generic(Affine):
         return torch.equal(self.run(*places), self.run(*(p.float() for p in places)).double())
 
     def carries(self, shapes: list[Shape], shape: Shape) -> bool:
-        """Where it only moves and copies elements, or makes several times as many of them.
+        """Return whether to bound the input instead of the result.
 
-        Weights that are not negative, and of which the moments of order 0, 1 and 2 are those of a
-        single one, belong to a single element.
+        So it is where the operation only moves and copies elements, or where its result has at
+        least twice as many elements as its input.
+
+        To recognise moves and copies, the moments of order 0, 1 and 2 of the weights (non-negative)
+        over element numbers are computed: where they equal those of a single element of weight 1,
+        each output is one input element.
         """
         if len(shapes) > 1:
             return False
@@ -107,13 +115,16 @@ class Generic(Affine):
         )
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """As a matrix; the identity where only the shape changes."""
+        """Return a matrix entry; the identity where only the shape changes."""
         if self.diagonal:
             return diagonal_entry(torch.ones(()).expand(shape))
         return matrix_entry(self.run, shapes, shape)
 
     def absolute(self, *inputs: Tensor) -> Tensor:
-        """The weights are their own absolute values; what stands next to them is taken off."""
+        """Return |W| r.
+
+        The weights are non-negative, so that is W r: the operation without its constant.
+        """
         if self.sizes is not None:
             return self.sizes(*inputs)
         made = self.run(*inputs)

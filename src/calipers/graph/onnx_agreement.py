@@ -1,5 +1,6 @@
-"""Does our reading of a file compute what somebody else's program makes of it? Outputs on a few
-points, to the rounding of the file's precision.
+"""Comparison of a network read from a file with another program's outputs.
+
+The outputs at a few points must agree to the rounding of the file's precision.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from torch import Tensor
 from calipers.errors import BadModel
 
 _RELATIVE = {torch.float16: 3e-2, torch.bfloat16: 3e-1, torch.float32: 1e-4, torch.float64: 1e-9}
-_ROUNDINGS = 20  # by how much more than ours another order of summation may round
-# of the largest output: where rounding alone moves the outputs as far, a comparison would say
+_ROUNDINGS = 20  # factor by which another order of summation may round more than ours
+# share of the largest output: where rounding alone moves the outputs that far, a comparison shows
 # nothing
 _BLIND = 0.05
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs (M, K) of one network at M points: as `run` in the network's precision and,
-    `exact`, in float64; and those of the other program.
+    """The outputs (M, K) at M points, of our network and of another program.
+
+    `run` is computed in the network's precision, `exact` in float64, and `other` by the other
+    program.
     """
 
     run: Tensor
@@ -29,8 +32,9 @@ class Outputs:
     other: Tensor
 
     def allowed(self, dtype: torch.dtype) -> Tensor:
-        """Return how far each output may be off, (K,): a share of its size at these points, and
-        what rounding shows.
+        """Return the allowed difference of each output, (K,).
+
+        It is a share of the output's size at these points, plus the rounding estimate.
         """
         return (
             _RELATIVE[dtype] * self.other.where(self.finite, 0.0).abs().amax(0)
@@ -40,26 +44,30 @@ class Outputs:
 
     @property
     def rounding(self) -> Tensor:
-        """How far may the other program's rounding move each output, (K,), by what ours does?"""
+        """Return by how much rounding may move the other program's outputs, (K,).
+
+        It is estimated from our network's rounding.
+        """
         seen = (self.run.double() - self.exact).where(self.finite, 0.0).abs().amax(0)
         return _ROUNDINGS * torch.maximum(seen, seen.mean())
 
     @property
     def blind(self) -> bool:
-        """Does rounding move the outputs so far that nothing can be compared?"""
+        """Return whether rounding is too large for a comparison to show anything."""
         size = torch.maximum(self.other.abs(), self.exact.abs()).where(self.finite, 0.0).max()
         return bool(self.rounding.max() > _BLIND * size)
 
     @property
     def finite(self) -> Tensor:
-        """Where are all three finite?"""
+        """Return where all three outputs are finite."""
         return self.run.isfinite() & self.exact.isfinite() & self.other.isfinite()
 
     def worst(self, dtype: torch.dtype) -> tuple[float, float, int] | None:
-        """Return the largest difference, the allowance there, and the number of the output; None
-        where they agree.
+        """Return the largest difference, its allowance, and the output's index.
+
+        None where the outputs agree.
         """
-        # an overflow is one in both
+        # equal overflows (or NaNs) in both agree
         same = (self.run == self.other) | (self.run.isnan() & self.other.isnan())
         off = torch.where(
             self.finite, (self.exact - self.other).abs(), torch.where(same, 0.0, torch.inf)
@@ -75,8 +83,9 @@ class Outputs:
 
 
 def compare(outputs: Outputs, dtype: torch.dtype, source: str, program: str) -> None:
-    """Raise `BadModel` with the size of the difference where the outputs are not those of the other
-    program.
+    """Raise `BadModel` where the outputs differ from the other program's.
+
+    The message states the size of the difference.
     """
     if outputs.run.shape != outputs.exact.shape:
         raise BadModel(

@@ -1,5 +1,6 @@
-"""How do ONNX's layers read that are made of several operations? Softmax, norms and recurrent
-layers, by the rewrites that captured modules go by.
+"""Readers of ONNX layers that consist of several operations.
+
+Softmax, norms and recurrent layers, by the rewrites that captured modules use too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def constant(value: Value | None, step: Step, what: str) -> Tensor:
 
 
 def _softmax(tape: Tape, step: Step, v: Value) -> Value:
-    """Along one axis; before operator set 13 along all axes from that one on."""
+    """Write softmax or its logarithm along an axis.
+
+    Before operator set 13 it is taken along all axes from that one on.
+    """
     last = step.opset >= 13
     axis = step.axis(step.get("axis", -1 if last else 1), len(v.shape))
     if not isinstance(v, Held):
@@ -47,7 +51,7 @@ def _softmax(tape: Tape, step: Step, v: Value) -> Value:
 
 
 def _layer_norm(tape: Tape, step: Step, v: Value, scale: Value, bias: Value | None = None) -> Value:
-    """Over the axes from one on."""
+    """Write layer normalisation over the axes from one on."""
     axis = step.axis(step.get("axis", -1), len(v.shape))
     if step.outputs > 1 or not isinstance(v, Held):
         raise step.refuse(
@@ -64,8 +68,9 @@ def _layer_norm(tape: Tape, step: Step, v: Value, scale: Value, bias: Value | No
 
 
 def _group_norm(tape: Tape, step: Step, v: Value, scale: Value, bias: Value) -> Value:
-    """Over the places of each channel, or of a group of channels; factors for each channel, or for
-    each group before operator set 21.
+    """Write normalisation over the places of each channel or channel group.
+
+    Factors are given for each channel, or for each group before operator set 21.
     """
     if not isinstance(v, Held) or len(v.shape) < 3 or v.shape[0] != 1:
         raise step.refuse(f"expects one image of shape (1, channels, ...), got {tuple(v.shape)}")
@@ -91,11 +96,11 @@ def _gelu(tape: Tape, step: Step, v: Value) -> Value:
 
 
 class _Cell(NamedTuple):
-    """A recurrent layer in one direction: weights (gates * n, features) and (gates * n, n), and a
-    bias (gates * n,) for each.
+    """A recurrent layer in one direction.
 
-    `merged`: the reset gate of a GRU stands behind the recurrent weights. `functions`: what is
-    applied to the gates, in the operator set's order.
+    It has weights (gates * n, features) and (gates * n, n), and a bias (gates * n,) for each.
+    `merged`: a GRU's reset gate is applied after the recurrent weights. `functions`: those applied
+    to the gates, in the operator set's order.
     """
 
     tape: Tape
@@ -107,11 +112,11 @@ class _Cell(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many numbers the state has."""
+        """Return the number of elements of the state."""
         return self.recurrent.shape[1]
 
     def gate(self, x: Value, h: Value, k: int) -> tuple[Value, Value]:
-        """Return what the input and the state add to the k-th gate, each (n,)."""
+        """Return the input's and the state's contribution to gate k, each (n,)."""
         rows = slice(k * self.size, (k + 1) * self.size)
         return self._linear(x, self.weight[rows], self.biases[0][rows]), self._linear(
             h, self.recurrent[rows], self.biases[1][rows]
@@ -125,33 +130,36 @@ class _Cell(NamedTuple):
         )
 
     def sum(self, x: Value, h: Value, k: int, function: int) -> Value:
-        """Return a function, by its place, of the k-th gate."""
+        """Return function number `function` of gate k."""
         return self.applied(function, self.add(*self.gate(x, h, k)))
 
     def applied(self, function: int, v: Value) -> Value:
-        """Return a function, by its place."""
+        """Return function number `function` of v."""
         return self.tape.elementwise(f"aten.{self.functions[function]}.default", v)
 
     def add(self, a: Value, b: Value, sign: str = "add") -> Value:
-        """a + b, or a - b."""
+        """Return a + b, or a - b."""
         return self.tape.pair(f"aten.{sign}.Tensor", a, b)
 
     def times(self, a: Value, b: Value) -> Value:
-        """a * b."""
+        """Return a * b."""
         return self.tape.pair("aten.mul.Tensor", a, b)
 
 
 State = tuple[Value, ...]
-_LONGEST = 4096  # steps of a sequence, each of which becomes some twenty operations
+_LONGEST = 4096  # time steps, each of which becomes some twenty operations
 
 
 def _plain(cell: _Cell, x: Value, state: State) -> State:
-    """The function of both."""
+    """Return the new state f(W x + b + U h + c) of a plain recurrent layer."""
     return (cell.sum(x, state[0], 0, 0),)
 
 
 def _gru(cell: _Cell, x: Value, state: State) -> State:
-    """(h - n) z + n: update gate z, reset gate r, candidate n (Cho et al. 2014)."""
+    """Return the new state (h - n) z + n of a GRU (Cho et al. 2014).
+
+    Update gate z, reset gate r, candidate n.
+    """
     h = state[0]
     z, r = cell.sum(x, h, 0, 0), cell.sum(x, h, 1, 0)
     seen, kept = cell.gate(x, h if cell.merged else cell.times(r, h), 2)
@@ -160,8 +168,9 @@ def _gru(cell: _Cell, x: Value, state: State) -> State:
 
 
 def _lstm(cell: _Cell, x: Value, state: State) -> State:
-    """c' = f c + i g, h' = o tanh(c'): input, output and forget gate, candidate (Hochreiter and
-    Schmidhuber 1997).
+    """Return the new state of an LSTM (Hochreiter and Schmidhuber 1997).
+
+    c' = f c + i g, h' = o tanh(c'): input, output and forget gate, candidate.
     """
     h, c = state
     i, o, f = (cell.sum(x, h, k, 0) for k in (0, 1, 2))
@@ -174,7 +183,7 @@ _STEPS: dict[str, tuple[int, Callable[[_Cell, Value, State], State], list[str]]]
     "GRU": (1, _gru, ["Sigmoid", "Tanh"]),
     "LSTM": (2, _lstm, ["Sigmoid", "Tanh", "Tanh"]),
 }
-"""Tensors of the state, a step, and the functions that it uses."""
+"""Number of state tensors, the step, and the functions it uses."""
 
 _FUNCTIONS = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu"}
 
@@ -182,15 +191,16 @@ _FUNCTIONS = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu"}
 def _recurrent(
     tape: Tape, step: Step, v: Value, weight: Value, recurrent: Value, *given: Value | None
 ) -> tuple[Value, ...]:
-    """One time step after the other; the results are all states (T, directions, 1, n), and the last
-    ones.
+    """Write a recurrent layer, unrolled over the time steps.
+
+    The results are all states (T, directions, 1, n), and the last ones.
     """
     count, one, functions = _STEPS[step.kind]
     bias, lengths, *initial = (*given, *[None] * 5)[: 2 + count]
     ways = {"forward": [1], "reverse": [-1], "bidirectional": [1, -1]}[
         step.get("direction", "forward")
     ]
-    # the operator sets write too many Tanh for a plain one
+    # the operator sets list more Tanh than a plain recurrent layer uses
     asked = step.get("activations") if "activations" in step.attributes else functions * len(ways)
     odd = [name for name in ("clip", "layout", "input_forget") if step.get(name)]
     known = len(asked) == len(functions) * len(ways) and all(f in _FUNCTIONS for f in asked)

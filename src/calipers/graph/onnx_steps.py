@@ -1,5 +1,6 @@
-"""What does one operation of an ONNX file say? Its attributes, of which every one is read or
-refused, and the sizes that it leads to.
+"""One operation of an ONNX file: its attributes and its result shapes.
+
+Every attribute is read or refused.
 """
 
 from __future__ import annotations
@@ -18,22 +19,27 @@ from calipers.errors import BadModel, CalipersError, UnsupportedOp, typed
 from calipers.graph.tape import Compared, Held, Shape, Value
 
 LARGEST = 2**25
-"""Elements that one value of a file may have, where the operation's inputs have fewer. (A picture
-of 3 x 2,000 x 2,000 has 12 million.)
+"""The most elements a value may have where its inputs have fewer.
+
+(A picture of 3 x 2,000 x 2,000 has 12 million.)
 """
 
 Foresight = Callable[[Sequence[Tensor | Shape | None]], list[Shape | None]]
-"""From the inputs (constants as they are, the shapes of all others, None where left out) to the
-shapes of the outputs, None where not known.
+"""A function from the inputs of an operation to its output shapes.
+
+Constant inputs are given as they are, all others by their shapes, and None where left out. A shape
+is None where it is not known.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One operation of the file: its kind, its attributes, the version of the operator set, whether
-    the file leaves its batch size free, and its place.
+    """One operation of the file.
 
-    `fold` works the operation out on constants where it is one that is read of nothing else.
+    It has a kind, attributes, the version of the operator set, a flag whether the file leaves its
+    batch size free, and its place in the file.
+
+    `fold` evaluates the operation on constants, where it is one that is read for constants only.
     `defaults` are the values that the operator set gives to attributes left out. An attribute that
     no reader asks for must have its default: what a file says is read, or the file is refused.
     """
@@ -50,20 +56,20 @@ class Step:
     asked: set[str] = field(default_factory=set)
 
     def fresh(self) -> Step:
-        """Return the same operation, of which nothing has been asked yet."""
+        """Return the same operation with no attribute marked as read."""
         return dataclasses.replace(self, asked=set())
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute, and remember that it was asked for."""
+        """Return an attribute, and mark it as read."""
         self.asked.add(name)
         return self.attributes.get(name, self.defaults.get(name, default))
 
     def ignore(self, *names: str) -> None:
-        """Say that these attributes change no result of what is read here."""
+        """Mark attributes as read that change no result of what is read here."""
         self.asked.update(names)
 
     def unread(self) -> dict[str, Any]:
-        """Return the attributes that nobody asked for and that are not at their defaults."""
+        """Return the attributes that were not read and differ from their defaults."""
         left = {name: value for name, value in self.attributes.items() if name not in self.asked}
         return {
             name: value
@@ -72,7 +78,7 @@ class Step:
         }
 
     def finish(self) -> None:
-        """Raise `UnsupportedOp` where an attribute says something that was not read."""
+        """Raise `UnsupportedOp` where an attribute that matters was not read."""
         for name, value in self.unread().items():
             raise self.refuse(
                 f"the attribute {name} = {value!r} of {self.kind} is not read (only "
@@ -91,16 +97,19 @@ class Step:
         )
 
     def axis(self, number: int, rank: int) -> int:
-        """Return an axis counted from the front; one that does not exist is no axis of another
-        number.
+        """Return an axis counted from the front.
+
+        Raises where there is no such axis.
         """
         if not -rank <= number < rank:
             raise self.damaged(f"there is no axis {number} in a value of {rank} axes")
         return number % rank
 
     def room(self, shape: Sequence[int], given: int = 0) -> None:
-        """Raise `UnsupportedOp` before a value of this shape is made, where it is larger than
-        `LARGEST` and than what it is made from.
+        """Raise `UnsupportedOp` where a value of this shape would be too large.
+
+        It is called before the value is made. Too large is larger than `LARGEST` and than what the
+        value is made from.
         """
         if math.prod(shape) > max(LARGEST, given):
             raise self.refuse(
@@ -109,8 +118,9 @@ class Step:
             )
 
     def foreseen(self, values: Sequence[Value | None]) -> list[Shape | None]:
-        """Return the shapes of the outputs as the operator set defines them, none of them too
-        large.
+        """Return the output shapes that the operator set defines.
+
+        Raises `UnsupportedOp` where one of them is too large.
         """
         shapes = self.foresee([_told(v) for v in values])
         given = max((math.prod(v.shape) for v in values if v is not None), default=0)
@@ -120,7 +130,7 @@ class Step:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn whatever a library makes of impossible sizes and values into one sentence."""
+        """Turn a library's errors at impossible sizes and values into one sentence."""
         try:
             yield
         except UnsupportedOp as error:
@@ -132,7 +142,7 @@ class Step:
 
 
 def _told(value: Value | Compared | None) -> Tensor | Shape | None:
-    """Return what of a value is known beforehand: a constant, or a shape."""
+    """Return what is known of a value beforehand: a constant, or a shape."""
     if isinstance(value, Compared):
         return torch.zeros((), dtype=torch.bool).expand(value.shape)
     return value.shape if isinstance(value, Held) else value

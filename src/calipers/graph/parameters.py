@@ -1,9 +1,9 @@
-"""Which parameters may an operation have? Asked where it is made, so that every reader of every
-format gets the same answer.
+"""Checks of an operation's parameters.
 
-The lines of an operation assume something of its parameters (corners in order, slopes that are
-numbers). What lies outside is normalised by the operation itself where it has a meaning, and
-refused here where it has none or where its bounds would not be proved.
+They are made in the operation's constructor, so that readers of all formats give the same answer.
+The lines that bound an operation assume something of its parameters (corners in order, slopes that
+are numbers). Parameters that do not satisfy this are normalised by the operation itself where they
+have a meaning, and refused here where they have none or where the bounds would not be proven.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from calipers.errors import UnsupportedOp
 
 
 def require(good: bool, what: str, wanted: str, **given: float) -> None:
-    """Raise `UnsupportedOp` where parameters are not what an operation's bounds are proved for."""
+    """Raise `UnsupportedOp` unless the bounds are proven for the parameters."""
     if not good:
         values = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UnsupportedOp(
@@ -34,8 +34,10 @@ def require_numbers(what: str, **given: float) -> None:
 
 
 def argument(args: tuple[Any, ...], place: int, default: float) -> float:
-    """Return an argument of a call, or its default where it is left out or None. Raises
-    `UnsupportedOp` where it is no constant number.
+    """Return an argument of a call as a number.
+
+    Where it is left out or None the default is returned. Raises `UnsupportedOp` where it is not a
+    constant number.
     """
     given = default if len(args) <= place or args[place] is None else args[place]
     if not isinstance(given, int | float):
@@ -47,7 +49,5 @@ def argument(args: tuple[Any, ...], place: int, default: float) -> float:
 
 
 def completed(args: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of an exported call, those left out at its end filled in from the
-    operation's defaults.
-    """
+    """Return the arguments of a call, missing last ones set to defaults."""
     return args + defaults[len(args) :]

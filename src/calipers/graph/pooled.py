@@ -1,10 +1,9 @@
-"""Between which planes does the logarithm of a sum of exponentials lie? Under a tangent of each
-exponential's chord, over a tangent plane of its own.
+"""Planes below and above the logarithm of a sum of exponentials.
 
 log sum exp is convex: its tangent plane at any point lies below it, and the slopes of that plane
 are the softmax there. From above every exponential is at most its chord, and the logarithm of their
-sum at most a tangent (Wei et al. 2023, arXiv:2303.01713). A chord of the logarithm over tangents of
-the exponentials, which is what the operations one by one would give below, is far lower.
+sum at most a tangent (Wei et al. 2023, arXiv:2303.01713). Below, bounding the operations one by one
+would give a chord of the logarithm over tangents of the exponentials, which is far lower.
 """
 
 from __future__ import annotations
@@ -17,36 +16,39 @@ from torch import Tensor
 from calipers.graph.kinds import Entry, Op, Shape
 from calipers.graph.relaxations import Ends, Lines
 
-_ULPS = 16  # of the largest term, besides one for each term
+_ULPS = 16  # units in the last place of the largest term, besides one for each term
 
 
 @dataclass(frozen=True)
 class LogSumExp(Op):
-    """log sum_j exp(x_j) along an axis of a batch, in equal shares: each of the n elements of a row
-    is the n-th part of it.
+    """log sum_j exp(x_j) along an axis, divided into equal shares.
 
-    So a row's plane is one line for each element, and these hold *together*: only the sum of a row
-    may be read, by what follows directly.
+    Each of the n elements of a row is 1/n of the row's value. A row's plane is therefore one line
+    for each element, and these lines hold *together* only: the operation that follows directly may
+    read nothing but the sum of a row.
     """
 
     axis: int
 
     def value(self, x: Tensor) -> Tensor:
-        """Each element's share."""
+        """Return each element's share."""
         return (x.logsumexp(self.axis, keepdim=True) / x.shape[self.axis]).expand_as(x)
 
     def interval(self, x: Ends) -> Ends:
-        """It grows with every element."""
+        """Return the values at the ends, as the function increases in each input."""
         lower, upper = x
         least, most = self.value(lower), self.value(upper)
         return least - self._room(lower, lower, least), most + self._room(upper, upper, most)
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """In rows that are not a point."""
+        """Return True in the rows that are not a single point."""
         return (upper > lower).any(self.axis, keepdim=True).expand_as(lower)
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """By the rows' members, of which every element of a row is an equal share."""
+        """Return the entry of each row's members.
+
+        Every element of a row is an equal share of the row's value.
+        """
         count = shape[self.axis - 1]
         rows = torch.arange(torch.Size(shape).numel()).view(1, *shape).movedim(self.axis, -1)
         windows = rows[..., None, :].expand(*rows.shape, count).movedim(-2, self.axis)
@@ -54,8 +56,9 @@ class LogSumExp(Op):
         return Entry(facts, {"windows": windows.reshape(-1, count)})
 
     def relaxation(self, x: Ends, alpha: Tensor | None = None) -> Lines:
-        """Return lines whose sums along the axis sandwich the function over the box; there is
-        nothing to choose.
+        """Return lines whose sums along the axis bound the function over the box.
+
+        They have no free parameter.
         """
         lower, upper = x
         count, middle = lower.shape[self.axis], (lower + upper) / 2
@@ -88,8 +91,9 @@ class LogSumExp(Op):
         return t.sum(self.axis, keepdim=True)
 
     def _room(self, lower: Tensor, upper: Tensor, share: Tensor) -> Tensor:
-        """Return what rounding may have moved a share by: some units of everything that was added
-        up.
+        """Return the rounding allowance of a share.
+
+        It is some units in the last place of everything that was added up.
         """
         size = (
             torch.maximum(lower.abs(), upper.abs()).amax(self.axis, keepdim=True)

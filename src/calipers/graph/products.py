@@ -1,6 +1,4 @@
-"""Between which planes does each operation on several elements lie? The largest of some (max-pool),
-and the product of two.
-"""
+"""Relaxations of operations on several elements: maximum and product."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ from calipers.graph.relaxations import Ends, Parametrised, Planes, Relaxation, S
 
 @dataclass(frozen=True, eq=False)
 class MaxPool(Op):
-    """The largest element of each window. `windows (out, k)` are flat input indices; places in the
-    padding hold the index `inputs`, one past the end.
+    """The largest element of each window.
 
-    Below: the element with the largest lower end. Above: the same element if it dominates the
+    `windows (out, k)` are flat input indices; places in the padding hold the index one past the
+    end. Below: the element with the largest lower end. Above: the same element if it dominates the
     window, else the largest upper end.
     """
 
@@ -31,38 +29,44 @@ class MaxPool(Op):
     shape: tuple[int, ...]
 
     def value(self, x: Tensor) -> Tensor:
-        """As the model does it."""
+        """Return the result of the model's own operation."""
         return self.run(x)
 
     def members(self) -> Tensor:
-        """The windows."""
+        """Return the windows."""
         return self.windows
 
     @property
     def executed_as_written(self) -> bool:
-        """Nothing is computed."""
+        """Return True: elements are only selected."""
         return True
 
     @property
     def executed_exactly(self) -> bool:
-        """Nothing is computed."""
+        """Return True: elements are only selected."""
         return True
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """By its windows."""
+        """Return the entry of its windows."""
         return Entry({"op": "largest"}, {"windows": self.windows})
 
     def interval(self, x: Ends) -> Ends:
-        """The largest ends."""
+        """Return the largest lower and the largest upper end of each window."""
         return self.value(x[0]), self.value(x[1])
 
     def _gather(self, x: Tensor) -> Tensor:
-        """(M, *in) -> (M, out, k), minus infinity in the padding."""
+        """Return each window's elements, (M, *in) -> (M, out, k).
+
+        The padding is minus infinity.
+        """
         flat = functional.pad(x.flatten(1), (0, 1), value=float("-inf"))
         return flat[:, self.windows.to(x.device)]
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Members that can win of windows no member dominates."""
+        """Return the elements that may be the maximum of an undecided window.
+
+        A window is undecided where no element dominates it.
+        """
         low, high = self._gather(lower), self._gather(upper)
         floor = low.amax(-1, keepdim=True)
         contends = high > floor
@@ -78,7 +82,7 @@ class MaxPool(Op):
         return hit[:, :-1].bool().view_as(lower)
 
     def relaxation(self, x: Ends, alpha: Tensor | None = None) -> Planes:
-        """See the class; there is nothing to choose."""
+        """Return the planes that the class describes; there is no free parameter."""
         lower, upper = x
         low, high = self._gather(lower), self._gather(upper)
         best = low.argmax(-1, keepdim=True)
@@ -90,42 +94,47 @@ class MaxPool(Op):
         )
 
 
-_ULPS = 16  # of the largest term, added to every intercept
+_ULPS = 16  # units in the last place of the largest term, added to every intercept
 
 
 @dataclass(frozen=True)
 class Product(Op):
-    """x * y between McCormick's planes (1976): of (x - l)(y - k) >= 0, (u - x)(h - y) >= 0 below,
-    (x - l)(h - y) >= 0, (u - x)(y - k) >= 0 above.
+    """x * y between McCormick's planes (1976).
 
-    Both planes of a side are as far from the product in the middle of the box; any mean of them is
-    sound, and alpha is the weight of the second.
+    For x in [l, u] and y in [k, h] they follow from (x - l)(y - k) >= 0 and (u - x)(h - y) >= 0
+    below, (x - l)(h - y) >= 0 and (u - x)(y - k) >= 0 above.
+
+    Both planes of a side are equally far from the product in the middle of the box. Any weighted
+    mean of them is sound, and alpha is the weight of the second.
     """
 
     def value(self, x: Tensor, y: Tensor) -> Tensor:
-        """Element by element."""
+        """Return the product, element by element."""
         return x * y
 
     def interval(self, x: Ends, y: Ends) -> Ends:
-        """Extremes are at the corners; 0 times infinity bounds nothing."""
+        """Return the extremes, which are at the corners.
+
+        0 times infinity gives NaN, which bounds nothing.
+        """
         every = torch.stack([a * b for a in x for b in y])
         eps, tiny = torch.finfo(every.dtype).eps, torch.finfo(every.dtype).tiny
         least, most = every.amin(0), every.amax(0)  # a NaN stays one
         return least - eps * least.abs() - tiny, most + eps * most.abs() + tiny
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
-        """Every element with its like."""
+        """Return the entry that pairs elements in the same place."""
         every = torch.arange(torch.Size(shape).numel())
         return Entry({"op": "product"}, {"left": every, "right": every, "into": every})
 
     def parametrised(self, held: Relaxation, *ends: Ends) -> Parametrised:
-        """Planes are straight functions of alpha."""
+        """Return the planes as linear functions of alpha."""
         x, y = ends
         first, last = (self.relaxation(x, y, torch.full_like(x[0], a)) for a in (0.0, 1.0))
         return Tilt(first, last)
 
     def relaxation(self, x: Ends, y: Ends, alpha: Tensor | None = None) -> Saddle:
-        """See the class; by default the mean of both planes."""
+        """Return the planes of an alpha, by default the mean of both."""
         (low_x, high_x), (low_y, high_y) = x, y
         alpha = torch.full_like(low_x, 0.5) if alpha is None else alpha
         below_x, below_y = _mixed(low_y, high_y, alpha), _mixed(low_x, high_x, alpha)
@@ -133,8 +142,8 @@ class Product(Op):
         corners = [(a, b) for a in x for b in y]
         size = torch.maximum(low_x.abs(), high_x.abs()) * torch.maximum(low_y.abs(), high_y.abs())
         room = _ULPS * torch.finfo(size.dtype).eps * size + torch.finfo(size.dtype).tiny
-        # A plane under a function that is straight along both axes lies under it everywhere if it
-        # does at the corners, however its slopes were rounded.
+        # x * y is linear along both axes, so a plane that lies under it at the corners lies under
+        # it everywhere, however its slopes were rounded.
         below = torch.stack([a * b - below_x * a - below_y * b for a, b in corners]).amin(0) - room
         above = torch.stack([a * b - above_x * a - above_y * b for a, b in corners]).amax(0) + room
         return Saddle(below_x, below_y, below, above_x, above_y, above)
@@ -180,11 +189,11 @@ def windows(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Tensor:
-    """Return the flat places in an image of `size` that each output place reads, (outputs, k); what
-    lies in the padding is the image's count of elements.
+    """Return the flat indices that each output place reads, (outputs, k).
 
-    Everything follows from the strides. To ask the operation itself takes a row of the whole image
-    for each output: gigabytes at 224 x 224.
+    They index an image of `size`; a place in the padding is given the number of elements of the
+    image. The indices follow from the strides. Finding them by running the operation would take a
+    row of the whole image for each output: gigabytes at 224 x 224.
     """
     flat, inside = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
     for n, m, k, step, pad, spread in zip(
@@ -194,8 +203,8 @@ def windows(
         here = (place >= 0) & (place < n)
         flat = (flat[:, None, :, None] * n + place[None, :, None, :]).reshape(len(flat) * m, -1)
         inside = (inside[:, None, :, None] & here[None, :, None, :]).reshape(len(inside) * m, -1)
-    # In order, the padding last: where nothing is known of any member, the first one stands for the
-    # window.
+    # Sorted, the padding last: where nothing is known of any element, the first one is picked for
+    # the window, so that must not be padding.
     return torch.where(inside, flat, torch.Size(size).numel()).sort(-1).values
 
 
@@ -206,4 +215,7 @@ SELECTIONS: dict[
     "aten.max_pool2d.default": _max_pool(2),
     "aten.max_pool3d.default": _max_pool(3),
 }
-"""Builders by exported name, from the call's arguments, input shape and output shape."""
+"""Builders by exported name.
+
+A builder takes the call's arguments, the input shape and the output shape.
+"""

@@ -1,4 +1,4 @@
-"""Recurrent layers of torch, written out one time step after the other."""
+"""Recurrent layers of torch, unrolled over the time steps."""
 
 from __future__ import annotations
 
@@ -116,4 +116,4 @@ RECURRENT: dict[str, Callable[..., list[Result] | None]] = {
     "aten.rnn_tanh.input": plain_recurrent(TANH),
     "aten.rnn_relu.input": plain_recurrent(RELU),
 }
-"""By exported name, as `rewrites.REWRITES`; a list of results each."""
+"""Rewrites by exported name, as `rewrites.REWRITES`; each gives a list."""

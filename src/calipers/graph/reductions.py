@@ -1,7 +1,7 @@
-"""Extremes, norms, products and deviations along axes.
+"""Rewrites of extremes, norms, products and deviations along axes.
 
-Each is made of operations that have bounds, and computes what the operation does, for real numbers,
-as `rewrites` does for the others.
+Each consists of operations that have bounds and computes, in real arithmetic, what the operation
+does, as `rewrites` does for the others.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def axes_of(w: Writer, x: Result, dims: Any) -> tuple[int, ...]:
 
 
 def total(w: Writer, x: Result, dims: Any, keepdim: bool = False) -> Result:
-    """The sum along axes."""
+    """Write the sum along axes."""
     axes = axes_of(w, x, dims)
     return w.move("sum", lambda t: t.sum(axes, keepdim=keepdim), x)
 
 
 def largest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
-    """The largest element along axes.
+    """Write the largest element along axes.
 
     Each result has one window of a max-pool.
     """
@@ -60,14 +60,14 @@ def largest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Resu
 
 
 def smallest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
-    """The smallest element along axes."""
+    """Write the smallest element along axes."""
     return scaled(w, largest(w, scaled(w, x, -1.0), dims, keepdim), -1.0)
 
 
 def sum_of_squares(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
-    """The sum of the squares along axes.
+    """Write the sum of the squares along axes.
 
-    It is no less than 0, whatever rounding says of its bounds.
+    A ReLU keeps its bounds from falling below 0 by rounding.
     """
     return w.write(RELU, total(w, w.write(SQUARE, x), dims, keepdim))
 
@@ -75,9 +75,9 @@ def sum_of_squares(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) 
 def p_norm(
     w: Writer, x: Result, order: Any = 2, dims: Any = None, keepdim: bool = False
 ) -> Result | None:
-    """The l-p norm along axes, p above 0.
+    """Write the l-p norm along axes, for p above 0.
 
-    For p of +-infinity the largest or smallest absolute value.
+    For p of +-infinity it is the largest or smallest absolute value.
     """
     p = float(order)
     if p == 2:
@@ -95,7 +95,7 @@ def p_norm(
 
 
 def product(w: Writer, x: Result, dim: int, keepdim: bool = False) -> Result | None:
-    """The product along an axis, of halves and halves of halves."""
+    """Write the product along an axis, by multiplying halves repeatedly."""
     (axis,) = axes_of(w, x, dim)
     require(
         x.shape[axis - 1] <= _MOST_FACTORS,
@@ -124,7 +124,7 @@ def product(w: Writer, x: Result, dim: int, keepdim: bool = False) -> Result | N
 def deviation(
     w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool = False
 ) -> Result:
-    """The root of the variance."""
+    """Write the root of the variance."""
     return w.write(SQRT, w.write(RELU, variance(w, x, dims, correction, keepdim)))
 
 
@@ -141,4 +141,4 @@ REDUCTIONS: dict[str, Callable[..., Result | None]] = {
         w, x, dims, int(unbiased), keepdim
     ),
 }
-"""By exported name, as `rewrites.REWRITES`."""
+"""Rewrites by exported name, as `rewrites.REWRITES`."""

@@ -1,9 +1,9 @@
-"""How are operations on several variable numbers made of the kinds that have bounds? Sums, curves
-and one product, x * y.
+"""Rewrites of operations on several inputs as operations with bounds.
 
-Each rewrite computes what the operation does, for real numbers; rounding differs, and capture
-compares the whole. Forms are chosen for what their bounds do: softmax is exp(x - log sum exp x),
-which needs no product, and of which the inner part has planes of its own.
+These are sums, curves, and the product x * y. Each rewrite computes what the operation does in real
+arithmetic; rounding differs, and capture compares the whole network. Forms are chosen for tight
+bounds: softmax is written as exp(x - log sum exp x), which needs no product, and whose inner part
+has a relaxation of its own.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ RELU, SOFTPLUS = TwoPieces(0.0, 1.0), softplus(1.0, 20.0)
 def scaled(w: Writer, x: Result, factor: Any, shift: Any = 0.0) -> Result:
     """Write factor * x + shift with constants, which may enlarge x."""
     constants = [torch.as_tensor(c, dtype=w.dtype, device=w.device) for c in (factor, shift)]
-    # of a single point's constants none has an axis for points
+    # constants of a single-point program have no batch axis of the graph: add one
     a, b = (c[None] if w.lead and c.dim() else c for c in constants)
     shape = torch.broadcast_shapes((1, *x.shape), a.shape, b.shape)[1:]
     return w.write(Scale(a, b), w.expand(x, tuple(shape)))
 
 
 def add(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None:
-    """x + alpha * y."""
+    """Write x + alpha * y."""
     if isinstance(x, Result) and isinstance(y, Result):
         return w.write(Sum((1.0, float(alpha))), *w.broadcast(x, y))
     if isinstance(x, Result):
@@ -63,12 +63,12 @@ def add(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None:
 
 
 def subtract(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None:
-    """x - alpha * y."""
+    """Write x - alpha * y."""
     return add(w, x, y, -alpha)
 
 
 def multiply(w: Writer, x: Value, y: Value) -> Result | None:
-    """x * y; one curve where one factor is made of the other."""
+    """Write x * y, as one curve where one factor is computed from the other."""
     if isinstance(x, Result) and isinstance(y, Result):
         if x.number == y.number and x.shape == y.shape:
             return w.write(SQUARE, x)
@@ -83,10 +83,10 @@ def multiply(w: Writer, x: Value, y: Value) -> Result | None:
 
 
 def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
-    """Return the curve that x * gate is, for x = c z; None where the gate is not one of these.
+    """Return the curve that x * gate is, for x = c z, or None.
 
     c z * sigmoid(k z) is c / k * silu(k z); c z * (1 + erf(k z)) is c sqrt(2) / k * gelu(sqrt(2) k
-    z); c z * tanh(softplus(z)) is c * mish(z).
+    z); c z * tanh(softplus(z)) is c * mish(z). None where the gate is not one of these.
     """
     (source, c, shift), (made, one, offset) = _line(w, x), _line(w, gate)
     if not made or x.shape != gate.shape or shift != 0 or one != 1:
@@ -125,8 +125,10 @@ def _gate(curve: Smooth, factor: float) -> Smooth:
 
 
 def _line(w: Writer, x: Result) -> tuple[int, float, float]:
-    """Return number, factor and shift of what x is a scaling of, one factor and one shift for all
-    elements; x itself where it is none.
+    """Return number, factor and shift of the result x is a scaling of.
+
+    One factor and one shift for all elements. Where x is no such scaling, the number is that of x
+    itself, with factor 1 and shift 0.
     """
     op = w.nodes[x.number - 1].op if x.number else None
     if not isinstance(op, Scale) or op.scale.numel() > 1 or op.shift.numel() > 1:
@@ -139,7 +141,7 @@ def _times(w: Writer, x: Result, factor: float) -> Result:
 
 
 def inverse(w: Writer, y: Result) -> Result:
-    """1 / y; of a root, the one curve that it is."""
+    """Write 1 / y; the inverse of a square root is one curve."""
     node = w.nodes[y.number - 1] if y.number else None
     return (
         w.write(RECIPROCAL, y)
@@ -149,26 +151,29 @@ def inverse(w: Writer, y: Result) -> Result:
 
 
 def divide(w: Writer, x: Value, y: Value) -> Result | None:
-    """x * (1 / y)."""
+    """Write x * (1 / y)."""
     if isinstance(y, Result):
         return multiply(w, x, inverse(w, y))
     return scaled(w, x, 1 / torch.as_tensor(y, dtype=w.dtype)) if isinstance(x, Result) else None
 
 
 def maximum(w: Writer, x: Value, y: Value) -> Result | None:
-    """y + max(x - y, 0)."""
+    """Write y + max(x - y, 0)."""
     over = subtract(w, x, y)
     return None if over is None else add(w, w.write(RELU, over), y)
 
 
 def minimum(w: Writer, x: Value, y: Value) -> Result | None:
-    """x - max(x - y, 0)."""
+    """Write x - max(x - y, 0)."""
     over = subtract(w, x, y)
     return None if over is None else subtract(w, x, w.write(RELU, over))
 
 
 def matmul(w: Writer, x: Value, y: Value) -> Result | None:
-    """The sum over k of x_ik * y_kj; matrices that stand for all of a stack are copied."""
+    """Write the matrix product, the sum over k of x_ik * y_kj.
+
+    Matrices that broadcast over a stack are copied.
+    """
     if (
         not isinstance(x, Result)
         or not isinstance(y, Result)
@@ -180,23 +185,23 @@ def matmul(w: Writer, x: Value, y: Value) -> Result | None:
 
 
 def add_matmul(w: Writer, bias: Value, x: Value, y: Value) -> Result | None:
-    """bias + x y."""
+    """Write bias + x y."""
     product = matmul(w, x, y)
     return None if product is None else add(w, product, bias)
 
 
 def softmax(w: Writer, x: Result, dim: int) -> Result:
-    """exp(x - log sum exp x) along an axis."""
+    """Write exp(x - log sum exp x) along an axis."""
     return w.write(EXP, log_softmax(w, x, dim))
 
 
 def log_softmax(w: Writer, x: Result, dim: int) -> Result:
-    """x - log sum exp x along an axis."""
+    """Write x - log sum exp x along an axis."""
     return w.write(Sum((1.0, -1.0)), x, w.expand(log_sum_exp(w, x, dim, True), x.shape))
 
 
 def log_sum_exp(w: Writer, x: Result, dims: Any, keepdim: bool = False) -> Result:
-    """log sum exp x along one axis."""
+    """Write log sum exp x along one axis."""
     axes = [w.axis(x, d) for d in (dims if isinstance(dims, tuple | list) else (dims,))]
     if len(axes) > 1:
         raise CaptureError(
@@ -217,7 +222,10 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
 ) -> Result | None:
-    """softmax(q k^T * scale + mask) v, the mask a finite constant, or one that hides nothing."""
+    """Write softmax(q k^T * scale + mask) v.
+
+    The mask is a finite constant, or one that hides nothing.
+    """
     if isinstance(mask, Tensor) and mask.dtype == torch.bool and bool(mask.all()):
         mask = None
     if (
@@ -238,7 +246,7 @@ def attention(
 
 
 def normalised(w: Writer, x: Result, axes: int, eps: float) -> Result:
-    """(x - mean) / sqrt(variance + eps) over the last axes."""
+    """Write (x - mean) / sqrt(variance + eps) over the last axes."""
     dims = tuple(range(-axes, 0))
     # |1 - 1/n| for the element itself and 1/n for the others is share * r + mean(r)
     share = 1 - 2 / math.prod(x.shape[-axes:])
@@ -263,7 +271,7 @@ def layer_norm(
     eps: float = 1e-5,
     _: Any = None,
 ) -> Result:
-    """Over the last axes, with a factor and a shift for each place."""
+    """Write layer norm over the last axes, with a factor and shift per place."""
     return scaled(
         w,
         normalised(w, x, len(shape), eps),
@@ -281,7 +289,7 @@ def group_norm(
     eps: float = 1e-5,
     _: Any = None,
 ) -> Result:
-    """Over the channels of a group and all places."""
+    """Write group norm over the channels of a group and all places."""
     kept = x.shape[w.lead :]
     made = w.reshape(
         normalised(w, w.reshape(x, (groups, math.prod(kept) // groups)), 1, eps), x.shape
@@ -302,29 +310,32 @@ def instance_norm(
     eps: float,
     _: Any = None,
 ) -> Result | None:
-    """A group norm with a group for each channel, where it takes the point's own statistics."""
+    """Write instance norm: a group norm with one group per channel.
+
+    None where it uses running statistics instead of the point's own.
+    """
     return group_norm(w, x, x.shape[w.lead], weight, bias, eps) if own else None
 
 
 def prelu(w: Writer, x: Result, slope: Tensor) -> Result:
-    """A slope for each channel."""
+    """Write a leaky ReLU with a slope for each channel."""
     kept = x.shape[w.lead :]
     return leaky(w, x, slope.reshape(-1, *[1] * (len(kept) - 1)) if len(kept) > 0 else slope)
 
 
 def leaky(w: Writer, x: Result, slope: Tensor) -> Result:
-    """slope * x + (1 - slope) * max(x, 0), slopes that broadcast."""
+    """Write slope * x + (1 - slope) * max(x, 0), with slopes that broadcast."""
     return w.write(Sum((1.0, 1.0)), scaled(w, x, slope), scaled(w, w.write(RELU, x), 1 - slope))
 
 
 def hard_sigmoid(w: Writer, x: Result) -> Result:
-    """max(min(x / 6 + 1/2, 1), 0) as max of max: relu(z) - relu(z - 1)."""
+    """Write max(min(x / 6 + 1/2, 1), 0) as relu(z) - relu(z - 1)."""
     z = scaled(w, x, 1 / 6, 0.5)
     return w.write(Sum((1.0, -1.0)), w.write(RELU, z), w.write(RELU, scaled(w, z, 1.0, -1.0)))
 
 
 def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
-    """mask * x + (1 - mask) * y for a constant mask."""
+    """Write mask * x + (1 - mask) * y for a constant mask."""
     if isinstance(mask, Result):
         return None
     chosen, other = mask.to(w.dtype), (~mask).to(w.dtype)
@@ -341,19 +352,19 @@ def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
 
 
 def masked_fill(w: Writer, x: Value, mask: Any, value: Any) -> Result | None:
-    """The value where the mask says so, x elsewhere."""
+    """Write the value where the mask is True, x elsewhere."""
     return where(w, mask, torch.as_tensor(value, dtype=w.dtype), x)
 
 
 def plain_power(w: Writer, x: Result, exponent: Any) -> Result | None:
-    """x to the power of 1 or 0, which is no curve: x itself, or 1 everywhere."""
+    """Write x to the power of 1 or 0: x itself, or 1 everywhere."""
     if isinstance(exponent, Result) or exponent not in (0, 1):
         return None
     return scaled(w, x, float(exponent), 1.0 - float(exponent))
 
 
 def variance(w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool = False) -> Result:
-    """The mean of the squared deviations, with the divisor n - correction."""
+    """Write the variance: squared deviations summed, over n - correction."""
     axes = tuple(w.axis(x, d) for d in dims)
     count = math.prod(x.shape[a - 1] for a in axes)
     require(
@@ -407,6 +418,8 @@ REWRITES: dict[str, Callable[..., Result | None]] = {
         w, x, dims, int(unbiased), keepdim
     ),
 }
-"""By exported name: writer, then the call's arguments, keyword-only ones by name; None where the
-call is not in a form that is known here.
+"""Rewrites by exported name.
+
+They take the writer, then the call's arguments, keyword-only ones by name, and return None where
+the call is not in a form that is known here.
 """

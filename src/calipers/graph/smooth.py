@@ -1,15 +1,17 @@
-"""Between which two lines does a smooth function lie? One engine for all: the slope is a choice,
-the intercept a proof.
+"""Lines below and above a smooth function, sound for any slope.
 
-An entry states a function, its derivative, and the places where its curvature changes sign; between
-those it is convex or concave. A line below of slope m has for its intercept the least f(x) - m x
-over the interval. On a concave piece that is attained at an end of the piece. On a convex piece f
-lies above each of its tangents: above the one at the touching point, and above the one at the left
-end of a bracket around the place where f' = m. So whatever slope is taken the line is sound, and
-the search for good slopes needs no trust: alpha slides the touching point from the first place
-whose tangent clears the interval's left end to the last whose tangent clears the right one (tanh
-and sigmoid thus: Zhang et al. 2018, arXiv:1811.00866). Where there is no such place, or the
-function is concave, the slope is the chord's. A line above is one below the negative, turned over.
+A function's entry states the function, its derivative, and the places where its curvature changes
+sign; between those it is convex or concave. The slope of a line may be chosen freely, and its
+intercept is proven: for a line below of slope m it is the least f(x) - m x over the interval. On a
+concave piece the least value is attained at an end of the piece. On a convex piece f lies above
+each of its tangents: above the one at the touching point, and above the one at the left end of a
+bracket around the place where f' = m. So the line is sound whatever slope is taken, and the search
+for good slopes need not be trusted.
+
+alpha moves the touching point from the first place whose tangent passes below f at the interval's
+left end to the last whose tangent passes below f at the right end (for tanh and sigmoid as in Zhang
+et al. 2018, arXiv:1811.00866). Where there is no such place, or the function is concave, the slope
+is that of the chord. A line above f is the negative of a line below -f.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from calipers.graph.kinds import Elementwise, Entry, Shape, Slid, function_entry
 from calipers.graph.parameters import require
 from calipers.graph.relaxations import Lines
 
-# after a few halvings a function is nearly straight in its bracket, and a secant doubles the digits
+# after a few halvings a function is nearly linear in its bracket, and a secant doubles the digits
 _HALVINGS, _CROSSINGS = 6, 12
-# of the largest term, taken off every intercept: the functions err by less than 8 units in the last
-# place, and so do their derivatives
+# units in the last place of the largest term, taken off every intercept: the functions err by less
+# than 8 units in the last place, and so do their derivatives
 _ULPS = 32
 _RANGE_ULPS = 8
-# those that a proof file calls by their name
+# the functions that a proof file refers to by name
 _NAMED = frozenset(
     "tanh sigmoid erf atan gelu silu mish hardswish exp expm1 log log1p sin cos".split()
 ) | {
@@ -46,10 +48,10 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Piece(NamedTuple):
-    """A part [begin, end] of every interval on which the function keeps to one curvature; of no
-    width where the interval has no share in it.
+    """A part [begin, end] of every interval where f is convex or concave.
 
-    `convex`: of all intervals alike, or of each its own.
+    Its width is 0 where the interval does not reach that part. `convex` is one value for all
+    intervals, or one for each.
     """
 
     begin: Tensor
@@ -57,7 +59,7 @@ class Piece(NamedTuple):
     convex: Tensor | bool
 
     def turned(self) -> Piece:
-        """Return the same piece of the negative."""
+        """Return the same piece of the negative function."""
         return self._replace(
             convex=not self.convex if isinstance(self.convex, bool) else ~self.convex
         )
@@ -69,15 +71,15 @@ def _everywhere(lower: Tensor, upper: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Smooth(Elementwise):
-    """A function of one number, smooth but for kinks at its inflections.
+    """A function of one number, smooth except for breakpoints at inflections.
 
-    `inflections` in order, the curvature alternating from `convex` on the far left (a straight
-    piece passes as either); `turns` are its minima and maxima; `defined(lower, upper)` says over
-    which intervals it has a value; outside `curved` it is a straight line. `rough`: where the value
-    is small it errs by units in the last place of the argument (or of 1), not of the value. `jump`:
-    by how much the function falls at its last inflection. `gate`: where a product was seen to be
-    this curve, how many times the argument its other factor is, which is executed too.
-    `parameters`: the numbers that the function is made with.
+    `inflections` are in order, and the curvature alternates from `convex` on the far left (a linear
+    piece counts as either); `turns` are its minima and maxima; `defined(lower, upper)` says over
+    which intervals it has a value; outside `curved` it is linear. `rough`: where the value is small
+    its error is in units in the last place of the argument (or of 1), not of the value. `jump`: by
+    how much the function falls at its last inflection. `gate`: where a product was recognised as
+    this curve, how many times the argument the product's other factor is; that factor is executed
+    too. `parameters`: the numbers that define the function.
     """
 
     name: str
@@ -103,16 +105,18 @@ class Smooth(Elementwise):
 
     @property
     def label(self) -> str:
-        """Its name."""
+        """Return the name of the function."""
         return self.name
 
     def value(self, x: Tensor) -> Tensor:
-        """f(x), as the model does it."""
+        """Return f(x), as the model computes it."""
         return self.run(x)
 
     def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Extremes are at the ends or the turns; pushed out by the function's own error. Infinite
-        where the function is not defined.
+        """Return the extremes over the interval, rounded outward.
+
+        They are attained at its ends or at the turns, and are moved outward by the function's own
+        error. Infinite where the function is not defined.
         """
         least, most = self._extremes(lower, upper)
         known, fall = self.defined(lower, upper), self._fall(lower, upper)
@@ -121,8 +125,10 @@ class Smooth(Elementwise):
         )
 
     def _fall(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Return the jump where the interval holds it; on which side its place itself lies is left
-        open.
+        """Return the jump where the interval contains it, 0 elsewhere.
+
+        Intervals that come within rounding of the jump count, so it does not matter to which side
+        its place belongs.
         """
         if not self.jump:
             return torch.zeros_like(lower)
@@ -152,7 +158,7 @@ class Smooth(Elementwise):
         return torch.minimum(torch.maximum(torch.full_like(lower, place), lower), upper)
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Everywhere but on a point and where the function is straight."""
+        """Return where the interval is no point and the function not linear."""
         return (upper > lower) & (upper > self.curved[0]) & (lower < self.curved[1])
 
     def pieces(self, lower: Tensor, upper: Tensor) -> list[Piece]:
@@ -163,8 +169,10 @@ class Smooth(Elementwise):
         ]
 
     def slid(self, lower: Tensor, upper: Tensor) -> Slid:
-        """Return what `relax` gives at any alpha, for a search: touching points are looked for
-        once, and nothing is proved or leaves room for rounding.
+        """Return the lines of `relax` as a function of alpha, for a search.
+
+        Touching points are searched once. Nothing in the result is proven or leaves room for
+        rounding.
         """
         pieces = self.pieces(lower, upper)
         below, low_start = _sliding(self.run, self.derivative, pieces, lower, upper)
@@ -184,7 +192,7 @@ class Smooth(Elementwise):
                 *_or_else(known, low, low_at, least), *_or_else(known, -high, -high_at, most)
             )
 
-        # A half says that nothing slides on that side: then the other side decides.
+        # A start of 1/2 means that alpha changes nothing on that side: the other side decides.
         return Slid(
             lines,
             torch.where(
@@ -195,12 +203,14 @@ class Smooth(Elementwise):
         )
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """See the module; alpha is None: the tangent that is highest in the middle of the interval.
-        Lines that bound nothing where f is not defined.
+        """Return lines below and above f; the module says how they are found.
+
+        Without alpha it takes the tangents that are nearest to f in the middle of the interval.
+        Where f is not defined the lines bound nothing.
         """
         pieces = self.pieces(lower, upper)
-        # over an inflection the lower line touches best at the end of its range, the upper one at
-        # the beginning
+        # over an inflection the lower line is best with its touching point at the end of its range,
+        # the upper one at the beginning
         above = None if alpha is None else 1 - alpha
         low, low_at = _under(self.run, self.derivative, pieces, lower, upper, alpha, self.rough)
         high, high_at = _under(
@@ -219,7 +229,10 @@ class Smooth(Elementwise):
         return Lines(low, low_at, high, high_at)
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry | None:
-        """By its name, which holds its parameters after the first words."""
+        """Return the entry of its name, or None.
+
+        The name holds the parameters after the first word.
+        """
         words = self.name.split()
         if words[0] in ("power", "softplus", "elu"):
             return function_entry(words[0], *map(float, words[1:]))
@@ -231,8 +244,9 @@ class Smooth(Elementwise):
 def _sliding(
     f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, upper: Tensor
 ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor]:
-    """Return alpha -> slope and intercept of a line that ought to lie below f, and the alpha
-    nearest to the middle; 1/2 where nothing slides.
+    """Return alpha -> (slope, intercept) of a line meant to lie below f.
+
+    Also the alpha whose touching point is nearest to the middle; 1/2 where there is no choice.
     """
     with torch.no_grad():
         middle = lower + (upper - lower) / 2
@@ -254,13 +268,16 @@ def _sliding(
 
 def _chord(f: Function, slope_of: Function, lower: Tensor, upper: Tensor, middle: Tensor) -> Tensor:
     width = upper - lower
-    # The rounding of two near values would leave nothing of a chord's slope.
+    # Cancellation between two near values would make a chord's slope meaningless.
     wide = width > math.sqrt(torch.finfo(lower.dtype).eps) * torch.maximum(lower.abs(), upper.abs())
     return torch.where(wide, (f(upper) - f(lower)) / torch.where(wide, width, 1), slope_of(middle))
 
 
 def _or_else(known: Tensor, slope: Tensor, at: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the line, or the level where the line is not finite or its function not defined."""
+    """Return the line, or the constant `level` where the line is unusable.
+
+    That is where the line is not finite or the function not defined.
+    """
     good = known & slope.isfinite() & at.isfinite()
     return torch.where(good, slope, torch.zeros_like(slope)), torch.where(good, at, level)
 
@@ -299,18 +316,19 @@ def _touching(
     upper: Tensor,
     middle: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first and the last place of a convex piece whose tangents clear both ends of the
-    interval, and whether there is one.
+    """Return the range of touching points whose tangents lie below both ends.
 
-    On a convex piece the tangent's value at the left end falls as its place moves right, and at the
-    right end it rises. Of several pieces the one whose places are nearest to the middle is taken.
+    These are the first and the last such place on a convex piece, and whether there is one. On a
+    convex piece the tangent's value at the interval's left end falls as the touching point moves
+    right, and its value at the right end rises. Of several pieces the one whose places are nearest
+    to the middle is taken.
     """
     if len(pieces) == 1:
         return lower, upper, torch.ones_like(lower, dtype=torch.bool) & pieces[0].convex
     f_lower, f_upper = f(lower), f(upper)
 
     def room(x: Tensor, end: Tensor, value: Tensor) -> Tensor:
-        """How far does the tangent at x pass below the function at an end?"""
+        """Return how far the tangent at x passes below f at an end."""
         return value - (f(x) + slope_of(x) * (end - x))
 
     first, last, found = lower, upper, torch.zeros_like(lower, dtype=torch.bool)
@@ -340,11 +358,13 @@ def _distance(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _edge(value: Function, out: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two neighbouring places between which the value, seen from `out`, ceases to be
-    negative: twice `out` itself where it is not negative there.
+    """Return two neighbouring places between which a value changes sign.
 
-    By halving, then by secants whose older end counts for half when it stays twice (the Illinois
-    rule); where no secant crosses in between, by halving again.
+    Seen from `out`, the value is negative at the first place and not negative at the second; both
+    are `out` itself where the value is not negative there.
+
+    The search halves the interval, then uses secants, where the function value of an end kept twice
+    is halved (the Illinois rule); where a secant's crossing is not in between, it halves again.
     """
     kept, at_kept, last, at_last = inside, value(inside), out, value(out)
     good = at_last >= 0
@@ -353,7 +373,7 @@ def _edge(value: Function, out: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]
         place = kept + (last - kept) / 2
         if k >= _HALVINGS:
             crossing = last - (last - kept) * (at_last / (at_last - at_kept))
-            # a NaN is nowhere
+            # a NaN fails the comparison
             place = torch.where((crossing - kept) * (last - crossing) > 0, crossing, place)
         here = value(place)
         was, good = good, here >= 0
@@ -369,8 +389,10 @@ def _edge(value: Function, out: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]
 def _intercept(
     f: Function, slope_of: Function, pieces: list[Piece], at: Tensor, slope: Tensor, size: Tensor
 ) -> Tensor:
-    """Return a lower bound of f(x) - slope * x over the pieces: a proof, whatever the slope and
-    wherever `at`. Beside the values of f, terms of that size were added up.
+    """Return a proven lower bound of f(x) - slope * x over the pieces.
+
+    It holds whatever the slope and wherever `at` lies. `size` is the magnitude of the terms that
+    were added up besides the values of f, for the rounding allowance.
     """
     info = torch.finfo(slope.dtype)
 
@@ -401,8 +423,9 @@ def _intercept(
 def _bracketed(
     gap: Function, slope_of: Function, begin: Tensor, end: Tensor, slope: Tensor
 ) -> Tensor:
-    """Bound the gap on convex pieces by its tangent at the left end of a small bracket around the
-    place where it is least.
+    """Bound the gap on convex pieces from below by a tangent.
+
+    It is the tangent at the left end of a small bracket around the place where the gap is least.
     """
     with torch.no_grad():
         right, left = _edge(lambda x: slope - slope_of(x), end, begin)
@@ -414,8 +437,9 @@ def _bracketed(
 
 @dataclass(frozen=True)
 class Wave(Smooth):
-    """sin(x + shift): its inflections and turns stand wherever the interval does. Beyond `_FAR`, or
-    over more than a period, it lies between -1 and 1.
+    """sin(x + shift), whose inflections and turns depend on the interval.
+
+    Beyond `_FAR`, or over more than a period, it is only bounded by -1 and 1.
     """
 
     shift: float = 0.0
@@ -430,13 +454,16 @@ class Wave(Smooth):
         return torch.where(holds[0], -1.0, least), torch.where(holds[1], 1.0, most)
 
     def _near(self, lower: Tensor, upper: Tensor, phase: float) -> Tensor:
-        """Does the interval come within rounding of a place of that phase?"""
+        """Return whether the interval contains a place of that phase.
+
+        Places within rounding of the interval count.
+        """
         room = 8 * torch.finfo(lower.dtype).eps * _FAR / (2 * math.pi)
         turns = [(end + (self.shift - phase)) / (2 * math.pi) for end in (lower, upper)]
         return torch.floor(turns[1] + room) >= torch.ceil(turns[0] - room)
 
     def pieces(self, lower: Tensor, upper: Tensor) -> list[Piece]:
-        """Half waves; an interval of less than a period has a share in four at most."""
+        """Return the half waves; an interval below a period meets at most four."""
         half = torch.floor((lower + self.shift) / math.pi)
         places = [
             lower,
@@ -451,11 +478,11 @@ class Wave(Smooth):
         ]
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """As any smooth function, where the interval is short."""
+        """Return the lines of a smooth function where the interval is short."""
         return self._tamed(super().relax(lower, upper, alpha), lower, upper)
 
     def slid(self, lower: Tensor, upper: Tensor) -> Slid:
-        """As any smooth function, where the interval is short."""
+        """Return the lines of a smooth function where the interval is short."""
         free = super().slid(lower, upper)
         return Slid(lambda alpha: self._tamed(free.lines(alpha), lower, upper), free.start)
 

@@ -1,10 +1,10 @@
-"""How is a graph written down by somebody who is not a module? One call at a time, in the words of
-the exported operations.
+"""A writer of graphs for networks that are not modules.
 
-A file's network is written for one point, often with a leading axis of 1 for the batch. The tape
-keeps two shapes of each result: `shape`, what the file says, and `held`, what the graph's node has
-(the batch apart). Reshapes change the first alone; a node is written only when an operation needs
-the elements in another arrangement.
+It takes one call at a time, named like the exported operations. A file's network is written for one
+point, often with a leading axis of 1 for the batch. The tape keeps two shapes of each result:
+`shape`, as the file has it, and `held`, as the graph's node has it (without the batch). Reshapes
+change only the first; a node is written only when an operation needs the elements in another
+arrangement.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Held:
-    """A result that depends on the point: number `number` of the graph, held there in shape `held`,
-    and of shape `shape` to the file.
+    """A result that depends on the point.
+
+    It is number `number` of the graph, has shape `held` there, and shape `shape` in the file.
     """
 
     number: int
@@ -41,7 +42,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Compared:
-    """The result of a comparison of what depends on the point with a number, for a choice."""
+    """A comparison of a value with a number, for use in a choice.
+
+    The value depends on the input point.
+    """
 
     condition: Condition
     shape: Shape
@@ -51,8 +55,10 @@ Value = Held | Tensor
 
 
 class Tape:
-    """Turns calls into nodes; the writer's `where` names the place in the file that is being read,
-    for messages and for the nodes.
+    """A writer that turns calls into nodes.
+
+    The `where` of its `writer` names the place in the file that is being read, for messages and for
+    the nodes.
     """
 
     def __init__(self, held: Shape, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
@@ -60,14 +66,16 @@ class Tape:
         self.dtype, self.device, self.writer = dtype, device, Writer(dtype, device)
 
     def graph(self, output: Held) -> Graph:
-        """Return what was written, `output` the last number."""
+        """Return the graph written so far, with `output` as its last result."""
         if not output.number:
             output = self._move("output", lambda x: x, (output,), diagonal=True)
         return Graph(self.input.held, tuple(self.writer.nodes)).up_to(output.number)
 
     def call(self, name: str, *args: Any) -> Held:
-        """Write the exported operation `name`, its tensors in the arrangement they are held in;
-        `shape` of the result is what is held.
+        """Write the exported operation `name` and return its result.
+
+        Its tensors are taken in the arrangement they are held in, and the result's `shape` is its
+        `held` one.
         """
         target, numbers = target_of(name), _numbers(args)
         variable = tuple(a for a in leaves(args) if isinstance(a, Held))
@@ -85,27 +93,25 @@ class Tape:
         return Held(made.number, made.shape, made.shape)
 
     def several(self, rewrite: Callable[..., Result | None], *args: Any) -> Held | None:
-        """Write several operations, as a rewrite says; None where it does not know the
-        arguments.
-        """
+        """Write the operations of a rewrite; None where it refuses the arguments."""
         made = rewrite(self.writer, *_numbers(args))
         return None if made is None else Held(made.number, made.shape, made.shape)
 
     def alike(self, rewrite: Callable[..., Result], v: Held, *args: Any) -> Held:
-        """Write several operations whose result has the shape of their first argument."""
+        """Write a rewrite whose result has its first argument's shape."""
         made = self.several(rewrite, v, *args)
         assert made is not None
         return Held(made.number, made.held, v.shape)
 
     def view(self, v: Held, shape: Sequence[int]) -> Held:
-        """Return the value held in another arrangement; the file's shape stays."""
+        """Return the value held in another shape; its shape in the file stays."""
         if v.held == tuple(shape):
             return v
         made = self._move("view", lambda x: x.reshape(len(x), *shape), (v,), diagonal=True)
         return Held(made.number, made.held, v.shape)
 
     def elementwise(self, name: str, v: Value, *args: Any) -> Value:
-        """Write a function of each element; of a constant, work it out."""
+        """Write a function of each element; evaluate it for a constant."""
         if isinstance(v, Tensor):
             return target_of(name)(v, *args)  # type: ignore[no-any-return]
         made = self.call(name, v, *args)
@@ -125,7 +131,7 @@ class Tape:
         return Held(made.number, made.held, shape)
 
     def scale(self, v: Held, factor: Tensor, shift: Tensor) -> Held:
-        """Write factor * v + shift, constants that broadcast to the file's shape."""
+        """Write factor * v + shift; the constants broadcast to v's file shape."""
         made = self._write(Scale(fitted(factor, v), fitted(shift, v)), (v,))
         return Held(made.number, made.held, v.shape)
 
@@ -150,14 +156,15 @@ class Tape:
         held: Shape,
         shape: Callable[[Shape], Shape],
     ) -> Held:
-        """Write an operation that moves, copies, adds up or averages elements of the values, all
-        held as `held`; `shape` turns what is held into the file's.
+        """Write an operation that moves, copies, adds or averages elements.
+
+        All values are held as `held`; `shape` maps the result's held shape to the file's.
         """
         made = self.moved(name, tuple(self.view(v, held) for v in values), run)
         return Held(made.number, made.held, shape(made.held))
 
     def moved(self, name: str, values: tuple[Held, ...], run: Callable[..., Tensor]) -> Held:
-        """Write the same of values in the arrangements they are held in."""
+        """Write such an operation on values as they are held."""
         return self._move(name, run, values)
 
     def _move(
@@ -184,8 +191,10 @@ class Tape:
 
 
 def fitted(constant: Tensor, v: Held) -> Tensor:
-    """Return a constant that broadcasts to the file's shape of a value so that it broadcasts to
-    what is held, with an axis of 1 for the batch.
+    """Return a constant rearranged to broadcast to a value as it is held.
+
+    The given constant broadcasts to the value's shape in the file; the returned one has an axis of
+    1 for the batch.
     """
     if constant.numel() == 1:
         return constant.reshape(())
@@ -197,7 +206,7 @@ def fitted(constant: Tensor, v: Held) -> Tensor:
 
 
 def _numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments with what depends on the point as numbers of the graph."""
+    """Return the arguments with each `Held` as a `Result` of the graph."""
 
     def number(a: Any) -> Any:
         if isinstance(a, (list, tuple)):
@@ -209,7 +218,7 @@ def _numbers(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def target_of(name: str) -> Callable[..., Any]:
-    """Return the operation `aten.relu.default`."""
+    """Return the torch operation of a name such as `aten.relu.default`."""
     _, operation, overload = name.split(".")
     found: Callable[..., Any] = getattr(getattr(torch.ops.aten, operation), overload)
     return found

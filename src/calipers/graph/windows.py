@@ -1,9 +1,8 @@
-"""What does one element of an image depend on? The part of a graph that it sees, window by window,
-as a graph of its own.
+"""Crops of a graph: the part that one element of an image depends on.
 
-Places of a window that lie outside the image stand for padding. Behind an affine operation that
-feeds another one `Inside` marks where the zeros have to be put back; activations are told by
-whoever relaxes the crop.
+The part is written as a graph of its own, on windows of the images. Places of a window that lie
+outside the image stand for padding. Behind an affine operation that feeds another one, `Inside`
+marks where the zeros have to be put back; for activations the code that relaxes the crop does it.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from calipers.graph.relaxations import Lines
 
 
 class Window(NamedTuple):
-    """Which part of an image (H, W) does an element see? For the element at `place` of a grid:
-    `size` pixels from `place * stride + offset` on.
+    """The part of an image (H, W) that one element depends on.
+
+    For the element at `place` of a grid it is `size` pixels from `place * stride + offset` on.
     """
 
     stride: tuple[int, int]
@@ -33,8 +33,10 @@ class Window(NamedTuple):
     image: tuple[int, int]
 
     def at(self, values: Tensor, points: Tensor, place: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the windows of values (N, C, H, W), (P, C, h, w), zero outside the image, for
-        elements `place (P,)` of points (P,); N = 1 serves all.
+        """Return windows of values (N, C, H, W), zero outside, as (P, C, h, w).
+
+        They belong to the elements at `place (P,)` of points (P,). With N = 1 the values serve all
+        points.
         """
         pads = []
         for axis in (1, 0):
@@ -52,8 +54,9 @@ class Window(NamedTuple):
         size: tuple[int, int],
         image: tuple[int, int],
     ) -> Window:
-        """Return the window of the input, of `size` pixels, of a convolution whose output is seen
-        through this one.
+        """Return the window of a convolution's input, of `size` pixels.
+
+        This window is that of the convolution's output.
         """
         moved = (
             (self.stride[axis] * stride[axis], self.offset[axis] * stride[axis] - padding[axis])
@@ -63,7 +66,7 @@ class Window(NamedTuple):
         return Window((rows, columns), (top, left), size, image)
 
     def union(self, other: Window) -> Window:
-        """Return the smallest window around both; they move alike."""
+        """Return the smallest window around both; their strides must be equal."""
         begin = [min(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
         end = [max(w.offset[axis] + w.size[axis] for w in (self, other)) for axis in range(2)]
         return Window(
@@ -73,8 +76,9 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Inside(Elementwise):
-    """The identity, as an activation that never bends: in a crop its lines are 0 where the window
-    leaves the image.
+    """The identity, as an activation that is linear everywhere.
+
+    In a crop its lines are 0 where the window leaves the image.
     """
 
     rounds: bool = False
@@ -82,27 +86,28 @@ class Inside(Elementwise):
     kinks: tuple[float, ...] = ()
 
     def value(self, x: Tensor) -> Tensor:
-        """x."""
+        """Return x."""
         return x
 
     def range(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval itself."""
+        """Return the interval itself."""
         return lower, upper
 
     def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Nowhere."""
+        """Return False everywhere."""
         return torch.zeros_like(lower, dtype=torch.bool)
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """The diagonal."""
+        """Return the identity as both lines."""
         one, zero = torch.ones_like(lower), torch.zeros_like(lower)
         return Lines(one, zero, one, zero)
 
 
 @dataclass(frozen=True)
 class Cut(Affine):
-    """A part of each image: `top` and `left` say where it begins, `size` and `whole` how large it
-    and the image are.
+    """A rectangular part of each image.
+
+    It begins at `top` and `left`; `size` is its size and `whole` that of the image.
     """
 
     top: int
@@ -112,13 +117,13 @@ class Cut(Affine):
     rounds: bool = False
 
     def value(self, *inputs: Tensor) -> Tensor:
-        """(M, C, H, W) -> (M, C, h, w)."""
+        """Return the part: (M, C, H, W) -> (M, C, h, w)."""
         return inputs[0][
             :, :, self.top : self.top + self.size[0], self.left : self.left + self.size[1]
         ]
 
     def adjoint(self, a: Tensor) -> tuple[Tensor, ...]:
-        """Zeros around."""
+        """Return a with zeros around it."""
         below, right = (
             self.whole[0] - self.top - self.size[0],
             self.whole[1] - self.left - self.size[1],
@@ -126,13 +131,15 @@ class Cut(Affine):
         return (functional.pad(a, [self.left, right, self.top, below]),)
 
     def absolute(self, *inputs: Tensor) -> Tensor:
-        """The same part."""
+        """Return the same part."""
         return self.value(*inputs)
 
 
 class Origin(NamedTuple):
-    """Where a crop's number comes from: the whole graph's number, seen through a window; `made` is
-    False where the crop itself added the operation.
+    """The origin of a crop's result in the whole graph.
+
+    It is the result `number` of the whole graph, seen through `window`; `made` is False where the
+    crop itself added the operation.
     """
 
     number: int
@@ -142,8 +149,10 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """The part of a graph that one element of a number sees; `origins` by number of the crop,
-    `grid` the places that such an element can have.
+    """The part of a graph that one element of a result depends on.
+
+    `origins` are indexed by the crop's numbers; `grid` is the grid of places that such an element
+    can have.
     """
 
     graph: Graph
@@ -152,8 +161,10 @@ class Crop:
 
     @classmethod
     def of(cls, graph: Graph, number: int) -> Crop | None:
-        """Return the crop of a number's elements; None where operations before it do not keep to
-        windows, or not all of these touch the image.
+        """Return the crop of a result's elements, or None.
+
+        None where operations before it do not read windows, or where a window may lie outside the
+        image.
         """
         windows = _windows(graph, number)
         if windows is None or not all(_fits(graph, k) for k in graph.behind(number)):
@@ -162,19 +173,22 @@ class Crop:
 
     @property
     def elements(self) -> int:
-        """How many elements one row holds."""
+        """Return how many elements one row holds."""
         return sum(torch.Size(self.graph.shape(k)).numel() for k in range(len(self.origins)))
 
     def seen(self, number: int, values: Tensor, points: Tensor, place: Tensor) -> Tensor:
-        """Return what elements at `place (P,)` of points (P,) see of values (N, C, H, W) of the
-        crop's number's origin, (P, C, h, w).
+        """Return what elements depend on in an image, (P, C, h, w).
+
+        The elements are those at `place (P,)` of points (P,). `values` (N, C, H, W) are those of
+        the result of the whole graph from which the crop's `number` comes.
         """
         return self.origins[number].window.at(values, points, place, self.grid)
 
 
 def _fits(graph: Graph, number: int) -> bool:
-    """Does the operation do the same at every place of the image, and does each window touch the
-    image?
+    """Return whether an operation is the same everywhere in the image.
+
+    Each of its windows must overlap the image as well.
     """
     node = graph.nodes[number - 1]
     op = node.op
@@ -190,8 +204,9 @@ def _fits(graph: Graph, number: int) -> bool:
 
 
 def field_of_view(graph: Graph, number: int) -> float:
-    """Return the largest share of any earlier image that one element of a number depends on;
-    infinite where operations between do not keep to windows.
+    """Return the largest share of an earlier image that an element reads.
+
+    Infinite where operations in between do not read windows.
     """
     windows = _windows(graph, number)
     if windows is None:
@@ -207,7 +222,7 @@ def _share(size: tuple[int, int], image: tuple[int, int]) -> float:
 
 
 def _keeps_to_windows(graph: Graph, number: int) -> bool:
-    """Is each place of an image made of the places around it in other images?"""
+    """Return whether each place of an image depends on nearby places only."""
     node = graph.nodes[number - 1]
     if len(node.shape) != 3 or any(len(graph.shape(i)) != 3 for i in node.inputs):
         return False
@@ -217,7 +232,7 @@ def _keeps_to_windows(graph: Graph, number: int) -> bool:
 
 
 def _needed(node: Node, window: Window, image: tuple[int, ...]) -> Window:
-    """Return what an operation reads of an input (C, H, W) for a window of its result."""
+    """Return the window of an input (C, H, W) for a window of the result."""
     op = node.op.windowed() if is_affine(node.op) else None
     if op is None:
         return window
@@ -226,8 +241,10 @@ def _needed(node: Node, window: Window, image: tuple[int, ...]) -> Window:
 
 
 def _windows(graph: Graph, number: int) -> dict[int, Window] | None:
-    """Return the window of every number that one element sees; None where operations do not keep to
-    windows, or two ways to a number move differently.
+    """Return the window of every result that one element depends on, or None.
+
+    None where operations do not read windows, or where two paths to a result have different
+    strides.
     """
     if len(graph.shape(number)) != 3:
         return None
@@ -248,8 +265,10 @@ def _windows(graph: Graph, number: int) -> dict[int, Window] | None:
 
 
 def _written(graph: Graph, number: int, windows: dict[int, Window]) -> Crop:
-    """Write the crop's graph: operations on windows, `Inside` where zeros have to be put back,
-    `Cut` where an operation reads less than there is.
+    """Write the crop's graph.
+
+    It consists of operations on windows, `Inside` where zeros have to be put back, and `Cut` where
+    an operation reads less than there is.
     """
     read_by_affine = {
         i

@@ -1,5 +1,6 @@
-"""How are the nodes of a graph written down, one operation after the other? By whoever translates a
-network, and by the rewrites it calls for help.
+"""The writer that appends operations to the nodes of a graph.
+
+It is used by the code that translates a network and by the rewrites called from there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from calipers.graph.kinds import Op
 
 @dataclass(frozen=True)
 class Result:
-    """A number of the graph, with its shape for one point."""
+    """A numbered result of the graph, with its shape for one point."""
 
     number: int
     shape: tuple[int, ...]
@@ -26,11 +27,12 @@ class Result:
 
 @dataclass(eq=False)
 class Writer:
-    """Collects nodes. `where` names the place in the model that is being translated.
+    """A list of nodes under construction.
 
-    `lead`: how many axes stand before those that the model's calls count. 0 where the model's own
-    batch axis is the graph's; 1 where the model was exported for a single point, its batch axis of
-    1 kept as any other.
+    `where` names the place in the model that is being translated. `lead` is the number of axes of
+    the graph's tensors (batch included) that stand before the axes the model's calls count: 0 where
+    the model's own batch axis is the graph's; 1 where the model was exported for a single point and
+    its batch axis of size 1 is kept as an axis like any other.
     """
 
     dtype: torch.dtype
@@ -58,8 +60,9 @@ class Writer:
         absolute: Callable[..., Tensor] | None = None,
         diagonal: bool = False,
     ) -> Result:
-        """Append an affine operation on batches; see `Generic`. One number a point is a vector of
-        one.
+        """Append an affine operation given as a function on batches.
+
+        See `Generic`. A result of one number per point becomes a vector of length 1.
         """
         run, absolute = _vector(run), None if absolute is None else _vector(absolute)
         return self.write(
@@ -67,7 +70,7 @@ class Writer:
         )
 
     def reshape(self, x: Result, shape: tuple[int, ...]) -> Result:
-        """Append another arrangement of the elements."""
+        """Append a reshape of the elements, where the shape differs."""
         return (
             x
             if x.shape == shape
@@ -75,20 +78,21 @@ class Writer:
         )
 
     def expand(self, x: Result, shape: tuple[int, ...]) -> Result:
-        """Append copies along axes of size 1, and along new ones before all others."""
+        """Append copies along axes of size 1 and along new leading axes."""
         if x.shape == shape:
             return x
         own = (1,) * (len(shape) - len(x.shape)) + x.shape
         return self.move("expand", lambda t: t.reshape(len(t), *own).expand(len(t), *shape), x)
 
     def broadcast(self, *inputs: Result) -> tuple[Result, ...]:
-        """Append copies that give all inputs the shape of their sum."""
+        """Append copies that give all inputs their common broadcast shape."""
         shape = tuple(torch.broadcast_shapes(*(x.shape for x in inputs)))
         return tuple(self.expand(x, shape) for x in inputs)
 
     def axis(self, x: Result, dim: int) -> int:
-        """Return the axis of a batch (M, *shape) that a call means by `dim`; raises `CaptureError`
-        where that is the batch itself.
+        """Return the axis of a batch (M, *shape) that a call means by `dim`.
+
+        Raises `CaptureError` where that is the batch axis.
         """
         place = dim % (len(x.shape) + 1 - self.lead) + self.lead
         if place == 0:
