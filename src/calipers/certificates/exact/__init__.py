@@ -1,3 +1,5 @@
-"""The exact distance: mixed-integer programs of a network, and the branches of which every bound is
-proved again.
+"""Exact distances by mixed-integer programming, each bound proved again.
+
+The branches of the search are those of a mixed-integer program of the network; no bound is taken
+from a solver without a proof in rounded arithmetic.
 """

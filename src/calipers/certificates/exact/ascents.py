@@ -1,10 +1,12 @@
-"""Which branches are worth a linear program? Those that ascents on slopes and multipliers do not
-close: these bound a hundred in the time of one program.
+"""Branch and bound by dual ascent, before linear programs are solved.
 
-Branch and bound up to the radius, with the rows' own relaxation as its root. A branch whose bound
-has come near 0 has its nearest point near the radius; there ascents are slow and a program is
-exact, so it is handed over, with the choices that its cuts amount to. What stays open when the time
-is up is proved up to a smaller radius, by the same slopes.
+Ascents on relaxation slopes and multipliers bound about a hundred branches in the time of one
+linear program, so that programs are only solved for the branches that ascents do not close.
+
+Branch and bound runs up to the radius, with the model rows' own relaxation as its root. A branch
+whose bound has come near 0 has its nearest point near the radius; there ascents converge slowly and
+a program is exact, so the branch is handed over, with the choices that its cuts amount to. What
+stays open when the time is up is proved up to a smaller radius, with the same slopes.
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ from calipers.certificates.exact.model import Model
 from calipers.problem.problem import Problem
 
 _STEPS = 30  # of ascent for each branch: with a dozen, branches of deep networks stall
-_SLICE = 0.3  # seconds between two looks at whether to go on
+_SLICE = 0.3  # seconds between two checks of whether to go on
 _TOGETHER = 256
-# radii, closer to each other near the largest, of which the largest that is proved is looked for
+# number of radii among which the largest that is proved is searched, denser towards the largest
 _GRID = 64
 
 
 class Left(NamedTuple):
-    """What ascents leave: an example (1, *D) or None, and the branches not closed, as (case,
-    choices made, radius up to which it is proved).
+    """What ascents leave over.
+
+    An example (1, *D) or None, and the branches that are not closed, as (case, choices made, radius
+    up to which it is proved).
     """
 
     example: Tensor | None
@@ -53,19 +57,21 @@ def ascended(
     stop: Callable[[], bool] = lambda: False,
     branches: list[tuple[int, dict[int, int]]] | None = None,
 ) -> Left:
-    """Branch by ascents until every branch of the one point is closed within the radius `target` or
-    handed over, an example is met, the time `ends` has come or `stop` says so.
+    """Branch by dual ascent until every branch is closed or handed over.
 
-    `start` holds the point's relaxation over a region at least as large, of which `model` was made.
-    Only these `branches`, (case, choices made), if there are any given. Cost: as many steps and one
-    confirming row a branch.
+    The search for the one point also ends when an example within the radius `target` is found, when
+    the time `ends` has come, or when `stop` says so. `start` holds the point's relaxation over a
+    region at least as large, from which `model` was made. Where `branches`, (case, choices made),
+    are given, only these are searched. Cost: as many steps of ascent and one confirming row for
+    each branch.
     """
     part = problem.at(target)
     root = _within(start, part, torch.tensor([target], dtype=torch.float64))
     begun = replace(start, root=root)
     lacking = begun.case_bounds[0].clamp(max=0.0).to(SEARCH.dtype)
     if root.region.norm.is_euclidean:
-        # only pieces, whose nearest points are projections: programs over round balls are slow
+        # Hand over only branches with all choices made, whose nearest points are projections:
+        # linear programs over Euclidean balls are slow.
         lacking = torch.zeros_like(lacking)
     search = Search(Effort(steps=_STEPS), part, begun, 0, lacking)
     if branches is not None:
@@ -92,8 +98,9 @@ def ascended(
 
 
 def _cut(model: Model, search: Search, branches: list[tuple[int, dict[int, int]]]) -> Branches:
-    """Return branches whose cuts leave what their options hold; of windows, whose choices are no
-    cuts, all.
+    """Return branches whose cuts leave what their options allow.
+
+    Choices of windows are no cuts; for them everything is left.
     """
     place = {case: p for p, case in enumerate(search.open.case.tolist())}
     found = search.open.take(
@@ -119,8 +126,9 @@ def _cut(model: Model, search: Search, branches: list[tuple[int, dict[int, int]]
 
 
 def _within(start: Start, problem: Problem, radii: Tensor) -> Root:
-    """Return the point's root over smaller regions, one for each radius (R,): what holds over the
-    larger one holds there.
+    """Return the point's root over smaller regions, one for each radius (R,).
+
+    What holds over the larger region holds over the smaller ones.
     """
     assert start.root is not None
     state = start.root.state.take(
@@ -135,8 +143,9 @@ def _within(start: Start, problem: Problem, radii: Tensor) -> Root:
 
 
 def _reach(problem: Problem, start: Start, branches: Branches, target: float) -> Tensor:
-    """Return for each branch a radius up to which it is proved, by its own slopes and multipliers,
-    or by its case's at the root, (P,).
+    """Return for each branch a radius up to which it is proved, (P,).
+
+    It is proved by the branch's own slopes and multipliers, or by those of its case at the root.
     """
     radii = target * (1 - torch.linspace(1, 0, _GRID + 1, dtype=torch.float64).square())
     root = _within(start, problem, radii)
@@ -153,8 +162,9 @@ def _reach(problem: Problem, start: Start, branches: Branches, target: float) ->
 
 
 def _largest(start: Start, root: Root, case: Tensor, free: Free, cuts: dict[int, Box]) -> Tensor:
-    """Return for each branch the place of the largest of the root's radii at which it is proved, by
-    halving, (P,); 0 if at none.
+    """Return for each branch the largest of the root's radii proved, (P,).
+
+    The result is the place of the radius among the root's, found by bisection; 0 if none is proved.
     """
     low, high = torch.zeros_like(case), torch.full_like(case, _GRID)
     spec, offsets = start.directions(torch.zeros_like(case), case)
@@ -174,8 +184,10 @@ def _largest(start: Start, root: Root, case: Tensor, free: Free, cuts: dict[int,
 
 
 def _choices(model: Model, root: Root, branches: Branches) -> list[tuple[int, dict[int, int]]]:
-    """Return for each branch its case and the options that hold all of what its cuts leave; cuts
-    that no option holds are forgotten.
+    """Return for each branch its case and the options its cuts imply.
+
+    An option is taken where it contains everything that the branch's cuts leave; cuts that are
+    inside no option are dropped, which makes the branch larger.
     """
     made: list[dict[int, int]] = [{} for _ in range(len(branches))]
     column = {

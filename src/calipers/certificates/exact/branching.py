@@ -1,5 +1,7 @@
-"""Which choice to make next? The one whose programs rise most: looked ahead at once, and from then
-on told by what it rose on the average.
+"""Selection of the choice on which to branch next.
+
+It is the choice whose linear programs rise most: found by strong branching the first time, and from
+then on predicted by pseudo-costs, the average rise so far.
 """
 
 from __future__ import annotations
@@ -11,25 +13,27 @@ import numpy as np
 from calipers.certificates.exact.model import Floats, Model
 from calipers.certificates.exact.solving import Answer
 
-_LEAST = 1e-6  # share of what is lacking that any branch counts as rising
-_LOST = 1e-12  # the least that a choice's relaxation counts as having lost
+_LEAST = 1e-6  # the smallest rise that any branch counts for, as a share of what is lacking
+_LOST = 1e-12  # the smallest relaxation gap that is divided by
 
 
 @dataclass
 class PseudoCosts:
-    """What the options of each choice rose on the average, for what the relaxation had lost at the
-    choice before (Benichou et al. 1971).
+    """Average rise of the bound for each option of each choice.
+
+    A rise is divided by what the relaxation had lost at the choice before (Benichou et al. 1971).
     """
 
     held: dict[int, dict[int, tuple[float, int]]] = field(default_factory=dict)
 
     def knows(self, choice: int) -> bool:
-        """Has the choice been looked at?"""
+        """Return whether the choice has been looked at."""
         return choice in self.held
 
     def note(self, choice: int, option: int, before: float, after: float, gap: float) -> None:
-        """Learn that a program's smallest goal rose from `before` to `after`, which may be NaN,
-        where the relaxation lost `gap`.
+        """Record how much a program's optimum rose with an option of a choice.
+
+        It rose from `before` to `after`, which may be NaN, where the relaxation had lost `gap`.
         """
         if np.isnan(after) or not np.isfinite(before):
             return
@@ -37,8 +41,9 @@ class PseudoCosts:
         self.held[choice][option] = total + _risen(before, after) / max(gap, _LOST), count + 1
 
     def worth(self, choice: int, value: float, gap: float) -> float:
-        """Return what is to be expected of a choice where the smallest goal is `value` and the
-        relaxation loses `gap`.
+        """Return the score to expect of branching on a choice.
+
+        The optimum before is `value`, and the relaxation loses `gap` at the choice.
         """
         return worth_of(
             value,
@@ -49,9 +54,11 @@ class PseudoCosts:
 def likely_choices(
     model: Model, answer: Answer | None, made: dict[int, int], most: int
 ) -> list[int]:
-    """Return some open choices, those first where the relaxation seems to lose most: the distance
-    of a result from its function, times the multipliers of the rows between. Without an answer only
-    the first; none where all are made.
+    """Return some open choices, the most promising ones first.
+
+    Those are where the relaxation seems to lose most: the distance of a result from its function's
+    value, times the multipliers of the rows between them. Without an answer only the first open
+    choice is returned; none where all are made.
     """
     left = np.array([i for i in range(len(model.choices)) if i not in made], dtype=np.int64)
     if not len(left) or answer is None or answer.columns is None:
@@ -67,21 +74,24 @@ def likely_choices(
 
 
 def gaps_of(model: Model, columns: Floats) -> Floats:
-    """Return how far each choice's result is from its function at a program's columns,
-    (choices,).
+    """Return each choice's relaxation gap at a program's solution, (choices,).
+
+    The gap is how far the choice's result is from its function's value.
     """
     gaps: Floats = np.abs(model.values_of(columns) - columns[model.results()])
     return gaps
 
 
 def worth_of(value: float, reached: list[float]) -> float:
-    """Return the product of what the two least of a choice's branches rise above `value`; nothing
-    is known of a choice without branches.
+    """Return the score of a choice from the optima of its branches.
+
+    It is the product of the two smallest rises above `value`. Of a choice without branches nothing
+    is known, and the score is 0.
     """
     rises = sorted(_risen(value, after) + _LEAST * abs(value) for after in reached)
     return 0.0 if not rises else rises[0] * rises[min(1, len(rises) - 1)]
 
 
 def _risen(before: float, after: float) -> float:
-    """Return by how much a smallest goal rose; no more than what closes the branch counts."""
+    """Return by how much an optimum rose, capped where the branch is closed."""
     return max(min(after, 0.0) - before, 0.0)

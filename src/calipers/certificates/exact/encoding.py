@@ -1,17 +1,17 @@
-"""What is the question in mixed integers? Linear rows that every input of a region and its values
-in the network satisfy, and the choices between pieces.
+"""Encoding of a network over a region as a mixed-integer program.
 
-The variables are the input's offset delta from the point, and, of every operation that is not
-affine, the elements that bend over the region: z before it, y behind it. Everything between them is
-affine and is swept back into rows  z - A delta - B y = c,  give or take what rounding can have
-moved; elements that do not bend are part of that. Lines of the relaxation tie y to z. Where the
-function is one of its straight pieces, or the maximum one of its elements, is a `Choice`: with all
-choices made the rows describe the network exactly, with none they are its convex relaxation (Tjeng
-et al. 2019, without their big M: a choice closes a row instead of moving it by a constant, so no
-constant can be too large or too small).
+The variables are the input's perturbation delta and, for every operation that is not affine, its
+unstable elements over the region: the value z before it and y behind it. Everything between them is
+affine and is propagated backward into rows  z - A delta - B y = c,  up to an interval for what
+rounding can have changed; stable elements are part of these. Lines of the relaxation tie y to z. On
+which linear piece a function is, or which element of a window is the maximum, is a `Choice`: with
+all choices made the rows describe the network exactly, with none they are its convex relaxation
+(Tjeng et al. 2019). Differs from the paper: there is no big M; an option turns a row into an
+equation instead of moving it by a constant, so that no constant can be too large or too small.
 
-Only facts of operations are read: kinks, lines, members of a window. So rows are sound whatever the
-operation is called, and one that is not made of straight pieces is refused.
+Only general facts of operations are read: breakpoints, relaxation lines, members of a window. So
+the rows are sound whatever the operation is called, and an operation that is not piecewise linear
+is refused.
 """
 
 from __future__ import annotations
@@ -40,25 +40,27 @@ _SPREAD = 16  # roundings of the few operations that make a line or an end
 
 
 def encoded(state: Relaxed, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> Model:
-    """Return the model of the one point of a relaxed network, for some cases of the margins `spec
-    (S, K)` plus `offsets (S,)`.
+    """Return the mixed-integer model of the one point of a relaxed network.
 
-    Raises `BadInput` for an operation that is not made of straight pieces. Cost: a row of a
-    backward sweep for each element that bends.
+    It covers the given cases of the margins `spec (S, K)` plus `offsets (S,)`.
+
+    Raises `BadInput` for an operation that is not piecewise linear. Cost: a row of backward bound
+    propagation for each unstable element.
     """
     return _Encoder(state).model(spec, offsets, cases)
 
 
 class _Encoder:
-    """The rows so far, as triplets; numbers of columns are given out in the order of the
-    network.
+    """The rows and columns of a model while it is built.
+
+    Column numbers are assigned in the order of the network.
     """
 
     def __init__(self, state: Relaxed) -> None:
         self.state, self.graph, self.arithmetic = state, state.graph, state.arithmetic
         self.made: dict[int, Tensor] = {}  # by node: the elements that have a column of their own
         self.place: dict[int, dict[int, int]] = {}  # by node: their columns
-        # (number, element): the column of a value that bends
+        # by (number, element): the column of the input of an unstable element
         self.before: dict[tuple[int, int], int] = {}
         self.low: list[float] = []
         self.high: list[float] = []
@@ -70,7 +72,7 @@ class _Encoder:
         self.count = 0
 
     def model(self, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> Model:
-        """Go through the network, then add the margins."""
+        """Encode the network, then add the margins, and return the model."""
         for k, node in enumerate(self.graph.nodes, start=1):
             if not is_affine(node.op):
                 self._through(k, node)
@@ -177,8 +179,10 @@ class _Encoder:
             )
 
     def _choice(self, k: int, z: int, y: int, pieces: list[_Piece], hull: list[_Line]) -> None:
-        """Add the rows of one element: the lines of its pieces, each on the side on which it is of
-        the whole function (if any), and lines around it.
+        """Add the rows of one unstable element, and its choice.
+
+        They are the line of each linear piece, as a bound on the side, if any, on which it bounds
+        the whole function, and the lines of the relaxation.
         """
         options, held, first = [], set[tuple[float, float, bool]](), len(self.rows)
         for piece in (p for p in pieces if p.begin < p.end):
@@ -231,8 +235,8 @@ class _Encoder:
             options = tuple(
                 Option(self._row({y: 1.0, c: -1.0}, 0.0, np.inf), 0.0, -1, 0.0, 0.0) for c in z
             )
-            # Every member rises above its own lower end by no less than 0, so the largest is at
-            # most the highest of these ends and all the rises.
+            # Each member is at least its lower bound, so the maximum is at most the largest of
+            # these bounds plus the sum of all members' excesses over their own.
             room = (
                 _SPREAD
                 * np.finfo(float).eps
@@ -250,8 +254,9 @@ class _Encoder:
     # ----------------------------------------------------------------------------------------------
 
     def _bring(self, number: int, elements: Tensor) -> None:
-        """Give columns to elements of a number that have none, with the rows that say what they are
-        made of.
+        """Add columns for those elements of a number that have none yet.
+
+        With them come the rows that define the elements as affine functions of earlier columns.
         """
         new = [e for e in elements.tolist() if (number, e) not in self.before]
         if not new:
@@ -276,8 +281,10 @@ class _Encoder:
     def _margins(
         self, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]
     ) -> dict[int, int]:
-        """Give a column to every margin of these cases, and one more to a case of several: it lies
-        above all of them.
+        """Add a column for every margin of these cases, and return the goals.
+
+        A case of several margins gets one more column, which lies above all of them. The result is
+        the column that decides each case.
         """
         wanted = sorted({s for members in cases.values() for s in members})
         box, last = self.state.boxes[len(self.graph.nodes)], len(self.graph.nodes)
@@ -305,8 +312,9 @@ class _Encoder:
         return goals
 
     def _swept(self, number: int, start: Tensor, first: int, offsets: Tensor | None = None) -> None:
-        """Add rows  column - A delta - B y = c  for directions (P, *shape) of a number, whose
-        columns begin at `first`.
+        """Add the rows  column - A delta - B y = c  of directions of a number.
+
+        The directions are (P, *shape), and their columns begin at `first`.
         """
         a, made, constant, room = _swept_back(self.state, number, start, self.made)
         if offsets is not None:
@@ -330,7 +338,10 @@ class _Encoder:
     def _assembled(
         self, rows: list[tuple[dict[int, float], float, float]], width: int
     ) -> tuple[Any, Any, Floats, Floats]:
-        """Return all rows: those of few terms first, since choices know them by number."""
+        """Return all rows as sparse matrices and ends.
+
+        Rows of few terms come first, because choices refer to them by number.
+        """
         values, places = (
             [t for row, _, _ in rows for t in row.values()],
             [c for row, _, _ in rows for c in row],
@@ -359,7 +370,7 @@ class _Encoder:
 
 
 class _Line(NamedTuple):
-    """slope * z + at, above the function or below it."""
+    """The line slope * z + at, above a function or below it."""
 
     slope: float
     at: float
@@ -367,20 +378,21 @@ class _Line(NamedTuple):
 
 
 class _Lines(NamedTuple):
-    """The same for many elements."""
+    """Lines above or below a function, for many elements."""
 
     slope: Tensor
     at: Tensor
     above: bool
 
     def of(self, n: int) -> _Line:
-        """Return one element's."""
+        """Return the line of one element."""
         return _Line(float(self.slope[n]), float(self.at[n]), self.above)
 
 
 class _Piece(NamedTuple):
-    """A straight piece of a function over the part [begin, end] of an interval; is its line under,
-    or over, the whole function?
+    """A linear piece of a function over the part [begin, end] of an interval.
+
+    `under` and `over` say whether its line bounds the whole function from below, or from above.
     """
 
     begin: float
@@ -392,7 +404,10 @@ class _Piece(NamedTuple):
 
 
 class _Pieces(NamedTuple):
-    """The same for many elements; intervals without such a piece have an empty part."""
+    """A linear piece for each of many elements.
+
+    Intervals without such a piece have an empty part.
+    """
 
     begin: Tensor
     end: Tensor
@@ -402,14 +417,16 @@ class _Pieces(NamedTuple):
     over: Tensor
 
     def of(self, n: int) -> _Piece:
-        """Return one element's."""
+        """Return the piece of one element."""
         begin, end, slope, at, under, over = (t[n].item() for t in self)
         return _Piece(begin, end, slope, at, bool(under), bool(over))
 
 
 def _hull(op: Elementwise, low: Tensor, high: Tensor) -> list[_Lines]:
-    """Return the lines around a function of straight pieces: those of its relaxation move with
-    alpha between two ends.
+    """Return the lines that bound a piecewise linear function.
+
+    The lines of its relaxation move with alpha between two extremes; those at both extremes are
+    returned.
     """
     found = []
     for alpha in (0.0, 1.0):
@@ -422,7 +439,10 @@ def _hull(op: Elementwise, low: Tensor, high: Tensor) -> list[_Lines]:
 
 
 def _pieces(op: Elementwise, low: Tensor, high: Tensor, node: Node) -> list[_Pieces]:
-    """Return the pieces between the kinks inside the intervals; they cover them."""
+    """Return the linear pieces between the breakpoints inside the intervals.
+
+    Together they cover the intervals.
+    """
     ends = [
         low,
         *(
@@ -446,8 +466,8 @@ def _pieces(op: Elementwise, low: Tensor, high: Tensor, node: Node) -> list[_Pie
             raise BadInput(_refusal(node))
         slope, at = lines.lower_slope, lines.lower_intercept
         away = corners - slope * torch.stack(ends)
-        # Compared without room: a line through a corner is exactly on one side of it or is not
-        # counted as being there.
+        # Compared without tolerance: a line that rounding puts on the wrong side of a breakpoint
+        # is not taken as a bound of the function.
         found.append(_Pieces(begin, end, slope, at, (away >= at).all(0), (away <= at).all(0)))
     return found
 
@@ -455,9 +475,11 @@ def _pieces(op: Elementwise, low: Tensor, high: Tensor, node: Node) -> list[_Pie
 def _swept_back(
     state: Relaxed, number: int, start: Tensor, made: dict[int, Tensor]
 ) -> tuple[Tensor, dict[int, Tensor], Tensor, Tensor]:
-    """Return what directions (P, *shape) of a number are made of: A (P, d), coefficients (P, U) of
-    the elements with columns by node, constants and the rounding that these can have suffered, (P,)
-    each.
+    """Return directions of a number as affine functions of the columns.
+
+    For directions (P, *shape) these are A (P, d) for the perturbation, coefficients (P, U) by node
+    of the elements that have columns, the constants (P,), and the rounding errors that these can
+    have suffered, (P,).
     """
     graph, arithmetic = state.graph, state.arithmetic
     pending, own = {number: start}, dict[int, Tensor]()
@@ -487,8 +509,10 @@ def _swept_back(
 
 
 def _back(state: Relaxed, k: int, node: Node, a: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Yield what a node's coefficients (P, n) become before it: (constant, number, coefficients),
-    elements with columns left out.
+    """Yield a node's coefficients (P, n), propagated to its inputs.
+
+    Each is (constant, number, coefficients). Elements that have columns must be left out of the
+    coefficients.
     """
     graph = state.graph
     if is_affine(node.op):

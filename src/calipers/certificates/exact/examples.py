@@ -1,5 +1,7 @@
-"""How near is the nearest example in one piece of the network, and is the model fooled there? What
-a program ends at, asked of the model itself.
+"""Nearest adversarial examples in single linear regions of the network.
+
+A point at which a linear program ends is run through the model itself, and the nearest example of
+the linear region around it is looked for.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from calipers.certificates.examples import judged
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 
-# share of the nearest distance that a proof may stop short of it: where the margin is 0 nobody can
-# prove that it is positive
+# share of the nearest distance by which a proof may fall short of it: where the margin is 0 it
+# cannot be proved positive
 SHORT = 2e-7
-# how much nearer a zero is that the model is asked about at once; zeros asked about at most
+# by which share a zero must be nearer for the model to be run there at once; zeros tried at most
 _SOON, _KEPT = 1e-3, 8
-# points on the way from the point to an example, for the first one that is an example too; and how
-# often
+# points on the segment to an example, to find the first that is adversarial too; and how often the
+# segment is refined
 _TRIED, _TWICE = 64, 2
 # shares of the distance by which the boundary is overstepped, until the model as it runs is fooled
 _OVER = (
@@ -42,13 +44,15 @@ _OVER = (
 
 
 class Examples:
-    """The nearest examples met in a search for one point. `nearest` is the distance of the nearest,
-    infinite before the first; `points` are to be proposed.
+    """The nearest adversarial examples found in the search for one point.
 
-    A way of making all choices is a piece of the network, on which it is affine: its nearest
-    example stands where the smallest margin of the piece reaches 0. `edge` is the least distance of
-    such a zero, in real arithmetic: nobody can prove more. The model's own rounding may want a
-    little more, see `_OVER`, so `settle` asks it about the nearest zeros.
+    `nearest` is the distance of the nearest one, infinite before the first; `points` are the
+    examples to be proposed.
+
+    With all choices made the network is affine on what is left (a linear region); its nearest
+    example is where the region's smallest margin reaches 0. `edge` is the least distance of such a
+    zero, in real arithmetic: no larger lower bound can be proved. The model's own rounding may need
+    a slightly larger perturbation, see `_OVER`, so `settle` runs the model near the nearest zeros.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -58,7 +62,7 @@ class Examples:
         self.programs = 0
 
     def within(self, state: Relaxed, model: Model, ends: float) -> Examples:
-        """Look inside this model from now on, until the time `ends`."""
+        """Search inside this model from now on, until the time `ends`."""
         self.zeros.clear()
         self.state, self.model, self.seen = state, model, set[tuple[int, ...]]()
         self.program = Program(model, state.region)
@@ -66,14 +70,17 @@ class Examples:
         return self
 
     def propose(self, point: Tensor) -> None:
-        """Take over an example found elsewhere (1, *D), if it is one."""
+        """Keep a point (1, *D) found elsewhere, if it is an adversarial example."""
         inside, worst = judged(self.problem, point)
         if bool(is_adversarial(worst)):
             self._keep(inside)
 
     def meet(self, delta: Floats, made: dict[int, int] | None) -> float | None:
-        """Look at the piece of the network in which an offset lies (or that of the choices, where
-        all are made); return the radius that is left to prove.
+        """Search the linear region in which a perturbation lies.
+
+        Where all choices are made, `made` gives the region. Otherwise it is searched only if the
+        network is fooled there. Returns the radius that is left to prove if a nearer zero is found,
+        else None.
         """
         if made is not None:
             return self.look(made)
@@ -85,9 +92,10 @@ class Examples:
         )
 
     def beside(self, delta: Floats) -> float | None:
-        """Look at the piece of the network in which an offset of the region (else: its nearest in
-        the box) lies, fooled there or not: a solver's tolerances may have kept it just short of
-        that.
+        """Search the linear region around a perturbation, fooled there or not.
+
+        A solver's tolerances may have kept the perturbation just short of fooling the network. It
+        is clipped to the box; one that is outside the region all the same is not searched.
         """
         delta = np.clip(delta, self.program.low, self.program.high)
         inside = self.program.length(delta) <= float(self.state.region.radius[0])
@@ -97,8 +105,9 @@ class Examples:
         return self.look(dict(enumerate(self.model.pattern(self.model.of_values(values)))))
 
     def descend(self, point: Tensor) -> float | None:
-        """Go from an example (1, *D) straight towards the point as far as the network is fooled,
-        and look at the piece there.
+        """Move an example (1, *D) straight towards the point, and search there.
+
+        It is moved as far as the network is still fooled, and the linear region there is searched.
         """
         center, (near, far) = self.state.region.center, (0.0, 1.0)
         for _ in range(_TWICE):
@@ -123,8 +132,10 @@ class Examples:
         return self.meet((far * (point.to(center) - center)).flatten().numpy(), None)
 
     def look(self, made: dict[int, int]) -> float | None:
-        """Return the radius that is left to prove once the nearest example of a piece is known;
-        None where it has none that is nearer, or was looked at.
+        """Search the linear region of the choices `made` for its nearest example.
+
+        Returns the radius that is left to prove; None where the region has no nearer example, or
+        has been searched before.
         """
         key = tuple(made[i] for i in range(len(self.model.choices)))
         if key in self.seen:
@@ -142,8 +153,10 @@ class Examples:
         return self.edge * (1 - SHORT) if self.edge < before else None
 
     def settle(self) -> None:
-        """Find a point near the nearest zero met since the last time where the model itself is
-        fooled, then one where it is beyond all doubt.
+        """Find points near the nearest zeros where the model itself is fooled.
+
+        The zeros are those found since the last call. First any such point is looked for, then one
+        that is adversarial beyond the model's rounding.
         """
         zeros, self.zeros = self.zeros[: -_KEPT - 1 : -1], []
         for zero, goal, ends in zeros:
@@ -164,8 +177,9 @@ class Examples:
                 return
 
     def _overstepped(self, zero: Zero, share: float, goal: int, ends: Ends) -> Tensor | None:
-        """Return a point beyond the boundary by that share of the distance, None if the model is
-        not fooled there.
+        """Return a point beyond the decision boundary, or None.
+
+        It is beyond by the given share of the distance; None if the model is not fooled there.
         """
         self.programs += 1
         delta = self.program.beyond(zero.delta, zero.near, share, goal, ends)

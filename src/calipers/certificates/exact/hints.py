@@ -1,10 +1,9 @@
-"""What may another solver say of a network's program, if nobody believes it? Points, which are
-asked of the model, and branches, which are proved again.
+"""Hints from SCIP about a network's mixed-integer program, unverified.
 
-SCIP solves mixed-integer programs over round balls, which HiGHS refuses. Its search tree is lost
-with its process but for the branches it ended in. These are hints for a tree of our own: whatever
-they are, `covering` makes of them branches that leave nothing out, each of which needs a proof like
-any other.
+SCIP solves mixed-integer programs over Euclidean balls, which HiGHS refuses. It runs in a process
+of its own, and of its search tree only the branches are kept in which it ended. Nothing that SCIP
+says is trusted: points are run through the model, and whatever the branches are, `covering` turns
+them into branches that leave nothing out, each of which needs a proof like any other.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from calipers.errors import BadInput
 from calipers.problem.region import Region
 
 _STARTING = 5.0  # seconds for the process to begin, and to end
-_LOOK = 0.05  # seconds between two looks at who says stop
-_ROOM = 1e-9  # of a constant's size, by which it is larger than it need be
+_LOOK = 0.05  # seconds between two calls of `stop`
+_ROOM = 1e-9  # share of a constant's size by which it is made larger than necessary
 _ASK = "from calipers.certificates.exact.scip_process import serve; serve()"
 
 
@@ -48,8 +47,9 @@ def check_scip() -> None:
 def hinted(
     model: Model, region: Region, radius: float, seconds: float, stop: Callable[[], bool]
 ) -> Iterator[Hints]:
-    """Ask SCIP about every goal of a model within a radius, and yield what it says, until the time
-    is up or `stop` says so.
+    """Ask SCIP about every goal of a model, and yield its hints.
+
+    It looks within the radius, until the time is up or `stop` says so.
     """
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
@@ -93,7 +93,10 @@ def hinted(
 def _read(
     process: subprocess.Popen[bytes], question: Question, told: SimpleQueue[Hints | None]
 ) -> None:
-    """Hand over what a process says, then None: also where it dies in the middle."""
+    """Put the hints that a process writes into a queue, then None.
+
+    None is put in also where the process dies half-way.
+    """
     assert process.stdin is not None and process.stdout is not None
     try:
         with process.stdin, process.stdout:
@@ -106,7 +109,10 @@ def _read(
 
 
 def question_of(model: Model, region: Region, radius: float, seconds: float) -> Question:
-    """Return a model as numbers, with constants that open what an option closes."""
+    """Return a model as numbers for SCIP, with big-M constants.
+
+    The constants relax the row of an option where another option is chosen.
+    """
     weight = (
         np.ones(len(model.reach)) if region.weight is None else region.weight.double().cpu().numpy()
     )
@@ -130,8 +136,9 @@ def question_of(model: Model, region: Region, radius: float, seconds: float) -> 
 
 
 def _ways(model: Model, choice: Choice) -> list[Way]:
-    """Return a choice's options, with how far each one's row may stand from its equation where
-    another is made.
+    """Return a choice's options with the big-M constants of their rows.
+
+    They are how far each option's row may be from its equation where another option is chosen.
     """
     ways, y = [], choice.value
     for k, option in enumerate(choice.options):
@@ -170,11 +177,10 @@ def _ways(model: Model, choice: Choice) -> list[Way]:
 
 
 def covering(options: list[int], branches: list[dict[int, int]]) -> list[dict[int, int]]:
-    """Return branches, choice -> option, that leave out no way of choosing and have none in common,
-    however wrong those given are.
+    """Return disjoint branches, choice -> option, that cover all choices.
 
-    `options`: how many each choice has. Where those given are the leaves of a tree of such choices
-    these are returned.
+    They do so however wrong the given branches are. Where those are the leaves of a tree of such
+    choices, they are returned. `options` is the number of options of each choice.
     """
     done, todo = list[dict[int, int]](), [(dict[int, int](), branches)]
     while todo:
