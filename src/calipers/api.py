@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from calipers.record.ledger import Ledger
 from calipers.report.report import AtRadius, PointRow, Rate, RobustAccuracy, Summary, summarise
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """Everything that a measurement found.
 
@@ -101,10 +102,30 @@ class Result:
 
         return render_html([self.summary], path)
 
+    def to_frame(self) -> Any:
+        """Return `points` as a pandas data frame, one row a point.
+
+        Raises:
+            BadInput: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise BadInput(
+                "to_frame needs pandas: pip install pandas; `points` holds the same rows"
+            ) from error
+        return pandas.DataFrame([dataclasses.asdict(row) for row in self.points])
+
     def __str__(self) -> str:
         from calipers.report.text import render_text
 
         return render_text([self.summary])
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.robust_accuracy}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 @with_gradients()
@@ -421,7 +442,7 @@ def measure_exactly(
     return _result(problem, ledger, confidence, finished)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attacked:
     """The result of one attack, as far as the referee admits it.
 
@@ -456,6 +477,12 @@ class Attacked:
     forwards: Tensor
     backwards: Tensor
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        found = self.distance[self.distance.isfinite()]
+        middle = f", median distance of examples {float(found.median()):.4g}" if len(found) else ""
+        count = f"{int(self.success.sum())} of {len(self.success)}"
+        return f"<Attacked: {count} within the radius{middle}>"
 
 
 @with_gradients()
@@ -534,7 +561,7 @@ def attack(
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Certified:
     """The result of one certifier, as far as the referee admits it.
 
@@ -563,6 +590,10 @@ class Certified:
     margin: Tensor
     guarantee: str
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        proved = f"{int(self.certified.sum())} of {len(self.certified)} at the radius"
+        return f"<Certified: {proved}, {self.guarantee or 'nothing claimed'}>"
 
 
 @with_gradients()

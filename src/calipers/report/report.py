@@ -52,6 +52,9 @@ class Rate:
         """Return count / of."""
         return self.count / self.of if self.of else math.nan
 
+    def __str__(self) -> str:
+        return f"{100 * self.share:.1f} % ({self.count} of {self.of})"
+
     @property
     def wilson(self) -> Interval:
         """Return the Wilson interval."""
@@ -141,6 +144,16 @@ class RobustAccuracy:
     def unknown_share(self) -> float:
         """Return the share of points that are neither certified nor broken."""
         return self.attacked.share - self.certified.share
+
+    def __str__(self) -> str:
+        from calipers.report.wording import at_least, at_most
+
+        low, high = self.interval
+        return (
+            f"certified {at_least(self.certified)} % <= robust accuracy <= "
+            f"{at_most(self.attacked)} % attacked, {self.certified.of} points "
+            f"({100 * self.confidence:g} % interval {100 * low:.1f} .. {100 * high:.1f} %)"
+        )
 
 
 @dataclass(frozen=True)
