@@ -1,5 +1,6 @@
-"""What does a tool answer, and what of it counts? Every loop that puts a question to a tool does it
-here: no answer passes by the referee.
+"""Questions to tools, and the referee's rulings on their answers.
+
+Every loop that runs a tool for the record does it here, so that no answer bypasses the referee.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ Made = TypeVar("Made")
 
 
 def answers(stage: Stage, problem: Problem, seed: int) -> Iterator[Answer]:
-    """Yield what a stage's tool proposes, for a caller that judges the answers by its own rules.
+    """Yield what a stage's tool proposes, without the referee.
 
-    Whatever ends a certifier beside the errors of this package (no memory, say) is raised as
-    `ToolFailed`: attacks must not be lost with it.
+    It is for callers that judge the answers by their own rules. Where the threat model has a grid
+    of values, attempts are moved onto it first. Whatever ends a certifier besides the errors of
+    this package (out of memory, say) is raised as `ToolFailed`, so that the results of attacks are
+    not lost with it.
     """
     try:
         proposed: Iterator[Answer] = stage.tool(problem, seed=seed)
@@ -51,13 +54,13 @@ def ask(
     seed: int = 0,
     name: str = "",
 ) -> Iterator[Made]:
-    """Put the problem to a stage's tool, and yield what `use` makes of each answer and the
-    referee's ruling on it, None left out.
+    """Run a stage's tool on a problem, and yield what `use` makes of it.
 
-    Evidence goes by `name`, usually the stage's own. The seconds of a ruling are those of the tool
-    and the referee, not of `use`. An interrupt inside `use` lets it begin again with the same
-    answer (see `relayed`), so `use` changes nothing before it is sure to end. Raises
-    `Contradiction` where a claim is wrong beyond doubt.
+    `use` is called with each answer and the referee's ruling on it; what it returns is yielded,
+    except None. Evidence is filed under `name`, by default the stage's own. The seconds of a ruling
+    are those of the tool and the referee, not of `use`. After an interrupt inside `use` it is
+    called again with the same answer (see `relayed`), so `use` must change nothing before it is
+    sure to end. Raises `Contradiction` where a claim is certainly wrong.
     """
     referee, everywhere = Referee(problem), torch.arange(len(problem), device=problem.x.device)
     name, begun = name or stage.name, time.perf_counter()

@@ -1,10 +1,12 @@
-"""How much may the lower jaw cost? As long as it proves points, what it takes; else a share of what
-the attacks took, and a few seconds at least.
+"""The time that certifiers may take.
+
+As long as a certifier proves points, it may take what it takes; else a share of the time that the
+attacks took, and a few seconds at least.
 
 A certifier has its turn where the plan puts it, if a trial fits the time that attacks have taken by
-then: what it proves nobody has to attack. Else it waits for the end, when they have taken more.
-Before its turn it forecasts its own cost, so that what is hopeless is not begun. Processor seconds
-count.
+then: what it proves need not be attacked. Else it waits for the end, when attacks have taken more.
+Before its turn it forecasts its own cost, so that what is hopeless is not begun. Times are
+processor seconds.
 """
 
 from __future__ import annotations
@@ -20,22 +22,27 @@ from calipers.problem.interrupts import Limit, OutOfTime, limited
 from calipers.problem.tools import Forecast
 
 FLOOR = 3.0  # seconds that every turn has, however short the attacks were
-_FIRST = (1, 3, 12)  # points dealt at first: one too dear for its turn spoils no more than itself
-# times the time of a turn that a forecast may ask for: forecasts have been seen to be 2.2 times too
-# high
+_FIRST = (1, 3, 12)  # points dealt at first: if one is too expensive, only few are held up
+# factor by which the forecast of a single point may exceed the time of a turn: forecasts have been
+# seen to be 2.2 times too high
 _OVER = 2.0
 _ROOM = 0.5  # share of the memory
 
 End = Literal["through", "nothing", "time", "cost", "hopeless", "memory"]
-"""Why a turn ended: all points were dealt; a trial proved none; its time was up; or it was not
-begun, for one of three reasons.
+"""Why a turn ended.
+
+All points were dealt ("through"); a trial proved none ("nothing"); its time was up ("time"); or it
+was not begun, for one of three reasons ("cost", "hopeless", "memory").
 """
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a turn of a certifier came to: why it `end`ed, the places `left`, whether it `proved`
-    any, and the forecast for a point, if there was one.
+    """The outcome of a turn of a certifier.
+
+    It holds why the turn ended (`end`), the places `left`, whether it `proved` any, and the
+    forecast for a point, if there was one: `seconds`, bytes `held` at once, and why it is
+    `hopeless`.
     """
 
     end: End
@@ -47,16 +54,16 @@ class Turn:
 
     @property
     def worth_waiting(self) -> bool:
-        """May more time, after the attacks, help?"""
+        """Whether more time, after the attacks, may help."""
         return self.end in ("time", "cost")
 
     @property
     def too_dear(self) -> bool:
-        """Did the time or the memory end it? Then something cheaper may have more to say."""
+        """Whether time or memory ended it, so that a cheaper tool may do more."""
         return self.end in ("time", "cost", "memory")
 
     def fact(self, points: int) -> dict[str, object]:
-        """Return what the record keeps of a certifier that was not run on all of its points."""
+        """Return the record's note on a certifier that was not run on all points."""
         seconds = None if self.seconds is None else self.seconds * len(self.left)
         told = {
             "points": len(self.left),
@@ -73,7 +80,7 @@ class Turn:
 
 
 def memory() -> int:
-    """Return how many bytes the machine has; much where it does not say."""
+    """Return the bytes of the machine's memory; 2^62 where it does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -82,8 +89,10 @@ def memory() -> int:
 
 @dataclass
 class Purse:
-    """What both jaws have taken so far, in processor seconds: `attacks`, and `spent` by turns of
-    certifiers that proved nothing.
+    """The processor seconds that attacks and certifiers have taken so far.
+
+    `attacks` is the time of attacks, `spent` that of turns of certifiers that proved nothing.
+    `share` is the share of the former that the latter may take.
     """
 
     share: float
@@ -96,11 +105,14 @@ class Purse:
 
     @property
     def allowance(self) -> float:
-        """How long a turn may take without proving anything."""
+        """The seconds that a turn may take without proving anything."""
         return max(FLOOR, self.share * self.attacks - self.spent)
 
     def proved(self) -> None:
-        """Something was proved: whoever has the turn may go on as long again."""
+        """Extend the current turn: something was proved.
+
+        Its time begins again.
+        """
         if self.leash is not None:
             self.leash.ends = self.clock() + self._allowed
 
@@ -115,10 +127,10 @@ class Purse:
         block: int,
         last: bool,
     ) -> Turn:
-        """Deal places, in their order, to a certifier as long as that is worth it.
+        """Deal places, in their order, to a certifier as long as it is worthwhile.
 
-        `trial` points of which none is `settled` end it (None: no number does). With `last` it
-        begins if a single point may be had in its time, else only if the whole trial may.
+        The turn ends after `trial` points of which none is `settled` (None: no number ends it).
+        With `last` it begins if a single point fits its time, else only if the whole trial does.
         """
         begun, self._allowed = self.clock(), self.allowance
         self.leash = Limit(self.clock, begun + self._allowed)
@@ -149,7 +161,7 @@ class Purse:
         return Turn(end, left, proved, told.seconds, told.held, told.hopeless)
 
     def _refused(self, told: Forecast | None, points: int) -> End:
-        """Say why a turn is not begun; "through" where it is."""
+        """Return why a turn is not begun; "through" where it is."""
         if told is None:
             return "through"
         if told.held > _ROOM * self.room():
@@ -163,8 +175,9 @@ class Purse:
         )
 
     def _size(self, done: int, block: int, proved: bool, told: Forecast | None) -> int:
-        """Return how many points are dealt next: at first few, and where nothing is proved no more
-        than fit the time.
+        """Return how many points are dealt next.
+
+        They are few at first, and as long as nothing is proved no more than fit the time.
         """
         if proved:
             return block

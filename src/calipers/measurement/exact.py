@@ -1,5 +1,6 @@
-"""How does a bracket close? A tool that finds exact distances is asked within what the attacks have
-found, point by point, until both ends meet.
+"""Exact distances: a complete tool is asked within what attacks found.
+
+Point by point, until the lower and the upper bound meet.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
 from calipers.record.ledger import Ledger
 
-# of an example's distance, by which the region asked about is larger: it holds it. Where threats
-# count it is smaller: at most one switch less
+# share of an example's distance by which the region asked about is larger, so that it contains the
+# example. Where distances are counts it is smaller by it: at most one substitution less
 _ROOM = 1e-3
 
 
 @dataclass(frozen=True)
 class Closed:
-    """How many of the points that have a distance are exact, and the widest gap of the others as a
-    share of the upper end (0 where all are).
+    """How many points with a distance are exact, and the others' widest gap.
+
+    `points` counts those with a distance (the misclassified ones have none). `widest` is a share of
+    the upper bound, 0 where all are exact.
     """
 
     exact: int
@@ -41,7 +44,7 @@ class Closed:
 
 
 def closed(bracket: Bracket, threat: Threat) -> Closed:
-    """Return how closed a bracket on distances of this threat is."""
+    """Return how many brackets on distances of this threat are closed."""
     gap = gaps(bracket, threat)[bracket.upper > 0]
     return Closed(int((gap <= MET).sum()), len(gap), float(gap[gap > MET].max(initial=0.0)))
 
@@ -55,17 +58,21 @@ def close(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> bool:
-    """Ask the tool about every point whose ends are apart, narrowest first, and record what the
-    referee admits as evidence of that run; False if Ctrl-C came between.
+    """Run the tool on every point whose bounds are apart, nearest first.
 
-    Where no example is known the region is the whole box, or without one the problem's own radius.
-    A point that this very tool was tried on is passed over. Raises `Contradiction` as soon as a
-    certificate stands above a witness.
+    What the referee admits is recorded as evidence of that run. Returns False if Ctrl-C came
+    between.
+
+    Points are asked in the order of their upper bounds. The region asked about reaches a little
+    beyond the nearest known example (where distances are counts, not quite as far as it); where no
+    example is known it is the whole box, or without one the problem's own radius. A point that this
+    very tool was tried on is skipped. Raises `Contradiction` as soon as a certificate exceeds a
+    witness's distance.
     """
     fingerprint, watch = problem.fingerprint(), watch or Silent()
     facts = ledger.evidence(fingerprint)
-    # What the tool itself found before it was interrupted does not change where it is asked when it
-    # is taken up again.
+    # What the tool itself found before it was interrupted must not change the regions that it is
+    # asked about when the run is resumed.
     bracket = Bracket.of(problem.names, [e for e in facts if e.tool != repr(tool)])
     passed = {
         e.point
@@ -102,7 +109,7 @@ def close(
         for e in new:
             found[e.point].append(e)
         known.add(new)
-        if isinstance(result, Claim):  # examples are told before, so the point is through
+        if isinstance(result, Claim):  # it comes after the point's examples: the point is done
             own_finds = [e for tried in ruling.tried for e in found[tried.point]]
             left = ledger.finish(fingerprint, ruling.tried, own_finds, run=run)
             known.finish(left, ruling.tried)

@@ -1,6 +1,4 @@
-"""How far apart are the two ends of a distance, and when is there nothing left to look for between
-them?
-"""
+"""Gaps between the bounds on a distance, and when they count as closed."""
 
 from __future__ import annotations
 
@@ -11,19 +9,19 @@ from numpy.typing import NDArray
 from calipers.problem.threat import Threat
 from calipers.record.bracket import Bracket
 
-# share of a distance within which both its ends count as one: examples of float32 overstep the
-# boundary by up to that much, seldom by a tenth of it
+# share of a distance within which its bounds count as equal: float32 examples lie beyond the
+# decision boundary by up to that much, seldom by a tenth of it
 MET = 1e-4
-# share of the farthest corner's distance: proved up to there, no example is left to find
+# share of the farthest corner's distance: if it is proved up to there, no example is left to find
 _WHOLE = 1 - 1e-6
 
 
 def gaps(bracket: Bracket, threat: Threat) -> NDArray[np.float64]:
-    """Return (upper - lower) / upper of each point: 0 where the model is wrong already, 1 where
-    nothing is known.
+    """Return (upper - lower) / upper of each point.
 
-    Where the threat counts, a bracket is as good as shut when no number lies inside: proved at 1
-    switch and broken at 2, the distance is 2.
+    It is 0 where the model is wrong at the point itself, and 1 where no example is known or nothing
+    is proved. Where the distance is a count, a bracket is closed when no possible value lies
+    inside: if 1 substitution is proved safe and 2 break the point, the distance is 2.
     """
     gap = np.ones_like(bracket.upper)
     known = np.isfinite(bracket.upper) & (bracket.upper > 0)
@@ -39,7 +37,9 @@ def gap_between(lower: float, upper: float, threat: Threat) -> float:
 
 
 def met(bracket: Bracket, threat: Threat, widest: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return where both ends count as one, or nothing adversarial is left in the whole box, whose
+    """Return where the bracket needs no further search.
+
+    Either both bounds agree within `MET`, or nothing adversarial is left in the whole box, whose
     farthest corner lies at `widest` (N,).
     """
     return (gaps(bracket, threat) <= MET) | (

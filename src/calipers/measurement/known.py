@@ -1,5 +1,6 @@
-"""What is known in a run? Its evidence, joined as it comes: a new fact costs what it costs, however
-many there are.
+"""What is known in a run: its evidence, joined as it comes.
+
+The cost of adding a fact does not grow with the number of facts.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from calipers.record.ledger import Key
 
 
 class Known:
-    """All evidence about the points `names` asked at `radii` (N,), and what each tool has tried and
-    settled.
+    """All evidence about the points `names`, asked at `radii` (N,).
 
-    `facts` grows in place: others may hold the list.
+    It also keeps what each tool has tried and settled. `facts` grows in place: others may hold the
+    list.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Known:
         self.settled = int(self._settled.sum())
 
     def add(self, evidence: Iterable[Evidence]) -> None:
-        """Take in facts; raises `Contradiction` where the ends of a point cross."""
+        """Add facts; raises `Contradiction` where the bounds of a point cross."""
         evidence = list(evidence)
         self.facts += evidence
         for e in evidence:
@@ -57,8 +58,9 @@ class Known:
             self._settled[i] = now
 
     def finish(self, over: AbstractSet[Key], tried: Sequence[Evidence]) -> None:
-        """Take in that a tool has come to its end, and drop the facts that are passed over from now
-        on.
+        """Note that a tool is done, and drop the facts that are now disregarded.
+
+        `over` are the keys of those facts, `tried` the tool's attempts.
         """
         if over:
             kept = [e for e in self.facts if e.key not in over]
@@ -76,9 +78,7 @@ class Known:
         return self._growing.bracket(places)
 
     def tried(self, tool: str) -> Collection[tuple[str, float]]:
-        """Return the points at which the tool has come to its end, each with the radius that it was
-        asked about.
-        """
+        """Return the points and radii that a tool was tried on to its end."""
         return self._tried.get(tool, ())
 
     def settled_by(self, tool: str, places: Iterable[int], radii: NDArray[np.float64]) -> int:
@@ -91,6 +91,6 @@ class Known:
         )
 
     def narrowed_by(self, tool: str, places: Iterable[int]) -> bool:
-        """Has this very tool an end for any of the places?"""
+        """Return whether this very tool has a bound for any of the places."""
         ends = self._ends.get(tool, {})
         return any(self.names[i] in ends for i in places)

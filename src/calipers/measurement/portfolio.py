@@ -1,21 +1,21 @@
-"""Which attacks are worth their time on this network? Families of attacks side by side: all tried
-on a sample, the quickest first, the useless left out.
+"""Families of attacks side by side: which are worth their time here.
 
-No family of attacks is the strongest everywhere: ascents are blind where gradients vanish far
-inside a region, searches for the nearest example where a boundary is ragged, both where scores
-alone lead on. First each family is tried on the same few random points: how many it breaks per
-second is its place in the order. Then each has its turn on what those before have left: tried on a
-sample of it, and run on all of it where it breaks any of the sample. A family that breaks none is
-left out, and the record says how many it may have missed; a stage without an audit is run on all in
-any case. A family may have several stages, the quick one first: those after it follow where it was
-of use, or where few points are left. Families that wait come last, in the plan's order. Stages for
-near misses look at a few points whose nearest known example lies hardly beyond the radius, at all
-such where that breaks any, and at no others. Such a further look, for which nothing speaks yet,
-takes at most as long as all that came before it: on a large network it would take hours.
+No family of attacks is the strongest everywhere: gradient ascents are blind where gradients vanish
+far inside a region, searches for the nearest example where a boundary is ragged, both where only
+score-based attacks get further. First each family is tried on the same few random points: how many
+it breaks per second determines its place in the order. Then each has its turn on what those before
+have left: it is tried on a sample of it, and run on all of it where it breaks any of the sample. A
+family that breaks none is left out, and the record says how many it may have missed; a stage
+without an audit is run on all in any case. A family may have several stages, the quick one first:
+the later ones follow where it was of use, or where few points are left. Families that wait come
+last, in the plan's order. Stages for near misses look at a few points whose nearest known example
+lies hardly beyond the radius, at all such points where that breaks any, and at no others. Such a
+further look, for which there is no evidence yet, takes at most as long as all that came before it:
+on a large network it would take hours.
 
 The sample: as many random points as the stage's audit says, and eight more that came nearest to
-falling so far, by what the record holds. Only the random ones count for what may have been missed.
-Seconds are the process's own, so that a busy machine does not turn the order round; they are
+being broken so far, by what the record holds. Only the random ones count for what may have been
+missed. Seconds are the process's own, so that a busy machine does not change the order; they are
 decided once and kept in the record, so that a resumed run deals the same blocks in the same order.
 """
 
@@ -34,31 +34,33 @@ from calipers.problem.interrupts import Limit, OutOfTime, limited
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
 
-_FIRST = 8  # random points that every family is tried on for its place in the order
-_FEW = 3 * _FIRST  # where no more are left, the plan's own order will do
-# of the distance, on average over a sample: where a search for the nearest gains less, it is not
-# run on all
+_FIRST = 8  # random points on which every family is tried to find its place in the order
+_FEW = 3 * _FIRST  # if no more points than this are open, the plan's own order is kept
+# average relative gain in distance over a sample below which a search for the nearest example is
+# not run on all points
 _NEARER = 0.003
-_LEAST = 10.0  # seconds that every further look may take
-_DEALT = 0.02  # of the seconds in the record: a process that spent less did not do the work itself
+_LEAST = 10.0  # seconds that any further look may take
+_DEALT = 0.02  # share of the recorded seconds: a process that spent less did not do the work itself
 
 
 Counts = Callable[[str, int], bool]
-"""(tool, place) -> whether what the tool found there counts by now: a record may hold more than
-this run has come to.
+"""(tool, place) -> whether the tool's findings there count by now.
+
+A record may hold more than this run has come to.
 """
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a run lets its families of attacks see and do. Places are those of the problem's points.
+    """What a run lets its families of attacks see and do.
 
-    `known` is all evidence, as it grows, `before` what counts of earlier stages, `attacks` the
-    names of all attacks of the plan. `open` says which places evidence leaves open, `deal` runs a
-    stage on places (False when the time is up), `broken` counts those of them that this very tool
-    has broken, `drawn` puts places in a random order in which that of two does not depend on the
-    others, `decide` makes a decision or repeats it, `told` hears which stage begins on how many
-    points, `missed` that one broke none of a sample and was not run on the rest.
+    Places are those of the problem's points. `known` is all evidence, as it grows; `before` what
+    counts of earlier stages; `attacks` the names of all attacks of the plan. `open` says which
+    places evidence leaves open; `deal` runs a stage on places (False when the time is up); `broken`
+    counts those of them that this very tool has broken; `drawn` puts places in a random order, in
+    which the order of two does not depend on the others; `decide` makes a decision or repeats it;
+    `told` is called with the stage that begins and its number of points; `missed` with a stage that
+    broke none of a sample and was not run on the rest.
     """
 
     names: Sequence[str]
@@ -80,7 +82,7 @@ class Table:
         return self.before + [e for e in self.known if counts(e.tool, place[e.point])]
 
     def seconds(self, stage: Stage, places: list[int]) -> float:
-        """Return how long a tool took for the places by the record, waiting included."""
+        """Return the recorded seconds of a tool on places, waiting included."""
         names = {self.names[i] for i in places}
         return sum(
             e.seconds
@@ -89,19 +91,25 @@ class Table:
         )
 
     def shares(self, counts: Counts) -> NDArray[np.float64]:
-        """Return how far the nearest known example of every point is, as a share of the radius
-        asked: infinite where none is known.
+        """Return each nearest known example's distance as a share of the radius.
+
+        The radius is the one asked. Infinite where no example is known.
         """
         upper = Bracket.of(self.names, self.facts(counts)).upper
         return np.divide(upper, self.radii, out=np.full_like(upper, np.inf), where=self.radii > 0)
 
     def spent(self) -> float:
-        """Return the seconds of all attacks of the plan by the record, waiting included."""
+        """Return the recorded seconds of all attacks of the plan.
+
+        Waiting is included.
+        """
         return sum(e.seconds for e in self.known if e.kind == "attempt" and e.tool in self.attacks)
 
     def nearest(self, places: list[int], counts: Counts) -> list[int]:
-        """Return the places by their better rank of two: the lowest margin above 0 that an attack
-        came to, and the nearest example beyond the radius.
+        """Return the places, those that came nearest to being broken first.
+
+        They are sorted by the better of two ranks: by the lowest margin above 0 that an attack
+        reached, and by the nearest example beyond the radius.
         """
         margin, at = np.full(len(self.names), np.inf), np.array(places)
         share, place = self.shares(counts), {name: i for i, name in enumerate(self.names)}
@@ -121,34 +129,40 @@ def gains(
     places: list[int],
     asked: NDArray[np.float64],
 ) -> bool:
-    """Is a search for the nearest examples worth its time on all points, going by how much nearer
-    it came on these than the distances asked about?
+    """Return whether a search for nearest examples is worth running on all.
+
+    That is judged by a sample, the `places`: by how much nearer it came than the distances asked
+    about. A certifier is worth it where it proved any distance there.
     """
     found = Bracket.of(names, [e for e in known if e.tool == stage.name])
     if stage.kind == "certifier":
         return bool((found.lower[places] > 0).any())
-    share = found.upper[places] / asked[places]  # an infinite end is no gain
+    share = found.upper[places] / asked[places]  # an infinite upper bound is no gain
     return bool(np.maximum(1 - share, 0).mean() >= _NEARER)
 
 
 def aimed(stage: Stage) -> dict[str, str]:
-    """Return what an audit's fact says besides its counts: that distances were sought, where they
-    were.
+    """Return {"aim": "distance"} for a stage that seeks distances, else {}.
+
+    It is added to the counts in the record's note on an audit.
     """
     return {"aim": stage.aim} if stage.aim == "distance" else {}
 
 
 def parts(stages: Sequence[Stage]) -> list[list[int]]:
-    """Return the places of stages that belong together: families that follow each other are one
-    part, any other stage is its own.
+    """Return the places of stages that belong together.
+
+    Families that follow each other are one part, any other stage is its own.
     """
     grouped = groupby(range(len(stages)), key=lambda k: -1 if stages[k].family else k)
     return [list(ks) for _, ks in grouped]
 
 
 def in_turn(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Return the stages for a run that cannot audit attacks: of each family that does not wait the
-    first one, and what has no audit, as plain stages.
+    """Return the stages for a run that cannot audit attacks, as plain stages.
+
+    Kept are the certifiers, the attacks without an audit, and of each family that does not wait the
+    first stage; stages for near misses are left out.
     """
     firsts = {stage.family: stage for stage in reversed(stages) if stage.family and not stage.waits}
     wanted = [stage for stage in stages if stage.near is None]
@@ -175,7 +189,7 @@ class Portfolio:
         self.begun = self.clock()
 
     def run(self) -> bool:
-        """Give each family its turn; False when the time is up."""
+        """Give each family its turn; return False when the time is up."""
         families = {
             stage.family: [s for s in self.stages if s.family == stage.family]
             for stage in self.stages
@@ -188,8 +202,10 @@ class Portfolio:
         )
 
     def _order(self, firsts: list[Stage]) -> list[Stage] | None:
-        """Return each family's first stage, by how many of the first sample it breaks per second,
-        those that wait last; None when the time is up.
+        """Return the first stage of each family, the most effective first.
+
+        That is by how many points of the first sample it breaks per second; families that wait come
+        last. None when the time is up.
         """
         left, rates = self._open(), dict[str, float]()
         if len(left) > _FEW:
@@ -206,8 +222,9 @@ class Portfolio:
         return sorted(firsts, key=lambda stage: (stage.waits, -rates.get(stage.name, 0.0)))
 
     def _turn(self, stage: Stage, first: bool) -> bool:
-        """Try a stage on a sample of what is left, and on the rest where it is of use; False when
-        the time is up.
+        """Try a stage on a sample of what is left, and if useful on the rest.
+
+        Returns False when the time is up.
         """
         left = self._open()
         if not left or not (
@@ -244,8 +261,9 @@ class Portfolio:
         return self._deal(stage, [i for i in self._open() if i in wanted])
 
     def _looked_again(self, stage: Stage, places: list[int]) -> bool:
-        """Deal a stage that nothing speaks for: it may take as long as all that came before it, and
-        some seconds at least.
+        """Deal a stage without evidence for its use yet, with a time limit.
+
+        It may take as long as all that came before it, and some seconds at least.
         """
         limit = Limit(self.clock, np.inf)
 
@@ -261,13 +279,15 @@ class Portfolio:
             return "through"
 
         if self.table.decide(f"looked again: {stage.name}", end) == "through":
-            return self._deal(stage, places)  # of a run that was taken up: nothing is done twice
+            return self._deal(stage, places)  # in a resumed run; nothing is done twice
         self.tried.setdefault(stage.name, set()).update(places)
         return True
 
     def _close(self, stage: Stage, left: list[int]) -> set[int]:
-        """Return the places whose nearest known example is near enough for the stage; where none is
-        known, nobody may have looked for it.
+        """Return the places whose nearest known example is near enough.
+
+        A point without a known example counts as near unless `near` is 0: nobody may have searched
+        for one.
         """
         if stage.near is None:
             return set(left)
@@ -275,18 +295,21 @@ class Portfolio:
         return {i for i in left if stage.near and not 1 + stage.near < share[i] < np.inf}
 
     def _seconds(self, stage: Stage, sample: list[int], spent: float) -> float:
-        """Return how long a stage took for the sample: once decided, always the same."""
+        """Return the seconds of a stage on the sample: decided once, then fixed."""
 
         def seconds() -> float:
-            # Where the run was stopped just after the sample, it was not dealt again now: what the
-            # record says stands for it.
+            # If the run was stopped just after the sample, the sample was not dealt again now: the
+            # recorded seconds are used instead.
             recorded = self.table.seconds(stage, sample)
             return spent if spent > _DEALT * recorded else recorded
 
         return float(self.table.decide(f"seconds of {stage.name}", seconds))
 
     def _deal(self, stage: Stage, places: list[int]) -> bool:
-        """Run a stage on the places that it was not tried on before; False when the time is up."""
+        """Run a stage on those places that it was not tried on before.
+
+        Returns False when the time is up.
+        """
         tried = self.tried.setdefault(stage.name, set())
         fresh = [i for i in places if i not in tried]
         if fresh:

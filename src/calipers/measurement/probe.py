@@ -1,5 +1,6 @@
-"""Is the model at hand the program that a record speaks of? Its parts say so, and its logits at a
-few recorded points, which see what no part shows.
+"""Recognition of models: whether a model is the one of a record.
+
+Its parts say so, and its logits at a few recorded points, which reveal what no part shows.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from calipers.record.ledger import Ledger
 from calipers.record.schema import now
 
 _POINTS = 8
-# of the largest logit, by which another machine, library or number of threads may move one
+# multiple of the rounding unit of the largest logit by which logits may differ on another machine,
+# library or number of threads
 _ROUNDINGS = 1024
-_MOST = 0.05  # of the largest logit, whatever the precision
+_MOST = 0.05  # share of the largest logit that is never exceeded, whatever the precision
 
 
 def acquaint(problem: Problem, name: str, ledger: Ledger) -> None:
-    """Let the record know the model, or know it again, before anything is asked under its name.
+    """Enter the model into the record, or recognise it there.
 
-    Raises `RecordError` where the record holds evidence about another program of that name, or
-    where the model answers otherwise than it did.
+    This is done before anything is asked under its name. Raises `RecordError` where the record
+    holds evidence about another program of that name, or where the model's outputs differ from
+    those recorded.
     """
     model = problem.classifier
     digest = model.digest()
@@ -71,7 +74,7 @@ def acquaint(problem: Problem, name: str, ledger: Ledger) -> None:
 def told_apart(
     model: Classifier, name: str, held: Model | None, digest: str, ledger: Ledger
 ) -> str:
-    """Return the sentence that tells the program at hand from the one of the record."""
+    """Return the sentence on how this program differs from the recorded one."""
     begin = f"{_where(ledger)} holds evidence about {held.name if held else name} {digest[:8]}"
     if held is None:
         return (
@@ -85,11 +88,10 @@ def told_apart(
 
 
 def answers_differ(model: Classifier, held: Model) -> str:
-    """Return in words how the model's logits at the recorded points differ from those of the first
-    meeting, or nothing.
+    """Return in words how the model's logits differ from the recorded ones.
 
-    Under the same circumstances no bit may differ, unless the model itself varies; under others
-    rounding may.
+    "" where they agree. Under the same circumstances no bit may differ, unless the model itself
+    varies; under other circumstances rounding may.
     """
     points = torch.as_tensor(held.points).to(device=model.device, dtype=model.dtype)
     z, circumstances = _logits(model, points), _circumstances(model)
@@ -121,14 +123,15 @@ def answers_differ(model: Classifier, held: Model) -> str:
 
 
 def _logits(model: Classifier, points: torch.Tensor) -> NDArray[np.float64]:
-    """Return the model's answers to the points in one batch; they are not counted."""
+    """Return the model's logits at the points in one batch, not counted."""
     with model.frozen(), torch.no_grad():
         return np.asarray(model.network(points.clone()).double().cpu().numpy())
 
 
 def _circumstances(model: Classifier) -> dict[str, Any]:
-    """Return what the last bits of a logit depend on besides the model; `repeats` is whether two
-    runs agree in them.
+    """Return what the last bits of a logit depend on besides the model.
+
+    `repeats` says whether two runs agree in them.
     """
     gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
     return {
@@ -151,8 +154,9 @@ def _rounding(model: Classifier) -> float:
 
 @functools.cache
 def _processor() -> str:
-    """Return what tells this processor from others: the host's name, and the sizes of its caches
-    where the system tells them.
+    """Return what distinguishes this processor from others.
+
+    That is its name, or that of the host, and the sizes of its caches where the system tells them.
     """
     levels = [
         name

@@ -1,5 +1,6 @@
-"""How does the record keep a question? Threat and goal as data, words about them for people, and
-for each run its circumstances.
+"""Questions as the record keeps them.
+
+Threat model and goal as data, descriptions of them for people, and for each run its circumstances.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from calipers.record.evidence import Evidence, Point, Question, Run
 from calipers.record.ledger import Ledger
 from calipers.record.rows import BY_VALUE
 
-_KEPT = ("begun_anew",)  # what an earlier run noted of this question stays true
+_KEPT = ("begun_anew",)  # notes of an earlier run on this question that stay true
 
 
 def begin(
@@ -36,11 +37,11 @@ def begin(
     then: Sequence[str] = (),
     kept: Sequence[str] = (),
 ) -> Run:
-    """Register the question, its points and this run in the record, and return the run.
+    """Register the question, its points and this run; return the run.
 
-    `radii` are those of a curve, `then` tools that are asked behind the plan's, `kept` notes of the
-    run before that hold for this one too. Raises `RecordError` where the record is about another
-    program of this name.
+    `radii` are those of a curve, `then` tools that are asked after the plan's, `kept` keys of notes
+    of the run before that hold for this one too. Raises `RecordError` where the record is about
+    another program of this name.
     """
     asked = question(problem, title)
     acquaint(problem, asked.title, ledger)
@@ -116,7 +117,7 @@ def points_of(problem: Problem) -> list[Point]:
 def keep_inputs(
     problem: Problem, place: Mapping[str, int], ledger: Ledger, facts: Iterable[Evidence]
 ) -> None:
-    """Keep by value the large inputs that these witnesses are judged by."""
+    """Keep by value the large inputs that these witnesses belong to."""
     if problem.x[0].numel() * problem.x.element_size() > BY_VALUE:
         places = {e.point: place[e.point] for e in facts if e.kind == "witness"}
         inputs = {name: problem.x[i].cpu().numpy() for name, i in places.items()}
@@ -172,8 +173,9 @@ def _one_or_range(radii: Tensor) -> float | list[float]:
 
 
 def _version() -> str:
-    """Return the installed version; code run from a source tree that was never installed has
-    none.
+    """Return the installed version of calipers.
+
+    Code run from a source tree that was never installed has none: "source".
     """
     try:
         return metadata.version("calipers")

@@ -1,5 +1,7 @@
-"""What may enter the record? Only what the referee has seen for itself: it runs the model, checks
-membership and measures distances. Tools only propose.
+"""The referee: what may enter the record.
+
+Only what the referee has verified itself: it runs the model, checks that points lie in the threat
+set and measures distances. Tools only propose.
 """
 
 from __future__ import annotations
@@ -19,29 +21,36 @@ from calipers.record.evidence import Evidence
 
 CLEAN = "clean prediction"
 _SPOT_CHECKS = (
-    4  # random points inside each claimed region; a claim that fails one is wrong beyond doubt
+    4  # random points inside each claimed region; a claim that fails at one is certainly wrong
 )
 
 
 @dataclass(frozen=True)
 class Ruling:
-    """Facts to record at once, and the places (in the problem) they are about."""
+    """Facts to record at once, and the attempts of the tool.
+
+    `evidence` holds witnesses and certificates, `tried` one attempt for each point that the tool
+    was tried on.
+    """
 
     evidence: tuple[Evidence, ...]
     tried: tuple[Evidence, ...]
 
 
 class Referee:
-    """Admits evidence about one problem. Distances are float64 in native units; comparisons are
-    exact.
+    """Admits evidence about one problem.
+
+    Distances are float64 in native units; comparisons are exact.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
     def open(self, index: Tensor) -> list[Evidence]:
-        """Return the model's answer at the points themselves: clean facts, witnesses at distance 0
-        where it is wrong, and points that cannot be measured.
+        """Return the model's outputs at the points themselves, as evidence.
+
+        These are clean facts, witnesses at distance 0 where the model is wrong, and points that
+        cannot be measured.
         """
         part = self.problem.take(index)
         x = part.x.nan_to_num(0.0)
@@ -88,11 +97,13 @@ class Referee:
         return facts
 
     def attempt(self, attempt: Attempt, index: Tensor, tool: str, seconds: float) -> Ruling:
-        """Rule on candidates; `index` maps the tool's places to the problem's. A candidate that is
-        no witness leaves only the note that it was tried.
+        """Rule on candidates for adversarial examples.
+
+        `index` maps the tool's places to the problem's. A candidate that is no witness leaves only
+        the note that it was tried.
 
         A witness is finite, inside the box, equal to its point where the mask says so, and
-        misclassified by the model in a batch, alone, and in float64; a random model in at least
+        misclassified by the model in a batch, alone, and in float64; by a random model in at least
         half of its declared fresh draws. Its distance says for which radii it counts.
         """
         part = self.problem.take(index[attempt.index])
@@ -144,11 +155,11 @@ class Referee:
         return part.fooled(points)
 
     def claim(self, claim: Claim, index: Tensor, tool: str, seconds: float, seed: int) -> Ruling:
-        """Rule on claims: each must be about a point the model gets right, and survive random
-        points of its own region (`Contradiction` otherwise).
+        """Rule on claims of a certifier.
 
-        About a random model nothing is admitted (`UnsupportedOp`): what holds for one draw does not
-        hold for the next.
+        Each must be about a point that the model classifies correctly, and survive random points of
+        its own region; otherwise `Contradiction` is raised. About a random model nothing is
+        admitted (`UnsupportedOp`): what holds for one draw does not hold for the next.
         """
         if self.problem.classifier.draws:
             raise UnsupportedOp(
@@ -200,7 +211,7 @@ class Referee:
         region = part.at(radius).region
         for k in range(_SPOT_CHECKS):
             points = part.x if k == 0 else region.snap(region.sample(part.streams(seed).fork(k)))
-            # a NaN is no robust answer either
+            # NaN logits do not count as robust either
             bad = is_adversarial(part.clearance(points)) & (radius > 0)
             if bool(bad.any()):
                 i = int(torch.nonzero(bad)[0])
@@ -213,8 +224,10 @@ class Referee:
 
 
 def _by_vote(part: Problem, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return of a random model the median worst margin over fresh draws (N,), its most frequent
-    answer, and whether all draws were finite.
+    """Return the median margin, the commonest class and finiteness.
+
+    For a random model: the median worst margin (N,) over fresh draws, the most frequent class, and
+    whether all draws were finite.
     """
     answers = part.classifier.ballot(points)
     return (

@@ -1,5 +1,6 @@
-"""How does a measurement proceed? One loop: stage by stage, on the points that are still open, and
-everything admitted goes to the ledger at once.
+"""The measurement loop: stage by stage, on the points still open.
+
+Everything that is admitted goes to the ledger at once.
 
 A stage deals its points in fixed blocks, chosen from what *earlier* stages left open. So a run that
 was killed and started again deals the same blocks, skips those recorded as tried, and ends with the
@@ -39,25 +40,26 @@ _OPENING_BLOCK = 256
 
 
 class Watch(Protocol):
-    """Who is told how far a run has come."""
+    """Receiver of the progress of a run."""
 
     def stage(self, name: str, points: int) -> None:
-        """A stage begins, with that many points to deal."""
+        """Note that a stage begins, with that many points to deal."""
 
     def progress(self, done: int, settled: int) -> None:
-        """`done` more points of the stage are through; `settled` points of the run have a
-        verdict.
+        """Note that `done` more points of the stage are through.
+
+        `settled` points of the run have a verdict.
         """
 
 
 class Silent:
-    """Tells nobody."""
+    """A receiver that ignores all progress."""
 
     def stage(self, name: str, points: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def progress(self, done: int, settled: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def run(
@@ -72,15 +74,16 @@ def run(
     after: Collection[str] = (),
     clock: Callable[[], float] = time.process_time,
 ) -> bool:
-    """Carry out the plan, and return whether it came to its end (False: the time limit or Ctrl-C
-    stopped it; what was admitted stands).
+    """Carry out the plan; return whether it came to its end.
+
+    False: the time limit or Ctrl-C stopped it; what was admitted stands.
 
     `begun` is the run that this is a part of, which has registered the question and its points;
-    without one a run of its own begins, under that `title`. `clock` tells what both jaws have cost,
-    where the plan bounds that. `after` names tools that will be asked when the plan is through:
-    what they said in an earlier pass decides nothing here, so that a run which is taken up proceeds
-    as it did. Raises `Contradiction` as soon as a certificate stands above a witness, and
-    `RecordError` where the record is about another program of this name.
+    without one a run of its own begins, under that `title`. `clock` measures the cost of attacks
+    and certifiers, where the plan bounds that. `after` names tools that will be asked when the plan
+    is through: what they found in an earlier pass decides nothing here, so that a resumed run
+    proceeds as the first one did. Raises `Contradiction` as soon as a certificate exceeds a
+    witness's distance, and `RecordError` where the record is about another program of this name.
     """
     begun = begun or begin(problem, plan, ledger, seed=seed, title=title)
     session = _Session(problem, plan, ledger, begun, seed, watch or Silent(), clock, after)
@@ -96,11 +99,11 @@ def run(
     except KeyboardInterrupt:
         return False
     finally:
-        session.known.bracket()  # raises where the jaws cross
+        session.known.bracket()  # raises where the bounds cross
 
 
 class _Session:
-    """The state of one run: what is known, and where the clock stands."""
+    """The state of one run: what is known, and the time it has taken."""
 
     def __init__(
         self,
@@ -133,18 +136,19 @@ class _Session:
         self.clock, self.after = clock, frozenset(after)
         self.purse = None if plan.lower_share is None else Purse(plan.lower_share, clock)
         self.through: set[str] = set()
-        self.waiting: list[int] = []  # stages of the lower jaw that are put off to the end
+        self.waiting: list[int] = []  # certifiers that are put off to the end
         self.forecasts: dict[int, Forecast | None] = {}
         self.turns: dict[int, Turn] = {}
 
     def decide(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return a decision in which the clock or a measured rate has a say: made once, kept in the
-        record, and repeated by whoever resumes this run.
+        """Return a decision that depends on a clock or a measured rate.
+
+        It is made once, kept in the record, and repeated when the run is resumed.
         """
         return self.ledger.decide(self.fingerprint, self.scope, key, make)
 
     def opening(self) -> None:
-        """Ask the model about every point itself."""
+        """Run the model on every point itself."""
         self.known = Known(
             self.problem.names,
             self.radii,
@@ -152,7 +156,7 @@ class _Session:
         )
         seen = {e.point for e in self.known.facts if e.kind in ("clean", "invalid")}
         for block in torch.arange(len(self.problem)).split(_OPENING_BLOCK):
-            # the whole block, cut short or not: rounding depends on who is in it
+            # always the whole block: rounding depends on which points are in it
             if any(self.problem.names[i] not in seen for i in block.tolist()):
                 self._admit(self.referee.open(block.to(self.problem.x.device)))
         if self.purse is not None:
@@ -165,8 +169,9 @@ class _Session:
         )
 
     def part(self, ks: list[int]) -> bool:
-        """Run one stage, or families of attacks that stand side by side; False when the time is
-        up.
+        """Run one stage, or families of attacks that stand side by side.
+
+        Returns False when the time is up.
         """
         stages = [self.plan.stages[k] for k in ks]
         if not stages[0].family:
@@ -200,9 +205,9 @@ class _Session:
         return in_time
 
     def stage(self, k: int, *, last: bool = False) -> bool:
-        """Run one stage on what earlier ones left open; False when the time is up. Without a graph
-        the stages of the lower jaw are passed over.
+        """Run one stage on what earlier ones left open.
 
+        Returns False when the time is up. Without a graph of the model the certifiers are skipped.
         `last`: the stage was put off, and has its turn now.
         """
         stage = self.plan.stages[k]
@@ -225,11 +230,11 @@ class _Session:
             in_time = self._stage(k, stage, last=last)
         except (UnsupportedOp, CaptureError) as error:
             self.no_lower_jaw = True
-            # another certifier may have had its say
+            # unless another certifier was able to run
             if self.notes.get("lower_jaw") != "available":
                 self._note("lower_jaw", str(error))
             return True
-        except ToolFailed as error:  # that tool is through, others have their say
+        except ToolFailed as error:  # that tool is done, others still run
             self._note_of("failed", stage, {"error": str(error)})
             return True
         if stage.kind == "certifier":
@@ -285,8 +290,9 @@ class _Session:
         *,
         last: bool,
     ) -> bool:
-        """Let a certifier do what its share of the time allows; where more of it may help later,
-        the stage is put off.
+        """Let a certifier do what its share of the time allows.
+
+        Where more time may help later, the stage is put off.
         """
         purse = self.purse
         assert purse is not None
@@ -327,8 +333,9 @@ class _Session:
         places: list[int],
         radii: np.ndarray[tuple[int], np.dtype[np.float64]],
     ) -> Forecast | None:
-        """Return what the stage's tool says it will cost, asked once about the first point; None
-        where it cannot say.
+        """Return the tool's forecast of its cost; None where it gives none.
+
+        It is asked once, about a random point of the places.
         """
         if k not in self.forecasts:
             place = self._sample(places, 1)
@@ -343,8 +350,9 @@ class _Session:
     def _proved(
         self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
     ) -> bool:
-        """Did this very tool settle any of the points, or where distances are sought narrow any
-        bracket?
+        """Return whether this very tool settled any of the points.
+
+        For a stage that seeks distances: whether it has a bound for any of them.
         """
         if stage.aim == "verdict":
             return self.known.settled_by(stage.name, places, radii) > 0
@@ -353,7 +361,7 @@ class _Session:
     def _gained(
         self, stage: Stage, sample: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
     ) -> bool:
-        """Is a stage worth its time on all points, going by a sample?"""
+        """Return whether a stage is worth its time on all points, by a sample."""
         if stage.aim == "distance":
             return portfolio.gains(self.problem.names, self.known.facts, stage, sample, radii)
         return self._proved(stage, sample, radii)
@@ -361,8 +369,9 @@ class _Session:
     def _blocks(
         self, stage: Stage, places: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
     ) -> bool:
-        """Deal the points in blocks, those recorded as tried left out; where the time is up in
-        between, `OutOfTime` passes through here.
+        """Deal the points in blocks, those recorded as tried left out.
+
+        Where the time is up in between, `OutOfTime` passes through here.
         """
         tried = self.known.tried(stage.name)
         for start in range(0, len(places), stage.block):
@@ -378,8 +387,9 @@ class _Session:
         return True
 
     def _begin_time(self, stage: Stage) -> None:
-        """Note where a tool whose time is limited was at work in another process before: its time
-        begins anew, which no record can undo.
+        """Note that a tool with a time limit was stopped in another process.
+
+        Its time begins again, which no record can undo.
         """
         if self.decide(f"first at work: {stage.name}", lambda: self.process) != self.process:
             held = self.notes.get("begun_anew")
@@ -392,8 +402,9 @@ class _Session:
         return sorted(self._drawn(places)[:count])
 
     def _drawn(self, places: list[int]) -> list[int]:
-        """Return the places in random order: each point's own stream says how early it is drawn,
-        whatever others there are.
+        """Return the places in random order.
+
+        Each point's own random stream says how early it is drawn, whatever other points there are.
         """
         draw = (
             self.problem.streams(self.seed)
@@ -410,8 +421,9 @@ class _Session:
     def _todo(
         self, stage: Stage, bracket: Bracket, invalid: set[str]
     ) -> tuple[list[int], np.ndarray[tuple[int], np.dtype[np.float64]]]:
-        """Return the places a stage is for, and the radius to ask at each: the known witness's
-        distance is where a search for a distance begins.
+        """Return the places a stage is for, and the radius to ask at each.
+
+        A search for a distance begins at the distance of the known witness.
         """
         verdicts = bracket.verdicts(self.radii)
         usable = [name not in invalid for name in self.problem.names]
@@ -436,8 +448,10 @@ class _Session:
     def _deal(
         self, stage: Stage, block: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
     ) -> None:
-        """Run the tool on one block; witnesses and certificates are recorded as they come, that the
-        block was tried only at its end.
+        """Run the tool on one block.
+
+        Witnesses and certificates are recorded as they come; that the block was tried only at its
+        end.
         """
         index = torch.tensor(block, dtype=torch.long, device=self.problem.x.device)
         part = self.problem.take(index).at(torch.as_tensor(radii, dtype=torch.float64))
@@ -446,7 +460,7 @@ class _Session:
         def admit(answer: Answer, ruling: Ruling) -> tuple[Evidence, ...]:
             self._admit(ruling.evidence)
             found.extend(ruling.evidence)
-            if stage.by_the_clock and isinstance(answer, Claim):  # its time is not to be had again
+            if stage.by_the_clock and isinstance(answer, Claim):  # its time is not granted again
                 self._finish(ruling.tried, found)
                 return ()
             return ruling.tried
@@ -456,8 +470,9 @@ class _Session:
         self._finish(tried, found)
 
     def _finish(self, tried: Sequence[Evidence], found: Sequence[Evidence]) -> None:
-        """Record that a tool has come to its end at some points, and pass over what an interrupted
-        pass had found there and this one did not.
+        """Record that a tool came to its end at some points.
+
+        Findings of an interrupted pass there that this pass did not repeat are disregarded.
         """
         left = self.ledger.finish(self.fingerprint, tried, found, run=self.run)
         self.known.finish(left, tried)
@@ -473,7 +488,10 @@ class _Session:
 def scope_of(
     plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
 ) -> str:
-    """Return a name for runs that proceed alike: the same stages, seed, points and radii."""
+    """Return a name for runs that proceed alike.
+
+    That is a digest of the stages, seed, points and radii.
+    """
     told = repr(
         (
             [(s.name, s.aim, s.audit, s.family, s.waits, s.near) for s in plan.stages],

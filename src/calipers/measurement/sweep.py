@@ -1,5 +1,6 @@
-"""How robust is the model at many radii? One record for all: an example found counts at every
-larger radius, a certificate at every smaller one.
+"""Robustness at many radii, with one record for all of them.
+
+An example found counts at every larger radius, a certificate at every smaller one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from calipers.record.ledger import Ledger
 
 Cells = NDArray[np.bool_]
 """(N, R): one cell for each point and radius."""
-_KEPT = ("lower_jaw", "not_run")  # what visits of an earlier call wrote down
+_KEPT = ("lower_jaw", "not_run")  # notes of an earlier call that are kept
 
 
 def sweep(
@@ -39,19 +40,22 @@ def sweep(
     watch: Watch | None = None,
     title: str = "",
 ) -> bool:
-    """Carry out the plan's stages for verdicts at every radius that can still tell something new,
-    and return whether it came to its end.
+    """Run the plan at every radius that can still tell something new.
+
+    Only stages that aim at verdicts are run. Returns whether the sweep came to its end.
 
     Each point is asked at the middle of the radii where its verdict is open, and so on in the
     halves: settled there, it is settled on one whole side. Where it stays open, attacks are only
     tried at larger radii and certifiers at smaller ones: what they could not do inside a smaller
-    ball, or for a larger one, is not to be had from them. So a point costs about log2(R) + 1 visits
-    of the plan, not R. Stages that look for distances are left out, but where the plan has no
-    others it is carried out once. An audit bounds what is missed at one radius: here audited
-    certifiers try all points, of families of attacks each tries all with its first stage, and other
-    audited attacks are left out. The record shows the verdicts at the middle radius, and the rates
-    at all of them. A run that was stopped is taken up by the same call: what is settled is read
-    from the record, what was tried is not tried again.
+    ball, or for a larger one, is not to be expected from them. So a point costs about log2(R) + 1
+    visits of the plan, not R.
+
+    Stages that look for distances are left out, but where the plan has no others it is carried out
+    once. An audit bounds what is missed at one radius: here audited certifiers try all points, of
+    families of attacks each tries all with its first stage, and other audited attacks are left out.
+    The record shows the verdicts at the middle radius, and the rates at all of them. The same call
+    resumes a sweep that was stopped: what is settled is read from the record, what was tried is not
+    tried again.
     """
     grid = checked(radii)
     shown = grid[len(grid) // 2]
@@ -64,7 +68,7 @@ def sweep(
     state = _Sweep(problem, ledger, np.asarray(grid), stages, scope, begun)
     began, finished = time.monotonic(), True
     try:
-        # Every point is asked itself before parts of them are dealt with.
+        # The model is run on every point itself before any part of them is visited.
         first = dataclasses.replace(plan, stages=() if stages else plan.stages)
         finished = run(problem.at(shown), first, ledger, seed=seed, watch=watch, begun=begun)
         while finished and (parts := state.next()):
@@ -82,8 +86,9 @@ def sweep(
 
 
 def checked(radii: Sequence[float]) -> tuple[float, ...]:
-    """Return the radii in rising order, each once; raises `BadInput` unless there is one, and all
-    are finite and above 0.
+    """Return the radii in rising order, each once.
+
+    Raises `BadInput` unless there is one at least, and all are finite and above 0.
     """
     grid = tuple(sorted({float(r) for r in radii}))
     if not grid or not all(math.isfinite(r) and r > 0 for r in grid):
@@ -105,7 +110,11 @@ class _Part:
 
 
 class _Sweep:
-    """Which jaw has nothing more to say in which cell?"""
+    """The state of a sweep: which cells each kind of tool can still settle.
+
+    `spent` marks, for attacks and for certifiers, the cells in which they need not be asked any
+    more.
+    """
 
     def __init__(
         self,
@@ -139,14 +148,17 @@ class _Sweep:
             self.spent[kind] = cells.astype(bool).reshape(self.spent[kind].shape)
 
     def _decided(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return what was decided in this sweep before it was cut short, or decide it now: a sweep
-        taken up again makes the same visits in the same company.
+        """Return what was decided in this sweep before, or decide it now.
+
+        A resumed sweep thus makes the same visits, with the same points together.
         """
         return self.ledger.decide(self.fingerprint, self.scope, key, make)
 
     def next(self) -> list[_Part]:
-        """Return what to visit in the next round: both jaws where both can still tell something,
-        else the one that can.
+        """Return what to visit in the next round.
+
+        Points are visited by attacks and certifiers where both can still tell something, else by
+        the kind that can.
         """
         self.round += 1
         jaws = {"both": self.stages, **self.jaws}
@@ -176,8 +188,9 @@ class _Sweep:
                 yield jaw, places, _middle(cells[places])
 
     def visit(self, part: _Part, plan: Plan, seed: int, watch: Watch | None) -> bool:
-        """Run the part's stages, and note for the points that stay open which radii need not be
-        asked any more.
+        """Run the part's stages, and note which radii need not be asked any more.
+
+        That concerns the points that stay open. Returns False where the run was stopped.
         """
         asked = self.problem.take(torch.from_numpy(part.places)).at(
             torch.from_numpy(self.grid[part.columns])
@@ -197,29 +210,31 @@ class _Sweep:
         return True
 
     def _fail(self, kind: str, places: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
-        """Note that a jaw could not settle these cells: an attack has nothing to say at smaller
-        radii, a certifier at larger ones.
+        """Note that attacks, or certifiers, could not settle these cells.
+
+        An attack then has nothing to say at smaller radii, a certifier at larger ones.
         """
         column, at = np.arange(len(self.grid)), columns[:, None]
-        # a place may be named twice
+        # unlike |=, this is right where a place occurs twice
         np.logical_or.at(
             self.spent[kind], places, column <= at if kind == "attack" else column >= at
         )
 
     def _remember(self) -> None:
-        """Read from the record which visits of an earlier run failed, so that this one goes the
-        same way.
+        """Read from the record which visits of an earlier run failed.
+
+        So that this one proceeds in the same way.
         """
         tried, still = self._tried(), self._open()
-        # A visit of both jaws that was cut short between them is made again, a visit of one is one
-        # where the other had failed before.
+        # A visit of both kinds that was cut short between them is made again; a visit of one kind
+        # is one of a cell where the other had failed before.
         for cells in (tried["attack"] & tried["certifier"] & still, still):
             for kind, other in (("attack", "certifier"), ("certifier", "attack")):
                 ended = cells & tried[kind] & (tried[other] | self.spent[other])
                 self._fail(kind, *np.nonzero(ended))
 
     def _tried(self) -> dict[str, Cells]:
-        """In which cells has every stage of a jaw been tried?"""
+        """Return the cells in which all attacks, or all certifiers, were tried."""
         place, column = (
             {name: i for i, name in enumerate(self.problem.names)},
             {r: k for k, r in enumerate(self.grid.tolist())},
@@ -235,8 +250,9 @@ class _Sweep:
         }
 
     def _open(self) -> Cells:
-        """In which cells does the record leave the verdict open? In none of a point that cannot be
-        measured.
+        """Return in which cells the record leaves the verdict open.
+
+        None of a point that cannot be measured is open.
         """
         facts = self.ledger.evidence(self.fingerprint)
         bracket = Bracket.of(self.problem.names, facts)
@@ -251,6 +267,9 @@ class _Sweep:
 
 
 def _middle(cells: Cells) -> NDArray[np.int64]:
-    """Return the middle one of the true columns of each row; every row has one."""
+    """Return the middle one of the true columns of each row.
+
+    Every row has one.
+    """
     half = (cells.sum(1, keepdims=True) + 1) // 2
     return np.asarray((cells.cumsum(1) >= half).argmax(1), dtype=np.int64)

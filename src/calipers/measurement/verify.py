@@ -1,5 +1,6 @@
-"""Is a property of a network's outputs true for all inputs in its boxes? Tools by turns, until a
-witness or a proof for every box decides.
+"""Verification of properties of a network's outputs over boxes.
+
+Tools take turns, until a witness, or a proof for every box, decides.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from calipers.problem.problem import Problem
 from calipers.problem.query import Query, posed_together, read
 from calipers.problem.tools import Attempt, Claim
 
-_EACH_CASE = 16  # cases up to which each is attacked by itself
-_MANY = 8  # boxes of a property that are worth one evaluation for all of them
+_EACH_CASE = 16  # number of cases up to which each is attacked by itself
+_MANY = 8  # number of boxes from which one evaluation of all of them is worthwhile
 
 
 @dataclass(frozen=True)
 class Witness:
-    """An unsafe input as decimals inside its box, and the outputs that the model, alone and in its
-    own precision, gives to the numbers as it reads them.
+    """An unsafe input as decimals inside its box, and the outputs there.
+
+    `outputs` are those that the model, on this input alone and in its own precision, gives to the
+    numbers as it reads them.
     """
 
     inputs: tuple[str, ...]
@@ -50,11 +53,17 @@ class Witness:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known: "sat" (a witness is unsafe), "unsat" (proved safe), "unknown" (every tool has
-    had its turn), "timeout"; by which tool, in how many seconds.
+    """The answer to a verification query.
 
-    `notes`: tools that could not be run, and why. `proofs`: of an unsat one, where they were asked
-    for, a file for each box, in order; None for a box whose tool writes none.
+    Args:
+        answer: "sat" (a witness is unsafe), "unsat" (proved safe), "unknown" (every tool has had
+            its turn) or "timeout".
+        seconds: Wall-clock time.
+        tool: The tool that decided, "" if none did.
+        witness: The witness of "sat".
+        notes: Tools that could not be run, and why.
+        proofs: For "unsat", where proofs were asked for: a file for each box, in order; None for a
+            box whose tool writes none.
     """
 
     answer: Literal["sat", "unsat", "unknown", "timeout"]
@@ -66,7 +75,7 @@ class Verdict:
 
     @property
     def decided(self) -> bool:
-        """Is the question answered?"""
+        """Whether the answer is "sat" or "unsat"."""
         return self.answer in ("sat", "unsat")
 
 
@@ -81,14 +90,12 @@ def verify(
     timeout: float | None = None,
     seed: int = 0,
 ) -> Verdict:
-    """Return the verdict on all queries together, about inputs of this shape: one unsafe input in
-    any of them is sat.
+    """Return the verdict on all queries together, about inputs of this shape.
 
-    Where there are many queries, the certifiers of `together` are asked first about all of their
-    boxes at once, and `stages` about each that is left.
-
-    A tool that is still at work after `timeout` seconds is interrupted (in the main thread;
-    elsewhere the time is looked at between tools).
+    One unsafe input in any of them is "sat". Where there are many queries, the certifiers of
+    `together` are asked first about all of their boxes at once, and `stages` about each box that is
+    left. A tool that is still at work after `timeout` seconds is interrupted (in the main thread;
+    elsewhere the time is checked between tools).
     """
     case = _Case(classifier, list(queries), shape, time.monotonic(), timeout, seed)
     try:
@@ -136,7 +143,7 @@ class _Case:
         return self.verdict("unknown" if left else "unsat", "" if left else last)
 
     def sifted(self, stage: Stage, queries: list[Query]) -> list[Query]:
-        """Let a certifier bound all boxes at once; return the queries that it leaves open."""
+        """Let a certifier bound all boxes at once; return the queries still open."""
         left = []
         for places, problem in posed_together(queries, self.classifier, self.shape):
             at = dict(zip(problem.names, places, strict=True))
@@ -165,7 +172,7 @@ class _Case:
     def turn(
         self, stage: Stage, left: list[tuple[Query, Problem]]
     ) -> tuple[Witness | None, list[tuple[Query, Problem]]]:
-        """Let one tool try every open box; return a witness, or the boxes that stay open."""
+        """Let one tool try every open box; return a witness, or the open boxes."""
         still = []
         for query, problem in left:
             if self.timeout is not None and time.monotonic() - self.begun > self.timeout:
@@ -181,8 +188,9 @@ class _Case:
         return None, still
 
     def attacked(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
-        """Search for all cases at once, then for each: the nearest case is not always the one that
-        can be reached.
+        """Search for all cases at once, then for each case by itself.
+
+        The nearest case is not always the one that can be reached.
         """
         alone = query.alone() if len(query.cases) <= _EACH_CASE else ()
         for goal in (problem.goal, *(one.goal() for one in alone)):
@@ -194,8 +202,9 @@ class _Case:
         return None, False
 
     def bounded(self, stage: Stage, query: Query, problem: Problem) -> tuple[Witness | None, bool]:
-        """Ask for a proof about the whole box; a certifier may also hand over counterexamples that
-        it met.
+        """Ask for a proof about the whole box.
+
+        A certifier may also hand over counterexamples that it met.
         """
         radius, proved = float(problem.threat.radii(1)[0]), False
 
@@ -214,7 +223,7 @@ class _Case:
         return None, proved
 
     def witness(self, query: Query, attempt: Attempt) -> Witness | None:
-        """Return the first candidate that is one."""
+        """Return the first candidate that is a witness, or None."""
         return next(
             (
                 found
@@ -237,9 +246,10 @@ class _Case:
 
 
 def witness(classifier: Classifier, query: Query, point: torch.Tensor) -> Witness | None:
-    """Return the point as a witness, if what is written down is one: inside the exact box, and
-    unsafe when it is read again and run alone, in the model's own precision and in float64, without
-    any tolerance.
+    """Return the point as a witness, or None if it is none.
+
+    What is written down has to be inside the exact box, and unsafe when it is read again and run
+    alone, in the model's own precision and in float64, without any tolerance.
     """
     texts = query.written(point)
     if texts is None:
@@ -263,8 +273,9 @@ class OutOfTimeError(KeyboardInterrupt):
 
 @contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raise `OutOfTimeError` in what runs inside, once the seconds are over (in the main thread;
-    elsewhere nothing can).
+    """Raise `OutOfTimeError` in what runs inside, once the time is over.
+
+    This works in the main thread; elsewhere nothing is raised.
     """
     if (
         seconds is None

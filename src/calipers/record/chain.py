@@ -1,10 +1,10 @@
-"""The chain of digests that tells whether a record was altered after it was written.
+"""The chain of digests that shows whether a record was altered.
 
 What is written in one transaction leaves one link for each table: the numbers of its rows and a
-digest of each. The head of the chain is a digest of all links in order. This tells tampering,
-truncation and slips of the hand; it does not prevent them. Whoever rewrites the whole chain leaves
-no trace inside the file: only the head, which every report prints, tells such a record from the one
-that was reported.
+digest of each. The head of the chain is a digest of all links in order. It reveals tampering,
+truncation and accidental edits; it does not prevent them. Whoever rewrites the whole chain leaves
+no trace inside the file: only the head, which every report prints, then distinguishes the record
+from the one that was reported.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ TABLES = {
     "checked": """select number, question, at, witnesses, certificates, failures, facts
         from checked""",
 }
-"""The rows under the chain, each with its number first. Names that are kept once (`name`) count as
-part of the rows that use them.
+"""The rows under the chain, each with its number first.
+
+Names that are kept once (`name`) count as part of the rows that use them.
 """
 
 SCHEMA = """
@@ -48,8 +49,9 @@ create table if not exists chain (place integer primary key, kind text not null,
 create table if not exists meta (name text primary key, value text not null);
 """
 EARLIER = "earlier"
-"""The kind of a link that tells of the record before it was brought up to date: in `rows` JSON of
-the version, the head, and what had been altered.
+"""The kind of a link that describes the record before a migration.
+
+Its `rows` are JSON: the version, the head, and what had been altered.
 """
 _SIZE = 16  # bytes of a digest
 _FACT, _NAN = struct.Struct("<qddqqqddqd7q"), math.nan
@@ -65,13 +67,15 @@ _WORDS = {
     "checked": "note of a check",
 }
 _TOLD = {"question": (1, 3), "point": (1, 3), "run": (1, 4), "evidence": (2, 6), "passed": (2, 5)}
-"""Which cells of a row name it to a reader."""
+"""The range of cells of a row that identify it to a reader."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A replay of what the record says to a question: when, what it replayed, how much failed, and
-    how many facts there were then.
+    """A replay of a question's evidence.
+
+    `at` is when it was made, `witnesses` and `certificates` how many were replayed, `failures` how
+    many of them failed, and `facts` how many facts the question had then.
     """
 
     question: str
@@ -84,11 +88,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Trust:
-    """How far a record can be believed as it stands.
+    """How far a record can be trusted as it stands.
 
-    `altered` says what was changed by other means than measuring; `unchained` of its `facts` were
-    written before records were chained; `head` names the state of the chain ("" for a record
-    without one); `checks` are the replays, oldest first; `counts` are the facts of each question.
+    `altered` lists what was changed by other means than measuring; `unchained` of its `facts` were
+    written before records had a chain; `head` names the state of the chain ("" for a record without
+    one); `checks` are the replays, oldest first; `counts` are the numbers of facts of each
+    question.
     """
 
     altered: tuple[str, ...] = ()
@@ -121,7 +126,7 @@ class Chain:
             self._link(table, numbers, b"".join([digest_of(table, row) for row in rows]))
 
     def earlier(self, facts: dict[str, Any]) -> None:
-        """Chain what is known of the record before it was brought up to date."""
+        """Chain what is known of the record before it was migrated."""
         self._link(EARLIER, json.dumps(facts, sort_keys=True).encode(), b"")
 
     def _link(self, kind: str, rows: bytes, digests: bytes) -> None:
@@ -131,7 +136,7 @@ class Chain:
         )
 
     def seal(self) -> None:
-        """Note where the chain ends now."""
+        """Store where the chain ends now."""
         value = json.dumps([self.count, self.head.hex()])
         self.db.execute(
             "insert into meta values ('head', ?) on conflict do update set value = excluded.value",
@@ -140,12 +145,12 @@ class Chain:
 
 
 def digest_of(table: str, row: Sequence[Any]) -> bytes:
-    """Return the digest of a row of plain numbers, text and bytes, as SQLite gives it back."""
+    """Return the digest of a row, given as SQLite returns it."""
     if table == "evidence":
         try:
             return hashlib.sha256(_fact_bytes(*row)).digest()[:_SIZE]
         except (struct.error, TypeError, ValueError):
-            pass  # a cell of another type, which only an edit by hand can have put there
+            pass  # a cell of another type: only an edit by hand can have put it there
     cells = [hashlib.sha256(cell).digest() if type(cell) is bytes else cell for cell in row]
     return hashlib.sha256(f"{table}{cells!a}".encode()).digest()[:_SIZE]
 
@@ -169,8 +174,9 @@ def _fact_bytes(
     run: int,
     confidence: float,
 ) -> bytes:
-    """Return the cells of a fact as bytes, no two facts the same. Most rows are facts, and this
-    takes a third of the time of writing them as text.
+    """Return the cells of a fact as bytes, different for different facts.
+
+    Most rows are facts, and this takes a third of the time of writing them as text.
     """
     head = _FACT.pack(
         number,
@@ -196,8 +202,9 @@ def _fact_bytes(
 
 
 def altered(db: sqlite3.Connection) -> tuple[str, ...]:
-    """Return in words where a record's rows are not those of its chain, and where the chain itself
-    is broken.
+    """Return in words where the rows of a record do not match its chain.
+
+    A chain that is itself broken is told too.
     """
     head, count, earlier = _BEGINNING, 0, list[str]()
     last: dict[str, dict[int, bytes]] = {table: {} for table in TABLES}
@@ -216,7 +223,7 @@ def altered(db: sqlite3.Connection) -> tuple[str, ...]:
 
 
 def _taken_apart(rows: bytes, digests: bytes) -> dict[int, bytes]:
-    """Return the digest of each row of a link; of one that makes no sense nothing."""
+    """Return the digest of each row of a link, {} for a malformed link."""
     if not isinstance(rows, bytes) or not isinstance(digests, bytes) or len(rows) % 8:
         return {}
     numbers = np.frombuffer(rows, "<i8").tolist()
@@ -247,14 +254,14 @@ def _compared(table: str, rows: Iterable[Sequence[Any]], expected: dict[int, byt
 
 
 def _named(table: str, row: Sequence[Any]) -> str:
-    """Return a row's name for a reader: what it is about, or its number where only that is left."""
+    """Return what a row is about, or its number where only that is left."""
     start, end = _TOLD.get(table, (1, 4))
     cells = [cell for cell in row[start:end] if not isinstance(cell, bytes)]
     return ", ".join(map(str, cells)) or f"number {row[0]}"
 
 
 def held_head(db: sqlite3.Connection) -> tuple[int, bytes]:
-    """Return how many links the chain should have, and its head, as the record notes them."""
+    """Return the length of the chain and its head, as the record states them."""
     held = db.execute("select value from meta where name = 'head'").fetchone()
     if held is None:
         return 0, _BEGINNING

@@ -1,5 +1,4 @@
-"""The file of a record: opened for writing or reading, brought up to date, written to in whole
-transactions.
+"""The file of a record: opening, migrating and transactions.
 
 Every write is one transaction in write-ahead mode with full synchronisation: after `kill -9` the
 file holds every row whose write returned.
@@ -23,7 +22,10 @@ from calipers.record.schema import APPLICATION_ID, VERSION, create
 
 
 class Database:
-    """A record's file, or with `path=None` the same in memory; `read_only` leaves it as it is."""
+    """A record's file; with `path=None` a database in memory.
+
+    With `read_only` the file is left as it is.
+    """
 
     def __init__(self, path: str | Path | None = None, *, read_only: bool = False) -> None:
         self.path = None if path is None else Path(path)
@@ -38,17 +40,18 @@ class Database:
             )
         self.read_only = read_only
         self._made: sqlite3.Connection | None = None
-        self._ids: dict[str, int] = {}  # of texts in `name`, as far as they are known here
-        self._texts: dict[int, str] = {}  # and the texts of all numbers up to the largest
-        # how far the file was known to be as its chain says, and written by nobody but us since
+        self._ids: dict[str, int] = {}  # text -> number in `name`, as far as read so far
+        self._texts: dict[int, str] = {}  # number -> text, complete up to its largest number
+        # the state (`_state`) in which the rows were last known to match the chain
         self._sound: tuple[int, int] | None = None
         if self.path is None or self.path.exists():
             self._connect()
 
     @property
     def _db(self) -> sqlite3.Connection:
-        """The open file. One that does not exist is made only when something is asked: a question
-        that is refused at the door leaves none.
+        """The open file, which is created only when it is first needed.
+
+        A question that is refused before it is measured thus leaves no file.
         """
         return self._made or self._connect()
 
@@ -67,8 +70,8 @@ class Database:
     def _opened(self) -> sqlite3.Connection:
         if self.path is None or not self.read_only:
             return _connection(":memory:" if self.path is None else str(self.path))
-        # Readers of a file in write-ahead mode keep a list beside it; where none may be written,
-        # nobody else writes either.
+        # Readers of a file in write-ahead mode need an index file beside it. Where this process may
+        # not create one, the file is opened as immutable: nobody else writes there either.
         writable = os.access(self.path, os.W_OK) and os.access(self.path.resolve().parent, os.W_OK)
         beside = self.path.with_name(f"{self.path.name}-wal").exists()
         mode = "rw" if writable else "ro" if beside else "ro&immutable=1"
@@ -77,8 +80,10 @@ class Database:
         return db
 
     def _prepared(self, db: sqlite3.Connection) -> sqlite3.Connection:
-        """Return the connection to a record of this version: the file itself, or where an older one
-        is only to be read, a copy in memory that was brought up to date.
+        """Return the connection to a record of this version.
+
+        It is the file itself, or, where an older file is only to be read, a copy in memory that was
+        migrated.
         """
         known = db.execute("pragma application_id").fetchone()[0]
         tables = db.execute("select count(*) from sqlite_master").fetchone()[0]
@@ -113,7 +118,7 @@ class Database:
 
     @contextmanager
     def _writing(self) -> Iterator[Chain]:
-        """Hold the file alone, and write all or nothing: rows, and their links of the chain."""
+        """Hold the file alone, and write rows and their links, or nothing."""
         self._db.execute("begin immediate")
         try:
             sound = self._sound == self._state()
@@ -146,8 +151,9 @@ class Database:
             ) from error
 
     def _id(self, text: str, *, make: bool = False) -> int:
-        """Return the number of a text that is kept once; 0 where it is not kept. `make` keeps it,
-        inside a transaction.
+        """Return the number of a text in the table `name`, 0 if it has none.
+
+        With `make` the text is added, inside a transaction.
         """
         return self._ids_of((text,), make=make).get(text, 0)
 
@@ -204,8 +210,9 @@ def _copied(db: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def _bring_up_to_date(db: sqlite3.Connection) -> None:
-    """Make the tables of a new file, or bring those of an older one up to date: in one transaction,
-    of which nobody sees a half.
+    """Create the tables of a new file, or migrate those of an older one.
+
+    It is one transaction, so that nobody sees half of it.
     """
     db.execute("begin immediate")
     try:

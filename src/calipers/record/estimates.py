@@ -184,7 +184,7 @@ def most_missed(tried: int, of: int, confidence: float = 0.95) -> int:
     Example:
         >>> from calipers.record.estimates import most_missed
         >>> most_missed(32, 100)
-        5
+        7
     """
     if not 0 <= tried <= of:
         raise ValueError(f"an audit tries some of the points, got {tried} of {of}")

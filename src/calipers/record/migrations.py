@@ -1,12 +1,12 @@
-"""How a record of an earlier version becomes one of this version.
+"""Migration of records of earlier versions to this version.
 
-Version 1 had no chain. Version 2 kept words about the question, of which the latest run's seed,
-plan and radius were part, and chained every row by itself. Where its words say all there is to say
-about threat and goal they become data; where they do not (a box by features, a mask, weights, a
-specification) the question stays known in words until it is measured again.
+Version 1 had no chain. Version 2 kept descriptions of the question in words, which included the
+seed, plan and radius of the latest run, and chained every row by itself. Where its words say all
+there is to say about threat model and goal they become data; where they do not (a box by features,
+a mask, weights, a specification) the question stays known in words until it is measured again.
 
-What had been altered before is found first and stays told: the chain of the new version begins with
-it, and with the head of the old one.
+Alterations are looked for before the migration and stay on record: the chain of the new version
+begins with them, and with the head of the old one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OLD = {
     "model": 1,
     "checked": 1,
 }
-"""The tables of version 2, and how many of their first columns named a row."""
+"""The tables of version 2, and how many first columns named a row."""
 
 _OF_THE_RUN = ("seed", "plan", "versions", "radii", "title")
 _NOTES = (
@@ -52,7 +52,7 @@ _PUT_QUESTION = "insert into question (fingerprint, title, facts, data) values (
 
 
 def migrate(db: sqlite3.Connection, version: int) -> None:
-    """Bring the tables of version 1 or 2 up to date, inside a transaction."""
+    """Migrate the tables of version 1 or 2, inside a transaction."""
     held = [table for table in (*_OLD, "chain", "meta") if _exists(db, table)]
     told = {"version": version, "head": "", "altered": []}
     if version == 2:
@@ -127,12 +127,12 @@ def _move(db: sqlite3.Connection, version: int) -> None:
 
 
 def _move_question(db: sqlite3.Connection, fingerprint: str, title: str, text: str) -> None:
-    """Take apart what belongs to the question and what to its latest run."""
+    """Split the facts of a question from those of its latest run."""
     try:
         facts = json.loads(text)
     except ValueError:
         facts = None
-    if not isinstance(facts, dict):  # altered by hand: as it stands, for the chain to tell
+    if not isinstance(facts, dict):  # altered by hand: kept as it stands, the chain reports it
         db.execute(_PUT_QUESTION, (fingerprint, title, text, None))
         return
     data = data_of(facts)
@@ -175,7 +175,7 @@ def _move_question(db: sqlite3.Connection, fingerprint: str, title: str, text: s
 
 
 def in_words(threat: Facts) -> Facts:
-    """Return the words of a threat without the lists that version 2 kept among them."""
+    """Return a threat's description without the lists that version 2 kept."""
     words = dict(threat)
     constraints, letters = words.get("constraints"), words.get("letters")
     if isinstance(constraints, list) and len(constraints) == 2:
@@ -193,7 +193,7 @@ def in_words(threat: Facts) -> Facts:
 
 
 def data_of(facts: Facts) -> dict[str, Any] | None:
-    """Return threat and goal as data, where the words of version 2 say all there is to say."""
+    """Return threat model and goal as data, None where words do not suffice."""
     try:
         threat, goal = _threat(facts["threat"]), _goal(facts["goal"])
     except (LookupError, TypeError, ValueError):
@@ -253,7 +253,7 @@ def _goal(words: str) -> Facts | None:
 
 
 def _altered(db: sqlite3.Connection) -> Iterator[str]:
-    """Yield in words where the rows of version 2 are not those of its chain."""
+    """Yield in words where the rows of version 2 do not match its chain."""
     head, count, last = bytes(16), 0, dict[tuple[str, str], bytes]()
     for table, name, digest in db.execute("select kind, name, digest from chain order by place"):
         held = digest if isinstance(digest, bytes) else repr(digest).encode()

@@ -35,7 +35,10 @@ def _head(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def unpack(blob: bytes) -> NDArray[Any]:
-    """Return the array of bytes; raises `RecordError` where they are none."""
+    """Return the array that bytes hold.
+
+    Raises `RecordError` where they hold none.
+    """
     try:
         end = 10 + int.from_bytes(blob[8:10], "little")
         dtype, shape = _read_head(blob[:end])
@@ -43,7 +46,7 @@ def unpack(blob: bytes) -> NDArray[Any]:
         if len(blob) != end + count * dtype.itemsize:
             raise ValueError(f"{len(blob) - end} bytes for an array {shape} of {dtype}")
         return np.frombuffer(blob, dtype, count, end).reshape(shape).copy()
-    except Exception as error:  # of odd bytes NumPy raises whatever its parser does
+    except Exception as error:  # for malformed bytes NumPy raises whatever its parser does
         raise RecordError(
             f"the record holds an array that cannot be read ({type(error).__name__}): it is "
             "damaged, or was altered"
@@ -77,7 +80,10 @@ def pack_data(data: dict[str, Any]) -> bytes:
 
 
 def unpack_data(blob: bytes) -> dict[str, Any]:
-    """Return what `pack_data` packed; raises `RecordError` where the bytes are none of its."""
+    """Return what `pack_data` packed.
+
+    Raises `RecordError` where the bytes are not its own.
+    """
     try:
         header, arrays = contents(blob)
 

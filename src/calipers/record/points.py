@@ -1,4 +1,4 @@
-"""The points of a record: inputs, by value below a size and by digest above it."""
+"""The points of a record: small inputs by value, large ones by digest."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class Points(Database):
         return [rows.point(row[1:]) for row in found]
 
     def keep_inputs(self, fingerprint: str, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """Keep the inputs of these points by value, whatever their size: a witness is judged by
-        the input that it belongs to.
+        """Keep the inputs of these points by value, whatever their size.
+
+        A witness can be replayed only together with the input that it belongs to.
         """
         question = self._id(fingerprint)
         with self._writing() as chain:

@@ -1,5 +1,7 @@
-"""How is a proof kept as bytes? An .npz archive: a header in JSON, and arrays; the same proof gives
-the same bytes. `checker.py` reads it.
+"""Proof files: how a proof is written as bytes.
+
+A proof is an .npz archive of a header in JSON and arrays; the same proof gives the same bytes.
+`checker.py` reads it.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from numpy.typing import NDArray
 from calipers.record.checker import SEAL, VERSION, claimed, digest, seal
 
 Arrays = dict[str, NDArray[Any]]
-_BEGINNING = (1980, 1, 1, 0, 0, 0)  # no clock enters the bytes
+_BEGINNING = (1980, 1, 1, 0, 0, 0)  # a fixed date: the bytes do not depend on the clock
 
 
 def packed(claim: dict[str, Any], arrays: Arrays) -> bytes:
-    """Return a proof as bytes, from its claim (network, threat, goal, tool, blocks) and arrays;
-    numbers are stored in the smallest type that holds them.
+    """Return a proof as bytes.
+
+    It is made of a claim (network, threat, goal, tool, blocks) and arrays; numbers are stored in
+    the smallest type that holds them exactly.
     """
     held = {name: narrowed(value) for name, value in arrays.items()}
     listed = {name: [value.dtype.str, list(value.shape)] for name, value in held.items()}
@@ -30,7 +34,7 @@ def packed(claim: dict[str, Any], arrays: Arrays) -> bytes:
 
 
 def sealed(header: dict[str, Any], arrays: Arrays) -> bytes:
-    """Return a header and its arrays as the bytes of a file, the hash of all before at its end."""
+    """Return header and arrays as a file that ends with the hash of the rest."""
     text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -46,8 +50,9 @@ def sealed(header: dict[str, Any], arrays: Arrays) -> bytes:
 
 
 def about(data: bytes, **names: str) -> bytes:
-    """Return a proof that says in words what it is about: names of files, which no hash of the
-    claim covers.
+    """Return the same proof with names of the files that it is about.
+
+    No hash of the claim covers these names.
     """
     header, arrays = contents(data)
     return sealed({**header, "about": names}, arrays)
@@ -71,8 +76,9 @@ def model_digest(network: dict[str, Any], arrays: Arrays) -> str:
 
 
 def narrowed(value: NDArray[Any]) -> NDArray[Any]:
-    """Return the same numbers in the smallest type that holds every one exactly, NaN and infinity
-    too.
+    """Return the same numbers in the smallest type that holds all exactly.
+
+    NaN and infinity are held too.
     """
     value = np.asarray(value, order="C")
     if value.dtype == bool:

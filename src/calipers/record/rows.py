@@ -1,4 +1,4 @@
-"""Facts, points, runs and models as rows of the tables, and back."""
+"""Conversion of facts, points, runs and models to rows, and back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from calipers.record.packing import pack, pack_data, unpack, unpack_data
 Row = tuple[Any, ...]
 
 BY_VALUE = 1 << 16
-"""Bytes up to which an input is kept by value; of a larger one its digest is kept, and its value
-only where a witness needs it.
+"""Bytes up to which an input is kept by value.
+
+Of a larger one its digest is kept, and its value only where a witness needs it.
 """
-NO_RADIUS = -1.0  # SQLite keeps NaN as null, of which no two are the same
+NO_RADIUS = -1.0  # stands for NaN, which SQLite stores as null, and nulls are never equal
 _NAN = math.nan
 
 FACT = """point, kind, tool, radius, margin, guarantee, prediction, forwards, backwards, seconds,
@@ -54,7 +55,7 @@ def row_of(number: int, fingerprint: str, e: Evidence, run: int) -> Row:
 
 
 def fact(row: Row, names: Mapping[int, str]) -> Evidence:
-    """Return the fact of a row of the columns `FACT`, with the texts of its numbers."""
+    """Return the fact of a row of the columns `FACT`; `names` gives its texts."""
     point, kind, tool, radius, margin, guarantee, prediction, *cost, note, asked, run, sure = row
     forwards, backwards, seconds = cost
     return Evidence(
@@ -77,8 +78,9 @@ def fact(row: Row, names: Mapping[int, str]) -> Evidence:
 
 
 def row_of_point(number: int, fingerprint: str, p: Point, *, whole: bool = False) -> Row:
-    """Return a point as a row under the chain: by value, or a large one by its digest alone unless
-    it is to be kept as a `whole`.
+    """Return a point as a row under the chain.
+
+    It is kept by value; a large one by its digest alone, unless `whole`.
     """
     by_value = p.array is not None and (whole or p.array.nbytes <= BY_VALUE)
     return (
@@ -95,7 +97,10 @@ def row_of_point(number: int, fingerprint: str, p: Point, *, whole: bool = False
 
 
 def point(row: Row) -> Point:
-    """Return the point of a row: name, position, label, target, radius, digest, array."""
+    """Return the point of a row.
+
+    The columns are name, position, label, target, radius, digest, array.
+    """
     name, position, label, target, radius, digest, array = row
     return Point(
         name, position, label, radius, None if array is None else unpack(array), target, digest
@@ -138,7 +143,10 @@ def row_of_model(number: int, m: Model) -> Row:
 
 
 def model(row: Row) -> Model:
-    """Return the model of a row: digest, name, met, circumstances, parts, points, logits."""
+    """Return the model of a row.
+
+    The columns are digest, name, met, circumstances, parts, points, logits.
+    """
     digest, name, met, circumstances, parts, points, logits = row
     told = json.loads(circumstances), json.loads(parts)
     return Model(digest, name, met, *told, unpack(points), unpack(logits))

@@ -1,4 +1,4 @@
-"""The runs of a record: who measured what, when, and what each run noted of itself."""
+"""The runs of a record: what was measured when, and each run's notes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ _PUT_RUN = f"""insert into run values ({", ".join("?" * 11)}) on conflict (id) d
 
 
 class Runs(Database):
-    """The part of a record that knows its runs, which begin under the command line `argv`."""
+    """The part of a record that keeps its runs.
+
+    Runs that begin here are filed with the command line `argv`.
+    """
 
     argv: tuple[str, ...] = ()
 
     def begin(self, run: Run) -> Run:
-        """Keep a run, which begins now if it has no time yet; return it with its number."""
+        """Keep a run, and return it with its number.
+
+        A run that has no time yet begins now.
+        """
         if not run.time:
             run = dataclasses.replace(run, time=now(), argv=self.argv)
         with self._writing() as chain:
@@ -31,7 +37,7 @@ class Runs(Database):
         return run
 
     def note(self, run: int, key: str, value: Any) -> None:
-        """Keep what a run has to say about itself, in place of what it said before."""
+        """Keep a note of a run, in place of an earlier one under the same key."""
         held = self.run(run)
         if key not in held.notes or held.notes[key] != json.loads(json.dumps(value)):
             with self._writing() as chain:

@@ -1,8 +1,8 @@
 """The tables in which a record is kept.
 
-Every table has a number of its own for each row, by which the chain knows it. Texts that many rows
-share, the fingerprints of questions and the names of points and tools, are kept once, in `name`:
-the rows of points that follow each other then stand side by side in the index too.
+Every table numbers its rows; the chain refers to rows by these numbers. Texts that many rows share,
+the fingerprints of questions and the names of points and tools, are kept once, in `name`: the rows
+of consecutive points then are adjacent in the index too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def now() -> str:
 
 
 def create(db: sqlite3.Connection) -> None:
-    """Make the tables, inside a transaction, and mark the file as a record of this version."""
+    """Create the tables, and mark the file as a record of this version.
+
+    Runs inside a transaction.
+    """
     for statement in _TABLES.split(";"):
         db.execute(statement)
     db.execute(f"pragma application_id = {APPLICATION_ID}")
