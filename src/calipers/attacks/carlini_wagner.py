@@ -1,6 +1,4 @@
-"""How near does a search come that weighs distance against margin? The attack of Carlini and
-Wagner, for l2.
-"""
+"""The attack of Carlini and Wagner: distance against margin, for l2."""
 
 from __future__ import annotations
 
@@ -21,24 +19,36 @@ from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt
 
-_PROGRESS = 1e-4  # a share of the objective; less than that is none
+_PROGRESS = 1e-4  # a smaller relative decrease of the objective counts as none
 _LOST = 10.0  # the factor on c while nothing is found
 
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """Carlini and Wagner 2017 for l2: Adam on distance^2 + c max(margin, 0), with c searched by
-    bisection, `rounds` times.
+    """The attack of Carlini and Wagner (2017), for l2.
 
-    Each point has its own c, and its own early end of a round: when the objective has not improved
-    for a tenth of `steps`, its next round begins at once. `step` is Adam's, as a share of what each
-    feature can move (of the distance to the boundary of a linear model where there is no box); the
-    first c is `first_c` times the one that solves a linear model. `targets` > 0 runs a search
-    towards each of that many rivals, nearest first; 0 follows the worst margin. Differs from the
-    paper: iterates are projected into the box instead of passing through tanh; steps left by early
-    ends go to more rounds; a round begins with the first c of a linear model, not 0.001; the
-    nearest example is pulled back to the boundary. Cost: (steps x rounds + 1) x max(targets, 1)
-    forward and backward passes, and about 10 forwards at the end.
+    Adam on distance^2 + c max(margin, 0), with c searched by bisection, `rounds` times. Each point
+    has its own c, and ends a round early when the objective has not improved for a tenth of
+    `steps`; its next round then begins at once.
+
+    Differs from the paper: iterates are projected into the box instead of passing through tanh;
+    steps left over by early ends go to more rounds; the first c comes from a linear model, not
+    0.001; the nearest example is pulled back to the boundary.
+
+    Cost: (steps x rounds + 1) x max(targets, 1) forward and backward passes, and about 10 forwards
+    at the end.
+
+    Args:
+        steps: Adam steps of each round at most.
+        rounds: Rounds of the bisection over c; more if rounds end early.
+        step: Step length of Adam, as a share of what each feature can move; where there is no box,
+            as a share of the distance to the boundary of a linear model.
+        first_c: First c, as a multiple of the one that solves a linear model.
+        targets: Number of other classes, nearest first, each of which gets a search of its own; 0
+            follows the worst margin.
+
+    Raises:
+        BadInput: A setting is out of its range, or the norm is not l2.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -62,7 +72,11 @@ class CarliniWagner:
         )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; the seed is not used."""
+        """Yield the nearest candidates as points are decided.
+
+        The search itself is deterministic; `seed` draws the random starts of the final polish where
+        the search found nothing.
+        """
         check_fit(self, problem.threat)
         return seek(
             problem,
@@ -94,8 +108,8 @@ class _Search(FromTheCentre):
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, m, tiny = look.region, dict(memory), torch.finfo(look.x.dtype).tiny
         steepness, first = slope(region, look.gradient).double().clamp_min(1e-150), look.step == 0
-        # On a linear model the objective is least on the boundary exactly where c = 2 margin /
-        # |gradient|^2.
+        # On a linear model the minimum of the objective lies on the boundary exactly where
+        # c = 2 margin / |gradient|^2.
         m["c"] = torch.where(
             first, self.tool.first_c * 2 * look.worst.double() / steepness.square(), m["c"]
         ).clamp(1e-300, 1e300)
@@ -114,8 +128,9 @@ class _Search(FromTheCentre):
         return torch.where(per_job(over, moved), region.center, moved), _next_round(m, over)
 
     def _descend(self, look: Look, m: Memory, tiny: float) -> Tensor:
-        """Return the next iterate after one step of Adam on the objective; the moments in `m` are
-        brought up to date.
+        """Return the next iterate after one step of Adam on the objective.
+
+        The moments in `m` are updated in place.
         """
         region, resists = look.region, ~is_adversarial(look.worst)
         weight = 1.0 if region.weight is None else region.weight.square().view_as(region.center[0])
@@ -138,8 +153,10 @@ class _Search(FromTheCentre):
 
 
 def _next_round(m: Memory, over: Tensor) -> Memory:
-    """Return the memory with a new c, and all else forgotten, for the jobs whose round is over:
-    halfway between the two ends, or more while none succeeded.
+    """Return the memory with a new c for the jobs whose round is over.
+
+    All else of theirs is forgotten. The new c lies halfway between the smallest that succeeded and
+    the largest that failed, or is larger while none succeeded.
     """
     hit = m["hit"] > 0
     high, low = (

@@ -1,6 +1,4 @@
-"""Is there a nearer adversarial example than the one we have? A verdict is asked for just below it,
-again and again.
-"""
+"""Minimum-norm attack, then verdicts just below the best distance."""
 
 from __future__ import annotations
 
@@ -19,19 +17,31 @@ from calipers.problem.tools import Attack, Attempt
 
 @dataclass(frozen=True)
 class Closer:
-    """The nearest of what `first`, a minimum-norm attack, finds, and of what `attack` then finds at
-    `share` of the nearest distance so far, `rounds` times.
+    """The nearest of what a minimum-norm attack and repeated attacks find.
 
-    A descent ends in the nearest dip of its own valley; an attack at a fixed radius starts anywhere
-    in the ball, and the ball is the smaller the nearer we are. Each success is polished, which
-    leads farther down than the share, and where a round fails the next one draws other starts. A
-    point that `first` did not break is asked at the problem's radius, then at twice that. At digits
-    of known distance, FMN and then guided APGD of 20 steps, the 95 % quantile of what is too much:
-    2.5 % and 3.0 % in linf on two networks,
-    0.2 % in l1; bisection by guided APGD of 50 steps 1.5 %, 3.7 % and 0.4 %, in about three times
-      the time.
+    `first`, a minimum-norm attack, gives a first distance; then `attack` is run `rounds` times at
+    `share` of the nearest distance so far.
+
+    A descent ends in the nearest local minimum; an attack at a fixed radius starts anywhere in the
+    ball, and the ball is smaller the nearer we are. Each success is polished, which leads farther
+    down than the share, and where a round fails the next one draws other starts. A point that
+    `first` did not break is attacked at the problem's radius, then at twice that.
+
+    On digits of known distance, the 95 % quantile of the excess over that distance was, for FMN and
+    then guided APGD of 20 steps, 2.5 % and 3.0 % in linf on two networks and 0.2 % in l1; for
+    bisection by guided APGD of 50 steps 1.5 %, 3.7 % and 0.4 %, in about three times the time.
+
     Cost: that of `first`, `rounds` times that of `attack`, and for each success about 12 forward
     and backward passes, and 10 forwards in float64.
+
+    Args:
+        first: Minimum-norm attack that is run on all points.
+        attack: Attack that is run at the smaller radii.
+        rounds: Runs of `attack`.
+        share: Radius of each run as a share of the nearest distance so far, between 0 and 1.
+
+    Raises:
+        BadInput: A setting is out of its range.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -55,8 +65,9 @@ class Closer:
             )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates, all at once; an interrupt yields what is found, and is
-        passed on.
+        """Yield the nearest candidates, all at once.
+
+        An interrupt yields what is found so far, and is passed on.
         """
         search = Search(problem)
         try:

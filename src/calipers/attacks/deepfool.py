@@ -1,4 +1,4 @@
-"""How far is the boundary of the linearised model, again and again? DeepFool, in every norm."""
+"""DeepFool: steps to the boundary of the linearised model, in every norm."""
 
 from __future__ import annotations
 
@@ -22,15 +22,27 @@ from calipers.problem.tools import Attempt
 
 @dataclass(frozen=True)
 class DeepFool:
-    """DeepFool (Moosavi-Dezfooli et al. 2016) in every norm: replace the model by its tangent and
-    go straight to that boundary, a share `overshoot` beyond.
+    """DeepFool (Moosavi-Dezfooli et al. 2016), in every norm.
 
-    Each of the `targets` rivals, nearest first, has a search of its own; 0 follows the worst margin
-    instead. Differs from the paper: it chooses the rival anew at each step; it stops at the first
-    success, here the remaining steps go to the point nearest to x on the tangent boundary at the
-    success, which is nearer still; the step to the boundary is the shortest one inside the box, not
-    clipped afterwards. Cost: (steps + 1) x max(targets, 1) forward and backward passes, one
-    backward pass a class for the ranking, and about 10 forwards at the end.
+    Each step replaces the model by its linearisation and goes straight to the decision boundary of
+    that, a share `overshoot` beyond.
+
+    Differs from the paper: the paper chooses the target class anew at each step, here each target
+    class has a search of its own; the paper stops at the first success, here the remaining steps go
+    to the point nearest to x on the linearised boundary at the success, which is nearer still; and
+    the step to the boundary is the shortest one inside the box, not clipped afterwards.
+
+    Cost: (steps + 1) x max(targets, 1) forward and backward passes, one backward pass per class for
+    the ranking, and about 10 forwards at the end.
+
+    Args:
+        steps: Linearisations of each search.
+        targets: Number of other classes, nearest first, each of which gets a search of its own; 0
+            follows the worst margin instead.
+        overshoot: How far each step goes beyond the linearised boundary, as a share of the step.
+
+    Raises:
+        BadInput: A setting is out of its range.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -45,7 +57,11 @@ class DeepFool:
         check_between(self, steps=(1, 10**9), targets=(0, 10**9), overshoot=(0, 10))
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; the seed is not used."""
+        """Yield the nearest candidates as points are decided.
+
+        The search itself is deterministic; `seed` draws the random starts of the final polish where
+        the search found nothing.
+        """
         return seek(
             problem,
             _Search(
@@ -61,8 +77,8 @@ class _Search(FromTheCentre):
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:
         region, far = look.region, 1 + self.overshoot
-        # From an adversarial iterate the tangent is looked at from x itself: <g, z - x> = margin +
-        # <g, iterate - x>.
+        # From an adversarial iterate, the distance to the linearised boundary is measured from x:
+        # <g, z - x> = margin + <g, iterate - x>.
         origin = torch.where(per_job(is_adversarial(look.worst), look.x), region.center, look.x)
         gain = -look.loss + (look.gradient * (look.x - origin)).flatten(1).sum(1)
         return region.project(origin + far * across(region, origin, look.gradient, gain)), memory

@@ -1,6 +1,4 @@
-"""How near does a search come that is drawn back to x at every step? Fast adaptive boundary attack,
-rival by rival.
-"""
+"""Fast adaptive boundary attack (FAB), for linf, l2 and l1."""
 
 from __future__ import annotations
 
@@ -24,17 +22,33 @@ from calipers.problem.tools import Attempt
 
 @dataclass(frozen=True)
 class FAB:
-    """Fast adaptive boundary attack (Croce and Hein 2020) for linf, l2 and l1, targeted: both the
-    iterate and x are projected on the tangent boundary inside the box, the next iterate lies
-    between the two a share `overshoot` beyond, at most `most_bias` of the way towards x's
-    projection; a success is drawn back towards x by the factor `backward`.
+    """Fast adaptive boundary attack (Croce, Hein 2020), for linf, l2 and l1.
 
-    Each of the `targets` rivals, nearest first, has a search of its own; 0 follows the worst margin
-    instead. `inside` ends the searches of a point at the first example within the problem's radius:
-    for verdicts. Differs from the paper: after a success the tangent is the one at the success, not
-    at the point drawn back, which saves a pass; no random restarts; a search on the segment ends
-    each run. Cost: (steps + 1) x max(targets, 1) forward and backward passes, one backward pass a
-    class for the ranking, and about 10 forwards at the end.
+    The targeted version: both the iterate and x are projected, inside the box, onto the linearised
+    decision boundary. The next iterate lies between the two projections, a share `overshoot` beyond
+    the boundary, and at most `most_bias` of the way towards x's projection. A success is drawn back
+    towards x by the factor `backward`.
+
+    Differs from the paper: after a success the linearisation is the one at the success, not at the
+    point drawn back, which saves a pass; there are no random restarts; a search on the segment to x
+    ends each run.
+
+    Cost: (steps + 1) x max(targets, 1) forward and backward passes, one backward pass per class for
+    the ranking, and about 10 forwards at the end.
+
+    Args:
+        steps: Gradient steps of each search.
+        targets: Number of other classes, nearest first, each of which gets a search of its own; 0
+            follows the worst margin instead.
+        overshoot: How far each step goes beyond the linearised boundary, as a share of the step.
+        most_bias: Largest share of the way from the iterate's projection towards x's projection, 0
+            to 1.
+        backward: Factor on the perturbation of a success, 0 to 1.
+        inside: End the searches of a point at the first example within the problem's radius, for
+            verdicts at that radius; otherwise the radius is ignored.
+
+    Raises:
+        BadInput: A setting is out of its range, or the norm is none of linf, l2 and l1.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -62,7 +76,11 @@ class FAB:
         )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; the seed is not used."""
+        """Yield the nearest candidates as points are decided.
+
+        The search itself is deterministic; `seed` draws the random starts of the final polish where
+        the search found nothing.
+        """
         check_fit(self, problem.threat)
         return seek(
             problem,

@@ -1,6 +1,4 @@
-"""What does an attack gain from the other jaw? Starts that a lower bound points at, handed over by
-value.
-"""
+"""Attacks that start where lower bounds of the margins are lowest."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Startable
 
-# of the starts of a block of points, if a guide gives so many for each rival
+# bytes of the starts of a block of points, and starts per target class that this assumes
 _BYTES, _STARTS = 2**28, 4
 
 
@@ -28,8 +26,9 @@ class Guide(Protocol):
     """Names points worth starting from."""
 
     def __call__(self, problem: Problem, columns: Tensor | None = None) -> Tensor:
-        """Return starts (N, R, S, *D): R for each of the S margins' rivals, all of them or those of
-        `columns (N, S)`.
+        """Return starts (N, R, S, *D): R for each of the S margins' classes.
+
+        All classes, or those of the margin columns `columns (N, S)`.
 
         Raises `UnsupportedOp` or `CaptureError` where the model has no graph.
         """
@@ -37,12 +36,19 @@ class Guide(Protocol):
 
 @dataclass(frozen=True)
 class Guided:
-    """An attack that starts where lower bounds of the margins are lowest, instead of at random: the
-    relaxed network's own adversarial examples.
+    """An attack that starts where lower bounds of the margins are lowest.
 
-    A linear lower bound looks at the whole region at once, so its minimiser lies in the right
-    corner also where gradients at the point say nothing. On a model that cannot be captured the
-    attack starts as it does alone. Cost: the attack's, and the guide's.
+    Those points are the adversarial examples of the relaxed network; the attack begins there
+    instead of at random. A linear lower bound covers the whole region at once, so its minimiser
+    lies in the right corner also where gradients at the point carry no information. On a model that
+    cannot be captured, the attack starts as it does alone. The bounds are handed over as points
+    only: no certificate is involved.
+
+    Cost: the attack's, and the guide's.
+
+    Args:
+        attack: An attack that takes `starts`, such as APGD.
+        guide: Computes the starts from the problem.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -59,9 +65,9 @@ class Guided:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the attack's candidates.
 
-        Of many classes only the rivals that the attack will take are asked about, and of large
-        inputs a block of points at a time: starts for a thousand rivals of one image of 224 x 224
-        take a gigabyte.
+        Of many classes, only those that the attack will take are asked about, and of large inputs a
+        block of points at a time: starts for a thousand classes of one image of 224 x 224 take a
+        gigabyte.
         """
         targets, margins = rivals(problem, getattr(self.attack, "targets", 0)), problem.classes - 1
         few = (

@@ -1,6 +1,4 @@
-"""Which points were only just missed? An attack, and another one again and again on the points that
-the first nearly broke.
-"""
+"""A second attack, repeated on the points that a first nearly broke."""
 
 from __future__ import annotations
 
@@ -23,16 +21,27 @@ from calipers.problem.tools import Attack, Attempt
 
 @dataclass(frozen=True)
 class Insist:
-    """Run `first` on all points and `again`, up to `tries` times with other random numbers, on
-    those that are nearly broken.
+    """A first attack on all points, a second on those nearly broken.
 
-    A point is nearly broken where a linear model of the worst margin, at the best candidate so far,
-    puts the boundary within the share `within` of the radius. That is each point's own affair:
-    results do not depend on its neighbours. Restarts are spent where they can tell something: of
-    172 digits that an l1 attack had left, all but one of those that any of twenty other runs broke
-    were among the 55 nearest. Adaptive restarts by rank: Liu et al. 2022. Cost: the first attack's;
-    one forward and backward pass a point that resists it; `tries` times the other one's on nearly
-    broken points.
+    `again` is run up to `tries` times, with other random numbers, on points that are nearly broken:
+    where a linear model of the worst margin, at the best candidate so far, puts the decision
+    boundary within the share `within` of the radius. That is each point's own affair: results do
+    not depend on its neighbours. Restarts are spent where they can make a difference: of 172 digits
+    that an l1 attack had left, all but one of those that any of twenty other runs broke were among
+    the 55 nearest. Adaptive restarts by rank: Liu et al. 2022.
+
+    Cost: the first attack's; one forward and backward pass per point that resists it; `tries` times
+    the second attack's on nearly broken points.
+
+    Args:
+        first: Attack on all points.
+        again: Attack on the nearly broken ones.
+        within: Distance to the linearised boundary that counts as nearly broken, as a share of the
+            radius, above 0.
+        tries: Runs of `again` at most.
+
+    Raises:
+        BadInput: A setting is out of its range.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -70,8 +79,10 @@ class Insist:
 
 
 class _State:
-    """The best candidate of each point so far, its worst margin, whether it is adversarial, and
-    what was spent.
+    """What is known of each point.
+
+    Its best candidate so far, the worst margin of that, whether it is adversarial, and what was
+    spent.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -84,8 +95,9 @@ class _State:
         )
 
     def run(self, attack: Attack, places: Tensor, seed: int) -> Iterator[Attempt]:
-        """Run an attack on some points, keep the better candidates, and yield the points that it
-        broke.
+        """Run an attack on some points, and yield the points that it broke.
+
+        The better candidates are kept.
         """
         yield from relayed(
             attack(self.problem.take(places), seed=seed),
@@ -93,8 +105,9 @@ class _State:
         )
 
     def _note(self, attempt: Attempt, at: Tensor) -> Attempt | None:
-        """Judge the candidates of the points `at (M,)`, and return those of the points that they
-        break.
+        """Judge candidates of the points `at (M,)`.
+
+        Return those of the points that they break, or None.
         """
         part = self.problem.take(at)
         worst = part.goal.worst(part.margins(part.classifier.logits(attempt.candidate)))
@@ -113,8 +126,10 @@ class _State:
         return Attempt(places, self.best[places], self.forwards[places], self.backwards[places])
 
     def missing(self) -> Tensor:
-        """Return how far the candidates are from the boundary by a linear model of its worst
-        margin, as a share of the radius, (N,); infinite if broken.
+        """Return how far candidates are from the decision boundary, (N,).
+
+        By a linear model of the worst margin at the candidate, as a share of the radius; infinite
+        if broken.
         """
         away = torch.full_like(self.worst, torch.inf)
         left = torch.nonzero(~self.broken).flatten()

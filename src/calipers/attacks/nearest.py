@@ -1,6 +1,4 @@
-"""How near is the nearest adversarial example? Bisection over the radius of any attack, every point
-at its own radius.
-"""
+"""Minimum-norm search by bisection over the radius of any attack."""
 
 from __future__ import annotations
 
@@ -19,20 +17,29 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Attack, Attempt
 
 _LINE_SEARCH = 8  # false-position steps; on a linear model the first one lands on the boundary
-_EARLY = 0.02  # of the segment: how near to an end a false-position step may fall
+_EARLY = 0.02  # share of the segment that a false-position step keeps away from its ends
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest adversarial example that an attack finds when its radius is bisected; the
-    problem's radius is where the search begins.
+    """The nearest adversarial example, by bisection over an attack's radius.
 
-    Each round runs the attack on all unsettled points at once, each at its own radius: doubled
-    while nothing is found, then halfway between the largest failure and the nearest success. Every
-    success is polished, then pulled back along the segment to its point until it is only just
-    adversarial (beyond rounding in the model's dtype). A point is settled when both ends are within
-    `tolerance` of each other. Cost: up to `rounds` runs of the attack, and for each success about
-    12 forward and backward passes, and 10 forwards in float64.
+    The problem's radius is where the search begins. Each round runs the attack on all unsettled
+    points at once, each at its own radius: doubled while nothing is found, then halfway between the
+    largest failure and the nearest success. Every success is polished, then pulled back along the
+    segment to its point until it is only just adversarial (beyond rounding in the model's dtype).
+
+    Cost: up to `rounds` runs of the attack, and for each success about 12 forward and backward
+    passes, and 10 forwards in float64.
+
+    Args:
+        attack: The attack that is run at each radius.
+        rounds: Runs of the attack at most.
+        tolerance: Relative difference of largest failure and nearest success at which a point is
+            settled.
+
+    Raises:
+        BadInput: A setting is out of its range.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -55,8 +62,9 @@ class Nearest:
             )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the nearest candidates, all at once; an interrupt yields what is found, and is
-        passed on.
+        """Yield the nearest candidates, all at once.
+
+        An interrupt yields what is found so far, and is passed on.
         """
         search = Search(problem)
         try:
@@ -74,8 +82,10 @@ class Nearest:
 
 
 class Search:
-    """The state of one search: the nearest success `far` (infinite if none) and the largest radius
-    that `failed`, (N,) float64.
+    """The state of one bisection.
+
+    For each point the distance `far` of the nearest success (infinite if none) and the largest
+    radius that `failed`, both (N,) float64.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -93,7 +103,7 @@ class Search:
         self.far = torch.where(wrong, 0.0, torch.inf).to(self.failed)
 
     def ask(self, attack: Attack, active: Tensor, seed: int) -> None:
-        """Run the attack once at each point's next radius, and note what came of it."""
+        """Run the attack once at each point's next radius, and note the outcome."""
         part = self.problem.take(active).at(self.next[active])
         found = part.x.clone()
         try:
@@ -119,10 +129,12 @@ class Search:
         self._bound(active[~broken])
 
     def _warm(self, attack: Attack, part: Problem, active: Tensor) -> dict[str, Tensor]:
-        """Return the nearest examples so far, projected into the regions asked about, for attacks
+        """Return first starts for attacks that take `warm`.
+
+        These are the nearest examples so far, projected into the regions asked about, for attacks
         that would else begin at x in every round; x where none is known. (Random starts are better
-        left alone: in their place it took APGD in l2 from a median of 1.74 to 2.13 on the robust
-        digits.)
+        left alone: in their place, warm starts took APGD in l2 from a median of 1.74 to 2.13 on the
+        robust digits.)
         """
         if (
             bool(self.far[active].isinf().all())
@@ -132,18 +144,19 @@ class Search:
         return {"warm": part.region.project(self.best[active])}
 
     def _note(self, hit: Tensor, points: Tensor) -> None:
-        """Keep adversarial points of the problem's points `hit` that are nearer than what is
-        known.
+        """Keep adversarial points that are nearer than what is known.
+
+        `points` belong to the problem's points `hit`.
         """
         distance = self.problem.region.take(hit).distance(points)
         nearer = distance < self.far[hit]
         self.best[hit[nearer]], self.far[hit[nearer]] = points[nearer], distance[nearer]
 
     def _bound(self, missed: Tensor) -> None:
-        """Set the next radii, after failures at the present ones."""
+        """Set the next radii after failures at the present ones."""
         self.failed[missed] = torch.maximum(self.failed[missed], self.next[missed])
-        # A success nearer than an earlier failure shows that the failure was the attack's: search
-        # below it again.
+        # A success nearer than an earlier failure shows that the attack failed there although an
+        # example exists: search below it again.
         self.failed = torch.where(self.failed < self.far, self.failed, self.far / 2)
         hopeless = self.far.isinf() & (self.failed >= self.wide)
         self.failed = torch.where(hopeless, torch.inf, self.failed).nan_to_num(
@@ -164,8 +177,9 @@ class Search:
 
 
 def _nearer(problem: Problem, points: Tensor, seed: int) -> Tensor:
-    """Return adversarial points polished and pulled back to the boundary; where only the model's
-    own arithmetic follows the polish, pulled back alone.
+    """Return adversarial points polished and pulled back to the boundary.
+
+    Where exact arithmetic does not confirm the polished point, the original is pulled back instead.
     """
     polished = points.clone()
     polish(problem, polished, problem.streams(seed))
@@ -177,8 +191,10 @@ def _nearer(problem: Problem, points: Tensor, seed: int) -> Tensor:
 
 
 def pull_back(problem: Problem, points: Tensor) -> Tensor:
-    """Return points on the segments from x to adversarial points that are still adversarial, but
-    only just: false position with the Illinois rule.
+    """Return adversarial points just beyond the boundary, nearer to x.
+
+    They lie on the segments from x to the given adversarial points, found by false position with
+    the Illinois rule.
     """
     inside, outside = (
         torch.zeros(len(points), dtype=torch.float64, device=points.device),
@@ -198,7 +214,7 @@ def pull_back(problem: Problem, points: Tensor) -> Tensor:
         value = problem.clearance(trial)
         broken = value <= 0
         best = torch.where(broken.view(-1, *[1] * (points.dim() - 1)), trial, best)
-        # Illinois: an end that stays loses half its weight, so that the other end moves too.
+        # Illinois rule: the value at an end that stays is halved, so that the other end moves too.
         value_in, value_out = (
             torch.where(broken, value_in / 2, value),
             torch.where(broken, value, value_out / 2),

@@ -1,6 +1,4 @@
-"""How few features must change? A smooth stand-in for the count, and a threshold that adapts:
-sigma-zero.
-"""
+"""Sigma-zero: the fewest changed features, by a smooth count."""
 
 from __future__ import annotations
 
@@ -25,19 +23,37 @@ from calipers.problem.tools import Attempt
 
 @dataclass(frozen=True)
 class SigmaZero:
-    """Sigma-zero (Cinà et al. 2024) for l0: Adam on max(margin, 0) + mean(d^2 / (d^2 + sigma)), the
-    gradient divided by its largest entry; changes below a threshold are dropped after each step,
-    and the threshold rises by `adapt` steps while the iterate is adversarial, falls while it is
-    not.
+    """Sigma-zero (Cinà et al. 2024), for l0.
 
-    Changes d, `step`, `sigma` and `threshold` are measured in shares of what each feature can move
-    (the paper's numbers on [0, 1]). `targets` > 0 runs a search towards each of that many rivals,
-    nearest first; 0 follows the worst margin. `inside` ends the searches of a point at the first
-    example within the problem's radius: for verdicts. Where pixels are counted, d^2 is the sum over
-    a pixel's channels, and a pixel is dropped whose largest change is below the threshold. Differs
-    from the paper: targeted goals are possible, and the fewest changes found are pulled back to the
-    boundary, which makes them smaller. Cost: (steps + 1) x max(targets, 1) forward and backward
-    passes, and about 10 forwards at the end.
+    Adam on max(margin, 0) + mean(d^2 / (d^2 + sigma)), the gradient divided by its largest entry.
+    Changes below a threshold are dropped after each step; the threshold rises by `adapt` steps
+    while the iterate is adversarial and falls while it is not. Where pixels are counted, d^2 is the
+    sum over a pixel's channels, and a pixel is dropped if its largest change is below the
+    threshold.
+
+    The changes d, `step`, `sigma` and `threshold` are measured in shares of what each feature can
+    move (on [0, 1] these are the paper's numbers).
+
+    Differs from the paper: targeted goals are possible, and the fewest changes found are pulled
+    back to the boundary, which makes them smaller.
+
+    Cost: (steps + 1) x max(targets, 1) forward and backward passes, and about 10 forwards at the
+    end.
+
+    Args:
+        steps: Adam steps.
+        step: First step length; it falls along half a cosine.
+        last_step: Last step length, at most `step`.
+        sigma: Smoothing of the count of changes.
+        threshold: First threshold below which changes are dropped, 0 to 1.
+        adapt: Change of the threshold per step, as a share of the step length.
+        targets: Number of other classes, nearest first, each of which gets a search of its own; 0
+            follows the worst margin.
+        inside: End the searches of a point at the first example within the problem's radius, for
+            verdicts at that radius; otherwise the radius is ignored.
+
+    Raises:
+        BadInput: A setting is out of its range, or the norm counts no features or pixels.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -66,7 +82,11 @@ class SigmaZero:
         check_between(self, targets=(0, 10**9))
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the candidates of fewest changes as points are decided; the seed is not used."""
+        """Yield the candidates of fewest changes as points are decided.
+
+        The search itself is deterministic; `seed` draws the random starts of the final polish where
+        the search found nothing.
+        """
         check_fit(self, problem.threat)
         return seek(
             problem,
@@ -128,8 +148,9 @@ class _Search(FromTheCentre):
 
 
 def of_pixels(region: Region, values: Tensor, together: Callable[[L0, Tensor], Tensor]) -> Tensor:
-    """Return values (M, *D) taken together over the channels of each pixel, where pixels are
-    counted.
+    """Return values (M, *D) combined over the channels of each pixel.
+
+    Where pixels are counted; else they are as given.
     """
     assert isinstance(region.norm, L0)
     return together(region.norm, values.flatten(1)).view_as(values)
