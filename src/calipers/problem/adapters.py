@@ -1,5 +1,6 @@
-"""Layers around a model that turn what it returns into logits: a choice among several outputs, a
-last softmax undone, two logits made of one.
+"""Layers around a model that turn what it returns into logits.
+
+They choose among several outputs, undo a last softmax, or make two logits of one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ _NAMES_OF_LOGITS = ("logits",)
 
 
 class Standardise(nn.Module):
-    """(x - mean) / std per channel, as the first layer of the model: radii then stay in native
-    units everywhere.
+    """(x - mean) / std per channel, as the first layer of the model.
+
+    Radii then stay in native units everywhere.
     """
 
     mean: Tensor
@@ -33,15 +35,16 @@ class Standardise(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, ...) or (N, d); the statistics have one entry, or one a channel
-        (feature).
+        """Return the standardised inputs, (N, C, ...) or (N, d).
+
+        The statistics have one entry, or one for each channel (feature).
         """
         shape = (1, -1, *[1] * (x.dim() - 2))
         return (x - self.mean.view(shape)) / self.std.view(shape)
 
 
 class TwoLogits(nn.Module):
-    """A single logit z as the logits (0, z) of two classes: class 1 wins iff z > 0."""
+    """A single logit z as the logits (0, z): class 1 wins iff z > 0."""
 
     weight: Tensor
 
@@ -50,19 +53,20 @@ class TwoLogits(nn.Module):
         self.register_buffer("weight", torch.tensor([[0.0], [1.0]], dtype=dtype, device=device))
 
     def forward(self, z: Tensor) -> Tensor:
-        """(N,) or (N, 1) -> (N, 2)."""
+        """Return the two logits: (N,) or (N, 1) -> (N, 2)."""
         return nn.functional.linear(z.reshape(-1, 1), self.weight)
 
 
 class LogProbabilities(nn.Module):
-    """Logarithms of probabilities, which rise with them: the same class wins.
+    """Logarithms of probabilities, as logits of the same order.
 
-    A single probability p becomes (log(1 - p), log(p)), so class 1 wins iff p > 1/2. Zeros become
-    the least number that float32 has.
+    The logarithm is increasing, so the same class wins. A single probability p becomes (log(1 - p),
+    log(p)), so class 1 wins iff p > 1/2. Zeros become the smallest normal float32 number before the
+    logarithm.
     """
 
     def forward(self, p: Tensor) -> Tensor:
-        """(N, K), (N,) or (N, 1) -> (N, K), or (N, 2)."""
+        """Return the logarithms: (N, K), (N,) or (N, 1) -> (N, K) or (N, 2)."""
         if p.dim() == 1 or p.shape[1] == 1:
             p = p.reshape(-1, 1)
             p = torch.cat([1 - p, p], 1)
@@ -77,13 +81,14 @@ class Chosen(nn.Module):
         self.network, self.output = network, output
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, K)."""
+        """Return the chosen output: (N, *D) -> (N, K)."""
         return picked(self.network(x), self.output)
 
 
 class BeforeLast(nn.Module):
-    """A network without the softmax or sigmoid that its output comes out of: what went into it is
-    returned instead.
+    """A network without the softmax or sigmoid that ends it.
+
+    It returns the input of that function instead.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -91,7 +96,7 @@ class BeforeLast(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, K)."""
+        """Return the logits: (N, *D) -> (N, K)."""
         with LastCalls() as seen:
             z = self.network(x)
         found = seen.before(z)
@@ -105,17 +110,20 @@ class BeforeLast(nn.Module):
 
 
 class LastCalls(TorchFunctionMode):
-    """Notes, while a network runs, what goes into each softmax over classes and each sigmoid."""
+    """A mode that records the inputs of softmax and sigmoid calls.
+
+    Of each softmax over classes and each sigmoid while a network runs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        # results are kept alive: the address of one is not given to another
+        # results are kept alive, so that no other tensor gets the same address
         self._calls: dict[int, tuple[Tensor, str, Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the function, and note what it was if it may be a last layer."""
+        """Run the function, and record the call if it may be a last layer."""
         result = func(*args, **(kwargs or {}))
         kind = _kind(func)
         tensors = bool(kind and args) and isinstance(result, Tensor) and isinstance(args[0], Tensor)
@@ -124,25 +132,27 @@ class LastCalls(TorchFunctionMode):
         return result
 
     def before(self, z: object) -> tuple[str, Tensor] | None:
-        """Return "softmax" or "sigmoid" and what went into it, if `z` is what came out."""
+        """Return "softmax" or "sigmoid" and its input, if `z` is its output."""
         call = self._calls.get(id(z))
         return None if call is None else call[1:]
 
 
 def _kind(func: Any) -> str:
+    """Return "softmax", "sigmoid" or "" for a torch function."""
     name = str(getattr(func, "__name__", "")).split(".")[0]
     return "softmax" if name in _SOFTMAX else "sigmoid" if name in _SIGMOID else ""
 
 
 def _over_classes(args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
-    """Does this softmax of a table run along its rows?"""
+    """Return whether a softmax is of a table, along its rows."""
     dim = options.get("dim", args[1] if len(args) > 1 else None)
     return bool(args[0].dim() == 2 and dim in (1, -1, None))
 
 
 def without_last(network: nn.Module) -> nn.Module:
-    """Return the network without its last softmax or sigmoid: simply without that layer where it is
-    the last of a sequence.
+    """Return the network without its last softmax or sigmoid.
+
+    A sequence simply loses its last layer.
     """
     layers = list(network) if type(network) is nn.Sequential else []
     if len(layers) > 1 and type(layers[-1]) in _LAST_LAYERS and not layers[-1]._forward_hooks:
@@ -161,10 +171,11 @@ def picked(answer: Any, output: str | int) -> Tensor:
 
 
 def choice(answer: Any, output: str | int | None) -> str | int | None:
-    """Return which of a model's outputs are the logits; None where it returns one tensor.
+    """Return which of a model's outputs are the logits.
 
-    What is called `logits` is taken without asking, and so is the only tensor of several things.
-    Raises `BadModel` where it cannot be told, or where there is no such `output`.
+    None where it returns one tensor. An output called `logits` is taken by default, and so is the
+    only tensor among several values. Raises `BadModel` where there is no telling, or no such
+    `output`.
     """
     if isinstance(answer, Tensor):
         if output is None:
@@ -193,8 +204,9 @@ def choice(answer: Any, output: str | int | None) -> str | int | None:
 
 
 def _tensors_in(answer: Any) -> dict[str | int, Tensor]:
-    """Return the tensors of a dict, a tuple, a list, or an object with attributes, by name or
-    number.
+    """Return the tensors of a dict, tuple, list or object with attributes.
+
+    By name or number.
     """
     pairs: Any
     if isinstance(answer, Mapping):
@@ -209,7 +221,7 @@ def _tensors_in(answer: Any) -> dict[str | int, Tensor]:
 
 
 def check_outputs(z: object, n: int) -> None:
-    """Raise `BadModel` where what a model returned for n points is no table of logits."""
+    """Raise `BadModel` unless a model returned logits for n points."""
     if not isinstance(z, Tensor) or z.dim() not in (1, 2) or len(z) != n:
         got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise BadModel(

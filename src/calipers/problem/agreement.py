@@ -1,5 +1,6 @@
-"""Does a network that was read from a file compute what the file says? Asked at the door, on points
-of the very question.
+"""Comparison of imported networks with the file that they come from.
+
+Made on points of the problem itself, when it is posed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from calipers.problem.classifier import Classifier
 from calipers.problem.streams import Streams
 from calipers.problem.threat import Threat
 
-# points, and for each of them how many inside its ball, and as many at its ends
+# points, and for each how many inside its ball (and as many on its boundary)
 _CENTERS, _AROUND = 2, 2
-# of the largest value at all points together: of large ones there are fewer points, but always one
+# numbers in the largest value at all points together: where it is large there are fewer points,
+# but always one
 _NUMBERS = 2**22
 
 
@@ -26,19 +28,20 @@ class Sworn(Protocol):
 
     @property
     def largest(self) -> int:
-        """How many numbers has the largest value that it computes of a point?"""
+        """How many numbers the largest value has that it computes for a point."""
 
     def confirm(self, x: Tensor, run: Tensor, exact: Tensor) -> None:
-        """Raise `BadModel` where its outputs at points x, in its own precision and in float64, are
-        not those of the other program.
+        """Raise `BadModel` where its outputs differ from the other program's.
+
+        At points x, in its own precision (`run`) and in float64 (`exact`).
         """
 
 
 def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) -> None:
-    """Compare every part of the model that can be, on the first points of x (N, *D) that are finite
-    and on points of their balls.
+    """Compare every part of the model that can be with its reference.
 
-    Raises `BadModel` with the size of the difference. Costs nothing for a model without such parts.
+    On the first finite points of x (N, *D) and on points of their balls. Raises `BadModel` with the
+    size of the difference. Costs nothing for a model without such parts.
     """
     sizes = [m.largest for m in classifier.module.modules() if isinstance(m, Sworn)]
     finite = torch.nonzero(x.flatten(1).isfinite().all(1)).flatten() if sizes else x.new_empty(0)
@@ -47,7 +50,7 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
     room = max(1, _NUMBERS // max(*sizes, x[0].numel()))
     finite = finite[: min(_CENTERS, max(1, room // 2))]
     points = _points(x[finite], threat.take(finite), room, seed)  # a radius may be each point's own
-    classifier.logits64(points[:1])  # the copy is made, and tried, before anybody listens
+    classifier.logits64(points[:1])  # makes and tests the copy before the hooks are set
     for (module, given, run), (_, _, exact) in zip(
         _heard(classifier.logits, points), _heard(classifier.logits64, points), strict=True
     ):
@@ -55,8 +58,10 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
 
 
 def _points(centers: Tensor, threat: Threat, room: int, seed: int) -> Tensor:
-    """Return random points of the balls, some that a random direction leads to, and the centers:
-    the first `room` of these.
+    """Return random points of the balls, and the centers.
+
+    Some are random points, some maximise a random linear function; the first `room` of all are
+    kept.
     """
     region, found = threat.region(centers), list[Tensor]()
     for k in range(min(_AROUND, room)):
@@ -77,8 +82,9 @@ Call = tuple[Sworn, Tensor, Tensor]
 
 
 def _heard(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[Call]:
-    """Run the model, and return what its parts that can be compared were given and answered; where
-    it takes the points in several turns, one at a time.
+    """Run the model, and return what its comparable parts got and returned.
+
+    Where it takes the points in several calls, one point at a time.
     """
     found = _listened(ask, points)
     if all(len(given) == len(points) for _, given, _ in found):
@@ -91,6 +97,7 @@ def _heard(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[Call]:
 
 
 def _listened(ask: Callable[[Tensor], Tensor], points: Tensor) -> list[Call]:
+    """Run the model once, and return the calls of its comparable parts."""
     found: list[Call] = []
 
     def listen(module: nn.Module, given: tuple[Any, ...], answer: Any) -> None:

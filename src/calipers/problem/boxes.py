@@ -1,4 +1,4 @@
-"""A threat in which each point has a box of its own."""
+"""A threat model in which each point has its own box."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ class BoxesRegion(Region):
         return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in parts})
 
     def contains(self, points: Tensor) -> Tensor:
-        """Is each point in its box, (M,) bool? Exact comparison in float64."""
+        """Return whether each point is in its box, (M,) bool.
+
+        The comparison is exact, in float64.
+        """
         flat = points.double().flatten(1)
         inside = ((flat >= self.floor) & (flat <= self.ceiling)).all(1)
         return inside & (self.distance(points) <= self.radius)
 
     def _into_box(self, points: Tensor) -> Tensor:
+        """Return the points clamped into their boxes."""
         return self._clamped(points, self.floor, self.ceiling)
 
 
@@ -40,7 +44,7 @@ class BoxesRegion(Region):
 class Boxes(Ball):
     """A box for each of N points, `floors`, `ceilings (N, *D)` float64.
 
-    Every radius reaches the ends of its own box.
+    The radius of each point is large enough to contain its box.
     """
 
     floors: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -55,7 +59,7 @@ class Boxes(Ball):
         return cls("linf", radius, None, floors=floors, ceilings=ceilings)
 
     def check(self, x: Tensor) -> None:
-        """Raise `BadInput` where a point (N, *D) lies outside of its box."""
+        """Raise `BadInput` where a point (N, *D) lies outside its box."""
         self.radii(len(x))
         exact = x.double()
         if x.shape != self.floors.shape or not bool(
@@ -80,7 +84,7 @@ class Boxes(Ball):
     def region(self, x: Tensor, *, outward: bool = False) -> BoxesRegion:
         """Return the box around each point of x (N, *D).
 
-        Offsets to its ends are made as a ball's to its box.
+        Offsets to its ends are rounded as those of a `Ball` to its box.
         """
         exact = x.double().flatten(1)
         floor, ceiling = (end.to(x.device).flatten(1) for end in (self.floors, self.ceilings))

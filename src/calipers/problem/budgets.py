@@ -1,8 +1,10 @@
-"""How is a budget shared out among features that end at a box? Find the piece in which the answer
-lies, solve there: the algebra behind norms.py.
+"""Optimal division of a perturbation budget among bounded features.
 
-Masks are multiplied with rather than chosen by: a choice between tensors by a mask without a
-pattern costs ten to thirty products on a CPU.
+The algebra behind norms.py: solutions are piecewise in one scalar unknown, and the methods find the
+piece in which the solution lies and solve there.
+
+Masks are multiplied with rather than used for selection: a selection between tensors by an
+irregular mask costs ten to thirty products on a CPU.
 """
 
 from __future__ import annotations
@@ -12,31 +14,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# of the search for the piece; three to eight have been enough, and each round's answer is
+# of the search for the linear piece; three to eight have been enough, and each round's result is
 # admissible
 _ROUNDS = 24
-# of the largest direction: fainter ones count as this faint, whose square single precision still
-# holds
+# of the largest direction: smaller ones count as this small, whose square float32 still holds
 _FAINT = 1e-15
 _FEW = 64  # features: in l1 and l0 a nearest example changes a dozen
 _ENDLESS = 1e30  # in those units: as far as any box goes
 
 
 class Support(NamedTuple):
-    """The maximum of <g, delta> over the set, (M,), and a perturbation that attains it, (M, d)."""
+    """The maximum of <g, delta>, (M,), and a maximiser, (M, d)."""
 
     value: Tensor
     delta: Tensor
 
 
 def rise_together(g: Tensor, speed: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return delta with |delta_i| = min(t speed_i, cap_i) and the one t at which <g, delta> = gain;
-    all caps where even they gain less.
+    """Return delta with |delta_i| = min(t speed_i, cap_i) of a given gain.
 
-    The gain is concave in t, with a kink where a feature reaches its cap. Newton's steps from 0
-    never pass the answer, and once no more features reach their caps it is the answer. In units of
-    the largest gradient, because products of a saturated model's float32 gradients vanish
-    otherwise.
+    The one t is chosen such that <g, delta> = gain; all features are at their caps where even these
+    gain less. The gain is concave and piecewise linear in t, with a breakpoint where a feature
+    reaches its cap. Newton steps from 0 never pass the solution, and once no more features reach
+    their caps the iterate is the solution. Computed in units of the largest gradient, because
+    products of a saturated model's float32 gradients underflow otherwise.
     """
     sign, tiny = g.sign(), torch.finfo(g.dtype).tiny
     cap = toward(sign, low, high)
@@ -58,8 +59,9 @@ def rise_together(g: Tensor, speed: Tensor, gain: Tensor, low: Tensor, high: Ten
 
 
 def rise_in_order(g: Tensor, rank: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return delta that moves the features of highest rank to their ends of the box, the last one
-    only as far as <g, delta> = gain asks.
+    """Return delta that moves the features of highest rank to their ends.
+
+    The last of them moves only as far as <g, delta> = gain asks.
     """
     return (
         spend_in_order(rank, g.abs(), torch.where(g > 0, high, -low), gain.clamp_min(0)) * g.sign()
@@ -67,9 +69,9 @@ def rise_in_order(g: Tensor, rank: Tensor, gain: Tensor, low: Tensor, high: Tens
 
 
 def spend_in_order(rank: Tensor, price: Tensor, cap: Tensor, budget: Tensor) -> Tensor:
-    """Return lengths in [0, cap_i] whose prices add up to the budget (M,), features of highest rank
-    first, each as far as it goes; free ones stay put.
+    """Return lengths in [0, cap_i] whose prices add up to the budget (M,).
 
+    Features of highest rank come first, each as far as it can move; features of price 0 stay put.
     Few features are enough as a rule, and to find them costs a fifth of sorting all; rows for which
     they are too few are sorted whole.
     """
@@ -87,8 +89,9 @@ def spend_in_order(rank: Tensor, price: Tensor, cap: Tensor, budget: Tensor) -> 
 
 
 def _spend_on(order: Tensor, price: Tensor, cap: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lengths of the features in `order (M, k)`, as (M, d), and whether they spend the
-    budget; in float64, whose range holds every product.
+    """Return lengths (M, d) of the features in `order (M, k)`.
+
+    Also returns whether they spend the budget. In float64, whose range holds every product.
     """
     ranked, room, limit = (
         price.gather(-1, order).double(),
@@ -109,28 +112,30 @@ def _spend_on(order: Tensor, price: Tensor, cap: Tensor, budget: Tensor) -> tupl
 
 
 def toward(sign: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return how far each feature can go in the direction of its sign, low <= 0 <= high; 0 where
-    the sign is 0.
+    """Return how far each feature can move in the direction of its sign.
+
+    low <= 0 <= high; 0 where the sign is 0.
     """
     top = torch.finfo(low.dtype).max
     return torch.maximum(low.clamp_min(-top) * sign, high.clamp_max(top) * sign)
 
 
 def caps(direction: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """How far each feature can go in the direction's sign; never farther than the radius, so that
-    it is finite, and 0 where the direction is 0.
+    """Return how far each feature can move in the direction's sign.
+
+    Never farther than the radius, so that it is finite, and 0 where the direction is 0.
     """
     return toward(direction.sign(), low, high).minimum(radius[:, None])
 
 
 def share_out(size: Tensor, cap: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the lengths min(s size, cap) whose l2 length is the radius, (M, d), and s (M,); all
-    caps and s = infinity where even they are shorter.
+    """Return lengths min(s size, cap) whose l2 length is the radius, and s.
 
-    The s of the features that still move, the others at their caps, rises from round to round and
-    never passes the answer; once no more reach their caps it is the answer. In units of the largest
-    size and of the radius, because squares of float32 gradients of a saturated model vanish
-    otherwise.
+    Shapes (M, d) and (M,); all caps and s = infinity where even the caps are shorter than the
+    radius. The s of the features that still move, the others at their caps, rises from round to
+    round and never passes the solution; once no more features reach their caps it is the solution.
+    Computed in units of the largest size and of the radius, because squares of float32 gradients of
+    a saturated model underflow otherwise.
     """
     tiny = torch.finfo(size.dtype).tiny
     moves = ((size > 0) & (cap > 0)).to(size.dtype)
@@ -144,7 +149,7 @@ def share_out(size: Tensor, cap: Tensor, radius: Tensor) -> tuple[Tensor, Tensor
     )
     for _ in range(_ROUNDS):
         left = 1 - (squared_room * (moves - free)).sum(-1)
-        # where none moves: as it was
+        # where no feature moves, the scale stays as it was
         scale = torch.maximum(
             scale, (left.clamp_min(0) / (squared_share * free).sum(-1).clamp_min(tiny)).sqrt()
         )
@@ -159,12 +164,13 @@ def share_out(size: Tensor, cap: Tensor, radius: Tensor) -> tuple[Tensor, Tensor
 
 
 def soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tensor:
-    """Return t >= 0 (M,) with sum_i w_i clip(size_i - t w_i, 0, cap_i) = radius, or 0 where t = 0
-    already spends no more.
+    """Return the threshold t (M,) at which the weighted budget is spent.
 
-    The sum falls with t, along pieces of a line. Newton's steps inside a bracket that they narrow,
-    or its middle where they would leave it: the answer lies on the line of the first step that is
-    made from its own piece. What is returned spends no more than the radius.
+    It solves sum_i w_i clip(size_i - t w_i, 0, cap_i) = radius for t >= 0, and is 0 where t = 0
+    already spends no more than the radius. The sum is piecewise linear and falls with t. Newton
+    steps inside a bracket that they narrow, or its middle where they would leave it: the first step
+    that starts on the linear piece of the solution lands on the solution. The t returned spends no
+    more than the radius.
     """
     eps, tiny = torch.finfo(size.dtype).eps, torch.finfo(size.dtype).tiny
     low, high = torch.zeros_like(radius), (size / w).amax(-1)
@@ -175,7 +181,7 @@ def soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tens
         spent, bends = (w * length).sum(-1), (w.square() * ((over > 0) & (over <= cap))).sum(-1)
         fits = spent <= most
         high, low = torch.where(fits & ~done, t, high), torch.where(fits, low, t)
-        # A point that has its answer keeps it, however many rounds its neighbours take.
+        # a point that is solved keeps its result, however many rounds the others in the batch take
         done = (
             done
             | (fits & ((spent >= radius * (1 - 16 * eps)) | (t == 0)))
@@ -189,8 +195,9 @@ def soft_threshold(size: Tensor, cap: Tensor, w: Tensor, radius: Tensor) -> Tens
 
 
 def _settled(now: Tensor, before: Tensor | None = None) -> bool:
-    """May a search end before its last round? Only on a CPU: elsewhere asking costs more than the
-    rounds.
+    """Return whether a search may end before its last round.
+
+    Only on a CPU: elsewhere the synchronisation costs more than the rounds that it saves.
     """
     return now.device.type == "cpu" and (
         bool(now.all()) if before is None else torch.equal(now, before)
@@ -198,14 +205,15 @@ def _settled(now: Tensor, before: Tensor | None = None) -> bool:
 
 
 def largest(rank: Tensor, values: Tensor, count: Tensor) -> Tensor:
-    """Return the values of the `count` (M,) largest ranks, rounded down, and 0 elsewhere; of equal
-    ranks the first come first.
+    """Return the values of the `count` (M,) largest ranks, and 0 elsewhere.
+
+    Counts are rounded down; of equal ranks the first come first.
     """
     few, most = min(_FEW, rank.shape[-1]), count.floor()
     last = (most.long() - 1).clamp(0, few - 1)
     least = rank.topk(few, dim=-1).values.gather(-1, last[:, None])
     kept = values * (rank >= least) * (most > 0)[:, None]
-    # Equal ranks at the end, or more than the few that were found: those rows are sorted whole.
+    # ties at the last rank, or more than the few that were found: those rows are sorted whole
     doubt = torch.nonzero((most > few) | ((kept != 0).sum(-1) > most)).flatten()
     return (
         kept.index_copy(0, doubt, _largest_of_all(rank[doubt], values[doubt], most[doubt]))
@@ -215,6 +223,7 @@ def largest(rank: Tensor, values: Tensor, count: Tensor) -> Tensor:
 
 
 def _largest_of_all(rank: Tensor, values: Tensor, count: Tensor) -> Tensor:
+    """Return the same by a stable sort of whole rows."""
     order = rank.argsort(dim=-1, descending=True, stable=True)
     kept = torch.arange(rank.shape[-1], device=rank.device) < count[:, None]
     return torch.where(
@@ -225,7 +234,8 @@ def _largest_of_all(rank: Tensor, values: Tensor, count: Tensor) -> Tensor:
 
 
 def _sum_before(terms: Tensor) -> Tensor:
-    """Return the sums of all earlier terms; not cumsum minus the term, because both may be
-    infinite.
+    """Return the sums of all earlier terms.
+
+    Not the cumulative sum minus the term, because both may be infinite.
     """
     return torch.cat([torch.zeros_like(terms[:, :1]), terms.cumsum(-1)[:, :-1]], -1)

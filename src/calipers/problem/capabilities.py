@@ -61,9 +61,9 @@ class Capabilities:
 
     @property
     def aim(self) -> Aim:
-        """ "distance" for tools that seek distances at any radius, or "verdict".
+        """Whether the tool seeks a "distance", at any radius, or a "verdict".
 
-        A tool of aim "verdict" decides at the radius asked.
+        A "verdict" is a decision at the radius asked.
         """
         seeks = ("nearest example", "largest certified radius", "exact distance")
         return "distance" if self.task in seeks else "verdict"

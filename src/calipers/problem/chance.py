@@ -1,7 +1,6 @@
-"""What does a model answer that draws random numbers? One answer a draw; over many draws the median
-margin decides.
+"""Models that draw random numbers, judged by the median of many draws.
 
-A single pass through such a model decides nothing: whoever asks often enough finds a draw that is
+A single pass through such a model decides nothing: an adversary who repeats it finds a draw that is
 fooled. So a random model is declared (`Classifier(model, draws=100)`), and a point counts as
 adversarial where the median over that many fresh draws of its worst margin is not positive: where
 at least half of the draws are fooled.
@@ -18,14 +17,12 @@ from torch import Tensor, nn
 from calipers.problem.goals import Goal, Untargeted, is_adversarial
 from calipers.problem.streams import key_of
 
-_ROUNDINGS = (
-    64  # of the largest answer: a processor that adds in another order each time changes no more
-)
+_ROUNDINGS = 64  # of the largest answer: summation in another order at each call changes no more
 
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Hold the shared generators at a seed, and put their state back at the end."""
+    """Seed the shared generators, and restore their state at the end."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
         if device.type == "cuda":
@@ -34,10 +31,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def drawn(model: nn.Module, x: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
-    """Yield the model's answers to x under `draws` independent draws of its randomness; the shared
-    generators' state is put back each time.
+    """Yield the model's answers to x under independent random draws.
 
-    One call a draw: a layer that draws once for a whole batch is drawn anew, too.
+    `draws` of them; the state of the shared generators is restored each time. One call a draw, so a
+    layer that draws once for a whole batch is drawn anew, too.
     """
     for i in range(draws):
         with seeded(key_of(seed, i), x.device):
@@ -46,8 +43,9 @@ def drawn(model: nn.Module, x: Tensor, draws: int, seed: int) -> Iterator[Tensor
 
 
 def depends_on_chance(model: nn.Module, x: Tensor, seed: int = 0) -> bool:
-    """Does the model answer differently under two draws of its randomness, by more than another
-    order of summation would?
+    """Return whether two draws of the model's randomness differ.
+
+    By more than another order of summation would.
     """
     with torch.no_grad():
         first, second = drawn(model, x, 2, seed)
@@ -55,8 +53,9 @@ def depends_on_chance(model: nn.Module, x: Tensor, seed: int = 0) -> bool:
 
 
 def differ(first: Tensor, second: Tensor) -> bool:
-    """Are two answers to the same question more than rounding apart? NaN and infinity agree with
-    themselves.
+    """Return whether two answers to the same input differ beyond rounding.
+
+    NaN and infinity agree with themselves.
     """
     one, other = first.nan_to_num(), second.nan_to_num()
     return one.shape != other.shape or bool(
@@ -67,8 +66,9 @@ def differ(first: Tensor, second: Tensor) -> bool:
 def judged(
     model: nn.Module, points: Tensor, y: Tensor, draws: int, seed: int, goal: Goal | None = None
 ) -> Tensor:
-    """Return the share of fresh draws in which the model is fooled at each point, (N,) float64. Use
-    a seed that no attack has seen.
+    """Return the fraction of fresh draws that are fooled, (N,) float64.
+
+    At each point. Use a seed that no attack has seen.
     """
     goal = goal or Untargeted()
     fooled = torch.zeros(len(points), dtype=torch.float64, device=points.device)
@@ -81,8 +81,8 @@ def judged(
 def ballot(model: nn.Module, points: Tensor, draws: int) -> Tensor:
     """Return the answers (draws, N, K) of fresh draws, each point alone.
 
-    The seed is the point's own content: the same point is answered in the same way in whatever
-    company it is asked again, and by draws that no attack has seen. Cost: draws x N passes.
+    The seed is the point's own content: the same point gets the same answers whatever the other
+    points of the batch are, and from draws that no attack has seen. Cost: draws x N passes.
     """
     with torch.no_grad():
         return torch.stack(
@@ -95,11 +95,13 @@ def ballot(model: nn.Module, points: Tensor, draws: int) -> Tensor:
 
 
 def median_worst(answers: Tensor, y: Tensor, goal: Goal) -> Tensor:
-    """Return the lower median over the draws of the worst margin, (N,): not positive where at least
-    half of the draws are fooled; a NaN stays a NaN.
+    """Return the lower median over the draws of the worst margin, (N,).
+
+    It is not positive where at least half of the draws are fooled; a NaN stays a NaN.
     """
     return torch.stack([goal.worst(goal.margins(z, y)) for z in answers]).median(0).values
 
 
 def _seed_of(point: Tensor) -> int:
+    """Return a seed that is a digest of the point."""
     return key_of("ballot", point.detach().cpu().numpy().tobytes().hex())

@@ -1,8 +1,8 @@
-"""Does a model answer a point in the same way in whatever company? And is its single answer a
-probability? Asked of the model itself, at the question's points.
+"""Tests whether answers depend on the batch, or are probabilities.
 
-No list of layers tells: a mean over the batch, a scale of quantisation taken from all points, a
-cache may stand in any line of `forward`.
+The model itself is tested, at the points of the problem. A list of layers would not tell: a mean
+over the batch, a scale of quantisation taken from all points or a cache may be in any line of
+`forward`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 Answer = Callable[[Tensor], Tensor]
 
 _ASKED = 6  # points asked alone and together
-# of the largest logit: products of other shapes add up in other orders, and float32 shows it by
-# less
+# of the largest logit: products of other shapes are summed in other orders, but float32 differs by
+# less than this
 _SUSPICIOUS = 1e-4
-_BEYOND_DOUBT = 1e-7  # of the largest logit, in float64: many more than its roundings
+_BEYOND_DOUBT = 1e-7  # of the largest logit, in float64: far more than its rounding
 _PROBABILITY_TOLERANCE, _HALF_TOLERANCE = 1e-5, 2e-3
-_ENOUGH = 8  # rows that do not all sum to about 1 by chance
-_PROBES = 32  # points besides the question's own at which a single output is looked at
+_ENOUGH = 8  # so many rows do not all sum to about 1 by chance
+_PROBES = 32  # points besides the problem's own at which a single output is evaluated
 
 
 def in_company(x: Tensor, answer: Answer, precise: Answer | None) -> tuple[int, float] | None:
-    """Return a point whose logits hang on the other points of its batch, and by how much; None
-    where none is found.
+    """Return a point whose logits depend on the other points of its batch.
 
-    A few points spread over x (N, *D) are asked alone, together, and together in reverse. What
-    differs by more than rounding is asked again of a float64 copy, where there is one: a threshold
-    inside the model may turn a rounding into a jump, but in float64 hardly ever the same.
+    And by how much; None where none is found. A few points spread over x (N, *D) are evaluated
+    alone, together, and together in reverse order. A difference beyond rounding is evaluated again
+    in a float64 copy, where there is one: a threshold inside the model may turn a rounding into a
+    jump, but in float64 hardly ever the same one.
     """
     places = sorted({round(i * (len(x) - 1) / (_ASKED - 1)) for i in range(_ASKED)})
     found = _apart(x[places], answer, _SUSPICIOUS)
@@ -41,6 +41,7 @@ def in_company(x: Tensor, answer: Answer, precise: Answer | None) -> tuple[int, 
 
 
 def _apart(points: Tensor, answer: Answer, tolerance: float) -> tuple[int, float] | None:
+    """Return the first point that differs beyond a tolerance, and by how much."""
     alone = torch.cat([answer(point) for point in points.split(1)]).nan_to_num()
     scale = alone.abs().amax()
     for together in (answer(points), answer(points.flip(0)).flip(0)):
@@ -51,11 +52,11 @@ def _apart(points: Tensor, answer: Answer, tolerance: float) -> tuple[int, float
 
 
 def is_probability(x: Tensor, values: Tensor, answer: Answer) -> bool:
-    """Does the single output never leave [0, 1], at the points x (N, *D) where it has these values,
-    and at others far away?
+    """Return whether the single output never leaves [0, 1].
 
-    However few the points: the others are theirs moved and stretched, and a logit leaves [0, 1]
-    somewhere. Those that the model cannot be asked at say nothing.
+    At the points x (N, *D), where it has these values, and at others far away: few points are
+    enough, since the others are theirs moved and stretched, and a logit leaves [0, 1] somewhere.
+    Points at which the model fails are ignored.
     """
     seen = [values]
     generator = torch.Generator().manual_seed(0)
@@ -76,8 +77,10 @@ def is_probability(x: Tensor, values: Tensor, answer: Answer) -> bool:
 
 
 def are_probabilities(z: Tensor) -> bool:
-    """Do all rows look like a softmax's output? A row of exactly equal logits (1/K each) alone is
-    no sign of it; many rows may be rounded to half precision.
+    """Return whether all rows look like the output of a softmax.
+
+    A row of exactly equal logits (1/K each) alone is no sign of it; where there are many rows they
+    may be rounded to half precision.
     """
     tolerance = _PROBABILITY_TOLERANCE if len(z) < _ENOUGH else _HALF_TOLERANCE
     inside = bool((z.min() >= -_PROBABILITY_TOLERANCE) and (z.max() <= 1 + _PROBABILITY_TOLERANCE))

@@ -1,14 +1,13 @@
-"""Which points also satisfy inequalities? The admissible set cut by half-spaces A x' <= b: features
-in an order, or of bounded sum.
+"""Admissible sets cut by half-spaces A x' <= b.
 
-Bounds ask how far a linear function can fall over the set, and get an answer by Lagrange's
-multipliers: for every lambda >= 0
+Such as features in an order, or of bounded sum. Bounds need the largest fall of a linear function
+over the set, and get an upper bound of it by Lagrangian duality: for every lambda >= 0
 
     min {<a, x'> : x' in the ball and the box, A x' <= b}
         >=  min {<a + A^T lambda, x'> : x' in the ball and the box} - <lambda, b>,
 
-so a few steps on lambda make the bound tight, and a bad choice makes it loose, never wrong. lambda
-= 0 is among the choices.
+so a few subgradient steps on lambda make the bound tight, and a bad choice makes it loose, never
+wrong. lambda = 0 is among the choices.
 """
 
 from __future__ import annotations
@@ -33,27 +32,30 @@ Constraints = tuple[Tensor, Tensor]
 _STEPS, _LENGTH, _DECAY = 60, 0.7, 0.91  # on the multipliers of a bound
 _NEAREST_STEPS = 100  # on those of a projection
 _SNAP_ROUNDS = 6
-# shares of the way from the center to the first face, tried where nearer points fail
+# shares of the way from the center to the first face met, tried where other points fail
 _PULLS = 1.0, 0.999, 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class ConstrainedRegion(Region):
-    """The admissible set around each of M points, cut by the ball's constraints. Its smallest box
-    is the uncut one's: larger than need be, hence sound.
+    """The admissible set around each of M points, cut by the constraints.
 
-    Windows of an image (`window_fall`) are bounded without the constraints, which speak of all
-    features.
+    Its outer box is that of the uncut set: larger than necessary, hence sound. Windows of an image
+    (`window_fall`) are bounded without the constraints, which involve all features.
     """
 
     @cached_property
     def cut(self) -> Constraints:
-        """A and b in the dtype of the center: for float64 bounds the constraints themselves."""
+        """A and b in the dtype of the center.
+
+        For float64 bounds these are the constraints themselves.
+        """
         a, b = self._exact
         return a.to(self.center.dtype), b.to(self.center.dtype)
 
     @property
     def _exact(self) -> Constraints:
+        """A and b in float64, on the device of the center."""
         assert self.ball.constraints is not None
         a, b = self.ball.constraints
         return a.to(self.center.device), b.to(self.center.device)
@@ -66,8 +68,10 @@ class ConstrainedRegion(Region):
         )
 
     def contains(self, points: Tensor) -> Tensor:
-        """Is each point admissible, (M,) bool? Exactly: the constraints, too, hold for the numbers
-        as they are, not for a rounded sum of products.
+        """Return whether each point is admissible, (M,) bool.
+
+        Exact: the constraints, too, are decided for the numbers as they are, not for a rounded sum
+        of products.
         """
         return super().contains(points) & satisfied(points, self._exact)
 
@@ -75,21 +79,23 @@ class ConstrainedRegion(Region):
     # ----------------------------------------------------------------------------------------------
 
     def fall(self, a: Tensor, points: Tensor) -> Fall:
-        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen
-        points (P,): at most the uncut fall along a + A^T lambda, plus <lambda, b - A x>, for the
-        best multipliers lambda >= 0 that were met.
+        """Return how far <a, x'> can fall below <a, x>.
 
-        Rounding. `terms` are what a relative error of the caller's allowance, for sums of d terms,
-        is multiplied with. Besides the uncut fall's own: a + A^T lambda errs in feature j by m + 1
+        For directions a (P, S, d) at the chosen points (P,): an upper bound, the uncut fall along a
+        + A^T lambda plus <lambda, b - A x>, for the best multipliers lambda >= 0 found.
+
+        Rounding. A relative error allowed by the caller for sums of d terms is multiplied with
+        `terms`. Besides those of the uncut fall: a + A^T lambda errs in feature j by m + 1
         roundings of |a_j| + (|A|^T lambda)_j, which moves the fall by at most as much times the
-        farthest that j can go; b - A x errs by d + 1 roundings of |b| + |A| |x|, and its product
+        farthest that j can move; b - A x errs by d + 1 roundings of |b| + |A| |x|, and its product
         with lambda by m more. The factor 1 + (m + 8) / (d + 16) turns an allowance for d + 16
-        roundings into one for d + m + 24.
-        Multipliers are exact numbers, whatever led to them.
+        roundings into one for d + m + 24. The multipliers are exact numbers, however they were
+        found.
         """
         return Fall(*self._relaxed(a, points, self._multipliers(a, points)))
 
     def _relaxed(self, a: Tensor, points: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the fall for given multipliers, and the size of its terms."""
         rows, bound = self.cut
         x = self.center.flatten(1)[points]
         slack, size = bound - x @ rows.T, bound.abs() + x.abs() @ rows.abs().T
@@ -101,8 +107,9 @@ class ConstrainedRegion(Region):
 
     @cached_property
     def _farthest(self) -> Tensor:
-        """How far each feature can move, (M, d), rounded up; 0 where nobody can tell, and nothing
-        is moved by an infinite amount.
+        """How far each feature can move, (M, d), rounded up.
+
+        Infinite where it is not bounded.
         """
         reach = self.norm.alone(self.radius.to(self.low.dtype))[:, None]
         reach = reach if self.weight is None else reach / self.weight
@@ -111,12 +118,12 @@ class ConstrainedRegion(Region):
         )
 
     def _multipliers(self, a: Tensor, points: Tensor) -> Tensor:
-        """Return multipliers (P, S, m) >= 0: subgradient steps of falling length, the best of all
-        kept, 0 among them.
+        """Return multipliers (P, S, m) >= 0 that make the bound tight.
 
-        The slope of the bound along lambda_i is how far its maximiser breaks constraint i. Steps
-        are in natural units: what |a| can move the function by, over what the constraint's own row
-        can.
+        Subgradient steps of decreasing length; the best of all iterates is kept, 0 among them. The
+        slope of the bound along lambda_i is by how much its maximiser violates constraint i. Steps
+        are in natural units: the most that |a| can change the function, over the most that the
+        constraint's own row can.
         """
         rows, bound = self.cut
         wide = self._farthest[points]
@@ -144,8 +151,10 @@ class ConstrainedRegion(Region):
         return torch.where(best.isfinite(), best, 0.0)
 
     def offset_support(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a bound of the maximum of <g, delta> (M,), tight where the multipliers are, and an
-        admissible offset (M, d) near the one that attains it.
+        """Return an upper bound of <g, delta> (M,), and an offset (M, d).
+
+        The bound is tight where the multipliers are optimal. The offset is admissible and near the
+        maximiser.
         """
         value, delta = self._highest(g)
         return value, (
@@ -153,8 +162,9 @@ class ConstrainedRegion(Region):
         ).flatten(1)
 
     def lowest(self, a: Tensor) -> Attained:
-        """Return a bound of the minimum of <a, x'>, and where the multipliers that prove it are
-        met: a point of the uncut region.
+        """Return a lower bound of the minimum of <a, x'>, and a point.
+
+        The point is the minimiser over the uncut region for the multipliers that prove the bound.
         """
         value, delta = self._highest(-a)
         return Attained(
@@ -162,6 +172,7 @@ class ConstrainedRegion(Region):
         )
 
     def _highest(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an upper bound of <g, delta>, and a maximiser of its Lagrangian."""
         a, points = -g.flatten(1)[:, None], torch.arange(len(g), device=g.device)
         multipliers = self._multipliers(a, points)
         along = -(a + multipliers @ self.cut[0])[:, 0]
@@ -173,22 +184,28 @@ class ConstrainedRegion(Region):
     def step(
         self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None
     ) -> Tensor:
-        """Return the points moved along g itself, as far as the ball's own step would go: the
-        projection is Euclidean, and after any other step it ends beside the maximum.
+        """Return the points moved along g itself.
+
+        As far as the ball's own step would move them: the projection is Euclidean, and after any
+        other step it would end beside the maximum.
         """
         far = _EUCLIDEAN.of((super().step(points, g, share, spread) - points).flatten(1))
         way = g.flatten(1) * (self.low < self.high)
         return points + _EUCLIDEAN.step(way, far, self.low, self.high).view_as(points)
 
     def project(self, points: Tensor) -> Tensor:
-        """Return the nearest admissible point of each, up to what is left after a hundred steps on
-        the projection's own multipliers (`snap` removes that).
+        """Return the nearest admissible point of each, approximately.
+
+        A hundred steps are made on the multipliers of the projection; `snap` removes the violation
+        that is left.
         """
         return self._nearest(points, self.cut[1])
 
     def _nearest(self, points: Tensor, bound: Tensor) -> Tensor:
-        """Accelerated ascent on the dual of the projection (Beck and Teboulle 2009), with restarts
-        (O'Donoghue and Candes 2015); `bound (m,)` or (M, m).
+        """Project by accelerated gradient ascent on the dual.
+
+        Beck and Teboulle 2009, with the restarts of O'Donoghue and Candes 2015; `bound (m,)` or (M,
+        m).
         """
         near = super().project(points)
         rows = self.cut[0].to(points.dtype)
@@ -212,9 +229,10 @@ class ConstrainedRegion(Region):
         return super().project(points - (old @ rows).view_as(points))
 
     def snap(self, points: Tensor) -> Tensor:
-        """Return nearly the same points, moved inward so that `contains` holds exactly: behind
-        faces drawn in by a little more each time, else towards the center, which is admissible
-        itself.
+        """Return nearly the same points, moved inward to be exactly admissible.
+
+        `contains` then holds: they are projected onto half-spaces tightened a little more each
+        time, and where that fails moved towards the center, which is admissible itself.
         """
         snapped = super().snap(points)
         for k in range(_SNAP_ROUNDS):
@@ -233,7 +251,10 @@ class ConstrainedRegion(Region):
         return self._pulled(snapped)
 
     def _pulled(self, points: Tensor) -> Tensor:
-        """Return the points, those that break a constraint pulled towards the center."""
+        """Return the points, those that violate a constraint moved inward.
+
+        They move towards the center; to the center itself where nothing nearer is admissible.
+        """
         rows, bound = self._exact
         center = self.center.double()
         delta = points.double() - center
@@ -255,15 +276,18 @@ class ConstrainedRegion(Region):
         return torch.where(fine, points, self.center.to(points.dtype))
 
     def sample(self, streams: Streams) -> Tensor:
-        """Return one point per region, drawn from the ball and moved to the nearest admissible
-        one.
+        """Return one admissible point per region.
+
+        A sample of the ball, projected.
         """
         return self.project(super().sample(streams))
 
 
 def satisfied(points: Tensor, constraints: Constraints) -> Tensor:
-    """Does A x' <= b hold at each point (M, *D), (M,) bool? Decided in float64 where rounding
-    cannot matter, else in rational arithmetic; a NaN does not.
+    """Return whether A x' <= b holds at each point (M, *D), (M,) bool.
+
+    Decided in float64 where rounding cannot matter, else in rational arithmetic; a NaN does not
+    satisfy it.
     """
     a, b = constraints
     x = points.double().flatten(1)
@@ -283,13 +307,17 @@ def satisfied(points: Tensor, constraints: Constraints) -> Tensor:
 
 
 def _exactly(row: list[float], x: list[float]) -> Fraction:
+    """Return an inner product in rational arithmetic."""
     return sum(
         (Fraction(c) * Fraction(v) for c, v in zip(row, x, strict=True) if c and v), Fraction(0)
     )
 
 
 def read_constraints(given: tuple[object, object]) -> Constraints:
-    """Return A (m, d) and b (m,) in float64. Raises `BadInput` where these are no inequalities."""
+    """Return A (m, d) and b (m,) in float64.
+
+    Raises `BadInput` where they are no finite inequalities.
+    """
     a, b = (torch.as_tensor(t, dtype=torch.float64) for t in given)
     if a.dim() != 2 or b.shape != a.shape[:1] or not a.numel():
         raise BadInput(
@@ -302,7 +330,7 @@ def read_constraints(given: tuple[object, object]) -> Constraints:
 
 
 def check_satisfied(x: Tensor, constraints: Constraints) -> None:
-    """Raise `BadInput` unless the points x (N, *D) satisfy the constraints themselves."""
+    """Raise `BadInput` unless points x (N, *D) satisfy the constraints."""
     a, b = constraints
     if a.shape[1] != x[0].numel():
         raise BadInput(

@@ -1,5 +1,6 @@
-"""How many features, or pixels, are changed? The count as a distance, its ball cut by a box, and
-what in it helps the adversary most.
+"""The number of changed features or pixels as a distance.
+
+Its ball is cut by a box.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from calipers.problem.budgets import Support, largest, rise_in_order, spend_in_o
 
 @dataclass(frozen=True)
 class L0:
-    """The number of changed features, or with several `channels` of changed pixels: all channels of
-    a pixel together count once (Croce and Hein 2019).
+    """The number of changed features, or with `channels` of changed pixels.
 
-    Not a norm (scaling changes nothing), and its ball not convex, but it has all the verbs inside a
+    All channels of a pixel together count once (Croce and Hein 2019). It is not a norm (scaling
+    changes nothing), and its ball is not convex, but it has all the methods of a norm inside a
     bounded box. Feature c * n + i of an input of n pixels is channel c of pixel i.
     """
 
@@ -29,11 +30,12 @@ class L0:
     is_box: bool = False
     is_euclidean: bool = False
     is_count: bool = True
-    is_sparse: bool = False  # few features move, but the radius itself says how many
+    is_sparse: bool = False  # few features move, but here the radius says how many
 
     def over(self, shape: Sequence[int]) -> L0:
-        """Return the count for inputs of that shape, whose first axis is the channels where pixels
-        are counted.
+        """Return the count for inputs of one shape.
+
+        Where pixels are counted, the first axis of the shape is the channels.
         """
         if self.name == L0.name:
             return self
@@ -49,15 +51,15 @@ class L0:
         return values.reshape(*values.shape[:-1], self.channels, values.shape[-1] // self.channels)
 
     def total(self, values: Tensor) -> Tensor:
-        """Return for each feature the sum over the channels of its pixel, (..., d)."""
+        """Return for each feature the sum over its pixel's channels, (..., d)."""
         return values if self.channels == 1 else self._spread(self.pixels(values).sum(-2))
 
     def peak(self, values: Tensor) -> Tensor:
-        """Return for each feature the largest of the channels of its pixel, (..., d)."""
+        """Return for each feature the maximum over its pixel's channels, (..., d)."""
         return values if self.channels == 1 else self._spread(self.pixels(values).amax(-2))
 
     def _spread(self, values: Tensor) -> Tensor:
-        """Return what is said of pixels (..., n) for each of their channels, (..., d)."""
+        """Return values of pixels (..., n) for each of their channels, (..., d)."""
         return (
             values.unsqueeze(-2)
             .expand(*values.shape[:-1], self.channels, values.shape[-1])
@@ -65,18 +67,21 @@ class L0:
         )
 
     def alone(self, radius: Tensor) -> Tensor:
-        """Anywhere, once one change is allowed: the radius says how many move, not how far."""
+        """Return infinity once one change is allowed, and 0 below.
+
+        The radius says how many features move, not how far.
+        """
         return torch.where(radius >= 1, torch.inf, 0.0).to(radius.dtype)
 
     def longest_unit(self, features: int) -> float:
-        """There is none: a changed feature may move by any amount."""
+        """Raise `BadInput`: a changed feature may move by any amount."""
         raise BadInput(
             f"norm {self.name!r} is available as a distance only here: a count of changes says "
             "nothing of energy; take 'linf', 'l2' or 'l1'."
         )
 
     def of(self, delta: Tensor) -> Tensor:
-        """The count of changes that are not 0."""
+        """Return the number of changes that are not 0."""
         changed = delta != 0
         return (
             (changed if self.channels == 1 else self.pixels(changed).any(-2))
@@ -85,13 +90,15 @@ class L0:
         )
 
     def dual(self, g: Tensor) -> Tensor:
-        """What one feature gains that moves by 1, or one pixel all of whose channels do. A count
-        has no dual, but the box bounds what a feature gains.
+        """Return the most that one feature gains by moving by 1.
+
+        With channels, the most that one pixel gains all of whose channels move by 1. A count has no
+        dual, but the box bounds what a feature gains.
         """
         return (g.abs() if self.channels == 1 else self.pixels(g.abs()).sum(-2)).amax(-1)
 
     def support(self, g: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Support:
-        """Those that gain most go to their ends of the box; their sum is the exact maximum.
+        """Return the exact maximum: the largest gains, at their ends of the box.
 
         It is the largest sum of the gains as rounded, so that a choice between nearly equal ones
         costs nothing: channels + pixels <= d + 1 roundings in all.
@@ -106,14 +113,15 @@ class L0:
         return Support((gain * kept).sum(-1), ends * self._spread(kept))
 
     def step(self, g: Tensor, length: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """The same: those that gain most, at their ends of the box."""
+        """Return the maximiser of `support` for a radius of that length."""
         return self.support(g, length, low, high).delta
 
     def project(
         self, delta: Tensor, radius: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
     ) -> Tensor:
-        """Keep the changes, clipped to the box, whose loss would cost most; weights do not change a
-        count.
+        """Return the changes, clipped to the box, whose loss would cost most.
+
+        Weights do not change a count.
         """
         clipped = delta.clamp(low, high)
         worth = delta.square() - (delta - clipped).square()
@@ -125,7 +133,10 @@ class L0:
         return clipped * self._spread(kept)
 
     def reach(self, g: Tensor, gain: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Those that gain most first; the last pixel goes a share of its way in all channels."""
+        """Return delta with the features or pixels of largest gain moved first.
+
+        The last pixel moves by one fraction of its way in all channels.
+        """
         size = g.abs()
         full = torch.where(size > 0, size * torch.where(g > 0, high, -low), torch.zeros_like(size))
         if self.channels == 1:
@@ -137,8 +148,9 @@ class L0:
         )
 
     def sample(self, uniform: Tensor, normal: Tensor, radius: Tensor) -> Tensor:
-        """As many as allowed, chosen uniformly; a ball without a box has no uniform points, so they
-        move by normal numbers.
+        """Return as many changes as allowed, at places chosen uniformly.
+
+        A ball without a box has no uniform distribution, so features move by normal numbers.
         """
         pixels = normal.shape[1] // self.channels
         if self.channels == 1:

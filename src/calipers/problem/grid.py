@@ -1,7 +1,7 @@
-"""Points on a grid, such as 8-bit images: the values it has, and examples moved onto it.
+"""Adversarial examples rounded to a grid, such as 8-bit images.
 
-Rounding an example usually spoils it. So what an attack proposes is rounded inside its ball and
-box, and pushed on, feature by feature, until the model is wrong again or no room is left.
+Rounding an example usually makes it fail. So what an attack proposes is rounded inside its ball and
+box, and moved on, feature by feature, until the model is wrong again or nothing is left to move.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _ROWS = 64  # of one call
 
 
 def on_grid(problem: Problem, attempt: Attempt) -> Attempt:
-    """Return the attempt with its candidates on the threat's grid; itself where there is none.
+    """Return the attempt with its candidates on the threat's grid.
 
-    Cost: three forward and one backward pass a point, and up to log2(d) + 1 forwards more where
-    rounding spoils the example; they are counted for the attempt.
+    Without a grid the attempt itself. Cost: three forward and one backward pass a point, and up to
+    log2(d) + 1 forward passes more where rounding makes the example fail; they are counted for the
+    attempt.
     """
     if not isinstance(problem.threat, Ball) or problem.threat.grid is None:
         return attempt
@@ -66,8 +67,9 @@ def _moved(part: Problem, candidate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Search:
-    """Grid points near the candidates of one batch, inside box and mask, and no farther than the
-    candidate or its radius, whichever is farther.
+    """The grid points near the candidates of one batch.
+
+    Inside box and mask, and no farther than the candidate or the radius, whichever is farther.
     """
 
     def __init__(self, part: Problem, candidate: Tensor, step: float) -> None:
@@ -76,24 +78,26 @@ class _Search:
         self.wanted = torch.nan_to_num(candidate.double()) / step
         reached = self.region.distance(candidate)
         asked = part.threat.radii(len(part)).to(reached)
-        # an attack that seeks the nearest example may end beyond the radius, and may be pushed on
+        # an attack that seeks the nearest example may end beyond the radius, and may move on
         self.reach = torch.where(reached <= asked, asked, torch.inf)
         self.still = ((self.region.low == 0) & (self.region.high == 0)).view_as(part.x)
 
     def rounded(self, *, inward: bool) -> Tensor:
-        """Return the nearest grid points, (M, *D); of points that thereby leave their reach, and
-        with `inward` of all, those next to it on the side of the center.
+        """Return the nearest grid points, (M, *D).
+
+        For points that would thereby go too far, and with `inward` for all, the neighbouring grid
+        points on the side of the center.
         """
         toward = self.home + (self.wanted - self.home).trunc()
         chosen = toward if inward else self.wanted.round()
         return self._within(self._values(chosen), self._values(toward))
 
     def _values(self, level: Tensor) -> Tensor:
-        """Return the points at these levels; what may not move stays."""
+        """Return the points at these levels; features that are fixed stay."""
         return torch.where(self.still, self.part.x, on_level(level, self.step, self.part.x.dtype))
 
     def _within(self, points: Tensor, otherwise: Tensor) -> Tensor:
-        """Return the points, feature by feature the other ones where box or reach end before."""
+        """Return the points, with others in features that would leave box or ball."""
         points = torch.where(self.region.inside_box(points), points, otherwise)
         reach = _wide(self.reach, points)
         alone = (points.double() - self.part.x.double()).abs()
@@ -105,20 +109,21 @@ class _Search:
         return torch.where(_wide(far, points), otherwise, points)
 
     def fools(self, points: Tensor) -> Tensor:
-        """Is the model wrong at each of these, (M,)?"""
+        """Return whether the model is wrong at each of these, (M,)."""
         return is_adversarial(self.part.clearance(points))
 
     def pushed(self, points: Tensor, left: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Return, for the points `left`, the first that fool the model while 1, 2, 4, ... of their
-        features move by one step down the slope of the margin, which of them do, and how many
-        forward passes each took.
+        """Return moved grid points that fool the model, for the points `left`.
+
+        1, 2, 4, ... of their features move by one step down the slope of the margin, until the
+        model is fooled. Also returns which points fool it, and how many forward passes each took.
         """
         part, base = self.part.take(left), points[left]
         small = _Search(part, base, self.step)
         small.reach = self.reach[left]
         slope = _slope(part, base)
         steps = torch.where(small.still, 0.0, -slope.sign())
-        if small.region.norm.is_count:  # only what is changed already may change more
+        if small.region.norm.is_count:  # only features that differ already may change further
             steps = torch.where(base == part.x, 0.0, steps)
         order = torch.where(steps == 0, -1.0, slope.abs()).flatten(1).argsort(1, descending=True)
         rank = order.argsort(1).view_as(base)
@@ -143,7 +148,7 @@ class _Search:
 
 
 def _slope(part: Problem, points: Tensor) -> Tensor:
-    """Return the gradient of the worst margin, (M, *D); zeros where the model has none."""
+    """Return the gradient of the worst margin, (M, *D); 0 if there is none."""
     classifier = part.classifier
     if classifier.no_gradient:
         return torch.zeros_like(points)
@@ -155,4 +160,5 @@ def _slope(part: Problem, points: Tensor) -> Tensor:
 
 
 def _wide(row: Tensor, like: Tensor) -> Tensor:
+    """Return a row (M,) in a shape that broadcasts with the points."""
     return row.view(-1, *[1] * (like.dim() - 1))

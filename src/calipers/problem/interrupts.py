@@ -1,8 +1,8 @@
-"""What becomes of the finds when Ctrl-C comes, or the time is up? Whoever was at work at that
-moment, a tool hands over all that it holds before it ends.
+"""Ctrl-C and time limits that keep the results found so far.
 
-Whoever has something long to do asks `give_way` between its steps. Limits belong to the context of
-the caller: tools need not know that there are any.
+At an interrupt a tool hands over all that it holds before it ends. Long computations call
+`give_way` between their steps. Limits belong to the context of the caller: tools need not know of
+them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class Limit:
 
     @property
     def left(self) -> float:
-        """How much time is left; not above 0 once it is up."""
+        """How much time is left; not above 0 once it is over."""
         return self.ends - self.clock()
 
 
 class OutOfTime(KeyboardInterrupt):
-    """The time of `limit` is up. An interrupt, so that tools hand over what they hold, as at
-    Ctrl-C.
+    """The time of `limit` is over.
+
+    It is a `KeyboardInterrupt`, so that tools hand over what they hold, as at Ctrl-C.
     """
 
     def __init__(self, limit: Limit) -> None:
@@ -45,8 +46,9 @@ _limits: ContextVar[tuple[Limit, ...]] = ContextVar("limits", default=())
 
 @contextlib.contextmanager
 def limited(*limits: Limit) -> Iterator[None]:
-    """Let everything inside end with these limits too. Not around a `yield`: what is set there
-    holds for whoever is yielded to.
+    """Apply these limits, too, to everything inside.
+
+    Not around a `yield`: what is set there also holds for the code that is yielded to.
     """
     before = _limits.set((*_limits.get(), *limits))
     try:
@@ -56,15 +58,19 @@ def limited(*limits: Limit) -> Iterator[None]:
 
 
 def give_way() -> None:
-    """Raise `OutOfTime` if the time of any limit is up, the outermost first."""
+    """Raise `OutOfTime` if the time of any limit is over.
+
+    The outermost limit comes first.
+    """
     for limit in _limits.get():
         if limit.left <= 0:
             raise OutOfTime(limit)
 
 
 def shortened(share: float) -> contextlib.AbstractContextManager[None]:
-    """Limit what is inside to that share of the time that each limit leaves: what is found there
-    has to be confirmed with the rest.
+    """Limit the inside to a share of the time that each limit leaves.
+
+    The rest is needed to confirm what is found there.
     """
     return limited(
         *(Limit(limit.clock, limit.clock() + share * limit.left) for limit in _limits.get())
@@ -72,11 +78,11 @@ def shortened(share: float) -> contextlib.AbstractContextManager[None]:
 
 
 def remaining(results: Iterator[Given], interrupt: KeyboardInterrupt) -> Iterator[Given]:
-    """Yield what a tool still holds when its user was interrupted over its last result: the tool
-    hears of it where it waits.
+    """Yield what a tool still holds when its last result was interrupted.
 
-    The caller passes the interrupt on afterwards. A tool that has ended, by the interrupt or before
-    it, holds nothing; nor does one that is no generator.
+    The tool receives the interrupt at the `yield` where it waits. The caller passes the interrupt
+    on afterwards. A tool that has ended, by the interrupt or before it, holds nothing; nor does one
+    that is no generator.
     """
     throw = getattr(results, "throw", None)
     if throw is None:
@@ -87,11 +93,11 @@ def remaining(results: Iterator[Given], interrupt: KeyboardInterrupt) -> Iterato
 
 
 def relayed(results: Iterator[Given], use: Callable[[Given], Made | None]) -> Iterator[Made]:
-    """Yield what `use` makes of each result, None left out.
+    """Yield what `use` returns for each result, without None.
 
-    An interrupt inside `use` lets it begin again with the same result, so `use` changes nothing
-    before it is sure to end; then come the results that the tool still holds, and the interrupt is
-    passed on.
+    After an interrupt inside `use` it is called again with the same result, so `use` must change
+    nothing before it is sure to finish; then come the results that the tool still holds, and the
+    interrupt is passed on.
     """
     held: list[Given] = []
     try:

@@ -1,4 +1,7 @@
-"""Images with their channels last, or without an axis for them, as a model takes them."""
+"""Conversion of images to the axes that a model takes.
+
+For images with their channels last, or without an axis for them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ _CHANNELS = (1, 3, 4)  # of images
 
 
 def laid_out(classifier: Classifier, x: Tensor) -> tuple[Tensor, list[str]]:
-    """Return images x (N, *D) as the model takes them, and what was done to them in words.
+    """Return images x (N, *D) as the model takes them, with a note.
 
-    Channels that come last come first, and a missing channel is put in, but only where the model
-    fails on the points as they are and not on the others.
+    Channels that come last are moved to the front, and a missing axis of channels is inserted, but
+    only where the model fails on the points as they are and not on the converted ones. The notes
+    say in words what was done.
     """
     other: Tensor | None = None
     if x.dim() == 4 and x.shape[3] in _CHANNELS and x.shape[1] not in _CHANNELS:
@@ -29,7 +33,7 @@ def laid_out(classifier: Classifier, x: Tensor) -> tuple[Tensor, list[str]]:
 
 
 def _takes(classifier: Classifier, x: Tensor) -> bool:
-    """Can the model be called on these points?"""
+    """Return whether the model can be called on these points."""
     classifier.counter.forwards += len(x)
     try:
         with classifier.frozen(), torch.no_grad():

@@ -1,5 +1,7 @@
-"""Which smaller questions decide a question about letters? One group fixed in every way it can be
-written; the parts cover the whole, and each is finite.
+"""Branching on the symbols of a `Substitutions` problem.
+
+One group is fixed to each symbol in turn; the parts together cover the whole problem, and each is
+finite.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from calipers.problem.substitutions import Substitutions
 
 @dataclass(frozen=True, eq=False)
 class Narrowed(Substitutions):
-    """A part of a threat: which letters may be put in is said point by point, `options (N, G, K)`,
-    not by `allowed`.
+    """A part of a `Substitutions` threat.
+
+    Which symbols may be put in is given for each point, by `options (N, G, K)` instead of
+    `allowed`.
     """
 
     options: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
@@ -37,11 +41,11 @@ class Narrowed(Substitutions):
 
 
 def divided(problem: Problem, group: int) -> Problem:
-    """Return the parts of a problem of one point as points of their own: one in which the group
-    keeps its letter, and one for each other letter put in.
+    """Return the parts of a problem of one point as points of a problem.
 
-    In every part the group is fixed and, where it changed, one switch is spent: together the parts
-    hold the same points, each of them once.
+    In one part the group keeps its symbol; in each other part another symbol is put in. In every
+    part the group is fixed and, where it changed, one substitution is used up: together the parts
+    contain the same points, each of them once.
     """
     region, threat = problem.region, problem.threat
     assert isinstance(region, SubstitutionRegion)
@@ -64,8 +68,9 @@ def divided(problem: Problem, group: int) -> Problem:
 
 
 def most_wanted(problem: Problem, points: Tensor) -> int | None:
-    """Return the group of a problem of one point that most of these points (P, *D) would change;
-    None where no group can change.
+    """Return the group of a one-point problem that most points would change.
+
+    The points are (P, *D); None where no group can change.
     """
     region = problem.region
     if (
@@ -74,6 +79,6 @@ def most_wanted(problem: Problem, points: Tensor) -> int | None:
         or int(region.budget[0]) < 1
     ):
         return None
-    # 2 for a switch, less for a share of one
+    # 2 for a substitution, less for a fraction of one
     changed = (region.threat.read(points) - region.threat.read(region.center)).abs().sum(2).sum(0)
     return int(torch.where(region.options[0].any(1), changed, -1.0).argmax())

@@ -1,5 +1,6 @@
-"""In how many ways can at most k letters be replaced, and which are they? Counting and listing,
-whatever the letters stand for.
+"""Counting and enumeration of at most k substitutions of symbols.
+
+Whatever the symbols stand for. In names of code a "switch" is a substitution.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ BATCH = 4096
 
 
 def neighbourhood_size(alternatives: Sequence[int], k: int) -> int:
-    """Return how many points have at most k switches, if group g has `alternatives[g]` other
-    letters: sum_{i<=k} of the elementary symmetric polynomials e_i(alternatives), which is sum_i
-    C(n, i) (K - 1)^i for n groups of K letters. Exact whole numbers.
+    """Return how many points have at most k substitutions.
+
+    Group g has `alternatives[g]` other symbols. The number is sum_{i<=k} of the elementary
+    symmetric polynomials e_i(alternatives), which is sum_i C(n, i) (K - 1)^i for n groups of K
+    symbols. Exact whole numbers.
 
     >>> neighbourhood_size([3] * 60, 2)
     16111
@@ -28,11 +31,11 @@ def neighbourhood_size(alternatives: Sequence[int], k: int) -> int:
 
 
 def enumerate_switches(counts: Tensor, k: int, batch: int = BATCH) -> Iterator[Tensor]:
-    """Yield all ways of switching at most k groups that have `counts (G,)` alternatives, as (T, i,
-    2) of (group, number of the alternative).
+    """Yield all ways of substituting at most k symbols, as (T, i, 2).
 
-    By number of switches, then lexicographically, whatever the batch; at most about `batch` ways
-    are held at a time.
+    The groups have `counts (G,)` alternatives; entries are (group, number of the alternative).
+    Ordered by the number of substitutions, then lexicographically, whatever the batch; at most
+    about `batch` ways are held at a time.
     """
     group = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     after = counts.cumsum(0)[group]  # the first move of the next group

@@ -1,5 +1,6 @@
-"""What exactly is asked? Model, points, labels, threat and goal in one value, checked at the
-door.
+"""Verification problems: model, points, labels, threat and goal.
+
+They are checked when they are made.
 """
 
 from __future__ import annotations
@@ -35,12 +36,26 @@ _UNSETTLED = 4 * _SETTLED
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """The one thing every tool receives: N points x (N, *D) with labels y (N,), a threat, a goal, a
-    classifier, and `classes` K.
+    """The verification problem that every tool receives.
 
-    `names` are digests of the points themselves: random streams and evidence hang on them, so
-    results do not depend on order or on which shard a point is in. `notes` say how what was handed
-    over was read, where that is not plain.
+    It holds N points x with labels y, a threat, a goal and a classifier. Make one with
+    `Problem.pose`, which checks all of them.
+
+    Args:
+        classifier: the model, in the data's native units.
+        x: points (N, *D), of the classifier's dtype and on its device.
+        y: labels (N,), as places among the outputs.
+        threat: what the adversary may do, a `Ball` or `Substitutions`.
+        goal: what the adversary wants.
+        classes: the number of outputs K.
+        names: digests of the points themselves. Random streams and evidence are keyed by them, so
+            results do not depend on the order of the points or on the shard a point is in.
+        notes: sentences on how the arguments were interpreted, where that is not obvious.
+
+    Example:
+        >>> problem = Problem.pose(nn.Linear(2, 2), torch.rand(3, 2), [0, 1, 0], Ball("l2", 0.5))
+        >>> len(problem), problem.classes
+        (3, 2)
     """
 
     classifier: Classifier
@@ -64,12 +79,26 @@ class Problem:
         *,
         places: bool = False,
     ) -> Problem:
-        """Return the checked problem; raises `BadInput` with what was got, what was expected, and
-        what to do.
+        """Return the problem, with all its parts checked.
 
-        Labels are places among the outputs. A model that names its classes (as estimators do, or
-        by an attribute `classes_`) is asked by their names, unless `places` says otherwise. Where
-        y is None, the model's own answers are the labels.
+        Args:
+            model: a `Classifier`, or a module, which becomes one.
+            x: points (N, *D), a tensor or an array. Bytes are divided by 255 unless the box reaches
+                beyond 1.
+            y: labels (N,): places among the outputs, or the names of classes where the model names
+                them (as estimators do, or by an attribute `classes_`). None takes the model's own
+                answers as the labels.
+            threat: a `Ball` or `Substitutions`.
+            goal: what the adversary wants; None is `Untargeted()`.
+            places: labels are places among the outputs even where the model names its classes.
+
+        Returns:
+            The problem, its points and labels on the model's device.
+
+        Raises:
+            BadInput: for points, labels, a threat or a goal that do not fit; it says what was
+                given, what was expected, and what to do.
+            BadModel: for a model that cannot be measured (see `Classifier.check`).
         """
         if not isinstance(threat, Ball | Substitutions):
             raise BadInput(
@@ -120,12 +149,12 @@ class Problem:
             self.classes,
             names,
         )
-        if "size" in self.__dict__:  # asked once is enough
+        if "size" in self.__dict__:  # already computed
             part.__dict__["size"] = self.size[i]
         return part
 
     def at(self, radius: float | Tensor) -> Problem:
-        """Return the problem at another radius (or one for each point)."""
+        """Return the problem at another radius, or one for each point."""
         same = Problem(
             self.classifier,
             self.x,
@@ -149,11 +178,11 @@ class Problem:
         return self.goal.margins(logits, self.y)
 
     def fooled(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where the model gets points (N, *D) wrong beyond doubt, their worst margins and
-        its answers.
+        """Return where the model is beyond doubt wrong at points (N, *D).
 
-        Beyond doubt: in a batch, alone and in float64, with finite logits each time. Shapes (N,):
-        bool, the model's dtype, class numbers.
+        Beyond doubt: in a batch, alone and in float64, with finite logits each time. Also returns
+        the worst margins and the model's answers. Shapes (N,): bool, the model's dtype, class
+        numbers.
         """
         logits = self.classifier.logits(points)
         worst = self.goal.worst(self.margins(logits))
@@ -170,21 +199,22 @@ class Problem:
         return good, worst, logits.argmax(1)
 
     def clearance(self, points: Tensor) -> Tensor:
-        """Return how far points (N, *D) are from being adversarial beyond all doubt, (N,) float64
-        in logits; tools that creep up to the boundary stop at 0.
+        """Return how far points are from being adversarial beyond all doubt.
 
-        The worst margin of a float64 copy, plus the `allowance`: so that no order of summation
-        shows another answer.
+        (N,) float64, in logits, for points (N, *D); tools that approach the boundary step by step
+        stop at 0. It is the worst margin of a float64 copy plus the `allowance`, so that no order
+        of summation gives another answer.
         """
         logits = self.classifier.logits64(points)
         return self.goal.worst(self.margins(logits)) + self.allowance(logits, self.size)
 
     def allowance(self, logits: Tensor, size: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return by how much the model's own arithmetic, or that of `dtype`, may move a margin of a
-        float64 copy's logits (M, K), (M,) float64.
+        """Return by how much rounding may move a margin, (M,) float64.
 
-        `_SETTLED` roundings of the largest logit, or of the `size (M,)` of the point that they
-        belong to; more where there is no float64 copy to tell the size by.
+        The margin is that of a float64 copy's `logits (M, K)`; the rounding is that of the model's
+        own arithmetic, or of `dtype`. The allowance is `_SETTLED` roundings of the largest logit,
+        or of the `size (M,)` of the point that they belong to; more where there is no float64 copy
+        to tell the size by.
         """
         settled = _UNSETTLED if self.classifier.no_float64 else _SETTLED
         return (
@@ -195,9 +225,10 @@ class Problem:
 
     @cached_property
     def size(self) -> Tensor:
-        """How large are the numbers that each point's logits are sums of, (N,) float64? As large as
-        its logits, or as their rounding shows them to be: a single logit can be the small
-        difference of large terms.
+        """The magnitude of the terms that each point's logits sum, (N,) float64.
+
+        It is as large as the logits, or as their rounding shows the terms to be: a single logit can
+        be the small difference of large terms.
         """
         exact = self.classifier.logits64(self.x)
         rounding = (self.classifier.logits(self.x).double() - exact).abs() / torch.finfo(
@@ -206,26 +237,36 @@ class Problem:
         return torch.maximum(exact.abs(), rounding).amax(1).nan_to_num(nan=0.0, posinf=0.0)
 
     def streams(self, seed: int) -> Streams:
-        """Return one random stream a point."""
+        """Return one random stream for each point."""
         return Streams.of(seed, self.names, self.x.device)
 
     def identity(self) -> dict[str, object]:
-        """Return what makes two problems the same question: model, threat without radius, goal."""
+        """Return what identifies the problem: model, threat and goal.
+
+        The radius of the threat is not part of it.
+        """
         goal = {"name": type(self.goal).__name__, **self.goal.identity()}
         return {"model": self.classifier.digest(), "threat": self.threat.identity(), "goal": goal}
 
     def fingerprint(self) -> str:
-        """Return the digest of `identity`: the name under which a record files the evidence."""
+        """Return the digest of `identity`.
+
+        It is the name under which a record files the evidence.
+        """
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _in_grey_levels(threat: Threat) -> bool:
-    """Does the box reach beyond [0, 1], so that bytes stay what they are?"""
+    """Return whether the box reaches beyond 1, so that bytes stay as they are."""
     ends = threat.ends if isinstance(threat, Ball) and threat.box != "data" else None
     return ends is not None and bool(torch.as_tensor(ends[1]).max() > 1)
 
 
 def _names(x: Tensor, y: Tensor, goal: Goal) -> tuple[str, ...]:
+    """Return a digest of each point with its label and target.
+
+    The same point a second time gets another name.
+    """
     rows = x.detach().cpu().contiguous().numpy()
     own = torch.as_tensor(goal.target) if isinstance(goal, Targeted) else torch.zeros(())
     targets = [f"->{t}" for t in own.tolist()] if own.dim() else [""] * len(x)
@@ -236,6 +277,6 @@ def _names(x: Tensor, y: Tensor, goal: Goal) -> tuple[str, ...]:
             row.tobytes() + f"{label}{target}".encode(), digest_size=8
         ).hexdigest()
         seen[name] = seen.get(name, 0) + 1
-        # the same image twice is two points
+        # the same image twice counts as two points
         names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return tuple(names)

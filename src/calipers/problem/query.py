@@ -1,9 +1,9 @@
-"""Is there an input in this box whose output is unsafe? The question in exact numbers, and as a
-problem for the two jaws.
+"""Queries in exact numbers whether an input box has unsafe outputs.
 
-A model reads decimals as its own floats, so a written input is unsafe iff the floats it is read as
-are. The box that both jaws search is the exact one and its ends as they are read, rounded outward:
-a certificate covers both, and every float inside can be written as a decimal inside the exact box.
+A query (of a VNN-LIB file, say) becomes a problem for attacks and certifiers. A model reads
+decimals as its own floats, so a written input is unsafe iff the floats that it is read as are. The
+box that both search is the exact one and its ends as they are read, rounded outward: a certificate
+covers both, and every float inside can be written as a decimal inside the exact box.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from calipers.problem.problem import Problem
 from calipers.problem.specification import Specification
 
 _DIGITS = 60
-_LARGEST_WEIGHT = 1e12  # of a side that is fixed but for rounding
+_LARGEST_WEIGHT = 1e12  # the weight of a side that is constant but for rounding
 
 
 @dataclass(frozen=True)
 class Inequality:
-    """sum of c * output_j over `terms` (j, c), plus `constant`, is <= 0, or < 0 if `strict`.
+    """A linear inequality of outputs with rational coefficients.
 
-    Bounds take strict ones for the others: what is proved safe then is safe in either reading.
+    sum of c * output_j over `terms` (j, c), plus `constant`, is <= 0, or < 0 if `strict`. Bounds
+    treat strict inequalities as the others: what is proved safe then is safe in either reading.
     """
 
     terms: tuple[tuple[int, Fraction], ...]
@@ -43,13 +44,15 @@ class Inequality:
     strict: bool = False
 
     def holds(self, outputs: Sequence[Fraction]) -> bool:
-        """Does it hold, exactly?"""
+        """Return whether it holds, exactly."""
         total = sum((c * outputs[j] for j, c in self.terms), self.constant)
         return total < 0 if self.strict else total <= 0
 
     def floats(self) -> tuple[dict[int, float], float]:
-        """Return float64 coefficients, exact up to a positive common factor, and the constant
-        rounded down.
+        """Return float64 coefficients, and the constant rounded down.
+
+        The coefficients are exact up to a positive common factor. Raises `BadInput` where they are
+        not representable.
         """
         factor = Fraction(1)
         if any(not _is_float(c) for _, c in self.terms):
@@ -68,11 +71,13 @@ class Inequality:
 
 @dataclass(frozen=True)
 class Query:
-    """Is some output unsafe for an input with `low <= x <= high`, numbered as in the flattened
-    input? Unsafe: all inequalities of one of the `cases` hold.
+    """An input box, and the unsafe outputs.
 
-    `left_out`: ends (input, upper) that are not in the box themselves; bounds look at the closed
-    one. `echoed`: the last outputs are these inputs, for inequalities that tie inputs to each other
+    Is some output unsafe for an input with `low <= x <= high`, numbered as in the flattened input?
+    An output is unsafe if all inequalities of one of the `cases` hold.
+
+    `left_out`: ends (input, upper) that are not in the box themselves; bounds use the closed box.
+    `echoed`: the last outputs are these inputs, for inequalities that relate inputs to each other
     or to outputs.
     """
 
@@ -84,8 +89,9 @@ class Query:
     echoed: tuple[int, ...] = ()
 
     def posed(self, classifier: Classifier, shape: tuple[int, ...]) -> Problem:
-        """Return the problem of one point, the middle of the box, in a ball that holds the box
-        whole; a single output is the second of two logits.
+        """Return the problem of one point, the middle of the box.
+
+        Its ball contains the whole box; a single output is the second of two logits.
         """
         low, high, x = self.middle(classifier.dtype, shape)
         radius, weights = _reach(low, high, x.double())
@@ -95,7 +101,7 @@ class Query:
         )
 
     def middle(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the float64 box, and a point of a model of this dtype in its middle."""
+        """Return the float64 box, and a point in its middle of a given dtype."""
         low, high = (
             torch.tensor(end, dtype=torch.float64).reshape(shape) for end in self.box(dtype)
         )
@@ -103,8 +109,9 @@ class Query:
         return low, high, ((low + high) / 2).to(dtype).clamp(*inner)
 
     def box(self, dtype: torch.dtype) -> tuple[list[float], list[float]]:
-        """Return the float64 box that holds every input, exact or as a model of this dtype reads
-        it; never of width 0.
+        """Return the float64 box that contains every input.
+
+        Inputs may be exact or as a model of this dtype reads them; no side has width 0.
         """
         down = [math.nextafter(min(below(q), read(q, dtype)), -math.inf) for q in self.low]
         up = [math.nextafter(max(-below(-q), read(q, dtype)), math.inf) for q in self.high]
@@ -113,7 +120,7 @@ class Query:
         return down, up
 
     def goal(self) -> Specification:
-        """Return what decides, in floats that say no less."""
+        """Return the specification, in floats that exclude no unsafe output."""
         width, first = max(2, self.outputs), int(self.outputs == 1)
         rows, shifts, belongs, none = [], [], [], Inequality((), Fraction(0))
         known = {id(one): one for case in self.cases for one in (*case, none)}
@@ -131,7 +138,7 @@ class Query:
         )
 
     def alone(self) -> tuple[Query, ...]:
-        """Return the same box with each case by itself, none where there is one only."""
+        """Return the same box with each case by itself; none for a single case."""
         return (
             tuple(dataclasses.replace(self, cases=(case,)) for case in self.cases)
             if len(self.cases) > 1
@@ -139,8 +146,10 @@ class Query:
         )
 
     def unsafe(self, outputs: Tensor, inputs: Sequence[str] | None = None) -> bool:
-        """Are these outputs unsafe? Exactly; anything that is not finite is not. With the inputs
-        as they are written, echoed ones are these decimals, not what a model made of them.
+        """Return whether these outputs are unsafe, exactly.
+
+        Outputs that are not finite are not. With the inputs as they are written, echoed outputs are
+        these decimals, and not what a model computed from them.
         """
         values = outputs.detach().double().reshape(-1)[-self.outputs :].tolist()
         if not all(map(math.isfinite, values)):
@@ -151,8 +160,9 @@ class Query:
         return any(all(inequality.holds(exact) for inequality in case) for case in self.cases)
 
     def written(self, point: Tensor) -> tuple[str, ...] | None:
-        """Return decimals inside the exact box that the model reads as this point, or None where
-        there are none.
+        """Return decimals inside the exact box that are read as this point.
+
+        None where there are none.
         """
         values = point.detach().cpu().reshape(-1)
         texts = [
@@ -170,8 +180,10 @@ class Query:
 def posed_together(
     queries: Sequence[Query], classifier: Classifier, shape: tuple[int, ...]
 ) -> list[tuple[list[int], Problem]]:
-    """Return problems that hold the boxes of many queries, a point for each, and the places of
-    these queries: those that weigh the outputs alike, up to constants, make one problem.
+    """Return problems that contain the boxes of many queries.
+
+    Each query is a point of a problem; its place among the queries is returned too. Queries whose
+    specifications are the same up to constants make one problem.
     """
     groups: dict[tuple[Any, ...], list[tuple[int, Specification]]] = {}
     for place, query in enumerate(queries):
@@ -194,7 +206,7 @@ def posed_together(
 
 
 def below(q: Fraction) -> float:
-    """Return the largest float64 that is not above."""
+    """Return the largest float64 that is not above a rational number."""
     try:
         f = float(q)
     except OverflowError:
@@ -203,8 +215,10 @@ def below(q: Fraction) -> float:
 
 
 def read(q: Fraction | str, dtype: torch.dtype) -> float:
-    """Return what a model of this dtype makes of an exact number or a written one: the nearest
-    float64, then the nearest of its own.
+    """Return what a model of this dtype reads for a number.
+
+    The number is exact or written; it is read as the nearest float64, then the nearest float of the
+    dtype.
     """
     try:
         f = float(q)
@@ -215,6 +229,7 @@ def read(q: Fraction | str, dtype: torch.dtype) -> float:
 
 
 def _is_float(q: Fraction) -> bool:
+    """Return whether a rational number is a float64."""
     try:
         return Fraction(float(q)) == q
     except OverflowError:
@@ -222,21 +237,22 @@ def _is_float(q: Fraction) -> bool:
 
 
 def _inward(end: Tensor, dtype: torch.dtype, direction: float) -> Tensor:
-    """Return the nearest float of a dtype that is not outside."""
+    """Return the nearest float of a dtype that is not outside an end."""
     near = end.to(dtype)
     outside = near.double() < end if direction > 0 else near.double() > end
     return torch.where(outside, torch.nextafter(near, torch.full_like(near, direction)), near)
 
 
 def _reach(low: Tensor, high: Tensor, x: Tensor) -> tuple[float, Tensor | None]:
-    """Return a radius, and weights by which a step is as long a share of every side; the ball must
-    hold the box, and be no wider than it.
+    """Return a radius, and weights that scale a step to each side.
 
-    A side of a few floats has no middle among them, and the point lies at its end; where all sides
-    are so the radius is the longest, for all features.
+    With the weights, a step is the same fraction of every side. The ball must contain the box, and
+    its radius must not exceed the diameter of the box. A side that spans only a few floats has no
+    middle among them, and the point lies at its end; where that is so for all sides the radius is
+    the longest reach, for all features.
     """
     side, reach = high - low, torch.maximum(high - x, x - low)
-    # no share of a subnormal side can be held
+    # a fraction of a subnormal side cannot be represented
     longest, ends = side.max(), (reach > 0.7 * side) | (side < torch.finfo(side.dtype).tiny)
     if bool(ends.all()):
         return float(longest), None
@@ -246,6 +262,7 @@ def _reach(low: Tensor, high: Tensor, x: Tensor) -> tuple[float, Tensor | None]:
 
 
 def _decimal(value: float, low: Fraction, high: Fraction, dtype: torch.dtype) -> str | None:
+    """Return a decimal between exact ends that is read as a value, or None."""
     shortest = str(np.float32(value)) if dtype == torch.float32 else repr(value)
     candidates = (
         shortest,
@@ -264,7 +281,7 @@ def _decimal(value: float, low: Fraction, high: Fraction, dtype: torch.dtype) ->
 
 
 def _rounded(q: Fraction, rounding: str) -> str:
-    """Return a decimal, exact where few digits are enough."""
+    """Return a rational as a decimal, exact where few digits are enough."""
     return str(
         Context(prec=_DIGITS, rounding=rounding).divide(
             Decimal(q.numerator), Decimal(q.denominator)

@@ -31,8 +31,9 @@ _BY_POINT = {"ball": "radius", "substitutions": "k"}  # the field that the point
 
 
 def data_of(value: Threat | Goal) -> dict[str, Any] | None:
-    """Return a threat or a goal as a dict of numbers, text and NumPy arrays; None for a kind of the
-    user's own.
+    """Return a threat or a goal as a dict of numbers, text and arrays.
+
+    The arrays are NumPy's. None for a class that is not one of this package.
 
     >>> data_of(Ball("l2", 0.5))["norm"]
     'l2'
@@ -48,14 +49,16 @@ def data_of(value: Threat | Goal) -> dict[str, Any] | None:
 
 
 def _fields(value: Any, kind: str) -> dict[str, Any]:
+    """Return the fields of a threat or a goal as plain data."""
     named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     return {"kind": kind, **{name: _plain(inner) for name, inner in named.items()}}
 
 
 def _plain(value: Any) -> Any:
+    """Return a field's value as plain data."""
     if isinstance(value, Tensor):
         held = value.detach().cpu()
-        # NumPy has no bfloat16, of which every number is a float32
+        # NumPy has no bfloat16; float32 holds each of its numbers exactly
         held = held.float() if held.dtype == torch.bfloat16 else held
         return held.numpy().copy()
     if isinstance(value, Ball):
@@ -64,7 +67,7 @@ def _plain(value: Any) -> Any:
 
 
 def recorded_threat(data: Mapping[str, Any], radii: Tensor) -> Threat:
-    """Return the threat that was measured, from its data and the radius of each point (N,)."""
+    """Return the threat of a record, from its data and the radii (N,)."""
     made = _made({**data, _BY_POINT.get(data["kind"], ""): radii})
     if not isinstance(made, Ball | Substitutions):
         raise BadInput(f"{data['kind']} is no threat")
@@ -72,7 +75,7 @@ def recorded_threat(data: Mapping[str, Any], radii: Tensor) -> Threat:
 
 
 def recorded_goal(data: Mapping[str, Any], targets: Sequence[int | None]) -> Goal:
-    """Return the goal that was measured, from its data and each point's own target (N,)."""
+    """Return the goal of a record, from its data and the targets (N,)."""
     if data["kind"] == "targeted" and data["target"] is None:
         if None in targets:
             raise BadInput("a point of a targeted goal has no target")
@@ -85,6 +88,7 @@ def recorded_goal(data: Mapping[str, Any], targets: Sequence[int | None]) -> Goa
 
 
 def _made(data: Mapping[str, Any]) -> Any:
+    """Return the threat or the goal that such data describes."""
     if data["kind"] not in _KINDS:
         raise BadInput(f"this calipers knows no threat or goal called {data['kind']}")
     fields = {name: _value(inner) for name, inner in data.items() if name not in ("kind", "")}
@@ -92,6 +96,7 @@ def _made(data: Mapping[str, Any]) -> Any:
 
 
 def _value(held: Any) -> Any:
+    """Return the value of a field from plain data."""
     if isinstance(held, np.ndarray):
         return torch.from_numpy(held)
     if isinstance(held, dict):

@@ -1,6 +1,4 @@
-"""Where may a point go? The admissible set around each point of a batch, and every question that
-both jaws ask of it.
-"""
+"""The admissible set around each point, shared by attacks and certifiers."""
 
 from __future__ import annotations
 
@@ -20,15 +18,16 @@ from calipers.problem.streams import Streams
 if TYPE_CHECKING:
     from calipers.problem.ball import Ball
 
-# each round shrinks by a little more than the rounding that spoiled the last; two have always been
-# enough
+# each round shrinks by a little more than the rounding that made the last one fail; two have always
+# been enough
 _SNAP_ROUNDS = 8
-_MISSED = 1e-9  # of a gap: less than that is missing only by rounding
+_MISSED = 1e-9  # relative to the gap: a smaller shortfall is due to rounding
 
 
 class Attained(NamedTuple):
-    """The maximum of <g, x'> over a region, (M,), and an admissible point that attains it, (M,
-    *D).
+    """The maximum of <g, x'> over a region, (M,), and a maximiser, (M, *D).
+
+    The maximiser is admissible.
     """
 
     value: Tensor
@@ -36,8 +35,9 @@ class Attained(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """The distance (P,) of the nearest admissible points with <g, delta> >= gap, infinite where
-    there are none, and the offsets (P, d) to them.
+    """The distance (P,) to the nearest points with <g, delta> >= gap.
+
+    It is infinite where no admissible point has that. `delta (P, d)` are the offsets to the points.
     """
 
     distance: Tensor
@@ -45,8 +45,9 @@ class Reached(NamedTuple):
 
 
 class Fall(NamedTuple):
-    """How far a linear function can fall inside a region, (P, S), and the size of the terms that
-    were added up for it.
+    """How far a linear function can fall inside a region, (P, S).
+
+    `terms` is the size of the terms that were summed for it, which scales its rounding error.
     """
 
     value: Tensor
@@ -55,10 +56,10 @@ class Fall(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """The admissible set around each of M points. Both jaws ask the same object, so they cannot
-    disagree about what the adversary may do.
+    """The admissible set around each of M points.
 
-    `center (M, *D)`, `radius (M,)` float64; `low`, `high (M, d)` are the offsets to the box (0
+    Attacks and certifiers use the same object, so they cannot disagree about what the adversary may
+    do. `center (M, *D)`, `radius (M,)` float64; `low`, `high (M, d)` are the offsets to the box (0
     where masked); `weight (d,)` or None.
     """
 
@@ -78,8 +79,10 @@ class Region:
         )
 
     def outer_box(self) -> tuple[Tensor, Tensor]:
-        """Return the lowest and highest values of the smallest box around each region, (M, *D)
-        each, a rounding outward where the region ends there.
+        """Return the ends of the smallest box around each region, (M, *D) each.
+
+        They are rounded outward where the region ends there, and equal the center in features that
+        cannot move.
         """
         low, high = self._corners
         down, up = (
@@ -89,8 +92,9 @@ class Region:
         return torch.where(low < self.center, down, low), torch.where(high > self.center, up, high)
 
     def boxes(self, low: Tensor, high: Tensor) -> Region:
-        """Return regions that are whole boxes (P, *D), inside the first of these regions, with the
-        same norm; rounded outward.
+        """Return regions that are whole boxes (P, *D), rounded outward.
+
+        The boxes lie inside the first of these regions, and keep its norm.
         """
         center = (low + high) / 2
         down, up = ((end - center).flatten(1) for end in (low, high))
@@ -117,13 +121,18 @@ class Region:
         return dataclasses.replace(self, radius=radius.to(self.center.device, torch.float64))
 
     def distance(self, points: Tensor) -> Tensor:
-        """Return the (weighted) distance of each point from its center, (M,) float64."""
+        """Return the (weighted) distance of each point from its center.
+
+        (M,) float64.
+        """
         delta = (points.double() - self.center.double()).flatten(1)
         return self.norm.of(delta if self.weight is None else delta * self.weight.double())
 
     def contains(self, points: Tensor) -> Tensor:
-        """Is each point admissible, (M,) bool? Exact comparison in float64, no tolerance; a NaN is
-        not inside, nor is what lies beside the grid where there is one.
+        """Return whether each point is admissible, (M,) bool.
+
+        Exact comparison in float64, without a tolerance; a NaN is not inside, nor is a point off
+        the grid where there is one.
         """
         inside = self.distance(points) <= self.radius
         flat = points.double().flatten(1)
@@ -136,7 +145,10 @@ class Region:
         return inside
 
     def inside_box(self, points: Tensor) -> Tensor:
-        """Does each feature lie inside the box, (M, *D) bool? Exact comparison in float64."""
+        """Return whether each feature lies inside the box, (M, *D) bool.
+
+        Exact comparison in float64.
+        """
         if self.ball.ends is None:
             return torch.ones_like(points, dtype=torch.bool)
         flat = points.double().flatten(1)
@@ -144,19 +156,19 @@ class Region:
         return ((flat >= floor) & (flat <= ceiling)).view_as(points)
 
     def support(self, g: Tensor) -> Attained:
-        """Return the maximum of <g, x'> and where it is attained, for one direction g (M, *D) a
-        point.
+        """Return the maximum of <g, x'> and a maximiser, for g (M, *D).
 
-        The value is a dual bound: it dominates the maximum for real arithmetic (see norms.py). The
-        maximiser is the steepest one-step attack.
+        The value is that of the dual problem: an upper bound of the maximum in real arithmetic (see
+        norms.py). The maximiser is the steepest one-step attack.
         """
         best = self.offset_support(g)
         point = self.center + best[1].view_as(self.center)
         return Attained((g * self.center).flatten(1).sum(-1) + best[0], point)
 
     def offset_support(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the maximum of <g, delta> (M,) and the maximising offset (M, d); `value` is a sum
-        of non-negative terms.
+        """Return the maximum of <g, delta>, (M,), and a maximiser (M, d).
+
+        The value is a sum of non-negative terms.
         """
         flat, radius = g.flatten(1), self.radius.to(g.dtype)
         if self.weight is None:
@@ -167,8 +179,9 @@ class Region:
         return scaled.value, scaled.delta / self.weight
 
     def lowest(self, a: Tensor) -> Attained:
-        """Return the minimum of <a, x'> and an admissible point that attains it; as `support` of
-        -a, up to rounding, and cheaper where the ball is a box.
+        """Return the minimum of <a, x'> and an admissible point that attains it.
+
+        The same as `support` of -a up to rounding and sign, and cheaper where the ball is a box.
         """
         if not self.norm.is_box:
             best = self.support(-a)
@@ -179,12 +192,12 @@ class Region:
     def step(
         self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None
     ) -> Tensor:
-        """Return the points moved by `share` (a number, or (M,)) of the radius along which <g, .>
-        rises fastest, for `project` to follow.
+        """Return the points moved along the steepest ascent of <g, .>.
 
-        In weighted l2 along g itself, just as far: the projection is Euclidean, and after a
-        steepest step it ends beside the maximum. `spread (M,)`: over how many features a sparse
-        norm's step is spread at least.
+        They move by `share` (a number, or (M,)) of the radius, and `project` is meant to follow. In
+        weighted l2 they move along g itself, just as far: the projection is Euclidean, and after a
+        steepest step it would end beside the maximum. `spread (M,)`: over how many features the
+        step of a sparse norm is spread at least.
         """
         length = self.radius.to(g.dtype) * share
         if self.norm.is_box:
@@ -207,8 +220,9 @@ class Region:
         return points + moved.view_as(points)
 
     def fall(self, a: Tensor, points: Tensor) -> Fall:
-        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen
-        points (P,): the dual bound alone.
+        """Return how far <a, x'> can fall below <a, x>.
+
+        For directions a (P, S, d) at the chosen points (P,): the dual bound alone.
         """
         return self.window_fall(
             a,
@@ -221,14 +235,15 @@ class Region:
     def window_fall(
         self, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
     ) -> Fall:
-        """Return the same where each row sees only some features: `low`, `high`, `weight (P, d)`
-        are those features' own.
+        """Return the same where each row sees only some features.
+
+        `low`, `high`, `weight (P, d)` are those of the features seen.
         """
         radius = self.radius.to(a.dtype)[points]
         if self.norm.is_box:
-            # Features move independently: |a| times the half width and a times the middle replace
-            # the search for a maximiser. As low <= 0 <= high the middle is no longer than the half
-            # width.
+            # Features move independently, so the fall is |a| times the half width minus a times
+            # the middle. As low <= 0 <= high, the middle is at most the half width in absolute
+            # value, so twice the first term bounds the size of both.
             length = radius[:, None] if weight is None else radius[:, None] / weight
             down, up = torch.maximum(low, -length), torch.minimum(high, length)
             wide = contract(a.abs(), (up - down) / 2)
@@ -238,15 +253,16 @@ class Region:
         g = -a.flatten(0, 1)
         if weight is not None:
             w = weight.repeat_interleave(width, 0)
-            # outside an image nothing moves, and the window has no weight
+            # in the padding around an image nothing moves, and the weight is 0
             w = torch.where(w > 0, w, torch.ones_like(w))
             g, low, high = g / w, low * w, high * w
         value = self.norm.support(g, radius, low, high).value.view(a.shape[:2])
         return Fall(value, value)
 
     def project(self, points: Tensor) -> Tensor:
-        """Return the nearest admissible point of each, up to rounding of the sum (`snap` removes
-        that).
+        """Return the nearest admissible point of each.
+
+        Up to rounding of the sum; `snap` makes the point exactly admissible.
         """
         if self.norm.is_box:
             return points.clamp(*self._corners)
@@ -261,7 +277,10 @@ class Region:
 
     @cached_property
     def _corners(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest admissible points, up to rounding, where the ball is a box."""
+        """The lowest and highest admissible points where the ball is a box.
+
+        Up to rounding.
+        """
         reach = self.radius.to(self.low.dtype)[:, None]
         reach = reach if self.weight is None else reach / self.weight
         down, up = torch.maximum(self.low, -reach), torch.minimum(self.high, reach)
@@ -276,13 +295,14 @@ class Region:
         )
 
     def snap(self, points: Tensor) -> Tensor:
-        """Return nearly the same points, moved inward by a few roundings so that `contains` holds
-        exactly.
+        """Return nearly the same points, moved inward to be exactly admissible.
+
+        They move by a few roundings, so that `contains` holds.
         """
-        # another dtype's rounding of a masked feature would be a change of it
+        # rounding to another dtype could change a feature that may not move
         still = ((self.low == 0) & (self.high == 0)).view_as(points)
         snapped = self._into_box(torch.where(still, self.center.to(points.dtype), points))
-        if self.norm.is_count:  # which shrinking does not change
+        if self.norm.is_count:  # shrinking a perturbation does not change its count
             over = torch.nonzero(self.distance(snapped) > self.radius).flatten()
             return (
                 snapped.index_copy(0, over, self._into_box(self.take(over).project(snapped[over])))
@@ -295,8 +315,8 @@ class Region:
             if not len(over):
                 break
             part, distance = self.take(over), distance[over]
-            # A rounding of a coordinate may be many roundings of a small radius: inward by what the
-            # dtype can resolve at this place.
+            # A rounding of a coordinate may be large relative to a small radius: move inward by
+            # what the dtype can resolve at this point.
             resolution = torch.finfo(points.dtype).eps * (
                 1 + snapped[over].double().flatten(1).abs().amax(1) / part.radius.clamp_min(1e-300)
             )
@@ -309,6 +329,7 @@ class Region:
         return snapped
 
     def _into_box(self, points: Tensor) -> Tensor:
+        """Return the points clamped into the box."""
         if self.ball.ends is None:
             return points
         floor, ceiling = (per_feature(end, points[:0].double()) for end in self.ball.ends)
@@ -316,7 +337,8 @@ class Region:
 
     @staticmethod
     def _clamped(points: Tensor, floor: Tensor, ceiling: Tensor) -> Tensor:
-        # A float64 box end may fall between two floats of the data: take the inner one.
+        # a float64 end may lie between two floats of the data's dtype: take the inner one
+        """Return the points clamped between float64 ends, exactly."""
         inner_floor, inner_ceiling = floor.to(points.dtype), ceiling.to(points.dtype)
         inner_floor = torch.where(
             inner_floor.double() < floor,
@@ -333,11 +355,13 @@ class Region:
         )
 
     def sample(self, streams: Streams) -> Tensor:
-        """Return one admissible point per region: uniform in the ball, then clamped into the box
-        (so the box's faces get more than their share).
+        """Return one admissible point per region.
+
+        Uniform in the ball, then clamped into the box (so that the faces of the box get more than
+        their share).
         """
         d, dtype = self.low.shape[1], self.center.dtype
-        # a box looks at their shape alone
+        # a box uses the normal numbers for their shape only
         normal = self.low if self.norm.is_box else streams.fork(1).normal(d, dtype)
         delta = self.norm.sample(
             streams.fork(0).uniform(d + 1, dtype), normal, self.radius.to(dtype)
@@ -347,8 +371,9 @@ class Region:
 
 
 def distance_to(region: Region, g: Tensor, gap: Tensor) -> Reached:
-    """Return the distance of the hyperplane <g, delta> = gap (P,) from each centre, over box and
-    movable features; constraints count for nothing.
+    """Return the distance of each center from <g, delta> = gap (P,).
+
+    The hyperplane within the box and the features that may move; constraints are ignored.
     """
     low, high, flat = region.low, region.high, g
     if region.weight is not None:
@@ -365,8 +390,10 @@ def distance_to(region: Region, g: Tensor, gap: Tensor) -> Reached:
 
 
 def per_feature(value: float | Tensor, x: Tensor) -> Tensor:
-    """Return a number or an input-shaped tensor as (1 or d,) of x's device, and of x's dtype unless
-    it is a mask.
+    """Return a number or an input-shaped tensor flattened, (1 or d,).
+
+    It gets x's device, and x's dtype unless it is a mask. Raises `BadInput` where the shape does
+    not fit.
     """
     is_mask = isinstance(value, Tensor) and value.dtype == torch.bool
     t = torch.as_tensor(value, dtype=torch.bool if is_mask else x.dtype, device=x.device)
@@ -392,8 +419,9 @@ def levels(points: Tensor, step: float) -> Tensor:
 
 
 def on_level(level: Tensor, step: float, dtype: torch.dtype) -> Tensor:
-    """Return the values at these whole numbers of steps, rounded once: at a step of 1/255 what a
-    byte divided by 255 is.
+    """Return the values at these whole numbers of steps, rounded once.
+
+    At a step of 1/255 these are the bytes divided by 255.
     """
     whole = round(1 / step)
     exact = level / whole if whole and abs(1 / step - whole) < 1e-9 * whole else level * step
@@ -401,7 +429,8 @@ def on_level(level: Tensor, step: float, dtype: torch.dtype) -> Tensor:
 
 
 def is_on_grid(points: Tensor, step: float) -> Tensor:
-    """Are all values of each point whole numbers of steps, (M,) bool? Exactly, in the points' own
-    dtype.
+    """Return whether all values of a point are whole steps, (M,) bool.
+
+    Exactly, in the points' own dtype.
     """
     return (points == on_level(levels(points, step), step, points.dtype)).flatten(1).all(1)

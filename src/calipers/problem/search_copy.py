@@ -1,7 +1,7 @@
-"""How can an attack's gradient come sooner? Copies of a network that compute the same, rearranged
-for the pass back to the input.
+"""Copies of a network whose input gradients are faster.
 
-On small networks the input gradient of the first convolution takes half of a step.
+They compute the same function, with the backward pass to the input rearranged. On small networks
+the input gradient of the first convolution takes half of the time of a step.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from calipers.problem.innards import copied
 
 
 def search_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a network of the same function and the given dtype that an attack asks for gradients;
-    the network itself where nothing is to be gained.
+    """Return a network of the same function that attacks differentiate.
 
-    The copy is made of the present weights, and its parameters are frozen. Forward passes are the
-    same, bit for bit, in the same dtype; gradients agree up to rounding.
+    It has the given dtype; the network itself is returned where nothing is to be gained. The copy
+    is made of the present weights, and its parameters are frozen. Forward passes are the same, bit
+    for bit, in the same dtype; gradients agree up to rounding.
     """
     parameters = list(network.parameters())
     here = bool(parameters) and parameters[0].device.type == "cpu"
@@ -32,7 +32,7 @@ def search_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     except Exception:
         if any(p.dtype != dtype for p in parameters):
             raise
-        # a module that cannot be copied (it holds a lock, a file, a graph) is asked as it is
+        # a module that cannot be copied (it holds a lock, a file, a graph) is used as it is
         return network
     for name in slow:
         path, _, last = name.rpartition(".")
@@ -45,8 +45,9 @@ def search_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _gains(part: nn.Module) -> bool:
-    """Is this a plain convolution of few channels? Not one with hooks or a computed weight: those
-    run code of their own.
+    """Return whether the part is a plain convolution of few channels.
+
+    Not one with hooks or a computed weight: those run code of their own.
     """
     if (
         type(part) is not nn.Conv2d
@@ -66,8 +67,10 @@ def _gains(part: nn.Module) -> bool:
 
 
 class BlockedConvolution(nn.Conv2d):
-    """A convolution whose input gradient is a convolution too; else the one that it is made of,
-    whose weights and settings code elsewhere may read.
+    """A convolution whose input gradient is computed as a convolution too.
+
+    Otherwise it is the convolution that it is made of, whose weights and settings other code may
+    read.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -78,7 +81,7 @@ class BlockedConvolution(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
+        """Return the convolution: (N, C, H, W) -> (N, C', H', W')."""
         result: Tensor = _Blocked.apply(x, self)  # type: ignore[no-untyped-call]
         return result
 

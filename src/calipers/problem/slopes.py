@@ -1,5 +1,6 @@
-"""Does the model have gradients to follow? Asked at the points themselves, before attacks by
-gradients are believed.
+"""Detection of missing, zero or non-finite gradients of a model.
+
+Looked for at the points of the problem, before gradient-based attacks are trusted.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from torch import Tensor
 
 from calipers.problem.problem import Problem
 
-_ASKED = 64  # points of a question that are looked at
+_ASKED = 64  # points of a problem that are looked at
 _ROWS = 64
 
 
 def gradients(problem: Problem, seed: int = 0) -> dict[str, int | str]:
-    """Return of how many points the gradient of the worst margin does not exist, is exactly zero,
-    or is not finite, how many were `asked`, and `why`.
+    """Count the points whose worst margin has no usable gradient.
 
-    "none": the model cuts its graph (a detach, a `no_grad` block, NumPy). "zero": rounding, a
-    threshold, saturation. Points that hold NaN or infinity are left out; of many points a random
-    part is asked. Cost: a forward and a backward pass for each of at most 64 points.
+    Returns how many points were `asked`, at how many of them the gradient does not exist ("none":
+    the model cuts its graph by a detach, a `no_grad` block or NumPy), is exactly zero ("zero":
+    rounding, a threshold, saturation) or is not finite ("not finite"), and `why`. Points that hold
+    NaN or infinity are left out; of many points a random part is looked at. Cost: a forward and a
+    backward pass for each of at most 64 points.
     """
     places = torch.nonzero(problem.x.flatten(1).isfinite().all(1)).flatten()
     if len(places) > _ASKED:
@@ -38,7 +40,7 @@ def gradients(problem: Problem, seed: int = 0) -> dict[str, int | str]:
 
 
 def _kinds(problem: Problem) -> Tensor:
-    """Return how many points have no gradient, one of zeros, one that is not finite, (3,)."""
+    """Count points of no, of zero and of non-finite gradient, (3,)."""
     classifier, n = problem.classifier, len(problem)
     classifier.counter.forwards += n
     with classifier.frozen():

@@ -1,8 +1,9 @@
-"""Which random numbers belong to one job? The same ones, whatever else runs beside it.
+"""Random numbers of a job that do not depend on other jobs.
 
 Numbers are a hash of (job key, counter), the counter-based idea of Salmon et al. 2011 with the
 SplitMix64 mixer (Steele, Lea, Flood 2014): no state, no order, no global generator. So a job's
-draws do not depend on batch size, on its neighbours, on the device, or on which shard runs it.
+draws do not depend on the batch size, on the other jobs in the batch, on the device, or on which
+shard runs it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
 
 
 def key_of(*parts: object) -> int:
-    """Return a 63-bit key that names a job: seed, point, target, restart …"""
+    """Return a 63-bit key that names a job: seed, point, target, restart, ..."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class Streams:
-    """One stream per job: `keys (M,)` int64."""
+    """One random stream for each job: `keys (M,)` int64."""
 
     keys: Tensor
 
@@ -39,8 +40,11 @@ class Streams:
         )
 
     def fork(self, number: int | Tensor) -> Streams:
-        """Return independent streams, one for each number (a restart, a target, a purpose)."""
-        # a tensor wraps around where a Python number would not
+        """Return independent streams, one for each number.
+
+        The number stands for a restart, a target or a purpose.
+        """
+        # as a tensor, since integers have to wrap around, which Python's do not
         number = torch.as_tensor(number, dtype=torch.int64, device=self.keys.device)
         return Streams(_mix(self.keys + (number + 1) * _GOLDEN))
 
@@ -63,11 +67,12 @@ class Streams:
 
 
 def _shift(x: Tensor, n: int) -> Tensor:
-    """Logical shift right; torch's own keeps the sign."""
+    """Shift right logically; torch's own shift keeps the sign."""
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
+    """Return the SplitMix64 hash of signed 64-bit numbers."""
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)

@@ -1,5 +1,7 @@
-"""Which ways of replacing letters are admissible around each point? The region of a `Substitutions`
-threat: finite, exact, and all of it listed on demand.
+"""The admissible set of a `Substitutions` threat around each point.
+
+It is finite and exact, and can be enumerated. In names of code a "letter" is a one-hot symbol, and
+a "switch" the substitution of one.
 """
 
 from __future__ import annotations
@@ -23,18 +25,20 @@ if TYPE_CHECKING:
     from calipers.problem.substitutions import Substitutions
 
 NUMERIC_ALONE = 0.5
-"""The distance, in switches, of a point whose letters are all its own and whose numeric columns
-moved: farther than the point itself, nearer than a switch.
+"""The distance of a point whose symbols are unchanged and whose numeric columns moved.
+
+In substitutions: farther than the point itself, nearer than one substitution.
 """
 
 
 class Switches(L0):
-    """What bounds ask of a norm when the radius counts switches: `low` and `high` say already how
-    far a column can move.
+    """The norm that bounds see when the radius counts substitutions.
+
+    `low` and `high` already say how far a column can move.
     """
 
     def alone(self, radius: Tensor) -> Tensor:
-        """Anywhere between its ends."""
+        """Return infinity: a column may move anywhere between its ends."""
         return torch.full_like(radius, torch.inf)
 
 
@@ -42,10 +46,10 @@ class Switches(L0):
 class SubstitutionRegion(Region):
     """The admissible set around each of M points.
 
-    `center (M, *D)`, `radius (M,)` float64 switches, `low`, `high (M, d)` the ends of the smallest
-    box around it, `letters (M, G)` the point's own, `options (M, G, K)` which letters may replace
-    them, `numeric` the region of the other columns or None. A *move* is the number g * K + a of
-    letter a put into group g; -1 is no move.
+    `center (M, *D)`, `radius (M,)` float64 substitutions, `low`, `high (M, d)` the ends of the
+    smallest box around it, `letters (M, G)` the point's own symbols, `options (M, G, K)` which
+    symbols may replace them, `numeric` the region of the other columns or None. A *move* is the
+    number g * K + a of symbol a put into group g; -1 is no move.
     """
 
     threat: Substitutions
@@ -63,7 +67,7 @@ class SubstitutionRegion(Region):
         return dataclasses.replace(self, **parts, numeric=numeric)
 
     def at(self, radius: Tensor) -> SubstitutionRegion:
-        """Return the same regions with other numbers of switches (M,)."""
+        """Return the same regions with other numbers of substitutions (M,)."""
         return dataclasses.replace(self, radius=radius.to(self.center.device, torch.float64))
 
     @property
@@ -72,10 +76,10 @@ class SubstitutionRegion(Region):
         return self.radius.floor().clamp(0, self.letters.shape[1]).long()
 
     def distance(self, points: Tensor) -> Tensor:
-        """Return the number of changed groups of each point, (M,) float64; half the l1 distance
-        where all are one-hot, and no numeric column moved.
+        """Return the number of changed groups of each point, (M,) float64.
 
-        Numeric columns count only where no letter changed: `NUMERIC_ALONE`.
+        Half the l1 distance where all groups are one-hot and no numeric column moved. Numeric
+        columns count only where no symbol changed: `NUMERIC_ALONE`.
         """
         switches = (
             (self.threat.read(points) != self.threat.read(self.center)).any(2).sum(1).double()
@@ -84,10 +88,10 @@ class SubstitutionRegion(Region):
         return torch.maximum(switches, NUMERIC_ALONE * moved)
 
     def contains(self, points: Tensor) -> Tensor:
-        """Is each point admissible, (M,) bool? Every group one-hot, changed letters allowed, at
-        most k changed, the rest inside its ball (or untouched).
+        """Return whether each point is admissible, (M,) bool.
 
-        Exact comparison, no tolerance; a NaN is not inside.
+        Every group is one-hot, changed symbols are allowed, at most k have changed, and the rest is
+        inside its ball (or untouched). Exact comparison, without a tolerance; a NaN is not inside.
         """
         values = self.threat.read(points)
         found = values.argmax(2)
@@ -101,8 +105,9 @@ class SubstitutionRegion(Region):
         )
 
     def gains(self, g: Tensor) -> Tensor:
-        """Return what each move adds to <g, x'>, (M, G, K): g_a - g_own; minus infinity where it is
-        not admissible.
+        """Return what each move adds to <g, x'>, (M, G, K): g_a - g_own.
+
+        Minus infinity where the move is not admissible.
         """
         values = self.threat.read(g)
         return (values - values.gather(2, self.letters[:, :, None])).masked_fill(
@@ -110,12 +115,11 @@ class SubstitutionRegion(Region):
         )
 
     def support(self, g: Tensor) -> Attained:
-        """Return the exact maximum of <g, x'> and where it is attained, for one direction g (M, *D)
-        a point.
+        """Return the exact maximum of <g, x'> and a maximiser, for g (M, *D).
 
-        Groups contribute independently, so the best k of the groups' best gains max_a (g_a -
-        g_own), where positive, are the maximum: <g, x> + sum of the k largest + the numeric part's
-        own support.
+        Groups contribute independently, so the k largest of the groups' best gains max_a (g_a -
+        g_own), where positive, give the maximum: <g, x> + sum of the k largest + the support of the
+        numeric part.
         """
         gain, moves = self.best_moves(g)
         point = self.switched(torch.arange(len(moves), device=g.device), moves)
@@ -130,18 +134,17 @@ class SubstitutionRegion(Region):
     def step(
         self, points: Tensor, g: Tensor, share: float | Tensor, spread: Tensor | None = None
     ) -> Tensor:
-        """Refuse: letters do not move by steps."""
+        """Raise `BadInput`: symbols cannot move by steps."""
         raise BadInput(
             "letters are replaced, not moved by steps: search a Substitutions threat with a tool "
             "that replaces them"
         )
 
     def fall(self, a: Tensor, points: Tensor) -> Fall:
-        """Return how far <a, x'> can fall below <a, x>, for directions a (P, S, d) at the chosen
-        points (P,): exact but for rounding.
+        """Return how far <a, x'> can fall below <a, x>, exact but for rounding.
 
-        The k largest falls max_b (a_own - a_b) of the groups are the maximum, as groups contribute
-        independently.
+        For directions a (P, S, d) at the chosen points (P,). The k largest falls max_b (a_own -
+        a_b) of the groups give the maximum, as groups contribute independently.
         """
         columns, width = self.threat.columns.to(a.device), a.shape[1]
         values = a[:, :, columns.flatten()].unflatten(2, columns.shape)
@@ -160,11 +163,11 @@ class SubstitutionRegion(Region):
     def window_fall(
         self, a: Tensor, points: Tensor, low: Tensor, high: Tensor, weight: Tensor | None
     ) -> Fall:
-        """Return a bound of the same where each row sees only some columns, and cannot tell which
-        of them make a letter.
+        """Return an upper bound of the same where rows see only some columns.
 
-        k switches take at most k ones away and put at most k in: the k largest falls of each kind.
-        With numeric columns, which are not counted, all of them.
+        A row cannot tell which of its columns make a symbol. k substitutions turn at most k ones to
+        zero and at most k zeros to one: the sum of the k largest falls of each kind. With numeric
+        columns, which are not counted, the sum of all of them.
         """
         leaving, coming = (
             (a * low[:, None]).neg().clamp(min=0),
@@ -177,8 +180,9 @@ class SubstitutionRegion(Region):
         return Fall(value, value)
 
     def best_moves(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the k best moves along g, largest gain first, and their gains, both (M, max k);
-        move -1 and gain 0 where none of the rest gains.
+        """Return the gains of the k best moves along g, and the moves.
+
+        Both (M, max k), largest gain first; move -1 and gain 0 where no other move gains.
         """
         best, letter = self.gains(g).max(2)
         budget = self.budget
@@ -191,25 +195,26 @@ class SubstitutionRegion(Region):
         return torch.where(use, gain, 0.0), torch.where(use, move, -1)
 
     def switched(self, rows: Tensor, moves: Tensor, base: Tensor | None = None) -> Tensor:
-        """Return the points `rows (C,)` after the moves (C, i), (C, *D); `base (M, *D)` replaces
-        the center as the source of all that is not moved.
+        """Return the points `rows (C,)` after the moves (C, i), (C, *D).
+
+        `base (M, *D)` replaces the center as the source of all that is not moved.
         """
         group = moves.clamp(min=0).div(self.options.shape[2], rounding_mode="floor")
         letter = moves.clamp(min=0) - group * self.options.shape[2]
         columns = self.threat.columns.to(moves.device)
         points = (self.center if base is None else base)[rows].flatten(1)
         change = (moves >= 0).to(points.dtype)
-        # 1 - 1 and 0 + 1 are exact in every dtype
+        # exact, since 1 - 1 and 0 + 1 are exact in every dtype
         points = points.scatter_add(1, columns[group, self.letters[rows[:, None], group]], -change)
         return points.scatter_add_(1, columns[group, letter], change).view(
             -1, *self.center.shape[1:]
         )
 
     def snap(self, points: Tensor) -> Tensor:
-        """Return the nearest admissible point of each; admissible ones stay as they are.
+        """Return the nearest admissible point of each.
 
-        One-hot points all have the same length, so the nearest is the one of largest inner product:
-        the support along the point itself.
+        Admissible points stay as they are. One-hot points all have the same length, so the nearest
+        is the one of largest inner product: the support along the point itself.
         """
         clean = points.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0)
         _, moves = self.best_moves(clean)
@@ -225,8 +230,9 @@ class SubstitutionRegion(Region):
         return self.snap(points)
 
     def sample(self, streams: Streams) -> Tensor:
-        """Return one admissible point per region: k random groups (as many as can change), each
-        with a uniform choice of its allowed letters.
+        """Return one admissible point per region.
+
+        k random groups change (or as many as can), each to a uniform choice of its allowed symbols.
         """
         groups, letters = self.options.shape[1:]
         chance = (
@@ -254,8 +260,9 @@ class SubstitutionRegion(Region):
         )
 
     def sizes(self) -> list[int]:
-        """Return how many ways of writing letters each region admits, exactly, the point itself
-        included; numeric columns do not count.
+        """Return the number of symbol sequences that each region admits.
+
+        Exact, the point itself included; numeric columns do not count.
         """
         kinds, kind = torch.cat([self.budget[:, None], self.options.sum(2)], 1).unique(
             dim=0, return_inverse=True
@@ -265,21 +272,24 @@ class SubstitutionRegion(Region):
 
     @cached_property
     def alternatives(self) -> Tensor:
-        """The allowed letters of each group first, in order, (M, G, K) int64; only the first
-        `options.sum(2)` of them mean anything.
+        """The allowed symbols of each group first, in order, (M, G, K) int64.
+
+        Only the first `options.sum(2)` of them mean anything.
         """
         return self.options.int().argsort(dim=2, descending=True, stable=True)
 
     def numbered(self, rows: Tensor, switches: Tensor) -> Tensor:
-        """Return the moves (C, i) of the points `rows (C,)` for switches (C, i, 2): (group, number
-        of the alternative).
+        """Return the moves (C, i) that given substitutions (C, i, 2) stand for.
+
+        Of the points `rows (C,)`; a substitution is (group, number of the alternative).
         """
         group, nth = switches.unbind(2)
         return group * self.options.shape[2] + self.alternatives[rows[:, None], group, nth]
 
     def neighbours(self, place: int, batch: int = BATCH) -> Iterator[Tensor]:
-        """Yield every admissible way of writing the letters of one point once, in batches (B, *D):
-        itself first, then one switch, two, ..., k.
+        """Yield every admissible sequence of symbols of one point once.
+
+        In batches (B, *D): the point itself first, then those with one substitution, two, ..., k.
         """
         for switches in enumerate_switches(
             self.options[place].sum(1), int(self.budget[place]), batch
@@ -288,6 +298,7 @@ class SubstitutionRegion(Region):
             yield self.switched(rows, self.numbered(rows, switches))
 
     def _rest_of(self, points: Tensor) -> Tensor:
+        """Return the numeric columns of points, (M, R)."""
         return points.flatten(1)[:, self.threat.rest(self.center)]
 
     def _with_rest(self, points: Tensor, rest: Tensor) -> Tensor:
@@ -303,5 +314,8 @@ def _largest(values: Tensor, count: Tensor) -> Tensor:
 
 
 def one_hot(values: Tensor) -> Tensor:
-    """Is each group exactly one-hot, (M, G) bool? A NaN is not."""
+    """Return whether each group is exactly one-hot, (M, G) bool.
+
+    A NaN is not.
+    """
     return ((values == 0) | (values == 1)).all(2) & ((values == 1).sum(2) == 1)

@@ -1,4 +1,4 @@
-"""Which threats are there? A ball of a norm, or substitutions of letters."""
+"""The kinds of threat model: norm balls and substitutions of symbols."""
 
 from __future__ import annotations
 

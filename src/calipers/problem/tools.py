@@ -1,4 +1,4 @@
-"""Who may answer the question? The protocols of the two jaws, and what they hand over."""
+"""Protocols of attacks and certifiers, and what they return."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """What an attack proposes for some points: the best candidate it found for each, and what it
-    spent.
+    """What an attack proposes for some points, and what that cost.
 
-    `index (M,)` places in the problem, `candidate (M, *D)`, `forwards`, `backwards (M,)` passes
-    spent on each point. Whether a candidate counts is the referee's word.
+    `index (M,)` places in the problem, `candidate (M, *D)` the best candidate found for each,
+    `forwards`, `backwards (M,)` passes spent on each point. Whether a candidate is adversarial is
+    checked elsewhere.
     """
 
     index: Tensor
@@ -29,15 +29,15 @@ class Attempt:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """What a certifier claims for some points: nothing adversarial within `radius (M,)` (0 claims
-    nothing), float64, closed ball.
+    """What a certifier claims for some points.
 
-    `margin (M,)` is the lower bound of the worst margin at that radius (at the asked radius where
-    nothing could be proved), `guarantee` the arithmetic it holds in, `forwards`, `backwards (M,)`
-    the cost in passes through the network (one pass for each row of bounds). `proofs`, where they
-    were asked for: a file for each point that is claimed, from which anybody can prove the claim
-    again. Not `final`: an interrupt came while the points were at work; what is claimed stands, but
-    the tool has not come to its end there, and a run that is taken up asks it again.
+    Nothing adversarial lies within `radius (M,)` (0 claims nothing), float64, closed ball. `margin
+    (M,)` is the lower bound of the worst margin at that radius (at the asked radius where nothing
+    could be proved), `guarantee` the arithmetic that the proof holds in, `forwards`, `backwards
+    (M,)` the cost in passes through the network (one pass for each row of bounds). `proofs`, where
+    asked for: a file for each point that is claimed, from which anybody can check the claim again.
+    `final` is False if an interrupt came while the points were in work; what is claimed stands, but
+    the tool had not finished there, and a resumed run asks it again.
     """
 
     index: Tensor
@@ -52,11 +52,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a certifier expects to need, from a small measurement on one point: `seconds` of
-    processor time a point, and `held` bytes at once.
+    """What a certifier expects to need, from a small test on one point.
 
-    `hopeless` says why it will not prove the point, where a cheaper bound shows that; empty
-    otherwise. Estimates, not promises.
+    `seconds` of processor time for each point, and `held` bytes at once. `hopeless` says why it
+    will not prove the point, where a cheaper bound shows that; empty otherwise. Estimates, not
+    promises.
     """
 
     seconds: float
@@ -65,45 +65,52 @@ class Forecast:
 
 
 class Attack(Protocol):
-    """Proposes points. Settings are the fields of a frozen dataclass; its repr is its identity in
-    the record.
+    """A tool that proposes adversarial examples.
+
+    Its settings are the fields of a frozen dataclass; its repr is its identity in the record.
     """
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield candidates as soon as points are decided; every point of the problem is mentioned
-        exactly once.
+        """Yield candidates as soon as points are decided.
+
+        Every point of the problem is mentioned exactly once.
         """
 
 
 class Startable(Protocol):
-    """An attack that takes starts."""
+    """An attack that accepts starting points."""
 
     def __call__(
         self, problem: Problem, *, seed: int = 0, starts: Tensor | None = None
     ) -> Iterator[Attempt]:
-        """Yield candidates; `starts (N, R, S, *D)` are R for each of the S margins, and jobs beyond
-        them begin at the attack's own.
+        """Yield candidates, from given starting points.
+
+        `starts (N, R, S, *D)` are R starting points for each of the S margins; runs beyond these
+        begin at the attack's own.
         """
 
 
 class Certifier(Protocol):
-    """Claims radii. Settings are the fields of a frozen dataclass; its repr is its identity in the
-    record.
+    """A tool that proves radii.
+
+    Its settings are the fields of a frozen dataclass; its repr is its identity in the record.
     """
 
     def __call__(
         self, problem: Problem, *, seed: int = 0
     ) -> Iterator[Claim] | Iterator[Claim | Attempt]:
-        """Yield claims as soon as points are decided, one about every point; a complete tool also
-        hands over the counterexamples it meets.
+        """Yield claims as soon as points are decided, one for every point.
+
+        A complete tool also yields the counterexamples that it finds.
         """
 
 
 @runtime_checkable
 class Foreseeing(Protocol):
-    """A certifier that can tell what it will cost."""
+    """A certifier that can predict its cost."""
 
     def forecast(self, problem: Problem) -> Forecast:
-        """Return what one point of this problem, which holds one, will cost; itself cheap beside
-        that.
+        """Return what the point of this problem, which holds one, will cost.
+
+        The forecast itself is cheap in comparison.
         """

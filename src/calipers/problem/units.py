@@ -1,4 +1,4 @@
-"""The units of points that do not fit their box: grey levels, standardised values, tables."""
+"""Units of points outside their box: grey levels, standardised values."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _STATISTICS = {
 """Means and standard deviations that training scripts standardise images by."""
 
 _SLACK = 0.02  # of [0, 1]: published statistics are rounded to four digits
-_ON_GRID = 0.1  # grey levels from the next whole one, on average; by chance a quarter
+_ON_GRID = 0.1  # mean distance from the nearest whole grey level; by chance it is a quarter
 
 
 def cure_for(x: Tensor, floor: Tensor, ceiling: Tensor) -> str:
-    """Return what to do about points x (N, *D), float64, that lie outside the box."""
+    """Return a remedy for points x (N, *D), float64, outside the box."""
     low, high = float(x.min()), float(x.max())
     unit = float(floor.min()) == 0 and float(ceiling.max()) == 1
     images = x.dim() == 4
@@ -59,7 +59,11 @@ def cure_for(x: Tensor, floor: Tensor, ceiling: Tensor) -> str:
 
 
 def standardised_by(x: Tensor) -> tuple[str, tuple[float, ...], tuple[float, ...]] | None:
-    """Return the known statistics that take images (N, C, H, W) back to grey levels in [0, 1]."""
+    """Return the published statistics that images were standardised with.
+
+    Those that take images (N, C, H, W) back to grey levels in [0, 1]: name, mean and standard
+    deviation; None where none fit.
+    """
     for name, (mean, std) in _STATISTICS.items():
         if len(mean) not in (1, x.shape[1]):
             continue
@@ -75,4 +79,5 @@ def standardised_by(x: Tensor) -> tuple[str, tuple[float, ...], tuple[float, ...
 
 
 def _excess(x: Tensor, floor: Tensor, ceiling: Tensor) -> Tensor:
+    """Return how far the points reach beyond the box, at most."""
     return torch.maximum(floor - x, x - ceiling).amax()

@@ -1,10 +1,10 @@
-"""Casts to single precision inside a model, which in a double copy of it would round what the model
-itself does not round.
+"""Removal of casts to float32 inside a float64 copy of a model.
 
-Of a model in single precision `x.float()` or `softmax(x, dtype=torch.float32)` changes nothing; of
-its copy it would. There such casts lead to double precision instead.
+In a float32 model `x.float()` or `softmax(x, dtype=torch.float32)` changes nothing; in its float64
+copy such a cast would round what the model itself does not round. There such casts lead to float64
+instead.
 
-Autocast leaves double precision alone: what the model rounds to half precision its copy would not.
+Autocast leaves float64 alone: the copy would not round what the model rounds to half precision.
 Such a copy is another network, and refused.
 """
 
@@ -25,14 +25,16 @@ _CASTING = frozenset(
     "as_tensor zeros ones full empty eye arange linspace zeros_like ones_like full_like empty_like "
     "new_zeros new_ones new_full new_tensor asarray".split()
 )
-"""Functions that are told a type, and make numbers of it."""
+"""Functions that take a dtype and return numbers of it."""
 
 
 class _Widening(TorchFunctionMode):
+    """A mode in which functions told float32 are told float64 instead."""
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the function, told double where it is told single precision."""
+        """Run the function with float64 wherever float32 is asked for."""
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise BadModel(
                 "a part of the model runs in half precision by autocast, which no copy in double "
@@ -47,11 +49,12 @@ class _Widening(TorchFunctionMode):
 
 
 def _wide(value: Any) -> Any:
+    """Return float64 for float32, and anything else unchanged."""
     return torch.float64 if value is torch.float32 else value
 
 
 @contextlib.contextmanager
 def widened(on: bool) -> Iterator[None]:
-    """Let what code casts to single precision become double, if `on`."""
+    """Turn casts to float32 into casts to float64, if `on`."""
     with _Widening() if on else contextlib.nullcontext():
         yield
