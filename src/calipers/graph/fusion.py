@@ -1,8 +1,8 @@
 """Fusion of a layer with the scaling behind it, such as batch norm.
 
 A convolution or linear layer and the scaling that follows become one layer, and results that nobody
-reads are removed. Every operation fewer saves a pass over the coefficients in backward bound
-propagation and one rounding allowance.
+reads are removed. Each operation fewer saves a pass over the coefficients in backward bound
+propagation, and one rounding allowance.
 """
 
 from __future__ import annotations

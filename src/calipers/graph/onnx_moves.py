@@ -1,9 +1,10 @@
-"""How do ONNX's operations that only move, copy, add up or average elements read? Shapes, slices,
-gathers, pads, reductions and pooled means.
+"""Readers of ONNX operations that move, copy, add or average elements.
 
-Each works on constants (shapes are computed in the file itself) and on what depends on the point. A
-function `f(x, shift)` works along the file's axes plus `shift`: a leading axis of 1 that it leaves
-alone is where the points of a batch go, otherwise they have an axis of their own in front.
+These are reshapes, slices, gathers, pads, reductions, resizing and the like. Each works on
+constants (shapes are computed in the file itself) and on what depends on the point. A function
+`f(x, shift)` works along the file's axes plus `shift`. With shift 0 the batch of points takes the
+place of a leading axis of 1 that the operation leaves alone; with shift 1 it has an axis of its own
+in front.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ Move = Callable[[Tensor, int], Tensor]
 def rearranged(
     tape: Tape, step: Step, v: Value, move: Move, axes: Iterable[int], mixes: bool = True
 ) -> Value:
-    """Return `move` of the value, which touches these axes of the file (>= 0); `mixes`: along them
-    elements meet.
+    """Return `move` applied to the value.
+
+    `axes` are the axes of the file (>= 0) that it affects; `mixes` says that elements along them
+    are combined.
     """
     if isinstance(v, Tensor):
         return move(v, 0)
@@ -41,7 +44,7 @@ def rearranged(
 
 
 def not_along_the_batch(step: Step, v: Value) -> None:
-    """Raise `CaptureError` where elements meet along an axis that the file leaves free."""
+    """Raise `CaptureError` if elements mix along an axis of free batch size."""
     if isinstance(v, Held) and step.free_batch and v.shape[:1] == (1,) and len(v.shape) > 1:
         raise CaptureError(
             f"{step.where}: works along the batch axis, whose size the file leaves free: an answer "
@@ -50,7 +53,7 @@ def not_along_the_batch(step: Step, v: Value) -> None:
 
 
 def reshaped(v: Value, shape: Iterable[int]) -> Value:
-    """Return the value in another shape of the file: nothing moves."""
+    """Return the value in another shape of the file; no element moves."""
     shape = tuple(shape)
     if math.prod(shape) != math.prod(v.shape) or min(shape, default=0) < 0:
         raise ValueError(f"{tuple(v.shape)} does not fit the shape {shape}")
@@ -58,8 +61,9 @@ def reshaped(v: Value, shape: Iterable[int]) -> Value:
 
 
 def axes_of(step: Step, v: Value, given: Value | None) -> list[int] | None:
-    """Return the axes of an attribute (older operator sets) or an input, None where there are
-    none.
+    """Return the axes given by an attribute or an input, or None.
+
+    Older operator sets give them by attribute.
     """
     found = step.get("axes") if given is None else ints(given, step)
     return None if found is None else _distinct(step, found, len(v.shape))
@@ -182,8 +186,9 @@ def _slice(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
 
 
 def _from(start: int, size: int, by: int) -> int:
-    """Return where a slice begins; out of range as the operator set clamps it, which going
-    backwards is not what Python does with a start too low.
+    """Return where a slice begins, clamped as the operator set defines it.
+
+    With a negative step and a start that is too low that differs from what Python does.
     """
     start = start + size if start < 0 else start
     return min(max(start, 0), size - 1 if by < 0 else size)
@@ -253,7 +258,11 @@ def _concat(tape: Tape, step: Step, *values: Value) -> Value:
 def padded(
     tape: Tape, step: Step, v: Value, pairs: dict[int, tuple[int, int]], value: float = 0.0
 ) -> Value:
-    """Return the value with (before, after) elements of a number around some axes."""
+    """Return the value with constant elements added around some axes.
+
+    `pairs` are the numbers of elements (before, after) for each axis; negative ones remove
+    elements.
+    """
     pairs = {axis: pair for axis, pair in pairs.items() if pair != (0, 0)}
     if not pairs:
         return v
@@ -363,8 +372,9 @@ def _space_to_depth(tape: Tape, step: Step, v: Value) -> Value:
 
 
 def _resize(tape: Tape, step: Step, v: Value, *given: Value | None) -> Value:
-    """Nearest and linear interpolation, an axis at a time, each a matrix of non-negative
-    weights.
+    """Write nearest or linear interpolation, one axis at a time.
+
+    Each is a matrix of non-negative weights.
     """
     if step.kind == "Upsample" or step.opset < 11:
         scales, sizes = (
@@ -422,7 +432,7 @@ def product_along(axis: int, matrix: Tensor) -> Move:
 
 
 def _check_resizing(step: Step) -> None:
-    """Read the three modes, also where no axis changes its size."""
+    """Check the three modes, also where no axis changes its size."""
     kind, mode, rounding = (
         _coordinates(step),
         step.get("mode", "nearest"),
@@ -468,7 +478,7 @@ def _rounded(step: Step, at: Tensor) -> Tensor:
 
 
 def _interpolation(at: Tensor, n: int) -> Tensor:
-    """Return the matrix (m, n) that makes samples at these positions of n."""
+    """Return the matrix (m, n) that interpolates n samples at m positions."""
     matrix, rows = torch.zeros(len(at), n, dtype=torch.float64), torch.arange(len(at))
     low = at.floor()
     for place, share in ((low, 1 - (at - low)), (low + 1, at - low)):
@@ -496,4 +506,7 @@ MOVES: dict[str, Callable[..., Value | tuple[Value, ...]]] = {
     "Resize": _resize,
     "Upsample": _resize,
 }
-"""Readers by ONNX's names: tape, step and the inputs' values to the results."""
+"""Readers by ONNX's names.
+
+They take tape, step and the inputs' values, and return the results.
+"""

@@ -1,5 +1,6 @@
-"""What does an ONNX file compute? A module that carries its own graph: the file's operations, its
-weights in buffers.
+"""The network of an ONNX file as a module that carries its own graph.
+
+It holds the file's operations, and its weights in buffers.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from calipers.graph.tape import Compared, Held, Shape, Tape, Value
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One operation of the file with the names of its inputs ("" where one is left out) and
-    outputs.
+    """One operation of the file, with the names of its inputs and outputs.
+
+    The name of an input that is left out is "".
     """
 
     step: Step
@@ -38,8 +40,10 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a file says, weights apart: `input_shape` as it stands there, with 1 for a free batch;
-    the lines that the output depends on, in order.
+    """The contents of a file, without the weights.
+
+    `input_shape` is as given there, with 1 for a free batch; `lines` are the operations on which
+    the output depends, in order.
     """
 
     source: str
@@ -50,8 +54,9 @@ class Program:
 
     @property
     def point_shape(self) -> Shape:
-        """The shape of one point: the input's, without the leading axis of 1 that stands for the
-        batch.
+        """Return the shape of one point.
+
+        It is the input's shape without the leading axis of 1 that stands for the batch.
         """
         return (
             self.input_shape[1:]
@@ -82,19 +87,20 @@ class Other(Protocol):
         """Return the outputs (M, K) of inputs (M, *input_shape)."""
 
     def edited(self, net: nn.Module) -> bool:
-        """Have weights of the network been changed since it was read?"""
+        """Return whether the network's weights were changed since it was read."""
 
 
 class OnnxNet(nn.Module):
-    """The network of an ONNX file, (M, *point_shape) -> (M, K): evaluates its graph, with
-    gradients, in the precision of its buffers.
+    """The network of an ONNX file, (M, *point_shape) -> (M, K).
 
-    `paired` is for properties, which number the outputs whatever their shape: a single output z
-    comes out as the logits (0, z), so that there are two classes. Otherwise outputs of more axes
-    come out with those, for whoever asks for logits to refuse. `outputs` counts the file's own.
-    `other` runs the file, for `confirm`. `echoed` inputs come out behind the outputs, in their
-    order. Raises `UnsupportedOp` at once where an operation has no
-    facts.
+    It evaluates its graph, with gradients, in the precision of its buffers.
+
+    `paired` is for properties, which number the outputs whatever their shape: a single output z is
+    returned as the logits (0, z), so that there are two classes. Otherwise outputs of more axes are
+    returned with those axes, and the code that needs logits refuses them. `outputs` is the number
+    of the file's own outputs. `other` runs the file, for `confirm`. The inputs listed in `echoed`
+    are appended to the outputs, in their order. The constructor raises `UnsupportedOp` where an
+    operation has no known facts.
     """
 
     def __init__(
@@ -119,14 +125,14 @@ class OnnxNet(nn.Module):
         self.graph()
 
     def graph(self) -> Graph:
-        """Return the graph, made anew whenever a buffer has changed."""
+        """Return the graph, built anew whenever a buffer has changed."""
         state = tuple((id(t), t._version) for t in self.buffers())
         if self._built is None or self._built[0] != state:
             self._built = (state, self._read())
         return self._built[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, *point_shape) -> (M, K)."""
+        """Return the outputs: (M, *point_shape) -> (M, K)."""
         if x.shape[1:] != self.program.point_shape:
             raise BadModel(
                 f"{self.program.source} takes points of shape {self.program.point_shape}, got "
@@ -137,15 +143,17 @@ class OnnxNet(nn.Module):
 
     @property
     def largest(self) -> int:
-        """How many numbers has the largest value of a point?"""
+        """Return the number of elements of the largest value for one point."""
         return max(math.prod(node.shape) for node in self.graph().nodes)
 
     def confirm(self, x: Tensor, run: Tensor, exact: Tensor) -> None:
-        """Compare outputs at points x (M, *point_shape), as this network gives them and as a
-        float64 copy does, with the program that runs the file.
+        """Compare outputs with those of the program that runs the file.
 
-        Raises `BadModel` with the size of the difference. A network whose weights were changed
-        since is no longer that of the file.
+        `x` (M, *point_shape) are the points, `run` the outputs of this network and `exact` those of
+        a float64 copy.
+
+        Raises `BadModel` with the size of the difference. Where the weights were changed since the
+        file was read a difference is accepted, since the network is no longer that of the file.
         """
         if self.other is None:
             return
@@ -166,17 +174,20 @@ class OnnxNet(nn.Module):
                 raise
 
     def extra_repr(self) -> str:
-        """Return what tells this network from another one with the same weights."""
+        """Return what tells this network from another with the same weights."""
         echoed = f", echoed={self.echoed}" if self.echoed else ""
         return f"{self.program.digest()}, paired={self.paired}{echoed}"
 
     def echoing(self, inputs: tuple[int, ...]) -> OnnxNet:
-        """Return the network with some inputs of the flattened point behind its outputs."""
+        """Return the network with some inputs appended to its outputs.
+
+        The inputs are indices into the flattened point.
+        """
         constants = {name: self.get_buffer(buffer) for name, buffer in self.names.items()}
         return OnnxNet(self.program, constants, self.paired, self.other, inputs).eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy makes its own graph."""
+        """Return the state without the graph: a copy builds its own."""
         return {**self.__dict__, "_built": None}
 
     def _read(self) -> Graph:
@@ -260,8 +271,10 @@ def _results(
 
 
 def _reader(step: Step, values: Sequence[Value | None]) -> Reader | None:
-    """Return what reads an operation: a reader by its name, or for constants alone, where there is
-    none, ONNX's reference; None where there is neither.
+    """Return the reader of an operation, or None.
+
+    It is the reader of that name; for an operation on constants only that has none, ONNX's
+    reference.
     """
     if step.kind in OPS:
         return OPS[step.kind]

@@ -1,5 +1,7 @@
-"""How does each of ONNX's operations read in the words of the graph? Layers and functions here;
-what only moves elements in onnx_moves.py.
+"""Readers of ONNX's operations: layers and functions.
+
+Each writes an operation of the file as operations of the graph. Operations that only move elements
+are in onnx_moves.py.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from calipers.graph.rewrites import inverse, leaky
 from calipers.graph.tape import Compared, Held, Tape, Value, fitted
 
 Reader = Callable[..., Value | tuple[Value, ...]]
-_MOST_EXPONENTS = 64  # of one power, each of which becomes operations of its own
+_MOST_EXPONENTS = 64  # different exponents in one power, each written as its own operations
 _FLOAT_TYPES = (1, 11)  # TensorProto.FLOAT, DOUBLE
 _HALF_TYPES = {10: torch.float16, 16: torch.bfloat16}
 _WHOLE_TYPES = {
@@ -116,8 +118,9 @@ def _matrix(weight: Tensor) -> Tensor | None:
 
 
 def _product(tape: Tape, a: Value, b: Value) -> Value:
-    """Write the product of stacks of matrices, at least one of them variable; a vector is a matrix
-    of one row or column.
+    """Write the product of stacks of matrices, at least one of them variable.
+
+    A vector is a matrix of one row or column.
     """
     shape = (
         *torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]),
@@ -160,8 +163,9 @@ def _batch_norm(tape: Tape, step: Step, v: Value, *given: Value) -> Value:
 
 
 def _function(name: str, *attributes: tuple[str, float]) -> Reader:
-    """Return the reader of an elementwise function; `attributes` are the arguments after the first,
-    with ONNX's defaults.
+    """Return the reader of an elementwise function.
+
+    `attributes` are the arguments after the first, with ONNX's defaults.
     """
     return lambda tape, step, v: tape.elementwise(
         name, v, *(step.get(a, default) for a, default in attributes)
@@ -229,7 +233,10 @@ def _power(tape: Tape, step: Step, v: Value, exponent: Value) -> Value:
 
 
 def _powers(tape: Tape, step: Step, v: Held, p: Tensor, each: list[float]) -> Value:
-    """Write the elements of each exponent by themselves, and put all in order again."""
+    """Write powers with several exponents, each exponent's elements apart.
+
+    The elements are then put back in order.
+    """
     if len(each) > _MOST_EXPONENTS:
         raise step.refuse(f"{len(each)} different exponents: up to {_MOST_EXPONENTS} are read")
     shape = tuple(torch.broadcast_shapes(v.shape, p.shape))
@@ -261,7 +268,10 @@ def _extreme(tape: Tape, step: Step, first: Value, *others: Value) -> Value:
 
 
 def _where(tape: Tape, step: Step, mask: Value | Compared, x: Value, y: Value) -> Value:
-    """mask * x + (1 - mask) * y for a constant mask; by a comparison, see `compositions.where`."""
+    """Write mask * x + (1 - mask) * y for a constant mask.
+
+    For a comparison see `compositions.where`.
+    """
     if isinstance(mask, Compared):
         made = tape.several(where, mask.condition, x, y)
         assert made is not None
@@ -286,8 +296,9 @@ def _identity(tape: Tape, step: Step, v: Value) -> Value:
 def _dropout(
     tape: Tape, step: Step, v: Value, ratio: Value | None = None, training: Value | None = None
 ) -> Value:
-    """Nothing is dropped, whatever the share and the seed, unless the file says that it is
-    training.
+    """Return the value unchanged: nothing is dropped in evaluation.
+
+    The ratio and the seed do not matter. A file that sets training mode is refused.
     """
     step.ignore("ratio", "seed")
     if training is not None and bool(constant(training, step, "the mode").any()):
@@ -299,7 +310,10 @@ def _dropout(
 
 
 def _mod(tape: Tape, step: Step, a: Value, b: Value) -> Value:
-    """The remainder has the sign of the divisor, or with fmod that of the dividend."""
+    """Return the remainder of constants.
+
+    It has the sign of the divisor, or with fmod that of the dividend.
+    """
     a, b = (constant(v, step, "a term of a remainder") for v in (a, b))
     return torch.fmod(a, b) if step.get("fmod", 0) else torch.remainder(a, b)
 
@@ -411,6 +425,8 @@ OPS: dict[str, Reader] = {
     "Floor": _folded(torch.floor), "Ceil": _folded(torch.ceil), "And": _folded(torch.logical_and),
     "Or": _folded(torch.logical_or),
 }  # fmt: skip
-"""Readers by ONNX's names: tape, step and the inputs' values (None where left out) to the result,
-or a tuple of results.
+"""Readers by ONNX's names.
+
+They take tape, step and the inputs' values (None where left out), and return the result or a tuple
+of results.
 """

@@ -130,7 +130,7 @@ class Step:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn a library's errors at impossible sizes and values into one sentence."""
+        """Turn a library's error at impossible sizes or values into one sentence."""
         try:
             yield
         except UnsupportedOp as error:

@@ -1,8 +1,8 @@
-"""Readers of ONNX operations that are made of others.
+"""Readers of ONNX operations that consist of others.
 
-Reductions, gates, norms, and sums of products of what depends on the point. Of constants they are
-worked out by ONNX's reference (see `onnx_net`), so no reader here is ever called with constants
-alone.
+They are reductions, gates, norms, and sums of products, of what depends on the point. Operations on
+constants are evaluated by ONNX's reference (see `onnx_net`), so no reader here is ever called with
+constants alone.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def _same_shape(tape: Tape, step: Step, rewrite: Rewrite, v: Held) -> Held:
 
 
 def _along_the_last(tape: Tape, step: Step, v: Held, over: list[int], rewrite: Rewrite) -> Held:
-    """Write an operation on some axes, as one on the last axis.
+    """Write an operation on some axes as one on the last axis.
 
-    The operation leaves 1 of that axis; the axes are kept as 1s.
+    The operation reduces that axis to size 1; the given axes are kept with size 1.
     """
     if 0 in over:
         not_along_the_batch(step, v)
@@ -70,7 +70,7 @@ def _along_the_last(tape: Tape, step: Step, v: Held, over: list[int], rewrite: R
 
 
 def _reduced(rewrite: Rewrite) -> Callable[..., Value]:
-    """Return the reader of a reduction; axes by attribute or input."""
+    """Return the reader of a reduction, with axes by attribute or input."""
 
     def read(tape: Tape, step: Step, v: Held, axes: Value | None = None) -> Value:
         over, keep = axes_of(step, v, axes), bool(step.get("keepdims", 1))
@@ -102,7 +102,7 @@ REDUCED: dict[str, Rewrite] = {
 
 
 def _normalised(tape: Tape, step: Step, v: Held) -> Value:
-    """x / |x| along an axis."""
+    """Write x / |x| along an axis."""
     order, over = step.get("p", 2), [step.axis(step.get("axis", -1), len(v.shape))]
     size = _along_the_last(
         tape, step, v, over, lambda w, x: reductions.p_norm(w, x, order, -1, True)
@@ -111,7 +111,7 @@ def _normalised(tape: Tape, step: Step, v: Held) -> Value:
 
 
 def _rms_norm(tape: Tape, step: Step, v: Held, scale: Value) -> Value:
-    """x / sqrt(mean x^2 + eps) over the last axes, times a factor."""
+    """Write x / sqrt(mean x^2 + eps) over the last axes, times a factor."""
     axis = step.axis(step.get("axis", -1), len(v.shape))
     if axis == 0:
         not_along_the_batch(step, v)
@@ -122,7 +122,10 @@ def _rms_norm(tape: Tape, step: Step, v: Held, scale: Value) -> Value:
 
 
 def _shrink(tape: Tape, step: Step, v: Held) -> Value:
-    """x moved towards 0 by a size, and 0 within it; other forms jump."""
+    """Write x moved towards 0 by a size, and 0 within it.
+
+    Other forms of Shrink are discontinuous and are refused.
+    """
     size, bias = step.get("lambd", 0.5), step.get("bias", 0.0)
     if size < 0 or size != bias:
         raise step.refuse(
@@ -133,7 +136,7 @@ def _shrink(tape: Tape, step: Step, v: Held) -> Value:
 
 
 def _thresholded(tape: Tape, step: Step, v: Held) -> Value:
-    """x above a number, and 0 elsewhere: a relu where that number is 0."""
+    """Write x above a number and 0 elsewhere: a ReLU for the number 0."""
     least = step.get("alpha", 1.0)
     return _same_shape(tape, step, lambda w, x: threshold(w, x, least, 0.0), v)
 
@@ -143,7 +146,7 @@ def _softsign(w: Writer, x: Result) -> Result | None:
 
 
 def _cumulative(tape: Tape, step: Step, v: Held, axis: Value) -> Value:
-    """Sums of what stands before, as a matrix of ones."""
+    """Write a cumulative sum, as a product with a triangle of ones."""
     (along,) = (step.axis(a, len(v.shape)) for a in ints(axis, step))
     n, later = v.shape[along], int(bool(step.get("exclusive", 0)))
     step.room((n, n))
@@ -153,14 +156,14 @@ def _cumulative(tape: Tape, step: Step, v: Held, axis: Value) -> Value:
 
 
 def _triangle(tape: Tape, step: Step, v: Held, diagonal: Value | None = None) -> Value:
-    """Elements on one side of a diagonal, 0 on the other."""
+    """Write the elements on one side of a diagonal, 0 on the other."""
     (k,) = (0,) if diagonal is None else ints(diagonal, step)
     ones = torch.ones(v.shape, dtype=tape.dtype, device=tape.device)
     return tape.pair("aten.mul.Tensor", v, ones.triu(k) if step.get("upper", 1) else ones.tril(k))
 
 
 def _gathered(tape: Tape, step: Step, v: Held, index: Value) -> Value:
-    """The element of each line along an axis that an index names."""
+    """Write the element of each line along an axis that an index names."""
     at, axis = (
         constant(index, step, "an index").long(),
         step.axis(step.get("axis", 0), len(v.shape)),
@@ -181,10 +184,10 @@ def _gathered(tape: Tape, step: Step, v: Held, index: Value) -> Value:
 
 
 def _einsum(tape: Tape, step: Step, *values: Value) -> Value:
-    """Sums of products by the letters of the axes.
+    """Write sums of products, given by the letters of the axes.
 
-    Of constants and one value that depends on the point, or of two that do, as a product of
-    matrices.
+    They are products of constants and one value that depends on the point, or of two such values,
+    which are written as a product of matrices.
     """
     equation = step.get("equation").replace(" ", "")
     left, arrow, out = equation.partition("->")
@@ -233,9 +236,9 @@ def _weighed(
 def _contracted(
     tape: Tape, step: Step, first: str, a: Held, second: str, b: Held, out: str
 ) -> Value:
-    """Write a product of two as one of stacks of matrices.
+    """Write a product of two values as a product of stacks of matrices.
 
-    Letters of both that stay are the stack, those that go are summed over.
+    Letters of both that are in the output index the stack; those that are not are summed over.
     """
     only = (set(first) ^ set(second)) - set(out)
     if only or set(out) - set(first) - set(second):
@@ -294,4 +297,7 @@ VARIABLES: dict[str, Callable[..., Any]] = {
     "GatherElements": _gathered,
     "Einsum": _einsum,
 }
-"""Readers by ONNX's names, of inputs at least one of which depends on the point."""
+"""Readers by ONNX's names, for inputs that depend on the point.
+
+At least one input does.
+"""

@@ -1,6 +1,4 @@
-"""How do ONNX's operations read that look through windows? Convolutions, and pools of the largest
-or the mean.
-"""
+"""Readers of ONNX operations on windows: convolutions and pooling."""
 
 from __future__ import annotations
 
@@ -20,7 +18,10 @@ from calipers.graph.tape import Held, Tape, Value
 
 
 def _image(tape: Tape, step: Step, v: Value) -> Held:
-    """Return the value held as channels and places; the file's own batch axis must be 1."""
+    """Return the value held as channels and places.
+
+    The file's own batch axis must be 1.
+    """
     if not isinstance(v, Held) or len(v.shape) < 3 or v.shape[0] != 1:
         raise step.refuse(f"expects one image of shape (1, channels, ...), got {tuple(v.shape)}")
     return tape.view(v, v.shape[1:])
@@ -29,8 +30,9 @@ def _image(tape: Tape, step: Step, v: Value) -> Held:
 def _windows(
     step: Step, size: tuple[int, ...], kernel: list[int]
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return strides, dilations, and the padding before and after each axis, auto_pad worked
-    out.
+    """Return strides, dilations, and the padding before and after each axis.
+
+    `auto_pad` is resolved.
     """
     rank = len(size)
     strides, dilations, given = (
@@ -63,7 +65,7 @@ _PADDINGS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 
 def _each(step: Step, name: str, rank: int) -> list[int]:
-    """Return the strides or dilations, one positive number for each axis of a window."""
+    """Return the strides or dilations, one positive number per window axis."""
     found: list[int] = step.get(name) or [1] * rank
     if len(found) != rank or min(found) < 1:
         raise step.damaged(f"{name} {found} for windows of {rank} axes")
@@ -101,7 +103,10 @@ def _conv(tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = 
 def _conv_transpose(
     tape: Tape, step: Step, v: Value, weight: Value, bias: Value | None = None
 ) -> Value:
-    """A convolution of the input with zeros between its elements, by the kernel turned around."""
+    """Write a transposed convolution.
+
+    It is a convolution of the input, with zeros between its elements, by the flipped kernel.
+    """
     w, x = constant(weight, step, "the kernel"), _image(tape, step, v)
     rank, groups, size = w.dim() - 2, step.get("group", 1), x.held[1:]
     if (
@@ -156,8 +161,9 @@ def _trimmed(tape: Tape, step: Step, x: Held, pairs: list[tuple[int, int]]) -> V
 def _transpose_pads(
     step: Step, size: tuple[int, ...], kernel: list[int], strides: list[int], dilations: list[int]
 ) -> tuple[list[int], list[int]]:
-    """Return what is cut off before and after each axis; what is added at the end counts as cut off
-    less.
+    """Return the elements cut off before and after each axis.
+
+    Elements that `output_padding` adds at the end are subtracted from those cut off there.
     """
     rank = len(size)
     extra, pads, auto = (
@@ -214,8 +220,10 @@ def _max_pool(tape: Tape, step: Step, v: Value) -> Value:
 
 
 class _Places(NamedTuple):
-    """Which places of an image each window reads, (windows, k), and the count of all for what lies
-    outside; how many of each lie in the image or its padding; and how many windows an axis has.
+    """The places of an image that each window reads, (windows, k).
+
+    Places outside the image hold the number of its elements. `padded` counts the places of each
+    window in the image or its padding; `size` is the number of windows along each axis.
     """
 
     windows: Tensor
@@ -224,8 +232,9 @@ class _Places(NamedTuple):
 
 
 def _places(step: Step, size: tuple[int, ...], kernel: list[int]) -> _Places:
-    """Return the windows of a pool of any padding; with `ceil_mode` the last may reach beyond it,
-    if it begins before its end.
+    """Return the windows of a pool with any padding.
+
+    With `ceil_mode` the last window may reach beyond the padding, if it begins before its end.
     """
     strides, dilations, before, after = _windows(step, size, kernel)
     out = []
@@ -322,4 +331,7 @@ WINDOWS: dict[str, Callable[..., Value]] = {
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
 }
-"""Readers by ONNX's names: tape, step and the inputs' values to the result."""
+"""Readers by ONNX's names.
+
+They take tape, step and the inputs' values, and return the result.
+"""
