@@ -1,7 +1,8 @@
-"""Certificates: proofs that nothing adversarial is near, which bound the distance from below.
+"""Certificates: proofs of lower bounds on the distance.
 
-Complete tools also hand over the examples that they meet. Every tool here holds `capabilities`;
-`calipers tools` lists them.
+A certificate proves that there is no adversarial example within some distance. Complete tools also
+hand over the adversarial examples that they meet. Every tool here holds `capabilities`; `calipers
+tools` lists them.
 """
 
 from calipers.certificates.alpha import AlphaCROWN

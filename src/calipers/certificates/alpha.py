@@ -1,5 +1,7 @@
-"""How far do optimised slopes get? CROWN first; what it leaves open gets slopes of its own, then
-sharper boxes.
+"""Alpha-CROWN: linear bounds with optimised slopes, where CROWN fails.
+
+Points that plain CROWN proves are done. Of the others each open margin gets optimised slopes of its
+own, then the boxes of intermediate values are tightened and the margins bounded again.
 """
 
 from __future__ import annotations
@@ -32,20 +34,34 @@ from calipers.problem.interrupts import OutOfTime, give_way
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim, Forecast
 
-ALPHA_STEP = 0.3  # of the range of a slope: larger than usual, for few steps
+ALPHA_STEP = 0.3  # share of a slope's range: larger than usual, because the steps are few
 
 
 @dataclass(frozen=True)
 class AlphaCROWN:
-    """CROWN with lower slopes optimised for every margin that plain CROWN leaves open (Xu et al.
-    2021), and for the boxes of intermediate values.
+    """CROWN with optimised lower slopes where plain CROWN is inconclusive.
 
-    Points that plain CROWN proves cost no more than that. The others get `steps` of ascent on the
-    margins; those still open then get `sharpen` steps for each end of each intermediate value that
-    bends (0: none), and the margins again. Every bound is confirmed with the slopes found;
-    `guarantee` as for `CROWN`. Cost: CROWN's, and for what is open `steps` backward and forward
-    passes a margin, `sharpen` for each bending element and end. With `proofs` every claim comes
-    with a proof file.
+    Alpha-CROWN (Xu et al. 2021, "Fast and Complete"), run only on margins that plain CROWN leaves
+    open. Points that plain CROWN proves cost no more than that. The others get `steps` of ascent on
+    their open margins; those still open then get `sharpen` steps for each end of each unstable
+    intermediate value, and their margins are optimised again. Every bound is confirmed in the
+    arithmetic of `guarantee` with the slopes found.
+
+    Cost: CROWN's, and for each open margin `steps` backward and forward passes, and `sharpen` of
+    these for each end of each unstable neuron.
+
+    Args:
+        steps: Steps of ascent on the slopes of each open margin; at least 1.
+        sharpen: Steps of ascent for each end of the box of each unstable intermediate value; 0
+            leaves the boxes as plain CROWN made them.
+        proofs: Write a proof file with every claim. Only for "float64-checked", and for norm balls
+            without constraints, l0 and other counts excepted (`BadInput` otherwise).
+        guarantee: "float64-checked" (real arithmetic) or "float32-executed" (the network as float32
+            runs it), as for `CROWN`.
+
+    Raises:
+        BadInput: If `steps` < 1 or `sharpen` < 0, if `guarantee` is unknown, or if proof files are
+            asked for together with "float32-executed".
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -74,13 +90,15 @@ class AlphaCROWN:
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield a claim for every point."""
         yield from claims(self, problem)
-        # slopes that were cut short are no error until here: what plain bounds proved had to be
-        # claimed first
+        # When time runs out during the optimisation, what plain bounds proved is claimed first;
+        # only now is the interruption raised.
         give_way()
 
     def forecast(self, problem: Problem) -> Forecast:
-        """Every row of plain sweeps is worth two passes for each step of sharpening, where the
-        point is not proved before.
+        """Forecast the cost and whether the bound has a chance.
+
+        Every row of plain backward propagation is counted as two passes for each step of
+        sharpening, as if plain bounds did not prove the point before.
         """
         told = sweeps_forecast(problem, arithmetic_of(self.guarantee), refine=True)
         return replace(told, seconds=told.seconds * (1 + 2 * self.sharpen))
@@ -88,7 +106,7 @@ class AlphaCROWN:
     def bound(
         self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None
     ) -> Bound:
-        """See `Bounder`."""
+        """Bound the worst margin over the problem's regions (see `Bounder`)."""
         noted = self.proofs and known is None
         start = Start.tightened(
             problem, arithmetic, known, steps=self.steps, sharpen=self.sharpen, noted=noted
@@ -104,12 +122,13 @@ class AlphaCROWN:
 
 @dataclass(eq=False)
 class Start:
-    """What is proved about a batch of points before any branching: `margins (N, S)`, and the root
-    that branches of the open ones hang on.
+    """What is proved of a batch of points before any branching.
+
+    `margins (N, S)` are lower bounds; `root` is what the branches of the open points are built on.
 
     A case is a set of margins of which one has to be positive; every case has to be settled. `root`
-    holds the points `open (M,)` only, and `free` what was chosen for `rows`, `cases (P,)`: the open
-    cases of these.
+    holds only the points `open (M,)`. `pending` holds the open cases of these points: their places
+    in the root and their cases, each (P,), and `Free`, the slopes and multipliers chosen for them.
     """
 
     problem: Problem
@@ -136,8 +155,9 @@ class Start:
         *,
         noted: bool = False,
     ) -> Start:
-        """Bound all margins by plain CROWN; `noted`: keep notes of everything that is chosen, for
-        proof files.
+        """Bound all margins by plain CROWN.
+
+        With `noted` everything that is chosen is recorded, for proof files.
         """
         graph, region = posed(problem, arithmetic)
         state = relax(graph, region, arithmetic, known)
@@ -183,10 +203,12 @@ class Start:
         sharpen: int,
         noted: bool = False,
     ) -> Start:
-        """Bound by plain CROWN, then with slopes of their own for the margins that are open, then
-        (with `sharpen` steps) from sharper boxes.
+        """Bound by plain CROWN, then with optimised slopes and sharper boxes.
 
-        Where the time is up once CROWN is through, what is proved by then is returned.
+        Margins that plain CROWN leaves open get slopes of their own; then (with `sharpen` steps)
+        boxes are tightened and the margins optimised again.
+
+        When time runs out after plain CROWN, what is proved by then is returned.
         """
         with torch.no_grad(), plain_sums():
             start = cls.of(problem, arithmetic, known, noted=noted)
@@ -198,11 +220,11 @@ class Start:
         return start
 
     def worst(self) -> Tensor:
-        """Return the lower bound of what decides, (N,)."""
+        """Return the lower bound of each point's worst case, (N,)."""
         return self.case_bounds.amin(1)
 
     def optimise(self, ascent: Ascent) -> None:
-        """Choose slopes for every open case of every open point, and confirm what they prove."""
+        """Optimise the slopes of every open case, and confirm what they prove."""
         self._close()
         if not len(self.open):
             return
@@ -251,8 +273,9 @@ class Start:
         self.root = Root.of(state, SEARCH.dtype, region)
 
     def dual(self) -> tuple[Dual, Tensor, Tensor]:
-        """Return the bounds of all open cases of the root's points, and each one's place in the
-        root and case.
+        """Return the dual functions of all open cases of the root's points.
+
+        With them the place in the root and the case of each, (P,).
         """
         rows, case = torch.nonzero(~(self.case_bounds[self.open] > 0), as_tuple=True)
         assert self.root is not None
@@ -270,7 +293,9 @@ class Start:
         )
 
     def directions(self, rows: Tensor, case: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the margins of each row's case, (P, S', K) and (P, S'); a case of fewer margins
+        """Return the margins of each row's case: (P, S', K) and (P, S').
+
+        The first are the rows over the logits, the second their offsets. A case of fewer margins
         than others repeats its first.
         """
         members = [
@@ -282,7 +307,7 @@ class Start:
         return self.spec[points, table], self.offsets[points, table]
 
     def _close(self) -> None:
-        """Let go of points that are settled by now."""
+        """Drop the points that are settled by now."""
         stay = torch.nonzero(~(self.case_bounds[self.open].amin(1) > 0)).flatten()
         if len(stay) == len(self.open):
             return

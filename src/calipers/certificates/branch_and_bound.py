@@ -1,5 +1,6 @@
-"""Can the question be decided? Branch and bound on intermediate values, for every point that
-optimised slopes leave open, a search for each (branch_search).
+"""Branch and bound on intermediate values: a complete certifier.
+
+Every point that optimised slopes leave open gets a search of its own (`branch_search`).
 """
 
 from __future__ import annotations
@@ -26,20 +27,52 @@ from calipers.problem.tools import Attempt, Claim, Startable
 
 @dataclass(frozen=True)
 class BranchAndBound:
-    """Decide every point within `seconds` of its own: certify the whole radius, or find a
-    counterexample.
+    """Branch and bound: certify each point's radius, or find a witness.
 
-    `steps` of ascent for each branch, `batch` branches at once, `look` candidates by each of two
-    scores to look ahead at, `sharpen` steps of ascent for each box of the root. `attack` is tried
-    from the minimisers of the lowest branches, now and then. With `proofs` every claim comes with a
-    proof file. Plain bounds and slopes of points that are bounded together may take their `seconds`
-    together.
+    Points that alpha-CROWN leaves open are searched one by one: unstable neurons are split at a
+    breakpoint, and every branch is bounded by beta-CROWN (Wang et al. 2021) with the branching
+    rules of BaBSR (Bunel et al. 2020) and FSB (De Palma et al. 2021). Minimisers of the bounds are
+    tried as adversarial examples on the way.
 
-    Complete for piecewise linear networks but for time and memory; for smooth activations intervals
-    are halved. Where letters are replaced, a search that goes on for long, or has nothing left to
-    split, fixes a letter in every way it can be written, and goes on in each part. `guarantee` as
-    for `CROWN`, leaf by leaf. Cost: `steps` backward and forward passes and one confirming row a
-    branch.
+    Complete for piecewise linear networks but for time and memory; for smooth activations the
+    intervals of pre-activations are halved. For a `Substitutions` threat, a search that goes on for
+    long, or has nothing left to split, fixes one position to each of its symbols in turn, and goes
+    on in each part.
+
+    Cost: `steps` backward and forward passes and one confirming row for each branch.
+
+    Args:
+        seconds: Time limit for each point. Points that are bounded together by plain bounds and
+            optimised slopes may take their limits together.
+        steps: Steps of ascent on slopes and multipliers for each branch.
+        sharpen: Steps of ascent for each end of each intermediate box of the root; 0: none.
+        batch: Branches bounded at once.
+        look: Candidate splits by each of two scores whose children are bounded before one is
+            chosen.
+        attack: An attack tried now and then from the minimisers of the lowest branches; None: only
+            the minimisers themselves are tried.
+        proofs: Write a proof file with every claim. Only for "float64-checked", and for norm balls
+            without constraints, l0 and other counts excepted (`BadInput` otherwise).
+        guarantee: What every leaf is confirmed for: "float64-checked" or "float32-executed", as for
+            `CROWN`.
+
+    Raises:
+        BadInput: If `seconds` <= 0, `steps`, `batch` or `look` < 1 or `sharpen` < 0, if `guarantee`
+            is unknown, or if proof files are asked for together with "float32-executed".
+
+    Example:
+        >>> import torch
+        >>> import calipers
+        >>> from calipers.certificates import BranchAndBound
+        >>> _ = torch.manual_seed(5)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+        ... )
+        >>> x = torch.tensor([[0.2, 0.7]])
+        >>> problem = calipers.Problem.pose(model, x, None, calipers.Ball("linf", 0.3))
+        >>> answers = list(BranchAndBound(seconds=10)(problem))
+        >>> [type(answer).__name__ for answer in answers if len(answer.index)]  # a witness
+        ['Attempt', 'Claim']
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -71,8 +104,9 @@ class BranchAndBound:
             )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
-        """Yield a claim for every point, and a candidate for each where a counterexample was met on
-        the way.
+        """Yield a claim for every point, and the adversarial examples found.
+
+        An `Attempt` precedes the claim of a point where an adversarial example was met on the way.
         """
         for index in batches(problem):
             part, limit = (
@@ -102,7 +136,7 @@ class BranchAndBound:
                 self._written(start, decided),
             )
             effort = Effort(self.steps, self.sharpen, self.batch, self.look, self.attack)
-            # the time was up before there were slopes to branch from
+            # time ran out before there were optimised slopes to branch from
             if start.root is None or start.pending is None:
                 yield self._claim(
                     problem,

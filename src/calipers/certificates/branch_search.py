@@ -1,13 +1,15 @@
-"""How does a search for one point go? Split the branches of the lowest bounds, bound their halves
-by ascents, and close what is confirmed above 0.
+"""The branch-and-bound search for one point.
+
+Each round splits the branches of the lowest bounds, bounds their halves by gradient ascent on the
+dual, and closes those whose bound is confirmed above 0.
 
 A branch fixes on which side of a value some elements lie. Its bound is one dual function of slopes
-and multipliers (Wang et al. 2021, beta-CROWN), ascended from where its parent's ascent ended; boxes
-of intermediate values stay the root's, cut by the branch. Elements are chosen by what their
-relaxation loses at the bound's own minimiser, and by the height of their relaxation (Bunel et al.
-2020, BaBSR); of the best of both, one look ahead at the children decides (De Palma et al. 2021,
+and multipliers (Wang et al. 2021, beta-CROWN), ascended from where its parent's ascent ended; the
+boxes of intermediate values stay those of the root, cut by the branch. Elements are chosen by what
+their relaxation loses at the bound's own minimiser, and by the height of their relaxation (Bunel et
+al. 2020, BaBSR); of the best of both, one look ahead at the children decides (De Palma et al. 2021,
 FSB). A branch is closed only by a bound confirmed in checked float64. Minimisers are tried as
-counterexamples.
+adversarial examples.
 """
 
 from __future__ import annotations
@@ -31,19 +33,23 @@ from calipers.problem.problem import Problem
 from calipers.problem.tools import Startable
 
 _HELD = 2**30  # bytes of branches of one point held at once; beyond them the search gives up
-# of the ascent where nothing is left to split: an exact bound is wanted there
+# of the ascent in branches with nothing left to split, where the exact bound is wanted
 _LINEAR_STEPS, _LINEAR_STEP = 100, 0.03
-_ATTACK_EVERY, _ATTACKED = 16, 32  # rounds (besides the powers of two); minimisers at once
-# shares of what is lacking at the root, and of what was lacking before a split: see `Search._near`
+# an attack every so many rounds (and in rounds that are powers of two), from so many minimisers
+_ATTACK_EVERY, _ATTACKED = 16, 32
+# shares of what the root's bound lacks to 0, and of what it lacked before a split (`Search._near`)
 _NEAR, _STALLED, _GAIN = 0.0015, 0.05, 0.07
 _LETTERS_AFTER = (
-    8  # rounds; then a letter is fixed, which settles more than another side of another element
+    8  # rounds; then a position is fixed, which settles more than splitting one more neuron
 )
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is spent on a branch, and how many go at once: see `BranchAndBound`."""
+    """How much is spent on a branch, and how many are bounded at once.
+
+    The fields are those of `BranchAndBound`.
+    """
 
     steps: int = 12
     sharpen: int = 10
@@ -53,11 +59,13 @@ class Effort:
 
 
 class Search:
-    """The search for one point. `proved` is the lower bound that holds over all branches so far.
+    """The search for one point.
 
-    With `lacking (cases,)`, the root's bounds below 0, branches that ascents are slow to close are
-    `handed` over to who can do that better: those that come near 0, and those with nothing left to
-    split.
+    `proved` is the lower bound that holds over all branches so far.
+
+    With `lacking (cases,)`, the root's bounds below 0, branches that gradient ascent is slow to
+    close are put into `handed`, for a caller with a better method: those whose bound is nearly 0,
+    and those with nothing left to split.
     """
 
     def __init__(
@@ -91,12 +99,13 @@ class Search:
         self.ascent = Ascent(effort.steps, ALPHA_STEP)
         self.round, self.stuck, self.letter = 0, False, most_wanted(self.problem, self.problem.x)
         self.found: Tensor | None = None
-        # of the last round's mean minimisers, those of the smallest true margins
+        # of the mean minimisers of the last round, those of the smallest margins of the model
         self.near = self.problem.x
 
     def grow(self, ends: float) -> Tensor | None:
-        """Split until nothing is open, a counterexample is met or the time `ends` has come, on the
-        monotonic clock; return the counterexample (1, *D).
+        """Split until nothing is open, a witness is found, or time is up.
+
+        `ends` is a time of the monotonic clock. Return the adversarial example (1, *D), or None.
         """
         with torch.no_grad(), plain_sums():
             while len(self.open) and time.monotonic() < ends and not self.full:
@@ -115,8 +124,9 @@ class Search:
         return None
 
     def enter(self, ends: float) -> None:
-        """Ascend in all that is open, and close what that closes, until the time `ends` has
-        come.
+        """Ascend in all open branches and drop those that this closes.
+
+        Stops at the time `ends` of the monotonic clock.
         """
         with torch.no_grad(), plain_sums():
             left = self.open.take(self.open.rows[:0])
@@ -132,7 +142,10 @@ class Search:
             self.open = left
 
     def _by_letters(self, group: int, ends: float) -> Tensor | None:
-        """Decide every way of writing one group on its own; return a counterexample (1, *D)."""
+        """Decide each way of writing one group of one-hot columns on its own.
+
+        Return an adversarial example (1, *D), or None.
+        """
         part = divided(self.problem, group)
         start = Start.tightened(
             part, self.start.arithmetic, steps=self.effort.steps, sharpen=self.effort.sharpen
@@ -154,7 +167,7 @@ class Search:
 
     @property
     def full(self) -> bool:
-        """Do the branches take as much memory as they may?"""
+        """Whether the branches take as much memory as they may."""
         tensors = [
             *self.open.free.alpha.values(),
             *self.open.free.beta.values(),
@@ -210,8 +223,9 @@ class Search:
         return self.found
 
     def _linear(self, branches: Branches) -> tuple[Branches, Tensor | None]:
-        """Ascend in branches with nothing left to split: linear programs, of which an exact bound
-        and the solution are wanted.
+        """Ascend in branches with nothing left to split.
+
+        Their bounds are linear programs, of which the exact value and the solution are wanted.
         """
         if not len(branches):
             return branches, None
@@ -226,8 +240,10 @@ class Search:
     def _ascended(
         self, ascent: Ascent, dual: Dual, branches: Branches
     ) -> tuple[Tensor, Free, Tensor]:
-        """Return bounds, choices, and the mean of the minimisers on the way: it comes near the
-        relaxation's own solution, as the last one does not (Shor 1985).
+        """Return bounds, choices, and the mean of the minimisers on the way.
+
+        The mean comes near the solution of the relaxation, as the last minimiser does not (Shor
+        1985).
         """
         total, count = torch.zeros_like(dual.region.center), torch.zeros_like(branches.bound)
 
@@ -272,8 +288,10 @@ class Search:
         return kept.take(torch.nonzero(~near).flatten())
 
     def _near(self, branches: Branches, before: Tensor) -> Tensor:
-        """Return which branches lack almost nothing of their bound, or little, and gain too little
-        from their split to go on so, (P,).
+        """Return which branches to hand over (P,): nearly closed, or stalled.
+
+        A branch is handed over if its bound lacks almost nothing to 0, or if it lacks little and
+        its last split gained too little.
         """
         assert self.lacking is not None
         lacking = self.lacking[branches.case]
@@ -282,6 +300,7 @@ class Search:
         )
 
     def _hand(self, branches: Branches) -> None:
+        """Add branches to those handed over."""
         if len(branches):
             self.handed.append(branches)
 
@@ -293,11 +312,14 @@ class Search:
         return left
 
     def _worth(self, children: Branches) -> Tensor:
-        """Return the smaller bound of each pair of children, at their parents' choices."""
+        """Return how good each pair of children is, at their parents' choices.
+
+        The smaller bound of the two, with a small weight on the larger one to decide between ties.
+        """
         bound = self._dual(children).see(children.free, forward=False).bound
         self.rows += len(children)
         below, above = bound.chunk(2)
-        # What is proved already needs no better bound.
+        # Bounds above 0 count as 0: what is proved already needs no better bound.
         return torch.minimum(below.clamp(max=0), above.clamp(max=0)) + 1e-3 * torch.maximum(
             below.clamp(max=0), above.clamp(max=0)
         )
@@ -317,7 +339,7 @@ class Search:
         return self.start.directions(torch.full_like(case, self.place), case)
 
     def _counterexample(self, points: Tensor) -> Tensor | None:
-        """Return one of the points that the model gets wrong."""
+        """Return one of the points that the model gets wrong, or None."""
         inside, worst = judged(self.problem, points)
         hit = torch.nonzero(is_adversarial(worst)).flatten()
         return inside[hit[:1]] if len(hit) else None

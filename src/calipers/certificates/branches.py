@@ -1,4 +1,4 @@
-"""What does branch and bound hold of its branches, and where does it split them?"""
+"""Branches of branch and bound, and the choice of their splits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _NARROW = 1e-6  # of the largest end: narrower intervals are not split
 
 @dataclass(eq=False)
 class Branches:
-    """P branches as a structure of arrays: `bound (P,)`, `rows (P,)` their places in the root,
-    `case (P,)` which directions, `cuts` and what was chosen.
+    """P branches as a structure of arrays.
+
+    `bound (P,)`; `rows (P,)` their places in the root; `case (P,)` the case that each bounds;
+    `cuts`, the ends that branching has set; and `free`, the slopes and multipliers chosen.
     """
 
     bound: Tensor
@@ -38,7 +40,7 @@ class Branches:
         )
 
     def plus(self, other: Branches) -> Branches:
-        """Return both lots."""
+        """Return the branches of both."""
         cuts = {
             k: Box(
                 torch.cat([box.lower, other.cuts[k].lower]),
@@ -60,7 +62,10 @@ class Branches:
 
 
 def uncut(root: Root, rows: Tensor) -> dict[int, Box]:
-    """Return no cuts, for every number that can be cut: all but the input itself."""
+    """Return empty cuts for every number that can be cut.
+
+    These are all but the input itself.
+    """
     cuts = {}
     for k, columns in root.columns.items():
         if k:
@@ -76,8 +81,10 @@ def uncut(root: Root, rows: Tensor) -> dict[int, Box]:
 
 @dataclass(frozen=True)
 class Split:
-    """For each of P branches the element to split: its number (as a place in `numbers`), its
-    column, and the value to split at; `can (P,)`.
+    """The element to split in each of P branches.
+
+    `which (P,)` is its number (as a place in `numbers`), `column` its column, `at` the value to
+    split at; `can (P,)` says whether the branch can be split.
     """
 
     numbers: tuple[int, ...]
@@ -114,8 +121,9 @@ class Split:
 
 
 def _gap(lines: Lines, a: Tensor, z: Tensor, low: Tensor, high: Tensor, op: Elementwise) -> Tensor:
-    """What the relaxation loses at the minimiser, |A| |line(z) - f(z)|: at a kink the smaller gain
-    of both children, were the minimiser to stay.
+    """Return what the relaxation loses at the minimiser, |A| |line(z) - f(z)|.
+
+    At a breakpoint this is the smaller gain of both children, if the minimiser stayed where it is.
     """
     line = torch.where(
         a > 0,
@@ -128,8 +136,10 @@ def _gap(lines: Lines, a: Tensor, z: Tensor, low: Tensor, high: Tensor, op: Elem
 def _height(
     lines: Lines, a: Tensor, z: Tensor, low: Tensor, high: Tensor, op: Elementwise
 ) -> Tensor:
-    """What the relaxation can lose at most between the kink and the line that is taken: |A-| times
-    the intercept, as in BaBSR (Bunel et al. 2020).
+    """Return the most that the relaxation can lose at the breakpoint.
+
+    The distance there between the function and the line that is taken, times |A|: |A-| times the
+    intercept for a ReLU, as in BaBSR (Bunel et al. 2020).
     """
     at = _split_point(op, low, high)
     line = torch.where(
@@ -143,7 +153,10 @@ def _height(
 
 
 def _split_point(op: Elementwise, low: Tensor, high: Tensor) -> Tensor:
-    """Return the kink inside the interval that is nearest to its middle, or the middle."""
+    """Return the breakpoint nearest to the interval's middle, or the middle.
+
+    Only breakpoints inside the interval count.
+    """
     middle = (low + high) / 2
     best, nearest = middle, torch.full_like(low, torch.inf)
     for kink in op.kinks or ():
@@ -154,8 +167,10 @@ def _split_point(op: Elementwise, low: Tensor, high: Tensor) -> Tensor:
 
 
 def candidates(dual: Dual, sight: Sight, each: int) -> list[Split]:
-    """Return 2 * `each` ways to split every branch: those of the largest gaps at the minimiser, and
-    of the largest heights of a relaxation.
+    """Return up to 2 * `each` ways to split every branch.
+
+    Half are the elements of the largest gaps at the minimiser, half those of the largest heights of
+    a relaxation.
     """
     numbers = tuple(
         k

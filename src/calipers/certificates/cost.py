@@ -1,7 +1,7 @@
-"""What will a bound cost? A few rows of its sweeps are run and timed before all of them are begun.
+"""Forecasts of what a bound will cost, from a few timed rows.
 
-Intervals say which elements would get rows. They are wider than the boxes that sweeps would leave,
-so that the count is too high rather than too low.
+Interval bounds say which elements would get rows. They are wider than the boxes that backward
+propagation would leave, so the count is too high rather than too low.
 """
 
 from __future__ import annotations
@@ -31,29 +31,33 @@ from calipers.problem.tools import Forecast
 
 CLOCK: Callable[[], float] = time.process_time
 
-# passes through the network that intervals with their rounding take, measured on convolutional
-# networks
+# passes through the network that interval bounds with their rounding take, measured on
+# convolutional networks
 _BOXES = 8.0
-# numbers from which a row is timed; the others are taken to cost what the next one of these does
+# rows are timed from about so many numbers; the others are taken to cost what the one timed before
+# them does
 _TIMED = 6
-_SHORT = 0.01  # seconds: a row that takes less is timed again among others, as rows run
+_SHORT = 0.01  # seconds: a row that takes less is timed again in a group, as rows really run
 _TOGETHER = 64
 _ROWS = (
-    1.5  # of each element that bends: the second end is bounded only where the first leaves it open
+    1.5  # for each unstable element: the second end is bounded only if the first leaves it unstable
 )
-_RIVALS = 8  # the nearest, whose margins show whether there is hope
-# how far a bound may miss, in clean margins: so much, times that for each number that sweeps
-# refine; see `sweeps_forecast`
+_RIVALS = 8  # the smallest margins, which show whether the bound has a chance
+# how far a bound may fall short, in clean margins: `_FAR`, times `_LOOSER` for each number whose
+# boxes backward propagation refines; see `sweeps_forecast`
 _FAR, _LOOSER = 100.0, 8.0
 
 
 def held_bytes(graph: Graph) -> int:
-    """Return how much the boxes and relaxations of a point take, in float64."""
+    """Return the bytes of a point's boxes and relaxations in float64."""
     return sum(torch.Size(graph.shape(i)).numel() for i in range(len(graph.nodes) + 1)) * 8 * 10
 
 
 def boxes_forecast(problem: Problem, arithmetic: Arithmetic) -> Forecast:
-    """Return what intervals will cost: some passes through the network, of which one is timed."""
+    """Forecast the cost of interval bounds.
+
+    Some passes through the network, of which one is timed.
+    """
     graph, region = posed(problem, arithmetic)
     with torch.no_grad():
         begun = CLOCK()
@@ -62,13 +66,13 @@ def boxes_forecast(problem: Problem, arithmetic: Arithmetic) -> Forecast:
 
 
 def sweeps_forecast(problem: Problem, arithmetic: Arithmetic, *, refine: bool) -> Forecast:
-    """Return what sweeps will cost, and whether there is hope.
+    """Forecast the cost of CROWN, and whether it has a chance.
 
-    Sweeps win back what interval boxes lose, and these lose more with every layer. Where sweeps
-    proved the point, the bound from interval boxes missed the margin by up to 40 times its clean
-    value on networks of 3 layers, 200 on eight published ones, 6e3 on 6 layers, 1e6 on 10 (random
-    ones, at the largest radius that sweeps prove): about 4 times for each layer. Beyond `_FAR`
-    times 8 for each layer there is no hope.
+    Backward bound propagation wins back what interval boxes lose, and these lose more with every
+    layer. Where it proved the point, the bound from interval boxes missed the margin by up to 40
+    times its clean value on networks of 3 layers, 200 on eight published ones, 6e3 on 6 layers, 1e6
+    on 10 (random ones, at the largest radius that CROWN proves): about 4 times for each layer. A
+    bound that misses by more than `_FAR` times 8 for each layer is reported as hopeless.
     """
     graph, region = posed(problem, arithmetic)
     with torch.no_grad(), plain_sums():
@@ -94,7 +98,10 @@ def sweeps_forecast(problem: Problem, arithmetic: Arithmetic, *, refine: bool) -
 
 
 def _refining(state: Relaxed) -> float:
-    """Return how long the rows of all elements that bend over the boxes of a single point take."""
+    """Return the seconds for the rows of all unstable elements of a point.
+
+    Unstable as judged over the boxes of the state, which holds a single point.
+    """
     graph = state.graph
     flags = {
         k: bending(graph, k, state.boxes[k])
@@ -119,6 +126,7 @@ def _row(state: Relaxed, number: int, elements: Tensor) -> float:
 
 
 def _timed(state: Relaxed, number: int, elements: Tensor) -> float:
+    """Return the seconds of a lower bound of these elements."""
     windowed, like = in_windows(state.graph, number), state.region.center
     place = elements if windowed else elements[None]
     points = torch.zeros(len(place), dtype=torch.long, device=like.device)

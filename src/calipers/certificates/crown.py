@@ -1,4 +1,4 @@
-"""Within the radius asked about, can anything be adversarial? Intervals and CROWN as certifiers."""
+"""Interval bound propagation and CROWN: certificates at one radius."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from calipers.problem.interrupts import Limit, limited
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Claim, Forecast
 
-_POINTS = 64  # points bounded together; their boxes and relaxations are held at once
+_POINTS = 64  # points bounded together at most: their boxes and relaxations are held at once
 _HELD_BYTES = 2**28
 
 
 class Bound(NamedTuple):
-    """What one evaluation proves: a lower bound of the worst margin (N,), the boxes it used, and
-    the directions bounded for each point (N,).
+    """The result of one evaluation: lower bounds of the worst margins.
 
-    `prove` writes a proof of a point whose worst margin is positive, where proofs were asked for.
+    `worst (N,)` the bounds, `boxes` those used, `rows (N,)` the directions bounded for each point.
+    `prove` writes the proof of a point whose worst margin is positive; None where no proofs were
+    asked for.
     """
 
     worst: Tensor
@@ -42,11 +43,14 @@ class Bound(NamedTuple):
 
 
 class Bounder(Protocol):
-    """A certifier that can be asked at any radius, and can reuse boxes that hold already."""
+    """A certifier that bounds the worst margin at any radius.
+
+    It can reuse boxes that are known to hold.
+    """
 
     @property
     def guarantee(self) -> Guarantee:
-        """What its claims speak about."""
+        """The kind of arithmetic that its claims are about."""
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Claim the problem's own radii."""
@@ -54,15 +58,29 @@ class Bounder(Protocol):
     def bound(
         self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None
     ) -> Bound:
-        """Bound the worst margin over the problem's regions."""
+        """Bound the worst margin over the problem's regions.
+
+        `known` are boxes that hold already, by number of the graph.
+        """
 
 
 @dataclass(frozen=True)
 class IBP:
-    """Interval bound propagation (Gowal et al. 2018), with the last affine layers merged into the
-    margins. Cheap and loose; exact for a linear model under linf.
+    """Interval bound propagation (Gowal et al. 2018), cheap and loose.
 
-    `proofs` and `guarantee`: as for `CROWN`. Cost: two forward passes in float64.
+    The last affine layers are merged into the margins. Exact for a linear model under linf.
+
+    Cost: two forward passes in float64.
+
+    Args:
+        proofs: Write a proof file with every claim. Only for "float64-checked", and for norm balls
+            without constraints, l0 and other counts excepted (`BadInput` otherwise).
+        guarantee: "float64-checked" (real arithmetic) or "float32-executed" (the network as float32
+            runs it), as for `CROWN`.
+
+    Raises:
+        BadInput: If `guarantee` is unknown, or if proof files are asked for together with
+            "float32-executed".
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -88,7 +106,7 @@ class IBP:
     def bound(
         self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None
     ) -> Bound:
-        """See `Bounder`."""
+        """Bound the worst margin over the problem's regions (see `Bounder`)."""
         return _bound(
             problem,
             arithmetic,
@@ -99,21 +117,46 @@ class IBP:
         )
 
     def forecast(self, problem: Problem) -> Forecast:
-        """A pass through the network tells what the boxes will cost."""
+        """Forecast the cost from one timed pass through the network."""
         return boxes_forecast(problem, arithmetic_of(self.guarantee))
 
 
 @dataclass(frozen=True)
 class CROWN:
-    """Linear relaxations swept backward for every intermediate value that bends, then for the
-    margins (Zhang et al. 2018), adaptive lower slopes.
+    """CROWN: linear bounds propagated backward (Zhang et al. 2018).
 
-    `guarantee` "float64-checked": about the network in real arithmetic, the rounding of the bound
-    accounted for. "float32-executed": about the network as float32 runs it, in whatever order it
-    adds up (see bounds/executed.py). Cost: two rows of a backward sweep for each element that
-    bends, one for each margin. With `proofs` every claim comes with a proof file. Without `refine`
-    boxes of intermediate values are plain intervals (CROWN-IBP, Zhang et al. 2020): rows for the
-    margins are all there is to pay.
+    Every unstable intermediate value is bounded by backward propagation of linear relaxations, then
+    the margins are; lower slopes are adaptive.
+
+    Cost: two rows of a backward pass for each unstable neuron, one for each margin.
+
+    Args:
+        refine: Bound intermediate values by backward propagation. If False their boxes are plain
+            intervals (CROWN-IBP, Zhang et al. 2020), and the rows of the margins are the whole
+            cost.
+        proofs: Write a proof file with every claim. Only for "float64-checked", and for norm balls
+            without constraints, l0 and other counts excepted (`BadInput` otherwise).
+        guarantee: "float64-checked": about the network in real arithmetic, with the rounding of the
+            bound accounted for. "float32-executed": about the network as float32 executes it, in
+            whatever order it adds up (bounds/executed.py).
+
+    Raises:
+        BadInput: If `guarantee` is unknown, or if proof files are asked for together with
+            "float32-executed".
+
+    Example:
+        >>> import torch
+        >>> import calipers
+        >>> from calipers.certificates import CROWN
+        >>> _ = torch.manual_seed(5)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+        ... )
+        >>> x = torch.tensor([[0.2, 0.7]])
+        >>> problem = calipers.Problem.pose(model, x, None, calipers.Ball("linf", 0.25))
+        >>> [claim] = CROWN()(problem)
+        >>> claim.radius.tolist()  # proved: nothing adversarial within 0.25
+        [0.25]
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -140,7 +183,7 @@ class CROWN:
     def bound(
         self, problem: Problem, arithmetic: Arithmetic, known: dict[int, Box] | None = None
     ) -> Bound:
-        """See `Bounder`."""
+        """Bound the worst margin over the problem's regions (see `Bounder`)."""
         return _bound(
             problem,
             arithmetic,
@@ -151,7 +194,7 @@ class CROWN:
         )
 
     def forecast(self, problem: Problem) -> Forecast:
-        """A few rows tell what all of them will cost."""
+        """Forecast the cost and the chance of success from a few timed rows."""
         return sweeps_forecast(problem, arithmetic_of(self.guarantee), refine=self.refine)
 
 
@@ -168,7 +211,7 @@ def _bound(
     with torch.no_grad(), plain_sums():
         state = relax(graph, region, arithmetic, known, refine=refine)
         rows = problem.goal.rows(problem.y, problem.classes)
-        # a proof file holds one of the two
+        # A proof file holds one of the two kinds of bounds, so they must not be joined for it.
         bounded = (
             interval_margin_bounds
             if not sweep
@@ -189,8 +232,9 @@ def _bound(
 
 
 def shifted(bounds: Tensor, goal: Goal, y: Tensor, classes: int) -> Tensor:
-    """Return bounds (N, S) of rows @ logits with the goal's offsets added, rounded down; where
-    nothing is added nothing is lost.
+    """Return bounds (N, S) of rows @ logits with the goal's offsets added.
+
+    The sums are rounded down; a bound whose offset is 0 stays as it is.
     """
     offsets = goal.offsets(y, classes).to(bounds)
     return torch.where(
@@ -199,7 +243,7 @@ def shifted(bounds: Tensor, goal: Goal, y: Tensor, classes: int) -> Tensor:
 
 
 def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
-    """Yield the bounder's claims at the problem's own radii, a batch of points at a time.
+    """Yield the bounder's claims at the problem's radii, batch by batch.
 
     Where float64 is slow (a GPU) a float32 evaluation goes first, and only what it proves is
     confirmed.
@@ -233,8 +277,10 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
 def written(
     prove: Callable[[int], bytes] | None, proved: Tensor, places: Tensor, count: int
 ) -> tuple[bytes | None, ...] | None:
-    """Return the proofs of `count` points: of those among `places` that are proved, and None of the
-    others; None where no proofs are written.
+    """Return the proof files of `count` points, None where there is none.
+
+    `places` are the points that were bounded, `proved` says which of them succeeded. Return None
+    altogether where no proofs are written.
     """
     if prove is None:
         return None
@@ -254,12 +300,11 @@ Answer = TypeVar("Answer")
 def spread(
     work: Callable[[Part], Answer], parts: Iterable[Part], device: torch.device
 ) -> Iterator[Answer]:
-    """Yield the answers about each part, in order; on a CPU one thread a core works on a part of
-    its own.
+    """Yield the answers about each part, in order, on one thread a core.
 
-    Sweeps are made of many short operations: a core for each batch of points keeps both busy, two
-    cores for each operation mostly wait for one another. Whoever stops listening, by Ctrl-C too,
-    stops the threads.
+    On a CPU every thread works on a part of its own: bounds are made of many short operations, and
+    a core for each batch of points keeps both busy, while two cores for each operation mostly wait
+    for one another. A caller that stops iterating, by Ctrl-C too, stops the threads.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -278,8 +323,9 @@ def spread(
 
 
 def batches(problem: Problem) -> Iterator[Tensor]:
-    """Yield the places of points to bound together: as many as a fixed number of bytes holds boxes
-    for.
+    """Yield the places of points to bound together.
+
+    As many as a fixed number of bytes holds boxes for, and at most 64.
     """
     held = held_bytes(graph_of(problem.classifier, problem.x))
     yield from torch.arange(len(problem), device=problem.x.device).split(

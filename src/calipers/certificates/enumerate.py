@@ -1,6 +1,4 @@
-"""Does any way of replacing at most k letters change the decision? All of them are evaluated, where
-they are few enough.
-"""
+"""Exhaustive evaluation of all substitutions, where they are few."""
 
 from __future__ import annotations
 
@@ -18,22 +16,35 @@ from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion
 from calipers.problem.tools import Claim
 
-_POINTS = 64  # points in flight; their neighbours fill the batches
+_POINTS = 64  # points worked on together; their neighbours fill the batches
 _ROWS = 4096  # neighbours in one forward pass
-_WAYS = 512  # ways of switching evaluated on every point before the broken ones leave
+_WAYS = 512  # substitutions evaluated on every point before points that failed are dropped
 
 
 @dataclass(frozen=True)
 class Enumeration:
-    """Evaluate every neighbour of a `Substitutions` threat, fewest switches first, and claim the
-    largest number of switches within which all of them resist.
+    """Evaluation of every neighbour under a `Substitutions` threat.
 
-    A neighbourhood of more than `limit` points (sum over i <= k of C(n, i) (K - 1)^i for n letters
-    of K kinds) is not begun, and nothing is claimed; nor is it where numeric columns can move,
-    which is in infinitely many ways. Guarantee: float64-checked. The float64 copy of the model must
-    keep a margin above 16 roundings of the largest logit in the model's own precision, and never
-    less than in float32: millions of times what float64 itself can have lost. Cost: one float64
-    forward a neighbour; a point that does not resist stops at the first switches that show it.
+    Neighbours are evaluated by their number of substitutions, fewest first. The claim is the
+    largest number of substitutions within which all neighbours keep the decision.
+
+    Exact, but for the allowance for rounding: the float64 copy of the model must keep a margin
+    above 16 roundings of the largest logit in the model's own precision, and never less than in
+    float32: millions of times what float64 itself can have lost. Guarantee: float64-checked.
+
+    Nothing is claimed where numeric columns can move, which is in infinitely many ways.
+
+    Cost: one float64 forward pass a neighbour; a point that fails stops at the first number of
+    substitutions that shows it.
+
+    Args:
+        limit: Largest neighbourhood that is begun, in points; nothing is claimed for a larger one.
+            It holds sum over i <= k of C(n, i) (K - 1)^i points for n positions of K symbols and at
+            most k substitutions.
+
+    Raises:
+        BadInput: If `limit` < 1; when called, if the threat is a `Ball`.
+        UnsupportedOp: When called, if the model answers at random.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -71,8 +82,10 @@ class Enumeration:
 
 
 class _Roll:
-    """One block of points: within how many switches all neighbours resist so far, and by which
-    margin at least.
+    """The state of one block of points.
+
+    The number of substitutions within which all neighbours resist so far, and the smallest margin
+    among these.
     """
 
     def __init__(self, problem: Problem, region: SubstitutionRegion) -> None:
@@ -81,13 +94,14 @@ class _Roll:
         self.switches, self.forwards = (
             torch.zeros(n, dtype=torch.long, device=device) for _ in range(2)
         )
-        # of all neighbours seen
+        # smallest margin of all neighbours seen
         self.lowest = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
-        self.held = torch.full_like(self.lowest, -torch.inf)  # of those within `switches`
+        self.held = torch.full_like(self.lowest, -torch.inf)  # within `switches`
 
     def claim(self, block: Tensor, limit: int) -> Claim:
-        """Evaluate the neighbourhoods of at most `limit` points; points with equally many choices
-        share the enumeration.
+        """Evaluate the neighbourhoods of at most `limit` points each.
+
+        Points with equally many choices share the enumeration.
         """
         small = [self.region.numeric is None and size <= limit for size in self.region.sizes()]
         rows = torch.nonzero(torch.tensor(small, device=block.device)).flatten()
@@ -107,8 +121,9 @@ class _Roll:
         )
 
     def _evaluate_all(self, rows: Tensor, k: int, counts: Tensor) -> None:
-        """Evaluate all ways of switching at most k groups that have `counts (G,)` alternatives, at
-        points `rows` that share them.
+        """Evaluate all substitutions of at most k groups.
+
+        The groups have `counts (G,)` alternatives, the same at all points `rows`.
         """
         complete = 0
         for switches in enumerate_switches(counts, k, _WAYS):
@@ -126,12 +141,13 @@ class _Roll:
         self._settle(rows, k)
 
     def _settle(self, rows: Tensor, switches: int) -> None:
-        """Note that all neighbours within so many switches resist."""
+        """Record that all neighbours within so many substitutions resist."""
         self.switches[rows], self.held[rows] = switches, self.lowest[rows]
 
     def _margins(self, rows: Tensor, switches: Tensor) -> Tensor:
-        """Return the worst margins, the allowance for rounding taken off, of the ways (T, i, 2) at
-        the points, (P, T) float64.
+        """Return the worst margins of substitutions (T, i, 2) at the points.
+
+        (P, T) float64, the allowance for rounding subtracted.
         """
         ways = len(switches)
         owner = rows.repeat_interleave(ways)
@@ -144,8 +160,9 @@ class _Roll:
 
 
 def cleared(problem: Problem, rows: Tensor, points: Tensor) -> Tensor:
-    """Return the worst margins of points (P, *D) that belong to `rows (P,)` of the problem, the
-    allowance for rounding taken off, (P,) float64.
+    """Return the worst margins of points (P, *D), (P,) float64.
+
+    The points belong to `rows (P,)` of the problem; the allowance for rounding is subtracted.
     """
     goal = problem.goal.take(rows)
     logits = problem.classifier.logits64(points)

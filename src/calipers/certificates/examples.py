@@ -1,5 +1,6 @@
-"""Does a complete search meet an adversarial example on its way? Points near a region are made
-admissible, and asked of the model itself.
+"""Checks whether points met by a complete search are adversarial.
+
+They are made admissible and evaluated by the model itself.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from calipers.problem.problem import Problem
 
 
 def judged(problem: Problem, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return points (P, *D), made admissible for the one point of the problem, and their worst
-    margins (P,): infinite where a point is not finite.
+    """Return points (P, *D) made admissible, and their worst margins (P,).
 
-    What counts as an example is the referee's word. Cost: a forward pass each.
+    For the one point of the problem. The margin is infinite where a point is not finite. Whether a
+    point counts as an adversarial example is decided by the referee, not here. Cost: a forward pass
+    each.
     """
     region = problem.region.take(torch.zeros(len(points), dtype=torch.long, device=points.device))
     inside = region.snap(points.to(problem.x.dtype))

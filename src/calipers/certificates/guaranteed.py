@@ -1,5 +1,7 @@
-"""What does a certifier's claim speak about? Real arithmetic, or the network as it is executed; a
-tool's name says so where it is the latter.
+"""The arithmetic that a certifier's claims are about.
+
+Either real arithmetic, or the network as it is executed; a tool's repr says so where it is the
+latter.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from calipers.problem.problem import Problem
 
 
 def posed(problem: Problem, arithmetic: Arithmetic) -> tuple[Graph, Region]:
-    """Return the network and the regions in the arithmetic of the bounds. Raises `BadInput` where
-    these cannot be about its execution, though they should.
+    """Return the network and the regions in the arithmetic of the bounds.
 
-    About an execution the layers are as they run: merged ones hide what overflows, or is lost,
-    between them.
+    For bounds about an execution the layers are kept as they run: merged ones would hide what
+    overflows, or is lost, between them. Raises `BadInput` where the bounds should be about the
+    execution, but cannot be.
     """
     graph = graph_of(problem.classifier, problem.x)
     graph = graph if arithmetic.executed is None else graph.apart or graph
@@ -31,8 +33,9 @@ def posed(problem: Problem, arithmetic: Arithmetic) -> tuple[Graph, Region]:
 
 
 def stated(tool: Any) -> str:
-    """Return a tool as it is written down and recorded: its settings, and its guarantee and what
-    boxes it uses where these are not the usual ones.
+    """Return a tool's repr, by which it is identified in records.
+
+    Its settings, and `guarantee` and `refine` only where these differ from their defaults.
     """
     unusual = [
         f.name
@@ -48,7 +51,7 @@ def stated(tool: Any) -> str:
 
 
 def check_proofs(arithmetic: Arithmetic, *, proofs: bool) -> None:
-    """Raise `BadInput` where proof files are asked for that no checker could prove."""
+    """Raise `BadInput` for proof files that no checker could prove."""
     if proofs and arithmetic.executed is not None:
         raise BadInput(
             "proof files are about real arithmetic: measure without proofs, or without the "

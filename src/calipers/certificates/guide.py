@@ -1,6 +1,4 @@
-"""Where would a linear model of the network be weakest? Points for an attack to start from, read
-off the lower bounds.
-"""
+"""Start points for attacks, read off linear lower bounds."""
 
 from __future__ import annotations
 
@@ -28,16 +26,17 @@ def _parallel(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _random(lower: Tensor, upper: Tensor) -> Tensor:
-    """One random number for each element, the same for every point: a point's starts do not depend
-    on its neighbours.
+    """Return one random number for each element, the same for every point.
+
+    So a point's starts do not depend on which points are beside it.
     """
     generator = torch.Generator().manual_seed(lower[0].numel())
     return torch.rand(lower.shape[1:], generator=generator).to(lower).expand_as(lower)
 
 
 _SLOPES: tuple[_Slope | None, ...] = (
-    # both lines of a ReLU have one slope: the line is the network with each bending neuron replaced
-    # by its chord
+    # both lines of a ReLU have one slope: the bound is the network with each unstable neuron
+    # replaced by its chord
     _parallel,
     None,  # the bound's own guess
     lambda lower, upper: torch.ones_like(lower),
@@ -48,13 +47,22 @@ _SLOPES: tuple[_Slope | None, ...] = (
 
 @dataclass(frozen=True)
 class Minimisers:
-    """The minimisers, over each region, of the linear lower bounds of every margin: one start for
-    each rival and choice of relaxation slopes.
+    """Start points for attacks: where linear lower bounds are smallest.
 
-    A bound's minimiser is where the relaxed network is nearest to failing. Unlike a gradient it
-    looks at the whole region: it does not vanish where the network is locally flat. Intermediate
-    values are bounded by intervals. Nothing is proved here. Cost: two forward passes and, for each
-    of `slopes` (at most 5) choices, one row of a backward sweep a rival.
+    For each margin and each choice of relaxation slopes, the minimiser of the margin's linear lower
+    bound over the region. There the relaxed network is nearest to failing. Unlike a gradient the
+    bound takes account of the whole region, and does not vanish where the network is locally flat.
+    Intermediate values are bounded by intervals. Nothing is proved here.
+
+    Cost: two forward passes, and for each of the `slopes` choices one row of backward propagation
+    for each margin.
+
+    Args:
+        slopes: How many choices of relaxation slopes, 1 to 5: parallel lines, CROWN's adaptive
+            slopes, lower slopes 1, lower slopes 0, random ones, in this order.
+
+    Raises:
+        BadInput: If `slopes` is not between 1 and 5.
     """
 
     slopes: int = 2
@@ -64,10 +72,18 @@ class Minimisers:
             raise BadInput(f"Minimisers takes 1 to {len(_SLOPES)} slopes, got {self.slopes}")
 
     def __call__(self, problem: Problem, columns: Tensor | None = None) -> Tensor:
-        """Return starts (N, slopes, rivals, *D), rivals in the order of the problem's margins, or
-        of `columns` (N, rivals) of these.
+        """Return starts (N, slopes, S, *D), one for each slope and margin.
 
-        Raises as capture does for models without a graph.
+        Args:
+            problem: The problem whose regions are searched.
+            columns: Places (N, S) of the margins wanted; None: all of them, in the order of the
+                problem's margins.
+
+        Returns:
+            The starts, in the dtype of the points.
+
+        Raises:
+            CalipersError: As the capture of a graph does, for models that have none.
         """
         with torch.no_grad():
             return torch.cat(

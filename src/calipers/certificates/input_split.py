@@ -1,11 +1,11 @@
-"""Can the question be decided by cutting up the input? For few features that move: halve boxes
-until every one is proved or breaks.
+"""Branch and bound on the input, for inputs of few features.
 
-Boxes of intermediate values come from affine forms pushed forward, and from backward sweeps where
-these leave something bent (without the sweeps one ACAS Xu property took 24,589 boxes, with them
-129); everything is computed in checked float64 at once, so a closed box is a proof. A box is halved
-along the feature on which its worst margin hangs most. Centres, minimising corners and points
-spread evenly inside are tried as counterexamples.
+Boxes of the input are halved until every one is proved or breaks. Boxes of intermediate values come
+from affine forms pushed forward, and from backward bound propagation where these leave neurons
+unstable (without the latter one ACAS Xu property took 24,589 boxes, with it 129). Everything is
+computed in checked float64 at once, so a closed box is a proof. A box is halved along the feature
+on which its worst margin depends most. Centres, minimising corners and points spread evenly inside
+are tried as adversarial examples.
 """
 
 from __future__ import annotations
@@ -33,20 +33,36 @@ from calipers.problem.goals import by_case, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
 
-_SCATTERED = 4096  # points tried besides centres and corners, in every round
+_SCATTERED = 4096  # points tried in every round, besides centres and corners
 _AT_LEAST = 64  # boxes of a round after the first
 _HELD = 2**30  # bytes of boxes held at once; beyond them the search gives up
 
 
 @dataclass(frozen=True)
 class InputSplit:
-    """Decide every point within `seconds` of its own by halving its region, `batch` boxes at once;
-    for norms that are boxes and at most `features` that move.
+    """Branch and bound on the input: its box is halved until decided.
 
-    Where more features move, or constraints tie them together, nothing is claimed. Complete but for
-    time and memory, and for points whose worst margin is 0 exactly. `guarantee` as for `CROWN`.
-    Cost of a box: as many forward passes as features move, and CROWN for what still bends. With
-    `proofs` every claim comes with a proof file, for which CROWN has to close every box alone.
+    For inputs of few features (ACAS Xu, control). Decides every point within `seconds` of its own:
+    the whole radius is certified, or an adversarial example found. Complete but for time and
+    memory, and for points whose worst margin is 0 exactly. Where more than `features` features can
+    move, the norm's ball is no box, or constraints tie features together, nothing is claimed.
+
+    Cost of a box: as many forward passes as features can move, and CROWN for what is still
+    unstable.
+
+    Args:
+        seconds: Time limit for each point.
+        batch: Boxes bounded at once.
+        features: Largest number of features that may move; more make halving hopeless.
+        proofs: Write a proof file with every claim, for which CROWN alone has to close every box.
+            Only for "float64-checked".
+        guarantee: "float64-checked" (real arithmetic) or "float32-executed" (the network as float32
+            runs it), as for `CROWN`.
+
+    Raises:
+        BadInput: If `seconds` <= 0, `batch` or `features` < 1, if `guarantee` is unknown, or if
+            proof files are asked for together with "float32-executed"; when called, if the threat
+            is not a `Ball`.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -72,8 +88,9 @@ class InputSplit:
             )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
-        """Yield a claim for every point, and a candidate for each where a counterexample was met on
-        the way.
+        """Yield a claim for every point, and the adversarial examples found.
+
+        An `Attempt` precedes the claim of a point where an adversarial example was met on the way.
         """
         if not isinstance(problem.threat, Ball):
             raise BadInput(
@@ -105,7 +122,7 @@ class InputSplit:
 
 
 class _Search:
-    """The boxes of one point that are still open, `low`, `high (P, *D)`."""
+    """The search for one point: its open boxes `low`, `high (P, *D)`."""
 
     def __init__(self, tool: InputSplit, problem: Problem) -> None:
         self.tool, self.problem, self.arithmetic = tool, problem, arithmetic_of(tool.guarantee)
@@ -126,7 +143,10 @@ class _Search:
         )
 
     def run(self) -> Tensor | None:
-        """Halve until nothing is open or the time is up; return a counterexample (1, *D)."""
+        """Halve until nothing is open, a witness is found, or time is up.
+
+        Return the adversarial example (1, *D), or None.
+        """
         ends = time.monotonic() + self.tool.seconds
         with torch.no_grad(), plain_sums():
             while len(self.low) and time.monotonic() < ends and self.low.numel() * 16 < _HELD:
@@ -160,8 +180,10 @@ class _Search:
         return found
 
     def _next(self) -> tuple[Tensor, Tensor]:
-        """Take the next boxes: one half the youngest, so that few are open at a time, the other
-        half those nearest to a counterexample.
+        """Take the next boxes out of the open ones.
+
+        Half are the youngest, so that few are open at a time, the other half those nearest to an
+        adversarial example.
         """
         order = torch.arange(len(self.low), device=self.low.device)
         if len(order) > self.tool.batch:
@@ -189,8 +211,10 @@ class _Search:
         return shifted(joined_bounds(state, rows), self.problem.goal, y, self.problem.classes), form
 
     def _pulls(self, form: Form, margins: Tensor) -> Tensor:
-        """Return how the margin that decides each box changes along every feature that moves, (P,
-        d): of the worst case, its best margin.
+        """Return the gradient of each box's deciding margin, (P, d).
+
+        Along every feature that moves, by the linear part of the affine form; the deciding margin
+        is the best margin of the worst case.
         """
         cases = self.problem.goal.cases(self.problem.classes).to(margins.device)
         deciding = torch.where(
@@ -202,8 +226,10 @@ class _Search:
     def _halve(
         self, low: Tensor, high: Tensor, weight: Tensor, moving: Tensor, near: Tensor
     ) -> None:
-        """Put both halves of each box with the open ones; while there are few, halves of halves: a
-        round costs the same for one box as for a dozen.
+        """Add both halves of each box to the open ones.
+
+        While there are few, the halves are halved again: a round costs the same for one box as for
+        a dozen.
         """
         while True:
             low, high = self._halves(low, high, weight, moving)
@@ -220,8 +246,8 @@ class _Search:
         self, low: Tensor, high: Tensor, weight: Tensor, moving: Tensor
     ) -> tuple[Tensor, Tensor]:
         wide = (high - low).flatten(1)
-        # A feature that the linear part does not see still matters through what bends: none is
-        # forgotten for ever.
+        # A feature with gradient 0 in the linear part may still matter through unstable neurons:
+        # the 0.1 makes sure that every feature is halved sooner or later.
         share = wide[:, moving] / self.width[moving]
         score = (weight / weight.amax(1, keepdim=True).clamp_min(1e-300) + 0.1) * torch.where(
             wide[:, moving] > 0, share, 0.0
@@ -231,8 +257,9 @@ class _Search:
     def _counterexample(
         self, low: Tensor, high: Tensor, pulls: Tensor, moving: Tensor
     ) -> tuple[Tensor | None, Tensor]:
-        """Return a centre or a minimising corner that the model gets wrong, and the smaller of both
-        margins for each box.
+        """Return a centre or corner that the model gets wrong, if any.
+
+        With it the smaller margin of the centre and the minimising corner of each box, (P,).
         """
         corner = ((low + high) / 2).flatten(1)
         corner[:, moving] = torch.where(
@@ -249,11 +276,11 @@ class _Search:
         )
 
     def _scattered(self, low: Tensor, high: Tensor, moving: Tensor) -> list[Tensor]:
-        """Return points spread evenly inside the boxes, other ones each time: a Kronecker sequence
-        of the generalised golden ratio (Roberts 2018), no draw.
+        """Return points spread evenly inside the boxes, new ones each time.
 
-        Where several inequalities have to hold at once slopes often lead nowhere, while a good
-        share of a box breaks them.
+        A Kronecker sequence of the generalised golden ratio (Roberts 2018), nothing random. Where
+        several inequalities have to hold at once gradients often lead nowhere, while a good share
+        of a box satisfies them.
         """
         count, d = max(1, _SCATTERED // len(low)), len(moving)
         ratio = 2.0

@@ -1,5 +1,7 @@
-"""How near is the nearest example of an affine map where several margins must fall at once, or
-constraints cut the ball? Case by case, the nearest first.
+"""Nearest adversarial examples of affine maps under joint conditions.
+
+For goals where several margins must fall at once, and for balls cut by constraints. Cases are
+solved one by one, the nearest first.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from calipers.problem.region import Region, distance_to
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """The nearest examples of affine maps `margins (N, S)` + `rows (N, S, d)` delta over regions,
-    and multipliers that prove them so.
+    """The nearest adversarial examples of affine maps, with their duals.
 
-    `distance (N,)` is that of the half-space which the multipliers make of the nearest case,
+    The maps are `margins (N, S)` + `rows (N, S, d)` delta over regions; the multipliers prove that
+    nothing is nearer.
+
+    `distance (N,)` is the distance of the half-space that the multipliers make of the nearest case,
     infinite without an example, 0 where none was looked for; `first (N,)` is that case. `weights
     (N, S)` combine the margins of each case, `multipliers (N, C, m)` the constraints.
     """
@@ -47,8 +51,8 @@ class Joint:
         n, count = margins.shape
         cases = problem.goal.cases(problem.classes).to(margins.device)
         point = torch.arange(n, device=rows.device).repeat_interleave(count)
-        # No margin of a case may stay above 0, so the farthest of its half-spaces is no farther
-        # than the case.
+        # All margins of a case have to fall to 0, so the distance of each of its half-spaces is a
+        # lower bound on the distance of the case.
         alone = distance_to(
             uncut(region.take(point)), -rows.flatten(0, 1), margins.flatten().clamp_min(0)
         ).distance.view(n, count)
@@ -75,8 +79,10 @@ class Joint:
         return held
 
     def _look(self, i: int, alone: Tensor) -> None:
-        """Solve the cases of one point, the one of the farthest single half-space last, until the
-        next cannot be nearer.
+        """Solve the cases of one point until the next cannot be nearer.
+
+        They are ordered by the distance of their farthest single half-space, a lower bound on their
+        own.
         """
         farthest = [
             (float(alone[self.cases == c].max()), c) for c in range(self.multipliers.shape[1])
@@ -102,7 +108,10 @@ class Joint:
         self.distance[i], self.first[i] = (best if known else 0.0), max(place, 0)
 
     def _length(self, i: int, mine: Tensor, case: int) -> float:
-        """Return how far the half-space is that the multipliers make of a case."""
+        """Return the distance of the half-space made of a case.
+
+        It is the combination of the case's margins and the constraints by their multipliers.
+        """
         weights, multipliers = self.weights[i, mine], self.multipliers[i, case]
         matrix, ends = self._polyhedron(i, mine, 0.0)
         both = torch.cat([weights, multipliers])
@@ -114,7 +123,10 @@ class Joint:
         )
 
     def _polyhedron(self, i: int, mine: Tensor, beyond: float) -> tuple[Tensor, Tensor]:
-        """Return rows and ends: margins of a case at most minus `beyond`, and the constraints."""
+        """Return the rows and ends of a case's polyhedron.
+
+        Margins of the case at most minus `beyond`, and the constraints.
+        """
         matrix, ends = self.rows[i, mine], -self.margins[i, mine] - beyond
         if isinstance(self.region, ConstrainedRegion):
             a, b = self.region.cut
@@ -125,8 +137,10 @@ class Joint:
         return matrix, ends
 
     def _solved(self, i: int, mine: Tensor, beyond: float) -> tuple[Tensor, Tensor] | None:
-        """Return the nearest offset of a case, and multipliers of which those of its margins add up
-        to 1.
+        """Return the nearest offset of a case, and its multipliers.
+
+        They are scaled so that those of the case's margins add up to 1. None where there is no
+        solution.
         """
         found = nearest(
             self.region.take(torch.tensor([i], device=self.rows.device)),
@@ -136,11 +150,13 @@ class Joint:
         return None if found is None or not total > 0 else (found.delta, found.multipliers / total)
 
     def offsets(self, places: Tensor, beyond: Tensor, most: Tensor) -> Tensor:
-        """Return the offsets (P, d) to the nearest examples whose deciding margins are at most
-        minus `beyond (P,)`, of which `most (P,)` will be asked.
+        """Return offsets (P, d) to examples beyond the decision boundary.
 
-        Between the nearest at 0 and the nearest at `most`: what lies there keeps all rows, and is
-        hardly longer than the nearest.
+        Their deciding margins are at most minus `beyond (P,)`; `most (P,)` is the largest `beyond`
+        that will be asked for.
+
+        The offset lies between the nearest one at 0 and the nearest one at `most`: what lies there
+        satisfies all rows, and is hardly longer than the nearest.
         """
         near, far = (
             torch.stack(
@@ -153,16 +169,20 @@ class Joint:
         )
 
     def _nearest(self, i: int, beyond: float) -> Tensor:
-        """Return the nearest offset of the nearest case of one point; none where there is none."""
+        """Return the nearest offset of one point's nearest case, or zeros.
+
+        Zeros where there is none.
+        """
         if (i, beyond) not in self.found:
             found = self._solved(i, torch.nonzero(self.cases == self.first[i]).flatten(), beyond)
             self.found[i, beyond] = torch.zeros_like(self.rows[i, 0]) if found is None else found[0]
         return self.found[i, beyond]
 
     def worst(self, problem: Problem, places: Tensor, arithmetic: Arithmetic) -> Tensor:
-        """Return a proved lower bound (P,) of the worst margin of a problem at its own radii, whose
-        points are those at `places`: for each case the bound of its combined margin, which is no
-        larger than the largest of them.
+        """Return proved lower bounds (P,) of a problem's worst margins.
+
+        At the problem's own radii; its points are those at `places`. For each case it is the bound
+        of the combined margin, which is no larger than the largest of the case's margins.
         """
         graph, region = posed(problem, arithmetic)
         bounds = []
@@ -180,8 +200,8 @@ class Joint:
                         state, region=Weighed.of(region, self.multipliers[places, case].to(spec))
                     )
                 bound = margin_bounds(state, row[:, None])[:, 0]
-                # Weights are exact numbers of whatever sum; what their products with the rows lost
-                # is at most that share of all terms.
+                # The weights are taken as exact, whatever their sum; the rounding of their products
+                # with the rows is at most gamma times the sum of all terms' magnitudes.
                 lost = arithmetic.gamma(spec.shape[1]) * (
                     (size * logits).sum(1) + terms + bound.abs()
                 )

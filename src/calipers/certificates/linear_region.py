@@ -1,16 +1,16 @@
-"""How far is the nearest example where the network is one affine map up to it? Both ends are read
-off that map: no search.
+"""Exact distances within the linear region of the point.
 
-Where no operation leaves its piece within the ball every margin is affine, m + <a, delta>. The most
-that it falls within radius r, over ball, box, mask and weights, rises with r along known pieces;
-the root of fall(r) = m is the distance, gap / dual norm where nothing but the ball limits the
-adversary, and the minimiser there is the nearest example (Hein and Andriushchenko 2017, Croce,
-Andriushchenko and Hein 2019). Where several margins must fall at once, or constraints cut the ball,
-the nearest point of a polyhedron takes the place of the root (polyhedra.py).
+Where no operation leaves its linear piece within the ball every margin is affine, m + <a, delta>.
+The most that it falls within radius r, over ball, box, mask and weights, is a known piecewise
+function rising with r; the root of fall(r) = m is the distance, gap / dual norm where nothing but
+the ball limits the adversary, and the minimiser there is the nearest adversarial example (Hein and
+Andriushchenko 2017; Croce, Andriushchenko and Hein 2019). Where several margins must fall at once,
+or constraints cut the ball, the nearest point of a polyhedron takes the place of the root
+(polyhedra.py). No search is needed.
 
 The map is that of the point itself, and only a guess: what is claimed is bounded again in checked
-float64 over the whole ball, and what is found is asked of the model. Points whose nearest example
-in the map lies beyond a kink are left to searches.
+float64 over the whole ball, and what is found is evaluated by the model. Points whose nearest
+example in the map lies beyond a breakpoint are left to searches.
 """
 
 from __future__ import annotations
@@ -38,32 +38,39 @@ from calipers.problem.region import Region, distance_to
 from calipers.problem.tools import Attempt, Claim
 
 _EXACT = Arithmetic(torch.float64, checked=False)
-_SEVERAL = (
-    16  # margins of a network with kinks that are looked at, the smallest; the proof is about all
-)
+_SEVERAL = 16  # smallest margins considered where the network is not affine; the proof is about all
 _HELD_BYTES = 2**28  # of the rows of an affine network's margins
-# of the distance: there the margin is larger than the rounding of its bound, as a rule
+# share of the distance at which to prove: there the margin usually exceeds its bound's rounding
 _BELOW = 1 - 1e-9
 _TRIES = (
     4  # radii; each next one is where the last bound, short by rounding, would have been positive
 )
-# of the model's own rounding, by which margins are overstepped until it is fooled beyond all doubt
+# multiples of the model's own rounding by which margins are pushed below 0, until the model is
+# fooled in any order of summation
 _BEYOND = 0.0, *(2.0**k for k in range(-12, 3))
-_FARTHER = tuple(10.0**k for k in range(-9, -3))  # of the margin: a solver may stop as much short
+# multiples of the margin, in case a solver stopped so much short
+_FARTHER = tuple(10.0**k for k in range(-9, -3))
 
 
 @dataclass(frozen=True)
 class LinearRegion:
-    """The exact distance of points whose nearest example lies in the linear region of the point,
-    with that example; 0 for all others.
+    """Exact distance of points whose nearest example is in their region.
 
-    On affine models (logistic regression, networks without activations) that is every point that
-    has an example in its box; elsewhere those within whose distance no operation leaves its piece,
-    or where bounds are tight all the same. Any box, mask, weights, constraints and goal; radii of
-    the problem play no part. The `bounder` proves the radius, and the guarantee is its own; with
-    `proofs` its proof files come along, but where several margins must fall at once. Cost: a row of
-    a backward sweep for each margin (at most 16, if the network has kinks), and the bounder's at a
-    radius, for points that pass a look at the example.
+    The linear region of the point: on affine models (logistic regression, networks without
+    activations) every point that has an adversarial example in its box; elsewhere the points within
+    whose distance no operation leaves its linear piece, or where bounds are tight all the same. The
+    example comes with the claim. Nothing is claimed about all other points. Any box, mask, weights,
+    constraints and goal; the problem's radii play no part. Hein and Andriushchenko (2017); Croce,
+    Andriushchenko and Hein (2019).
+
+    Cost: a row of backward propagation for each margin (at most 16 unless the network is affine),
+    and the bounder's at up to 4 radii, for points whose example is still in their region.
+
+    Args:
+        bounder: The certifier that proves the radius, such as `CROWN()`; the guarantee is its own.
+        proofs: Let the bounder write its proof files, where it can. Where several margins must fall
+            at once there is one only if the bounder alone proves the radius, and under constraints
+            none.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -101,8 +108,9 @@ class LinearRegion:
         yield claim
 
     def _proved(self, guess: Guess, left: Tensor, claim: Claim) -> Claim:
-        """Claim for the points `left` the largest radius, just below the guess, of a few that is
-        proved.
+        """Claim for each point of `left` the largest radius that is proved.
+
+        Of a few radii, the first just below the guess.
         """
         bounder: Any = self.bounder
         if self.proofs and hasattr(bounder, "proofs"):
@@ -137,7 +145,7 @@ class LinearRegion:
                 else tuple(a or b for a, b in zip(files or (None,) * len(new), new, strict=True))
             )
             # The margin falls from its clean value to 0 over the distance, or faster: where the
-            # bound is short by rounding, a little less is enough.
+            # bound falls short by rounding, a slightly smaller radius is enough.
             short = (-2 * worst / guess.clean[left]).clamp(0, 1)
             asked, left = asked.index_copy(0, left, asked[left] * (1 - short)), left[~proved]
         return Claim(
@@ -152,7 +160,7 @@ class LinearRegion:
 
 
 def straight(graph: Graph) -> bool:
-    """Is the network made of straight pieces?"""
+    """Return whether the network is piecewise linear."""
     return all(
         op.affine or op.kinks is not None or op.members() is not None
         for op in (node.op for node in graph.nodes)
@@ -176,12 +184,13 @@ being at most minus `beyond (P,)`, or up to `most (P,)`.
 
 @dataclass(frozen=True, eq=False)
 class Guess:
-    """The affine maps at N points and how far their decision boundaries are, as if they held
-    everywhere; in float64.
+    """The affine maps at N points and their distances to the boundary.
+
+    As if the maps held everywhere; in float64.
 
     `distance (N,)` is infinite where there is no example, 0 where the point is wrong or nothing was
-    found; `clean (N,)` the worst margin at the point. `rows (N, S, d)` are the gradients of the
-    margins looked at; `joint` is set where several margins decide together.
+    found; `clean (N,)` is the worst margin at the point. `rows (N, S, d)` are the gradients of the
+    margins considered; `joint` is set where several margins decide together.
     """
 
     problem: Problem
@@ -194,7 +203,10 @@ class Guess:
 
     @classmethod
     def at(cls, problem: Problem) -> Guess:
-        """Read the maps off the point: a relaxation over the point alone is the network."""
+        """Return the affine maps at the points.
+
+        A relaxation over the point alone is the network's affine map there.
+        """
         graph, region = posed(problem, _EXACT)
         margins = problem.margins(graph.values(region.center)[-1])
         chosen = _smallest(margins, graph, region)
@@ -232,8 +244,10 @@ class Guess:
         )
 
     def straight(self) -> Tensor:
-        """Return the points (P,) that have a distance, at whose nearest example every operation is
-        still on its piece.
+        """Return the points (P,) whose nearest example is in their region.
+
+        They have a distance, and at their nearest example every operation is still on its linear
+        piece.
         """
         good = (self.clean > 0) & (self.distance > 0)
         if all(is_affine(node.op) for node in self.graph.nodes):
@@ -256,7 +270,10 @@ class Guess:
 
 
 def _smallest(margins: Tensor, graph: Graph, region: Region) -> Tensor:
-    """Return the places (N, S) of the smallest margins, as many as are looked at, in order."""
+    """Return the places (N, S) of the smallest margins, in order.
+
+    As many as are considered.
+    """
     most = _SEVERAL
     if all(is_affine(node.op) for node in graph.nodes):
         most = max(1, _HELD_BYTES // (8 * max(1, region.low.numel())))
@@ -264,8 +281,9 @@ def _smallest(margins: Tensor, graph: Graph, region: Region) -> Tensor:
 
 
 def _roots(region: Region, rows: Tensor, margins: Tensor) -> tuple[Tensor, Solve]:
-    """Return the distance (N,) at which the first of the margins (N, S) falls to 0, and how to get
-    there.
+    """Return the distance (N,) at which the first margin falls to 0.
+
+    With it the function that gives the offsets to such points.
     """
     n, count = margins.shape
     point = torch.arange(n, device=rows.device).repeat_interleave(count)
@@ -282,8 +300,9 @@ def _roots(region: Region, rows: Tensor, margins: Tensor) -> tuple[Tensor, Solve
 
 
 def examples(guess: Guess, places: Tensor) -> list[Attempt]:
-    """Return the nearest points where the model itself is fooled, and those where no order of
-    summation shows another answer.
+    """Return the nearest points at which the model itself is fooled.
+
+    Separately, also the nearest points that are adversarial in every order of summation.
     """
     if not len(places):
         return []

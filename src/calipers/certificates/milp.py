@@ -1,11 +1,10 @@
-"""How near is the nearest adversarial example, exactly? Mixed-integer programming within the radius
-asked, of which every bound is proved again.
+"""Exact distances by mixed-integer programming, every bound proved.
 
 A linear program for each branch says where the relaxed network is weakest (exact.solving); its
-multipliers prove a bound in rounded arithmetic, so a solver that is wrong makes a search slow,
-never its answer false (exact.proving); its solution is asked of the model, and the nearest example
-of that piece of the network is the radius left to prove (exact.examples). The search ends where the
-proof meets the example.
+multipliers prove a bound in arithmetic that accounts for rounding, so a solver that is wrong makes
+a search slow, never its answer false (exact.proving); its solution is evaluated by the model, and
+the nearest example of that linear piece is the radius left to prove (exact.examples). The search
+ends where the proof meets the example.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ from calipers.problem.capabilities import LP, Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim, Startable
 
-_ROOM = 1 + 1e-3  # of the nearest example's distance: the model is made over a region that holds it
-# share of the region's radius: with an example nearer than that a smaller region has tighter rows
+# times the nearest example's distance: the program is made over a region that just holds it
+_ROOM = 1 + 1e-3
+# share of the region's radius: an example nearer than that is worth a smaller region, whose rows
+# are tighter
 _AGAIN = 0.9
-# share of an example's distance by which the next one is nearer at least, for ascents to begin anew
+# share of an example's distance by which the next must be nearer for ascents to begin anew
 _STEP = 1e-5
 _ASCENTS = 0.7  # share of the time that is left, for branches by ascents
-_TIGHTENED = 2  # programs for a choice: as many as tightening costs
-_FEWER = 0.85  # share of the choices that tightening leaves at most, to begin anew for it
-_MANY = (
-    2  # branches of a case, times that, as many as there are choices: then its boxes are tightened
-)
+_TIGHTENED = 2  # linear programs for each choice: as many as tightening costs
+_FEWER = 0.85  # begin anew only if tightening leaves at most this share of the choices
+_MANY = 2  # a case's boxes are tightened once its branches, times this, are as many as the choices
 _HINTED = 0.5  # share of the time that is left, for hints
 # radii tried for a first proof, where less than that share of the distance is proved
 _RISES, _LOW = 6, 0.7
@@ -57,27 +56,61 @@ Watch = Callable[[str, float, float], None]
 
 @dataclass(frozen=True)
 class MILP:
-    """The exact distance of every point whose nearest example lies within the problem's radius, and
-    a proof that there is none where there is none.
+    """Exact distances of small piecewise linear networks, by MILP.
 
-    For networks of straight pieces (others are refused: `BadInput`), up to a few hundred elements
-    that bend within the radius; linf, l2, l1, with box, mask, weights and constraints. `seconds`
-    for each point: what is proved and found by then is claimed. `steps` and `sharpen` as for
-    `AlphaCROWN`, whose boxes the rows are made of; of `look` likely choices one is made, those
-    never looked at being tried first. What `first` programs (l2: none) have not settled is branched
-    by ascents if most of these closed nothing; ascents leave to programs only the branches that
-    they are slow to close. Else programs go on, with boxes tightened by programs for each case.
-    `attack` finds the first example; the smaller the radius, the fewer elements bend, so give one,
-    or a radius just above a known example's distance. `watch` is told both ends as they move.
-    Letters are switched one more at a time, and a claim is a whole number of switches; numeric
-    columns beside them may move in linf or l1, unconstrained. With `hints` of SCIP (the extra
-    `scip`) the search begins from the branches that SCIP's tree ended in and from the points that
-    it met, all of which are proved and asked again: a second opinion, seldom the faster one.
+    For every point whose nearest adversarial example lies within the problem's radius: the example,
+    and a proof of its distance; for the others a proof that there is none. Tjeng, Xiao and Tedrake
+    (2019) verify networks by such programs; here the package searches the branches itself and
+    proves every bound again. Up to a few hundred unstable neurons within the radius; linf, l2, l1,
+    with box, mask, weights and constraints. The smaller the radius, the fewer neurons are unstable:
+    give an attack, or a radius just above a known example's distance.
+
+    Branching: one of `look` likely choices is made, those never looked at being tried first. If the
+    first `first` linear programs (l2: none) do not settle the point and most of them closed
+    nothing, gradient ascents (as in `BranchAndBound`) take over, and leave to programs only the
+    branches that they are slow to close. Otherwise programs go on, with boxes tightened by programs
+    for each case. For a `Substitutions` threat substitutions are allowed one more at a time, and a
+    claim is a whole number of them; numeric columns beside them may move in linf or l1,
+    unconstrained.
 
     Claims are float64-checked; they stop 2e-7 of the distance short of the nearest example of real
-    arithmetic. The example found stands as much farther out as the model's own rounding asks. Cost:
-    AlphaCROWN's, a row of a backward sweep for each element that bends, and linear programs:
+    arithmetic. The example found stands as much farther out as the model's own rounding asks. What
+    is proved and found when time is up is claimed.
+
+    Cost: AlphaCROWN's, a row of backward propagation for each unstable neuron, and linear programs:
     exponentially many at worst.
+
+    Args:
+        seconds: Time limit for each point.
+        steps: Steps of ascent on slopes, as for `AlphaCROWN`, whose boxes the program is made of.
+        sharpen: Steps of ascent for each end of intermediate boxes, as for `AlphaCROWN`; 0: none.
+        look: Likely choices compared, of which one is branched on.
+        first: Linear programs solved before gradient ascents may take over.
+        hints: "SCIP" (the extra `scip`) begins the search from the branches that SCIP's tree ended
+            in and from the points that it met, all of which are proved and evaluated again: a
+            second opinion, seldom the faster one. "none": no hints.
+        attack: An attack that finds the first example; None: the search finds its own.
+        watch: Called with a point's name, the distance proved and the distance of the nearest
+            example, whenever these move.
+
+    Raises:
+        BadInput: If `seconds` <= 0, `steps` or `look` < 1, `sharpen` or `first` < 0, or `hints` is
+            unknown; when called, if the network is not piecewise linear, or hints are asked for
+            where symbols are substituted or pyscipopt is not installed.
+
+    Example:
+        >>> import torch
+        >>> import calipers
+        >>> from calipers.certificates import MILP
+        >>> _ = torch.manual_seed(5)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+        ... )
+        >>> x = torch.tensor([[0.2, 0.7]])
+        >>> problem = calipers.Problem.pose(model, x, None, calipers.Ball("linf", 1.0))
+        >>> *examples, claim = MILP(seconds=10)(problem)
+        >>> f"{claim.radius.item():.4f}", f"{(examples[0].candidate - x).abs().max():.4f}"
+        ('0.2965', '0.2965')
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -108,11 +141,12 @@ class MILP:
             raise BadInput(f"MILP takes hints of 'SCIP' or 'none', got {self.hints!r}")
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
-        """Yield a claim for every point, and the nearest examples found; after an interrupt, what
-        is known of the points begun.
+        """Yield a claim for every point, and the nearest examples found.
+
+        After an interrupt, what is known of the points begun is yielded before it is raised again.
         """
-        # the model itself is asked here, before there are threads: export and copies are not made
-        # for them
+        # The model is captured and evaluated here, before there are threads: export and copies are
+        # not thread-safe.
         graph_of(problem.classifier, problem.x)
         assert problem.size is not None
         if self.hints == "SCIP":
@@ -139,15 +173,17 @@ class MILP:
 
 
 def exact_within(seconds: float) -> MILP:
-    """Return the tool that closes a bracket whose upper ends are known, with so many seconds for a
-    point.
+    """Return the tool that closes brackets whose upper ends are known.
+
+    `seconds` is its time limit for each point.
     """
     return MILP(seconds=seconds)
 
 
 def _in_order(searches: list[PointSearch]) -> Iterator[PointSearch]:
-    """Run the searches, one on each core, and yield them in order; whoever is interrupted stops the
-    others.
+    """Run the searches, one on each core, and yield them in order.
+
+    On an interrupt the others are stopped.
     """
     threads = torch.get_num_threads()
     if threads == 1:
@@ -182,8 +218,9 @@ class _Search(PointSearch):
             pass
 
     def _smaller(self, ends: float) -> bool:
-        """Search over a region that just holds what is known; is a much smaller one worth the
-        while?
+        """Search over a region that just holds the nearest example known.
+
+        Return whether to search again, over a much smaller region.
         """
         radius = min(self.radius, self.examples.edge * _ROOM)
         part = self.problem.at(radius)
@@ -203,7 +240,7 @@ class _Search(PointSearch):
         self.tree = tree = Tree(
             model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends
         )
-        # programs over round balls are slow
+        # programs over l2 balls are slow
         first = 0 if state.region.norm.is_euclidean else self.tool.first
         if self.tool.hints == "SCIP":
             self._hinted(tree, radius, ends)
@@ -228,8 +265,9 @@ class _Search(PointSearch):
         return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
 
     def _hinted(self, tree: Tree, radius: float, ends: float) -> None:
-        """Begin from the branches that another solver ended in, and look at the points that it
-        met.
+        """Begin from the branches that SCIP ended in.
+
+        The points that it met are looked at as examples.
         """
         cases, sizes = (
             {goal: case for case, goal in tree.model.goals.items()},
@@ -248,14 +286,15 @@ class _Search(PointSearch):
     def _by_case(
         self, start: Start, tree: Tree, cases: dict[int, list[int]], radius: float, ends: float
     ) -> None:
-        """Search each case that is left by itself, over rows that need to hold only where it
-        fails.
+        """Search each open case by itself, over tightened boxes.
+
+        These need to hold only where the case fails.
         """
         assert start.root is not None
         old = start.root.state
         for case, (reach, count) in tree.left.items():
             if count * _MANY < len(tree.model.choices):
-                continue  # its few branches are sooner closed as they are
+                continue  # its few branches are closed sooner as they are
             only = {case: cases[case]}
             state = tightened(
                 old, encoded(old, start.spec[0], start.offsets[0], only), tree.target, ends
@@ -265,7 +304,7 @@ class _Search(PointSearch):
                 continue
             model = encoded(state, start.spec[0], start.offsets[0], only)
             if len(model.choices) > _FEWER * len(tree.model.choices):
-                continue  # what was branched so far is worth more
+                continue  # the branches made so far are worth more
             self.examples.settle()
             own = Tree(
                 model,
@@ -290,12 +329,14 @@ class _Search(PointSearch):
             self.examples.within(old, tree.model, ends)
 
     def _nearer(self, start: Start, tree: Tree, ends: float) -> bool:
-        """Close what ascents can close of the tree, before further programs are solved; was an
-        example met instead, worth beginning anew?
+        """Close by gradient ascents what they can close of the tree.
+
+        Return whether an example was met that is worth beginning anew. Otherwise the branches left
+        go back to the tree, for linear programs.
         """
         self._rise(tree.target, ends)
         before, now = self.examples.edge, time.monotonic()
-        # else anew: ascents find fewer branches of their own than programs had made
+        # Without hints ascents begin from the root: they need fewer branches than programs made.
         branches = tree.branches if self.tool.hints == "SCIP" else None
         left = ascended(
             self.problem,
@@ -312,14 +353,15 @@ class _Search(PointSearch):
             self.examples.descend(left.example.double().cpu())
             self.examples.settle()
             tree.target = min(tree.target, self.examples.edge * (1 - SHORT))
-            # else programs go on: ascents would meet the next one as near
+            # If the gain is too small programs go on: ascents would meet the next one as near.
             return self.examples.edge < (1 - _STEP) * before
         tree.begin(left.branches)
         return False
 
     def _rise(self, target: float, ends: float) -> None:
-        """Prove what slopes alone prove, within smaller radii: over the whole region relaxations
-        may be too loose to prove anything if time runs out.
+        """Prove what slopes alone prove, within smaller radii.
+
+        Over the whole region relaxations may be too loose to prove anything if time runs out.
         """
         high = target
         for _ in range(_RISES if self.lower < _LOW * target else 0):

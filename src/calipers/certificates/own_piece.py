@@ -1,5 +1,6 @@
-"""Is the nearest example the one in the point's own linear region? A complete certifier is asked
-within its distance, where bounds stay open.
+"""Exact distances of examples in the point's own linear region.
+
+A complete certifier is asked within their distance, where other regions reach into the ball.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from calipers.problem.interrupts import give_way, relayed
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Certifier, Claim
 
-_ROOM = 1 + 1e-3  # of the example's distance: the ball that is asked about just holds it
+_ROOM = 1 + 1e-3  # times the example's distance: a ball that just holds the example
 
 
 @runtime_checkable
@@ -31,22 +32,27 @@ class Complete(Certifier, Protocol):
 
     @property
     def seconds(self) -> float:
-        """How long it may take for a point."""
+        """The time limit for each point."""
 
 
 @dataclass(frozen=True)
 class OwnPiece:
-    """The exact distance of points with an example in their own linear region, where other regions
-    reach into the ball before it; nothing for all others.
+    """Exact distance of points with an example in their linear region.
 
-    `LinearRegion` finds such an example and proves its distance where no operation leaves its piece
-    within the ball. Elsewhere `complete`, such as `MILP(seconds=10)`, is asked within a ball that
-    just holds the example: that is a small one, of few pieces. Claims are the complete certifier's,
-    with its guarantee. Points without such an example are not claimed, networks that it does not
-    take are passed over, and so are points whose plain bounds are forecast to take longer than its
-    `seconds`: a complete search begins with better ones. Radii of the problem play no part. Cost: a
-    row of a backward sweep for each margin, 16 at most, and the complete certifier's for each point
-    with an example.
+    `LinearRegion` finds such an example, and proves its distance where no operation leaves its
+    linear piece within the ball. Elsewhere the complete certifier is asked within a ball that just
+    holds the example: a small one, with few unstable neurons. Claims are the complete certifier's,
+    with its guarantee; the problem's radii play no part.
+
+    Nothing is claimed about points without such an example, networks that the complete certifier
+    does not take, and points whose plain bounds are forecast to take longer than its `seconds`: a
+    complete search begins with better ones.
+
+    Cost: a row of backward propagation for each margin, 16 at most, and the complete certifier's
+    for each point with an example.
+
+    Args:
+        complete: A complete certifier with a time limit `seconds`, such as `MILP(seconds=10)`.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -61,12 +67,13 @@ class OwnPiece:
 
     @property
     def seconds(self) -> float:
-        """How long a point may take."""
+        """The time limit for each point."""
         return self.complete.seconds
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
-        """Yield examples, what the complete certifier says of them, and a claim of nothing about
-        the other points.
+        """Yield examples, the complete certifier's claims, and empty ones.
+
+        An empty claim (radius 0) is yielded about all points that it was not asked about.
         """
         graph = graph_of(problem.classifier, problem.x)
         for index in batches(problem):

@@ -1,9 +1,9 @@
-"""How near is the nearest point of several half-spaces at once? A program says where, and its
-multipliers prove that nothing is nearer.
+"""Distances to polyhedra, proved by multipliers.
 
 For multipliers lambda >= 0 every point with A delta <= b also satisfies <lambda A, delta> <=
-<lambda, b>: one half-space, whose distance is the root of a line. The best multipliers make it that
-of the polyhedron (strong duality); bad ones make the distance smaller, never wrong.
+<lambda, b>: one half-space, whose distance is the root of a function of one number (`distance_to`).
+The best multipliers make it the distance of the polyhedron (strong duality); bad ones make it
+smaller, never wrong.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from calipers.problem.constrained import ConstrainedRegion
 from calipers.problem.region import Region
 
 _TIGHT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-_MET = 1e-7  # of a row's scale: a point that breaks a row by more is not in the polyhedron
-_ENDLESS = 1e150  # as far as any point goes, squared and summed
+_MET = 1e-7  # of a row's scale: a point that violates a row by more is not in the polyhedron
+_ENDLESS = 1e150  # larger than any squared distance
 
 
 class Nearest(NamedTuple):
-    """The shortest offset (d,) in a polyhedron, and the multipliers (k,) of its rows; both in
-    float64.
+    """The shortest offset (d,) in a polyhedron, and its multipliers (k,).
+
+    One multiplier for each row; both in float64.
     """
 
     delta: Tensor
@@ -36,8 +37,10 @@ class Nearest(NamedTuple):
 
 
 def nearest(region: Region, rows: Tensor, ends: Tensor) -> Nearest | None:
-    """Return the shortest offset of one region with rows (k, d) @ delta <= ends (k,) inside its
-    box; None where there is none, or none was found.
+    """Return the shortest offset of one region in a polyhedron.
+
+    The polyhedron is rows (k, d) @ delta <= ends (k,) inside the region's box; None where it is
+    empty, or no point was found.
 
     Shortest in the region's norm, linf, l2 or l1. Cost: a linear program of d or 2 d columns, or
     for l2 some dozens of products (k, d) (d, k).
@@ -65,8 +68,10 @@ def nearest(region: Region, rows: Tensor, ends: Tensor) -> Nearest | None:
 def _programmed(
     a: Floats, b: Floats, weight: Floats, low: Floats, high: Floats, *, sparse_norm: bool
 ) -> tuple[Floats, Floats] | None:
-    """Return the shortest offset and the multipliers of a linear program: over rises and falls for
-    a sum, or with one bound on all for a largest change.
+    """Return the shortest offset and multipliers by a linear program.
+
+    For l1 over rises and falls, whose weighted sum is the cost; for linf with one bound on all
+    changes.
     """
     from scipy.optimize import linprog
 
@@ -100,8 +105,9 @@ def _programmed(
 
 @dataclass(frozen=True, eq=False)
 class Weighed(ConstrainedRegion):
-    """Constrained regions whose multipliers (M, m) are known, for bounds along one direction a
-    region.
+    """Constrained regions whose multipliers (M, m) are known.
+
+    For bounds along one direction for each region.
     """
 
     multipliers: Tensor

@@ -1,10 +1,10 @@
-"""What has to be written down so that others can prove a claim again? Rows that narrowed boxes,
-slopes, multipliers and cuts: all that was chosen.
+"""Proof files: what a certifier chose, so that others can check it.
 
-While points are bounded the choices are noted; when a point is proved its notes become a file that
-`record/checker.py` proves from nothing else. The file repeats the bounder's course: a pass of plain
-sweeps, in which all rows share the slopes of each point; then, where boxes were sharpened, a second
-pass with slopes for every row; then the leaves.
+While points are bounded all choices are noted: the rows that narrowed boxes, slopes, multipliers
+and cuts. When a point is proved its notes become a file that `record/checker.py` proves from
+nothing else. The file repeats the bounder's course: a pass of plain backward propagation, in which
+all rows share the slopes of each point; then, where boxes were sharpened, a second pass with slopes
+for every row; then the leaves.
 """
 
 from __future__ import annotations
@@ -40,15 +40,17 @@ Arrays = dict[str, Any]
 
 
 class Sweeps(NamedTuple):
-    """Rows (P,) of sweeps with slopes of their own, from directions of `number`: each row's place
-    in the root, and what it is about.
+    """Rows (P,) of backward propagation with slopes of their own.
+
+    They start from directions of `number`. `rows` are their places in the root, `about` says what
+    each bounds.
     """
 
     root: Root
     number: int
     rows: Tensor
     about: tuple[Tensor, Tensor]
-    """Element and sign of an end of a box (P,); case (P,) and weights (P, S) of a leaf."""
+    """For the end of a box its element and sign (P,); for a leaf case (P,) and weights (P, S)."""
     alpha: dict[int, Tensor]
     beta: dict[int, Tensor]
     cuts: dict[int, Box]
@@ -71,12 +73,12 @@ class Sweeps(NamedTuple):
 
 @dataclass(frozen=True)
 class Noted(Ascent):
-    """An ascent that notes what it chose for the end of each box it was asked about."""
+    """An ascent that notes what it chose for each end of a box."""
 
     notes: list[Sweeps] = field(default_factory=list)
 
     def __call__(self, dual: Dual, free: Free, watch: Watch | None = None) -> tuple[Tensor, Free]:
-        """As any ascent."""
+        """Ascend as `Ascent` does, and note the slopes chosen."""
         bound, chosen = super().__call__(dual, free, watch)
         flat = dual.spec[:, 0].flatten(1)
         element = flat.abs().argmax(1)
@@ -89,9 +91,11 @@ class Noted(Ascent):
 
 @dataclass(eq=False)
 class Notes:
-    """What was chosen for a batch of points. `plain` is their relaxation by plain sweeps, `margins
-    (N, S)` what that proves; `sharp` follows it for the points `open`; leaves are noted for places
-    in the problem (P,).
+    """What was chosen for a batch of points.
+
+    `plain` is their relaxation by plain backward propagation, `margins (N, S)` what that proves;
+    `sharp` is the second relaxation, of the points `open`, and `ends` its rows; `leaves` are noted
+    for places in the problem (P,).
     """
 
     problem: Problem
@@ -105,8 +109,9 @@ class Notes:
 
     @classmethod
     def of(cls, problem: Problem, plain: Relaxed, margins: Tensor) -> Notes:
-        """Begin with plain sweeps; raises `BadInput` where the threat has no place in a proof
-        file.
+        """Begin with the relaxation by plain backward propagation.
+
+        Raises `BadInput` where proof files cannot express the threat.
         """
         check_ball(problem.threat)
         everything = torch.arange(len(problem), device=problem.x.device)
@@ -122,8 +127,9 @@ class Notes:
         self.sharp, self.open, self.ends = state, points, ends
 
     def leaf(self, dual: Dual, free: Free, case: Tensor, points: Tensor) -> None:
-        """Note leaves (P,) that were proved for places in the problem; their directions are those
-        of their cases, repeated where a case has fewer.
+        """Note leaves (P,) that were proved for `points`, places in the problem.
+
+        Their directions are those of their cases, repeated where a case has fewer.
         """
         weights = torch.zeros(len(case), len(self.cases), dtype=torch.float64, device=case.device)
         members = [
@@ -191,7 +197,10 @@ class Notes:
         return blocks
 
     def _plain_leaves(self, i: int, done: set[int]) -> tuple[Tensor, Tensor]:
-        """Return the cases that plain sweeps proved, each by the best of its margins."""
+        """Return the cases proved without a noted leaf, with their weights.
+
+        Each is proved by the best of its margins.
+        """
         case = torch.tensor(
             [c for c in range(int(self.cases.max()) + 1) if c not in done],
             dtype=torch.long,
@@ -221,7 +230,7 @@ class Notes:
 
 
 def check_ball(threat: Threat) -> None:
-    """Raise `BadInput` where a threat has no place in a proof file."""
+    """Raise `BadInput` where proof files cannot express a threat."""
     if (
         not isinstance(threat, Ball)
         or norm_named(threat.norm).is_count
@@ -234,8 +243,9 @@ def check_ball(threat: Threat) -> None:
 
 
 def level(state: Relaxed) -> Relaxed:
-    """Return the state with lines of slope 0 where functions bend: sweeps through them prove no
-    less than intervals do.
+    """Return the state with lines of slope 0 where functions are unstable.
+
+    Backward propagation through them proves no less than intervals do.
     """
     lines = {
         k: Lines(*(torch.zeros_like(t) for t in v))
@@ -246,8 +256,9 @@ def level(state: Relaxed) -> Relaxed:
 
 
 def differs(problem: Problem, i: int, data: bytes) -> str:
-    """Return what in a proof's claim is not the question about the point at place i, at the
-    problem's radius; nothing if it is.
+    """Return what in a proof's claim differs from the problem's question.
+
+    The question is about the point at place i, at the problem's radius; empty if nothing differs.
     """
     claim, arrays = stated_claim(problem, i, graph_of(problem.classifier, problem.x))
     header, held = contents(data)
@@ -269,7 +280,10 @@ def differs(problem: Problem, i: int, data: bytes) -> str:
 
 
 def stated_claim(problem: Problem, i: int, graph: Graph) -> tuple[dict[str, Any], Arrays]:
-    """Return the claim about a point: network, threat and goal, with their arrays."""
+    """Return the claim about a point: network, threat and goal.
+
+    With it their arrays.
+    """
     network, given = described(graph)
     threat, arrays = problem.threat, Arrays(given)
     assert isinstance(threat, Ball)
@@ -284,7 +298,7 @@ def stated_claim(problem: Problem, i: int, graph: Graph) -> tuple[dict[str, Any]
 
 
 def as_arrays(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """Return all of them as NumPy has them."""
+    """Return the arrays as NumPy arrays."""
     return {
         name: value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         for name, value in arrays.items()
@@ -292,7 +306,10 @@ def as_arrays(arrays: Arrays) -> dict[str, NDArray[Any]]:
 
 
 def _goal(problem: Problem, i: int, arrays: Arrays) -> dict[str, Any]:
-    """Return the goal at a point; one of no known kind is written as its margins."""
+    """Return the goal at a point, as written to a file.
+
+    A goal of no known kind is written as its margins.
+    """
     goal, y = problem.goal, problem.y[i : i + 1]
     if type(goal) is Untargeted:
         return {"kind": "untargeted", "class": int(y)}
@@ -323,7 +340,7 @@ def _write_threat(threat: Ball, arrays: Arrays) -> None:
 
 
 def _flat(value: Tensor, arrays: Arrays) -> Tensor:
-    """Return one number, or one for each feature of the point."""
+    """Return a value as one number, or one for each feature of the point."""
     return value if value.dim() == 0 else value.expand(arrays["x"].shape).flatten()
 
 
@@ -336,8 +353,9 @@ def write_block(
 
 
 def improved_ends(state: Relaxed, known: dict[int, Box]) -> dict[int, Tensor]:
-    """Return by number which ends (2, N, n) of boxes, lower then upper, are narrower than intervals
-    and what was known make them.
+    """Return by number which ends of boxes were narrowed, (2, N, n).
+
+    Lower ends, then upper ones: those narrower than intervals and the known boxes make them.
     """
     found = {}
     for number in state.graph.bent:
@@ -355,8 +373,9 @@ def improved_ends(state: Relaxed, known: dict[int, Box]) -> dict[int, Tensor]:
 
 
 def write_shared(state: Relaxed, arrays: Arrays, turn: int = 0) -> None:
-    """Write the slopes (N, n) that all rows of a region share, where its functions bend; elsewhere
-    what is no number.
+    """Write the slopes (N, n) that all rows of a region share.
+
+    Only where functions are unstable; NaN elsewhere.
     """
     for k, i, op in _functions(state.graph):
         low, high, lines = (
@@ -379,6 +398,7 @@ def write_shared(state: Relaxed, arrays: Arrays, turn: int = 0) -> None:
 
 
 def _functions(graph: Graph) -> list[tuple[int, int, Elementwise]]:
+    """Return node, input and operation of every elementwise function."""
     return [
         (k, node.inputs[0], node.op)
         for k, node in enumerate(graph.nodes, start=1)
@@ -389,8 +409,9 @@ def _functions(graph: Graph) -> list[tuple[int, int, Elementwise]]:
 def _chosen(
     op: Elementwise, low: Tensor, high: Tensor, slopes: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return only those slopes that somebody chose: of a side that does not move with alpha the
-    checker finds the chord itself.
+    """Return only the slopes that were chosen.
+
+    A side that does not move with alpha is left out: the checker finds the chord itself.
     """
     if not op.straight:
         return slopes
@@ -403,8 +424,9 @@ def _chosen(
 
 
 def _slopes(sweeps: Sweeps) -> dict[str, Tensor]:
-    """Return the slopes of one point's rows, by operation: the columns' places (U,) and slopes (P,
-    U).
+    """Return the slopes of one point's rows, by operation.
+
+    The places (U,) of the columns and the slopes (P, U), and the weights of products.
     """
     held: dict[str, Tensor] = {}
     root = sweeps.root
@@ -434,8 +456,9 @@ def _slopes(sweeps: Sweeps) -> dict[str, Tensor]:
 
 
 def _weights(sweeps: Sweeps) -> dict[str, Tensor]:
-    """Return the weights of the second planes of products, by operation: one for each row and
-    result (P, n), for both sides alike.
+    """Return the weights of the second planes of products, by operation.
+
+    One for each row and result (P, n), for both sides alike.
     """
     graph, held = sweeps.root.state.graph, dict[str, Tensor]()
     for k, weights in sweeps.alpha.items():
@@ -459,8 +482,10 @@ def _cut(columns: Columns, box: Box, cut: Box | None) -> Box:
 
 
 def _cuts(sweeps: Sweeps) -> dict[str, Tensor]:
-    """Return the cuts of one point's leaves by number: of every element that any of them cuts (U,)
-    the ends and multipliers (P, U); a multiplier without a constraint of its sign is left out.
+    """Return the cuts of one point's leaves, by number.
+
+    Of every element that any of them cuts (U,) the ends and multipliers (P, U); a multiplier
+    without a constraint of its sign is left out.
     """
     held: dict[str, Tensor] = {}
     for number, box in sweeps.cuts.items():

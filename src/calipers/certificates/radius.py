@@ -1,6 +1,4 @@
-"""How large a radius can be proved? Batched search over any bounder, every point at its own
-radius.
-"""
+"""The largest radius that a bounder proves, searched for each point."""
 
 from __future__ import annotations
 
@@ -35,30 +33,52 @@ _BACK_OFF = (
     0.8,
     0.5,
 )
-# the most that a radius grows while nothing has failed: a failure far out costs the most rows of
-# all
+# largest factor by which a radius grows while nothing has failed: a failure at a large radius costs
+# the most rows of all
 _STRIDE = 1.5
-_SEARCHING = 0.6  # of the time, where it is limited; the rest confirms what was found
-# of the tolerance: aim this much below the predicted zero, so that the proof at the aim succeeds
+_SEARCHING = 0.6  # share of a limited time; the rest confirms what was found
+# times the tolerance: aim this much below the predicted zero, so that the proof there succeeds
 _CAUTION = 0.5
 
 
 @dataclass(frozen=True)
 class LargestRadius:
-    """The largest radius that the bounder proves, for each point; the problem's radius is where the
-    search begins.
+    """The largest radius that a bounder proves, for each point.
 
     The lower bound of the worst margin falls with the radius. Each round asks all unsettled points
     at once, each at the zero of the line through its last success and failure (kept off both ends).
-    Boxes of a failed, larger radius hold at every smaller one, and are met with. The search runs in
-    float32; what is claimed is confirmed in float64 with rounding accounted for, and only radii
-    confirmed in that pass are claimed (a bound need not be monotone in the radius: the claim is the
-    largest radius *proved*). The guarantee is the bounder's.
+    Boxes of a failed, larger radius hold at every smaller one, and are intersected with the new
+    ones. The search runs in float32; what is claimed is confirmed in float64 with rounding
+    accounted for, and only radii confirmed in that pass are claimed (a bound need not be monotone
+    in the radius: the claim is the largest radius *proved*). The guarantee is the bounder's. The
+    problem's radius is where the search begins.
 
-    `rounds` limits the search; a point is settled when the predicted gain is below `tolerance` of
-    its radius. With `proofs` every claim comes with the bounder's proof file at its radius, if the
-    bounder writes any. Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer
-    points and fewer unstable elements.
+    Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer points and fewer
+    unstable elements.
+
+    Args:
+        bounder: The certifier whose bound is searched, such as `CROWN()`.
+        rounds: Largest number of rounds of the search.
+        tolerance: A point is settled when the predicted gain is below this share of its radius.
+        proofs: Write the bounder's proof file at the radius with every claim, if the bounder writes
+            any.
+
+    Raises:
+        BadInput: If `rounds` < 1, or `tolerance` is not between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> import calipers
+        >>> from calipers.certificates import CROWN, LargestRadius
+        >>> _ = torch.manual_seed(5)
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+        ... )
+        >>> x = torch.tensor([[0.2, 0.7]])
+        >>> problem = calipers.Problem.pose(model, x, None, calipers.Ball("linf", 0.1))
+        >>> [claim] = LargestRadius(CROWN())(problem)
+        >>> f"{claim.radius.item():.2f}"
+        '0.30'
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -84,15 +104,18 @@ class LargestRadius:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield a claim for every point, a batch of points at a time."""
-        # The model itself is asked here, not in the threads: holding it still changes its flags.
+        # The model is evaluated here, not in the threads: holding it still changes its flags.
         searches = [(_Search(self, problem.take(index)), index) for index in batches(problem)]
         yield from spread(lambda pair: pair[0].claim(pair[1]), searches, problem.x.device)
-        # a search that was cut short claims what it has; whoever set the limit hears of it here
+        # A search that was cut short claims what it has; only now is the interruption raised.
         give_way()
 
     def forecast(self, problem: Problem) -> Forecast:
-        """Rounds in float32 take half of what the bounder does, and get cheaper; the confirming
-        pass takes as long as it. Smaller radii leave hope.
+        """Forecast the cost from the bounder's.
+
+        Rounds in float32 take half of what the bounder does, and get cheaper; the confirming pass
+        takes as long as it. That the bounder is hopeless at the problem's radius is dropped:
+        smaller radii may be proved.
         """
         told = (
             self.bounder.forecast(problem)
@@ -103,8 +126,10 @@ class LargestRadius:
 
 
 class _Search:
-    """The state of one batch: `low` proved and `high` failed radii with the margins bounded there,
-    and the boxes of the failure.
+    """The state of the search for one batch of points.
+
+    `low` proved and `high` failed radii with the margins bounded there, and `known`, the boxes of
+    the failure.
     """
 
     def __init__(self, tool: LargestRadius, problem: Problem) -> None:
@@ -121,7 +146,7 @@ class _Search:
             torch.full_like(self.low, -torch.inf),
         )
         self.next = problem.threat.radii(n).to(device)
-        # no hint: somewhere
+        # a radius of 0 is no hint where to begin: take 1e-3, or the next count
         self.next = torch.where(
             self.next > 0,
             self.next,
@@ -130,10 +155,13 @@ class _Search:
         self.rows = torch.zeros(n, dtype=torch.long, device=device)
         self.known: dict[int, Box] | None = None
         self.open, self.clean = clean > 0, clean
-        self.side = torch.zeros(n, dtype=torch.bool, device=device)  # did the last radius hold?
+        self.side = torch.zeros(n, dtype=torch.bool, device=device)  # was the last radius proved?
 
     def claim(self, index: Tensor) -> Claim:
-        """Search, then confirm: where the time is limited, in what is left of it."""
+        """Search, then confirm.
+
+        Where the time is limited, the confirmation has what the search leaves of it.
+        """
         wide = self.problem.threat.widest(self.problem.x)
         with contextlib.suppress(OutOfTime), shortened(_SEARCHING):
             for _ in range(self.tool.rounds):
@@ -162,8 +190,8 @@ class _Search:
         self.rows[active] += bound.rows
         worst = bound.worst.double()
         proved = worst > 0
-        # The Illinois rule: an end that stays while the other moves twice counts half, or a bound
-        # that is curved would be approached from one side only.
+        # The Illinois rule: the margin of an end that stays while the other moves twice is halved,
+        # or the zero of a curved bound would be approached from one side only.
         again = proved == self.side[active]
         self.side[active] = proved
         self.high_margin[active] = torch.where(
@@ -182,8 +210,9 @@ class _Search:
         )
 
     def _remember(self, failed: Tensor, boxes: dict[int, Box]) -> None:
-        """Keep the boxes of the smallest failed radius of each point; where none failed yet nothing
-        is known.
+        """Keep the boxes of each point's smallest failed radius.
+
+        Where none failed yet nothing is known.
         """
         if self.known is None:
             shape = {k: (len(self.low), *box.lower.shape[1:]) for k, box in boxes.items()}
@@ -198,7 +227,7 @@ class _Search:
             self.known[k].lower[failed], self.known[k].upper[failed] = box.lower, box.upper
 
     def _aim(self, wide: Tensor) -> None:
-        """Choose each point's next radius, and settle those that gain too little."""
+        """Choose each point's next radius, and settle those that gain little."""
         unbounded = self.high.isinf()
         zero = self.low + (self.high - self.low) * self.low_margin / (
             self.low_margin - self.high_margin
@@ -220,7 +249,7 @@ class _Search:
                 unbounded, torch.minimum(torch.minimum(beyond, _STRIDE * self.low), wide), aim
             )
         )
-        # where counts allow nothing in between
+        # where radii are counts and none lies in between, the next count
         self.next = torch.where(wanted > self.low, wanted, self.problem.threat.next(self.low))
         gain = torch.where(unbounded, wide - self.low, torch.minimum(self.high, inside) - self.low)
         self.open = (
@@ -232,8 +261,9 @@ class _Search:
         )
 
     def _confirm(self) -> tuple[Tensor, Tensor, tuple[bytes | None, ...] | None]:
-        """Return the radii proved in checked float64, the margins bounded there, and the proofs
-        where they are written.
+        """Return the radii proved in checked float64.
+
+        With them the margins bounded there, and the proofs where they are written.
         """
         bounder: Any = self.tool.bounder
         if self.tool.proofs and hasattr(bounder, "proofs"):

@@ -1,9 +1,9 @@
-"""What has to be written down of a search that cut up the input? The boxes that it closed, cut
-further until plain sweeps alone close each of them.
+"""Proof files of searches that split the input.
 
-The search bounds boxes by affine forms as well, which `record/checker.py` does not know. A file
-holds runs of boxes, a pass each, with the slopes of every box and the rows to sweep; the checker
-proves each box for itself, and that together they are the whole threat set.
+They hold the boxes that the search closed, split further until plain backward propagation alone
+closes each of them: the search bounds boxes by affine forms as well, which `record/checker.py` does
+not know. A file holds runs of boxes, a pass each, with the slopes of every box and the rows to
+propagate; the checker proves each box for itself, and that together they are the whole threat set.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ from calipers.record.checker import Threat
 from calipers.record.proofs import packed
 
 _TOGETHER = 512  # boxes of a pass
-_CLEAR = 1e-9  # what a margin has to leave: the checker computes the same in another order
+_CLEAR = 1e-9  # smallest margin of a closed box: the checker computes the same in another order
 
 
 @dataclass(eq=False)
 class Closed:
-    """The boxes of one point that a search has closed, `boxes` pairs of ends (P, *D) float64."""
+    """The boxes of one point that a search has closed.
+
+    `boxes` holds pairs of ends (P, *D) in float64.
+    """
 
     problem: Problem
     graph: Graph
@@ -51,8 +54,9 @@ class Closed:
     boxes: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def written(self, tool: object) -> bytes:
-        """Return the proof. Cost: CROWN for every box, and for those that had to be halved
-        again.
+        """Return the proof file.
+
+        Cost: CROWN for every box, and for those that had to be halved again.
         """
         check_ball(self.problem.threat)
         claim, arrays = stated_claim(self.problem, 0, self.graph)
@@ -87,8 +91,10 @@ class Closed:
         return packed({**claim, "tool": repr(tool), "blocks": blocks}, as_arrays(arrays))
 
     def _within(self, facts: dict[str, Any], arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the boxes, those at the border moved out to where the checker sees it, and the
-        features (d,) that move.
+        """Return the boxes, extended to the checker's own border.
+
+        Those at the border of the threat set are moved out to where the checker sees it. With them
+        the features (d,) that move.
         """
         low, high = (torch.cat(ends).flatten(1) for ends in zip(*self.boxes, strict=True))
         held = {
@@ -104,8 +110,9 @@ class Closed:
         return low.view(shape), high.view(shape), torch.nonzero((floor < ceiling)[0]).flatten()
 
     def _bounded(self, low: Tensor, high: Tensor) -> tuple[Relaxed, Tensor, Tensor]:
-        """Return the boxes' relaxation by sweeps, their margins (P, S), and which of them are
-        closed by these (P,).
+        """Return the boxes' relaxation, margins (P, S), and which are closed.
+
+        By plain backward propagation; the last is (P,).
         """
         state, y = (
             relax(self.graph, self.region.boxes(low, high), self.arithmetic),
@@ -125,8 +132,10 @@ class Closed:
     def _halved(
         self, low: Tensor, high: Tensor, state: Relaxed, margins: Tensor, moving: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return both halves of each box, cut along the feature on whose width the line below its
-        worst margin loses most.
+        """Return both halves of each box.
+
+        Each is cut along the feature on whose width the linear bound of its worst margin loses
+        most.
         """
         worst = by_case(margins, self._cases(margins)).argmin(1)
         deciding = torch.where(self._cases(margins) == worst[:, None], margins, -torch.inf).argmax(
@@ -153,8 +162,9 @@ class Closed:
         blocks: list[dict[str, Any]],
         arrays: Arrays,
     ) -> None:
-        """Write a pass: its boxes, their slopes, the rows that narrow them, and a leaf for each
-        case of each.
+        """Write a pass of boxes.
+
+        Their ends, their slopes, the rows that narrow them, and a leaf for each case of each.
         """
         low, high, moving = boxes
         arrays |= {
