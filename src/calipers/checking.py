@@ -1,6 +1,4 @@
-"""Does a record still hold? Every witness is run and measured again, every certificate proved
-again.
-"""
+"""Check of a record: replay witnesses, and prove certificates again."""
 
 from __future__ import annotations
 
@@ -44,16 +42,28 @@ from calipers.record.checker import prove
 from calipers.record.evidence import Evidence, Question, digest_of
 from calipers.record.ledger import Key, Ledger
 
-_REPROVED = 64  # certificates re-proved at once
+_REPROVED = 64  # certificates proven again in one batch
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check of a record found.
+    """The result of checking what a record says about one question.
 
-    `witnesses` and `certificates` were replayed; a line of `failures` stands for each that failed,
-    one of `left` for each that could not be checked here. `proofs` is a line for each certificate
-    that was proved again from its file, by the checker that shares nothing with the tools.
+    Args:
+        witnesses: How many adversarial examples were run and measured again, failures included.
+        certificates: How many points have certificates that were tried again by the proof checker
+            or by a tool, failures included.
+        failures: A line for each witness, certificate or record entry that does not hold.
+        proofs: A line for each certificate that was proven again from its proof file, by the
+            checker that shares no code with the tools.
+        left: A line for each claim, or group of claims, that could not be checked here, and why.
+
+    Raises:
+        Nothing: It only holds what `check` found.
+
+    Example:
+        >>> Checked(witnesses=3, certificates=2, failures=()).sound
+        True
     """
 
     witnesses: int
@@ -79,47 +89,39 @@ def check(
     tools: Sequence[Certifier] = (),
     certificates: bool = True,
 ) -> tuple[Checked, ...]:
-    """Replay what a record claims against the model it is about.
+    """Replay what a record claims against the model that it is about.
 
-    Every witness is run and measured again, every certificate proved again at its radius: by the
-    independent checker where a proof file is kept, else by its tool. Threats, goals and points come
-    from the record. That it was checked is noted in it.
+    Every witness is run and measured again, and every certificate is proven again at its radius:
+    from its proof file where one is kept, by a checker that shares no code with the tools;
+    otherwise by its tool. Threats, goals and points come from the record. If the record can be
+    written to, it notes that it was checked.
 
-    Parameters
-    ----------
-    record
-        The record, or where it is kept.
-    model
-        The model that was measured.
-    x
-        The points (N, *D) that were measured, in any order: of large inputs the record keeps
-        digests, and values only where a witness needs them.
-    threat, goal
-        For questions that a record keeps in words alone (of an earlier version, or with a goal of
-        your own).
-    tools
-        Certifiers of your own, by which their certificates are proved again.
-    certificates
-        Whether to prove certificates again, or only to replay witnesses.
+    Args:
+        record: The record, or its file name.
+        model: The model that was measured, as for `measure`.
+        x: The points (N, *D) that were measured, in any order. Needed for large inputs, of which
+            the record keeps digests, and values only where a witness needs them.
+        threat: For questions that a record keeps in words alone: of an earlier version, or with a
+            goal of your own.
+        goal: The goal of such questions.
+        tools: Certifiers of your own, by which their certificates are proven again.
+        certificates: Whether to prove certificates again, or to replay witnesses only.
 
-    Returns
-    -------
-    One `Checked` for each question about this model; others are passed over. A record that was
-    altered after it was written fails, and so does a model that answers otherwise than it did when
-    it was measured. What could not be checked is in `left`.
+    Returns:
+        A `Checked` for each question about this model; questions about other models are ignored. A
+        record that was altered after it was written fails, and so does a model whose outputs differ
+        from those at the time of measuring. What could not be checked is in `left`.
 
-    Raises
-    ------
-    BadInput
-        Where no question is about this model.
+    Raises:
+        BadInput: Where no question of the record is about this model.
+        RecordError: Where the record cannot be read.
 
-    >>> import torch, calipers
-    >>> model, x = torch.nn.Linear(2, 2), torch.rand(3, 2)
-    >>> found = calipers.measure(
-    ...     model, x, model(x).argmax(1), calipers.Ball("linf", 0.1), plan="quick"
-    ... )
-    >>> [one.sound for one in calipers.check(found.ledger, model)]
-    [True]
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=4)
+        >>> found = calipers.measure(model, x, y, calipers.Ball("linf", 0.1), plan="quick")
+        >>> [one.sound for one in calipers.check(found.ledger, model)]
+        [True]
     """
     if not isinstance(record, Ledger):
         with Ledger(record, read_only=True) as ledger:
@@ -148,13 +150,13 @@ def check(
 
 
 def _by_digest(classifier: Classifier, x: Any) -> dict[str, NDArray[Any]]:
-    """Return points by the digests under which a record knows large inputs."""
+    """Return the given points by the digests under which a record knows them."""
     given = read_points(classifier, x)
     return {digest_of(row): row for row in given.detach().cpu().contiguous().numpy()}
 
 
 def _note(ledger: Ledger, asked: list[Question], found: tuple[Checked, ...]) -> None:
-    """Keep in the record that it was checked, where it can be written to."""
+    """Note in the record that it was checked, if it can be written to."""
     with (
         contextlib.suppress(RecordError, sqlite3.OperationalError),
         contextlib.ExitStack() as stack,
@@ -165,7 +167,7 @@ def _note(ledger: Ledger, asked: list[Question], found: tuple[Checked, ...]) -> 
 
 
 def _no_question(ledger: Ledger, classifier: Classifier) -> str:
-    """Return how the model differs from those that were measured, the most similar one first."""
+    """Return how the model differs from the measured ones, most similar first."""
     name = type(classifier.module).__name__
     known = {m.digest: m for m in ledger.models()}
     asked = {str(q.facts.get("model", {}).get("hash")): q.title for q in ledger.questions()}
@@ -203,8 +205,9 @@ class _Check:
         self.place = {p.name: i for i, p in enumerate(self.points)}
 
     def _posed(self, threat: Threat | None, goal: Goal | None) -> Problem | None:
-        """Return the question as it was asked about the points at hand; None where it is not known,
-        and `unposed` says why.
+        """Return the question as it was asked, restricted to the points at hand.
+
+        None where it is not known; `unposed` then says why.
         """
         data = self.asked.data
         if data is not None:
@@ -231,12 +234,13 @@ class _Check:
                 "those of its fingerprint"
             )
             return None
-        # Where some points are not at hand, the record says which of several alike is which.
+        # Equal points have numbered names; where points are missing, only the record has these.
         return dataclasses.replace(problem, names=tuple(p.name for p in self.points))
 
     def _misnamed(self, names: Sequence[str]) -> list[str]:
-        """Return a line for each point whose input, label and target are not those that its name is
-        a digest of.
+        """Return a line for each point whose name does not fit its contents.
+
+        A point's name is a digest of its input, label and target.
         """
         return [
             f"point {p.name}: its input, label or target is not the one that it is named after"
@@ -245,6 +249,7 @@ class _Check:
         ]
 
     def result(self, certificates: bool) -> Checked:
+        """Return what holds, what fails and what could not be checked."""
         facts = self.ledger.evidence(self.asked.fingerprint)
         failures = [
             f"the record was altered after it was written: {what}"
@@ -280,6 +285,7 @@ class _Check:
         )
 
     def _replay(self, fact: Evidence) -> list[str]:
+        """Run a witness again; return a line if it fails or its distance differs."""
         array = self.ledger.witness(self.asked.fingerprint, fact)
         if self.problem is None or fact.point not in self.place:
             return [f"point {fact.point}: the witness of {fact.tool} is not stored with its point"]
@@ -315,8 +321,10 @@ class _Check:
     def _certified(
         self, claimed: Sequence[Evidence]
     ) -> tuple[list[str], list[str], list[Evidence]]:
-        """Prove again what has a proof file; return a line for each that holds, for each that does
-        not, and of the others the strongest of each point.
+        """Prove again every certificate that has a proof file.
+
+        Returns a line for each proof that holds, a line for each that does not, and of the
+        certificates without a file the strongest of each point.
         """
         best = {e.point: e for e in sorted(claimed, key=lambda e: e.radius)}
         holds, fails, files = list[str](), list[str](), set[Key]()
@@ -329,7 +337,7 @@ class _Check:
         return holds, fails, [e for e in best.values() if e.key not in files]
 
     def _check_proof(self, fact: Evidence, data: bytes) -> tuple[bool, str]:
-        """Prove a file again, and compare what it claims with what the record says it does."""
+        """Prove a file again, and compare its claim with that of the record."""
         name = f"point {fact.point}: the proof of {fact.tool} at {fact.radius:.9g}"
         if self.problem is None or fact.point not in self.place:
             return False, f"{name} is not stored with its point"
@@ -345,8 +353,9 @@ class _Check:
         )
 
     def _reprove(self, facts: Sequence[Evidence]) -> tuple[list[Evidence], list[str]]:
-        """Prove certificates again by their tools; return those whose tool is not known, and a line
-        for each that fails.
+        """Prove certificates again by their tools.
+
+        Returns the certificates whose tool is not known, and a line for each that fails.
         """
         unknown, failures = list[Evidence](), list[str]()
         for name in sorted({e.tool for e in facts}):
@@ -363,8 +372,9 @@ class _Check:
 def _reprove(
     problem: Problem | None, place: Mapping[str, int], facts: Sequence[Evidence], tool: Any
 ) -> list[str]:
-    """Prove again at the recorded radius: for a search by the bounder it used, and what that leaves
-    by the tool itself.
+    """Prove certificates again at their recorded radii; return the failures.
+
+    For a search the bounder that it used is tried first, and the search itself on what that leaves.
     """
     failures = list[str]()
     for start in range(0, len(facts), _REPROVED):
@@ -381,9 +391,7 @@ def _reprove(
 def _unproved(
     problem: Problem | None, place: Mapping[str, int], facts: list[Evidence], stage: Stage
 ) -> list[Evidence]:
-    """Return the certificates that a tool, asked at their radii, does not prove as far as they
-    claim.
-    """
+    """Return the certificates that a tool fails to prove at their radii."""
     here = [e for e in facts if e.point in place]
     if problem is None or not here:
         return facts
@@ -400,11 +408,12 @@ def _unproved(
 
 
 def _stem(name: str) -> str:
-    """Return the name without the number that tells equal points apart."""
+    """Return a point's name without the number that tells equal points apart."""
     return name.partition("-")[0]
 
 
 def _without_input(facts: Sequence[Evidence]) -> Iterator[str]:
+    """Yield a line about the claims whose inputs are not at hand."""
     if facts:
         points = len({e.point for e in facts})
         yield (
@@ -414,6 +423,7 @@ def _without_input(facts: Sequence[Evidence]) -> Iterator[str]:
 
 
 def _no_tool(fact: Evidence) -> str:
+    """Return the line about a certificate whose tool is not known."""
     return (
         f"point {fact.point}: not proved again at {fact.radius:.9g}: no tool called {fact.tool} "
         "here. Give a tool of your own to check(record, model, tools=[...])"

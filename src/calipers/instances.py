@@ -1,6 +1,4 @@
-"""Does the network in one file have the property in another one? ONNX and VNN-LIB in, a verdict
-out.
-"""
+"""Verification of ONNX networks against VNN-LIB properties."""
 
 from __future__ import annotations
 
@@ -38,8 +36,12 @@ from calipers.record.proofs import about, contents, model_digest
 
 @dataclass(frozen=True)
 class Listed:
-    """One instance of a list: its line of the answer, whether it is decided, and what was wrong
-    with it, if anything.
+    """The answer to one instance of a list.
+
+    Args:
+        line: Its line of output: network, property, verdict, seconds.
+        decided: Whether the verdict is sat or unsat.
+        error: Why the instance could not be answered; empty if it could.
     """
 
     line: str
@@ -48,8 +50,9 @@ class Listed:
 
 
 def listed(source: str | Path, timeout: float | None = None, seed: int = 0) -> Iterator[Listed]:
-    """Yield the answers to a list of instances, one after another; one that cannot be read is an
-    error in its line, and the others go on.
+    """Yield the answers to the instances of a list, one after another.
+
+    An instance that cannot be read or bounded gives "error" in its line, and the others go on.
     """
     _check(timeout)
     for one in load_instances(source):
@@ -79,19 +82,53 @@ def verify(
     tools: Sequence[Stage] | None = None,
     proofs: bool = False,
 ) -> Verdict:
-    """Return the verdict on an ONNX network and a VNN-LIB property, by default with the tools of
-    `presets.VERIFY`; files may be packed (.gz).
+    """Decide a VNN-LIB property of an ONNX network.
 
-    With `proofs` an unsat one comes with a proof file for each box of the property, which the
-    checker proves again by itself. The seconds count from here on, reading included. Raises
-    `BadInput` where the files cannot be read or do not belong together, `UnsupportedOp` for an
-    operation that cannot be bounded.
+    Attacks look for an input that satisfies the property, which describes what would be unsafe;
+    certifiers, at last branch and bound, prove that there is none. Where an operation cannot be
+    bounded the network is only run, by onnxruntime or ONNX's reference: unsafe inputs may be found,
+    but nothing is proven, and the notes say so.
+
+    Args:
+        network: The network, .onnx or .onnx.gz.
+        specification: The property, .vnnlib or .vnnlib.gz.
+        timeout: Limit in seconds, reading of the files included; None for no limit.
+        seed: Seed of all random starts.
+        tools: The stages to run, in order, on each box of the property; by default
+            `presets.VERIFY`.
+        proofs: Whether an unsat verdict comes with a proof file for each box of the property, which
+            the independent checker can verify.
+
+    Returns:
+        A verdict with `answer` ("sat", "unsat", "unknown" or "timeout"), `seconds`, `tool`,
+        `witness` (for sat), `notes` and `proofs` (for unsat, where asked for: bytes for each box,
+        or None where its tool writes none).
+
+    Raises:
+        BadInput: Where the files cannot be read or do not belong together, or the timeout is no
+            number of seconds.
+        UnsupportedOp: For an operation that can be neither bounded nor run.
+        CaptureError: For a network that can be neither turned into a graph nor run.
+
+    Example:
+        >>> import calipers, onnx, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> x, y = (onnx.helper.make_tensor_value_info(name, 1, [1, 1]) for name in "xy")
+        >>> node = onnx.helper.make_node("Relu", ["x"], ["y"])
+        >>> graph = onnx.helper.make_graph([node], "net", [x], [y])
+        >>> opset = [onnx.helper.make_opsetid("", 17)]
+        >>> onnx.save(onnx.helper.make_model(graph, opset_imports=opset), folder / "net.onnx")
+        >>> box = "(declare-const X_0 Real) (assert (>= X_0 -1)) (assert (<= X_0 1))"
+        >>> unsafe = "(declare-const Y_0 Real) (assert (>= Y_0 2))"
+        >>> _ = (folder / "safe.vnnlib").write_text(f"{box} {unsafe}")
+        >>> calipers.verify(folder / "net.onnx", folder / "safe.vnnlib", timeout=60).answer
+        'unsat'
     """
     _check(timeout)
     begun = time.monotonic()
     try:
         with limited(timeout):
-            # first: a network is read in no time, a property may be of megabytes
+            # first, since a network is read quickly and a property may have megabytes
             net = _opened(network)
             asked = load_vnnlib(specification)
             net = net.echoing(asked.echoed)
@@ -134,7 +171,7 @@ def verify(
 
 
 class _Opened(NamedTuple):
-    """A network for a property; `notes` say why it can only be asked, where it cannot be read."""
+    """A network to be verified; `notes` say why it can only be run, if so."""
 
     module: nn.Module
     shape: tuple[int, ...]
@@ -142,7 +179,7 @@ class _Opened(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def echoing(self, inputs: tuple[int, ...]) -> _Opened:
-        """Return the same with some inputs behind the outputs."""
+        """Return the same network with some inputs appended to its outputs."""
         if not inputs:
             return self
         if isinstance(self.module, OnnxNet):
@@ -157,7 +194,7 @@ class _Opened(NamedTuple):
         return self._replace(module=Answers(both, name=name, dtype=dtype).eval())
 
     def stages(self, *, proofs: bool) -> tuple[Sequence[Stage], Sequence[Stage]]:
-        """Return the tools for each box, and those for all of them together."""
+        """Return the tools for each box, and those for all boxes together."""
         from calipers.presets import VERIFY, VERIFY_ASKING, VERIFY_TOGETHER
 
         if self.notes:
@@ -166,7 +203,10 @@ class _Opened(NamedTuple):
 
 
 def _opened(network: str | Path) -> _Opened:
-    """Return the network, to be asked only where an operation of it cannot be read."""
+    """Return the network.
+
+    Where an operation of it cannot be bounded, it can only be run; notes say why.
+    """
     try:
         net = load_onnx(network, paired=True)
         return _Opened(net, net.program.point_shape, net.outputs)
@@ -193,11 +233,11 @@ def proved_again(
     specification: str | Path | None = None,
     load: Callable[[str], Classifier] = load,
 ) -> tuple[bool, str]:
-    """Return whether a proof file proves its claim, and what is to be said of it.
+    """Return whether a proof file proves its claim, and a message about it.
 
-    With a model it has to be about that, and with an ONNX network and a property about one of the
-    property's boxes: the numbers of the file are compared with those of the question, not names or
-    hashes that it holds. `load` opens models that are no ONNX files.
+    With a model the proof has to be about that model, and with an ONNX network and a property about
+    one of the property's boxes: the numbers in the file are compared with those of the question,
+    not names or hashes that the file holds. `load` opens models that are not ONNX files.
     """
     data = content(existing(source, "a proof"))
     if specification is not None and model is None:
@@ -223,7 +263,7 @@ def proved_again(
 
 
 def _of_another_question(data: bytes, network: str, specification: str | Path) -> str:
-    """Return what in a proof is not about these files; nothing if all is."""
+    """Return what in a proof is not about these files; empty if all is."""
     asked = load_vnnlib(specification)
     net = load_onnx(network, paired=True)
     net = net.echoing(asked.echoed) if asked.echoed else net
@@ -237,7 +277,10 @@ def _of_another_question(data: bytes, network: str, specification: str | Path) -
 
 
 def _of_another_network(data: bytes, model: str, load: Callable[[str], Classifier]) -> str:
-    """Return nothing if the network of a proof is this model's, a single logit as two."""
+    """Return how a proof's network differs from this model; empty if not.
+
+    A network with a single logit is compared as one with two.
+    """
     header, arrays = contents(data)
     classifier = Classifier(load_onnx(model, paired=True)) if is_onnx(Path(model)) else load(model)
     x = torch.as_tensor(arrays["x"]).to(classifier.dtype)[None]

@@ -1,5 +1,6 @@
-"""Why is a model fragile at some points? One call measures its gradients, linear regions and what
-each tool says, and draws them.
+"""Geometric portrait of a model: gradients, linear regions and bounds.
+
+One call measures them at a few points, and draws them, to show why the model is fragile there.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from calipers.report.portrait import Portrait, Portrayed
 from calipers.report.report import short_name
 
 _REGION = "linear region"
-_ROUNDS, _TOLERANCE = 6, 0.02  # of a search for a radius: a drawing shows no more
+_ROUNDS, _TOLERANCE = 6, 0.02  # of a search for a radius: more would not show in a drawing
 
 
 @with_gradients()
@@ -57,18 +58,45 @@ def portrait(
     title: str = "model",
     watch: Callable[[str], None] | None = None,
 ) -> Portrait:
-    """Measure the geometry of a model at points x (N, *D) with labels y (N,).
+    """Measure the geometry of a model at a few points.
 
-    `tools` are the rungs of each point's ladder, attacks first: their examples tell the searches
-    for proofs where to look. Where none are named, the attacks of the plan for distances, and its
-    search for a radius with every bounder there is. With `exact` mixed-integer programs close the
-    ladder, `seconds` for each point, if the network is made of straight pieces. What they find is
-    admitted by the referee. The first `slices` points that have an example are drawn in its plane,
-    the gradients of the first `maps` as pictures. Networks that are not made of straight pieces
-    have no linear regions: the rest is measured all the same. Raises `BadInput` for threats other
-    than balls of linf, l2 or l1. Cost: that of the tools; for each point a backward product for
-    each element that may bound its region; for each slice a forward pass for each linear region and
-    grid point.
+    What the tools find is admitted by the referee. Networks that are not piecewise linear have no
+    linear regions; everything else is measured all the same.
+
+    Cost: that of the tools; for each point a backward product for each neuron that may bound its
+    linear region; for each slice a forward pass for each linear region and grid point.
+
+    Args:
+        model: As for `measure`.
+        x: Points (N, *D), as for `measure`.
+        y: Labels (N,), as for `measure`.
+        threat: A `Ball` in linf, l2 or l1.
+        tools: The rungs of each point's ladder of bounds, tools or their texts, attacks first:
+            their examples tell the searches for proofs where to look. By default the attacks of the
+            plan "distance", and its search for a radius with every certifier that can bound.
+        exact: Whether mixed-integer programs close the ladder, if the network is piecewise linear.
+        seconds: Limit of these programs for each point, in seconds.
+        slices: For how many of the points that have an adversarial example its plane is drawn.
+        maps: For how many points the gradient is shown as a picture.
+        seed: Seed of all random starts.
+        title: Name of the model on the page.
+        watch: Is called with the name of each step as it begins.
+
+    Returns:
+        A `Portrait`: print it for a table, or write the page with `.report("geometry.html")`.
+
+    Raises:
+        BadInput: For a threat other than a ball in linf, l2 or l1, and as `measure`.
+        BadModel: As `measure`.
+        Contradiction: As `measure`.
+
+    Example:
+        >>> import calipers
+        >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=1)
+        >>> ball = calipers.Ball("linf", 0.1)
+        >>> found = calipers.portrait(model, x, y, ball, tools=["PGD", "CROWN"], slices=0)
+        >>> len(found.points), found.points[0].lower < found.points[0].upper
+        (1, True)
     """
     problem = pose(model, x, y, threat)
     check_ball(problem)
@@ -144,6 +172,7 @@ class _Study:
         self._meet()
 
     def _admit_regions(self, found: Regions) -> None:
+        """Admit the bounds that each point's own linear region gives."""
         claim = Claim(
             self.right,
             found.lower[self.right],
@@ -165,11 +194,14 @@ class _Study:
 
     @property
     def referee(self) -> Referee:
-        """Who admits what the tools propose."""
+        """The referee that admits or refuses what the tools propose."""
         return Referee(self.problem)
 
     def ask(self, tool: Attack | Certifier) -> None:
-        """Run a tool on all points that the model gets right, at radii that suit what is known."""
+        """Run a tool on all points that the model gets right.
+
+        The radii are chosen to suit what is known so far.
+        """
         check_fit(tool, self.problem.threat)
         if not len(self.right):
             return
@@ -192,7 +224,7 @@ class _Study:
             ):
                 facts += told
         except (UnsupportedOp, CaptureError, ToolFailed):
-            return  # a lower jaw that the network does not have: its rung is missing
+            return  # this tool cannot bound the network: its rung is missing
         proofs, examples = (
             [fact for fact in facts if fact.kind == kind] for kind in ("certificate", "witness")
         )
@@ -203,7 +235,7 @@ class _Study:
         self._meet()
 
     def _meet(self) -> None:
-        """Raise `Contradiction` where a certificate stands above a witness."""
+        """Raise `Contradiction` where a certificate exceeds a witness's distance."""
         tools = tuple(
             ", ".join(rung.name for rung in self.rungs if rung.side == side)
             for side in ("lower", "upper")
@@ -211,11 +243,13 @@ class _Study:
         Bracket(self.lower, self.upper, *((names,) * len(self.problem) for names in tools))
 
     def _proved(self, name: str, facts: Sequence[Evidence]) -> None:
+        """Add a rung of lower bounds."""
         values = self._values(facts, np.zeros(len(self.problem)), max)
         self.lower = np.maximum(self.lower, values)
         self.rungs.append(Rung(name, "lower", tuple(values)))
 
     def _found(self, name: str, facts: Sequence[Evidence]) -> None:
+        """Add a rung of upper bounds, and keep the nearest example of each point."""
         for fact in facts:
             i = self.problem.names.index(fact.point)
             if fact.radius < self.upper[i] and fact.array is not None:
@@ -227,13 +261,14 @@ class _Study:
     def _values(
         self, facts: Sequence[Evidence], start: np.ndarray, better: Callable[[float, float], float]
     ) -> np.ndarray:
+        """Return the best radius of each point among the facts, from `start` on."""
         for fact in facts:
             i = self.problem.names.index(fact.point)
             start[i] = better(start[i], fact.radius)
         return start
 
     def point(self, i: int) -> Portrayed:
-        """Return all about one point."""
+        """Return everything about one point."""
         seen, found = self.sensitivity, self.regions
         nothing = (math.nan, 0.0, math.nan, False, "")
         border, straight, decision, exact, where = (
@@ -283,6 +318,10 @@ class _Study:
         return float(exit_distance(one, delta.view_as(one.x)))
 
     def _crossed(self, i: int) -> int:
+        """Return how many linear regions lie on the way to the example.
+
+        0 where there is no example, or the network has no linear regions.
+        """
         return (
             path(self.problem, i, self.examples[i]).regions
             if self.regions is not None and i in self.examples
@@ -311,8 +350,11 @@ class _Study:
         ]
 
     def _across(self, i: int) -> tuple[Tensor, str] | None:
-        """Return the steepest way down the margin over the second-nearest rival, to first order: a
-        plane that meets two decision boundaries says more.
+        """Return the direction of the second-nearest class, to first order.
+
+        It is the steepest way down the margin over the class that is nearest after that of the
+        example: a plane that meets two decision boundaries says more. None where there is no such
+        class.
         """
         part = self.problem.take([i])
         margins, slopes, _ = margin_gradients(part)
@@ -349,7 +391,7 @@ class _Study:
 
 
 def _name(tool: object) -> str:
-    """Return the tool's short name; of a search, that of what it searches with."""
+    """Return the tool's short name; for a search, that of its bounder."""
     return short_name(repr(getattr(tool, "bounder", tool)))
 
 

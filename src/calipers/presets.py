@@ -1,4 +1,7 @@
-"""Plans: which tools are run, in what order. The tools are those that the packages export."""
+"""Plans: which tools are run, and in what order.
+
+The tools are those that the packages `attacks` and `certificates` export.
+"""
 
 from __future__ import annotations
 
@@ -68,15 +71,15 @@ _ALONE: dict[str, tuple[Attack | Certifier, Attack | Certifier]] = {
     "attack": (PGD(steps=100, restarts=20), Replace()),
     "certify": (CROWN(), CROWN()),
 }
-"""The tool of a command that names none: for a ball, and for letters."""
+"""The tool of a command that names none: for a ball, and for substitutions."""
 
-# random points that decide whether a costly tool is worth running on the others; none of 16 bounds
-# what all would give by 17 %
+# size of the random sample that decides whether a costly tool is run on the other points: if it
+# settles none of 16, it would settle at most 17 % of all (with 95 % confidence)
 _AUDIT = 16
-# of the radius: as far beyond it as most points have an example that only deep searches break
+# as a share of the radius: most points that only deep searches break have an example that near
 _MISSED = 0.15
-# of the attacks' time that certifiers may take without proving anything: a run then takes less than
-# twice as long as its attacks
+# what certifiers may take without proving anything, as a share of the time of the attacks: a run
+# then takes less than twice as long as its attacks
 _SHARE = 0.75
 
 _VERDICTS = (
@@ -95,6 +98,7 @@ def _family(
     waits: bool = False,
     near: float | None = None,
 ) -> Stage:
+    """Return the stage of an attack that belongs to a family."""
     return Stage(tool, "attack", audit=audit, family=name, waits=waits, near=near)
 
 
@@ -121,8 +125,9 @@ _FAMILIES = (
     ),
     _family("scores", Square(queries=800, ahead=8), waits=True, near=0.0),
 )
-"""What stands side by side in the plans: ascents at the radius, searches for the nearest example, a
-second and deeper look at what was nearly broken, and scores alone (see `measurement.portfolio`).
+"""Attacks that stand side by side in the plans (see `measurement.portfolio`): ascents at the
+radius, searches for the nearest example, a second and deeper look at points that were nearly
+broken, and attacks that use scores alone.
 """
 
 _NEARER = tuple(
@@ -134,8 +139,8 @@ _NEARER = tuple(
         DDN(steps=100),
     )
 )
-"""Searches for the nearest example by other ways, each on all points only where it comes nearer on
-some of them.
+"""Searches for the nearest example by other methods. Each is run on all points only if it comes
+nearer on some of a sample.
 """
 
 _DISTANCES = (
@@ -164,10 +169,10 @@ VERIFY = (
 """What decides a property of a network, in order; the complete tools go on until the time is up."""
 
 VERIFY_TOGETHER = (Stage(IBP(), "certifier"), Stage(CROWN(), "certifier"))
-"""What is asked first about the boxes of a property that has many, all of them at once."""
+"""What is run first on a property of many boxes, on all of them at once."""
 
 VERIFY_ASKING = (Stage(Differences(queries=5000), "attack"),)
-"""What looks for an unsafe input of a network that can only be asked."""
+"""What looks for an unsafe input of a network that can be run, but not bounded."""
 
 _CLOSER = Closer(
     FMN(steps=60, targets=3, gamma=0.2),
@@ -266,15 +271,18 @@ PLANS: dict[str, Plan] = {
 
 
 def plan_named(name: str) -> Plan:
-    """Return the plan of that name."""
+    """Return the plan of that name, or raise `BadInput`."""
     if name not in PLANS:
         raise BadInput(f"there is no plan {name!r}; choose one of {', '.join(PLANS)}")
     return PLANS[name]
 
 
 def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -> Plan:
-    """Return the plan asked for; where none is, the `usual` one for a ball and "categorical" for
-    substitutions. Refuses tools that do not fit the threat.
+    """Return the plan asked for, less the stages that do not fit the threat.
+
+    Where none is named, it is the `usual` one for a ball and "categorical" for substitutions.
+    Raises `BadInput` for a name that is not known, for a named plan that has no attack for the
+    threat, and for a `Plan` with a tool that does not fit it.
     """
     if plan is None:
         plan = "categorical" if isinstance(threat, Substitutions) else usual
@@ -293,16 +301,21 @@ def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -
 
 
 def _answers(plan: Plan, threat: Threat) -> bool:
+    """Return whether a plan has an attack that fits the threat."""
     return any(s.kind == "attack" and not misfit(s.tool, threat) for s in plan.stages)
 
 
 def _told(threat: Threat) -> str:
+    """Return the threat in words."""
     return "Substitutions" if isinstance(threat, Substitutions) else f"a ball in {threat.norm}"
 
 
 def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:
-    """Return the plan of one tool alone, written down as for `tool_from`; where none is named, the
-    command's usual one for such a threat.
+    """Return the plan that runs one tool alone.
+
+    The tool is written as for `tool_from`; where none is named, it is the command's usual one for
+    such a threat. Raises `BadInput` for a certifier given to `attack`, or an attack given to
+    `certify`.
     """
     chosen = tool_for(command, tool, threat)
     stage, other = stage_of(chosen), "certify" if command == "attack" else "attack"
@@ -321,8 +334,10 @@ def plan_of(command: str, tool: str | None, threat: Threat) -> Plan:
 def tool_for(
     command: str, tool: Attack | Certifier | str | None, threat: Threat
 ) -> Attack | Certifier:
-    """Return the tool that is given, or written down as for `tool_from`; for None, the command's
-    usual one for such a threat. Refuses tools that do not fit the threat.
+    """Return the tool that is given, or that a text as for `tool_from` names.
+
+    For None, it is the command's usual one for such a threat. Raises `BadInput` for a tool that
+    does not fit the threat.
     """
     if tool is None:
         tool = _ALONE[command][isinstance(threat, Substitutions)]
@@ -334,7 +349,7 @@ def tool_for(
 def stage_of(tool: Attack | Certifier) -> Stage:
     """Return a stage that runs one tool, aimed at what it looks for.
 
-    Raises `BadInput` for a tool that declares no capabilities: say what it is, `Stage(tool, kind)`.
+    Raises `BadInput` for a tool that declares no capabilities; write `Stage(tool, kind)` for it.
     """
     told = capabilities_of(tool)
     if told is None:
@@ -346,11 +361,11 @@ def stage_of(tool: Attack | Certifier) -> Stage:
 
 
 def tool_from(text: str) -> Attack | Certifier:
-    """Return the tool that a text like `PGD(steps=100, restarts=20)` writes down: what a tool's
-    repr prints, or just its name.
+    """Return the tool that a text like `PGD(steps=100)` describes.
 
-    The text is parsed, never executed: only the tools above, keyword arguments, numbers and
-    strings.
+    The text is what a tool's repr prints, or just its name. It is parsed, never executed: only the
+    tools above and those that are installed, arguments, numbers and strings are read. Raises
+    `BadInput` for anything else.
     """
     try:
         return _build(ast.parse(text.strip(), mode="eval").body)  # type: ignore[no-any-return]
@@ -364,6 +379,7 @@ def tool_from(text: str) -> Attack | Certifier:
 
 
 def _build(node: ast.expr) -> Any:
+    """Return the value of a parsed expression: a tool, a number or a string."""
     if isinstance(node, ast.Name):
         tool = _tool(node.id)
         lacking = [f.name for f in dataclasses.fields(tool) if _required(f)]
@@ -392,11 +408,12 @@ def _build(node: ast.expr) -> Any:
 
 
 def _required(setting: dataclasses.Field[Any]) -> bool:
+    """Return whether a setting has no default."""
     return setting.init and setting.default is setting.default_factory is dataclasses.MISSING
 
 
 def installed_tools() -> dict[str, type[Any]]:
-    """Return the tools of other packages that are installed, by name.
+    """Return the tools that other installed packages offer, by name.
 
     A package offers them as entry points of the group `calipers.tools`, each a frozen dataclass
     with `capabilities`. Raises `BadInput` for one that declares none.
@@ -413,6 +430,7 @@ def installed_tools() -> dict[str, type[Any]]:
 
 
 def _tool(name: str) -> type[Any]:
+    """Return the class of the tool of that name, or raise `BadInput`."""
     tools = {**ATTACKS, **CERTIFIERS, "Minimisers": Minimisers}
     if name not in tools:
         installed = installed_tools()

@@ -1,5 +1,6 @@
-"""How is calipers asked from a terminal? `commands` are the words, `options` what they share,
-`progress` the bars.
+"""The command line of calipers.
+
+`commands` holds the commands, `options` the options that they share, `progress` the bars.
 """
 
 from calipers.cli.commands import app, main

@@ -1,4 +1,4 @@
-"""What does `python -m calipers.cli` run? The `calipers` command."""
+"""Run the `calipers` command, for `python -m calipers.cli`."""
 
 from calipers.cli.commands import main
 

@@ -1,5 +1,7 @@
-"""What does the command line say? The same words as the library: measure, distance, attack,
-certify, verify, check, report.
+"""The commands, named as in the library.
+
+measure, distance, attack, certify, geometry, check, report, verify, tools. Their docstrings are the
+text of `calipers COMMAND --help`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ app = typer.Typer(
 
 
 def _print_version(wanted: bool) -> None:
+    """Print the version and exit, where that is wanted."""
     if wanted:
         print(__version__)
         raise typer.Exit
@@ -98,7 +101,11 @@ def measure(
     radii: Annotated[str | None, typer.Option(help=_RADII)] = None,
     lower_share: _LowerShare = None,
 ) -> None:
-    """Robust accuracy from both sides, and a bracket on every point's adversarial distance."""
+    """Bound the robust accuracy and all distances from both sides.
+
+    Attacks find adversarial examples, certifiers prove that there are none; what neither settles is
+    shown as unknown.
+    """
     _run(
         options,
         lambda threat: _plan_for(threat, plan, share=lower_share),
@@ -108,8 +115,9 @@ def measure(
 
 @shared(app)
 def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare = None) -> None:
-    """Brackets on the distance to the nearest adversarial example, one line a point; the searches
-    begin at epsilon.
+    """Bound each point's distance to its nearest adversarial example.
+
+    Prints one line for each point; the searches begin at epsilon.
     """
     from calipers.measurement.gaps import gap_between
 
@@ -145,16 +153,18 @@ def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare =
 
 @shared(app, without="proofs guarantee", record="none")
 def attack(options: Options, tool: _Tool = None) -> None:
-    """The upper jaw alone: one attack, refereed. Without --tool: PGD(steps=100, restarts=20), or
-    Replace with --one-hot.
+    """Run one attack, and verify what it finds: upper bounds alone.
+
+    Without --tool: PGD(steps=100, restarts=20), or Replace with --one-hot.
     """
     _run(options, lambda threat: _plan_of(threat, "attack", tool))
 
 
 @shared(app, record="none")
 def certify(options: Options, tool: _Tool = None) -> None:
-    """The lower jaw alone: one certifier. Without --tool: CROWN; with --one-hot, Enumeration goes
-    through every way to replace them.
+    """Run one certifier: lower bounds alone.
+
+    Without --tool: CROWN. With --one-hot, Enumeration tries every combination of substitutions.
     """
     _run(options, lambda threat: _plan_of(threat, "certify", tool))
 
@@ -167,7 +177,7 @@ def tools_command(
     ] = None,
     markdown: Annotated[bool, typer.Option(help="As the table of the README.")] = False,
 ) -> None:
-    """List the tools: what each looks for, in which threats, and what it needs to know."""
+    """List the tools: their task, threat models and what they need."""
     from calipers.cli.tools import as_markdown, as_text
     from calipers.problem.capabilities import EVERY
 
@@ -187,8 +197,10 @@ def tools_command(
 def geometry(
     options: Options, ladder: Ladder = None, slices: Slices = 2, exact: _Exact = False
 ) -> None:
-    """Why is it fragile? Linear regions, gradients and a ladder of bounds for a few points, as a
-    table and a page with pictures.
+    """Show why a model is fragile at a few points.
+
+    Prints a table of linear regions, gradients and a ladder of bounds, and writes a page with
+    pictures.
     """
     from calipers.cli.geometry import run
 
@@ -230,8 +242,10 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Replay every witness of a record, and prove its certificates again; or prove a proof file
-    (.npz), and compare it with --model and --property.
+    """Replay a record's witnesses, and prove its certificates again.
+
+    Given a proof file (.npz) instead of a record, prove it again, and compare it with --model and
+    --property.
     """
     from calipers.checking import check as check_record
     from calipers.instances import proved_again
@@ -293,7 +307,10 @@ def report_command(
     ] = "report.html",
     confidence: Annotated[float, typer.Option(help="Confidence of all intervals.")] = 0.95,
 ) -> None:
-    """Print the tables of a record, and write its page. Needs neither the model nor torch."""
+    """Print the tables of a record, and write its page.
+
+    Needs neither the model nor torch.
+    """
     from calipers.record.ledger import Ledger, making_sense
     from calipers.report.render import render_html
     from calipers.report.text import render_text
@@ -338,8 +355,9 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Is a property true for all inputs? Prints sat with an unsafe input, unsat (proved), unknown
-    or timeout.
+    """Decide a VNN-LIB property of an ONNX network.
+
+    Prints sat with an unsafe input, unsat (proven safe), unknown or timeout.
     """
     from calipers.cli.verify import run
 
@@ -348,6 +366,7 @@ def verify(
 
 
 def _plan_of(threat: Threat, command: str, tool: str | None) -> Plan:
+    """Return the plan of one tool alone."""
     from calipers.presets import plan_of
 
     return plan_of(command, tool, threat)
@@ -356,6 +375,7 @@ def _plan_of(threat: Threat, command: str, tool: str | None) -> Plan:
 def _plan_for(
     threat: Threat, name: str | None, usual: str = "standard", share: str | None = None
 ) -> Plan:
+    """Return the named plan with the share of time that certifiers may take."""
     from dataclasses import replace
 
     from calipers.presets import plan_for
@@ -378,8 +398,9 @@ def _run(
     *,
     exact: bool = False,
 ) -> list[Result]:
-    """Measure every model that the options name, at one radius or several, print the tables, and
-    write the page.
+    """Measure every named model, print the tables and write the page.
+
+    One radius or several; exact distances where asked for.
     """
     with errors():
         from calipers.api import curve, measure_exactly
@@ -431,6 +452,7 @@ def _run(
 
 
 def _title(source: str) -> str:
+    """Return the model's name without the folders of its file."""
     return (
         source
         if ".py:" not in source
@@ -439,7 +461,7 @@ def _title(source: str) -> str:
 
 
 def _show(results: list[Result], report: str, record: str) -> None:
-    """Write the page, and say what is left to do."""
+    """Write the page, and report where the run was stopped."""
     from calipers.report.render import render_html
 
     if report != "none":
@@ -462,8 +484,9 @@ def _checked(
     *,
     skip: bool,
 ) -> Iterator[Any]:
-    """Yield the checks of one model; with `skip` a model the record does not know is passed
-    over.
+    """Yield the checks of one model.
+
+    With `skip`, a model that the record does not know gives none instead of an error.
     """
     from calipers.record.ledger import Ledger, making_sense
 
@@ -476,8 +499,8 @@ def _checked(
 
 
 def main() -> None:
-    """Entry point of the `calipers` command."""
-    # Must stand before torch is loaded. Threads that spin while they wait made a measurement take
+    """Run the `calipers` command."""
+    # Must come before torch is loaded. Threads that spin while they wait made a measurement take
     # eight times as long beside another program.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _words.set(tuple(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Exit codes, and errors as messages: what the package raises becomes a line and a code."""
+"""Exit codes, and exceptions as messages on the terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ EXIT_BAD_INPUT, EXIT_CONTRADICTION, EXIT_OPEN, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Turn the package's own exceptions, and what the system refuses, into a message and an exit
-    code; others are bugs and keep their trace.
+    """Turn exceptions into a message and an exit code.
+
+    Covers those of the package, of the operating system and Ctrl-C; any other is a bug and keeps
+    its traceback.
     """
     try:
         yield
@@ -35,8 +37,10 @@ def errors() -> Iterator[None]:
 
 
 def tell(message: str) -> None:
-    """Print a message on the side of errors; what a file put into it moves no cursor, and can be
-    encoded.
+    """Print a message to standard error.
+
+    Characters that cannot be printed are replaced: a message may quote a file, which must neither
+    move the cursor nor fail to be encoded.
     """
     from calipers.report.wording import plain
 

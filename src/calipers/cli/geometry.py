@@ -1,5 +1,6 @@
-"""What does `calipers geometry` say? Why a model is fragile: its linear regions, its gradients, and
-what each tool proves or finds about a point.
+"""The command `geometry`: why a model is fragile at some points.
+
+It shows their linear regions, their gradients, and what each tool proves or finds about them.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
 
 
 def _told(name: str) -> Callable[[str], None]:
+    """Return a function that prints the progress of a model to standard error."""
+
     def tell(words: str) -> None:
         print(f"{name}: {words}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""What did the user ask for? The options that all measuring commands share, read and checked."""
+"""Options that all measuring commands share, read and checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STATISTICS = (
 
 @dataclass(frozen=True)
 class Options:
-    """The options that every measuring command takes."""
+    """The options of a measuring command, in the order of its help."""
 
     model: Annotated[
         list[str] | None,
@@ -128,7 +128,7 @@ class Options:
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False
 
     def classifiers(self) -> list[tuple[str, Classifier]]:
-        """Return the named models; without a name both embedded ones."""
+        """Return the named models; without a name, both embedded ones."""
         from calipers.data import NAMES
         from calipers.interchange import load
 
@@ -149,9 +149,7 @@ class Options:
         ]
 
     def check(self) -> None:
-        """Raise `BadInput` for numbers and places that would else fail only after the work is
-        done.
-        """
+        """Raise `BadInput` for options that would fail only after the work."""
         if not 0 < self.confidence < 1:
             raise BadInput(
                 f"the confidence is a share between 0 and 1, such as 0.95; got {self.confidence:g}"
@@ -189,10 +187,10 @@ class Options:
 def shared(
     app: typer.Typer, without: str = "", **defaults: Any
 ) -> Callable[[Callable[..., None]], None]:
-    """Register a command that takes its own parameters, then the shared options.
+    """Register a command that takes its own and the shared options.
 
-    Those named in `without` mean nothing to the command and are not offered; `defaults` are other
-    defaults than usual.
+    Options named in `without` mean nothing to the command and are not offered; `defaults` replaces
+    the usual defaults of some.
     """
     absent = set(without.split())
     names = [f.name for f in fields(Options) if f.name not in absent]
@@ -239,6 +237,7 @@ def numbers(text: str, what: str) -> list[float]:
 
 
 def _substitutions(shape: list[float], k: float) -> Threat:
+    """Return the threat of k substitutions in (length, size) one-hot symbols."""
     from calipers.problem.substitutions import Substitutions, letters
 
     if len(shape) != 2 or not all(n >= 1 and n == int(n) for n in shape):
@@ -250,7 +249,7 @@ def _substitutions(shape: list[float], k: float) -> Threat:
 
 
 def _loaded(load: Callable[..., Classifier], source: str, **settings: Any) -> Classifier:
-    """Return the model; what its own code raises on the way is told in one line."""
+    """Return the model; an error of its own code becomes a `BadInput`."""
     try:
         return load(source, **settings)
     except CalipersError:

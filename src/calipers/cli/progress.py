@@ -1,4 +1,4 @@
-"""How far has a run come? Bars on a terminal, and nothing anywhere else."""
+"""Progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 @contextmanager
 def watching(name: str, points: int, quiet: bool) -> Iterator[Any]:
-    """Show a bar for the stage at work: points dealt, points of the run that have a verdict, time
-    left.
+    """Show a bar for the stage at work; nothing where there is no terminal.
+
+    It shows the points dealt, how many points of the run have a verdict, and the time left.
     """
     if quiet or not sys.stderr.isatty():
         yield None
@@ -37,14 +38,14 @@ def watching(name: str, points: int, quiet: bool) -> Iterator[Any]:
 
 
 class _Bars:
-    """Tells a progress display how far a run has come."""
+    """Passes the progress of a run on to a display of bars."""
 
     def __init__(self, progress: Any, name: str, points: int) -> None:
         self.bars, self.name, self.total = progress, name, points
         self.task: Any = None
 
     def stage(self, name: str, points: int) -> None:
-        """A new bar in place of the last one."""
+        """Begin a new bar in place of the last one."""
         if self.task is not None:
             self.bars.remove_task(self.task)
         short = name if len(name) < 34 else f"{name[:30]} …"

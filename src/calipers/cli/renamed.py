@@ -1,4 +1,4 @@
-"""Old names of options: whoever types one is told what it is called now."""
+"""Former names of options, each with the name that replaces it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RENAMED = {
 
 
 class Command(TyperCommand):
-    """A command that knows the names its options had once."""
+    """A command that knows the former names of its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of a command line; an old name is a usage error that tells the new one.
+        """Parse the words of a command line.
 
-        Raises `typer.BadParameter`.
+        Raises `typer.BadParameter` for the former name of an option, with its new name.
         """
         known = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         for word in args:

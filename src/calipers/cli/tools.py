@@ -1,4 +1,4 @@
-"""The tools, as a list for the terminal and as the table of the README."""
+"""The list of tools, for the terminal and as the table of the README."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEAD = ("tool", "bound", "how", "threats", "needs")
 
 
 def threats(made: type[Any], told: Capabilities) -> str:
-    """Return the threats that a tool answers, in words."""
+    """Return the threats that a tool handles, in words."""
     from calipers.problem.capabilities import EVERY
 
     if any(
@@ -25,9 +25,10 @@ def threats(made: type[Any], told: Capabilities) -> str:
 
 
 def rows(norm: str | None = None) -> dict[str, list[tuple[str, ...]]]:
-    """Return by task a row for each tool, only those for a norm (or for "letters") if one is named.
+    """Return a row for each tool, by task.
 
-    Tools of other packages that are installed stand with the package's own.
+    Only tools for one norm (or for "letters", meaning substitutions) if one is named. Tools that
+    other installed packages offer are listed with the package's own.
     """
     from calipers.presets import ATTACKS, CERTIFIERS, installed_tools
     from calipers.problem.capabilities import capabilities_of

@@ -59,8 +59,10 @@ def run(
 
 
 def _keep(path: str, proofs: Sequence[bytes | None]) -> list[str]:
-    """Write the proofs, the boxes of a property numbered where it has several; return a line for
-    each: the hash of what it claims, or that there is none.
+    """Write the proof files, and return a line about each.
+
+    They are numbered where the property has several boxes. A line holds the hash of the claim, or
+    says that there is no proof.
     """
     from calipers.record.proofs import contents
 

@@ -1,9 +1,8 @@
-"""Which networks and images ship with calipers? Two small MNIST convnets (`build`) and the first
-500 MNIST test images (`images`).
+"""Embedded data: two small MNIST networks and the first 500 test images.
 
-`mnist-plain` was trained in the ordinary way, `mnist-robust` adversarially at linf radius 0.1; both
+`mnist-plain` was trained in the ordinary way, `mnist-robust` adversarially at linf radius 0.1. Both
 take pixels in [0, 1], so a radius is in native units. `NOTICE.md` beside this file says how they
-were made, the figures they reach and under which licences they stand.
+were made, which accuracies they reach, and their licences.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ NAMES = ("mnist-plain", "mnist-robust")
 
 
 def architecture() -> nn.Sequential:
-    """Return the untrained network that both embedded nets share: (N, 1, 28, 28) pixels to (N, 10)
-    logits, 40,370 weights.
+    """Return the untrained network that both embedded networks share.
 
-    Strided convolutions instead of pooling: every layer is affine or a ReLU, so every certificate
-    method applies without a rewrite.
+    It maps (N, 1, 28, 28) pixels to (N, 10) logits, with 40,370 weights. Strided convolutions take
+    the place of pooling: every layer is affine or a ReLU, so every certificate method applies to
+    it.
     """
     from torch import nn
 
@@ -37,9 +36,9 @@ def architecture() -> nn.Sequential:
 
 
 def build(name: str) -> nn.Sequential:
-    """Return the embedded network `name`, one of `NAMES`: float32, frozen, in eval mode.
+    """Return an embedded network: float32, frozen, in evaluation mode.
 
-    Raises `BadInput` if no network of that name ships with calipers.
+    `name` is one of `NAMES`; raises `BadInput` for any other.
     """
     if name not in NAMES:
         raise BadInput(f"no embedded network is called {name!r}; choose one of {', '.join(NAMES)}")
@@ -54,8 +53,9 @@ def build(name: str) -> nn.Sequential:
 
 
 def images() -> tuple[Tensor, Tensor]:
-    """Return the first 500 MNIST test images in official order: x (500, 1, 28, 28) float32 in [0,
-    1], y (500,) int64.
+    """Return the first 500 MNIST test images in official order, and labels.
+
+    x is (500, 1, 28, 28) float32 in [0, 1], y is (500,) int64.
     """
     import numpy as np
     import torch
