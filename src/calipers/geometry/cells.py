@@ -20,9 +20,9 @@ from calipers.geometry.pieces import kinks_of, line, members, straight, winner
 from calipers.graph.ir import Graph, Node
 from calipers.graph.kinds import Affine, is_affine, is_elementwise
 
-_NEAR = 1e-11  # of the largest value on a cell
+_NEAR = 1e-11  # tolerance of a cut, as a share of the largest value on a cell
 _CELLS = 50_000
-_BATCH = 2**27  # bytes of coefficients at once
+_BATCH = 2**27  # bytes of coefficients processed at once
 
 Corner = tuple[float, ...]
 Polygon = list[Corner]

@@ -21,9 +21,9 @@ from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
 from calipers.problem.problem import Problem
 
-_GRID = 200  # points a side where only decisions can be drawn
+_GRID = 200  # points on each side of the grid where only decisions can be drawn
 _OUTLINE = 360  # directions of a ball's outline
-_LINES = 40  # borders met along the axes that make about as many regions as a drawing can show
+_LINES = 40  # region borders along the axes, of about as many regions as a drawing can show
 
 Outline = tuple[tuple[float, float], ...]
 
@@ -207,7 +207,7 @@ class _View:
             + 2 * half * (torch.arange(_GRID, dtype=torch.float64, device=x.device) + 0.5) / _GRID
         )
         along = [x + at.view(-1, *[1] * x.dim()) * self.axes[0] + t * self.axes[1] for t in at]
-        # (t, s, K)
+        # by t, then by s: (t, s, K)
         logits = (
             torch.stack([problem.classifier.logits(points.to(problem.x)) for points in along])
             .double()

@@ -29,7 +29,7 @@ from calipers.certificates.branches import Branches, uncut
 from calipers.certificates.exact.model import Model
 from calipers.problem.problem import Problem
 
-_STEPS = 30  # of ascent for each branch: with a dozen, branches of deep networks stall
+_STEPS = 30  # steps of ascent for each branch: with a dozen, branches of deep networks stall
 _SLICE = 0.3  # seconds between two checks of whether to go on
 _TOGETHER = 256
 # number of radii among which the largest that is proved is searched, denser towards the largest
@@ -70,7 +70,7 @@ def ascended(
     begun = replace(start, root=root)
     lacking = begun.case_bounds[0].clamp(max=0.0).to(SEARCH.dtype)
     if root.region.norm.is_euclidean:
-        # Hand over only branches with all choices made, whose nearest points are projections:
+        # Hand over only branches with nothing left to split, whose nearest points are projections:
         # linear programs over Euclidean balls are slow.
         lacking = torch.zeros_like(lacking)
     search = Search(Effort(steps=_STEPS), part, begun, 0, lacking)
@@ -119,7 +119,7 @@ def _cut(model: Model, search: Search, branches: list[tuple[int, dict[int, int]]
             number, element = model.sources[members[0]]
             if len(members) == 1 and element in column.get(number, {}):
                 at = column[number][element]
-                # Two functions of one value may each have made a choice.
+                # Two functions of one value may each have a choice made: keep what both allow.
                 cuts[number].lower[p, at] = max(float(cuts[number].lower[p, at]), option.low)
                 cuts[number].upper[p, at] = min(float(cuts[number].upper[p, at]), option.high)
     return replace(found, cuts=cuts)
@@ -206,7 +206,7 @@ def _choices(model: Model, root: Root, branches: Branches) -> list[tuple[int, di
         at = column[number][element]
         low, high = lows[number][:, at], highs[number][:, at]
         for which, option in enumerate(choice.options):
-            # The outer options end where the value does.
+            # The first and the last option have no limit of their own on the outside.
             inside = ((low >= option.low) | (which == 0)) & (
                 (high <= option.high) | (which == len(choice.options) - 1)
             )

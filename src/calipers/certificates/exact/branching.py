@@ -14,7 +14,7 @@ from calipers.certificates.exact.model import Floats, Model
 from calipers.certificates.exact.solving import Answer
 
 _LEAST = 1e-6  # the smallest rise that any branch counts for, as a share of what is lacking
-_LOST = 1e-12  # the smallest relaxation gap that is divided by
+_LOST = 1e-12  # a smaller relaxation gap counts as this
 
 
 @dataclass

@@ -35,8 +35,8 @@ from calipers.graph.relaxations import Lines, Planes
 from calipers.problem.norms import support_rounding
 from calipers.problem.region import Region
 
-_BYTES = 2**27  # of coefficients in flight
-_SPREAD = 16  # roundings of the few operations that make a line or an end
+_BYTES = 2**27  # of coefficients propagated at once
+_SPREAD = 16  # roundings allowed for the few operations that compute a line or a limit
 
 
 def encoded(state: Relaxed, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> Model:

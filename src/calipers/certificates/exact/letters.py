@@ -1,11 +1,11 @@
-"""How few letters must be replaced to fool the model, exactly? One switch more at a time, until an
-example is met or the time is up.
+"""The exact number of substitutions that fool the model.
 
-Within k switches the question is a decision. Its choices are the network's, as for balls, and the
-letters: one is put in, or may not come. A branch is closed by what its program's multipliers prove
-of its part of the region (switching); where few ways of writing are left all of them are asked of
-the model itself, so with every letter settled its own numbers decide. All nearer points are proved
-by then, so whatever example is met is a nearest one.
+The number of substitutions is raised one by one until an example is found or the time is up.
+Whether k substitutions suffice is a decision problem. Its choices are the network's, as for norm
+balls, and the symbols: one is substituted, or is excluded. A branch is closed by what its program's
+multipliers prove of its part of the region (`switching`). Where few admissible inputs are left, all
+of them are run through the model itself, so that with every symbol settled the model's own numbers
+decide. All nearer points are proved by then, so whatever example is found is a nearest one.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ from calipers.problem.problem import Problem
 from calipers.problem.substitution_region import SubstitutionRegion
 from calipers.problem.tools import Attempt, Claim
 
-# ways of writing that are asked of the model rather than divided: the programs that choose how to
-# divide cost as much
+# inputs that are run through the model rather than divided: the programs that choose how to divide
+# them cost as much
 _LISTED = 2**14
-# ways of writing that are asked for each program so far and each choice that it had: not many times
+# inputs that are run for each program so far and each choice that it had: this costs not many times
 # what the programs took
 _PACE = 16
-_SHARE = 1e-6  # of a letter: less is none
-_TRIED = 16  # of the points asked whose margins are not beyond rounding, lowest first
+_SHARE = 1e-6  # a smaller share of a symbol counts as none
+_TRIED = 16  # points tried as examples whose margins are not beyond rounding, lowest first
 
 
 class Words:
-    """What the model itself says of ways of writing near one point: the example met, and how many
-    were asked.
+    """The nearest example found near one point, by running the model.
+
+    `asked` counts the inputs that were run.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -58,8 +59,9 @@ class Words:
         self.nearest = np.inf
 
     def resist(self, points: Tensor) -> bool:
-        """Do all these points (P, *D) keep a margin beyond rounding? One that is an example is
-        kept.
+        """Return whether all points (P, *D) keep a margin beyond rounding.
+
+        A point that is an adversarial example is kept.
         """
         self.asked += len(points)
         least = cleared(
@@ -73,8 +75,10 @@ class Words:
         return bool((least > 0).all())
 
     def propose(self, point: Tensor) -> bool:
-        """Take over a point (1, *D) if it is admissible at some number of switches, fools the
-        model, and is nearer than the example known.
+        """Keep a point (1, *D) if it is an example nearer than the one known.
+
+        It must be admissible with some number of substitutions and fool the model. Returns whether
+        it was kept.
         """
         point = point.to(self.problem.x)
         distance = self.problem.region.distance(point)
@@ -93,8 +97,10 @@ class Words:
 
 
 class Branch(NamedTuple):
-    """A branch that is open: its lower bound, the goal's case, the network's choices made, its part
-    of the region, and the branches to divide it into.
+    """An open branch of the decision tree.
+
+    It holds its lower bound, the goal's case, the choices of the network that are made, its part of
+    the region, and the branches into which to divide it.
     """
 
     bound: float
@@ -107,8 +113,10 @@ class Branch(NamedTuple):
 
 @dataclass(eq=False)
 class Tree:
-    """The branches of one decision. `stuck` where one could neither be closed nor divided: what is
-    left is within rounding of 0, or the time was up.
+    """The branches of one decision problem.
+
+    `stuck` says that a branch could neither be closed nor divided: what is left is within rounding
+    of 0, or the time was up.
     """
 
     model: Model
@@ -129,8 +137,10 @@ class Tree:
         self.program.ends = self.ends
 
     def grow(self) -> bool:
-        """Branch until everything is closed, an example within the level is met, the time is up or
-        `stop` says so; is everything closed?
+        """Branch until the decision is made, and return whether all is closed.
+
+        It also ends when an example within `level` substitutions is found, the time is up, or
+        `stop` says so.
         """
         for case in self.model.goals:
             self._visit(case, {}, self.program.whole, None)
@@ -149,8 +159,10 @@ class Tree:
     def _visit(
         self, case: int, made: dict[int, int], part: Part, basis: Any, bound: float = -np.inf
     ) -> None:
-        """Solve one branch's program, or ask the model where few ways of writing are left; keep the
-        branch if it is not closed.
+        """Bound one branch, and keep it if it is not closed.
+
+        Its linear program is solved, or its inputs are run through the model where few of them are
+        left.
         """
         if self._settled() or self._listed(part):
             return
@@ -179,11 +191,14 @@ class Tree:
             )
 
     def _listed(self, part: Part) -> bool:
-        """Ask the model about every way of writing a part, where they are few and nothing else
-        moves; is the part settled so?
+        """Run the model on a part's inputs if they are few.
+
+        Numeric columns must not move besides. Returns whether the part is settled by this, or
+        belongs to a part that already is.
         """
         if any(part.within(other) for other in self.asked):
-            return True  # branches that differ in the network's choices alone hold the same points
+            # branches that differ only in the network's choices hold the same points
+            return True
         if not self._few(part):
             return False
         for points in part.of(self.region).neighbours(0):
@@ -197,8 +212,10 @@ class Tree:
         return True
 
     def _few(self, part: Part) -> bool:
-        """Are a part's ways of writing few, or soon asked beside the programs so far? Where those
-        get nowhere, asking costs no more than they did.
+        """Return whether a part has few enough inputs to run them all.
+
+        More are allowed the more programs were solved so far: where programs make no progress,
+        running the inputs costs no more than they did.
         """
         return self.region.numeric is None and part.ways <= max(
             _LISTED, _PACE * len(self.model.choices) * self.programs - self.words.asked
@@ -213,8 +230,10 @@ class Tree:
     def _divided(
         self, answer: Answer | None, goal: int, made: dict[int, int], part: Part, basis: Any
     ) -> list[tuple[dict[int, int], Part]]:
-        """Return the branches of the most promising choice, of the network or of a letter: of the
-        likely ones that whose programs rise most.
+        """Return the branches of the most promising choice.
+
+        The choice is one of the network or of a symbol: of the likely ones, that whose programs
+        rise most.
         """
         ways = [
             [({**made, i: c}, part) for c in range(len(self.model.choices[i].options))]
@@ -229,7 +248,10 @@ class Tree:
         return ways[int(np.argmax([self._worth(answer.value, goal, way, basis) for way in ways]))]
 
     def _letters(self, answer: Answer | None, part: Part) -> list[tuple[int, int]]:
-        """Return the letters whose shares move the goal most, or the first that may come."""
+        """Return the symbols whose shares in the solution move the goal most.
+
+        Where no symbol has a share, it is the first that is allowed.
+        """
         shares = (
             np.zeros_like(part.options, dtype=float)
             if answer is None or answer.delta is None
@@ -249,8 +271,9 @@ class Tree:
     def _worth(
         self, value: float, goal: int, way: list[tuple[dict[int, int], Part]], basis: Any
     ) -> float:
-        """Return the product of what the two least of a way's branches gain; no more than what
-        closes them counts.
+        """Return the product of the two smallest gains of a choice's branches.
+
+        Gains beyond what closes a branch do not count.
         """
         answers = [
             None
@@ -263,8 +286,9 @@ class Tree:
 
 
 class LetterSearch(PointSearch):
-    """The search for one point: within `lower` switches nothing is adversarial, and `words` holds
-    the example met.
+    """The search for one point under a `Substitutions` threat.
+
+    Within `lower` substitutions nothing is adversarial, and `words` holds the example found.
     """
 
     def __init__(self, tool: Settings, problem: Problem) -> None:
@@ -275,15 +299,17 @@ class LetterSearch(PointSearch):
         super().__init__(tool, problem, self.words)
 
     def climb(self, ends: float) -> None:
-        """One switch more at a time."""
+        """Raise the proved number of substitutions, one at a time."""
         for level in self._levels():
             if self.stop.is_set() or time.monotonic() >= ends or not self._proved(level, ends):
                 break
             self.lower = level
 
     def _levels(self) -> Iterator[float]:
-        """Yield the numbers of switches to prove, fewest first, below the example known by then;
-        the last that adds anything stands for all asked.
+        """Yield the numbers of substitutions to prove, fewest first.
+
+        They stay below the example known by then. The last number that adds any input stands for
+        all numbers up to the radius asked.
         """
         threat, level = self.problem.threat, torch.zeros(1, dtype=torch.float64)
         asked, widest = (
@@ -299,7 +325,7 @@ class LetterSearch(PointSearch):
             level = torch.full_like(level, within)
 
     def _proved(self, level: float, ends: float) -> bool:
-        """Does nothing within so many switches fool the model?"""
+        """Return whether nothing within so many substitutions fools the model."""
         start = Start.tightened(
             self.problem.at(level), CHECKED, steps=self.tool.steps, sharpen=self.tool.sharpen
         )
@@ -330,7 +356,7 @@ class LetterSearch(PointSearch):
         return self.stop.is_set()
 
     def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
-        """Yield the example met and the claim."""
+        """Yield the example found and the claim."""
         if self.words.example is not None:
             yield Attempt(
                 index, self.words.example, torch.zeros_like(index), torch.zeros_like(index)

@@ -1,5 +1,6 @@
-"""What is a mixed-integer program here? Rows and columns that the network satisfies, and the
-choices that make a relaxation exact.
+"""Mixed-integer programs: rows, columns, and choices between options.
+
+The network satisfies the rows and columns; the choices make the relaxation exact.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ Floats = NDArray[np.float64]
 
 
 class Option(NamedTuple):
-    """One way to choose: the row becomes an equation with `at` on the right, and column `z` lies
-    between `low` and `high` (none where z < 0).
+    """One option of a choice.
+
+    With it the row becomes an equation with `at` on the right, and column `z` lies between `low`
+    and `high` (no column where z < 0).
     """
 
     row: int
@@ -32,8 +35,10 @@ class Option(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Which straight piece, or which element of a window? `value` is the column of the result,
-    `members` those that it is made from; rows from `first` to `last` tie them together.
+    """A choice between linear pieces, or between the elements of a window.
+
+    `value` is the column of the result, `members` are the columns from which it is made; the rows
+    from `first` to `last` (exclusive) tie them together.
     """
 
     node: int
@@ -46,11 +51,14 @@ class Choice(NamedTuple):
 
 @dataclass(eq=False)
 class Model:
-    """Rows  low_row <= inputs @ delta + columns @ v <= high_row  and columns  low <= v <= high,
-    which hold for every admissible delta in real arithmetic.
+    """The mixed-integer program of a network over a region.
 
-    `inputs (R, d)`, `columns (R, C)`; `reach (d,)` is how far each feature can move; `goals` is the
-    column whose largest lower bound decides each case: where it is positive the case is safe.
+    It has the rows  low_row <= inputs @ delta + columns @ v <= high_row  and the columns  low <= v
+    <= high, which hold for every admissible perturbation delta in real arithmetic.
+
+    `inputs` is (R, d), `columns` is (R, C), both sparse; `reach (d,)` is how far each feature can
+    move. `goals` gives for each case the column that decides it: where its minimum is positive, the
+    case is safe.
     """
 
     graph: Graph
@@ -64,23 +72,25 @@ class Model:
     goals: dict[int, int]
     choices: tuple[Choice, ...]
     sources: dict[int, tuple[int, int]]
-    """By column: the number and the element of it that a choice's member is."""
+    """For the columns of choices' members: the value's number in the graph, and the element."""
     defined: NDArray[np.int64]
-    """By column: the row that says what it is made of, (C,); -1 for results of choices, and for
-    cases of several margins.
+    """The row that defines each column as an affine function, (C,).
+
+    It is -1 for results of choices, and for cases of several margins.
     """
     own_rows: int
-    """The number of rows that describe the network; those behind them are the threat's own
-    constraints.
+    """Number of rows that describe the network.
+
+    Those behind them are the threat's own constraints.
     """
 
     @cached_property
     def sizes(self) -> tuple[Any, Any]:
-        """The absolute values of `inputs` and `columns`."""
+        """Absolute values of `inputs` and `columns`."""
         return abs(self.inputs), abs(self.columns)
 
     def chosen(self, ends: Ends) -> list[int] | None:
-        """Return the row of each choice that is an equation, None if one is open."""
+        """Return each choice's row that is an equation, or None if one is open."""
         rows = [
             [o.row for o in c.options if ends.low_row[o.row] == ends.high_row[o.row]]
             for c in self.choices
@@ -88,8 +98,9 @@ class Model:
         return [r[0] for r in rows] if all(rows) else None
 
     def of_values(self, values: list[Tensor]) -> Floats:
-        """Return the columns of the choices' members, and 0 elsewhere, from the network's numbers
-        at one point.
+        """Return the columns at one point, given the network's values there.
+
+        Only the columns of the choices' members are set; the others are 0.
         """
         v = np.zeros(self.columns.shape[1])
         for column, (number, element) in self.sources.items():
@@ -97,8 +108,9 @@ class Model:
         return v
 
     def values_of(self, v: Floats) -> Floats:
-        """Return what the choices' results would be in the network, given the columns of their
-        members, (choices,).
+        """Return the choices' results in the network, (choices,).
+
+        They are computed from the columns of the choices' members.
         """
         found = np.empty(len(self.choices))
         for node, places, members in self._groups:
@@ -108,7 +120,7 @@ class Model:
         return found
 
     def pattern(self, v: Floats) -> list[int]:
-        """Return for each choice the option that the columns of its members are in."""
+        """Return for each choice the option in which its members lie."""
         chosen = []
         for choice in self.choices:
             z = v[list(choice.members)]
@@ -126,8 +138,9 @@ class Model:
 
     @property
     def _groups(self) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """The choices by node: their places, and their members, a short list filled up with its
-        first.
+        """The choices grouped by node: their places, and their members.
+
+        A shorter list of members is padded with its first.
         """
         if not self._grouped:
             for node in dict.fromkeys(c.node for c in self.choices):
@@ -145,7 +158,7 @@ class Model:
 
 
 class Ends(NamedTuple):
-    """The ends of all rows and columns under some choices."""
+    """Lower and upper ends of all rows and columns under some choices."""
 
     low_row: Floats
     high_row: Floats
@@ -154,7 +167,7 @@ class Ends(NamedTuple):
 
 
 def ends_of(model: Model, made: Mapping[int, int]) -> Ends:
-    """Return the ends of rows and columns after the choices `made`: choice -> option."""
+    """Return the ends of rows and columns after choices: choice -> option."""
     ends = Ends(model.low_row.copy(), model.high_row.copy(), model.low.copy(), model.high.copy())
     for place, chosen in made.items():
         option = model.choices[place].options[chosen]

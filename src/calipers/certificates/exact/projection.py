@@ -1,16 +1,17 @@
-"""What is the nearest point of a piece of the network at which a margin is 0? A projection onto a
-polyhedron, by Newton's method on its dual.
+"""The nearest point of a linear region at which a margin is 0.
 
-With all choices made every column is an affine function of the offset, v = P delta + q, and what is
-left of the model is a handful of rows G delta <= h: the ends of the pieces, and the margin. The
-shortest offset in them and in the box has the dual
+It is a projection onto a polyhedron, found by Newton's method on its dual.
+
+With all choices made every column is an affine function of the perturbation, v = P delta + q, and
+what is left of the model is a handful of rows G delta <= h: the ends of the linear pieces, and the
+margin. The shortest perturbation that satisfies them inside the box has the dual
 
     max over lambda >= 0 of   sum_i w_i^2 delta_i^2 / 2 + <lambda, G delta - h>,
     delta = clip(-G^T lambda / w^2),
 
-a concave function of straight and square pieces, whose Newton steps end at the solution itself. The
-multipliers of the model's own rows follow from lambda by one linear system, so what is found is
-proved like every other bound.
+a concave, piecewise linear-quadratic function, on which Newton's method ends at the solution
+itself. The multipliers of the model's own rows follow from lambda by one linear system, so what is
+found is proved like every other bound.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from scipy.sparse.linalg import splu
 from calipers.certificates.exact.model import Ends, Floats, Model
 
 _STEPS, _HALVINGS = 80, 25
-# of a row's scale, by which it may be broken; where no step leads higher
+# share of a row's scale by which it may be violated; and where no step improves the dual value
 _SETTLED, _NEARLY = 1e-10, 1e-7
-_FAR = 4.0  # times the radius squared: farther than that nobody asks for
+_FAR = 4.0  # times the radius squared: points that are farther are of no use
 
 
 class Nearest(NamedTuple):
-    """The shortest offset and the columns there; multipliers of the model's rows for half of its
-    squared length, of which a unit of the goal costs `price`.
+    """The shortest perturbation, and multipliers that prove its length.
+
+    `columns` are the columns there. The multipliers are those of the model's rows for half of the
+    squared length, and `price` is the multiplier of the goal in it.
     """
 
     delta: Floats
@@ -41,14 +44,14 @@ class Nearest(NamedTuple):
 
 
 class Piece:
-    """A model with all choices made, as rows over the offset alone."""
+    """A model with all choices made, as rows over the perturbation alone."""
 
     def __init__(self, model: Model, ends: Ends, chosen: list[int]) -> None:
         self.model, self.ends = model, ends
         defined = model.defined.copy()
         for choice, row in zip(model.choices, chosen, strict=True):
             defined[choice.value] = row
-        # columns that are affine functions; of cases of several margins only the margins are
+        # columns that are affine functions; the column of a case of several margins is not
         self.own = np.flatnonzero(defined >= 0)
         self.rows = defined[self.own]
         self.solver = splu(sparse.csc_matrix(model.columns[self.rows][:, self.own]))
@@ -60,10 +63,11 @@ class Piece:
     def nearest(
         self, goal: int, square: Floats, low: Floats, high: Floats, radius: float
     ) -> Nearest | None:
-        """Return the nearest offset where the goal is at most 0, None if the search did not settle.
+        """Return the nearest perturbation with a goal of at most 0.
 
-        Where there is none within a few radii, what the multipliers prove of nothing at all:
-        `price` 0, or more than the offset is long.
+        None if the search did not converge. Where there is no such perturbation within a few radii,
+        the multipliers prove either how far the linear region itself is, whatever the goal (`price`
+        0), or a distance larger than the length of `delta`.
         """
         members = [goal] if goal in self.place else self._members(goal)
         limits = [(1.0, column, -1, 0.0) for column in members] + self._limits()
@@ -89,7 +93,7 @@ class Piece:
         )
 
     def _members(self, goal: int) -> list[int]:
-        """Return the margins that a case's column lies above."""
+        """Return the columns of the margins above which a case's column lies."""
         rows = self.model.columns[:, [goal]].nonzero()[0]
         return [int(c) for c in np.unique(self.model.columns[rows].nonzero()[1]) if c != goal]
 
@@ -103,10 +107,11 @@ class Piece:
         )
 
     def _limits(self) -> list[tuple[float, int, int, float]]:
-        """Return the ends of the piece, (sign, column or -1, row or -1, end) for sign * value <=
-        sign * end.
+        """Return the ends of the linear region.
 
-        A function's lines and the ends that a column has over the whole region hold by themselves.
+        Each is (sign, column or -1, row or -1, end) for sign * value <= sign * end. A function's
+        relaxation lines, and the ends that a column has over the whole region, hold by themselves
+        and are left out.
         """
         model, ends, found = self.model, self.ends, list[tuple[float, int, int, float]]()
         for column in self.own.tolist():
@@ -141,8 +146,10 @@ class Piece:
         weights: Floats,
         price: float,
     ) -> Floats:
-        """Return y with  price * goal - y rows - left v  free of columns, where `left` is on the
-        columns that end: see `bound_of`.
+        """Return the multipliers y of the model's rows.
+
+        They make  price * goal - y rows - left v  free of columns, where `left` is on the columns
+        that end: see `bound_of`.
         """
         y, left = np.zeros(len(self.ends.low_row)), np.zeros(self.model.columns.shape[1])
         left[goal] = price
@@ -165,11 +172,12 @@ class Piece:
 def projected(
     matrix: Floats, ends: Floats, square: Floats, low: Floats, high: Floats, far: float
 ) -> tuple[Floats, Floats] | None:
-    """Return the smallest offset, of sum square_i delta_i^2, with matrix @ delta <= ends within the
-    box, and the rows' multipliers; None if not settled.
+    """Return the smallest perturbation that satisfies rows and box.
 
-    Ends early with a dual value above `far` / 2: nothing is nearer than that. matrix (m, d); Cost:
-    a product (m, d) (d, m) a step, seldom more than twenty.
+    It minimises sum square_i delta_i^2 subject to matrix @ delta <= ends; the rows' multipliers are
+    returned too. None if it did not converge. It ends early with a dual value above `far` / 2,
+    which shows that no solution is nearer than that. Cost for matrix (m, d): a product (m, d) (d,
+    m) a step, seldom more than twenty steps.
     """
     weights, scale = np.zeros(len(ends)), 1 + np.abs(ends)
 

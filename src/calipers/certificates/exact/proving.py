@@ -1,16 +1,18 @@
-"""Does nothing adversarial lie within r? Branch on the choices until every linear program's
-multipliers prove it, in rounded arithmetic.
+"""Proofs that nothing adversarial lies within a radius.
 
-A linear program's multipliers y are a proof whatever made them: with row ends L, U and columns of
-ends l, u
+The tree branches on the model's choices until the multipliers of every linear program prove its
+branch, in rounded arithmetic.
+
+A linear program's multipliers y are a proof, whatever computed them: with rows ending at L, U and
+columns at l, u
 
     min c v  >=  sum_i min(y_i L_i, y_i U_i) + sum_j min over [l_j, u_j] of (c - A^T y)_j v_j
         for every y    (Neumaier and Shcherbina 2004),
 
-and the part of the input is the fall of a linear function over the threat's own region, as for
+and the part of the input is how far a linear function can fall over the threat's own region, as for
 every other bound. So the sum is a function of the radius, and where it is above 0 the branch is
 closed: no tolerance of a solver enters. A branch that is not closed still has a radius up to which
-it is.
+it is proved.
 """
 
 from __future__ import annotations
@@ -33,22 +35,24 @@ from calipers.problem.norms import support_rounding
 from calipers.problem.region import Region
 
 _LAST = 4  # roundings of the last sums of a bound, which cannot change its sign
-_GRID = 8  # radii looked at at once, for the largest that is proved
+_GRID = 8  # radii tried at once, in the search for the largest that is proved
 # and more around where the chord is 0, in shares of what is left
 _NEAR = np.array([-1e-1, -1e-2, -1e-3, -1e-4, -1e-6, -1e-8, -1e-10, 1e-10, 1e-8, 1e-6])
-_STEPS, _SETTLED = 20, 1e-11  # Newton's, on a function of straight pieces
+_STEPS, _SETTLED = 20, 1e-11  # of Newton's method, on a piecewise linear function
 _OUT = 1e-6  # share of the radius by which a point found there may be farther
 _ABOVE = 1e-9  # a margin that is above 0 by more than the solver's tolerance
-# instead of a branch's next choice: all are made; its program has not been solved
+# in place of a branch's next choice: all are made; or its program has not been solved yet
 _NONE, _UNSEEN = -1, -2
-_WIDE = 3  # programs for a branch left open: with fewer than that, nothing closes
-_ROUGH, _FINE = 2, 8  # rounds of that: to tell branches apart, and to the last digit
+_WIDE = 3  # programs solved for each open branch: with fewer, hardly any branch was closed
+_ROUGH, _FINE = 2, 8  # rounds of the search for a radius: to rank branches; to the last digit
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """What multipliers prove: within radius r the goal is at least `constant` minus the fall of
-    <slope, delta> over the region of that radius.
+    """A lower bound of the goal that multipliers prove, for any radius.
+
+    Within radius r the goal is at least `constant` minus how far <slope, delta> can fall over the
+    region of that radius.
     """
 
     constant: float
@@ -61,29 +65,31 @@ class Bound:
         many = self.region.take(torch.zeros(len(radii), dtype=torch.long)).at(
             torch.from_numpy(radii)
         )
-        # The plain region's: its rows say already what further constraints there are.
+        # The plain region's fall: further constraints are already among the model's rows.
         fall = Region.fall(
             many, torch.from_numpy(self.slope).expand(len(radii), 1, -1), torch.arange(len(radii))
         )
         return (self.constant - fall.value[:, 0] - self.gamma * fall.terms[:, 0]).numpy()
 
     def below(self, radius: float) -> float:
-        """Return the bound at a radius as a number that the goal is not below, not only one of its
-        sign.
+        """Return a bound at a radius that is sound as a number.
+
+        `at` is only meant for its sign; here the rounding of the last sums is taken off too.
         """
         bound = float(self.at(np.array([radius]))[0])
         return bound - _LAST * np.finfo(float).eps * (abs(self.constant) + abs(bound))
 
     def reach(self, most: float, rounds: int = _FINE) -> tuple[float, float]:
-        """Return two radii close to each other, of which the bound is positive at the smaller one,
-        and not at the larger one unless that is `most`.
+        """Return two close radii between which the bound reaches 0.
+
+        The bound is positive at the smaller one, and not at the larger one unless that is `most`.
         """
         if not self.constant > 0:
             return 0.0, 0.0
         low, high, left, right = 0.0, most, self.constant, float("nan")
         for _ in range(rounds):
-            # The bound is convex in the radius, so the chord's zero is above it, and near it where
-            # both ends are near.
+            # The bound is convex in the radius, so the zero of the chord is no smaller than that of
+            # the bound, and near it where both ends are near.
             guess = low + (high - low) * left / (left - right) if right < 0 else high
             near = guess + (high - low) * _NEAR
             radii = np.unique(
@@ -105,11 +111,11 @@ class Bound:
 def bound_of(
     model: Model, answer: Answer, ends: Ends, region: Region, arithmetic: Arithmetic
 ) -> Bound:
-    """Return what an answer's multipliers prove about its goal (times its sign), the rounding of
-    every sum taken off.
+    """Return what an answer's multipliers prove about its goal.
 
-    Without a goal, what they prove about nothing at all: where that is above 0 the rows contradict
-    each other.
+    The goal is taken times the answer's sign, and the rounding of every sum is taken off. For an
+    answer without a goal it is the bound of 0 that the multipliers prove: where that is above 0,
+    the rows contradict each other.
     """
     y = answer.multipliers
     y = np.where(
@@ -139,8 +145,10 @@ def bound_of(
 
 
 class Zero(NamedTuple):
-    """Where a branch's smallest margin reaches 0: a radius up to which that is proved not to be so,
-    nearly the one where it is, and an offset there.
+    """Where a branch's smallest margin reaches 0.
+
+    `proved` is a radius up to which it is proved not to, `near` is nearly the radius where it does,
+    and `delta` is a perturbation there.
     """
 
     proved: float
@@ -151,12 +159,11 @@ class Zero(NamedTuple):
 def zero_of(
     program: Program, arithmetic: Arithmetic, region: Region, goal: int, ends: Ends, top: float
 ) -> Zero | None:
-    """Return where the goal of a branch reaches 0 by Newton's method, None where it does not within
-    `top` or the solver has no answer.
+    """Return where the goal of a branch reaches 0, by Newton's method.
 
-    The smallest goal is a convex function of the radius, so the first step lands below the zero and
-    the others rise to it; a radius too small for the branch to have a point is left by what proves
-    that.
+    None where it does not within `top`, or the solver has no answer. The smallest goal is a convex
+    function of the radius, so the first step lands below the zero and the others rise to it. A
+    radius too small for the branch to contain a point is left by the multipliers that prove this.
     """
     radius, proved, delta = top, 0.0, np.zeros(program.model.inputs.shape[1])
     for _ in range(_STEPS):
@@ -171,17 +178,19 @@ def zero_of(
         )
         proved, settled = max(proved, low), abs(high - radius) <= _SETTLED * top
         if settled or (high <= radius < top):
-            # A piece may begin beyond where its margin would reach 0: then its nearest point is
-            # where it begins.
+            # A linear region may begin beyond where its margin would reach 0: then its nearest
+            # point is where it begins.
             return Zero(proved, max(proved, radius if answer.columns is None else high), delta)
         radius = max(high, proved)
     return Zero(proved, radius, delta)
 
 
 class Node(NamedTuple):
-    """A branch that is open: the radius up to which it is proved, the goal's case, the choices made
-    and the next one to make, and where its program ended: its basis, the smallest goal, and what
-    the relaxation loses there at the next choice.
+    """An open branch of the search tree.
+
+    It holds the radius up to which it is proved, the goal's case, the choices made and the next one
+    to make, and how its program ended: its basis, the smallest goal, and what the relaxation loses
+    there at the next choice.
     """
 
     reach: float
@@ -195,15 +204,17 @@ class Node(NamedTuple):
 
 
 Meet = Callable[[Floats, dict[int, int] | None], float | None]
-"""Told of an offset that a program ended at, with the choices if all are made; returns a smaller
-radius to prove if an example was found, else None.
+"""Called with a program's solution delta, and with the choices if all are made.
+
+It returns a smaller radius to prove if an example was found, else None.
 """
 
 
 @dataclass(eq=False)
 class Tree:
-    """The branches of one point's model. `target` is the radius to prove; it may fall on the way,
-    as nearer examples are met.
+    """The search tree of one point's model.
+
+    `target` is the radius to prove; it may fall during the search, when nearer examples are found.
     """
 
     model: Model
@@ -213,12 +224,12 @@ class Tree:
     meet: Meet | None = None
     look: int = 8
     ends: float = np.inf
-    """When programs give up, until `grow` says otherwise."""
+    """When programs give up, until `grow` sets another time."""
     open: list[tuple[float, int, Node]] = field(default_factory=list)
     stuck: float = np.inf
-    """The least radius of a branch without a choice left that could not be closed."""
+    """Least radius proved of a branch with no choice left that could not be closed."""
     doing: float = np.inf
-    """The radius of the branch that is being divided: an interrupt must not lose it."""
+    """Radius proved of the branch that is being divided, so that an interrupt does not lose it."""
     programs: int = 0
     costs: PseudoCosts = field(default_factory=PseudoCosts)
     _numbers: Any = field(default_factory=itertools.count)
@@ -229,8 +240,9 @@ class Tree:
         self.begin([(case, {}, 0.0) for case in self.model.goals])
 
     def begin(self, branches: list[tuple[int, dict[int, int], float]]) -> None:
-        """Begin anew with these branches, (case, choices made, radius up to which it is proved):
-        all that is not closed up to the target.
+        """Restart from the given branches, which are all that is not closed.
+
+        Each is (case, choices made, radius up to which it is proved).
         """
         self.open.clear()
         self.stuck = np.inf
@@ -239,15 +251,17 @@ class Tree:
 
     @property
     def unsettled(self) -> bool:
-        """Is a branch open that is not proved up to the target? (The target may have fallen below
-        what others are proved to.)
+        """Whether a branch is open that is not proved up to the target.
+
+        The target may have fallen below the radii to which other branches are proved.
         """
         return bool(self.open) and self.open[0][0] < self.target
 
     @property
     def branches(self) -> list[tuple[int, dict[int, int]]] | None:
-        """The branches that are open, (case, choices made); None where one that has no choice left
-        is beyond proof by programs.
+        """The open branches, (case, choices made).
+
+        None where one that has no choice left could not be proved by programs.
         """
         return (
             [(node.case, node.made) for _, _, node in self.open if node.reach < self.target]
@@ -257,16 +271,17 @@ class Tree:
 
     @property
     def left(self) -> dict[int, tuple[float, int]]:
-        """The cases that have open branches: the radius up to which each is proved, and how many
-        they are.
-        """
+        """For each case with open branches: the radius proved, and their number."""
         held: dict[int, list[float]] = {}
         for reach, _, node in self.open:
             held.setdefault(node.case, []).append(reach)
         return {case: (min(reaches), len(reaches)) for case, reaches in held.items()}
 
     def raise_to(self, case: int, reach: float) -> None:
-        """Take over what was proved of a whole case elsewhere: what lacks that still stays open."""
+        """Take over a radius that was proved elsewhere for a whole case.
+
+        Branches that are still not proved up to the target stay open.
+        """
         raised = [
             node._replace(reach=max(node.reach, reach)) if node.case == case else node
             for _, _, node in self.open
@@ -276,17 +291,18 @@ class Tree:
 
     @property
     def wide(self) -> bool:
-        """Is a large share of what programs were solved for still open?"""
+        """Whether a large share of the branches with solved programs is open."""
         return len(self.open) * _WIDE >= self.programs
 
     @property
     def proved(self) -> float:
-        """The radius within which nothing lies, by all that is closed and all that is open."""
+        """The radius proved by all branches together, closed and open."""
         return min([self.target, self.stuck, self.doing, *(reach for reach, _, _ in self.open[:1])])
 
     def grow(self, ends: float, stop: Callable[[], bool] = lambda: False) -> float:
-        """Branch until everything is closed up to the target, the time `ends` has come, or `stop`
-        says so; return the radius proved.
+        """Branch until all is closed up to the target; return the radius proved.
+
+        It ends before when the time `ends` has come, or `stop` says so.
         """
         self.program.ends = ends
         while self.unsettled and time.monotonic() < ends and not stop():
@@ -304,8 +320,10 @@ class Tree:
         return self.proved
 
     def _visit(self, case: int, made: dict[int, int], reach: float, basis: Any) -> float:
-        """Solve one branch's program, again where it leads to a nearer example, and keep the branch
-        if it is not closed. Return its smallest goal, or NaN.
+        """Solve one branch's program, and keep the branch if it is not closed.
+
+        The program is solved again where its solution leads to a nearer example. Returns its
+        smallest goal, or NaN.
         """
         ends, whole, nearer = ends_of(self.model, made), len(made) == len(self.model.choices), True
         while nearer:
@@ -349,7 +367,7 @@ class Tree:
         return np.nan if answer is None else answer.value
 
     def _met(self, answer: Answer, made: dict[int, int] | None) -> bool:
-        """Tell of the point that a program ended at; is the target smaller for it?"""
+        """Report a program's solution; return whether the target fell for it."""
         radius = (
             None if self.meet is None or answer.delta is None else self.meet(answer.delta, made)
         )
@@ -367,10 +385,11 @@ class Tree:
     def _split(
         self, answer: Answer | None, case: int, made: dict[int, int], basis: Any
     ) -> tuple[int, float]:
-        """Return the choice to make next, of the likely ones that whose programs rise most as far
-        as is known, and what the relaxation loses there.
+        """Return the next choice to make, and the relaxation's loss at it.
+
+        Of the likely choices it is the one whose programs rise most as far as is known.
         """
-        # round balls' programs take too long for looking ahead
+        # programs over Euclidean balls take too long for strong branching
         likely = likely_choices(self.model, answer, made, 1 if self.program.round else self.look)
         if answer is None or answer.columns is None or not np.isfinite(answer.value):
             return likely[0], 0.0
@@ -388,7 +407,7 @@ class Tree:
     def _look(
         self, answer: Answer, case: int, made: dict[int, int], choice: int, basis: Any, gap: float
     ) -> None:
-        """Solve the programs of a choice's options, and note what they rise."""
+        """Solve the programs of a choice's options, and record their rises."""
         for chosen in range(len(self.model.choices[choice].options)):
             self.programs += 1
             found = self.program.solve(

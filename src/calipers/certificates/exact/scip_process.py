@@ -1,10 +1,10 @@
-"""What does SCIP make of a network's program? Asked in a process of its own, which can be ended at
-any time and whose faults stay its own.
+"""SCIP on a network's program, in a process of its own.
 
-The program is the model's rows over offsets within the radius, a binary for each option of a
-choice, and the distance to be least; a row that an option closes is opened by a constant otherwise.
-What comes back are points and the branches that SCIP's search tree ended in. Both are hints: nobody
-believes them.
+The process can be ended at any time, and its faults do not reach the caller. The program consists
+of the model's rows over perturbations within the radius, a binary for each option of a choice, and
+the distance as its objective; the row of an option is relaxed by a big-M constant where another
+option is chosen. What comes back are points and the branches in which SCIP's search tree ended.
+Both are hints, which are not trusted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_THIN = 1e-9  # a row whose ends are nearer to each other than that is an equation
+_THIN = 1e-9  # a row whose two ends are no farther apart counts as an equation
 _SETTINGS: dict[str, Any] = {
-    "misc/catchctrlc": False,  # who asks is interrupted, and ends this process
-    # rows are tight as they are, and branches must be those of the choices given
+    "misc/catchctrlc": False,  # the caller is interrupted, and ends this process
+    # rows are tight already, and branches must be those of the given choices
     "presolving/maxrounds": 0,
     "presolving/maxrestarts": 0,
     "limits/gap": 1e-4,  # hints need no more
-    # Smooth sub-programs cost two thirds of a search over a round ball, and cuts more than they
-    # save.
+    # Nonlinear sub-programs take two thirds of a search over a Euclidean ball, and cuts take more
+    # time than they save.
     **dict.fromkeys(
         [
             "heuristics/subnlp/freq",
@@ -43,9 +43,11 @@ _SETTINGS: dict[str, Any] = {
 
 
 class Way(NamedTuple):
-    """One option of a choice: row `row` becomes an equation with `at` on the right, and may else
-    stand `below` or `above` that by so much; column `z` lies between `low` and `high` (none where z
-    < 0).
+    """One option of a choice, with big-M constants.
+
+    With it the row `row` becomes an equation with `at` on the right; otherwise it may be below `at`
+    by `below` or above it by `above`. Column `z` lies between `low` and `high` (no column where z <
+    0).
     """
 
     row: int
@@ -58,9 +60,12 @@ class Way(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Rows low_row <= inputs @ delta + columns @ v <= high_row, low <= v <= high; |delta| within
-    `radius` in the norm of exponent `power` (1, 2, inf) with `weight`, and within `floor` and
-    `ceiling`; for each column of `goals`: how near is a point where it is at most 0?
+    """What SCIP is asked: a model, a ball, and the goals.
+
+    The rows are low_row <= inputs @ delta + columns @ v <= high_row, with low <= v <= high. |delta|
+    is within `radius` in the norm of exponent `power` (1, 2, inf) with `weight`, and delta within
+    `floor` and `ceiling`. For each column of `goals` the question is how near a point is where it
+    is at most 0.
     """
 
     inputs: Any
@@ -80,8 +85,10 @@ class Question(NamedTuple):
 
 
 class Hints(NamedTuple):
-    """For one goal: the nearest offset met (None: none), the bound that SCIP says, and the branches
-    that its tree ended in: choice -> option.
+    """What SCIP says about one goal.
+
+    It is the nearest perturbation found (None: none), the lower bound on the distance that SCIP
+    claims, and the branches in which its tree ended, choice -> option.
     """
 
     goal: int
@@ -89,28 +96,28 @@ class Hints(NamedTuple):
     distance: float
     branches: list[dict[int, int]]
     length: float = np.inf
-    """Of the offset, as SCIP says."""
+    """Length of the perturbation, as SCIP says."""
 
 
 def serve() -> None:
-    """Read a question from the standard input, write the hints to the standard output as they
-    come.
-    """
+    """Read a question from stdin, and write the hints to stdout as they come."""
     question: Question = pickle.load(sys.stdin.buffer)
-    out, sys.stdout = sys.stdout.buffer, sys.stderr  # only hints may stand in the output
+    out, sys.stdout = sys.stdout.buffer, sys.stderr  # only hints may be in the output
     ends, radius = time.monotonic() + question.seconds, question.radius
     for goal in question.goals:
         if time.monotonic() > ends:
             break
         hints = _Program(question, goal, radius).hints(goal, ends - time.monotonic())
-        radius = min(radius, hints.length)  # not the bound: that is near 0 where the time was up
+        radius = min(radius, hints.length)  # not SCIP's bound, which is near 0 after a time-out
         pickle.dump(hints, out)
         out.flush()
 
 
 class _Program:
-    """SCIP's program: offsets in shares of the radius, u = weight * delta / radius, so that nothing
-    depends on the data's units.
+    """SCIP's program for one goal.
+
+    Perturbations are in shares of the radius, u = weight * delta / radius, so that nothing depends
+    on the data's units.
     """
 
     def __init__(self, question: Question, goal: int, radius: float) -> None:
@@ -143,7 +150,10 @@ class _Program:
             self._choice(place, ways)
 
     def _ball(self) -> None:
-        """Say that the distance, squared for l2, is no less than the offset's length."""
+        """Require the distance variable to be at least the norm of u.
+
+        For l2 it is at least the squared norm.
+        """
         power, add = self.question.power, self.model.addVar
         if power == 2:
             self.model.addCons(self.sum(u * u for u in self.offsets.values()) <= self.distance)
@@ -184,7 +194,10 @@ class _Program:
                 self.model.addCons(self._row(row) <= high)
 
     def _choice(self, place: int, ways: list[Way]) -> None:
-        """Give each option a binary, of which one is 1; two options share one."""
+        """Add a binary for each option, of which exactly one is 1.
+
+        Two options share one binary.
+        """
         chosen = list[Any]()
         for k in range(len(ways)):
             if len(ways) == 2 and k == 1:
@@ -208,7 +221,7 @@ class _Program:
                 self.model.addCons(z <= min(way.high, high) * b + high * (1 - b))
 
     def hints(self, goal: int, seconds: float) -> Hints:
-        """Solve, and say what came out."""
+        """Solve the program, and return the hints."""
         ended = _ended(self.model)
         self.model.setParam("limits/time", max(0.01, seconds))
         self.model.optimize()
@@ -223,8 +236,9 @@ class _Program:
         return Hints(goal, delta, told, [self._made(path) for path in ended.paths], length)
 
     def _made(self, path: list[tuple[str, float, bool]]) -> dict[int, int]:
-        """Return the choices that a branch made: (name of the binary, its bound, whether that is a
-        lower one).
+        """Return the choices that a branch made.
+
+        The path is (name of the binary, its bound, whether that is a lower one).
         """
         made = {}
         for name, bound, lower in path:
@@ -242,7 +256,7 @@ def _entries(matrix: Any, row: int) -> list[tuple[int, float]]:
 
 
 def _ended(model: Any) -> Any:
-    """Return what keeps the paths to the nodes that a search ends in."""
+    """Return an event handler that keeps the paths to the search's leaves."""
     from pyscipopt.scip import PY_SCIP_EVENTTYPE, Eventhdlr
 
     kinds = (PY_SCIP_EVENTTYPE.NODEINFEASIBLE, PY_SCIP_EVENTTYPE.NODEFEASIBLE)

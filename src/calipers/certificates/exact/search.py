@@ -1,5 +1,6 @@
-"""What do all exact searches for one point share? Two ends: `lower` is proved, `met.nearest` is an
-example's distance; never the one above the other.
+"""What all exact searches for one point share: two bounds on its distance.
+
+`lower` is proved, `met.nearest` is the distance of an example; the first never exceeds the second.
 """
 
 from __future__ import annotations
@@ -22,54 +23,55 @@ _TOLD = 0.2  # seconds between two calls of `watch`
 
 
 class Settings(Protocol):
-    """What the tool that asks says of how to search."""
+    """What a tool sets for its searches."""
 
     @property
     def seconds(self) -> float:
-        """How long."""
+        """Time for one point, in seconds."""
 
     @property
     def steps(self) -> int:
-        """Of ascent on margins, for each number of switches."""
+        """Steps of ascent on margins, for each number of substitutions."""
 
     @property
     def sharpen(self) -> int:
-        """Of ascent on boxes."""
+        """Steps of ascent on the bounds of intermediate values."""
 
     @property
     def look(self) -> int:
-        """How many likely choices of the network, and as many letters, are compared before one is
-        made.
+        """Number of likely choices compared before one is made.
+
+        They are choices of the network, and as many symbols.
         """
 
     @property
     def first(self) -> int:
-        """How many programs are solved before ascents take over."""
+        """Number of programs solved before ascents take over."""
 
     @property
     def hints(self) -> str:
-        """Of which solver hints are taken."""
+        """Name of the solver whose hints are taken."""
 
     @property
     def attack(self) -> Startable | None:
-        """What finds a first example."""
+        """Attack that finds a first example."""
 
     @property
     def watch(self) -> Callable[[str, float, float], None] | None:
-        """Who is told both ends as they move."""
+        """Function that is told both bounds as they change."""
 
 
 class Met(Protocol):
-    """The examples met on the way."""
+    """The examples found during a search."""
 
     nearest: float
 
     def propose(self, point: Tensor) -> object:
-        """Take over an example found elsewhere (1, *D), if it is one."""
+        """Keep a point (1, *D) found elsewhere, if it is an adversarial example."""
 
 
 class PointSearch(ABC):
-    """The search for one point, which a thread runs and another may stop."""
+    """The search for one point, which one thread runs and another may stop."""
 
     def __init__(self, tool: Settings, problem: Problem, met: Met) -> None:
         self.tool, self.problem, self.met = tool, problem, met
@@ -78,15 +80,19 @@ class PointSearch(ABC):
 
     @abstractmethod
     def climb(self, ends: float) -> None:
-        """Raise `lower` until both ends meet, the time `ends` has come or somebody says stop."""
+        """Raise `lower` until it meets the example, or the search must end.
+
+        It ends when the time `ends` has come, or when `stop` is set.
+        """
 
     @abstractmethod
     def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
         """Yield the examples found and the claim."""
 
     def run(self) -> None:
-        """Search until both ends meet, the time is up or somebody says stop; raise `Contradiction`
-        if what is proved stands above an example.
+        """Search until both bounds meet, the time is up, or `stop` is set.
+
+        Raises `Contradiction` if the proved bound is not below the distance of an example.
         """
         self.begun, ends = True, time.monotonic() + self.tool.seconds
         with torch.no_grad(), plain_sums():
@@ -96,7 +102,7 @@ class PointSearch(ABC):
                 )
                 > 0
             ):
-                return  # no distance to measure
+                return  # the model is wrong at the point itself
             if self.tool.attack is not None:
                 for attempt in self.tool.attack(self.problem):
                     self.met.propose(attempt.candidate)
@@ -109,7 +115,7 @@ class PointSearch(ABC):
             )
 
     def tell(self) -> None:
-        """Tell who watches, now and then."""
+        """Call `watch`, at most every 0.2 seconds."""
         if self.tool.watch is not None and time.monotonic() > self.told + _TOLD:
             self.told = time.monotonic()
             self.tool.watch(self.problem.names[0], self.lower, self.met.nearest)

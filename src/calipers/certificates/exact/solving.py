@@ -1,14 +1,15 @@
-"""Where is the margin smallest, once some choices are made? Linear programs over a ball, solved by
-HiGHS from where the last one ended.
+"""Linear programs for the smallest margin once some choices are made.
 
-Nothing here is believed: what a program returns is multipliers, of which `exact.proving` makes
-bounds by itself, and points, which are asked of the network. A ball is a box, or a budget that
-rising and falling features share (their offset is split in two). A round one has no linear rows.
-Where a point stands outside it, the shortest offset that the network cannot tell from it says in
-which direction, and a row that ends the ball there is added: a combination of the model's few rows,
-so a dozen do where tangents at the points took thousands. Where all choices are made the nearest
-point of margin 0 is asked for instead, by projection (exact.projection), whose multipliers are as
-good.
+They are over a norm ball, and are solved by HiGHS from where the last one ended (warm start).
+
+Nothing here is trusted: a program returns multipliers, of which `exact.proving` makes bounds by
+itself, and points, which are run through the network. An linf ball is a box; an l1 ball is a budget
+that rising and falling features share (their perturbation is split in two). A Euclidean ball is no
+finite set of linear rows. Where a point is outside of it, the shortest perturbation that the
+network's rows cannot tell from it gives a direction, and a row that limits the ball in this
+direction is added: it is a combination of the model's few rows, so a dozen are enough where
+tangents at the points took thousands. Where all choices are made, the nearest point of margin 0 is
+computed instead, by projection (`exact.projection`), whose multipliers serve as well.
 """
 
 from __future__ import annotations
@@ -36,19 +37,22 @@ _SETTINGS: dict[str, Any] = {
     "dual_feasibility_tolerance": 1e-9,
 }
 _PATIENCE = (
-    30.0  # seconds for one program: most take a hundredth of that, but the first of a wide network
+    30.0  # seconds for one program: most take a hundredth of it, but not a wide network's first
 )
-_ROUND = 1e-9  # share of the radius that a point may stand out of a round ball
-_STEPS, _INSIDE = 15, 1e-11  # Newton's, to the shortest offset; of what the rows see
+_ROUND = 1e-9  # share of the radius by which a point may be outside a Euclidean ball
+# of Newton's method to the shortest perturbation; its tolerance, relative to the rows' values
+_STEPS, _INSIDE = 15, 1e-11
 _ENOUGH, _HELD = 12, 400  # rows added for one program, and held in all
 
 
 class Answer(NamedTuple):
-    """What a program returned: the smallest of its goal times `sign`, the multipliers of the
-    model's rows, the offset and the columns.
+    """What a program returned.
 
-    Of rows that contradict each other within the radius (`goal` None) the multipliers that show it,
-    and a point only if it lies farther out.
+    `value` is the smallest value of its goal times `sign`; then come the multipliers of the model's
+    rows, the perturbation and the columns.
+
+    If the rows contradict each other within the radius, `goal` is None, the multipliers are those
+    that show it, and there is a point only if it lies farther out.
     """
 
     goal: int | None
@@ -60,12 +64,14 @@ class Answer(NamedTuple):
 
 
 class Linear:
-    """Linear programs over a model's rows, for offsets  delta = ways @ shares: the shares come
-    before the model's columns, with further rows of their own.
+    """Linear programs over a model's rows, in transformed perturbations.
+
+    The perturbation is  delta = ways @ shares: the shares are the columns before the model's own,
+    with further rows on them.
     """
 
     ends: float = float("inf")
-    """When to give up, on the monotonic clock."""
+    """Time to give up, on the monotonic clock."""
 
     def __init__(self, model: Model, ways: Any, further: Any) -> None:
         self.model, self.ways, self.width, self.goal, self.sign = (
@@ -81,8 +87,9 @@ class Linear:
         self.linear = self._passed(further)
 
     def _passed(self, further: Any) -> Any:
-        """Return a solver that holds the model, and the further rows behind its own; shares have no
-        ends yet but 0, these rows none.
+        """Return a solver that holds the model, and the further rows behind it.
+
+        The shares are fixed at 0 until their limits are set; the further rows have no limits yet.
         """
         import highspy
 
@@ -136,12 +143,14 @@ class Linear:
         self.goal, self.sign = goal, sign
 
     def basis(self) -> Any:
-        """Return where the last linear program ended, for `solve` to begin from."""
+        """Return where the last linear program ended, for `solve` to start from."""
         return self.linear.getBasis(), self.linear.getNumRow()
 
     def _begin(self, basis: Any) -> None:
-        """Begin where an earlier program ended; rows added since do not hold there. (To ask a basis
-        itself for its length is to copy it.)
+        """Start where an earlier program ended.
+
+        Rows that were added since are basic. (To ask a HiGHS basis itself for its length would copy
+        it.)
         """
         import highspy
 
@@ -156,7 +165,7 @@ class Linear:
         import highspy
 
         h, patience = self.linear, min(_PATIENCE, self.ends - time.monotonic())
-        # its clock is never set back
+        # the solver's clock is never reset
         h.setOptionValue("time_limit", h.getRunTime() + max(0.01, patience))
         h.run()
         status = h.getModelStatus()
@@ -189,8 +198,9 @@ class Linear:
 
 
 class Program(Linear):
-    """The programs of one model over a ball, at radii and under choices that change from call to
-    call.
+    """The linear programs of one model over a norm ball.
+
+    Radius and choices change from call to call.
     """
 
     def __init__(self, model: Model, region: Region) -> None:
@@ -214,7 +224,7 @@ class Program(Linear):
         each = sparse.identity(len(self.low), format="csr")
         both = sparse.hstack(
             [each, -each]
-        ).tocsr()  # rising and falling share the budget, which is the last row
+        ).tocsr()  # rising and falling features share the budget, which is the last row
         budget = sparse.csr_matrix(
             np.concatenate([self.weight, self.weight])
             if self.split
@@ -242,7 +252,7 @@ class Program(Linear):
             self.linear.changeRowBounds(len(self.model.low_row) + k, -np.inf, end)
 
     def _support(self, directions: Floats) -> list[float]:
-        """Return how far the ball, and the box, reach in some directions."""
+        """Return how far the ball within the box reaches in some directions."""
         ends: list[float] = self._best(directions).value.tolist()
         return ends
 
@@ -255,7 +265,7 @@ class Program(Linear):
         return self.norm.support(torch.from_numpy(directions / self.weight), radius, low, high)
 
     def length(self, delta: Floats) -> float:
-        """Return the length of an offset."""
+        """Return the weighted norm of a perturbation."""
         return float(self.norm.of(torch.from_numpy(delta * self.weight)))
 
     # ---- solving
@@ -271,11 +281,12 @@ class Program(Linear):
         exact: bool = False,
         sign: float = 1.0,
     ) -> Answer | None:
-        """Return the answer of minimising the column `goal`, or of maximising it (`sign` -1),
-        within the radius; None where the solver has none.
+        """Return the answer of minimising the column `goal` within the radius.
 
-        `exact`: to the last digit, in a round ball too. There the point is the nearest one where
-        the goal is at most 0, not the lowest.
+        With `sign` -1 the column is maximised. None where the solver has no answer.
+
+        `exact` asks for full accuracy in a Euclidean ball too. There the point is the nearest one
+        where the goal is at most 0, not the one where it is smallest.
         """
         if (
             exact
@@ -293,8 +304,10 @@ class Program(Linear):
         return self._rounded(answer) if self.round else answer
 
     def _nearest_of_piece(self, radius: float, goal: int, ends: Ends) -> Answer | None:
-        """Return the nearest point of goal 0 in a piece, with multipliers for one unit of the goal;
-        None if a choice is open, or for want of an answer.
+        """Return the nearest point of goal 0 with all choices made.
+
+        The multipliers are for one unit of the goal. None if a choice is open, or if there is no
+        answer.
         """
         chosen = self.model.chosen(ends)
         if chosen is None:
@@ -311,7 +324,7 @@ class Program(Linear):
             return Answer(
                 goal, -np.inf, np.zeros_like(found.multipliers), found.delta, found.columns
             )
-        # the goal costs nothing: what is proved is that the piece has no point nearer than that
+        # the goal has no multiplier: what is proved is that the region has no point nearer
         if not found.price > 0:
             return Answer(
                 None, -np.inf, found.multipliers, found.delta if length <= radius else None, None
@@ -325,7 +338,11 @@ class Program(Linear):
         )
 
     def _rounded(self, answer: Answer | None) -> Answer | None:
-        """Return the answer with the ball's end in the directions that matter."""
+        """Return the answer with the Euclidean ball limited where it matters.
+
+        Rows are added in the directions of points outside the ball, and the program is solved
+        again.
+        """
         for _ in range(_ENOUGH):
             if answer is None or answer.delta is None or answer.value > 0:
                 break
@@ -340,8 +357,8 @@ class Program(Linear):
             or self.length(answer.delta) <= self.at * (1 + _ROUND)
         ):
             return answer
-        # Not settled: the point of the ball where the multipliers' bound is attained is near the
-        # best one, if these are near the best.
+        # Not converged: the point of the ball at which the multipliers' bound is attained is near
+        # the optimum, if the multipliers are near optimal.
         return answer._replace(
             delta=self._best((self.model.inputs.T @ answer.multipliers)[None]).delta[0].numpy()
             / self.weight
@@ -350,11 +367,13 @@ class Program(Linear):
     def beyond(
         self, delta: Floats, radius: float, share: float, goal: int, ends: Ends
     ) -> Floats | None:
-        """Return an offset of negative goal whose length is larger than the radius by that share,
-        if there is one; `delta` is one of goal 0 at the radius.
+        """Return a perturbation of negative goal, a little beyond the radius.
 
-        In a round ball from there on towards the lowest one in the box around it: what lies between
-        two points keeps to the rows as they do.
+        Its length is larger than the radius by the given share; None if there is no such
+        perturbation. `delta` is one of goal 0 at the radius.
+
+        In a Euclidean ball it lies on the segment from `delta` to the point of smallest goal in the
+        box around the ball: points between two that satisfy the rows satisfy them too.
         """
         self._set_radius(2 * radius if self.round else radius * (1 + share))
         self._set_ends(ends, goal)
@@ -365,11 +384,11 @@ class Program(Linear):
         return delta + min(1.0, share * radius / max(self.length(way), 1e-300)) * way
 
     def _nearest(self, delta: Floats) -> tuple[Floats, Floats]:
-        """Return the shortest offset of the box from which the rows see the same, and its direction
-        A^T lambda: clip(A^T lambda / w^2) = delta'.
+        """Return the shortest perturbation with the same values in the rows.
 
-        Newton's method on the dual, sum of <lambda, u> - |w delta'|^2 / 2, whose gradient is what
-        the rows still see apart.
+        It stays inside the box. Returned with it is its direction A^T lambda: clip(A^T lambda /
+        w^2) = delta'. It is found by Newton's method on the dual, sum of <lambda, u> - |w delta'|^2
+        / 2, whose gradient is the difference of the rows' values that is left.
         """
         square, a = self.weight**2, self.seen
         low, high = (
@@ -405,7 +424,10 @@ class Program(Linear):
         return found, a.T @ multiplier
 
     def _ended(self, point: Floats, direction: Floats) -> bool:
-        """Add the row that ends the ball in the direction of a point; was the point outside?"""
+        """Add a row that limits the ball in the direction of a point.
+
+        Returns whether a row was added: not if the point is inside the ball, or the direction is 0.
+        """
         length, scale = self.length(point), float(np.abs(direction).max(initial=0.0))
         if length <= self.at * (1 + _ROUND) or not scale > 0:
             return False
@@ -417,7 +439,7 @@ class Program(Linear):
         return True
 
     def _forget(self) -> None:
-        """Take out all rows that were added."""
+        """Remove all rows that were added."""
         first, count = len(self.model.low_row), len(self.directions)
         self.linear.deleteRows(count, np.arange(first, first + count, dtype=np.int32))
         self.directions = self.directions[:0]

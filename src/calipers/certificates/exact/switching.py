@@ -1,13 +1,16 @@
-"""Where is the margin smallest, some letters settled? Linear programs in which a letter is replaced
-by shares, and what their multipliers prove of each part.
+"""Linear programs for the smallest margin under substitutions.
 
-A part is a set of points: some letters are put in, some others may not come, and so many switches
-are left. Replacing the letter of group g by another one j moves the point by e_gj - e_gx, so an
-offset is  sum_gj share_gj (e_gj - e_gx)  with shares of 0 or 1, at most one a group and k in all.
-The program lets them be any share between; multipliers are turned into a bound by the part's own
-fall, which is exact for letters (the k largest falls of the groups), so neither the program's
-shares nor its ends are believed. One letter more put in changes that fall in one term: those that
-no longer come near 0 are barred at once, all of them by the same multipliers.
+Some symbols are settled; the others are relaxed to shares, and the programs' multipliers prove
+bounds for each part of the region.
+
+A part is a set of points: some symbols are substituted, some others are excluded, and so many
+substitutions are left. Replacing the symbol x of group g by another one j moves the point by e_gj -
+e_gx, so a perturbation is  sum_gj share_gj (e_gj - e_gx)  with shares of 0 or 1, at most one in a
+group and k in all. The program lets the shares be any number between 0 and 1. Multipliers are
+turned into a bound by how far a linear function can fall over the part, which is exact for
+substitutions (the k largest falls of the groups), so that neither the program's shares nor its
+limits are trusted. One more symbol substituted changes that fall in one term: the symbols with
+which the bound stays above 0 are excluded at once, all of them with the same multipliers.
 """
 
 from __future__ import annotations
@@ -34,8 +37,10 @@ Flags = NDArray[np.bool_]
 
 
 class Part(NamedTuple):
-    """Some of a region's ways of writing: the letters `put` in, group -> letter, those that may
-    still come, `options (G, K)`, and how many of them.
+    """A set of admissible inputs of a region.
+
+    `put` are the symbols that are substituted, group -> symbol; `options (G, K)` those that may
+    still be; `left` is how many more of them at most.
     """
 
     put: dict[int, int]
@@ -44,29 +49,33 @@ class Part(NamedTuple):
 
     @classmethod
     def whole(cls, region: SubstitutionRegion) -> Part:
-        """Return all of the first region."""
+        """Return the part that is the whole of the first region."""
         left = int(region.budget[0])
         return cls({}, region.options[0].cpu().numpy() & (left > 0), left)
 
     def with_letter(self, group: int, letter: int) -> Part:
-        """Return what is left with a letter put in: one switch less, and the group is settled."""
+        """Return the rest of the part with one symbol substituted.
+
+        One substitution less is left, and the group is settled.
+        """
         options = self.options & (self.left > 1)
         options[group] = False
         return Part({**self.put, group: letter}, options, self.left - 1)
 
     def without(self, barred: Flags) -> Part:
-        """Return what is left where some letters (G, K) may not come."""
+        """Return the rest of the part with some symbols (G, K) excluded."""
         return self._replace(options=self.options & ~barred)
 
     def without_letter(self, group: int, letter: int) -> Part:
-        """Return what is left where one letter may not come."""
+        """Return the rest of the part with one symbol excluded."""
         barred = np.zeros_like(self.options)
         barred[group, letter] = True
         return self.without(barred)
 
     def within(self, other: Part) -> bool:
-        """Is every way of writing this part one of the other's? (Where it says no, that may be so
-        still.)
+        """Return whether every input of this part is known to be in the other.
+
+        Where the answer is no, the part may be inside nevertheless.
         """
         more = self.put.items() - other.put.items()
         fits = other.put.items() <= self.put.items() and all(other.options[move] for move in more)
@@ -78,11 +87,14 @@ class Part(NamedTuple):
 
     @property
     def ways(self) -> int:
-        """In how many ways can it be written?"""
+        """Number of admissible inputs in the part."""
         return neighbourhood_size(self.options.sum(1).tolist(), self.left)
 
     def of(self, region: SubstitutionRegion) -> SubstitutionRegion:
-        """Return the part as a region of its own, around the point with the letters put in."""
+        """Return the part as a region of its own.
+
+        Its center is the point with the symbols of `put` substituted.
+        """
         place = torch.zeros(1, dtype=torch.long, device=region.center.device)
         size, letters = region.options.shape[2], region.letters[:1].clone()
         moves = torch.tensor(
@@ -103,8 +115,10 @@ class Part(NamedTuple):
 
 
 class Proved(NamedTuple):
-    """Lower bounds of a goal over a part: `whole`, and with each further letter put in, `each (G,
-    K)` (infinite where it may not come).
+    """Lower bounds of a goal over a part.
+
+    `whole` holds for the whole part, `each (G, K)` for the rest of the part with one further symbol
+    substituted (infinite where it is excluded).
     """
 
     whole: float
@@ -114,8 +128,9 @@ class Proved(NamedTuple):
 def proved_of(
     bound: Bound, region: SubstitutionRegion, part: Part, arithmetic: Arithmetic
 ) -> Proved:
-    """Return what multipliers prove of a part of the region, the rounding of every sum taken
-    off.
+    """Return what multipliers prove of a part of the region.
+
+    The rounding of every sum is taken off.
     """
     inner, slope = part.of(region), torch.from_numpy(bound.slope)
     fall = inner.fall(slope[None, None], torch.zeros(1, dtype=torch.long))
@@ -130,13 +145,13 @@ def proved_of(
         return Proved(whole, np.full(part.options.shape, np.inf))
     loss, size = _losses(inner, slope)
     best, order = loss.amax(1).clamp(min=0).sort(descending=True, stable=True)
-    other = torch.empty_like(best)  # the largest falls of the other groups, one switch less
+    other = torch.empty_like(best)  # the largest falls of the other groups, one substitution less
     within = torch.arange(len(best)) < part.left - 1
     other[order] = torch.where(within, best[: part.left].sum() - best, best[: part.left - 1].sum())
     numeric = float(fall.value) - float(best[: part.left].sum())
     each = constant - numeric - (loss + other[:, None])
-    # As many of the largest terms as there are switches hold those of either sum; twice for the sum
-    # that one is taken out of, once more for the letter's own.
+    # The largest terms, as many as there are substitutions, bound those of either sum: they count
+    # twice for the sum from which one is taken out, once more for the symbol's own term.
     terms = float(fall.terms) + 3 * float(
         size.amax(1).sort(descending=True).values[: part.left].sum()
     )
@@ -144,8 +159,10 @@ def proved_of(
 
 
 def _losses(region: SubstitutionRegion, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how far <slope, x'> falls with each letter that may come (G, K), minus infinity for
-    the others, and the size of these terms.
+    """Return how far <slope, x'> falls with each symbol (G, K).
+
+    It is minus infinity for symbols that may not be substituted. The second result is the size of
+    the terms, for their rounding.
     """
     values = slope[region.threat.columns]
     mine = values.gather(1, region.letters[0, :, None])
@@ -156,8 +173,9 @@ def _losses(region: SubstitutionRegion, slope: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Switching(Linear):
-    """The programs of one model over a region of letters, of which parts and choices change from
-    call to call.
+    """The linear programs of one model over a substitution region.
+
+    Parts and choices change from call to call.
     """
 
     def __init__(self, model: Model, region: SubstitutionRegion) -> None:
@@ -190,8 +208,9 @@ class Switching(Linear):
             self.linear.changeRowBounds(row, -np.inf, end)
 
     def solve(self, part: Part, goal: int, ends: Ends, basis: Any = None) -> Answer | None:
-        """Return the answer of minimising the column `goal` over a part; None where the solver has
-        none.
+        """Return the answer of minimising the column `goal` over a part.
+
+        None where the solver has no answer.
         """
         low, high = np.zeros(len(self.group)), part.options[self.group, self.letter].astype(float)
         for move in part.put.items():
@@ -205,7 +224,10 @@ class Switching(Linear):
         return self._solved()
 
     def shares(self, delta: Floats) -> Floats:
-        """Return by how much each letter is put in at an offset, (G, K); 0 for a point's own."""
+        """Return the share of each symbol in a perturbation, (G, K).
+
+        It is 0 for a point's own symbols.
+        """
         found = np.zeros(self.whole.options.shape)
         found[self.group, self.letter] = delta[
             self.region.threat.columns.numpy()[self.group, self.letter]
@@ -214,7 +236,7 @@ class Switching(Linear):
 
 
 def check_numeric(region: SubstitutionRegion) -> None:
-    """Raise `BadInput` unless the numeric columns, if any, move in a set of straight sides."""
+    """Raise `BadInput` unless numeric columns, if any, move in a polytope."""
     numeric = region.numeric
     if numeric is not None and (numeric.norm.is_euclidean or numeric.norm.is_count):
         raise BadInput(
@@ -229,8 +251,10 @@ def check_numeric(region: SubstitutionRegion) -> None:
 
 
 def _numeric(region: SubstitutionRegion) -> tuple[Any, Any, Floats, Floats, list[float]]:
-    """Return the ways in which numeric columns move, the row of their budget with its end, and the
-    ends of their shares; all empty where there are none.
+    """Return how numeric columns move, as columns and rows of the program.
+
+    These are the ways in which they move, the row of their budget, the lower and upper limits of
+    their shares, and the budget's limit; all are empty where there are no numeric columns.
     """
     numeric, width = region.numeric, len(region.low[0])
     rest = (

@@ -1,11 +1,13 @@
-"""Between which ends does each value lie wherever the network fails? Two linear programs a value,
-over one case's rows and the condition that the case fails.
+"""Tighter bounds on intermediate values where the network fails.
+
+There are two linear programs for each value, over one case's rows and the condition that the case
+fails.
 
 A branch is closed by contradiction: suppose that something adversarial lies within the radius. Its
-values lie between these ends, so the rows of smaller boxes hold there, though not in the rest of
-the region (Tjeng et al. 2019, section 4.2, ask about the whole of it, where optimised slopes leave
-programs nothing to gain). Every end is what the program's multipliers prove. Where two ends pass
-each other there is nothing adversarial.
+intermediate values lie between these bounds, so that the rows of smaller boxes hold there, though
+not in the rest of the region. Differs from Tjeng et al. 2019, section 4.2, which asks about the
+whole region, where optimised slopes leave programs nothing to gain. Every bound is what the
+program's multipliers prove. Where a lower bound exceeds the upper one, nothing adversarial exists.
 """
 
 from __future__ import annotations
@@ -21,12 +23,11 @@ from calipers.certificates.exact.solving import Program
 
 
 def tightened(state: Relaxed, model: Model, radius: float, ends: float) -> Relaxed | None:
-    """Return the point's relaxation over every offset within the radius at which the model's only
-    case fails; None where none does.
+    """Return the relaxation over the perturbations at which the case fails.
 
-    `state` is the relaxation that the model was made of, over a region at least as large. What is
-    not settled by the time `ends` keeps the ends that it has. Cost: two programs a value that
-    bends.
+    They are those within the radius at which the model's only case fails; None where there is none.
+    `state` is the relaxation from which the model was made, over a region at least as large. What
+    is not settled by the time `ends` keeps its bounds. Cost: two programs for each unstable value.
     """
     (goal,) = model.goals.values()
     program = Program(model, state.region)
@@ -45,7 +46,7 @@ def tightened(state: Relaxed, model: Model, radius: float, ends: float) -> Relax
                 if proved > 0:
                     return None
                 continue
-            # Ends are replaced, not changed in place: the program tells by them what is new.
+            # Ends are replaced, not changed in place: the program compares them with the former.
             low, high = here.low.copy(), here.high.copy()
             if sign > 0:
                 low[column] = max(low[column], proved)
