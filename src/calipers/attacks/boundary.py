@@ -1,4 +1,4 @@
-"""How near does a random walk along the boundary get when the model tells only its label?"""
+"""Boundary Attack: a random walk along the boundary, by labels alone."""
 
 from __future__ import annotations
 
@@ -30,24 +30,35 @@ from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
 _ASIDE, _INWARD = 2, 3
-_AT_FIRST = 1e-2  # share of the distance at which the first bisection ends: the walk does the rest
+_AT_FIRST = 1e-2  # relative width at which the first bisection ends; the walk does the rest
 _LEARNING = 0.1
-# the shares of successes at which the step lengths stand still
+# success rates at which the step lengths stay as they are
 _ASIDE_RATE, _INWARD_RATE = 0.5, 0.25
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The nearest adversarial point of a random walk along the boundary (Brendel, Rauber and Bethge
-    2018); the problem's radius is ignored.
+    """Boundary Attack: a random walk along the decision boundary, by labels.
 
-    From a random adversarial point: a step aside at the same distance, and where that stays
-    adversarial a step inward; both lengths follow their own success. Differs from the paper: the
-    sphere is that of the problem's norm and the box is part of it, each point adapts its lengths
-    after every step, every other step aside moves a few features only (on a plane in linf that
-    brings 1.19 times the distance down to 1.00), and the walk begins with a bisection. HopSkipJump
-    needs fewer queries; this one needs no estimate of a slope. Cost: `queries` forward passes a
-    point, 1 where it is wrong already, `starts` where nothing adversarial is found.
+    The nearest adversarial point of the walk is returned (Brendel, Rauber and Bethge 2018); the
+    problem's radius is ignored. From a random adversarial point, the walk takes a step aside at the
+    same distance, and where that stays adversarial a step inward; the length of each adapts to its
+    own rate of success.
+
+    Differs from the paper: the sphere is that of the problem's norm, and the box is part of it;
+    each point adapts its lengths after every step; every other step aside moves a few features only
+    (at a hyperplane in linf that brings 1.19 times the distance down to 1.00); and the walk begins
+    with a bisection. HopSkipJump needs fewer queries; this attack needs no estimate of a gradient.
+
+    Cost: `queries` forward passes per point, 1 where it is wrong already, `starts` where nothing
+    adversarial is found.
+
+    Args:
+        queries: Budget of forward passes per point.
+        starts: Random points of the box tried until one is adversarial.
+
+    Raises:
+        BadInput: A setting is out of its range.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -67,8 +78,9 @@ class Boundary:
     def __call__(
         self, problem: Problem, *, seed: int = 0, batch: int | None = None
     ) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; `batch` (points in flight) does not
-        change the result.
+        """Yield the nearest candidates as points are decided.
+
+        `batch` is the number of points in flight; it does not change the result.
         """
         return run_queries(
             unbounded(problem), _RandomWalk(self.queries, self.starts), seed=seed, batch=batch
@@ -100,12 +112,15 @@ class _RandomWalk:
         return one_each(points)
 
     def _aside(self, look: Look, memory: Memory, rows: Tensor) -> Tensor:
-        """Return random points beside the present ones, no farther from the center."""
+        """Return random points beside the present ones.
+
+        They are no farther from the centre.
+        """
         region, far, outer = look.region.take(rows), memory["far"][rows], memory["outer"][rows]
         offset = (far.double() - region.center.double()).flatten(1)
         draw = look.streams.take(rows).fork(look.spent[rows]).normal(offset.shape[1], torch.float64)
-        # Every other step moves a random few features by a random share: where the norm is no
-        # sphere, a step of all of them nearly always leaves a corner.
+        # Every other step moves a few random features by a random share: where the norm's ball has
+        # corners, a step of all features nearly always moves off them.
         luck = (
             look.streams.take(rows)
             .fork(look.spent[rows])
@@ -141,7 +156,7 @@ class _RandomWalk:
         arrived = approached(look, memory, points, broken, _AT_FIRST)
         aside, inward = before == _ASIDE, before == _INWARD
         memory["beside"] = torch.where(per_job(aside & broken, points), points, memory["beside"])
-        # A step aside that stayed adversarial is kept, whatever becomes of the step inward.
+        # A step aside that stayed adversarial is kept, whether or not the step inward succeeds.
         kept = (aside | inward) & broken
         memory["far"] = torch.where(per_job(kept, points), points, memory["far"])
         memory["outer"] = torch.where(kept, look.region.distance(points), memory["outer"])

@@ -1,8 +1,8 @@
-"""How are defences attacked that break gradients or answer at random? By another slope for one
-layer, and by averages over draws.
+"""Attacks on models that break gradients or answer at random.
 
-Both follow Athalye, Carlini, Wagner 2018: backward pass differentiable approximation (BPDA) and
-expectation over transformation (EOT).
+Both follow Athalye, Carlini, Wagner 2018: the backward pass differentiable approximation (BPDA),
+which gives a layer another gradient, and the expectation over transformation (EOT), which averages
+over draws.
 """
 
 from __future__ import annotations
@@ -30,17 +30,27 @@ from calipers.problem.tools import Attack, Attempt
 StandIn = Literal["identity", "smooth"] | Callable[[Tensor], Tensor]
 Averages = Literal["log_probabilities", "logits", "probabilities"]
 
-# in log odds: a point whose average is just beyond the boundary fools half of the draws only
+# in log odds: an example whose average is just beyond the boundary fools half of the draws only
 _FIRST_LEAD = 1.0
 
 
 class BPDA(nn.Module):
-    """A layer that answers as ever, bit for bit, and whose backward pass is another function's.
+    """A layer whose backward pass is that of another function.
 
-    `stand_in`: "identity" passes the gradient through as it is (input and output must have one
-    shape); "smooth" is a soft staircase of `levels` equal steps on [0, 1], sum_j sigma((x - t_j) /
-    width) / (levels - 1), for quantisers; or any differentiable function of the layer's input that
-    resembles the layer and returns its shape.
+    Its answers stay those of the layer, bit for bit.
+
+    Args:
+        layer: The layer, which need not have a gradient.
+        stand_in: "identity" passes the gradient through as it is (input and output must have one
+            shape). "smooth" is a soft staircase of `levels` equal steps on [0, 1], sum_j sigma((x -
+            t_j) / width) / (levels - 1), for quantisers. Or any differentiable function of the
+            layer's input that resembles the layer and returns its shape.
+        levels: Values of the soft staircase, at least 2.
+        width: Width of its steps, above 0. Default: half a step.
+
+    Raises:
+        BadInput: The stand-in is unknown, or a setting is out of its range.
+        BadModel: In the backward pass, if the stand-in returns another shape than the layer.
     """
 
     def __init__(
@@ -62,7 +72,7 @@ class BPDA(nn.Module):
                 f"a soft staircase takes levels >= 2 and width > 0, got {levels}, {width}"
             )
         self.layer, self.stand_in, self.levels = layer, stand_in, levels
-        # half a step: steep at the edges, nowhere flat
+        # default, half a step: steep at the edges, nowhere flat
         self.width = 0.5 / (levels - 1) if width is None else width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +87,7 @@ class BPDA(nn.Module):
         return x if self.stand_in == "identity" else staircase(x, self.levels, self.width)
 
     def extra_repr(self) -> str:
-        """The stand-in's name."""
+        """Return the stand-in's name for `repr`."""
         return f"stand_in={self.stand_in if isinstance(self.stand_in, str) else 'own'}"
 
 
@@ -86,7 +96,7 @@ class _Replaced(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, part: BPDA) -> Tensor:
         ctx.part = part
         ctx.save_for_backward(x)
-        own = x.detach()  # a layer of NumPy takes no tensor that asks for gradients
+        own = x.detach()  # NumPy code cannot take a tensor that requires gradients
         result = part.layer(own)
         ctx.shape = result.shape
         return result.view_as(result) if result is own else result
@@ -107,11 +117,13 @@ class _Replaced(torch.autograd.Function):
 
 
 def staircase(x: Tensor, levels: int, width: float) -> Tensor:
-    """Return the soft staircase of `levels` values on [0, 1]: each edge (j + 1/2) / (levels - 1) is
-    a step of a logistic function of that width.
+    """Return the soft staircase of `levels` values on [0, 1].
+
+    Each edge (j + 1/2) / (levels - 1) is a step of a logistic function of the given width.
     """
     steps = levels - 1
-    # Edges one by one keep memory at one input's size; sigma(t) = (1 + tanh(t / 2)) / 2.
+    # One edge after the other, to keep memory at the size of one input;
+    # sigma(t) = (1 + tanh(t / 2)) / 2.
     return sum(
         (((x - (j + 0.5) / steps) / (2 * width)).tanh() + 1 for j in range(steps)),
         torch.zeros_like(x),
@@ -121,8 +133,12 @@ def staircase(x: Tensor, levels: int, width: float) -> Tensor:
 def replace_layers(
     model: nn.Module, stand_ins: Mapping[str, StandIn], *, levels: int = 256
 ) -> nn.Module:
-    """Return a copy of the model whose named layers have stand-ins in the backward pass; its
-    answers stay the same, so candidates found on it are real.
+    """Return a copy of the model with stand-ins for the named layers.
+
+    They count in the backward pass only. The answers stay the same, so candidates found on the copy
+    are real.
+
+    Raises `BadInput` for a layer that the model does not have.
     """
     known = [name for name, _ in model.named_modules() if name]
     copied = copy.deepcopy(model)
@@ -143,11 +159,15 @@ def replace_layers(
 
 @dataclass(frozen=True)
 class Through:
-    """Run an attack on a copy of the model with stand-ins for layers (see `replace_layers`); the
-    model's own answers decide.
+    """Run an attack on a copy of the model with stand-ins for layers.
 
-    `stand_ins` are pairs (layer's name, "identity" or "smooth" or a function). Costs what the
+    See `replace_layers`. The model's own answers decide whether a candidate counts. Costs what the
     attack costs.
+
+    Args:
+        attack: The attack to run.
+        stand_ins: Pairs of a layer's name and its stand-in: "identity", "smooth" or a function.
+        levels: Values of the soft staircase of "smooth".
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -178,15 +198,15 @@ class Through:
 
 
 class Averaged(nn.Module):
-    """A random model's average answer over `draws` independent draws of its randomness: its slope
-    is the expected slope (EOT).
+    """A random model's average answer over independent draws.
 
-    `of` "log_probabilities" returns the mean of log softmax and "logits" the mean logits, which
-    have the same margins; "probabilities" returns the logarithm of the mean softmax. The draws of
-    the t-th call hang on (seed, t) alone, and the state of the shared generators is put back, so a
-    run can be repeated. With `fresh` False every call sees the same draws. A model that draws one
-    number for each entry of the batch gives a point other numbers in another batch: its results do
-    depend on who else is in the batch.
+    The gradient of the average is the expected gradient (EOT). `of` "log_probabilities" returns the
+    mean of the log softmax and "logits" the mean logits, which have the same margins;
+    "probabilities" returns the logarithm of the mean softmax. The draws of the t-th call depend on
+    (seed, t) alone, and the state of the shared generators is restored, so a run can be repeated.
+    If `fresh` is False every call sees the same draws. A model that draws one number for each entry
+    of the batch gives a point other numbers in another batch: its results do depend on the rest of
+    the batch.
     """
 
     def __init__(
@@ -208,10 +228,10 @@ class Averaged(nn.Module):
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the average (N, K)."""
+        """Return the average answer, (N, K)."""
         answers = torch.stack(list(drawn(self.model, x, self.draws, key_of(self.seed, self.calls))))
         self.calls += self.fresh
-        # a single logit is a score of two classes already
+        # a single logit is already a score for two classes
         single = answers.dim() == 2 or answers.shape[2] == 1
         if self.of == "logits" or single:
             return answers.mean(0)
@@ -225,13 +245,27 @@ class Averaged(nn.Module):
 
 @dataclass(frozen=True)
 class EOT:
-    """Run a gradient attack on the average of `draws` draws of a random model; a candidate succeeds
-    if it fools the share `votes` of fresh draws.
+    """Attack the average over draws of a random model (EOT).
 
-    The attack stops where the average is just beyond the boundary, which fools half of the draws.
-    Points whose candidate is voted down are attacked again with a lead to gain beyond the boundary
-    (1, 2, 4, ... in log odds), up to `rounds` times; the candidate of most votes is returned. Cost:
-    `draws` times the attack's for each round, and `judges` forwards.
+    A candidate succeeds if it fools the share `votes` of fresh draws.
+
+    The attack stops where the average is just beyond the decision boundary, which fools half of the
+    draws. Points whose candidate is voted down are attacked again with a lead that has to be gained
+    beyond the boundary (1, 2, 4, ... in log odds), up to `rounds` times; the candidate of most
+    votes is returned.
+
+    Cost: `draws` times the attack's for each round, and `judges` forwards.
+
+    Args:
+        attack: A gradient attack.
+        draws: Draws that are averaged at each pass.
+        votes: Share of fresh draws that a candidate has to fool, above 0 and at most 1.
+        judges: Fresh draws for the vote.
+        rounds: Runs of the attack at most.
+        of: What is averaged: "log_probabilities", "logits" or "probabilities".
+
+    Raises:
+        BadInput: A setting is out of its range.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -258,8 +292,9 @@ class EOT:
             )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield all candidates at the end, the most convincing of each point; an interrupt yields
-        what is known, and is passed on.
+        """Yield all candidates at the end, the most convincing of each point.
+
+        An interrupt yields what is known, and is passed on.
         """
         found, interrupt = _Polled(problem), None
         try:
@@ -327,8 +362,9 @@ class EOT:
 
 
 class _Polled:
-    """What is known of each point: its best candidate, the share of votes for it, and what was
-    spent.
+    """What is known of each point.
+
+    Its best candidate, the share of votes for it, and what was spent.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -381,7 +417,7 @@ class _Ahead:
 
 
 def _with(problem: Problem, classifier: Classifier, goal: Goal) -> Problem:
-    """Return the same question about another model and goal."""
+    """Return the same problem about another model and goal."""
     return Problem(
         classifier, problem.x, problem.y, problem.threat, goal, problem.classes, problem.names
     )

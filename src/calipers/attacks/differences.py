@@ -1,6 +1,4 @@
-"""How far do slopes get that are measured feature by feature? Random search first, then ascent
-along differences of scores.
-"""
+"""Random search, then ascent along finite differences of scores."""
 
 from __future__ import annotations
 
@@ -23,27 +21,36 @@ from calipers.problem.tools import Attempt
 
 _MOMENTUM = 0.9
 _STEP = 0.2  # share of the radius of the first step; it falls to zero with the budget
-# a probe starts this share of the way inward of the iterate, and is a little shorter: it is
-# admissible itself, and may be the answer
+# probes start this share of the way inward from the iterate and are a little shorter: so they are
+# admissible themselves, and may be the result
 _INWARD = 0.02
-_PROBE = 0.018  # share of the radius that a probe moves its feature by
+_PROBE = 0.018  # share of the radius by which a probe moves its feature
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Random search, then projected ascent along slopes from differences of the margin; scores only
-    (coordinates after ZOO: Chen et al. 2017).
+    """Random search, then ascent along finite differences of the margin.
 
-    The first `search` queries are those of `Square`. Then each step asks about the iterate and
-    about `features` copies of it, each with one other feature moved, all features in turn in a
-    random order; the slopes enter a running sum, and the point moves along the norm's steepest
-    direction of that sum. Differs from the paper: one-sided differences (half the queries; the
-    margin is known where the step starts), taken away from the nearer end of the box; momentum over
-    all features and a projected step instead of Adam on the probed ones; a search before it.
-    Measured on 100 digits of mnist-plain with 5000 queries each: linf at
-    0.1, gradients (100 steps, 5 restarts) break 88, this 85, `Square` 83; l2 at 1.5, gradients 85,
-      this 86,
-    `Square` 82. Cost: up to `queries` forward passes a point, until it is broken.
+    Scores only; the differences by coordinates follow ZOO (Chen et al. 2017). The first `search`
+    queries are those of `Square`. Then each step asks about the iterate and about `features` copies
+    of it, each with one other feature moved; all features are taken in turn, in a random order. The
+    slopes enter a running sum, and the point moves along the norm's steepest direction of that sum.
+
+    Differs from the paper: one-sided differences (half the queries; the margin is known where the
+    step starts), taken away from the nearer end of the box; momentum over all features and a
+    projected step instead of Adam on the probed ones; a search before it. Measured on 100 digits of
+    mnist-plain with 5000 queries each: in linf at 0.1, gradients (100 steps, 5 restarts) break 88,
+    this 85, `Square` 83; in l2 at 1.5, gradients 85, this 86, `Square` 82.
+
+    Cost: up to `queries` forward passes per point, until it is broken.
+
+    Args:
+        queries: Budget of forward passes per point.
+        search: Queries of the random search at the start, 0 to `queries`.
+        features: Features probed per step.
+
+    Raises:
+        BadInput: A setting is out of its range, or the norm counts features.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -69,8 +76,9 @@ class Differences:
     def __call__(
         self, problem: Problem, *, seed: int = 0, batch: int | None = None
     ) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the
-        result.
+        """Yield candidates as points are decided.
+
+        `batch` is the number of points in flight; it does not change the result.
         """
         if problem.region.norm.is_count:
             raise BadInput(
@@ -89,8 +97,10 @@ class Differences:
 
 @dataclass(frozen=True)
 class _Slopes:
-    """Two phases of one budget: the questions of `search` up to its own budget, then rounds of the
-    iterate, the same a little inward, and its probes.
+    """The two phases of one budget.
+
+    First the questions of `search`, up to its own budget; then rounds of the iterate, the iterate
+    moved a little inward, and its probes.
     """
 
     queries: int
@@ -112,7 +122,7 @@ class _Slopes:
         return {**self.search.start(region, streams), **own}
 
     def ask(self, look: Look, memory: Memory) -> Asked:
-        """The search's own question, or a round."""
+        """Ask the question of the random search, or a round of probes."""
         early = look.spent < self.searching
         memory["x"] = torch.where(
             per_job(look.spent == self.searching, look.best), look.best, memory["x"]
@@ -142,8 +152,9 @@ class _Slopes:
         return self.search.hear(look, memory, asked, answers)
 
     def _probes(self, look: Look, memory: Memory, slot: Tensor, probe: Tensor) -> Tensor:
-        """Return the iterates of `slot (R,)` moved inward, each with the feature of its `probe
-        (R,)` moved on; a probe below 0 moves none.
+        """Return the iterates of `slot (R,)` moved inward, each with a probe.
+
+        The feature of its `probe (R,)` is moved on; a probe below 0 moves none.
         """
         feature, move = self._moves(look.region, look.streams, memory)
         inner = _inward(look.region, memory["x"])[slot].flatten(1)
@@ -154,8 +165,10 @@ class _Slopes:
         )
 
     def _moves(self, region: Region, streams: Streams, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Return this round's features and how far each moves, both (B, features): within what
-        moving inward left, towards the farther end of the box.
+        """Return this round's features and how far each moves, both (B, features).
+
+        The moves stay within what moving inward left free, and go towards the farther end of the
+        box.
         """
         movable = region.low < region.high
         rounds = ((movable.sum(1) + self.features - 1) // self.features).clamp_min(1)
@@ -182,7 +195,7 @@ class _Slopes:
         return feature, torch.where(up >= down, torch.minimum(up, most), -torch.minimum(down, most))
 
     def _ascend(self, look: Look, memory: Memory, place: Tensor, values: Tensor) -> None:
-        """Enter the slopes of a full round into the running sum, and move along it."""
+        """Add the slopes of a full round to the running sum, and move along it."""
         region = look.region.take(place)
         part = {name: memory[name][place] for name in ("x", "slope", "round")}
         feature, move = self._moves(region, look.streams.take(place), part)
@@ -202,7 +215,8 @@ class _Slopes:
 
 
 def _inward(region: Region, points: Tensor) -> Tensor:
-    """Return the points moved towards their centers by the share of the way that leaves room for a
-    probe in every direction.
+    """Return the points moved a little towards their centres.
+
+    The share of the way leaves room for a probe in every direction.
     """
     return points + _INWARD * (region.center - points)

@@ -1,5 +1,6 @@
-"""What model answers like one that can only be asked? A small student of the target's answers,
-whose gradients lend themselves to transfer.
+"""Surrogates distilled from a model that can only be queried.
+
+A small student network is trained on the target's answers; its gradients serve `Transfer`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _EPOCHS, _BATCH, _RATE = 30, 32, 2e-3
 
 
 class Student(nn.Module):
-    """Two hidden layers of rectified sums, (N, *D) -> (N, K), drawn from a seed."""
+    """A fully connected net with two hidden ReLU layers, drawn from a seed."""
 
     def __init__(self, features: int, hidden: int, classes: int, seed: int = 0) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Student(nn.Module):
         self.biases = nn.ParameterList([torch.zeros(out) for _, out in sizes])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, K)."""
+        """Return the logits: (N, *D) -> (N, K)."""
         h = x.flatten(1)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             h = (h if i == 0 else h.clamp_min(0)) @ weight.T + bias
@@ -53,18 +54,35 @@ def distilled(
     student: nn.Module | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Return a surrogate for `Transfer` that was trained on the target's answers alone (Papernot et
-    al. 2017).
+    """Return a surrogate trained on the target's answers alone.
 
-    The target, which may be `Answers` without gradients, is asked at the points x (N, *D); it is
-    never told their labels. Each of the `rounds` trains the student on all answers, then asks at
-    new points: the known ones moved by `reach` (in the data's units) along the sign of the slope of
-    the student's answered class, to and fro by turns, and clamped into the box, as many as the
-    budget of `queries` allows. So questions gather where the student changes its mind. Labels are
-    learnt as labels; scores as the probabilities that softmax makes of them. `student` is trained
-    (a copy of it) in place of a network of two hidden layers: one built like the target transfers
-    better. The same seed and the same answers give the same surrogate. Cost: at most `queries`
-    forwards of the target. Raises `BadInput` where the first points exceed them.
+    For `Transfer` (Papernot et al. 2017). The target is asked at the points x and is never told
+    their labels. Each of the `rounds` trains the student on all answers so far, then asks at new
+    points: the known ones moved by `reach` along the sign of the gradient of the student's logit of
+    the answered class, to and fro in turn, and clamped into the box, as many as the budget of
+    `queries` allows. So questions gather where the student changes its mind. Labels are learnt as
+    labels; scores as the probabilities that softmax makes of them. The same seed and the same
+    answers give the same surrogate.
+
+    Cost: at most `queries` forwards of the target.
+
+    Args:
+        target: The model, which may be `Answers` without gradients.
+        x: Points (N, *D), at least 2, at which the target is asked first.
+        queries: Budget of questions to the target, at least N.
+        rounds: Rounds of training.
+        hidden: Width of the hidden layers of the student.
+        reach: How far new points lie from known ones, in the data's units, above 0.
+        box: Lower and upper end of each feature.
+        student: A network of which a copy is trained in place of the default: one built like the
+            target transfers better.
+        seed: Seed of weights and shuffling.
+
+    Returns:
+        The trained student, its parameters frozen.
+
+    Raises:
+        BadInput: The first points exceed the budget, or a setting is out of its range.
     """
     classifier = target if isinstance(target, Classifier) else Classifier(target)
     if len(x) < 2 or queries < len(x) or rounds < 1 or hidden < 1 or not reach > 0:
@@ -104,7 +122,7 @@ def _answers(target: Classifier, points: Tensor) -> Tensor:
         .cpu()
         .float()
     )
-    # one score of two classes
+    # a single score stands for two classes
     logits = (
         torch.cat([torch.zeros(len(logits), 1), logits.view(-1, 1)], 1)
         if logits.numel() == len(logits)
@@ -119,7 +137,10 @@ def _answers(target: Classifier, points: Tensor) -> Tensor:
 
 
 def _learn(student: nn.Module, points: Tensor, answers: Tensor, generator: torch.Generator) -> None:
-    """Minimise the cross-entropy to the answers by Adam, the shuffling drawn from the generator."""
+    """Minimise the cross-entropy to the answers by Adam.
+
+    The shuffling is drawn from the generator.
+    """
     optimiser = torch.optim.Adam(student.parameters(), lr=_RATE)
     for _ in range(_EPOCHS):
         for batch in torch.randperm(len(points), generator=generator).split(_BATCH):
@@ -130,7 +151,10 @@ def _learn(student: nn.Module, points: Tensor, answers: Tensor, generator: torch
 
 
 def _slope(student: nn.Module, points: Tensor, answers: Tensor) -> Tensor:
-    """Return the gradient by the input of the student's logit of the answered class, (N, *D)."""
+    """Return the input gradient of the student's logit, (N, *D).
+
+    The logit is that of the answered class.
+    """
     x = points.clone().requires_grad_()
     with torch.enable_grad():
         chosen = student(x).gather(1, answers.argmax(1, keepdim=True)).sum()

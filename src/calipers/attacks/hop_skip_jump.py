@@ -1,6 +1,4 @@
-"""How near does one get when the model tells only its label? Walking along the boundary, its
-direction estimated from the labels of random probes.
-"""
+"""HopSkipJump: boundary normals estimated from labels alone."""
 
 from __future__ import annotations
 
@@ -33,23 +31,34 @@ from calipers.problem.tools import Attempt
 
 _PROBE, _JUMP = 2, 3
 _MOST_PROBES = 10_000
-_HALVINGS = 20  # of one jump; a slope that is right needs a few
+_HALVINGS = 20  # of one jump; a good estimate of the normal needs a few
 
 
 @dataclass(frozen=True)
 class HopSkipJump:
-    """The nearest adversarial point that labels alone lead to (Chen, Jordan and Wainwright 2020);
-    the problem's radius is ignored.
+    """HopSkipJump: the nearest adversarial point that labels alone lead to.
 
-    Each iteration bisects to the boundary, asks `probes` * sqrt(iteration) points around it to
-    estimate the boundary's normal, jumps along the norm's steepest direction and halves the jump
-    until it lands on the adversarial side. `starts` random points of the box are tried first; where
-    none is adversarial the point itself is returned. Differs from the paper: every estimate is
-    normalised by itself, the bisection draws back in the problem's own norm (a segment for l2, a
-    clip for linf), box and mask come from the threat, probes count by how far they really moved
-    inside the box, the first point is noise, corners or a flat image, in turn, and any adversarial
-    point that is met counts, probes too. Cost: `queries` forward passes a point, 1 where it is
-    wrong already, `starts` where nothing adversarial is found.
+    Chen, Jordan and Wainwright 2020; the problem's radius is ignored. Each iteration bisects to the
+    decision boundary, asks about `probes` * sqrt(iteration) points around it to estimate the
+    boundary's normal, jumps along the norm's steepest direction, and halves the jump until it lands
+    on the adversarial side. `starts` random points of the box are tried first; where none is
+    adversarial the point itself is returned.
+
+    Differs from the paper: every estimate is normalised by itself; the bisection draws back in the
+    problem's own norm (a segment for l2, a clip for linf); box and mask come from the threat model;
+    probes count by how far they really moved inside the box; the first point is noise, corners or a
+    flat image, in turn; and any adversarial point that is met counts, probes too.
+
+    Cost: `queries` forward passes per point, 1 where it is wrong already, `starts` where nothing
+    adversarial is found.
+
+    Args:
+        queries: Budget of forward passes per point.
+        probes: Points asked about in the first iteration to estimate the normal.
+        starts: Random points of the box tried until one is adversarial.
+
+    Raises:
+        BadInput: A setting is out of its range.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -71,8 +80,9 @@ class HopSkipJump:
     def __call__(
         self, problem: Problem, *, seed: int = 0, batch: int | None = None
     ) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; `batch` (points in flight) does not
-        change the result.
+        """Yield the nearest candidates as points are decided.
+
+        `batch` is the number of points in flight; it does not change the result.
         """
         return run_queries(
             unbounded(problem),
@@ -157,8 +167,8 @@ class _Walk:
         self._collect(look, memory, asked, answers, before == _PROBE)
         ready = (before == _PROBE) & (memory["probed"] >= memory["wanted"])
         self._aim(memory, ready)
-        # A jump that landed becomes the far end of the next bisection; one that never lands leaves
-        # the point where it was, to probe again.
+        # A jump that landed becomes the far end of the next bisection; if no jump lands, the point
+        # stays where it was, and is probed again.
         jumping = before == _JUMP
         landed, lost = jumping & broken, jumping & ~broken & (memory["halvings"] >= _HALVINGS)
         memory["far"] = torch.where(per_job(landed, points), points, memory["far"])
@@ -184,8 +194,9 @@ class _Walk:
     def _collect(
         self, look: Look, memory: Memory, asked: Asked, answers: Tensor, probing: Tensor
     ) -> None:
-        """Add up the probes: how far each really moved, and the same with the sign of its
-        answer.
+        """Add the probes of a round to the sums of their points.
+
+        Summed are how far each probe really moved, and the same with the sign of its answer.
         """
         length = _probe_length(look.region, memory["far"]).clamp_min(
             torch.finfo(torch.float64).tiny
@@ -195,16 +206,19 @@ class _Walk:
         moved = (asked.points[rows].double() - memory["far"][slot].double()).flatten(1) / length[
             slot, None
         ]
-        # One row after the other, so that the sum of a point does not depend on its neighbours.
+        # Row by row, so that the sum of a point does not depend on its neighbours in the batch.
         memory["moved"] = memory["moved"].index_add(0, slot, moved)
         memory["towards"] = memory["towards"].index_add(0, slot, moved * sign[:, None])
         memory["adversarial"] = memory["adversarial"].index_add(0, slot, sign)
         memory["probed"] = memory["probed"].index_add(0, slot, torch.ones_like(slot))
 
     def _aim(self, memory: Memory, ready: Tensor) -> None:
-        """Turn each point's own probes into its own slope of length 1, and prepare the jump."""
+        """Turn each point's probes into an estimated normal, and prepare a jump.
+
+        The estimate is scaled to largest entry 1.
+        """
         mean = memory["adversarial"] / memory["probed"].clamp_min(1)
-        one_sided = mean.abs() >= 1  # all answers agree: the baseline would leave nothing
+        one_sided = mean.abs() >= 1  # all answers agree: subtracting the mean would leave nothing
         slope = memory["towards"] - torch.where(one_sided, 0.0, mean)[:, None] * memory["moved"]
         slope = slope / slope.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         shape = memory["slope"]
@@ -219,8 +233,10 @@ class _Walk:
 
 
 def _probe_length(region: Region, boundary: Tensor) -> Tensor:
-    """Return how far probes reach, (B,): a small share of the Euclidean distance already gone, wide
-    enough to be seen above the bisection's tolerance.
+    """Return how far probes reach, (B,).
+
+    It is a small share of the Euclidean distance from the centre, and wide enough to be seen above
+    the tolerance of the bisection.
     """
     gone = (boundary.double() - region.center.double()).flatten(1)
     return gone.square().sum(1).sqrt() / gone.shape[1]

@@ -1,6 +1,4 @@
-"""Which corner of the box is nearest when the model tells only its label? Signs are flipped in ever
-smaller blocks, and flips that shorten the way stay.
-"""
+"""RayS: ray search over sign vectors in linf, by labels alone."""
 
 from __future__ import annotations
 
@@ -22,27 +20,36 @@ from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
 _FLIP, _SHORTEN, _BISECT = 0, 1, 2
-_TOLERANCE = 2e-3  # share of the distance: what a flip has to save, and where the bisection ends
-# shares of the distance by which a ray is shortened at once, doubled as long as it stays
-# adversarial
+_TOLERANCE = 2e-3  # relative: what a flip has to save, and where the bisection ends
+# shares of the distance by which a ray is shortened at once: the first, and the largest; the share
+# doubles as long as the ray stays adversarial
 _FIRST_CUT, _LARGEST_CUT = 0.01, 0.5
 
 
 @dataclass(frozen=True)
 class RaySearch:
-    """The nearest adversarial corner in linf that labels alone lead to (RayS: Chen and Gu 2020);
-    the problem's radius is ignored.
+    """RayS: the nearest adversarial corner in linf, by labels alone.
 
-    A ray is a sign for each feature. It is asked whether flipping one block of signs is adversarial
-    a little nearer than the ray so far; if so, the ray is shortened. The blocks are halves,
-    quarters and so on down to single features. Differs from the paper: a search that saved nothing
-    in a whole pass over all sizes of blocks, or has spent its share of the budget, starts over,
-    `starts` times in all (the first from all features up, the others from random signs in runs); a
-    ray is shortened by growing cuts before it is bisected; box, mask and weights come from the
-    threat. Measured on 100 digits of mnist-plain at linf 0.1, where 100 steps of gradients with 5
-    restarts break 88: 82 at 10,000 queries, 78 at 3000 from one start. Cost: `queries` forward
-    passes a point, fewer where all starts end in a corner that no flip improves, 1 where it is
-    wrong already.
+    Chen and Gu 2020; the problem's radius is ignored. A ray is a sign for each feature. The search
+    asks whether flipping one block of signs is adversarial a little nearer than the ray so far; if
+    so, the ray is shortened. The blocks are halves, quarters and so on down to single features.
+
+    Differs from the paper: a search that saved nothing in a whole pass over all sizes of blocks, or
+    has spent its share of the budget, starts over, `starts` times in all (the first from all
+    features up, the others from random signs in runs); a ray is shortened by growing cuts before it
+    is bisected; box, mask and weights come from the threat model. Measured on 100 digits of
+    mnist-plain at linf 0.1, where 100 steps of gradients with 5 restarts break 88: 82 at 10,000
+    queries, 78 at 3000 from one start.
+
+    Cost: `queries` forward passes per point, fewer where all starts end in a corner that no flip
+    improves, 1 where it is wrong already.
+
+    Args:
+        queries: Budget of forward passes per point.
+        starts: Searches from different sign vectors, which share the budget.
+
+    Raises:
+        BadInput: A setting is out of its range, or the norm is not linf.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -66,8 +73,9 @@ class RaySearch:
     def __call__(
         self, problem: Problem, *, seed: int = 0, batch: int | None = None
     ) -> Iterator[Attempt]:
-        """Yield the nearest candidates as points are decided; `batch` (points in flight) does not
-        change the result.
+        """Yield the nearest candidates as points are decided.
+
+        `batch` is the number of points in flight; it does not change the result.
         """
         norm = problem.region.norm
         if not norm.is_box:
@@ -82,8 +90,10 @@ class RaySearch:
 
 @dataclass(frozen=True)
 class _Flips:
-    """The search from ray to ray: `outer` is adversarial along the signs `ray`, `inner` is not,
-    `trial` is asked about next.
+    """The search from ray to ray.
+
+    `outer` is a distance that is adversarial along the signs `ray`, `inner` one that is not, and
+    `trial` are the signs asked about next.
     """
 
     queries: int
@@ -104,7 +114,7 @@ class _Flips:
     def ask(self, look: Look, memory: Memory) -> Asked:
         phase, outer = memory["phase"], memory["outer"]
         flipping = phase == _FLIP
-        # The first question of every start is its own ray, at the widest radius.
+        # The first question of every start is its own ray, at the largest radius.
         flipped = torch.where(
             (memory["since"] == 0)[:, None],
             memory["ray"],
@@ -155,11 +165,12 @@ class _Flips:
         return (d + 2**level - 1) // 2**level
 
     def _advance(self, memory: Memory, flipped: Tensor, better: Tensor) -> None:
-        """Go on to the next block, the next size of blocks, or the largest again; `since` counts
-        the questions since a flip saved something.
+        """Go on to the next block, to the next size, or to the largest again.
+
+        `since` counts the questions since a flip saved something.
         """
         d = memory["ray"].shape[1]
-        own = memory["since"] == 0  # the ray itself was asked, no block of it
+        own = memory["since"] == 0  # the ray itself was asked about, no flipped block
         next_block = torch.where(flipped & ~own, memory["block"] + 1, memory["block"])
         through = next_block * self._sizes(d, memory["level"]) >= d
         memory["block"] = torch.where(through, 0, next_block)
@@ -169,7 +180,10 @@ class _Flips:
         )
 
     def _begin(self, look: Look, memory: Memory) -> Tensor:
-        """Start over where the present start is exhausted; return where it was the last one."""
+        """Start over where the present start is exhausted.
+
+        Return where it was the last one, (B,) bool.
+        """
         d = memory["ray"].shape[1]
         passed = sum(-(-d // (-(-d // 2**level))) for level in range(_levels(d)))
         share = (memory["begun"] + 1) * self.queries // self.starts
@@ -196,5 +210,5 @@ class _Flips:
 
 
 def _levels(d: int) -> int:
-    """Return how many sizes of blocks there are, from all features to a single one."""
+    """Return the number of sizes of blocks, from all features to a single one."""
     return math.ceil(math.log2(d)) + 1

@@ -1,5 +1,6 @@
-"""Which letters must be replaced to fool the model? Search among at most k substitutions: first
-order, greedy, beam, or all of them.
+"""Search over at most k substitutions of symbols.
+
+First order, greedy, beam, or exhaustive.
 """
 
 from __future__ import annotations
@@ -23,30 +24,41 @@ from calipers.problem.tools import Attempt
 
 SearchName = Literal["auto", "exhaustive", "gradient", "greedy", "beam"]
 
-_POINTS = 64  # points in flight; their candidates fill the batches
-_WAYS = 512  # ways of switching tried on every open point before the broken ones leave
-_CLIMBS = 10  # rounds of the gradient search beyond two for each switch
+_POINTS = 64  # points in flight: their candidates fill the batches
+_WAYS = 512  # substitution candidates tried on every open point before broken points leave
+_CLIMBS = 10  # rounds of the gradient search beyond two per substitution
 _NUMERIC_STEPS = 10
 
 
 @dataclass(frozen=True)
 class Replace:
-    """Replace at most k letters (a `Substitutions` threat); whatever is proposed was evaluated
-    exactly, as discrete letters.
+    """Replace at most k symbols (a `Substitutions` threat model).
 
-    `search`: "gradient" ranks moves by their first-order gain g_a - g_own, evaluates the best 1..k
-    of them together and the `width` best exchanges, and goes on from the best (like HotFlip,
-    Ebrahimi et al. 2018); "greedy" evaluates every single switch, keeps the best and repeats;
-    "beam" keeps the best `width` ways at each number of switches, then exchanges single letters of
-    the best while that helps; "exhaustive" evaluates all ways, fewest switches first: if it finds
-    nothing, nothing exists, and what it finds is nearest. "auto" is gradient, and for what resists
-    exhaustive where that costs at most `limit` evaluations, beam elsewhere. `limit` is the number
-    of evaluations a point may cost in one search; greedy and beam keep to the moves of largest
-    first-order gain where all are too many. `nearest` goes on from each success with one switch
-    less, until nothing is found: with an exhaustive last search that is the exact least number.
-    Points that resist all k are searched with twice as many switches, and again, until they break
-    or every letter may change. Numeric columns, where the threat frees them, are moved by steepest
-    steps before the letters are searched and after; nothing is exact then.
+    Whatever is proposed was evaluated exactly, as discrete symbols.  Numeric columns, where the
+    threat model frees them, are moved by steepest steps before the symbols are searched and after;
+    nothing is exact then.
+
+    Args:
+        search: The method. "gradient" ranks moves by their first-order gain g_a - g_own, evaluates
+            the best 1..k of them together and the `width` best exchanges, and goes on from the best
+            (like HotFlip, Ebrahimi et al. 2018). "greedy" evaluates every single substitution,
+            keeps the best and repeats. "beam" keeps the best `width` candidates at each number of
+            substitutions, then exchanges single symbols of the best while that helps. "exhaustive"
+            evaluates all candidates, fewest substitutions first: if it finds nothing, nothing
+            exists, and what it finds is nearest. "auto" is gradient, and for what resists
+            exhaustive where that costs at most `limit` evaluations, beam elsewhere.
+        width: Beam width, and number of exchanges tried by "gradient".
+        limit: Evaluations that a point may cost in one search; greedy and beam keep to the moves of
+            largest first-order gain where all are too many.
+        nearest: Go on from each success with one substitution less, until nothing is found: with an
+            exhaustive last search that is the exact least number. Points that resist all k are
+            searched with twice as many substitutions, and again, until they break or every symbol
+            may change.
+
+    Raises:
+        BadInput: A setting is out of its range, the threat model is no `Substitutions` (at the
+            call), or an exhaustive search is asked over numeric columns or over more than `limit`
+            candidates.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -89,8 +101,9 @@ class Replace:
     def _block(
         self, problem: Problem, region: SubstitutionRegion, block: Tensor
     ) -> Iterator[Attempt]:
-        """Yield the candidates of one block of points; an interrupt yields what is found, and is
-        passed on.
+        """Yield the candidates of one block of points.
+
+        An interrupt yields what is found, and is passed on.
         """
         search, attempt = _Search(problem, region, self), None
         try:
@@ -106,8 +119,10 @@ class Replace:
     def _narrow(
         self, problem: Problem, region: SubstitutionRegion, attempt: Attempt, broken: Tensor
     ) -> None:
-        """Put candidates of fewer switches into the attempt, and candidates of more where there was
-        none.
+        """Search for the least number of substitutions of each point.
+
+        Points without a success are searched with more substitutions, points with one with fewer;
+        what is found is put into the attempt.
         """
         most = region.options.any(2).sum(1).double()
         left, count = torch.nonzero(~broken).flatten(), region.radius[~broken]
@@ -132,11 +147,13 @@ class Replace:
         left: Tensor,
         count: Tensor,
     ) -> Tensor:
-        """Search the points `left` with other numbers of switches, add the cost and the finds to
-        the attempt, and return where there are any.
+        """Search the points `left` with other numbers of substitutions.
+
+        Add the cost and what is found to the attempt, and return where something was found, (M,)
+        bool.
         """
-        # What is too large to be listed is searched all the same; then the number found need not be
-        # the least.
+        # Neighbourhoods too large to be listed are searched heuristically; then the number found
+        # need not be the least.
         tool = dataclasses.replace(self, search="auto") if self.search == "exhaustive" else self
         search = _Search(problem.take(left), region.take(left).at(count), tool)
         search.run()
@@ -200,8 +217,10 @@ class _Search(Ways):
     # ----------------------------------------------------------------------------------------------
 
     def _exhaustive(self, rows: Tensor) -> None:
-        """Evaluate all ways, fewest switches first; the first that breaks a point is its way.
-        Points with equally many choices share the enumeration.
+        """Evaluate all candidates, fewest substitutions first.
+
+        The first that breaks a point is its result. Points with equally many choices share the
+        enumeration.
         """
         if not len(rows):
             return
@@ -221,7 +240,7 @@ class _Search(Ways):
                     break
 
     def _gradient(self, rows: Tensor) -> None:
-        """Go to the best of the ways that the slope recommends, until none is better."""
+        """Go to the best candidate that the gradient suggests, while it improves."""
         for _ in range(2 * self.k + _CLIMBS):
             if not len(rows):
                 return
@@ -238,13 +257,15 @@ class _Search(Ways):
             rows = rows[better & ~is_adversarial(self.score[rows])]
 
     def _exchanges(self, region: SubstitutionRegion, slope: Tensor, present: Tensor) -> Tensor:
-        """Return the present way with one more switch, the `width` most promising ones, (P, width,
-        k); the least useful switch gives way at the budget.
+        """Return the present candidate with one more substitution, (P, width, k).
+
+        These are the `width` most promising ones. At the full budget, the least useful substitution
+        gives way.
         """
         gains = region.gains(slope).flatten(1)
         letters = region.options.shape[2]
         own = gains.gather(1, present.clamp(min=0)).masked_fill(present < 0, -torch.inf)
-        # Free places come first; at a full budget the switch of least gain is the place.
+        # Free places come first; at a full budget, the substitution of least gain gives way.
         room = torch.arange(self.k, device=present.device) < region.budget[:, None]
         place = own.masked_fill(~room, torch.inf).argmin(1)
         kept = present.scatter(1, place[:, None], -1)
@@ -261,8 +282,10 @@ class _Search(Ways):
         )
 
     def _beam(self, rows: Tensor, width: int) -> None:
-        """Keep the best `width` ways of 1, 2, ..., k switches, all extensions evaluated; then
-        exchange single letters of the best while that helps.
+        """Keep the best `width` candidates of 1, 2, ..., k substitutions.
+
+        All extensions are evaluated; then single symbols of the best candidate are exchanged while
+        that helps.
         """
         everyone = rows
         ways, worst = (
@@ -286,7 +309,7 @@ class _Search(Ways):
             if not len(rows):
                 return
             present = self.best[rows]
-            # each switch left out once
+            # each substitution left out once
             short = torch.stack(
                 [present[:, [j for j in range(self.k) if j != i]] for i in range(self.k)], 1
             )
@@ -298,11 +321,11 @@ class _Search(Ways):
             rows = self._open_among(rows[better])
 
     def _extend(self, rows: Tensor, ways: Tensor, real: Tensor, room: int) -> tuple[Tensor, Tensor]:
-        """Return each of the ways (P, W, i) with one switch more, (P, W * M, i + 1), and their
-        worst margins, infinite where there is no such way.
+        """Return each candidate with one substitution more.
 
-        M is all moves, or the `room` of largest first-order gain. The same set of switches is
-        evaluated once.
+        The candidates (P, W, i) become (P, W * M, i + 1); also return their worst margins, infinite
+        where there is no such candidate. M is all moves, or the `room` of largest first-order gain.
+        The same set of substitutions is evaluated once.
         """
         count, beams, done = ways.shape
         options = self.region.options[rows]
@@ -339,8 +362,9 @@ class _Search(Ways):
         return wider, self._evaluate(rows, wider, fresh)
 
     def _shorten(self) -> None:
-        """Take back switches, one by one, that a broken point stays broken without: fewer switches
-        are a smaller distance.
+        """Take back substitutions that a broken point does not need.
+
+        One by one, as long as the point stays broken: fewer substitutions are a smaller distance.
         """
         rows = torch.nonzero(is_adversarial(self.score)).flatten()
         for _ in range(self.k - 1):
@@ -362,7 +386,10 @@ class _Search(Ways):
             rows = rows[some]
 
     def _move_numeric(self) -> None:
-        """Climb by steepest steps in the numeric columns, letters kept; the best place stays."""
+        """Climb by steepest steps in the numeric columns, symbols kept.
+
+        The best place is kept.
+        """
         rows = torch.nonzero(~is_adversarial(self.score)).flatten()
         region = self.region.take(rows)
         if not len(rows) or region.numeric is None:
@@ -389,7 +416,10 @@ class _Search(Ways):
 
 
 def _prefixes(moves: Tensor, k: int) -> Tensor:
-    """Return the first 1, 2, ..., k of the moves (P, <= k), each filled up with -1, (P, k, k)."""
+    """Return the first 1, 2, ..., k of the moves.
+
+    The moves (P, <= k) become (P, k, k), each row filled up with -1.
+    """
     padded = torch.cat([moves, moves.new_full((len(moves), k - moves.shape[1]), -1)], 1)
     keep = torch.ones(k, k, dtype=torch.bool, device=moves.device).tril()
     return torch.where(keep, padded[:, None], -1)

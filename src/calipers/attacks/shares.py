@@ -1,5 +1,6 @@
-"""How does a random search that moves whole windows settle? Every other proposal moves a little: a
-bump of adapted size in l2, part of a budget in l1.
+"""Small moves that let a random search over windows converge.
+
+Every other proposal moves a little: a change of adapted length in l2, part of a budget in l1.
 """
 
 from __future__ import annotations
@@ -10,25 +11,28 @@ from torch import Tensor
 from calipers.attacks.queries import Asked, Look, Memory
 from calipers.problem.ball import Region
 
-_FIRST, _LEAST = 0.5, 1e-3  # shares of the radius: the first bump, the smallest
-_LATE = 0.6  # share of the budget
-# of the bump after a success; four failures take it back, so that one in five bumps succeeds
-# (Rechenberg 1973)
+_FIRST, _LEAST = 0.5, 1e-3  # lengths of a small move as shares of the radius: the first, the least
+_LATE = 0.6  # share of the budget from which on small moves are made in l1
+# factor on the length after a success; four failures undo it, so that one in five small moves
+# succeeds (Rechenberg 1973)
 _GROWTH = 1.5
-# rounds of scaling what the box does not hold; each leaves a small part of the budget unspent
+# rounds of scaling to the radius and clipping to the box; each leaves less of the budget unspent
 _FILLS = 4
 
 
 def is_small(region: Region, query: Tensor, queries: int) -> Tensor:
-    """Which questions, by their number, are small moves? Every other one; in l1 only late, because
-    large windows gain more while much is spread.
+    """Return which questions, by their number, are small moves, (B,) bool.
+
+    Every other one; in l1 only late, because large windows gain more while much is spread over the
+    image.
     """
     return (query % 2 == 1) & (query > (_LATE * queries if region.norm.is_sparse else 1))
 
 
 def at_the_start(region: Region) -> Memory:
-    """Return what each point remembers: the share `bump` of the radius, and the lowest margin
-    `heard`.
+    """Return what each point remembers at its start.
+
+    The length `bump` of small moves as a share of the radius, and the lowest margin `heard`.
     """
     return {
         "bump": torch.full_like(region.radius, _FIRST),
@@ -37,8 +41,9 @@ def at_the_start(region: Region) -> Memory:
 
 
 def listen(look: Look, memory: Memory, asked: Asked, answers: Tensor, queries: int) -> None:
-    """Let the bump grow with each small move that lowered the margin, and shrink with each that did
-    not.
+    """Adapt the length of small moves to their success.
+
+    It grows with each small move that lowered the margin, and shrinks with each that did not.
     """
     count = torch.bincount(asked.slot, minlength=len(look.spent))
     number = (look.spent - count.cumsum(0))[asked.slot] + torch.arange(
@@ -56,13 +61,13 @@ def listen(look: Look, memory: Memory, asked: Asked, answers: Tensor, queries: i
 def moved(
     region: Region, own: Tensor, pattern: Tensor, giver: Tensor, bump: Tensor, share: Tensor
 ) -> Tensor:
-    """Return the changes (B, d) after a small move, both in units in which the radius counts every
-    feature alike.
+    """Return the changes (B, d) after a small move.
 
-    `own (B, d)` are the changes now, `pattern (B, d)` says where and which way to move. In l2 it is
-    added with the length `bump (B,)`, and all is scaled to the radius. In l1 the features `giver
-    (B, d)` hand the `share (B,)` of what they hold to it, besides what is unspent, as far as the
-    box has room.
+    All changes are in units in which the radius counts every feature alike. `own (B, d)` are the
+    present ones; `pattern (B, d)` says where and in which direction to move. In l2 the pattern is
+    added with the length `bump (B,)`, and the sum is scaled to the radius. In l1 the features
+    `giver (B, d)` hand the `share (B,)` of their budget to the pattern, besides what is unspent, as
+    far as the box has room.
     """
     weight = (
         torch.ones_like(region.low)

@@ -1,6 +1,4 @@
-"""How far does a gradient get that is estimated from scores? Pairs of opposite probes, and
-projected ascent along what they tell.
-"""
+"""Gradient ascent along gradients estimated from scores (SPSA, NES)."""
 
 from __future__ import annotations
 
@@ -24,16 +22,29 @@ _MOMENTUM = 0.75
 
 @dataclass(frozen=True)
 class SPSA:
-    """Projected ascent along a gradient estimated from scores: `directions` "signs" is SPSA (Uesato
-    et al. 2018), "normal" is NES (Ilyas et al. 2018).
+    """Projected ascent along a gradient estimated from scores.
 
-    Each step asks about the iterate and `pairs` pairs of opposite probes, `reach` of the radius
-    away from it, and moves `step` of the radius (default
-    2.5 / steps) along the norm's steepest direction of the running mean of the estimates.
+    `directions` "signs" is SPSA (Uesato et al. 2018), "normal" is NES (Ilyas et al. 2018). Each
+    step asks about the iterate and `pairs` pairs of opposite probes, and moves along the norm's
+    steepest direction of the running mean of the estimates.
+
     Differs from the papers: steepest ascent with momentum in every norm instead of Adam or sign
     steps; probes are admissible themselves, and count by how far they really moved; any probe that
-    is adversarial ends the search. Cost: steps x (2 pairs + 1) + 1 forward passes for a point that
-    resists.
+    is adversarial ends the search.
+
+    Cost: steps x (2 pairs + 1) + 1 forward passes for a point that resists.
+
+    Args:
+        steps: Gradient steps.
+        pairs: Pairs of opposite probes per step.
+        reach: Distance of the probes from the iterate as a share of the radius, above 0 and at most
+            1.
+        step: Length of a step as a share of the radius, above 0 and at most 2. Default: 2.5 /
+            steps.
+        directions: Probes with random signs ("signs") or with normal entries ("normal").
+
+    Raises:
+        BadInput: A setting is out of its range, or the norm counts features.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -67,8 +78,9 @@ class SPSA:
     def __call__(
         self, problem: Problem, *, seed: int = 0, batch: int | None = None
     ) -> Iterator[Attempt]:
-        """Yield candidates as points are decided; `batch` (points in flight) does not change the
-        result.
+        """Yield candidates as points are decided.
+
+        `batch` is the number of points in flight; it does not change the result.
         """
         norm = problem.region.norm
         if norm.is_count:
@@ -105,7 +117,10 @@ class _Estimate:
         return {"x": region.center.clone(), "slope": torch.zeros_like(region.center)}
 
     def ask(self, look: Look, memory: Memory) -> Asked:
-        """The iterate, then the probes; the last round asks about the iterate alone."""
+        """Ask about the iterate, then the probes.
+
+        The last round asks about the iterate alone.
+        """
         x = memory["x"]
         count = torch.where(look.spent >= self.queries - 1, 1, self.width)
         slot = torch.repeat_interleave(torch.arange(len(x), device=x.device), count)
@@ -148,8 +163,8 @@ class _Estimate:
                 points[:, 1::2] - points[:, 2::2], values[:, 1::2] - values[:, 2::2]
             )
             if look.region.weight is not None:
-                # Probes are shorter where weights are larger, and moves weighed by falls are the
-                # slope times their own square.
+                # Probes are shorter where weights are larger, and a sum of moves weighed by changes
+                # of the margin is the gradient times the squared move; the weight undoes it.
                 estimate = estimate * look.region.weight.square()
             slope = _MOMENTUM * memory["slope"][place] + (1 - _MOMENTUM) * estimate.view_as(
                 x[place]
@@ -161,15 +176,16 @@ class _Estimate:
         return look.spent >= self.queries
 
     def _estimate(self, moves: Tensor, falls: Tensor) -> Tensor:
-        """Return the slopes (B, d), each of largest entry 1: the sum of the moves weighed by how
-        much the margin changed along them.
+        """Return the estimated gradients (B, d), each of largest entry 1.
+
+        Each is the sum of the moves weighed by how much the margin changed along them.
         """
         weight = falls.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         weight = (
             weight / weight.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         ).to(moves.dtype)
         total = torch.zeros_like(moves[:, 0].flatten(1))
-        # in order, so that the sum of a point does not depend on its neighbours
+        # in order, so that the sum of a point does not depend on its neighbours in the batch
         for k in range(self.pairs):
             total = total + weight[:, k, None] * moves[:, k].flatten(1)
         return total / total.abs().amax(1, keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)

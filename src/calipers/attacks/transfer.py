@@ -1,6 +1,4 @@
-"""Which examples made on other models fool this one? The target answers a few questions a point,
-with scores or labels; gradients are the surrogates'.
-"""
+"""Transfer attacks: examples made on other models, tried on this one."""
 
 from __future__ import annotations
 
@@ -22,17 +20,26 @@ from calipers.problem.tools import Attack, Attempt
 
 @dataclass(frozen=True, repr=False)
 class Transfer:
-    """Run an attack on surrogates, and ask the target which of the candidates it falls for.
+    """Run an attack on surrogates, and ask the target about the candidates.
 
-    With several surrogates the attack first climbs their mean logits (Liu et al. 2017), then each
-    alone; points that the target falls for are left out of what follows. On a surrogate an attack
-    does not end at its boundary but spends all its steps: what lies deep inside another class there
-    is more likely to cross the target's boundary too. Of several candidates the one of lowest
-    margin on the target is returned, of equal ones (a target of labels only has no others) the
-    nearest. In the record a surrogate is named by the digest of its weights. The surrogates take
-    inputs in the target's native units (wrap one trained on standardised inputs in a `Classifier`)
-    and tell the same classes apart. Cost: the target's forwards are one a candidate; the attack's
-    own passes run on the surrogates and are not counted.
+    With several surrogates the attack first climbs their mean logits (Liu et al. 2017), then the
+    logits of each alone; points that fool the target are left out of what follows. On a surrogate
+    the attack does not end at the decision boundary but spends all its steps: what lies deep inside
+    another class there is more likely to cross the target's boundary too. Of several candidates the
+    one of lowest margin on the target is returned; of equal ones (a target that returns labels only
+    has no others) the nearest. In the record a surrogate is named by the digest of its weights.
+
+    Cost: one forward pass of the target per candidate; the attack's own passes run on the
+    surrogates and are not counted.
+
+    Args:
+        attack: The attack that is run on the surrogates.
+        surrogates: Modules or `Classifier`s. They take inputs in the target's native units (wrap
+            one trained on standardised inputs in a `Classifier`) and tell the same classes apart,
+            in the same order.
+
+    Raises:
+        BadInput: No surrogate is given, one is no model, or (at the call) one has other classes.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -70,8 +77,9 @@ class Transfer:
         )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
-        """Yield the best candidate of each point, all at once; an interrupt yields what is found,
-        and is passed on.
+        """Yield the best candidate of each point, all at once.
+
+        An interrupt yields what is found so far, and is passed on.
         """
         found = _Judged(problem)
         try:
@@ -89,8 +97,9 @@ class Transfer:
         return self.surrogates  # type: ignore[return-value]
 
     def _stages(self, problem: Problem) -> list[Classifier]:
-        """Return what is attacked, the strongest first; raises `BadInput` for a surrogate of other
-        classes.
+        """Return the surrogates in the order they are attacked, strongest first.
+
+        Raises `BadInput` for a surrogate of other classes.
         """
         for one in self._known:
             classes = one.check(_moved(problem.x, one).nan_to_num(0.0)).shape[1]
@@ -104,8 +113,9 @@ class Transfer:
 
 
 class MeanLogits(nn.Module):
-    """The mean logits of several classifiers on inputs in native units, on the device and in the
-    dtype of the first.
+    """The mean logits of several classifiers on inputs in native units.
+
+    On the device and in the dtype of the first.
     """
 
     def __init__(self, of: tuple[Classifier, ...]) -> None:
@@ -124,8 +134,10 @@ class MeanLogits(nn.Module):
 
 
 class _Judged:
-    """What the target said: of each point the best candidate, its worst margin on the target, its
-    distance, and the number of questions.
+    """What the target answered.
+
+    For each point the best candidate, its worst margin on the target, its distance, and the number
+    of questions.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -136,7 +148,7 @@ class _Judged:
         self.asked = torch.zeros(n, dtype=torch.long, device=device)
 
     def ask(self, places: Tensor, points: Tensor) -> None:
-        """Judge one candidate for each of the places (M,), and join it with what is known."""
+        """Judge one candidate for each of the places (M,), and keep the better."""
         part = self.problem.take(places)
         worst = part.goal.worst(part.margins(part.classifier.logits(points))).nan_to_num(
             nan=-torch.inf
@@ -165,8 +177,9 @@ def _moved(x: Tensor, classifier: Classifier) -> Tensor:
 
 
 def _made(attack: Attack, surrogate: Classifier, problem: Problem, seed: int) -> Tensor:
-    """Return the candidates (N, *D) that the attack makes on the surrogate, admissible for the
-    target.
+    """Return the candidates (N, *D) that the attack makes on the surrogate.
+
+    They are admissible for the target.
     """
     y = problem.y.to(surrogate.device)
     posed = replace(
