@@ -1,3 +1,4 @@
-"""What does the record say, to a reader? Numbers, terminal text and one self-contained page.
-Imports without torch.
+"""Reports on a record: numbers, terminal text and one HTML page.
+
+This package can be imported without torch.
 """

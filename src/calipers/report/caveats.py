@@ -1,5 +1,6 @@
-"""What does a measurement not tell? What its tools left out or could not see, and how far its
-record can be trusted.
+"""What a measurement does not show, in sentences.
+
+They say what its tools left out or could not see, and how far its record can be trusted.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GUARANTEES = {
 
 
 def missing_lower_jaw(summary: Summary) -> str:
-    """Return why nothing could be certified, or nothing where the lower jaw was there."""
+    """Return why nothing could be certified, or "" where certifiers could run."""
     said = summary.facts.get("lower_jaw")
     if isinstance(said, str) and said not in ("", "available"):
         return said
@@ -96,13 +97,13 @@ def limits(summary: Summary) -> Iterator[str]:
 
 
 def shortcomings(summary: Summary) -> Iterator[tuple[str, str]]:
-    """Yield what tools left out or could not see, each with a word that says which kind it is."""
+    """Yield what tools left out or could not see, each with a keyword."""
     for word, sentences in _SHORTCOMINGS.items():
         yield from ((word, said) for said in sentences(summary))
 
 
 def alarm(summary: Summary) -> str:
-    """Return the sentence on a record that is not as it was written, or nothing."""
+    """Return the warning that a record was altered, or ""."""
     if not summary.trust.altered:
         return ""
     where = shlex.quote(summary.record) if summary.record else "RECORD"
@@ -115,8 +116,9 @@ def alarm(summary: Summary) -> str:
 
 
 def standing(summary: Summary) -> Iterator[str]:
-    """Yield what is known about a record kept in a file: whether its evidence was replayed, and
-    whether all of it is chained.
+    """Yield what is known about a record kept in a file.
+
+    That is whether its evidence was replayed, and whether all of it is chained.
     """
     trust, where = summary.trust, shlex.quote(summary.record)
     if not summary.record:
@@ -146,8 +148,10 @@ def standing(summary: Summary) -> Iterator[str]:
 
 
 def audits(summary: Summary) -> Iterator[str]:
-    """Yield what a tool may have missed that was tried on a random part of the open points, settled
-    none of them, and was not run on the others.
+    """Yield what tools may have missed that were run on a sample only.
+
+    These are tools that were tried on a random part of the open points, settled none of them, and
+    were not run on the others.
     """
     held = summary.facts.get("audits")
     for tool, audit in (held if isinstance(held, dict) else {}).items():
@@ -187,8 +191,10 @@ _WHY_NOT = {
 
 
 def not_run(summary: Summary) -> Iterator[str]:
-    """Yield which certifiers were not run on all the points that they were for, what that would
-    take by their forecasts, why not, and how to insist.
+    """Yield which certifiers were not run on all their points.
+
+    With it: the time that this would take by their forecasts, why they were not run, and how to
+    insist.
     """
     held = summary.facts.get("not_run")
     for tool, fact in (held if isinstance(held, dict) else {}).items():
@@ -216,8 +222,9 @@ def not_run(summary: Summary) -> Iterator[str]:
 
 
 def begun_anew(summary: Summary) -> Iterator[str]:
-    """Yield which tools of limited time were stopped at work and began their time anew: the clock
-    may then have decided otherwise.
+    """Yield which tools with a time limit were stopped and began again.
+
+    The clock may then have decided otherwise than in a run that was not interrupted.
     """
     held = summary.facts.get("begun_anew")
     for tool in held if isinstance(held, list) else []:
@@ -228,7 +235,7 @@ def begun_anew(summary: Summary) -> Iterator[str]:
 
 
 def _called(tool: str) -> str:
-    """Return a tool by its name, and its settings where they tell it from another of the name.
+    """Return a tool by its repr, without empty parentheses.
 
     >>> _called("CROWN()"), _called("CROWN(refine=False)")
     ('CROWN', 'CROWN(refine=False)')
@@ -237,7 +244,7 @@ def _called(tool: str) -> str:
 
 
 def gradients(summary: Summary) -> Iterator[str]:
-    """Yield where attacks by gradients are blind, and what to do about it."""
+    """Yield where gradient-based attacks are blind, and what to do about it."""
     held = lookup(summary.facts, "gradients")
     asked_at, none, zero, infinite = (
         lookup(held, key) for key in ("asked", "none", "zero", "not finite")
@@ -290,7 +297,7 @@ def failures(summary: Summary) -> Iterator[str]:
 
 
 def understood(summary: Summary) -> Iterator[str]:
-    """Yield how model and data were read, where that is not plain."""
+    """Yield how model and data were read, where that is not obvious."""
     held = summary.facts.get("read")
     said = [plain(note) for note in held] if isinstance(held, list) else []
     if said:

@@ -1,6 +1,4 @@
-"""How many points are robust at every radius, and how are the distances spread between the two
-jaws?
-"""
+"""Robust accuracy over the radius, and how the distances are distributed."""
 
 from __future__ import annotations
 
@@ -18,14 +16,14 @@ _BINS = 24
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Robust accuracy over the radius, as two step functions read at `radii`; the truth lies
-    between them at every radius.
+    """Robust accuracy over the radius, as two step functions read at `radii`.
 
-    `certified[i]` is the share with lower >= radii[i] and holds back to the previous knot;
-    `attacked[i]` is the share with upper > radii[i] and holds on to the next. [certified -
-    half_width, attacked + half_width] holds the population's whole curve at once: each side is a
-    one-sided Dvoretzky-Kiefer-Wolfowitz band at half the error, which has the same constant as the
-    two-sided one. `reach` is the end of the drawn range.
+    The true curve lies between them at every radius. `certified[i]` is the share of points with
+    lower >= radii[i] and holds back to the previous knot; `attacked[i]` is the share with upper >
+    radii[i] and holds on to the next. [certified - half_width, attacked + half_width] contains the
+    population's whole curve at once: each side is a one-sided Dvoretzky-Kiefer-Wolfowitz band at
+    half the error, which has the same constant as the two-sided one. `reach` is the end of the
+    drawn range.
     """
 
     radii: Floats
@@ -44,8 +42,10 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts of the brackets' ends. Ends that are no distance are counted apart: no witness, no
-    certificate, wrong at the point itself.
+    """Counts of the lower and of the upper bounds on distances.
+
+    Bounds that are no distance are counted apart: no witness, no certificate, misclassified at the
+    point itself.
     """
 
     edges: Floats
@@ -58,10 +58,10 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Quantile:
-    """The distance below which the given share of points lies: between `lower` and `upper` for
-    these points.
+    """The distance below which the given share of points lies.
 
-    `low` and `high` add sampling: they hold the population's quantile, for all shares at once.
+    It is between `lower` and `upper` for these points. `low` and `high` add sampling: they contain
+    the population's quantile, for all shares at once.
     """
 
     share: float
@@ -74,12 +74,13 @@ class Quantile:
 def curve_of(
     lower: Floats, upper: Floats, seen: NDArray[np.bool_], radius: float, confidence: float
 ) -> Curve:
-    """Return both step functions of N brackets; `seen` (N,) tells on which points the model was
-    run, `radius` is the largest one asked.
+    """Return both step functions of N brackets.
+
+    `seen` (N,) tells on which points the model was run; `radius` is the largest one asked.
     """
     n, reach = len(lower), _reach(lower, upper, radius)
     # A point on which the model is wrong, or was never run, is not robust at radius 0 either: its
-    # empty claim must not count there.
+    # lower bound of 0, which claims nothing, must not count there.
     claims = np.sort(np.where(seen & (upper > 0), lower, -1.0))
     ends = np.concatenate([lower, upper[np.isfinite(upper)], [0.0, reach]])
     radii = np.unique(np.append(ends, radius) if np.isfinite(radius) else ends)
@@ -91,8 +92,9 @@ def curve_of(
 
 
 def _reach(lower: Floats, upper: Floats, radius: float) -> float:
-    """Return how far a figure of these distances should go: past the radius asked and past all but
-    the farthest ends.
+    """Return how far a figure of these distances should extend.
+
+    That is beyond the radius asked and beyond all bounds but the farthest 1 %.
     """
     ends = np.concatenate([lower, upper])
     ends = ends[np.isfinite(ends) & (ends > 0)]
@@ -100,13 +102,14 @@ def _reach(lower: Floats, upper: Floats, radius: float) -> float:
     if not ends.size:
         return asked or 1.0
     far = 1.05 * float(np.quantile(ends, 0.99))
-    # a radius that only caps a search for distances would squash the figure
+    # a radius that is only an upper limit for a search of distances would squash the figure
     return far if asked > 6 * far else max(asked, far)
 
 
 def histogram_of(lower: Floats, upper: Floats, reach: float) -> Histogram:
-    """Return the counts of both ends in equal bins from 0 to `reach`; ends beyond it fall into the
-    last bin.
+    """Return the counts of both bounds in equal bins from 0 to `reach`.
+
+    Bounds beyond `reach` fall into the last bin.
     """
     edges = np.linspace(0.0, reach, _BINS + 1)
     low, high = lower[lower > 0], upper[np.isfinite(upper) & (upper > 0)]
@@ -123,7 +126,10 @@ def histogram_of(lower: Floats, upper: Floats, reach: float) -> Histogram:
 
 
 def quantiles_of(lower: Floats, upper: Floats, half_width: float) -> tuple[Quantile, ...]:
-    """Return the 10 %, 50 % and 90 % quantiles of the distance, bracketed; none without points."""
+    """Return bounds on the 10 %, 50 % and 90 % quantiles of the distance.
+
+    There are none without points.
+    """
     if not len(lower):
         return ()
     low, high = np.sort(lower), np.sort(upper)
@@ -140,8 +146,10 @@ def quantiles_of(lower: Floats, upper: Floats, half_width: float) -> tuple[Quant
 
 
 def _order(values: Floats, share: float) -> float:
-    """Return the smallest value that at least `share` of the sorted values do not exceed; 0 and
-    infinity outside (0, 1].
+    """Return the quantile of sorted values at `share`.
+
+    That is the smallest value that at least `share` of the values do not exceed; 0 for shares of 0
+    and less, infinity for shares above 1.
     """
     if share > 1:
         return math.inf

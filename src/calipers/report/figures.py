@@ -1,5 +1,4 @@
-"""How do the two jaws look? Inline SVG, built by hand: every figure stacks proved robust, unknown
-and broken, in the same three colours.
+"""Figures as inline SVG: robust, unknown and broken, in three colours.
 
 Colours and fonts come from CSS classes, so that a figure follows the page's light or dark scheme.
 Each builder takes a `Size`: a page shows the wide drawing or the one for a phone, and never scales
@@ -26,8 +25,9 @@ _CLASSES = 20
 
 @dataclass(frozen=True)
 class Size:
-    """Width and height in pixels at which text has its natural size, and the class that shows or
-    hides the drawing.
+    """Width and height in pixels at which text has its natural size.
+
+    `name` is the CSS class that shows or hides the drawing.
     """
 
     width: int
@@ -69,8 +69,9 @@ class Frame:
 
 
 def curve(summary: Summary, size: Size = FULL) -> str:
-    """Return robust accuracy over the radius: both step curves, the gap between them, the
-    simultaneous band, and the radius asked.
+    """Return the figure of robust accuracy over the radius.
+
+    It shows both step curves, the gap between them, the simultaneous band and the radius asked.
     """
     c = summary.curve
     frame = Frame(size, (0, c.reach), (0, 1))
@@ -122,7 +123,7 @@ def _at_radius(summary: Summary) -> str:
 
 
 def _asked(summary: Summary, frame: Frame) -> str:
-    """Return the vertical line at the radius asked, with the two rates read on it."""
+    """Return the vertical line at the radius asked, with both rates there."""
     radius, robust = summary.radius[1], summary.robust
     if summary.radius[0] != radius or not 0 < radius <= summary.curve.reach or not summary.n:
         return ""
@@ -143,8 +144,9 @@ def _asked(summary: Summary, frame: Frame) -> str:
 
 
 def _asked_too(summary: Summary, frame: Frame) -> list[str]:
-    """Return a dot on either line for each radius of a run that asked several; the one the verdicts
-    are read at has its own.
+    """Return dots on both lines at each radius of a run that asked several.
+
+    The radius at which verdicts are read has dots of its own.
     """
     inside = [
         at
@@ -170,8 +172,10 @@ def _asked_too(summary: Summary, frame: Frame) -> list[str]:
 
 
 def gauge(summary: Summary, size: Size = FULL, *, bare: bool = False) -> str:
-    """Return the caliper: one scale from 0 to 100 % with a jaw at either rate, the gap between
-    them, and the sampling interval below. `bare` omits scale.
+    """Return the drawing of a caliper that brackets the robust accuracy.
+
+    One scale from 0 to 100 %, with a jaw at either rate, the gap between them, and the sampling
+    interval below. `bare` omits scale and interval.
     """
     size = Size(size.width, 26 if bare else 92, size.name)
     inset = 1 if bare else 14
@@ -201,8 +205,9 @@ def gauge(summary: Summary, size: Size = FULL, *, bare: bool = False) -> str:
 
 
 def _jaws(low: float, high: float, top: float, height: float, reach: float) -> str:
-    """Return the two jaws: each measures with its inner, straight edge and is cut away on the outer
-    side.
+    """Return the two jaws of the caliper.
+
+    Each measures with its inner, straight edge and is cut away on the outer side.
     """
     y, foot = top - reach, top + height + reach / 3
     left = (
@@ -234,8 +239,9 @@ def _whisker(low: float, high: float, y: float, half: float) -> str:
 
 
 def brackets(summary: Summary, size: Size = HALF) -> str:
-    """Return the brackets of all points side by side, sorted: proved free below, unknown between,
-    an adversarial example above.
+    """Return the brackets of all points side by side, sorted.
+
+    Each column is robust at the bottom, unknown in the middle, and broken at the top.
     """
     rows = sorted(
         (r for r in summary.rows if r.verdict != "invalid"), key=lambda r: (r.lower, r.upper)
@@ -289,8 +295,9 @@ def _bars(frame: Frame, spans: Iterable[tuple[float, float]]) -> str:
 
 
 def histogram(summary: Summary, size: Size = HALF) -> str:
-    """Return where the brackets end: witnesses' distances upwards, certified radii downwards, each
-    on its own scale.
+    """Return the histogram of witnesses' distances and certified radii.
+
+    Distances of witnesses go upwards, certified radii downwards, each on its own scale.
     """
     h = summary.histogram
     tallest = max(int(h.upper.max()), 1), max(int(h.lower.max()), 1)
@@ -341,8 +348,10 @@ def _bin(frame: Frame, edges: Floats, i: int, height: float, name: str) -> str:
 
 
 def classes(summary: Summary, size: Size = HALF) -> str:
-    """Return one bar per class, from 0 to 100 %: certified, unknown, broken, with the ends of both
-    Wilson intervals; the worst classes where many.
+    """Return one bar for each class, from 0 to 100 %.
+
+    It shows the certified, unknown and broken shares, with the ends of both Wilson intervals; where
+    there are many classes only the worst.
     """
     rows = sorted(summary.classes, key=lambda c: c.attacked.share)[:_CLASSES]
     rows = sorted(rows, key=lambda c: c.label)
@@ -417,8 +426,9 @@ def _axes(
 
 
 def _steps(frame: Frame, x: Floats, y: Floats, *, back: bool) -> str:
-    """Return a step path: each value holds back to the knot before (`back`) or on to the knot
-    after.
+    """Return a step path.
+
+    Each value holds back to the knot before (`back`) or on to the knot after.
     """
     path = [f"M{frame.px(x[0]):.1f} {frame.py(y[0]):.1f}"]
     for i in range(1, len(x)):

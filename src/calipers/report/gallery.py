@@ -1,5 +1,6 @@
-"""Which adversarial examples does a reader see, and how different do they look? The nearest ones
-first, then every class in turn.
+"""The adversarial examples that a page shows, and how they differ.
+
+The nearest ones come first, then every class in turn.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _NEAREST, _LIMIT = 4, 12
 class Exhibit:
     """One witness beside the point it belongs to.
 
-    `distance` is the admitted one, in the threat's norm. `l2`, `linf`, `changed` (features that
-    differ) and `psnr` (decibel, on the data range of the box; NaN without a box) describe the same
-    difference for the eye. `span` is the range of values to draw.
+    `distance` is the admitted one, in the threat's norm. `l2`, `linf`, `changed` (number of
+    features that differ) and `psnr` (decibels, on the data range of the box; NaN without a box)
+    describe the same difference for the eye. `span` is the range of values to draw.
     """
 
     index: int
@@ -51,8 +52,10 @@ def hang(
     facts: Sequence[Evidence],
     ends: Mapping[str, tuple[float, str, int]],
 ) -> tuple[Exhibit, ...]:
-    """Return up to a dozen stored witnesses of a question; `known` are its facts, `ends` gives for
-    each point its upper end, that end's tool and the clean prediction.
+    """Return up to a dozen stored witnesses of a question.
+
+    `known` are its facts; `ends` gives for each point its upper bound, the tool that set it and the
+    clean prediction.
     """
     at = {
         p.name: p
@@ -80,8 +83,10 @@ def hang(
 
 
 def _order(points: Sequence[Point], distance: Mapping[str, float]) -> list[Point]:
-    """Return the nearest few, then the nearest left of each class, class by class, then the second
-    nearest, and so on.
+    """Return the nearest few points, then the rest class by class.
+
+    After the nearest few come the nearest that is left of each class, then the second nearest of
+    each, and so on.
     """
     ranked = sorted(points, key=lambda p: (distance[p.name], p.position))
     turn: dict[int, int] = {}
@@ -131,8 +136,9 @@ def _exhibit(
 
 
 def data_range(facts: Mapping[str, Any]) -> Span | None:
-    """Return the box of the threat as two numbers, over all features where each has its own; None
-    without a usable box.
+    """Return the box of the threat as two numbers, over all features.
+
+    None without a usable box.
     """
     threat = facts.get("threat")
     box = threat.get("box") if isinstance(threat, dict) else None

@@ -1,5 +1,6 @@
-"""How do the tools' answers about one point lie to one another? A ladder for each point: from the
-loosest proof to the nearest example found.
+"""Ladders: all tools' bounds on each point's distance in one drawing.
+
+They go from the loosest proof to the nearest example found.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class Rung:
-    """One tool's answer about every point: a proved distance ("lower") or that of an example
-    ("upper"); NaN or 0 where it has none.
+    """One tool's bound on the distance of every point.
+
+    `side` says whether it is a proved distance ("lower") or that of an example ("upper"). Values
+    are NaN or 0 where the tool has none.
     """
 
     name: str
@@ -39,8 +42,9 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The points by their names, and the rungs from the lowest to the highest kind; distances are
-    in `unit`.
+    """The points by their names, and the rungs from lowest to highest kind.
+
+    Distances are in `unit`.
     """
 
     points: tuple[str, ...]
@@ -56,7 +60,7 @@ class Ladder:
         )
 
     def bracket(self, i: int) -> tuple[float, float]:
-        """Return the best proof and the nearest example of a point."""
+        """Return the best proved distance and the nearest example's of a point."""
         lower = max(
             (r.values[i] for r in self.rungs if r.side == "lower" and r.values[i] > 0), default=0.0
         )
@@ -68,8 +72,10 @@ class Ladder:
 
 
 def ladder(found: Ladder, size: Size = TALL) -> str:
-    """Return the drawing: proved free below the best proof, broken beyond the nearest example, a
-    mark for each rung.
+    """Return the drawing of a ladder.
+
+    Each row is robust below the best proof and broken beyond the nearest example, with a mark for
+    each rung.
     """
     n = len(found.points)
     size = Size(size.width, _STEP * n + 56, size.name)
@@ -106,8 +112,9 @@ def ladder(found: Ladder, size: Size = TALL) -> str:
 
 
 def mark(rung: Rung, rungs: Sequence[Rung], x: float, y: float) -> str:
-    """Return the sign of a rung at a place of a drawing: its shape tells the tool, its colour the
-    side.
+    """Return the mark of a rung at a place of a drawing.
+
+    Its shape identifies the tool, its colour the side.
     """
     same = [r.name for r in rungs if r.side == rung.side]
     shape = _SHAPES[rung.side][same.index(rung.name) % len(_SHAPES[rung.side])]
@@ -115,7 +122,7 @@ def mark(rung: Rung, rungs: Sequence[Rung], x: float, y: float) -> str:
 
 
 def key(found: Ladder) -> list[tuple[str, str]]:
-    """Return (sign as a small drawing, words) for each rung."""
+    """Return (mark as a small drawing, words) for each rung."""
     words = {"lower": "proved", "upper": "example found"}
     head = '<svg class="figure sign" viewBox="-8 -8 16 16" aria-hidden="true">'
     return [
@@ -127,11 +134,12 @@ def key(found: Ladder) -> list[tuple[str, str]]:
 def scatter(
     straight: Sequence[float], brackets: Sequence[tuple[float, float]], unit: str, size: Size
 ) -> str:
-    """Return how the radius of linearity compares with the adversarial distance, both on
-    logarithmic scales: a bar from the best proof to the nearest example.
+    """Return a plot of adversarial distance against radius of linearity.
 
-    Below the diagonal the decision changes inside the linear region, where its distance is known
-    exactly; above it, the point lies many regions away.
+    `straight` holds the radii of the linear regions. Both scales are logarithmic; a bar goes from
+    the best proof to the nearest example. Below the diagonal the decision changes inside the linear
+    region, where its distance is known exactly; above it, the decision boundary lies many regions
+    away.
     """
     pairs = [
         (r, low, high)
@@ -158,7 +166,7 @@ def scatter(
             f'<path class="asked" d="M{frame.px(low):.1f} {frame.py(low):.1f}L{frame.px(high):.1f} '
             f'{frame.py(high):.1f}"/>'
         )
-        near = low + 0.12 * (high - low)  # where the line begins, points are few
+        near = low + 0.12 * (high - low)  # near the start of the line: few points there
         parts.append(_text("tick", frame.px(near) + 8, frame.py(near) + 12, "equal", "start"))
     for r, lower, upper in pairs:
         px, top, foot = (

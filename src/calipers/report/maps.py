@@ -1,5 +1,6 @@
-"""Which features is a point's decision most sensitive to? Its gradient as a picture beside the
-point, in one colour for each sign.
+"""Gradient maps: the features that a point's decision is sensitive to.
+
+The gradient is drawn as a picture beside the point, with one colour for each sign.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from calipers.report.tiles import as_image, png
 Floats = NDArray[np.float64]
 _LARGEST_SIDE = 112
 _STRIP = 48
-# as for the differences of examples
+# the colours of differences, as in tiles.py
 _LESS, _SAME, _MORE = np.array([[9, 104, 118], [240, 237, 230], [186, 66, 20]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Map:
-    """Three pictures of one point as markup: itself, the gradient of its worst margin, and what an
-    adversarial example changed. `share` is the part of the gradient's length (l1) that its tenth of
-    largest entries holds.
+    """Three pictures of one point as markup.
+
+    They show the point itself, the gradient of its worst margin, and what an adversarial example
+    changed. `share` is the part of the gradient's l1 norm that the largest tenth of its entries
+    holds.
     """
 
     index: int
@@ -44,8 +47,10 @@ def gradient_map(
     span: tuple[float, float],
     words: str,
 ) -> Map:
-    """Return the pictures. `span` are the ends of the data's range; gradient and change are scaled
-    to their own largest entry, but for the 1 % beyond it.
+    """Return the pictures of a point.
+
+    `span` is the range of the data; gradient and change are each scaled to the 99 % quantile of
+    their absolute values.
     """
     low, high = span
     plain = np.clip((np.asarray(point, dtype=np.float64) - low) / ((high - low) or 1.0), 0, 1)
@@ -70,7 +75,10 @@ def _plain(values: Floats, alt: str) -> str:
 
 
 def _signed(values: NDArray[Any], alt: str) -> str:
-    """Return positive entries in one colour, negative ones in the other, zero in neither."""
+    """Return positive entries in one colour, negative in the other.
+
+    Zero has neither.
+    """
     values = np.nan_to_num(np.asarray(values, dtype=np.float64))
     size = float(np.quantile(np.abs(values), 0.99)) or float(np.abs(values).max()) or 1.0
     scaled = np.clip(values / size, -1, 1)

@@ -1,5 +1,6 @@
-"""Why is a model fragile at these points? What was measured of its geometry, as a page and as a
-table; without torch.
+"""Portraits of a model's geometry, as a page and as a table.
+
+They show why a model is fragile at some points. Imports without torch.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ _RUNGS_OF = 24  # points whose ladders are drawn; the table has all
 
 @dataclass(frozen=True)
 class Portrayed:
-    """One point: distances in the threat's norm, infinite or NaN where there is none.
+    """The geometry around one point.
 
-    `gradient` is the dual norm of the worst margin's gradient, `first_order` margin / gradient (an
-    estimate). `border` d_B is computed, `straight` what is proved of it; `decision` d_D, `exact`
-    where it is the adversarial distance. `exit` is how far the region reaches along the steepest
-    step, `crossed` how many regions lie on the way to the nearest example (0: not counted).
+    Distances are in the threat's norm, infinite or NaN where there is none. `gradient` is the dual
+    norm of the worst margin's gradient, `first_order` margin / gradient (an estimate). `border` is
+    the computed distance d_B to the border of the point's linear region, `straight` what is proved
+    of it; `decision` is the distance d_D to the decision boundary of the region's affine map,
+    `exact` says whether that is the adversarial distance. `exit` is how far the region reaches
+    along the steepest step, `crossed` how many regions lie on the way to the nearest example (0:
+    not counted).
     """
 
     index: int
@@ -48,8 +52,23 @@ class Portrayed:
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """All that was measured; `unit` says how distances are meant, `radius` is the one asked about,
-    `regions` whether the network has linear regions at all.
+    """All that was measured of a model's geometry.
+
+    Args:
+        title: Name of the model.
+        unit: The norm and unit of distances, in words.
+        radius: The radius asked about.
+        points: One entry for each point.
+        ladder: All tools' bounds on the distances.
+        slices: Planes through points, as `calipers.geometry.slices` computes them.
+        maps: Gradient maps.
+        regions: "" for a network with linear regions, else a sentence on why there are none.
+
+    Returns:
+        A frozen dataclass; `str` gives the table for a terminal.
+
+    Raises:
+        Nothing.
     """
 
     title: str
@@ -72,7 +91,7 @@ class Portrait:
 
 
 def drawings(portrait: Portrait) -> dict[str, str]:
-    """Return the ladder and the scatter, each for a wide page and for a phone."""
+    """Return the ladder and the scatter plot, for a wide page and for a phone."""
     found, rights = (
         portrait.ladder,
         [i for i, p in enumerate(portrait.points) if p.label == p.prediction],
@@ -93,7 +112,7 @@ def drawings(portrait: Portrait) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """The slices of one point: drawings with a caption each, and the colours of the classes."""
+    """The slices of one point: captioned drawings, and the classes' colours."""
 
     index: int
     label: int
@@ -173,6 +192,9 @@ def _short(value: float) -> str:
 
 
 def median(values: Sequence[float]) -> float:
-    """Return the middle one of the finite values, NaN where there are none."""
+    """Return the middle one of the finite values, NaN where there are none.
+
+    Of an even number of values it is the upper one of the middle two.
+    """
     kept = sorted(v for v in values if math.isfinite(v))
     return kept[len(kept) // 2] if kept else math.nan

@@ -1,4 +1,4 @@
-"""What was asked, under what circumstances, and by which runs: the facts that a report shows."""
+"""The facts that a report shows: question, circumstances and runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 from calipers.record.evidence import Question, Run
 
 _LONGEST = 2000  # characters of one provenance value; the record keeps the whole
-_DEEPEST = 6  # levels of nested facts shown as such; a stranger's record may nest without end
+_DEEPEST = 6  # levels of nested facts shown as such; a record from elsewhere may nest deeper
 
 
 def facts_of(question: Question, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return what the record knows of a question and of its latest run, by name; of earlier runs
-    one line each.
+    """Return the facts of a question and of its latest run, by name.
+
+    Of earlier runs there is one line each.
     """
     facts = {**question.facts}
     if not runs:
@@ -48,7 +49,10 @@ def facts_of(question: Question, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def command_of(run: Run) -> str:
-    """Return the command line of a run, as it can be typed again; "" where there was none."""
+    """Return the command line of a run, as it can be typed again.
+
+    "" where there was none.
+    """
     return shlex.join(["calipers", *run.argv]) if run.argv else ""
 
 
@@ -57,7 +61,7 @@ def _one_or_range(run: Run) -> Any:
 
 
 def _standardised(model: Any, run: Run) -> Any:
-    """Return the radius in units of each channel's standard deviation, where there is one."""
+    """Return the radius in standard deviations of each channel, else None."""
     std = model.get("std") if isinstance(model, dict) else None
     if not isinstance(std, list) or not run.radius:
         return None
@@ -74,8 +78,9 @@ def _line(run: Run) -> str:
 
 
 def provenance(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return all facts as groups of (key, text), nested keys joined by dots; nothing is left out
-    for being unknown.
+    """Return all facts as groups of (key, text), nested keys joined by dots.
+
+    Unknown facts are shown too.
     """
     loose = [(str(k), _shown(v)) for k, v in facts.items() if not isinstance(v, dict)]
     groups = [
@@ -95,7 +100,10 @@ def _flatten(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    """Return one value as text: names as they are, lists with commas, the rest as JSON."""
+    """Return one value as text.
+
+    Names stay as they are, lists get commas, the rest is JSON.
+    """
     if isinstance(value, list) and not any(isinstance(v, list | dict) for v in value):
         text = ", ".join(map(_shown, value)) or "none"
     elif isinstance(value, str):

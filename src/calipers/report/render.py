@@ -1,5 +1,6 @@
-"""How does a ledger become a page? One self-contained HTML file: no script, no request, every name
-from the record escaped.
+"""The HTML page of a record.
+
+One self-contained file: no script, no request, every name from the record escaped.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from calipers.report.tiles import Tiles, tiles
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_ROWS = 1000  # points listed one by one; a longer table helps nobody, and the record keeps them all
+_ROWS = 1000  # points listed one by one; the record keeps the others
 
 
 @dataclass(frozen=True)
 class Section:
-    """One question as the page shows it: the summary, and the drawings made from it (trusted
-    markup, their text escaped where it was built).
+    """One question as the page shows it: a summary and its drawings.
+
+    The drawings are trusted markup; their text was escaped where it was built.
     """
 
     anchor: str
@@ -41,10 +43,10 @@ class Section:
 def render_html(
     what: Ledger | Sequence[Summary], path: str | Path, confidence: float = 0.95
 ) -> Path:
-    """Write the page of a ledger, or of summaries made before, and return where it is."""
+    """Write the page of a ledger, or of given summaries, and return its path."""
     target = Path(path)
-    # A stranger's record may hold halves of surrogate pairs, which no encoding can write: they
-    # become question marks.
+    # A record from elsewhere may hold lone surrogates, which no encoding can write: they become
+    # question marks.
     target.write_text(
         page(summaries(what, confidence) if isinstance(what, Ledger) else what),
         encoding="utf-8",
@@ -71,8 +73,9 @@ def _section(anchor: str, summary: Summary) -> Section:
 
 
 def _drawings(summary: Summary) -> dict[str, str]:
-    """Return every figure twice, for a wide page and for a phone; the style sheet shows one of the
-    two.
+    """Return every figure twice, for a wide page and for a phone.
+
+    The style sheet shows one of the two.
     """
     builders: list[tuple[str, Callable[[Summary, figures.Size], str], figures.Size]] = [
         ("gauge", figures.gauge, figures.WIDE),
@@ -88,7 +91,7 @@ def _drawings(summary: Summary) -> dict[str, str]:
 
 
 def render_portrait(found: Sequence[Portrait], path: str | Path) -> Path:
-    """Write the page about a model's geometry and return where it is."""
+    """Write the page about a model's geometry, and return its path."""
     target = Path(path)
     shown = [{**vars(p), **_portrayed(p)} for p in found]
     css = _read("page.css") + _read("geometry.css")
@@ -113,7 +116,7 @@ def _portrayed(p: Portrait) -> dict[str, object]:
 
 
 def _template(name: str = "page.html.j2") -> Template:
-    from jinja2 import Environment, StrictUndefined  # only a page needs it
+    from jinja2 import Environment, StrictUndefined  # imported here: only a page needs it
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,8 +1,9 @@
-"""What does a ledger say? Pure functions from a ledger and a confidence to frozen, plain numbers.
+"""Summaries of a ledger: pure functions that return frozen numbers.
 
-Two kinds of not knowing stay apart in every number: the gap between the certified and the attacked
-count (ignorance about these points, shrinks with compute) and the interval (sampling, shrinks with
-points). Points that cannot be measured belong to no rate; they are listed with their reasons.
+Two kinds of uncertainty stay apart in every number: the gap between the certified and the attacked
+count (what is not known about these points; it shrinks with compute) and the interval (sampling; it
+shrinks with more points). Points that cannot be measured belong to no rate; they are listed with
+their reasons.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ from calipers.report.distances import (
 from calipers.report.gallery import Exhibit, hang
 from calipers.report.provenance import facts_of
 
-# stands for an unlimited radius: a finite witness lies within, and no witness does not
+# stands for an unlimited radius: any finite distance lies within it, infinity (no witness) does not
 _LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
 class Rate:
-    """`count` of `of` points. No points say nothing: the share is then NaN and both intervals are
-    [0, 1].
+    """`count` of `of` points.
+
+    Without points the share is NaN and both intervals are [0, 1].
     """
 
     count: int
@@ -66,8 +68,9 @@ class Rate:
 
     @property
     def exact(self) -> Interval:
-        """Return the Clopper-Pearson interval, to be read where the count is very small or very
-        large.
+        """Return the Clopper-Pearson interval.
+
+        It is to be preferred where the count is very small or very large.
         """
         return (
             clopper_pearson(self.count, self.of, self.confidence)
@@ -78,8 +81,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class PointRow:
-    """One point: what the model answers, between which distances the nearest adversarial example
-    lies, who said so and at what cost.
+    """One point: prediction, bounds on its distance, tools and cost.
 
     `index` is the position in the data; `margin` is the clean one, in logits; `verdict` is read at
     the point's own `radius`; `seen` tells whether the model was run on the point at all; `note` is
@@ -112,7 +114,7 @@ class PointRow:
 
     @property
     def tool(self) -> str:
-        """Return the short name of the tool that settled the verdict, or nothing."""
+        """Return the short name of the tool that settled the verdict, or ""."""
         return (
             "clean error"
             if self.is_clean_error and self.verdict == "broken"
@@ -130,8 +132,10 @@ class ToolCount:
 
 @dataclass(frozen=True)
 class RobustAccuracy:
-    """certified <= robust <= attacked on these points; `interval` holds the population's robust
-    accuracy, whatever the attacks missed.
+    """Bounds on the robust accuracy: certified <= robust <= attacked.
+
+    They hold on these points; `interval` contains the population's robust accuracy with the given
+    confidence, whatever the attacks missed.
     """
 
     certified: Rate
@@ -158,7 +162,10 @@ class RobustAccuracy:
 
 @dataclass(frozen=True)
 class AtRadius:
-    """The rates of all points at one of several radii asked, the same for every point."""
+    """The rates of all points at one of several radii asked.
+
+    The radius is the same for every point.
+    """
 
     radius: float
     robust: RobustAccuracy
@@ -166,8 +173,9 @@ class AtRadius:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """The rates of one class; each interval holds on its own, without correction for the number of
-    classes.
+    """The rates of one class.
+
+    Each interval holds on its own, without correction for the number of classes.
     """
 
     label: int
@@ -178,8 +186,9 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ToolCost:
-    """What one tool was tried on, what it settled and what it cost. `tool` is its full repr;
-    `notes` are the commonest reasons of failed attempts.
+    """What one tool was tried on, what it settled and what it cost.
+
+    `tool` is its full repr; `notes` are the commonest reasons of failed attempts.
     """
 
     tool: str
@@ -193,13 +202,13 @@ class ToolCost:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """Everything the record says about one question. `rows` holds every point, also the invalid
-    ones; rates are over the others.
+    """Everything the record says about one question.
 
-    `radius` is the smallest and largest radius asked; `at_radii` are the rates where several were
-    asked in one run (else none); `guarantees` counts the certified points by the arithmetic in
-    which their claim holds; `trust` is whether the record is as it was written, and checked;
-    `facts` are what is known of question and latest run, `runs` all of them, oldest first.
+    `rows` holds every point, also the invalid ones; rates are over the others. `radius` is the
+    smallest and largest radius asked; `at_radii` are the rates where several were asked in one run
+    (else none); `guarantees` counts the certified points by the arithmetic in which their claim
+    holds; `trust` is whether the record is as it was written, and checked; `facts` are what is
+    known of question and latest run, `runs` all of them, oldest first.
     """
 
     question: Question
@@ -241,7 +250,7 @@ class Summary:
 
     @property
     def title(self) -> str:
-        """Return the name of the model, or of the question where the model has none."""
+        """Return the name of the model, or of the question where it has none."""
         model = self.facts.get("model")
         name = model.get("name") if isinstance(model, dict) else None
         return str(name or self.question.title or "unnamed model")
@@ -257,8 +266,9 @@ def short_name(tool: str) -> str:
 
 
 def summaries(ledger: Ledger, confidence: float = 0.95) -> tuple[Summary, ...]:
-    """Return one summary for each question of the ledger, oldest first. Raises `Contradiction`
-    where two tools cannot both be right.
+    """Return one summary for each question of the ledger, oldest first.
+
+    Raises `Contradiction` where two tools cannot both be right.
     """
     try:
         return tuple(summarise(ledger, question, confidence) for question in ledger.questions())
@@ -272,7 +282,10 @@ def summaries(ledger: Ledger, confidence: float = 0.95) -> tuple[Summary, ...]:
 
 
 def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> Summary:
-    """Return what the ledger says about one question, intervals at the given confidence."""
+    """Return what the ledger says about one question.
+
+    Intervals are at the given confidence.
+    """
     points, facts = ledger.points(question.fingerprint), ledger.evidence(question.fingerprint)
     runs = tuple(ledger.runs(question.fingerprint))
     known = facts_of(question, runs)
@@ -323,8 +336,9 @@ def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> S
 
 
 def point_rows(points: Sequence[Point], facts: Sequence[Evidence]) -> tuple[PointRow, ...]:
-    """Return one row for each point, in the order of `points`. An `invalid` fact overrides
-    everything else known about its point.
+    """Return one row for each point, in the order of `points`.
+
+    An `invalid` fact overrides everything else known about its point.
     """
     bracket = Bracket.of([p.name for p in points], facts)
     verdicts = bracket.verdicts(np.minimum([p.radius for p in points], _LARGEST))
@@ -341,9 +355,7 @@ def _row(
     invalid = next((f for f in facts if f.kind == "invalid"), None)
     lower, tool = float(bracket.lower[i]), bracket.lower_tool[i]
     if verdict == "robust" and lower == 0 and clean is None:
-        verdict = (
-            "unknown"  # the empty claim covers radius 0 only where the model was seen to be right
-        )
+        verdict = "unknown"  # a lower bound of 0 counts only if the model is right there
     return PointRow(
         index=point.position,
         name=point.name,
@@ -374,8 +386,9 @@ def _row(
 
 
 def _first_to_settle(facts: Sequence[Evidence], verdict: Verdict, radius: float) -> str:
-    """Return the tool whose fact gave the verdict; one that only narrowed the bracket later does
-    not take the credit.
+    """Return the tool whose fact first gave the verdict.
+
+    A tool that only narrowed the bracket later is not credited.
     """
     kind = {"robust": "certificate", "broken": "witness"}.get(verdict)
     settling = (
@@ -387,14 +400,15 @@ def _first_to_settle(facts: Sequence[Evidence], verdict: Verdict, radius: float)
 
 
 def clean_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> Rate:
-    """Return the share of points on which the model is right, among those it was run on."""
+    """Return the clean accuracy on the points that the model was run on."""
     seen = [r for r in rows if r.seen]
     return Rate(sum(not r.is_clean_error for r in seen), len(seen), confidence)
 
 
 def robust_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> RobustAccuracy:
-    """Return the certified and the attacked rate of measurable points, and the interval that holds
-    the truth between them.
+    """Return the certified and the attacked rate of measurable points.
+
+    The interval contains the true robust accuracy between them.
     """
     n, verdicts = len(rows), Counter(r.verdict for r in rows)
     certified, surviving = verdicts["robust"], n - verdicts["broken"]
@@ -409,8 +423,9 @@ def robust_accuracy(rows: Sequence[PointRow], confidence: float = 0.95) -> Robus
 
 
 def robust_at(rows: Sequence[PointRow], radius: float, confidence: float = 0.95) -> RobustAccuracy:
-    """Return the same rates read at another radius: whatever was found at a radius counts at all
-    larger ones, what was proved at all smaller ones.
+    """Return the same rates read at another radius.
+
+    What was found at a radius counts at all larger ones, what was proved at all smaller ones.
     """
 
     def verdict(row: PointRow) -> Verdict:
@@ -420,8 +435,9 @@ def robust_at(rows: Sequence[PointRow], radius: float, confidence: float = 0.95)
 
 
 def _radii(facts: dict[str, Any]) -> list[float]:
-    """Return the radii that one run asked, rising; none where it asked one, or where a stranger's
-    record says something else.
+    """Return the radii that one run asked, rising.
+
+    None where it asked one, or where the record holds something else in their place.
     """
     asked = facts.get("radii")
     numbers = (
@@ -449,13 +465,14 @@ def class_rows(rows: Sequence[PointRow], confidence: float = 0.95) -> tuple[Clas
 
 
 def tool_costs(rows: Sequence[PointRow], facts: Sequence[Evidence]) -> tuple[ToolCost, ...]:
-    """Return what each tool was tried on, settled and cost, in the order in which the tools first
-    appear.
+    """Return what each tool was tried on, settled and cost.
+
+    Tools are in the order in which they first appear.
     """
     settled = Counter(r.settled_by for r in rows if r.verdict in ("robust", "broken"))
     groups: dict[str, list[Evidence]] = defaultdict(list)
     for fact in facts:
-        # a point refused at the door was not tried
+        # a point that was refused as invalid was not tried
         if fact.kind != "invalid" or fact.forwards or fact.seconds:
             groups[fact.tool].append(fact)
     return tuple(_cost(tool, group, settled[tool]) for tool, group in groups.items())

@@ -1,5 +1,6 @@
-"""What does a plane through a point look like? Decisions in colours, linear regions as cells, drawn
-to one scale along both axes.
+"""Drawings of planes through a point.
+
+Decisions are colours, linear regions are cells; both axes have the same scale.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from calipers.report.wording import distance
 
 Outline = Sequence[tuple[float, float]]
 SQUARE, SQUARE_PHONE = Size(470, 430, "wide"), Size(326, 290, "narrow")
-_TINTS = 3  # neighbouring regions of one class differ in tint where chance allows
+_TINTS = 3  # neighbouring regions of one class usually differ in tint
 _RIVALS = 4  # colours besides the point's own class; further classes share the last
 
 
 class Plane(Protocol):
-    """What a drawing needs to know of a slice: see `calipers.geometry.slices.Slice`."""
+    """What a drawing needs of a slice, see `calipers.geometry.slices.Slice`."""
 
     @property
     def half(self) -> float:
@@ -29,7 +30,7 @@ class Plane(Protocol):
 
     @property
     def polygons(self) -> Sequence[Outline]:
-        """What is filled."""
+        """The polygons that are filled."""
 
     @property
     def classes(self) -> Sequence[int]:
@@ -41,11 +42,11 @@ class Plane(Protocol):
 
     @property
     def boundary(self) -> Sequence[Outline]:
-        """Where the decision changes."""
+        """The segments where the decision changes."""
 
     @property
     def marks(self) -> Outline:
-        """The point and its examples."""
+        """The point and its adversarial examples."""
 
     @property
     def unit(self) -> Outline:
@@ -53,11 +54,11 @@ class Plane(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Are the polygons linear regions?"""
+        """Whether the polygons are linear regions."""
 
     @property
     def regions(self) -> int:
-        """How many there are."""
+        """The number of linear regions."""
 
     @property
     def norm(self) -> str:
@@ -65,16 +66,17 @@ class Plane(Protocol):
 
     @property
     def across(self) -> str:
-        """Words for the second axis."""
+        """The words for the second axis."""
 
     @property
     def index(self) -> int:
-        """Which point it is."""
+        """The position of the point in the data."""
 
 
 def colours(planes: Iterable[Plane]) -> dict[int, str]:
-    """Return the colour of each class in a point's slices: its own first, the rivals by how much
-    room they take.
+    """Return the colour of each class in a point's slices.
+
+    The point's own class comes first, the other classes by the area they take.
     """
     room: dict[int, float] = {}
     label = 0
@@ -89,9 +91,10 @@ def colours(planes: Iterable[Plane]) -> dict[int, str]:
 def plane(
     plane: Plane, palette: dict[int, str], radius: float, straight: float, size: Size = SQUARE
 ) -> str:
-    """Return the drawing. `radius` is that of the ball asked about and `straight` that of the
-    largest ball without a border of a linear region: both outlines are drawn where they can be
-    seen.
+    """Return the drawing of a plane.
+
+    `radius` is that of the ball asked about, `straight` that of the largest ball inside the linear
+    region: both outlines are drawn where they can be seen.
     """
     frame = Frame(
         size,
@@ -147,7 +150,10 @@ def _round_ticks(half: float, count: int) -> list[tuple[float, str]]:
 
 
 def _fills(plane: Plane, palette: dict[int, str], frame: Frame) -> Iterable[str]:
-    """Yield one path for each class and tint: thousands of polygons, few elements."""
+    """Yield one path for each class and tint.
+
+    So thousands of polygons need few elements.
+    """
     groups: dict[str, list[str]] = {}
     for i, (polygon, kind) in enumerate(zip(plane.polygons, plane.classes, strict=True)):
         tint = f" tint-{i % _TINTS}" if plane.exact else ""

@@ -1,4 +1,4 @@
-"""What does a terminal show of a measurement? One short table for each question, as text."""
+"""The terminal's view of a measurement: one short table per question."""
 
 from __future__ import annotations
 

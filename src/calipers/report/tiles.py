@@ -1,5 +1,6 @@
-"""How is an input shown as a picture? PNG data URIs for images, small bar strips for vectors; zlib
-and struct, nothing else.
+"""Pictures of inputs: PNG data URIs for images, bar strips for vectors.
+
+Needs zlib and struct, nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from calipers.report.gallery import Exhibit
 Floats = NDArray[np.float64]
 _LARGEST_SIDE = 112  # pixels; larger images are thinned, to keep a page of twelve small
 _STRIP = 48  # features a bar strip can hold
-# a grey difference, in the page's two colours
+# colours of a difference in grey: darker, unchanged, brighter
 _LESS, _SAME, _MORE = (
     np.array([[9, 104, 118], [240, 237, 230], [186, 66, 20]], dtype=np.float64) / 255
 )
@@ -27,8 +28,10 @@ _LESS, _SAME, _MORE = (
 
 @dataclass(frozen=True)
 class Tiles:
-    """Three pictures of one witness as markup: clean, adversarial, and their difference times
-    `gain`, around mid-grey. `note` says what was left out.
+    """Three pictures of one witness as markup.
+
+    They show the clean input, the adversarial one, and their difference times `gain`, around
+    mid-grey. `note` says what was left out.
     """
 
     clean: str
@@ -41,7 +44,7 @@ class Tiles:
 def png(pixels: NDArray[np.uint8]) -> bytes:
     """Return an (H, W) grey or (H, W, 3) RGB image as a PNG file."""
     height, width = pixels.shape[:2]
-    # each row opens with its filter: none
+    # each row begins with the number of its filter: 0, none
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
     return (
@@ -57,8 +60,9 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def tiles(exhibit: Exhibit) -> Tiles:
-    """Return the three pictures of a witness, as images where its shape is one and as bar strips
-    otherwise.
+    """Return the three pictures of a witness.
+
+    They are images where its shape is one of an image, bar strips otherwise.
     """
     low, high = exhibit.span
     width = high - low or 1.0
@@ -85,8 +89,9 @@ def tiles(exhibit: Exhibit) -> Tiles:
 
 
 def as_image(values: NDArray[Any]) -> Floats | None:
-    """Return (H, W) or (H, W, 3) values of a shape that is an image, (H, W), (1, H, W) or (3, H, W)
-    of at least 4 by 4, or None.
+    """Return the values as an image, (H, W) or (H, W, 3), or None.
+
+    Shapes that are an image are (H, W), (1, H, W) and (3, H, W), of at least 4 by 4.
     """
     if values.ndim == 3 and values.shape[0] in (1, 3):
         values = values[0] if values.shape[0] == 1 else np.moveaxis(values, 0, -1)
@@ -96,12 +101,14 @@ def as_image(values: NDArray[Any]) -> Floats | None:
 
 
 def _gain(largest: float) -> float:
-    """Return the roundest factor (.. 0.5, 1, 2, 5, 10 ..) at which the largest change still fits on
+    """Return the factor by which a difference is amplified.
+
+    It is the roundest factor (.. 0.5, 1, 2, 5, 10 ..) at which the largest change still fits on
     either side of mid-grey.
     """
     if not 0 < largest <= 1:
         return 1.0
-    # half a grey level too much, lest a change of 0.05 in float32 halve the factor
+    # half a grey level too much, so that rounding in float32 (0.05) does not halve the factor
     room = 0.502 / largest
     unit = 10.0 ** math.floor(math.log10(room))
     return max(step * unit for step in (1.0, 2.0, 5.0) if step * unit <= room or step == 1)
@@ -124,8 +131,9 @@ def _picture(values: Floats, alt: str, keep: NDArray[np.intp], *, is_difference:
 
 
 def _diverging(grey: Floats) -> Floats:
-    """Return (H, W, 3): what became darker in one colour, brighter in the other, unchanged in
-    neither.
+    """Return (H, W, 3): darker pixels in one colour, brighter in the other.
+
+    Unchanged pixels have neither.
     """
     change = 2 * grey[..., None] - 1
     return np.asarray(
@@ -135,7 +143,10 @@ def _diverging(grey: Floats) -> Floats:
 
 
 def _strip(values: Floats, alt: str, *, centred: bool) -> str:
-    """Return bars from the foot, or from the middle where the values are differences around 0.5."""
+    """Return bars from the bottom, or from the middle for differences.
+
+    Differences are values around 0.5.
+    """
     base = 0.5 if centred else 0.0
     path = "".join(
         f"M{i + 0.5:g} {100 * (1 - base):.1f}V{100 * (1 - v):.1f}" for i, v in enumerate(values)

@@ -1,5 +1,6 @@
-"""How is a finding put into words? Numbers rounded towards caution, and the sentences that page and
-terminal share.
+"""Numbers and sentences that page and terminal share.
+
+Numbers are rounded towards caution.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ _ROUNDING = {"near": ROUND_HALF_EVEN, "down": ROUND_FLOOR, "up": ROUND_CEILING}
 
 
 def percent(share: float, toward: Toward = "near") -> str:
-    """Return a share as a percentage with one decimal; interval ends are rounded outward by the
-    caller's `toward`.
+    """Return a share as a percentage with one decimal.
+
+    Callers choose with `toward` to round the ends of intervals outward.
 
     >>> percent(0.37994, "down"), percent(0.50399, "up")
     ('37.9', '50.4')
@@ -86,7 +88,7 @@ def tools(counts: Iterable[ToolCount]) -> str:
 
 
 def broken(summary: Summary) -> str:
-    """Return who broke the points that did not survive, the model's own errors apart."""
+    """Return which tools broke points, and the number of clean errors."""
     parts = [
         tools(summary.broken_by),
         f"clean errors {integer(summary.clean_errors)}" if summary.clean_errors else "",
@@ -95,8 +97,9 @@ def broken(summary: Summary) -> str:
 
 
 def plain(text: object) -> str:
-    """Return text without control characters: a name in a stranger's record must not steer the
-    terminal.
+    """Return text without control characters.
+
+    A name in a record from elsewhere must not control the terminal.
     """
     return "".join(c if c.isprintable() else "�" for c in str(text))
 
@@ -110,12 +113,12 @@ def lookup(facts: Mapping[str, Any], *path: str) -> Any:
 
 
 def counts_switches(summary: Summary) -> bool:
-    """Is the distance a number of replaced letters, not a length?"""
+    """Return whether the distance is a number of substitutions, not a length."""
     return bool(lookup(summary.facts, "threat", "norm") == "substitutions")
 
 
 def norm(summary: Summary) -> str:
-    """Return the name of the threat's norm, or what else measures its distance."""
+    """Return the name of the threat's norm, or what else measures distance."""
     if counts_switches(summary):
         return "switches"
     found = (lookup(summary.facts, "threat", key) for key in ("norm", "name", "kind"))
@@ -132,8 +135,9 @@ def norm(summary: Summary) -> str:
 
 
 def radius(summary: Summary) -> str:
-    """Return the radius asked, with its fraction of 255 where that is how it was meant; a range
-    where points differ.
+    """Return the radius asked, as a range where points differ.
+
+    With its fraction of 255 where that is how it was meant.
     """
     low, high = summary.radius
     if math.isnan(low):
@@ -151,24 +155,27 @@ def radius(summary: Summary) -> str:
 
 
 def asked(summary: Summary) -> str:
-    """Return what the adversary may do, as "linf radius 0.1" or "at most 2 switches"."""
+    """Return the threat model, as "linf radius 0.1" or "at most 2 switches"."""
     if not counts_switches(summary):
         return f"{norm(summary)} radius {radius(summary)}"
     return f"at most {radius(summary)} {'switch' if summary.radius == (1.0, 1.0) else 'switches'}"
 
 
 def reach(summary: Summary) -> str:
-    """Return the word for how far the adversary may go: "radius", or "number of switches"."""
+    """Return the word for the limit: "radius", or "number of switches"."""
     return "number of switches" if counts_switches(summary) else "radius"
 
 
 def axis(summary: Summary, quantity: str) -> str:
-    """Return the label of a scale of distances: "radius (linf)", or "switches"."""
+    """Return the label of a scale of distances.
+
+    That is "radius (linf)", or "switches".
+    """
     return norm(summary) if counts_switches(summary) else f"{quantity} ({norm(summary)})"
 
 
 def stands_at(summary: Summary, value: float) -> str:
-    """Return how far away a witness stands: "linf 0.031", or "2 switches"."""
+    """Return the distance of a witness: "linf 0.031", or "2 switches"."""
     if not counts_switches(summary):
         return f"{norm(summary)} {distance(value)}"
     return (
@@ -179,8 +186,9 @@ def stands_at(summary: Summary, value: float) -> str:
 
 
 def advice(summary: Summary) -> str:
-    """Return how to settle the points that are still open: the plan's next step, as the command
-    line or the call by which this model was measured.
+    """Return how to settle the points that are still open.
+
+    That is the plan's next step, as the command line or the call by which this model was measured.
     """
     named = summary.facts.get("next_step")
     step = named if isinstance(named, str) and named else "measure --plan standard"
@@ -197,7 +205,10 @@ def advice(summary: Summary) -> str:
 
 
 def _kept(argv: Sequence[str]) -> list[str]:
-    """Return the words of a command line that say what is measured, not by which tools."""
+    """Return the words of a command line that say what is measured.
+
+    The words on the tools to use are left out.
+    """
     kept, skipped = list[str](), False
     for word in argv:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]
@@ -211,7 +222,7 @@ def _kept(argv: Sequence[str]) -> list[str]:
 
 
 def gap(summary: Summary) -> str:
-    """Return the sentence on the first kind of not knowing: what neither jaw could settle."""
+    """Return the sentence on the points that are neither proved nor broken."""
     robust = summary.robust
     if not robust.unknown:
         return (
@@ -227,9 +238,7 @@ def gap(summary: Summary) -> str:
 
 
 def sampling(summary: Summary) -> str:
-    """Return the sentence on the second kind of not knowing: that other points could have been
-    drawn.
-    """
+    """Return the sentence on sampling: other points could have been drawn."""
     low, high = summary.robust.interval
     return (
         f"The interval from {percent(low, 'down')} to {percent(high, 'up')} % adds chance, since "
