@@ -1,1 +1,1 @@
-"""THE QUESTION: which model, which points, and what may the adversary do?"""
+"""The verification problem: model, points, threat model and goal."""

@@ -1,5 +1,6 @@
-"""How is a model called, so that nothing of its surroundings has a say? With gradients, on a tensor
-of its own, as its own Python code.
+"""Calls of a model that do not depend on the caller's settings.
+
+With gradients, on a tensor of its own, as its own Python code.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @contextlib.contextmanager
 def with_gradients() -> Iterator[None]:
-    """Switch gradients on and inference mode off, whatever the caller has set: evaluation code
-    stands inside `torch.no_grad()` as a habit.
+    """Switch gradients on and inference mode off.
 
-    Also decorates functions. Not for generators: what is switched inside one is switched for its
-    caller as well, until the next value is asked for.
+    Whatever the caller has set: evaluation code usually runs inside `torch.no_grad()`. Also
+    decorates functions. Not for generators: what is switched inside one is switched for its caller
+    as well, until the next value is asked for.
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def normal(x: Tensor) -> Tensor:
-    """Return the tensor, copied if it was made in inference mode: such tensors take no part in
-    gradients.
+    """Return the tensor, copied if it was made in inference mode.
+
+    Inference tensors take no part in gradients.
     """
     if not x.is_inference():
         return x
@@ -38,10 +40,10 @@ def normal(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Let compiled parts of a model run as the Python code that they were made of: their backward
-    passes may be run once only.
+    """Run compiled parts of a model as the Python code they were made of.
 
-    Where nothing was compiled the compiler is not even loaded.
+    Their compiled backward passes may be run only once. Where nothing was compiled the compiler is
+    not even loaded.
     """
     if "torch._dynamo" not in sys.modules:
         yield
@@ -51,8 +53,9 @@ def uncompiled() -> Iterator[None]:
 
 
 def undressed(module: nn.Module) -> nn.Module:
-    """Return the module that was handed to `torch.compile` or `DataParallel`, or the module
-    itself.
+    """Return the module inside `torch.compile` or `DataParallel`.
+
+    The module itself where it is not wrapped.
     """
     inner = module
     while True:
@@ -65,10 +68,10 @@ def undressed(module: nn.Module) -> nn.Module:
 
 
 class Fresh(nn.Module):
-    """A network that is given a tensor of its own at every call: a model that writes to its input
-    writes to that.
+    """A network that gets a copy of its input at every call.
 
-    `cut`: it runs without gradients, since with them it fails.
+    So a model that writes to its input writes to the copy. `cut`: it runs without gradients, since
+    with them it fails.
     """
 
     def __init__(self, of: nn.Module, cut: bool = False) -> None:
@@ -76,15 +79,16 @@ class Fresh(nn.Module):
         self.of, self.cut = of, cut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, K)."""
+        """Return the network's output: (N, *D) -> (N, K)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cut):
             result: Tensor = self.of((x.detach() if self.cut else x).clone())
         return result
 
 
 class InHalf(nn.Module):
-    """A network of half precision that is asked and answers in single precision: it rounds its
-    input itself.
+    """A half-precision network with inputs and outputs in float32.
+
+    It rounds its input itself.
     """
 
     def __init__(self, of: nn.Module) -> None:
@@ -92,7 +96,7 @@ class InHalf(nn.Module):
         self.of = of
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *D) -> (N, K)."""
+        """Return the network's output: (N, *D) -> (N, K)."""
         own = next(
             (p.dtype for p in [*self.of.parameters(), *self.of.buffers()] if p.is_floating_point()),
             x.dtype,
@@ -106,7 +110,7 @@ class InHalf(nn.Module):
 
 
 def cure(module: nn.Module) -> str:
-    """Return what may help a model that fails on the points it was given."""
+    """Return a remedy for a model that fails on the points it was given."""
     if any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules()):
         return (
             "It looks token ids up in an embedding, and no ball surrounds a word. Measure it on "

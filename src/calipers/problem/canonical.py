@@ -1,5 +1,6 @@
-"""Which bytes stand for a value, the same in every process? Data by their content, code by what it
-executes; no addresses, paths or line numbers.
+"""Bytes that stand for a value, the same in every process.
+
+Data by their content, code by what it executes; without addresses, paths or line numbers.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ import torch
 from torch import Tensor
 
 Room = Literal["library", "vendor", "own"]
-"""Whose code is it? `library` goes by its name (Python, torch, NumPy, calipers), of `vendor`
-(installed packages) and `own` code the byte code counts.
+"""Owner of a piece of code.
+
+`library` code (Python, torch, NumPy, calipers) is identified by its name, `vendor` (installed
+packages) and `own` code by its byte code.
 """
 
 _LIBRARIES = frozenset(
     {"torch", "numpy", "calipers", "builtins", "functools", *sys.stdlib_module_names}
 ) - {"__main__"}
 _DEEPEST = 20
-_SHOWN = 48  # characters of a value that is told rather than hashed
+_SHOWN = 48  # characters of a value that is shown rather than hashed
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _NAMED = (torch.dtype, torch.layout, torch.memory_format)
-# of a function: whether it takes *arguments, yields or awaits; the other flags are how it was
+# flags of a function: whether it takes *arguments, yields or awaits; the other flags say how it was
 # compiled
 _KIND = 0x3FF
 _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
@@ -43,8 +46,9 @@ def hashed(data: bytes) -> str:
 
 
 def told(value: object, data: bytes) -> str:
-    """Return what stands for plain data in an identity: the value itself where it is short, else a
-    hash.
+    """Return what stands for plain data in an identity.
+
+    The value itself where it is short, else a hash.
     """
     short = isinstance(value, _SCALARS) or (
         isinstance(value, tuple | list) and all(isinstance(v, _SCALARS) for v in value)
@@ -54,8 +58,9 @@ def told(value: object, data: bytes) -> str:
 
 
 def plain(value: object, depth: int = _DEEPEST) -> bytes | None:
-    """Return the bytes of numbers, text, tensors, arrays and containers of these; None for anything
-    else, and for what contains itself.
+    """Return the bytes of plain data, or None for anything else.
+
+    Plain are numbers, text, tensors, arrays and containers of these; not what contains itself.
     """
     kind = type(value).__name__.encode()
     if isinstance(value, _SCALARS) and not isinstance(value, Enum):
@@ -93,6 +98,7 @@ def plain(value: object, depth: int = _DEEPEST) -> bytes | None:
 
 
 def _all(values: Any, depth: int, kind: bytes) -> bytes | None:
+    """Return the bytes of a container, or None if an item is not plain."""
     found = []
     for value in values:
         data = plain(value, depth - 1)
@@ -103,12 +109,14 @@ def _all(values: Any, depth: int, kind: bytes) -> bytes | None:
 
 
 def _framed(data: bytes) -> bytes:
+    """Return bytes after their length."""
     return len(data).to_bytes(8, "big") + data
 
 
 def tensor_bytes(t: Tensor) -> bytes:
-    """Return the content of a tensor of any kind: dense, sparse or quantised, on any device; of one
-    without storage its shape.
+    """Return the content of a tensor of any kind and on any device.
+
+    Dense, sparse or quantised; for a tensor without storage, its shape.
     """
     head = f"{tuple(t.shape)}{t.dtype}{t.layout}".encode()
     t = t.detach()
@@ -131,8 +139,9 @@ def tensor_bytes(t: Tensor) -> bytes:
 
 
 def code_bytes(code: types.CodeType) -> bytes:
-    """Return what a function executes: its instructions, names and constants, without its place in
-    a file.
+    """Return what a function executes, without its place in a file.
+
+    Its instructions, names and constants.
     """
     arguments = code.co_varnames[
         : code.co_argcount
@@ -164,8 +173,9 @@ def code_bytes(code: types.CodeType) -> bytes:
 
 
 def words(code: types.CodeType) -> set[str]:
-    """Return all names that a function mentions, texts that could be names among them: what it may
-    look up on other objects.
+    """Return all names that a function mentions.
+
+    Including strings that could be names: what it may look up on other objects.
     """
     found = set(code.co_names)
     for constant in code.co_consts:
@@ -183,7 +193,7 @@ def global_names(code: types.CodeType) -> set[str]:
 
 
 def room_of(module: str | None, file: str | None = None) -> Room:
-    """Return whose code a module is, by its name and the file that it comes from."""
+    """Return whose code a module is, by its name and its file."""
     root = (module or "").partition(".")[0]
     if root in _LIBRARIES:
         return "library"
@@ -194,6 +204,7 @@ def room_of(module: str | None, file: str | None = None) -> Room:
 
 @cache
 def _installed(file: str) -> bool:
+    """Return whether a file belongs to an installed package."""
     folders = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
     parts = Path(file).parts
     return (

@@ -1,6 +1,4 @@
-"""Which model is measured? A classifier in the data's native units, frozen while we look at it, and
-counted.
-"""
+"""Classifiers in the data's native units: frozen, checked and counted."""
 
 from __future__ import annotations
 
@@ -42,9 +40,10 @@ from calipers.problem.search_copy import search_copy
 from calipers.problem.widening import widened
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-# of one call: all points at once would not fit, and of large ones not so many
+# points and bytes of one call at most: all points at once may not fit into memory
 _ROWS, _BYTES = 256, 2**26
-# points in a batch that no cache of a model has met, where a point has at most so many features
+# points of a batch of unusual size, which no cache of a model has seen; features of a point up to
+# which it is used
 _UNUSUAL, _SMALL = 13, 20_000
 
 
@@ -57,31 +56,31 @@ class Counter:
 
 
 class Classifier:
-    """Logits of a frozen model, inputs in native units.
+    """A frozen model that maps inputs in native units to logits.
 
     `module` maps (N, *D) to logits (N, K), or to a single logit (N,) or (N, 1), which becomes two
-    classes. If the model was trained on standardised inputs give `mean` and `std` (one number or
-    one a channel), and pass data, box and radius in native units. Device and dtype are those of the
-    parameters. Where it returns several things, `output` names the logits (a name or a number);
-    without it what is called `logits`, or the only tensor, is taken. A softmax or sigmoid at its
-    end is undone, as `notes` and the result say.
+    classes. Device and dtype are those of its parameters. A softmax or sigmoid at its end is
+    undone, as `notes` and the result say.
 
     A model that draws random numbers is refused unless `draws` > 0 declares it: points are then
     judged by the median margin of that many fresh draws (see chance.py), and nothing is certified.
 
-    The module itself is only touched inside `frozen()`, which puts back every flag, mode and random
+    The module itself is changed only inside `frozen()`, which restores every flag, mode and random
     state, also after an exception.
 
     Args:
-        module: the model, from (N, *D) to logits (N, K) or what `output` picks out of its answer.
-        mean: what inputs are standardised by inside, one number or one a channel.
-        std: the same, of the standard deviation.
-        draws: how many fresh draws judge a model that answers at random; 0 for all others.
-        output: name or number of the logits among several outputs.
+        module: the model, from (N, *D) to logits (N, K) or to what `output` picks the logits from.
+        mean: what the model's inputs were standardised by in training, one number or one a channel;
+            data, box and radius are then in native units. Give both `mean` and `std`, or neither.
+        std: the standard deviation, likewise.
+        draws: how many fresh draws judge a model with random outputs (usually 100); 0 for all
+            others.
+        output: the name or number of the logits where the model returns several things. None takes
+            the output called `logits`, or the only tensor.
 
     Raises:
-        BadModel: for what is no module, statistics that do not fit, and at the first call (`check`)
-            for a model that cannot be measured.
+        BadModel: if `module` is no module or the statistics do not fit; at the first call (`check`)
+            also for a model that cannot be measured.
 
     Example:
         >>> Classifier(nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)), mean=0.5, std=0.25)
@@ -135,39 +134,43 @@ class Classifier:
         self._double: tuple[object, nn.Module | None, str] | None = None
         self._read(None, False)
         self._notes: dict[str, str] = {}
-        self.origin = ""  # what was done to the model before it came here
+        self.origin = ""  # what was done to the model before it was wrapped
         self._shape: tuple[int, ...] | None = None
         self._classes: int | None = None
-        self._makes = False  # does forward make tensors whose type has to follow?
-        self._casts = False  # does forward cast to single precision?
+        self._makes = False  # whether forward makes tensors whose dtype has to follow
+        self._casts = False  # whether forward casts to float32
         self.no_gradient, self._fails_with_gradients = "", False
         self._identity: tuple[object, Identity] | None = None
         self._few: Tensor | None = None
-        self.repeats = False  # bit for bit, as far as was seen at the door
+        self.repeats = False  # whether a second call agreed bit for bit in `check`
 
     @property
     def network(self) -> nn.Module:
-        """The whole map from native inputs to at least two logits, sharing the module's parameters;
-        each call has a copy of its input.
+        """The whole map from native inputs to at least two logits.
+
+        It shares the module's parameters; each call gets a copy of its input.
         """
         return Fresh(self._whole, self._fails_with_gradients)
 
     @property
     def _whole(self) -> nn.Module:
+        """The same map without the copy of the input."""
         parts = [*self._head, self._body, *self._tail]
         return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
     @property
     def in_half(self) -> bool:
-        """Does the model compute in half precision? It is searched through a copy in single
-        precision, whose answers are hints.
+        """Whether the model computes in half precision.
+
+        It is then searched through a copy in float32, whose outputs are only hints.
         """
         return isinstance(self._base, InHalf)
 
     @property
     def no_float64(self) -> str:
-        """Why there is no float64 copy of the model, once one was asked for; nothing where there is
-        one.
+        """Why there is no float64 copy of the model; empty where there is one.
+
+        Known once a copy was asked for.
         """
         return "" if self._double is None else self._double[2]
 
@@ -178,11 +181,20 @@ class Classifier:
         ]
 
     def check(self, x: Tensor, *, classifies: bool = True) -> Tensor:
-        """Run the model on points x (N, *D) at the door, and return their logits (N, K).
+        """Check the model on points x (N, *D), and return their logits (N, K).
 
-        Raises `BadModel` for active dropout or batch norm, a call that fails, an output that is no
-        logits, outputs that depend on the other points of a batch, or on chance where no `draws`
-        are declared; and for probabilities, where the outputs are scores of classes (`classifies`).
+        Args:
+            x: points (N, *D), finite.
+            classifies: the outputs are scores of classes, so that probabilities are turned into
+                logits.
+
+        Returns:
+            The logits (N, K); K is 2 for a model with a single output.
+
+        Raises:
+            BadModel: for active dropout or batch norm in training mode, a call that fails, an
+                output that is no logits, and outputs that depend on the other points of a batch, or
+                on chance where no `draws` are declared.
         """
         self._check_mode()
         few = x[:2]
@@ -205,14 +217,19 @@ class Classifier:
 
     @property
     def labels(self) -> Any:
-        """What the model calls its classes, in the order of its outputs; None: 0, 1, 2, ..."""
+        """The names of the classes in the order of the outputs, or None.
+
+        None stands for 0, 1, 2, ...
+        """
         if isinstance(self.module, Answers):
             return self.module.labels
         return getattr(self.module, "classes_", None)
 
     def _first_answer(self, few: Tensor, x: Tensor, classifies: bool) -> Tensor:
-        """Run the model on a few points, settle which of its outputs are logits and whether a last
-        softmax or sigmoid is left out, and return the logits.
+        """Run the model on a few points, and return their logits.
+
+        This settles which of its outputs are the logits, and whether a last softmax or sigmoid is
+        left out.
         """
         self._read(None, False)
         self._tail, self._notes = [], {}
@@ -230,7 +247,8 @@ class Classifier:
             self._notes["output"] = f"its output {output!r} is taken for the logits"
         z = answer if output is None else picked(answer, output)
         last = seen.before(z)
-        # a model that knows its own graph keeps it: what it returns is read as probabilities
+        # A model that provides its own graph keeps its last layer: its outputs are read as
+        # probabilities.
         left_out = (
             last if classifies and not callable(getattr(self.module, "graph", None)) else None
         )
@@ -245,20 +263,24 @@ class Classifier:
         return logits
 
     def _read(self, output: str | int | None, without: bool) -> None:
-        """Take this output for the logits, or, `without` the softmax at its end, what goes into
-        that.
+        """Take this output for the logits.
+
+        With `without`, the input of the softmax or sigmoid at its end.
         """
         self._chosen, self._without, self._double = output, without, None
         self._body = self._base if output is None else Chosen(self._base, output)
         self._body = without_last(self._body) if without else self._body
 
     def read_like(self, other: Classifier) -> None:
-        """Read the outputs as another classifier of such outputs does, without asking the model."""
+        """Interpret the outputs as another classifier does, without a call.
+
+        The other one must be of a model with the same kinds of output.
+        """
         self._read(other._chosen, other._without)
         self._tail = other._tail
 
     def _undo_probabilities(self, x: Tensor, logits: Tensor, single: bool) -> Tensor:
-        """Return the logits, made of the logarithm where the model's outputs are probabilities."""
+        """Return the logits, of probabilities their logarithms."""
         if single:
             if not is_probability(x, logits[:, 1], lambda p: self.logits(p)[:, 1]):
                 return logits
@@ -276,13 +298,14 @@ class Classifier:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done to the model and to its answers so that they are logits, as sentences about
-        it, once it was asked.
+        """Sentences on what was done to the model to obtain logits.
+
+        Complete once the model was called by `check`.
         """
         return (*([self.origin] if self.origin else []), *self._notes.values())
 
     def __repr__(self) -> str:
-        """What is understood of the model."""
+        """Return a summary of how the model is understood."""
         shape = "not asked yet" if self._shape is None else f"input {self._shape}"
         said = [
             type(self.module).__name__,
@@ -300,8 +323,9 @@ class Classifier:
         return f"Classifier({'; '.join(said)})"
 
     def _look_for_gradients(self, x: Tensor) -> None:
-        """Note in `no_gradient` why the logits have no gradient by the inputs, or nothing; a model
-        that fails where gradients are on is asked without.
+        """Set `no_gradient` to why logits have no input gradient, or to "".
+
+        A model that fails where gradients are on is called without them.
         """
         self.no_gradient, self._fails_with_gradients = "", False
         self.counter.forwards += len(x)
@@ -324,7 +348,7 @@ class Classifier:
             self.no_gradient = "its graph is cut between input and logits" if slope is None else ""
 
     def _check_company(self, x: Tensor) -> None:
-        """Ask about some points alone and beside others."""
+        """Raise `BadModel` where logits depend on the rest of the batch."""
         precise = (
             self.logits64 if self.dtype == torch.float32 and self._precise(x) is not None else None
         )
@@ -346,6 +370,7 @@ class Classifier:
             )
 
     def _check_mode(self) -> None:
+        """Raise `BadModel` for active dropout or batch norm."""
         active = in_training(self.module)
         if active:
             raise BadModel(
@@ -355,7 +380,7 @@ class Classifier:
             )
 
     def _check_chance(self, x: Tensor, before: Tensor) -> None:
-        """Ask again, with other random numbers at hand."""
+        """Raise `BadModel` where a second call with other random numbers differs."""
         self.counter.forwards += len(x)
         with self.frozen(), torch.no_grad():
             (after,) = drawn(self.network, x, 1, 0)
@@ -370,11 +395,11 @@ class Classifier:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Hold the model still: evaluation mode, no parameter gradients, random state forked,
-        gradients on; all put back at the end, whatever happens.
+        """Freeze the model while inside, and restore everything at the end.
 
-        A declared random model begins with the same draws each time: what a tool finds does not
-        depend on what others have drawn before.
+        Evaluation mode, no parameter gradients, random state forked, gradients on; all is restored,
+        whatever happens. A declared random model begins with the same draws each time: what a tool
+        finds does not depend on what others have drawn before.
         """
         held = (self.module, *self._loose)
         modes = [(m, m.training) for part in held for m in part.modules()]
@@ -404,11 +429,11 @@ class Classifier:
             return _in_parts(self.network, x)
 
     def logits64(self, x: Tensor) -> Tensor:
-        """Return the logits (N, K) of a float64 copy of the model: nearly exact arithmetic, to tell
-        a margin from its rounding. Counts N forwards.
+        """Return the logits (N, K) of a float64 copy; counts N forwards.
 
-        Where such a copy cannot be made or run (`no_float64` says why: `forward` makes single
-        precision itself, say), the model's own.
+        Nearly exact arithmetic, to tell a margin from its rounding. Where such a copy cannot be
+        made or run (`no_float64` says why: `forward` makes float32 tensors itself, say), the
+        model's own logits as float64.
         """
         precise = None if self.dtype == torch.float64 else self._precise(x)
         if precise is None:
@@ -419,26 +444,26 @@ class Classifier:
 
     @contextlib.contextmanager
     def precisely(self) -> Iterator[nn.Module]:
-        """Hold the model still and hand over a float64 copy of the network; tensors that `forward`
-        makes are float64, too, and of a model in single precision also what it casts to that.
+        """Freeze the model, and give a float64 copy of the network.
 
-        Raises what copying raises.
+        Tensors that `forward` makes are float64, too, and for a float32 model also what it casts to
+        float32. Raises what copying raises.
         """
         with self.frozen(), made_in(torch.float64), widened(self.dtype == torch.float32):
             yield copied(self.network, torch.float64)
 
     @contextlib.contextmanager
     def _doubled(self) -> Iterator[None]:
-        """Let the float64 copy run as far as is known that it must be helped to."""
+        """Run the float64 copy with the settings it was found to need."""
         with made_in(torch.float64 if self._makes else None), widened(self._casts):
             yield
 
     def _precise(self, x: Tensor) -> nn.Module | None:
-        """Return the float64 copy, tried on two points when it is made."""
+        """Return the float64 copy, tested on two points when it is made."""
         if self._double is None or self._double[0] != self.state():
             made, reason = None, ""
-            # The default type belongs to the whole process: it is changed only for models that
-            # cannot do without.
+            # The default dtype is global to the process: it is changed only for models that need
+            # it.
             for self._makes, self._casts in ((False, False), (False, True), (True, True)):
                 try:
                     with self.frozen(), torch.no_grad():
@@ -456,24 +481,28 @@ class Classifier:
         return self._double[1]
 
     def ballot(self, x: Tensor) -> Tensor:
-        """Return the logits (draws, N, K) of fresh draws of a random model, each point alone (see
-        chance.py). Counts draws x N forwards.
+        """Return logits (draws, N, K) of fresh draws, each point alone.
+
+        Of a random model (see chance.py). Counts draws x N forwards.
         """
         self.counter.forwards += self.draws * len(x)
         with self.frozen():
             return ballot(self.network, x, self.draws)
 
     def state(self) -> tuple[object, ...]:
-        """Return what changes whenever a weight or buffer is replaced or written to, or the outputs
-        are read otherwise; copies made of the model are only good for the state they were made in.
+        """Return what changes with any weight, buffer or use of the outputs.
+
+        It changes whenever a tensor is replaced or written to, or the outputs are interpreted
+        otherwise; copies of the model are valid only for the state they were made in.
         """
         parts = (type(self._body).__name__, *(type(part).__name__ for part in self._tail))
         return (*parts, *((id(t), t._version) for t in self._tensors()))
 
     def step(self, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
-        """Return the bare map from inputs to logits for use inside `frozen()`, as a copy that gives
-        gradients sooner (see search_copy.py), in the model's dtype or another one. Raises
-        `BadModel` where the model has no copy in another one.
+        """Return the map from inputs to logits for use inside `frozen()`.
+
+        It is a copy with faster gradients (see search_copy.py), in the model's dtype or another
+        one. Raises `BadModel` where the model cannot be copied into another one.
         """
         try:
             with self.frozen():
@@ -488,12 +517,16 @@ class Classifier:
         return low if dtype in (None, self.dtype) else lambda x: low(x.to(dtype)).to(self.dtype)
 
     def digest(self) -> str:
-        """Return the name under which a record keeps what this model computes: see identity.py."""
+        """Return the digest that identifies what this model computes.
+
+        It names the model in a record; see identity.py.
+        """
         return self.identity().digest
 
     def identity(self) -> Identity:
-        """Return what this model computes, part by part; looked at anew at every `check`, and
-        whenever a weight has changed.
+        """Return what this model computes, part by part.
+
+        Determined anew at every `check`, and whenever a weight has changed.
         """
         state = self.state()
         if self._identity is None or self._identity[0] != state:
@@ -510,14 +543,15 @@ class Classifier:
         return self._identity[1]
 
     def _call(self) -> None:
-        """Run the model on a batch of a size that it has hardly met, for whatever counts, caches or
-        collects to show itself.
+        """Run the model on a batch of an unusual size.
+
+        Parts that count, cache or collect then change, and are recognised by that.
         """
         assert self._few is not None
         rows = self._few[:1].expand(
             _UNUSUAL if self._few[0].numel() <= _SMALL else 3, *self._few.shape[1:]
         )
-        # what refuses such a batch shows nothing by it
+        # a model that fails on such a batch reveals nothing by it
         with (
             self.frozen(),
             torch.no_grad(),
@@ -527,7 +561,7 @@ class Classifier:
 
 
 def in_training(module: nn.Module) -> list[str]:
-    """Return the names of layers in training mode that answer otherwise there."""
+    """Return the names of layers in training mode that behave differently."""
     return [
         name or type(m).__name__
         for name, m in module.named_modules()
@@ -536,8 +570,9 @@ def in_training(module: nn.Module) -> list[str]:
 
 
 def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
-    """Return the network's answers, so many points at a time that its memory does not grow with
-    their number.
+    """Return the network's outputs, computed in batches of bounded size.
+
+    So that memory does not grow with the number of points.
     """
     rows = max(1, min(_ROWS, _BYTES // max(1, x[:1].numel() * x.element_size())))
     z: Tensor = (
@@ -547,6 +582,7 @@ def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def _short(statistics: Tensor) -> str:
+    """Return the first four statistics as text."""
     return ", ".join(f"{v:.4g}" for v in statistics[:4].tolist()) + (
         ", ..." if len(statistics) > 4 else ""
     )

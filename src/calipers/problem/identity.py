@@ -1,12 +1,13 @@
-"""Which program is it that a model computes? Every part that can change an answer, under a name
-that tells it from its earlier version.
+"""Identity of the program that a model computes, part by part.
 
-Parts are the classes of all modules, the byte code of `forward` and of whatever it can reach,
-attributes, hooks, closures, defaults, globals that are read, modules held in lists, the graphs of
-exported, scripted and imported programs, and all weights. What belongs to Python, torch or NumPy
-goes by its name. Values that a call of the model itself changes (counters, caches, what hooks
-collect) are no part of it. What cannot be looked into, such as a session of another runtime, goes
-by its type: there only the model's answers tell (see measurement/probe.py).
+Every part that can change an output is included, under a name that distinguishes it from an earlier
+version. Parts are the classes of all modules, the byte code of `forward` and of whatever it can
+reach, attributes, hooks, closures, defaults, globals that are read, modules held in lists, the
+graphs of exported, scripted and imported programs, and all weights. What belongs to Python, torch
+or NumPy is identified by its name. Values that a call of the model itself changes (counters,
+caches, what hooks collect) are left out. What cannot be inspected, such as a session of another
+runtime, is identified by its type: there only the model's outputs tell versions apart (see
+measurement/probe.py).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from calipers.problem.canonical import code_bytes, global_names, hashed, plain, 
 
 _WEIGHT = "weights of "
 _PYTHON = "the version of Python (byte code of two versions cannot be compared)"
-_MOST = 50_000  # parts; whoever refers to more than that is not looked into further
-_TOLD = 4  # differences that are named
+_MOST = 50_000  # parts; beyond that nothing is inspected further
+_TOLD = 4  # differences that are listed
 _UNREAD = frozenset(
     {
         "__init__",
@@ -63,15 +64,16 @@ _EVERY_MODULE = frozenset(
         "_forward_hooks_with_kwargs",
     }
 )
-# what they add to a module checks and speeds up, and is another in each process
+# what these add to a module only checks or speeds up, and differs between processes
 _COMPILERS = "torch._dynamo", "torch.export"
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A program by its parts: name to value (short ones are told, others hashed). `digest` names
-    it.
+    """A program by its parts: name to value.
+
+    Short values are kept as they are, others hashed. `digest` identifies the whole.
     """
 
     parts: Mapping[str, str] = field(repr=False)
@@ -97,6 +99,7 @@ class Identity:
 
 
 def _difference(name: str, before: str | None, now: str | None) -> str:
+    """Return in words how one part differs."""
     if before is None or now is None:
         return f"{name} is {'new' if before is None else 'gone'}"
     return f"{name} differs" if "#" in (before[:1], now[:1]) else f"{name} was {before}, is {now}"
@@ -105,8 +108,10 @@ def _difference(name: str, before: str | None, now: str | None) -> str:
 def identify(
     module: nn.Module, extra: Mapping[str, object], call: Callable[[], None] | None = None
 ) -> Identity:
-    """Return the identity of a module, with `extra` facts that belong to it. `call` runs it once or
-    more: what that changes is left out.
+    """Return the identity of a module.
+
+    `extra` are facts that belong to it. `call` runs it once or more: parts that this changes are
+    left out.
     """
     walk = _Walk(module)
     parts = walk.parts
@@ -123,15 +128,16 @@ def identify(
 
 
 class _Walk:
-    """One tour through everything a module refers to. `may_change` is False where only layers of
-    torch were met.
+    """A traversal of everything that a module refers to.
+
+    `may_change` is False where only layers of torch were found.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.parts: dict[str, str] = {}
         self.may_change = False
         self.places: dict[int, str] = {}
-        # what has a place stays alive: its address is not given to another
+        # visited objects are kept alive, so that no other object gets the same address
         self.kept: list[object] = []
         self.mentioned: set[str] = {"forward"}
         self.methods: list[tuple[str, str, Any]] = []
@@ -139,7 +145,7 @@ class _Walk:
         self._reachable()
 
     def put(self, name: str, value: str) -> None:
-        """Note a part; a second one of the same name is numbered."""
+        """Add a part; a second one of the same name is numbered."""
         unique, n = name, 1
         while unique in self.parts:
             n += 1
@@ -147,7 +153,10 @@ class _Walk:
         self.parts[unique] = value
 
     def known(self, name: str, value: object) -> bool:
-        """Has this very object been met before? Then note where; else give it its place."""
+        """Return whether this very object has been visited before.
+
+        If so, a part that says where is added; else the object gets its place.
+        """
         place = self.places.get(id(value))
         if place is None:
             self.places[id(value)] = name
@@ -161,7 +170,7 @@ class _Walk:
     # ----------------------------------------------------------------------------------------------
 
     def module(self, path: str, root: nn.Module) -> None:
-        """Note a module and all that it holds, under the path by which it is reached."""
+        """Add a module and all that it holds, under the path that leads to it."""
         if path and self.known(path, root):
             return
         inside = [
@@ -175,6 +184,7 @@ class _Walk:
             self._one(name, m)
 
     def _one(self, path: str, m: nn.Module) -> None:
+        """Add one module without its children."""
         label, kind = path or "the model", type(m)
         self.put(f"type of {label}", _name_of(kind))
         if isinstance(m, fx.GraphModule):
@@ -203,7 +213,10 @@ class _Walk:
                     self.value(f"{what} {i} of {label}", hook)
 
     def _packed(self, path: str, m: nn.Module) -> None:
-        """Note weights that are neither parameters nor buffers: those of quantised layers."""
+        """Add the packed weights of quantised layers.
+
+        They are neither parameters nor buffers.
+        """
         if "quantized" not in type(m).__module__:
             return
         held: dict[str, Any] = {}
@@ -213,26 +226,28 @@ class _Walk:
                 self.put(f"{_WEIGHT}{_under(path, key)}", f"#{hashed(plain(value) or b'')}")
 
     def _graph(self, label: str, m: fx.GraphModule) -> None:
+        """Add a traced graph and the functions that it calls."""
         self.put(f"program of {label}", f"#{hashed(_ADDRESS.sub('', str(m.graph)).encode())}")
         for node in m.graph.nodes:
             if isinstance(node.target, types.FunctionType):
                 self.value(f"call {node.name} of {label}", node.target)
 
     def _script(self, label: str, m: torch.jit.ScriptModule) -> None:
+        """Add a scripted program and its constants."""
         try:
             code, constants = m.code_with_constants
             self.put(
                 f"program of {label}",
                 f"#{hashed(code.encode() + (plain(dict(constants.const_mapping)) or b''))}",
             )
-        except RuntimeError:  # a part without a forward of its own
+        except RuntimeError:  # a module without a forward of its own
             self.put(f"program of {label}", "none")
 
     # ---- values
     # ----------------------------------------------------------------------------------------------
 
     def value(self, name: str, value: Any) -> None:
-        """Note anything that a module, a function or a class refers to."""
+        """Add anything that a module, a function or a class refers to."""
         data = plain(value)
         if data is not None:
             self.put(name, told(value, data))
@@ -242,6 +257,7 @@ class _Walk:
             self._opened(name, value)
 
     def _opened(self, name: str, value: Any) -> None:
+        """Add the contents of a container, a function, a class or an object."""
         if isinstance(value, dict):
             for i, (key, item) in enumerate(value.items()):
                 self.value(
@@ -277,8 +293,9 @@ class _Walk:
             self._instance(name, value)
 
     def function(self, name: str, f: types.FunctionType) -> None:
-        """Note what a function does and everything it reads: closure, defaults, and where the code
-        is the user's own, globals.
+        """Add what a function does and everything that it reads.
+
+        Closure, defaults, and where the code is the user's own, globals.
         """
         room = room_of(f.__globals__.get("__name__"), f.__code__.co_filename)
         if room == "library":
@@ -304,6 +321,7 @@ class _Walk:
                     self._global(key, f.__globals__[key], f)
 
     def _global(self, key: str, value: object, reader: types.FunctionType) -> None:
+        """Add a global that a function reads; of the user's modules, members."""
         if not isinstance(value, types.ModuleType):
             self.value(f"global {key}", value)
         elif room_of(value.__name__) == "own":
@@ -312,8 +330,9 @@ class _Walk:
                     self.value(f"global {key}.{word}", vars(value)[word])
 
     def classes(self, kind: type) -> None:
-        """Note what a class and its ancestors define, as far as they are not torch's or Python's;
-        methods wait until somebody mentions them.
+        """Add what a class and its bases define, except those of libraries.
+
+        Methods are added once some code mentions them.
         """
         for one in kind.__mro__:
             if room_of(one.__module__) == "library" or self.places.get(id(one), "").startswith(
@@ -340,7 +359,10 @@ class _Walk:
                     self.value(f"{one.__qualname__}.{key}", value)
 
     def _reachable(self) -> None:
-        """Note the methods that any code met so far mentions, until nothing new is met."""
+        """Add the methods that any code found so far mentions.
+
+        Repeated until nothing new is found.
+        """
         while True:
             ready = [
                 key in self.mentioned or (key.startswith("__") and key.endswith("__"))
@@ -354,6 +376,7 @@ class _Walk:
                 self.value(name, method)
 
     def _instance(self, name: str, value: Any) -> None:
+        """Add an object by its type and state."""
         kind = type(value)
         self.put(f"type of {name}", _name_of(kind))
         root = kind.__module__.partition(".")[0]
@@ -372,7 +395,7 @@ class _Walk:
         elif isinstance(value, torch.jit.ScriptFunction):
             self.put(f"program of {name}", f"#{hashed(str(value.code).encode())}")
         elif root == "calipers":
-            # a classifier, perhaps of this very module
+            # a classifier, possibly of this very module
             if isinstance(getattr(value, "module", None), nn.Module):
                 for key in ("module", "mean", "std", "draws"):
                     self.value(f"{name}.{key}", getattr(value, key))
@@ -387,8 +410,9 @@ class _Walk:
 
 
 def _state(value: object) -> Iterator[tuple[str, object]]:
-    """Yield what an object holds: its attributes, or where it has none what a copy would be made
-    of.
+    """Yield the state of an object: its attributes.
+
+    Where it has none, what a copy would be made of.
     """
     held = getattr(value, "__dict__", None)
     slots = [slot for one in type(value).__mro__ for slot in _listed(getattr(one, "__slots__", ()))]
@@ -402,7 +426,7 @@ def _state(value: object) -> Iterator[tuple[str, object]]:
         return
     try:
         made = value.__reduce_ex__(4)
-    except Exception:  # sessions, locks, handles: only their answers tell
+    except Exception:  # sessions, locks, handles: only the model's outputs tell
         return
     if isinstance(made, str):
         yield "name", made
@@ -415,19 +439,23 @@ def _state(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _listed(slots: Any) -> list[str]:
+    """Return `__slots__` as a list."""
     return [slots] if isinstance(slots, str) else list(slots)
 
 
 def _contents(cell: Any) -> Any:
+    """Return the content of a closure cell, or the cell if it is empty."""
     try:
         return cell.cell_contents
-    except ValueError:  # named, but never given a value
+    except ValueError:  # the cell is empty
         return cell
 
 
 def _name_of(kind: type) -> str:
-    """Return a class's name; of the user's own classes without the module, which is called
-    differently when it is run and when it is imported.
+    """Return a class's name.
+
+    Of the user's own classes without the module, which has another name when it is run than when it
+    is imported.
     """
     return (
         kind.__qualname__
@@ -437,4 +465,5 @@ def _name_of(kind: type) -> str:
 
 
 def _under(path: str, key: str) -> str:
+    """Return the path of an attribute."""
     return f"{path}.{key}" if path else key

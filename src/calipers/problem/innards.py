@@ -1,9 +1,8 @@
-"""What does a module hold that PyTorch does not see? Networks in lists, tensors in plain
-attributes; and a copy that takes them along.
+"""Modules and tensors that PyTorch does not register, and full copies.
 
-Parameters, buffers and submodules are found by `nn.Module` itself. People also keep an ensemble in
-a list, a filter bank as an attribute, settings in an object of their own: all that is found by
-looking through the attributes.
+Parameters, buffers and submodules are found by `nn.Module` itself. Some models also keep an
+ensemble in a list, a filter bank as a plain attribute, or settings in an object of their own: all
+these are found by searching the attributes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from calipers.errors import BadModel, first_line
 
-_OWN = frozenset(vars(nn.Module()))  # what every module has, registered parts among them
+_OWN = frozenset(vars(nn.Module()))  # attributes of every module, registered parts among them
 _OPAQUE = (
     type,
     FunctionType,
@@ -31,12 +30,13 @@ _OPAQUE = (
     str,
     bytes,
 )
-_DEEPEST = 6  # containers and objects within each other
+_DEEPEST = 6  # levels of nested containers and objects
 
 
 def loose(module: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
-    """Return the modules that are held without being registered, outermost first, and the plain
-    tensors of all modules.
+    """Return the modules held without registration, and plain tensors.
+
+    Modules come outermost first; the tensors are those of all modules.
     """
     seen = {id(part) for part in module.modules()}
     seen |= {id(t) for t in [*module.parameters(), *module.buffers()]}
@@ -82,11 +82,11 @@ def _held(
 
 
 def copied(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """Return a frozen copy of a network whose floating point parameters, buffers and plain tensors
-    have the given dtype, or each its own.
+    """Return a frozen copy of a network in a dtype.
 
-    Activations that a module has kept from an earlier call are copied without their graph. Raises
-    whatever copying raises: of modules that hold a lock, a file or a stream, say.
+    Its floating point parameters, buffers and plain tensors have the dtype, or each its own for
+    None. Activations that a module has kept from an earlier call are copied without their graph.
+    Raises whatever copying raises: for modules that hold a lock, a file or a stream, say.
     """
     modules, tensors = loose(network)
     with torch.inference_mode(False):
@@ -101,8 +101,10 @@ def copied(network: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 
 def usable(module: nn.Module) -> nn.Module:
-    """Return the module, or a copy of one whose weights were made in inference mode: such weights
-    take no part in gradients.
+    """Return the module, or a copy if its weights are inference tensors.
+
+    Weights made in inference mode take no part in gradients. Raises `BadModel` where such a module
+    cannot be copied.
     """
     if not any(t.is_inference() for t in [*module.parameters(), *module.buffers()]):
         return module
@@ -116,22 +118,24 @@ def usable(module: nn.Module) -> nn.Module:
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a copy of a tensor, in the dtype if it is floating point."""
     copy_of = tensor.detach().clone()
     return copy_of.to(dtype) if dtype is not None and copy_of.is_floating_point() else copy_of
 
 
 _DEFAULT_TYPE = threading.RLock()
-"""Held by whoever has changed the default type, which all threads share: two at once would put back
-each other's.
+"""Held while the default dtype is changed, which all threads share.
+
+Two changes at a time would each restore the other's dtype.
 """
 
 
 @contextlib.contextmanager
 def made_in(dtype: torch.dtype | None) -> Iterator[None]:
-    """Let tensors that code makes without naming a type have this one.
+    """Set the default dtype of new tensors.
 
-    A state of zeros for a recurrent layer, say, or a matrix made in `forward`. None changes
-    nothing.
+    For those that code makes without naming a dtype: an initial state of zeros for a recurrent
+    layer, say, or a matrix made in `forward`. None changes nothing.
     """
     if dtype is None:
         yield

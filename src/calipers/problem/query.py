@@ -73,8 +73,8 @@ class Inequality:
 class Query:
     """An input box, and the unsafe outputs.
 
-    Is some output unsafe for an input with `low <= x <= high`, numbered as in the flattened input?
-    An output is unsafe if all inequalities of one of the `cases` hold.
+    The query asks whether some output is unsafe for an input with `low <= x <= high`, numbered as
+    in the flattened input. An output is unsafe if all inequalities of one of the `cases` hold.
 
     `left_out`: ends (input, upper) that are not in the box themselves; bounds use the closed box.
     `echoed`: the last outputs are these inputs, for inequalities that relate inputs to each other

@@ -1,5 +1,7 @@
-"""What do callers hand over? Tensors, arrays, lists and tables become tensors; of anything else it
-is said what it is and what to give instead.
+"""Conversion of arguments to tensors, with helpful errors.
+
+Tensors, arrays, lists and tables become tensors; for anything else an error says what it is and
+what to give instead.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from calipers.problem.calls import normal
 
 
 def tensor(value: Any, what: str, cure: str) -> Tensor:
-    """Return the value as a tensor without a graph; raises `BadInput`, beginning with `what` was
-    asked for and ending with a `cure`.
+    """Return the value as a tensor without a graph.
+
+    Raises `BadInput` for anything that is no numbers; the message begins with `what` was asked for
+    and ends with a `cure`.
     """
     if isinstance(value, Tensor):
         return normal(value.detach())
@@ -44,9 +48,10 @@ def tensor(value: Any, what: str, cure: str) -> Tensor:
 
 
 def points(value: Any, *, grey_levels: bool = False) -> tuple[Tensor, list[str]]:
-    """Return points x (N, *D), and what was done to them in words; raises `BadInput`.
+    """Return points x (N, *D), and notes of what was done to them.
 
-    Bytes become numbers in [0, 1], or keep their values where these are `grey_levels`.
+    Bytes become numbers in [0, 1], or keep their values where these are `grey_levels`. Raises
+    `BadInput` for anything else than floating point numbers or bytes.
     """
     x = tensor(_table(value), "x", "Points are stacked along the first axis, images (N, C, H, W).")
     if x.dim() < 2 or not len(x) or not x[0].numel():
@@ -68,7 +73,7 @@ def points(value: Any, *, grey_levels: bool = False) -> tuple[Tensor, list[str]]
 
 
 def _table(value: Any) -> Any:
-    """Return the numbers of a frame; anything else as it is."""
+    """Return the numbers of a data frame; anything else as it is."""
     if isinstance(value, Tensor | np.ndarray) or not hasattr(value, "to_numpy"):
         if hasattr(value, "toarray"):
             raise BadInput(f"x is a sparse {type(value).__name__}; write x.toarray()")
@@ -88,8 +93,10 @@ def _table(value: Any) -> Any:
 
 
 def labels(value: Any, n: int, classes: Any = None) -> Tensor:
-    """Return labels (n,) as places among the outputs; `classes`, where the model names its own, in
-    order, are what labels are looked up in.
+    """Return labels (n,) as places among the outputs.
+
+    `classes`, the names that the model gives its classes in order, are what labels are looked up
+    in; None where it has no names. Raises `BadInput` for labels that do not fit.
     """
     if classes is not None:
         return _looked_up(value, n, np.asarray(classes))
@@ -117,7 +124,7 @@ def labels(value: Any, n: int, classes: Any = None) -> Tensor:
 
 
 def check_range(y: Tensor, classes: int) -> None:
-    """Raise `BadInput` where labels y (N,) are no places among this many outputs."""
+    """Raise `BadInput` where labels (N,) are not among so many outputs."""
     low, high = int(y.min()), int(y.max())
     if low >= 0 and high < classes:
         return
