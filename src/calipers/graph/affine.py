@@ -368,7 +368,7 @@ def _batch_norm(call: Call) -> Affine | None:
     shape = (1, -1, *[1] * (len(call.shape) - 1))
     made_of = (0 if bias is None else bias.abs()) + (mean * scale).abs()
     peak = (var + eps).rsqrt().clamp(min=1) * (1 if weight is None else weight.abs().clamp(min=1))
-    # otherwise rounding may change the sum under the root entirely, or make it 0
+    # otherwise the sum under the root may be lost to rounding, or flushed to 0
     sound = (var >= 0) & (var + eps >= torch.finfo(torch.float32).tiny)
     detour = (torch.where(sound, peak, torch.inf).view(shape), mean.abs().view(shape))
     return Scale(scale.view(shape), shift.view(shape), made_of.view(shape), detour=detour)

@@ -178,9 +178,7 @@ def _graph(network: nn.Module, sample: Tensor) -> Graph:
     anything else is exported.
     """
     for module in network.modules():
-        known = getattr(
-            module, "no_graph", ""
-        )  # the reason why there is no graph, where the module gives it
+        known = getattr(module, "no_graph", "")  # why there is none, where the module says so
         if isinstance(known, str) and known:
             raise UnsupportedOp(known)
     if _carries(network):

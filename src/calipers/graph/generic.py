@@ -44,7 +44,7 @@ class Generic(Affine):
         """Return W^T a by automatic differentiation, exact for a linear map."""
         if self.diagonal:
             return (a.reshape(len(a), *self.input_shapes[0]),)
-        live = torch.is_grad_enabled()  # then coefficients may depend on parameters
+        live = torch.is_grad_enabled()  # with gradients on, coefficients may depend on parameters
         with torch.enable_grad():
             zeros = [
                 torch.zeros(len(a), *shape, dtype=a.dtype, device=a.device, requires_grad=True)

@@ -63,9 +63,10 @@ class Outputs:
         return self.run.isfinite() & self.exact.isfinite() & self.other.isfinite()
 
     def worst(self, dtype: torch.dtype) -> tuple[float, float, int] | None:
-        """Return the largest difference, its allowance, and the output's index.
+        """Return the largest excess difference, its allowance and its output.
 
-        None where the outputs agree.
+        These are the difference and the allowance at the output that exceeds its allowance most,
+        and the index of that output. None where the outputs agree.
         """
         # equal overflows (or NaNs) in both agree
         same = (self.run == self.other) | (self.run.isnan() & self.other.isnan())

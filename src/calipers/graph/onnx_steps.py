@@ -99,7 +99,7 @@ class Step:
     def axis(self, number: int, rank: int) -> int:
         """Return an axis counted from the front.
 
-        Raises where there is no such axis.
+        Raises `BadModel` where there is no such axis.
         """
         if not -rank <= number < rank:
             raise self.damaged(f"there is no axis {number} in a value of {rank} axes")

@@ -119,7 +119,7 @@ class Product(Op):
         """
         every = torch.stack([a * b for a in x for b in y])
         eps, tiny = torch.finfo(every.dtype).eps, torch.finfo(every.dtype).tiny
-        least, most = every.amin(0), every.amax(0)  # a NaN stays one
+        least, most = every.amin(0), every.amax(0)  # a NaN remains a NaN
         return least - eps * least.abs() - tiny, most + eps * most.abs() + tiny
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:

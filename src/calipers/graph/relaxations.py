@@ -134,9 +134,10 @@ class Lines(_Lines, Relaxation):
         return ((flat * high[:, None]).scatter_(2, wide, bent).view(a.shape),), offset
 
     def size(self, *magnitudes: Tensor) -> Tensor:
-        """Return |slope||x| + |intercept| of the lower line and of the difference.
+        """Return the magnitude of the lower line plus that of the rise.
 
-        The difference is that of the upper and the lower line.
+        That is |slope||x| + |intercept| of the lower line and of the rise from it to the upper
+        line.
         """
         low, low_at, high, high_at = self
         return (
@@ -170,7 +171,7 @@ class Planes(_Planes, Relaxation):
     def backward(
         self, a: Tensor, shapes: list[tuple[int, ...]]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Give the coefficients to the picked elements."""
+        """Add coefficients to the picked elements; ceilings go to the offset."""
         pick, exact, ceiling = (t.flatten(1)[:, None] for t in self)
         flat = a.flatten(2)
         constant = flat.clamp(max=0) * ~exact
