@@ -1,1 +1,5 @@
-"""THE LOWER JAW, 2: boxes and lines pushed through the graph."""
+"""Bounds of the values of a network over a region.
+
+Interval arithmetic and linear relaxations, propagated through the graph: what certificates, the
+lower bounds on the distance, are made of.
+"""

@@ -1,5 +1,7 @@
-"""Of which elements do bounds matter? Of those that some operation bends over their box, there or
-where they have been carried to.
+"""The elements whose bounds matter: those of unstable operations.
+
+An element matters where some operation is not linear over its box, at the element itself or at a
+value made of it by affine operations.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from calipers.graph.kinds import is_affine
 
 
 def bending(graph: Graph, number: int, box: Box) -> Tensor:
-    """Return (N, n) flags: on which elements of the number, or on something made of them on the way
-    to an operation, does that operation bend?
+    """Return (N, n) flags: the elements of a number with an unstable reader.
+
+    An element is flagged if an operation is not linear over its box, or over the box of something
+    made of the element on the way to that operation.
     """
     bends = torch.zeros_like(box.lower.flatten(1), dtype=torch.bool)
     for op, i in ((n.op, i) for n in graph.nodes for i in set(n.inputs)):
@@ -29,8 +33,9 @@ def bending(graph: Graph, number: int, box: Box) -> Tensor:
 
 
 def carried(graph: Graph, way: tuple[int, ...], box: Box) -> Box:
-    """Return the box at the end of a way, by interval arithmetic without care for rounding: for
-    choices, not for claims.
+    """Return the box at the end of a way.
+
+    By interval arithmetic without care for rounding: for choices, not for claims.
     """
     for op in (graph.nodes[k - 1].op for k in way[1:]):
         if not is_affine(op):
@@ -45,7 +50,10 @@ def carried(graph: Graph, way: tuple[int, ...], box: Box) -> Box:
 
 
 def _brought_back(graph: Graph, way: tuple[int, ...], flags: Tensor, like: Tensor) -> Tensor:
-    """Return the elements at the beginning of a way of which a flagged one at its end is made."""
+    """Return the elements that flagged ones at the end of a way depend on.
+
+    The elements are those at the way's beginning.
+    """
     for k in reversed(way[1:]):
         op, shape = graph.nodes[k - 1].op, graph.shape(graph.nodes[k - 1].inputs[0])
         if not is_affine(op):

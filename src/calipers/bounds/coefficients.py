@@ -1,10 +1,9 @@
-"""In what form does a backward sweep carry its coefficients? Dense, or as patches of a
-convolution's receptive field.
+"""Coefficients of backward bound propagation: dense, or as patches.
 
-Both are rows (P, S, ...) : P rows of points (a point may come several times), S directions each.
-`values` handed in are per point, (N, *shape); a form picks what its rows need. A second-layer
-neuron of a small image network sees 10 x 10 of 28 x 28 pixels: patches keep the arithmetic of its
-bounds to that window.
+Patches cover a convolution's receptive field only. Both forms are rows (P, S, ...): P rows of
+points (a point may come several times), S directions each. `values` handed in are per point, (N,
+*shape); a form picks what its rows need. A second-layer neuron of a small image network sees 10 x
+10 of 28 x 28 pixels: patches keep the arithmetic of its bounds to that window.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Coefficients(Protocol):
 
     @property
     def terms(self) -> int:
-        """How many elements one row can have."""
+        """The number of elements that one row can have."""
 
     def dot(self, values: Tensor) -> Tensor:
         """Return <A, values>, (P, S)."""
@@ -51,18 +50,22 @@ class Coefficients(Protocol):
     def through(
         self, relaxation: Relaxation, shapes: list[tuple[int, ...]]
     ) -> tuple[list[Coefficients], Tensor]:
-        """Return the coefficients of a relaxed operation's inputs, and the offset (P, S): lower
-        bounds where positive, upper bounds where negative.
+        """Return the coefficients of a relaxed operation's inputs.
+
+        With them the offset (P, S). Positive coefficients take lower bounds, negative ones upper
+        bounds.
         """
 
     def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
-        """Return the rows in runs, and which they are; each run of at most `elements` (P, S) where
-        the form can be divided.
+        """Return runs of rows, each with its slice.
+
+        Of at most `elements` (P, S) each, where the form can be divided.
         """
 
     def fall(self, region: Region) -> Fall:
-        """Return how far <A, x'> can fall below its value at the centre, over the regions, (P,
-        S).
+        """Return how far <A, x'> can fall over the regions, (P, S).
+
+        Measured from its value at the centre.
         """
 
     def dense(self) -> Dense:
@@ -71,7 +74,10 @@ class Coefficients(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """`a (P, S, *shape)`; row p belongs to point `points[p]` (None: row p to point p)."""
+    """Dense coefficients `a (P, S, *shape)`.
+
+    Row p belongs to point `points[p]` (None: row p to point p).
+    """
 
     a: Tensor
     points: Tensor | None
@@ -85,25 +91,28 @@ class Dense:
         return values if self.points is None else values.index_select(0, self.points)
 
     def dot(self, values: Tensor) -> Tensor:
-        """Batched matrix-vector products; values of one row serve all points."""
+        """Return <A, values> by batched matrix-vector products.
+
+        Values of one row serve all points.
+        """
         if len(values) == 1:
             return self.a.flatten(2) @ values.flatten()
         return contract(self.a.flatten(2), self._at(values).flatten(1))
 
     def size_dot(self, values: Tensor) -> Tensor:
-        """As `dot`, with absolute coefficients."""
+        """Return <|A|, values>, as `dot` does."""
         return replace(self, a=self.a.abs()).dot(values)
 
     def plus(self, other: Coefficients) -> Dense:
-        """Elementwise."""
+        """Return the sum, element by element."""
         return replace(self, a=self.a + other.dense().a)
 
     def minus(self, values: Tensor) -> Dense:
-        """Take a point's values off every one of its rows."""
+        """Subtract a point's values from every one of its rows."""
         return replace(self, a=self.a - self._at(values)[:, None])
 
     def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
-        """The operation's own adjoint."""
+        """Return the coefficients before an operation, by its own adjoint."""
         rows = self.a.shape[:2]
         return [
             replace(self, a=back.view(*rows, *shape))
@@ -113,13 +122,16 @@ class Dense:
     def through(
         self, relaxation: Relaxation, shapes: list[tuple[int, ...]]
     ) -> tuple[list[Coefficients], Tensor]:
-        """The relaxation's own way back."""
+        """Return the coefficients before a relaxed operation.
+
+        By the relaxation's own backward pass.
+        """
         mine = relaxation if self.points is None else relaxation.each(self._at)
         backs, offset = mine.backward(self.a, shapes)
         return [replace(self, a=back) for back in backs], offset
 
     def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
-        """Runs of rows (P,)."""
+        """Return runs of rows (P,)."""
         count = max(1, elements // self.a.shape[1])
         if count >= len(self.a):
             return [(slice(None), self)]
@@ -128,7 +140,7 @@ class Dense:
         return [(part, Dense(self.a[part], places[part])) for part in parts]
 
     def fall(self, region: Region) -> Fall:
-        """From the region's support."""
+        """Return the fall over the regions, from their support function."""
         return region.fall(self.a.flatten(2), self._places())
 
     def _places(self) -> Tensor:
@@ -137,16 +149,17 @@ class Dense:
         )
 
     def dense(self) -> Dense:
-        """Itself."""
+        """Return itself."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """`a (P, S, C, h, w)` on a window of an image (C, H, W).
+    """Coefficients `a (P, S, C, h, w)` on a window of an image (C, H, W).
 
-    Row p's window begins at `place[p] * stride + offset` (rows and columns, may reach into the
-    padding), where `place` is the row's element in the `grid` of the number the sweep began at.
+    Row p's window begins at `place[p] * stride + offset` (rows and columns; it may reach into the
+    padding), where `place` is the row's element in the `grid` of the number where the backward pass
+    began. `clean` says whether coefficients of places outside the image are zero.
     """
 
     a: Tensor
@@ -157,7 +170,7 @@ class Patch:
     offset: tuple[int, int]
     image: tuple[int, int]
     clean: bool = True
-    """Are coefficients of places outside the image zero?"""
+    """Whether coefficients of places outside the image are zero."""
 
     @property
     def terms(self) -> int:
@@ -176,8 +189,10 @@ class Patch:
         return self._window.at(values, self.points, self.place, self.grid)
 
     def dot(self, values: Tensor) -> Tensor:
-        """Over the window; what is the same at every place of a channel (the bias of a convolution)
-        needs no window.
+        """Return <A, values> over the window.
+
+        Values that are the same at every place of a channel (the bias of a convolution) need no
+        window.
         """
         if len(values) == 1 and self.clean:
             channels = values.view(self.a.shape[2], -1)
@@ -188,11 +203,14 @@ class Patch:
         )
 
     def size_dot(self, values: Tensor) -> Tensor:
-        """Over the window, absolute coefficients."""
+        """Return <|A|, values> over the window."""
         return replace(self, a=self.a.abs()).dot(values)
 
     def plus(self, other: Coefficients) -> Coefficients:
-        """On the union of both windows; windows that move differently are added dense."""
+        """Return the sum on the union of both windows.
+
+        Windows of different strides are added in dense form.
+        """
         if not isinstance(other, Patch) or other.stride != self.stride:
             return self.dense().plus(other)
         both = self._window.union(other._window)
@@ -216,7 +234,9 @@ class Patch:
         )
 
     def back(self, op: Affine, shapes: list[tuple[int, ...]]) -> list[Coefficients]:
-        """Inside the window where the operation is a convolution or acts element by element; dense
+        """Return the coefficients before an affine operation.
+
+        Within the window where the operation is a convolution or acts element by element; dense
         otherwise.
         """
         if (windowed := op.windowed()) is not None:
@@ -234,8 +254,8 @@ class Patch:
         ]
 
     def _through_window(self, op: Windowed, shape: tuple[int, ...]) -> Patch:
-        # Places outside the image carry coefficients that no value stands behind: they must not
-        # reach real inputs through the transposed convolution.
+        # Coefficients of places outside the image belong to no value: they must not reach real
+        # inputs through the transposed convolution.
         rows, kept = (
             self.a.shape[:2],
             (self.a if self.clean else self.a * self._inside()[:, None]).flatten(0, 1),
@@ -257,8 +277,10 @@ class Patch:
     def through(
         self, relaxation: Relaxation, shapes: list[tuple[int, ...]]
     ) -> tuple[list[Coefficients], Tensor]:
-        """As dense, on the lines' windows (zero lines outside the image); dense where a relaxation
-        is not made of lines.
+        """Return the coefficients before a relaxed operation.
+
+        As in dense form, on the windows of the lines (zero lines outside the image); dense where a
+        relaxation is not made of lines.
         """
         lines = relaxation.lines()
         if lines is None:
@@ -268,7 +290,7 @@ class Patch:
 
     def _relaxed(self, lines: Lines) -> tuple[Coefficients, Tensor]:
         low, low_at, high, high_at = lines
-        # differences first: windows hold every value many times
+        # Differences are taken before the windows are cut out, which hold every value many times.
         rise, gap = (self._at(t)[:, None] for t in (high - low, high_at - low_at))
         a, offset = by_sign(
             self.a,
@@ -280,11 +302,11 @@ class Patch:
         return replace(self, a=a, clean=True), offset
 
     def shares(self, elements: int) -> list[tuple[slice, Coefficients]]:
-        """One run: windows are small."""
+        """Return all rows as one run: windows are small."""
         return [(slice(None), self)]
 
     def fall(self, region: Region) -> Fall:
-        """From the support of the region cut down to the window."""
+        """Return the fall over the regions, cut down to the window."""
         shape = (-1, self.a.shape[2], *self.image)
         low, high = (self._at(end.view(shape)).flatten(1) for end in (region.low, region.high))
         weight = (
@@ -295,7 +317,7 @@ class Patch:
         return region.window_fall(self.a.flatten(2), self.points, low, high, weight)
 
     def dense(self) -> Dense:
-        """Lay every window into a full image."""
+        """Return dense coefficients: every window placed in a full image."""
         rows, directions, channels = self.a.shape[:3]
         full = self.a.new_zeros(rows, directions, channels, self.image[0] * self.image[1])
         index, inside = self._flat_index()
@@ -323,8 +345,9 @@ class Patch:
 def unit_rows(
     flat: Tensor, points: Tensor, shape: tuple[int, ...], sign: Tensor, *, windowed: bool
 ) -> Coefficients:
-    """Return the coefficients that pick out elements `flat` of a number, times `sign` (P, S): (P,)
-    as patches of one pixel, or (P, S) dense.
+    """Return the coefficients that select single elements of a number.
+
+    The elements `flat`, times `sign` (P, S): (P,) as patches of one pixel, or (P, S) dense.
     """
     if windowed:
         channel, place = flat // (shape[1] * shape[2]), flat % (shape[1] * shape[2])

@@ -1,4 +1,7 @@
-"""Which few elements of a large tensor matter, row by row? Their places in columns of one width."""
+"""Columns: the few elements that matter of each row of a large tensor.
+
+Their places are held in columns of one width.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from torch import Tensor
 
 
 class Columns(NamedTuple):
-    """The flagged elements of each row: their flat places (N, U), and which of these are not mere
-    filling. Filling repeats the first element.
+    """The flagged elements of each row.
+
+    `place (N, U)` are their flat places, `real (N, U)` which of these are not padding. Padding
+    repeats the first element.
     """
 
     place: Tensor
@@ -18,10 +23,11 @@ class Columns(NamedTuple):
 
     @classmethod
     def of(cls, flags: Tensor, width: int | None = None, among: Tensor | None = None) -> Columns:
-        """Return the columns of the set flags (N, n); `width`: the most flags of a row, where it is
-        known (else one look at the values finds it).
+        """Return the columns of the set flags (N, n).
 
-        `among (N, n)`: where a row without flags takes its filling from; anywhere if not given.
+        `width` is the largest number of flags in a row, where it is known (otherwise the values are
+        read to find it). A row without flags takes its padding from the elements of `among (N, n)`;
+        from anywhere if that is not given.
         """
         if width is None:
             width = max(1, int(flags.sum(1).max())) if len(flags) else 1
@@ -43,8 +49,9 @@ class Columns(NamedTuple):
         return values.flatten(1).gather(1, self.place)
 
     def filled(self, values: Tensor) -> Tensor:
-        """Return values (N, U) with those of the repeated element in the filling, so that it does
-        not matter which of them `put` writes last.
+        """Return values (N, U) whose padding repeats the first element's value.
+
+        So it does not matter which of the equal elements `put` writes last.
         """
         return torch.where(self.real, values, values[:, :1])
 

@@ -1,5 +1,6 @@
-"""Does a bound found in float32 hold? One backward sweep in checked float64, with the slopes,
-multipliers and cuts that the search has chosen.
+"""Confirmation in checked float64 of bounds found in float32.
+
+One backward pass with the slopes, multipliers and cuts that the search has chosen.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ _BYTES = 2**26  # of lines and sizes held at once
 
 
 def confirmed(dual: Dual, free: Free, spec: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Return proved lower bounds (P,), over the branches, of the largest of the directions `spec
-    (P, S, *shape)` plus `offsets (P, S)`, both float64.
+    """Return proved lower bounds (P,) over the branches.
+
+    They bound the largest of the directions `spec (P, S, *shape)` plus `offsets (P, S)`, both
+    float64.
 
     Everything chosen enters as an exact number: alpha in [0, 1], multipliers of the right sign,
     weights that are not negative, cuts that only ever shrink a box. So the bound holds whatever the
-    search did. Proved in the arithmetic of the root's state. Cost: one row of a backward sweep
+    search did. Proved in the arithmetic of the root's state. Cost: one row of backward propagation
     each.
     """
     offsets = spec.new_zeros(spec.shape[:2]) if offsets is None else offsets
@@ -66,8 +69,8 @@ def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
     )
     shift, terms = (weights * offsets).sum(1), (weights * offsets.abs()).sum(1)
     bound = lower_bounds(state, dual.number, Dense(direction, None))[:, 0]
-    # The mean itself was rounded: what it lost is at most that share of all its terms over the box
-    # of the number.
+    # The weighted mean itself was rounded, by at most gamma times the sum of the magnitudes of its
+    # terms over the box of the number.
     reach = (
         (size[:, 0].flatten(1) * root.boxes[dual.number].magnitude[rows].flatten(1)).sum(1)
         if spec.shape[1] > 1
@@ -77,8 +80,9 @@ def _bounds(dual: Dual, free: Free, spec: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _chosen(dual: Dual, free: Free, k: int, node: Node) -> Relaxation:
-    """Return the relaxation of an operation in the root's dtype, at the chosen alpha where there is
-    one.
+    """Return an operation's relaxation in the root's dtype.
+
+    At the chosen alpha where there is one.
     """
     if is_elementwise(node.op):
         return _lines(dual, free, k, node.inputs[0])
@@ -92,16 +96,17 @@ def _chosen(dual: Dual, free: Free, k: int, node: Node) -> Relaxation:
 
 
 def _lines(dual: Dual, free: Free, k: int, number: int) -> Lines:
-    """Return all lines of an operation in the root's dtype: those of the columns at the chosen
-    alpha over the branch's ends.
+    """Return all lines of an operation in the root's dtype.
+
+    Those of the columns are at the chosen alpha, over the branch's ends.
     """
     root, columns, rows = dual.root.state, dual.columns[number], dual.rows
     base = root.relaxations[k]
     assert isinstance(base, Lines)
     whole = root.boxes[number]
     box = dual.cut(number, Box(columns.get(whole.lower[rows]), columns.get(whole.upper[rows])))
-    # Filling repeats the first column in everything, or a line might be put together from two
-    # different ones.
+    # Padding repeats the first column in everything, or slope and intercept of one line might be
+    # written from two different ones.
     alpha = columns.filled(free.alpha[k].to(base.lower_slope.dtype).clamp(0, 1))
     op = root.graph.nodes[k - 1].op
     assert is_elementwise(op)
@@ -116,8 +121,10 @@ def _lines(dual: Dual, free: Free, k: int, number: int) -> Lines:
 
 
 def _multiplier(dual: Dual, number: int, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what is taken off the number's coefficients, (P, *shape), and the least that this adds
-    to the bound, (P,): beta times the constraints' ends.
+    """Return what multipliers subtract from coefficients, and their gain.
+
+    The first (P, *shape) is subtracted from the number's coefficients; the second (P,) is the least
+    that this adds to the bound: beta times the constraints' ends, rounded down.
 
     Multipliers of a missing constraint, or of the wrong sign for theirs, become 0.
     """

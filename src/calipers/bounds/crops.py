@@ -1,10 +1,9 @@
-"""What does one element of an image depend on? The relaxed network cut down to that window, a row
-for each element.
+"""Crops: the relaxed network cut down to what single elements see.
 
 An element of a second convolution may see a tenth of its image. What is chosen for its bounds, step
-by step, then costs a tenth too. A crop is a relaxed network like any other, so searches and
-confirmation run on it unchanged. Outside the image the input cannot move, and every activation's
-lines are 0.
+by step, then costs a tenth too. A crop is a relaxed network like any other, with a row for each
+element, so searches and confirmation run on it unchanged. Outside the image the input cannot move,
+and every activation's lines are 0.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from calipers.problem.region import Region
 
 
 def crop_of(graph: Graph, number: int, region: Region) -> Crop | None:
-    """Return the crop of a number's elements; None where that would save little, or the graph or
-    the region cannot be cut.
+    """Return the crop of a number's elements.
+
+    None where that would save little, or the graph or the region cannot be cut.
     """
     if (
         type(region) is not Region
@@ -37,7 +37,10 @@ def crop_of(graph: Graph, number: int, region: Region) -> Crop | None:
 
 
 def cropped_region(crop: Crop, whole: Region, points: Tensor, place: Tensor) -> Region:
-    """Return the windows of the regions, as regions: outside the image nothing moves."""
+    """Return the windows of the regions, as regions.
+
+    Outside the image nothing moves.
+    """
     low, high = (
         crop.seen(0, end.view_as(whole.center), points, place).flatten(1)
         for end in (whole.low, whole.high)
@@ -56,8 +59,9 @@ def cropped_region(crop: Crop, whole: Region, points: Tensor, place: Tensor) -> 
 def cropped(
     crop: Crop, whole: Relaxed, points: Tensor, place: Tensor
 ) -> tuple[Relaxed, dict[int, Tensor]]:
-    """Return the relaxed crop around elements at `place (P,)` of points (P,), and for every number
-    which of its elements are inside the image (P, n).
+    """Return the relaxed crop around elements at `place (P,)` of points (P,).
+
+    With it, for every number, which of its elements are inside the image (P, n).
     """
     region, ones = (
         cropped_region(crop, whole.region, points, place),

@@ -1,21 +1,20 @@
-"""What is a lower bound as a function of what may be chosen freely? Slopes of relaxations and
-multipliers of a branch's constraints; any value is sound.
+"""The dual: a lower bound as a function of slopes and multipliers.
 
 The bound of one direction over one region is a function of the free slopes alpha in [0, 1] of every
-bending element (Xu et al. 2021, alpha-CROWN) and of a multiplier beta for every constraint of a
-branch (Wang et al. 2021, beta-CROWN). Its supergradient needs no automatic differentiation: a
-backward sweep leaves the coefficient A of every bending element, its minimiser x* goes forward
-through the same lines, and
+unstable element (Xu et al. 2021, alpha-CROWN) and of a multiplier beta for every constraint of a
+branch (Wang et al. 2021, beta-CROWN); any values give a sound bound. Its supergradient needs no
+automatic differentiation: a backward pass leaves the coefficient A of every unstable element, its
+minimiser x* is propagated forward through the same lines, and
 
     d bound / d alpha = A+ d(lower line)(z) / d alpha + A- d(upper line)(z) / d alpha,
     d bound / d beta = -(constraint at z),
 
-with z the pre-activation on that way (Danskin's theorem). The way is also where the relaxed network
-is weakest: it shows which element to split, and where to look for a counterexample. None of this
-needs trust: `confirm` proves what was found.
+with z the pre-activation on that way (Danskin's theorem). These values also show where the relaxed
+network is weakest: which element to split, and where to look for an adversarial example. None of
+this needs trust: `confirm` proves what was found.
 
-All tensors hold one row a problem, (P, ...); only the elements that bend are free, and they stand
-in columns (P, U).
+All tensors hold one row a problem, (P, ...); only unstable elements are free, and they stand in
+columns (P, U).
 """
 
 from __future__ import annotations
@@ -39,12 +38,11 @@ from calipers.problem.ball import Region
 
 @dataclass(eq=False)
 class Root:
-    """A relaxed network, proved, and what branches of it share: its bending elements, and lines for
-    all the others.
+    """A proved relaxed network, and what all branches of it share.
 
-    `columns` by number, `base` by node: slope and intercept (N, n) of the elements that do not
-    bend, in the dtype of the search. `inside` by number, of a crop: which elements (N, n) stand for
-    something.
+    `columns` by number are the unstable elements; `base` by node, slope and intercept (N, n) of the
+    stable elements, in the dtype of the search; `constants` by node, the constants of affine
+    operations. `inside` by number, of a crop: which elements (N, n) are inside the image.
     """
 
     state: Relaxed
@@ -63,15 +61,17 @@ class Root:
         region: Region,
         inside: dict[int, Tensor] | None = None,
     ) -> Root:
-        """Return the root of a proved state; `region` are the same regions in the search's dtype.
-        Numbers settled later are added by `grow`.
+        """Return the root of a proved state.
+
+        `region` are the same regions in the search's dtype. Numbers settled later are added by
+        `grow`.
         """
         root = cls(state, state.graph.to(dtype), region, inside=inside or {})
         root.grow()
         return root
 
     def grow(self) -> None:
-        """Take over what has been settled since."""
+        """Add the numbers that have been settled since."""
         for k, node in enumerate(self.graph.nodes, start=1):
             if is_affine(node.op) and k not in self.constants:
                 self.constants[k] = _constant(
@@ -91,7 +91,7 @@ class Root:
                 t.flatten(1).to(self.region.center.dtype)
                 for t in (lines.lower_slope, lines.lower_intercept)
             )
-            # A row without bending elements keeps its own constants: its one column is filling.
+            # A row without unstable elements keeps its own constants: its one column is padding.
             at = self.columns[i].put(
                 at,
                 torch.where(
@@ -117,10 +117,11 @@ def _constant(op: Affine, shapes: list[tuple[int, ...]], like: Tensor) -> Tensor
 
 @dataclass(eq=False)
 class Free:
-    """What may be chosen: `alpha` by node, `beta` by number, (P, U) each; `mix (P, S)`, the
-    logarithms of the weights of a problem's directions.
+    """What may be chosen: slopes, multipliers, and weights of directions.
 
-    beta > 0 weighs the constraint z >= low of a branch, beta < 0 z <= high.
+    `alpha` by node and `beta` by number, (P, U) each; `mix (P, S)`, the logarithms of the weights
+    of a problem's directions. beta > 0 weighs the constraint z >= low of a branch, beta < 0 z <=
+    high.
     """
 
     alpha: dict[int, Tensor]
@@ -128,7 +129,10 @@ class Free:
     mix: Tensor
 
     def each(self, change: Callable[[str, int, Tensor], Tensor]) -> Free:
-        """Return the choices with `change(kind, key, values)` in place of the values."""
+        """Return the choices with all values replaced by a function's results.
+
+        `change(kind, key, values)` is called for each tensor.
+        """
         alpha, beta = (
             {k: change(kind, k, t) for k, t in held.items()}
             for kind, held in (("alpha", self.alpha), ("beta", self.beta))
@@ -153,13 +157,18 @@ class Free:
 
     @property
     def weights(self) -> Tensor:
-        """The weights of the directions, (P, S): not negative, of sum 1 but for rounding."""
+        """The weights of the directions (P, S).
+
+        Not negative, of sum 1 but for rounding.
+        """
         return self.mix.softmax(1)
 
 
 class Sight(NamedTuple):
-    """What one evaluation saw: the bounds (P,), the minimisers (P, *D), and for each node its
-    columns' coefficients and lines; values z by number.
+    """What one evaluation of the dual found.
+
+    The bounds (P,), the minimisers (P, *D), for each node the coefficients and lines of its
+    columns, and by number the values z on the minimisers' way.
     """
 
     bound: Tensor
@@ -169,7 +178,7 @@ class Sight(NamedTuple):
     values: dict[int, Tensor]
 
     def take(self, rows: Tensor) -> Sight:
-        """Return what was seen of the chosen rows."""
+        """Return what was found for the chosen rows."""
         lines = {k: Lines(*(t[rows] for t in v)) for k, v in self.lines.items()}
         held = ({k: t[rows] for k, t in one.items()} for one in (self.coefficients, self.values))
         coefficients, values = held
@@ -177,12 +186,12 @@ class Sight(NamedTuple):
 
 
 class Dual:
-    """Lower bounds of the largest of some directions, `spec (P, S, *shape of number)` and `offsets
-    (P, S)`, over branches of a root.
+    """Lower bounds over branches, as functions of the free choices.
 
-    A weighted mean of directions is at most the largest, so a bound of the mean serves, whatever
-    the weights. `rows (P,)` are the branches' places in the root; `cuts` by number are the ends
-    that branching has set, (P, U) each, infinite where it has not.
+    They bound the largest of some directions, `spec (P, S, *shape of number)` plus `offsets (P,
+    S)`, over branches of a root. A weighted mean of directions is at most the largest, so a bound
+    of the mean serves, whatever the weights. `rows (P,)` are the branches' places in the root;
+    `cuts` by number are the ends that branching has set, (P, U) each, infinite where it has not.
     """
 
     def __init__(
@@ -215,23 +224,30 @@ class Dual:
             for k, base in root.base.items()
             if k in self.slides
         }
-        # A feature may enter a sum only once: filling weighs nothing.
+        # An element may enter a sum only once: padding has weight 0.
         self.weigh = {i: c.real.to(spec.dtype) for i, c in self.columns.items()}
 
     def _sheet(self, k: int, node: Node) -> Parametrised:
-        """Return the planes of an operation on several elements, in the search's dtype."""
+        """Return the planes of an operation on several elements.
+
+        In the search's dtype.
+        """
         state, rows, dtype = self.root.state, self.rows, self.spec.dtype
         boxes = [state.boxes[i].take(rows) for i in node.inputs]
         ends = [(b.lower.to(dtype), b.upper.to(dtype)) for b in boxes]
         return node.op.parametrised(state.relaxations[k].take(rows).to(dtype), *ends)
 
     def ends(self, number: int) -> Box:
-        """Return the columns' ends in the branches, (P, U), in the search's dtype."""
+        """Return the columns' ends in the branches, (P, U).
+
+        In the search's dtype.
+        """
         return self.cut(number, self.root.ends(number, self.spec.dtype).take(self.rows))
 
     def cut(self, number: int, box: Box) -> Box:
-        """Return the columns' ends cut by the branches'; of a branch without a point in it some
-        point remains.
+        """Return the columns' ends intersected with the branches' cuts.
+
+        An empty intersection becomes a single point.
         """
         cut, filled = self.cuts.get(number), self.columns[number].filled
         if cut is None:
@@ -243,7 +259,10 @@ class Dual:
         )
 
     def guess(self) -> Free:
-        """Return where the search begins: the activations' own guesses, and multipliers of 0."""
+        """Return where the search begins.
+
+        The activations' own guesses of alpha, and multipliers of 0.
+        """
         alpha = {k: slide.start() for k, slide in self.slides.items()}
         alpha |= {
             k: start for k, sheet in self.sheets.items() if (start := sheet.start()) is not None
@@ -255,8 +274,10 @@ class Dual:
         )
 
     def see(self, free: Free, *, forward: bool = True) -> Sight:
-        """Return the bounds, and (with `forward`) the way of the minimisers through the lines.
-        Cost: a backward and a forward pass a row.
+        """Evaluate the bounds and their minimisers.
+
+        With `forward` also the values on the minimisers' way through the lines. Cost: a backward
+        and a forward pass a row.
         """
         behind: dict[int, Tensor] = {}
         lines: dict[int, Lines] = {}
@@ -301,8 +322,9 @@ class Dual:
         return Sight(offset + best.value, best.point, behind, lines, values)
 
     def _constrained(self, number: int, a: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the coefficients with the multipliers' share taken off, and what the constraints'
-        ends add to the bound.
+        """Return the coefficients with the multipliers' share subtracted.
+
+        With them what the constraints' ends add to the bound.
         """
         cut, columns = self.cuts[number], self.columns[number]
         taken = a.flatten(1).scatter_add(1, columns.place, -beta * self.weigh[number]).view_as(a)
@@ -314,8 +336,10 @@ class Dual:
     def _through(
         self, k: int, number: int, a: Tensor, alpha: Tensor
     ) -> tuple[Tensor, Lines, tuple[Tensor, Tensor], Tensor, Tensor]:
-        """Return the columns' coefficients, lines and chosen line, and the coefficients before the
-        operation with their offset.
+        """Return what a backward step through a function leaves.
+
+        The columns' coefficients, their lines and the line chosen of each, then the coefficients
+        before the operation and their offset.
         """
         columns, lines = self.columns[number], self.slides[k].lines(alpha)
         own = columns.get(a)
@@ -386,11 +410,11 @@ class Dual:
                 alpha[k] = torch.zeros_like(free.alpha[k]) if pull is None else pull
         beta = {}
         for i, b in free.beta.items():
-            if i not in sight.values:  # nothing that is bounded depends on it
+            if i not in sight.values:  # nothing bounded depends on it
                 beta[i] = torch.zeros_like(b)
                 continue
             cut, z = self.cuts[i], self.columns[i].get(sight.values[i])
-            above, under = cut.lower - z, cut.upper - z  # infinite where nothing was cut
+            above, under = cut.lower - z, cut.upper - z  # infinite without a cut
             beta[i] = torch.where(
                 cut.lower.isfinite() & ((b > 0) | (above > 0)),
                 above,

@@ -1,5 +1,4 @@
-"""How far can a network, as its own precision executes it, depart from real arithmetic? An
-allowance for every operation, in whatever order it adds up.
+"""Allowances for how float32 execution departs from real arithmetic.
 
 A certificate about real arithmetic may be wrong about the network as it runs (Jia and Rinard 2021,
 arXiv:2003.03021; Zombori et al. 2021): the order of a sum, the batch size or the library decides
@@ -9,12 +8,12 @@ then. Here each operation may depart from its real value *at the numbers it was 
 
 for affine ones, n the terms of its longest sum (Higham, Accuracy and Stability, ch. 3), and by a
 few units in the last place for elementwise ones; the input departs from the region by its own
-rounding. Departures enter as new numbers: boxes are wider by them, and a backward sweep takes off
-<|A|, departure>. So a bound holds for any order of summation, any blocking, fused or not. The
-layers are taken as they run, none merged: what overflows or underflows between two of them counts.
-Numbers below the normal ones may be kept or taken for 0.
+rounding. Departures enter as new numbers: boxes are wider by them, and backward bound propagation
+subtracts <|A|, departure>. So a bound holds for any order of summation, any blocking, fused or not.
+The layers are taken as they run, none merged: what overflows or underflows between two of them
+counts. Numbers below the normal ones may be kept or flushed to 0.
 
-Where it does not hold: Winograd and FFT convolution, TF32 and bfloat16 products. What is executed
+It does not hold for Winograd and FFT convolution, TF32 and bfloat16 products. What is executed
 otherwise than the graph writes it (softmax, layer norm, products of two numbers) is refused.
 """
 
@@ -30,27 +29,28 @@ from calipers.graph.ir import Graph
 from calipers.graph.kinds import Affine, Elementwise, Op, is_affine, is_elementwise
 from calipers.problem.problem import Problem
 
-# roundings of one layer besides its sum: the bias, and a scaling behind it with a factor of four
+# roundings of one layer besides its sum: the bias, and a scaling after it whose factor has four
 # roundings
 _OWN = 8
-_MERGED = 24  # more where several scalings were merged into a layer, each with constants of its own
-# half units in the last place by which a function of one number errs, and the steps that libraries
-# make it of
+_MERGED = 24  # more, where several scalings were merged into a layer, each with its own constants
+# error of a function of one number, in half units in the last place, with the steps of which
+# libraries compose it
 _CURVE = 32
-_LOST = 1 + 1e-6  # smallest normal numbers that a result, or what is read for it, may lose
+_LOST = 1 + 1e-6  # in smallest normal numbers: what a result, or an operand read, may lose
 _SPARE = 1 + 1e-6  # for the allowance's own evaluation in float64
 _LARGEST_WEIGHT = 2.0**125  # the reciprocal of a larger one is no normal number
-# by how much more than argument and value together what a function is made of may be, as x * 6 / 6
+# largest intermediate value of a function, in sums of argument and value (x * 6 / 6 has one of 6)
 _STEPS = 16
-_INTERPOLATED = 8  # roundings of a place for each of its axes
+_INTERPOLATED = 8  # roundings of an interpolated position, for each of its axes
 
 
 def departure(op: Op, inputs: list[Box], arithmetic: Arithmetic) -> Tensor:
-    """Return (N, *out): how far the executed result can be from the real one at the same inputs,
-    anywhere in their boxes; infinite where it may overflow.
+    """Return how far an executed result can be from the real one, (N, *out).
+
+    At the same inputs, anywhere in their boxes; infinite where the execution may overflow.
 
     Results below the normal numbers may lose everything, and so may inputs and weights that are
-    read: some processors and settings take them for 0. Cost: one more product with |W|.
+    read: some processors and settings flush them to 0. Cost: one more product with |W|.
     """
     dtype = _executed(arithmetic)
     if is_affine(op):
@@ -64,7 +64,7 @@ def departure(op: Op, inputs: list[Box], arithmetic: Arithmetic) -> Tensor:
 
 
 def input_departure(box: Box, arithmetic: Arithmetic) -> Tensor:
-    """Return how far an input moves when it is rounded to the network's precision, (N, *D)."""
+    """Return how far an input moves by rounding to float32, (N, *D)."""
     dtype = _executed(arithmetic)
     return _guarded(
         _gamma(1, dtype) * box.magnitude + _LOST * torch.finfo(dtype).tiny, box.magnitude, dtype
@@ -89,7 +89,10 @@ def _gamma(count: int, dtype: torch.dtype) -> float:
 
 
 def _guarded(room: Tensor, largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the room, without end where the largest thing on the way may overflow."""
+    """Return the allowance, infinite where execution may overflow.
+
+    `largest` bounds every intermediate value.
+    """
     return torch.where(largest * 2 < torch.finfo(dtype).max, room, torch.inf)
 
 
@@ -102,15 +105,15 @@ def _of_affine(op: Affine, inputs: list[Box], dtype: torch.dtype) -> Tensor:
     size = terms(op, inputs)
     own = _OWN + (_MERGED if op.constant_terms is not None else 0)
     count = own + op.longest_sum([tuple(b.lower.shape[1:]) for b in inputs])
-    # of each output, added up
+    # the sum of each output's absolute weights
     weights = op.absolute(*(torch.ones_like(b.lower[:1]) for b in inputs))
     total = (
         torch.stack([b.magnitude.flatten(1).sum(1) for b in inputs])
         .sum(0)
         .view(-1, *[1] * (size.dim() - 1))
     )
-    # What underflows: each term as it is made, each input times its weight, each weight times its
-    # input.
+    # Underflow: of each term as it is formed, of each input (times its weight), and of each weight
+    # (times its input).
     room = _gamma(count, dtype) * size + tiny * (count + weights + total)
     largest = torch.where(weights < _LARGEST_WEIGHT, size, torch.inf)
     if op.sums_first:
@@ -124,7 +127,9 @@ def _of_affine(op: Affine, inputs: list[Box], dtype: torch.dtype) -> Tensor:
 
 
 def _of_function(op: Elementwise, box: Box, dtype: torch.dtype) -> Tensor:
-    """It errs by units in the last place of the argument, the value, or of what it subtracts on the
+    """Return the departure of a function of one number.
+
+    It errs by units in the last place of the argument, the value, or of what it subtracts on the
     way: 1, or the value that it tends to on the left (exp(x) - 1).
     """
     tiny = _LOST * torch.finfo(dtype).tiny
@@ -146,8 +151,9 @@ def _of_function(op: Elementwise, box: Box, dtype: torch.dtype) -> Tensor:
 
 
 def _near_zero(op: Elementwise, box: Box, tiny: float) -> Tensor:
-    """Return what it can change that an argument below the normal numbers is taken for 0: of a root
-    much, of a logarithm everything.
+    """Return the change when an argument below the normal ones becomes 0.
+
+    Large for a root, infinite for a logarithm.
     """
     at = op.value(
         torch.tensor([0.0, 2 * tiny, -2 * tiny], dtype=box.lower.dtype, device=box.lower.device)
@@ -161,12 +167,15 @@ def _near_zero(op: Elementwise, box: Box, tiny: float) -> Tensor:
 
 
 def _held(op: Elementwise) -> bool:
-    """Are the function's own parameters numbers that the precision holds, and far from its ends?"""
+    """Return whether the function's parameters are safe in float32.
+
+    Each is 0, or far from overflow and underflow.
+    """
     return all(n == 0 or 1 / _LARGEST_WEIGHT < abs(n) < _LARGEST_WEIGHT for n in op.parameters)
 
 
 def check_executed(problem: Problem, graph: Graph, arithmetic: Arithmetic) -> None:
-    """Raise `BadInput` where nothing can be said about the network as it is executed."""
+    """Raise `BadInput` if nothing can be proved about the execution."""
     dtype = arithmetic.executed
     if dtype is None:
         return
@@ -184,6 +193,7 @@ def check_executed(problem: Problem, graph: Graph, arithmetic: Arithmetic) -> No
 
 
 def _another_dtype(problem: Problem, dtype: torch.dtype) -> str:
+    """Return a complaint if a parameter, buffer or point has another dtype."""
     classifier = problem.classifier
     kinds = {
         t.dtype
@@ -199,8 +209,10 @@ def _another_dtype(problem: Problem, dtype: torch.dtype) -> str:
 
 
 def _computed_constants(problem: Problem, graph: Graph, dtype: torch.dtype) -> str:
-    """A weight that the model computes is rounded in a way that the graph, in which it is a
-    constant, does not show.
+    """Return a complaint about weights that the model computes, if any.
+
+    A weight that the model computes is rounded in a way that the graph, in which it is a constant,
+    does not show.
     """
     for name, module in problem.classifier.module.named_modules():
         if nn.utils.parametrize.is_parametrized(module) or module._forward_pre_hooks:
@@ -223,6 +235,7 @@ def _computed_constants(problem: Problem, graph: Graph, dtype: torch.dtype) -> s
 
 
 def _unlike_the_graph(graph: Graph) -> str:
+    """Return a complaint about operations not executed as written, if any."""
     odd = [n for n in graph.nodes if not n.op.executed_as_written]
     node = next((n for n in odd if not n.op.affine), odd[0] if odd else None)
     if node is None:
@@ -239,8 +252,9 @@ def _unlike_the_graph(graph: Graph) -> str:
 
 
 def _computed_margins(problem: Problem) -> str:
-    """The sign of a difference of two logits is executed exactly; other combinations are
-    rounded.
+    """Return a complaint about margins that are rounded, if any.
+
+    The sign of a difference of two logits is executed exactly; other combinations are rounded.
     """
     rows = problem.goal.rows(problem.y[:1], problem.classes)
     plain = bool(((rows.abs() == 1) | (rows == 0)).all()) and int((rows != 0).sum(-1).max()) <= 2

@@ -1,11 +1,10 @@
-"""Which boxes follow from a few inputs' own directions? Affine forms pushed forward: cheap where
-few features move, whatever the network's width.
+"""Affine forms propagated forward: boxes for inputs of few features.
 
 Every number is c + sum_j g_j e_j with e in [-1, 1]^d, give or take r >= 0 an element: the d
 features that move keep their correlation through the whole network, and what relaxations and
 rounding lose goes into r (affine arithmetic with the noise of all operations collapsed; compare the
-zonotopes of Singh et al. 2018, DeepZ). A layer costs d + 2 passes instead of one row of a backward
-sweep for every element that bends.
+zonotopes of Singh et al. 2018, DeepZ). A layer costs d + 2 passes, whatever its width, instead of
+one row of backward propagation for every unstable element.
 """
 
 from __future__ import annotations
@@ -25,7 +24,10 @@ _SLACK = 8  # roundings of a few scalar operations
 
 
 class Form(NamedTuple):
-    """`c`, `r (P, *shape)` and `g (P, d, *shape)`."""
+    """Affine forms: centre `c`, generators `g`, remainder `r`.
+
+    `c` and `r (P, *shape)`, `g (P, d, *shape)`.
+    """
 
     c: Tensor
     g: Tensor
@@ -48,8 +50,9 @@ class Form(NamedTuple):
 def forward(
     graph: Graph, low: Tensor, high: Tensor, arithmetic: Arithmetic
 ) -> tuple[dict[int, Box], Form]:
-    """Return boxes of all numbers over the input boxes `low`, `high (P, *D)`, and the last number's
-    form; e stands for the features that move somewhere.
+    """Return the boxes of all numbers, and the last number's form.
+
+    Over the input boxes `low`, `high (P, *D)`; e stands for the features that move in any of them.
 
     Proved in the arithmetic given, as far as it accounts for rounding. Cost: d + 2 forward passes a
     box.
@@ -100,7 +103,9 @@ def _affine(op: Affine, inputs: list[Form], arithmetic: Arithmetic) -> Form:
 
 
 def _bent(op: Elementwise, x: Form, box: Box, arithmetic: Arithmetic) -> Form:
-    """The line of the chord's slope, and the function's distance from it: for a ReLU both lines are
+    """Return the form of a nonlinear function.
+
+    The line of the chord's slope, and the function's distance from it: for a ReLU both lines are
     parallel then.
     """
     lines = op.parallel(box.lower, box.upper)
@@ -121,7 +126,7 @@ def _bent(op: Elementwise, x: Form, box: Box, arithmetic: Arithmetic) -> Form:
         + arithmetic.floor
     )
     whole = Form(slope * x.c + (most + least) / 2, slope[:, None] * x.g, r)
-    # an interval without end: nothing is known, and nothing may become NaN further on
+    # over an infinite interval nothing is known: r is infinite, and nothing may become NaN later
     lost = ~(whole.r.isfinite() & whole.c.isfinite())
     return Form(
         whole.c.masked_fill(lost, 0.0),

@@ -1,6 +1,4 @@
-"""Between which two numbers does every intermediate value lie? Interval arithmetic through the
-graph, one operation at a time.
-"""
+"""Interval arithmetic through the graph, one operation at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from calipers.problem.ball import Region
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """lower <= value <= upper, each (N, *shape)."""
+    """An interval for each element: lower <= value <= upper, (N, *shape)."""
 
     lower: Tensor
     upper: Tensor
@@ -34,16 +32,18 @@ class Box:
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
     def meet(self, other: Box) -> Box:
-        """Return what both allow; an end that is not a number allows everything, so the other box's
-        end stands.
+        """Return the intersection.
+
+        An end that is NaN allows everything, so the other box's end stands.
         """
         lower = torch.where(other.lower > self.lower, other.lower, self.lower)
         upper = torch.where(other.upper < self.upper, other.upper, self.upper)
         return Box(lower, upper)
 
     def mended(self) -> Box:
-        """Return the box with ends that are not a number, or have overflown to the wrong side,
-        replaced by infinity: they bound nothing.
+        """Return the box with useless ends replaced by infinity.
+
+        Ends that are NaN, or have overflown to the wrong side, bound nothing.
         """
         everything = torch.full_like(self.lower, torch.inf)
         return Box(
@@ -57,8 +57,9 @@ class Box:
 
 
 def halves(low: Tensor, high: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends of both halves of boxes `low`, `high (P, *D)`, each cut in the middle of its
-    flat element `place (P,)`; lower halves first.
+    """Return the ends of both halves of boxes `low`, `high (P, *D)`.
+
+    Each is cut in the middle of its flat element `place (P,)`; lower halves first.
     """
     flat_low, flat_high, at = low.flatten(1), high.flatten(1), place[:, None]
     middle = flat_low.gather(1, at) / 2 + flat_high.gather(1, at) / 2
@@ -97,8 +98,8 @@ def propagate(graph: Graph, number: int, boxes: dict[int, Box], arithmetic: Arit
 def _affine(op: Affine, inputs: list[Box], arithmetic: Arithmetic) -> Box:
     centres = [(b.lower + b.upper) / 2 for b in inputs]
     middle = op.value(*centres)
-    # The radius is measured from the computed centre, so that centre -+ radius covers the box
-    # however the centre was rounded.
+    # The radius is measured from the computed centre, so centre -+ radius covers the box however
+    # the centre was rounded.
     reach = op.absolute(
         *(torch.maximum(b.upper - c, c - b.lower) for b, c in zip(inputs, centres, strict=True))
     )
@@ -112,8 +113,9 @@ def _affine(op: Affine, inputs: list[Box], arithmetic: Arithmetic) -> Box:
 
 
 def terms(op: Affine, inputs: list[Box]) -> Tensor:
-    """Return |W||x| + |b| over the boxes: the size of everything that an affine operation adds up,
-    (N, *out).
+    """Return |W||x| + |b| over the boxes, (N, *out).
+
+    The size of everything that an affine operation adds up.
     """
     constant = op.constant_terms
     if constant is None:

@@ -1,13 +1,12 @@
-"""How low can a linear function of the network get? CROWN: one signed backward sweep of linear
-relaxations.
+"""CROWN: backward propagation of linear relaxations.
 
-The sweep carries A h + b <= target from the target to the input. At an activation each coefficient
-takes the lower line where it is positive and the upper line where it is negative, so an upper bound
-is the lower bound of the negative, and one kind of pass gives both ends (Zhang et al. 2018,
-arXiv:1811.00866; here with the input box intersected in the last step).
+A backward pass carries A h + b <= target from the target to the input. At an activation each
+coefficient takes the lower line where it is positive and the upper line where it is negative, so an
+upper bound is the lower bound of the negative, and one kind of pass gives both ends (Zhang et al.
+2018, arXiv:1811.00866; here with the input box intersected in the last step).
 
-Bounds of intermediate values are refined in order, and only elements where a relaxation bends *for
-that point* get rows.
+Bounds of intermediate values are refined in order, and only elements that are unstable *for that
+point* get rows.
 """
 
 from __future__ import annotations
@@ -31,12 +30,11 @@ from calipers.problem.ball import Region
 from calipers.problem.interrupts import give_way
 from calipers.problem.norms import support_rounding
 
-# bytes of coefficients of the input in flight: with the temporaries made of them they fit a core's
-# cache
+# bytes of input coefficients processed at once: with their temporaries they fit a core's cache
 _CACHED = 2**21
-_TOGETHER = 2**28  # bytes of coefficients of margins, beyond which their rows are taken in shares
-# bytes of coefficients in flight, measured: less costs calls, more costs cache misses and fresh
-# pages
+_TOGETHER = 2**28  # bytes of coefficients of margins; more are processed in parts
+# bytes of coefficients processed at once, measured: less costs calls, more costs cache misses and
+# fresh pages
 MEMORY = 2**24
 
 
@@ -55,11 +53,12 @@ def relax(
 ) -> Relaxed:
     """Return the network relaxed over each region.
 
-    `known` are boxes that are valid already (those of a larger radius are): they are met with, and
-    what they settle is not bounded again. Without `refine` all boxes are plain intervals; `tighten`
-    takes the place of the plain sweeps.
+    `known` are boxes that are valid already (those of a larger radius are): they are intersected
+    with, and what they settle is not bounded again. Without `refine` all boxes are plain intervals;
+    `tighten` takes the place of plain backward propagation.
 
-    Cost: a row of a backward sweep for every element that bends, and another one if it still does.
+    Cost: a row of backward propagation for every unstable element, and another one if it is still
+    unstable.
     """
     state = Relaxed(
         graph,
@@ -94,22 +93,24 @@ def relax(
 
 
 def refined_numbers(graph: Graph, region: Region) -> frozenset[int]:
-    """Return the numbers whose boxes sweeps can tighten: those on which something bends, but for
-    what intervals bound exactly.
+    """Return the numbers whose boxes backward propagation can tighten.
+
+    Those with an unstable reader, but for what intervals bound exactly.
     """
     return frozenset(graph.bent) - (_exact_numbers(graph) if region.norm.is_box else frozenset())
 
 
 def in_windows(graph: Graph, number: int) -> bool:
-    """Are rows that begin at a number carried as patches?"""
+    """Return whether rows that begin at a number are carried as patches."""
     op = graph.nodes[number - 1].op if number else None
     windowed = op is not None and is_affine(op) and op.windowed() is not None
     return windowed and field_of_view(graph, number) <= WORTH_A_WINDOW
 
 
 def _exact_numbers(graph: Graph) -> frozenset[int]:
-    """Return the numbers whose interval over a box is exact already: one affine operation on
-    independent coordinates.
+    """Return the numbers whose interval over a box is exact already.
+
+    One affine operation on independent coordinates.
     """
     independent, exact = {0}, set[int]()
     for number, node in enumerate(graph.nodes, start=1):
@@ -121,14 +122,16 @@ def _exact_numbers(graph: Graph) -> frozenset[int]:
 
 
 def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box, Box]:
-    """Return the box of a number tightened where some operation on it bends, point by point, and
-    there also what the sweeps alone found.
+    """Return the box of a number tightened by backward propagation.
+
+    Elements that are unstable for a point get rows. The second box holds what these rows alone
+    found, not intersected with intervals.
 
     `likely (N, *shape)` is the value at the centre. The end nearer to zero on its side is bounded
-    first: where that settles an element, nobody asks for the other end.
+    first: where that makes an element stable, the other end gets no row.
     """
     graph, shape = state.graph, state.graph.shape(number)
-    # each the lower end of +-value
+    # both as lower ends: of -value, then of value
     ends, swept = (torch.stack([-box.upper.flatten(1), box.lower.flatten(1)]) for _ in range(2))
     upward = likely.flatten(1) > 0
     windowed = in_windows(graph, number)
@@ -144,8 +147,8 @@ def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box
             up = side[place]
             start = unit_rows(elements, rows, shape, up.to(lower.dtype) * 2 - 1, windowed=windowed)
             low = lower_bounds(part, number, start)
-            # Written so that a NaN changes nothing. A row that only fills a group repeats an
-            # element, and writes the same numbers twice.
+            # Written so that a NaN changes nothing. Padding repeats an element, and writes the same
+            # numbers twice.
             where = (up.long(), *place)
             swept[where] = _once(low, real)
             ends[where] = _once(torch.where(low > ends[where], low, ends[where]), real)
@@ -155,8 +158,9 @@ def _refined(state: Relaxed, number: int, box: Box, likely: Tensor) -> tuple[Box
 
 
 def _once(values: Tensor, real: Tensor | None) -> Tensor:
-    """Return the values without the gradient of those that only repeat another, or each repetition
-    would count in the derivative of what is written.
+    """Return the values, those of padding detached from the gradient.
+
+    Each repetition would count in the derivative of what is written.
     """
     if real is None or not values.requires_grad:
         return values
@@ -165,15 +169,18 @@ def _once(values: Tensor, real: Tensor | None) -> Tensor:
 
 _Batch = tuple[Relaxed, Tensor, Tensor, Tensor, Tensor | None]
 """The state the rows run in, their points' places in it, their points' places in the whole (P,),
-their elements (P,) or (P, S), and which of these are not mere filling; None: all.
+their elements (P,) or (P, S), and which of these are not padding; None: all.
 """
 
 _ROWS_OF_WINDOWS = 4096
-_FEW = 4096  # rows that run together however many of them are filling: a call costs more
+_FEW = 4096  # rows that run together however many of them are padding: a call costs more
 
 
 def _runs(state: Relaxed, flags: Tensor) -> Iterator[_Batch]:
-    """Yield single rows in runs of neighbouring points, for patches: nothing is padded."""
+    """Yield single rows in runs of neighbouring points, for patches.
+
+    Nothing is padded.
+    """
     counts = flags.sum(1).cumsum(0).tolist()
     begin, done = 0, 0
     while begin < len(counts):
@@ -191,10 +198,10 @@ def _runs(state: Relaxed, flags: Tensor) -> Iterator[_Batch]:
 
 
 def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
-    """Yield (points (P,), elements (P, S)) that cover all set flags, at most `budget` rows at once.
+    """Yield groups of points (P,) and elements (P, S) for all set flags.
 
-    Points of similar count stand together, so that little is padded; a short row repeats its first
-    element.
+    At most `budget` rows at once. Points of similar count stand together, so little is padded; a
+    short row repeats its first element.
     """
     counts = flags.sum(1)
     order = counts.argsort(descending=True)
@@ -218,21 +225,23 @@ def _groups(state: Relaxed, flags: Tensor, budget: int) -> Iterator[_Batch]:
 
 
 def lower_bounds(state: Relaxed, number: int, start: Coefficients) -> Tensor:
-    """Return lower bounds (P, S) of <start, value of the number> over the regions.
+    """Return lower bounds (P, S) of <start, value of the number>.
 
-    Proved in the state's arithmetic: checked float64 subtracts its rounding allowance.
+    Over the regions. Proved in the state's arithmetic: checked float64 subtracts its rounding
+    allowance.
     """
     return _known(_Sweep(state, number, start).run())
 
 
 def margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return lower bounds (N, S) of rows (N, S, K) @ logits over each region."""
+    """Return lower bounds (N, S) of rows (N, S, K) @ logits, by CROWN."""
     return _in_shares(state, rows, lambda start: lower_bounds(state, len(state.graph.nodes), start))
 
 
 def _in_shares(state: Relaxed, rows: Tensor, bound: Callable[[Dense], Tensor]) -> Tensor:
-    """Return the bounds (N, S) of rows (N, S, K), so many rows at a time that their coefficients
-    fit: those of a thousand classes may not.
+    """Return the bounds (N, S) of rows (N, S, K), a few rows at a time.
+
+    So that their coefficients fit in memory: those of a thousand classes may not.
     """
     size = len(rows) * state.graph.largest * torch.finfo(state.arithmetic.dtype).bits // 8
     parts = rows.to(state.region.center.dtype).split(max(1, _TOGETHER // size), 1)
@@ -241,8 +250,9 @@ def _in_shares(state: Relaxed, rows: Tensor, bound: Callable[[Dense], Tensor]) -
 
 
 def margin_lines(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return the coefficients (N, S, *D) of the lines that bound rows (N, S, K) @ logits from below
-    over each region.
+    """Return the linear lower bounds' coefficients (N, S, *D).
+
+    Of the lines in the input that bound rows (N, S, K) @ logits from below over each region.
     """
     return _Sweep(
         state, len(state.graph.nodes), Dense(rows.to(state.region.center.dtype), None)
@@ -250,8 +260,10 @@ def margin_lines(state: Relaxed, rows: Tensor) -> Tensor:
 
 
 def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return lower bounds (N, S) of rows (N, S, K) @ logits from boxes alone: the affine operations
-    at the end are merged with the rows, and meet the boxes before them.
+    """Return lower bounds (N, S) of rows (N, S, K) @ logits, from boxes.
+
+    The affine operations at the end are merged with the rows, which are then bounded over the boxes
+    before them.
     """
     return _in_shares(
         state,
@@ -261,25 +273,26 @@ def interval_margin_bounds(state: Relaxed, rows: Tensor) -> Tensor:
 
 
 def joined_bounds(state: Relaxed, rows: Tensor) -> Tensor:
-    """Return the better of what a sweep to the input and the boxes alone prove about rows (N, S, K)
-    @ logits.
+    """Return the better of `margin_bounds` and `interval_margin_bounds`.
 
-    The sweep may be the looser one: between the planes of a product, or below a clip of a maximum.
-    The boxes cost the affine operations at the network's end.
+    Backward propagation may be the looser one: between the planes of a product, or below a clip of
+    a maximum. The boxes cost the affine operations at the network's end.
     """
     return torch.maximum(margin_bounds(state, rows), interval_margin_bounds(state, rows))
 
 
 def _known(bounds: Tensor) -> Tensor:
-    """Return the bounds, those that are not a number, or have overflown, as what they say:
-    nothing.
+    """Return the bounds, useless ones as -infinity.
+
+    Useless are those that are NaN or have overflown.
     """
     return torch.where(bounds < torch.inf, bounds, torch.full_like(bounds, -torch.inf))
 
 
 class _Sweep:
-    """One backward pass. `pending` holds the coefficients of numbers still to be replaced by their
-    inputs.
+    """One backward pass.
+
+    `pending` holds the coefficients of numbers still to be replaced by their inputs.
     """
 
     def __init__(self, state: Relaxed, number: int, start: Coefficients) -> None:
@@ -296,8 +309,8 @@ class _Sweep:
         self._back_to(stem)
         if stem not in self.pending:
             return self.offset - self.rounding
-        # Coefficients of the input are the widest: taken for a few rows at a time, they are made,
-        # summed up and forgotten inside the cache.
+        # Coefficients of the input are the widest: made for a few rows at a time, they are summed
+        # up and dropped while still in the cache.
         width = (
             max(torch.Size(self.state.graph.shape(k)).numel() for k in range(stem + 1))
             * self.offset.element_size()
@@ -319,7 +332,7 @@ class _Sweep:
                 self._replace(number)
 
     def _share(self, stem: int, part: slice, a: Coefficients) -> _Sweep:
-        """Return the sweep of some rows, gone on to the input."""
+        """Return the backward pass of some rows, continued to the input."""
         share = _Sweep(self.state, stem, a)
         share.offset, share.rounding = (
             t[part] if t.dim() else t for t in (self.offset, self.rounding)
@@ -328,8 +341,9 @@ class _Sweep:
         return share
 
     def run_to_boxes(self) -> Tensor:
-        """Return the bounds that the boxes give, going back only as far as operations are
-        affine.
+        """Return the bounds that the boxes give.
+
+        The pass goes back only as far as operations are affine.
         """
         for number in range(self.number, 0, -1):
             if number in self.pending and self.state.graph.nodes[number - 1].op.affine:
@@ -373,7 +387,7 @@ class _Sweep:
             self._add(i, back)
 
     def _depart(self, number: int, a: Coefficients) -> None:
-        """Take off what the execution of one operation can have moved the row."""
+        """Subtract what the execution of one operation can change."""
         if self.state.arithmetic.executed is not None:
             self.rounding = self.rounding + a.size_dot(self.state.departures[number])
 
@@ -392,8 +406,10 @@ class _Sweep:
             self._add(i, back)
 
     def _concretise(self) -> Tensor:
-        """The last step: the value at the centre, minus the support of -A over the region, dual
-        bound and all.
+        """Return the bounds: the last step, over the region.
+
+        The value at the centre, minus the support of -A over the region, by its dual bound where
+        there are constraints, minus the rounding.
         """
         a, region, arithmetic = self.pending[0], self.state.region, self.state.arithmetic
         fall = a.fall(region)

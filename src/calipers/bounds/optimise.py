@@ -1,5 +1,6 @@
-"""Which slopes and multipliers make a lower bound tightest? Gradient ascent; a bad choice makes a
-bound loose, never wrong.
+"""Gradient ascent on the slopes and multipliers of a lower bound.
+
+A bad choice makes a bound loose, never wrong.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from calipers.problem.interrupts import give_way
 Watch = Callable[[Tensor, Sight], None]
 
 _LAST = 0.2  # share of the step's length that is left at the end
-# of Adam's two averages (Kingma and Ba 2015): shorter memories than usual, for few steps without
-# noise
+# decay rates of Adam's two averages (Kingma and Ba 2015): smaller than usual, because the steps are
+# few and without noise
 _FIRST, _SECOND = 0.7, 0.9
-_WORTH_LEAVING = 0.25  # share of rows that have reached their aim at which the others go on alone
+_WORTH_LEAVING = 0.25  # share of rows that must have passed `enough` before they are dropped
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """Adam on alpha and beta from where `free` stands, best of all steps kept for each row; rows
-    that pass `enough` are done.
+    """Adam on slopes and multipliers, the best step kept for each row.
 
-    `beta_step` is in units of each number's average coefficient, so that scaled logits change
-    nothing.
+    It begins from the given choices; rows whose bound passes `enough` are done. `beta_step` is in
+    units of each number's average coefficient, so scaled logits change nothing.
     """
 
     steps: int = 20
@@ -37,8 +37,9 @@ class Ascent:
     enough: float = 0.0
 
     def __call__(self, dual: Dual, free: Free, watch: Watch | None = None) -> tuple[Tensor, Free]:
-        """Return the best bounds (P,) and the choices that gave them; `watch` is told at every step
-        which rows are left, and what was seen of them.
+        """Return the best bounds (P,) and the choices that gave them.
+
+        `watch` is called at every step with the rows that are left and what was found for them.
         """
         best, kept = torch.full_like(dual.offsets[:, 0], -torch.inf), free
         left = torch.arange(len(best), device=best.device)
@@ -80,7 +81,10 @@ class Ascent:
 
 
 def _units(dual: Dual, sight: Sight) -> dict[int, Tensor]:
-    """Return the average size of the coefficients behind each number's operations, (P, 1)."""
+    """Return the average size of each number's coefficients, (P, 1).
+
+    Of the coefficients behind its operations.
+    """
     unit = {}
     for k, a in sight.coefficients.items():
         i = dual.graph.nodes[k - 1].inputs[0]
@@ -93,7 +97,7 @@ def _units(dual: Dual, sight: Sight) -> dict[int, Tensor]:
 
 
 class _Moments:
-    """Adam's averages of the gradient and its square, for every free tensor."""
+    """Adam's averages of the gradient and its square, for every tensor."""
 
     def __init__(self) -> None:
         self.held: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}

@@ -1,5 +1,6 @@
-"""What is known of a network over regions, once it is relaxed? A box for every number, and for
-every operation that is not affine lines or planes over it.
+"""The relaxation of a network over regions.
+
+A box for every number, and lines or planes over it for every operation that is not affine.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from calipers.problem.ball import Region
 
 @dataclass(eq=False)
 class Relaxed:
-    """The network relaxed over the regions of N points: a box for every number, and a relaxation
-    for every operation that is not affine.
+    """The network relaxed over the regions of N points.
 
-    `sizes` are the M of the rounding allowance, filled where rounding is accounted for; `rows (N,)`
-    counts the directions bounded for each point.
+    A box for every number, and a relaxation for every operation that is not affine. `sizes` are the
+    M of the rounding allowance, filled where rounding is accounted for; `rows (N,)` counts the
+    directions bounded for each point.
     """
 
     graph: Graph
@@ -36,12 +37,12 @@ class Relaxed:
     relaxations: dict[int, Relaxation] = field(default_factory=dict)
     sizes: dict[int, Tensor] = field(default_factory=dict)
     reach: Tensor = field(default_factory=lambda: torch.ones(()))
-    """(N,) the sum of all magnitudes so far: what coefficients lost to underflow are multiplied
-    with.
+    """(N,) the sum of all magnitudes so far, with which coefficients lost to underflow are
+    multiplied.
     """
     multipliers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By number: what a branch's constraints take off the coefficients there, (N, *shape), and what
-    that adds to the bound, (N,).
+    """By number: what a branch's constraints subtract from the coefficients there, (N, *shape), and
+    what that adds to the bound, (N,).
     """
     departures: dict[int, Tensor] = field(default_factory=dict)
     """By number: how far the network as executed can depart from real arithmetic in that operation,
@@ -49,7 +50,10 @@ class Relaxed:
     """
 
     def slice(self, begin: int, end: int) -> Relaxed:
-        """Return the view for a run of points, enough for sweeps from numbers settled so far."""
+        """Return the view of a run of points.
+
+        Enough for backward propagation from numbers settled so far.
+        """
         part = slice(begin, end)
         relaxations = {k: v.take(part) for k, v in self.relaxations.items()}
         sizes, departures = (
@@ -98,8 +102,9 @@ class Relaxed:
         return lines
 
     def sloped(self, slope: Callable[[Tensor, Tensor], Tensor]) -> Relaxed:
-        """Return the same boxes with other free slopes: `slope(lower, upper)` is the alpha in [0,
-        1] of every element, and any choice is sound.
+        """Return the same boxes with other free slopes.
+
+        `slope(lower, upper)` is the alpha in [0, 1] of every element; any choice is sound.
         """
         relaxations = dict(self.relaxations)
         for number, node in enumerate(self.graph.nodes, start=1):
@@ -111,12 +116,12 @@ class Relaxed:
         return replace(self, relaxations=relaxations)
 
     def settle(self, number: int, box: Box, swept: Box | None = None) -> None:
-        """Store a number's final box, and derive what later sweeps need of it.
+        """Store a number's final box, and derive what later passes need of it.
 
-        `swept` is the box that sweeps alone gave, not met with others: where an activation's slope
-        is a guess from its box, it is guessed from this one. So slopes are plain CROWN's, while
-        lines and stable elements profit from the tighter box. (Guessed from the met box they
-        loosened bounds by 2e-3.)
+        `swept` is the box that backward propagation alone gave, not intersected with others: where
+        an activation's slope is a guess from its box, it is guessed from this one. So slopes are
+        plain CROWN's, while lines and stable elements profit from the tighter box. (Guessed from
+        the intersection they loosened bounds by 2e-3.)
         """
         box = box.mended()
         self.boxes[number] = box

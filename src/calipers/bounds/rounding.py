@@ -1,12 +1,11 @@
-"""By how much can floating point have moved a bound? A-priori allowances that hold for any order of
-summation.
+"""A-priori rounding allowances that hold for any order of summation.
 
 For a sum of n products, |computed - exact| <= gamma(n) * sum |a_i||b_i| whatever the blocking, the
 order or fused multiply-adds (Higham, Accuracy and Stability, ch. 3). It does not hold for Winograd
 or FFT convolution and TF32, which is why the confirming pass runs in float64 with those off.
 
-How a backward sweep uses it: the computed coefficients of each operation are taken as exact
-choices; what one operation's rounding can cost is then gamma * <|A|, M>, where M bounds the
+Backward bound propagation uses it so: the computed coefficients of each operation are taken as
+exact choices; what one operation's rounding can cost is then gamma * <|A|, M>, where M bounds the
 operation's terms over the region (|W||x| + |b|, a forward quantity).
 """
 
@@ -25,15 +24,17 @@ from calipers.errors import BadInput
 # operations besides the long sums: constants folded at capture, the additions that join branches,
 # the allowance's own evaluation
 _OWN_ROUNDING = 64
-# leaves as much again for a float64 execution of the network itself, so that no float64 witness can
+# leaves the same allowance for a float64 execution of the network itself, so no float64 witness can
 # contradict a certificate by rounding
 _SAFETY = 2.0
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """In which arithmetic bounds are computed, and what is allowed for its rounding; `executed` is
-    the precision of the network that they are about, None for the network in real arithmetic.
+    """The arithmetic of bounds, and what is allowed for its rounding.
+
+    `checked` says whether rounding is accounted for; `executed` is the precision of the network
+    that the bounds are about, None for the network in real arithmetic.
     """
 
     dtype: torch.dtype
@@ -48,8 +49,9 @@ class Arithmetic:
         return "float64-checked" if self.checked else "real"
 
     def gamma(self, terms: int) -> float:
-        """Return the relative allowance for sums of that many terms; 0 where rounding is not
-        accounted for.
+        """Return the relative allowance for sums of that many terms.
+
+        0 where rounding is not accounted for.
         """
         if not self.checked:
             return 0.0
@@ -58,8 +60,9 @@ class Arithmetic:
 
     @property
     def floor(self) -> float:
-        """Return the absolute allowance of a sum for underflow: products below the smallest normal
-        number lose everything, whatever their relative rounding.
+        """The absolute allowance of a sum for underflow.
+
+        Products below the smallest normal number lose everything, whatever their relative rounding.
         """
         return 2.0**-1000 if self.checked else 0.0
 
@@ -72,8 +75,9 @@ Guarantee = Literal["float64-checked", "float32-executed"]
 
 
 def arithmetic_of(guarantee: Guarantee) -> Arithmetic:
-    """Return the arithmetic in which such a guarantee is proved. Raises `BadInput` for a word that
-    is none.
+    """Return the arithmetic in which such a guarantee is proved.
+
+    Raises `BadInput` for an unknown word.
     """
     words: dict[str, Arithmetic] = {a.guarantee: a for a in (CHECKED, EXECUTED)}
     if guarantee not in words:
@@ -86,8 +90,10 @@ _lock, _holders, _held = threading.Lock(), 0, contextlib.ExitStack()
 
 @contextlib.contextmanager
 def plain_sums() -> Iterator[None]:
-    """Run convolutions and products as plain sums of products, as the allowances assume; the last
-    of several holders puts the switches back.
+    """Run convolutions and products as plain sums of products.
+
+    As the allowances assume. Of several nested or concurrent holders the last restores the
+    settings.
     """
     global _holders
     with _lock:

@@ -1,5 +1,6 @@
-"""How narrow can the boxes of intermediate values be made? Every end that matters by its own ascent
-(alpha-CROWN's intermediate bounds).
+"""Intermediate bounds tightened by gradient ascent, as in alpha-CROWN.
+
+Every end that matters gets an ascent of its own.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from calipers.bounds.relaxed import Relaxed
 from calipers.graph.windows import Crop
 from calipers.problem.ball import Region
 
-_BYTES = 2**25  # of coefficients in flight: a backward and a forward pass hold about one set each
+# of coefficients at once: a backward and a forward pass hold about one set each
+_BYTES = 2**25
 
 
 def sharpening(ascent: Ascent, region: Region, *, crops: bool = True) -> Tighten:
-    """Return a way to tighten boxes: slopes optimised for each end of each bending element;
-    `region` are the regions in the search's dtype.
+    """Return a function that tightens boxes by optimised slopes.
 
-    With `crops` elements of images are bounded in the part of the network that they see; without,
-    what the ascent chooses is about the whole of it.
+    Slopes are optimised for each end of each unstable element; `region` are the regions in the
+    search's dtype. With `crops` elements of images are bounded in the part of the network that they
+    see; without, what the ascent chooses is about the whole of it.
 
-    The end nearer to zero goes first, and where that settles an element nobody asks for the other.
-    Cost: for every such end `ascent.steps` backward and forward passes, and one row to confirm it.
-    Proved in the arithmetic of the state handed in.
+    The end nearer to zero goes first, and where that makes an element stable the other is not
+    bounded. Cost: for every such end `ascent.steps` backward and forward passes, and one row to
+    confirm it. Proved in the arithmetic of the state handed in.
     """
     held: dict[int, Root] = {}
 
@@ -58,14 +60,15 @@ def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | N
         if i in root.graph.ways and root.graph.ways[i][0] == number
     ]
     if not all(op.affine or op.kinks is not None for op in readers):
-        # on which side of 0 a value lies settles what is straight on both; a curve bends on
+        # The sign of a value settles a function that is linear on both sides of 0; a curve remains
+        # nonlinear, so its ascent does not stop there.
         ascent = dataclasses.replace(ascent, enough=torch.inf)
     elements = (
         sum(torch.Size(root.graph.shape(i)).numel() for i in range(number + 1))
         if crop is None
         else crop.elements
     )
-    # each the lower end of -+value
+    # both as lower ends: of -value, then of value
     ends = torch.stack([-box.upper.flatten(1), box.lower.flatten(1)])
     upward = (box.lower + box.upper).flatten(1) > 0
     for side in (upward, ~upward):
@@ -96,8 +99,9 @@ def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | N
 def _whole(
     root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]
 ) -> tuple[Dual, Tensor]:
-    """Return the bounds of +-elements over the whole network, and what is bounded, (P, 1, *shape)
-    float64.
+    """Return the bounds of +-elements over the whole network.
+
+    With what is bounded, (P, 1, *shape) float64.
     """
     spec = (
         sign.new_zeros(len(rows), torch.Size(shape).numel())
@@ -110,7 +114,10 @@ def _whole(
 def _cropped(
     root: Root, crop: Crop, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]
 ) -> tuple[Dual, Tensor]:
-    """Return the same over what each element sees."""
+    """Return the bounds of +-elements over what each element sees.
+
+    With what is bounded, (P, 1, C, 1, 1).
+    """
     channel, place = places // (shape[1] * shape[2]), places % (shape[1] * shape[2])
     state, inside = cropped(crop, root.state, rows, place)
     cut = Root.of(

@@ -1,7 +1,7 @@
-"""How do the lines of a function depend on alpha, and how does a bound change with that choice?
+"""Lines of a function of one number as functions of alpha.
 
-A function of one number has two lines for each element that bends; what stands between planes of
-several numbers is `Parametrised` in `graph/relaxations.py`.
+And the derivative of a bound by alpha. Every unstable element has two lines; what stands between
+planes of several numbers is `Parametrised` in `graph/relaxations.py`.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Slide:
         )
 
     def pull(self, alpha: Tensor, a: Tensor, z: Tensor) -> Tensor:
-        """Return d bound / d alpha from the coefficients behind the operation and the values before
-        it.
+        """Return d bound / d alpha.
+
+        From the coefficients behind the operation and the values before it.
         """
         below, above = a.clamp(min=0), a.clamp(max=0)
         pulls = (below * z, below, above * z, above)
