@@ -1,5 +1,6 @@
-"""How do models, data and questions come in from files? Python, ONNX and VNN-LIB files, exported
-programs, state dicts; arrays and folders of images.
+"""Models, data and properties from files and from other libraries.
+
+Python, ONNX and VNN-LIB files, exported programs, state dicts; arrays and folders of images.
 """
 
 from calipers.interchange.arrays import load_data

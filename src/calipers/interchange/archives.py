@@ -1,5 +1,6 @@
-"""What stands in a zip archive from a stranger? Members whose sizes are looked at before anything
-is unpacked.
+"""Safe reading of zip archives from untrusted sources.
+
+The sizes of all members are checked before anything is unpacked.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from types import TracebackType
 
 from calipers.errors import BadInput
 
-# what may be unpacked from any file, in bytes, and otherwise so many times its size
+# a file may unpack to FREE bytes, or to RATIO times its own size if that is more
 FREE, RATIO = 2**26, 100
 _MOST = 100_000  # members
 _CHUNK = 2**20
@@ -24,14 +25,15 @@ _DAMAGED = (
     OverflowError,
     RuntimeError,
 )
-"""What zipfile raises for bytes that are no archive, or a broken one; of what it cannot read (a
-newer zip, a password) it says RuntimeError.
+"""What zipfile raises for bytes that are no archive, or a damaged one. RuntimeError is for what it
+cannot read: a newer format of zip, a password.
 """
 
 
 class Archive:
-    """A zip file opened to be read, stored or deflated, without a password; raises `BadInput` for
-    any other.
+    """A zip file opened for reading; stored or deflated, without a password.
+
+    Raises `BadInput` for any other file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +52,7 @@ class Archive:
             raise
 
     def _check(self) -> None:
+        """Raise `BadInput` for members that are not read, or grow too much."""
         every = self._zip.infolist()
         if len(every) != len(self._members) or len(every) > _MOST:
             raise BadInput(f"{self.path} holds a member twice, or more than {_MOST} of them")
@@ -68,11 +71,11 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
-        """The members, in the archive's order."""
+        """The members' names, in the archive's order."""
         return list(self._members)
 
     def read(self, name: str) -> bytearray:
-        """Return what a member holds, its checksum compared."""
+        """Return the contents of a member, after comparing its checksum."""
         info = self._members[name]
         data = bytearray(info.file_size)
         view, place = memoryview(data), 0
@@ -81,7 +84,7 @@ class Archive:
                 while place < len(data) and (part := member.read(min(_CHUNK, len(data) - place))):
                     view[place : place + len(part)] = part
                     place += len(part)
-                rest = member.read(1)  # at the end the checksum is compared
+                rest = member.read(1)  # reading to the end compares the checksum
         except _DAMAGED as error:
             raise BadInput(
                 f"{self.path}: {name} cannot be unpacked ({error}); is the file complete?"
@@ -115,7 +118,10 @@ def growth(path: Path) -> int:
 
 
 def check_growth(path: Path, size: int) -> None:
-    """Refuse a packed file that would unpack to far more than what it takes on the disk."""
+    """Raise `BadInput` for a packed file that would unpack to far too much.
+
+    The limit is `RATIO` times its size on the disk, but `FREE` bytes at least.
+    """
     if size > growth(path):
         told = f"more than {RATIO} times what it takes on the disk"
         raise BadInput(

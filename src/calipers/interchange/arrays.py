@@ -1,4 +1,4 @@
-"""How do points and labels come in from files? Arrays, and folders of images."""
+"""Points and labels from arrays, data sets and folders of images."""
 
 from __future__ import annotations
 
@@ -20,20 +20,38 @@ from calipers.interchange.npy import Array, NpyFile, array_of
 from calipers.problem.reading import tensor
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # of images: bytes of a pixel
+_MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # of images, with the bytes of a pixel
 _X, _Y = ("x", "images", "data", "inputs"), ("y", "labels", "label", "targets")
 
 
 def load_data(
     source: Any, labels: str | None = None, points: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return x (N, *D) and y (N,), the first `points` of them, from a file, a folder, a DataLoader,
-    a Dataset or a pair (x, y).
+    """Return points and labels from a file, folder, loader or pair.
 
-    `.npz` with arrays x and y (or one of each kind), `.pt` with such tensors, `.npy` with the
-    labels in another `.npy`, a folder with one sub-folder of images a class (in sorted order, as
-    torchvision has it), or None: the embedded MNIST images. 8-bit values are scaled to [0, 1];
-    images come out as (N, C, H, W).
+    Arrays of 8-bit integers in files, and images, are scaled to [0, 1]; images come out as (N, C,
+    H, W). What is handed over in Python is taken as it is.
+
+    Args:
+        source: One of: an .npz file with arrays x and y (also images, data or inputs, and label(s)
+            or target(s)); a .pt file with such tensors, in a dict or a pair; an .npy file, with the
+            labels in another; a folder with one sub-folder of images for each class, in sorted
+            order as in torchvision; a DataLoader, a Dataset or a pair (x, y); or None for the
+            embedded MNIST images.
+        labels: The .npy file that holds the labels of an .npy file, or of an .npz file without any.
+        points: How many points to return, the first ones; None for all of them.
+
+    Returns:
+        x (N, *D) and y (N,).
+
+    Raises:
+        BadInput: For what cannot be read as points and labels, holds more of one than of the other,
+            or would unpack to far more than it takes on the disk.
+
+    Example:
+        >>> x, y = load_data(None, points=4)
+        >>> x.shape, y.tolist()
+        (torch.Size([4, 1, 28, 28]), [7, 2, 1, 0])
     """
     if points is not None and points < 1:
         raise BadInput(f"the number of points must be at least 1, got {points}")
@@ -68,7 +86,7 @@ def _handed(source: Any, points: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _tensors(path: Path) -> tuple[Tensor, Tensor]:
-    """Return the points and labels of a file of torch.save: a pair, or a dict with their names."""
+    """Return points and labels of a `torch.save` file: a pair or a dict."""
     held = plain_tensors(path)
     if isinstance(held, dict):
         pair = [next((held[n] for n in names if n in held), None) for names in (_X, _Y)]
@@ -84,6 +102,7 @@ def _tensors(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _arrays(path: Path, labels: str | None) -> tuple[Tensor, Tensor]:
+    """Return points and labels of an .npz or .npy file."""
     with NpyFile(path) as file:
         if file.single:
             if labels is None:
@@ -107,10 +126,12 @@ def _arrays(path: Path, labels: str | None) -> tuple[Tensor, Tensor]:
 
 
 def _labels(path: Path) -> Tensor:
+    """Return the labels in a file."""
     return _as_labels(array_of(path, _Y), path)
 
 
 def _as_labels(array: Array, path: Path) -> Tensor:
+    """Return an array as labels; integers become int64."""
     if array.ndim == 0:
         raise BadInput(f"{path} holds one number where labels are needed, one for each point")
     if array.dtype.kind in "iu":
@@ -123,6 +144,7 @@ def _as_labels(array: Array, path: Path) -> Tensor:
 
 
 def _as_points(array: Array, path: Path) -> Tensor:
+    """Return an array as points; 8-bit images are scaled and put in order."""
     if array.ndim == 0:
         raise BadInput(f"{path} holds one number where points are needed, (N, *D)")
     if array.dtype != np.uint8:
@@ -136,7 +158,10 @@ def _as_points(array: Array, path: Path) -> Tensor:
 
 
 def _folder(path: Path) -> tuple[Tensor, Tensor]:
-    """Return the images of a folder; their sizes are compared before any is unpacked."""
+    """Return the images of a folder, and their classes.
+
+    Their sizes are compared before any is unpacked.
+    """
     try:
         from PIL import Image  # noqa: F401
     except ImportError as error:
@@ -172,7 +197,7 @@ def _folder(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _image(path: Path, look: bool = False) -> Any:
-    """Return an image's pixels, or only how many rows, columns and bytes a pixel it has."""
+    """Return an image's pixels, or with `look` its rows, columns and channels."""
     from PIL import Image
 
     if not is_file(path):
@@ -187,7 +212,7 @@ def _image(path: Path, look: bool = False) -> Any:
             return (*image.size[::-1], _MODES[image.mode]) if look else np.asarray(image)
     except BadInput:
         raise
-    except Exception as error:  # of a broken image Pillow raises whatever its decoders do
+    except Exception as error:  # for a damaged image, Pillow raises whatever its decoders do
         raise BadInput(
             f"{path} cannot be read as an image ({type(error).__name__}: {str(error)[:200]}); is "
             "it complete?"

@@ -24,9 +24,9 @@ _INSTEAD = (
 
 
 def check_weights(path: Path) -> None:
-    """Raise `BadInput`, saying what to do, where a file holds more than weights."""
+    """Raise `BadInput`, with a remedy, where a file holds more than weights."""
     if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
-        with Archive(path) as archive:  # whose sizes are looked at before torch unpacks it
+        with Archive(path) as archive:  # checks the sizes before torch unpacks anything
             members = archive.names
         if any(name.endswith("/constants.pkl") for name in members):
             raise BadInput(
@@ -41,17 +41,17 @@ def check_weights(path: Path) -> None:
 
 
 def _runs_code(path: Path) -> bool:
-    """Does a pickle name classes or functions besides those that tensors are made of?"""
+    """Return whether a pickle names anything but the classes of tensors."""
     try:
         return bool(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # of damaged files torch raises what it likes; reading them tells more
+    except Exception:  # torch raises anything for damaged files; reading them says more
         return False
 
 
 def with_weights(module: Any, path: Path) -> nn.Module:
-    """Return the module with the weights of a state dict, or of a checkpoint that holds one.
+    """Return the module with the weights of a state dict or checkpoint.
 
-    Keys as `DataParallel`, `torch.compile` and Lightning write them lose their prefix.
+    The prefixes that `DataParallel`, `torch.compile` and Lightning put before the keys are removed.
     """
     if not isinstance(module, nn.Module):
         raise BadModel(f"the builder gave {type(module).__name__}, not a torch.nn.Module")
@@ -67,7 +67,10 @@ def with_weights(module: Any, path: Path) -> nn.Module:
 
 
 def plain_tensors(path: Path) -> Any:
-    """Return what a file of tensors holds, in whatever containers; nothing of it is run."""
+    """Return what a file of tensors holds, in whatever containers.
+
+    Nothing in the file is executed.
+    """
     check_weights(path)
     try:
         if path.suffix == ".safetensors":
@@ -91,7 +94,7 @@ def _weights_in(state: Any) -> Any:
 
 
 def _fitting(state: Any, module: nn.Module) -> Any:
-    """Return the state dict without prefixes that all its keys have and the module's have not."""
+    """Return the state dict without prefixes that the module's keys lack."""
     wanted = set(module.state_dict())
     while isinstance(state, Mapping) and state and not wanted & set(state):
         prefix = next((p for p in _WRAPPERS if all(k.startswith(p) for k in state)), None)

@@ -1,4 +1,4 @@
-"""The door: whatever people hand over for model and data becomes one checked question."""
+"""What every call of the package is given, as one checked problem."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from calipers.problem.threat import Threat
 def pose(
     model: Any, x: Any, y: Any, threat: Threat, goal: Goal | None = None, *, places: bool = False
 ) -> Problem:
-    """Return the checked problem of what `measure` and all other calls are given.
+    """Return the checked problem that `measure` and all other calls are given.
 
     Args:
-        model: a module, a Classifier, or whatever `load` reads: a fitted estimator, an onnxruntime
+        model: A module, a Classifier, or whatever `load` reads: a fitted estimator, an onnxruntime
             session, a function that builds a module, the name of a file.
-        x: points (N, *D), a tensor, an array, a list or a frame; or a DataLoader or Dataset, which
-            bring their labels along.
-        y: labels (N,); None stands for those of the loader, or for the model's own answers.
-        threat: what the adversary may do.
-        goal: what the adversary wants.
-        places: labels are places among the outputs even if the model names its classes.
+        x: Points (N, *D), a tensor, array, list or frame; or a DataLoader or Dataset, which brings
+            its labels along.
+        y: Labels (N,); None stands for those of the loader, or for the model's own predictions.
+        threat: What the adversary may do.
+        goal: What the adversary wants.
+        places: Whether labels are indices of outputs even if the model names its classes.
 
     Raises:
-        BadInput: for data or a threat that do not fit; what was got, expected, and what to do.
-        BadModel: for a model that cannot be measured, likewise.
+        BadInput: For data or a threat that do not fit; the message says what was got, what was
+            expected, and what to do.
+        BadModel: For a model that cannot be measured, likewise.
     """
     if not isinstance(model, nn.Module | Classifier) and isinstance(x, nn.Module | Classifier):
         raise BadInput(

@@ -1,4 +1,7 @@
-"""Models that are only called: fitted estimators and onnxruntime sessions, as modules."""
+"""Models without gradients, as modules: estimators and sessions.
+
+Fitted scikit-learn classifiers and onnxruntime sessions are only called.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +26,26 @@ _METHODS: dict[Kind, str] = {
 
 
 def is_estimator(value: object) -> bool:
-    """Does an object answer as scikit-learn's classifiers do?"""
+    """Return whether an object has the methods of scikit-learn's classifiers."""
     return any(callable(getattr(value, method, None)) for method in _METHODS.values())
 
 
 def is_session(value: object) -> bool:
-    """Does an object answer as an onnxruntime `InferenceSession` does?"""
+    """Return whether an object has those of onnxruntime's `InferenceSession`."""
     return all(callable(getattr(value, m, None)) for m in ("get_inputs", "get_outputs", "run"))
 
 
 def from_estimator(
     estimator: Any, kind: Kind | None = None, *, dtype: torch.dtype = torch.float64
 ) -> Answers:
-    """Return a fitted scikit-learn classifier as a module; its columns are in the order of
-    `estimator.classes_`.
+    """Return a fitted scikit-learn classifier as a module.
 
-    Labels of points are given as the estimator's own: whatever `classes_` holds, numbers or
-    strings. Targets and reports speak of their places, 0, 1, 2, ... Asks `decision_function` where
-    there is one, else `predict_proba`, else `predict`; `kind` chooses. Points may have any shape:
-    the estimator sees rows, as a frame with the names of its columns where it was fitted on one.
+    Its outputs are in the order of `estimator.classes_`. Labels of points are given as the
+    estimator's own, whatever `classes_` holds, numbers or strings; targets and reports use their
+    indices 0, 1, 2, ... Calls `decision_function` where there is one, else `predict_proba`, else
+    `predict`; `kind` chooses. Points may have any shape: the estimator sees rows, as a frame with
+    the names of its columns where it was fitted on one. Raises `BadInput` for an estimator that is
+    not fitted, or does not offer that kind.
     """
     known = getattr(estimator, "classes_", None)
     if known is None:
@@ -68,7 +72,7 @@ def from_estimator(
 
 
 def _by_name(estimator: Any, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return the method, handed frames where the estimator knows its columns by name."""
+    """Return the method, called with frames where columns have names."""
     names = getattr(estimator, "feature_names_in_", None)
     if names is None:
         return ask
@@ -82,10 +86,11 @@ def _by_name(estimator: Any, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def from_session(
     session: Any, kind: Kind = "scores", *, classes: int | None = None, name: str | None = None
 ) -> Answers:
-    """Return an onnxruntime `InferenceSession` of one input as a module; its first output is the
-    answer.
+    """Return an onnxruntime `InferenceSession` of one input as a module.
 
-    `name` stands for the session in records; without it the inputs' and outputs' names do.
+    Its first output is the model's. `name` identifies the session in records; without it the names
+    of input and output do. Raises `BadInput` for a session with more inputs, or one of another type
+    than float or double.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or inputs[0].type not in _FLOATS:
@@ -109,7 +114,7 @@ def from_session(
 
 
 def _digest(value: object) -> str:
-    """Return a name of an object's state, where it has one."""
+    """Return a hash of an object's state, where it can be pickled."""
     try:
         return hashlib.blake2b(pickle.dumps(value), digest_size=8).hexdigest()
     except Exception:

@@ -1,5 +1,6 @@
-"""What does an exported program compute? A module that carries out its list of operations, one
-after another, on tensors.
+"""A module that runs the program of a .pt2 file.
+
+It carries out the program's list of operations, one after another, on tensors.
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ class Held:
 
 @dataclass(frozen=True)
 class Ref:
-    """A value computed before, by name."""
+    """A reference by name to a value that was computed before."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operation on its arguments: `run`, or a `block` with gradients or autocast switched.
+    """One operation and its arguments.
 
-    `results` are the names of what comes out, nested as it is (`several`: of a tuple or list);
-    after this call nobody asks for the values in `last`.
+    It is a function `run`, or a `block` of operations with gradients or autocast turned on or off.
+    `results` are the names of the outputs, nested as these are (`several`: of a tuple or list). The
+    values named in `last` are not used after this call.
     """
 
     target: str
@@ -65,9 +67,11 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a file says, weights apart. `held`: where each input that is no argument comes from, a
-    tensor's kind and name, or a constant; `shape`: the argument's, a number or the name of a free
-    size, with the least and largest value of each in `ranges`.
+    """What a file says, apart from the weights.
+
+    `held` says where each input comes from that is not the argument: the kind and name of a tensor,
+    or a constant. `shape` is that of the argument: for each axis a number, or the name of a free
+    size, whose least and largest values are in `ranges`.
     """
 
     source: str
@@ -87,8 +91,10 @@ class Program:
 
 
 class Exported(nn.Module):
-    """The program of a .pt2 file on its argument (N, *D). Numbers that it makes itself follow the
-    module: its device, and where that was converted its type.
+    """The program of a .pt2 file, as a module on its argument (N, *D).
+
+    Tensors that the program creates follow the module: its device and, where the module was
+    converted, its dtype.
     """
 
     def __init__(self, program: Program, held: Mapping[tuple[str, str], Held]) -> None:
@@ -111,6 +117,7 @@ class Exported(nn.Module):
         self.own = anchor.dtype if anchor is not None else None
 
     def _anchor(self) -> Tensor | None:
+        """Return a floating-point tensor that stands for the module, or None."""
         return next(
             (t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), None
         )
@@ -132,6 +139,7 @@ class Exported(nn.Module):
         return result
 
     def _check(self, x: Tensor) -> None:
+        """Raise `BadModel` for inputs of a shape that was not exported."""
         shape, free = self.program.shape, dict[str, int]()
         if x.dim() != len(shape):
             raise BadModel(
@@ -160,13 +168,14 @@ class Exported(nn.Module):
                 )
 
     def extra_repr(self) -> str:
-        """Return what tells this program from another one with the same weights."""
+        """Return what tells this program from others with the same weights."""
         return f"{self.program.source}, {self.program.digest()}"
 
 
 class _Run:
-    """Carries out blocks; `own` is the type that the file's numbers have, `dtype` and `device` what
-    stands for it now.
+    """Carries out blocks of operations.
+
+    `own` is the dtype of the file's numbers; `dtype` and `device` are what stands for it now.
     """
 
     def __init__(self, own: torch.dtype | None, dtype: torch.dtype, device: torch.device) -> None:
@@ -193,6 +202,7 @@ class _Run:
     def _switched(
         self, target: str, arguments: list[Any]
     ) -> tuple[contextlib.AbstractContextManager[Any], list[Any]]:
+        """Return the context that a block runs in, and its other arguments."""
         if target == GRAD:
             return torch.set_grad_enabled(arguments[0]), arguments[1:]
         kind, dtype, enabled, cache = arguments[:4]
@@ -201,6 +211,7 @@ class _Run:
         ]
 
     def _value(self, argument: Any, known: dict[str, Any]) -> Any:
+        """Return the value of an argument."""
         if isinstance(argument, Ref):
             return known[argument.name]
         if isinstance(argument, torch.dtype):
@@ -211,6 +222,7 @@ class _Run:
 
 
 def _bind(known: dict[str, Any], names: tuple[Any, ...], values: tuple[Any, ...]) -> None:
+    """Store results under their names."""
     for name, value in zip(names, values, strict=False):
         if isinstance(name, tuple):
             _bind(known, name, tuple(value))

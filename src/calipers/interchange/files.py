@@ -1,4 +1,4 @@
-"""Is there such a file, and what does it say? The first question to every file that comes in."""
+"""Existence, kind and contents of files, checked for every reader."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ def existing(source: str | Path, what: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Is there an ordinary file of this name? No name is too long or too odd to ask."""
+    """Return whether there is an ordinary file of this name.
+
+    Any name may be asked about: one that no file system takes gives False.
+    """
     return _there(path) and path.is_file()
 
 
 def is_archive(path: Path) -> bool:
-    """Is there an ordinary file of this name that begins as a zip archive does?"""
+    """Return whether there is a file of this name that begins like a zip file."""
     if not is_file(path):
         return False
     with path.open("rb") as file:
@@ -41,6 +44,7 @@ def is_archive(path: Path) -> bool:
 
 
 def _there(path: Path) -> bool:
+    """Return whether a path exists; False for names that no file system takes."""
     try:
         return path.exists()
     except (OSError, ValueError):  # names that no file system takes
@@ -48,8 +52,10 @@ def _there(path: Path) -> bool:
 
 
 def content(path: Path) -> bytes:
-    """Return what a file holds, unpacked where its name ends in .gz; at most a hundredfold of what
-    it takes.
+    """Return the contents of a file, unpacked where its name ends in .gz.
+
+    Raises `BadInput` where it cannot be read, or would unpack to more than a hundred times its size
+    on the disk (and more than 64 MiB).
     """
     try:
         if path.suffix != ".gz":

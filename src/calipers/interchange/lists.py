@@ -1,5 +1,6 @@
-"""Which networks and properties stand in a list of instances? The competition's instances.csv, with
-a line of column names or without.
+"""Lists of verification instances, like the competition's instances.csv.
+
+The first line may name the columns.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ _NETWORK, _PROPERTY, _TIMEOUT = (
 
 @dataclass(frozen=True)
 class Instance:
-    """One line: what it calls network and property, where these files are, and its own limit in
-    seconds.
+    """One line of a list: a network and a property.
+
+    Args:
+        names: What the line calls them.
+        network: Where the network is.
+        specification: Where the property is.
+        timeout: Its own limit in seconds; None where the line has none.
     """
 
     names: tuple[str, str]
@@ -32,11 +38,28 @@ class Instance:
 
 
 def load_instances(source: str | Path) -> list[Instance]:
-    """Return the instances of a .csv file: onnx, vnnlib[, timeout] in each line, or the columns
-    that its first line names.
+    """Return the instances of a .csv file.
 
-    Paths are relative to the list; endings (.onnx, .vnnlib, .gz) and the folders onnx/ and vnnlib/
-    may be left out.
+    Each line holds onnx, vnnlib[, timeout], or the columns that the first line names. Paths are
+    relative to the list; endings (.onnx, .vnnlib, .gz) and the folders onnx/ and vnnlib/ may be
+    left out.
+
+    Args:
+        source: The list, as in the VNN-COMP benchmarks.
+
+    Returns:
+        The instances, in order. Whether their files exist is not checked.
+
+    Raises:
+        BadInput: Where the list cannot be read, or a line names no network and property, or no
+            number of seconds.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "instances.csv"
+        >>> _ = path.write_text("net.onnx,safe.vnnlib,60")
+        >>> [(one.names, one.timeout) for one in load_instances(path)]
+        [(('net.onnx', 'safe.vnnlib'), 60.0)]
     """
     path = existing(source, "instances")
     try:
@@ -61,6 +84,7 @@ def load_instances(source: str | Path) -> list[Instance]:
 
 
 def _instance(row: list[str], places: list[int | None], path: Path) -> Instance:
+    """Return the instance in a row, or raise `BadInput`."""
     network, specification, timeout = ("" if k is None or k >= len(row) else row[k] for k in places)
     if not network or not specification:
         raise BadInput(
@@ -82,6 +106,7 @@ def _instance(row: list[str], places: list[int | None], path: Path) -> Instance:
 
 
 def _file(folder: Path, name: str, kind: str) -> Path:
+    """Return the file that a name means, with folder and ending completed."""
     tried = [
         folder / place / (name + ending)
         for place in ("", kind)

@@ -1,4 +1,4 @@
-"""Points and labels from a DataLoader, a Dataset, or anything else that hands them out in turn."""
+"""Points and labels from a DataLoader or Dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from calipers.problem.reading import tensor
 
 POINTS = ("x", "images", "image", "data", "inputs", "input", "pixel_values", "inputs_embeds")
 LABELS = ("y", "labels", "label", "targets", "target")
-_MOST = 2**31  # bytes of points that are taken without being asked for
+_MOST = 2**31  # bytes of points that are taken unless their number is given
 
 _CURE = "Points are handed out as (x, y) or as a dict with one of the names " + ", ".join(
     (*POINTS[:4], *LABELS[:3])
@@ -22,16 +22,18 @@ _CURE = "Points are handed out as (x, y) or as a dict with one of the names " + 
 
 
 def hands_out(value: object) -> bool:
-    """Is this a loader or a data set, and no table of points?"""
+    """Return whether this is a loader or a data set, not a table of points."""
     return isinstance(value, DataLoader | Dataset)
 
 
 def drained(source: Any, points: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return what a DataLoader (batches) or Dataset (one by one) hands out, the first `points` of
-    it: x (N, *D), and y (N,) or None where there are no labels.
+    """Return the points and labels of a DataLoader or Dataset.
+
+    A DataLoader yields batches, a Dataset single points. Returns x (N, *D), and y (N,) or None
+    where there are no labels; the first `points` of them, if given.
 
     Raises `BadInput` for what is no pair of points and labels, and for more than 2 GiB of points
-    where no number of `points` is named.
+    where no number of `points` is given.
     """
     xs: list[Tensor] = []
     ys: list[Tensor] = []
@@ -63,6 +65,7 @@ def drained(source: Any, points: int | None = None) -> tuple[Tensor, Tensor | No
 
 
 def _items(source: Any) -> Iterable[Any]:
+    """Return an iterable over batches, or over single points."""
     if isinstance(source, DataLoader | IterableDataset):
         return source
     return (source[i] for i in range(len(source)))

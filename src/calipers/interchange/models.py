@@ -1,4 +1,4 @@
-"""Models from wherever they are: files, modules, builders, estimators, sessions, functions."""
+"""Models from files, modules, builders, estimators, sessions, functions."""
 
 from __future__ import annotations
 
@@ -35,40 +35,48 @@ def load(
     kind: Kind | None = None,
     classes: int | None = None,
 ) -> Classifier:
-    """Return the classifier that `source` is, or that a file of this name holds.
+    """Return a classifier from a file, a module, an estimator or a function.
 
     Files are `file.py:function` (called without arguments), `net.onnx` (or `.onnx.gz`), `net.pt2`
     (from `torch.export.save`), weights (`.pt`, `.pth`, `.ckpt`, `.safetensors`, with the `builder`
-    that makes their module) and the embedded networks. Only `file.py` executes code; whole pickled
-    models are refused. In Python a source may also be a module, a function that builds one, a
-    fitted scikit-learn classifier, an onnxruntime session, or any function of arrays whose `kind`
-    is named: these three are only asked, so attacks without gradients apply. Modules that are built
-    here are put into evaluation mode.
+    that makes their module) and the embedded networks, "mnist-plain" and "mnist-robust". Only
+    `file.py` executes code; whole pickled models are refused.
+
+    In Python a source may also be a module, a function that builds one, a fitted scikit-learn
+    classifier, an onnxruntime session, or any function of arrays whose `kind` is given. The last
+    three are only called, so attacks without gradients apply. Modules that are built here are put
+    into evaluation mode.
 
     Args:
-        source: the model, or where it is.
-        builder: makes the module that weights belong to: `file.py:function`, or the function.
-        mean: what the inputs were standardised by when the model was trained, one number or one a
-            channel; points, box and radius are then in native units.
-        std: the same, of the standard deviation.
-        output: name or number of the logits, where the model returns several things.
-        shape: of one point, where an ONNX file leaves more sizes free than the batch's.
-        kind: what a function, an estimator or a session answers.
-        classes: how many classes a function of labels tells apart.
+        source: The model, or the file that it is in.
+        builder: Makes the module that weights belong to: `file.py:function`, or the function.
+        mean: Mean by which the inputs were standardised when the model was trained, one number or
+            one for each channel; points, box and radius are then in native units.
+        std: Standard deviation, likewise.
+        output: Name or number of the logits, where the model returns several things.
+        shape: Shape of one point, where an ONNX file leaves more sizes free than the batch's.
+        kind: What a function, an estimator or a session returns: "scores", "probabilities" or
+            "labels".
+        classes: Number of classes of a function that returns labels.
+
+    Returns:
+        A `Classifier`.
 
     Raises:
-        BadInput: where nothing can be read; the message says what to do.
-        BadModel: for what is no model, with the way to make it one.
-        UnsupportedOp: for an operation of an ONNX file that cannot be bounded.
+        BadInput: Where nothing can be read; the message says what to do.
+        BadModel: For what is no model; the message says how to make it one.
+        UnsupportedOp: For an operation of an ONNX file that can be neither bounded nor run.
 
     Example:
         >>> from torch import nn
         >>> load(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))).dtype
         torch.float32
+        >>> load("mnist-robust").dtype
+        torch.float32
     """
     if isinstance(source, str | Path):
         made = _from_file(str(source), builder, output, shape)
-        output = None if is_onnx(Path(source)) else output  # which knows it already
+        output = None if is_onnx(Path(source)) else output  # read_or_ask has chosen it already
     elif builder is not None:
         raise BadInput("a builder makes the module for a file of weights: leave it out here")
     else:
@@ -91,7 +99,7 @@ def load(
 
 
 def _module(made: Any, kind: Kind | None, classes: int | None) -> nn.Module:
-    """Return what can be asked, as a module."""
+    """Return as a module whatever can be called."""
     if isinstance(made, nn.Module):
         if kind is not None:
             raise BadInput("kind says what a function answers, and this is a torch.nn.Module")
@@ -120,20 +128,24 @@ def _module(made: Any, kind: Kind | None, classes: int | None) -> nn.Module:
 
 
 def _is_builder(value: Any) -> bool:
-    """Is this a function that can be called without arguments, and nothing that answers?"""
+    """Return whether this is a function without arguments that builds a model.
+
+    Modules, classes, estimators and sessions are not.
+    """
     if isinstance(value, nn.Module | Classifier | type) or not callable(value):
         return False
     if is_estimator(value) or is_session(value):
         return False
     try:
         parameters = inspect.signature(value).parameters.values()
-    except (TypeError, ValueError):  # of a function that is not written in Python
+    except (TypeError, ValueError):  # of functions that are not written in Python
         return False
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return all(p.default is not p.empty or p.kind in optional for p in parameters)
 
 
 def _called(function: object) -> str:
+    """Return the name of a function, for messages."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 
@@ -143,7 +155,7 @@ def _from_file(
     output: str | int | None,
     shape: Sequence[int] | None,
 ) -> Any:
-    """Return what a file holds: a module, a Classifier, or whatever its function returns."""
+    """Return what a file holds: a module, a Classifier or a function's result."""
     if shape is not None and not is_onnx(Path(source)):
         raise BadInput(f"shape settles the free sizes of an ONNX file, and {source} is none")
     if builder is not None and not source.endswith(SUFFIXES):
@@ -176,8 +188,9 @@ def _from_file(
 
 
 def _call(source: str) -> Any:
-    """Import `file.py`, with its folder importable as it would be for `python file.py`, and call
-    the function.
+    """Import `file.py` and call its function.
+
+    While it is imported, its folder is on the search path, as it would be for `python file.py`.
     """
     file, _, name = source.rpartition(":")
     path = existing(file, "a model").resolve()

@@ -1,5 +1,7 @@
-"""What stands in an .npy or .npz file from a stranger? Plain numbers, whose count is compared with
-the bytes before they are read.
+"""Safe reading of .npy and .npz files from untrusted sources.
+
+Only plain numbers are read, and their count is compared with the bytes that are there before they
+are read.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ _AXES = 32
 
 
 class NpyFile:
-    """An .npy file (`single`, its array has the name "") or an .npz archive of them, opened to be
-    read; raises `BadInput` for any other.
+    """An .npy file, or an .npz archive of them, opened for reading.
+
+    An .npy file is `single`, and its array has the name "". Raises `BadInput` for any other file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +49,7 @@ class NpyFile:
         self._archive = None if self.single else self._opened()
 
     def _opened(self) -> Archive:
+        """Return the archive; raise `BadInput` where the file is none."""
         if self._file.read(2) != b"PK":
             self._file.close()
             raise BadInput(
@@ -60,7 +64,7 @@ class NpyFile:
 
     @property
     def names(self) -> list[str]:
-        """The arrays' names."""
+        """The arrays' names; none for an .npy file."""
         return (
             []
             if self._archive is None
@@ -79,7 +83,8 @@ class NpyFile:
     def _read(
         self, begin: bytes | bytearray, size: int, where: str, data: bytearray | None = None
     ) -> Array:
-        head = io.BytesIO(begin)  # a header that claims gigabytes finds no more than this to read
+        """Return the array whose header and size are given."""
+        head = io.BytesIO(begin)  # so that no header can claim more than this
         shape, fortran, dtype = _header(head, where)
         count, room = math.prod(shape), size - head.tell()
         if count * dtype.itemsize != room:
@@ -111,11 +116,11 @@ class NpyFile:
             self._archive.close()
 
 
-_HEAD = 2**17  # of a member, looked at for its header
+_HEAD = 2**17  # bytes of a member that are searched for its header
 
 
 def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, order and type of an array whose numbers follow."""
+    """Return shape, order and dtype of an array, from its header."""
     try:
         version = np.lib.format.read_magic(file)
         with warnings.catch_warnings():
@@ -126,7 +131,7 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
                     "are kept"
                 )
             shape, fortran, dtype = _HEADERS[version](file)
-    except Exception as error:  # of an odd header NumPy raises whatever its parser does
+    except Exception as error:  # for an odd header, NumPy raises whatever its parser does
         raise BadInput(f"{where} cannot be read as an array ({typed(error)})") from error
     if dtype.newbyteorder("=") not in _DTYPES or dtype.shape:
         kind = (
@@ -144,8 +149,9 @@ def _header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtyp
 
 
 def array_of(path: Path, names: tuple[str, ...]) -> Array:
-    """Return the array of an .npy file, or of an archive the first that has one of the names, or
-    the only one.
+    """Return the array of an .npy file, or the one meant in an archive.
+
+    In an archive that is the first that has one of the names, or the only one.
     """
     with NpyFile(path) as file:
         if file.single:
