@@ -1,6 +1,4 @@
-"""How do attacks work on many points at once? The size of a batch, one value a point beside tensors
-of points, and all their gradients in one pass.
-"""
+"""Batch sizes and input gradients for attacks on many points at once."""
 
 from __future__ import annotations
 
@@ -13,20 +11,22 @@ from torch import Tensor, nn
 from calipers.problem.classifier import Classifier
 from calipers.problem.problem import Problem
 
-# points in flight: enough to fill two cores and to hide what a loop itself does, small enough to
+# points in flight: enough to fill two cores and to hide the overhead of the loop, small enough to
 # stay in cache
 BATCH = 256
-_HELD = 2**30  # bytes of points in flight, with what a pass through the model keeps of them
+_HELD = 2**30  # bytes of the points in flight and of what a forward pass keeps of them
 _HELD_ELSEWHERE = 2**33  # the same on an accelerator
 # tensors of a point's size that a loop holds for it: iterates, gradients, ends of the box, memories
 _COPIES = 24
-_ROOM = 2.0  # times what is kept for the way back: what a layer needs while it runs
-_LIGHT = 2**17  # bytes of a point's copies, and parameters, up to which nothing can be too large
+_ROOM = 2.0  # factor on what is kept for the backward pass, for what a layer needs while it runs
+_LIGHT = 2**17  # up to so many bytes of copies, and parameters, no batch is too large
 
 
 def in_flight(problem: Problem, most: int) -> int:
-    """Return how many points may be in flight: `most`, or as many as their bytes allow. What a pass
-    keeps of a point is measured once for a model.
+    """Return how many points may be in flight at once.
+
+    `most`, or as many as their bytes allow. What a pass keeps of a point is measured once for a
+    model.
     """
     own = problem.x[:1].numel() * problem.x.element_size() * _COPIES if len(problem) else 0
     kept = (
@@ -46,8 +46,9 @@ _measured: weakref.WeakKeyDictionary[Classifier, dict[Hashable, int]] = weakref.
 
 
 def _kept(classifier: Classifier, point: Tensor) -> int:
-    """Return how many bytes a pass through the model keeps for the way back, parameters left
-    out.
+    """Return how many bytes a forward pass keeps for the backward pass.
+
+    Parameters are left out.
     """
     sizes = _measured.setdefault(classifier, {})
     key = (tuple(point.shape), point.dtype)
@@ -80,8 +81,9 @@ def _measure(classifier: Classifier, point: Tensor) -> int:
 
 
 def input_gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
-    """Return the gradient of the sum; zero where it is not finite, or where the model cuts the
-    graph (a threshold, a detach).
+    """Return the gradient of the summed loss by x.
+
+    Zero where it is not finite, or where the model cuts the graph (a threshold, a detach).
     """
     (gradient,) = (
         torch.autograd.grad(loss.sum(), x, retain_graph=keep, allow_unused=True)
@@ -96,12 +98,16 @@ def input_gradient(loss: Tensor, x: Tensor, keep: bool = False) -> Tensor:
 
 
 def backwards_of(problem: Problem) -> int:
-    """Return how many backward passes a step of a gradient attack makes: one, or none where the
-    model gives no gradient by its input at all.
+    """Return how many backward passes a step of a gradient attack makes.
+
+    One, or none where the model gives no gradient by its input at all.
     """
     return 0 if problem.classifier.no_gradient else 1
 
 
 def per_job(values: Tensor, x: Tensor) -> Tensor:
-    """Return one value a job, (B,), in a shape that broadcasts with x (B, *D)."""
+    """Return one value per job, (B,), in a shape that broadcasts with x.
+
+    x has shape (B, *D).
+    """
     return values.view(-1, *[1] * (x.dim() - 1))

@@ -1,13 +1,16 @@
-"""Who is decided? The jobs of every point by rank, and which of them can still matter; kept by the
-host, in plain numbers.
+"""Bookkeeping of jobs: which points are decided, which jobs still matter.
+
+Kept by the host in plain numbers.
 """
 
 from __future__ import annotations
 
 
 class Book:
-    """The jobs of `points` points, `ranks` each (restart, then target); job number = rank x points
-    + point, so that all points come before the next rank.
+    """The jobs of `points` points, `ranks` of them each.
+
+    A rank is a restart, then a target. Job number = rank x points + point, so that all points come
+    before the next rank.
     """
 
     def __init__(self, points: int, ranks: int) -> None:
@@ -19,7 +22,10 @@ class Book:
         self.decided = [False] * points
 
     def draw(self, count: int) -> list[int]:
-        """Return up to `count` jobs that can still matter, lowest rank first over all points."""
+        """Return up to `count` jobs that can still matter.
+
+        Lowest rank first over all points.
+        """
         jobs: list[int] = []
         while len(jobs) < count and self.next_job < self.points * self.ranks:
             rank, point = divmod(self.next_job, self.points)
@@ -30,7 +36,10 @@ class Book:
         return jobs
 
     def finish(self, job: int, success: bool) -> bool:
-        """Note a job's end; return whether its candidate is now the point's best by rank."""
+        """Note a job's end.
+
+        Return whether its candidate is now the point's best by rank.
+        """
         rank, point = divmod(job, self.points)
         self.running[point].discard(rank)
         self.left[point] -= 1
@@ -40,12 +49,15 @@ class Book:
         return False
 
     def moot(self, job: int) -> bool:
-        """Has a job of lower rank succeeded already?"""
+        """Return whether a job of lower rank has succeeded already."""
         rank, point = divmod(job, self.points)
         return self.winner[point] < rank
 
     def settle(self, point: int) -> bool:
-        """Return True once, when nothing that could change the point's outcome is left."""
+        """Return True once, when the outcome of a point is final.
+
+        That is when nothing that could change it is left.
+        """
         pending = self.running[point] or (self.winner[point] == self.ranks and self.left[point])
         if self.decided[point] or pending:
             return False

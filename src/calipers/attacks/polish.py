@@ -1,5 +1,6 @@
-"""Is there a nearer adversarial point beside the one that was found? The tangent boundary there,
-looked at from x, says where to look.
+"""Polish: nearer adversarial points beside one that was found.
+
+The linearised boundary at the point shows where to look.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from calipers.problem.goals import Untargeted, is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 
-# of the gain, by round: how far past the tangent boundary a trial goes, so that it counts
+# how far past the tangent a trial goes in each round, as a share of the gain, so that it counts
 _BEYOND = (
     0.01,
     0.003,
@@ -27,26 +28,25 @@ _BEYOND = (
     0.0001,
     0.0001,
 )
-_RIVALS = 4  # a rival that is not among the first ones at the point found is hardly nearer
-# of two tangents, by false position; in l1 the nearest point jumps with the mix, and five are too
-# few
+_RIVALS = 4  # other classes than these of lowest margin at the point are hardly nearer
+# false-position steps for two tangents; in l1 the nearest point jumps with the share, and five are
+# too few
 _MIXES, _MIXES_SPARSE = 5, 8
-_GAIN = (
-    5e-4  # of the distance: where the tangent at the nearest point promises less, the walk is over
-)
+_GAIN = 5e-4  # a smaller promised relative gain ends the walk
 _STARTS = 8
-# of the gain, lacking in the farthest corner: more than rounding, so the plane does not meet the
-# box
+# share of the gain lacking in the farthest corner: more than rounding, so the hyperplane does not
+# meet the box
 _SHORT = 1e-4
-_WORTH = 0.999  # of the distance: what promises less is not tried
+_WORTH = 0.999  # of the distance: another class is tried if its tangent is nearer
 
 Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Tangent:
-    """The plane <slope, delta> = gain that replaces a boundary, seen from x: `slope (M, *D)`, `gain
-    (M,)`; beyond it the linear model is adversarial.
+    """The hyperplane <slope, delta> = gain that replaces a boundary.
+
+    Seen from x: `slope (M, *D)`, `gain (M,)`; beyond it the linear model is adversarial.
     """
 
     slope: Tensor
@@ -64,8 +64,10 @@ class Tangent:
         return Tangent(self.slope[index], self.gain[index])
 
     def mix(self, other: Tangent, share: Tensor) -> Tangent:
-        """Return the sum of `share (M,)` of this tangent and the rest of the other: the half
-        spaces' intersection lies beyond it.
+        """Return a convex combination of two tangents.
+
+        `share (M,)` of this tangent and the rest of the other: the intersection of the two half
+        spaces lies beyond it.
         """
         slope = (
             per_job(share, self.slope) * self.slope + per_job(1 - share, self.slope) * other.slope
@@ -79,8 +81,9 @@ class Tangent:
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """Some of the points that are being polished, the places `index` of `points`: written to as
-    soon as a nearer one is known.
+    """Some of the points that are being polished.
+
+    They are the places `index` of `points`, which is written to as soon as a nearer one is known.
     """
 
     points: Tensor
@@ -100,17 +103,22 @@ class _Held:
 
 
 def polish(problem: Problem, points: Tensor, streams: Streams) -> None:
-    """Move adversarial points (M, *D), in place, nearer to x: on a linear model to the nearest of
-    all, to rounding. An interrupt leaves what it has reached.
+    """Move adversarial points (M, *D), in place, nearer to x.
 
-    Each round replaces the boundary at the current point by its tangent and goes to the point of
-    that plane, inside the box, that is nearest to x. Where this lands before the true boundary, the
-    tangent there is added, and the next trial is the nearest point beyond both: so kinks are
-    reached, too. Rivals are looked at one by one: the one that wins at the point found, and the one
-    whose tangent is nearest to x. Points that are not adversarial, for instance because no gradient
-    led anywhere from x, get random starts at several distances, drawn from `streams`; they are
-    returned as they are if none helps. Cost: at most 2 x 6 forward and backward passes, 6 forwards,
-    and up to 4 backward passes for the ranking; for a point not found 8 x 6 more of both.
+    On a linear model they go to the nearest point of all, up to rounding. An interrupt leaves what
+    it has reached.
+
+    Each round replaces the decision boundary at the current point by its tangent hyperplane, and
+    goes to the point of that hyperplane inside the box that is nearest to x. Where this lands
+    before the true boundary, the tangent there is added, and the next trial is the nearest point
+    beyond both: so points where two linear pieces of the boundary meet are reached, too. Classes
+    are looked at one by one: the one that wins at the point found, and the one whose tangent is
+    nearest to x. Points that are not adversarial, for instance because no gradient led anywhere
+    from x, get random starts at several distances, drawn from `streams`; they are returned as they
+    are if none helps.
+
+    Cost: at most 2 x 6 forward and backward passes, 6 forwards, and up to 4 backward passes for the
+    ranking; for a point not found 8 x 6 more of both.
     """
     net = problem.classifier.step()
     for part in torch.arange(len(points), device=points.device).split(in_flight(problem, BATCH)):
@@ -136,7 +144,10 @@ def _polish(problem: Problem, net: Network, held: _Held, streams: Streams) -> No
 
 
 def _rescue(problem: Problem, net: Network, held: _Held, streams: Streams) -> None:
-    """Hold the nearest points that descents from random starts find, from far to near."""
+    """Keep the nearest points that descents from random starts find.
+
+    The starts go from far to near.
+    """
     region = problem.region
     size = region.center.flatten(1).abs().amax(1, keepdim=True)
     # without a box, x's own size is the unit
@@ -151,8 +162,9 @@ def _rescue(problem: Problem, net: Network, held: _Held, streams: Streams) -> No
 def _columns(
     problem: Problem, net: Network, points: Tensor
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield the jobs: indices of points and the margin columns that they are about; where all
-    rivals have to be beaten at once, the one that decides.
+    """Yield jobs: indices of points, and the margin columns they are about.
+
+    The column is None where all classes have to be beaten at once: then the worst margin decides.
     """
     every = torch.arange(len(points), device=points.device)
     if not isinstance(problem.goal, Untargeted):
@@ -181,11 +193,11 @@ def _columns(
 def _descend(
     problem: Problem, net: Network, held: _Held, here: Tensor, column: Tensor | None
 ) -> None:
-    """Hold the nearest of the points that are held and of the adversarial ones that a walk from
-    `here` passes.
+    """Keep the nearest adversarial points that a walk from `here` passes.
 
-    The walk is about the margins' `column (M,)`; where None is given, about the one that is lowest
-    at its start, or about the goal's own worst.
+    A held point stays where the walk passes no nearer one. The walk is about the margins' `column
+    (M,)`; where None is given, about the one that is lowest at its start, or about the goal's own
+    worst.
     """
     best, rows = held.now(), torch.arange(len(here), device=here.device)
     distance = torch.where(_wins(problem, net, best), problem.region.distance(best), torch.inf)
@@ -204,7 +216,7 @@ def _descend(
             torch.where(per_job(nearer, best), here, best),
             torch.where(nearer, far, distance),
         )
-        held.put(rows, best)  # at once: an interrupt must not lose it
+        held.put(rows, best)  # at once, so that an interrupt does not lose it
         home = found if home is None else found.where(nearer | distance.isinf(), home)
         here, settled = _next(region, home, found, nearer, best, distance, 1 + beyond)
         if bool(settled.any()):
@@ -233,9 +245,10 @@ def _next(
     distance: Tensor,
     stretch: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the next trials, and where nothing more is to be gained: beyond the tangent at home,
-    or beyond both where the last trial fell short; halfway back where that is farther than the
-    best.
+    """Return the next trials, and where nothing more is to be gained.
+
+    A trial lies beyond the tangent at home, or beyond both tangents where the last trial fell
+    short; halfway back where that is farther than the best.
     """
     delta = _nearest(region, home, stretch)
     promise = _length(region, delta) / stretch
@@ -269,8 +282,9 @@ def _margins(problem: Problem, net: Network, x: Tensor, backwards: int) -> Tenso
 
 
 def _tangent(region: Region, points: Tensor, climb: Tensor, margin: Tensor) -> Tangent:
-    """Return the tangent at points, in units of the steepest slope: `climb` is the gradient along
-    which the margin falls.
+    """Return the tangent at points, scaled to largest slope 1.
+
+    `climb` is the gradient along which the margin falls.
     """
     gain = margin + (climb * (points - region.center)).flatten(1).sum(1)
     unit = climb.flatten(1).abs().amax(1).clamp_min(torch.finfo(climb.dtype).tiny)
@@ -278,16 +292,17 @@ def _tangent(region: Region, points: Tensor, climb: Tensor, margin: Tensor) -> T
 
 
 def _nearest(region: Region, tangent: Tangent, stretch: float = 1.0) -> Tensor:
-    """Return the shortest perturbation that reaches the tangent inside the box."""
+    """Return the shortest perturbation in the box that reaches the tangent."""
     return across(region, region.center, tangent.slope, tangent.gain * stretch)
 
 
 def _beyond_both(region: Region, one: Tangent, two: Tangent, stretch: float) -> Tensor:
     """Return the shortest perturbation beyond both tangents inside the box.
 
-    The distance to a mix of the two is a lower bound, and largest for the right mix, where both are
-    touched: false position on the difference of what is missed. At a kink of the norm the nearest
-    point jumps with the mix; the solution lies on the segment between the two sides of the jump.
+    The distance to a convex combination of the two is a lower bound, and largest for the right
+    share, where both are touched: false position on the difference of what is missed. At a
+    breakpoint of the norm the nearest point jumps with the share; the solution lies on the segment
+    between the two sides of the jump.
     """
     one, two = Tangent(one.slope, one.gain * stretch), Tangent(two.slope, two.gain * stretch)
     low, high, tiny = (
@@ -324,10 +339,10 @@ def _length(region: Region, delta: Tensor) -> Tensor:
 
 
 def across(region: Region, points: Tensor, g: Tensor, gain: Tensor) -> Tensor:
-    """Return the shortest perturbation that takes points to the plane <g, z - point> = gain (M,)
-    inside the box, on whichever side of it they are.
+    """Return the shortest perturbation that takes points to a hyperplane.
 
-    Where the plane does not meet the box: to the corner nearest to it.
+    The hyperplane is <g, z - point> = gain (M,), the perturbation stays inside the box, and points
+    may be on either side. Where the hyperplane does not meet the box: to the corner nearest to it.
     """
     side = torch.where(gain < 0, -1.0, 1.0).to(g.dtype)
     offset = (points - region.center).flatten(1)

@@ -1,10 +1,12 @@
-"""What do attacks without gradients share? One loop of questions: points in flight, each with its
-own state, refilled as points are decided.
+"""The loop of queries that attacks without gradients share.
 
-An attack is a state machine: in each round every point in flight asks a few questions and hears the
-answers. The rounds of different points need not agree, so a point that enters late runs beside one
-that is nearly through, and the batch stays full. What a point draws hangs on its own stream and on
-the number of questions it has asked: results do not depend on batch size, order or neighbours.
+Points in flight, each with its own state, are replaced by others as they are decided.
+
+An attack is a state machine: in each round every point in flight asks a few questions and receives
+the answers. The rounds of different points need not agree, so a point that enters late runs beside
+one that is nearly finished, and the batch stays full. What a point draws depends on its own stream
+and on the number of questions it has asked: results do not depend on batch size, order or
+neighbours.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-_ROWS = 4096  # questions of one round; an attack that asks many at once has fewer points in flight
-_BYTES = 2**27  # of the questions of one round, and they are held about ten times
+_ROWS = 4096  # questions of one round: an attack that asks many at once has fewer points in flight
+_BYTES = 2**27  # bytes of the questions of one round, of which about ten copies are held
 _SECONDS_BETWEEN_YIELDS = 1.0
 _UNBOUNDED = (
     1e9  # where no box ends the search for a first adversarial point, in the data's own units
@@ -38,11 +40,11 @@ Memory = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What an attack sees of the B points in flight: their regions and streams, the number of
-    questions `spent (B,)` on each, and the best answer so far.
+    """What an attack sees of the B points in flight.
 
-    `best (B, *D)` is the question of lowest `score (B,)`: the worst margin, or the distance of the
-    nearest adversarial one (infinite while none is known).
+    Their regions and streams, the number of questions `spent (B,)` on each, and the best answer so
+    far: `best (B, *D)` is the question of lowest `score (B,)`, which is the worst margin, or the
+    distance of the nearest adversarial one (infinite while none is known).
     """
 
     region: Region
@@ -54,8 +56,9 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The questions of one round: `points (R, *D)`, and the place `slot (R,)` in the batch that
-    asks each, rising.
+    """The questions of one round.
+
+    `points (R, *D)`, and the place `slot (R,)` in the batch that asks each, in rising order.
     """
 
     slot: Tensor
@@ -75,41 +78,46 @@ class Play(Protocol):
 
     @property
     def labels_only(self) -> bool:
-        """Does the attack hear signs instead of margins, and seek the nearest adversarial point?
-        Else the smallest margin inside the region.
+        """Whether the attack receives signs instead of margins.
+
+        It then seeks the nearest adversarial point; else the smallest margin inside the region.
         """
 
     def start(self, region: Region, streams: Streams) -> Memory:
         """Return what each point remembers at its start."""
 
     def ask(self, look: Look, memory: Memory) -> Asked:
-        """Return the questions of a round: at least one a point, never more than its budget
-        allows.
+        """Return the questions of a round.
+
+        At least one per point, never more than its budget allows.
         """
 
     def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
-        """Update the memory in place from the worst margins (R,) or their signs; return which
-        points have nothing left to ask, (B,) bool.
+        """Update the memory in place from the answers.
+
+        The answers are the worst margins (R,) or their signs. Return which points have nothing left
+        to ask, (B,) bool.
         """
 
 
 def one_each(points: Tensor) -> Asked:
-    """Return a round of one question a point."""
+    """Return a round of one question per point."""
     return Asked(torch.arange(len(points), device=points.device), points)
 
 
 def run_queries(
     problem: Problem, play: Play, *, seed: int, batch: int | None = None
 ) -> Iterator[Attempt]:
-    """Yield an `Attempt` for every point, as points are decided. `forwards` are the questions;
-    there is never a backward pass.
+    """Yield an `Attempt` for every point, as points are decided.
+
+    `forwards` are the questions; there is never a backward pass.
     """
     return _Run(problem, play, seed, batch or BATCH).run()
 
 
 @dataclass(eq=False)
 class _Slots:
-    """The points in flight, structure of arrays."""
+    """The points in flight, as a structure of arrays."""
 
     point: Tensor
     spent: Tensor
@@ -148,8 +156,9 @@ class _Run:
         self.done: list[_Slots] = []
 
     def run(self) -> Iterator[Attempt]:
-        """Yield the points as they are decided; an interrupt first yields what is found, and is
-        then passed on.
+        """Yield the points as they are decided.
+
+        An interrupt first yields what is found, and is then passed on.
         """
         slots = self._enter(None)
         try:
@@ -174,20 +183,20 @@ class _Run:
                             )
                 if self.done:
                     yield self._attempt()
-        except KeyboardInterrupt:  # of a round, or of whoever uses what was yielded
+        except KeyboardInterrupt:  # raised in a round, or by the consumer of what was yielded
             self._salvage(slots)
             if self.done:
                 yield self._attempt()
             raise
 
     def _salvage(self, slots: _Slots) -> None:
-        """Let the points in flight leave of which something adversarial is known."""
+        """Retire the points in flight of which an adversarial example is known."""
         known = slots.score.isfinite() if self.play.labels_only else is_adversarial(slots.score)
         if bool(known.any()):
             self.done.append(slots.take(torch.nonzero(known).flatten()))
 
     def _enter(self, slots: _Slots | None) -> _Slots:
-        """Top the batch up with new points."""
+        """Fill the batch up with new points."""
         count = min(
             self.room - (0 if slots is None else len(slots.point)), len(self.problem) - self.entered
         )
@@ -207,7 +216,7 @@ class _Run:
         return new if slots is None else slots.join(new)
 
     def _exchange(self, slots: _Slots, over: Tensor) -> _Slots:
-        """Let the points that are through leave, and others enter."""
+        """Retire the points that have ended, and let others enter."""
         self.done.append(slots.take(torch.nonzero(over).flatten()))
         return self._enter(slots.take(torch.nonzero(~over).flatten()))
 
@@ -228,8 +237,9 @@ class _Run:
         )
 
     def _note(self, slots: _Slots, region: Region, asked: Asked, worst: Tensor) -> Tensor:
-        """Keep the best question of each slot, and return what the attack hears of the worst
-        margins (R,).
+        """Keep the best question of each slot.
+
+        Return what the attack receives of the worst margins (R,).
         """
         broken = is_adversarial(worst)
         if self.play.labels_only:
@@ -244,8 +254,9 @@ class _Run:
         return answers
 
     def _worst(self, asked: Asked, point: Tensor) -> tuple[Tensor, KeyboardInterrupt | None]:
-        """Return the worst margins (R,), float64; after an interrupt, passed on with them, infinite
-        for the questions that it left unanswered.
+        """Return the worst margins (R,), float64, and an interrupt if any came.
+
+        After an interrupt the margins are infinite for the questions that it left unanswered.
         """
         problem, place = self.problem, point[asked.slot]
         network, goal, y = problem.classifier.network, problem.goal.take(place), problem.y[place]
@@ -290,7 +301,7 @@ def _lowest(values: Tensor, slot: Tensor, slots: int) -> Tensor:
     )
 
 
-# ---- attacks that hear only labels: the way to a first point on the boundary
+# ---- label-only attacks: the way to a first point on the boundary
 # -----------------------------------------------------------------------
 
 SEEK, CROSS = 0, 1
@@ -306,16 +317,19 @@ def unbounded(problem: Problem) -> Problem:
 
 
 def boxed(region: Region, points: Tensor) -> Tensor:
-    """Return the nearest points of box and mask: the projection where the radius excludes nothing,
-    without the price of one.
+    """Return the nearest points of box and mask.
+
+    This is the projection where the radius excludes nothing, at a lower cost.
     """
     delta = (points - region.center).flatten(1).clamp(region.low, region.high)
     return region.center + delta.view_as(region.center)
 
 
 def at_the_start(region: Region) -> Memory:
-    """Return what both phases remember: `phase`, the nearest adversarial point `far`, its distance
-    `outer` and a distance `inner` that is not adversarial.
+    """Return what both phases remember at the start.
+
+    The `phase`, the nearest adversarial point `far`, its distance `outer` and a distance `inner`
+    that is not adversarial.
     """
     zero = torch.zeros_like(region.radius)
     return {
@@ -327,8 +341,9 @@ def at_the_start(region: Region) -> Memory:
 
 
 def approach(look: Look, memory: Memory) -> Tensor:
-    """Return the next question of each point that is in one of the two phases (what it returns for
-    the others means nothing).
+    """Return the next question of each point in one of the two phases.
+
+    What it returns for the other points has no meaning.
     """
     points = memory["far"]
     crossing = torch.nonzero(memory["phase"] == CROSS).flatten()
@@ -350,8 +365,9 @@ def approach(look: Look, memory: Memory) -> Tensor:
 
 
 def _anywhere(region: Region, streams: Streams, spent: Tensor) -> Tensor:
-    """Return random points of the box: noise, corners of a random density, or all features at the
-    same height, in turn.
+    """Return random points of the box.
+
+    Noise, corners of a random density, or all features at the same height, in turn.
     """
     d, dtype = region.low.shape[1], region.low.dtype
     reach = (1 + region.center.flatten(1).abs().amax(1)) * 2.0 ** (spent // 3).clamp(max=20)
@@ -371,18 +387,18 @@ def _anywhere(region: Region, streams: Streams, spent: Tensor) -> Tensor:
 def approached(
     look: Look, memory: Memory, points: Tensor, broken: Tensor, tolerance: float
 ) -> Tensor:
-    """Note the answers `broken (B,)` to the questions of `approach`; return which points now stand
-    at the boundary, (B,) bool.
+    """Note the answers `broken (B,)` to the questions of `approach`.
 
-    `tolerance` is the width of the bracket at which the bisection ends, as a share of the distance.
+    Return which points now stand at the decision boundary, (B,) bool. `tolerance` is the width of
+    the bracket at which the bisection ends, as a share of the distance.
     """
     phase, inner, outer = memory["phase"], memory["inner"], memory["outer"]
     here = phase <= CROSS
     hit = here & broken
     missed = (phase == CROSS) & ~broken
     memory["far"] = torch.where(per_job(hit, points), points, memory["far"])
-    # Half way between the two ends: a projection that falls short of it would otherwise move the
-    # end by less than it promised.
+    # The middle of the bracket, not the projection's own distance: that can fall short of the
+    # middle, and the end would then move by less.
     memory["inner"] = torch.where(missed, (inner + outer) / 2, inner)
     memory["outer"] = torch.where(hit, look.region.distance(points), outer)
     memory["phase"] = torch.where(hit, CROSS, phase)

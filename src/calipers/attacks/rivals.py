@@ -1,5 +1,6 @@
-"""Which other classes are worth attacking one by one? Those that are nearest by a linear model of
-their margins.
+"""Target classes worth attacking one by one.
+
+They are those that are nearest by a linear model of their margins.
 """
 
 from __future__ import annotations
@@ -13,31 +14,33 @@ from calipers.problem.problem import Problem
 
 
 def rivals(problem: Problem, targets: int) -> int:
-    """Return how many rivals can be attacked one by one: none where all of them have to be beaten
-    at once.
+    """Return how many other classes can be attacked one by one.
+
+    None where all of them have to be beaten at once.
     """
     return min(targets, problem.classes - 1) if isinstance(problem.goal, Untargeted) else 0
 
 
-# rivals whose gradients are looked at: so many, or so many times those that are wanted
+# classes whose gradients are examined: so many, or so many times those that are wanted
 _NEAR, _TIMES = 32, 4
 
 
 def looked_at(problem: Problem, count: int) -> int:
-    """Return how many rivals are looked at to find the `count` nearest: all of some classes, of
-    many those of smallest margin.
+    """Return how many classes are examined to find the `count` nearest.
+
+    All of them where there are few, of many those of smallest margin.
     """
     return min(problem.classes - 1, max(_NEAR, _TIMES * count))
 
 
 def rank_rivals(problem: Problem, count: int, batch: int = BATCH) -> Tensor:
-    """Return the margin columns (N, count) most worth attacking: smallest margin over the dual norm
-    of its gradient first.
+    """Return the margin columns (N, count) most worth attacking.
 
-    That quotient is the exact distance to the rival for a linear model. Cost: one forward, and one
-    backward pass for each rival that is `looked_at`.
+    Smallest margin over the dual norm of its gradient first; for a linear model that quotient is
+    the exact distance to the class. Cost: one forward pass, and one backward pass for each class
+    that is `looked_at`.
     """
-    # the graphs of all points at once would not fit
+    # the autograd graphs of all points at once would not fit into memory
     parts = torch.arange(len(problem), device=problem.x.device).split(in_flight(problem, batch))
     return torch.cat([_ranked(problem.take(part), count) for part in parts])
 

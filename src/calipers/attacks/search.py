@@ -1,10 +1,9 @@
-"""What do iterated attacks share? One queue of (point x target x restart) jobs, run in
-micro-batches that are refilled as jobs end.
+"""The job queue of iterated attacks: (point x target x restart) jobs.
 
-A point leaves the queue the moment it is broken, so weak models cost a few steps, and the batch
-stays full for the hard points. The randomness of a job hangs on its point, target and restart
-alone, and the first successful job *by rank* wins: results do not depend on batch size, order or
-neighbours.
+Jobs run in micro-batches that are refilled as they end. A point leaves the queue the moment it is
+broken, so weak models cost a few steps, and the batch stays full for the hard points. The
+randomness of a job depends on its point, target and restart alone, and the first successful job *by
+rank* wins: results do not depend on batch size, order or neighbours.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.streams import Streams
 from calipers.problem.tools import Attempt
 
-# on a device where asking for a value stalls the queue; a broken slot then idles for a few steps
+# steps on a device where reading a value stalls the queue; a slot that ended idles until the next
 _STEPS_BETWEEN_SYNCS = 8
 _SECONDS_BETWEEN_YIELDS = 1.0
 
@@ -39,12 +38,12 @@ Memory = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the jobs see when they choose their next step: all (B, ...), in the jobs' order.
+    """What the jobs see when they choose their next step.
 
-    `x` the iterates and `gradient` of the `loss (B,)` climbed there, `worst (B,)` the margin that
-    decides, `step (B,)` the steps made so far, `best` the iterate of lowest score so far and `score
-    (B,)`: the worst margin, or the distance for recipes that seek the nearest (infinite while none
-    is found).
+    All (B, ...), in the jobs' order: `x` the iterates, and `gradient` that of the `loss (B,)`
+    climbed there, `worst (B,)` the margin that decides, `step (B,)` the steps made so far, `best`
+    the iterate of lowest score so far, and `score (B,)`: the worst margin, or the distance for
+    recipes that seek the nearest example (infinite while none is found).
     """
 
     region: Region
@@ -62,23 +61,24 @@ class Recipe(Protocol):
 
     @property
     def steps(self) -> int:
-        """Moves of one job."""
+        """The number of moves of one job."""
 
     @property
     def restarts(self) -> int:
-        """Starts for each point and target."""
+        """The number of starts for each point and target."""
 
     @property
     def targets(self) -> int:
-        """Rivals attacked one by one; 0 climbs the worst margin instead."""
+        """The number of classes attacked one by one; 0 climbs the worst margin."""
 
     def start(self, region: Region, streams: Streams, restart: Tensor) -> Tensor:
         """Return the first iterate of each job, (B, *D)."""
 
     @property
     def nearest(self) -> bool:
-        """Is the nearest adversarial iterate sought, whatever the radius? Else any inside the
-        region, and a job ends when it has one.
+        """Whether the nearest adversarial iterate is sought, whatever the radius.
+
+        Otherwise any inside the region counts, and a job ends when it has one.
         """
 
     def memory(self, region: Region, x: Tensor) -> Memory:
@@ -93,7 +93,10 @@ class Recipe(Protocol):
 
 @dataclass(eq=False)
 class Slots:
-    """The jobs in flight, structure of arrays; `best` is the iterate of lowest score so far."""
+    """The jobs in flight, as a structure of arrays.
+
+    `best` is the iterate of lowest score so far.
+    """
 
     job: Tensor
     step: Tensor
@@ -147,10 +150,10 @@ class Queue:
     """One run of the queue.
 
     `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the
-    recipe's own (they are projected into the region); `rivals (N, T)` the margin columns of the
+    recipe's own (they are projected into the region); `rivals (N, T)` are the margin columns of the
     targets, ranked here where they are not given. With `keep_all` the best iterate of every job is
-    remembered, (N, ranks, *D). `enough (N,)` are distances at which a search for the nearest ends
-    like any other that has succeeded.
+    remembered, (N, ranks, *D). `enough (N,)` are distances at which a search for the nearest
+    example ends like any other that has succeeded.
     """
 
     def __init__(
@@ -211,8 +214,9 @@ class Queue:
         self.chunk = 1 if device.type == "cpu" else _STEPS_BETWEEN_SYNCS
 
     def run(self) -> Iterator[Attempt]:
-        """Yield the points as they are decided; an interrupt first yields what is found, and is
-        then passed on.
+        """Yield the points as they are decided.
+
+        An interrupt first yields what is found, and is then passed on.
         """
         slots: Slots | None = None
         decided: list[int] = []
@@ -220,8 +224,8 @@ class Queue:
             slots, fresh = self._fill(None)
             while slots is not None and len(slots.job):
                 said = time.monotonic()
-                # The model is held still between two yields, not around each step: putting its
-                # flags and random state back costs as much as moving the points.
+                # The model is frozen between two yields, not around each step: restoring its flags
+                # and random state costs as much as moving the points.
                 with self.problem.classifier.frozen():
                     while (
                         slots is not None
@@ -236,28 +240,31 @@ class Queue:
                 if decided:
                     attempt, decided = self._attempt(decided), []
                     yield attempt
-        except KeyboardInterrupt:  # of a step, or of whoever uses what was yielded
+        except KeyboardInterrupt:  # raised in a step, or by the consumer of what was yielded
             left = decided + self._found(slots)
             if left:
                 yield self._attempt(left)
             raise
 
     def _found(self, slots: Slots | None) -> list[int]:
-        """Return the undecided points of which something adversarial is known, the iterates in
-        flight included.
+        """Return the undecided points of which an adversarial example is known.
+
+        Iterates in flight are included.
         """
         if slots is not None:
             point = slots.job % self.n
             for i in torch.nonzero(slots.score < self.score[point]).flatten().tolist():
-                # another job of the point may have come first
+                # another job of the point may have been kept in the meantime
                 if bool(slots.score[i] < self.score[point[i]]):
                     self._keep(slots, [i])
         known = self.score.isfinite() if self.recipe.nearest else is_adversarial(self.score)
         return [p for p in torch.nonzero(known).flatten().tolist() if not self.book.decided[p]]
 
     def promising(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return for the chosen points (M,) the rivals of the `count` best jobs, (M, count), and
-        their best iterates, (M, count, *D); needs `keep_all`.
+        """Return the most promising classes of some points, and their iterates.
+
+        For the points (M,), the classes of the `count` best jobs, (M, count), and their best
+        iterates, (M, count, *D). Needs `keep_all`.
         """
         assert self.all_best is not None and self.rivals is not None
         targets = self.recipe.targets
@@ -268,7 +275,10 @@ class Queue:
         return self.rivals[points].gather(1, column), self.all_best[points[:, None], rank]
 
     def _exchange(self, slots: Slots, decided: list[int]) -> tuple[Slots | None, bool]:
-        """Book the jobs that ended and fill their slots; also return whether anything changed."""
+        """Book the jobs that ended and fill their slots.
+
+        Also return whether anything changed.
+        """
         over = self._over(slots)
         ended, moot = self._retire(slots, over.tolist(), decided)
         if not ended:
@@ -284,8 +294,10 @@ class Queue:
         return self._fill(kept)
 
     def _over(self, slots: Slots) -> Tensor:
-        """Which jobs have ended? Margins of a coarser search copy are hints: the model's own
-        arithmetic judges each end, and a job that it refutes goes on.
+        """Return which jobs have ended, (B,) bool.
+
+        Margins of a search in lower precision are hints only: the model's own arithmetic judges
+        each end, and a job that it refutes goes on.
         """
         over = self._through(slots)
         if self.coarse and bool(over.any()):
@@ -305,7 +317,10 @@ class Queue:
         return (slots.step > self.recipe.steps) | self._won(slots)
 
     def _won(self, slots: Slots) -> Tensor:
-        """Which jobs need not go on? NaN counts as won, as in `is_adversarial`."""
+        """Return which jobs need not go on, (B,) bool.
+
+        NaN counts as won, as in `is_adversarial`.
+        """
         return ~(slots.score > self.goal[slots.job % self.n])
 
     def _part(self, job: Tensor) -> Problem:
@@ -316,7 +331,7 @@ class Queue:
         )
 
     def _fill(self, slots: Slots | None) -> tuple[Slots | None, bool]:
-        """Top the batch up with new jobs."""
+        """Fill the batch up with new jobs."""
         jobs = self.book.draw(self.batch - (0 if slots is None else len(slots.job)))
         if not jobs:
             return slots, True
@@ -339,8 +354,9 @@ class Queue:
         return rank // max(self.recipe.targets, 1)
 
     def _view(self, slots: Slots) -> tuple[Problem, Region, Tensor, Tensor | None]:
-        """Gather what the steps need to know about the points in flight; only when the batch has
-        changed.
+        """Gather what the steps need to know about the points in flight.
+
+        Only done when the batch has changed.
         """
         rank, point = slots.job // self.n, slots.job % self.n
         rival = None if self.rivals is None else self.rivals[point, rank % self.recipe.targets]
@@ -349,7 +365,10 @@ class Queue:
     def _step(
         self, slots: Slots, part: Problem, region: Region, restart: Tensor, rival: Tensor | None
     ) -> Slots:
-        """One forward and backward pass for every slot; a slot that is through keeps its state."""
+        """Make one forward and backward pass for every slot.
+
+        A slot that has ended keeps its state.
+        """
         give_way()
         x = slots.x.requires_grad_()
         counter = self.problem.classifier.counter
@@ -386,8 +405,10 @@ class Queue:
     def _retire(
         self, slots: Slots, over: list[bool], decided: list[int]
     ) -> tuple[list[int], list[int]]:
-        """Book the jobs that ended, keep their candidates, and name the slots to free: ended ones,
-        and ones a lower rank made moot.
+        """Book the jobs that ended, and keep their candidates.
+
+        Return the slots to free: those that ended, and those that no longer matter because a lower
+        rank succeeded.
         """
         ended = [i for i, done in enumerate(over) if done]
         if not ended:

@@ -37,7 +37,6 @@ _FULL_BUDGET = 10_000
 # windows asked in the same round would be wasted
 _ONE_BY_ONE = 100
 # random numbers of a proposal besides its signs: places of two windows, the pattern's direction,
-# the share of a small move,
 # the share of a small move
 _WORDS = 6
 

@@ -1,5 +1,6 @@
-"""How is a way of replacing letters judged? By the model, as discrete letters: ways are lists of
-moves, -1 for none, and the best of each point is kept.
+"""Evaluation of sets of substitutions, the best of each point kept.
+
+The model judges them as discrete symbols. A set is a list of moves, -1 for none.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ _ROWS = 4096  # candidates in one forward pass
 
 
 class Ways:
-    """One block of points: the best way found so far of each, as moves (N, k) with -1 for none, and
-    its worst margin.
+    """One block of points, with the best set of substitutions of each.
+
+    Each set is a row of moves (N, k), with -1 for none; its worst margin is kept beside it.
     """
 
     def __init__(self, problem: Problem, region: SubstitutionRegion) -> None:
         self.problem, self.region = problem, region
         self.n, device = len(problem), problem.x.device
         self.k = max(1, int(region.budget.max()))
-        self.base = region.center  # what is not moved; numeric columns change here
+        self.base = region.center  # the points without substitutions; numeric columns change here
         self.best = torch.full((self.n, self.k), -1, dtype=torch.long, device=device)
         self.forwards, self.backwards = (
             torch.zeros(self.n, dtype=torch.long, device=device) for _ in range(2)
         )
         self.score = self._evaluate(torch.arange(self.n, device=device), self.best[:, None])[:, 0]
-        # A sum of one random number per move names a set of moves, in whatever order they were
-        # made.
+        # The sum of one random number per move names a set of moves, whatever their order.
         self.names = Streams(torch.arange(region.options[0].numel(), device=device)).fork(0).keys
 
     def attempt(self, block: Tensor) -> Attempt:
@@ -41,20 +42,21 @@ class Ways:
         candidate = self.region.switched(
             torch.arange(self.n, device=block.device), self.best, self.base
         )
-        # letters are exact as they are
+        # one-hot symbols need no snapping
         candidate = candidate if self.region.numeric is None else self.region.snap(candidate)
         return Attempt(block, candidate, self.forwards, self.backwards)
 
     def _open(self) -> Tensor:
-        """Which points still resist, and may be changed?"""
+        """Return the points that still resist, and may be changed."""
         return torch.nonzero(~is_adversarial(self.score) & (self.region.budget > 0)).flatten()
 
     def _open_among(self, rows: Tensor) -> Tensor:
         return rows[~is_adversarial(self.score[rows])]
 
     def _evaluate(self, rows: Tensor, moves: Tensor, real: Tensor | None = None) -> Tensor:
-        """Return the worst margins (P, T) of ways (P, T, i) at the points `rows (P,)`; NaN counts
-        as broken, and what is not `real (P, T)` is never asked.
+        """Return the worst margins (P, T) of sets (P, T, i) at `rows (P,)`.
+
+        NaN counts as broken, and what is not `real (P, T)` is never evaluated.
         """
         count, ways, _ = moves.shape
         asked = (
@@ -80,8 +82,9 @@ class Ways:
         return goal.worst(goal.margins(logits, self.problem.y[rows]))
 
     def _slope(self, rows: Tensor, moves: Tensor) -> Tensor:
-        """Return the gradient of minus the worst margin at one way (P, i) of each point; zero where
-        the model has none.
+        """Return the gradient of minus the worst margin at one set (P, i) each.
+
+        Zero where the model has none.
         """
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         back = backwards_of(self.problem)
@@ -110,11 +113,10 @@ class Ways:
         return torch.cat(slopes)
 
     def _keep(self, rows: Tensor, moves: Tensor, worst: Tensor) -> Tensor:
-        """Note the best of the ways (P, T, i) of each point where it is lower than what was known;
-        return where it was.
+        """Keep the best of the sets (P, T, i) of each point where it improves.
 
-        Best is the fewest switches among the ways that break the point, the lowest margin where
-        none does.
+        Return where it did, (P,) bool. Best is the fewest substitutions among the sets that break
+        the point, the lowest margin where none does.
         """
         broken, number = is_adversarial(worst), torch.arange(len(rows), device=rows.device)
         fewest = (moves >= 0).sum(2).masked_fill(~broken, self.k + 1).argmin(1)
