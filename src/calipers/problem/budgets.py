@@ -14,13 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# of the search for the linear piece; three to eight have been enough, and each round's result is
-# admissible
+# rounds of the search for the linear piece; three to eight have been enough, and the result of each
+# round is admissible
 _ROUNDS = 24
-# of the largest direction: smaller ones count as this small, whose square float32 still holds
+# relative to the largest direction: smaller ones are raised to this, whose square float32 still
+# holds
 _FAINT = 1e-15
 _FEW = 64  # features: in l1 and l0 a nearest example changes a dozen
-_ENDLESS = 1e30  # in those units: as far as any box goes
+_ENDLESS = 1e30  # in the scaled units: farther than any box reaches
 
 
 class Support(NamedTuple):

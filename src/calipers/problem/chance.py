@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from calipers.problem.goals import Goal, Untargeted, is_adversarial
 from calipers.problem.streams import key_of
 
-_ROUNDINGS = 64  # of the largest answer: summation in another order at each call changes no more
+_ROUNDINGS = 64  # of the largest output: summation in another order changes no more
 
 
 @contextlib.contextmanager

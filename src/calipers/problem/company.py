@@ -15,7 +15,7 @@ from torch import Tensor
 
 Answer = Callable[[Tensor], Tensor]
 
-_ASKED = 6  # points asked alone and together
+_ASKED = 6  # points evaluated alone and together
 # of the largest logit: products of other shapes are summed in other orders, but float32 differs by
 # less than this
 _SUSPICIOUS = 1e-4

@@ -29,8 +29,8 @@ _EUCLIDEAN = L2()
 Constraints = tuple[Tensor, Tensor]
 """A (m, d) over the flattened input and b (m,), float64, in the data's units."""
 
-_STEPS, _LENGTH, _DECAY = 60, 0.7, 0.91  # on the multipliers of a bound
-_NEAREST_STEPS = 100  # on those of a projection
+_STEPS, _LENGTH, _DECAY = 60, 0.7, 0.91  # of the ascent on the multipliers of a bound
+_NEAREST_STEPS = 100  # of the ascent on the multipliers of a projection
 _SNAP_ROUNDS = 6
 # shares of the way from the center to the first face met, tried where other points fail
 _PULLS = 1.0, 0.999, 0.5

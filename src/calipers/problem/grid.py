@@ -17,7 +17,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.region import levels, on_level
 from calipers.problem.tools import Attempt
 
-_ROWS = 64  # of one call
+_ROWS = 64  # points of one call
 
 
 def on_grid(problem: Problem, attempt: Attempt) -> Attempt:

@@ -1,6 +1,6 @@
 """Counting and enumeration of at most k substitutions of symbols.
 
-Whatever the symbols stand for. In names of code a "switch" is a substitution.
+In names of code a "switch" is a substitution.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def neighbourhood_size(alternatives: Sequence[int], k: int) -> int:
     >>> neighbourhood_size([3] * 60, 2)
     16111
     """
-    ways = [1] + [0] * k  # ways[i]: with i switches in the groups seen so far
+    ways = [1] + [0] * k  # ways[i]: with i substitutions in the groups seen so far
     for count in alternatives:
         for i in range(k, 0, -1):
             ways[i] += ways[i - 1] * count

@@ -204,7 +204,7 @@ class Region:
             sides = length[:, None] if self.weight is None else length[:, None] / self.weight
             return torch.addcmul(points, g.sign(), self._like_center(sides))
         if self.norm.is_count:
-            length = length.clamp_min(1.0)  # less than one change is none
+            length = length.clamp_min(1.0)  # a count below 1 allows no change
         offset, flat = (points - self.center).flatten(1), g.flatten(1)
         low, high = self.low - offset, self.high - offset
         if self.weight is not None:
