@@ -99,7 +99,7 @@ class TwoPieces(Elementwise):
         return (upper > -lower).to(lower.dtype)
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
-        """Return the chord on one side, a line through the breakpoint opposite."""
+        """Return a chord on one side, a line through the breakpoint on the other."""
         bend = self.bends(lower, upper)
         # `where` with two Python numbers would give float32
         straight = torch.where(lower >= 0, torch.full_like(lower, self.right), self.left)

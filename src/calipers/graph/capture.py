@@ -269,7 +269,7 @@ def _then(first: Graph, second: Graph) -> Graph:
 
 
 class _Translator:
-    """Translates an exported program in one pass over its nodes.
+    """A translator of an exported program, in one pass over its nodes.
 
     `known` maps each of its nodes to a constant, a result of the graph, or the batch size.
     `single`: the program was exported for one point, and its batch axis of size 1 is an axis like
