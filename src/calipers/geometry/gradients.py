@@ -39,8 +39,8 @@ class Sensitivity:
         margin: (N,), the worst margin, in logits; the model is wrong where it is not positive.
         estimate: (N,), the first-order distance to the decision boundary, in the data's units: the
             smallest margin / dual norm over all other classes (the largest for a target), box left
-            out. It is neither an upper nor a lower bound, but exact for linear models without a
-            box. 0 where the model is wrong.
+            out. It is neither an upper nor a lower bound, but exact for linear models in linf, l2
+            and l1 without a box. 0 where the model is wrong.
     """
 
     gradient: Tensor

@@ -40,6 +40,13 @@ def exit_distance(problem: Problem, direction: Tensor) -> Tensor:
         BadInput: the direction has not the shape of the points.
         UnsupportedOp: the network is not piecewise linear.
 
+    Example:
+        >>> import calipers
+        >>> x, y = torch.tensor([[0.5, 0.25]]), torch.tensor([0])  # logits relu(x)
+        >>> problem = calipers.Problem.pose(torch.nn.ReLU(), x, y, calipers.Ball("linf", 0.1))
+        >>> exit_distance(problem, torch.tensor([[-1.0, 0.0]])).tolist()
+        [0.5]
+
     Cost: two forward passes.
     """
     if direction.shape != problem.x.shape:
@@ -149,6 +156,14 @@ def path(problem: Problem, index: int, end: Tensor) -> Path:
     Raises:
         UnsupportedOp: the network is not piecewise linear.
         BadInput: the segment meets more than 50 000 regions.
+
+    Example:
+        >>> import calipers
+        >>> x, y = torch.tensor([[0.5, 0.25]]), torch.tensor([0])  # logits relu(x)
+        >>> problem = calipers.Problem.pose(torch.nn.ReLU(), x, y, calipers.Ball("linf", 0.1))
+        >>> found = path(problem, 0, torch.tensor([-0.5, 0.25]))
+        >>> found.regions, found.breaks.tolist(), found.logits[:, 0].tolist()
+        (2, [0.5], [0.5, 0.0, 0.0])
 
     Cost: a forward pass of one point for each region.
     """

@@ -63,6 +63,14 @@ def local_slopes(problem: Problem, samples: int = 32, seed: int = 0) -> Slopes:
     Raises:
         BadInput: the threat is not a ball in linf, l2 or l1, or has constraints between features.
 
+    Example:
+        >>> import calipers
+        >>> x, y = torch.tensor([[0.5, 0.25]]), torch.tensor([0])  # logits relu(x)
+        >>> problem = calipers.Problem.pose(torch.nn.ReLU(), x, y, calipers.Ball("linf", 0.1))
+        >>> found = local_slopes(problem)  # of the margin x1 - x2, in the dual norm l1
+        >>> found.estimate.tolist(), found.bound.tolist()
+        ([[2.0]], [[2.0]])
+
     Cost for each point: `samples` forward passes and samples * S backward passes for the estimate;
     about 4 passes a margin for the bound.
     """

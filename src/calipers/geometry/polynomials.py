@@ -260,6 +260,12 @@ def largest_gradient(
     Raises:
         BadInput: the ends do not make a box.
 
+    Example:
+        >>> z = Polynomial.of({(2, 0): 1.0, (1, 1): 1.0})  # gradient (2 x1 + x2, x1)
+        >>> found = largest_gradient(z, np.array([-1.0, -1.0]), np.array([1.0, 1.0]))
+        >>> found.lower, found.upper < 4.00001
+        (4.0, True)
+
     Cost: exponential in d at worst.
     """
 

@@ -149,6 +149,13 @@ def activation_pattern(problem: Problem) -> Tensor:
     Raises:
         UnsupportedOp: the network is not piecewise linear.
 
+    Example:
+        >>> import calipers
+        >>> x, y = torch.tensor([[0.5, 0.25]]), torch.tensor([0])  # logits relu(x)
+        >>> problem = calipers.Problem.pose(torch.nn.ReLU(), x, y, calipers.Ball("linf", 0.1))
+        >>> activation_pattern(problem).tolist()  # both neurons are active
+        [[1, 1]]
+
     Cost: a forward pass.
     """
     return Pieces.at(graph_of(problem.classifier, problem.x), problem.x).pattern()

@@ -105,7 +105,7 @@ class Examples:
         return self.look(dict(enumerate(self.model.pattern(self.model.of_values(values)))))
 
     def descend(self, point: Tensor) -> float | None:
-        """Move an example (1, *D) straight towards the point, and search there.
+        """Move an example (1, *D) directly towards the point, and search there.
 
         It is moved as far as the network is still fooled, and the linear region there is searched.
         """
