@@ -40,9 +40,9 @@ def sweep(
     watch: Watch | None = None,
     title: str = "",
 ) -> bool:
-    """Run the plan at every radius that can still tell something new.
+    """Run the plan at every radius that can still yield something new.
 
-    Only stages that aim at verdicts are run. Returns whether the sweep came to its end.
+    Returns whether the sweep came to its end: False where the time limit or Ctrl-C stopped it.
 
     Each point is asked at the middle of the radii where its verdict is open, and so on in the
     halves: settled there, it is settled on one whole side. Where it stays open, attacks are only
@@ -50,12 +50,12 @@ def sweep(
     ball, or for a larger one, is not to be expected from them. So a point costs about log2(R) + 1
     visits of the plan, not R.
 
-    Stages that look for distances are left out, but where the plan has no others it is carried out
-    once. An audit bounds what is missed at one radius: here audited certifiers try all points, of
-    families of attacks each tries all with its first stage, and other audited attacks are left out.
-    The record shows the verdicts at the middle radius, and the rates at all of them. The same call
-    resumes a sweep that was stopped: what is settled is read from the record, what was tried is not
-    tried again.
+    Stages that look for distances are left out, except that a plan of such stages alone is carried
+    out once, at the middle radius. An audit bounds what is missed at one radius: here audited
+    certifiers try all points, of families of attacks each tries all with its first stage, and other
+    audited attacks are left out. The record shows the verdicts at the middle radius, and the rates
+    at all of them. The same call resumes a sweep that was stopped: what is settled is read from the
+    record, what was tried is not tried again.
     """
     grid = checked(radii)
     shown = grid[len(grid) // 2]
@@ -157,7 +157,7 @@ class _Sweep:
     def next(self) -> list[_Part]:
         """Return what to visit in the next round.
 
-        Points are visited by attacks and certifiers where both can still tell something, else by
+        Points are visited by attacks and certifiers where both can still settle something, else by
         the kind that can.
         """
         self.round += 1

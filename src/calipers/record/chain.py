@@ -204,7 +204,7 @@ def _fact_bytes(
 def altered(db: sqlite3.Connection) -> tuple[str, ...]:
     """Return in words where the rows of a record do not match its chain.
 
-    A chain that is itself broken is told too.
+    A chain that is itself broken is reported too.
     """
     head, count, earlier = _BEGINNING, 0, list[str]()
     last: dict[str, dict[int, bytes]] = {table: {} for table in TABLES}
