@@ -1,6 +1,4 @@
-"""What stands in an ONNX file? Read with the package `onnx`, handed on in plain words and
-tensors.
-"""
+"""ONNX files, read with the package `onnx` into plain values and tensors."""
 
 from __future__ import annotations
 
@@ -41,11 +39,11 @@ from calipers.interchange.onnx_nodes import line, operator_set, tensor
 from calipers.interchange.onnx_runs import Execution
 from calipers.problem.answers import Answers
 
-_ASKED_AGAIN = 32  # times, for chance to show itself
+_ASKED_AGAIN = 32  # runs of the same point, to detect random outputs
 
 
 def is_onnx(path: Path) -> bool:
-    """Does the name say that it is an ONNX file, packed or not?"""
+    """Return whether the name is that of an ONNX file, packed or not."""
     return path.name.endswith((".onnx", ".onnx.gz"))
 
 
@@ -56,22 +54,22 @@ def load_onnx(
     output: str | int | None = None,
     shape: Sequence[int] | None = None,
 ) -> OnnxNet:
-    """Return the network of a file, a module in the file's own precision (half precision becomes
-    float32), weights as they stand there.
+    """Return the network of an ONNX file as a module.
 
+    It has the file's own precision (half precision becomes float32) and its weights as they are.
     The first axis is the batch where the file leaves it free or gives it as 1.
 
     Args:
-        source: an .onnx or .onnx.gz file.
-        paired: for properties: the outputs are numbered whatever their shape, and a single one
-            turns into two logits.
-        output: name or number of the output that is meant; left out, the only one, or the only one
+        source: An .onnx or .onnx.gz file.
+        paired: For properties: outputs are numbered whatever their shape, and a single one becomes
+            two logits.
+        output: Name or number of the output that is meant; by default the only one, or the only one
             that holds floating-point numbers.
-        shape: of one point, where the file leaves more sizes free than the batch's.
+        shape: Shape of one point, where the file leaves more sizes free than the batch's.
 
     Raises:
-        BadInput: for a file that cannot be read, or of which more than one output could be meant.
-        UnsupportedOp: for an operation that cannot be bounded, with its name and node.
+        BadInput: For a file that cannot be read, or in which more than one output could be meant.
+        UnsupportedOp: For an operation that cannot be bounded, with its name and node.
     """
     path = existing(source, "a network")
     wanted = _Wanted(paired, output, None if shape is None else tuple(int(n) for n in shape))
@@ -79,7 +77,7 @@ def load_onnx(
         return _built(*_parsed(path), path, wanted)
     except CalipersError:
         raise
-    except Exception as error:  # bytes from strangers: there is no end of what the libraries raise
+    except Exception as error:  # for untrusted bytes the libraries raise anything
         raise BadInput(
             f"{path} cannot be read as an ONNX file ({typed(error)}); is it damaged?"
         ) from error
@@ -93,16 +91,18 @@ def ask_onnx(
     shape: Sequence[int] | None = None,
     no_graph: str = "",
 ) -> AskedNet:
-    """Return the network of a file as answers that onnxruntime, or else ONNX's reference, gives:
-    for operations that cannot be read, and attacks that only ask.
+    """Return the network of an ONNX file as a module that is only run.
+
+    onnxruntime runs it, or else ONNX's reference. For operations that cannot be bounded, and for
+    attacks without gradients.
 
     Args:
-        source, paired, output, shape: as for `load_onnx`.
-        no_graph: why there are no bounds, for whoever asks for them.
+        source, paired, output, shape: As for `load_onnx`.
+        no_graph: Why there are no bounds; the message for certifiers.
 
     Raises:
-        BadInput: for a file that cannot be opened, or of which more than one output could be meant.
-        BadModel: where no program runs the file, or its answers depend on chance.
+        BadInput: For a file that cannot be opened, or in which more than one output could be meant.
+        BadModel: Where no program runs the file, or its outputs are random.
     """
     path = existing(source, "a network")
     model, data = _parsed(path)
@@ -129,7 +129,7 @@ def ask_onnx(
 
 
 class AskedNet(NamedTuple):
-    """A network that can only be asked, the shape of its points, and how many outputs it has."""
+    """A network that can only be run, its point shape and number of outputs."""
 
     module: Answers
     point_shape: tuple[int, ...]
@@ -137,8 +137,10 @@ class AskedNet(NamedTuple):
 
 
 def read_or_ask(source: str | Path, **wanted: Any) -> nn.Module:
-    """Return the network of a file as `load_onnx` does, or where an operation cannot be read, as
-    `ask_onnx` does: attacks go on, and whoever asks for bounds is told what was not read.
+    """Return the network of a file, which is only run if it cannot be bounded.
+
+    As `load_onnx`, or where an operation cannot be bounded, as `ask_onnx`: attacks still work, and
+    the error that certifiers raise says what could not be bounded.
     """
     try:
         return load_onnx(source, **wanted)
@@ -150,7 +152,7 @@ def read_or_ask(source: str | Path, **wanted: Any) -> nn.Module:
 
 
 class _Wanted(NamedTuple):
-    """What the caller says about a file; see `load_onnx`."""
+    """What the caller specifies about a file; see `load_onnx`."""
 
     paired: bool
     output: str | int | None
@@ -158,6 +160,7 @@ class _Wanted(NamedTuple):
 
 
 def _built(model: Any, data: bytes, path: Path, wanted: _Wanted) -> OnnxNet:
+    """Return the network of a parsed file."""
     import onnx
 
     version, sparse = operator_set(model, path), bool(model.graph.sparse_initializer)
@@ -189,6 +192,7 @@ def _built(model: Any, data: bytes, path: Path, wanted: _Wanted) -> OnnxNet:
 def _execution(
     data: bytes, path: Path, parts: NetworkParts, again: Callable[[], nn.Module]
 ) -> Execution:
+    """Return the independent execution of a file's network."""
     import onnx
 
     dtype = onnx.helper.tensor_dtype_to_np_dtype(parts.input.type.tensor_type.elem_type)
@@ -196,7 +200,7 @@ def _execution(
 
 
 def _check_names(graph: Any, names: list[str], path: Path) -> None:
-    """Has every value one maker?"""
+    """Raise `BadInput` where a value is made more than once."""
     made = Counter([*names, *(name for node in graph.node for name in node.output if name)])
     twice = [name for name, times in made.items() if times > 1]
     if twice or len({t.name for t in graph.initializer}) < len(graph.initializer):
@@ -207,8 +211,9 @@ def _check_names(graph: Any, names: list[str], path: Path) -> None:
 
 
 def _parsed(path: Path) -> tuple[Any, bytes]:
-    """Return the file's message, weights that stand in other files brought in, and the bytes of
-    it.
+    """Return the parsed file, and its bytes.
+
+    Weights that are kept in other files are brought in, and local functions are inlined.
     """
     try:
         import onnx
@@ -244,7 +249,10 @@ def _parsed(path: Path) -> tuple[Any, bytes]:
 def _input_shape(
     given: Any, path: Path, point: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], bool]:
-    """Return the input's shape with 1 for a free first axis, and whether that is free."""
+    """Return the input's shape, and whether its first axis is free.
+
+    A free first axis is given as 1.
+    """
     if given.type.tensor_type.elem_type not in FLOATING:
         raise BadInput(
             f"{path.name}: the input {given.name} does not hold floating-point numbers, as a "
@@ -275,7 +283,7 @@ def _input_shape(
 def _filled(
     sizes: list[int | None], point: tuple[int, ...], name: str, path: Path
 ) -> list[int | None]:
-    """Return the sizes with those of a point for what is free behind the batch."""
+    """Return the sizes, with those of a point for the free ones."""
     if len(point) != len(sizes) - 1 or any(
         n is not None and n != m for n, m in zip(sizes[1:], point, strict=False)
     ) or min(point, default=0) < 1:  # fmt: skip
@@ -290,8 +298,9 @@ def _filled(
 def _without_constant_nodes(
     lines: tuple[Line, ...], constants: dict[str, Tensor]
 ) -> tuple[tuple[Line, ...], dict[str, Tensor]]:
-    """Put the tensors of Constant nodes among the weights, where they convert with the network and
-    count for its identity.
+    """Move the tensors of Constant nodes to the weights.
+
+    There they are converted with the network, and count for its identity.
     """
     found = {
         line.outputs[0]: line.step.attributes["value"]

@@ -1,7 +1,7 @@
-"""The parts of an ONNX file that are read as a network.
+"""The part of an ONNX file that is read as a network.
 
-The output that is meant, the one input that it depends on, and the nodes between them; branches
-that are decided already are taken.
+It is the output that is meant, the one input that it depends on, and the nodes between them. A
+branch whose condition is constant is replaced by the side that is taken.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class NetworkParts(NamedTuple):
 
 
 def chosen(graph: Any, output: str | int | None, path: Path) -> NetworkParts:
-    """Return what of a graph is read for one of its outputs.
+    """Return the part of a graph that is read for one of its outputs.
 
-    By default for the only one that holds floating-point numbers. Raises `BadInput` where that
+    By default that is the only one that holds floating-point numbers. Raises `BadInput` where this
     leaves more than one output or input.
     """
     wanted = _output(graph, output, path)
@@ -46,6 +46,7 @@ def chosen(graph: Any, output: str | int | None, path: Path) -> NetworkParts:
 
 
 def _output(graph: Any, output: str | int | None, path: Path) -> Any:
+    """Return the output that is meant, or raise `BadInput`."""
     outputs = list(graph.output)
     names = [o.name for o in outputs]
     if output is not None:
@@ -78,9 +79,9 @@ def _needed(graph: Any, output: str) -> tuple[list[tuple[int, Any]], set[str]]:
 
 
 def is_whole(graph: Any, parts: NetworkParts) -> bool:
-    """Can others be asked with the file as it stands?
+    """Return whether other programs can run the file as it stands.
 
-    It has one input, one output, and no idle nodes of another domain, which they may not know.
+    It has one input, one output, and no unused nodes of another domain, which they may not know.
     """
     stored, kept = {t.name for t in graph.initializer}, {place for place, _ in parts.nodes}
     idle = [node for place, node in enumerate(graph.node) if place not in kept]
@@ -90,7 +91,7 @@ def is_whole(graph: Any, parts: NetworkParts) -> bool:
 
 
 def alone(model: Any, parts: NetworkParts) -> bytes:
-    """Return the file of these parts only, for others to run."""
+    """Return a file of these parts only, for other programs to run."""
     import onnx
 
     made = onnx.ModelProto()
@@ -127,9 +128,9 @@ def made_dense(graph: Any, most: int, path: Path) -> None:
 
 
 def decided(model: Any, path: Path) -> None:
-    """Put the branch of each decided `If` in the place of the node.
+    """Replace each `If` whose condition is constant by the branch taken.
 
-    One that depends on the input stays, to be refused.
+    One that depends on the input stays, and is refused later.
     """
     graph, place, count = model.graph, 0, 0
     while place < len(graph.node):
@@ -147,11 +148,12 @@ def decided(model: Any, path: Path) -> None:
 
 
 def _is_if(node: Any) -> bool:
+    """Return whether a node is the standard operation `If`."""
     return node.op_type == "If" and node.domain in ("", "ai.onnx")
 
 
 def _known(model: Any, place: int) -> bool | None:
-    """Return the condition of a node, where it depends on constants only."""
+    """Return the condition of an `If` that depends on constants only, or None."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -179,7 +181,7 @@ def _known(model: Any, place: int) -> bool | None:
 def _branch(node: Any, condition: bool, prefix: str, path: Path) -> Any:
     """Return a branch as a graph with names of its own.
 
-    They begin with a prefix; its results bear the node's names.
+    These begin with a prefix; its results have the node's names.
     """
     import onnx
 
@@ -193,7 +195,7 @@ def _branch(node: Any, condition: bool, prefix: str, path: Path) -> Any:
     names = {n: prefix + n for n in own}
     passed = []
     for inner, outer in zip(made.output, node.output, strict=True):
-        # what a branch only hands on from outside is copied
+        # a value that a branch only passes on from outside is copied
         passed.append(
             onnx.helper.make_node("Identity", [names.get(inner.name, inner.name)], [outer])
         )
@@ -214,8 +216,8 @@ def _branch(node: Any, condition: bool, prefix: str, path: Path) -> Any:
 def fixed_first_axes(model: Any, given: Any) -> frozenset[str]:
     """Return the values whose first axis is not the batch.
 
-    It has a size of its own while the input's stays free: there elements of one point meet, not
-    points of a batch.
+    Its size stays fixed while the input's first axis is free, so what is combined along it are
+    elements of one point, not points of a batch.
     """
     import onnx
 
@@ -232,7 +234,7 @@ def fixed_first_axes(model: Any, given: Any) -> frozenset[str]:
             dim.dim_param = "the batch of all points"
     try:
         found = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
-    except Exception:  # shapes that cannot be worked out are not known
+    except Exception:  # shapes that cannot be inferred are unknown
         return frozenset()
     return frozenset(
         value.name

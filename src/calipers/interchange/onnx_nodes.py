@@ -1,5 +1,6 @@
-"""What does a node of an ONNX file say, and what does its operator set add? Attributes as plain
-values, defaults, and the shapes that follow.
+"""Nodes of ONNX files: attributes, defaults and shape inference.
+
+Attributes become plain values; defaults and the rules for shapes come from the operator set.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ OPERATOR_SETS = range(7, 27)
 _BY_CHANCE = frozenset(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial".split()
 )
-"""Operations whose results are others at every run. All others of constants alone are worked out
-by ONNX's reference.
+"""Operations whose results are random. All others, on constants alone, are evaluated by ONNX's
+reference.
 """
 
 _HALVES = (torch.float16, torch.bfloat16)
-_KNOWN_NUMBERS = 256  # of a constant that may be a shape, an index or a scale
+_KNOWN_NUMBERS = 256  # most elements of a constant that may be a shape, an index or a scale
 _TYPES = {
     torch.float32: 1,
     torch.float64: 1,
@@ -44,8 +45,10 @@ _TYPES = {
 
 
 def operator_set(model: Any, path: Path) -> int:
-    """Return the version of the standard operators that a file is written in, or raise
-    `UnsupportedOp` where it is not one that is read.
+    """Return the version of the standard operators that a file uses.
+
+    Raises `UnsupportedOp` where it is not one that is read, `BadInput` where there is not exactly
+    one.
     """
     from onnx import defs
 
@@ -67,8 +70,10 @@ def operator_set(model: Any, path: Path) -> int:
 
 
 def line(node: Any, place: int, version: int, free: bool, path: Path) -> Line:
-    """Return one operation with everything that it says; raises `UnsupportedOp` for what the
-    operator set does not know.
+    """Return one operation with its attributes, defaults and shape rule.
+
+    Raises `UnsupportedOp` for what the operator set does not know, `BadModel` where the node does
+    not fit its operation.
     """
     where = f"{path.name}, node {node.name or place} ({node.op_type})"
     if node.domain not in ("", "ai.onnx"):
@@ -104,7 +109,7 @@ def line(node: Any, place: int, version: int, free: bool, path: Path) -> Line:
 
 
 def tensor(proto: Any, path: Path) -> Tensor:
-    """Return the numbers of a file, half precision as float32."""
+    """Return a tensor of a file; half precision becomes float32."""
     from onnx import numpy_helper
 
     try:
@@ -119,6 +124,7 @@ def tensor(proto: Any, path: Path) -> Tensor:
 
 
 def _schema(kind: str, version: int, where: str) -> Any:
+    """Return the definition of an operation in an operator set."""
     from onnx import defs
 
     try:
@@ -131,8 +137,9 @@ def _schema(kind: str, version: int, where: str) -> Any:
 
 
 def _check_counts(node: Any, schema: Any, where: str) -> None:
-    """Are there as many inputs and outputs as the operation has, none of the necessary ones left
-    out?
+    """Raise `BadModel` for too few or too many inputs or outputs.
+
+    An input that is necessary and left out is refused as well.
     """
     optional = {i for i, given in enumerate(schema.inputs) if given.option.name == "Optional"}
     missing = [i for i, name in enumerate(node.input) if not name and i not in optional]
@@ -173,7 +180,7 @@ def _attribute(attribute: Any, schema: Any, where: str, path: Path) -> Any:
 
 
 def _plain(attribute: Any) -> Any:
-    """Return numbers, text and lists of them as Python's own; None for anything else."""
+    """Return numbers, text and lists of them as Python's own; else None."""
     from onnx import AttributeProto, helper
 
     plain = (
@@ -197,8 +204,9 @@ def _plain(attribute: Any) -> Any:
 
 
 def _foresight(node: Any, schema: Any, version: int) -> Foresight:
-    """Return the rule by which the operator set works out the shapes of the results before anything
-    is computed.
+    """Return the rule that infers the shapes of the results.
+
+    It is the operator set's own, applied before anything is computed.
     """
     from onnx import helper, numpy_helper, shape_inference
 
@@ -227,7 +235,7 @@ def _foresight(node: Any, schema: Any, version: int) -> Foresight:
 
 
 def _folding(node: Any, version: int) -> Callable[[Sequence[Tensor | None]], tuple[Tensor, ...]]:
-    """Return the operation on constants, as ONNX's reference works it out."""
+    """Return the operation on constants, evaluated by ONNX's reference."""
     from onnx import ValueInfoProto, helper
     from onnx.reference import ReferenceEvaluator
 
@@ -254,6 +262,7 @@ def _folding(node: Any, version: int) -> Callable[[Sequence[Tensor | None]], tup
 
 
 def _shape(kind: Any) -> Shape | None:
+    """Return the shape of an inferred type, or None where it is not known."""
     if kind is None or not kind.tensor_type.HasField("shape"):
         return None
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.tensor_type.shape.dim]

@@ -1,5 +1,6 @@
-"""What does somebody else's program answer to an ONNX file? onnxruntime where it is installed and
-knows the operations, else ONNX's reference.
+"""Independent execution of an ONNX file.
+
+By onnxruntime where it is installed and knows the operations, else by ONNX's reference.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ Run = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(eq=False)
 class Execution:
-    """Runs the network of a file by a program that shares nothing with the reading of it: `data`
-    in, points one at a time.
+    """Runs the network of a file by a program independent of this package.
 
-    The program is started by the first call. Copies of a network share it.
+    That program shares nothing with the code here that reads the file. It gets the bytes `data`,
+    and points one at a time. It is started by the first call; copies of a network share it.
     """
 
     data: bytes = field(repr=False)
@@ -35,8 +36,10 @@ class Execution:
     _run: Run | None = field(default=None, repr=False)
 
     def __call__(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the outputs (M, K) of inputs (M, *shape), the shape that the file says, with 1 for
-        its batch; raises `BadModel` where nobody can run it.
+        """Return the outputs (M, K) of inputs (M, *shape).
+
+        The shape is that of the file, with 1 for its batch. Raises `BadModel` where no program can
+        run it.
         """
         points = x.astype(self.dtype)
         if self._run is None:
@@ -44,8 +47,9 @@ class Execution:
         return np.stack([self._run(point).reshape(-1) for point in points]).astype(np.float64)
 
     def edited(self, net: nn.Module) -> bool:
-        """Have weights of the network been changed since it was read? Then it is no longer that of
-        the file.
+        """Return whether the network's weights were changed since it was read.
+
+        Then it is no longer the network of the file.
         """
         now, then = net.state_dict(), self.again().state_dict()
         return now.keys() != then.keys() or any(
@@ -59,13 +63,14 @@ class Execution:
         return {**self.__dict__, "_run": None}
 
     def _started(self, point: NDArray[Any]) -> Run:
+        """Return the first program that runs a point, or raise `BadModel`."""
         reasons = []
         for make in (self._by_onnxruntime, self._by_the_reference):
             try:
                 run = make()
                 with np.errstate(all="ignore"):
                     run(point)
-            except Exception as error:  # whatever a foreign program raises: the next one is asked
+            except Exception as error:  # it may raise anything: the next one is tried
                 reasons.append(
                     f"{make.__name__.removeprefix('_by_').replace('_', ' ')}: {first_line(error)}"
                 )
@@ -78,12 +83,13 @@ class Execution:
         )
 
     def _by_onnxruntime(self) -> Run:
+        """Return a run by onnxruntime: one thread, no graph optimisations."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # each operation as it stands there
+        # every operation runs as the file has it
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(
             self.data, options, providers=["CPUExecutionProvider"]
@@ -91,6 +97,7 @@ class Execution:
         return lambda point: np.asarray(session.run([self.output], {self.input: point})[0])
 
     def _by_the_reference(self) -> Run:
+        """Return a run by ONNX's reference evaluator."""
         import onnx
         from onnx.reference import ReferenceEvaluator
 

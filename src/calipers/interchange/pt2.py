@@ -1,11 +1,10 @@
-"""What stands in a .pt2 archive? The program's JSON and raw tensors, read by ourselves: nothing is
-unpickled, compiled or evaluated.
+"""Safe reading of .pt2 archives: the program's JSON and raw tensors.
 
-torch.export.load unpickles sample inputs and marked weights, evaluates symbolic expressions and
-guards, and writes names into code; whoever wrote the file could run any code that way. Here the
-archive of torch.export.save (2.9 or later) is opened as a zip file, tensors are taken from their
-raw bytes, and the graph becomes a list of known operations (`exported.py`). Sample inputs, metadata
-and guards are not looked at.
+Nothing is unpickled, compiled or evaluated. torch.export.load unpickles sample inputs and marked
+weights, evaluates symbolic expressions and guards, and writes names into code: whoever wrote the
+file could run any code that way. Here the archive of torch.export.save (2.9 or later) is opened as
+a zip file, tensors are taken from their raw bytes, and the graph becomes a list of known operations
+(`exported.py`). Sample inputs, metadata and guards are not looked at.
 """
 
 from __future__ import annotations
@@ -27,12 +26,13 @@ from calipers.interchange.pt2_graph import DTYPES, program_of
 _AGAIN = "Write it again with torch.export.save(program, path), torch 2.9 or later."
 _SCHEMA = 8  # major version of the program's JSON
 _PICKLED = "is stored as a pickle, and unpickling a file runs its author's code: it is not read"
-_ROOM = 2**24  # elements that a tensor may have beyond those of its bytes, as an expanded one has
+_ROOM = 2**24  # elements that a tensor may have beyond its stored bytes, as expanded ones do
 
 
 def load_exported(path: Path) -> Exported:
-    """Return the program of a .pt2 file as a module that carries its weights; raises `BadInput` for
-    anything that is not read in full.
+    """Return the program of a .pt2 file as a module with its weights.
+
+    Raises `BadInput` for anything that is not read in full.
     """
     try:
         with Archive(path) as archive:
@@ -54,6 +54,7 @@ def load_exported(path: Path) -> Exported:
 
 
 def _read(archive: Archive) -> Exported:
+    """Return the program in an archive."""
     root = _root(archive)
     names = [
         name.removeprefix(f"{root}models/").removesuffix(".json")
@@ -79,7 +80,7 @@ def _read(archive: Archive) -> Exported:
 
 
 def _root(archive: Archive) -> str:
-    """Return the folder that all members lie in, of an archive whose layout is known."""
+    """Return the folder of all members, after checking the archive's layout."""
     if "serialized_exported_program.json" in archive.names:
         raise BadInput(
             f"{archive.path} is in torch's older format, whose weights are pickles. {_AGAIN}"
@@ -125,7 +126,10 @@ def _tensors(archive: Archive, folder: str, model: str, kind: str) -> dict[str, 
 
 
 def _tensor(archive: Archive, member: str, facts: dict[str, Any], where: str) -> Tensor:
-    """Return a tensor over the raw bytes of a member, which have to hold all of it."""
+    """Return a tensor over the raw bytes of a member.
+
+    Raises `BadInput` where these do not hold all of it.
+    """
     whole: Callable[[Any], int] = lambda size: _whole(size, where)  # noqa: E731
     sizes, strides, offset = (
         [*map(whole, facts["sizes"])],
@@ -156,6 +160,7 @@ def _tensor(archive: Archive, member: str, facts: dict[str, Any], where: str) ->
 
 
 def _whole(size: dict[str, Any], where: str) -> int:
+    """Return a size as an integer, or raise `BadInput`."""
     if type(size.get("as_int")) is not int or not 0 <= size["as_int"] < 2**40:
         raise BadInput(f"{where} has the size {size}, which is no number of elements")
     return int(size["as_int"])

@@ -1,8 +1,9 @@
-"""Which operations may an exported program ask for? Its JSON is read into a list of known ones.
+"""The graph of an exported program, read into a list of known operations.
 
-Only names are taken from the file, never code: operations of `aten` whose arguments are tensors and
-numbers, sums and products of sizes, and regions with gradients or autocast switched. Every
-operation is looked up, and every name has to be made before it is used, when the program is read.
+Only names are taken from the file's JSON, never code: operations of `aten` whose arguments are
+tensors and numbers, sums and products of sizes, and regions with gradients or autocast turned on or
+off. When the program is read, every operation is looked up, and every name has to be made before it
+is used.
 """
 
 from __future__ import annotations
@@ -54,15 +55,17 @@ _TABLES: dict[str, dict[Any, Any]] = {
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    """Return a power of a size, not of millions of digits."""
+    """Return a power of a size; refuse exponents that make huge numbers."""
     if isinstance(exponent, int) and abs(exponent) > 64:
         raise BadInput(f"a size to the power of {exponent} is out of all bounds")
     return base**exponent
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """Return g v / |v|, one norm for each place along dim (-1: one for all); torch itself reads
-    past the end of a g that is too short.
+    """Return g v / |v|, with one norm for each index along dim.
+
+    With dim -1 there is one norm for all. Sizes that do not fit are refused here, since torch
+    itself reads past the end of a g that is too short.
     """
     fits = dim == -1 and g.numel() == 1
     if 0 <= dim < v.dim():
@@ -117,7 +120,7 @@ _PLAIN = {
     "complex",
     "SymBool",
 }
-_INTERNAL = {  # of the operations that begin with _, those that exported networks are made of
+_INTERNAL = {  # operations beginning with _ that exported networks use
     *(
         "_to_copy",
         "_softmax",
@@ -135,9 +138,9 @@ _INTERNAL = {  # of the operations that begin with _, those that exported networ
     *("_assert_scalar", "_assert_async", "_weight_norm", "_cdist_forward"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_conj", "_pad_circular"),
 }
-# compares types with those of the export; ours follow the module
+# compares dtypes with those of the export; here they follow the module
 _TRACED = "torch.ops.aten._assert_tensor_metadata.default"
-# return nothing
+# operations that return nothing and are allowed
 _SILENT = {
     "_assert_scalar",
     "_assert_async",
@@ -157,9 +160,9 @@ _REFUSED = {
     "record_stream",
     "manual_seed",
 }
-# of which torch reads past the end on odd sizes
+# operations for which torch reads past the end on odd sizes
 _UNSAFE = re.compile(r"quantize|fbgemm|mkldnn|miopen|mps|embedding_bag|backward|_unsafe_(?!view)")
-_LARGEST = 2**28  # numbers that one operation may be told to make for a point
+_LARGEST = 2**28  # most numbers that one operation may make for a point
 _TRAINED = {
     "batch_norm",
     "dropout",
@@ -173,8 +176,9 @@ _TRAINED = {
 
 
 def program_of(told: dict[str, Any], source: str) -> Program:
-    """Return the program of a parsed file; raises `BadInput` where it asks for anything that stands
-    not in this module's first lines.
+    """Return the program of a parsed file.
+
+    Raises `BadInput` where it asks for anything but the operations named at the top of this module.
     """
     graph, signature = told["graph_module"]["graph"], told["graph_module"]["signature"]
     argument, held = _inputs(signature, source)
@@ -208,8 +212,9 @@ def program_of(told: dict[str, Any], source: str) -> Program:
 
 
 def _inputs(signature: dict[str, Any], source: str) -> tuple[str, dict[str, Any]]:
-    """Return the argument's name, and where every other input comes from: the list and name of a
-    tensor, or a constant.
+    """Return the argument's name, and where every other input comes from.
+
+    That is the list and the name of a tensor, or a constant.
     """
     held, arguments = dict[str, Any](), list[str]()
     for spec in signature["input_specs"]:
@@ -239,15 +244,16 @@ def _inputs(signature: dict[str, Any], source: str) -> tuple[str, dict[str, Any]
 
 
 def _symbol(text: str) -> str:
-    """Return the name of a free size; an expression stands for itself and is never evaluated."""
+    """Return the name of a free size.
+
+    An expression stands for itself and is never evaluated.
+    """
     found = re.fullmatch(r"Symbol\('(\w+)'.*\)|(\w+)", text)
     return text if found is None else str(found[1] or found[2])
 
 
 def _computed(part: Any) -> Any:
-    """Return a graph without what it does not compute with: where each operation stood in the
-    source.
-    """
+    """Return a graph without its metadata, such as positions in the source."""
     if isinstance(part, dict):
         return {name: _computed(value) for name, value in part.items() if name != "metadata"}
     return [_computed(value) for value in part] if isinstance(part, list) else part
@@ -255,17 +261,21 @@ def _computed(part: Any) -> Any:
 
 @dataclass
 class _Reader:
-    """Reads graphs; `fixed` are the names of weights and buffers, which nothing may write to."""
+    """Reads graphs; `fixed` names weights and buffers, which stay unchanged.
+
+    An operation that writes to one of them is refused.
+    """
 
     source: str
     fixed: frozenset[str]
     known: set[str] = field(default_factory=set)
 
     def fail(self, what: str) -> BadInput:
+        """Return the error for this file."""
         return BadInput(f"{self.source}: {what}")
 
     def block(self, graph: dict[str, Any], fixed: frozenset[str] | None = None) -> Block:
-        """Return a graph's operations; one inside another sees only its own inputs."""
+        """Return a graph's operations; an inner graph sees only its own inputs."""
         inner = _Reader(self.source, self.fixed if fixed is None else fixed)
         inputs = tuple(name for one in graph["inputs"] for name in _names(self.result(one)))
         inner.known |= set(inputs)
@@ -281,6 +291,7 @@ class _Reader:
         return Block(inputs, tuple(calls), outputs, graph["is_single_tensor_return"] is True)
 
     def call(self, node: dict[str, Any]) -> Call:
+        """Return one node as a call, and note the names that it makes."""
         target, given = (
             str(node["target"]),
             [(str(one["name"]), one["arg"]) for one in node["inputs"]],
@@ -307,7 +318,7 @@ class _Reader:
         return made
 
     def switched(self, target: str, given: list[dict[str, Any]], results: tuple[Any, ...]) -> Call:
-        """Return a region that runs with gradients or autocast switched."""
+        """Return a region that runs with gradients or autocast turned on or off."""
         place = 1 if target == GRAD else 4
         if len(given) <= place or "as_graph" not in given[place]:
             raise self.fail(f"{target} holds no graph where one is expected; the file is damaged")
@@ -323,7 +334,7 @@ class _Reader:
         return Call(target, None, tuple(inputs), {}, results, not block.single, block)
 
     def operation(self, target: str, given: dict[str, Any], results: tuple[Any, ...]) -> Call:
-        """Return a call of an operation of aten, its arguments sorted as its schema has them."""
+        """Return a call of an aten operation, arguments in its schema's order."""
         run, base = self.looked_up(target)
         arguments, named, rest = list[Any](), dict[str, Any](), dict(given)
         for one in run._schema.arguments:
@@ -373,8 +384,9 @@ class _Reader:
         )
 
     def looked_up(self, target: str) -> tuple[Any, str]:
-        """Return an operation of aten that computes tensors and numbers from tensors and numbers,
-        and its plain name.
+        """Return an operation of aten and its plain name.
+
+        Only operations that compute tensors and numbers from tensors and numbers are allowed.
         """
         found = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
         base = found[1] if found else ""
@@ -407,8 +419,9 @@ class _Reader:
         return run, base
 
     def argument(self, one: dict[str, Any]) -> Any:
-        """Return what an argument is: a value by name, a number, text, type, place, or a list of
-        them.
+        """Return an argument: a reference, a plain value, or a list of them.
+
+        Plain values are numbers, text, dtypes and devices.
         """
         ((kind, value),) = one.items()
         if kind in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool", "as_optional_tensor"):
@@ -428,7 +441,7 @@ class _Reader:
                 raise self.fail(f"{kind} {value!r} is not read")
             return _TABLES[kind][value]
         if kind == "as_device":
-            return torch.device("cpu")  # whatever the module is on when it runs
+            return torch.device("cpu")  # replaced by the device of the module when it runs
         plain = {"as_int": int, "as_float": float, "as_bool": bool, "as_string": str}
         if kind in plain and type(value) in (
             plain[kind],
@@ -442,7 +455,7 @@ class _Reader:
         raise self.fail(f"an argument of the kind {kind[:40]} is not read")
 
     def ref(self, one: dict[str, Any]) -> Any:
-        """Return a value by name; of lists in which numbers stand among names, the number."""
+        """Return a reference to a value; a number among references stays one."""
         ((kind, value),) = one.items()
         if kind in ("as_int", "as_float", "as_bool", "as_none", "as_tensor"):
             return self.argument(one)
@@ -451,8 +464,9 @@ class _Reader:
         return Ref(value)
 
     def result(self, one: dict[str, Any]) -> Any:
-        """Return the name of a result, None for one that has none, or a tuple of those of a
-        list.
+        """Return the name of a result.
+
+        None for one that has no name, and a tuple of names for a list.
         """
         ((kind, value),) = one.items()
         if kind in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"):

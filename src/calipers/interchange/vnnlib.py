@@ -1,9 +1,9 @@
 """Reading VNN-LIB files: boxes of unsafe inputs with their cases.
 
-Version 1 of the format: `declare-const` of X_i and Y_j, `assert` with and, or, not, <=, >=, <, >, =
-of linear terms, in exact arithmetic. Every expression is worked out when its bracket closes, so
-depth costs nothing. A formula is a disjunction of conjunctions of atoms. Files are long because
-they hold many bounds of single inputs: these are read in one stroke.
+Version 1 of the format is read: `declare-const` of X_i and Y_j, and `assert` with and, or, not, <=,
+>=, <, >, = of linear terms, in exact rational arithmetic. Every expression is evaluated when its
+bracket closes, so deep nesting costs nothing. A formula is a disjunction of conjunctions of atoms.
+Files are long because they hold many bounds on single inputs: each of these is one token.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _NUMBER = re.compile(_DIGITS)
 _NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
 _WORD = r"[^\s();|\"]+"
 _TOKEN = re.compile(
-    rf"\(\s*(<=|>=|<|>)\s+([XY]_\d+)\s+({_DIGITS})\s*\)"  # a plain bound, whole
+    rf"\(\s*(<=|>=|<|>)\s+([XY]_\d+)\s+({_DIGITS})\s*\)"  # a plain bound, as one token
     rf"|;[^\n]*|\|[^|]*\||\"[^\"]*\"|[()]|{_WORD}|\S"
 )
 _IGNORED = {"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"}
 _MOST_DIGITS = 1000
 _MOST_BITS = 2 * int(_MOST_DIGITS * 3.33)
 _MOST_CASES = 100_000
-_MOST_ATOMS = 10_000_000  # of all cases together
+_MOST_ATOMS = 10_000_000  # in all cases together
 _ONE, _MINUS_ONE = Fraction(1), Fraction(-1)
 
 Word = str | Term | Formula
@@ -51,9 +51,25 @@ Word = str | Term | Formula
 
 
 def load_vnnlib(source: str | Path) -> Property:
-    """Return what a .vnnlib or .vnnlib.gz file asks.
+    """Return the property in a VNN-LIB file.
 
-    Raises `BadInput` with file and line for anything that is not read in full.
+    Args:
+        source: A .vnnlib or .vnnlib.gz file, version 1 of the format.
+
+    Returns:
+        The property: numbers of `inputs` and `outputs`, and a query for each box of unsafe inputs.
+
+    Raises:
+        BadInput: With file and line, for anything that is not read in full.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "safe.vnnlib"
+        >>> box = "(declare-const X_0 Real) (assert (>= X_0 0)) (assert (<= X_0 1))"
+        >>> _ = path.write_text(box + "(declare-const Y_0 Real) (assert (>= Y_0 2))")
+        >>> found = load_vnnlib(path)
+        >>> found.inputs, found.outputs, len(found.queries)
+        (1, 1, 1)
     """
     path = existing(source, "a property")
     try:
@@ -67,7 +83,7 @@ def load_vnnlib(source: str | Path) -> Property:
 
 
 def parse_vnnlib(text: str, name: str = "the property") -> Property:
-    """Return what the text asks."""
+    """Return the property that a text describes; `name` is for messages."""
     reader = _Reader(name, text)
     with _uncollected():
         for found in _TOKEN.finditer(text):
@@ -81,7 +97,7 @@ def parse_vnnlib(text: str, name: str = "the property") -> Property:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Make many small objects without looking for circles of them."""
+    """Turn off garbage collection while many small objects are made."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -93,7 +109,7 @@ def _uncollected() -> Iterator[None]:
 
 @dataclass
 class _Reader:
-    """Holds the open brackets, what is declared, and what is asserted."""
+    """Holds the open brackets, the declarations and the assertions."""
 
     name: str
     text: str
@@ -106,9 +122,11 @@ class _Reader:
     atoms: int = 0
 
     def fail(self, why: str) -> BadInput:
+        """Return the error for the current line."""
         return BadInput(f"{self.name}, line {self.line(self.place)}: {why}")
 
     def line(self, place: int) -> int:
+        """Return the number of the line that a place in the text is in."""
         return self.text.count("\n", 0, place) + 1
 
     def take(self, token: str) -> None:
@@ -129,7 +147,7 @@ class _Reader:
             self.stack[-1].append(token)
 
     def bound(self, sign: str, name: str, number: str) -> None:
-        """Read a comparison of a variable with a number, brackets and all."""
+        """Read a comparison of a variable with a number, a single token."""
         if not self.stack:
             self.command([sign])
         end = self.numbers.get(number)
@@ -144,12 +162,14 @@ class _Reader:
         self.stack[-1].append(((Atom(term if end else {name: term[name]}, strict),),))
 
     def close(self, words: list[Word]) -> None:
+        """Evaluate the bracket that closes."""
         if self.stack:
             self.stack[-1].append(self.expression(words))
         else:
             self.command(words)
 
     def command(self, words: list[Word]) -> None:
+        """Carry out a command, an outermost bracket."""
         head = words[0] if words and isinstance(words[0], str) else "(...)"
         if head in ("declare-const", "declare-fun"):
             self.declare(words)
@@ -168,6 +188,7 @@ class _Reader:
             )
 
     def declare(self, words: list[Word]) -> None:
+        """Declare an input or an output."""
         plain = [word for word in words[1:] if word != ()]
         if len(plain) != 2 or not isinstance(plain[0], str) or plain[1] != "Real":
             raise self.fail("a declaration reads (declare-const X_0 Real)")
@@ -180,7 +201,7 @@ class _Reader:
         self.declared.add(plain[0])
 
     def expression(self, words: list[Word]) -> Word:
-        """Return the worth of a bracket inside another one."""
+        """Return the value of a bracket inside another one."""
         if not words:
             return ()
         head, rest = words[0], words[1:]
@@ -208,11 +229,18 @@ class _Reader:
         )
 
     def negation(self, formula: Formula) -> Formula:
-        """Return every choice of one negated atom of each conjunction."""
+        """Return the negation of a formula.
+
+        It is every choice of one negated atom of each conjunction.
+        """
         return self.conjunction([tuple((negated(a),) for a in case) for case in formula])
 
     def conjunction(self, formulas: Sequence[Formula]) -> Formula:
-        """Return every choice of one conjunction from each formula."""
+        """Return the conjunction of formulas.
+
+        It is every choice of one conjunction from each formula. Raises `BadInput` for too many
+        cases.
+        """
         plain = tuple(itertools.chain.from_iterable(f[0] for f in formulas if len(f) == 1))
         choices, count = [f for f in formulas if len(f) != 1], 1
         for formula in choices:
@@ -228,6 +256,7 @@ class _Reader:
         )
 
     def comparison(self, sign: str, terms: list[Term]) -> Formula:
+        """Return the formula of a comparison of two terms."""
         if len(terms) != 2:
             raise self.fail(f"({sign} ...) compares two terms, got {len(terms)}")
         term, strict = self.combined(terms, (1, -1)), len(sign) == 1 and sign != "="
@@ -235,6 +264,7 @@ class _Reader:
         return ((below, above),) if sign == "=" else ((below if sign[0] == "<" else above,),)
 
     def arithmetic(self, sign: str, terms: list[Term]) -> Term:
+        """Return the value of a sum, difference, product or quotient of terms."""
         if not terms:
             raise self.fail(f"({sign}) adds nothing up")
         if sign in "+-":
@@ -252,7 +282,7 @@ class _Reader:
         return total
 
     def combined(self, terms: Sequence[Term], signs: Sequence[int]) -> Term:
-        """Return the sum of terms by their signs, without what cancels."""
+        """Return the sum of terms with these signs, without what cancels."""
         total: Term = {}
         for term, sign in zip(terms, signs, strict=True):
             for name, c in term.items():
@@ -261,7 +291,7 @@ class _Reader:
         return {name: c for name, c in total.items() if c}
 
     def check_size(self, term: Term) -> None:
-        """Raise `BadInput` where numbers grow without end."""
+        """Raise `BadInput` for numbers of too many digits."""
         if any(
             max(c.numerator.bit_length(), c.denominator.bit_length()) > _MOST_BITS
             for c in term.values()
@@ -269,11 +299,13 @@ class _Reader:
             raise self.fail(f"a number of more than {_MOST_DIGITS} digits")
 
     def formula(self, word: Word) -> Formula:
+        """Return what has to be a formula, or raise `BadInput`."""
         if isinstance(word, tuple) and word:
             return word
         raise self.fail("a formula is expected here: and, or, <=, >= or =")
 
     def term(self, word: Word) -> Term:
+        """Return what has to be a term, or raise `BadInput`."""
         if isinstance(word, dict):
             return word
         if not isinstance(word, str):
@@ -312,6 +344,7 @@ class _Reader:
         return sort(inputs, outputs, self.name, tuple(common), cases)
 
     def count(self, letter: str) -> int:
+        """Return the number of inputs (X) or outputs (Y), numbered without gaps."""
         numbers = sorted(int(name[2:]) for name in self.declared if name.startswith(letter))
         what = {"X": "inputs", "Y": "outputs"}[letter]
         if not numbers or numbers != list(range(len(numbers))):

@@ -1,4 +1,4 @@
-"""The cases of a VNN-LIB property, sorted by the boxes of their inputs."""
+"""The cases of a VNN-LIB property, grouped by the boxes of their inputs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Term = dict[str, Fraction]
 
 
 class Atom(NamedTuple):
-    """A linear term is <= 0, or < 0 where `strict`."""
+    """The statement that a linear term is <= 0, or < 0 where `strict`."""
 
     term: Term
     strict: bool = False
 
 
 class InputBound(NamedTuple):
-    """An input is at most (`upper`) or at least a number.
+    """A bound on one input: at most (`upper`) or at least a number.
 
-    Without that number itself where `strict`.
+    The number itself is excluded where `strict`.
     """
 
     input: int
@@ -34,15 +34,20 @@ class InputBound(NamedTuple):
 
 
 Formula = tuple[tuple[Atom | InputBound, ...], ...]
-"""One of these conjunctions holds."""
+"""A disjunction of conjunctions."""
 
 
 @dataclass(frozen=True)
 class Property:
-    """What a file asks: sizes, and a query for each box.
+    """What a VNN-LIB file asks, with a query for each box of inputs.
 
-    No query: nothing is unsafe; `notes` say why cases were dropped. `echoed`: inputs that are tied
-    to others or to outputs. The queries take them for further outputs, behind the file's own.
+    Args:
+        inputs: Number of inputs.
+        outputs: Number of outputs.
+        queries: One for each box; if there are none, nothing is unsafe.
+        notes: Why cases were dropped.
+        echoed: Inputs that are compared with others or with outputs. The queries take them as
+            further outputs, after the file's own.
     """
 
     inputs: int
@@ -53,7 +58,7 @@ class Property:
 
 
 def atom(term: Term, strict: bool) -> Atom | InputBound:
-    """Return what a term <= 0 (or < 0) says, maybe a bound of an input."""
+    """Return a term <= 0 (or < 0), as a bound where only one input is in it."""
     names = [name for name in term if name]
     if len(names) != 1 or names[0][0] != "X":
         return Atom(term, strict)
@@ -62,7 +67,7 @@ def atom(term: Term, strict: bool) -> Atom | InputBound:
 
 
 def negated(one: Atom | InputBound) -> Atom | InputBound:
-    """Return the opposite."""
+    """Return the negation of an atom."""
     if isinstance(one, InputBound):
         return InputBound(one.input, not one.upper, one.end, not one.strict)
     return Atom({name: -c for name, c in one.term.items()}, not one.strict)
@@ -71,7 +76,7 @@ def negated(one: Atom | InputBound) -> Atom | InputBound:
 def sort(
     inputs: int, outputs: int, name: str, common: tuple[Atom | InputBound, ...], cases: Formula
 ) -> Property:
-    """Return the property of these cases and of what is common to all.
+    """Return the property of these cases, and of what all of them share.
 
     Raises `BadInput` where an input has no bounds.
     """
@@ -87,18 +92,18 @@ def sort(
 
 
 Box = tuple[tuple[Fraction, ...], tuple[Fraction, ...], frozenset[tuple[int, bool]]]
-"""The ends of all inputs, and which of them do not belong to the box: (input, upper)."""
+"""The bounds of all inputs, lower and upper, and which of them are excluded: (input, upper)."""
 
 
 class _Ends(NamedTuple):
-    """The tightest bounds found of each input, and which are strict."""
+    """The tightest bounds found for each input, and which are strict."""
 
     low: dict[int, Fraction]
     high: dict[int, Fraction]
     open: set[tuple[int, bool]]
 
     def narrowed(self, bounds: Sequence[InputBound]) -> _Ends:
-        """Return the ends with some bounds among them."""
+        """Return the bounds tightened by some more."""
         low, high, strict = dict(self.low), dict(self.high), set(self.open)
         for i, upper, end, without in bounds:
             side = high if upper else low
@@ -115,9 +120,9 @@ class _Ends(NamedTuple):
 
 @dataclass
 class _Sorter:
-    """Sorts cases by their boxes.
+    """Groups cases by their boxes.
 
-    What is `common` to all of them is looked at once: properties have thousands of such bounds, and
+    What is `common` to all of them is handled once: properties have thousands of such bounds, and
     hundreds of cases.
     """
 
@@ -137,7 +142,7 @@ class _Sorter:
         ends = _Ends({}, {}, set()).narrowed(bounds)
         rows, hopeless = self.rows(atoms), any(map(_impossible, atoms))
         usual: tuple[Box | None, list[tuple[Inequality, ...]]] | None = (
-            None  # of cases without bounds of their own
+            None  # for cases without bounds of their own
         )
         for place, case in enumerate(cases):
             own, atoms = _told_apart(case)
@@ -167,7 +172,7 @@ class _Sorter:
         return Property(self.inputs, self.outputs, queries, tuple(self.notes), self.echoed)
 
     def box(self, ends: _Ends, place: int) -> Box | None:
-        """Return a case's box; none, and a note, where it is empty."""
+        """Return a case's box; None, and a note, where it is empty."""
         low, high, strict = ends
         for i in range(self.inputs) if min(len(low), len(high)) < self.inputs else ():
             if i not in low or i not in high:
@@ -189,9 +194,9 @@ class _Sorter:
         )
 
     def rows(self, atoms: Sequence[Atom]) -> list[Inequality]:
-        """Return what atoms ask of the outputs.
+        """Return what atoms require of the outputs.
 
-        Equal ones are one object: cases that multiply hold the same few again and again.
+        Equal rows are one object, since cases that multiply out hold the same few again and again.
         """
         found = []
         for one in atoms:
@@ -204,19 +209,19 @@ class _Sorter:
         return found
 
     def inequality(self, one: Atom) -> Inequality:
-        """Return an atom as a row of the outputs, tied inputs behind them."""
+        """Return an atom as a row over the outputs, followed by echoed inputs."""
         places = {f"X_{i}": self.outputs + k for k, i in enumerate(self.echoed)}
         terms = sorted((places.get(n) or int(n[2:]), c) for n, c in one.term.items() if n)
         return Inequality(tuple(terms), one.term.get("", Fraction(0)), one.strict)
 
 
 def _hashable(box: Box) -> object:
-    """Return the same numbers in a form that is hashed quickly."""
+    """Return the same box in a form that is hashed quickly."""
     return tuple(q.as_integer_ratio() for end in box[:2] for q in end), box[2]
 
 
 def _told_apart(case: Sequence[Atom | InputBound]) -> tuple[list[InputBound], list[Atom]]:
-    """Return the bounds of inputs, and all else."""
+    """Return the bounds of inputs, and everything else."""
     bounds: list[InputBound] = []
     atoms: list[Atom] = []
     for one in case:
@@ -228,6 +233,7 @@ def _told_apart(case: Sequence[Atom | InputBound]) -> tuple[list[InputBound], li
 
 
 def _impossible(one: Atom) -> bool:
+    """Return whether an atom without variables is false."""
     if any(one.term):
         return False
     constant = one.term.get("", 0)
