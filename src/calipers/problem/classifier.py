@@ -42,8 +42,7 @@ from calipers.problem.widening import widened
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 # points and bytes of one call at most: all points at once may not fit into memory
 _ROWS, _BYTES = 256, 2**26
-# points of a batch of unusual size, which no cache of a model has seen; features of a point up to
-# which it is used
+# points of a batch of unusual size, unknown to caches; features of a point up to which it is used
 _UNUSUAL, _SMALL = 13, 20_000
 
 
@@ -160,18 +159,12 @@ class Classifier:
 
     @property
     def in_half(self) -> bool:
-        """Whether the model computes in half precision.
-
-        It is then searched through a copy in float32, whose outputs are only hints.
-        """
+        """Whether it is in half precision; its float32 copy gives only hints."""
         return isinstance(self._base, InHalf)
 
     @property
     def no_float64(self) -> str:
-        """Why there is no float64 copy of the model; empty where there is one.
-
-        Known once a copy was asked for.
-        """
+        """Why there is no float64 copy, once one was needed; else empty."""
         return "" if self._double is None else self._double[2]
 
     def _tensors(self) -> list[Tensor]:
@@ -217,10 +210,7 @@ class Classifier:
 
     @property
     def labels(self) -> Any:
-        """The names of the classes in the order of the outputs, or None.
-
-        None stands for 0, 1, 2, ...
-        """
+        """Names of the classes in the order of outputs; None for 0, 1, 2, ..."""
         if isinstance(self.module, Answers):
             return self.module.labels
         return getattr(self.module, "classes_", None)
@@ -247,8 +237,7 @@ class Classifier:
             self._notes["output"] = f"its output {output!r} is taken for the logits"
         z = answer if output is None else picked(answer, output)
         last = seen.before(z)
-        # A model that provides its own graph keeps its last layer: its outputs are read as
-        # probabilities.
+        # a model that provides its own graph keeps its last layer: its outputs are probabilities
         left_out = (
             last if classifies and not callable(getattr(self.module, "graph", None)) else None
         )
@@ -263,19 +252,13 @@ class Classifier:
         return logits
 
     def _read(self, output: str | int | None, without: bool) -> None:
-        """Take this output for the logits.
-
-        With `without`, the input of the softmax or sigmoid at its end.
-        """
+        """Take this output as logits; `without`: the input of its last layer."""
         self._chosen, self._without, self._double = output, without, None
         self._body = self._base if output is None else Chosen(self._base, output)
         self._body = without_last(self._body) if without else self._body
 
     def read_like(self, other: Classifier) -> None:
-        """Interpret the outputs as another classifier does, without a call.
-
-        The other one must be of a model with the same kinds of output.
-        """
+        """Interpret the outputs as another classifier does, without a call."""
         self._read(other._chosen, other._without)
         self._tail = other._tail
 
@@ -298,10 +281,7 @@ class Classifier:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on what was done to the model to obtain logits.
-
-        Complete once the model was called by `check`.
-        """
+        """Sentences on what `check` did to the model to obtain logits."""
         return (*([self.origin] if self.origin else []), *self._notes.values())
 
     def __repr__(self) -> str:
@@ -323,10 +303,7 @@ class Classifier:
         return f"Classifier({'; '.join(said)})"
 
     def _look_for_gradients(self, x: Tensor) -> None:
-        """Set `no_gradient` to why logits have no input gradient, or to "".
-
-        A model that fails where gradients are on is called without them.
-        """
+        """Set `no_gradient`, and whether the model fails with gradients on."""
         self.no_gradient, self._fails_with_gradients = "", False
         self.counter.forwards += len(x)
         try:
@@ -462,8 +439,7 @@ class Classifier:
         """Return the float64 copy, tested on two points when it is made."""
         if self._double is None or self._double[0] != self.state():
             made, reason = None, ""
-            # The default dtype is global to the process: it is changed only for models that need
-            # it.
+            # the default dtype is global to the process: it is changed only where necessary
             for self._makes, self._casts in ((False, False), (False, True), (True, True)):
                 try:
                     with self.frozen(), torch.no_grad():
@@ -517,17 +493,11 @@ class Classifier:
         return low if dtype in (None, self.dtype) else lambda x: low(x.to(dtype)).to(self.dtype)
 
     def digest(self) -> str:
-        """Return the digest that identifies what this model computes.
-
-        It names the model in a record; see identity.py.
-        """
+        """Return the digest that names this model in a record (identity.py)."""
         return self.identity().digest
 
     def identity(self) -> Identity:
-        """Return what this model computes, part by part.
-
-        Determined anew at every `check`, and whenever a weight has changed.
-        """
+        """Return the parts of the program, anew after `check` or new weights."""
         state = self.state()
         if self._identity is None or self._identity[0] != state:
             extra = {
@@ -543,10 +513,7 @@ class Classifier:
         return self._identity[1]
 
     def _call(self) -> None:
-        """Run the model on a batch of an unusual size.
-
-        Parts that count, cache or collect then change, and are recognised by that.
-        """
+        """Run a batch of unusual size, which changes counters and caches."""
         assert self._few is not None
         rows = self._few[:1].expand(
             _UNUSUAL if self._few[0].numel() <= _SMALL else 3, *self._few.shape[1:]
@@ -570,10 +537,7 @@ def in_training(module: nn.Module) -> list[str]:
 
 
 def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
-    """Return the network's outputs, computed in batches of bounded size.
-
-    So that memory does not grow with the number of points.
-    """
+    """Return the outputs, in batches so that memory stays bounded."""
     rows = max(1, min(_ROWS, _BYTES // max(1, x[:1].numel() * x.element_size())))
     z: Tensor = (
         network(x) if len(x) <= rows else torch.cat([network(part) for part in x.split(rows)])
