@@ -303,7 +303,7 @@ class _Search(Ways):
             worst, order = worst.sort(dim=1, stable=True)
             worst, order = worst[:, :width], order[:, :width]
             ways = ways.gather(1, order[:, :, None].expand(-1, -1, ways.shape[2]))
-        # all single switches have been tried
+        # all single substitutions have been tried
         rows = self._open_among(everyone[self.region.budget[everyone] > 1])
         for _ in range(self.k if width > 1 else 0):
             if not len(rows):

@@ -269,7 +269,7 @@ class Queue:
         assert self.all_best is not None and self.rivals is not None
         targets = self.recipe.targets
         scores = self.all_scores[points].view(len(points), -1, targets)
-        score, restart = scores.min(1)  # each rival's best restart
+        score, restart = scores.min(1)  # each class's best restart
         column = score.argsort(1)[:, :count]
         rank = restart.gather(1, column) * targets + column
         return self.rivals[points].gather(1, column), self.all_best[points[:, None], rank]
