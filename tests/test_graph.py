@@ -383,9 +383,14 @@ def test_stateful_models_are_refused() -> None:
         capture(Classifier(Stateful()), torch.rand(3, 4))
 
 
-def test_a_model_that_fixes_float32_is_refused() -> None:
-    with pytest.raises((CaptureError, UnsupportedOp)):
-        capture(Classifier(Middle(lambda x: x.float().to(x.dtype))), torch.rand(3, 4))
+def test_a_cast_to_float32_in_a_model_of_float32_changes_nothing() -> None:
+    x, casting = torch.rand(3, 4), Middle(lambda x: x.float().to(x.dtype))
+    plain = Middle(lambda x: x)
+    plain.load_state_dict(casting.state_dict())
+    found, expected = (
+        capture(Classifier(model), x).values(x.double())[-1] for model in (casting, plain)
+    )
+    assert torch.equal(found, expected)
 
 
 class Deaf(nn.Module):
