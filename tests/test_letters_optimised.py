@@ -307,7 +307,7 @@ def test_what_cannot_answer_says_so() -> None:
     with pytest.raises(BadInput, match="between two letters there is nothing"):
         next(iter(InputSplit()(problem)))
     for tool, words_ in (
-        (BranchAndBound(attack=APGD()), "takes no attack where letters"),
+        (BranchAndBound(attack=APGD()), "APGD searches the inside of a norm ball"),
         (CROWN(proofs=True), "proof files are about norm balls"),
     ):
         with pytest.raises(BadInput, match=words_):

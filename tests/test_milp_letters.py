@@ -640,7 +640,7 @@ def test_a_known_example_is_not_looked_for_again() -> None:
     run(problem, Plan("begun", (Stage(Replace(nearest=True), "attack"),)), ledger)
     upper = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())).upper
 
-    def spying(part: Problem) -> Any:
+    def spying(part: Problem, *, seed: int = 0) -> Any:
         asked.update(zip(part.names, part.threat.radii(len(part)).tolist(), strict=True))
         return iter(())
 

@@ -308,8 +308,8 @@ def test_a_resumed_run_still_holds_the_examples_themselves(
                 assert array is not None and not np.array_equal(array, clean[fact.point].array)
                 assert int(model(torch.as_tensor(array)[None]).argmax()) != clean[fact.point].label
 
-    def flags_only(self: Ledger, name: str, facts: Any) -> None:
-        true(self, name, [dataclasses.replace(f, array=None) for f in facts])
+    def flags_only(self: Ledger, name: str, facts: Any, *, run: int = 0) -> None:
+        true(self, name, [dataclasses.replace(f, array=None) for f in facts], run=run)
 
     check()
     true = Ledger.append

@@ -282,22 +282,29 @@ def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -
 
     Where none is named, it is the `usual` one for a ball and "categorical" for substitutions.
     Raises `BadInput` for a name that is not known, for a named plan that has no attack for the
-    threat, and for a `Plan` with a tool that does not fit it.
+    threat, and for a `Plan` with a tool that does not fit it, unless that stands in a family, whose
+    members are alternatives.
     """
     if plan is None:
         plan = "categorical" if isinstance(threat, Substitutions) else usual
     if isinstance(plan, Plan):
         for stage in plan.stages:
-            check_fit(stage.tool, threat)
-        return plan
-    chosen = plan_named(plan)
-    kept = tuple(stage for stage in chosen.stages if not misfit(stage.tool, threat))
-    if not any(stage.kind == "attack" for stage in kept):
+            if not stage.family:
+                check_fit(stage.tool, threat)
+        return _fitting(plan, threat)
+    chosen = _fitting(plan_named(plan), threat)
+    if not any(stage.kind == "attack" for stage in chosen.stages):
         raise BadInput(
             f"the plan {plan!r} holds no attack for {_told(threat)}: leave the plan out, or choose "
             f"one of {', '.join(name for name in PLANS if _answers(PLANS[name], threat))}"
         )
-    return chosen if len(kept) == len(chosen.stages) else dataclasses.replace(chosen, stages=kept)
+    return chosen
+
+
+def _fitting(plan: Plan, threat: Threat) -> Plan:
+    """Return the plan without the stages whose tools do not fit the threat."""
+    kept = tuple(stage for stage in plan.stages if not misfit(stage.tool, threat))
+    return plan if len(kept) == len(plan.stages) else dataclasses.replace(plan, stages=kept)
 
 
 def _answers(plan: Plan, threat: Threat) -> bool:

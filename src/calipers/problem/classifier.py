@@ -37,7 +37,7 @@ from calipers.problem.company import are_probabilities, in_company, is_probabili
 from calipers.problem.identity import Identity, identify
 from calipers.problem.innards import copied, loose, made_in, usable
 from calipers.problem.search_copy import search_copy
-from calipers.problem.widening import widened
+from calipers.problem.widening import widened, widening
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 # points and bytes of one call at most: all points at once may not fit into memory
@@ -426,8 +426,9 @@ class Classifier:
         Tensors that `forward` makes are float64, too, and for a float32 model also what it casts to
         float32. Raises what copying raises.
         """
-        with self.frozen(), made_in(torch.float64), widened(self.dtype == torch.float32):
-            yield copied(self.network, torch.float64)
+        with self.frozen(), made_in(torch.float64):
+            network = copied(self.network, torch.float64)
+            yield widening(network) if self.dtype == torch.float32 else network
 
     @contextlib.contextmanager
     def _doubled(self) -> Iterator[None]:

@@ -11,11 +11,12 @@ Such a copy is another network, and refused.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from calipers.errors import BadModel
@@ -51,6 +52,23 @@ class _Widening(TorchFunctionMode):
 def _wide(value: Any) -> Any:
     """Return float64 for float32, and anything else unchanged."""
     return torch.float64 if value is torch.float32 else value
+
+
+def widening(module: nn.Module) -> nn.Module:
+    """Return the module, whose calls alone turn casts to float32 into casts to float64.
+
+    Whoever holds the module casts as usual: a number is looked at in float32 to tell whether
+    float32 holds it.
+    """
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def wide(*args: Any, **kwargs: Any) -> Any:
+        with widened(True):
+            return forward(*args, **kwargs)
+
+    module.forward = wide
+    return module
 
 
 @contextlib.contextmanager
