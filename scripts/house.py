@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "calipers").rglob("*.py"))
 WIDE, SUMMARY = 100, 72
+ROOMS = ("attacks", "certificates", "geometry", "record")
 LATEST = 50  # commits: what is older cannot be mended any more
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -31,9 +32,9 @@ def trees() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text()) for path in SOURCES}
 
 
-def public_names() -> list[str]:
-    """Return the names that the package itself exports."""
-    tree = ast.parse((ROOT / "src" / "calipers" / "__init__.py").read_text())
+def public_names(room: str = "") -> list[str]:
+    """Return the names that the package itself exports, or one of its packages."""
+    tree = ast.parse((ROOT / "src" / "calipers" / room / "__init__.py").read_text())
     lists = (
         n.value
         for n in tree.body
@@ -73,11 +74,16 @@ def summaries(files: dict[Path, ast.Module]) -> list[str]:
 
 
 def exported(files: dict[Path, ast.Module]) -> dict[str, str]:
-    """Return the docstrings of the classes and functions that the package exports, by name."""
-    names, found = set(public_names()), dict[str, str]()
-    for tree in files.values():
+    """Return the docstrings of all public classes and functions, by name.
+
+    Exceptions are left out: they have no parameters, and raise nothing.
+    """
+    names, found = {n for room in ("", *ROOMS) for n in public_names(room)}, dict[str, str]()
+    for path, tree in files.items():
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name in names:
+                if path.name == "errors.py":
+                    continue
                 found.setdefault(node.name, ast.get_docstring(node) or "")
     return found
 

@@ -55,7 +55,7 @@ def _wide(value: Any) -> Any:
 
 
 def widening(module: nn.Module) -> nn.Module:
-    """Return the module, whose calls alone turn casts to float32 into casts to float64.
+    """Return the module; inside its calls casts to float32 go to float64.
 
     Whoever holds the module casts as usual: a number is looked at in float32 to tell whether
     float32 holds it.
