@@ -2,7 +2,8 @@
 """Make the environment, then do one thing in it. Standard library only; Linux and macOS.
 
     python3 dev.py measure [...]     measure the embedded default; the page lands in this folder
-    python3 dev.py test [...]        lints, type-checks and runs the fast tests; arguments: pytest
+    python3 dev.py test [...]        lints, type-checks, runs the examples of docstrings and the
+                                     fast tests; arguments: pytest alone
     python3 dev.py test-slow [...]   the slow reference tests; arguments: pytest
     python3 dev.py lint              ruff, mypy and import-linter alone
     python3 dev.py calipers ...      any calipers command line
@@ -33,6 +34,7 @@ UNFINISHED = "unfinished"
 RUFF = [("ruff check", ["ruff", "check", "."]), ("ruff format", ["ruff", "format", "--check", "."])]
 LINT = [*RUFF, ("mypy", ["mypy", "--strict"]), ("import-linter", ["lint-imports", "--no-logo"])]
 PYTEST = ["pytest", "-n", "2"]
+DOCTESTS = ("doctests", ["pytest", "-q", "--doctest-modules", "src/calipers"])
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +48,9 @@ def main(arguments: list[str]) -> int:
     if command == "calipers":
         return in_place_of_this("", ["calipers", *rest])
     if command == "test":
-        return all_of([*LINT, ("pytest", [*PYTEST, "--durations=5", "--durations-min=1", *rest])])
+        examples = [] if rest else [DOCTESTS]
+        tests = ("pytest", [*PYTEST, "--durations=5", "--durations-min=1", *rest])
+        return all_of([*LINT, *examples, tests])
     if command == "test-slow":
         return all_of(
             [("pytest", [*PYTEST, "-m", "slow", "--durations=0", "--durations-min=1", *rest])]
