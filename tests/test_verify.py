@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from calipers.errors import BadInput, Contradiction
 from calipers.instances import verify
 from calipers.interchange import load_instances, load_onnx, load_vnnlib
 from calipers.measurement.plan import Stage
-from calipers.measurement.verify import witness
+from calipers.measurement.verify import OutOfTimeError, limited, witness
 from calipers.presets import VERIFY
 from calipers.problem.problem import Problem
 from calipers.problem.tools import Attempt, Claim
@@ -402,3 +403,11 @@ def test_published_witnesses_are_witnesses() -> None:
         assert any(f is not None for f in found), name
         count += 1
     assert count >= 15
+
+
+def test_no_clock_is_set_where_no_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    # one that rings in a callback of the garbage collector would be lost
+    monkeypatch.setattr(signal, "setitimer", lambda *_: pytest.fail("a clock was set"))
+    for seconds in (0.0, -1.0):
+        with pytest.raises(OutOfTimeError), limited(seconds):
+            pytest.fail("something ran without any time")

@@ -459,9 +459,6 @@ class Attacked:
         backwards: Backward passes spent on each point (N,).
         notes: How model and data were read, where that is not obvious.
 
-    Raises:
-        Nothing: It only holds what `attack` found.
-
     Example:
         >>> import calipers
         >>> model, (x, y) = calipers.load("mnist-plain"), calipers.load_data(None, points=4)
@@ -573,9 +570,6 @@ class Certified:
             infinity where the tool's claim is not admitted.
         guarantee: What is proven, and in which arithmetic: "float64-checked" or "float32-executed".
         notes: How model and data were read, where that is not obvious.
-
-    Raises:
-        Nothing: It only holds what `certify` proved.
 
     Example:
         >>> import calipers

@@ -58,9 +58,6 @@ class Checked:
             checker that shares no code with the tools.
         left: A line for each claim, or group of claims, that could not be checked here, and why.
 
-    Raises:
-        Nothing: It only holds what `check` found.
-
     Example:
         >>> Checked(witnesses=3, certificates=2, failures=()).sound
         True

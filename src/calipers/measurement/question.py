@@ -138,8 +138,6 @@ def _threat_in_words(problem: Problem) -> dict[str, Any]:
             words["constraints"] = len(threat.constraints[1])
         if threat.grid is not None:
             words["grid"] = threat.grid
-        if threat.grid is not None:
-            words["grid"] = threat.grid
         return words
     numeric, reach = threat.numeric, None
     if numeric is not None:

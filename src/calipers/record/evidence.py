@@ -55,9 +55,6 @@ class Evidence:
     Returns:
         A frozen dataclass. `array`, `asked` and `run` do not count when facts are compared.
 
-    Raises:
-        Nothing: what may enter a record is decided by the referee (`measurement.referee`).
-
     Example:
         >>> from calipers.record.evidence import Evidence
         >>> fact = Evidence("a", "certificate", "CROWN()", 0.01, guarantee="float64-checked")
