@@ -97,7 +97,7 @@ def main() -> None:
                     other, long = measured(model, x, y, ball, SEARCHES)
                     line += f" | searching: {other} ({long / spent:.0f} x)"
                 print(line, flush=True)
-    network = common.network("mnist_wk17a") if options.kinks else None
+    network = common.network("mnist_wk17a") if options.breakpoints else None
     if network is not None:
         with np.load(common.DATA / "data" / "mnist_test_2k.npz") as arrays:
             x, y = (

@@ -22,17 +22,17 @@ import trained
 from crown import BATCHES, CASES, Case
 from torch import Tensor
 
-from calipers.bounds.confirm import confirmed
-from calipers.bounds.dual import Dual, Root
-from calipers.bounds.linear import relax
+from calipers.bounds.backward import relax
+from calipers.bounds.dual_bound import Dual, Root
+from calipers.bounds.float64_check import confirmed
+from calipers.bounds.intermediate import sharpening
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import CHECKED, SEARCH, plain_sums
-from calipers.bounds.sharpen import sharpening
-from calipers.certificates.alpha import ALPHA_STEP
+from calipers.certificates.alpha_crown import ALPHA_STEP
 from calipers.certificates.crown import batches
 from calipers.graph.capture import graph_of
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 
 def ours(problem: Problem, iterations: int) -> Tensor:

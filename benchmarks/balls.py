@@ -19,8 +19,8 @@ from torch import Tensor
 
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates.crown import CROWN, batches
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 # largest radii looked at, l2 and l1
 QUESTIONS = ("mnist_wk17a", 1.0, 10.0), ("mnist_fc_3layer", 1.0, 12.0), ("mnist-plain", 0.5, 5.0)

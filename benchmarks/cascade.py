@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import calipers
-from calipers.problem.ball import Ball
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 
 class Row(NamedTuple):

@@ -21,19 +21,19 @@ from common import DATA, right, start
 from torch import Tensor, nn
 
 import calipers
-from calipers.attacks.replace import Replace
+from calipers.attacks.substitution_search import SubstitutionSearch
 from calipers.certificates.crown import CROWN, IBP
-from calipers.certificates.enumerate import Enumeration
+from calipers.certificates.enumeration import Enumeration
 from calipers.problem.problem import Problem
-from calipers.problem.substitutions import Substitutions
-from calipers.problem.tools import Attack, Certifier
+from calipers.problem.protocols import Attack, Certifier
+from calipers.threats.substitutions import Substitutions
 
 _SEARCHES = (
-    Replace("exhaustive", limit=10**6),
-    Replace("gradient"),
-    Replace("greedy"),
-    Replace("beam"),
-    Replace(),
+    SubstitutionSearch("exhaustive", limit=10**6),
+    SubstitutionSearch("gradient"),
+    SubstitutionSearch("greedy"),
+    SubstitutionSearch("beam"),
+    SubstitutionSearch(),
 )
 
 

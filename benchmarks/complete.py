@@ -18,7 +18,7 @@ import calipers
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.measurement.plan import Plan
 from calipers.presets import plan_for
-from calipers.problem.ball import Ball
+from calipers.threats.ball import Ball
 
 RADII = {
     "mnist_wk17a": 0.1,

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic
 from calipers.certificates.crown import CROWN, batches
 from calipers.graph.capture import graph_of
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 BATCHES = (1, 10, 50)
 TRIAL_POINTS = 50

@@ -33,10 +33,10 @@ from calipers.attacks.ddn import DDN
 from calipers.attacks.deepfool import DeepFool
 from calipers.attacks.fmn import FMN
 from calipers.presets import plan_for, tool_from
-from calipers.problem.ball import Ball
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
+from calipers.threats.ball import Ball
 
 EXACT = (
     ("mnist_tiny_mlp20", "linf", 0.1, "tiny_mlp20_linf_exact.csv"),

@@ -29,11 +29,14 @@ from torch import Tensor
 
 from calipers.certificates.milp import MILP
 from calipers.presets import tool_from
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.ball import Ball
 
-ATTACK = "Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)))"
+ATTACK = (
+    "IterativeTightening(FMN(steps=50), "
+    "WarmStarted(APGD(steps=20, targets=9, successive_halving=True), RelaxationMinimizers(2)))"
+)
 OTHERS = ("mnist_fc_3layer", "mnist_rsl18a", "mnist_madry_tiny")
 ROOM = 1.001
 

@@ -42,21 +42,21 @@ import torch
 from torch import Tensor, nn
 
 import calipers
+from calipers.api.verify import listed
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN
-from calipers.certificates.proof import differs
+from calipers.certificates.proof_writer import differs
 from calipers.errors import BadInput, CalipersError
-from calipers.instances import listed
 from calipers.interchange import load, load_data, load_instances, load_vnnlib
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
 from calipers.record import checker
-from calipers.record.ledger import Ledger, making_sense
 from calipers.record.proofs import contents, sealed
+from calipers.record.record import Record, making_sense
 from calipers.report.render import render_html
 from calipers.report.text import render_text
+from calipers.threats.ball import Ball
 
 GOOD = ("read", "refused")
 # bytes above the start; CPU seconds, and seconds on the wall, of one file
@@ -607,7 +607,7 @@ class Proofs(Kind):
         self.problem = Problem.pose(Classifier(model), x, model(x).argmax(1), Ball("linf", 0.05))
         tools: tuple[Any, ...] = (
             CROWN(proofs=True),
-            BranchAndBound(seconds=2, steps=3, sharpen=2, proofs=True),
+            BranchAndBound(seconds=2, steps=3, intermediate=2, proofs=True),
         )
         claims = [
             claim for tool in tools for claim in tool(self.problem) if isinstance(claim, Claim)
@@ -730,7 +730,7 @@ class Records(Kind):
         return path.read_bytes()
 
     def read(self, path: Path) -> str:
-        with Ledger(path, read_only=True) as ledger, making_sense(ledger):
+        with Record(path, read_only=True) as ledger, making_sense(ledger):
             render_text(ledger)
             render_html(ledger, self.folder / "page.html")
         return "read"

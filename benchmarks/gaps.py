@@ -20,19 +20,20 @@ from torch import nn
 
 from calipers.geometry.regions import regions_of
 from calipers.presets import tool_from
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.ball import Ball
 
 CERTIFIERS = {
-    "intervals": "LargestRadius(IBP())",
-    "CROWN": "LargestRadius(CROWN())",
-    "alpha-CROWN": "LargestRadius(AlphaCROWN())",
+    "intervals": "CertifiedRadius(IBP())",
+    "CROWN": "CertifiedRadius(CROWN())",
+    "alpha-CROWN": "CertifiedRadius(AlphaCROWN())",
 }
 ATTACKS = {
     "FMN": "FMN(steps=50)",
-    "Closer": "Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), "
-    "Minimisers(2)))",
+    "IterativeTightening": "IterativeTightening(FMN(steps=50), "
+    "WarmStarted(APGD(steps=20, targets=9, successive_halving=True), "
+    "RelaxationMinimizers(2)))",
 }
 NORMS = ("linf", "l2", "l1")
 

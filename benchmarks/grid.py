@@ -42,23 +42,23 @@ import torch.export
 from torch import Tensor, nn
 
 import calipers
+from calipers.attacks.adaptive_restarts import AdaptiveRestarts
 from calipers.attacks.apgd import APGD
 from calipers.attacks.carlini_wagner import CarliniWagner
-from calipers.attacks.closer import Closer
 from calipers.attacks.ddn import DDN
-from calipers.attacks.descent import Descent
 from calipers.attacks.fab import FAB
 from calipers.attacks.fmn import FMN
-from calipers.attacks.guided import Guided
-from calipers.attacks.insist import Insist
-from calipers.attacks.momentum import Momentum
+from calipers.attacks.iterative_tightening import IterativeTightening
+from calipers.attacks.mi_fgsm import MIFGSM
+from calipers.attacks.multi_epsilon import MultiEpsilon
 from calipers.attacks.pgd import PGD
 from calipers.attacks.square import Square
-from calipers.certificates.guide import Minimisers
-from calipers.problem.ball import Ball
+from calipers.attacks.warm_start import WarmStarted
+from calipers.certificates.attack_starts import RelaxationMinimizers
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
+from calipers.threats.ball import Ball
 
 PUBLISHED = (
     "mnist_madry_tiny",
@@ -86,24 +86,29 @@ def harder(norm: str) -> list[Attack]:
     )
     return [
         PGD(steps=200, restarts=5),
-        Momentum(steps=50),
-        FAB(steps=250, targets=9, backward=0.8, inside=True),
+        MIFGSM(steps=50),
+        FAB(steps=250, targets=9, beta=0.8, inside=True),
         FAB(steps=250, targets=9, inside=True),
         FMN(steps=500, targets=9, gamma=0.2, inside=True),
         FMN(steps=500, targets=9, inside=True),
         *l2,
         APGD(steps=500, restarts=2),
         APGD(steps=500, targets=9),
-        Descent(steps=500, targets=9),
-        Insist(
-            Guided(APGD(steps=300, restarts=2, targets=5, halving=True), Minimisers(2)),
-            Descent(steps=500),
+        MultiEpsilon(steps=500, targets=9),
+        AdaptiveRestarts(
+            WarmStarted(
+                APGD(steps=300, restarts=2, targets=5, successive_halving=True),
+                RelaxationMinimizers(2),
+            ),
+            MultiEpsilon(steps=500),
         ),
-        Closer(
+        IterativeTightening(
             FMN(steps=250, targets=3),
-            Guided(APGD(steps=100, targets=9, halving=True), Minimisers(2)),
+            WarmStarted(
+                APGD(steps=100, targets=9, successive_halving=True), RelaxationMinimizers(2)
+            ),
         ),
-        Square(queries=4000, ahead=8),
+        Square(queries=4000, proposals_per_step=8),
     ]
 
 
@@ -146,7 +151,7 @@ def radii(model: nn.Module, name: str, norm: str) -> list[float]:
     problem = Problem.pose(model, x, y, Ball(norm, 1.0))
     nearest = torch.minimum(
         distances(problem, FMN(steps=60, targets=3, gamma=0.2)),
-        distances(problem, FAB(steps=40, targets=3, backward=0.8)),
+        distances(problem, FAB(steps=40, targets=3, beta=0.8)),
     )
     return [float(f"{share * float(nearest.median()):.2g}") for share in AROUND]
 
@@ -209,13 +214,13 @@ def nearness(model: nn.Module, x: Tensor, y: Tensor, row: Row) -> Row:
     right = ends["distance"] > 0
     problem, norm = Problem.pose(model, x[right], y[right], threat), row["norm"]
     best = torch.minimum(ends["distance"], ends["brackets"])[right]
-    closer = Closer(
+    closer = IterativeTightening(
         FMN(steps=250, targets=9, gamma=0.2),
-        Guided(APGD(steps=100, targets=9, halving=True), Minimisers(2)),
+        WarmStarted(APGD(steps=100, targets=9, successive_halving=True), RelaxationMinimizers(2)),
         rounds=5,
     )
     seekers: list[Attack] = [
-        FAB(steps=250, targets=9, backward=0.8),
+        FAB(steps=250, targets=9, beta=0.8),
         FAB(steps=250, targets=9),
         FMN(steps=500, targets=9, gamma=0.2),
         FMN(steps=500, targets=9),

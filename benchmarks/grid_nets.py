@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calipers.problem.ball import Ball
+from calipers.threats.ball import Ball
 
 KEPT = Path(
     os.environ.get("CALIPERS_GRID_NETS", Path(tempfile.gettempdir()) / "calipers-grid-nets")

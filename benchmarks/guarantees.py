@@ -12,8 +12,8 @@ import common
 import torch
 
 from calipers.certificates.crown import CROWN
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 QUESTIONS = (("mnist_wk17a", 0.1), ("mnist_madry_tiny", 0.1), ("mnist_6x100_nat", 0.026))
 

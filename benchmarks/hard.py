@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import calipers
-from calipers.problem.ball import Ball
+from calipers.threats.ball import Ball
 
 
 def main() -> None:

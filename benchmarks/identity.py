@@ -19,10 +19,10 @@ import torch
 import calipers
 from calipers.interchange import load, load_data
 from calipers.measurement import run
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.record import chain
 from calipers.record.evidence import Evidence, Question
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 
 SPENT: defaultdict[str, float] = defaultdict(float)
 FACTS, BLOCK = 4096, 256
@@ -47,7 +47,7 @@ def appending() -> float:
         Evidence(f"p{i}", "witness", "PGD()", 0.1, array=np.zeros(784, np.float32))
         for i in range(FACTS)
     ]
-    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "run.calipers") as ledger:
+    with tempfile.TemporaryDirectory() as folder, Record(Path(folder) / "run.calipers") as ledger:
         ledger.ask(Question("q", "q"), [])
         begun = time.process_time()
         for i in range(0, FACTS, BLOCK):
@@ -64,7 +64,7 @@ def main() -> None:
     threat = calipers.Ball("linf", 0.1)
     calipers.measure(load("mnist-robust"), x[:10], y[:10], threat, plan="quick")
     SPENT.clear()
-    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "run.calipers") as ledger:
+    with tempfile.TemporaryDirectory() as folder, Record(Path(folder) / "run.calipers") as ledger:
         begun = time.process_time()
         calipers.measure(load("mnist-robust"), x, y, threat, plan="quick", record=ledger)
         whole = time.process_time() - begun

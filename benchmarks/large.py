@@ -128,7 +128,7 @@ def alone(name: str, points: int, radius: str, which: str) -> None:
         plan = dataclasses.replace(plan, stages=tuple(s for s in plan.stages if s.kind == "attack"))
     model, x, y = posed(name, points)
     begun, stages = time.process_time(), Stages()
-    result = calipers.measure(model, x, y, threat, plan=plan, watch=stages)
+    result = calipers.measure(model, x, y, threat, plan=plan, progress=stages)
     seconds, lower = time.process_time() - begun, stages.lower()
     figures = {
         "seconds": seconds,

@@ -18,11 +18,11 @@ from categorical import mushroom, one_hot, splice, trained
 from common import right, start
 from torch import Tensor
 
-from calipers.certificates.enumerate import Enumeration
+from calipers.certificates.enumeration import Enumeration
 from calipers.certificates.milp import MILP
 from calipers.problem.problem import Problem
-from calipers.problem.substitutions import Substitutions
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.substitutions import Substitutions
 
 _LIMIT = 10**6
 

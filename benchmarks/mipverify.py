@@ -30,8 +30,8 @@ import calipers
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.measurement.plan import Plan
 from calipers.presets import plan_for
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 RADIUS, NEARLY, USUAL = 0.1, 1e-5, 1e-4
 

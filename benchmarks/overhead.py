@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import calipers
-from calipers.api import measure_exactly
+from calipers.api.measure import measure_exactly
 from calipers.measurement import ask, run
 from calipers.measurement.referee import Referee
 

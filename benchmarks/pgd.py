@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calipers.attacks.objectives import LossName
+from calipers.attacks.engine.losses import LossName
 from calipers.attacks.pgd import PGD
-from calipers.problem.ball import Ball
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 BATCHES = (128, 500)
 TRAVEL = 2.5  # radii that all steps together cover

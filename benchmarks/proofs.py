@@ -27,15 +27,15 @@ import complete
 import trained
 
 import calipers
+from calipers.api.verify import verify
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.input_split import InputSplit
 from calipers.errors import CalipersError
-from calipers.instances import verify
 from calipers.interchange import load_instances
 from calipers.presets import plan_for
-from calipers.problem.ball import Ball
 from calipers.record import checker
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
+from calipers.threats.ball import Ball
 
 RADII = {**complete.RADII, "sigmoid": 0.02}
 COMPLETE = (BranchAndBound, InputSplit)
@@ -98,7 +98,7 @@ def points(name: str, count: int, seconds: float) -> Iterator[tuple[str, bytes |
     if model is None:
         return
     x, y = common.cifar(min(count, 200)) if name.startswith("cifar") else common.digits(count)
-    ball, ledger = Ball("linf", RADII[name]), Ledger()
+    ball, ledger = Ball("linf", RADII[name]), Record()
     plan = plan_for(ball, "complete")
     stages = tuple(
         dataclasses.replace(s, tool=dataclasses.replace(s.tool, seconds=seconds))

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calipers.bounds.bending import bending
-from calipers.bounds.linear import relax
+from calipers.bounds.backward import relax
 from calipers.bounds.rounding import CHECKED
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.bounds.unstable import unstable_elements
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.crown import CROWN, batches
 from calipers.graph.capture import graph_of
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 USUAL = {"width": 64, "depth": 4, "batch": 32, "radius": 0.01}
 AXES: dict[str, tuple[str, Sequence[float]]] = {
@@ -38,7 +38,7 @@ AXES: dict[str, tuple[str, Sequence[float]]] = {
     "batch": ("batch", (8, 16, 32, 64, 128, 256)),
     "unstable neurons": ("radius", (0.001, 0.003, 0.006, 0.01, 0.02, 0.05)),
 }
-METHODS = {"CROWN": CROWN(), "AlphaCROWN": AlphaCROWN(sharpen=0)}
+METHODS = {"CROWN": CROWN(), "AlphaCROWN": AlphaCROWN(intermediate=0)}
 
 
 class Spot(NamedTuple):
@@ -64,7 +64,9 @@ def unstable(question: Problem) -> float:
     """Return how many elements bend, a point."""
     graph = graph_of(question.classifier, question.x)
     state = relax(graph, question.threat.region(question.x.double(), outward=True), CHECKED)
-    return float(sum(bending(graph, k, state.boxes[k]).sum() for k in graph.bent)) / len(question)
+    return float(
+        sum(unstable_elements(graph, k, state.boxes[k]).sum() for k in graph.nonlinear)
+    ) / len(question)
 
 
 def bounded(tool: CROWN | AlphaCROWN, question: Problem) -> Tensor:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calipers.attacks.batches import BATCH
+from calipers.attacks.engine.batches import BATCH
 from calipers.attacks.pgd import PGD
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 NETWORKS = ("mnist-plain", "mnist-robust", "mnist_wk17a")
 RADIUS = 1e-6

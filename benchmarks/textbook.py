@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from calipers.bounds.backward import relax
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import relax
 from calipers.bounds.rounding import CHECKED
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph

@@ -17,8 +17,8 @@ from statistics import median
 
 import common
 
+from calipers.api.verify import verify
 from calipers.errors import CalipersError
-from calipers.instances import verify
 from calipers.interchange import load_instances
 
 # seconds

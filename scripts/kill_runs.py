@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 import calipers
-from calipers.api import measure_exactly
-from calipers.attacks import queries, search
+from calipers.api.measure import measure_exactly
+from calipers.attacks.engine import query_loop, queue
 from calipers.measurement import plan as plans
-from calipers.problem.substitutions import letters
 from calipers.record.bracket import Bracket
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
+from calipers.threats.substitutions import one_hot_groups
 
 POINTS, FEATURES, LETTERS, SYMBOLS = 12, 10, 6, 3
 RADIUS = 0.17
@@ -70,7 +70,12 @@ def question(plan: str) -> tuple[nn.Module, Tensor, Tensor, Any]:
             .flatten(1)
             .float()
         )
-        return model, x, model(x).argmax(1), calipers.Substitutions(letters(LETTERS, SYMBOLS), 2)
+        return (
+            model,
+            x,
+            model(x).argmax(1),
+            calipers.Substitutions(one_hot_groups(LETTERS, SYMBOLS), 2),
+        )
     model, x = net(FEATURES), torch.rand(POINTS, FEATURES, generator=draw)
     return model, x, model(x).argmax(1), calipers.Ball("linf", RADIUS)
 
@@ -161,7 +166,7 @@ def held(record: Path) -> set[tuple[Any, ...]]:
 
 def bracket(record: Path) -> tuple[Any, ...]:
     """Return the brackets of a record as plain numbers, and the tools that set them."""
-    with Ledger(record, read_only=True) as ledger:
+    with Record(record, read_only=True) as ledger:
         (asked,) = ledger.questions()
         found = Bracket.of(
             [p.name for p in ledger.points(asked.fingerprint)], ledger.evidence(asked.fingerprint)
@@ -179,7 +184,7 @@ def wrong(record: Path, before: set[tuple[Any, ...]], expected: tuple[Any, ...])
     with contextlib.closing(sqlite3.connect(record, timeout=30)) as db:
         if db.execute("pragma integrity_check").fetchone() != ("ok",):
             said.append("corrupt: the file")
-    with Ledger(record, read_only=True) as ledger:
+    with Record(record, read_only=True) as ledger:
         said += [f"corrupt: {what}" for what in ledger.trust().altered]
     found = bracket(record)
     for i, (a, b) in enumerate(
@@ -224,7 +229,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     plans._POINTS.update(attack=4, certifier=4)  # so that a few points make several blocks
-    for module in (search, queries):
+    for module in (queue, query_loop):
         module._SECONDS_BETWEEN_YIELDS = (
             0.01  # and tools hand over what they have at moments of the clock
         )

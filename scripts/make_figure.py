@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report.figures import FULL, curve
 from calipers.report.report import summaries
 
@@ -17,7 +17,7 @@ def main(record: str) -> None:
     """Write the curve of the record's last question as a file that stands alone: the page's own
     styles, both colour schemes.
     """
-    with Ledger(record, read_only=True) as ledger:
+    with Record(record, read_only=True) as ledger:
         drawing = curve(summaries(ledger)[-1], FULL)
     css = (ROOT / "src/calipers/report/page.css").read_text()
     colours = css[css.index(":root") : css.index("* {")].replace(":root", "svg")

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from calipers.attacks.apgd import APGD
 from calipers.attacks.pgd import PGD
-from calipers.certificates.guide import Minimisers
+from calipers.certificates.attack_starts import RelaxationMinimizers
 from calipers.errors import BadInput
 from calipers.presets import ATTACKS
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
-from calipers.problem.substitutions import Substitutions, letters
-from calipers.problem.tools import Attack, Attempt
+from calipers.problem.protocols import Attack, Attempt
+from calipers.threats.ball import Ball
+from calipers.threats.substitutions import Substitutions, one_hot_groups
 
 F64 = torch.float64
 _SMALL = {
@@ -30,24 +30,26 @@ _SMALL = {
     "probes": 6,
     "starts": 20,
     "rounds": 2,
-    "draws": 2,
-    "judges": 3,
+    "samples": 2,
+    "eval_samples": 3,
     "limit": 200,
-    "tries": 2,
 }
-_OWN: dict[str, dict[str, Any]] = {"Differences": {"search": 20}}
+_OWN: dict[str, dict[str, Any]] = {
+    "AdaptiveRestarts": {"restarts": 2},
+    "FiniteDifferences": {"search": 20},
+}
 _HANDED: dict[str, Any] = {
     "attack": PGD(steps=8, restarts=2),
-    "guide": Minimisers(1),
-    "stand_ins": (),
-    "first": PGD(steps=2),
-    "again": PGD(steps=8),
+    "starts": RelaxationMinimizers(1),
+    "backward": (),
+    "refine": PGD(steps=8),
+    "restart": PGD(steps=8),
 }
 _THREATS: dict[str, Callable[[float], Any]] = {
     "linf": lambda r: Ball("linf", 0.15 * r, box=(0, 1)),
     "l2": lambda r: Ball("l2", 0.3 * r, box=(0, 1)),
     "l0": lambda r: Ball("l0", 2.0, box=(0, 1)),
-    "letters": lambda r: Substitutions(letters(4, 3), k=2),
+    "letters": lambda r: Substitutions(one_hot_groups(4, 3), k=2),
 }
 
 
@@ -64,8 +66,8 @@ def _fitting(tool: type[Any]) -> Attack | None:
     if any(name not in _HANDED for name in required):
         return None
     settings |= {name: _HANDED[name] for name in required}
-    if "guide" in required:
-        settings["attack"] = APGD(steps=8, targets=2, halving=True)
+    if "starts" in required:
+        settings["attack"] = APGD(steps=8, targets=2, successive_halving=True)
     return tool(**settings)  # type: ignore[no-any-return]
 
 

@@ -21,14 +21,14 @@ from torch.nn import functional
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import Conv, Generic, Linear, Scale, Sum
 from calipers.graph.capture import capture
-from calipers.graph.curves import SIGMOID, SQUARE
 from calipers.graph.ir import Graph, Node
 from calipers.graph.kinds import Affine, Op
 from calipers.graph.products import SELECTIONS
-from calipers.graph.smooth import Smooth
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.graph.smooth_relaxation import Smooth
+from calipers.graph.smooth_table import SIGMOID, SQUARE
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted
+from calipers.threats.ball import Ball
 
 ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 
@@ -455,7 +455,7 @@ def _numbers_gradient(case: Case, generator: torch.Generator) -> Tensor:
     x = case.x.clone().requires_grad_(True)
     values = case.graph.values(x)
     gradients = []
-    for number in [i for i in case.graph.bent if i] or [len(values) - 1]:
+    for number in [i for i in case.graph.nonlinear if i] or [len(values) - 1]:
         flat = values[number].flatten(1)
         pick = torch.randint(flat.shape[1], (len(flat), 1), generator=generator)
         sign = torch.randint(2, pick.shape, generator=generator) * 2 - 1

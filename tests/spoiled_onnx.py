@@ -17,9 +17,9 @@ from onnx.reference import ReferenceEvaluator
 
 from calipers.errors import CalipersError
 from calipers.interchange import load_onnx
+from calipers.models.classifier import Classifier
 from calipers.problem.agreement import confirm
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.threats.ball import Ball
 
 
 def small_net(rng: Rng) -> onnx.ModelProto:
@@ -283,6 +283,8 @@ def judged(data: bytes, path: Path, seed: int = 0) -> Judged:
         refused = str(error)
     except Exception as error:
         return Judged("traceback", f"{type(error).__name__}: {error}")
+    if "too little memory" in refused:  # the judges would need as much
+        return Judged("refused", refused)
     points = x.numpy().reshape(-1, *net.program.input_shape)
     said, again = by_reference(data, points), by_onnxruntime(data, points)
     if isinstance(said, str) and isinstance(again, str):

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from calipers.attacks.apgd import APGD, Climb, chosen
-from calipers.attacks.guided import Guided
+from calipers.attacks.engine.queue import Queue
+from calipers.attacks.engine.targets import rank_targets
 from calipers.attacks.pgd import PGD
-from calipers.attacks.rivals import rank_rivals
-from calipers.attacks.search import Queue
-from calipers.certificates.guide import Minimisers
+from calipers.attacks.warm_start import WarmStarted
+from calipers.certificates.attack_starts import RelaxationMinimizers
 from calipers.data import build, images
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted, is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack, Attempt
+from calipers.problem.protocols import Attack, Attempt
+from calipers.threats.ball import Ball
 
 P = ["linf", "l2", "l1"]
 F64 = torch.float64
@@ -88,7 +88,7 @@ def test_a_linear_model_is_broken_just_above_its_distance_and_never_below(
     for attack in (
         *untargeted,
         APGD(steps=100, targets=9),
-        APGD(steps=100, targets=9, halving=True, restarts=2),
+        APGD(steps=100, targets=9, successive_halving=True, restarts=2),
     ):
         above, below = linear(classes, norm, box, 1.01), linear(classes, norm, box, 0.99)
         assert bool(run(attack, above)[1].all()) and not bool(run(attack, below)[1].any())
@@ -122,7 +122,7 @@ def test_a_step_that_seldom_rises_is_halved_and_the_best_iterate_is_taken_up_aga
 @pytest.mark.parametrize("norm", P)
 @pytest.mark.parametrize(
     "attack",
-    [APGD(steps=12, restarts=3), APGD(steps=12, targets=4, halving=True, restarts=2)],
+    [APGD(steps=12, restarts=3), APGD(steps=12, targets=4, successive_halving=True, restarts=2)],
     ids=repr,
 )
 def test_batch_size_and_order_do_not_matter_bit_for_bit(norm: str, attack: APGD) -> None:
@@ -183,16 +183,21 @@ def test_a_targeted_goal_is_not_attacked_rival_by_rival() -> None:
         build("mnist-plain"), x[:40], y[:40], Ball("linf", 0.15), Targeted((y[:40] + 1) % 10)
     )
     together = int(run(APGD(steps=30), problem)[1].sum())
-    assert int(run(APGD(steps=30, targets=9, halving=True), problem)[1].sum()) == together > 5
     assert (
-        int(run(Guided(APGD(steps=30, targets=9), Minimisers(1)), problem)[1].sum()) >= together - 2
+        int(run(APGD(steps=30, targets=9, successive_halving=True), problem)[1].sum())
+        == together
+        > 5
+    )
+    assert (
+        int(run(WarmStarted(APGD(steps=30, targets=9), RelaxationMinimizers(1)), problem)[1].sum())
+        >= together - 2
     )
 
 
 def test_starts_go_to_the_jobs_of_their_rivals() -> None:
     torch.manual_seed(0)
     problem = linear(5, "linf", None, 0.5, n=4)
-    rivals = rank_rivals(problem, 3)
+    rivals = rank_targets(problem, 3)
     starts = torch.randn(len(problem), 2, 4, 8, dtype=F64)
     picked = chosen(starts, rivals)
     for point in range(len(problem)):
@@ -202,7 +207,7 @@ def test_starts_go_to_the_jobs_of_their_rivals() -> None:
                     picked[point, restart * 3 + target],
                     starts[point, restart, rivals[point, target]],
                 )
-    queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, starts=picked, rivals=rivals, keep_all=True)
+    queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, starts=picked, ranked=rivals, keep_all=True)
     slots, _ = queue._fill(None)
     assert slots is not None
     rank, place = slots.job // len(problem), slots.job % len(problem)
@@ -212,7 +217,7 @@ def test_starts_go_to_the_jobs_of_their_rivals() -> None:
 def test_the_next_round_goes_on_from_the_best_job_of_each_rival() -> None:
     problem = linear(5, "linf", None, 0.5, n=3)
     columns = torch.tensor([[2, 0, 3]] * len(problem))
-    queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, rivals=columns, keep_all=True)
+    queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, ranked=columns, keep_all=True)
     assert queue.all_best is not None
     # each job's iterate is its rank
     queue.all_best = torch.arange(6.0, dtype=F64).view(1, 6, 1).expand(len(problem), 6, 8).clone()
@@ -228,7 +233,7 @@ def test_the_next_round_goes_on_from_the_best_job_of_each_rival() -> None:
 @pytest.mark.parametrize("norm", P)
 def test_the_minimiser_of_a_linear_model_is_its_steepest_point(norm: str) -> None:
     problem = linear(4, norm, (0.0, 1.0), 1.001)
-    starts = Minimisers(slopes=1)(problem)
+    starts = RelaxationMinimizers(slopes=1)(problem)
     values = torch.stack(
         [problem.margins(problem.classifier.logits64(starts[:, 0, s]))[:, s] for s in range(3)], 1
     )
@@ -241,8 +246,8 @@ def test_the_minimiser_of_a_linear_model_is_its_steepest_point(norm: str) -> Non
 def test_guided_starts_are_at_least_as_strong_as_random_ones_on_a_real_network() -> None:
     x, y = images()
     problem = Problem.pose(build("mnist-plain"), x[:60], y[:60], Ball("linf", 0.1))
-    attack = APGD(steps=20, targets=9, halving=True)
-    assert int(run(Guided(attack, Minimisers(1)), problem)[1].sum()) >= int(
+    attack = APGD(steps=20, targets=9, successive_halving=True)
+    assert int(run(WarmStarted(attack, RelaxationMinimizers(1)), problem)[1].sum()) >= int(
         run(attack, problem)[1].sum()
     )
 
@@ -260,7 +265,9 @@ def test_a_model_that_cannot_be_captured_is_attacked_without_a_guide() -> None:
     x = torch.rand(6, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
     problem = Problem.pose(model, x, model(x).argmax(1), Ball("linf", 0.05))
     attack = APGD(steps=5, targets=2)
-    assert torch.equal(run(Guided(attack, Minimisers()), problem)[0], run(attack, problem)[0])
+    assert torch.equal(
+        run(WarmStarted(attack, RelaxationMinimizers()), problem)[0], run(attack, problem)[0]
+    )
 
 
 def test_the_guides_starts_are_asked_for_once() -> None:
@@ -273,7 +280,7 @@ def test_the_guides_starts_are_asked_for_once() -> None:
         asked.append(len(problem))
         return APGD(steps=1, targets=1)(problem, seed=seed)
 
-    run(Guided(attack, Minimisers(2)), linear(3, "l2", None, 0.5))
+    run(WarmStarted(attack, RelaxationMinimizers(2)), linear(3, "l2", None, 0.5))
     assert len(asked) == 1
 
 
@@ -283,7 +290,7 @@ def test_the_guides_starts_are_asked_for_once() -> None:
         (lambda: APGD(steps=0), "APGD takes steps >= 1"),
         (lambda: APGD(loss="dlr2"), "unknown loss 'dlr2'"),  # type: ignore[arg-type]
         (lambda: APGD(precision="half"), "precision is 'model' or 'bfloat16'"),  # type: ignore[arg-type]
-        (lambda: Minimisers(0), "1 to 5 slopes, got 0"),
+        (lambda: RelaxationMinimizers(0), "1 to 5 slopes, got 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make: object, message: str) -> None:
@@ -298,6 +305,6 @@ def test_starts_of_every_choice_of_slopes_do_not_depend_on_the_neighbours() -> N
     x, y = (t[:12] for t in images())
     model = build("mnist-robust")
     problem = Problem.pose(model, x, y, Ball("linf", 0.2))
-    starts = Minimisers(slopes=5)(problem)
-    assert torch.equal(starts[3:5], Minimisers(slopes=5)(problem.take([3, 4])))
+    starts = RelaxationMinimizers(slopes=5)(problem)
+    assert torch.equal(starts[3:5], RelaxationMinimizers(slopes=5)(problem.take([3, 4])))
     assert all(not torch.equal(starts[:, 4], starts[:, k]) for k in range(4))

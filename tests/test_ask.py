@@ -13,19 +13,19 @@ from torch import nn
 
 import calipers
 from calipers import Ball
+from calipers.api.check import _reprove
+from calipers.api.geometry import local_geometry
 from calipers.attacks.deepfool import DeepFool
-from calipers.checking import _reprove
 from calipers.errors import Contradiction
 from calipers.measurement.exact import close
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee, Ruling
 from calipers.measurement.run import run
-from calipers.portraits import portrait
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
 from calipers.record.evidence import Evidence
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 
 pytestmark = pytest.mark.one_in(1)
 
@@ -163,22 +163,22 @@ def posed() -> Problem:
 
 
 def by_measure() -> None:
-    run(posed(), Plan("lie", (Stage(Liar(0.45), "certifier", "distance"),)), Ledger(None))
+    run(posed(), Plan("lie", (Stage(Liar(0.45), "certifier", "distance"),)), Record(None))
 
 
 def by_closing() -> None:
-    ledger = Ledger(None)
+    ledger = Record(None)
     run(posed(), Plan("none", ()), ledger)
     (last,) = ledger.runs(posed().fingerprint())
     close(posed(), Liar(0.45), ledger, run=last.number)
 
 
 def by_drawing() -> None:
-    portrait(Halves(), *points(), Ball("linf", 0.05), tools=[Liar(0.45)], slices=0, maps=0)
+    local_geometry(Halves(), *points(), Ball("linf", 0.05), tools=[Liar(0.45)], slices=0, maps=0)
 
 
 def by_drawing_between() -> None:
-    portrait(
+    local_geometry(
         Halves(), *points(), Ball("linf", 0.05), tools=[DeepFool(), Liar(0.1001)], slices=0, maps=0
     )
 

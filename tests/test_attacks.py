@@ -15,16 +15,16 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from calipers.attacks.one_step import Steepest
+from calipers.attacks.engine.queue import Queue
+from calipers.attacks.engine.targets import rank_targets
+from calipers.attacks.fgsm import FGSM
 from calipers.attacks.pgd import PGD, _Ascent
-from calipers.attacks.rivals import rank_rivals
-from calipers.attacks.search import Queue
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Targeted, is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
+from calipers.threats.ball import Ball
 
 P = ["linf", "l2", "l1"]
 RADIUS = {"linf": 0.1, "l2": 0.4, "l1": 0.8}
@@ -153,7 +153,7 @@ def test_one_step_on_a_linear_model_gains_the_dual_norm(norm: str, d: int) -> No
     model, w = linear(d)
     dual = {"linf": w.abs().sum(), "l2": w.square().sum().sqrt(), "l1": w.abs().max()}[norm]
     problem = asking(model, norm, radius=0.25, shape=(d,), ball={"box": None})
-    found = run(Steepest(), problem)
+    found = run(FGSM(), problem)
     drop = problem.margins(problem.classifier.logits(problem.x))[:, 0] - found.margin
     assert torch.allclose(drop, 0.25 * dual.expand(30), rtol=1e-6)
 
@@ -164,7 +164,7 @@ def test_a_box_only_lowers_the_gain(norm: str) -> None:
     drops = []
     for box in (None, (0.0, 1.0)):
         problem = asking(model, norm, radius=0.5, shape=(7,), ball={"box": box})
-        found = run(Steepest(), problem)
+        found = run(FGSM(), problem)
         drops.append(problem.margins(problem.classifier.logits(problem.x))[:, 0] - found.margin)
         best = problem.region.support(-w.expand(30, 7)).value + (w * problem.x).sum(1)
         assert torch.allclose(drops[-1], best, atol=1e-6)
@@ -180,7 +180,7 @@ def test_many_steps_on_a_linear_model_reach_what_one_step_reaches(
     it.
     """
     problem = asking(linear(7)[0], norm, shape=(7,), ball={"box": box})
-    one, many = run(Steepest(), problem), run(PGD(steps=60), problem)
+    one, many = run(FGSM(), problem), run(PGD(steps=60), problem)
     start = problem.margins(problem.classifier.logits(problem.x))[:, 0]
     share = (start - many.margin) / (start - one.margin)
     assert float(share.max()) <= 1 + 1e-6 and float(share.min()) > 0.999
@@ -254,7 +254,7 @@ def test_no_iterate_and_no_candidate_leaves_ball_box_and_mask(
     model = Fn(inner, dtype)
     problem = asking(model, norm, ball={"mask": mask, "weights": weights})
     for attack in (
-        Steepest(targets=2),
+        FGSM(targets=2),
         PGD(steps=8, restarts=3),
         PGD(steps=3, step=2.0, restarts=2, loss="cross_entropy", targets=2),
     ):
@@ -335,8 +335,8 @@ def test_the_best_of_all_restarts_and_targets_is_returned(norm: str, batch: int)
 # --------------------------------------------------------------------------------------------------
 
 ATTACKS = [
-    Steepest(),
-    Steepest(targets=2),
+    FGSM(),
+    FGSM(targets=2),
     PGD(steps=6),
     PGD(steps=5, restarts=5),
     PGD(steps=5, restarts=3, targets=3, loss="cross_entropy"),
@@ -537,8 +537,8 @@ def test_zero_nan_and_missing_gradients_make_no_nan(
     model = logits_of(first)
     problem = Problem.pose(model, random(4, 3), [0] * 4, Ball(norm, 0.2))
     for attack in (
-        Steepest(),
-        Steepest(targets=1),
+        FGSM(),
+        FGSM(targets=1),
         PGD(steps=3, restarts=2),
         PGD(steps=3, restarts=2, targets=1),
     ):
@@ -555,7 +555,7 @@ def test_a_point_whose_logits_become_nan_is_proposed(norm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [Steepest(), PGD(steps=4, restarts=2), PGD(steps=4, targets=2)], ids=repr
+    "attack", [FGSM(), PGD(steps=4, restarts=2), PGD(steps=4, targets=2)], ids=repr
 )
 @pytest.mark.parametrize("norm", P)
 def test_shapes_and_sizes_at_the_edge(norm: str, attack: Attack) -> None:
@@ -590,7 +590,7 @@ def test_points_that_are_wrong_already_are_their_own_examples(norm: str) -> None
     )
 
 
-@pytest.mark.parametrize("attack", [Steepest(), PGD(steps=4, restarts=3)], ids=repr)
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=4, restarts=3)], ids=repr)
 @pytest.mark.parametrize("norm", P)
 def test_one_radius_for_each_point_also_zero(norm: str, attack: Attack) -> None:
     model = mlp()
@@ -650,7 +650,7 @@ def test_rivals_are_tried_by_their_distance_on_a_linear_model(norm: str) -> None
     problem = asking(model, norm, n=200, shape=(6,), ball={"box": None})
     w, b = model.weight.detach(), model.bias.detach()
     order = {"linf": 1, "l2": 2, "l1": float("inf")}[norm]
-    for i, columns in enumerate(rank_rivals(problem, 4).tolist()):
+    for i, columns in enumerate(rank_targets(problem, 4).tolist()):
         y = int(problem.y[i])
         rivals = [j for j in range(5) if j != y]
         distance = [
@@ -670,7 +670,7 @@ def test_attacking_the_nearest_rival_beats_the_worst_margin_on_a_linear_model() 
     w = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 5.0]], dtype=F64)
     model = Fn(lambda x: x @ w.T + torch.tensor([0.0, -0.05, -0.2], dtype=F64))
     problem = Problem.pose(model, torch.zeros(1, 2, dtype=F64), [0], Ball("linf", 0.1, box=(-1, 1)))
-    one, two = (run(Steepest(targets=k), problem) for k in (0, 1))
+    one, two = (run(FGSM(targets=k), problem) for k in (0, 1))
     assert one.broken == [False] and two.broken == [True]
 
 
@@ -768,8 +768,8 @@ def test_an_attack_that_is_abandoned_leaves_the_model_usable() -> None:
         (lambda: PGD(precision="float16"), "precision is 'model' or 'bfloat16', got 'float16'"),  # type: ignore[arg-type]
         (lambda: PGD(loss="ce"), "unknown loss 'ce'; choose one of 'alternate', "),  # type: ignore[arg-type]
         (
-            lambda: Steepest(targets=-1),
-            "targets must be 0 .the worst margin. or the number of rivals to try, got -1",
+            lambda: FGSM(targets=-1),
+            "targets must be 0 .the worst margin. or the number of target classes to try, got -1",
         ),
     ],
 )
@@ -783,6 +783,4 @@ def test_the_settings_are_the_identity() -> None:
         repr(PGD())
         == "PGD(steps=40, restarts=1, step=None, loss='alternate', targets=0, precision='model')"
     )
-    assert repr(Steepest()) == "Steepest(targets=0)" and PGD(steps=3) == PGD(steps=3) != PGD(
-        steps=4
-    )
+    assert repr(FGSM()) == "FGSM(targets=0)" and PGD(steps=3) == PGD(steps=3) != PGD(steps=4)

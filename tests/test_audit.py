@@ -15,7 +15,7 @@ import calipers
 from calipers import data
 from calipers.measurement.plan import Plan, Stage
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
 from calipers.record.estimates import most_missed
 from calipers.report import caveats
 
@@ -58,7 +58,7 @@ def run(
         x[take],
         y[take],
         ball,
-        plan=Plan("audit", (Stage(spy, "attack", audit=audit),)),
+        plan=Plan("audit", (Stage(spy, "attack", pilot=audit),)),
         record=record,
     )  # type: ignore[arg-type]
 
@@ -122,8 +122,8 @@ def test_the_drawn_points_do_not_depend_on_order_and_a_second_run_does_nothing_a
 def test_a_certifier_that_proves_nothing_on_the_audit_is_given_up() -> None:
     x, y = (t[:80] for t in data.images())
     stages = (
-        Stage(calipers.certificates.IBP(), "certifier", audit=10),
-        Stage(calipers.certificates.CROWN(), "certifier", audit=10),
+        Stage(calipers.certificates.IBP(), "certifier", pilot=10),
+        Stage(calipers.certificates.CROWN(), "certifier", pilot=10),
     )
     result = calipers.measure(
         data.build("mnist-robust"), x, y, calipers.Ball("linf", 0.1), plan=Plan("audit", stages)
@@ -171,7 +171,7 @@ def test_a_resumed_audit_counts_what_the_tool_itself_found_not_what_later_ones_d
     x, y = (t[:60] for t in data.images())
     spies = [Spy(False, []), Spy(False, [])]
     for spy in spies:
-        stages = (Stage(spy, "attack", audit=20), Stage(calipers.attacks.PGD(steps=10), "attack"))
+        stages = (Stage(spy, "attack", pilot=20), Stage(calipers.attacks.PGD(steps=10), "attack"))
         calipers.measure(
             data.build("mnist-plain"),
             x,

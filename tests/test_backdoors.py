@@ -17,15 +17,15 @@ from executions import executions
 from torch import nn
 
 from calipers.bounds.rounding import SEARCH, Arithmetic
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.input_split import InputSplit
-from calipers.certificates.radius import LargestRadius
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.certificates.radius import CertifiedRadius
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
+from calipers.threats.ball import Ball
 
 pytestmark = pytest.mark.slow  # minutes; part of the slow shelf
 
@@ -47,8 +47,8 @@ def tools(**settings: Any) -> Iterator[Any]:
     yield from (
         IBP(**settings),
         CROWN(**settings),
-        AlphaCROWN(steps=4, sharpen=3, **settings),
-        LargestRadius(CROWN(**settings), rounds=4),
+        AlphaCROWN(steps=4, intermediate=3, **settings),
+        CertifiedRadius(CROWN(**settings), rounds=4),
     )
     yield from (BranchAndBound(seconds=0.1, **settings), InputSplit(seconds=0.1, **settings))
 
@@ -143,7 +143,7 @@ def test_harmless_networks_of_the_same_form_are_proved_with_both_guarantees() ->
         assert all(
             proved(tool, door)
             for tool in tools(guarantee=guarantee)
-            if not isinstance(tool, IBP | LargestRadius)
+            if not isinstance(tool, IBP | CertifiedRadius)
         ), guarantee
 
 

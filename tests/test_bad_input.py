@@ -14,25 +14,26 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.attacks.pgd import PGD
-from calipers.attacks.replace import Replace
+from calipers.attacks.substitution_search import SubstitutionSearch
 from calipers.errors import BadInput, BadModel, CaptureError, UnsupportedOp
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee
+from calipers.models.classifier import Classifier
+from calipers.models.stochastic import differ
+from calipers.models.wrappers import BlackBox
 from calipers.presets import ATTACKS, stage_of
-from calipers.problem.answers import Answers
-from calipers.problem.ball import Ball
-from calipers.problem.chance import differ, median_worst
-from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Targeted, Untargeted, is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.substitutions import Substitutions, letters
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
+from calipers.problem.votes import median_worst
+from calipers.threats.ball import Ball
+from calipers.threats.substitutions import Substitutions, one_hot_groups
 
 F64 = torch.float64
 NAMES = sorted(arsenal.arsenal())
 ON_BALLS = [name for name in NAMES if arsenal.arsenal()[name][1] != "letters"]
-WITHOUT_GRADIENTS = {"Square", "SPSA", "HopSkipJump", "Boundary"}
-ONLY_LABELS = {"HopSkipJump", "Boundary"}
+WITHOUT_GRADIENTS = {"Square", "SPSA", "HopSkipJump", "BoundaryAttack"}
+ONLY_LABELS = {"HopSkipJump", "BoundaryAttack"}
 
 
 class Fn(nn.Module):
@@ -70,9 +71,9 @@ def run(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     )
 
 
-def first_gradient(bend: Callable[[Tensor], Tensor]) -> nn.Module:
-    """Return a model that fools nobody, whose slope in the first feature is that of `bend`."""
-    return Fn(lambda x: torch.stack([5 + 0 * x[:, 0] + bend(x[:, 0]), x.sum(1)], 1))
+def first_gradient(unstable: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a model that fools nobody, whose slope in the first feature is that of `unstable`."""
+    return Fn(lambda x: torch.stack([5 + 0 * x[:, 0] + unstable(x[:, 0]), x.sum(1)], 1))
 
 
 # ---- gradients
@@ -90,13 +91,13 @@ BENDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.one_in(2)
-@pytest.mark.parametrize("bend", BENDS)
+@pytest.mark.parametrize("unstable", BENDS)
 @pytest.mark.parametrize("name", ON_BALLS)
-def test_no_gradient_spoils_a_candidate(name: str, bend: str) -> None:
+def test_no_gradient_spoils_a_candidate(name: str, unstable: str) -> None:
     _, broken = run(
         name,
         Problem.pose(
-            first_gradient(BENDS[bend]), uniform(3, 4) * 0.5 + 0.2, [0] * 3, ball(name, 0.1)
+            first_gradient(BENDS[unstable]), uniform(3, 4) * 0.5 + 0.2, [0] * 3, ball(name, 0.1)
         ),
     )
     assert not broken.any()
@@ -148,7 +149,7 @@ def test_shapes_and_sizes_at_the_edge(name: str, shape: str) -> None:
     candidate, broken = run(name, problem)
     assert candidate.shape == x.shape and (
         bool(broken.any())
-        or name in WITHOUT_GRADIENTS | {"SigmaZero", "Steepest"}
+        or name in WITHOUT_GRADIENTS | {"SigmaZero", "FGSM"}
         or not reachable(problem)
     )
 
@@ -257,7 +258,7 @@ def test_a_model_that_answers_in_turns_ends_and_nothing_false_is_admitted(name: 
         return [len(calls) % 2 if moods else 0] * len(x)
 
     problem = Problem.pose(
-        Answers(moody, "labels", classes=2, dtype=F64), uniform(4, 6), [0] * 4, ball(name)
+        BlackBox(moody, "labels", classes=2, dtype=F64), uniform(4, 6), [0] * 4, ball(name)
     )
     moods.append("after the door")
     attempts = list(arsenal.arsenal()[name][0](problem))
@@ -279,12 +280,12 @@ def test_an_undeclared_random_model_is_refused_in_words() -> None:
     model, x, y = noisy()
     with pytest.raises(
         BadModel,
-        match=r"answers differently when it is asked twice.*Classifier\(model, draws=100\)",
+        match=r"answers differently when it is asked twice.*Classifier\(model, samples=100\)",
     ):
         Problem.pose(model, x, y, Ball("linf", 0.1))
-    with pytest.raises(BadModel, match="draws is the number of draws"):
-        Classifier(model, draws=-1)
-    assert len(Problem.pose(Classifier(model, draws=5), x, y, Ball("linf", 0.1))) == 3
+    with pytest.raises(BadModel, match="samples is the number of draws"):
+        Classifier(model, samples=-1)
+    assert len(Problem.pose(Classifier(model, samples=5), x, y, Ball("linf", 0.1))) == 3
 
 
 def test_answers_of_another_order_of_summation_are_no_chance() -> None:
@@ -304,10 +305,10 @@ def test_a_witness_against_a_random_model_fools_at_least_half_of_fresh_draws(
     would admit them, the draws do not.
     """
     model, x, y = noisy()
-    problem = Problem.pose(Classifier(model, draws=400), x, y, Ball("linf", 0.45))
+    problem = Problem.pose(Classifier(model, samples=400), x, y, Ball("linf", 0.45))
 
     def admitted(points: list[float]) -> list[bool]:
-        attempt = calipers.problem.tools.Attempt(
+        attempt = calipers.problem.protocols.Attempt(
             torch.arange(3),
             torch.tensor(points, dtype=F64)[:, None],
             *(torch.zeros(3, dtype=torch.long),) * 2,
@@ -350,7 +351,7 @@ def test_a_declared_random_model_is_measured_alike_whatever_was_drawn_before() -
         "both",
         (
             Stage(PGD(steps=5), "attack"),
-            Stage(calipers.attacks.EOT(PGD(steps=10), draws=8), "attack"),
+            Stage(calipers.attacks.EOT(PGD(steps=10), samples=8), "attack"),
             Stage(calipers.certificates.CROWN(), "certifier"),
         ),
     )
@@ -359,14 +360,15 @@ def test_a_declared_random_model_is_measured_alike_whatever_was_drawn_before() -
         torch.manual_seed(seed)
         results.append(
             calipers.measure(
-                Classifier(model, draws=200), x, y, Ball("linf", 0.25, box=None), plan=plan
+                Classifier(model, samples=200), x, y, Ball("linf", 0.25, box=None), plan=plan
             )
         )
     assert [row.verdict for row in results[0].points] == ["unknown", "broken", "broken"]
     assert [row.upper for row in results[0].points] == [row.upper for row in results[1].points]
     assert all(row.lower == 0 for row in results[0].points)
     assert all(
-        checked.sound for checked in calipers.check(results[0].ledger, Classifier(model, draws=200))
+        checked.sound
+        for checked in calipers.check(results[0].ledger, Classifier(model, samples=200))
     )
 
 
@@ -374,13 +376,13 @@ def test_nothing_is_certified_about_a_random_model() -> None:
     model, x, y = noisy()
     with pytest.raises((UnsupportedOp, CaptureError)):
         calipers.certify(
-            Classifier(model, draws=5), x, y, Ball("linf", 0.1), calipers.certificates.CROWN()
+            Classifier(model, samples=5), x, y, Ball("linf", 0.1), calipers.certificates.CROWN()
         )
     still = Problem.pose(
-        Classifier(linear(6, 3), draws=5), uniform(2, 6), [0, 0], Ball("linf", 0.1)
+        Classifier(linear(6, 3), samples=5), uniform(2, 6), [0, 0], Ball("linf", 0.1)
     )
     none = torch.zeros(2, dtype=torch.long)
-    claim = calipers.problem.tools.Claim(
+    claim = calipers.problem.protocols.Claim(
         torch.arange(2), torch.full((2,), 0.1), torch.ones(2), "real", none, none
     )
     with pytest.raises(UnsupportedOp, match="answers at random"):
@@ -389,7 +391,7 @@ def test_nothing_is_certified_about_a_random_model() -> None:
 
 def test_the_number_of_draws_is_part_of_the_models_identity() -> None:
     model = linear(6, 3)
-    assert len({Classifier(model, draws=n).digest() for n in (0, 5, 50)}) == 3
+    assert len({Classifier(model, samples=n).digest() for n in (0, 5, 50)}) == 3
 
 
 # ---- company
@@ -399,7 +401,12 @@ def test_the_number_of_draws_is_part_of_the_models_identity() -> None:
 def within(monkeypatch: pytest.MonkeyPatch, batch: int, attack: Attack, problem: Problem) -> Tensor:
     """Return the candidates found with so many points in flight."""
     with monkeypatch.context() as patch:
-        for place in ("search.BATCH", "queries.BATCH", "apgd.BATCH", "replace._POINTS"):
+        for place in (
+            "engine.queue.BATCH",
+            "engine.query_loop.BATCH",
+            "apgd.BATCH",
+            "substitution_search._POINTS",
+        ):
             patch.setattr(f"calipers.attacks.{place}", batch)
         return arsenal.collected(attack, problem, seed=4)[0]
 
@@ -427,7 +434,7 @@ def test_a_draw_that_hangs_on_the_place_in_the_batch_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def by_place(self: Problem, seed: int) -> Any:
-        return calipers.problem.streams.Streams.of(
+        return calipers.random_streams.Streams.of(
             seed, [str(i) for i in range(len(self))], self.x.device
         )
 
@@ -472,7 +479,7 @@ def listen(attack: Attack, problem: Problem, found: set[str]) -> None:
         }
 
 
-LAST_CALL = {"Replace", "Steepest"}  # they find what they find there
+LAST_CALL = {"SubstitutionSearch", "FGSM"}  # they find what they find there
 
 
 @pytest.mark.one_in(3)
@@ -494,8 +501,10 @@ def test_an_interrupt_keeps_what_was_found(name: str) -> None:
     assert most, f"{whole} calls"
 
 
-@pytest.mark.parametrize("attack", [Replace(search="greedy"), Replace(nearest=True)], ids=repr)
-def test_an_interrupt_among_the_letters_keeps_what_was_found(attack: Replace) -> None:
+@pytest.mark.parametrize(
+    "attack", [SubstitutionSearch(search="greedy"), SubstitutionSearch(nearest=True)], ids=repr
+)
+def test_an_interrupt_among_the_letters_keeps_what_was_found(attack: SubstitutionSearch) -> None:
     model = Fuse(inputs=30).eval()
     x = (
         nn.functional.one_hot(
@@ -504,7 +513,7 @@ def test_an_interrupt_among_the_letters_keeps_what_was_found(attack: Replace) ->
         .flatten(1)
         .to(arsenal.F64)
     )
-    problem = Problem.pose(model, x, model(x).argmax(1), Substitutions(letters(10, 3), k=4))
+    problem = Problem.pose(model, x, model(x).argmax(1), Substitutions(one_hot_groups(10, 3), k=4))
     kept = []
     for left in range(2, calls_of(attack, problem)):
         Fuse.left = left

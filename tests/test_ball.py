@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
-from calipers.problem.distortion import largest_mse, mse, psnr, psnr_of, radius_of_equal_energy
-from calipers.problem.streams import Streams
+from calipers.random_streams import Streams
+from calipers.threats.ball import Ball
+from calipers.threats.distortion import largest_mse, mse, psnr, psnr_of, radius_of_equal_energy
 
 P = ["linf", "l2", "l1"]
 DTYPES = [torch.float32, torch.float64]

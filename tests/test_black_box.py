@@ -14,28 +14,28 @@ import torch
 from test_attacks import F64, Fn, asking, mlp, random, rowwise, run
 from torch import Tensor, nn
 
-from calipers.attacks.boundary import Boundary
-from calipers.attacks.differences import Differences
-from calipers.attacks.hop_skip_jump import HopSkipJump, _Walk
-from calipers.attacks.queries import Memory, run_queries, unbounded
+from calipers.attacks.boundary_attack import BoundaryAttack
+from calipers.attacks.engine.query_loop import Memory, run_queries, unbounded
+from calipers.attacks.finite_differences import FiniteDifferences
+from calipers.attacks.hop_skip_jump import HopSkipJump, _BoundaryWalk
 from calipers.attacks.spsa import SPSA
 from calipers.attacks.square import Square, _Windows
 from calipers.data import build, images
 from calipers.errors import BadInput
-from calipers.problem.answers import Answers
-from calipers.problem.ball import Ball
+from calipers.models.wrappers import BlackBox
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
+from calipers.threats.ball import Ball
 
 P = ["linf", "l2", "l1"]
 SCORES: list[Any] = [
     Square(queries=60),
     SPSA(steps=4, pairs=6),
     SPSA(steps=4, pairs=6, directions="normal"),
-    Differences(60, 10, 5),
+    FiniteDifferences(60, 10, 5),
 ]
-LABELS: list[Any] = [HopSkipJump(queries=120, probes=10), Boundary(queries=120)]
+LABELS: list[Any] = [HopSkipJump(queries=120, probes=10), BoundaryAttack(queries=120)]
 
 
 @dataclasses.dataclass
@@ -123,7 +123,7 @@ def test_scores_find_the_exact_verdict_of_a_plane(norm: str, attack: Attack) -> 
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("attack", "slack"),
-    [(HopSkipJump(queries=2000), 0.05), (Boundary(queries=1200), 0.05)],
+    [(HopSkipJump(queries=2000), 0.05), (BoundaryAttack(queries=1200), 0.05)],
     ids=["hop", "walk"],
 )
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -173,7 +173,7 @@ def in_order(attack: Attack, problem: Problem, **settings: Any) -> Tensor:
     ]
 
 
-class _Coupled(_Walk):
+class _Coupled(_BoundaryWalk):
     """A published bug: the estimate is divided by the length of all estimates of the batch, so each
     jump is as long as its share of them.
     """
@@ -189,7 +189,7 @@ class _Coupled(_Walk):
 def test_an_estimate_is_normalised_by_itself(norm: str) -> None:
     problem = asking(rowwise(), norm, n=4)
 
-    def alone_and_together(play: type[_Walk]) -> tuple[Tensor, Tensor]:
+    def alone_and_together(play: type[_BoundaryWalk]) -> tuple[Tensor, Tensor]:
         def attack(problem: Problem, *, seed: int = 0) -> Any:
             return run_queries(
                 unbounded(problem), play(queries=200, probes=10, starts=50), seed=seed
@@ -197,7 +197,7 @@ def test_an_estimate_is_normalised_by_itself(norm: str) -> None:
 
         return in_order(attack, problem.take([2]))[0], in_order(attack, problem)[2]
 
-    assert torch.equal(*alone_and_together(_Walk))
+    assert torch.equal(*alone_and_together(_BoundaryWalk))
     assert not torch.equal(*alone_and_together(_Coupled))  # the mutant is caught
 
 
@@ -292,7 +292,7 @@ def test_windows_asked_ahead_spend_the_budget_and_break_about_as_many(norm: str)
     found: dict[int, Tensor] = {}
     for ahead, batch in ((1, 256), (4, 256), (-4, 7)):
         broken = torch.zeros(len(problem), dtype=torch.bool)
-        for attempt in Square(queries=601, ahead=abs(ahead))(problem, batch=batch):
+        for attempt in Square(queries=601, proposals_per_step=abs(ahead))(problem, batch=batch):
             assert int(attempt.forwards.max()) <= 601
             broken[attempt.index] = problem.take(attempt.index).clearance(attempt.candidate) <= 0
         found[ahead] = broken
@@ -360,7 +360,7 @@ def test_a_model_that_changes_its_mind_ends_all_the_same(attack: Any) -> None:
         )
 
     problem = Problem.pose(
-        Answers(moody, "labels", classes=2, dtype=F64), random(5, 6), [0] * 5, Ball("l2", 0.3)
+        BlackBox(moody, "labels", classes=2, dtype=F64), random(5, 6), [0] * 5, Ball("l2", 0.3)
     )
     moods.append("after the door")
     attempts = list(attack(problem))
@@ -387,13 +387,13 @@ def test_flat_and_nan_scores_end_without_a_crash(attack: Any) -> None:
         lambda: Square(queries=0),
         lambda: Square(p=0),
         lambda: SPSA(pairs=0),
-        lambda: Differences(search=6000),
-        lambda: Differences(features=0),
-        lambda: SPSA(reach=0),
+        lambda: FiniteDifferences(search=6000),
+        lambda: FiniteDifferences(features=0),
+        lambda: SPSA(delta=0),
         lambda: SPSA(step=3),
         lambda: SPSA(directions="cubes"),  # type: ignore[arg-type]
         lambda: HopSkipJump(probes=0),
-        lambda: Boundary(starts=0),
+        lambda: BoundaryAttack(starts=0),
     ],
 )
 def test_settings_are_checked(wrong: Callable[[], Any]) -> None:

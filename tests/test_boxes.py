@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from calipers.certificates.crown import CROWN, IBP
 from calipers.errors import BadInput
 from calipers.measurement.verify import verify
+from calipers.models.classifier import Classifier
 from calipers.presets import VERIFY, VERIFY_TOGETHER
-from calipers.problem.boxes import Boxes
-from calipers.problem.classifier import Classifier
-from calipers.problem.query import Inequality, Query, posed_together
+from calipers.problem.io_property import Inequality, Query, posed_together
 from calipers.problem.specification import Specification
-from calipers.problem.streams import Streams
+from calipers.random_streams import Streams
+from calipers.threats.boxes import Boxes
 
 pytestmark = pytest.mark.one_in(1)
 
@@ -96,7 +96,7 @@ MISTAKES: dict[str, tuple[Any, str, Any]] = {
     "bounds of other boxes": (
         Specification,
         "take",
-        lambda goal, index: Specification(goal.matrix, goal.shifts[-len(index) :], goal.belongs),
+        lambda goal, index: Specification(goal.matrix, goal.offset[-len(index) :], goal.case_of),
     ),
 }
 
@@ -135,5 +135,5 @@ def test_a_specification_may_have_shifts_of_each_point() -> None:
     assert torch.equal(goal.take(torch.tensor([2, 0])).offsets(y[:2], 2), shifts[[2, 0]])
     with pytest.raises(BadInput, match="shifts of 3 points"):
         goal.check(y[:2], 2)
-    same = dataclasses.replace(goal, shifts=shifts[0])
+    same = dataclasses.replace(goal, offset=shifts[0])
     assert same.take(torch.tensor([1])) is same

@@ -27,8 +27,8 @@ from calipers.measurement.run import run
 from calipers.presets import PLANS, plan_for
 from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim, Forecast
-from calipers.record.ledger import Ledger
+from calipers.problem.protocols import Attempt, Claim, Forecast
+from calipers.record.record import Record
 from calipers.report import caveats
 from calipers.report.render import render_html
 from calipers.report.report import summaries
@@ -109,25 +109,25 @@ def ran(
     stages: list[Stage],
     clock: Clock,
     share: float | None = 0.5,
-    ledger: Ledger | None = None,
+    ledger: Record | None = None,
     problem: Problem | None = None,
-) -> Ledger:
+) -> Record:
     """Run a plan of these stages."""
-    ledger = ledger or Ledger()
+    ledger = ledger or Record()
     assert run(
         problem or posed(), Plan("budget", tuple(stages), lower_share=share), ledger, clock=clock
     )
     return ledger
 
 
-def facts(ledger: Ledger, key: str = "not_run") -> dict[str, dict[str, object]]:
+def facts(ledger: Record, key: str = "not_run") -> dict[str, dict[str, object]]:
     """Return what a run noted of its stages."""
     found = ledger.runs(ledger.questions()[0].fingerprint)[-1].notes.get(key, {})
     assert isinstance(found, dict)
     return found
 
 
-def said(ledger: Ledger) -> list[str]:
+def said(ledger: Record) -> list[str]:
     """Return the sentences on what was not run."""
     (summary,) = summaries(ledger)
     sentences = list(caveats.not_run(summary))
@@ -138,7 +138,7 @@ def said(ledger: Ledger) -> list[str]:
 
 def trial(tool: Slow, audit: int | None = 16) -> Stage:
     """Return the stage of a certifier."""
-    return Stage(tool, "certifier", audit=audit)
+    return Stage(tool, "certifier", pilot=audit)
 
 
 # ---- a trial, and beyond it
@@ -395,7 +395,7 @@ def test_a_resumed_run_repeats_what_the_clock_decided(dear: bool, tmp_path: Path
         clock = Clock()
         tool = Foreseen(costs, clock, below=2.0, name="Same", said=Forecast(costs))
         tool = dataclasses.replace(tool, takes=0.0)
-        with Ledger(tmp_path / "run.calipers") as ledger:
+        with Record(tmp_path / "run.calipers") as ledger:
             ran([Stage(Attack(1.0, Clock()), "attack"), trial(tool)], clock, ledger=ledger)
             counts.append(len(tool.asked))
             brackets.append(
@@ -410,7 +410,7 @@ def test_a_resumed_run_repeats_what_the_clock_decided(dear: bool, tmp_path: Path
 def test_a_resumed_run_that_forgets_its_decisions_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Ledger, "decide", lambda self, fingerprint, scope, key, make: make())
+    monkeypatch.setattr(Record, "decide", lambda self, fingerprint, scope, key, make: make())
     with pytest.raises(AssertionError):
         test_a_resumed_run_repeats_what_the_clock_decided(True, tmp_path)
 
@@ -419,7 +419,7 @@ def test_more_of_the_time_is_another_run(tmp_path: Path) -> None:
     """What was not run for its cost is run by the same command with all the time it takes."""
     clock = Clock()
     tool = Foreseen(0.0, clock, below=2.0, said=Forecast(1000.0))
-    with Ledger(tmp_path / "run.calipers") as ledger:
+    with Record(tmp_path / "run.calipers") as ledger:
         ran([Stage(Attack(1.0, clock), "attack"), trial(tool)], clock, ledger=ledger)
         assert not tool.asked
         ran([Stage(Attack(1.0, clock), "attack"), trial(tool)], clock, share=None, ledger=ledger)
@@ -429,7 +429,7 @@ def test_more_of_the_time_is_another_run(tmp_path: Path) -> None:
 def test_a_limit_in_seconds_holds_inside_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=clock, time_ns=time.time_ns))
-    tool, ledger = Slow(1.0, clock, below=2.0), Ledger()
+    tool, ledger = Slow(1.0, clock, below=2.0), Record()
     plan = Plan("short", (trial(tool, None),), seconds=10.0)
     assert not run(posed(), plan, ledger)
     evidence = ledger.evidence(ledger.questions()[0].fingerprint)

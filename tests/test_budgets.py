@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from calipers.problem.budgets import largest, spend_in_order
+from calipers.threats.water_filling import largest, spend_in_order
 
 
 def test_few_features_answer_as_all_of_them_do() -> None:

@@ -16,14 +16,15 @@ from test_memory import measurable
 from torch import Tensor, nn
 
 import calipers
-from calipers.attacks import batches, guided, queries, rivals
-from calipers.attacks.batches import BATCH, in_flight
-from calipers.attacks.guided import Guided
-from calipers.attacks.rivals import looked_at, rank_rivals
-from calipers.bounds import linear
-from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
+from calipers.attacks import warm_start
+from calipers.attacks.engine import batches, query_loop, targets
+from calipers.attacks.engine.batches import BATCH, in_flight
+from calipers.attacks.engine.targets import looked_at, rank_targets
+from calipers.attacks.warm_start import WarmStarted
+from calipers.bounds import backward
+from calipers.bounds.backward import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED
-from calipers.certificates.guide import Minimisers
+from calipers.certificates.attack_starts import RelaxationMinimizers
 from calipers.graph.capture import graph_of
 from calipers.problem.problem import Problem
 
@@ -97,7 +98,7 @@ def test_a_pass_that_is_not_measured_is_noticed(monkeypatch: pytest.MonkeyPatch)
         kept(monkeypatch)
 
 
-@pytest.mark.parametrize("limit", [queries._BYTES, 2**40])
+@pytest.mark.parametrize("limit", [query_loop._BYTES, 2**40])
 def test_questions_of_a_round_are_as_many_as_fit(
     large: Problem, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,12 +108,14 @@ def test_questions_of_a_round_are_as_many_as_fit(
     class Stop(Exception):
         pass
 
-    def ask(self: object, look: queries.Look, memory: dict[str, Tensor]) -> queries.Asked:
+    def ask(
+        self: object, look: query_loop.PointsInFlight, memory: dict[str, Tensor]
+    ) -> query_loop.Queries:
         asked.append(len(look.spent) * 129 * large.x[0].numel() * 4)
         raise Stop
 
     monkeypatch.setattr("calipers.attacks.spsa._Estimate.ask", ask)
-    monkeypatch.setattr(queries, "_BYTES", limit)
+    monkeypatch.setattr(query_loop, "_BYTES", limit)
     with pytest.raises(Stop):
         list(calipers.attacks.SPSA()(large))
     assert (asked[0] <= 2**27) == (limit == 2**27)
@@ -137,26 +140,30 @@ class Shown:
 def started(large: Problem) -> int:
     guide = Shown()
     attempts = list(
-        Guided(calipers.attacks.APGD(steps=1, restarts=2, targets=3, halving=True), guide)(large)
+        WarmStarted(
+            calipers.attacks.APGD(steps=1, restarts=2, targets=3, successive_halving=True), guide
+        )(large)
     )
     assert sorted(i for a in attempts for i in a.index.tolist()) == [0, 1, 2, 3]
     return guide.most
 
 
 def test_guided_starts_are_those_of_chosen_rivals(large: Problem) -> None:
-    assert started(large) <= guided._BYTES
+    assert started(large) <= warm_start._BYTES
 
 
 def test_starts_for_all_rivals_are_noticed(large: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guided, "looked_at", lambda problem, count: problem.classes - 1)
-    assert started(large) > guided._BYTES
+    monkeypatch.setattr(warm_start, "looked_at", lambda problem, count: problem.classes - 1)
+    assert started(large) > warm_start._BYTES
 
 
 def test_guided_results_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = posed(
         nn.Sequential(nn.Flatten(), nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 60)), 20, 3, 2, 2
     )
-    tool = Guided(calipers.attacks.APGD(steps=5, restarts=2, targets=3), Minimisers(2))
+    tool = WarmStarted(
+        calipers.attacks.APGD(steps=5, restarts=2, targets=3), RelaxationMinimizers(2)
+    )
 
     def found() -> Tensor:
         best = problem.x.clone()
@@ -165,7 +172,7 @@ def test_guided_results_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch)
         return best
 
     whole = found()
-    monkeypatch.setattr(guided, "_BYTES", 1)
+    monkeypatch.setattr(warm_start, "_BYTES", 1)
     torch.testing.assert_close(found(), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -173,16 +180,16 @@ def test_of_many_classes_the_nearest_by_margin_are_ranked() -> None:
     """As far as these are looked at, in the order of a ranking of all."""
     torch.manual_seed(1)
     problem = posed(nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 200)), 8, 6)
-    few = rank_rivals(problem, 3)
-    assert looked_at(problem, 3) == rivals._NEAR
+    few = rank_targets(problem, 3)
+    assert looked_at(problem, 3) == targets._NEAR
     margins = problem.margins(problem.classifier.logits(problem.x))
-    allowed = margins.topk(rivals._NEAR, dim=1, largest=False).indices
+    allowed = margins.topk(targets._NEAR, dim=1, largest=False).indices
     assert all(
         set(row.tolist()) <= set(near.tolist()) for row, near in zip(few, allowed, strict=True)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rivals, "_NEAR", 199)
-        every = rank_rivals(problem, 199)
+        patch.setattr(targets, "_NEAR", 199)
+        every = rank_targets(problem, 199)
     for row, order, near in zip(few, every, allowed, strict=True):
         assert row.tolist() == [c for c in order.tolist() if c in near.tolist()][:3]
 
@@ -204,15 +211,15 @@ def test_rows_of_margins_in_shares_are_the_same_rows(
         state = relax(graph, region, CHECKED)
         rows = problem.goal.rows(problem.y, problem.classes)
         whole = bounds(state, rows)  # type: ignore[operator]
-        seen, true = list[int](), linear.lower_bounds
+        seen, true = list[int](), backward.lower_bounds
         monkeypatch.setattr(
-            linear,
+            backward,
             "lower_bounds",
             lambda state, number, start: (seen.append(start.a.numel()), true(state, number, start))[
                 1
             ],
         )
-        monkeypatch.setattr(linear, "_TOGETHER", 3 * graph.largest * 8 * 7)
+        monkeypatch.setattr(backward, "_TOGETHER", 3 * graph.largest * 8 * 7)
         shares = bounds(state, rows)  # type: ignore[operator]
     torch.testing.assert_close(shares, whole, rtol=1e-12, atol=1e-12)
     assert bounds is interval_margin_bounds or len(seen) == 7
@@ -227,7 +234,7 @@ RUN = textwrap.dedent(
     from torch import nn
     from calipers.graph import products
     from calipers.graph.capture import graph_of
-    from calipers.problem.classifier import Classifier
+    from calipers.models.classifier import Classifier
 
     def status(key):
         return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))

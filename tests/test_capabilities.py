@@ -21,10 +21,10 @@ from calipers.errors import BadInput
 from calipers.presets import ATTACKS, CERTIFIERS, PLANS, plan_for, stage_of, tool_from
 from calipers.problem.capabilities import EVERY, Capabilities, capabilities_of, misfit
 from calipers.problem.problem import Problem
-from calipers.problem.substitutions import letters
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.substitutions import one_hot_groups
 
-NAMED_ALONE = sorted({*ATTACKS, *CERTIFIERS} - {"Through", "EOT", "Transfer"})  # need a setting
+NAMED_ALONE = sorted({*ATTACKS, *CERTIFIERS} - {"BPDA", "EOT", "Transfer"})  # need a setting
 RADII = {"linf": 0.3, "l2": 0.7, "l1": 1.5, "l0": 3.0, "pixels": 2.0}
 
 
@@ -34,7 +34,9 @@ def posed(threat: str) -> Problem:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     if threat == "letters":
         x = nn.functional.one_hot(torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]]), 3).flatten(1).float()
-        return Problem.pose(model, x, model(x).argmax(1), calipers.Substitutions(letters(4, 3), 1))
+        return Problem.pose(
+            model, x, model(x).argmax(1), calipers.Substitutions(one_hot_groups(4, 3), 1)
+        )
     x = torch.rand(2, 3, 2, 2)
     return Problem.pose(model, x, model(x).argmax(1), calipers.Ball(threat, RADII[threat]))
 
@@ -55,7 +57,7 @@ def test_a_tool_answers_what_it_declares_and_nothing_else(name: str, threat: str
         assert set(told) == {0, 1}
 
 
-@pytest.mark.parametrize("name", ["SPSA", "Differences", "Square", "RaySearch"])
+@pytest.mark.parametrize("name", ["SPSA", "FiniteDifferences", "Square", "RayS"])
 def test_a_wrong_declaration_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = type(tool_from(name))
     wrong = dataclasses.replace(tool.capabilities, norms=EVERY)  # type: ignore[attr-defined]
@@ -65,7 +67,7 @@ def test_a_wrong_declaration_shows(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_searches_fit_where_the_tools_fit_that_they_run() -> None:
-    inside = tool_from("Closer(FAB(steps=5), PGD(steps=5))")
+    inside = tool_from("IterativeTightening(FAB(steps=5), PGD(steps=5))")
     assert not misfit(inside, calipers.Ball("l2", 0.1))
     assert misfit(inside, calipers.Ball("l0", 2)).startswith("FAB is made for linf, l2, l1")
 
@@ -110,7 +112,7 @@ def test_installed_tools_are_known_by_name(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(metadata, "entry_points", installed(entry))
     tool = tool_from("Nothing(patience=5)")
     assert (type(tool).__name__, tool.patience) == ("Nothing", 5)  # type: ignore[union-attr]
-    assert (stage_of(tool).kind, stage_of(tool).aim) == ("attack", "distance")
+    assert (stage_of(tool).kind, stage_of(tool).objective) == ("attack", "distance")
     shown = CliRunner().invoke(app, ["tools", "--norm", "l2"]).output
     assert "leaves every point where it is" in shown
     assert "leaves every point" not in CliRunner().invoke(app, ["tools", "--norm", "linf"]).output

@@ -66,7 +66,7 @@ def test_programs_that_ran_code_run_none(tmp_path: Path) -> None:
     statuses = {}
     for name in ("good.pt2", "evil_inputs.pt2", "evil_weight.pt2"):
         shown = calipers(
-            tmp_path, "attack", "-t", "Steepest", "-m", name, "-d", "d.npz", "-e", "0.01", "-q"
+            tmp_path, "attack", "-t", "FGSM", "-m", name, "-d", "d.npz", "-e", "0.01", "-q"
         )
         statuses[name] = shown.returncode
     assert statuses == {"good.pt2": 0, "evil_inputs.pt2": 0, "evil_weight.pt2": 2}

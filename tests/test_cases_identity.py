@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import calipers
-from calipers.checking import check
+from calipers.api.check import check
 from calipers.cli.commands import app
 from calipers.errors import BadInput, RecordError
 from calipers.measurement import probe
 from calipers.measurement.plan import Plan, Stage
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 
 CASES = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
 PLAN = Plan("one", (Stage(calipers.attacks.PGD(steps=3), "attack"),))
@@ -81,7 +81,7 @@ def test_on_the_command_line_an_edit_is_refused_and_told(folder: Path, edit: str
     old, new, said = EDITS[edit]
     (folder / "net.py").write_text(NET)
     first = command(
-        *"attack -t Steepest -m net.py:build -d data.npz -e 0.02 -q --record run.calipers".split()
+        *"attack -t FGSM -m net.py:build -d data.npz -e 0.02 -q --record run.calipers".split()
     )
     assert first[0] == 0, first[1]
     (folder / "net.py").write_text(NET.replace(old, new))
@@ -99,7 +99,7 @@ def test_on_the_command_line_an_edit_is_refused_and_told(folder: Path, edit: str
     (folder / "net.py").write_text(f"# unchanged but for this line\n{NET}")
     assert (
         command(
-            *"attack -t Steepest -m net.py:build -d data.npz -e 0.02 -q --record run.calipers".split()
+            *"attack -t FGSM -m net.py:build -d data.npz -e 0.02 -q --record run.calipers".split()
         )[0]
         == 0
     )
@@ -125,7 +125,7 @@ def test_in_python_an_edit_is_refused_and_another_name_is_another_model(tmp_path
         with pytest.raises(BadInput, match="no question about this model"):
             check(path, edited)
     calipers.measure(edited, x, y, BALL, plan=PLAN, record=path, title="edited")
-    with Ledger(path, read_only=True) as ledger:
+    with Record(path, read_only=True) as ledger:
         assert [q.title for q in ledger.questions()] == ["Net", "edited"]
 
 
@@ -202,7 +202,7 @@ def test_what_no_part_shows_the_answers_tell(
 
 
 def test_elsewhere_rounding_may_differ_and_no_more(tmp_path: Path) -> None:
-    with Ledger(probed(tmp_path)) as ledger:
+    with Record(probed(tmp_path)) as ledger:
         (held,) = ledger.models()
     model = _same(Hidden(1.0))
     model.check(torch.rand(4, 6))

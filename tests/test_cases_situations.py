@@ -30,6 +30,7 @@ pytestmark = [
 Right = dict[str, str]
 
 NOW = {
+    '"SPSA", "Differences"': '"SPSA", "FiniteDifferences"',
     "calipers.from_estimator(": "calipers.load(",
     "calipers.load_model(": "calipers.load(",
     'calipers.certify("CROWN", m, x, Y, calipers.Ball("linf", .05))': "calipers.certify("
@@ -49,7 +50,7 @@ RIGHT: dict[str, Right] = {
     "03_in_place.py": {
         "round, in place: Square(queries=300)": r"success 40 of 40",
         "zero a channel, in place: SPSA": r"success 40 of 40",
-        "standardise, in place: Differences": r"success 40 of 40",
+        "standardise, in place: FiniteDifferences": r"success 40 of 40",
         "ReLU first, in place: measure": r"clean 40, certified (29|3\d), attacked 40 of 40",
     },
     "04_float32_inside.py": {

@@ -16,28 +16,28 @@ from torch import Tensor, nn
 
 import calipers
 from calipers import presets
-from calipers.attacks.defences import Through
+from calipers.attacks.defences import BPDA
 from calipers.bounds.rounding import CHECKED
-from calipers.certificates import enumerate as enumeration
+from calipers.certificates import enumeration as enumeration
 from calipers.certificates.crown import CROWN
-from calipers.certificates.enumerate import Enumeration
+from calipers.certificates.enumeration import Enumeration
 from calipers.errors import BadInput, Contradiction, UnsupportedOp
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee
 from calipers.presets import ATTACKS, CERTIFIERS, PLANS, check_fit, plan_for
-from calipers.problem.ball import Ball, Fall, Region
 from calipers.problem.goals import is_adversarial
-from calipers.problem.neighbours import enumerate_switches, neighbourhood_size
 from calipers.problem.problem import Problem
+from calipers.problem.protocols import Attempt
 from calipers.problem.recorded import recorded_threat
-from calipers.problem.substitution_region import SubstitutionRegion
-from calipers.problem.substitutions import Substitutions, letters
-from calipers.problem.tools import Attempt
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report.render import page
+from calipers.threats.ball import Ball, Fall, Region
+from calipers.threats.neighbours import enumerate_substitutions, neighbourhood_size
+from calipers.threats.substitution_region import SubstitutionRegion
+from calipers.threats.substitutions import Substitutions, one_hot_groups
 
-WORDS = letters(12, 4)
-SHORT = letters(6, 3)
+WORDS = one_hot_groups(12, 4)
+SHORT = one_hot_groups(6, 3)
 
 
 @cache
@@ -91,13 +91,15 @@ def lowest_margins(problem: Problem) -> list[Tensor]:
     everything = problem.region.at(torch.full((len(problem),), 99.0))
     for i in range(len(problem)):
         every = torch.cat(list(everything.neighbours(i)))
-        switches = everything.take(torch.full((len(every),), i)).distance(every).long()
+        substitutions = everything.take(torch.full((len(every),), i)).distance(every).long()
         margins = problem.goal.margins(
             problem.classifier.logits64(every), problem.y[i].expand(len(every))
         )
         worst = problem.goal.worst(margins)
         found.append(
-            torch.stack([worst[switches == k].min() for k in range(int(switches.max()) + 1)])
+            torch.stack(
+                [worst[substitutions == k].min() for k in range(int(substitutions.max()) + 1)]
+            )
         )
     return found
 
@@ -163,8 +165,8 @@ def test_an_enumeration_that_leaves_out_the_last_switches_is_caught(
 ) -> None:
     monkeypatch.setattr(
         enumeration,
-        "enumerate_switches",
-        lambda counts, k, batch: enumerate_switches(counts, max(0, k - 1), batch),
+        "enumerate_substitutions",
+        lambda counts, k, batch: enumerate_substitutions(counts, max(0, k - 1), batch),
     )
     with pytest.raises((AssertionError, Contradiction)):
         test_enumeration_claims_the_switches_that_all_neighbours_resist(2)
@@ -253,7 +255,7 @@ def test_a_random_model_is_not_enumerated() -> None:
     _, x, y = short()
     with pytest.raises(UnsupportedOp, match="answers at random"):
         calipers.certify(
-            calipers.Classifier(Noisy(), draws=10), x, y, Substitutions(SHORT, 1), "Enumeration"
+            calipers.Classifier(Noisy(), samples=10), x, y, Substitutions(SHORT, 1), "Enumeration"
         )
 
 
@@ -370,7 +372,7 @@ def test_bounds_hold_where_numeric_columns_move_too() -> None:
     )
     y = model(x).max(1).indices
     for k in (0.5, 1):
-        threat = Substitutions(SHORT, k, numeric=Ball("linf", 3.0, box=(0, 10)))
+        threat = Substitutions(SHORT, k, continuous=Ball("linf", 3.0, box=(0, 10)))
         problem = Problem.pose(model, x, y, threat)
         for tool in ("CROWN", "IBP"):
             bound = calipers.certify(model, x, y, threat, tool).margin
@@ -390,20 +392,20 @@ def test_bounds_hold_where_numeric_columns_move_too() -> None:
 # --------------------------------------------------------------------------------------------------
 
 FIT = {
-    "Replace",
-    "Steepest",
+    "SubstitutionSearch",
+    "FGSM",
     "IBP",
     "CROWN",
     "AlphaCROWN",
     "BranchAndBound",
-    "LargestRadius",
+    "CertifiedRadius",
     "Enumeration",
     "MILP",
 }
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*ATTACKS, *CERTIFIERS} - FIT - {"Through", "EOT", "Transfer"})
+    "name", sorted({*ATTACKS, *CERTIFIERS} - FIT - {"BPDA", "EOT", "Transfer"})
 )
 def test_a_tool_for_balls_refuses_letters_by_name(name: str) -> None:
     model, x, y = short()
@@ -437,14 +439,14 @@ def test_plans_fit_their_threat() -> None:
         and plan_for(Ball("linf", 0.1), None, "distance").name == "distance"
     )
     assert plan_for(Substitutions(SHORT, 1), None, "distance") is PLANS["categorical"]
-    check_fit(Through(presets.Replace(), ()), Substitutions(SHORT, 1))
+    check_fit(BPDA(presets.SubstitutionSearch(), ()), Substitutions(SHORT, 1))
     with pytest.raises(BadInput, match="PGD searches"):
-        check_fit(Through(presets.PGD(), ()), Substitutions(SHORT, 1))
+        check_fit(BPDA(presets.PGD(), ()), Substitutions(SHORT, 1))
 
 
 def test_a_step_is_refused_also_where_nobody_asked_at_the_door() -> None:
     model, x, y = short()
-    with pytest.raises(BadInput, match="letters are replaced, not moved by steps"):
+    with pytest.raises(BadInput, match="symbols are replaced, not moved by steps"):
         list(presets.PGD()(Problem.pose(model, x, y, Substitutions(SHORT, 1))))
 
 
@@ -460,11 +462,11 @@ def test_points_and_budget_are_checked_at_the_door() -> None:
     with pytest.raises(BadInput, match="group 2 of point 3 is not one-hot"):
         calipers.measure(model, soft, y, Substitutions(WORDS, 1))
     with pytest.raises(BadInput, match=r"names? column 51, but a flattened input has 48 columns"):
-        calipers.measure(model, x, y, Substitutions(letters(13, 4), 1))
+        calipers.measure(model, x, y, Substitutions(one_hot_groups(13, 4), 1))
     with pytest.raises(BadInput, match="k has 2 entries, but there are 5 points"):
         calipers.measure(model, x, y, Substitutions(WORDS, [1, 2]))
-    with pytest.raises(BadInput, match="leave numeric out"):
-        calipers.measure(model, x, y, Substitutions(WORDS, 1, numeric=Ball("linf", 0.1)))
+    with pytest.raises(BadInput, match="leave continuous out"):
+        calipers.measure(model, x, y, Substitutions(WORDS, 1, continuous=Ball("linf", 0.1)))
 
 
 def mixed() -> tuple[nn.Module, Tensor, Tensor]:
@@ -481,14 +483,16 @@ def mixed() -> tuple[nn.Module, Tensor, Tensor]:
 
 def test_the_numeric_part_is_checked_at_the_door() -> None:
     model, x, y = mixed()
-    groups = letters(2, 2)
+    groups = one_hot_groups(2, 2)
     with pytest.raises(BadInput, match=r"1 of 3 points lie outside the box \[0, 0.5\]"):
-        Problem.pose(model, x, y, Substitutions(groups, 1, numeric=Ball("linf", 0.1, box=(0, 0.5))))
+        Problem.pose(
+            model, x, y, Substitutions(groups, 1, continuous=Ball("linf", 0.1, box=(0, 0.5)))
+        )
     with pytest.raises(
         BadInput, match=r"k = 0 at point 0 lets nothing move: with numeric columns ask for k=0.5"
     ):
-        Problem.pose(model, x, y, Substitutions(groups, 0, numeric=Ball("linf", 0.1)))
-    with pytest.raises(BadInput, match="whole number of switches"):
+        Problem.pose(model, x, y, Substitutions(groups, 0, continuous=Ball("linf", 0.1)))
+    with pytest.raises(BadInput, match="whole number of substitutions"):
         Substitutions(groups, 0.5)
 
 
@@ -498,7 +502,7 @@ def test_the_numeric_part_is_checked_at_the_door() -> None:
 
 def test_a_witness_that_moves_numbers_alone_stands_at_half_a_switch() -> None:
     model, x, y = mixed()
-    threat = Substitutions(letters(2, 2), 1, numeric=Ball("linf", 0.15))
+    threat = Substitutions(one_hot_groups(2, 2), 1, continuous=Ball("linf", 0.15))
     result = calipers.measure(model, x, y, threat)
     assert result.bracket.upper[0] == 0.5 and (result.bracket.upper[1:] >= 1).all()
     assert (
@@ -507,10 +511,14 @@ def test_a_witness_that_moves_numbers_alone_stands_at_half_a_switch() -> None:
     )
     assert [row.is_clean_error for row in result.points] == [False, False, False]
     half = calipers.attack(
-        model, x, y, Substitutions(letters(2, 2), 0.5, numeric=Ball("linf", 0.15)), "Replace"
+        model,
+        x,
+        y,
+        Substitutions(one_hot_groups(2, 2), 0.5, continuous=Ball("linf", 0.15)),
+        "SubstitutionSearch",
     )
     assert half.success.tolist() == [True, False, False] and half.distance[0] == 0.5
-    assert "half a switch" in page([result.summary])
+    assert "half a substitution" in page([result.summary])
 
 
 def test_counting_only_letters_would_call_it_the_models_own_error(
@@ -587,7 +595,7 @@ def test_a_record_is_taken_up_again_checked_and_shown(tmp_path: Path) -> None:
         and again.bracket.lower.tolist() == first.bracket.lower.tolist()
     )
     again.ledger.close()
-    with Ledger(path, read_only=True) as ledger:
+    with Record(path, read_only=True) as ledger:
         asked = ledger.questions()[0]
         assert asked.data is not None
         back = recorded_threat(asked.data["threat"], torch.full((60,), 2.0))
@@ -599,9 +607,9 @@ def test_a_record_is_taken_up_again_checked_and_shown(tmp_path: Path) -> None:
 def test_a_mixed_threat_comes_back_from_its_record(tmp_path: Path) -> None:
     model, x, y = mixed()
     threat = Substitutions(
-        letters(2, 2),
+        one_hot_groups(2, 2),
         1,
-        numeric=Ball(
+        continuous=Ball(
             "l2", 0.15, box=(0, 1), mask=torch.tensor([True]), weights=torch.tensor([2.0])
         ),
     )
@@ -615,19 +623,21 @@ def test_the_report_speaks_of_switches() -> None:
     model, x, y = short()
     result = calipers.measure(model, x, y, Substitutions(SHORT, 2))
     text, shown = str(result), page([result.summary])
-    assert "at most 2 switches" in text and "eps" not in text and "switches median" in text
     assert (
-        "at most 2 switches" in shown
-        and "number of switches asked" in shown
-        and "1 switch<" in shown
+        "at most 2 substitutions" in text and "eps" not in text and "substitutions median" in text
+    )
+    assert (
+        "at most 2 substitutions" in shown
+        and "number of substitutions asked" in shown
+        and "1 substitution<" in shown
     )
     assert (
         "substitutions radius" not in shown
-        and "switches radius" not in shown
+        and "substitutions radius" not in shown
         and "native units" not in shown.split("provenance")[0].split("<details")[0]
     )
     one = str(calipers.measure(model, x, y, Substitutions(SHORT, 1)))
-    assert "at most 1 switch," in one
+    assert "at most 1 substitution," in one
 
 
 def test_the_command_line_measures_reports_and_checks_letters(
@@ -647,9 +657,11 @@ def test_the_command_line_measures_reports_and_checks_letters(
     asked = ["-m", "net.py:build", "-d", "points.npz", "--one-hot", "6,3", "-e", "2", "-q"]
     said = CliRunner().invoke(app, ["measure", *asked, "--record", "run.calipers"])
     assert (
-        said.exit_code == 0 and "at most 2 switches" in said.output and "Enumeration" in said.output
+        said.exit_code == 0
+        and "at most 2 substitutions" in said.output
+        and "Enumeration" in said.output
     ), said.output
-    assert "at most 2 switches" in CliRunner().invoke(app, ["report", "run.calipers"]).output
+    assert "at most 2 substitutions" in CliRunner().invoke(app, ["report", "run.calipers"]).output
     checked = CliRunner().invoke(app, ["check", "run.calipers", "-m", "net.py:build"])
     assert checked.exit_code == 0 and "0 failed" in checked.output, checked.output
     wrong = CliRunner().invoke(app, ["attack", *asked, "-t", "PGD"])
@@ -676,8 +688,8 @@ def test_the_robust_hinge_over_a_neighbourhood_of_categories() -> None:
 
 
 def test_three_letters_of_four_kinds_have_ten_neighbours_with_themselves() -> None:
-    x = written(words(1, letters(3, 4)), letters(3, 4))
-    region: Region = Substitutions(letters(3, 4), 1).region(x)
+    x = written(words(1, one_hot_groups(3, 4)), one_hot_groups(3, 4))
+    region: Region = Substitutions(one_hot_groups(3, 4), 1).region(x)
     assert isinstance(region, SubstitutionRegion) and region.sizes() == [10]
     # one switch is the l1 distance 2
     assert (torch.cat(list(region.neighbours(0))) - x).abs().sum(1).tolist() == [0.0, *[2.0] * 9]

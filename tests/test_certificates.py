@@ -18,19 +18,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calipers.bounds.linear import joined_bounds, margin_bounds, relax
+from calipers.bounds.backward import joined_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH
 from calipers.certificates import crown
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.guaranteed import posed
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.radius import CertifiedRadius
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Certifier
+from calipers.problem.protocols import Certifier
+from calipers.threats.ball import Ball
 
 NORMS = ("linf", "l2", "l1")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -132,7 +132,7 @@ def test_largest_radius_is_margin_over_dual_norm(norm: str) -> None:
     problem = linear_problem(norm)
     margin, fall = falls(problem)
     exact = (margin / fall).amin(1).clamp_min(0)
-    radii, _ = claims(LargestRadius(CROWN(), rounds=40), problem)
+    radii, _ = claims(CertifiedRadius(CROWN(), rounds=40), problem)
     assert bool((radii <= exact).all())
     torch.testing.assert_close(radii, exact, rtol=2e-3, atol=0)
     assert float(radii[-1]) == 0.0
@@ -145,7 +145,7 @@ def test_largest_radius_towards_a_target_is_where_its_last_rival_falls(norm: str
     # Resisting means that one class stays ahead of the target: CROWN proves the largest of the
     # lower bounds positive.
     exact = (margin / fall).amax(1)
-    radii, _ = claims(LargestRadius(CROWN(), rounds=40), problem)
+    radii, _ = claims(CertifiedRadius(CROWN(), rounds=40), problem)
     assert bool((radii <= exact.clamp_min(0)).all())
     torch.testing.assert_close(radii, exact.clamp_min(0), rtol=2e-3, atol=0)
 
@@ -184,8 +184,8 @@ def small_problem(
 TOOLS: list[tuple[str, Callable[[], Certifier]]] = [
     ("IBP", IBP),
     ("CROWN", CROWN),
-    ("LargestRadius of IBP", lambda: LargestRadius(IBP())),
-    ("LargestRadius of CROWN", lambda: LargestRadius(CROWN())),
+    ("CertifiedRadius of IBP", lambda: CertifiedRadius(IBP())),
+    ("CertifiedRadius of CROWN", lambda: CertifiedRadius(CROWN())),
 ]
 
 
@@ -205,15 +205,15 @@ def test_every_point_is_mentioned_once_in_batches_of_any_size(
             torch.testing.assert_close(
                 a,
                 b,
-                rtol=2e-3 if "Largest" in name else 1e-9,
-                atol=1e-4 if "Largest" in name else 1e-9,
+                rtol=2e-3 if "CertifiedRadius" in name else 1e-9,
+                atol=1e-4 if "CertifiedRadius" in name else 1e-9,
             )
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_largest_radius_claims_only_what_crown_proves_in_checked_arithmetic(norm: str) -> None:
     problem = small_problem(norm)
-    radii, margins = claims(LargestRadius(CROWN()), problem)
+    radii, margins = claims(CertifiedRadius(CROWN()), problem)
     assert bool((radii > 0).all())
     bound = CROWN().bound(problem.at(radii), CHECKED)
     assert bool((bound.worst > 0).all())
@@ -224,7 +224,7 @@ def test_largest_radius_claims_only_what_crown_proves_in_checked_arithmetic(norm
 @pytest.mark.parametrize("norm", NORMS)
 def test_largest_radius_is_nearly_the_largest(norm: str) -> None:
     problem = small_problem(norm)
-    radii, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=30), problem)
+    radii, _ = claims(CertifiedRadius(CROWN(), tolerance=1e-4, rounds=30), problem)
     wide = problem.threat.widest(problem.x)
     beyond = CROWN().bound(problem.at(torch.minimum(radii * 1.01, wide)), CHECKED).worst
     assert bool(((beyond <= 0) | (radii * 1.01 > wide)).all())
@@ -233,7 +233,7 @@ def test_largest_radius_is_nearly_the_largest(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_smaller_radius_is_proved_too(norm: str) -> None:
     problem = small_problem(norm)
-    radii, _ = claims(LargestRadius(CROWN()), problem)
+    radii, _ = claims(CertifiedRadius(CROWN()), problem)
     for share in (0.0, 0.1, 0.5, 0.9):
         assert bool((CROWN().bound(problem.at(radii * share), CHECKED).worst > 0).all())
 
@@ -256,17 +256,21 @@ def test_margins_fall_with_the_radius(bounder: IBP | CROWN) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_crown_proves_at_least_what_intervals_prove(norm: str) -> None:
     problem = small_problem(norm)
-    interval, linear = (claims(LargestRadius(bounder), problem)[0] for bounder in (IBP(), CROWN()))
+    interval, linear = (
+        claims(CertifiedRadius(bounder), problem)[0] for bounder in (IBP(), CROWN())
+    )
     assert bool((linear >= interval * 0.999).all()) and float(linear.mean()) > float(
         interval.mean()
     )
 
 
 def test_where_the_search_begins_does_not_matter() -> None:
-    near, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=1e-4))
-    far, _ = claims(LargestRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=0.9))
+    near, _ = claims(
+        CertifiedRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=1e-4)
+    )
+    far, _ = claims(CertifiedRadius(CROWN(), tolerance=1e-4, rounds=40), small_problem(radius=0.9))
     each, _ = claims(
-        LargestRadius(CROWN(), tolerance=1e-4, rounds=40),
+        CertifiedRadius(CROWN(), tolerance=1e-4, rounds=40),
         small_problem(radius=torch.logspace(-4, -0.1, 10, dtype=torch.float64)),
     )
     torch.testing.assert_close(near, far, rtol=1e-3, atol=0)
@@ -274,14 +278,14 @@ def test_where_the_search_begins_does_not_matter() -> None:
 
 
 def test_a_start_at_radius_zero_is_a_start() -> None:
-    radii, _ = claims(LargestRadius(CROWN(), rounds=120), small_problem(radius=0.0, points=3))
+    radii, _ = claims(CertifiedRadius(CROWN(), rounds=120), small_problem(radius=0.0, points=3))
     torch.testing.assert_close(
-        radii, claims(LargestRadius(CROWN()), small_problem(points=3))[0], rtol=1e-2, atol=0
+        radii, claims(CertifiedRadius(CROWN()), small_problem(points=3))[0], rtol=1e-2, atol=0
     )
 
 
 def test_each_point_is_asked_at_its_own_radius() -> None:
-    found, _ = claims(LargestRadius(CROWN()), small_problem())
+    found, _ = claims(CertifiedRadius(CROWN()), small_problem())
     asked = torch.where(torch.arange(10) % 2 == 0, found * 0.9, found * 1.5)
     radii, _ = claims(CROWN(), small_problem(radius=asked))
     assert radii.tolist() == torch.where(torch.arange(10) % 2 == 0, asked, 0.0).tolist()
@@ -289,19 +293,19 @@ def test_each_point_is_asked_at_its_own_radius() -> None:
 
 def test_a_point_alone_gets_the_radius_it_gets_in_company() -> None:
     problem = small_problem("l2")
-    together, _ = claims(LargestRadius(CROWN()), problem)
+    together, _ = claims(CertifiedRadius(CROWN()), problem)
     alone = torch.cat(
-        [claims(LargestRadius(CROWN()), problem.take([i]))[0] for i in range(len(problem))]
+        [claims(CertifiedRadius(CROWN()), problem.take([i]))[0] for i in range(len(problem))]
     )
     torch.testing.assert_close(alone, together, rtol=1e-3, atol=0)
 
 
 def test_targeted_claims_are_at_least_as_large_as_untargeted_ones() -> None:
     problem = small_problem()
-    untargeted, _ = claims(LargestRadius(CROWN()), problem)
+    untargeted, _ = claims(CertifiedRadius(CROWN()), problem)
     for shift in (1, 2):
         targeted, _ = claims(
-            LargestRadius(CROWN()), small_problem(goal=Targeted((problem.y + shift) % 3))
+            CertifiedRadius(CROWN()), small_problem(goal=Targeted((problem.y + shift) % 3))
         )
         assert bool((targeted >= untargeted * 0.995).all())
 
@@ -332,7 +336,7 @@ def test_a_point_that_nothing_in_the_box_can_change_gets_the_whole_box() -> None
         torch.tensor([0]),
         Ball("linf", 0.05),
     )
-    radii, _ = claims(LargestRadius(CROWN()), problem)
+    radii, _ = claims(CertifiedRadius(CROWN()), problem)
     assert float(radii) >= 0.8 * (1 - 2e-3)
 
 
@@ -351,7 +355,7 @@ def test_search_and_proof_are_the_same_bound_up_to_rounding() -> None:
 )
 def test_senseless_settings_are_refused(rounds: int, tolerance: float) -> None:
     with pytest.raises(BadInput, match="rounds >= 1"):
-        LargestRadius(CROWN(), rounds=rounds, tolerance=tolerance)
+        CertifiedRadius(CROWN(), rounds=rounds, tolerance=tolerance)
 
 
 # ---- published networks
@@ -420,7 +424,7 @@ def test_radii_of_the_reference_network_lie_below_the_exact_distances() -> None:
     exact = exact_distances("wk17a_linf_exact_idx0-249.csv")
     indices = [i for i, distance in exact.items() if distance < np.inf] + list(range(23))
     radii, _ = claims(
-        LargestRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1)
+        CertifiedRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1)
     )
     assert_below_exact(radii, indices, exact, 1e-6)
     assert float(radii.median()) > 0.08
@@ -432,7 +436,7 @@ def test_all_radii_of_the_reference_network_lie_below_the_exact_distances() -> N
     exact = exact_distances("wk17a_linf_exact_idx0-249.csv")
     indices = range(250)
     radii, _ = claims(
-        LargestRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1)
+        CertifiedRadius(CROWN()), reference_problem("mnist_wk17a", *mnist(indices), 0.1)
     )
     assert_below_exact(radii, indices, exact, 1e-6)
 
@@ -443,7 +447,7 @@ def test_radii_of_the_tiny_network_lie_below_the_exact_distances(norm: str) -> N
     exact = exact_distances(f"tiny_mlp20_{norm}_exact.csv")
     indices = list(exact)
     radii, _ = claims(
-        LargestRadius(CROWN()), reference_problem("mnist_tiny_mlp20", *mnist(indices), 0.1, norm)
+        CertifiedRadius(CROWN()), reference_problem("mnist_tiny_mlp20", *mnist(indices), 0.1, norm)
     )
     assert_below_exact(radii, indices, exact, 1e-4 if norm == "l1" else 1e-6)
     assert float(radii.max()) > 0
@@ -474,7 +478,7 @@ def test_no_bound_is_looser_than_that_of_intervals(function: Any) -> None:
     problem = Problem.pose(classifier, x, classifier.logits(x).argmax(1), Ball("linf", 0.3))
     by_boxes, *others = (
         torch.cat([c.margin for c in tool(problem)])
-        for tool in (IBP(), CROWN(), AlphaCROWN(steps=2, sharpen=0))
+        for tool in (IBP(), CROWN(), AlphaCROWN(steps=2, intermediate=0))
     )
     assert all(bool((margin >= by_boxes - 1e-12).all()) for margin in others)
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calipers.api import certify
+from calipers.api.ask import certify
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.radius import CertifiedRadius
 from calipers.geometry.gradients import linear_score_change
-from calipers.geometry.lines import exit_distance, steps_to_leave
+from calipers.geometry.hyperplanes import free_distance
 from calipers.geometry.polynomials import Polynomial, largest_gradient
 from calipers.geometry.regions import activation_pattern, regions_of
-from calipers.geometry.walls import free_distance
+from calipers.geometry.segments import exit_distance, steps_to_leave
 from calipers.graph.activations import TwoPieces
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 pytestmark = pytest.mark.one_in(1)
 
@@ -108,7 +108,7 @@ def test_distances_of_the_three_walls(norm: str, each: tuple[float, ...]) -> Non
     assert free_distance(region, normals, gaps).tolist() == pytest.approx(each, abs=5e-5)
     found = regions_of(problem)
     assert float(found.border) == pytest.approx(0.5) and int(found.element) == 0
-    assert 0.5 * (1 - 1e-6) <= float(found.straight) <= 0.5
+    assert 0.5 * (1 - 1e-6) <= float(found.proved_border) <= 0.5
 
 
 def test_gradient_is_the_same_everywhere_inside() -> None:
@@ -185,8 +185,8 @@ def test_certified_distances_of_the_tent() -> None:
         torch.tensor([0]),
         Ball("linf", 0.3, box=None),
     )
-    interval = certify(tent(), x, y, threat, LargestRadius(IBP(), rounds=40, tolerance=1e-6))
-    crown = certify(tent(), x, y, threat, LargestRadius(CROWN(), rounds=40, tolerance=1e-6))
+    interval = certify(tent(), x, y, threat, CertifiedRadius(IBP(), rounds=40, tolerance=1e-6))
+    crown = certify(tent(), x, y, threat, CertifiedRadius(CROWN(), rounds=40, tolerance=1e-6))
     assert float(interval.radius) == pytest.approx(0.5, abs=1e-4) and float(interval.radius) <= 0.5
     assert float(crown.radius) == pytest.approx(0.7, abs=1e-4) and float(crown.radius) <= 0.7
     exact = Ball("linf", 0.7 - 1e-9, box=None)

@@ -20,24 +20,24 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import calipers
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
-from calipers.certificates.proof import differs
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.proof_writer import differs
+from calipers.certificates.radius import CertifiedRadius
 from calipers.cli import app
 from calipers.errors import UnsupportedOp
 from calipers.graph.capture import graph_of
-from calipers.graph.curves import TANH
-from calipers.graph.described import described
-from calipers.problem.ball import Ball
+from calipers.graph.serialise import described
+from calipers.graph.smooth_table import TANH
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
+from calipers.problem.protocols import Certifier, Claim
 from calipers.problem.specification import Specification
-from calipers.problem.tools import Certifier, Claim
 from calipers.record import checker
 from calipers.record.checker import Proof, Threat, covered, prove
 from calipers.record.proofs import about, contents, packed, sealed
+from calipers.threats.ball import Ball
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -48,8 +48,8 @@ INF = float("inf")
 RADII = {"linf": 0.08, "l2": 0.25, "l1": 0.5}
 TOOLS: tuple[Certifier, ...] = (
     CROWN(proofs=True),
-    AlphaCROWN(steps=8, sharpen=4, proofs=True),
-    BranchAndBound(seconds=3, steps=6, sharpen=4, proofs=True),
+    AlphaCROWN(steps=8, intermediate=4, proofs=True),
+    BranchAndBound(seconds=3, steps=6, intermediate=4, proofs=True),
 )
 
 # ---- small networks
@@ -202,8 +202,8 @@ def test_certificates_of_intervals_and_of_searches_are_proved_again(kind: str, n
     seen = set()
     for tool, share in (
         (IBP(proofs=True), 0.02),
-        (LargestRadius(CROWN(), proofs=True), 1.0),
-        (LargestRadius(IBP(), proofs=True), 0.1),
+        (CertifiedRadius(CROWN(), proofs=True), 1.0),
+        (CertifiedRadius(IBP(), proofs=True), 0.1),
     ):
         problem = posed(kind, 1, norm, share)
         for i, radius, data in claims(tool, problem):
@@ -338,7 +338,7 @@ def branched() -> tuple[Problem, int, bytes]:
     for seed in range(40):
         problem = posed("dense", seed, "linf", 2.0, points=4)
         for i, _, data in claims(
-            BranchAndBound(seconds=3, steps=3, sharpen=0, proofs=True), problem
+            BranchAndBound(seconds=3, steps=3, intermediate=0, proofs=True), problem
         ):
             if ".cut" in " ".join(contents(data)[1]) and prove(data).leaves > 6:
                 return problem, i, data
@@ -368,7 +368,7 @@ def beyond(problem: Problem, i: int) -> float:
 
 def falsehoods(problem: Problem, i: int) -> dict[str, Change]:
     """Return changes after which the claim is false, or does not follow."""
-    far, rival = beyond(problem, i), (int(problem.y[i]) + 1) % 4
+    far, wrong = beyond(problem, i), (int(problem.y[i]) + 1) % 4
     x = problem.x[i].numpy()
 
     def radius(header: dict[str, Any], arrays: dict[str, Any]) -> None:
@@ -383,7 +383,7 @@ def falsehoods(problem: Problem, i: int) -> dict[str, Change]:
 
     def bias(header: dict[str, Any], arrays: dict[str, Any]) -> None:
         last = f"net.{len(header['network']['nodes'])}.bias"
-        arrays[last][rival] += 100
+        arrays[last][wrong] += 100
 
     def point(header: dict[str, Any], arrays: dict[str, Any]) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -395,7 +395,7 @@ def falsehoods(problem: Problem, i: int) -> dict[str, Change]:
         )
 
     def label(header: dict[str, Any], arrays: dict[str, Any]) -> None:
-        header["goal"]["class"] = rival
+        header["goal"]["class"] = wrong
 
     def target(header: dict[str, Any], arrays: dict[str, Any]) -> None:
         header["goal"] = {"kind": "targeted", "class": int(problem.y[i])}

@@ -16,35 +16,35 @@ from broken_checker import only_proved_by
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN
 from calipers.certificates.input_split import InputSplit
-from calipers.certificates.proof import differs
+from calipers.certificates.proof_writer import differs
 from calipers.cli import app
-from calipers.graph import curves
+from calipers.graph import smooth_table
 from calipers.graph.capture import graph_of
-from calipers.graph.described import described
 from calipers.graph.ir import Graph
-from calipers.graph.ir import Node as Operation
-from calipers.graph.smooth import Smooth
-from calipers.problem.ball import Ball
+from calipers.graph.ir import Node as GraphNode
+from calipers.graph.serialise import described
+from calipers.graph.smooth_relaxation import Smooth
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
 from calipers.record import checker
-from calipers.record.checker import FUNCTIONS, Function, Node, Proof, prove
+from calipers.record.checker import FUNCTIONS, Function, Operation, Proof, prove
 from calipers.record.proofs import contents
+from calipers.threats.ball import Ball
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_checker import _after, _curve, _leaves, by_hand, rewritten
 
 NANO = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnncomp" / "test"
 MADE = (
-    curves.softplus(1.0, 20.0), curves.softplus(3.0, 4.0), curves.elu(1.0, 1.0, 1.0), curves.elu(1.6732632423543772, 1.0507009873554805, 1.0),
-    curves.elu(2.0, 1.0, 0.5), *(c for p in (3.0, 4.0, -2.0, 1.5, 0.3) if (c := curves.power(p)) is not None),
+    smooth_table.softplus(1.0, 20.0), smooth_table.softplus(3.0, 4.0), smooth_table.elu(1.0, 1.0, 1.0), smooth_table.elu(1.6732632423543772, 1.0507009873554805, 1.0),
+    smooth_table.elu(2.0, 1.0, 0.5), *(c for p in (3.0, 4.0, -2.0, 1.5, 0.3) if (c := smooth_table.power(p)) is not None),
 )  # fmt: skip
 SMOOTH: dict[str, Smooth] = {
-    c.name: c for c in (*(v for v in vars(curves).values() if isinstance(v, Smooth)), *MADE)
+    c.name: c for c in (*(v for v in vars(smooth_table).values() if isinstance(v, Smooth)), *MADE)
 }
 
 
@@ -57,7 +57,7 @@ def quiet() -> Iterator[None]:
 
 def known(op: Smooth) -> Function:
     """Return the checker's function for a smooth operation, by way of its description."""
-    network, _ = described(Graph((1,), (Operation(op, (0,), (1,), "here"),)))
+    network, _ = described(Graph((1,), (GraphNode(op, (0,), (1,), "here"),)))
     (facts,) = network["nodes"]
     return FUNCTIONS[facts["function"]](*facts["parameters"])
 
@@ -104,22 +104,22 @@ def test_curvature_is_bounded_between_kinks(name: str) -> None:
     function, t = known(op), np.linspace(*domain(op), 20001)
     x = torch.from_numpy(t).requires_grad_()
     (second,) = torch.autograd.grad(op.derivative(x).sum(), x)
-    bent = np.abs(second.numpy())
+    nonlinear = np.abs(second.numpy())
     away = np.ones(len(t), bool)
-    for kink in (*function.kinks, function.jump[1]):
-        away &= np.abs(t - kink) > 1e-3
-    assert function.bend is not None
+    for breakpoint in (*function.breakpoints, function.jump[1]):
+        away &= np.abs(t - breakpoint) > 1e-3
+    assert function.curvature is not None
     for width in (1, 50, 3000):
-        bound = np.broadcast_to(function.bend(t[:-width], t[width:]), len(t) - width)
+        bound = np.broadcast_to(function.curvature(t[:-width], t[width:]), len(t) - width)
         for k in range(0, width + 1, max(1, width // 10)):
-            seen = np.where(away[k : len(t) - width + k], bent[k : len(t) - width + k], 0.0)
+            seen = np.where(away[k : len(t) - width + k], nonlinear[k : len(t) - width + k], 0.0)
             assert (seen <= bound * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("name", [*SMOOTH, "two pieces", "clip"])
 def test_lines_hold_for_any_slope(name: str) -> None:
     draw = np.random.Generator(np.random.PCG64(2))
-    op = SMOOTH.get(name, curves.TANH)
+    op = SMOOTH.get(name, smooth_table.TANH)
     function = known(op) if name in SMOOTH else FUNCTIONS[name](-0.5, 0.25)
     low, high = intervals(op, draw)
     below, over = (
@@ -155,8 +155,8 @@ def test_lines_lose_next_to_nothing(name: str) -> None:
         _, at, _, upper_at = function.lines(
             low, high, [lines.lower_slope.numpy(), lines.upper_slope.numpy()]
         )
-        assert function.bend is not None
-        curved = np.broadcast_to(function.bend(low, high), low.shape) * (high - low) ** 2
+        assert function.curvature is not None
+        curved = np.broadcast_to(function.curvature(low, high), low.shape) * (high - low) ** 2
     room = 1e-4 * curved + 1e-8 + 4 * function.jump[0]
     assert (lines.lower_intercept.numpy() - at <= room).all() and (
         upper_at - lines.upper_intercept.numpy() <= room
@@ -187,9 +187,9 @@ def node(
     size: int,
     shapes: list[tuple[int, ...]],
     **facts: Any,
-) -> Node:
+) -> Operation:
     """Return an operation of a proof file."""
-    return Node({"op": kind, "inputs": inputs, "shape": [size], **facts}, arrays, shapes)
+    return Operation({"op": kind, "inputs": inputs, "shape": [size], **facts}, arrays, shapes)
 
 
 def boxes(draw: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +200,7 @@ def boxes(draw: np.random.Generator, count: int, size: int) -> tuple[np.ndarray,
     )
 
 
-def operations(draw: np.random.Generator) -> dict[str, tuple[Node, list[int]]]:
+def operations(draw: np.random.Generator) -> dict[str, tuple[Operation, list[int]]]:
     """Return each kind of operation that is not affine, and the sizes of its inputs."""
     pairs = {
         "left": draw.integers(0, 5, 9),
@@ -217,7 +217,7 @@ def operations(draw: np.random.Generator) -> dict[str, tuple[Node, list[int]]]:
     }
 
 
-def evaluated(one: Node, x: list[np.ndarray]) -> np.ndarray:
+def evaluated(one: Operation, x: list[np.ndarray]) -> np.ndarray:
     """Return what an operation makes of inputs (B, n), written down once more."""
     if one.kind == "product":
         every = x[0][:, one.held["left"]] * x[1][:, one.held["right"]]
@@ -230,7 +230,7 @@ def evaluated(one: Node, x: list[np.ndarray]) -> np.ndarray:
     )
 
 
-def planed(one: Node, slopes: np.ndarray, at: np.ndarray, x: list[np.ndarray]) -> np.ndarray:
+def planed(one: Operation, slopes: np.ndarray, at: np.ndarray, x: list[np.ndarray]) -> np.ndarray:
     """Return the value of planes at inputs."""
     total = at.copy()
     for n, term in enumerate(one.terms):
@@ -456,8 +456,8 @@ SMALL: dict[str, Any] = {
 RADII = {"linf": 0.02, "l2": 0.04, "l1": 0.08}
 TOOLS = (
     CROWN(proofs=True),
-    AlphaCROWN(steps=4, sharpen=3, proofs=True),
-    BranchAndBound(seconds=2, steps=4, sharpen=3, proofs=True),
+    AlphaCROWN(steps=4, intermediate=3, proofs=True),
+    BranchAndBound(seconds=2, steps=4, intermediate=3, proofs=True),
     InputSplit(1.0, proofs=True),
 )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadModel
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 
 
 class Fn(nn.Module):

@@ -139,8 +139,8 @@ def test_distance_prints_a_line_a_point(folder: Path) -> None:
     [
         ("attack", "-t", "PGD(steps=5)"),
         ("certify", "-t", "IBP"),
-        ("attack", "-t", "Steepest(targets=2)"),
-        ("certify", "-t", "LargestRadius(CROWN(), rounds=3)"),
+        ("attack", "-t", "FGSM(targets=2)"),
+        ("certify", "-t", "CertifiedRadius(CROWN(), rounds=3)"),
     ],
 )
 def test_one_tool_alone(folder: Path, command: tuple[str, ...]) -> None:
@@ -173,7 +173,7 @@ def test_exported_programs_and_weights_files(folder: Path) -> None:
             "none",
         )
         assert done.returncode == 0, done.stderr
-        assert "no lower jaw" not in done.stdout
+        assert "no certificates" not in done.stdout
         answers.add("\n".join(line for line in done.stdout.splitlines() if "cost" not in line))
     assert len(answers) == 1
 
@@ -186,7 +186,7 @@ def test_images_in_class_folders(folder: Path) -> None:
             pixels = np.random.default_rng(10 * k + i).integers(0, 256, (3, 4), dtype=np.uint8)
             pillow.fromarray(pixels).save(folder / "images" / f"class{k}" / f"{i}.png")
     done = calipers(
-        folder, "attack", "-m", "net.py:build", "-d", "images", "-e", "2/255", "-t", "Steepest"
+        folder, "attack", "-m", "net.py:build", "-d", "images", "-e", "2/255", "-t", "FGSM"
     )
     assert done.returncode == 0 and "6 points" in done.stdout, done.stderr
 
@@ -251,7 +251,7 @@ def test_a_model_that_cannot_be_captured_says_so_and_goes_on(folder: Path) -> No
     )
     assert (
         done.returncode == 0
-        and "no lower jaw: the model cannot be exported as a graph" in done.stdout
+        and "no certificates: the model cannot be exported as a graph" in done.stdout
     ), done.stderr
 
 
@@ -276,13 +276,15 @@ def test_a_report_nowhere_is_refused_before_the_work(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("command", "tool"), [("attack", "Replace"), ("certify", "CROWN")])
+@pytest.mark.parametrize(
+    ("command", "tool"), [("attack", "SubstitutionSearch"), ("certify", "CROWN")]
+)
 def test_letters_have_tools_of_their_own(folder: Path, command: str, tool: str) -> None:
     """Four letters of three kinds; a single tool without a name is one that fits them."""
-    letters = np.eye(3, dtype=np.float32)[np.random.default_rng(0).integers(0, 3, (20, 4))].reshape(
+    symbols = np.eye(3, dtype=np.float32)[np.random.default_rng(0).integers(0, 3, (20, 4))].reshape(
         20, 1, 3, 4
     )
-    np.savez(folder / "letters.npz", x=letters, y=np.random.default_rng(1).integers(0, 3, 20))
+    np.savez(folder / "letters.npz", x=symbols, y=np.random.default_rng(1).integers(0, 3, 20))
     done = calipers(
         folder,
         command,
@@ -297,7 +299,7 @@ def test_letters_have_tools_of_their_own(folder: Path, command: str, tool: str) 
         "--record",
         "mine",
     )
-    assert done.returncode == 0 and "at most 1 switch" in done.stdout, done.stderr
+    assert done.returncode == 0 and "at most 1 substitution" in done.stdout, done.stderr
     shown = calipers(folder, "report", "mine", "-o", "none")
     assert tool in shown.stdout, shown.stdout
     assert tool in calipers(folder, command, "--help").stdout

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import calipers
-from calipers.attacks.nearest import Nearest
-from calipers.attacks.one_step import Steepest
-from calipers.certificates.radius import LargestRadius
+from calipers.attacks.fgsm import FGSM
+from calipers.attacks.radius_bisection import RadiusBisection
+from calipers.certificates.radius import CertifiedRadius
 from calipers.measurement.plan import Plan, Stage
 
 TOLERANCE = 1e-5
@@ -45,9 +45,11 @@ def measured(
     plan = Plan(
         "exact",
         (
-            Stage(Nearest(Steepest(targets=9), rounds=40, tolerance=1e-7), "attack", "distance"),
             Stage(
-                LargestRadius(calipers.certificates.CROWN(), rounds=40, tolerance=2e-6),
+                RadiusBisection(FGSM(targets=9), rounds=40, tolerance=1e-7), "attack", "distance"
+            ),
+            Stage(
+                CertifiedRadius(calipers.certificates.CROWN(), rounds=40, tolerance=2e-6),
                 "certifier",
                 "distance",
             ),
@@ -118,13 +120,13 @@ def _rival_distances(model: nn.Linear, x: torch.Tensor, label: int, norm: str) -
 
 
 def _boxed_distance(
-    weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: int, rival: int, norm: str
+    weight: np.ndarray, bias: np.ndarray, x: np.ndarray, label: int, target: int, norm: str
 ) -> float:
     """Return the exact distance to one rival inside [0, 1]^d, infinite if the box holds no tie."""
     from scipy.optimize import linprog
 
-    a, d = weight[label] - weight[rival], len(x)
-    margin = a @ x + bias[label] - bias[rival]
+    a, d = weight[label] - weight[target], len(x)
+    margin = a @ x + bias[label] - bias[target]
     if norm == "l2":
         return _quadratic(a, margin, x)
     # delta = up - down with up, down >= 0; l1 minimises their sum, linf a bound on each.

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from calipers.attacks.apgd import APGD
 from calipers.certificates import branch_search, input_split
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
-from calipers.certificates.branches import Branches, Split
 from calipers.certificates.crown import CROWN
 from calipers.certificates.input_split import InputSplit
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.radius import CertifiedRadius
+from calipers.certificates.subproblems import Branches, Split
 from calipers.errors import BadInput
 from calipers.graph.capture import capture
 from calipers.measurement.referee import Referee
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
+from calipers.problem.protocols import Attempt, Claim
 from calipers.problem.specification import Specification
-from calipers.problem.tools import Attempt, Claim
+from calipers.threats.ball import Ball
 
 RELU = "aten.relu.default"
 
@@ -86,7 +86,7 @@ def wrong(tool: Any, case: Case, seed: int) -> list[str]:
     return said
 
 
-TREE = BranchAndBound(seconds=2.0, steps=6, sharpen=3, batch=16)
+TREE = BranchAndBound(seconds=2.0, steps=6, intermediate=3, batch=16)
 HALVES = InputSplit(seconds=2.0, batch=64)
 
 
@@ -136,9 +136,9 @@ def test_halving_is_never_wrong() -> None:
 def test_alpha_crown_is_never_wrong_and_never_proves_less_than_crown() -> None:
     more = 0
     for seed, case in tree_cases(100, 24):
-        assert not wrong(AlphaCROWN(steps=8, sharpen=4), case, seed), f"seed {seed}"
+        assert not wrong(AlphaCROWN(steps=8, intermediate=4), case, seed), f"seed {seed}"
         better, plain = (
-            answers(tool, posed(case))[0] for tool in (AlphaCROWN(steps=8, sharpen=4), CROWN())
+            answers(tool, posed(case))[0] for tool in (AlphaCROWN(steps=8, intermediate=4), CROWN())
         )
         assert bool(((better > 0) | (plain <= 0)).all()), f"seed {seed}"
         more += int(((better > 0) & (plain <= 0)).sum())
@@ -259,7 +259,7 @@ def test_a_handed_in_attack_is_asked_from_the_minimisers() -> None:
 
     for seed in range(6):
         assert not wrong(
-            BranchAndBound(seconds=2, batch=2, steps=2, sharpen=0, attack=Spy()),
+            BranchAndBound(seconds=2, batch=2, steps=2, intermediate=0, attack=Spy()),
             small(seed, hidden=12),
             seed,
         )
@@ -272,7 +272,7 @@ def test_the_largest_radius_of_optimised_slopes_is_no_smaller() -> None:
     for seed in range(6):
         case = nets.replace(small(seed, hidden=16, inputs=6), ball=Ball("l2", 0.2, None))
         plain, better = (
-            answers(LargestRadius(tool, rounds=20), posed(case))[0]
+            answers(CertifiedRadius(tool, rounds=20), posed(case))[0]
             for tool in (CROWN(), AlphaCROWN())
         )
         gains += (better / plain).tolist()
@@ -287,7 +287,7 @@ def test_many_free_features_and_other_norms_are_left_to_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"seconds": 0}, {"steps": 0}, {"look": 0}, {"sharpen": -1}, {"batch": 0}]
+    "settings", [{"seconds": 0}, {"steps": 0}, {"look": 0}, {"intermediate": -1}, {"batch": 0}]
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="BranchAndBound takes"):
@@ -299,7 +299,7 @@ def test_a_budget_that_runs_out_proves_nothing_and_ends_in_time() -> None:
 
     begun = time.monotonic()
     for _, result in enumerate(
-        BranchAndBound(seconds=1e-3, steps=1, sharpen=0)(posed(small(1, hidden=30, inputs=6)))
+        BranchAndBound(seconds=1e-3, steps=1, intermediate=0)(posed(small(1, hidden=30, inputs=6)))
     ):
         assert isinstance(result, (Claim, Attempt))
     assert time.monotonic() - begun < 20
@@ -337,14 +337,14 @@ def test_mutant_that_forgets_one_half_of_a_split_is_caught(monkeypatch: pytest.M
         return children.take(half)
 
     quiet = BranchAndBound(seconds=2, batch=32, steps=8)
-    monkeypatch.setattr(branch_search.Search, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_search.BranchSearch, "_counterexample", lambda self, points: None)
     assert caught(monkeypatch, quiet, asked(range(60)), Split, "children", forgets)
 
 
 def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(branch_search.Search, "_counterexample", lambda self, points: None)
+    monkeypatch.setattr(branch_search.BranchSearch, "_counterexample", lambda self, points: None)
     monkeypatch.setattr(
         branch_search, "judged", lambda problem, points: (points, torch.ones(len(points)))
     )
@@ -356,7 +356,7 @@ def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(
     )
     assert caught(
         monkeypatch,
-        BranchAndBound(seconds=2, sharpen=0),
+        BranchAndBound(seconds=2, intermediate=0),
         asked(range(20)),
         branch_search,
         "confirmed",
@@ -365,7 +365,7 @@ def test_mutant_that_closes_branches_unconfirmed_bounds_of_is_caught(
 
 
 def test_mutant_that_drops_one_half_of_the_input_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = input_split._Search._halve
+    sound = input_split._BoxSearch._halve
 
     def forgets(self: Any, low: Tensor, high: Tensor, *rest: Tensor) -> None:
         before = len(self.low)
@@ -374,10 +374,15 @@ def test_mutant_that_drops_one_half_of_the_input_is_caught(monkeypatch: pytest.M
         self.near = self.near[: before + len(low)]
 
     monkeypatch.setattr(
-        input_split._Search,
+        input_split._BoxSearch,
         "_counterexample",
         lambda self, low, *rest: (None, torch.zeros(len(low))),
     )
     assert caught(
-        monkeypatch, InputSplit(seconds=2), asked(range(60)), input_split._Search, "_halve", forgets
+        monkeypatch,
+        InputSplit(seconds=2),
+        asked(range(60)),
+        input_split._BoxSearch,
+        "_halve",
+        forgets,
     )

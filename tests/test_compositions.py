@@ -17,7 +17,7 @@ from calipers.errors import UnsupportedOp
 from calipers.graph import compositions, reductions
 from calipers.graph.capture import capture
 from calipers.graph.products import MaxPool
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 
 pytestmark = pytest.mark.one_in(1)
 

@@ -22,22 +22,22 @@ from calipers.attacks.fmn import FMN
 from calipers.attacks.pgd import PGD
 from calipers.attacks.square import Square
 from calipers.bounds.rounding import CHECKED
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.input_split import InputSplit
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.radius import CertifiedRadius
 from calipers.errors import BadInput
 from calipers.measurement.referee import Referee
-from calipers.problem import constrained
-from calipers.problem.ball import Ball
-from calipers.problem.constrained import ConstrainedRegion
 from calipers.problem.problem import Problem
+from calipers.problem.protocols import Attempt
 from calipers.problem.recorded import recorded_threat
-from calipers.problem.streams import Streams
-from calipers.problem.substitutions import Substitutions
-from calipers.problem.tools import Attempt
-from calipers.record.ledger import Ledger
+from calipers.random_streams import Streams
+from calipers.record.record import Record
+from calipers.threats import constraints
+from calipers.threats.ball import Ball
+from calipers.threats.constraints import ConstrainedRegion
+from calipers.threats.substitutions import Substitutions
 
 F64 = torch.float64
 D = 5
@@ -276,7 +276,7 @@ def test_constraints_make_more_points_certifiable() -> None:
         assert float((tight.margin >= loose.margin - 1e-9).double().mean()) >= 0.85
         cut, free = cut + int(tight.certified.sum()), free + int(loose.certified.sum())
         radii = [
-            calipers.certify(model, x, y, t, LargestRadius(CROWN())).radius.sum()
+            calipers.certify(model, x, y, t, CertifiedRadius(CROWN())).radius.sum()
             for t in (threat("linf", 0.12), Ball("linf", 0.12))
         ]
         assert radii[0] > radii[1]
@@ -337,14 +337,18 @@ def test_numbers_beside_letters_may_be_constrained() -> None:
     y = torch.zeros(6, dtype=torch.long)
     tight, loose = (
         calipers.certify(
-            model, x, y, Substitutions(UNEVEN, 1, numeric=Ball("linf", 0.5, constraints=c)), CROWN()
+            model,
+            x,
+            y,
+            Substitutions(UNEVEN, 1, continuous=Ball("linf", 0.5, constraints=c)),
+            CROWN(),
         ).margin
         for c in (limits, None)
     )
     assert (tight >= loose - 1e-9).all()
     assert (tight > loose + 1e-3).any()
     problem = Problem.pose(
-        model, x, y, Substitutions(UNEVEN, 1, numeric=Ball("linf", 0.5, constraints=limits))
+        model, x, y, Substitutions(UNEVEN, 1, continuous=Ball("linf", 0.5, constraints=limits))
     )
     for i in range(6):
         every = torch.cat(list(problem.region.neighbours(i)))  # type: ignore[attr-defined]
@@ -458,7 +462,7 @@ def test_constraints_are_part_of_the_question_and_of_its_record(tmp_path: Path) 
         <= int((truth > 0).sum())
         <= result.robust_accuracy.attacked.count
     )
-    data = Ledger(tmp_path / "run.calipers", read_only=True).questions()[0].data
+    data = Record(tmp_path / "run.calipers", read_only=True).questions()[0].data
     assert data is not None
     back = recorded_threat(data["threat"], torch.full((12,), 0.12, dtype=F64))
     assert back.identity() == threat("linf", 0.5).identity() != Ball("linf", 0.12).identity()
@@ -558,7 +562,7 @@ def test_a_referee_that_overlooks_constraints_is_caught(monkeypatch: pytest.Monk
 
     assert admitted() == 0
     monkeypatch.setattr(
-        constrained,
+        constraints,
         "satisfied",
         lambda points, constraints: torch.ones(len(points), dtype=torch.bool),
     )

@@ -10,21 +10,21 @@ import torch
 from nets import Case, Residual
 from torch import nn
 
-from calipers.bounds import sharpen
-from calipers.bounds.bending import bending
-from calipers.bounds.confirm import confirmed
-from calipers.bounds.crops import crop_of
-from calipers.bounds.dual import Root
-from calipers.bounds.linear import relax
+from calipers.bounds import intermediate
+from calipers.bounds.backward import relax
+from calipers.bounds.dual_bound import Root
+from calipers.bounds.float64_check import confirmed
+from calipers.bounds.intermediate import sharpening
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.relaxed import Relaxed
+from calipers.bounds.receptive_field import crop_of
+from calipers.bounds.relaxation import Relaxed
 from calipers.bounds.rounding import CHECKED, plain_sums
-from calipers.bounds.sharpen import sharpening
-from calipers.graph import windows
+from calipers.bounds.unstable import unstable_elements
+from calipers.graph import receptive_field
 from calipers.graph.capture import capture
-from calipers.graph.windows import Inside
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.graph.receptive_field import Inside
+from calipers.models.classifier import Classifier
+from calipers.threats.ball import Ball
 
 IMAGE = (2, 9, 11)
 LAYERS: dict[str, Callable[[], list[nn.Module]]] = {
@@ -68,19 +68,21 @@ def differences(case: Case) -> list[str]:
         region = case.ball.region(case.x, outward=True)
         state = relax(case.graph, region, CHECKED)
         root, found, seen = Root.of(state, torch.float64, region), [], 0
-        for number in case.graph.bent:
+        for number in case.graph.nonlinear:
             crop = crop_of(case.graph, number, region)
             if crop is None or number == 0:
                 continue
-            rows, places = bending(case.graph, number, state.boxes[number]).nonzero(as_tuple=True)
+            rows, places = unstable_elements(case.graph, number, state.boxes[number]).nonzero(
+                as_tuple=True
+            )
             seen += len(rows)
             if not len(rows):
                 continue
             sign = torch.where(places % 2 == 0, 1.0, -1.0).double()
             bounds = []
             for dual, spec in (
-                sharpen._whole(root, number, rows, places, sign, case.graph.shape(number)),
-                sharpen._cropped(root, crop, rows, places, sign, case.graph.shape(number)),
+                intermediate._whole(root, number, rows, places, sign, case.graph.shape(number)),
+                intermediate._cropped(root, crop, rows, places, sign, case.graph.shape(number)),
             ):
                 free = dual.guess()
                 sight = dual.see(free)
@@ -140,29 +142,31 @@ def test_mutant_that_leaves_values_outside_the_image_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # no operation is taken for affine, so that none is followed by zeros
-    monkeypatch.setattr(windows, "Affine", Inside)
+    monkeypatch.setattr(receptive_field, "Affine", Inside)
     assert differences(case("one after another", BALLS["linf"]))
 
 
 def test_mutant_windows_beside_the_element_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = windows.Window.through
+    real = receptive_field.Window.through
 
     def beside(
-        self: windows.Window,
+        self: receptive_field.Window,
         stride: tuple[int, ...],
         padding: tuple[int, ...],
         size: tuple[int, int],
         image: tuple[int, int],
-    ) -> windows.Window:
+    ) -> receptive_field.Window:
         return real(self, stride, (padding[0], 0), size, image)
 
-    monkeypatch.setattr(windows.Window, "through", beside)
+    monkeypatch.setattr(receptive_field.Window, "through", beside)
     assert differences(case("two", BALLS["linf"]))
 
 
 def test_mutant_cuts_from_the_corner_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = windows.Cut
-    monkeypatch.setattr(windows, "Cut", lambda top, left, size, whole: real(0, 0, size, whole))
+    real = receptive_field.Cut
+    monkeypatch.setattr(
+        receptive_field, "Cut", lambda top, left, size, whole: real(0, 0, size, whole)
+    )
     assert differences(case("residual", BALLS["linf"]))
 
 

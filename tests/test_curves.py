@@ -9,18 +9,19 @@ import torch
 from terminal import calipers
 from torch import nn
 
-from calipers.api import Result, curve, measure
+from calipers.api.measure import curve, measure
+from calipers.api.results import Result
 from calipers.attacks.pgd import PGD
 from calipers.certificates.crown import CROWN
 from calipers.data import build, images
 from calipers.errors import BadInput
+from calipers.measurement.curve import _middle, checked
 from calipers.measurement.plan import Plan, Stage
-from calipers.measurement.sweep import _middle, checked
-from calipers.problem.ball import Ball
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report.render import page
 from calipers.report.report import summaries, summarise
 from calipers.report.text import render_text
+from calipers.threats.ball import Ball
 
 RADII = [0.01, 0.02, 0.03, 0.05, 0.08, 0.12]
 PLAN = Plan("both jaws", (Stage(PGD(steps=8), "attack"), Stage(CROWN(), "certifier")))
@@ -180,7 +181,7 @@ def test_an_interrupted_curve_goes_on_to_the_same_end(
     blocks: int, swept: Result, tmp_path: Path
 ) -> None:
     path = tmp_path / "run.calipers"
-    cut = curve(*digits(), THREAT, RADII, plan=PLAN, record=path, watch=Falls(blocks))
+    cut = curve(*digits(), THREAT, RADII, plan=PLAN, record=path, progress=Falls(blocks))
     assert not cut.finished and (np.array(rates(cut))[:, 0] <= np.array(rates(cut))[:, 1]).all()
     cut.ledger.close()
     whole = curve(*digits(), THREAT, RADII, plan=PLAN, record=path)
@@ -217,7 +218,7 @@ def test_table_and_page_show_every_radius_from_the_record_alone(swept: Result) -
 
 
 def test_a_single_radius_later_is_no_curve_any_more(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "run.calipers") as ledger:
+    with Record(tmp_path / "run.calipers") as ledger:
         assert curve(*digits(10), THREAT, [0.01, 0.03], plan=PLAN, record=ledger).curve
         assert measure(*digits(10), THREAT.at(0.03), plan=PLAN, record=ledger).curve == ()
 
@@ -233,7 +234,7 @@ def test_a_strangers_radii_are_not_believed(swept: Result) -> None:
         ({"a": 1}, 0),
         ([0.1, 0.2], 2),
     ):
-        with Ledger() as ledger:
+        with Record() as ledger:
             asked = replace(held, facts={**held.facts, "radii": said})
             ledger.ask(asked, swept.ledger.points(held.fingerprint))
             assert len(summarise(ledger, asked).at_radii) == read

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from calipers import data
-from calipers.attacks.defences import BPDA, EOT, Averaged, Through, replace_layers, staircase
+from calipers.attacks.defences import BPDA, EOT, Averaged, BPDALayer, replace_layers, staircase
 from calipers.attacks.hop_skip_jump import HopSkipJump
 from calipers.attacks.pgd import PGD
 from calipers.attacks.square import Square
 from calipers.errors import BadInput, BadModel
-from calipers.problem.ball import Ball
-from calipers.problem.chance import depends_on_chance, drawn, judged
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
+from calipers.models.stochastic import depends_on_chance, drawn
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.streams import key_of
-from calipers.problem.tools import Attack, Attempt
+from calipers.problem.protocols import Attack, Attempt
+from calipers.problem.votes import judged
+from calipers.random_streams import key_of
+from calipers.threats.ball import Ball
 
 RADIUS = 0.1
 
@@ -84,7 +85,7 @@ def test_a_quantised_net_breaks_like_the_bare_one(stand_in: str) -> None:
     )
     attack = PGD(steps=40, restarts=3)
     reference, blind = broken(attack, bare)[0], broken(attack, quantised)[0]
-    known = broken(Through(attack, (("0", stand_in),), levels=8), quantised)[0]  # type: ignore[arg-type]
+    known = broken(BPDA(attack, (("0", stand_in),), levels=8), quantised)[0]  # type: ignore[arg-type]
     assert blind.sum() < 0.5 * reference.sum() and clean.sum() >= 57
     assert known.sum() >= reference.sum() - 1
 
@@ -93,7 +94,7 @@ def test_a_quantiser_has_no_slope_and_its_stand_in_has() -> None:
     model, x, _ = digits(4)
     x = x.requires_grad_()
     (plain,) = torch.autograd.grad(nn.Sequential(Quantise(8), model)(x).sum(), x)
-    (passed,) = torch.autograd.grad(nn.Sequential(BPDA(Quantise(8)), model)(x).sum(), x)
+    (passed,) = torch.autograd.grad(nn.Sequential(BPDALayer(Quantise(8)), model)(x).sum(), x)
     at = Quantise(8)(x).detach().requires_grad_()
     (expected,) = torch.autograd.grad(model(at).sum(), at)
     assert not plain.any() and torch.equal(passed, expected)
@@ -103,17 +104,17 @@ def test_the_answer_is_the_layers_own_bit_for_bit() -> None:
     x = torch.rand(50, 7, generator=torch.Generator().manual_seed(0))
     layer = Quantise(5)
     assert all(
-        torch.equal(BPDA(layer, s, levels=5)(x), layer(x))
+        torch.equal(BPDALayer(layer, s, levels=5)(x), layer(x))
         for s in ("identity", "smooth", torch.sin)
     )
-    assert torch.equal(BPDA(nn.Identity())(x.requires_grad_()), x)
+    assert torch.equal(BPDALayer(nn.Identity())(x.requires_grad_()), x)
 
 
 def test_an_own_stand_in_is_differentiated() -> None:
     x = torch.rand(
         5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     ).requires_grad_()
-    (slope,) = torch.autograd.grad(BPDA(torch.sign, torch.tanh)(x).sum(), x)
+    (slope,) = torch.autograd.grad(BPDALayer(torch.sign, torch.tanh)(x).sum(), x)
     assert torch.allclose(slope, 1 - x.tanh().square())
 
 
@@ -129,11 +130,11 @@ def test_the_staircase_goes_where_the_quantiser_goes() -> None:
 def test_a_stand_in_of_another_shape_says_so() -> None:
     x = torch.rand(2, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with pytest.raises(BadModel, match=r"returns shape \(2, 6\), the layer \(2, 3\)"):
-        torch.autograd.grad(BPDA(nn.Linear(6, 3))(x).sum(), x)
-    with pytest.raises(BadInput, match="unknown stand_in 'sharp'"):
-        BPDA(nn.Identity(), "sharp")  # type: ignore[arg-type]
+        torch.autograd.grad(BPDALayer(nn.Linear(6, 3))(x).sum(), x)
+    with pytest.raises(BadInput, match="unknown backward 'sharp'"):
+        BPDALayer(nn.Identity(), "sharp")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="levels >= 2"):
-        BPDA(nn.Identity(), "smooth", levels=1)
+        BPDALayer(nn.Identity(), "smooth", levels=1)
 
 
 def test_layers_are_replaced_in_a_copy() -> None:
@@ -146,7 +147,7 @@ def test_layers_are_replaced_in_a_copy() -> None:
     assert (
         torch.equal(replaced(x), model(x))
         and type(model[0][0]) is Quantise
-        and isinstance(replaced[0][0], BPDA)
+        and isinstance(replaced[0][0], BPDALayer)
     )  # type: ignore[index]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(BadInput, match=r"has no layer '0\.7'; it has 0, 0\.0, 0\.1, 1"):
@@ -158,7 +159,7 @@ def test_standardised_inputs_stay_in_native_units() -> None:
     defended = nn.Sequential(Quantise(8), model)
     own = Classifier(defended, mean=[0.0], std=[1.0])
     problem = Problem.pose(own, x, y, Ball("linf", RADIUS))
-    assert broken(Through(PGD(), (("0", "identity"),)), problem)[0].sum() >= 15
+    assert broken(BPDA(PGD(), (("0", "identity"),)), problem)[0].sum() >= 15
     assert own.counter.backwards > 0
 
 
@@ -171,9 +172,9 @@ def test_random_defences_fall_on_fresh_draws(layer: nn.Module) -> None:
     model, x, y = digits(30)
     defended = nn.Sequential(layer, model).eval()
     resists = judged(defended, x, y, 40, seed=77)
-    problem = Problem.pose(Classifier(defended, draws=40), x, y, Ball("linf", RADIUS))
+    problem = Problem.pose(Classifier(defended, samples=40), x, y, Ball("linf", RADIUS))
     _, plain = broken(PGD(steps=20), problem)
-    _, candidate = broken(EOT(PGD(steps=20), draws=10, votes=0.5, rounds=2), problem)
+    _, candidate = broken(EOT(PGD(steps=20), samples=10, success_rate=0.5, rounds=2), problem)
     before, once, averaged = (
         resists,
         judged(defended, plain, y, 40, seed=78),
@@ -186,10 +187,14 @@ def test_random_defences_fall_on_fresh_draws(layer: nn.Module) -> None:
 def test_more_votes_are_won_by_a_lead() -> None:
     model, x, y = digits(20)
     defended = nn.Sequential(arsenal.Noise(0.25), model).eval()
-    problem = Problem.pose(Classifier(defended, draws=40), x, y, Ball("linf", 0.2))
+    problem = Problem.pose(Classifier(defended, samples=40), x, y, Ball("linf", 0.2))
     shares = [
         judged(
-            defended, broken(EOT(PGD(steps=15), draws=5, votes=votes), problem)[1], y, 60, seed=5
+            defended,
+            broken(EOT(PGD(steps=15), samples=5, success_rate=votes), problem)[1],
+            y,
+            60,
+            seed=5,
         )
         for votes in (0.3, 0.9)
     ]
@@ -213,12 +218,12 @@ def test_each_round_asks_for_a_larger_lead_and_the_best_candidate_is_kept() -> N
     model = nn.Sequential(arsenal.Noise(0.5), nn.Linear(1, 2, bias=False)).eval()
     model[1].weight.data = torch.tensor([[-1.0], [1.0]])
     problem = Problem.pose(
-        Classifier(model, draws=1),
+        Classifier(model, samples=1),
         torch.full((6, 1), -0.5),
         torch.zeros(6, dtype=torch.long),
         Ball("linf", 1.0, box=None),
     )
-    (attempt,) = EOT(proposes, draws=2, votes=1.0)(problem)
+    (attempt,) = EOT(proposes, samples=2, success_rate=1.0)(problem)
     assert seen == [0, 1, 2, 4] and (attempt.candidate == 0).all()
 
 
@@ -230,11 +235,14 @@ def test_the_average_is_the_average_and_leaves_the_generators_alone() -> None:
     assert len(answers.unique(dim=0)) == 4 and torch.equal(
         answers, torch.stack(list(drawn(model, x, 4, 9)))
     )
-    first, second = Averaged(model, 4, seed=1), Averaged(model, 4, seed=1, fresh=False, of="logits")
+    first, second = (
+        Averaged(model, 4, seed=1),
+        Averaged(model, 4, seed=1, fresh=False, average="logits"),
+    )
     assert not torch.equal(first(x), first(x)) and torch.equal(second(x), second(x))
     assert torch.equal(Averaged(model, 4, seed=1)(x), Averaged(model, 4, seed=1)(x))
     averages = {
-        of: Averaged(model, 4, seed=1, of=of)
+        of: Averaged(model, 4, seed=1, average=of)
         for of in ("logits", "log_probabilities", "probabilities")
     }  # type: ignore[arg-type]
     answers = torch.stack(list(drawn(model, x, 4, key_of(1, 0))))
@@ -243,7 +251,7 @@ def test_the_average_is_the_average_and_leaves_the_generators_alone() -> None:
         averages["log_probabilities"](x), answers.log_softmax(2).mean(0), atol=1e-6
     )
     assert torch.allclose(averages["probabilities"](x), answers.softmax(2).mean(0).log(), atol=1e-6)
-    assert torch.allclose(Averaged(model, 4000, seed=1, of="logits")(x), model[1](x), atol=0.1)
+    assert torch.allclose(Averaged(model, 4000, seed=1, average="logits")(x), model[1](x), atol=0.1)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -254,7 +262,7 @@ def test_a_model_without_chance_is_its_own_average() -> None:
     assert set(judged(model, x, y, 3, 0).tolist()) == {0.0}
     attack = PGD(steps=20)
     assert (
-        broken(EOT(attack, draws=2, rounds=1), problem)[0].sum()
+        broken(EOT(attack, samples=2, rounds=1), problem)[0].sum()
         >= broken(attack, problem)[0].sum() - 1
     )
 
@@ -273,9 +281,9 @@ def test_results_repeat_and_passes_are_counted() -> None:
     defended = nn.Sequential(arsenal.Noise(0.2), model).eval()
     runs = []
     for _ in range(2):
-        problem = Problem.pose(Classifier(defended, draws=9), x, y, Ball("linf", RADIUS))
+        problem = Problem.pose(Classifier(defended, samples=9), x, y, Ball("linf", RADIUS))
         before = problem.classifier.counter.forwards
-        (attempt,) = EOT(PGD(steps=5), draws=3, judges=7, rounds=1)(problem, seed=4)
+        (attempt,) = EOT(PGD(steps=5), samples=3, eval_samples=7, rounds=1)(problem, seed=4)
         runs.append(attempt)
         assert problem.classifier.counter.forwards - before == int(attempt.forwards.sum())
     assert torch.equal(runs[0].candidate, runs[1].candidate) and torch.equal(
@@ -284,12 +292,12 @@ def test_results_repeat_and_passes_are_counted() -> None:
 
 
 def test_settings_that_make_no_sense_say_so() -> None:
-    with pytest.raises(BadInput, match="draws, judges, rounds >= 1"):
-        EOT(PGD(), draws=0)
-    with pytest.raises(BadInput, match="votes in"):
-        EOT(PGD(), votes=0.0)
-    with pytest.raises(BadInput, match="draws >= 1 and of"):
-        Averaged(nn.Identity(), 1, of="odds")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="samples, eval_samples, rounds >= 1"):
+        EOT(PGD(), samples=0)
+    with pytest.raises(BadInput, match="success_rate in"):
+        EOT(PGD(), success_rate=0.0)
+    with pytest.raises(BadInput, match="samples >= 1 and average"):
+        Averaged(nn.Identity(), 1, average="odds")  # type: ignore[arg-type]
 
 
 # ---- gradients cut off

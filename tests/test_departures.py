@@ -10,22 +10,22 @@ import torch
 from test_executed import refused
 from torch import Tensor, nn
 
-from calipers.bounds import executed
+from calipers.bounds import float32_execution
+from calipers.bounds.backward import _known
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import _known
 from calipers.bounds.rounding import EXECUTED
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import Linear
 from calipers.graph.capture import graph_of
 from calipers.graph.kinds import Op
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 
 DOUBLE = torch.float64
 
 
 def allowed(op: Op, x: Tensor) -> Tensor:
     """Return how far the execution at x (N, *D) may be off."""
-    return executed.departure(op, [Box(x.double(), x.double())], EXECUTED)
+    return float32_execution.departure(op, [Box(x.double(), x.double())], EXECUTED)
 
 
 @pytest.mark.parametrize(("size", "out"), [(2, 6), (2, 14), (2, 30)])

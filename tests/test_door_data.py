@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import calipers
 from calipers import Ball, Classifier
 from calipers.errors import BadInput
-from calipers.problem.units import standardised_by
+from calipers.threats.units import standardised_by
 
 BALL = Ball("linf", 0.05)
 
@@ -100,7 +100,7 @@ def test_all_calls_go_through_the_same_door() -> None:
     for call in (calipers.attack, calipers.certify, calipers.measure, calipers.distance):
         call(net(), loader, None, BALL)  # type: ignore[operator]
     calipers.curve(net(), loader, None, BALL, [0.01, 0.02], plan="quick")
-    calipers.portrait(net(), loader, None, BALL, tools=["PGD(steps=3)"], slices=0, maps=0)
+    calipers.local_geometry(net(), loader, None, BALL, tools=["PGD(steps=3)"], slices=0, maps=0)
 
 
 def test_a_loader_is_drained_as_far_as_it_must_be() -> None:

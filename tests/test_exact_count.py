@@ -16,9 +16,9 @@ from torch import Tensor
 
 from calipers.attacks.fmn import FMN
 from calipers.attacks.sigma_zero import SigmaZero
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
+from calipers.threats.ball import Ball
 
 F64 = torch.float64
 TIE = 1e-9

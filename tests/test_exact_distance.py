@@ -17,24 +17,25 @@ from scipy.optimize import linprog
 from test_minimum_norm import Fn, drawn, exact_linear, linear, posed, run
 from torch import Tensor, nn
 
-from calipers.attacks import minimum, nearest
+from calipers.attacks import radius_bisection
 from calipers.attacks.apgd import APGD
 from calipers.attacks.carlini_wagner import CarliniWagner
-from calipers.attacks.closer import Closer
 from calipers.attacks.ddn import DDN
 from calipers.attacks.deepfool import DeepFool
+from calipers.attacks.engine import minimum_norm
 from calipers.attacks.fab import FAB
+from calipers.attacks.fgsm import FGSM
 from calipers.attacks.fmn import FMN
-from calipers.attacks.guided import Guided
-from calipers.attacks.nearest import Nearest
-from calipers.attacks.one_step import Steepest
+from calipers.attacks.iterative_tightening import IterativeTightening
 from calipers.attacks.pgd import PGD
+from calipers.attacks.radius_bisection import RadiusBisection
 from calipers.attacks.sigma_zero import SigmaZero
 from calipers.attacks.square import Square
-from calipers.certificates.guide import Minimisers
-from calipers.problem.ball import Ball
+from calipers.attacks.warm_start import WarmStarted
+from calipers.certificates.attack_starts import RelaxationMinimizers
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
+from calipers.threats.ball import Ball
 
 F64 = torch.float64
 WITHIN = 1.01
@@ -43,7 +44,7 @@ TOUCH = 1 - 1e-6  # the exact distances here come from solvers of this accuracy
 SEEK = [
     (norm, tool)
     for norm in ("linf", "l2", "l1")
-    for tool in (FMN(), FMN(targets=3), DeepFool(), FAB(), Nearest(PGD(steps=20)))
+    for tool in (FMN(), FMN(targets=3), DeepFool(), FAB(), RadiusBisection(PGD(steps=20)))
 ]
 SEEK += [
     ("l2", DDN()),
@@ -94,7 +95,7 @@ def test_every_point_of_a_linear_model_within_one_per_cent(
 
 
 def test_without_the_polish_some_would_miss(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (minimum, nearest):
+    for module in (minimum_norm, radius_bisection):
         monkeypatch.setattr(module, "polish", lambda problem, points, streams: points)
     with pytest.raises(AssertionError):
         on_linear("l2", CarliniWagner(steps=60, rounds=3), "box")
@@ -102,7 +103,7 @@ def test_without_the_polish_some_would_miss(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_radius_far_too_large_comes_down_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a polish, too: a radius that falls by its share alone stays too large here."""
-    monkeypatch.setattr(minimum, "polish", lambda problem, points, streams: points)
+    monkeypatch.setattr(minimum_norm, "polish", lambda problem, points, streams: points)
     on_linear("l1", FMN(), "box")
 
 
@@ -110,7 +111,7 @@ RADIUS = [
     *(
         (norm, tool)
         for norm in ("linf", "l2", "l1")
-        for tool in (Steepest(targets=3), PGD(steps=100, targets=3), APGD(steps=100, targets=3))
+        for tool in (FGSM(targets=3), PGD(steps=100, targets=3), APGD(steps=100, targets=3))
     ),
     ("linf", Square(queries=3000)),
 ]
@@ -311,7 +312,12 @@ def test_asking_just_below_the_nearest_reaches_the_exact_distance(
 ) -> None:
     problem, low, high = known(norm, radius, file, 100)
     distance = run(
-        Closer(FMN(steps=50), Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2))),
+        IterativeTightening(
+            FMN(steps=50),
+            WarmStarted(
+                APGD(steps=20, targets=9, successive_halving=True), RelaxationMinimizers(2)
+            ),
+        ),
         problem,
     )[1]
     assert (distance >= low * TOUCH).all()
@@ -329,8 +335,12 @@ def test_the_guided_search_reaches_the_exact_distance(
 ) -> None:
     problem, low, high = known(norm, radius, file, 100)
     distance = run(
-        Nearest(
-            Guided(APGD(steps=50, restarts=4, targets=9, halving=True), Minimisers(4)), rounds=6
+        RadiusBisection(
+            WarmStarted(
+                APGD(steps=50, restarts=4, targets=9, successive_halving=True),
+                RelaxationMinimizers(4),
+            ),
+            rounds=6,
         ),
         problem,
     )[1]

@@ -11,12 +11,12 @@ import torch
 from test_minimum_norm import drawn, exact_linear, linear, posed, run
 from torch import Tensor
 
-from calipers.attacks import shares
-from calipers.attacks.differences import Differences
+from calipers.attacks.engine import local_moves
+from calipers.attacks.finite_differences import FiniteDifferences
 from calipers.attacks.spsa import SPSA, _Estimate
 from calipers.attacks.square import Square
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
 
 F64 = torch.float64
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -70,14 +70,16 @@ def test_windows_alone_never_settle(monkeypatch: pytest.MonkeyPatch) -> None:
     of it.
     """
     monkeypatch.setattr(
-        shares, "is_small", lambda region, query, queries: torch.zeros_like(query, dtype=torch.bool)
+        local_moves,
+        "is_small",
+        lambda region, query, queries: torch.zeros_like(query, dtype=torch.bool),
     )
     assert not verdicts(Square(1500), at_share("l2", 1.01)).any()
 
 
 @pytest.mark.slow
 def test_a_bump_of_fixed_size_does_not_settle_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "_GROWTH", 1.0)
+    monkeypatch.setattr(local_moves, "_GROWTH", 1.0)
     assert not verdicts(Square(1500), at_share("l2", 1.01)).all()
 
 
@@ -99,7 +101,7 @@ def test_small_moves_stay_inside(norm: str) -> None:
             * (region.high > region.low)
         )
         giver = drawn(n, 8, seed=seed + 90) < 0.5
-        delta = shares.moved(
+        delta = local_moves.moved(
             region, own, pattern, giver, torch.full((n,), 0.3, dtype=F64), drawn(n, seed=seed + 130)
         )
         assert (region.norm.of(delta) <= region.radius * (1 + 1e-9)).all()
@@ -154,7 +156,7 @@ def test_weights_that_the_estimate_forgets_cost_verdicts(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_differences_on_both_sides_of_the_distance(norm: str, setting: str) -> None:
-    attack = Differences(queries=1500, search=100, features=8)
+    attack = FiniteDifferences(queries=1500, search=100, features=8)
     found = verdicts(attack, at_share(norm, 1.01, classes=2, **SETTINGS[setting]))
     # a projection in l1 ends beside the corner
     assert int((~found).sum()) <= (1 if (norm, setting) == ("l1", "mask and weights") else 0)

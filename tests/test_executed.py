@@ -17,30 +17,30 @@ import torch
 from executions import executions
 from torch import Tensor, nn
 
-from calipers.api import measure
-from calipers.bounds import executed, linear, relaxed
+from calipers.api.check import check
+from calipers.api.measure import measure
+from calipers.bounds import backward, float32_execution, relaxation
+from calipers.bounds.backward import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.forward import forward
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, EXECUTED, Arithmetic
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
-from calipers.certificates.enumerate import Enumeration
+from calipers.certificates.enumeration import Enumeration
 from calipers.certificates.guaranteed import posed
 from calipers.certificates.input_split import InputSplit
-from calipers.certificates.radius import LargestRadius
-from calipers.checking import check
+from calipers.certificates.radius import CertifiedRadius
 from calipers.errors import BadInput
 from calipers.graph.activations import ACTIVATIONS
 from calipers.measurement.plan import Plan, Stage
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
+from calipers.problem.protocols import Claim
 from calipers.problem.specification import Specification
-from calipers.problem.tools import Claim
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report.caveats import limits
+from calipers.threats.ball import Ball
 
 WORD = "float32-executed"
 
@@ -236,7 +236,7 @@ def test_functions_of_one_number_err_by_less_than_is_allowed(
         ]
     )
     exact, got = op.value(x.double()), op.value(x)
-    allowed = executed.departure(op, [Box(x.double(), x.double())], EXECUTED)
+    allowed = float32_execution.departure(op, [Box(x.double(), x.double())], EXECUTED)
     known = exact.isfinite() & allowed.isfinite() & (exact.abs() < 1e30)
     assert int(known.sum()) > 10_000
     assert bool(((got.double() - exact).abs() <= allowed)[known].all())
@@ -258,7 +258,7 @@ def test_overflow_in_the_execution_is_never_certified() -> None:
     for tool in (
         IBP(guarantee=WORD),
         CROWN(guarantee=WORD),
-        AlphaCROWN(steps=2, sharpen=2, guarantee=WORD),
+        AlphaCROWN(steps=2, intermediate=2, guarantee=WORD),
         InputSplit(seconds=0.3, guarantee=WORD),
     ):
         assert not any(
@@ -272,10 +272,10 @@ def test_overflow_in_the_execution_is_never_certified() -> None:
 TOOLS = (
     IBP(guarantee=WORD),
     CROWN(guarantee=WORD),
-    AlphaCROWN(steps=4, sharpen=2, guarantee=WORD),
+    AlphaCROWN(steps=4, intermediate=2, guarantee=WORD),
     BranchAndBound(seconds=2, guarantee=WORD),
     InputSplit(seconds=2, guarantee=WORD),
-    LargestRadius(CROWN(guarantee=WORD), rounds=5),
+    CertifiedRadius(CROWN(guarantee=WORD), rounds=5),
 )
 
 
@@ -340,11 +340,11 @@ def test_a_measurement_records_and_reports_the_guarantee_and_its_certificates_ar
         "both",
         (
             Stage(IBP(), "certifier"),
-            Stage(LargestRadius(CROWN(), rounds=3), "certifier", "distance"),
+            Stage(CertifiedRadius(CROWN(), rounds=3), "certifier", "distance"),
             Stage(CROWN(), "certifier"),
         ),
     )
-    with Ledger(None) as ledger:
+    with Record(None) as ledger:
         result = measure(
             network,
             problem.x,
@@ -439,14 +439,14 @@ def mutant_caught(
     """
     network = absorbing(place)
     problem = question(network, place, 0.0)
-    sound = executed.departure
+    sound = float32_execution.departure
 
     def wrong(op: Any, inputs: list[Box], arithmetic: Arithmetic) -> Tensor:
         return change(op, sound(op, inputs, arithmetic))
 
     assert not crossed(network, problem)
     with monkeypatch.context() as mutated:
-        mutated.setattr(relaxed, "departure", wrong)
+        mutated.setattr(relaxation, "departure", wrong)
         return bool(crossed(network, problem))
 
 
@@ -483,12 +483,12 @@ def test_mutant_that_counts_one_rounding_a_sum_is_caught(
 def test_mutant_that_takes_nothing_off_the_sweep_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     network = absorbing(2)
     problem = question(network, 2, 0.0)
-    monkeypatch.setattr(linear._Sweep, "_depart", lambda self, number, a: None)
+    monkeypatch.setattr(backward._BackwardPass, "_depart", lambda self, number, a: None)
     assert any("CROWN" in text for text in crossed(network, problem))
 
 
 def test_mutant_that_leaves_boxes_as_they_are_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     network = absorbing(1)
     problem = question(network, 1, 0.0)
-    monkeypatch.setattr(linear, "widened", lambda box, room: box)
+    monkeypatch.setattr(backward, "widened", lambda box, room: box)
     assert any("number" in text for text in crossed(network, problem))

@@ -18,10 +18,10 @@ from executions import executions
 from test_executed import WORD, points_of
 from torch import Tensor, nn
 
-from calipers.bounds import executed
-from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
+from calipers.bounds import float32_execution
+from calipers.bounds.backward import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, EXECUTED, Arithmetic
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.guaranteed import posed
 from calipers.certificates.input_split import InputSplit
@@ -30,17 +30,17 @@ from calipers.graph import capture, fusion
 from calipers.graph.affine import Scale
 from calipers.graph.generic import Generic
 from calipers.graph.ir import Graph
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
+from calipers.threats.ball import Ball
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "float32"
 NETS = 25
 TOOLS = (
     IBP(guarantee=WORD),
     CROWN(guarantee=WORD),
-    AlphaCROWN(steps=2, sharpen=1, guarantee=WORD),
+    AlphaCROWN(steps=2, intermediate=1, guarantee=WORD),
     InputSplit(seconds=0.2, guarantee=WORD),
 )
 
@@ -350,10 +350,10 @@ def without_detours(graph: Graph) -> Graph:
 
 MUTANTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "allowances of merged layers": ("overflow", merged),
-    "nothing for underflow": ("underflow", lambda m: m.setattr(executed, "_LOST", 0.0)),
+    "nothing for underflow": ("underflow", lambda m: m.setattr(float32_execution, "_LOST", 0.0)),
     "nothing for overflow": (
         "overflow",
-        lambda m: m.setattr(executed, "_guarded", lambda room, largest, dtype: room),
+        lambda m: m.setattr(float32_execution, "_guarded", lambda room, largest, dtype: room),
     ),
     "a mean without its sum": ("a mean", lambda m: m.setattr(Generic, "sums_first", False)),
     "batch norm in one step": (

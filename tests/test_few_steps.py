@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from calipers.attacks.ddn import DDN
 from calipers.data import build, images
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 
 def median_distance(tool: DDN, problem: Problem) -> float:

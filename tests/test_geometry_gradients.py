@@ -17,13 +17,13 @@ from calipers.bounds.interval import Box
 from calipers.errors import BadInput
 from calipers.geometry import lipschitz
 from calipers.geometry.gradients import linear_score_change, sensitivity
+from calipers.geometry.linear_pieces import line
 from calipers.geometry.lipschitz import local_slopes
-from calipers.geometry.pieces import line
 from calipers.geometry.polynomials import Polynomial, largest_gradient, largest_value
 from calipers.graph.kinds import Elementwise
-from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 # ---- gradients
 # --------------------------------------------------------------------------------------------------

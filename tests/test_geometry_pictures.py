@@ -18,20 +18,20 @@ from test_geometry_regions import NETS, classifier, posed, seeded
 from test_report_browser import FLAGS, LOOK
 from torch import Tensor, nn
 
+from calipers.api.geometry import local_geometry
 from calipers.errors import BadInput
-from calipers.geometry import cells as cutting
-from calipers.geometry.cells import cells, decided
-from calipers.geometry.pieces import Pieces
+from calipers.geometry import subdivision as cutting
+from calipers.geometry.linear_pieces import Pieces
+from calipers.geometry.plane_sections import Slice, plane_slices
 from calipers.geometry.regions import regions_of
-from calipers.geometry.slices import Slice, plane_slices
+from calipers.geometry.subdivision import cells, decided
 from calipers.graph.capture import graph_of
-from calipers.portraits import portrait
-from calipers.problem.ball import Ball
 from calipers.problem.problem import Problem
 from calipers.report import slices
+from calipers.report.geometry import GeometryResult, drawings
 from calipers.report.ladder import Ladder, Rung, key, ladder, scatter
 from calipers.report.maps import gradient_map
-from calipers.report.portrait import Portrait, drawings
+from calipers.threats.ball import Ball
 
 SQUARE = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
 
@@ -126,10 +126,10 @@ def test_a_kink_that_is_overlooked_is_caught(monkeypatch: pytest.MonkeyPatch) ->
     """
     problem, x, axes = plane_of("mixed", 0)
     graph = graph_of(problem.classifier, problem.x)
-    whole = cutting.kinks_of
+    whole = cutting.breakpoints_of
     right = cells(graph, x, axes, 3 * SQUARE)
     monkeypatch.setattr(
-        cutting, "kinks_of", lambda op: None if whole(op) is None else whole(op)[:1]
+        cutting, "breakpoints_of", lambda op: None if whole(op) is None else whole(op)[:1]
     )  # type: ignore[index]
     wrong = cells(graph, x, axes, 3 * SQUARE)
     assert len(wrong.corners) < len(right.corners)
@@ -218,7 +218,7 @@ FOUND = Ladder(
         Rung("IBP", "lower", (0.01, 0.0)),
         Rung("CROWN", "lower", (0.03, 0.02)),
         Rung("FMN", "upper", (0.05, math.nan)),
-        Rung("Closer", "upper", (0.06, 0.2)),
+        Rung("IterativeTightening", "upper", (0.06, 0.2)),
     ),
     "linf",
 )
@@ -292,17 +292,17 @@ def test_a_gradient_map_says_where_the_gradient_is() -> None:
 # ---- the whole
 # --------------------------------------------------------------------------------------------------
 
-TOOLS = ("FMN(steps=20)", "LargestRadius(IBP(), rounds=4)", "LargestRadius(CROWN(), rounds=4)")
+TOOLS = ("FMN(steps=20)", "CertifiedRadius(IBP(), rounds=4)", "CertifiedRadius(CROWN(), rounds=4)")
 
 
 def portrayed(
     build: Callable[[], nn.Module], norm: str = "linf", *, exact: bool = False
-) -> Portrait:
+) -> GeometryResult:
     net = seeded(1, build)
     x = torch.rand(10, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = net(x).argmax(1)
     y[3] = (y[3] + 1) % 3
-    return portrait(
+    return local_geometry(
         net,
         x,
         y,
@@ -336,9 +336,9 @@ def test_a_portrait_keeps_its_promises(norm: str) -> None:
             assert p.upper == 0 and p.prediction != p.label
             continue
         assert (
-            0 < p.straight <= p.border
+            0 < p.proved_border <= p.border
             and p.lower < p.upper
-            and p.lower >= min(p.straight, p.decision) * (1 - 1e-6)
+            and p.lower >= min(p.proved_border, p.decision) * (1 - 1e-6)
         )
         assert p.exit >= p.border * (1 - 1e-9), (
             "no direction leaves the region before its nearest border"
@@ -361,12 +361,12 @@ def test_exact_distances_close_the_ladder() -> None:
 def test_a_curved_network_has_a_portrait_without_regions() -> None:
     found = portrayed(curved, exact=True)
     assert "MILP" not in {r.name for r in found.ladder.rungs}
-    assert "not made of straight pieces" in found.regions and math.isnan(found.points[0].border)
+    assert "not piecewise linear" in found.regions and math.isnan(found.points[0].border)
     assert (
         "linear region" not in {r.name for r in found.ladder.rungs}
         and found.points[0].upper > found.points[0].lower > 0
     )
-    assert drawings(found)["scatter"] == "" and "not made of straight pieces" in str(found)
+    assert drawings(found)["scatter"] == "" and "not piecewise linear" in str(found)
 
 
 @pytest.mark.one_in(2)
@@ -433,7 +433,7 @@ def test_the_command_line_draws_a_page(tmp_path: Path) -> None:
         "--data",
         "points.npz",
         "--ladder",
-        "FMN(steps=10); LargestRadius(CROWN(), rounds=3)",
+        "FMN(steps=10); CertifiedRadius(CROWN(), rounds=3)",
     ]
     done = calipers(tmp_path, *words, "--slices", "1", "--exact")
     assert done.returncode == 0, done.stderr

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadInput, UnsupportedOp
-from calipers.geometry import lines, pieces, regions, walls
-from calipers.geometry.lines import exit_distance, path, steps_to_leave
-from calipers.geometry.pieces import Pieces
+from calipers.geometry import hyperplanes, linear_pieces, regions, segments
+from calipers.geometry.linear_pieces import Pieces
 from calipers.geometry.regions import regions_of
+from calipers.geometry.segments import exit_distance, path, steps_to_leave
 from calipers.graph.capture import graph_of
 from calipers.measurement.referee import Referee
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
-from calipers.problem.region import Reached
-from calipers.problem.substitutions import Substitutions, letters
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.ball import Ball
+from calipers.threats.region import Reached
+from calipers.threats.substitutions import Substitutions, one_hot_groups
 
 NORMS = ("linf", "l2", "l1")
 ORDERS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
@@ -143,7 +143,7 @@ def test_a_linear_model_is_one_region_and_its_distance_is_exact(norm: str) -> No
     problem = Problem.pose(net, x, net(x).argmax(1), Ball(norm, 0.1, box=None))
     found = regions_of(problem)
     assert (
-        bool(found.border.isinf().all() and found.straight.isinf().all() and found.exact.all())
+        bool(found.border.isinf().all() and found.proved_border.isinf().all() and found.exact.all())
         and found.node.tolist() == [-1] * 6
     )
     w, z = net.weight.detach(), net(x).detach()
@@ -212,9 +212,9 @@ def survives_sampling(problem: Problem, found: regions.Regions) -> bool:
         if bool(patterns_change(problem, i, inside).any()):
             return False
     graph = graph_of(problem.classifier, problem.x)
-    wall = walls.nearest_wall(Pieces.at(graph, problem.x), problem.region)
-    region = problem.region.at(wall.distance * (1 + 1e-6))
-    outside = region.center + region.offset_support(wall.normal)[1].view_as(problem.x)
+    hyperplane = hyperplanes.nearest_hyperplane(Pieces.at(graph, problem.x), problem.region)
+    region = problem.region.at(hyperplane.distance * (1 + 1e-6))
+    outside = region.center + region.offset_support(hyperplane.normal)[1].view_as(problem.x)
     return all(bool(patterns_change(problem, i, outside[i : i + 1])) for i in range(len(problem)))
 
 
@@ -228,8 +228,8 @@ def test_no_pattern_changes_inside_and_one_does_just_outside(
         problem = posed(name, seed, norm, box=box)
         found = regions_of(problem)
         assert survives_sampling(problem, found)
-        assert bool((found.straight <= found.border).all()) and bool(
-            (found.straight >= found.border * (1 - 1e-5)).all()
+        assert bool((found.proved_border <= found.border).all()) and bool(
+            (found.proved_border >= found.border * (1 - 1e-5)).all()
         )
 
 
@@ -275,9 +275,9 @@ def exact_distance(net: nn.Sequential, x: Tensor, label: int, reach: float = 3.0
     layers = [m for m in net if isinstance(m, nn.Linear)]
     best = math.inf
     low, high = x.numpy() - reach, x.numpy() + reach
-    for rival in range(layers[-1].out_features):
-        if rival != label:
-            best = min(best, _program(layers, x.numpy(), label, rival, low, high))
+    for target in range(layers[-1].out_features):
+        if target != label:
+            best = min(best, _program(layers, x.numpy(), label, target, low, high))
     return best
 
 
@@ -285,7 +285,7 @@ def _program(
     layers: list[nn.Linear],
     x: np.ndarray,
     label: int,
-    rival: int,
+    target: int,
     low: np.ndarray,
     high: np.ndarray,
 ) -> float:
@@ -315,9 +315,9 @@ def _program(
         start, place = place, place + 2 * width
     w, b = layers[-1].weight.detach().numpy(), layers[-1].bias.detach().numpy()
     add(
-        {start + k: w[label, k] - w[rival, k] for k in range(w.shape[1])},
+        {start + k: w[label, k] - w[target, k] for k in range(w.shape[1])},
         -np.inf,
-        b[rival] - b[label],
+        b[target] - b[label],
     )
     for i in range(d):
         add({i: 1, total - 1: -1}, -np.inf, x[i])
@@ -466,13 +466,13 @@ def test_the_first_break_of_a_segment_is_the_exit() -> None:
 def test_what_has_no_linear_regions_is_refused() -> None:
     x, y = torch.rand(2, 4, dtype=torch.float64), torch.tensor([0, 1])
     curved = seeded(0, lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
-    with pytest.raises(UnsupportedOp, match="not made of straight pieces"):
+    with pytest.raises(UnsupportedOp, match="not piecewise linear"):
         regions_of(Problem.pose(curved, x, y, Ball("linf", 0.1)))
     with pytest.raises(BadInput, match="linf, l2 or l1"):
         regions_of(Problem.pose(dense(0), x, y, Ball("l0", 1)))
     one_hot = torch.eye(2, dtype=torch.float64).repeat(2, 1)[:2].repeat(1, 2)
     with pytest.raises(BadInput, match="linf, l2 or l1"):
-        regions_of(Problem.pose(dense(0), one_hot, y, Substitutions(letters(2, 2), 1)))
+        regions_of(Problem.pose(dense(0), one_hot, y, Substitutions(one_hot_groups(2, 2), 1)))
     with pytest.raises(BadInput, match="positive length"):
         steps_to_leave(torch.ones(1), 0.0)
 
@@ -484,10 +484,12 @@ def test_what_has_no_linear_regions_is_refused() -> None:
 def test_a_primal_norm_in_place_of_the_dual_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = posed("dense", 0, "l1")
     monkeypatch.setattr(
-        walls, "distance_to", lambda region, g, gap: Reached(gap / region.norm.of(g), g)
+        hyperplanes, "distance_to", lambda region, g, gap: Reached(gap / region.norm.of(g), g)
     )
-    monkeypatch.setattr(walls, "free_distance", lambda region, g, gap: gap / region.norm.of(g))
-    wrong = regions.nearest_wall(
+    monkeypatch.setattr(
+        hyperplanes, "free_distance", lambda region, g, gap: gap / region.norm.of(g)
+    )
+    wrong = regions.nearest_hyperplane(
         Pieces.at(graph_of(problem.classifier, problem.x), problem.x), problem.region
     )
     assert not torch.allclose(wrong.distance, regions_wall(problem))
@@ -514,11 +516,11 @@ def every_wall(
     """The nearest distances, with the lower bounds that decide which walls are measured multiplied
     by a factor.
     """
-    bound = walls._at_least
+    bound = hyperplanes._at_least
     with monkeypatch.context() as patch:
-        patch.setattr(walls, "_at_least", lambda *given: bound(*given) * factor)
-        patch.setattr(walls, "_AT_ONCE", 1)
-        return walls.nearest_wall(own, problem.region).distance
+        patch.setattr(hyperplanes, "_at_least", lambda *given: bound(*given) * factor)
+        patch.setattr(hyperplanes, "_AT_ONCE", 1)
+        return hyperplanes.nearest_hyperplane(own, problem.region).distance
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -543,15 +545,15 @@ def test_walls_that_are_passed_over_are_farther(monkeypatch: pytest.MonkeyPatch,
 def test_walls_of_the_first_layer_alone_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The radius would be too large, and sampling sees the pattern change."""
     problem = posed("dense", 3, "linf")
-    whole = Pieces.bending
-    monkeypatch.setattr(Pieces, "bending", lambda self: iter(list(whole(self))[:1]))
-    wall = walls.nearest_wall(
+    whole = Pieces.nonlinear_nodes
+    monkeypatch.setattr(Pieces, "nonlinear_nodes", lambda self: iter(list(whole(self))[:1]))
+    hyperplane = hyperplanes.nearest_hyperplane(
         Pieces.at(graph_of(problem.classifier, problem.x), problem.x), problem.region
     )
     monkeypatch.undo()
     shares = (
         (i, r * (1 - 1e-9) * unit("linf", 4000, (4,), i))
-        for i, r in enumerate(wall.distance.tolist())
+        for i, r in enumerate(hyperplane.distance.tolist())
     )
     assert any(bool(patterns_change(problem, i, problem.x[i] + delta).any()) for i, delta in shares)
 
@@ -579,7 +581,7 @@ def test_pools_walled_by_the_second_largest_member_alone_are_caught(
     )
     own = Pieces.at(graph_of(problem.classifier, problem.x), problem.x)
     # (1 - -5) / 6
-    assert float(walls.nearest_wall(own, problem.region).distance) == pytest.approx(1.0)
+    assert float(hyperplanes.nearest_hyperplane(own, problem.region).distance) == pytest.approx(1.0)
     trailing = Pieces.trailing
 
     def second(self: Pieces, number: int) -> tuple[Tensor, Tensor]:
@@ -587,7 +589,7 @@ def test_pools_walled_by_the_second_largest_member_alone_are_caught(
         return torch.where(behind == behind.amin(2, keepdim=True), behind, torch.inf), windows
 
     monkeypatch.setattr(Pieces, "trailing", second)
-    wrong = walls.nearest_wall(own, problem.region)
+    wrong = hyperplanes.nearest_hyperplane(own, problem.region)
     assert float(wrong.distance) == pytest.approx(10.0)
     monkeypatch.undo()
     assert bool(patterns_change(problem, 0, torch.tensor([[-0.5, 0.0]], dtype=torch.float64))), (
@@ -616,15 +618,17 @@ def test_an_unproved_radius_claims_less_not_more(monkeypatch: pytest.MonkeyPatch
     """
     problem = posed("convolutional", 1, "linf")
     honest = regions_of(problem)
-    right = regions.nearest_wall
+    right = regions.nearest_hyperplane
 
-    def generous(own: Pieces, region: object) -> walls.Wall:
-        wall = right(own, region)  # type: ignore[arg-type]
-        return walls.Wall(2 * wall.distance, wall.node, wall.element, wall.normal)
+    def generous(own: Pieces, region: object) -> hyperplanes.Hyperplane:
+        hyperplane = right(own, region)  # type: ignore[arg-type]
+        return hyperplanes.Hyperplane(
+            2 * hyperplane.distance, hyperplane.node, hyperplane.element, hyperplane.normal
+        )
 
-    monkeypatch.setattr(regions, "nearest_wall", generous)
+    monkeypatch.setattr(regions, "nearest_hyperplane", generous)
     found = regions_of(problem)
-    assert bool((honest.straight > 0).all()) and not bool(found.straight.any())
+    assert bool((honest.proved_border > 0).all()) and not bool(found.proved_border.any())
 
 
 def test_ceil_in_place_of_floor_plus_one_is_caught() -> None:
@@ -635,8 +639,8 @@ def test_ceil_in_place_of_floor_plus_one_is_caught() -> None:
 def test_slopes_taken_left_of_the_kink_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = posed("mixed", 0, "linf", n=2)
     true = path(problem, 0, problem.x[1])
-    from calipers.geometry import cells
+    from calipers.geometry import subdivision
 
-    monkeypatch.setattr(cells, "line", lambda op, z: pieces.line(op, -z))
+    monkeypatch.setattr(subdivision, "line", lambda op, z: linear_pieces.line(op, -z))
     wrong = path(problem, 0, problem.x[1])
-    assert lines.Path is type(wrong) and not torch.allclose(wrong.logits[-1], true.logits[-1])
+    assert segments.Path is type(wrong) and not torch.allclose(wrong.logits[-1], true.logits[-1])

@@ -18,9 +18,9 @@ from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.affine import Conv
 from calipers.graph.capture import capture, graph_of
 from calipers.graph.kinds import Affine, Elementwise, Op, Windowed
-from calipers.graph.pooled import LogSumExp
-from calipers.graph.windows import field_of_view
-from calipers.problem.classifier import Classifier
+from calipers.graph.logsumexp import LogSumExp
+from calipers.graph.receptive_field import field_of_view
+from calipers.models.classifier import Classifier
 
 NAMES = sorted(nets.ZOO)
 
@@ -133,7 +133,11 @@ def test_largest_and_bent_numbers() -> None:
     assert graph.largest == max(
         torch.Size(graph.shape(i)).numel() for i in range(len(graph.nodes) + 1)
     )
-    assert {type(graph.nodes[k - 1].op).__name__ for k in graph.bent} <= {"Conv", "Sum", "Generic"}
+    assert {type(graph.nodes[k - 1].op).__name__ for k in graph.nonlinear} <= {
+        "Conv",
+        "Sum",
+        "Generic",
+    }
 
 
 # ---- affine operations

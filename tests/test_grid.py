@@ -20,14 +20,14 @@ from torch.nn import functional
 import calipers
 from calipers import data
 from calipers.attacks.ddn import DDN
-from calipers.attacks.descent import Descent
 from calipers.attacks.fab import FAB
 from calipers.attacks.fmn import FMN
+from calipers.attacks.multi_epsilon import MultiEpsilon
 from calipers.measurement.plan import Plan
 from calipers.presets import PLANS, plan_for
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
 
 POINTS = 30
 ROWS = (
@@ -100,11 +100,11 @@ def others(norm: str) -> list[Attack]:
     l2: list[Attack] = [DDN(steps=250, inside=True)] if norm == "l2" else []
     ascents: list[Attack] = [
         calipers.attacks.APGD(steps=300, targets=4),
-        Descent(steps=200, targets=4),
+        MultiEpsilon(steps=200, targets=4),
         calipers.attacks.PGD(steps=200, restarts=2),
     ]
     return [
-        FAB(steps=200, targets=9, backward=0.8, inside=True),
+        FAB(steps=200, targets=9, beta=0.8, inside=True),
         FMN(steps=300, targets=9, gamma=0.2, inside=True),
         *l2,
         *ascents,
@@ -156,6 +156,10 @@ def test_a_plan_of_ascents_alone_fails() -> None:
     """A planted mistake: the searches for the nearest example are left out."""
     blind = dataclasses.replace(
         PLANS["standard"],
-        stages=tuple(s for s in PLANS["standard"].stages if s.family in ("", "ascents", "scores")),
+        stages=tuple(
+            s
+            for s in PLANS["standard"].stages
+            if s.family in ("", "gradient ascent", "score-based")
+        ),
     )
     assert left_by(blind, "madry_tiny", "l1", 4.4)[1] > 1

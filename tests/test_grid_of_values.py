@@ -12,7 +12,7 @@ import calipers
 from calipers import Ball, Classifier
 from calipers.errors import BadInput
 from calipers.measurement import ask
-from calipers.problem.region import is_on_grid, levels, on_level
+from calipers.threats.region import is_on_grid, levels, on_level
 
 STEP = 1 / 255
 
@@ -145,7 +145,7 @@ def test_data_beside_the_grid_and_nonsense_are_refused() -> None:
         with pytest.raises(BadInput, match="grid is the step between neighbouring values"):
             Ball("linf", 0.1, grid=grid)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="numeric columns takes"):
-        calipers.Substitutions([[0, 1]], 1, numeric=Ball("linf", 0.1, grid=0.5))
+        calipers.Substitutions([[0, 1]], 1, continuous=Ball("linf", 0.1, grid=0.5))
 
 
 def test_a_model_without_gradients_has_its_examples_rounded_too() -> None:

@@ -18,19 +18,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
-from calipers.certificates.enumerate import Enumeration
+from calipers.certificates.enumeration import Enumeration
 from calipers.certificates.input_split import InputSplit
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.radius import CertifiedRadius
 from calipers.graph.activations import TwoPieces
 from calipers.graph.relaxations import Lines
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.substitutions import Substitutions, letters
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
+from calipers.threats.ball import Ball
+from calipers.threats.substitutions import Substitutions, one_hot_groups
 
 pytestmark = pytest.mark.slow  # minutes; part of the slow shelf
 
@@ -126,9 +126,9 @@ def tools(**settings: Any) -> Iterator[Any]:
     yield from (
         IBP(**settings),
         crown,
-        AlphaCROWN(steps=10, sharpen=5, **settings),
-        LargestRadius(crown),
-        LargestRadius(AlphaCROWN(steps=5, sharpen=0, **settings), 4),
+        AlphaCROWN(steps=10, intermediate=5, **settings),
+        CertifiedRadius(crown),
+        CertifiedRadius(AlphaCROWN(steps=5, intermediate=0, **settings), 4),
     )
     yield from (
         BranchAndBound(seconds=SECONDS, **settings),
@@ -198,7 +198,7 @@ def words(seed: int) -> tuple[Problem, Tensor]:
         Classifier(network),
         x,
         torch.zeros(1, dtype=torch.long),
-        Substitutions(letters(LENGTH, KINDS), k),
+        Substitutions(one_hot_groups(LENGTH, KINDS), k),
     ), bad
 
 

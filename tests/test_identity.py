@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.measurement.plan import Plan, Stage
-from calipers.problem.canonical import code_bytes, plain
-from calipers.problem.classifier import Classifier
+from calipers.models.canonical import code_bytes, plain
+from calipers.models.classifier import Classifier
 
 pytestmark = pytest.mark.one_in(1)
 
@@ -255,7 +255,7 @@ def test_a_measurement_of_a_model_that_counts_ends() -> None:
         x,
         module(x).argmax(1),
         calipers.Ball("linf", 0.01),
-        plan=Plan("one", (Stage(calipers.attacks.Steepest(), "attack"),)),
+        plan=Plan("one", (Stage(calipers.attacks.FGSM(), "attack"),)),
     )
     assert result.clean_accuracy.count == 6
 
@@ -264,7 +264,7 @@ def test_other_processes_find_the_same_name(tmp_path: Path) -> None:
     """Another folder and file name, another seed of hashes, and other addresses."""
     (tmp_path / "other.py").write_text(NET)
     code = (
-        "import other; from calipers.problem.classifier import Classifier; "
+        "import other; from calipers.models.classifier import Classifier; "
         "print(Classifier(other.build()).digest())"
     )
     environment = {
@@ -330,7 +330,7 @@ def test_of_quantised_modules_the_packed_weights_count() -> None:
 
 def test_of_functions_the_code_counts() -> None:
     def answers(by: float) -> nn.Module:
-        return calipers.Answers(
+        return calipers.BlackBox(
             lambda x: by * np.stack([x.sum(1), -x.sum(1)], 1), dtype=torch.float64
         )
 
@@ -356,7 +356,7 @@ MUTANTS: dict[str, tuple[str, str, object]] = {
 @pytest.mark.parametrize("mutant", list(MUTANTS))
 def test_forgetting_a_part_is_found_out(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     edit, word, instead = MUTANTS[mutant]
-    monkeypatch.setattr(f"calipers.problem.identity.{word}", instead)
+    monkeypatch.setattr(f"calipers.models.identity.{word}", instead)
     with pytest.raises(AssertionError):
         test_an_edit_makes_another_model(edit)
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import calipers
 from calipers import data
-from calipers.attacks.descent import Descent
-from calipers.attacks.insist import Insist
+from calipers.attacks.adaptive_restarts import AdaptiveRestarts
+from calipers.attacks.multi_epsilon import MultiEpsilon
 from calipers.problem.goals import Targeted, Untargeted, endless, is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack, Attempt
+from calipers.problem.protocols import Attack, Attempt
 
 RADII = {"linf": 0.1, "l2": 1.0, "l1": 6.0}
 
@@ -66,8 +66,8 @@ def linear(norm: str, ratio: float, box: tuple[float, float] | None) -> Problem:
 
 @pytest.mark.parametrize("norm", RADII)
 def test_descent_gives_the_exact_verdict_on_a_linear_model(norm: str) -> None:
-    assert broken(Descent(steps=60), linear(norm, 1.01, None)).all()
-    assert not broken(Descent(steps=60), linear(norm, 0.99, None)).any()
+    assert broken(MultiEpsilon(steps=60), linear(norm, 1.01, None)).all()
+    assert not broken(MultiEpsilon(steps=60), linear(norm, 0.99, None)).any()
 
 
 @pytest.mark.parametrize("norm", RADII)
@@ -77,11 +77,11 @@ def test_the_widest_ball_is_never_mistaken_for_the_one_asked_for(norm: str, targ
     wide.
     """
     problem = digits(norm, 40, RADII[norm] / 4)
-    for attempt in Descent(steps=20, targets=targets)(problem):
+    for attempt in MultiEpsilon(steps=20, targets=targets)(problem):
         assert problem.take(attempt.index).region.contains(attempt.candidate).all()
     assert (
         broken(calipers.attacks.PGD(steps=20), problem.at(RADII[norm] * 3)).all()
-        and not broken(Descent(steps=20, targets=targets), problem).all()
+        and not broken(MultiEpsilon(steps=20, targets=targets), problem).all()
     )
 
 
@@ -89,7 +89,7 @@ def test_descent_finds_in_l1_what_a_search_from_inside_misses() -> None:
     problem = digits("l1", 200)
     plain, wide = (
         broken(calipers.attacks.APGD(steps=60), problem),
-        broken(Descent(steps=60, targets=0), problem),
+        broken(MultiEpsilon(steps=60, targets=0), problem),
     )
     assert (wide & ~plain).sum() >= 2
 
@@ -121,7 +121,9 @@ class Spy:
 def test_only_nearly_broken_points_are_tried_again_and_broken_ones_never() -> None:
     problem, spy = digits("linf", 60), Spy([])
     first = broken(calipers.attacks.PGD(steps=10), problem)
-    broken(Insist(calipers.attacks.PGD(steps=10), spy, within=0.1, tries=3), problem)
+    broken(
+        AdaptiveRestarts(calipers.attacks.PGD(steps=10), spy, threshold=0.1, restarts=3), problem
+    )
     again = set(spy.asked[0])
     assert spy.asked == [spy.asked[0]] * 3
     assert 0 < len(again) < int((~first).sum()) and not again & {
@@ -137,7 +139,7 @@ def test_nearly_is_measured_as_a_linear_model_does() -> None:
         for ratio, tried in ((0.97, True), (0.95, False)):
             spy = Spy([])
             broken(
-                Insist(calipers.attacks.APGD(steps=60, targets=3), spy, within=0.04),
+                AdaptiveRestarts(calipers.attacks.APGD(steps=60, targets=3), spy, threshold=0.04),
                 linear(norm, ratio, None),
             )
             assert bool(spy.asked) == tried, (norm, ratio)
@@ -148,7 +150,12 @@ def test_more_tries_break_more_and_keep_what_was_broken() -> None:
     problem = digits("l1", 200)
     once = broken(calipers.attacks.APGD(steps=40), problem)
     insisted = broken(
-        Insist(calipers.attacks.APGD(steps=40), Descent(steps=60, targets=2), within=0.1, tries=2),
+        AdaptiveRestarts(
+            calipers.attacks.APGD(steps=40),
+            MultiEpsilon(steps=60, targets=2),
+            threshold=0.1,
+            restarts=2,
+        ),
         problem,
     )
     assert (insisted | ~once).all() and insisted.sum() > once.sum()
@@ -156,8 +163,8 @@ def test_more_tries_break_more_and_keep_what_was_broken() -> None:
 
 def test_neighbours_do_not_matter() -> None:
     problem = digits("linf", 40)
-    attack = Insist(
-        calipers.attacks.PGD(steps=5), calipers.attacks.PGD(steps=10), within=0.3, tries=2
+    attack = AdaptiveRestarts(
+        calipers.attacks.PGD(steps=5), calipers.attacks.PGD(steps=10), threshold=0.3, restarts=2
     )
     whole = broken(attack, problem)
     halves = torch.cat(
@@ -170,10 +177,10 @@ def test_neighbours_do_not_matter() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(calipers.BadInput, match="within > 0"):
-        Insist(calipers.attacks.PGD(), calipers.attacks.PGD(), within=0.0)
+    with pytest.raises(calipers.BadInput, match="threshold > 0"):
+        AdaptiveRestarts(calipers.attacks.PGD(), calipers.attacks.PGD(), threshold=0.0)
     with pytest.raises(calipers.BadInput, match="widest >= 1"):
-        Descent(widest=0.5)
+        MultiEpsilon(widest=0.5)
 
 
 def test_the_wider_balls_are_climbed_to_the_end_also_by_points_that_fall_there() -> None:
@@ -181,5 +188,5 @@ def test_the_wider_balls_are_climbed_to_the_end_also_by_points_that_fall_there()
     at every point.
     """
     problem = digits("linf", 30)
-    for attempt in Descent(steps=50, targets=0)(problem):
+    for attempt in MultiEpsilon(steps=50, targets=0)(problem):
         assert int(attempt.forwards.min()) >= 30

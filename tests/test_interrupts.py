@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import calipers
-from calipers.attacks import insist, minimum, polish, queries, search
+from calipers.attacks import adaptive_restarts
+from calipers.attacks.engine import boundary_refinement, minimum_norm, query_loop, queue
 from calipers.attacks.transfer import Transfer
 from calipers.measurement.plan import Plan
 from calipers.measurement.referee import Referee
 from calipers.presets import stage_of
-from calipers.problem.ball import Ball
 from calipers.problem.interrupts import relayed, remaining
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack
+from calipers.problem.protocols import Attack
+from calipers.threats.ball import Ball
 
 N = 12
 BALLS = {
@@ -96,7 +97,7 @@ def listened(attack: Attack, problem: Problem, fuse: int = 0) -> dict[int, float
 def at_work(name: str) -> Attack:
     """Return the attack; of one that votes, one draw and one judge, so that each answer is a vote."""
     attack = BALLS[name][0]
-    return dataclasses.replace(attack, draws=1, judges=1) if name == "EOT" else attack  # type: ignore[type-var]
+    return dataclasses.replace(attack, samples=1, eval_samples=1) if name == "EOT" else attack  # type: ignore[type-var]
 
 
 def lost(attack: Attack, threat: str, trials: int = TRIALS) -> list[tuple[int, set[int]]]:
@@ -108,22 +109,26 @@ def lost(attack: Attack, threat: str, trials: int = TRIALS) -> list[tuple[int, s
     losses, owed_ever = list[tuple[int, set[int]]](), set[int]()
     for fuse in sorted({round(float(f)) for f in torch.linspace(2, whole, trials)}):
         found = listened(attack, problem, fuse)
-        limit = torch.inf if stage_of(attack).aim == "distance" else float(problem.region.radius[0])
+        limit = (
+            torch.inf
+            if stage_of(attack).objective == "distance"
+            else float(problem.region.radius[0])
+        )
         owed = {i for i, distance in Telltale.shown.items() if 0 < distance <= limit * (1 + 1e-9)}
         owed_ever |= owed
         if missing := owed - {i for i, distance in found.items() if distance <= limit}:
             losses.append((fuse, missing))
     # these two find what they find at their last call
-    assert owed_ever or type(attack).__name__ in ("Steepest", "Descent")
+    assert owed_ever or type(attack).__name__ in ("FGSM", "MultiEpsilon")
     return losses
 
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a dozen points need several batches, and let finds be handed over as soon as they are made."""
-    for module in (search, queries, polish, insist):
+    for module in (queue, query_loop, boundary_refinement, adaptive_restarts):
         monkeypatch.setattr(module, "BATCH", 5)
-    for module in (search, queries):
+    for module in (queue, query_loop):
         monkeypatch.setattr(module, "_SECONDS_BETWEEN_YIELDS", -1.0)
 
 
@@ -134,7 +139,7 @@ def test_whatever_was_shown_before_an_interrupt_is_a_witness_after_it(name: str)
     assert lost(at_work(name), BALLS[name][1]) == []
 
 
-@pytest.mark.parametrize("name", ["PGD", "FMN", "Nearest", "HopSkipJump"])
+@pytest.mark.parametrize("name", ["PGD", "FMN", "RadiusBisection", "HopSkipJump"])
 def test_the_same_in_one_batch(name: str) -> None:
     assert lost(at_work(name), BALLS[name][1]) == []
 
@@ -177,7 +182,9 @@ def test_an_interrupt_of_the_referee_loses_nothing_either(name: str, fuse: int) 
             plan=Plan("one", (stage_of(attack),)),
         )
     known = {row.index for row in result.points if row.upper < torch.inf}
-    limit = torch.inf if stage_of(attack).aim == "distance" else float(problem.region.radius[0])
+    limit = (
+        torch.inf if stage_of(attack).objective == "distance" else float(problem.region.radius[0])
+    )
     assert {i for i, distance in Telltale.shown.items() if 0 < distance <= limit} <= known
 
 
@@ -239,16 +246,16 @@ def test_an_interrupted_use_begins_again() -> None:
 def forgetful_polish(problem: Problem, points: Tensor, streams: object) -> None:
     """The polish that moves nothing before its end."""
     moved = points.clone()
-    polish.polish(problem, moved, streams)  # type: ignore[arg-type]
+    boundary_refinement.polish(problem, moved, streams)  # type: ignore[arg-type]
     points.copy_(moved)
 
 
 MUTANTS = {
-    "a polish that keeps its finds to itself": ("CarliniWagner", minimum, "polish", forgetful_polish),
-    "a queue that is not told": ("FAB", minimum, "remaining", lambda results, interrupt: iter(())),
-    "a queue that forgets what is in flight": ("FMN", search.Queue, "_found", lambda self, slots: []),
-    "a round that forgets its answers": ("SPSA", queries._Run, "_note", None),
-    "an attack that drops what is judged": ("Insist", insist, "relayed", lambda results, use: filter(None, map(use, results))),
+    "a polish that keeps its finds to itself": ("CarliniWagner", minimum_norm, "polish", forgetful_polish),
+    "a queue that is not told": ("FAB", minimum_norm, "remaining", lambda results, interrupt: iter(())),
+    "a queue that forgets what is in flight": ("FMN", queue.Queue, "_found", lambda self, slots: []),
+    "a round that forgets its answers": ("SPSA", query_loop._QueryRun, "_note", None),
+    "an attack that drops what is judged": ("AdaptiveRestarts", adaptive_restarts, "relayed", lambda results, use: filter(None, map(use, results))),
 }  # fmt: skip
 
 
@@ -259,7 +266,7 @@ MUTANTS = {
 )
 def test_forgetting_is_found_out(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, place, word, instead = MUTANTS[mutant]
-    monkeypatch.setattr(place, word, instead or _only_whole_rounds(queries._Run._note))
+    monkeypatch.setattr(place, word, instead or _only_whole_rounds(query_loop._QueryRun._note))
     assert lost(at_work(name), BALLS[name][1], trials=20)
 
 

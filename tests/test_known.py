@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calipers.errors import Contradiction
-from calipers.measurement.known import Known
+from calipers.measurement.joined import Known
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
 

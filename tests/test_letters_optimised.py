@@ -16,19 +16,19 @@ from torch import Tensor, nn
 import calipers
 from calipers.attacks.apgd import APGD
 from calipers.certificates import branch_search
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN
 from calipers.certificates.input_split import InputSplit
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.radius import CertifiedRadius
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
+from calipers.problem.branching import divided
 from calipers.problem.goals import is_adversarial
-from calipers.problem.narrowed import divided
 from calipers.problem.problem import Problem
-from calipers.problem.substitution_region import SubstitutionRegion
-from calipers.problem.substitutions import Substitutions
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
+from calipers.threats.ball import Ball
+from calipers.threats.substitution_region import SubstitutionRegion
+from calipers.threats.substitutions import Substitutions
 
 F64 = torch.float64
 TREE = BranchAndBound(seconds=20, batch=16)
@@ -243,7 +243,7 @@ def mixed(seed: int, k: float) -> tuple[Problem, Tensor]:
     )
     model = random_net(x.shape[1], seed)
     problem = Problem.pose(
-        model, x, model(x).argmax(1), Substitutions(groups, k, numeric=Ball("linf", 0.2))
+        model, x, model(x).argmax(1), Substitutions(groups, k, continuous=Ball("linf", 0.2))
     )
     lowest = []
     for i in range(len(x)):
@@ -274,13 +274,15 @@ def test_numbers_beside_the_letters_are_decided_too(k: float) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bounder", [CROWN(), AlphaCROWN(sharpen=0)], ids=["CROWN", "AlphaCROWN"])
+@pytest.mark.parametrize(
+    "bounder", [CROWN(), AlphaCROWN(intermediate=0)], ids=["CROWN", "AlphaCROWN"]
+)
 def test_the_largest_radius_is_a_whole_number_that_holds(bounder: Any) -> None:
     model, x, y = short()
     truth = torch.tensor(fewest(Problem.pose(model, x, y, Substitutions(SHORT, 1))))
     for k in (1, 3):
         radius = calipers.certify(
-            model, x, y, Substitutions(SHORT, k), LargestRadius(bounder)
+            model, x, y, Substitutions(SHORT, k), CertifiedRadius(bounder)
         ).radius
         direct = calipers.certify(model, x, y, Substitutions(SHORT, 1), bounder).certified
         assert (radius < truth).all()
@@ -291,7 +293,7 @@ def test_the_largest_radius_is_a_whole_number_that_holds(bounder: Any) -> None:
 def test_numbers_alone_count_as_half_a_switch_in_radii_too() -> None:
     problem, _ = mixed(0, 1)
     radius = calipers.certify(
-        problem.classifier, problem.x, problem.y, problem.threat, LargestRadius(CROWN())
+        problem.classifier, problem.x, problem.y, problem.threat, CertifiedRadius(CROWN())
     ).radius
     alone = margins(CROWN(), problem.at(torch.full((8,), 0.5))) > 0
     assert set(radius.tolist()) <= {0.0, 0.5, 1.0, 2.0, 3.0, 4.0}
@@ -304,7 +306,7 @@ def test_numbers_alone_count_as_half_a_switch_in_radii_too() -> None:
 
 def test_what_cannot_answer_says_so() -> None:
     problem = dense(0, 1)
-    with pytest.raises(BadInput, match="between two letters there is nothing"):
+    with pytest.raises(BadInput, match="between two symbols there is nothing"):
         next(iter(InputSplit()(problem)))
     for tool, words_ in (
         (BranchAndBound(attack=APGD()), "APGD searches the inside of a norm ball"),

@@ -12,13 +12,13 @@ import torch
 
 import calipers
 from calipers import data
-from calipers.attacks import queries, search
-from calipers.bounds import linear, optimise
-from calipers.certificates import alpha, radius
+from calipers.attacks.engine import query_loop, queue
+from calipers.bounds import backward, optimise
+from calipers.certificates import alpha_crown, radius
 from calipers.certificates.crown import spread
 from calipers.problem.interrupts import Limit, OutOfTime, give_way, limited, shortened
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
 
 
 class Looks:
@@ -43,9 +43,11 @@ def posed(points: int = 6, epsilon: float = 0.1) -> Problem:
 TOOLS: dict[str, Callable[[Problem], Iterator[Attempt | Claim]]] = {
     "IBP": calipers.certificates.IBP(),
     "CROWN": calipers.certificates.CROWN(),
-    "AlphaCROWN": calipers.certificates.AlphaCROWN(steps=4, sharpen=2),
+    "AlphaCROWN": calipers.certificates.AlphaCROWN(steps=4, intermediate=2),
     "BranchAndBound": calipers.certificates.BranchAndBound(seconds=1e6),
-    "LargestRadius": calipers.certificates.LargestRadius(calipers.certificates.CROWN(), rounds=4),
+    "CertifiedRadius": calipers.certificates.CertifiedRadius(
+        calipers.certificates.CROWN(), rounds=4
+    ),
     "PGD": calipers.attacks.PGD(steps=20, restarts=3),
     "Square": calipers.attacks.Square(queries=300),
 }  # type: ignore[dict-item]
@@ -72,15 +74,15 @@ def test_a_tool_ends_within_a_step_of_its_time(name: str) -> None:
     ends = looks(name, problem, 1e9)[0] // 2
     count, _, cut = looks(name, problem, ends)
     assert count <= ends + 12, "it went on after its time"
-    assert cut or name == "LargestRadius"  # which searches for less long, and confirms
+    assert cut or name == "CertifiedRadius"  # which searches for less long, and confirms
 
 
 WHERE = {
-    "IBP": (linear,),
-    "CROWN": (linear,),
-    "PGD": (search,),
-    "Square": (queries,),
-    "AlphaCROWN": (linear, optimise),
+    "IBP": (backward,),
+    "CROWN": (backward,),
+    "PGD": (queue,),
+    "Square": (query_loop,),
+    "AlphaCROWN": (backward, optimise),
 }
 
 
@@ -109,7 +111,7 @@ def test_slopes_cut_short_keep_what_plain_crown_proved() -> None:
 
 
 def test_slopes_that_lose_it_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alpha, "OutOfTime", ZeroDivisionError)
+    monkeypatch.setattr(alpha_crown, "OutOfTime", ZeroDivisionError)
     problem = posed(40)
     assert proved(problem, "AlphaCROWN", looks("CROWN", problem, 1e9)[0] + 8) == 0
 
@@ -117,8 +119,8 @@ def test_slopes_that_lose_it_are_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 def largest(share: float) -> float:
     """Return the mean radius claimed by a search that has that share of the looks it would take."""
     problem = posed(4)
-    whole = looks("LargestRadius", problem, 1e9)[0]
-    _, got, _ = looks("LargestRadius", problem, whole * share)
+    whole = looks("CertifiedRadius", problem, 1e9)[0]
+    _, got, _ = looks("CertifiedRadius", problem, whole * share)
     claims = [a for a in got if isinstance(a, Claim)]
     return float(claims[0].radius.mean()) if claims else 0.0
 

@@ -29,12 +29,12 @@ from calipers.measurement.gaps import met
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee
 from calipers.problem.goals import Goal, Targeted
-from calipers.problem.norms import norm_named
 from calipers.problem.problem import Problem
-from calipers.problem.region import distance_to
+from calipers.problem.protocols import Claim
 from calipers.problem.specification import Specification
-from calipers.problem.threat import Threat
-from calipers.problem.tools import Claim
+from calipers.threats.norms import norm_named
+from calipers.threats.region import distance_to
+from calipers.threats.threat import Threat
 
 pytestmark = pytest.mark.one_in(1)
 
@@ -125,7 +125,7 @@ def test_logistic_regression_needs_no_search(
     model, x = nn.Sequential(model).to(dtype), x.to(dtype)
     for box in (None, (0.0, 1.0)):
         for mask in (None, torch.arange(64) % 3 != 0):
-            ledger = calipers.Ledger(None)
+            ledger = calipers.Record(None)
             found = calipers.distance(model, x, y, Ball(norm, 0.1, box, mask), record=ledger)
             # In float32 a coordinate near 1 can only be moved by multiples of 6e-8.
             wrong, gap = (
@@ -136,7 +136,7 @@ def test_logistic_regression_needs_no_search(
                 wrong | (found.upper - found.lower <= gap * found.upper)
             ).all() and wrong.sum() < 20
             tools = {e.tool for q in ledger.questions() for e in ledger.evidence(q.fingerprint)}
-            assert tools == {"clean prediction", "LinearRegion(bounder=CROWN())"}
+            assert tools == {"clean prediction", "LinearRegion(certifier=CROWN())"}
             if box is None:
                 _at_margin_over_dual_norm(model, x, y, norm, mask, found)
     model.to(F64)
@@ -349,7 +349,7 @@ def test_what_no_point_of_the_box_reaches_is_proved_up_to_its_corners() -> None:
     model, x = linear(seed=5), drawn(6, 8, seed=6)
     never = Specification(torch.eye(4)[:2], torch.tensor([100.0, 100.0]), torch.tensor([0, 0]))
     for norm in NORMS:
-        for goal in (never, Specification(never.matrix, never.shifts, torch.tensor([0, 1]))):
+        for goal in (never, Specification(never.matrix, never.offset, torch.tensor([0, 1]))):
             found = bracket(model, x, Ball(norm, 0.1), goal)
             widest = Ball(norm, 0.1).widest(x).numpy()
             assert (
@@ -549,7 +549,7 @@ class Refusing:
 def wrong_norm(region: Any, g: Tensor, gap: Tensor) -> Any:
     other = norm_named({"linf": "l2", "l2": "l1", "l1": "linf"}[region.norm.name])
     return distance_to(
-        calipers.problem.region.Region(
+        calipers.threats.region.Region(
             region.ball,
             other,
             *(getattr(region, k) for k in ("center", "radius", "low", "high", "weight")),
@@ -566,7 +566,7 @@ def no_box(region: Any, g: Tensor, gap: Tensor) -> Any:
         for end, sign in ((region.low, -torch.inf), (region.high, torch.inf))
     )
     return distance_to(
-        calipers.problem.region.Region(
+        calipers.threats.region.Region(
             region.ball, region.norm, region.center, region.radius, low, high, region.weight
         ),
         g,

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calipers.bounds import linear
-from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
+from calipers.bounds import backward
+from calipers.bounds.backward import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.errors import CaptureError
 from calipers.graph import capture as capturing
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Untargeted
+from calipers.threats.ball import Ball
 
 pytestmark = pytest.mark.one_in(1)
 
@@ -198,7 +198,7 @@ def test_mutant_that_counts_a_repeated_row_twice_is_caught(monkeypatch: pytest.M
     module, classifier, x, y = posed("mlp")
     parameters = [*module.parameters()]
     right = torch.autograd.grad(lower(classifier, x, y, "CROWN").sum(), parameters)
-    monkeypatch.setattr(linear, "_once", lambda values, real: values)
+    monkeypatch.setattr(backward, "_once", lambda values, real: values)
     wrong = torch.autograd.grad(lower(classifier, x, y, "CROWN").sum(), parameters)
     assert not all(torch.allclose(a, b) for a, b in zip(right, wrong, strict=True))
 

@@ -16,14 +16,14 @@ import pytest
 import torch
 from nets import attacked
 
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.input_split import InputSplit
-from calipers.certificates.radius import LargestRadius
-from calipers.problem.classifier import Classifier
+from calipers.certificates.radius import CertifiedRadius
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
 
 QUESTIONS = 10_000
 BLOCK = 500
@@ -39,9 +39,9 @@ def certifier(seed: int) -> Any:
         CROWN(),
         CROWN(),
         CROWN(),
-        AlphaCROWN(steps=3, sharpen=0),
-        AlphaCROWN(steps=2, sharpen=2),
-        LargestRadius(CROWN(), rounds=3),
+        AlphaCROWN(steps=3, intermediate=0),
+        AlphaCROWN(steps=2, intermediate=2),
+        CertifiedRadius(CROWN(), rounds=3),
     )
     draw = random.Random(seed)
     return (
@@ -78,7 +78,7 @@ def judged(seed: int) -> tuple[str, str, list[str]]:
     # then, with the margin there.
     inside = case.at(
         radius
-        if isinstance(tool, LargestRadius)
+        if isinstance(tool, CertifiedRadius)
         else torch.where(proved, radius, case.ball.radii(len(case.x)))
     )
     points = attacked(inside, seed)

@@ -24,9 +24,9 @@ RUN = textwrap.dedent(
     import gc, sys
     import torch
     from torch import nn
-    from calipers.attacks import search
+    from calipers.attacks.engine import queue
     from calipers.attacks.apgd import APGD
-    from calipers.problem.ball import Ball
+    from calipers.threats.ball import Ball
     from calipers.problem.problem import Problem
 
     name, points, batch, leak = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "leak"
@@ -36,11 +36,11 @@ RUN = textwrap.dedent(
     with torch.no_grad():
         y = torch.cat([model(part).argmax(1) for part in x.split(16)])
     if leak:  # a loss that is kept with its graph
-        kept, true = [], search.Queue._step
+        kept, true = [], queue.Queue._step
         def step(self, slots, part, *rest):
             kept.append(self.network(slots.x.detach().requires_grad_()).sum())
             return true(self, slots, part, *rest)
-        search.Queue._step = step
+        queue.Queue._step = step
 
     class Narrow(nn.Module):  # the door looks at 256 points at once; a model may split what it is given
         def __init__(self): super().__init__(); self.net = model; self.parts = 16

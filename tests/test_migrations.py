@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 import calipers
-from calipers.checking import check
+from calipers.api.check import check
 from calipers.measurement.plan import Plan, Stage
 from calipers.problem.recorded import recorded_threat
-from calipers.problem.substitutions import Substitutions, letters
 from calipers.record import chain
-from calipers.record.ledger import SCHEMA_VERSION, Ledger
+from calipers.record.record import SCHEMA_VERSION, Record
 from calipers.report.render import render_html
 from calipers.report.text import render_text
+from calipers.threats.substitutions import Substitutions, one_hot_groups
 
 DATA = Path(__file__).parent / "data"
 MASK = torch.tensor([True, True, False, True])
@@ -69,7 +69,7 @@ def rows(path: Path) -> list[tuple[object, ...]]:
     return found
 
 
-def held(ledger: Ledger) -> list[tuple[object, ...]]:
+def held(ledger: Record) -> list[tuple[object, ...]]:
     return [
         (q.fingerprint, e.point, e.kind, e.tool, e.radius, e.margin)
         for q in ledger.questions()
@@ -80,7 +80,7 @@ def held(ledger: Ledger) -> list[tuple[object, ...]]:
 def test_an_old_record_is_read_without_a_write(old: tuple[int, Path]) -> None:
     version, path = old
     before, expected = path.read_bytes(), rows(path)
-    with Ledger(path, read_only=True) as ledger:
+    with Record(path, read_only=True) as ledger:
         assert sorted(held(ledger)) == sorted(expected)
         text = render_text(ledger)
         page = render_html(ledger, path.with_suffix(".html")).read_text()
@@ -94,9 +94,9 @@ def test_an_old_record_is_read_without_a_write(old: tuple[int, Path]) -> None:
 def test_an_old_record_is_brought_up_to_date(old: tuple[int, Path]) -> None:
     version, path = old
     expected = rows(path)
-    with Ledger(path, read_only=True) as reader:
+    with Record(path, read_only=True) as reader:
         shown, head = render_text(reader), reader.trust().head
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         assert sorted(held(ledger)) == sorted(expected)
         assert not ledger.trust().altered and ledger.trust().head == head
         assert render_text(ledger) == shown
@@ -131,14 +131,14 @@ def test_a_record_of_version_2_is_checked(tmp_path: Path) -> None:
 
 
 def test_words_of_version_2_become_the_threat_that_was_measured(tmp_path: Path) -> None:
-    with Ledger(copied(2, tmp_path), read_only=True) as ledger:
+    with Record(copied(2, tmp_path), read_only=True) as ledger:
         found = [q.data for q in ledger.questions()]
     numeric = calipers.Ball("linf", 0.1, constraints=([[1.0]], [0.95]))
     asked = (
         calipers.Ball("linf", 1.0),
         calipers.Ball("l2", 1.0),
         None,
-        Substitutions(letters(2, 3), 1, numeric=numeric),
+        Substitutions(one_hot_groups(2, 3), 1, continuous=numeric),
     )
     for data, threat in zip(found, asked, strict=True):
         assert (data is None) == (threat is None)
@@ -157,7 +157,7 @@ def test_an_old_record_is_taken_up_and_a_question_in_words_becomes_data(tmp_path
     y = model(x).argmax(1)
     before = len(rows(path))
     masked = calipers.Ball("linf", 0.2, mask=MASK)
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         for threat in (calipers.Ball("linf", 0.15), masked):
             result = calipers.measure(model, x, y, threat, plan=PLAN, record=ledger)
             assert [r.seed for r in result.summary.runs] == [0 if threat is not masked else 3, 0]
@@ -171,13 +171,13 @@ def test_what_was_altered_before_stays_told(tmp_path: Path) -> None:
         db.execute("update evidence set margin = margin + 1 where kind = 'certificate'")
         db.execute("delete from evidence where kind = 'witness'")
     db.close()
-    with Ledger(path, read_only=True) as ledger:
+    with Record(path, read_only=True) as ledger:
         told = ledger.trust().altered
     assert any("evidence rows were changed" in said for said in told), told
     assert any("evidence rows were taken out" in said for said in told), told
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         assert ledger.trust().altered == told
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         assert ledger.trust().altered == told and "WARNING" in render_text(ledger)
 
 
@@ -191,11 +191,11 @@ def test_a_migration_that_believes_what_it_finds_is_found_out(
 
 def test_the_note_of_earlier_alterations_cannot_be_taken_out(tmp_path: Path) -> None:
     path = copied(2, tmp_path)
-    Ledger(path).close()
+    Record(path).close()
     with sqlite3.connect(path) as db:
         db.execute("delete from chain where kind = ?", (chain.EARLIER,))
     db.close()
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         assert any("cut or rewritten" in said for said in ledger.trust().altered)
 
 
@@ -211,7 +211,7 @@ def test_a_migration_that_is_cut_short_leaves_the_old_record(
     with monkeypatch.context() as patch:
         patch.setattr("calipers.record.migrations._move", cut)
         with pytest.raises(KeyboardInterrupt):
-            Ledger(path)
+            Record(path)
     assert rows(path) == expected
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         assert sorted(held(ledger)) == sorted(expected)

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 from calipers.attacks.fmn import FMN
 from calipers.certificates.crown import CROWN, IBP
-from calipers.certificates.exact import encoding, proving, solving
+from calipers.certificates.exact import encoding, lp, tree
 from calipers.certificates.exact import model as programs
 from calipers.certificates.milp import MILP
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.radius import CertifiedRadius
 from calipers.errors import BadInput, Contradiction
 from calipers.graph.kinds import Elementwise
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
+from calipers.problem.protocols import Attempt
 from calipers.problem.specification import Specification
-from calipers.problem.tools import Attempt
+from calipers.threats.ball import Ball
 
 F64 = torch.float64
 CLOSED = (
@@ -119,7 +119,7 @@ def by_enumeration(model: nn.Sequential, pieces: Pieces, problem: Problem) -> fl
     region, x, y, best = problem.region, problem.x[0].numpy(), int(problem.y[0]), np.inf
     unit = np.ones(x.size) if region.weight is None else region.weight.numpy()
     hidden = sum(len(b) for _, b in layers[:-1])
-    walls = (
+    hyperplanes = (
         ([], [])
         if problem.threat.constraints is None
         else tuple([t.numpy()] for t in problem.threat.constraints)
@@ -135,8 +135,8 @@ def by_enumeration(model: nn.Sequential, pieces: Pieces, problem: Problem) -> fl
         a, c = layers[-1][0] @ a, layers[-1][0] @ c + layers[-1][1]
         for j in (j for j in range(len(c)) if j != y):
             sides, limits = (
-                np.vstack([*rows, *walls[0], a[y] - a[j]]),
-                np.concatenate([*ends, *walls[1], [c[j] - c[y]]]),
+                np.vstack([*rows, *hyperplanes[0], a[y] - a[j]]),
+                np.concatenate([*ends, *hyperplanes[1], [c[j] - c[y]]]),
             )
             kept = np.isfinite(limits)
             low, high = region.low[0].numpy() * unit, region.high[0].numpy() * unit
@@ -328,7 +328,7 @@ def violations(seed: int) -> tuple[list[str], int]:
         e.lower >= float(r) or e.upper - e.lower <= 1e-5 * e.upper
         for e, r in zip(ends, case.ball.radii(len(ends)), strict=True)
     )
-    for tool in (LargestRadius(IBP()), LargestRadius(CROWN())):
+    for tool in (CertifiedRadius(IBP()), CertifiedRadius(CROWN())):
         for claim in tool(problem):
             said += [
                 f"{tool} claims beyond the example of point {i}"
@@ -412,7 +412,7 @@ def test_a_case_of_two_inequalities_asks_for_both() -> None:
             problem.x,
             problem.y,
             problem.threat,
-            Specification(both.matrix[[k]], both.shifts[[k]], torch.tensor([0])),
+            Specification(both.matrix[[k]], both.offset[[k]], torch.tensor([0])),
         )
         for k in (0, 1)
     ]
@@ -469,26 +469,26 @@ def test_out_of_time_both_ends_are_still_right(monkeypatch: pytest.MonkeyPatch) 
 
 def test_smooth_curves_are_refused_with_their_place() -> None:
     model = perceptron(0, nn.Tanh(), (3, 4, 2))
-    with pytest.raises(BadInput, match=r"tanh.*not made of straight pieces"):
+    with pytest.raises(BadInput, match=r"tanh.*not piecewise linear"):
         exact(asked(model, 0, 3, "linf"))
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    for settings in ({"seconds": 0.0}, {"steps": 0}, {"look": 0}, {"sharpen": -1}):
+    for settings in ({"seconds": 0.0}, {"steps": 0}, {"look": 0}, {"intermediate": -1}):
         with pytest.raises(BadInput):
             MILP(**settings)  # type: ignore[arg-type]
 
 
 def test_an_interrupt_hands_over_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, calls, real = small(), itertools.count(), solving.Program.solve
+    problem, calls, real = small(), itertools.count(), lp.BallPrograms.solve
     truth, threads = exact(problem), torch.get_num_threads()
 
-    def breaking(self: solving.Program, *args: object, **more: object) -> object:
+    def breaking(self: lp.BallPrograms, *args: object, **more: object) -> object:
         if next(calls) == 0:
             raise KeyboardInterrupt
         return real(self, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(solving.Program, "solve", breaking)
+    monkeypatch.setattr(lp.BallPrograms, "solve", breaking)
     torch.set_num_threads(1)
     told, interrupted = list[tuple[int, float]](), 0
     try:
@@ -517,10 +517,10 @@ def wrong_somewhere(check: Callable[[], None]) -> bool:
     return False
 
 
-def _turned(op: Elementwise, low: Tensor, high: Tensor) -> list[encoding._Lines]:
+def _turned(op: Elementwise, low: Tensor, high: Tensor) -> list[encoding._LineRows]:
     """Lines a tenth inside the function."""
     lines = op.relax(low, high)
-    return [encoding._Lines(lines.upper_slope, lines.upper_intercept * 0.5, above=True)]
+    return [encoding._LineRows(lines.upper_slope, lines.upper_intercept * 0.5, above=True)]
 
 
 def _one_piece(
@@ -576,7 +576,7 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], None
         _far_pieces("linf", "relu"),
     ),
     "a budget twice as large": (
-        lambda m: m.setattr(proving.Bound, "at", _at_half(proving.Bound.at)),
+        lambda m: m.setattr(tree.MultiplierBound, "at", _at_half(tree.MultiplierBound.at)),
         _far_pieces("l1", "relu"),
     ),
 }
@@ -596,7 +596,7 @@ def test_a_mistake_in_a_rule_shows(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_forgotten_member_of_a_window_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs.Model, "pattern", lambda self, v: [0 for _ in self.choices])
+    monkeypatch.setattr(programs.MIPModel, "pattern", lambda self, v: [0 for _ in self.choices])
     real = encoding.Choice
     monkeypatch.setattr(
         encoding,

@@ -23,15 +23,15 @@ from test_milp import (
 
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates import branch_search
-from calipers.certificates.alpha import Start
-from calipers.certificates.branch_search import Search
-from calipers.certificates.branches import Branches
-from calipers.certificates.exact import ascents, projection
-from calipers.certificates.exact.ascents import ascended
+from calipers.certificates.alpha_crown import Start
+from calipers.certificates.branch_search import BranchSearch
+from calipers.certificates.exact import beta_bounds, projection
+from calipers.certificates.exact.beta_bounds import ascended
 from calipers.certificates.exact.encoding import encoded
-from calipers.certificates.exact.model import Model
+from calipers.certificates.exact.model import MIPModel
 from calipers.certificates.exact.projection import projected
 from calipers.certificates.milp import MILP
+from calipers.certificates.subproblems import Branches
 from calipers.problem.problem import Problem
 
 
@@ -43,7 +43,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
         "__defaults__",
         tuple(0 if d == 600 else d for d in MILP.__init__.__defaults__ or ()),
     )
-    assert MILP().first == 0
+    assert MILP().lp_budget == 0
 
 
 @pytest.mark.one_in(3)
@@ -118,7 +118,7 @@ def test_rows_that_contradict_each_other_are_told_by_a_large_dual_value() -> Non
     assert delta @ delta / 2 + weights @ (matrix @ delta - ends) > 4.5
 
 
-def around(seed: int, norm: str) -> tuple[Problem, Start, Model, float, list[int]]:
+def around(seed: int, norm: str) -> tuple[Problem, Start, MIPModel, float, list[int]]:
     """Return a small network's question within a little more than its distance, its relaxation and
     rows, that distance, and the pieces that the nearest example is in.
     """
@@ -129,7 +129,7 @@ def around(seed: int, norm: str) -> tuple[Problem, Start, Model, float, list[int
     (ends,) = exact(problem)
     with torch.no_grad():
         part = problem.at(truth * 1.01)
-        start = Start.tightened(part, CHECKED, steps=2, sharpen=0)
+        start = Start.tightened(part, CHECKED, steps=2, intermediate=0)
         assert start.root is not None and ends.point is not None
         cases = {
             case: [case] for case in torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
@@ -144,7 +144,9 @@ def around(seed: int, norm: str) -> tuple[Problem, Start, Model, float, list[int
         )
 
 
-def left_of(seed: int, share: float, norm: str = "linf") -> tuple[ascents.Left, float, list[int]]:
+def left_of(
+    seed: int, share: float, norm: str = "linf"
+) -> tuple[beta_bounds.Left, float, list[int]]:
     """Return what ascents leave of a small network's branches within a share of its distance, that
     distance, and the pieces that the nearest example is in.
     """
@@ -192,7 +194,7 @@ def test_an_example_is_met() -> None:
 def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = ascents.ascended
+    real = beta_bounds.ascended
     monkeypatch.setitem(globals(), "ascended", lambda *args: real(*args[:-1], -np.inf))
     left, truth, _ = left_of(8, 0.98)
     assert left.branches and all(
@@ -202,17 +204,19 @@ def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(
 
 MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "branches are lost": lambda m: m.setattr(
-        Search, "left", lambda self: self.open.take(self.open.rows[:0])
+        BranchSearch, "left", lambda self: self.open.take(self.open.rows[:0])
     ),
     "options of the other side": lambda m: m.setattr(
-        ascents, "_choices", _turned(ascents._choices)
+        beta_bounds, "_choices", _turned(beta_bounds._choices)
     ),
     "the whole radius is proved": lambda m: m.setattr(
-        ascents,
+        beta_bounds,
         "_reach",
         lambda problem, start, branches, target: torch.full_like(branches.bound, target * 1.01),
     ),
-    "near branches are closed": lambda m: m.setattr(Search, "_hand", lambda self, branches: None),
+    "near branches are closed": lambda m: m.setattr(
+        BranchSearch, "_hand", lambda self, branches: None
+    ),
 }
 
 
@@ -270,10 +274,12 @@ def test_ascents_go_on_from_branches(seed: int) -> None:
 
 
 FORGETTING: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "the wrong half": lambda m: m.setattr(ascents, "_cut", _other_half(ascents._cut)),
-    "no cuts": lambda m: m.setattr(ascents, "_cut", lambda model, search, branches: search.open),
+    "the wrong half": lambda m: m.setattr(beta_bounds, "_cut", _other_half(beta_bounds._cut)),
+    "no cuts": lambda m: m.setattr(
+        beta_bounds, "_cut", lambda model, search, branches: search.open
+    ),
     "branches that enter and are lost": lambda m: m.setattr(
-        Search,
+        BranchSearch,
         "enter",
         lambda self, ends: setattr(self, "open", self.open.take(self.open.rows[:0])),
     ),
@@ -297,9 +303,9 @@ def test_multipliers_of_a_projection_are_proved_like_any_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever a projection claims, the claim stays below the distance."""
-    real = projection.Piece.nearest
+    real = projection.LinearPiece.nearest
 
-    def boasting(self: projection.Piece, *args: object) -> object:
+    def boasting(self: projection.LinearPiece, *args: object) -> object:
         found = real(self, *args)  # type: ignore[arg-type]
         return (
             None
@@ -307,7 +313,7 @@ def test_multipliers_of_a_projection_are_proved_like_any_others(
             else found._replace(multipliers=found.multipliers * 1.3, price=found.price * 0.7)
         )
 
-    monkeypatch.setattr(projection.Piece, "nearest", boasting)
+    monkeypatch.setattr(projection.LinearPiece, "nearest", boasting)
     activation, pieces = ACTIVATIONS["relu"]
     for seed in (6, 8):
         model = perceptron(seed, activation, (3, 3, 2, 3))

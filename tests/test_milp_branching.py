@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calipers.certificates.exact.branching import PseudoCosts, worth_of
+from calipers.certificates.exact.pseudocosts import PseudoCosts, worth_of
 
 
 def test_worth_is_what_branches_rose_on_the_average_for_what_was_lost() -> None:

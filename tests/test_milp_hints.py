@@ -31,18 +31,18 @@ from torch import nn
 
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates import milp as milp_module
-from calipers.certificates.alpha import Start
-from calipers.certificates.exact import hints, scip_process
+from calipers.certificates.alpha_crown import Start
+from calipers.certificates.exact import scip_hints, scip_process
 from calipers.certificates.exact.encoding import encoded
-from calipers.certificates.exact.examples import Examples
-from calipers.certificates.exact.hints import covering, hinted, question_of
-from calipers.certificates.exact.model import Model
+from calipers.certificates.exact.incumbents import Examples
+from calipers.certificates.exact.model import MIPModel
+from calipers.certificates.exact.scip_hints import covering, hinted, question_of
 from calipers.certificates.exact.scip_process import Hints
 from calipers.certificates.milp import MILP
 from calipers.errors import BadInput
 from calipers.presets import tool_from
 from calipers.problem.problem import Problem
-from calipers.problem.region import Region
+from calipers.threats.region import Region
 
 needs_scip = pytest.mark.skipif(
     find_spec("pyscipopt") is None,
@@ -127,7 +127,7 @@ def test_branches_that_were_believed_would_show() -> None:
 
 
 def junk(
-    model: Model, region: Region, radius: float, seconds: float, stop: Callable[[], bool]
+    model: MIPModel, region: Region, radius: float, seconds: float, stop: Callable[[], bool]
 ) -> Iterator[Hints]:
     """Yield what no solver would say."""
     draw = random.Random(len(model.choices))
@@ -180,7 +180,7 @@ def test_pieces_without_an_example_leave_no_edge() -> None:
     model = perceptron(1, ACTIVATIONS["clip"][0], (3, 2, 2, 3))
     problem = asked(model, 1, 3, "l2")
     with torch.no_grad():
-        start = Start.tightened(problem, CHECKED, steps=2, sharpen=0)
+        start = Start.tightened(problem, CHECKED, steps=2, intermediate=0)
         assert start.root is not None
         cases = {
             case: [case] for case in torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
@@ -199,12 +199,12 @@ def test_pieces_without_an_example_leave_no_edge() -> None:
 
 def begun(
     network: nn.Module, features: int, norm: str, setting: str = "box"
-) -> Iterator[tuple[Problem, Start, Model]]:
+) -> Iterator[tuple[Problem, Start, MIPModel]]:
     """Yield problems that slopes alone do not settle, with their relaxations and their models."""
     for seed in range(90):
         problem = asked(network.double().eval(), seed, features, norm, **SETTINGS[setting])
         with torch.no_grad():
-            start = Start.tightened(problem, CHECKED, steps=2, sharpen=0)
+            start = Start.tightened(problem, CHECKED, steps=2, intermediate=0)
             cases = {
                 case: [case]
                 for case in torch.nonzero(~(start.case_bounds[0] > 0)).flatten().tolist()
@@ -330,12 +330,12 @@ def test_constants_open_what_an_option_closes(name: str) -> None:
 
 
 def test_smaller_constants_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = hints._ways
+    real = scip_hints._ways
 
     def halved(model: Any, choice: Any) -> list[Any]:
         return [w._replace(above=w.above / 4, below=w.below / 4) for w in real(model, choice)]
 
-    monkeypatch.setattr(hints, "_ways", halved)
+    monkeypatch.setattr(scip_hints, "_ways", halved)
     assert all(
         wrong_somewhere(lambda n=name: constants_hold(n))
         for name in ("relu", "clip", "abs", "windows")
@@ -360,11 +360,11 @@ def test_a_branching_of_scip_is_read_as_the_option_it_makes() -> None:
 
 @needs_scip
 def test_whoever_says_stop_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    started, real = list[Any](), hints.subprocess.Popen
+    started, real = list[Any](), scip_hints.subprocess.Popen
     monkeypatch.setattr(
-        hints.subprocess, "Popen", lambda *a, **b: started.append(real(*a, **b)) or started[-1]
+        scip_hints.subprocess, "Popen", lambda *a, **b: started.append(real(*a, **b)) or started[-1]
     )
-    monkeypatch.setattr(hints, "_ASK", "import time; time.sleep(600)")
+    monkeypatch.setattr(scip_hints, "_ASK", "import time; time.sleep(600)")
     problem, _, model = next(begun(perceptron(0, nn.ReLU(), (3, 3, 3)), 3, "l2"))
     before = time.monotonic()
     assert (
@@ -380,7 +380,7 @@ def test_whoever_says_stop_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_process_that_dies_is_told_and_the_search_goes_on(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hints, "_ASK", fault)
+    monkeypatch.setattr(scip_hints, "_ASK", fault)
     (truth, *_) = exact(small())
     with pytest.warns(UserWarning, match="SCIP's process ended early"):
         (told_anyway, *_) = exact(small(), MILP(seconds=20, hints="SCIP"))
@@ -389,7 +389,7 @@ def test_a_process_that_dies_is_told_and_the_search_goes_on(
 
 def test_without_scip_a_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyscipopt", None)
-    monkeypatch.setattr(hints, "find_spec", lambda name: None)
+    monkeypatch.setattr(scip_hints, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install 'calipers\[scip\]'"):
         list(MILP(hints="SCIP")(small()))
 

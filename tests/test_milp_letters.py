@@ -23,28 +23,28 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.attacks.apgd import APGD
-from calipers.attacks.replace import Replace
+from calipers.attacks.substitution_search import SubstitutionSearch
 from calipers.bounds.rounding import CHECKED, SEARCH
-from calipers.certificates.enumerate import Enumeration
-from calipers.certificates.exact import letters, solving, switching
-from calipers.certificates.exact.proving import Bound
-from calipers.certificates.exact.switching import Part, proved_of
+from calipers.certificates.enumeration import Enumeration
+from calipers.certificates.exact import lp, substitution_lp, substitution_search
+from calipers.certificates.exact.substitution_lp import Part, proved_of
+from calipers.certificates.exact.tree import MultiplierBound
 from calipers.certificates.milp import MILP
 from calipers.errors import BadInput, Contradiction
 from calipers.measurement.exact import close, closed, gaps
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.run import run
-from calipers.problem.ball import Ball
-from calipers.problem.neighbours import neighbourhood_size
 from calipers.problem.problem import Problem
-from calipers.problem.substitution_region import SubstitutionRegion
-from calipers.problem.substitutions import Substitutions
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
 from calipers.record.bracket import Bracket
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
+from calipers.threats.ball import Ball
+from calipers.threats.neighbours import neighbourhood_size
+from calipers.threats.substitution_region import SubstitutionRegion
+from calipers.threats.substitutions import Substitutions
 
 F64 = torch.float64
-TOOL = MILP(seconds=60, steps=4, sharpen=2)
+TOOL = MILP(seconds=60, steps=4, intermediate=2)
 GROUPS = [[0, 1, 2], [3, 4], [5, 6, 7]]
 
 
@@ -113,8 +113,8 @@ def against_the_list(problem: Problem, tool: MILP = TOOL) -> None:
 @pytest.fixture
 def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave everything to programs but single words."""
-    monkeypatch.setattr(letters, "_LISTED", 1)
-    monkeypatch.setattr(letters, "_PACE", 0)
+    monkeypatch.setattr(substitution_search, "_LISTED", 1)
+    monkeypatch.setattr(substitution_search, "_PACE", 0)
 
 
 MAKES = (dense, embedded, windowed)
@@ -151,9 +151,9 @@ def test_the_usual_search_finds_the_fewest_switches(make: Any, seed: int, k: int
 @pytest.mark.usefixtures("unlisted")
 def test_the_programs_have_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the tests above would not tell programs from slopes."""
-    solved, real, made = [0], switching.Switching.solve, list[int]()
+    solved, real, made = [0], substitution_lp.SubstitutionPrograms.solve, list[int]()
     monkeypatch.setattr(
-        switching.Switching,
+        substitution_lp.SubstitutionPrograms,
         "solve",
         lambda self, *a, **b: (solved.append(1), made.append(len(a[0].put)), real(self, *a, **b))[
             2
@@ -176,7 +176,7 @@ def test_points_of_one_problem_do_not_depend_on_each_other() -> None:
 
 def test_an_attack_spares_the_levels_from_its_example_on() -> None:
     problem = embedded(0, 2)
-    helped = dataclasses.replace(TOOL, attack=Replace(nearest=True))
+    helped = dataclasses.replace(TOOL, attack=SubstitutionSearch(nearest=True))
     for mine, other in zip(ends(problem), ends(problem, helped), strict=True):
         assert mine.tolist() == np.where(other > 2, mine, other).tolist()
 
@@ -214,7 +214,9 @@ def mixed(seed: int, norm: str, radius: float = 0.1) -> Problem:
         model,
         x,
         model(x).argmax(1),
-        Substitutions(GROUPS, 3, numeric=Ball(norm, radius, weights=torch.tensor([0.5, 1.0, 2.0]))),
+        Substitutions(
+            GROUPS, 3, continuous=Ball(norm, radius, weights=torch.tensor([0.5, 1.0, 2.0]))
+        ),
     )
 
 
@@ -222,15 +224,15 @@ def word_by_word(problem: Problem) -> float:
     """Return the distance of the only point: the numbers of every word are searched as a ball of
     their own.
     """
-    numeric, best = problem.threat.numeric, np.inf  # type: ignore[union-attr]
+    numeric, best = problem.threat.continuous, np.inf  # type: ignore[union-attr]
     assert numeric is not None
     mask, weights = torch.zeros(11, dtype=torch.bool), torch.ones(11, dtype=F64)
     mask[8:], weights[8:] = True, numeric.weights.double()  # type: ignore[union-attr]
     for word in torch.cat(list(problem.region.neighbours(0))).split(1):
-        switches = float(problem.region.distance(word))
+        substitutions = float(problem.region.distance(word))
         if bool(problem.goal.worst(problem.margins(problem.classifier.logits64(word))) <= 0):
-            best = min(best, switches)
-        elif max(switches, 0.5) < best:
+            best = min(best, substitutions)
+        elif max(substitutions, 0.5) < best:
             ball = Problem.pose(
                 problem.classifier,
                 word,
@@ -238,7 +240,7 @@ def word_by_word(problem: Problem) -> float:
                 Ball(numeric.norm, numeric.radius, mask=mask, weights=weights),
             )
             best = (
-                max(switches, 0.5)
+                max(substitutions, 0.5)
                 if any(
                     isinstance(r, Attempt) and bool(ball.region.contains(r.candidate))
                     for r in TOOL(ball)
@@ -273,7 +275,7 @@ def test_sets_of_numbers_without_straight_sides_are_refused() -> None:
     with pytest.raises(BadInput, match="constraints on numeric columns"):
         ends(
             Problem.pose(
-                bound.classifier, bound.x, bound.y, Substitutions(GROUPS, 3, numeric=numeric)
+                bound.classifier, bound.x, bound.y, Substitutions(GROUPS, 3, continuous=numeric)
             )
         )
 
@@ -285,12 +287,12 @@ def test_sets_of_numbers_without_straight_sides_are_refused() -> None:
 def parts(region: SubstitutionRegion, seed: int) -> list[Part]:
     """Return a part, one with letters put in, and one with letters barred too."""
     whole, source = Part.whole(region), np.random.default_rng(seed)
-    group, letter = source.permutation(np.argwhere(whole.options))[0].tolist()
-    one = whole.with_letter(group, letter)
+    group, symbol = source.permutation(np.argwhere(whole.options))[0].tolist()
+    one = whole.with_symbol(group, symbol)
     return [whole, one, one.without(source.random(one.options.shape) < 0.3)]
 
 
-def exactly(bound: Bound, region: SubstitutionRegion, part: Part) -> Fraction:
+def exactly(bound: MultiplierBound, region: SubstitutionRegion, part: Part) -> Fraction:
     """Return the constant plus the least of <slope, delta> over a part, word by word in rational
     numbers.
     """
@@ -309,7 +311,7 @@ def bounds_hold(arithmetic: Any = CHECKED) -> None:
     assert isinstance(region, SubstitutionRegion)
     for seed in range(40):
         source = np.random.default_rng(seed)
-        bound = Bound(
+        bound = MultiplierBound(
             float(source.normal()),
             source.normal(size=12) * 10.0 ** source.integers(-3, 6, 12),
             region,
@@ -323,17 +325,17 @@ def bounds_hold(arithmetic: Any = CHECKED) -> None:
             truth = exactly(bound, region, part)
             assert Fraction(proved.whole) <= truth <= Fraction(proved.whole + 1e-10 * size)
             assert np.isinf(proved.each[~part.options]).all()
-            for group, letter in np.argwhere(part.options).tolist():
-                truth = exactly(bound, region, forced(part, group, letter))
+            for group, symbol in np.argwhere(part.options).tolist():
+                truth = exactly(bound, region, forced(part, group, symbol))
                 assert (
-                    Fraction(proved.each[group, letter])
+                    Fraction(proved.each[group, symbol])
                     <= truth
-                    <= Fraction(proved.each[group, letter] + 1e-10 * size)
+                    <= Fraction(proved.each[group, symbol] + 1e-10 * size)
                 )
 
 
-def forced(part: Part, group: int, letter: int) -> Part:
-    return part.with_letter(group, letter)
+def forced(part: Part, group: int, symbol: int) -> Part:
+    return part.with_symbol(group, symbol)
 
 
 def test_bounds_of_parts_are_the_least_of_all_words_less_rounding() -> None:
@@ -391,10 +393,12 @@ def unhelped(unlisted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no program's solution be tried as an example either: then only what is asked word by word
     is found.
     """
-    monkeypatch.setattr(letters.Tree, "_point", lambda self, delta: self.region.center)
+    monkeypatch.setattr(
+        substitution_search.SubstitutionTree, "_point", lambda self, delta: self.region.center
+    )
 
 
-def _not_put_in(self: Part, group: int, letter: int) -> Part:
+def _not_put_in(self: Part, group: int, symbol: int) -> Part:
     return self._replace(options=_settled(self.options, group), left=self.left - 1)
 
 
@@ -404,7 +408,11 @@ def _settled(options: Any, group: int) -> Any:
     return options
 
 
-real_whole, real_with, real_proved = Part.whole.__func__, Part.with_letter, switching.proved_of  # type: ignore[attr-defined]
+real_whole, real_with, real_proved = (
+    Part.whole.__func__,
+    Part.with_symbol,
+    substitution_lp.proved_of,
+)  # type: ignore[attr-defined]
 
 
 def _bars_everything(bound: Any, region: Any, part: Part, arithmetic: Any) -> Any:
@@ -424,26 +432,30 @@ MISTAKES: dict[str, tuple[object, str, object]] = {
             lambda cls, region: real_whole(cls, region)._replace(left=int(region.budget[0]) - 1)
         ),
     ),
-    "a letter that is not put in": (Part, "with_letter", _not_put_in),
+    "a letter that is not put in": (Part, "with_symbol", _not_put_in),
     "a letter that costs two switches": (
         Part,
-        "with_letter",
+        "with_symbol",
         lambda self, g, j: (lambda p: p._replace(left=max(p.left - 1, 0)))(real_with(self, g, j)),
     ),
     "a group barred for one letter": (
         Part,
-        "without_letter",
-        lambda self, group, letter: self._replace(options=_settled(self.options, group)),
+        "without_symbol",
+        lambda self, group, symbol: self._replace(options=_settled(self.options, group)),
     ),
     "a part within any other": (Part, "within", lambda self, other: True),
-    "letters barred without a bound": (letters, "proved_of", _bars_everything),
-    "letters barred as if a switch less were left": (letters, "proved_of", _bars_for_fewer),
+    "letters barred without a bound": (substitution_search, "proved_of", _bars_everything),
+    "letters barred as if a switch less were left": (
+        substitution_search,
+        "proved_of",
+        _bars_for_fewer,
+    ),
     "bounds that are a little high": (
-        letters,
+        substitution_search,
         "proved_of",
         lambda *a: (lambda p: p._replace(whole=p.whole + 0.3))(real_proved(*a)),
     ),
-    "a model that is not asked": (letters.Words, "resist", lambda self, points: True),
+    "a model that is not asked": (substitution_search.Words, "resist", lambda self, points: True),
 }
 
 
@@ -477,14 +489,14 @@ def test_the_check_for_mistakes_finds_none_where_none_is() -> None:
 def test_a_lying_solver_cannot_make_a_claim_wrong(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem, real = some(dense, 0, 2, 4), switching.Switching.solve
+    problem, real = some(dense, 0, 2, 4), substitution_lp.SubstitutionPrograms.solve
     truth = fewest(problem)
 
-    def lying(self: switching.Switching, *args: Any) -> solving.Answer | None:
+    def lying(self: substitution_lp.SubstitutionPrograms, *args: Any) -> lp.Answer | None:
         answer = real(self, *args)
         return None if answer is None else LIES[name](answer)
 
-    monkeypatch.setattr(switching.Switching, "solve", lying)
+    monkeypatch.setattr(substitution_lp.SubstitutionPrograms, "solve", lying)
     lower, upper = ends(problem, dataclasses.replace(TOOL, seconds=1))
     assert (lower < np.where(truth == 0, 1, truth)).all() and (upper >= truth).all()
 
@@ -495,17 +507,17 @@ def test_random_multipliers_prove_nothing_wrong(seed: int, monkeypatch: pytest.M
     problem, source, real = (
         some(windowed, seed, 2, 3),
         np.random.default_rng(seed),
-        switching.Switching.solve,
+        substitution_lp.SubstitutionPrograms.solve,
     )
     truth = fewest(problem)
 
-    def noisy(self: switching.Switching, *args: Any) -> solving.Answer | None:
+    def noisy(self: substitution_lp.SubstitutionPrograms, *args: Any) -> lp.Answer | None:
         answer = real(self, *args)
         return answer and answer._replace(
             multipliers=answer.multipliers + 0.1 * source.normal(size=len(answer.multipliers))
         )
 
-    monkeypatch.setattr(switching.Switching, "solve", noisy)
+    monkeypatch.setattr(substitution_lp.SubstitutionPrograms, "solve", noisy)
     lower, _ = ends(problem, dataclasses.replace(TOOL, seconds=2))
     assert (lower < np.where(truth == 0, 1, truth)).all()
 
@@ -518,7 +530,7 @@ def clocked(problem: Problem, monkeypatch: pytest.MonkeyPatch, seconds: int) -> 
     """Return what is proved of the only point when every look at the clock takes a second."""
     ticks = itertools.count()
     with monkeypatch.context() as patched:
-        patched.setattr(letters.time, "monotonic", lambda: float(next(ticks)))
+        patched.setattr(substitution_search.time, "monotonic", lambda: float(next(ticks)))
         return float(ends(problem, dataclasses.replace(TOOL, seconds=seconds))[0][0])
 
 
@@ -539,36 +551,40 @@ def out_of_time(monkeypatch: pytest.MonkeyPatch) -> set[float]:
 def test_time_that_is_up_leaves_what_is_proved(
     listed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(letters, "_LISTED", listed)
-    monkeypatch.setattr(letters, "_PACE", 0)
+    monkeypatch.setattr(substitution_search, "_LISTED", listed)
+    monkeypatch.setattr(substitution_search, "_PACE", 0)
     assert out_of_time(monkeypatch) >= {0.0, 1.0, 2.0}
 
 
 @pytest.mark.slow
 def test_a_list_cut_short_that_counts_as_whole_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = letters.Tree._listed
+    real = substitution_search.SubstitutionTree._listed
 
-    def forgetful(self: letters.Tree, part: Part) -> bool:
+    def forgetful(self: substitution_search.SubstitutionTree, part: Part) -> bool:
         before, settled = self.stuck, real(self, part)
         self.stuck = before
         return settled
 
-    monkeypatch.setattr(letters.Tree, "_listed", forgetful)
+    monkeypatch.setattr(substitution_search.SubstitutionTree, "_listed", forgetful)
     with pytest.raises(AssertionError):
         out_of_time(monkeypatch)
 
 
 def interrupted(problem: Problem, monkeypatch: pytest.MonkeyPatch, begin: int) -> dict[int, float]:
     """Return what is claimed of each point where Ctrl-C comes at the program of that number."""
-    calls, real, told = itertools.count(), switching.Switching.solve, dict[int, float]()
+    calls, real, told = (
+        itertools.count(),
+        substitution_lp.SubstitutionPrograms.solve,
+        dict[int, float](),
+    )
 
-    def breaking(self: switching.Switching, *args: Any) -> Any:
+    def breaking(self: substitution_lp.SubstitutionPrograms, *args: Any) -> Any:
         if next(calls) == begin:
             raise KeyboardInterrupt
         return real(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(switching.Switching, "solve", breaking)
+        patched.setattr(substitution_lp.SubstitutionPrograms, "solve", breaking)
         try:
             told.update(
                 (int(result.index), float(result.radius))
@@ -613,11 +629,11 @@ def test_exact_distances_of_letters_close_the_bracket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "tools", [(), (Replace("gradient"),)], ids=["nothing known", "examples known"]
+    "tools", [(), (SubstitutionSearch("gradient"),)], ids=["nothing known", "examples known"]
 )
-def test_the_search_closes_what_the_plan_leaves_open(tools: tuple[Replace, ...]) -> None:
+def test_the_search_closes_what_the_plan_leaves_open(tools: tuple[SubstitutionSearch, ...]) -> None:
     model, x, y = short()
-    problem, ledger = Problem.pose(model, x[:12], y[:12], Substitutions(SHORT, 6)), Ledger(None)
+    problem, ledger = Problem.pose(model, x[:12], y[:12], Substitutions(SHORT, 6)), Record(None)
     run(problem, Plan("begun", tuple(Stage(tool, "attack") for tool in tools)), ledger)
     assert close(problem, TOOL, ledger)
     bracket, truth = (
@@ -634,10 +650,10 @@ def test_a_known_example_is_not_looked_for_again() -> None:
     model, x, y = short()
     problem, ledger, asked = (
         Problem.pose(model, x[:12], y[:12], Substitutions(SHORT, 6)),
-        Ledger(None),
+        Record(None),
         dict[str, float](),
     )
-    run(problem, Plan("begun", (Stage(Replace(nearest=True), "attack"),)), ledger)
+    run(problem, Plan("begun", (Stage(SubstitutionSearch(nearest=True), "attack"),)), ledger)
     upper = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())).upper
 
     def spying(part: Problem, *, seed: int = 0) -> Any:
@@ -661,7 +677,7 @@ def test_a_bracket_of_switches_is_closed_where_no_number_lies_inside() -> None:
         ("",) * 5,
     )
     assert gaps(bracket, Substitutions(GROUPS, 1)).tolist() == [0, 1, 0, 0, 1]
-    assert gaps(bracket, Substitutions(GROUPS, 1, numeric=Ball("linf", 0.1))).tolist() == [
+    assert gaps(bracket, Substitutions(GROUPS, 1, continuous=Ball("linf", 0.1))).tolist() == [
         0,
         1,
         1,
@@ -719,7 +735,7 @@ def test_what_programs_cannot_say_is_refused() -> None:
     model, x, y = short()
     curved = nn.Sequential(*[nn.Tanh() if isinstance(m, nn.ReLU) else m for m in model.children()])  # type: ignore[attr-defined]
     y = curved(x).argmax(1)
-    with pytest.raises(BadInput, match="straight pieces"):
+    with pytest.raises(BadInput, match="piecewise linear"):
         ends(Problem.pose(curved, x, y, Substitutions(SHORT, 6)))
-    with pytest.raises(BadInput, match="Substitutions are letters to replace"):
+    with pytest.raises(BadInput, match="Substitutions are symbols to replace"):
         calipers.certify(model, x, y, Substitutions(SHORT, 1), MILP(attack=APGD()))

@@ -14,7 +14,7 @@ from terminal import calipers as run_calipers
 from torch import nn
 
 import calipers
-from calipers.api import measure_exactly
+from calipers.api.measure import measure_exactly
 from calipers.certificates import milp as milp_module
 from calipers.errors import BadInput
 from calipers.measurement import exact as exact_module
@@ -85,7 +85,7 @@ def test_an_interrupt_keeps_what_was_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = points()
-    real, seen = calipers.Ledger.finish, []
+    real, seen = calipers.Record.finish, []
 
     def once(*args: object, **named: object) -> object:
         seen.append(1)
@@ -97,11 +97,11 @@ def test_an_interrupt_keeps_what_was_closed(
     from calipers.measurement.run import run
 
     problem = calipers.Problem.pose(net(), x, y, calipers.Ball("linf", 0.1))
-    ledger = calipers.Ledger(tmp_path / "run")
+    ledger = calipers.Record(tmp_path / "run")
     plan = calipers.Plan("none", ())
     begun = begin(problem, plan, ledger)
     run(problem, plan, ledger, begun=begun)
-    monkeypatch.setattr(calipers.Ledger, "finish", once)
+    monkeypatch.setattr(calipers.Record, "finish", once)
     from calipers.certificates.milp import MILP
 
     assert not exact_module.close(problem, MILP(seconds=20), ledger, run=begun.number)
@@ -137,11 +137,11 @@ def test_the_command_line_says_how_closed_it_is(tmp_path: Path) -> None:
         "--record",
         "none",
     )
-    assert refused.returncode == 2 and "straight pieces" in refused.stderr
+    assert refused.returncode == 2 and "piecewise linear" in refused.stderr
 
 
 def test_exact_distances_are_not_about_an_execution() -> None:
-    from calipers.api import measure_exactly
+    from calipers.api.measure import measure_exactly
 
     with pytest.raises(BadInput, match="real arithmetic"):
         measure_exactly(net(), *points(), calipers.Ball("linf", 0.1), guarantee="float32-executed")
@@ -217,7 +217,7 @@ def _exactly(record: Path) -> calipers.Bracket:
     stages = (
         calipers.Stage(calipers.attacks.FMN(steps=10), "attack", "distance"),
         calipers.Stage(
-            calipers.certificates.LargestRadius(calipers.certificates.CROWN()),
+            calipers.certificates.CertifiedRadius(calipers.certificates.CROWN()),
             "certifier",
             "distance",
         ),
@@ -233,7 +233,7 @@ def _exactly(record: Path) -> calipers.Bracket:
 
 def _tried(record: Path) -> set[tuple[str, str, float]]:
     """Return what every tool was asked, at which radii."""
-    with calipers.Ledger(record, read_only=True) as ledger:
+    with calipers.Record(record, read_only=True) as ledger:
         (question,) = ledger.questions()
         return {
             (e.point, e.tool, e.radius)

@@ -20,14 +20,14 @@ from test_milp import (
 )
 from test_milp_trust import LIES
 
-from calipers.bounds.relaxed import Relaxed
+from calipers.bounds.relaxation import Relaxed
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates import milp as milp_module
-from calipers.certificates.alpha import Start
-from calipers.certificates.exact import solving, tightening
+from calipers.certificates.alpha_crown import Start
+from calipers.certificates.exact import bound_tightening, lp
+from calipers.certificates.exact.bound_tightening import tightened
 from calipers.certificates.exact.encoding import encoded
-from calipers.certificates.exact.proving import Bound, Tree
-from calipers.certificates.exact.tightening import tightened
+from calipers.certificates.exact.tree import MultiplierBound, Tree
 from calipers.certificates.milp import MILP
 
 WIDTHS = (3, 4, 3, 3)
@@ -52,7 +52,7 @@ def by_case(monkeypatch: pytest.MonkeyPatch) -> list[Relaxed | None]:
         "__defaults__",
         tuple(1 if d == 600 else d for d in MILP.__init__.__defaults__ or ()),
     )
-    assert MILP().first == 1
+    assert MILP().lp_budget == 1
     return made
 
 
@@ -80,7 +80,7 @@ def cases_of(
     radius, found = 0.6 if norm == "linf" else 0.9, []
     with torch.no_grad():
         part = problem.at(radius)
-        start = Start.tightened(part, CHECKED, steps=2, sharpen=0)
+        start = Start.tightened(part, CHECKED, steps=2, intermediate=0)
         if start.root is None:
             return []
         points = samples(part, 4000, seed)
@@ -150,11 +150,13 @@ def test_values_of_points_that_fail_lie_between_the_ends(norm: str, name: str) -
     check_ends(norm, name)
 
 
-def _higher(below: Callable[[Bound, float], float]) -> Callable[[Bound, float], float]:
+def _higher(
+    below: Callable[[MultiplierBound, float], float],
+) -> Callable[[MultiplierBound, float], float]:
     return lambda self, radius: below(self, radius) + 0.05
 
 
-class _Stronger(tightening.Ends):
+class _Stronger(bound_tightening.Ends):
     """The condition asks for more than that the case fails."""
 
     def __new__(
@@ -165,13 +167,17 @@ class _Stronger(tightening.Ends):
 
 
 MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "ends higher than proved": lambda m: m.setattr(Bound, "below", _higher(Bound.below)),
-    "a condition that is too strong": lambda m: m.setattr(tightening, "Ends", _Stronger),
-    "the wrong sign": lambda m: m.setattr(tightening, "bound_of", _turned(tightening.bound_of)),
+    "ends higher than proved": lambda m: m.setattr(
+        MultiplierBound, "below", _higher(MultiplierBound.below)
+    ),
+    "a condition that is too strong": lambda m: m.setattr(bound_tightening, "Ends", _Stronger),
+    "the wrong sign": lambda m: m.setattr(
+        bound_tightening, "bound_of", _turned(bound_tightening.bound_of)
+    ),
 }
 
 
-def _turned(bound_of: Callable[..., Bound]) -> Callable[..., Bound]:
+def _turned(bound_of: Callable[..., MultiplierBound]) -> Callable[..., MultiplierBound]:
     """What is proved of a value passes for a bound of its negative."""
     return lambda model, answer, *args: bound_of(
         model, answer._replace(sign=-answer.sign, multipliers=-answer.multipliers), *args
@@ -187,13 +193,13 @@ def test_a_mistake_in_tightening_shows(name: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", LIES)
 def test_a_lying_solver_cannot_tighten_too_much(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = solving.Program.solve
+    real = lp.BallPrograms.solve
 
-    def lying(self: solving.Program, *args: object, **more: object) -> solving.Answer | None:
+    def lying(self: lp.BallPrograms, *args: object, **more: object) -> lp.Answer | None:
         answer = real(self, *args, **more)  # type: ignore[arg-type]
         return None if answer is None else LIES[name](answer)
 
-    monkeypatch.setattr(solving.Program, "solve", lying)
+    monkeypatch.setattr(lp.BallPrograms, "solve", lying)
     for seed in range(8):
         for before, after, points in cases_of(seed, "linf"):
             assert after is not None or not len(points)
@@ -239,7 +245,7 @@ def test_examples_are_looked_for_in_the_whole_network_again_after_a_case(
 ) -> None:
     for seed in range(4):
         problem = asked(perceptron(seed, ACTIVATIONS["relu"][0], WIDTHS), seed, 3, "linf")
-        search = milp_module._Search(MILP(), problem)
+        search = milp_module._PointSearch(MILP(), problem)
         search.run()
         assert search.tree is None or search.examples.model is search.tree.model
     assert any(state is not None for state in by_case)

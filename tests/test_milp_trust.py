@@ -18,18 +18,18 @@ from torch import nn
 
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates import milp as milp_module
-from calipers.certificates.exact import proving, solving
-from calipers.certificates.exact.model import Ends, Model, ends_of
-from calipers.certificates.milp import MILP, _Search
+from calipers.certificates.exact import lp, tree
+from calipers.certificates.exact.model import Ends, MIPModel, ends_of
+from calipers.certificates.milp import MILP, _PointSearch
 from calipers.errors import Contradiction
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.region import Region
+from calipers.threats.ball import Ball
+from calipers.threats.region import Region
 
-Lie = Callable[[solving.Answer], solving.Answer | None]
+Lie = Callable[[lp.Answer], lp.Answer | None]
 LIES: dict[str, Lie] = {
     "everything is infeasible": lambda a: a._replace(
         goal=None, value=np.inf, delta=None, columns=None
@@ -61,13 +61,13 @@ def exact_ends(norm: str) -> list[Exact]:
 def test_a_lying_solver_cannot_make_a_claim_wrong(
     name: str, norm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    truth, real = exact_ends(norm), solving.Program.solve
+    truth, real = exact_ends(norm), lp.BallPrograms.solve
 
-    def lying(self: solving.Program, *args: object, **more: object) -> solving.Answer | None:
+    def lying(self: lp.BallPrograms, *args: object, **more: object) -> lp.Answer | None:
         answer = real(self, *args, **more)  # type: ignore[arg-type]
         return None if answer is None else LIES[name](answer)
 
-    monkeypatch.setattr(solving.Program, "solve", lying)
+    monkeypatch.setattr(lp.BallPrograms, "solve", lying)
     for told, right in zip(exact(small(norm=norm), MILP(seconds=1)), truth, strict=True):
         assert (
             told.lower <= right.lower * (1 + 1e-6)
@@ -81,21 +81,21 @@ def test_a_solver_that_was_believed_would_show(monkeypatch: pytest.MonkeyPatch) 
     """The mutant of the test above: bounds that take the solver's value for theirs, and a solver
     that says it is high.
     """
-    real = solving.Program.solve
+    real = lp.BallPrograms.solve
     monkeypatch.setattr(
-        solving.Program,
+        lp.BallPrograms,
         "solve",
         lambda self, *args, **more: (
             None if (a := real(self, *args, **more)) is None else a._replace(value=1e6)
         ),  # type: ignore[arg-type]
     )
-    believed = proving.bound_of
+    believed = tree.bound_of
 
-    def credulous(model: object, answer: solving.Answer, *args: object) -> proving.Bound:
+    def credulous(model: object, answer: lp.Answer, *args: object) -> tree.MultiplierBound:
         bound = believed(model, answer, *args)  # type: ignore[arg-type]
-        return proving.Bound(answer.value, 0 * bound.slope, bound.region, 0.0)
+        return tree.MultiplierBound(answer.value, 0 * bound.slope, bound.region, 0.0)
 
-    monkeypatch.setattr(proving, "bound_of", credulous)
+    monkeypatch.setattr(tree, "bound_of", credulous)
     problem = small()
     claimed = [float(r.radius[0]) for r in MILP(seconds=1)(problem) if hasattr(r, "radius")]
     monkeypatch.undo()
@@ -178,8 +178,8 @@ def test_a_proof_beyond_an_example_names_both(monkeypatch: pytest.MonkeyPatch) -
         list(MILP(seconds=5)(small()))
 
 
-def _searched(problem: Problem) -> _Search:
-    search = _Search(MILP(seconds=5), problem)
+def _searched(problem: Problem) -> _PointSearch:
+    search = _PointSearch(MILP(seconds=5), problem)
     search.run()
     return search
 
@@ -214,14 +214,14 @@ def test_any_multipliers_prove_less_than_the_truth() -> None:
         margins = problem.margins(values[-1])[0].numpy()
         for case, goal in model.goals.items():
             y = generator.normal(size=len(model.low_row)) * generator.random()
-            answer = solving.Answer(goal, 0.0, y, None, None)
-            bound = proving.bound_of(model, answer, ends_of(model, kept), region, CHECKED)
+            answer = lp.Answer(goal, 0.0, y, None, None)
+            bound = tree.bound_of(model, answer, ends_of(model, kept), region, CHECKED)
             assert bound.at(np.array([radius]))[0] <= margins[case]
             checked += bool(np.isfinite(bound.constant))
     assert checked > 50
 
 
-def exactly(model: Model, y: np.ndarray, ends: Ends, slope: np.ndarray) -> Fraction:
+def exactly(model: MIPModel, y: np.ndarray, ends: Ends, slope: np.ndarray) -> Fraction:
     """Return the most that the constant of a bound may be, for multipliers y and the slope that it
     states, in rational numbers.
     """
@@ -258,7 +258,7 @@ def some_graph() -> Graph:
     return graph_of(Classifier(nn.Linear(3, 2)), torch.zeros(1, 3))
 
 
-def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
+def stated(seed: int) -> tuple[MIPModel, np.ndarray, Ends, Region]:
     """Return a model of random rows of which pairs nearly repeat each other, and multipliers that
     nearly cancel: only rounding is left.
     """
@@ -269,7 +269,7 @@ def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
     y[3:] = -y[:3]
     ends = Ends(np.zeros(6), np.zeros(6), -draw.random(4), draw.random(4))
     radius = 0.5
-    model = Model(
+    model = MIPModel(
         some_graph(),
         sparse.csr_matrix(a),
         sparse.csr_matrix(b),
@@ -286,7 +286,7 @@ def stated(seed: int) -> tuple[Model, np.ndarray, Ends, Region]:
 
 def too_high(seed: int) -> bool:
     model, y, ends, region = stated(seed)
-    bound = proving.bound_of(model, solving.Answer(0, 0.0, y, None, None), ends, region, CHECKED)
+    bound = tree.bound_of(model, lp.Answer(0, 0.0, y, None, None), ends, region, CHECKED)
     return Fraction(bound.constant) > exactly(model, y, ends, bound.slope)
 
 
@@ -298,8 +298,8 @@ def test_mutant_without_the_allowance_is_caught(monkeypatch: pytest.MonkeyPatch)
     """Nothing is taken off for the coefficients that multipliers leave over, where large ones
     cancel.
     """
-    real = Model.sizes.func  # type: ignore[attr-defined]
-    monkeypatch.setattr(Model, "sizes", property(lambda self: tuple(0 * t for t in real(self))))
+    real = MIPModel.sizes.func  # type: ignore[attr-defined]
+    monkeypatch.setattr(MIPModel, "sizes", property(lambda self: tuple(0 * t for t in real(self))))
     assert any(too_high(seed) for seed in range(200))
 
 
@@ -313,7 +313,7 @@ def last_sums_too_high(seed: int) -> bool:
         1e-17 * draw.normal(size=3),
         float(draw.uniform(0.1, 0.5)),
     )
-    bound = proving.Bound(
+    bound = tree.MultiplierBound(
         constant,
         slope,
         Ball("linf", 0.5, box=None).region(torch.zeros(1, 3, dtype=torch.float64)),
@@ -328,5 +328,5 @@ def test_a_bound_that_is_read_as_a_number_has_room_for_its_last_sums(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert not any(last_sums_too_high(seed) for seed in range(50))
-    monkeypatch.setattr(proving, "_LAST", 0)
+    monkeypatch.setattr(tree, "_LAST", 0)
     assert any(last_sums_too_high(seed) for seed in range(50))

@@ -19,23 +19,23 @@ from torch import Tensor, nn
 
 from calipers.attacks import fmn
 from calipers.attacks.carlini_wagner import CarliniWagner
-from calipers.attacks.closer import Closer
 from calipers.attacks.ddn import DDN
 from calipers.attacks.deepfool import DeepFool
+from calipers.attacks.engine.queue import Queue
 from calipers.attacks.fab import FAB
 from calipers.attacks.fmn import FMN
-from calipers.attacks.nearest import Nearest
+from calipers.attacks.iterative_tightening import IterativeTightening
 from calipers.attacks.pgd import PGD
-from calipers.attacks.search import Queue
+from calipers.attacks.radius_bisection import RadiusBisection
 from calipers.attacks.sigma_zero import SigmaZero
 from calipers.data import build, images
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Targeted, Untargeted, is_adversarial
-from calipers.problem.norms import norm_named
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack, Attempt
+from calipers.problem.protocols import Attack, Attempt
+from calipers.threats.ball import Ball
+from calipers.threats.norms import norm_named
 
 F64 = torch.float64
 CONVEX = ["linf", "l2", "l1"]
@@ -206,7 +206,7 @@ def test_without_a_box_a_linear_model_is_at_margin_over_dual_norm(
     problem = posed(model, drawn(12, 8, seed=1), norm, box=None)
     margins, slopes = (
         problem.margins(problem.classifier.logits(problem.x)),
-        model.weight[problem.y][:, None] - model.weight[problem.goal.rivals(problem.y, 4)],
+        model.weight[problem.y][:, None] - model.weight[problem.goal.margin_classes(problem.y, 4)],
     )
     exact = (margins / norm_named(norm).dual(slopes)).amin(1).detach()
     ratio = run(attack, problem)[1] / exact
@@ -237,7 +237,7 @@ def test_order_shards_and_batch_size_do_not_matter_bit_for_bit(
         torch.cat([run(attack, problem.take(part))[0] for part in (range(5), range(5, 14))]), whole
     )
     assert torch.equal(run(attack, problem.take([7]))[0][0], whole[7])
-    monkeypatch.setattr("calipers.attacks.search.BATCH", 3)
+    monkeypatch.setattr("calipers.attacks.engine.queue.BATCH", 3)
     assert torch.equal(run(attack, problem)[0], whole)
 
 
@@ -283,7 +283,7 @@ def test_the_projection_honours_the_radius(monkeypatch: pytest.MonkeyPatch) -> N
     check()
     check_path()
     monkeypatch.setattr(
-        "calipers.problem.ball.Region.project",
+        "calipers.threats.ball.Region.project",
         lambda self, points: self.center + (points - self.center).clamp(-1, 1),
     )
     noticed(check_path)
@@ -454,7 +454,7 @@ def test_a_net_in_float32_gives_candidates_that_stay_adversarial() -> None:
         (lambda: FMN(step=0.1, last_step=0.2), "FMN takes last_step from 0 to 0.1"),
         (lambda: DDN(gamma=0.0), "DDN takes gamma"),
         (lambda: DeepFool(overshoot=-1), "DeepFool takes overshoot"),
-        (lambda: FAB(backward=1.5), "FAB takes backward"),
+        (lambda: FAB(beta=1.5), "FAB takes beta"),
         (lambda: CarliniWagner(rounds=0), "CarliniWagner takes rounds"),
         (lambda: SigmaZero(sigma=0), "SigmaZero takes sigma"),
         (
@@ -488,8 +488,8 @@ def two_valleys() -> Problem:
     slopes = heights.diff() / knots.diff()
 
     def margin(x: Tensor) -> Tensor:
-        bends = torch.cat([slopes[:1], slopes.diff()])
-        height = heights[0] + ((x[:, :1] - knots[:-1]).clamp_min(0) * bends).sum(1)
+        unstable = torch.cat([slopes[:1], slopes.diff()])
+        height = heights[0] + ((x[:, :1] - knots[:-1]).clamp_min(0) * unstable).sum(1)
         return torch.stack([height, torch.zeros_like(height)], 1)
 
     x = torch.full((1, 1), 0.5, dtype=F64)
@@ -499,15 +499,15 @@ def two_valleys() -> Problem:
 def test_asking_below_the_nearest_leaves_the_valley_of_the_descent() -> None:
     problem, first = two_valleys(), DeepFool(steps=10)
     assert float(run(first, problem)[1]) == pytest.approx(0.4, rel=0.01)
-    assert float(run(Closer(first, PGD(steps=20, restarts=10)), problem)[1]) == pytest.approx(
-        0.0943, rel=0.01
-    )
+    assert float(
+        run(IterativeTightening(first, PGD(steps=20, restarts=10)), problem)[1]
+    ) == pytest.approx(0.0943, rel=0.01)
 
 
-@pytest.mark.parametrize("settings", [{"rounds": 0}, {"share": 1.0}, {"share": 0.0}])
+@pytest.mark.parametrize("settings", [{"rounds": 0}, {"fraction": 1.0}, {"fraction": 0.0}])
 def test_closer_checks_its_settings(settings: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match="Closer takes"):
-        Closer(DeepFool(), PGD(), **settings)
+    with pytest.raises(BadInput, match="IterativeTightening takes"):
+        IterativeTightening(DeepFool(), PGD(), **settings)
 
 
 # ---- geometry
@@ -579,7 +579,7 @@ def test_on_a_trained_net_no_worse_than_bisected_pgd(norm: str, attack: Attack) 
         build("mnist-plain"), x[:30], y[:30], Ball(norm, {"linf": 0.1, "l2": 1.0}[norm])
     )
     assert float(run(attack, problem)[1].median()) <= 1.02 * float(
-        run(Nearest(PGD(steps=20)), problem)[1].median()
+        run(RadiusBisection(PGD(steps=20)), problem)[1].median()
     )
 
 
@@ -598,7 +598,8 @@ def test_bisection_hands_its_last_example_to_attacks_that_take_a_warm_start() ->
             return PGD(steps=20)(problem, seed=seed)
 
     warm, cold = (
-        next(iter(Nearest(attack, rounds=6)(problem))) for attack in (PGD(steps=20), Forgetful())
+        next(iter(RadiusBisection(attack, rounds=6)(problem)))
+        for attack in (PGD(steps=20), Forgetful())
     )
     near, far = (problem.region.distance(attempt.candidate).mean() for attempt in (warm, cold))
     assert float(near) < 0.98 * float(far)

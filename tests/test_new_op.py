@@ -14,13 +14,13 @@ import torch
 from test_soundness import violations
 from torch import Tensor, nn
 
-from calipers.bounds.dual import Dual, Root
+from calipers.bounds.backward import relax
+from calipers.bounds.dual_bound import Dual, Root
 from calipers.bounds.forward import forward
 from calipers.bounds.interval import input_box
-from calipers.bounds.linear import relax
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import CHECKED, SEARCH
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.input_split import InputSplit
@@ -28,10 +28,10 @@ from calipers.graph.capture import capture
 from calipers.graph.compositions import COMPOSITIONS
 from calipers.graph.kinds import Op
 from calipers.graph.relaxations import Ends, Parametrised, Relaxation, Saddle, Tilt
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
+from calipers.threats.ball import Ball
 
 F64 = torch.float64
 

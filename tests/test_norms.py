@@ -17,9 +17,9 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball, Region
-from calipers.problem.norms import NORMS, distance_between, norm_named, support_rounding
-from calipers.problem.streams import Streams, key_of
+from calipers.random_streams import Streams, key_of
+from calipers.threats.ball import Ball, Region
+from calipers.threats.norms import NORMS, distance_between, norm_named, support_rounding
 
 P = ["linf", "l2", "l1"]
 DTYPES = [torch.float32, torch.float64]

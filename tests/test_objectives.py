@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from calipers.api import attack
+from calipers.api.ask import attack
 from calipers.attacks.apgd import APGD
-from calipers.attacks.objectives import OBJECTIVES, LossName, check_loss, cross_entropy, dlr
+from calipers.attacks.engine.losses import OBJECTIVES, LossName, check_loss, cross_entropy, dlr
 from calipers.attacks.pgd import PGD
 from calipers.data import build, images
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
 from calipers.problem.goals import Goal, Targeted, Untargeted
+from calipers.threats.ball import Ball
 
 SCALE_FREE = ["dlr", "scaled"]
 GOALS = [Untargeted(), Targeted(0)]
@@ -105,10 +105,10 @@ def test_a_small_step_along_the_gradient_weakens_the_margin(
 def test_dlr_is_the_papers_formula() -> None:
     logits, y = asked(10, Untargeted(), dtype=F64)
     z = logits.sort(1, descending=True).values
-    rival = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    target = logits.scatter(1, y[:, None], -torch.inf).amax(1)
     own = logits.gather(1, y[:, None])[:, 0]
     assert torch.allclose(
-        dlr(Untargeted().margins(logits, y), Untargeted()), -(own - rival) / (z[:, 0] - z[:, 2])
+        dlr(Untargeted().margins(logits, y), Untargeted()), -(own - target) / (z[:, 0] - z[:, 2])
     )
 
 

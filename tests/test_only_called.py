@@ -19,9 +19,9 @@ from calipers.attacks.square import Square
 from calipers.data import build, images
 from calipers.errors import BadInput, BadModel
 from calipers.interchange.estimators import from_estimator, from_session
-from calipers.problem.answers import Answers
-from calipers.problem.ball import Ball
+from calipers.models.wrappers import BlackBox
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 
 @pytest.mark.slow
@@ -102,22 +102,22 @@ def test_a_session_is_called_in_its_own_precision_and_never_copied() -> None:
 
 
 def test_probabilities_and_labels_become_scores() -> None:
-    sure = Answers(lambda x: np.stack([np.ones(len(x)), np.zeros(len(x))], 1), "probabilities")
+    sure = BlackBox(lambda x: np.stack([np.ones(len(x)), np.zeros(len(x))], 1), "probabilities")
     assert sure(torch.zeros(2, 3)).isfinite().all()
-    single = Answers(lambda x: np.full(len(x), 0.25), "probabilities")
+    single = BlackBox(lambda x: np.full(len(x), 0.25), "probabilities")
     assert torch.allclose(single(torch.zeros(1, 3)).exp(), torch.tensor([[0.75, 0.25]]))
-    labels = Answers(lambda x: np.array([2, 0]), "labels", classes=3)
+    labels = BlackBox(lambda x: np.array([2, 0]), "labels", classes=3)
     assert labels(torch.zeros(2, 3)).tolist() == [[-1, -1, 1], [1, -1, -1]]
     for wrong in (
-        lambda: Answers(3),
-        lambda: Answers(abs, "votes"),
-        lambda: Answers(abs, "labels"),
+        lambda: BlackBox(3),
+        lambda: BlackBox(abs, "votes"),
+        lambda: BlackBox(abs, "labels"),
         lambda: from_estimator(object()),
     ):  # type: ignore[arg-type]
         with pytest.raises(BadInput):
             wrong()
     for shape in ((2, 3, 4), (5, 2)):
         with pytest.raises(BadModel):
-            Answers(lambda x, shape=shape: np.zeros(shape))(torch.zeros(2, 3))
+            BlackBox(lambda x, shape=shape: np.zeros(shape))(torch.zeros(2, 3))
     with pytest.raises(BadModel):
-        Answers(lambda x: np.array([7]), "labels", classes=3)(torch.zeros(1, 3))
+        BlackBox(lambda x: np.array([7]), "labels", classes=3)(torch.zeros(1, 3))

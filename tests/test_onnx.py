@@ -17,9 +17,9 @@ from torch import nn
 import calipers
 from calipers.errors import BadInput, BadModel, CaptureError, UnsupportedOp
 from calipers.graph.capture import capture, graph_of
-from calipers.graph.onnx_net import OnnxNet
-from calipers.graph.onnx_ops import OPS
-from calipers.graph.tape import Tape
+from calipers.graph.file_builder import Tape
+from calipers.graph.onnx.network import OnnxNet
+from calipers.graph.onnx.ops import OPS
 from calipers.interchange import load, load_onnx
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -516,7 +516,7 @@ MUTANTS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     (
         "Conv, uneven",
         lambda patch: patch.setattr(
-            "calipers.graph.onnx_windows._windows", lambda *_: ([1, 1], [1, 1], [0, 1], [0, 1])
+            "calipers.graph.onnx.windows._windows", lambda *_: ([1, 1], [1, 1], [0, 1], [0, 1])
         ),
     ),
     (
@@ -528,7 +528,7 @@ MUTANTS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     (
         "Add",
         lambda patch: patch.setattr(
-            "calipers.graph.tape.fitted",
+            "calipers.graph.file_builder.fitted",
             lambda c, v: c.expand(v.shape).flip(-3).reshape(1, *v.held),
         ),
     ),

@@ -15,19 +15,20 @@ import torch
 from torch import nn
 
 import calipers
+from calipers.api.verify import proved_again
 from calipers.errors import BadInput, BadModel, CalipersError, UnsupportedOp
-from calipers.graph import onnx_steps
-from calipers.graph.onnx_agreement import Outputs
-from calipers.graph.onnx_net import OnnxNet
-from calipers.graph.onnx_ops import OPS
-from calipers.graph.onnx_steps import Step
-from calipers.graph.onnx_variables import VARIABLES
-from calipers.instances import proved_again
+from calipers.graph.onnx import steps
+from calipers.graph.onnx.agreement import Outputs
+from calipers.graph.onnx.network import OnnxNet
+from calipers.graph.onnx.ops import OPS
+from calipers.graph.onnx.steps import Step
+from calipers.graph.onnx.variables import VARIABLES
 from calipers.interchange import load_onnx
 from calipers.interchange.onnx_nodes import OPERATOR_SETS
 from calipers.interchange.onnx_runs import Execution
+from calipers.problem import agreement
 from calipers.problem import problem as problem_module
-from calipers.problem.substitutions import letters
+from calipers.threats.substitutions import one_hot_groups
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnx import helper, numpy_helper  # noqa: E402
@@ -236,7 +237,7 @@ def test_sizes_are_read_before_anything_is_made(name: str, tmp_path: Path) -> No
 def test_the_largest_size_is_what_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = one("Expand", (1, 1, 3), {"s": ints(1, 4, 1)})
     loaded(tmp_path, proto, paired=True)
-    monkeypatch.setattr(onnx_steps, "LARGEST", 11)
+    monkeypatch.setattr(steps, "LARGEST", 11)
     with pytest.raises(UnsupportedOp, match="has 12 elements; up to 11 are read"):
         loaded(tmp_path, proto, paired=True)
 
@@ -369,7 +370,7 @@ def test_the_network_as_it_runs_is_compared_too(
 @pytest.mark.one_in(1)
 @pytest.mark.parametrize(
     "limits",
-    [("calipers.problem.classifier._BYTES", 32), ("calipers.problem.agreement._NUMBERS", 4)],
+    [("calipers.models.classifier._BYTES", 32), ("calipers.problem.agreement._NUMBERS", 4)],
 )
 def test_large_inputs_are_compared_a_few_at_a_time(
     limits: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -400,12 +401,12 @@ def test_points_that_are_no_numbers_are_passed_over(
 def test_letters_are_compared_as_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, threat = (
         torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]),
-        calipers.Substitutions(letters(2, 2), 1),
+        calipers.Substitutions(one_hot_groups(2, 2), 1),
     )
-    calipers.attack(loaded(tmp_path, NET), x, Y[:2], threat, "Replace")
+    calipers.attack(loaded(tmp_path, NET), x, Y[:2], threat, "SubstitutionSearch")
     monkeypatch.setitem(OPS, "Relu", as_if_bent)
     with pytest.raises(BadModel, match="differs by"):
-        calipers.attack(loaded(tmp_path, NET), x, Y[:2], threat, "Replace")
+        calipers.attack(loaded(tmp_path, NET), x, Y[:2], threat, "SubstitutionSearch")
 
 
 def outputs(run: Any, exact: Any, other: Any) -> Outputs:
@@ -534,3 +535,15 @@ def test_weights_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
     proto.graph.initializer[0].CopyFrom(text)
     with pytest.raises(BadInput, match="the tensor 'w' cannot be read"):
         loaded(tmp_path, proto)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("can't allocate memory")])
+def test_too_little_memory_for_the_comparison_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("calipers.problem.agreement._confirm", fails)
+    with pytest.raises(BadModel, match="too little memory to compare"):
+        agreement.confirm(*(None,) * 3)  # type: ignore[arg-type]

@@ -12,9 +12,12 @@ import pytest
 import torch
 from written import judged
 
-from calipers.errors import BadInput, CaptureError, UnsupportedOp
-from calipers.graph import onnx_windows
+from calipers.certificates.crown import CROWN
+from calipers.errors import BadInput, BadModel, CaptureError, UnsupportedOp
+from calipers.graph.onnx import windows
 from calipers.graph.products import MaxPool
+from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 import written_onnx  # noqa: E402
@@ -106,7 +109,7 @@ def test_a_window_of_the_wrong_places_is_seen(monkeypatch: pytest.MonkeyPatch) -
     def wrong(run: Any, windows: torch.Tensor, shape: tuple[int, ...]) -> MaxPool:
         return MaxPool(run, windows.roll(1, 0), shape)
 
-    monkeypatch.setattr(onnx_windows, "MaxPool", wrong)
+    monkeypatch.setattr(windows, "MaxPool", wrong)
     pools = {"pool": lambda d: ((1, 1, 3, 3), [("MaxPool", [], {**SAME, "strides": [1, 1]})], 17)}
     monkeypatch.setattr(written_onnx, "WAYS", pools)
     assert any(
@@ -244,3 +247,27 @@ def test_elements_may_meet_along_an_axis_that_is_not_the_batch(tmp_path: Path) -
     np.testing.assert_allclose(net(torch.tensor(x)).reshape(4, 3).numpy(), x.reshape(4, 3))
     with pytest.raises(CaptureError, match="along the batch axis"):
         loaded(tmp_path, one("ReduceSum", ("n", 3), {"a": ints(0)}))
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_what_is_zero_is_normalised_to_zero(p: int, tmp_path: Path) -> None:
+    """A vector of dead neurons has no direction; both programs that run such files say 0."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("LpNormalization", ["r"], ["n"], axis=-1, p=p),
+        helper.make_node("Flatten", ["n"], ["y"]),
+    ]
+    net = loaded(tmp_path, model(nodes, (1, 2, 3)))
+    x = torch.tensor([[-1.0, -2.0, -0.5, 1.0, 2.0, -1.0]]).view(1, *net.program.point_shape)
+    size = 3.0 if p == 1 else 5**0.5
+    assert net(x).flatten().tolist() == pytest.approx([0, 0, 0, 1 / size, 2 / size, 0])
+    problem = Problem.pose(net, x, torch.tensor([4]), Ball("linf", 0.01, box=None))
+    [claim] = CROWN()(problem)
+    assert not bool(claim.margin.isnan().any())
+
+
+def test_a_split_into_other_than_its_outputs_is_damaged(tmp_path: Path) -> None:
+    """ONNX's own inference of shapes would end the process."""
+    nodes = [helper.make_node("Split", ["x"], ["y", "a", "b", "c"], axis=0, num_outputs=3)]
+    with pytest.raises(BadModel, match=r"num_outputs is 3, but 4 outputs are named"):
+        loaded(tmp_path, model(nodes, (1, 2, 2, 2), opset=21))

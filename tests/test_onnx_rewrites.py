@@ -17,18 +17,18 @@ from test_soundness import relaxed, violations
 from torch import Tensor, nn
 
 import calipers
+from calipers.bounds.backward import lower_bounds
 from calipers.bounds.coefficients import Dense
-from calipers.bounds.linear import lower_bounds
 from calipers.bounds.rounding import plain_sums
 from calipers.graph import rewrites
 from calipers.graph.capture import capture, graph_of
-from calipers.graph.curves import GELU, MISH, RSQRT, SILU, SQRT
 from calipers.graph.ir import Graph
-from calipers.graph.onnx_net import OnnxNet
+from calipers.graph.onnx.network import OnnxNet
 from calipers.graph.products import Product
+from calipers.graph.smooth_table import GELU, MISH, RSQRT, SILU, SQRT
 from calipers.interchange import load_onnx
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
+from calipers.threats.ball import Ball
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 

@@ -22,27 +22,27 @@ from nets import Case, Recipe, attacked
 from test_soundness import relaxed, violations
 from torch import Tensor
 
-from calipers.bounds import coefficients, linear
+from calipers.bounds import backward, coefficients
 from calipers.bounds.interval import propagate
 from calipers.bounds.rounding import CHECKED
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Linear, Scale, Sum
-from calipers.graph.builder import bind
+from calipers.graph.call_builder import bind
 from calipers.graph.calls import leaves, with_absolute_constants
 from calipers.graph.capture import capture
-from calipers.graph.contraction import Facets, MatMul
+from calipers.graph.file_builder import target_of
 from calipers.graph.generic import Generic
 from calipers.graph.ir import Graph
 from calipers.graph.kinds import Affine, Elementwise, Op
-from calipers.graph.pooled import LogSumExp
+from calipers.graph.logsumexp import LogSumExp
+from calipers.graph.matmul import Facets, MatMul
+from calipers.graph.node_writer import NodeResult, Writer
 from calipers.graph.products import SELECTIONS, MaxPool, Product
 from calipers.graph.relaxations import Lines, Planes, Saddle
-from calipers.graph.smooth import Smooth
-from calipers.graph.tape import target_of
-from calipers.graph.writing import Result, Writer
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.graph.smooth_relaxation import Smooth
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Untargeted
+from calipers.threats.ball import Ball
 
 Change = Callable[[Callable[..., Any]], Callable[..., Any]]
 """From a fact of an operation, a method, to a false one."""
@@ -148,7 +148,7 @@ def breaks_the_identity(
 
 # ---- affine operations -------------------------------------------------------------------------------------------------------------------------------
 
-X, Y = Result(0, ()), Result(1, ())  # the two numbers that depend on the point
+X, Y = NodeResult(0, ()), NodeResult(1, ())  # the two numbers that depend on the point
 Draw = Callable[..., Tensor]
 Arguments = Callable[[Draw], tuple[Any, ...]]
 ROW, WIDE, IMAGE, BLOCK = (5,), (2, 6), (2, 4, 4), (2, 2, 3, 2)
@@ -258,11 +258,11 @@ def affine_call(
     name: str, shape: tuple[int, ...], args: tuple[Any, ...]
 ) -> tuple[Affine, tuple[int, ...]]:
     """Return the operation that the table's builder makes of a call, and the numbers it is called on."""
-    given = [a for a in leaves(args) if isinstance(a, Result)]
-    numbers = tuple(replace(a, shape=shape) if isinstance(a, Result) else a for a in args)
+    given = [a for a in leaves(args) if isinstance(a, NodeResult)]
+    numbers = tuple(replace(a, shape=shape) if isinstance(a, NodeResult) else a for a in args)
     run, absolute = bound(name, args), bound(name, with_absolute_constants(args))
     ones = [torch.ones(1, *shape, dtype=torch.float64)] * len(given)
-    places = tuple(i for i, a in enumerate(args) if isinstance(a, Result))
+    places = tuple(i for i, a in enumerate(args) if isinstance(a, NodeResult))
     made = Call(
         name,
         run,
@@ -382,7 +382,7 @@ def windows(seed: int) -> Iterator[tuple[Graph, list[int], int]]:
 def test_a_false_fact_of_windows_is_caught(
     place: int, fact: str, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (coefficients, linear):
+    for module in (coefficients, backward):
         monkeypatch.setattr(module, "WORTH_A_WINDOW", 1e9)
     asked = (
         (graph, [numbers[place]], k) for seed in range(8) for graph, numbers, k in windows(seed)
@@ -488,7 +488,7 @@ def intervals_of(op: Elementwise) -> tuple[Tensor, Tensor]:
             0.0,
             *(
                 c
-                for name in ("kinks", "inflections", "turns")
+                for name in ("breakpoints", "inflections", "turns")
                 for c in getattr(op, name, None) or ()
                 if math.isfinite(c)
             ),

@@ -13,17 +13,17 @@ import torch
 from nets import Case, attacked, random_case
 from torch import Tensor
 
-from calipers.bounds import confirm, forward, sharpen
-from calipers.bounds.confirm import confirmed
-from calipers.bounds.dual import Dual, Free, Root
+from calipers.bounds import float64_check, forward, intermediate
+from calipers.bounds.backward import relax
+from calipers.bounds.dual_bound import Dual, Free, Root
+from calipers.bounds.float64_check import confirmed
+from calipers.bounds.intermediate import sharpening
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import relax
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.relaxed import Relaxed
+from calipers.bounds.relaxation import Relaxed
 from calipers.bounds.rounding import CHECKED, SEARCH, plain_sums
-from calipers.bounds.sharpen import sharpening
-from calipers.certificates.branches import Branches, candidates, uncut
-from calipers.problem.ball import Ball
+from calipers.certificates.subproblems import Branches, candidates, uncut
+from calipers.threats.ball import Ball
 
 SAME = 1e-9
 NETS = 12
@@ -92,7 +92,7 @@ def crossed(case: Case, seed: int) -> list[str]:
     points = attacked(case, seed)
     points = points[torch.randperm(len(points), generator=generator)]
     root, found = rooted(case), []
-    numbers = [len(case.graph.nodes), *[k for k in case.graph.bent if k > 1][-1:]]
+    numbers = [len(case.graph.nodes), *[k for k in case.graph.nonlinear if k > 1][-1:]]
     for number in numbers:
         shape = case.graph.shape(number)
         spec = torch.randn(len(case.x), 2, *shape, generator=generator, dtype=torch.float64)
@@ -256,7 +256,7 @@ def test_sharpened_boxes_hold_and_are_narrower() -> None:
     for seed, case in some(1100, 12):
         sharp, plain = sharpened(case), rooted(case).state
         assert not boxes_crossed(case, seed, sharp.boxes), f"seed {seed}"
-        for k in case.graph.bent:
+        for k in case.graph.nonlinear:
             wide = plain.boxes[k].upper - plain.boxes[k].lower
             narrower += int((sharp.boxes[k].upper - sharp.boxes[k].lower < wide - 1e-6).sum())
             total += wide.numel()
@@ -278,7 +278,7 @@ def test_ends_of_curves_are_ascended_to_the_last_step(activation: str) -> None:
                 tighten=sharpening(Ascent(6, 0.25, enough=torch.inf), small),
             )
         usual = sharpened(case)
-        for k in case.graph.bent:
+        for k in case.graph.nonlinear:
             torch.testing.assert_close(
                 usual.boxes[k].lower, for_ever.boxes[k].lower, rtol=1e-6, atol=1e-9
             )
@@ -376,23 +376,23 @@ def is_caught(
 
 @pytest.mark.slow
 def test_mutant_multipliers_of_the_wrong_sign_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = confirm._multiplier
+    sound = float64_check._multiplier
 
     def wrong(dual: Dual, number: int, beta: Tensor) -> tuple[Tensor, Tensor]:
         taken, gain = sound(dual, number, beta)
         return -taken, -gain
 
-    assert is_caught(monkeypatch, crossed, some(0, 60), confirm, "_multiplier", wrong)
+    assert is_caught(monkeypatch, crossed, some(0, 60), float64_check, "_multiplier", wrong)
 
 
 def test_mutant_multipliers_without_their_ends_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = confirm._multiplier
+    sound = float64_check._multiplier
 
     def wrong(dual: Dual, number: int, beta: Tensor) -> tuple[Tensor, Tensor]:
         taken, gain = sound(dual, number, beta)
         return taken, gain.abs()
 
-    assert is_caught(monkeypatch, crossed, some(0, 60), confirm, "_multiplier", wrong)
+    assert is_caught(monkeypatch, crossed, some(0, 60), float64_check, "_multiplier", wrong)
 
 
 def test_mutant_cuts_on_the_wrong_side_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,15 +411,15 @@ def test_mutant_cuts_on_the_wrong_side_are_caught(monkeypatch: pytest.MonkeyPatc
 
 
 def test_mutant_slopes_beyond_one_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = confirm._lines
+    sound = float64_check._lines
 
     def wrong(dual: Dual, free: Free, k: int, number: int) -> Any:
         lines = sound(dual, free, k, number)
-        bent = lines.lower_slope != lines.upper_slope
-        return lines._replace(lower_slope=lines.lower_slope + 2.0 * bent)
+        nonlinear = lines.lower_slope != lines.upper_slope
+        return lines._replace(lower_slope=lines.lower_slope + 2.0 * nonlinear)
 
     assert is_caught(
-        monkeypatch, crossed, some(0, 60, "aten.relu.default"), confirm, "_lines", wrong
+        monkeypatch, crossed, some(0, 60, "aten.relu.default"), float64_check, "_lines", wrong
     )
 
 
@@ -431,7 +431,7 @@ def test_mutant_weights_that_are_negative_are_caught(monkeypatch: pytest.MonkeyP
 
 
 def test_mutant_sharpening_that_swaps_the_ends_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = sharpen._whole
+    sound = intermediate._whole
 
     def wrong(
         root: Root, number: int, rows: Tensor, places: Tensor, sign: Tensor, shape: Any
@@ -441,18 +441,20 @@ def test_mutant_sharpening_that_swaps_the_ends_is_caught(monkeypatch: pytest.Mon
     def judge(case: Case, seed: int) -> list[int]:
         return boxes_crossed(case, seed, sharpened(case).boxes)
 
-    assert is_caught(monkeypatch, judge, some(0, 40, "aten.relu.default"), sharpen, "_whole", wrong)
+    assert is_caught(
+        monkeypatch, judge, some(0, 40, "aten.relu.default"), intermediate, "_whole", wrong
+    )
 
 
 def test_mutant_forms_that_forget_what_relaxation_loses_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sound = forward._bent
+    sound = forward._nonlinear
 
     def wrong(op: Any, x: forward.Form, box: Box, arithmetic: Any) -> forward.Form:
         return sound(op, x, box, arithmetic)._replace(r=torch.zeros_like(x.r))
 
-    assert is_caught(monkeypatch, forms_crossed, box_cases(0, 60), forward, "_bent", wrong)
+    assert is_caught(monkeypatch, forms_crossed, box_cases(0, 60), forward, "_nonlinear", wrong)
 
 
 def test_mutant_forms_with_signed_remainders_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import calipers
 from calipers import Ball, Plan, Problem, Stage
 from calipers.certificates import CROWN, MILP, LinearRegion, OwnPiece, own_piece
-from calipers.problem.tools import Attempt, Claim, Forecast
+from calipers.problem.protocols import Attempt, Claim, Forecast
 
 NORMS = ("linf", "l2", "l1")
 EXACT = MILP(seconds=120)

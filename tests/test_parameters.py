@@ -14,7 +14,7 @@ from nets import Apply
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.input_split import InputSplit
@@ -22,17 +22,17 @@ from calipers.errors import CaptureError, UnsupportedOp
 from calipers.graph.activations import ACTIVATIONS, Clip, TwoPieces
 from calipers.graph.affine import Sum
 from calipers.graph.capture import capture
-from calipers.graph.curves import elu, power, softplus
 from calipers.graph.kinds import Elementwise
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.graph.smooth_table import elu, power, softplus
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
+from calipers.threats.ball import Ball
 
 TOOLS = (
     IBP(),
     CROWN(),
-    AlphaCROWN(steps=3, sharpen=2),
+    AlphaCROWN(steps=3, intermediate=2),
     BranchAndBound(seconds=0.3),
     InputSplit(seconds=0.3),
 )
@@ -191,7 +191,7 @@ def corners_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clip, "__post_init__", lambda self: None)
     monkeypatch.setattr(
         Clip,
-        "bends",
+        "unstable",
         lambda self, lower, upper: (
             ((lower < self.low) & (upper > self.low)) | ((lower < self.high) & (upper > self.high))
         ),

@@ -23,21 +23,21 @@ from torch import Tensor, nn
 
 import calipers
 from calipers.attacks.apgd import APGD, Climb
+from calipers.attacks.engine.queue import Look, Queue
 from calipers.attacks.fab import FAB
 from calipers.attacks.pgd import PGD
-from calipers.attacks.search import Look, Queue
 from calipers.attacks.square import Square
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import CLEAN, Referee
+from calipers.models.classifier import Classifier
 from calipers.presets import ATTACKS, PLANS
-from calipers.problem import norms
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Untargeted, is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
-from calipers.record.ledger import Ledger
+from calipers.problem.protocols import Attempt
+from calipers.record.record import Record
 from calipers.report.distances import Curve, curve_of
+from calipers.threats import norms
+from calipers.threats.ball import Ball
 
 F64 = torch.float64
 ONE = Plan("one", (Stage(PGD(steps=10, restarts=2), "attack"),))
@@ -300,7 +300,7 @@ def test_a_resumed_run_still_holds_the_examples_themselves(
             model, x, y, threat, plan=dataclasses.replace(ONE, name="again"), record=path
         )
         assert 5 < sum(row.verdict == "broken" for row in resumed.points) < len(x)
-        name, ledger = resumed.summary.question.fingerprint, Ledger(path, read_only=True)
+        name, ledger = resumed.summary.question.fingerprint, Record(path, read_only=True)
         clean = {p.name: p for p in ledger.points(name)}
         for fact in ledger.evidence(name):
             if fact.kind == "witness" and fact.tool != CLEAN:
@@ -308,12 +308,12 @@ def test_a_resumed_run_still_holds_the_examples_themselves(
                 assert array is not None and not np.array_equal(array, clean[fact.point].array)
                 assert int(model(torch.as_tensor(array)[None]).argmax()) != clean[fact.point].label
 
-    def flags_only(self: Ledger, name: str, facts: Any, *, run: int = 0) -> None:
+    def flags_only(self: Record, name: str, facts: Any, *, run: int = 0) -> None:
         true(self, name, [dataclasses.replace(f, array=None) for f in facts], run=run)
 
     check()
-    true = Ledger.append
-    monkeypatch.setattr(Ledger, "append", flags_only)
+    true = Record.append
+    monkeypatch.setattr(Record, "append", flags_only)
     noticed(check)
 
 

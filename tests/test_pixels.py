@@ -18,24 +18,24 @@ import calipers
 from calipers.attacks.apgd import APGD
 from calipers.attacks.deepfool import DeepFool
 from calipers.attacks.fmn import FMN
-from calipers.attacks.nearest import Nearest
 from calipers.attacks.pgd import PGD
+from calipers.attacks.radius_bisection import RadiusBisection
 from calipers.attacks.sigma_zero import SigmaZero
 from calipers.attacks.square import Square
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
-from calipers.certificates.radius import LargestRadius
+from calipers.certificates.radius import CertifiedRadius
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
-from calipers.problem.counts import L0
 from calipers.problem.goals import is_adversarial
-from calipers.problem.norms import distance_between, norm_for
 from calipers.problem.problem import Problem
+from calipers.problem.protocols import Attempt
 from calipers.problem.recorded import recorded_threat
-from calipers.problem.streams import Streams
-from calipers.problem.tools import Attempt
-from calipers.record.ledger import Ledger
+from calipers.random_streams import Streams
+from calipers.record.record import Record
+from calipers.threats.ball import Ball
+from calipers.threats.count_norms import L0
+from calipers.threats.norms import distance_between, norm_for
 
 F64 = torch.float64
 SHAPE = (3, 2, 2)
@@ -346,7 +346,7 @@ def test_branch_and_bound_is_right_about_pixels() -> None:
 def test_the_largest_count_proved_is_whole_and_holds() -> None:
     model, x = linear(3), images(10, 3)
     y = model(x).argmax(1)
-    radius = calipers.certify(model, x, y, Ball("pixels", 1), LargestRadius(CROWN())).radius
+    radius = calipers.certify(model, x, y, Ball("pixels", 1), CertifiedRadius(CROWN())).radius
     truth = [
         next((k - 1 for k in range(1, 5) if lowest_linear(model, x[i], int(y[i]), k) <= 0), 4)
         for i in range(10)
@@ -360,7 +360,7 @@ def test_the_largest_count_proved_is_whole_and_holds() -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    [SigmaZero(targets=2), FMN(targets=2), DeepFool(), Nearest(PGD(steps=20), rounds=6)],
+    [SigmaZero(targets=2), FMN(targets=2), DeepFool(), RadiusBisection(PGD(steps=20), rounds=6)],
     ids=repr,
 )
 def test_attacks_find_the_fewest_pixels_of_linear_models(attack: Any) -> None:
@@ -416,7 +416,7 @@ def test_a_measurement_in_pixels_is_recorded_and_comes_back(tmp_path: Path) -> N
         == result.robust_accuracy.attacked.count
         == sum(truth)
     )
-    question = Ledger(tmp_path / "run.calipers", read_only=True).questions()[0]
+    question = Record(tmp_path / "run.calipers", read_only=True).questions()[0]
     assert question.data is not None
     back = recorded_threat(question.data["threat"], torch.ones(8, dtype=F64))
     assert back.norm == "pixels"

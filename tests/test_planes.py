@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from test_soundness import relaxed, violations
 from torch import Tensor, nn
 
-from calipers.bounds import confirm
-from calipers.bounds.bending import bending, carried
-from calipers.bounds.confirm import confirmed
-from calipers.bounds.dual import Dual, Root
-from calipers.bounds.linear import Dense, lower_bounds
+from calipers.bounds import float64_check
+from calipers.bounds.backward import Dense, lower_bounds
+from calipers.bounds.dual_bound import Dual, Root
+from calipers.bounds.float64_check import confirmed
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.relaxed import Relaxed
+from calipers.bounds.relaxation import Relaxed
 from calipers.bounds.rounding import SEARCH
+from calipers.bounds.unstable import carried, unstable_elements
 from calipers.graph.capture import capture
-from calipers.graph.contraction import Contracted, Facets, MatMul
-from calipers.graph.pooled import LogSumExp
+from calipers.graph.logsumexp import LogSumExp
+from calipers.graph.matmul import Contracted, Facets, MatMul
 from calipers.graph.products import SELECTIONS, Product
 from calipers.graph.relaxations import Fixed, Lines
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
+from calipers.threats.ball import Ball
 
 Ends = tuple[Tensor, Tensor]
 POINTS, STACK, ROWS, INNER, COLUMNS = 3, 2, 3, 4, 2
@@ -383,7 +383,7 @@ def test_the_allowance_for_rounding_is_that_of_the_planes_chosen(
         seen.append(state)
         return lower_bounds(state, number, start)
 
-    monkeypatch.setattr(confirm, "lower_bounds", watched)
+    monkeypatch.setattr(float64_check, "lower_bounds", watched)
     outputs, count = case.graph.nodes[-1].shape[0], len(case.x)
     spec = torch.eye(outputs, dtype=torch.float64).repeat(count, 1)[:, None]
     root = Root.of(relaxed(case), SEARCH.dtype, case.ball.region(case.x.float()))
@@ -417,9 +417,9 @@ def test_scores_are_bounded_where_their_softmax_is_asked_for(
     for number, node in enumerate(case.graph.nodes, start=1):
         box = state.boxes[node.inputs[0]]
         if isinstance(node.op, LogSumExp):
-            assert bool(node.op.bends(box.lower, box.upper).all())
-            assert not bool(node.op.bends(box.lower, box.lower).any())
-            assert bool(bending(case.graph, node.inputs[0], box).all()), number
+            assert bool(node.op.unstable(box.lower, box.upper).all())
+            assert not bool(node.op.unstable(box.lower, box.lower).any())
+            assert bool(unstable_elements(case.graph, node.inputs[0], box).all()), number
 
 
 def test_a_way_through_a_curve_carries_its_range(attention: tuple[nets.Case, Tensor]) -> None:

@@ -21,7 +21,7 @@ from calipers.measurement.plan import Plan, Stage
 from calipers.presets import PLANS, plan_for
 from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
 from calipers.record.estimates import most_missed
 from calipers.report import caveats
 
@@ -86,7 +86,7 @@ def plan_with(
     return Plan(
         "families",
         tuple(
-            Stage(tool, "attack", audit=audit, family=name[0], waits=name[0] == "w")
+            Stage(tool, "attack", pilot=audit, family=name[0], waits=name[0] == "w")
             for name, tool in tools.items()
         ),
     ), asked
@@ -222,7 +222,7 @@ def resumed(
         plan = Plan(
             "families",
             tuple(
-                Stage(Unpriced(s.tool), "attack", audit=16, family=s.family, waits=s.waits)
+                Stage(Unpriced(s.tool), "attack", pilot=16, family=s.family, waits=s.waits)
                 for s in plan.stages
             ),
         )
@@ -276,7 +276,7 @@ def test_named_plans_ask_what_fits_the_norm() -> None:
         norm: {type(s.tool).__name__ for s in plan_for(calipers.Ball(norm, 1.0), "standard").stages}
         for norm in ("linf", "l2", "l1", "l0")
     }
-    everywhere = {"APGD", "Guided", "FMN"}
+    everywhere = {"APGD", "WarmStarted", "FMN"}
     assert all(everywhere <= names for names in tools.values())
     assert [norm for norm, names in tools.items() if "DDN" in names] == ["l2"]
     assert [norm for norm, names in tools.items() if "SigmaZero" in names] == ["l0"]
@@ -290,8 +290,8 @@ def test_named_plans_ask_what_fits_the_norm() -> None:
 def test_at_many_radii_each_family_tries_all_with_its_first_stage() -> None:
     stages = portfolio.in_turn(plan_for(calipers.Ball("l1", 1.0), "standard").stages)
     names = [type(s.tool).__name__ for s in stages if s.kind == "attack"]
-    assert names == ["PGD", "APGD", "Guided", "FMN", "FAB"]
-    assert not any(s.family or s.audit for s in stages)
+    assert names == ["PGD", "APGD", "WarmStarted", "FMN", "FAB"]
+    assert not any(s.family or s.pilot for s in stages)
 
 
 def test_families_stand_together_in_the_plan() -> None:
@@ -332,7 +332,7 @@ def test_a_search_for_the_nearest_is_run_on_all_where_a_sample_gains(
     first, then = list[int](), list[int]()
     stages = (
         Stage(Nearing(0.8, 1, first), "attack", "distance"),
-        Stage(Nearing(share, every, then), "attack", "distance", audit=16),
+        Stage(Nearing(share, every, then), "attack", "distance", pilot=16),
     )
     result = measured(Plan("nearer", stages))
     assert len(first) == POINTS and len(then) == (POINTS if runs else 16)
@@ -368,7 +368,7 @@ def test_points_that_came_nearest_to_falling_call_a_family_too(clock: Clock) -> 
     met = tuple(n for n in range(unseen[0], POINTS, unseen[1] - unseen[0]))
     chosen = tuple(n for n in met if n not in drawn)[:2]
     picky = dataclasses.replace(tool, first=chosen[0], every=NEVER)
-    stages = (Stage(Close(chosen), "attack"), Stage(picky, "attack", audit=16, family="p"))
+    stages = (Stage(Close(chosen), "attack"), Stage(picky, "attack", pilot=16, family="p"))
     result = measured(Plan("near", stages))
     assert "audits" not in result.summary.facts
     assert numbers(picky.asked) == list(range(POINTS))
@@ -393,7 +393,7 @@ def looked_at(deep: Known, audit: int, near: float) -> tuple[list[list[int]], di
     """Return what a deep search is asked where examples beyond the radius are known, and what the
     record says of audits.
     """
-    family = Stage(deep, "attack", audit=audit, family="deep", waits=True, near=near)
+    family = Stage(deep, "attack", pilot=audit, family="deep", waits=True, near=near)
     return deep.asked, measured(
         Plan("near", (Stage(Beyond(), "attack"), family))
     ).summary.facts.get("audits", {})  # type: ignore[return-value]
@@ -429,9 +429,9 @@ def test_a_further_look_takes_no_longer_than_all_before_it(
     """It ends within its own point, keeps what it found, and is not taken up again."""
     deep, record = Slow(clock), tmp_path / "record.calipers"
     before = Stage(
-        Known("before", NEVER, 1, 50.0, clock, []), "attack", audit=None, family="deep", waits=True
+        Known("before", NEVER, 1, 50.0, clock, []), "attack", pilot=None, family="deep", waits=True
     )
-    family = dataclasses.replace(before, tool=deep, audit=audit, near=0.15)
+    family = dataclasses.replace(before, tool=deep, pilot=audit, near=0.15)
     for _ in range(2):
         result = measured(
             Plan("near", (Stage(Beyond(), "attack"), before, family)), record, count=20
@@ -463,7 +463,7 @@ def test_points_whose_nearest_example_nobody_looked_for_count_as_near(clock: Clo
             "near",
             (
                 Stage(Known("none", NEVER, 1, 1.0, clock, []), "attack"),
-                Stage(deep, "attack", audit=0, family="deep", waits=True, near=0.15),
+                Stage(deep, "attack", pilot=0, family="deep", waits=True, near=0.15),
             ),
         )
     )

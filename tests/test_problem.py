@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from calipers.errors import BadInput, BadModel
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Targeted, Untargeted, is_adversarial
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Ball
 
 N, K = 6, 3
 
@@ -285,7 +285,7 @@ def test_margins_are_the_rows_times_the_logits() -> None:
         assert margins.shape == (5, 3) and torch.allclose(
             (goal.rows(y, 4) @ logits[..., None])[..., 0], margins, atol=1e-6
         )
-        picked = goal.rivals(y, 4)
+        picked = goal.margin_classes(y, 4)
         assert all(len(set(row)) == 3 for row in picked.tolist())
     top = logits.argmax(1)
     assert torch.equal(

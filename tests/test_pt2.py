@@ -26,7 +26,7 @@ from calipers.errors import BadInput, BadModel, CalipersError
 from calipers.graph.capture import capture
 from calipers.interchange import archives, models, pt2, pt2_graph
 from calipers.interchange.pt2 import load_exported
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 
 pytestmark = pytest.mark.one_in(1)
 
@@ -143,8 +143,11 @@ def test_it_follows_the_module_to_float64_and_is_captured(tmp_path: Path) -> Non
 def test_two_programs_with_the_same_weights_are_told_apart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer, digests = nn.Linear(48, 3), set()
-    for k, bend in enumerate((torch.relu, torch.tanh)):
-        exported(tmp_path / "net.pt2", Fn(lambda m, x, bend=bend: bend(m[0](x.flatten(1))), layer))
+    for k, unstable in enumerate((torch.relu, torch.tanh)):
+        exported(
+            tmp_path / "net.pt2",
+            Fn(lambda m, x, unstable=unstable: unstable(m[0](x.flatten(1))), layer),
+        )
         digests.add(Classifier(load_exported(tmp_path / "net.pt2")).digest())
         assert len(digests) == k + 1
 

@@ -10,18 +10,18 @@ from test_attacks import F64, Fn, asking, mlp, random, rowwise, run
 from test_black_box import exact, in_order, nearest, plane
 from torch import Tensor, nn
 
-from calipers.attacks.differences import Differences, _Slopes
+from calipers.attacks.engine.query_loop import Memory, run_queries
+from calipers.attacks.finite_differences import FiniteDifferences, _Slopes
 from calipers.attacks.hop_skip_jump import HopSkipJump
 from calipers.attacks.pgd import PGD
-from calipers.attacks.queries import Memory, run_queries
-from calipers.attacks.ray_search import RaySearch
+from calipers.attacks.rays import RayS
 from calipers.attacks.square import Square, windowed
 from calipers.data import build, images
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball, Region
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
+from calipers.random_streams import Streams
+from calipers.threats.ball import Ball, Region
 
 GRADIENTS = PGD(steps=100, restarts=5)
 
@@ -47,7 +47,7 @@ def test_scores_break_as_many_digits_as_gradients_within_three(norm: str, radius
     every round instead of in turn: 84 and 78.
     """
     problem, stopped = digits(norm, radius)
-    gradients, found = sum(run(GRADIENTS, problem).broken), run(Differences(), stopped)
+    gradients, found = sum(run(GRADIENTS, problem).broken), run(FiniteDifferences(), stopped)
     assert max(found.forwards) <= 5000 and not any(found.backwards)
     assert sum(found.broken) >= gradients - 3, (sum(found.broken), gradients)
 
@@ -102,7 +102,7 @@ def test_every_question_of_the_ascent_is_admissible() -> None:
                 asked, norm, n=1, shape=(1, 3, 4), y=torch.tensor([0]), ball=dict(ball)
             )
             asked.asked.clear()
-            attempts = list(Differences(queries=120, search=10, features=5)(problem))
+            attempts = list(FiniteDifferences(queries=120, search=10, features=5)(problem))
             questions = torch.cat(asked.asked)
             assert len(questions) == 120 == int(attempts[0].forwards)
             assert problem.take([0] * 120).region.contains(questions).all(), (norm, ball)
@@ -117,7 +117,7 @@ def test_rays_find_the_distance_of_a_plane_inside_the_box() -> None:
     mask, weights = random(1, 3, 4, seed=4) < 0.8, random(1, 3, 4, seed=5) + 0.5
     for ball in ({}, {"box": None}, {"mask": mask, "weights": weights}):
         problem = asking(model, "linf", n=12, ball=dict(ball))
-        got = nearest(RaySearch(queries=600), problem)
+        got = nearest(RayS(queries=600), problem)
         ratio = (got.distance / exact(problem, w))[got.broken]
         assert len(ratio) >= 8 and float(ratio.min()) > 1 - 1e-6 and float(ratio.max()) < 1.005, (
             ball,
@@ -127,7 +127,7 @@ def test_rays_find_the_distance_of_a_plane_inside_the_box() -> None:
 
 def test_rays_depend_on_the_point_alone_and_keep_the_budget() -> None:
     model = rowwise()
-    problem, attack = asking(model, "linf", n=12), RaySearch(queries=120)
+    problem, attack = asking(model, "linf", n=12), RayS(queries=120)
     model.asked.clear()
     whole = in_order(attack, problem, seed=3)
     count = sum(len(batch) for batch in model.asked)
@@ -145,7 +145,7 @@ def test_rays_break_far_more_digits_than_walks_of_labels() -> None:
     _, stopped = digits("linf", 0.1, 30)
     rays, walks = (
         int((nearest(attack, stopped).distance <= 0.1).sum())
-        for attack in (RaySearch(1000, starts=1), HopSkipJump(1000))
+        for attack in (RayS(1000, starts=1), HopSkipJump(1000))
     )
     assert rays >= walks + 10, (rays, walks)
 
@@ -154,7 +154,7 @@ def test_rays_break_far_more_digits_than_walks_of_labels() -> None:
 def test_rays_come_within_eight_digits_of_gradients() -> None:
     """Measured: 88 of 100 by gradients, 82 by 10,000 labels."""
     problem, stopped = digits("linf", 0.1)
-    rays = int((nearest(RaySearch(), stopped).distance <= 0.1).sum())
+    rays = int((nearest(RayS(), stopped).distance <= 0.1).sum())
     assert rays >= sum(run(GRADIENTS, problem).broken) - 8, rays
 
 
@@ -164,7 +164,7 @@ def test_rays_start_over_where_a_search_is_exhausted() -> None:
     """
     model, _ = plane(6)
     problem = asking(model, "linf", n=5, shape=(6,))
-    once, thrice = (nearest(RaySearch(5000, starts=starts), problem) for starts in (1, 3))
+    once, thrice = (nearest(RayS(5000, starts=starts), problem) for starts in (1, 3))
     assert max(once.forwards) < max(thrice.forwards) < 1000
     assert torch.allclose(once.distance, thrice.distance, rtol=5e-3)
 
@@ -172,9 +172,9 @@ def test_rays_start_over_where_a_search_is_exhausted() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: RaySearch(queries=0),
-        lambda: RaySearch(starts=0),
-        lambda: list(RaySearch()(asking(mlp(), "l2"))),
+        lambda: RayS(queries=0),
+        lambda: RayS(starts=0),
+        lambda: list(RayS()(asking(mlp(), "l2"))),
     ],
 )
 def test_settings_of_rays_are_checked(wrong: object) -> None:
@@ -185,10 +185,10 @@ def test_settings_of_rays_are_checked(wrong: object) -> None:
 @pytest.mark.parametrize("features", [1, 5])
 def test_rays_and_differences_at_the_edge(features: int) -> None:
     problem = asking(mlp(features), "linf", n=3, shape=(features,))
-    assert nearest(RaySearch(queries=100), problem).candidate.isfinite().all()
-    assert not any(run(Differences(queries=40, search=0), problem).backwards)
+    assert nearest(RayS(queries=100), problem).candidate.isfinite().all()
+    assert not any(run(FiniteDifferences(queries=40, search=0), problem).backwards)
     stuck = asking(mlp(), "linf", n=2, radius=0.0)
-    assert run(Differences(queries=40, search=5), stuck).forwards == [1, 1]
+    assert run(FiniteDifferences(queries=40, search=5), stuck).forwards == [1, 1]
 
 
 def test_a_ray_is_given_up_only_when_no_flip_of_a_block_would_save_anything() -> None:
@@ -203,7 +203,7 @@ def test_a_ray_is_given_up_only_when_no_flip_of_a_block_would_save_anything() ->
             model[0].weight.mul_(4)
         x = torch.randn(6, d, dtype=torch.float64)
         problem = Problem.pose(model, x, model(x).argmax(1), Ball("linf", 0.1, box=(-50, 50)))
-        for attempt in RaySearch(queries=20_000, starts=1)(problem):
+        for attempt in RayS(queries=20_000, starts=1)(problem):
             part = problem.take(attempt.index)
             delta = attempt.candidate - part.x
             reach, ray = delta.abs().amax(1, keepdim=True), delta.sign()

@@ -25,7 +25,7 @@ from calipers.errors import Contradiction, RecordError
 from calipers.record.bracket import Bracket
 from calipers.record.estimates import clopper_pearson, dkw_half_width, two_sided, wilson
 from calipers.record.evidence import Evidence, Point, Question
-from calipers.record.ledger import SCHEMA_VERSION, Ledger
+from calipers.record.record import SCHEMA_VERSION, Record
 
 SRC = Path(__file__).resolve().parent.parent / "src"
 INF = math.inf
@@ -312,14 +312,14 @@ def points(n: int = N, start: int = 0) -> list[Point]:
     ]
 
 
-def filled(path: Path | None, evidence: list[Evidence], some: list[Point] | None = None) -> Ledger:
-    ledger = Ledger(path)
+def filled(path: Path | None, evidence: list[Evidence], some: list[Point] | None = None) -> Record:
+    ledger = Record(path)
     ledger.ask(QUESTION, points() if some is None else some)
     ledger.append(QUESTION.fingerprint, evidence)
     return ledger
 
 
-def held(ledger: Ledger) -> set[str]:
+def held(ledger: Record) -> set[str]:
     """Return everything the ledger says about the question, in words that can be compared whatever
     the order.
     """
@@ -340,7 +340,7 @@ def test_a_file_that_is_reopened_says_the_same(tmp_path: Path) -> None:
     path = tmp_path / "run.calipers"
     with filled(path, facts(2)) as ledger:
         before = held(ledger)
-    with Ledger(path) as again, Ledger(path, read_only=True) as reader:
+    with Record(path) as again, Record(path, read_only=True) as reader:
         assert held(again) == held(reader) == before
         assert again.questions() == [QUESTION] and again.questions()[0].facts == QUESTION.facts
         assert all(
@@ -356,7 +356,7 @@ def test_arrays_come_back_bit_for_bit(tmp_path: Path, dtype: type) -> None:
     fact = Evidence("p0", "witness", "PGD()", 0.1, -0.5, array=array)
     with filled(tmp_path / "r", [fact, Evidence("p1", "certificate", "CROWN()", 0.2)]):
         pass
-    with Ledger(tmp_path / "r") as ledger:
+    with Record(tmp_path / "r") as ledger:
         back = ledger.witness(QUESTION.fingerprint, ledger.evidence(QUESTION.fingerprint)[0])
         assert back is not None and back.dtype == array.dtype and np.array_equal(back, array)
         assert (
@@ -402,7 +402,7 @@ def test_two_halves_in_any_order_are_the_whole(tmp_path: Path) -> None:
     whole = filled(None, every)
     for order in itertools.permutations(range(3)):
         parts = [filled(tmp_path / f"{order}{i}", every[i::3], points()[i::3]) for i in range(3)]
-        merged = Ledger(tmp_path / f"{order}")
+        merged = Record(tmp_path / f"{order}")
         for i in order:
             merged.merge(parts[i])
             merged.merge(parts[i])  # twice is once
@@ -464,7 +464,7 @@ def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path: Path)
         r"another file "
         r"name",
     ):
-        Ledger(path)
+        Record(path)
     assert path.read_bytes() == before
 
 
@@ -479,7 +479,7 @@ def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         match=rf"written by a newer calipers \(record version {SCHEMA_VERSION + 1}, this one reads "
         rf"{SCHEMA_VERSION}\)\. Update calipers",
     ):
-        Ledger(path)
+        Record(path)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +497,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -
         match=r"notes\.txt cannot be used as a record \(.*\)\. Give another file name, or remove "
         r"it",
     ):
-        Ledger(path)
+        Record(path)
     assert path.read_bytes() == content
 
 
@@ -515,7 +515,7 @@ def test_a_truncated_record_is_a_clear_error(tmp_path: Path) -> None:
         path.write_bytes(whole[: int(len(whole) * share)])
         with (
             pytest.raises(RecordError, match=r"run\.calipers cannot be used as a record"),
-            Ledger(path) as ledger,
+            Record(path) as ledger,
         ):
             ledger.evidence(QUESTION.fingerprint)
 
@@ -536,7 +536,7 @@ def test_a_record_with_a_damaged_page_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def read_all(path: Path) -> set[str]:
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         return held(ledger)
 
 
@@ -547,15 +547,15 @@ def test_reading_what_is_not_there_says_how_to_measure(tmp_path: Path) -> None:
         match=r"no record at .*none\.calipers: nothing to read\. Measure first: calipers measure "
         r"--record",
     ):
-        Ledger(path, read_only=True)
+        Record(path, read_only=True)
     assert not path.exists()
     with pytest.raises(RecordError, match="no record at"):
-        Ledger(None, read_only=True)
+        Record(None, read_only=True)
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="there is no folder"):
-        Ledger(tmp_path / "missing" / "run.calipers")
+        Record(tmp_path / "missing" / "run.calipers")
 
 
 # ---- durability
@@ -581,8 +581,8 @@ def test_a_record_opens_without_torch() -> None:
 
         sys.meta_path.insert(0, Blocked())
         import numpy as np
-        from calipers.record import bracket, estimates, evidence, ledger
-        book = ledger.Ledger()
+        from calipers.record import bracket, estimates, evidence, record
+        book = record.Record()
         book.ask(evidence.Question("q", "q"), [evidence.Point("p", 0, 1, 0.1, np.zeros(2))])
         book.append("q", [evidence.Evidence("p", "witness", "PGD()", 0.2), evidence.Evidence("p", "certificate", "CROWN()", 0.1)])
         print(bracket.Bracket.of(["p"], book.evidence("q")).verdicts(0.2), estimates.wilson(1, 2).rate, "torch" in sys.modules)
@@ -605,8 +605,8 @@ def test_a_kill_in_the_middle_of_appending_loses_nothing_admitted(
         import itertools, sys
         import numpy as np
         from calipers.record.evidence import Evidence, Point, Question
-        from calipers.record.ledger import Ledger
-        ledger = Ledger(sys.argv[1])
+        from calipers.record.record import Record
+        ledger = Record(sys.argv[1])
         ledger.ask(Question("q", "q"), [Point("p", 0, 1, 0.1, np.zeros(2))])
         for i in itertools.count():
             ledger.append("q", [Evidence("p", "witness", f"a{i}", 0.2, array=np.full(300, i)), Evidence("p", "certificate", f"b{i}", 0.1)])
@@ -622,7 +622,7 @@ def test_a_kill_in_the_middle_of_appending_loses_nothing_admitted(
     told += [int(line) for line in re.findall(r"^\d+(?=\n)", child.stdout.read(), re.MULTILINE)]
     child.stdout.close()
     assert child.wait(timeout=30) == -signal.SIGKILL
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         names = {e.tool for e in ledger.evidence("q")}
         assert names >= {f"{kind}{i}" for i in told for kind in "ab"} and len(told) >= after
         # no half of an append
@@ -639,8 +639,8 @@ def test_a_kill_in_the_middle_of_appending_loses_nothing_admitted(
 
 
 def test_a_decision_is_made_once_for_whoever_resumes(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "a.calipers") as first:
+    with Record(tmp_path / "a.calipers") as first:
         assert first.decide("q", "run", "order", lambda: ["FAB", "PGD"]) == ["FAB", "PGD"]
-    with Ledger(tmp_path / "a.calipers") as second:
+    with Record(tmp_path / "a.calipers") as second:
         assert second.decide("q", "run", "order", lambda: ["PGD", "FAB"]) == ["FAB", "PGD"]
         assert second.decide("q", "other run", "order", lambda: ["PGD", "FAB"]) == ["PGD", "FAB"]

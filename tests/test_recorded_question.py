@@ -17,24 +17,24 @@ from terminal import calipers as run_calipers
 from torch import Tensor, nn
 
 import calipers
-from calipers.checking import check
+from calipers.api.check import check
 from calipers.errors import RecordError
 from calipers.measurement import question
 from calipers.measurement.plan import Plan, Stage
 from calipers.problem.goals import Goal, Targeted, Untargeted
 from calipers.problem.problem import Problem
+from calipers.problem.protocols import Claim
 from calipers.problem.recorded import data_of, recorded_goal, recorded_threat
 from calipers.problem.specification import Specification
-from calipers.problem.substitutions import Substitutions, letters
-from calipers.problem.threat import Threat
-from calipers.problem.tools import Claim
 from calipers.record import rows
 from calipers.record.evidence import Evidence, Point, Question, Run
-from calipers.record.ledger import Ledger
 from calipers.record.packing import pack, pack_data, unpack, unpack_data
+from calipers.record.record import Record
 from calipers.report.report import summaries
 from calipers.report.text import render_text
 from calipers.report.wording import advice
+from calipers.threats.substitutions import Substitutions, one_hot_groups
+from calipers.threats.threat import Threat
 
 N, D = 8, 6
 PLAN = Plan(
@@ -62,7 +62,7 @@ LOW, HIGH = torch.linspace(-0.3, 0.0, D), torch.linspace(1.0, 1.3, D, dtype=F64)
 MASK = torch.tensor([True, False, True, True, True, True])
 WEIGHTS = torch.linspace(0.5, 2.0, D, dtype=F64)
 ROWS = (torch.ones(1, D, dtype=F64), torch.tensor([5.5], dtype=F64))
-WORDS = letters(1, 3)
+WORDS = one_hot_groups(1, 3)
 THREATS: dict[str, Threat] = {
     "plain": calipers.Ball("linf", 0.1),
     "no box": calipers.Ball("l2", 0.2, box=None),
@@ -78,7 +78,9 @@ THREATS: dict[str, Threat] = {
     "letters by point": Substitutions(WORDS, torch.arange(N) % 2),
     "letters allowed": Substitutions(WORDS, 1, allowed=[[0, 2]]),
     "letters and numbers": Substitutions(
-        WORDS, 1, numeric=calipers.Ball("linf", 0.1, (torch.zeros(3), 1.0), MASK[:3], WEIGHTS[:3])
+        WORDS,
+        1,
+        continuous=calipers.Ball("linf", 0.1, (torch.zeros(3), 1.0), MASK[:3], WEIGHTS[:3]),
     ),
 }
 
@@ -148,7 +150,7 @@ def test_a_goal_comes_back_and_is_checked(name: str, tmp_path: Path) -> None:
     elif name == "a class for each":
         goal = Targeted(((y + 1) % 3)[keep])
     ball = calipers.Ball("linf", 0.15)
-    with Ledger(tmp_path / "r") as ledger:
+    with Record(tmp_path / "r") as ledger:
         calipers.measure(model, x[keep], y[keep], ball, goal=goal, plan=PLAN, record=ledger)
         (asked,) = ledger.questions()
         assert asked.data is not None
@@ -162,7 +164,7 @@ def test_points_of_later_runs_keep_the_target_of_each(tmp_path: Path) -> None:
     """Positions of two runs are the same; names, labels and targets belong together all the same."""
     model, x, y = sample()
     ball, goal = calipers.Ball("linf", 0.15), (y + 1) % 3
-    with Ledger(tmp_path / "r") as ledger:
+    with Record(tmp_path / "r") as ledger:
         for part in (slice(0, 3), slice(3, N)):
             calipers.measure(
                 model, x[part], y[part], ball, goal=Targeted(goal[part]), plan=PLAN, record=ledger
@@ -250,7 +252,7 @@ def test_a_large_input_is_known_by_its_digest(
     broken = {r.name for r in result.points if r.verdict == "broken"}
     proved = {r.name for r in result.points if r.verdict == "robust"}
     assert broken and proved
-    with Ledger(tmp_path / "r", read_only=True) as ledger:
+    with Record(tmp_path / "r", read_only=True) as ledger:
         held = ledger.points(result.summary.question.fingerprint)
         assert {p.name for p in held if p.array is not None} == broken
         assert all(p.digest for p in held) and not ledger.trust().altered
@@ -269,7 +271,7 @@ def test_an_input_below_the_size_is_kept_by_value() -> None:
         np.zeros(rows.BY_VALUE // 4, np.float32),
         np.zeros(rows.BY_VALUE // 4 + 1, np.float32),
     )
-    with Ledger() as ledger:
+    with Record() as ledger:
         ledger.ask(Question("q", "q"), [Point("a", 0, 0, 0.1, small), Point("b", 1, 0, 0.1, large)])
         a, b = ledger.points("q")
         assert a.array is not None and b.array is None and b.digest
@@ -303,7 +305,7 @@ def test_the_command_line_takes_the_data_and_says_what_is_left(
 
 def test_a_second_run_leaves_the_first_as_it_was(tmp_path: Path) -> None:
     model, x, y = sample()
-    with Ledger(tmp_path / "r", argv=("measure", "-e", "0.05")) as ledger:
+    with Record(tmp_path / "r", argv=("measure", "-e", "0.05")) as ledger:
         first = calipers.measure(
             model, x, y, calipers.Ball("linf", 0.05), plan=PLAN, record=ledger, title="net"
         )
@@ -326,7 +328,7 @@ def test_a_second_run_leaves_the_first_as_it_was(tmp_path: Path) -> None:
     assert all(r.time and r.versions["torch"] and r.argv == ("measure", "-e", "0.05") for r in runs)
     assert runs[0].notes == first.summary.runs[0].notes and "gradients" in runs[0].notes
     assert {e.run for e in evidence} == {1, 2}
-    assert all((e.run == 2) == (e.asked == 0.2) for e in evidence if e.asked > 0)
+    assert all((e.run == 2) == (e.question == 0.2) for e in evidence if e.question > 0)
     assert second.summary.facts["seed"] == 7 and "plan both" in str(
         second.summary.facts["earlier runs"]
     )
@@ -349,7 +351,7 @@ def test_a_second_run_leaves_the_first_as_it_was(tmp_path: Path) -> None:
     ],
 )
 def test_advice_is_the_command_that_was_given(argv: str, said: str, tmp_path: Path) -> None:
-    with Ledger(tmp_path / "r", argv=shlex.split(argv)) as ledger:
+    with Record(tmp_path / "r", argv=shlex.split(argv)) as ledger:
         ledger.ask(Question("q", "q"), [Point("p", 0, 0, 0.1, np.zeros(2))])
         ledger.begin(
             Run("q", 0, ("quick",), (0.1,), notes={"next_step": "measure --plan standard"})
@@ -361,7 +363,7 @@ def test_advice_is_the_command_that_was_given(argv: str, said: str, tmp_path: Pa
 
 def test_a_curve_and_exact_distances_are_one_run_each(tmp_path: Path) -> None:
     model, x, y = sample()
-    with Ledger(tmp_path / "r") as ledger:
+    with Record(tmp_path / "r") as ledger:
         swept = calipers.curve(
             model, x, y, calipers.Ball("linf", 0.1), [0.02, 0.05, 0.1], plan=PLAN, record=ledger
         )
@@ -376,7 +378,7 @@ def test_a_curve_and_exact_distances_are_one_run_each(tmp_path: Path) -> None:
 
 
 def test_a_note_needs_no_run_of_a_plan() -> None:
-    with Ledger() as ledger:
+    with Record() as ledger:
         ledger.ask(Question("q", "q"), [])
         number = ledger.begin(Run("q", 3, ("plan",), (0.1,))).number
         ledger.note(number, "exact", {"points": 2})
@@ -386,7 +388,7 @@ def test_a_note_needs_no_run_of_a_plan() -> None:
 
 
 def test_confidence_comes_back() -> None:
-    with Ledger() as ledger:
+    with Record() as ledger:
         ledger.ask(Question("q", "q"), [])
         ledger.append("q", [Evidence("p", "certificate", "Smoothing()", 0.1, confidence=0.999)])
         ledger.append("q", [Evidence("p", "certificate", "CROWN()", 0.1)])
@@ -395,9 +397,9 @@ def test_confidence_comes_back() -> None:
 
 def test_a_margin_of_minus_zero_is_no_alteration() -> None:
     """SQLite keeps no sign of a zero, so the digest must not see one."""
-    with Ledger() as ledger:
+    with Record() as ledger:
         ledger.ask(Question("q", "q"), [Point("p", 0, 1, -0.0, np.zeros(2))])
-        ledger.append("q", [Evidence("p", "witness", "PGD()", 0.1, margin=-0.0, asked=-0.0)])
+        ledger.append("q", [Evidence("p", "witness", "PGD()", 0.1, margin=-0.0, question=-0.0)])
         assert not ledger.trust().altered
 
 

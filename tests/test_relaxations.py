@@ -22,12 +22,12 @@ import torch
 from mpmath import mpf
 from torch import Tensor
 
-from calipers.graph import products, smooth
+from calipers.graph import products, smooth_relaxation
 from calipers.graph.activations import ACTIVATIONS, Clip, TwoPieces
-from calipers.graph.curves import CURVES
 from calipers.graph.kinds import Elementwise
 from calipers.graph.products import SELECTIONS, MaxPool, Product
-from calipers.graph.smooth import Smooth, Wave, _everywhere
+from calipers.graph.smooth_relaxation import Smooth, Wave, _everywhere
+from calipers.graph.smooth_table import CURVES
 
 DTYPES = [torch.float64, torch.float32]
 ENTRIES = nets.activations()
@@ -307,7 +307,9 @@ def test_range_holds_every_value(name: str, args: tuple[Any, ...], dtype: torch.
         assert mpf(least) <= min(values) + room and max(values) <= mpf(most) + room, (
             f"[{low!r}, {high!r}]"
         )
-        if isinstance(op, Wave) and (max(abs(low), abs(high)) >= smooth._FAR or high - low > 1):
+        if isinstance(op, Wave) and (
+            max(abs(low), abs(high)) >= smooth_relaxation._FAR or high - low > 1
+        ):
             assert most <= 1 and least >= -1
             continue
         assert mpf(most) - mpf(least) - 2 * getattr(op, "jump", 0.0) <= max(values) - min(
@@ -320,7 +322,7 @@ def test_where_nothing_bends_both_lines_are_the_function(name: str, args: tuple[
     op = ACTIVATIONS[name](args)
     bounds = torch.tensor(intervals(op, torch.float64), dtype=torch.float64)
     lower, upper = bounds[bounds.abs().amax(1) < 1e5].unbind(1)
-    lines, straight = op.relax(lower, upper), ~op.bends(lower, upper)
+    lines, straight = op.relax(lower, upper), ~op.unstable(lower, upper)
     assert bool(straight.any())
     for x in (lower, upper, (lower + upper) / 2):
         for slope, at in (
@@ -345,7 +347,7 @@ def test_bends_says_where_the_function_is_no_straight_line(
     x = lower[:, None] + (upper - lower)[:, None] * share
     chord = op.value(lower)[:, None] + (op.value(upper) - op.value(lower))[:, None] * share
     curved = (op.value(x) - chord).abs().amax(1) > 1e-9
-    assert not bool((curved & ~op.bends(lower, upper)).any())
+    assert not bool((curved & ~op.unstable(lower, upper)).any())
 
 
 @pytest.mark.parametrize(("name", "args"), ENTRIES, ids=str)
@@ -463,7 +465,7 @@ def test_the_judge_catches_a_false_fact_of_every_curve(
 def test_the_judge_catches_lines_without_room_for_rounding(
     name: str, args: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smooth, "_ULPS", 0)
+    monkeypatch.setattr(smooth_relaxation, "_ULPS", 0)
     op = ACTIVATIONS[name](args)
     assert any(
         crossings(op, dtype, alpha, intervals(op, dtype)[::4])
@@ -531,7 +533,7 @@ def test_the_judge_catches_a_chord_whose_intercept_is_rounded_down(
     def careless(self: TwoPieces, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Any:
         lines = sound(self, lower, upper, alpha)
         return lines._replace(
-            upper_intercept=torch.where(self.bends(lower, upper), -lines.upper_slope * lower, 0)
+            upper_intercept=torch.where(self.unstable(lower, upper), -lines.upper_slope * lower, 0)
         )
 
     sound = TwoPieces.relax
@@ -706,12 +708,12 @@ def test_elements_that_cannot_win_or_must_win_do_not_bend(
 ) -> None:
     op = pool_of(shape, arguments)
     lower, upper = boxes(shape)
-    bends = op.bends(lower, upper)
-    assert bends.shape == lower.shape and bool(bends.any()) and not bool(bends[0].any())
+    unstable = op.unstable(lower, upper)
+    assert unstable.shape == lower.shape and bool(unstable.any()) and not bool(unstable[0].any())
     # Wherever a plane is not exact some member of its window bends; one alone where the element to
     # beat has no width.
     flags = (
-        torch.nn.functional.pad(bends.flatten(1), (0, 1))[:, op.windows]
+        torch.nn.functional.pad(unstable.flatten(1), (0, 1))[:, op.windows]
         .sum(-1)
         .view_as(op.relaxation((lower, upper)).exact)
     )

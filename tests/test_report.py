@@ -15,7 +15,7 @@ import pytest
 
 from calipers.errors import Contradiction
 from calipers.record.evidence import Evidence, Point, Question
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report import caveats
 from calipers.report.gallery import data_range
 from calipers.report.render import page
@@ -62,17 +62,17 @@ FACTS = {
 def fabricate(
     brackets: Sequence[tuple[float, float]],
     *,
-    ledger: Ledger | None = None,
+    ledger: Record | None = None,
     facts: dict[str, Any] | None = None,
     fingerprint: str = "f" * 64,
     shape: tuple[int, ...] = (1, 8, 8),
     radius: float | Sequence[float] = 0.1,
     stored: bool = True,
-) -> Ledger:
+) -> Record:
     """Return a ledger with one question whose points have these brackets, labels 0, 1, 2 in turn;
     NaN stands for a point that cannot be measured.
     """
-    ledger, draw = ledger or Ledger(), np.random.default_rng(0)
+    ledger, draw = ledger or Record(), np.random.default_rng(0)
     radii = np.broadcast_to(radius, len(brackets))
     points = [
         Point(f"p{i}", i, i % 3, float(radii[i]), draw.random(shape).astype(np.float32))

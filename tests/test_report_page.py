@@ -18,7 +18,7 @@ import pytest
 from test_report import BROKEN, FACTS, INF, MIXED, OPEN, REFUSED, ROBUST, WRONG, fabricate, told
 
 from calipers.record.evidence import Evidence
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report import caveats, figures, wording
 from calipers.report.render import page, render_html
 from calipers.report.report import Rate, summaries
@@ -29,7 +29,7 @@ from calipers.report.text import render_text
 
 
 def test_the_terminal_table_states_both_jaws(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "run.calipers") as ledger:
+    with Record(tmp_path / "run.calipers") as ledger:
         lines = render_text(fabricate(MIXED, ledger=ledger)).splitlines()
     assert lines == [
         "robust accuracy, linf eps = 0.1, 16 points, 95 %",
@@ -93,11 +93,11 @@ def test_a_missing_lower_jaw_is_stated_plainly() -> None:
         ({}, "no certificate is on record"),
     ):
         summary = told([(0.0, 0.05), (0.0, INF)], facts=facts)
-        assert f"no lower jaw: {said}" in render_text([summary])
+        assert f"no certificates: {said}" in render_text([summary])
         assert said in page([summary]) and any(
-            "lower jaw is missing" in line for line in caveats.limits(summary)
+            "There are no certificates" in line for line in caveats.limits(summary)
         )
-    assert "lower jaw" not in render_text([told([ROBUST])])
+    assert "no certificates" not in render_text([told([ROBUST])])
 
 
 def test_a_name_cannot_steer_the_terminal() -> None:
@@ -163,7 +163,7 @@ STRANGE: dict[str, Any] = {
     "all wrong": {"brackets": [WRONG] * 3},
     "all refused": {"brackets": [REFUSED] * 3},
     "no witnesses": {"brackets": [ROBUST] * 5},
-    "no lower jaw": {"brackets": [(0.0, 0.05), (0.0, INF)], "facts": {"lower_jaw": "no bounds"}},
+    "no certificates": {"brackets": [(0.0, 0.05), (0.0, INF)], "facts": {"lower_jaw": "no bounds"}},
     "no facts": {"brackets": MIXED, "facts": {}},
     "facts of other shapes": {
         "brackets": MIXED,
@@ -198,7 +198,7 @@ def test_any_ledger_becomes_text_and_a_well_formed_page(name: str) -> None:
 
 
 def test_a_record_without_questions_says_so() -> None:
-    with Ledger() as ledger:
+    with Record() as ledger:
         assert summaries(ledger) == () and "holds no question" in render_text(ledger)
     parsed(page([]))
     assert "holds no question" in page([])
@@ -321,7 +321,7 @@ def test_ticks_are_few_round_and_inside(high: float, count: int) -> None:
 
 
 def test_a_report_is_made_without_torch(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "run.calipers") as ledger:
+    with Record(tmp_path / "run.calipers") as ledger:
         fabricate(MIXED, ledger=ledger)
     code = """
 import sys
@@ -330,10 +330,10 @@ class Blocked:
         if name.split(".")[0] == "torch":
             raise ImportError("torch is blocked")
 sys.meta_path.insert(0, Blocked())
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report.render import render_html
 from calipers.report.text import render_text
-ledger = Ledger(sys.argv[1], read_only=True)
+ledger = Record(sys.argv[1], read_only=True)
 print(render_text(ledger))
 render_html(ledger, sys.argv[2])
 """

@@ -16,19 +16,19 @@ import torch
 from torch import nn
 
 import calipers
-from calipers.api import measure_exactly
-from calipers.attacks import queries, search
+from calipers.api.measure import measure_exactly
+from calipers.attacks.engine import query_loop, queue
 from calipers.measurement import plan as plans
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee
 from calipers.presets import PLANS, plan_for
 from calipers.problem.problem import Problem
-from calipers.problem.substitutions import Substitutions, letters
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
 from calipers.record.evidence import Evidence, Point, Question
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report.caveats import begun_anew
 from calipers.report.report import summaries
+from calipers.threats.substitutions import Substitutions, one_hot_groups
 
 N, FEATURES = 7, 6
 
@@ -51,7 +51,7 @@ def points(n: int = N) -> torch.Tensor:
 
 
 BALL = calipers.Ball("linf", 0.12)
-Run = Callable[[Ledger], Any]
+Run = Callable[[Record], Any]
 
 
 def planned(plan: str | Plan) -> Run:
@@ -61,7 +61,7 @@ def planned(plan: str | Plan) -> Run:
     )
 
 
-def swept(ledger: Ledger) -> calipers.Bracket:
+def swept(ledger: Record) -> calipers.Bracket:
     model, x = net(), points()
     return calipers.curve(
         model,
@@ -74,7 +74,7 @@ def swept(ledger: Ledger) -> calipers.Bracket:
     ).bracket
 
 
-def exactly(ledger: Ledger) -> calipers.Bracket:
+def exactly(ledger: Record) -> calipers.Bracket:
     model, x = net(), points(4)
     return measure_exactly(
         model,
@@ -86,7 +86,7 @@ def exactly(ledger: Ledger) -> calipers.Bracket:
     ).bracket
 
 
-def lettered(ledger: Ledger) -> calipers.Bracket:
+def lettered(ledger: Record) -> calipers.Bracket:
     model = net(12)
     x = (
         nn.functional.one_hot(
@@ -99,7 +99,7 @@ def lettered(ledger: Ledger) -> calipers.Bracket:
         model,
         x,
         model(x).argmax(1),
-        Substitutions(letters(4, 3), 1),
+        Substitutions(one_hot_groups(4, 3), 1),
         plan="categorical",
         record=ledger,
     ).bracket
@@ -108,7 +108,7 @@ def lettered(ledger: Ledger) -> calipers.Bracket:
 def shortened(tool: Any) -> Any:
     """Return the tool with fewer steps and queries, of those that it holds too."""
     fields = {f.name: getattr(tool, f.name) for f in dataclasses.fields(tool)}
-    most = {"steps": 4, "queries": 30, "rounds": 3, "tries": 2, "restarts": 1}
+    most = {"steps": 4, "queries": 30, "rounds": 3, "restarts": 1}
     new = {
         k: min(v, most[k]) if k in most else shortened(v) if dataclasses.is_dataclass(v) else v
         for k, v in fields.items()
@@ -135,11 +135,11 @@ def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     it.
     """
     monkeypatch.setattr(plans, "_POINTS", {"attack": 4, "certifier": 4})
-    for module in (search, queries):
+    for module in (queue, query_loop):
         monkeypatch.setattr(module, "_SECONDS_BETWEEN_YIELDS", -1.0)
 
 
-def cut(run: Run, ledger: Ledger, at: int, error: type[BaseException]) -> int:
+def cut(run: Run, ledger: Record, at: int, error: type[BaseException]) -> int:
     """Run with one error at the `at`-th moment: a ruling of the referee, a write before it, or
     after it. Returns how many moments there were.
     """
@@ -164,11 +164,11 @@ def cut(run: Run, ledger: Ledger, at: int, error: type[BaseException]) -> int:
         for kind, name in (
             (Referee, "attempt"),
             (Referee, "claim"),
-            (Ledger, "append"),
-            (Ledger, "finish"),
-            (Ledger, "decide"),
+            (Record, "append"),
+            (Record, "finish"),
+            (Record, "decide"),
         ):
-            patch.setattr(kind, name, watched(getattr(kind, name), after=kind is Ledger))
+            patch.setattr(kind, name, watched(getattr(kind, name), after=kind is Record))
         with contextlib.suppress(error):
             run(ledger)
     return count[0]
@@ -184,11 +184,11 @@ def plain(bracket: calipers.Bracket) -> tuple[Any, ...]:
 def test_a_run_that_is_taken_up_ends_as_one_that_was_left_alone(
     name: str, error: type[BaseException]
 ) -> None:
-    whole = Ledger()
+    whole = Record()
     expected = plain(RUNS[name](whole))
-    moments = cut(RUNS[name], Ledger(), 0, error)
+    moments = cut(RUNS[name], Record(), 0, error)
     for share in (0.25, 0.7):
-        ledger = Ledger()
+        ledger = Record()
         cut(RUNS[name], ledger, max(1, round(share * moments)), error)
         # and once more, sooner after its beginning
         cut(RUNS[name], ledger, max(1, round(0.3 * moments)), error)
@@ -232,7 +232,7 @@ class Step(nn.Module):
         return torch.stack([0.52 - x[:, 0], x[:, 0] - 0.52], 1)
 
 
-def hasty(ledger: Ledger, radius: float = 0.1) -> calipers.Bracket:
+def hasty(ledger: Record, radius: float = 0.1) -> calipers.Bracket:
     x = torch.full((3, 2), 0.5) - torch.tensor([[0.0], [0.001], [0.002]])
     return calipers.measure(
         Step(),
@@ -245,14 +245,14 @@ def hasty(ledger: Ledger, radius: float = 0.1) -> calipers.Bracket:
 
 
 def test_finds_of_an_interrupted_block_count_until_it_is_done_again(tmp_path: Path) -> None:
-    whole = plain(hasty(Ledger()))
-    with Ledger(tmp_path / "run.calipers") as ledger:
+    whole = plain(hasty(Record()))
+    with Record(tmp_path / "run.calipers") as ledger:
         Hasty.cut = True
         early = hasty(ledger)
         assert (early.upper < whole[1]).all(), "what was handed over is known"
         assert plain(hasty(ledger)) == whole
         assert plain(hasty(ledger)) == whole
-    with Ledger(tmp_path / "run.calipers") as ledger:
+    with Record(tmp_path / "run.calipers") as ledger:
         (asked,) = ledger.questions()
         assert len([e for e in ledger.evidence(asked.fingerprint) if e.kind == "witness"]) == 3
         assert ledger.trust().facts == 3 + 3 + 3 + 3, (
@@ -265,7 +265,7 @@ def test_finds_of_another_radius_stand(tmp_path: Path) -> None:
     """The block of one radius was dealt to its end; a cut at another radius takes nothing of it
     away.
     """
-    ledger = Ledger()
+    ledger = Record()
     near = hasty(ledger, 0.06)
     Hasty.cut = True
     hasty(ledger, 0.2)
@@ -279,7 +279,7 @@ def test_keeping_them_for_good_is_found_out(
     if mutant == "nothing is passed over":
 
         def finish(
-            self: Ledger,
+            self: Record,
             fingerprint: str,
             tried: list[Evidence],
             found: list[Evidence],
@@ -289,11 +289,11 @@ def test_keeping_them_for_good_is_found_out(
             self.append(fingerprint, tried, run=run)
             return set()
 
-        monkeypatch.setattr(Ledger, "finish", finish)
+        monkeypatch.setattr(Record, "finish", finish)
     else:
-        append = Ledger.append
+        append = Record.append
         monkeypatch.setattr(
-            Ledger,
+            Record,
             "append",
             lambda self, f, facts, *, run: append(
                 self, f, [dataclasses.replace(e, asked=math.nan) for e in facts], run=run
@@ -340,7 +340,7 @@ def test_a_point_whose_time_was_spent_is_not_asked_again() -> None:
     x = torch.full((3, 2), 0.5) - torch.tensor([[0.0], [0.001], [0.002]])
     plan = Plan("one", (Stage(Timed(), "certifier"),))
 
-    def run(ledger: Ledger) -> calipers.Bracket:
+    def run(ledger: Record) -> calipers.Bracket:
         return calipers.measure(
             Step(),
             x,
@@ -350,7 +350,7 @@ def test_a_point_whose_time_was_spent_is_not_asked_again() -> None:
             record=ledger,
         ).bracket
 
-    ledger, Timed.fuse = Ledger(), 3
+    ledger, Timed.fuse = Record(), 3
     Timed.asked.clear()
     early = run(ledger)
     assert not said(ledger)
@@ -369,15 +369,15 @@ def test_a_point_whose_time_was_spent_is_not_asked_again() -> None:
     )
 
 
-def said(ledger: Ledger) -> list[str]:
+def said(ledger: Record) -> list[str]:
     return list(begun_anew(summaries(ledger)[0]))
 
 
 def test_two_who_finish_the_same_block_keep_the_finds_of_both(tmp_path: Path) -> None:
     """Whoever is through last takes back what it found itself."""
-    first, second = Ledger(tmp_path / "r"), Ledger(tmp_path / "r")
+    first, second = Record(tmp_path / "r"), Record(tmp_path / "r")
     first.ask(Question("q", "q"), [Point("p", 0, 1, 0.1, points(1).numpy())])
-    near, far = (Evidence("p", "witness", "PGD()", r, asked=0.1) for r in (0.05, 0.08))
+    near, far = (Evidence("p", "witness", "PGD()", r, question=0.1) for r in (0.05, 0.08))
     tried = [Evidence("p", "attempt", "PGD()", 0.1)]
     first.append("q", [near])
     second.append("q", [far])

@@ -17,17 +17,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from calipers.bounds.backward import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.coefficients import Dense
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import interval_margin_bounds, margin_bounds, relax
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Linear
 from calipers.graph.capture import capture
 from calipers.graph.ir import Graph, Node
 from calipers.graph.relaxations import Lines
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
+from calipers.threats.ball import Ball
 
 UNCHECKED = Arithmetic(torch.float64, checked=False)
 RELU = TwoPieces(0.0, 1.0)

@@ -19,11 +19,11 @@ from torch import nn
 
 import calipers
 from calipers import data
-from calipers.attacks.nearest import Nearest
+from calipers.attacks.radius_bisection import RadiusBisection
 from calipers.measurement.plan import Plan, Stage
 from calipers.presets import PLANS
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
 
 EPSILON = 0.1
 SMALL = Plan(
@@ -31,7 +31,9 @@ SMALL = Plan(
     (
         Stage(calipers.attacks.PGD(steps=5, step=0.4), "attack"),
         Stage(calipers.certificates.CROWN(), "certifier"),
-        Stage(Nearest(calipers.attacks.PGD(steps=4, step=0.5), rounds=3), "attack", "distance"),
+        Stage(
+            RadiusBisection(calipers.attacks.PGD(steps=4, step=0.5), rounds=3), "attack", "distance"
+        ),
     ),
 )
 
@@ -97,7 +99,7 @@ def test_two_halves_joined_are_one_whole(sample: tuple[torch.Tensor, torch.Tenso
     x, y = sample
     whole = measured(x, y)
     left, right = measured(x[:25], y[:25]), measured(x[25:], y[25:])
-    joined = calipers.Ledger()
+    joined = calipers.Record()
     joined.merge(right.ledger)
     joined.merge(left.ledger)
     bracket = measured(x, y, plan=Plan("nothing", ()), record=joined).bracket
@@ -138,7 +140,7 @@ KILLED = textwrap.dedent(
     class Watch:
         def stage(self, name, points): print("stage", name, flush=True)
         def progress(self, done, settled): print("dealt", done, flush=True)
-    calipers.measure(data.build("mnist-robust"), x[:400], y[:400], calipers.Ball("linf", EPSILON), plan=SMALL, record={record!r}, watch=Watch())
+    calipers.measure(data.build("mnist-robust"), x[:400], y[:400], calipers.Ball("linf", EPSILON), plan=SMALL, record={record!r}, progress=Watch())
     print("finished", flush=True)
     """
 )
@@ -179,7 +181,7 @@ def test_kill_9_loses_nothing_and_the_same_command_ends_with_the_same_brackets(
 
 
 def _facts(record: Path) -> list[tuple[str, str, str, float]]:
-    with calipers.Ledger(record, read_only=True) as ledger:
+    with calipers.Record(record, read_only=True) as ledger:
         return [
             (e.point, e.kind, e.tool, e.radius if e.radius == e.radius else -1.0)
             for q in ledger.questions()
@@ -303,7 +305,7 @@ def test_a_model_that_cannot_be_captured_keeps_its_upper_jaw(
     result = measured(*sample, model=Uncapturable())
     assert result.robust_accuracy.certified.count == 0
     assert 0 < result.robust_accuracy.attacked.count < 60
-    assert "no lower jaw: the model cannot be exported as a graph" in str(result)
+    assert "no certificates: the model cannot be exported as a graph" in str(result)
     assert (result.bracket.upper < np.inf).sum() > 50
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calipers.problem.search_copy import BlockedConvolution, search_copy
+from calipers.models.fast_gradient import BlockedConvolution, search_copy
 
 F64 = torch.float64
 SHAPES = [  # in, out, kernel, stride, padding, height, width

@@ -39,10 +39,10 @@ def test_what_one_tool_did_is_one_line(
 ) -> None:
     model, x, y, threat = asked
     attacked = calipers.attack(model, x, y, calipers.Ball("linf", 0.5), "PGD")
-    assert repr(attacked).startswith(f"<Attacked: {int(attacked.success.sum())} of 12 within")
+    assert repr(attacked).startswith(f"<AttackResult: {int(attacked.success.sum())} of 12 within")
     certified = calipers.certify(model, x, y, threat, "CROWN")
     count = int(certified.certified.sum())
-    assert repr(certified) == f"<Certified: {count} of 12 at the radius, float64-checked>"
+    assert repr(certified) == f"<CertifyResult: {count} of 12 at the radius, float64-checked>"
 
 
 def test_a_frame_holds_a_row_a_point(

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 
 import calipers
+from calipers import calls
 from calipers.attacks.pgd import PGD
 from calipers.certificates.crown import IBP
 from calipers.errors import BadInput, BadModel, CaptureError, Contradiction, UnsupportedOp
 from calipers.graph import capture
 from calipers.measurement.plan import Plan, Stage
-from calipers.problem import calls, classifier
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models import classifier
+from calipers.models.classifier import Classifier
+from calipers.problem.gradient_faults import gradients
 from calipers.problem.problem import Problem
-from calipers.problem.slopes import gradients
+from calipers.threats.ball import Ball
 
 BALL = Ball("linf", 0.1)
 
@@ -163,7 +164,7 @@ def test_points_without_a_gradient_are_counted_and_told(cut: str, tmp_path: Path
     for shown in (
         str(result),
         page,
-        str(calipers.Ledger(tmp_path / "run.calipers").runs(result.summary.question.fingerprint)),
+        str(calipers.Record(tmp_path / "run.calipers").runs(result.summary.question.fingerprint)),
     ):
         assert "gradient" in shown
     assert "attacks by gradients see nothing there" in str(result) and "Square" in page
@@ -219,7 +220,7 @@ def test_a_model_that_writes_to_its_input_is_measured_like_one_that_does_not(wri
         "PGD(steps=5)",
         "Square(queries=50)",
         "SPSA(steps=2)",
-        "Differences(queries=60, search=30)",
+        "FiniteDifferences(queries=60, search=30)",
     ):
         assert fooled(tool, writes) == fooled(tool, copies), tool
     x, before = points(), points()
@@ -423,7 +424,7 @@ def test_any_error_of_the_translation_leaves_the_upper_jaw(monkeypatch: pytest.M
     with pytest.raises(CaptureError, match=r"cannot be turned into a graph.*submod_3"):
         calipers.certify(net(), x, labels(net(), x), BALL, "CROWN")
     result = calipers.measure(net(), x, labels(net(), x), BALL, plan="quick")
-    assert "no lower jaw" in str(result) and result.robust_accuracy.attacked.count < 20
+    assert "no certificates" in str(result) and result.robust_accuracy.attacked.count < 20
 
 
 def test_a_branch_on_data_is_refused_by_name() -> None:
@@ -451,7 +452,8 @@ def test_scripted_models_are_attacked_and_their_missing_graph_is_said() -> None:
     x = points()
     result = calipers.measure(scripted, x, labels(net(), x), BALL, plan="quick")
     assert (
-        "no lower jaw" in str(result) and result.robust_accuracy.attacked.count == rates(net())[1]
+        "no certificates" in str(result)
+        and result.robust_accuracy.attacked.count == rates(net())[1]
     )
 
 
@@ -681,7 +683,7 @@ def test_two_threads_leave_the_default_type_as_it_was() -> None:
     """
     import threading
 
-    from calipers.problem.innards import made_in
+    from calipers.models.hidden_state import made_in
 
     inside, entered, go_on, gone = (threading.Event() for _ in range(4))
 

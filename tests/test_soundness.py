@@ -18,21 +18,21 @@ import torch
 from nets import Case, attacked, random_case
 from torch import Tensor
 
-from calipers.bounds import coefficients, linear
-from calipers.bounds.bending import bending
+from calipers.bounds import backward, coefficients
+from calipers.bounds.backward import interval_margin_bounds, lower_bounds, margin_bounds, relax
 from calipers.bounds.coefficients import Coefficients, Dense, Patch
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import interval_margin_bounds, lower_bounds, margin_bounds, relax
-from calipers.bounds.relaxed import Relaxed
+from calipers.bounds.relaxation import Relaxed
 from calipers.bounds.rounding import CHECKED, SEARCH, Arithmetic, plain_sums
-from calipers.graph import affine, smooth
+from calipers.bounds.unstable import unstable_elements
+from calipers.graph import affine, smooth_relaxation
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Conv, Linear
 from calipers.graph.kinds import Affine
 from calipers.graph.products import MaxPool
 from calipers.graph.relaxations import Ends, Lines, Planes
-from calipers.problem.ball import Ball, Fall, Region
-from calipers.problem.norms import L0, L1, L2, Support
+from calipers.threats.ball import Ball, Fall, Region
+from calipers.threats.norms import L0, L1, L2, Support
 
 # 150 of 1,000 random networks each time; the others, and 1,000 more, on the slow shelf
 BLOCKS, NETS = 20, 50
@@ -320,11 +320,11 @@ def test_mutant_that_moves_one_feature_too_few_is_caught(monkeypatch: pytest.Mon
     ],
 )
 def test_margins_hold_for_every_choice_of_free_slopes(slope: Any) -> None:
-    bent = 0
+    nonlinear = 0
     for seed, case in cases(51_000, 60):
         state = relaxed(case)
         other = state.sloped(slope)
-        bent += any(
+        nonlinear += any(
             not torch.equal(a, b)
             for k in state.relaxations
             for a, b in zip(state.relaxations[k], other.relaxations[k], strict=True)
@@ -337,7 +337,7 @@ def test_margins_hold_for_every_choice_of_free_slopes(slope: Any) -> None:
             0.0,
         )
         assert not found, f"seed {seed}: {found}"
-    assert bent > 20
+    assert nonlinear > 20
 
 
 def starts_of(case: Case, number: int, seed: int) -> list[Coefficients]:
@@ -367,16 +367,18 @@ def test_what_bends_in_the_end_is_bounded_on_both_sides() -> None:
     seen = 0
     for seed, case in cases(20_000, 60):
         state = relaxed(case)
-        for number in case.graph.bent:
+        for number in case.graph.nonlinear:
             users = [
                 node.op
                 for node in case.graph.nodes
                 if node.inputs[0] == number and not isinstance(node.op, Affine)
             ]
             box = state.boxes[number]
-            bends = torch.stack([op.bends(box.lower, box.upper) for op in users]).any(0).flatten(1)
+            unstable = (
+                torch.stack([op.unstable(box.lower, box.upper) for op in users]).any(0).flatten(1)
+            )
             eye = (
-                torch.eye(bends.shape[1], dtype=torch.float64)
+                torch.eye(unstable.shape[1], dtype=torch.float64)
                 .view(1, -1, *case.graph.shape(number))
                 .repeat(len(case.x), *[1] * (1 + len(box.lower.shape[1:])))
             )
@@ -384,8 +386,8 @@ def test_what_bends_in_the_end_is_bounded_on_both_sides() -> None:
             tight = (box.lower.flatten(1) >= low - SAME * (1 + low.abs())) & (
                 box.upper.flatten(1) <= -negative + SAME * (1 + negative.abs())
             )
-            assert bool(tight[bends].all()), f"seed {seed}, number {number}"
-            seen += int(bends.sum())
+            assert bool(tight[unstable].all()), f"seed {seed}, number {number}"
+            seen += int(unstable.sum())
     assert seen > 1000
 
 
@@ -397,13 +399,13 @@ def test_copies_are_bounded_once_and_before_they_are_made(name: str, longest: in
         behind = [torch.Size(graph.shape(k)).numel() for k in way]
         assert behind[0] == min(behind), f"number {number} is bounded where its elements are more"
     assert any(len(way) > longest for way in graph.ways.values())
-    assert not any(graph.nodes[k - 1].op.elementwise for k in graph.bent if k)
+    assert not any(graph.nodes[k - 1].op.elementwise for k in graph.nonlinear if k)
     case = nets.case_of(graph, 3)
     state = relaxed(case)
     for number, way in graph.ways.items():
-        flags = bending(graph, way[0], state.boxes[way[0]])
+        flags = unstable_elements(graph, way[0], state.boxes[way[0]])
         ends = [
-            n.op.bends(state.boxes[number].lower, state.boxes[number].upper)
+            n.op.unstable(state.boxes[number].lower, state.boxes[number].upper)
             for n in graph.nodes
             if number in n.inputs and not isinstance(n.op, Affine)
         ]
@@ -463,14 +465,14 @@ def test_grouping_of_rows_changes_nothing(
     for seed, case in cases(31_000, 24):
         before = relaxed(case)
         with monkeypatch.context() as small:
-            small.setattr(linear, "MEMORY", memory)
-            small.setattr(linear, "_ROWS_OF_WINDOWS", rows)
+            small.setattr(backward, "MEMORY", memory)
+            small.setattr(backward, "_ROWS_OF_WINDOWS", rows)
             assert_same_boxes(before, relaxed(case), f"seed {seed}")
 
 
 def force_dense(patch: pytest.MonkeyPatch) -> None:
     """Start every sweep dense."""
-    unit_rows = linear.unit_rows
+    unit_rows = backward.unit_rows
 
     def dense_rows(
         flat: Tensor, points: Tensor, shape: tuple[int, ...], sign: Tensor, *, windowed: bool
@@ -479,7 +481,7 @@ def force_dense(patch: pytest.MonkeyPatch) -> None:
             flat.view(len(points), -1), points, shape, sign.view(len(points), -1), windowed=False
         )
 
-    patch.setattr(linear, "unit_rows", dense_rows)
+    patch.setattr(backward, "unit_rows", dense_rows)
 
 
 @pytest.mark.one_in(3)
@@ -495,7 +497,7 @@ def test_patches_equal_dense_rows(
             dense = relaxed(case)
         with monkeypatch.context() as forced:
             forced.setattr(coefficients, "WORTH_A_WINDOW", worth)
-            forced.setattr(linear, "WORTH_A_WINDOW", worth)
+            forced.setattr(backward, "WORTH_A_WINDOW", worth)
             forced.setattr(affine, "WINDOW_MATRIX", matrix)
             # Rounding allowances count the terms of a row, and a patch has fewer: that is the only
             # difference.
@@ -590,7 +592,7 @@ def changed_lines(change: Any) -> Any:
         lines = sound(self, lower, upper, alpha)
         return Lines(
             *(
-                torch.where(self.bends(lower, upper), b, a)
+                torch.where(self.unstable(lower, upper), b, a)
                 for a, b in zip(lines, change(lines), strict=True)
             )
         )
@@ -707,13 +709,13 @@ def test_mutant_missing_constant_of_affine_operations_is_caught(
         for i, back in zip(inputs, a.back(op, shapes), strict=True):
             self._add(i, back)
 
-    assert caught(monkeypatch, linear._Sweep, "_through_affine", without_bias)
+    assert caught(monkeypatch, backward._BackwardPass, "_through_affine", without_bias)
 
 
 def test_mutant_missing_bias_of_convolution_in_intervals_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sound = linear.propagate
+    sound = backward.propagate
 
     def without_bias(graph: Any, number: int, boxes: dict[int, Box], arithmetic: Arithmetic) -> Box:
         node = graph.nodes[number - 1]
@@ -723,7 +725,7 @@ def test_mutant_missing_bias_of_convolution_in_intervals_is_caught(
         nodes[number - 1] = replace(node, op=replace(node.op, bias=None))
         return sound(replace(graph, nodes=tuple(nodes)), number, boxes, arithmetic)
 
-    assert caught(monkeypatch, linear, "propagate", without_bias)
+    assert caught(monkeypatch, backward, "propagate", without_bias)
 
 
 def test_mutant_second_branch_overwrites_the_first_is_caught(
@@ -732,13 +734,13 @@ def test_mutant_second_branch_overwrites_the_first_is_caught(
     def overwrite(self: Any, number: int, a: Coefficients) -> None:
         self.pending[number] = a
 
-    assert caught(monkeypatch, linear._Sweep, "_add", overwrite)
+    assert caught(monkeypatch, backward._BackwardPass, "_add", overwrite)
 
 
 def test_mutant_patch_reaches_out_of_the_image_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     # Coefficients of padding leak to real pixels: seen only where convolutions follow each other
     # and nothing between them clears the padding.
-    for module in (coefficients, linear):
+    for module in (coefficients, backward):
         monkeypatch.setattr(module, "WORTH_A_WINDOW", 1e9)
     everywhere = lambda self: torch.ones_like(self.a[:, 0])  # noqa: E731
     assert any(
@@ -818,7 +820,7 @@ def test_mutant_tangent_that_is_not_proved_at_the_ends_is_caught(
 
     assert caught(
         monkeypatch,
-        smooth,
+        smooth_relaxation,
         "_intercept",
         through_the_place,
         asked=cases(0, 60, "aten.tanh.default"),
@@ -828,14 +830,14 @@ def test_mutant_tangent_that_is_not_proved_at_the_ends_is_caught(
 def test_mutant_that_forgets_which_end_a_row_bounds_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    unit_rows = linear.unit_rows
+    unit_rows = backward.unit_rows
 
     def upward(
         flat: Tensor, points: Tensor, shape: tuple[int, ...], sign: Tensor, *, windowed: bool
     ) -> Coefficients:
         return unit_rows(flat, points, shape, sign.abs(), windowed=windowed)
 
-    assert caught(monkeypatch, linear, "unit_rows", upward)
+    assert caught(monkeypatch, backward, "unit_rows", upward)
 
 
 def test_mutant_boxes_of_a_smaller_radius_are_caught() -> None:

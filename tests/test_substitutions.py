@@ -15,21 +15,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calipers.attacks.one_step import Steepest
-from calipers.attacks.replace import Replace
+from calipers.attacks.fgsm import FGSM
+from calipers.attacks.substitution_search import SubstitutionSearch
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Referee
 from calipers.measurement.run import run
-from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted, Untargeted, is_adversarial
-from calipers.problem.neighbours import enumerate_switches, neighbourhood_size
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
-from calipers.problem.substitution_region import SubstitutionRegion
-from calipers.problem.substitutions import Substitutions, letters
+from calipers.random_streams import Streams
 from calipers.record.bracket import Bracket
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
+from calipers.threats.ball import Ball
+from calipers.threats.neighbours import enumerate_substitutions, neighbourhood_size
+from calipers.threats.substitution_region import SubstitutionRegion
+from calipers.threats.substitutions import Substitutions, one_hot_groups
 
 SPLICE = Path(__file__).resolve().parents[2] / "shared" / "data" / "data" / "splice.data.gz"
 UNEVEN = [[0, 1, 2], [3, 4], [5, 6, 7, 8], [9, 10, 11]]
@@ -125,7 +125,7 @@ def test_sizes_are_the_closed_form() -> None:
         )
     assert neighbourhood_size([2, 0, 3, 1], 2) == 1 + (2 + 3 + 1) + (2 * 3 + 2 * 1 + 3 * 1)
     for batch in (1, 5, 1000):
-        parts = list(enumerate_switches(torch.tensor([2, 0, 3, 1]), 3, batch))
+        parts = list(enumerate_substitutions(torch.tensor([2, 0, 3, 1]), 3, batch))
         assert (
             sum(map(len, parts)) == neighbourhood_size([2, 0, 3, 1], 3)
             and max(map(len, parts)) <= batch
@@ -175,7 +175,7 @@ def test_samples_and_snapped_points_are_admissible_and_neighbours_stay_where_the
 
 
 def test_letters_may_become_what_the_table_says() -> None:
-    groups = letters(3, 4, letters_first=True)
+    groups = one_hot_groups(3, 4, symbols_first=True)
     assert groups[0] == [0, 3, 6, 9]
     pairs = torch.zeros(3, 4, 4, dtype=torch.bool)
     for a, b in [(0, 2), (2, 0), (1, 3), (3, 1)]:  # transitions only: A <-> G, C <-> T
@@ -214,7 +214,7 @@ def test_threats_are_taken_asked_and_written_down_like_balls() -> None:
         ({"groups": [[0]]}, "at least two columns"),
         ({"groups": [[0, -1]]}, "counted from 0"),
         ({"groups": []}, "at least one group"),
-        ({"allowed": [[0], [2], [], []]}, "group 1 has the letters 0..1"),
+        ({"allowed": [[0], [2], [], []]}, "group 1 has the symbols 0..1"),
         ({"allowed": [[0]]}, "for 1 groups, but there are 4"),
         ({"allowed": torch.ones(4, 4)}, "bool mask of shape"),
     ],
@@ -285,8 +285,8 @@ def test_a_membership_that_forgets_the_allowed_sets_is_caught(
 @cache
 def trained(n: int = 1200, length: int = 12, size: int = 4) -> tuple[nn.Module, Tensor, Tensor]:
     """Return a small net that tells words by which letter is more frequent at hidden places, with its data."""
-    rows = words(n, letters(length, size), seed=50)
-    x = written(rows, letters(length, size), dtype=torch.float32).view(n, length, size)
+    rows = words(n, one_hot_groups(length, size), seed=50)
+    x = written(rows, one_hot_groups(length, size), dtype=torch.float32).view(n, length, size)
     secret = torch.randn(length, size, 2, generator=generator(1))
     score = torch.einsum("nls,lsc->nc", x, secret)
     y = (score[:, 0] * score[:, 1] > 0).long() + (score[:, 0] > 2).long()
@@ -322,7 +322,7 @@ def splice() -> tuple[nn.Module, Tensor, Tensor]:
     rows = [row for row in rows if set(row[2]) <= set("ACGT")]
     x = written(
         torch.tensor([["ACGT".index(a) for a in row[2]] for row in rows]),
-        letters(60, 4),
+        one_hot_groups(60, 4),
         dtype=torch.float32,
     )
     y = torch.tensor([["EI", "IE", "N"].index(row[0]) for row in rows])
@@ -331,7 +331,7 @@ def splice() -> tuple[nn.Module, Tensor, Tensor]:
     return fitted(x[800:], y[800:], 3, steps=60), x[:800], y[:800]
 
 
-def found(attack: Replace, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+def found(attack: SubstitutionSearch, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Return broken, candidates and forwards; every point is mentioned once, and every candidate is admissible."""
     attempts = list(attack(problem))
     index = torch.cat([a.index for a in attempts])
@@ -365,38 +365,38 @@ def posed(
 
 @pytest.mark.parametrize(
     ("source", "groups"),
-    [(trained, letters(12, 4)), (splice, letters(60, 4))],
+    [(trained, one_hot_groups(12, 4)), (splice, one_hot_groups(60, 4))],
     ids=["synthetic", "splice"],
 )
 def test_one_switch_is_found_greedily_wherever_it_exists(
     source: Callable[[], tuple[nn.Module, Tensor, Tensor]], groups: list[list[int]]
 ) -> None:
     problem = posed(source, 300, 1, groups)
-    everything = found(Replace("exhaustive"), problem)[0]
+    everything = found(SubstitutionSearch("exhaustive"), problem)[0]
     assert 0 < everything.sum() < 300
     for search in ("greedy", "beam", "auto"):
-        assert torch.equal(found(Replace(search), problem)[0], everything), search
+        assert torch.equal(found(SubstitutionSearch(search), problem)[0], everything), search
 
 
 @pytest.mark.parametrize(
     ("source", "groups", "n"),
-    [(trained, letters(12, 4), 300), (splice, letters(60, 4), 200)],
+    [(trained, one_hot_groups(12, 4), 300), (splice, one_hot_groups(60, 4), 200)],
     ids=["synthetic", "splice"],
 )
 def test_two_switches_are_nearly_always_found(
     source: Callable[[], tuple[nn.Module, Tensor, Tensor]], groups: list[list[int]], n: int
 ) -> None:
     problem = posed(source, n, 2, groups)
-    everything = found(Replace("exhaustive"), problem)[0]
-    beam = found(Replace("beam"), problem)[0]
+    everything = found(SubstitutionSearch("exhaustive"), problem)[0]
+    beam = found(SubstitutionSearch("beam"), problem)[0]
     assert everything.any() and not (beam & ~everything).any()
     assert (everything.sum() - beam.sum()) <= 0.01 * n
-    assert torch.equal(found(Replace(), problem)[0], everything)
+    assert torch.equal(found(SubstitutionSearch(), problem)[0], everything)
 
 
 def test_exhaustive_is_exact_and_finds_the_fewest_switches() -> None:
-    problem = posed(trained, 25, 3, letters(12, 4), allowed=[[0, 1, 2]] * 6 + [[3]] * 6)
-    broken, candidate, forwards = found(Replace("exhaustive"), problem)
+    problem = posed(trained, 25, 3, one_hot_groups(12, 4), allowed=[[0, 1, 2]] * 6 + [[3]] * 6)
+    broken, candidate, forwards = found(SubstitutionSearch("exhaustive"), problem)
     for i in range(25):
         every = torch.cat(list(problem.region.neighbours(i)))
         worst = problem.goal.worst(
@@ -412,9 +412,9 @@ def test_exhaustive_is_exact_and_finds_the_fewest_switches() -> None:
 
 
 def test_the_nearest_witness_has_the_fewest_switches_there_are() -> None:
-    problem = posed(trained, 60, 3, letters(12, 4))
-    broken, candidate, _ = found(Replace(nearest=True), problem)
-    exact, fewest, _ = found(Replace("exhaustive"), problem)
+    problem = posed(trained, 60, 3, one_hot_groups(12, 4))
+    broken, candidate, _ = found(SubstitutionSearch(nearest=True), problem)
+    exact, fewest, _ = found(SubstitutionSearch("exhaustive"), problem)
     assert torch.equal(broken, exact)
     assert torch.equal(
         problem.region.distance(candidate)[broken], problem.region.distance(fewest)[broken]
@@ -422,15 +422,18 @@ def test_the_nearest_witness_has_the_fewest_switches_there_are() -> None:
 
 
 def test_a_measurement_of_letters_ends_with_a_record(tmp_path: Path) -> None:
-    problem = posed(trained, 30, 2, letters(12, 4))
+    problem = posed(trained, 30, 2, one_hot_groups(12, 4))
     plan = Plan(
         "letters",
-        (Stage(Replace("greedy"), "attack"), Stage(Replace(nearest=True), "attack", "distance")),
+        (
+            Stage(SubstitutionSearch("greedy"), "attack"),
+            Stage(SubstitutionSearch(nearest=True), "attack", "distance"),
+        ),
     )
-    with Ledger(tmp_path / "record.sqlite") as ledger:
+    with Record(tmp_path / "record.sqlite") as ledger:
         assert run(problem, plan, ledger)
         upper = Bracket.of(problem.names, ledger.evidence(problem.fingerprint())).upper
-    exact, fewest, _ = found(Replace("exhaustive"), problem)
+    exact, fewest, _ = found(SubstitutionSearch("exhaustive"), problem)
     assert (upper <= 2).tolist() == exact.tolist() and (
         upper < torch.inf
     ).all()  # what resists two switches is broken by more
@@ -443,24 +446,25 @@ def test_results_depend_on_the_point_alone(search: Any) -> None:
         trained,
         90,
         [k % 4 for k in range(90)],
-        letters(12, 4),
+        one_hot_groups(12, 4),
         allowed=[[0, 1, 2]] * 6 + [[1, 3]] * 6,
     )
-    _, candidate, forwards = found(Replace(search), problem)
+    _, candidate, forwards = found(SubstitutionSearch(search), problem)
     order = torch.randperm(90, generator=generator(5))[:41]
-    _, again, spent = found(Replace(search), problem.take(order))
+    _, again, spent = found(SubstitutionSearch(search), problem.take(order))
     assert torch.equal(again, candidate[order]) and torch.equal(spent, forwards[order])
 
 
 def test_first_order_ranking_keeps_to_the_limit() -> None:
-    problem = posed(trained, 60, 3, letters(12, 4))
+    problem = posed(trained, 60, 3, one_hot_groups(12, 4))
     for search in ("greedy", "beam"):
-        broken, _, forwards = found(Replace(search, limit=600), problem)
+        broken, _, forwards = found(SubstitutionSearch(search, limit=600), problem)
         assert (
-            forwards.max() <= 700 and broken.sum() >= 0.9 * found(Replace(search), problem)[0].sum()
+            forwards.max() <= 700
+            and broken.sum() >= 0.9 * found(SubstitutionSearch(search), problem)[0].sum()
         )
     with pytest.raises(BadInput, match="more than limit=600"):
-        list(Replace("exhaustive", limit=600)(problem))
+        list(SubstitutionSearch("exhaustive", limit=600)(problem))
 
 
 class _Lured(nn.Module):
@@ -480,12 +484,12 @@ class _Lured(nn.Module):
 
 
 def test_exchanges_leave_a_trap_that_a_narrow_beam_falls_into() -> None:
-    x = written(torch.zeros(1, 5, dtype=torch.long), letters(5, 2), dtype=torch.float32)
+    x = written(torch.zeros(1, 5, dtype=torch.long), one_hot_groups(5, 2), dtype=torch.float32)
     problem = Problem.pose(
-        _Lured(), x, torch.zeros(1, dtype=torch.long), Substitutions(letters(5, 2), 2)
+        _Lured(), x, torch.zeros(1, dtype=torch.long), Substitutions(one_hot_groups(5, 2), 2)
     )
     assert [
-        bool(found(Replace(search, width=2), problem)[0])
+        bool(found(SubstitutionSearch(search, width=2), problem)[0])
         for search in ("greedy", "beam", "exhaustive")
     ] == [False, True, True]
 
@@ -494,21 +498,21 @@ def test_on_a_linear_model_the_slope_is_enough() -> None:
     w = torch.randn(48, 2, generator=generator(4), dtype=F64)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2, bias=False)).double()
     model[1].weight.data = w.T.contiguous()
-    x = written(words(80, letters(12, 4)), letters(12, 4)).view(80, 12, 4)
+    x = written(words(80, one_hot_groups(12, 4)), one_hot_groups(12, 4)).view(80, 12, 4)
     problem = Problem.pose(
-        model, x, model(x).detach().max(1).indices, Substitutions(letters(12, 4), 2)
+        model, x, model(x).detach().max(1).indices, Substitutions(one_hot_groups(12, 4), 2)
     )
-    everything = found(Replace("exhaustive"), problem)[0]
-    assert torch.equal(found(Replace("gradient"), problem)[0], everything)
-    assert torch.equal(found(Steepest(), problem)[0], everything)  # type: ignore[arg-type]
+    everything = found(SubstitutionSearch("exhaustive"), problem)[0]
+    assert torch.equal(found(SubstitutionSearch("gradient"), problem)[0], everything)
+    assert torch.equal(found(FGSM(), problem)[0], everything)  # type: ignore[arg-type]
 
 
 def test_targets_and_ties_are_the_goals_business() -> None:
     model, x, y = trained()
     x, y = right(model, x, y, 60)
     goal = Targeted((y + 1) % 3)
-    problem = Problem.pose(model, x, y, Substitutions(letters(12, 4), 2), goal)
-    broken, candidate, _ = found(Replace("beam"), problem)
+    problem = Problem.pose(model, x, y, Substitutions(one_hot_groups(12, 4), 2), goal)
+    broken, candidate, _ = found(SubstitutionSearch("beam"), problem)
     assert broken.any() and torch.equal(
         model(candidate[broken]).max(1).indices, ((y + 1) % 3)[broken]
     )
@@ -517,8 +521,12 @@ def test_targets_and_ties_are_the_goals_business() -> None:
 def test_a_model_without_gradients_is_searched_all_the_same() -> None:
     model, x, y = trained()
     stepped = nn.Sequential(model, _Cut())
-    problem = Problem.pose(stepped, *right(stepped, x, y, 40), Substitutions(letters(12, 4), 2))
-    assert torch.equal(found(Replace(), problem)[0], found(Replace("exhaustive"), problem)[0])
+    problem = Problem.pose(
+        stepped, *right(stepped, x, y, 40), Substitutions(one_hot_groups(12, 4), 2)
+    )
+    assert torch.equal(
+        found(SubstitutionSearch(), problem)[0], found(SubstitutionSearch("exhaustive"), problem)[0]
+    )
 
 
 class _Cut(nn.Module):
@@ -543,25 +551,29 @@ def test_numeric_columns_move_too() -> None:
     z, y = right(Mixed(), z, y, 100)
     shares = []
     for numeric in (None, Ball("linf", 0.2), Ball("l2", 0.2, mask=torch.tensor([True, False]))):
-        problem = Problem.pose(Mixed(), z, y, Substitutions(letters(12, 4), 1, numeric=numeric))
-        broken = found(Replace(), problem)[0]
+        problem = Problem.pose(
+            Mixed(), z, y, Substitutions(one_hot_groups(12, 4), 1, continuous=numeric)
+        )
+        broken = found(SubstitutionSearch(), problem)[0]
         shares.append(int(broken.sum()))
         support = problem.region.support(torch.ones_like(z))
         assert problem.region.contains(
             support.point if numeric is None else problem.region.snap(support.point)
         ).all()
     assert shares[1] > shares[2] >= shares[0]
-    with pytest.raises(BadInput, match="letters only"):
-        list(Replace("exhaustive")(problem))
+    with pytest.raises(BadInput, match="symbols only"):
+        list(SubstitutionSearch("exhaustive")(problem))
     with pytest.raises(BadInput, match="Substitutions threat"):
-        list(Replace()(Problem.pose(Mixed(), z, y, Ball("linf", 0.1))))
+        list(SubstitutionSearch()(Problem.pose(Mixed(), z, y, Ball("linf", 0.1))))
 
 
 def test_the_referee_counts_switches() -> None:
-    problem = posed(trained, 40, 2, letters(12, 4))
-    for attempt in Replace()(problem):
-        facts = Referee(problem).attempt(attempt, torch.arange(40), "Replace", 1.0).evidence
-        assert len(facts) == found(Replace(), problem)[0].sum() and {
+    problem = posed(trained, 40, 2, one_hot_groups(12, 4))
+    for attempt in SubstitutionSearch()(problem):
+        facts = (
+            Referee(problem).attempt(attempt, torch.arange(40), "SubstitutionSearch", 1.0).evidence
+        )
+        assert len(facts) == found(SubstitutionSearch(), problem)[0].sum() and {
             fact.radius for fact in facts
         } <= {
             1.0,
@@ -575,7 +587,7 @@ def test_the_referee_counts_switches() -> None:
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_robust_hinge_loss_of_a_linear_model(k: int) -> None:
     """max over at most k nucleotide switches of max(0, 1 - y w.x') = max(0, 1 - y w.x + sum of the k largest max_a y (w_own - w_a))."""
-    groups = letters(6, 4)
+    groups = one_hot_groups(6, 4)
     x, w = written(words(10, groups), groups), torch.randn(24, generator=generator(7), dtype=F64)
     y = torch.where(torch.arange(10) % 2 == 0, 1.0, -1.0).double()
     region = Substitutions(groups, k).region(x)
@@ -599,8 +611,8 @@ def test_the_robust_hinge_loss_of_a_linear_model(k: int) -> None:
 
 @pytest.mark.parametrize("search", ["auto", "gradient", "greedy", "beam"])
 def test_no_switch_of_a_witness_can_be_taken_back(search: Any) -> None:
-    problem = posed(trained, 60, 4, letters(12, 4))
-    broken, candidate, _ = found(Replace(search), problem)
+    problem = posed(trained, 60, 4, one_hot_groups(12, 4))
+    broken, candidate, _ = found(SubstitutionSearch(search), problem)
     for i in torch.nonzero(broken).flatten().tolist():
         changed = torch.nonzero((candidate[i] != problem.x[i]).any(1)).flatten().tolist()
         fewer = torch.stack(

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 import calipers
-from calipers.checking import check
+from calipers.api.check import check
 from calipers.errors import RecordError
 from calipers.measurement.plan import Plan, Stage
 from calipers.record import chain
 from calipers.record.evidence import Evidence, Point, Question
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report.render import render_html
 from calipers.report.text import render_text
 
@@ -44,7 +44,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return the bytes of a record with witnesses, certificates and decisions."""
     path = tmp_path_factory.mktemp("record") / "run.calipers"
     x = torch.rand(24, 4, generator=torch.Generator().manual_seed(0))
-    with Ledger(path) as ledger:
+    with Record(path) as ledger:
         result = calipers.measure(net(), x, net()(x).argmax(1), BALL, plan=PLAN, record=ledger)
         assert (
             0 < result.robust_accuracy.certified.count < result.robust_accuracy.attacked.count < 24
@@ -118,7 +118,7 @@ EDITS: dict[str, tuple[str, ...]] = {
 
 
 def shown(record: Path) -> tuple[str, str]:
-    with Ledger(record, read_only=True) as ledger:
+    with Record(record, read_only=True) as ledger:
         text = render_text(ledger)
         return text, render_html(ledger, record.with_suffix(".html")).read_text()
 
@@ -128,7 +128,7 @@ def shown(record: Path) -> tuple[str, str]:
 def test_an_edit_by_hand_is_told_by_text_page_and_check(record: Path, edit: str) -> None:
     edited(record, *EDITS[edit])
     assert_told(record)
-    asked = Ledger(record, read_only=True)
+    asked = Record(record, read_only=True)
     found = check(asked, net(), certificates=False)
     assert not any(one.sound for one in found) and any(
         "altered after it was written" in line for one in found for line in one.failures
@@ -146,7 +146,7 @@ def assert_told(record: Path) -> None:
 def test_a_contradiction_put_in_by_hand_is_told_as_an_alteration(record: Path) -> None:
     """The jaws cross, so there is no table to show; the message still says who is to blame."""
     edited(record, *EDITS["a certificate above a witness"])
-    with Ledger(record, read_only=True) as ledger:
+    with Record(record, read_only=True) as ledger:
         assert any("fact was put in" in said for said in ledger.trust().altered)
         with pytest.raises(
             calipers.Contradiction, match="the record was altered after it was written"
@@ -168,7 +168,7 @@ def test_an_untouched_record_says_that_it_was_not_checked_and_then_that_it_was(
         and "none failed" in page
         and "WARNING" not in text
     )
-    with Ledger(record) as ledger:
+    with Record(record) as ledger:
         ledger.append(ledger.questions()[0].fingerprint, [Evidence("p", "attempt", "PGD()", 0.1)])
     assert "none failed; 1 facts were added since" in shown(record)[0]
 
@@ -178,7 +178,7 @@ def test_reading_writes_nothing(record: Path) -> None:
     shown(record)
     assert record.read_bytes() == before
     with (
-        Ledger(record, read_only=True) as ledger,
+        Record(record, read_only=True) as ledger,
         pytest.raises(sqlite3.OperationalError, match="readonly"),
     ):
         ledger.append(ledger.questions()[0].fingerprint, [Evidence("p", "attempt", "PGD()", 0.1)])
@@ -192,7 +192,7 @@ def test_a_record_in_a_folder_without_leave_to_write_is_read(record: Path) -> No
     locked.chmod(stat.S_IRUSR)
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
-        with Ledger(locked, read_only=True) as ledger:
+        with Record(locked, read_only=True) as ledger:
             assert not ledger.trust().altered and ledger.questions()
         assert [p.name for p in folder.iterdir()] == ["run.calipers"]
     finally:
@@ -202,7 +202,7 @@ def test_a_record_in_a_folder_without_leave_to_write_is_read(record: Path) -> No
 def test_merging_keeps_the_chain_and_takes_nothing_from_an_altered_record(
     record: Path, tmp_path: Path
 ) -> None:
-    with Ledger(tmp_path / "other") as other, Ledger(record, read_only=True) as whole:
+    with Record(tmp_path / "other") as other, Record(record, read_only=True) as whole:
         other.merge(whole)
         assert (
             not other.trust().altered
@@ -211,15 +211,15 @@ def test_merging_keeps_the_chain_and_takes_nothing_from_an_altered_record(
         )
     edited(record, *EDITS["labels"])
     with (
-        Ledger(tmp_path / "third") as third,
-        Ledger(record, read_only=True) as whole,
+        Record(tmp_path / "third") as third,
+        Record(record, read_only=True) as whole,
         pytest.raises(RecordError, match="altered after it was written"),
     ):
         third.merge(whole)
 
 
 def test_a_failed_append_leaves_no_link(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "r") as ledger:
+    with Record(tmp_path / "r") as ledger:
         ledger.ask(Question("q", "q"), [Point("p", 0, 1, 0.1, np.zeros(2))])
         with pytest.raises(sqlite3.IntegrityError):
             ledger.append(
@@ -229,7 +229,7 @@ def test_a_failed_append_leaves_no_link(tmp_path: Path) -> None:
                     Evidence("p", "witness", "b", 0.1, seconds=float("nan")),
                 ],
             )
-        assert ledger.trust() == Ledger(tmp_path / "r").trust() and not ledger.trust().altered
+        assert ledger.trust() == Record(tmp_path / "r").trust() and not ledger.trust().altered
         ledger.append("q", [Evidence("p", "witness", "a", 0.1)])
         assert not ledger.trust().altered and ledger.trust().facts == 1
 
@@ -255,7 +255,7 @@ def test_a_chain_with_a_gap_is_found_out(
     edit, instead = MUTANTS[mutant]
     monkeypatch.setattr(chain, "digest_of", instead)
     x = torch.rand(24, 4, generator=torch.Generator().manual_seed(0))
-    with Ledger(tmp_path / "run.calipers") as ledger:
+    with Record(tmp_path / "run.calipers") as ledger:
         calipers.measure(net(), x, net()(x).argmax(1), BALL, plan=PLAN, record=ledger)
     edited(tmp_path / "run.calipers", *EDITS[edit])
     with pytest.raises(AssertionError):

@@ -9,25 +9,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calipers.api import attack
-from calipers.attacks.distil import Student, distilled
-from calipers.attacks.momentum import Momentum, _Rolling, resized
+from calipers.api.ask import attack
+from calipers.attacks.engine.queue import Look
+from calipers.attacks.mi_fgsm import MIFGSM, _Rolling, resized
 from calipers.attacks.pgd import PGD
-from calipers.attacks.search import Look
+from calipers.attacks.surrogate import Student, distilled
 from calipers.attacks.transfer import MeanLogits, Transfer
 from calipers.data import build, images
 from calipers.errors import BadInput
-from calipers.problem.answers import Answers
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
+from calipers.models.wrappers import BlackBox
 from calipers.problem.goals import Targeted, Untargeted, endless
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
+from calipers.random_streams import Streams
+from calipers.threats.ball import Ball
 
 ROLLING = [
-    Momentum(steps=6),
-    Momentum(steps=6, nesterov=True),
-    Momentum(steps=6, nesterov=True, diversity=0.7),
+    MIFGSM(steps=6),
+    MIFGSM(steps=6, nesterov=True),
+    MIFGSM(steps=6, nesterov=True, diversity=0.7),
 ]
 
 
@@ -44,9 +44,9 @@ def run(tool: Any, problem: Problem, **settings: Any) -> tuple[Tensor, Tensor]:
     return points, problem.goal.worst(problem.margins(problem.classifier.logits(points)))
 
 
-def labels_only(net: nn.Module) -> Answers:
+def labels_only(net: nn.Module) -> BlackBox:
     """A model of which nothing but labels can be had."""
-    return Answers(
+    return BlackBox(
         lambda x: net(torch.as_tensor(x).float()).argmax(1).numpy(),
         "labels",
         classes=10,
@@ -61,7 +61,7 @@ def labels_only(net: nn.Module) -> Answers:
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("tool", ROLLING, ids=repr)
 def test_candidates_are_admissible_and_break_most_of_what_plain_steps_break(
-    tool: Momentum, norm: str
+    tool: MIFGSM, norm: str
 ) -> None:
     problem = digits(60, norm=norm, radius={"linf": 0.08, "l2": 1.5, "l1": 8.0}[norm])
     points, worst = run(tool, problem)
@@ -72,7 +72,7 @@ def test_candidates_are_admissible_and_break_most_of_what_plain_steps_break(
 
 
 @pytest.mark.parametrize("tool", ROLLING, ids=repr)
-def test_results_hang_on_the_point_alone(tool: Momentum) -> None:
+def test_results_hang_on_the_point_alone(tool: MIFGSM) -> None:
     problem = digits(20, radius=0.05)
     whole, _ = run(tool, problem)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
@@ -99,7 +99,7 @@ def test_the_look_ahead_asks_ahead_and_ends_at_the_iterate(nesterov: bool) -> No
     model = Watched([1.0, -2.0])
     problem = Problem.pose(model, torch.full((1, 2), 0.5), torch.tensor([0]), Ball("linf", 0.4))
     model.asked.clear()
-    run(Momentum(steps=4, step=0.1, nesterov=nesterov), problem)
+    run(MIFGSM(steps=4, step=0.1, nesterov=nesterov), problem)
     moved = [float(x[0, 0] - 0.5) for x in model.asked[:5]]
     expected = [0, -0.08, -0.12, -0.16, -0.16] if nesterov else [0, -0.04, -0.08, -0.12, -0.16]
     assert np.allclose(moved, expected, atol=1e-6)
@@ -128,9 +128,9 @@ def test_diversity_refuses_vectors_and_says_what_to_do() -> None:
         Watched([1.0, -2.0]), torch.full((1, 2), 0.5), torch.tensor([0]), Ball("linf", 0.4)
     )
     with pytest.raises(BadInput, match="diversity=0"):
-        list(Momentum(diversity=0.5)(problem))
+        list(MIFGSM(diversity=0.5)(problem))
     with pytest.raises(BadInput, match="probability"):
-        Momentum(diversity=1.5)
+        MIFGSM(diversity=1.5)
 
 
 def test_resized_images_keep_their_size_and_draw_for_themselves() -> None:
@@ -162,10 +162,10 @@ def test_the_transform_is_never_what_is_judged() -> None:
     problem = Problem.pose(
         Framed(), torch.full((5, 1, 8, 8), 0.9), torch.zeros(5, dtype=torch.long), Ball("linf", 0.1)
     )
-    attempts = list(Momentum(steps=5, diversity=1.0)(problem))
+    attempts = list(MIFGSM(steps=5, diversity=1.0)(problem))
     # six looks, each beside its transformed one; nothing ended early
     assert all(int(a.forwards.min()) == 12 for a in attempts)
-    found = attack(Framed(), problem.x, problem.y, problem.threat, Momentum(steps=5, diversity=1.0))
+    found = attack(Framed(), problem.x, problem.y, problem.threat, MIFGSM(steps=5, diversity=1.0))
     assert not found.success.any()
 
 
@@ -275,7 +275,7 @@ def test_a_student_of_labels_alone_breaks_more_than_noise() -> None:
     student = distilled(target, x[100:300], queries=400, rounds=2, hidden=64)
     shown, labels = x[:100], y[:100]
     found = attack(
-        target, shown, labels, threat, Transfer(Momentum(steps=10, diversity=0.5), (student,))
+        target, shown, labels, threat, Transfer(MIFGSM(steps=10, diversity=0.5), (student,))
     )
     generator = torch.Generator().manual_seed(0)
     noisy = [
@@ -290,7 +290,7 @@ def test_a_student_of_labels_alone_breaks_more_than_noise() -> None:
 def test_the_budget_of_questions_holds(queries: int) -> None:
     asked: list[int] = []
     net = build("mnist-plain")
-    target = Answers(
+    target = BlackBox(
         lambda x: (asked.append(len(x)), net(torch.as_tensor(x).float()).numpy())[1],
         "scores",
         name="counted",
@@ -313,7 +313,7 @@ def test_a_student_is_reproduced_by_its_seed_and_leaves_the_shared_generator_alo
 
 def test_a_target_of_one_score_has_two_classes() -> None:
     x = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
-    made = distilled(Answers(lambda rows: rows.sum(1) - 2.0, flat=True), x, queries=100, hidden=16)
+    made = distilled(BlackBox(lambda rows: rows.sum(1) - 2.0, flat=True), x, queries=100, hidden=16)
     assert (
         made(x).shape == (30, 2)
         and float((made(x).argmax(1) == (x.sum(1) > 2).long()).double().mean()) > 0.8

@@ -21,14 +21,14 @@ import terminal
 import torch
 
 import calipers
+from calipers.api.verify import verify
 from calipers.errors import BadInput, Contradiction
-from calipers.instances import verify
 from calipers.interchange import load_instances, load_onnx, load_vnnlib
 from calipers.measurement.plan import Stage
 from calipers.measurement.verify import OutOfTimeError, limited, witness
 from calipers.presets import VERIFY
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402

@@ -26,8 +26,8 @@ from calipers.errors import BadInput
 from calipers.interchange import load_vnnlib
 from calipers.interchange.vnnlib import Property, parse_vnnlib
 from calipers.problem.goals import Goal, endless
+from calipers.problem.io_property import Inequality, Query, below, read
 from calipers.problem.problem import Problem
-from calipers.problem.query import Inequality, Query, below, read
 from calipers.problem.specification import Specification
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnncomp"
@@ -429,8 +429,8 @@ def test_two_specifications_are_two_questions() -> None:
     linear, x, y = nn.Linear(3, 2), torch.full((1, 3), 0.5), torch.zeros(1, dtype=torch.long)
     others = [
         ONE,
-        replace(ONE, shifts=ONE.shifts + 1),
-        replace(ONE, belongs=torch.tensor([0, 1, 1])),
+        replace(ONE, offset=ONE.offset + 1),
+        replace(ONE, case_of=torch.tensor([0, 1, 1])),
         calipers.Untargeted(),
     ]
     prints = {
@@ -470,19 +470,19 @@ def test_both_jaws_close_on_a_linear_model() -> None:
     for _ in range(60):
         goal = replace(
             ONE,
-            shifts=torch.tensor(
+            offset=torch.tensor(
                 [rng.uniform(-1, 3), rng.uniform(-1, 3), rng.uniform(-1, 6)], dtype=torch.float64
             ),
             matrix=ONE.matrix.double(),
         )
         unsafe = False
         for case in (0, 1):
-            rows = goal.matrix[goal.belongs == case].numpy() @ net.weight.detach().numpy()
+            rows = goal.matrix[goal.case_of == case].numpy() @ net.weight.detach().numpy()
             unsafe |= (
                 linprog(
                     np.zeros(3),
                     A_ub=rows,
-                    b_ub=-goal.shifts[goal.belongs == case].numpy(),
+                    b_ub=-goal.offset[goal.case_of == case].numpy(),
                     bounds=[(0, 1)] * 3,
                 ).status
                 == 0
@@ -506,7 +506,7 @@ def test_both_jaws_close_on_a_linear_model() -> None:
 
 def test_a_bound_that_forgets_the_offsets_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(self: Specification, y: Tensor, classes: int) -> Tensor:
-        return torch.zeros(len(y), len(self.shifts))
+        return torch.zeros(len(y), len(self.offset))
 
     monkeypatch.setattr(Specification, "offsets", forgetful)
     with pytest.raises(AssertionError):

@@ -17,7 +17,7 @@ from written import Verdicts, judged
 
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Generic
-from calipers.graph.smooth import Smooth
+from calipers.graph.smooth_relaxation import Smooth
 
 FIRST, BLOCK = 20_000, 250
 
@@ -30,6 +30,7 @@ def some(
     """
     if onnx:
         pytest.importorskip("onnx", reason="onnx is not installed")
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
         import written_onnx as way
     else:
         way = written_torch  # type: ignore[assignment]

@@ -18,17 +18,17 @@ import nets
 import torch
 from torch import Tensor, nn
 
-from calipers.certificates.alpha import AlphaCROWN
+from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN, IBP
 from calipers.certificates.input_split import InputSplit
 from calipers.errors import CalipersError, CaptureError, UnsupportedOp
 from calipers.graph.capture import graph_of
-from calipers.problem.ball import Ball
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.goals import Untargeted
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim
+from calipers.problem.protocols import Claim
+from calipers.threats.ball import Ball
 
 ROOM = 1e-9  # of the largest logit: two float64 executions of small networks differ by less
 Ask = Callable[[Tensor], Tensor]
@@ -147,7 +147,7 @@ def tools(draw: random.Random, *, light: bool) -> Iterable[Any]:
     """The certifiers of one question; those that search come now and then."""
     yield from (IBP(), CROWN())
     if draw.random() < (0.2 if light else 0.5):
-        yield AlphaCROWN(steps=2, sharpen=draw.choice([0, 0, 1]))
+        yield AlphaCROWN(steps=2, intermediate=draw.choice([0, 0, 1]))
     if not light and draw.random() < 0.06:
         yield draw.choice([BranchAndBound(seconds=0.05), InputSplit(seconds=0.05)])
 

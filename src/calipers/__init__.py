@@ -11,13 +11,20 @@ wait for torch.
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from calipers.renamed import NAMES, TOOLS
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from calipers.api import Attacked, Certified, Result, attack, certify, curve, distance, measure
-    from calipers.checking import Checked, check
+    from calipers.api.ask import attack, certify
+    from calipers.api.check import CheckResult, check
+    from calipers.api.geometry import GeometryResult, local_geometry
+    from calipers.api.measure import curve, distance, measure
+    from calipers.api.results import AttackResult, CertifyResult, Result
+    from calipers.api.verify import verify
     from calipers.errors import (
         BadInput,
         BadModel,
@@ -28,65 +35,58 @@ if TYPE_CHECKING:
         ToolFailed,
         UnsupportedOp,
     )
-    from calipers.instances import verify
     from calipers.interchange import load, load_data, load_instances, load_vnnlib
     from calipers.measurement.plan import Plan, Stage
-    from calipers.portraits import Portrait, portrait
-    from calipers.problem.answers import Answers
-    from calipers.problem.ball import Ball
+    from calipers.models.classifier import Classifier
+    from calipers.models.wrappers import BlackBox
     from calipers.problem.capabilities import Capabilities
-    from calipers.problem.classifier import Classifier
-    from calipers.problem.distortion import mse, psnr, radius_of_equal_energy
     from calipers.problem.goals import Targeted, Untargeted
-    from calipers.problem.norms import distance_between
     from calipers.problem.problem import Problem
     from calipers.problem.specification import Specification
-    from calipers.problem.substitutions import Substitutions
     from calipers.record.bracket import Bracket
     from calipers.record.evidence import Evidence
-    from calipers.record.ledger import Ledger
+    from calipers.record.record import Record
+    from calipers.threats.ball import Ball
+    from calipers.threats.distortion import mse, psnr, radius_of_equal_energy
+    from calipers.threats.norms import distance_between
+    from calipers.threats.substitutions import Substitutions, one_hot_groups
 
 _HOME = {
-    "problem.answers": "Answers",
-    "problem.substitutions": "Substitutions",
-    "api": "Attacked Certified Result attack certify curve distance measure",
-    "checking": "Checked check",
+    "api.results": "AttackResult CertifyResult Result",
+    "api.ask": "attack certify",
+    "api.measure": "curve distance measure",
+    "api.check": "CheckResult check",
+    "api.geometry": "GeometryResult local_geometry",
+    "api.verify": "verify",
     "errors": "BadInput BadModel CalipersError CaptureError Contradiction RecordError ToolFailed "
     "UnsupportedOp",
-    "portraits": "Portrait portrait",
-    "instances": "verify",
     "interchange": "load load_data load_instances load_vnnlib",
     "measurement.plan": "Plan Stage",
-    "problem.ball": "Ball",
+    "models.classifier": "Classifier",
+    "models.wrappers": "BlackBox",
     "problem.capabilities": "Capabilities",
-    "problem.classifier": "Classifier",
-    "problem.distortion": "mse psnr radius_of_equal_energy",
     "problem.goals": "Targeted Untargeted",
-    "problem.norms": "distance_between",
-    "problem.specification": "Specification",
     "problem.problem": "Problem",
+    "problem.specification": "Specification",
     "record.bracket": "Bracket",
     "record.evidence": "Evidence",
-    "record.ledger": "Ledger",
+    "record.record": "Record",
+    "threats.ball": "Ball",
+    "threats.distortion": "mse psnr radius_of_equal_energy",
+    "threats.norms": "distance_between",
+    "threats.substitutions": "Substitutions one_hot_groups",
 }
 _ROOMS = ("attacks", "certificates", "geometry", "record")
 """Packages whose names are public too: `calipers.attacks.PGD`."""
 
-_NOW = {
-    "from_estimator": "load",
-    "from_onnx": "load",
-    "load_model": "load",
-    "load_onnx": "load",
-}
-"""Names that have been renamed: old name, new name."""
-
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
-    "measure", "curve", "distance", "attack", "certify", "check", "verify", "portrait",
-    "Result", "Attacked", "Certified", "Checked", "Portrait", "Bracket", "Evidence", "Ledger",
-    "Classifier", "Answers", "load", "load_data", "load_instances", "load_vnnlib",
-    "Ball", "Substitutions", "Untargeted", "Targeted", "Specification", "Problem",
+    "measure", "curve", "distance", "attack", "certify", "check", "verify", "local_geometry",
+    "Result", "AttackResult", "CertifyResult", "CheckResult", "GeometryResult", "Bracket",
+    "Evidence", "Record", "Classifier", "BlackBox",
+    "load", "load_data", "load_instances", "load_vnnlib",
+    "Ball", "Substitutions", "one_hot_groups", "Untargeted", "Targeted", "Specification", "Problem",
     "Plan", "Stage", "Capabilities",
     "distance_between", "mse", "psnr", "radius_of_equal_energy",
     "CalipersError", "BadInput", "BadModel", "CaptureError", "Contradiction", "RecordError",
@@ -104,11 +104,14 @@ def __getattr__(name: str) -> Any:
 
 def _unknown(name: str) -> str:
     """Return the message for an unknown name, with its new place if moved."""
-    if name in _NOW:
-        return f"calipers.{name} is called calipers.{_NOW[name]} now"
+    if find_spec(f"calipers.{name}"):  # a module that `from calipers import name` imports next
+        return f"the module calipers.{name} is not imported"
+    now = NAMES.get(name, TOOLS.get(name, name))
+    if name in NAMES:
+        return f"calipers.{name} is called calipers.{now} now"
     for room in () if name.startswith("_") else _ROOMS:
-        if name in getattr(importlib.import_module(f"calipers.{room}"), "__all__", ()):
-            return f"calipers.{name} is called calipers.{room}.{name} now"
+        if now in getattr(importlib.import_module(f"calipers.{room}"), "__all__", ()):
+            return f"calipers.{name} is called calipers.{room}.{now} now"
     return f"module 'calipers' has no attribute {name!r}"
 
 

@@ -120,7 +120,7 @@ class RecordError(CalipersError):
     Example:
         >>> import calipers
         >>> try:
-        ...     calipers.Ledger("missing.calipers", read_only=True)
+        ...     calipers.Record("missing.calipers", read_only=True)
         ... except calipers.RecordError as error:
         ...     print(str(error).split(":")[0])
         no record at missing.calipers

@@ -17,34 +17,35 @@ from calipers.attacks import (
     FAB,
     FMN,
     PGD,
-    Closer,
-    Descent,
-    Differences,
-    Guided,
-    Insist,
-    Nearest,
-    Replace,
+    AdaptiveRestarts,
+    FiniteDifferences,
+    IterativeTightening,
+    MultiEpsilon,
+    RadiusBisection,
     SigmaZero,
     Square,
+    SubstitutionSearch,
+    WarmStarted,
 )
 from calipers.certificates import (
     CROWN,
     IBP,
     MILP,
     BranchAndBound,
+    CertifiedRadius,
     Enumeration,
     InputSplit,
-    LargestRadius,
     LinearRegion,
-    Minimisers,
     OwnPiece,
+    RelaxationMinimizers,
 )
 from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
 from calipers.problem.capabilities import capabilities_of, check_fit, misfit
-from calipers.problem.substitutions import Substitutions
-from calipers.problem.threat import Threat
-from calipers.problem.tools import Attack, Certifier
+from calipers.problem.protocols import Attack, Certifier
+from calipers.renamed import SETTINGS, TOOLS
+from calipers.threats.substitutions import Substitutions
+from calipers.threats.threat import Threat
 
 
 def _listed(room: Any) -> dict[str, type[Any]]:
@@ -57,18 +58,22 @@ ATTACKS = _listed(attacks)
 CERTIFIERS = _listed(certificates)
 
 _USUAL: dict[str, Attack | Certifier] = {
-    "Nearest": Nearest(PGD(steps=20)),
-    "Guided": Guided(APGD(targets=9, halving=True, restarts=2), Minimisers(2)),
-    "Closer": Closer(FMN(steps=50), APGD(steps=20, targets=9, halving=True)),
-    "Insist": Insist(PGD(steps=40), Descent()),
-    "LargestRadius": LargestRadius(CROWN()),
+    "RadiusBisection": RadiusBisection(PGD(steps=20)),
+    "WarmStarted": WarmStarted(
+        APGD(targets=9, successive_halving=True, restarts=2), RelaxationMinimizers(2)
+    ),
+    "IterativeTightening": IterativeTightening(
+        FMN(steps=50), APGD(steps=20, targets=9, successive_halving=True)
+    ),
+    "AdaptiveRestarts": AdaptiveRestarts(PGD(steps=40), MultiEpsilon()),
+    "CertifiedRadius": CertifiedRadius(CROWN()),
     "LinearRegion": LinearRegion(CROWN()),
     "OwnPiece": OwnPiece(MILP(seconds=10)),
 }
 """What a search runs when only its name is given."""
 
 _ALONE: dict[str, tuple[Attack | Certifier, Attack | Certifier]] = {
-    "attack": (PGD(steps=100, restarts=20), Replace()),
+    "attack": (PGD(steps=100, restarts=20), SubstitutionSearch()),
     "certify": (CROWN(), CROWN()),
 }
 """The tool of a command that names none: for a ball, and for substitutions."""
@@ -84,9 +89,9 @@ _SHARE = 0.75
 
 _VERDICTS = (
     Stage(PGD(steps=10, step=0.25), "attack"),
-    Stage(IBP(), "certifier", audit=_AUDIT),
-    Stage(CROWN(), "certifier", audit=_AUDIT),
-    Stage(CROWN(refine=False), "certifier", audit=_AUDIT, fallback=True),
+    Stage(IBP(), "certifier", pilot=_AUDIT),
+    Stage(CROWN(), "certifier", pilot=_AUDIT),
+    Stage(CROWN(refine=False), "certifier", pilot=_AUDIT, fallback=True),
 )
 
 
@@ -99,31 +104,35 @@ def _family(
     near: float | None = None,
 ) -> Stage:
     """Return the stage of an attack that belongs to a family."""
-    return Stage(tool, "attack", audit=audit, family=name, waits=waits, near=near)
+    return Stage(tool, "attack", pilot=audit, family=name, waits=waits, near=near)
 
 
 _FAMILIES = (
-    _family("ascents", APGD(steps=100), None),
+    _family("gradient ascent", APGD(steps=100), None),
     _family(
-        "ascents for each rival",
-        Guided(APGD(steps=60, restarts=2, targets=5, halving=True), Minimisers(2)),
+        "targeted gradient ascent",
+        WarmStarted(
+            APGD(steps=60, restarts=2, targets=5, successive_halving=True), RelaxationMinimizers(2)
+        ),
     ),
-    _family("growing and shrinking radii", FMN(steps=60, targets=3, gamma=0.2, inside=True)),
-    _family("tangents", FAB(steps=40, targets=3, backward=0.8, inside=True)),
-    _family("tangents", FAB(steps=60, targets=9, backward=0.8, inside=True)),
-    _family("directions", DDN(steps=50, inside=True)),
-    _family("counts", SigmaZero(steps=200, inside=True), None),
-    _family("radii for each rival", FMN(steps=100, targets=9, gamma=0.2, inside=True), waits=True),
+    _family("FMN", FMN(steps=60, targets=3, gamma=0.2, inside=True)),
+    _family("FAB", FAB(steps=40, targets=3, beta=0.8, inside=True)),
+    _family("FAB", FAB(steps=60, targets=9, beta=0.8, inside=True)),
+    _family("DDN", DDN(steps=50, inside=True)),
+    _family("SigmaZero", SigmaZero(steps=200, inside=True), None),
+    _family("targeted FMN", FMN(steps=100, targets=9, gamma=0.2, inside=True), waits=True),
     _family("near misses", FMN(steps=200, targets=9, inside=True), 0, waits=True, near=_MISSED),
     _family("near misses", FAB(steps=60, targets=9, inside=True), 0, waits=True, near=_MISSED),
     _family(
         "near misses",
-        Guided(APGD(steps=300, restarts=2, targets=5, halving=True), Minimisers(2)),
+        WarmStarted(
+            APGD(steps=300, restarts=2, targets=5, successive_halving=True), RelaxationMinimizers(2)
+        ),
         0,
         waits=True,
         near=_MISSED,
     ),
-    _family("scores", Square(queries=800, ahead=8), waits=True, near=0.0),
+    _family("score-based", Square(queries=800, proposals_per_step=8), waits=True, near=0.0),
 )
 """Attacks that stand side by side in the plans (see `measurement.portfolio`): ascents at the
 radius, searches for the nearest example, a second and deeper look at points that were nearly
@@ -131,11 +140,11 @@ broken, and attacks that use scores alone.
 """
 
 _NEARER = tuple(
-    Stage(tool, "attack", "distance", audit=_AUDIT)
+    Stage(tool, "attack", "distance", pilot=_AUDIT)
     for tool in (
-        FAB(steps=60, targets=9, backward=0.8),
+        FAB(steps=60, targets=9, beta=0.8),
         FMN(steps=200, targets=9, gamma=0.2),
-        Closer(FAB(steps=40, targets=3, backward=0.8), PGD(steps=20, step=0.1), rounds=5),
+        IterativeTightening(FAB(steps=40, targets=3, beta=0.8), PGD(steps=20, step=0.1), rounds=5),
         DDN(steps=100),
     )
 )
@@ -147,9 +156,9 @@ _DISTANCES = (
     Stage(LinearRegion(CROWN()), "certifier", "distance"),
     Stage(FMN(steps=60, targets=3, gamma=0.2), "attack", "distance"),
     *_NEARER,
-    Stage(LargestRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
+    Stage(CertifiedRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
     Stage(
-        LargestRadius(CROWN(refine=False), rounds=8, tolerance=0.05),
+        CertifiedRadius(CROWN(refine=False), rounds=8, tolerance=0.05),
         "certifier",
         "distance",
         fallback=True,
@@ -171,12 +180,12 @@ VERIFY = (
 VERIFY_TOGETHER = (Stage(IBP(), "certifier"), Stage(CROWN(), "certifier"))
 """What is run first on a property of many boxes, on all of them at once."""
 
-VERIFY_ASKING = (Stage(Differences(queries=5000), "attack"),)
+VERIFY_ASKING = (Stage(FiniteDifferences(queries=5000), "attack"),)
 """What looks for an unsafe input of a network that can be run, but not bounded."""
 
-_CLOSER = Closer(
+_CLOSER = IterativeTightening(
     FMN(steps=60, targets=3, gamma=0.2),
-    Guided(APGD(steps=20, targets=9, halving=True), Minimisers(2)),
+    WarmStarted(APGD(steps=20, targets=9, successive_halving=True), RelaxationMinimizers(2)),
 )
 
 _HARDER = "attack --tool 'APGD(steps=500, restarts=5, targets=9)'"
@@ -205,7 +214,10 @@ PLANS: dict[str, Plan] = {
         (
             *_VERDICTS,
             *_FAMILIES,
-            Stage(Guided(APGD(steps=200, restarts=4, targets=9), Minimisers(4)), "attack"),
+            Stage(
+                WarmStarted(APGD(steps=200, restarts=4, targets=9), RelaxationMinimizers(4)),
+                "attack",
+            ),
             Stage(FAB(steps=100, targets=9), "attack"),
             Stage(Square(queries=5000), "attack"),
             *_DISTANCES,
@@ -219,7 +231,10 @@ PLANS: dict[str, Plan] = {
             *_VERDICTS,
             *_FAMILIES,
             Stage(InputSplit(), "certifier"),
-            Stage(Guided(APGD(steps=100, restarts=5, targets=9), Minimisers(5)), "attack"),
+            Stage(
+                WarmStarted(APGD(steps=100, restarts=5, targets=9), RelaxationMinimizers(5)),
+                "attack",
+            ),
             Stage(BranchAndBound(seconds=60, attack=APGD(steps=20)), "certifier"),
         ),
         _HARDER,
@@ -239,14 +254,14 @@ PLANS: dict[str, Plan] = {
         (
             Stage(LinearRegion(CROWN()), "certifier", "distance"),
             Stage(OwnPiece(MILP(seconds=10)), "certifier", "distance"),
-            Stage(Nearest(PGD(steps=20), rounds=8, tolerance=0.01), "attack", "distance"),
+            Stage(RadiusBisection(PGD(steps=20), rounds=8, tolerance=0.01), "attack", "distance"),
             Stage(_CLOSER, "attack", "distance"),
             *_NEARER,
-            Stage(FMN(steps=500, targets=9), "attack", "distance", audit=_AUDIT),
-            Stage(FMN(steps=500, targets=9, gamma=0.2), "attack", "distance", audit=_AUDIT),
-            Stage(LargestRadius(CROWN(), rounds=12), "certifier", "distance"),
+            Stage(FMN(steps=500, targets=9), "attack", "distance", pilot=_AUDIT),
+            Stage(FMN(steps=500, targets=9, gamma=0.2), "attack", "distance", pilot=_AUDIT),
+            Stage(CertifiedRadius(CROWN(), rounds=12), "certifier", "distance"),
             Stage(
-                LargestRadius(CROWN(refine=False), rounds=12),
+                CertifiedRadius(CROWN(refine=False), rounds=12),
                 "certifier",
                 "distance",
                 fallback=True,
@@ -258,11 +273,11 @@ PLANS: dict[str, Plan] = {
     "categorical": Plan(
         "categorical",
         (
-            Stage(Replace("gradient"), "attack"),
-            Stage(Replace(), "attack"),
+            Stage(SubstitutionSearch("gradient"), "attack"),
+            Stage(SubstitutionSearch(), "attack"),
             Stage(Enumeration(), "certifier"),
             Stage(CROWN(), "certifier"),
-            Stage(Replace(nearest=True), "attack", "distance"),
+            Stage(SubstitutionSearch(nearest=True), "attack", "distance"),
             Stage(Enumeration(limit=50_000), "certifier", "distance"),
         ),
         "measure --plan categorical",
@@ -364,7 +379,7 @@ def stage_of(tool: Attack | Certifier) -> Stage:
             f"{type(tool).__name__} does not say whether it is an attack or a certifier: give it "
             "`capabilities` (calipers.Capabilities), or write Stage(tool, 'attack')"
         )
-    return Stage(tool, told.kind, told.aim)
+    return Stage(tool, told.kind, told.objective)
 
 
 def tool_from(text: str) -> Attack | Certifier:
@@ -405,12 +420,12 @@ def _build(node: ast.expr) -> Any:
         **dict(zip(names, map(_build, node.args), strict=False)),
         **{str(k.arg): _build(k.value) for k in node.keywords},
     }
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise BadInput(
-            f"{tool.__name__} has no setting {unknown[0]!r}; its settings are "
-            f"{', '.join(names) or 'none'}"
+    for name in sorted(set(values) - set(names)):
+        now = SETTINGS.get(tool.__name__, {}).get(name)
+        told = (
+            f"it is called {now} now" if now else f"its settings are {', '.join(names) or 'none'}"
         )
+        raise BadInput(f"{tool.__name__} has no setting {name!r}; {told}")
     return tool(**values)
 
 
@@ -438,7 +453,9 @@ def installed_tools() -> dict[str, type[Any]]:
 
 def _tool(name: str) -> type[Any]:
     """Return the class of the tool of that name, or raise `BadInput`."""
-    tools = {**ATTACKS, **CERTIFIERS, "Minimisers": Minimisers}
+    tools = {**ATTACKS, **CERTIFIERS, "RelaxationMinimizers": RelaxationMinimizers}
+    if name in TOOLS:
+        raise BadInput(f"the tool {name} is called {TOOLS[name]} now")
     if name not in tools:
         installed = installed_tools()
         if name in installed:

@@ -10,18 +10,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import BATCH, backwards_of, in_flight, per_job
-from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.rivals import looked_at, rank_rivals, rivals
-from calipers.attacks.search import Look, Memory, Queue
+from calipers.attacks.engine.batches import BATCH, backwards_of, in_flight, per_job
+from calipers.attacks.engine.losses import LossName, check_loss, climbed
+from calipers.attacks.engine.queue import Look, Memory, Queue
+from calipers.attacks.engine.targets import looked_at, rank_targets, target_count
 from calipers.errors import BadInput
-from calipers.problem.ball import Region
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import is_adversarial
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.random_streams import Streams
+from calipers.threats.ball import Region
 
 _RISES = 0.75  # of the steps between two checkpoints must raise the loss, or the step is halved
 _MOMENTUM = 0.75  # weight of the new step; the rest goes on in the direction of the last one
@@ -60,9 +60,9 @@ class APGD:
             "alternate" (cross-entropy and margin in turn over the restarts).
         targets: Number of other classes to attack one by one, nearest first, instead of climbing
             the `loss`; 0 attacks untargeted.
-        halving: With more than one target, spend the steps in three rounds: all targets, the best
-            third, and the best one, each round with more steps than the one before. Later rounds
-            begin at the best iterates of the round before.
+        successive_halving: With more than one target, spend the steps in three rounds: all targets,
+            the best third, and the best one, each round with more steps than the one before. Later
+            rounds begin at the best iterates of the round before.
         precision: "model" searches in the model's own dtype; "bfloat16" in half precision, with the
             end of each search judged in the model's own dtype.
 
@@ -88,7 +88,7 @@ class APGD:
     restarts: int = 1
     loss: LossName = "cross_entropy"
     targets: int = 0
-    halving: bool = False
+    successive_halving: bool = False
     precision: Literal["model", "bfloat16"] = "model"
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ class APGD:
             columns: Indices (N, S) of these S margins, where they are not all of them, nearest
                 class first; then these are the targets.
         """
-        targets = rivals(problem, self.targets)
+        targets = target_count(problem, self.targets)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         # All best iterates of a block are held at once where target classes are dropped on the way.
         for places in torch.arange(len(problem), device=problem.x.device).split(
@@ -153,7 +153,7 @@ class APGD:
                 attempts, lambda attempt: replace(attempt, index=places[attempt.index])
             )
             return
-        ranked = rank_rivals(problem, targets, batch) if columns is None else columns
+        ranked = rank_targets(problem, targets, batch) if columns is None else columns
         begin = (
             None
             if starts is None
@@ -164,7 +164,7 @@ class APGD:
         share = 2.0 if starts is None else _GUIDED_SHARE
         rounds = (
             _rounds(targets, self.steps)
-            if self.halving and targets > 1
+            if self.successive_halving and targets > 1
             else [(targets, self.steps, 2.0)]
         )
         left = torch.arange(len(places), device=places.device)
@@ -209,13 +209,13 @@ class APGD:
             yield Attempt(places[left], best[left], forwards[left], backwards[left])
 
 
-def chosen(starts: Tensor, rivals: Tensor) -> Tensor:
+def chosen(starts: Tensor, columns: Tensor) -> Tensor:
     """Return the starts of the chosen classes, in the order of jobs.
 
-    `starts (N, R, S, *D)` and the margin columns `rivals (N, T)` give (N, R T, *D).
+    `starts (N, R, S, *D)` and the margin columns `columns (N, T)` give (N, R T, *D).
     """
     points = torch.arange(len(starts), device=starts.device)[:, None]
-    return starts.transpose(1, 2)[points, rivals].transpose(1, 2).flatten(1, 2)
+    return starts.transpose(1, 2)[points, columns].transpose(1, 2).flatten(1, 2)
 
 
 def _rounds(targets: int, steps: int) -> list[tuple[int, int, float]]:

@@ -9,15 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import per_job
-from calipers.attacks.minimum import FromTheCentre, check_between, seek, slope, widths
-from calipers.attacks.rivals import rivals
-from calipers.attacks.search import Look, Memory
-from calipers.problem.ball import Region
+from calipers.attacks.engine.batches import per_job
+from calipers.attacks.engine.minimum_norm import FromTheCentre, check_between, seek, slope, widths
+from calipers.attacks.engine.queue import Look, Memory
+from calipers.attacks.engine.targets import target_count
 from calipers.problem.capabilities import Capabilities, check_fit
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.ball import Region
 
 _PROGRESS = 1e-4  # a smaller relative decrease of the objective counts as none
 _LOST = 10.0  # the factor on c while nothing is found
@@ -43,7 +43,7 @@ class CarliniWagner:
         rounds: Rounds of the bisection over c; more if rounds end early.
         step: Step length of Adam, as a share of what each feature can move; where there is no box,
             as a share of the distance to the boundary of a linear model.
-        first_c: First c, as a multiple of the one that solves a linear model.
+        initial_const: First c, as a multiple of the one that solves a linear model.
         targets: Number of other classes, nearest first, each of which gets a search of its own; 0
             follows the worst margin.
 
@@ -58,7 +58,7 @@ class CarliniWagner:
     steps: int = 100
     rounds: int = 9
     step: float = 0.01
-    first_c: float = 1.0
+    initial_const: float = 1.0
     targets: int = 0
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class CarliniWagner:
             steps=(1, 10**9),
             rounds=(1, 10**6),
             step=(1e-9, 10),
-            first_c=(1e-9, 1e9),
+            initial_const=(1e-9, 1e9),
             targets=(0, 10**9),
         )
 
@@ -80,15 +80,17 @@ class CarliniWagner:
         check_fit(self, problem.threat)
         return seek(
             problem,
-            _Search(
-                tool=self, steps=self.steps * self.rounds, targets=rivals(problem, self.targets)
+            _CarliniWagnerState(
+                tool=self,
+                steps=self.steps * self.rounds,
+                targets=target_count(problem, self.targets),
             ),
             seed,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search(FromTheCentre):
+class _CarliniWagnerState(FromTheCentre):
     tool: CarliniWagner
 
     def memory(self, region: Region, x: Tensor) -> Memory:
@@ -111,7 +113,7 @@ class _Search(FromTheCentre):
         # On a linear model the minimum of the objective lies on the boundary exactly where
         # c = 2 margin / |gradient|^2.
         m["c"] = torch.where(
-            first, self.tool.first_c * 2 * look.worst.double() / steepness.square(), m["c"]
+            first, self.tool.initial_const * 2 * look.worst.double() / steepness.square(), m["c"]
         ).clamp(1e-300, 1e300)
         m["unit"] = torch.where(
             first, (look.worst.double() / steepness).minimum(region.radius), m["unit"]

@@ -10,15 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import per_job
+from calipers.attacks.engine.batches import per_job
+from calipers.attacks.engine.losses import cross_entropy
+from calipers.attacks.engine.minimum_norm import FromTheCentre, check_between, cosine, length, seek
+from calipers.attacks.engine.queue import Look, Memory
 from calipers.attacks.fmn import next_radius
-from calipers.attacks.minimum import FromTheCentre, check_between, cosine, length, seek
-from calipers.attacks.objectives import cross_entropy
-from calipers.attacks.search import Look, Memory
-from calipers.problem.ball import Region
 from calipers.problem.capabilities import Capabilities, check_fit
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.ball import Region
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class DDN:
         the search found nothing.
         """
         check_fit(self, problem.threat)
-        return seek(problem, _Search(tool=self, steps=self.steps), seed, self.inside)
+        return seek(problem, _DDNState(tool=self, steps=self.steps), seed, self.inside)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search(FromTheCentre):
+class _DDNState(FromTheCentre):
     tool: DDN
 
     def memory(self, region: Region, x: Tensor) -> Memory:

@@ -9,15 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import per_job
-from calipers.attacks.minimum import FromTheCentre, check_between, seek
-from calipers.attacks.polish import across
-from calipers.attacks.rivals import rivals
-from calipers.attacks.search import Look, Memory
+from calipers.attacks.engine.batches import per_job
+from calipers.attacks.engine.boundary_refinement import across
+from calipers.attacks.engine.minimum_norm import FromTheCentre, check_between, seek
+from calipers.attacks.engine.queue import Look, Memory
+from calipers.attacks.engine.targets import target_count
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,17 @@ class DeepFool:
         """
         return seek(
             problem,
-            _Search(
-                steps=self.steps, targets=rivals(problem, self.targets), overshoot=self.overshoot
+            _DeepFoolState(
+                steps=self.steps,
+                targets=target_count(problem, self.targets),
+                overshoot=self.overshoot,
             ),
             seed,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search(FromTheCentre):
+class _DeepFoolState(FromTheCentre):
     overshoot: float
 
     def move(self, look: Look, memory: Memory) -> tuple[Tensor, Memory]:

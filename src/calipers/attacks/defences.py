@@ -16,16 +16,17 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from calipers.attacks.batches import BATCH, in_flight
+from calipers.attacks.engine.batches import BATCH, in_flight
 from calipers.errors import BadInput, BadModel
+from calipers.models.classifier import Classifier
+from calipers.models.stochastic import drawn
 from calipers.problem.capabilities import Capabilities
-from calipers.problem.chance import drawn, judged
-from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
-from calipers.problem.streams import key_of
-from calipers.problem.tools import Attack, Attempt
+from calipers.problem.protocols import Attack, Attempt
+from calipers.problem.votes import judged
+from calipers.random_streams import key_of
 
 StandIn = Literal["identity", "smooth"] | Callable[[Tensor], Tensor]
 Averages = Literal["log_probabilities", "logits", "probabilities"]
@@ -34,14 +35,14 @@ Averages = Literal["log_probabilities", "logits", "probabilities"]
 _FIRST_LEAD = 1.0
 
 
-class BPDA(nn.Module):
+class BPDALayer(nn.Module):
     """A layer whose backward pass is that of another function.
 
     Its answers stay those of the layer, bit for bit.
 
     Args:
         layer: The layer, which need not have a gradient.
-        stand_in: "identity" passes the gradient through as it is (input and output must have one
+        backward: "identity" passes the gradient through as it is (input and output must have one
             shape). "smooth" is a soft staircase of `levels` equal steps on [0, 1], sum_j sigma((x -
             t_j) / width) / (levels - 1), for quantisers. Or any differentiable function of the
             layer's input that resembles the layer and returns its shape.
@@ -49,29 +50,29 @@ class BPDA(nn.Module):
         width: Width of its steps, above 0. Default: half a step.
 
     Raises:
-        BadInput: The stand-in is unknown, or a setting is out of its range.
+        BadInput: `backward` is unknown, or a setting is out of its range.
         BadModel: In the backward pass, if the stand-in returns another shape than the layer.
     """
 
     def __init__(
         self,
         layer: nn.Module | Callable[[Tensor], Tensor],
-        stand_in: StandIn = "identity",
+        backward: StandIn = "identity",
         *,
         levels: int = 256,
         width: float | None = None,
     ) -> None:
         super().__init__()
-        if not callable(stand_in) and stand_in not in ("identity", "smooth"):
+        if not callable(backward) and backward not in ("identity", "smooth"):
             raise BadInput(
-                f"unknown stand_in {stand_in!r}; choose 'identity', 'smooth' or give a "
+                f"unknown backward {backward!r}; choose 'identity', 'smooth' or give a "
                 "differentiable function"
             )
         if levels < 2 or (width is not None and not width > 0):
             raise BadInput(
                 f"a soft staircase takes levels >= 2 and width > 0, got {levels}, {width}"
             )
-        self.layer, self.stand_in, self.levels = layer, stand_in, levels
+        self.layer, self.backward, self.levels = layer, backward, levels
         # default, half a step: steep at the edges, nowhere flat
         self.width = 0.5 / (levels - 1) if width is None else width
 
@@ -82,18 +83,18 @@ class BPDA(nn.Module):
 
     def smooth(self, x: Tensor) -> Tensor:
         """Return what is differentiated instead."""
-        if callable(self.stand_in):
-            return self.stand_in(x)
-        return x if self.stand_in == "identity" else staircase(x, self.levels, self.width)
+        if callable(self.backward):
+            return self.backward(x)
+        return x if self.backward == "identity" else staircase(x, self.levels, self.width)
 
     def extra_repr(self) -> str:
         """Return the stand-in's name for `repr`."""
-        return f"stand_in={self.stand_in if isinstance(self.stand_in, str) else 'own'}"
+        return f"backward={self.backward if isinstance(self.backward, str) else 'own'}"
 
 
 class _Replaced(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, part: BPDA) -> Tensor:
+    def forward(ctx: Any, x: Tensor, part: BPDALayer) -> Tensor:
         ctx.part = part
         ctx.save_for_backward(x)
         own = x.detach()  # NumPy code cannot take a tensor that requires gradients
@@ -131,7 +132,7 @@ def staircase(x: Tensor, levels: int, width: float) -> Tensor:
 
 
 def replace_layers(
-    model: nn.Module, stand_ins: Mapping[str, StandIn], *, levels: int = 256
+    model: nn.Module, backward: Mapping[str, StandIn], *, levels: int = 256
 ) -> nn.Module:
     """Return a copy of the model with stand-ins for the named layers.
 
@@ -142,7 +143,7 @@ def replace_layers(
     """
     known = [name for name, _ in model.named_modules() if name]
     copied = copy.deepcopy(model)
-    for name, stand_in in stand_ins.items():
+    for name, way in backward.items():
         if name not in known:
             raise BadInput(
                 f"the model has no layer {name!r}; it has "
@@ -152,13 +153,13 @@ def replace_layers(
         setattr(
             copied.get_submodule(path),
             last,
-            BPDA(copied.get_submodule(name), stand_in, levels=levels),
+            BPDALayer(copied.get_submodule(name), way, levels=levels),
         )
     return copied
 
 
 @dataclass(frozen=True)
-class Through:
+class BPDA:
     """Run an attack on a copy of the model with stand-ins for layers.
 
     See `replace_layers`. The model's own answers decide whether a candidate counts. Costs what the
@@ -166,7 +167,7 @@ class Through:
 
     Args:
         attack: The attack to run.
-        stand_ins: Pairs of a layer's name and its stand-in: "identity", "smooth" or a function.
+        backward: Pairs of a layer's name and its stand-in: "identity", "smooth" or a function.
         levels: Values of the soft staircase of "smooth".
     """
 
@@ -180,17 +181,17 @@ class Through:
     )
 
     attack: Attack
-    stand_ins: tuple[tuple[str, StandIn], ...]
+    backward: tuple[tuple[str, StandIn], ...]
     levels: int = 256
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield the attack's candidates."""
         own = problem.classifier
         replaced = Classifier(
-            replace_layers(own.module, dict(self.stand_ins), levels=self.levels),
+            replace_layers(own.module, dict(self.backward), levels=self.levels),
             own.mean,
             own.std,
-            own.draws,
+            own.samples,
         )
         replaced.read_like(own)
         replaced.counter = own.counter
@@ -212,34 +213,41 @@ class Averaged(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        draws: int,
+        samples: int,
         seed: int = 0,
         *,
-        of: Averages = "log_probabilities",
+        average: Averages = "log_probabilities",
         fresh: bool = True,
     ) -> None:
         super().__init__()
-        if draws < 1 or of not in get_args(Averages):
+        if samples < 1 or average not in get_args(Averages):
             raise BadInput(
-                f"Averaged takes draws >= 1 and of {', '.join(map(repr, get_args(Averages)))}, got "
-                f"{draws}, {of!r}"
+                "Averaged takes samples >= 1 and average "
+                f"{', '.join(map(repr, get_args(Averages)))}, got {samples}, {average!r}"
             )
-        self.model, self.draws, self.seed, self.of, self.fresh = model, draws, seed, of, fresh
+        self.model, self.samples, self.seed, self.average, self.fresh = (
+            model,
+            samples,
+            seed,
+            average,
+            fresh,
+        )
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the average answer, (N, K)."""
-        answers = torch.stack(list(drawn(self.model, x, self.draws, key_of(self.seed, self.calls))))
+        draws = drawn(self.model, x, self.samples, key_of(self.seed, self.calls))
+        answers = torch.stack(list(draws))
         self.calls += self.fresh
         # a single logit is already a score for two classes
         single = answers.dim() == 2 or answers.shape[2] == 1
-        if self.of == "logits" or single:
+        if self.average == "logits" or single:
             return answers.mean(0)
         odds = answers.log_softmax(2)
         return (
             odds.mean(0)
-            if self.of == "log_probabilities"
-            else odds.logsumexp(0) - math.log(self.draws)
+            if self.average == "log_probabilities"
+            else odds.logsumexp(0) - math.log(self.samples)
         )
 
 
@@ -247,22 +255,22 @@ class Averaged(nn.Module):
 class EOT:
     """Attack the average over draws of a random model (EOT).
 
-    A candidate succeeds if it fools the share `votes` of fresh draws.
+    A candidate succeeds if it fools the share `success_rate` of fresh draws.
 
     The attack stops where the average is just beyond the decision boundary, which fools half of the
     draws. Points whose candidate is voted down are attacked again with a lead that has to be gained
     beyond the boundary (1, 2, 4, ... in log odds), up to `rounds` times; the candidate of most
     votes is returned.
 
-    Cost: `draws` times the attack's for each round, and `judges` forwards.
+    Cost: `samples` times the attack's for each round, and `eval_samples` forwards.
 
     Args:
         attack: A gradient attack.
-        draws: Draws that are averaged at each pass.
-        votes: Share of fresh draws that a candidate has to fool, above 0 and at most 1.
-        judges: Fresh draws for the vote.
+        samples: Draws that are averaged at each pass.
+        success_rate: Share of fresh draws that a candidate has to fool, above 0 and at most 1.
+        eval_samples: Fresh draws for the vote.
         rounds: Runs of the attack at most.
-        of: What is averaged: "log_probabilities", "logits" or "probabilities".
+        average: What is averaged: "log_probabilities", "logits" or "probabilities".
 
     Raises:
         BadInput: A setting is out of its range.
@@ -278,17 +286,23 @@ class EOT:
     )
 
     attack: Attack
-    draws: int = 20
-    votes: float = 0.5
-    judges: int = 50
+    samples: int = 20
+    success_rate: float = 0.5
+    eval_samples: int = 50
     rounds: int = 4
-    of: Averages = "log_probabilities"
+    average: Averages = "log_probabilities"
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.judges < 1 or self.rounds < 1 or not 0 < self.votes <= 1:
+        if (
+            self.samples < 1
+            or self.eval_samples < 1
+            or self.rounds < 1
+            or not 0 < self.success_rate <= 1
+        ):
             raise BadInput(
-                f"EOT takes draws, judges, rounds >= 1 and votes in (0, 1], got {self.draws}, "
-                f"{self.judges}, {self.rounds}, {self.votes}"
+                f"EOT takes samples, eval_samples, rounds >= 1 and success_rate in (0, 1], got "
+                f"{self.samples}, "
+                f"{self.eval_samples}, {self.rounds}, {self.success_rate}"
             )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
@@ -300,7 +314,7 @@ class EOT:
         try:
             for k in range(self.rounds):
                 self._round(problem, found, seed, k)
-                if bool((found.share >= self.votes).all()):
+                if bool((found.share >= self.success_rate).all()):
                     break
         except KeyboardInterrupt as error:
             interrupt = error
@@ -315,10 +329,12 @@ class EOT:
 
     def _round(self, problem: Problem, found: _Polled, seed: int, k: int) -> None:
         """Attack the points that are still voted down, with the k-th lead."""
-        left = torch.nonzero(found.share < self.votes).flatten()
+        left = torch.nonzero(found.share < self.success_rate).flatten()
         part = problem.take(left)
         averaged = Classifier(
-            Averaged(problem.classifier.network, self.draws, key_of(seed, k), of=self.of)
+            Averaged(
+                problem.classifier.network, self.samples, key_of(seed, k), average=self.average
+            )
         )
         lead = 0.0 if k == 0 else _FIRST_LEAD * 2.0 ** (k - 1)
 
@@ -331,8 +347,8 @@ class EOT:
                 place,
                 key_of(seed, "judges", k),
             )
-            found.forwards[place] += attempt.forwards * self.draws + self.judges
-            found.backwards[place] += attempt.backwards * self.draws
+            found.forwards[place] += attempt.forwards * self.samples + self.eval_samples
+            found.backwards[place] += attempt.backwards * self.samples
             better = votes > found.share[place]
             found.best[place[better]], found.share[place[better]] = (
                 attempt.candidate[better],
@@ -343,13 +359,13 @@ class EOT:
             self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed), judge
         ):
             pass
-        problem.classifier.counter.forwards += averaged.counter.forwards * self.draws
-        problem.classifier.counter.backwards += averaged.counter.backwards * self.draws
+        problem.classifier.counter.forwards += averaged.counter.forwards * self.samples
+        problem.classifier.counter.backwards += averaged.counter.backwards * self.samples
 
     def _votes(
         self, problem: Problem, goal: Goal, points: Tensor, place: Tensor, seed: int
     ) -> Tensor:
-        problem.classifier.counter.forwards += len(points) * self.judges
+        problem.classifier.counter.forwards += len(points) * self.eval_samples
         network, y, parts = (
             problem.classifier.network,
             problem.y[place],
@@ -357,7 +373,10 @@ class EOT:
         )
         with problem.classifier.frozen():
             return torch.cat(
-                [judged(network, points[i], y[i], self.judges, seed, goal.take(i)) for i in parts]
+                [
+                    judged(network, points[i], y[i], self.eval_samples, seed, goal.take(i))
+                    for i in parts
+                ]
             )
 
 
@@ -406,8 +425,8 @@ class _Ahead:
     def smooth(self, margins: Tensor) -> Tensor:
         return self.goal.smooth(margins)
 
-    def rivals(self, y: Tensor, classes: int) -> Tensor:
-        return self.goal.rivals(y, classes)
+    def margin_classes(self, y: Tensor, classes: int) -> Tensor:
+        return self.goal.margin_classes(y, classes)
 
     def take(self, index: Tensor) -> _Ahead:
         return _Ahead(self.goal.take(index), self.lead)

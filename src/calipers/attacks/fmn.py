@@ -9,16 +9,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import per_job
-from calipers.attacks.minimum import FromTheCentre, check_between, cosine, seek, slope, unit, widths
-from calipers.attacks.rivals import rivals
-from calipers.attacks.search import Look, Memory
-from calipers.problem.ball import Region
+from calipers.attacks.engine.batches import per_job
+from calipers.attacks.engine.minimum_norm import (
+    FromTheCentre,
+    check_between,
+    cosine,
+    seek,
+    slope,
+    unit,
+    widths,
+)
+from calipers.attacks.engine.queue import Look, Memory
+from calipers.attacks.engine.targets import target_count
 from calipers.problem.capabilities import Capabilities
-from calipers.problem.counts import L0
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.ball import Region
+from calipers.threats.count_norms import L0
 
 # larger steps move all changed features to the ends of the box at once, and the search cannot tell
 # which of them it needs
@@ -99,14 +107,14 @@ class FMN:
         """
         return seek(
             problem,
-            _Search(tool=self, steps=self.steps, targets=rivals(problem, self.targets)),
+            _FMNState(tool=self, steps=self.steps, targets=target_count(problem, self.targets)),
             seed,
             self.inside,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search(FromTheCentre):
+class _FMNState(FromTheCentre):
     tool: FMN
 
     def memory(self, region: Region, x: Tensor) -> Memory:

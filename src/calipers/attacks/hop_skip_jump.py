@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calipers.attacks.batches import per_job
-from calipers.attacks.queries import (
+from calipers.attacks.engine.batches import per_job
+from calipers.attacks.engine.query_loop import (
     SEEK,
-    Asked,
-    Look,
     Memory,
+    PointsInFlight,
+    Queries,
     approach,
     approached,
     at_the_start,
@@ -23,11 +23,11 @@ from calipers.attacks.queries import (
     unbounded,
 )
 from calipers.errors import BadInput
-from calipers.problem.ball import Region
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.random_streams import Streams
+from calipers.threats.ball import Region
 
 _PROBE, _JUMP = 2, 3
 _MOST_PROBES = 10_000
@@ -86,14 +86,14 @@ class HopSkipJump:
         """
         return run_queries(
             unbounded(problem),
-            _Walk(self.queries, self.probes, self.starts),
+            _BoundaryWalk(self.queries, self.probes, self.starts),
             seed=seed,
             batch=batch,
         )
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _BoundaryWalk:
     queries: int
     probes: int
     starts: int
@@ -120,7 +120,7 @@ class _Walk:
         }
         return {**memory, **counts, **sums, "length": torch.zeros_like(region.radius)}
 
-    def ask(self, look: Look, memory: Memory) -> Asked:
+    def ask(self, look: PointsInFlight, memory: Memory) -> Queries:
         phase = memory["phase"]
         points = approach(look, memory)
         jumping = torch.nonzero(phase == _JUMP).flatten()
@@ -150,9 +150,9 @@ class _Walk:
                 -1, *rows.shape[1:]
             )
             rows = rows.index_copy(0, probing, boxed(region, probes))
-        return Asked(slot, rows)
+        return Queries(slot, rows)
 
-    def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
+    def hear(self, look: PointsInFlight, memory: Memory, asked: Queries, answers: Tensor) -> Tensor:
         before = memory["phase"]
         first = torch.searchsorted(asked.slot, torch.arange(len(before), device=before.device))
         points, broken = asked.points[first], answers[first] < 0
@@ -180,7 +180,7 @@ class _Walk:
         self._begin(look, memory, arrived | lost)
         return (memory["phase"] == SEEK) & (look.spent >= self.starts)
 
-    def _begin(self, look: Look, memory: Memory, begins: Tensor) -> None:
+    def _begin(self, look: PointsInFlight, memory: Memory, begins: Tensor) -> None:
         """Begin the next iteration's probes."""
         memory["iteration"] = memory["iteration"] + begins
         wanted = (self.probes * memory["iteration"].double().sqrt()).clamp(1, _MOST_PROBES).long()
@@ -192,7 +192,7 @@ class _Walk:
             )
 
     def _collect(
-        self, look: Look, memory: Memory, asked: Asked, answers: Tensor, probing: Tensor
+        self, look: PointsInFlight, memory: Memory, asked: Queries, answers: Tensor, probing: Tensor
     ) -> None:
         """Add the probes of a round to the sums of their points.
 

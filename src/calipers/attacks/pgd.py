@@ -9,15 +9,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from calipers.attacks.objectives import LossName, check_loss, climbed
-from calipers.attacks.rivals import rivals
-from calipers.attacks.search import Look, Memory, run_queue
+from calipers.attacks.engine.losses import LossName, check_loss, climbed
+from calipers.attacks.engine.queue import Look, Memory, run_queue
+from calipers.attacks.engine.targets import target_count
 from calipers.errors import BadInput
-from calipers.problem.ball import Region
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.random_streams import Streams
+from calipers.threats.ball import Region
 
 _USUAL_TRAVEL = 2.5  # all steps together can cross the ball 2.5 times (Madry et al. 2018)
 
@@ -105,7 +105,11 @@ class PGD:
         """
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
         recipe = _Ascent(
-            self.steps, self.restarts, rivals(problem, self.targets), min(share, 2.0), self.loss
+            self.steps,
+            self.restarts,
+            target_count(problem, self.targets),
+            min(share, 2.0),
+            self.loss,
         )
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
         return run_queue(

@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from calipers.attacks.queries import Asked, Look, Memory, run_queries
+from calipers.attacks.engine.query_loop import Memory, PointsInFlight, Queries, run_queries
 from calipers.errors import BadInput
-from calipers.problem.ball import Region
 from calipers.problem.capabilities import LP, Capabilities
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.random_streams import Streams
+from calipers.threats.ball import Region
 
 _MOMENTUM = 0.75
 
@@ -37,7 +37,7 @@ class SPSA:
     Args:
         steps: Gradient steps.
         pairs: Pairs of opposite probes per step.
-        reach: Distance of the probes from the iterate as a share of the radius, above 0 and at most
+        delta: Distance of the probes from the iterate as a share of the radius, above 0 and at most
             1.
         step: Length of a step as a share of the radius, above 0 and at most 2. Default: 2.5 /
             steps.
@@ -57,7 +57,7 @@ class SPSA:
 
     steps: int = 40
     pairs: int = 64
-    reach: float = 0.1
+    delta: float = 0.1
     step: float | None = None
     directions: Literal["signs", "normal"] = "signs"
 
@@ -67,10 +67,10 @@ class SPSA:
                 f"SPSA takes steps >= 1 and pairs >= 1 (usually 40 and 64), got {self.steps}, "
                 f"{self.pairs}"
             )
-        if not 0 < self.reach <= 1 or (self.step is not None and not 0 < self.step <= 2):
+        if not 0 < self.delta <= 1 or (self.step is not None and not 0 < self.step <= 2):
             raise BadInput(
                 "reach (above 0, at most 1) and step (above 0, at most 2) are shares of the "
-                f"radius, got {self.reach}, {self.step}"
+                f"radius, got {self.delta}, {self.step}"
             )
         if self.directions not in ("signs", "normal"):
             raise BadInput(f"directions is 'signs' or 'normal', got {self.directions!r}")
@@ -90,7 +90,7 @@ class SPSA:
         share = min(2.5 / self.steps if self.step is None else self.step, 2.0)
         return run_queries(
             problem,
-            _Estimate(self.steps, self.pairs, self.reach, share, self.directions == "signs"),
+            _Estimate(self.steps, self.pairs, self.delta, share, self.directions == "signs"),
             seed=seed,
             batch=batch,
         )
@@ -116,7 +116,7 @@ class _Estimate:
     def start(self, region: Region, streams: Streams) -> Memory:
         return {"x": region.center.clone(), "slope": torch.zeros_like(region.center)}
 
-    def ask(self, look: Look, memory: Memory) -> Asked:
+    def ask(self, look: PointsInFlight, memory: Memory) -> Queries:
         """Ask about the iterate, then the probes.
 
         The last round asks about the iterate alone.
@@ -147,9 +147,9 @@ class _Estimate:
                 probing,
                 region.snap(region.project(points[probing] + move.view(-1, *x.shape[1:]))),
             )
-        return Asked(slot, points)
+        return Queries(slot, points)
 
-    def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
+    def hear(self, look: PointsInFlight, memory: Memory, asked: Queries, answers: Tensor) -> Tensor:
         x, width = memory["x"], self.width
         full = torch.bincount(asked.slot, minlength=len(x)) == width
         rows = torch.nonzero(full[asked.slot]).flatten()

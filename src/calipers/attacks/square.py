@@ -10,15 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from calipers.attacks import shares
-from calipers.attacks.batches import per_job
-from calipers.attacks.queries import Asked, Look, Memory, Play, run_queries
+from calipers.attacks.engine import local_moves
+from calipers.attacks.engine.batches import per_job
+from calipers.attacks.engine.query_loop import Memory, Play, PointsInFlight, Queries, run_queries
 from calipers.errors import BadInput
-from calipers.problem.ball import Region
 from calipers.problem.capabilities import LP, Capabilities
 from calipers.problem.problem import Problem
-from calipers.problem.streams import Streams
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.random_streams import Streams
+from calipers.threats.ball import Region
 
 # query numbers, of a budget of 10,000, after which the area of a window is halved
 _HALVED_AFTER = (
@@ -70,9 +70,9 @@ class Square:
         rescale: Fit the paper's schedule for 10,000 queries to the budget. Without it, a smaller
             budget ends among large windows: 2000 queries then break 29 of 40 digits of which a
             gradient attack breaks 34, and with it 33.
-        ahead: Number of windows asked at once, after the first hundred queries, of which the best
-            is kept. More than 1 makes fewer and fuller batches, which helps most where points are
-            few.
+        proposals_per_step: Number of windows asked at once, after the first hundred queries, of
+            which the best is kept. More than 1 makes fewer and fuller batches, which helps most
+            where points are few.
 
     Raises:
         BadInput: A setting is out of its range, or the norm counts features.
@@ -97,11 +97,11 @@ class Square:
     queries: int = 5000
     p: float = 0.8
     rescale: bool = True
-    ahead: int = 1
+    proposals_per_step: int = 1
 
     def __post_init__(self) -> None:
-        if self.queries < 1 or not 0 < self.p <= 1 or self.ahead < 1:
-            got = f"{self.queries}, {self.p}, {self.ahead}"
+        if self.queries < 1 or not 0 < self.p <= 1 or self.proposals_per_step < 1:
+            got = f"{self.queries}, {self.p}, {self.proposals_per_step}"
             raise BadInput(
                 "Square takes queries >= 1 (usually 1000 to 10000), p above 0 and at most 1 "
                 f"(usually 0.05 to 0.8) and ahead >= 1, got {got}"
@@ -116,7 +116,7 @@ class Square:
         """
         return run_queries(
             problem,
-            windowed(problem, self.queries, self.p, self.rescale, self.ahead),
+            windowed(problem, self.queries, self.p, self.rescale, self.proposals_per_step),
             seed=seed,
             batch=batch,
         )
@@ -142,7 +142,7 @@ def windowed(
         norm.is_box,
         problem.x,
     )
-    return _Search(queries, windows, ahead)
+    return _SquareState(queries, windows, ahead)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +265,7 @@ def _hill(height: int, width: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
+class _SquareState:
     queries: int
     windows: _Windows
     width: int = 1
@@ -286,17 +286,17 @@ class _Search:
             "highest": highest,
             "movable": movable,
             "stuck": ~movable.any(1),
-            **shares.at_the_start(region),
+            **local_moves.at_the_start(region),
         }
 
-    def ask(self, look: Look, memory: Memory) -> Asked:
+    def ask(self, look: PointsInFlight, memory: Memory) -> Queries:
         count = torch.where(
             look.spent < _ONE_BY_ONE, 1, (self.queries - look.spent).clamp(1, self.width)
         )
         slot = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         if len(slot) > len(count):
             number = torch.arange(len(slot), device=slot.device) - (count.cumsum(0) - count)[slot]
-            look = Look(
+            look = PointsInFlight(
                 look.region.take(slot),
                 look.streams.take(slot),
                 look.spent[slot] + number,
@@ -313,7 +313,7 @@ class _Search:
             ).flatten()
             if not len(same):
                 break
-            part = Look(
+            part = PointsInFlight(
                 look.region.take(same),
                 look.streams.take(same),
                 look.spent[same],
@@ -324,15 +324,15 @@ class _Search:
                 part, {name: value[same] for name, value in memory.items()}, attempt
             )
             points = points.index_copy(0, same, again)
-        return Asked(
+        return Queries(
             slot, torch.where(per_job(look.spent == 0, points), look.region.center, points)
         )
 
-    def hear(self, look: Look, memory: Memory, asked: Asked, answers: Tensor) -> Tensor:
-        shares.listen(look, memory, asked, answers, self.queries)
+    def hear(self, look: PointsInFlight, memory: Memory, asked: Queries, answers: Tensor) -> Tensor:
+        local_moves.listen(look, memory, asked, answers, self.queries)
         return memory["stuck"]
 
-    def _proposals(self, look: Look, memory: Memory, attempt: int) -> Tensor:
+    def _proposals(self, look: PointsInFlight, memory: Memory, attempt: int) -> Tensor:
         """Return a changed copy of the best point of every slot.
 
         Odd attempts flip the signs of the attempt before; from attempt 2 on, windows are placed to
@@ -384,7 +384,7 @@ class _Search:
         pattern = pattern * memory["movable"].view(shape)
         other = windows.place(level, second[:, 0], second[:, 1])
         points = self._spend(look, pattern, torch.where(begins, torch.ones_like(other), other))
-        small = torch.nonzero(shares.is_small(region, look.spent, self.queries)).flatten()
+        small = torch.nonzero(local_moves.is_small(region, look.spent, self.queries)).flatten()
         if not len(small):
             return points
         moved = self._small(look, memory, pattern, level, draws, room, small)
@@ -394,7 +394,7 @@ class _Search:
 
     def _small(
         self,
-        look: Look,
+        look: PointsInFlight,
         memory: Memory,
         pattern: Tensor,
         level: Tensor,
@@ -403,7 +403,7 @@ class _Search:
         chosen: Tensor,
     ) -> Tensor:
         """Return the chosen points after a small move."""
-        part = Look(
+        part = PointsInFlight(
             look.region.take(chosen),
             look.streams.take(chosen),
             look.spent[chosen],
@@ -417,14 +417,14 @@ class _Search:
         giver = giver.expand(-1, self.windows.channels, -1, -1).flatten(1)
         own = offset if weight is None else offset * weight
         share = torch.where(draws[chosen, 5] < 0.5, 1.0, 2 * draws[chosen, 5] - 1)
-        delta = shares.moved(
+        delta = local_moves.moved(
             region, own, pattern[chosen].flatten(1), giver, memory["bump"][chosen], share
         )
         delta = (delta if weight is None else delta / weight).clamp(region.low, region.high)
         return region.snap(region.center + delta.view_as(region.center))
 
     def _anchored(
-        self, look: Look, wanted: Tensor, level: Tensor, draws: Tensor, room: Tensor
+        self, look: PointsInFlight, wanted: Tensor, level: Tensor, draws: Tensor, room: Tensor
     ) -> Tensor:
         """Return first rows and columns of windows over a wanted feature.
 
@@ -436,7 +436,7 @@ class _Search:
         back = (draws * self.windows.sides[level]).long()
         return torch.minimum((place - back).clamp_min(0), room - 1)
 
-    def _first(self, look: Look) -> Tensor:
+    def _first(self, look: PointsInFlight) -> Tensor:
         """Return the signs of the first change.
 
         Vertical stripes where the ball is a box (linf), else tiles of hills; for a vector, one sign
@@ -458,7 +458,7 @@ class _Search:
         ).repeat(tall, wide).to(signs)
         return tiles[:, :, : w.rows, : w.columns]
 
-    def _spend(self, look: Look, pattern: Tensor, other: Tensor) -> Tensor:
+    def _spend(self, look: PointsInFlight, pattern: Tensor, other: Tensor) -> Tensor:
         """Return the points whose window takes all the unspent budget.
 
         The pattern is added to the window's own change, and the window gets all the budget that the

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from calipers.attacks.batches import per_job
+from calipers.attacks.engine.batches import per_job
 from calipers.errors import BadInput
+from calipers.models.classifier import Classifier
 from calipers.problem.capabilities import Capabilities
-from calipers.problem.classifier import Classifier
 from calipers.problem.goals import endless, is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attack, Attempt
+from calipers.problem.protocols import Attack, Attempt
 
 
 @dataclass(frozen=True, repr=False)

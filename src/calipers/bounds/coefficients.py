@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calipers.adjoint import contract
+from calipers.conv_gradient import contract
 from calipers.graph.kinds import Affine, Windowed
+from calipers.graph.receptive_field import Window
 from calipers.graph.relaxations import Lines, Relaxation, by_sign
-from calipers.graph.windows import Window
-from calipers.problem.ball import Fall, Region
+from calipers.threats.ball import Fall, Region
 
 WORTH_A_WINDOW = 0.6  # a patch that covers more of its image than this is carried dense
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calipers.bounds.executed import departure, input_departure
+from calipers.bounds.float32_execution import departure, input_departure
 from calipers.bounds.interval import Box, propagate
 from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Graph
@@ -66,7 +66,7 @@ def forward(
         if is_affine(node.op):
             forms[number] = _affine(node.op, inputs, arithmetic)
         elif is_elementwise(node.op):
-            forms[number] = _bent(node.op, inputs[0], boxes[node.inputs[0]], arithmetic)
+            forms[number] = _nonlinear(node.op, inputs[0], boxes[node.inputs[0]], arithmetic)
         else:
             forms[number] = _constant(
                 propagate(graph, number, boxes, arithmetic), form.g.shape[1], arithmetic
@@ -102,7 +102,7 @@ def _affine(op: Affine, inputs: list[Form], arithmetic: Arithmetic) -> Form:
     return Form(c, g.view(len(c), count, *c.shape[1:]), r)
 
 
-def _bent(op: Elementwise, x: Form, box: Box, arithmetic: Arithmetic) -> Form:
+def _nonlinear(op: Elementwise, x: Form, box: Box, arithmetic: Arithmetic) -> Form:
     """Return the form of a nonlinear function.
 
     The line of the chord's slope, and the function's distance from it: for a ReLU both lines are

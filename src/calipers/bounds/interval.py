@@ -11,7 +11,7 @@ from calipers.bounds.rounding import Arithmetic
 from calipers.graph.ir import Graph
 from calipers.graph.kinds import Affine, is_affine
 from calipers.graph.relaxations import Ends
-from calipers.problem.ball import Region
+from calipers.threats.ball import Region
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.bounds.dual import Dual, Free, Sight
+from calipers.bounds.dual_bound import Dual, Free, Sight
 from calipers.problem.interrupts import give_way
 
 Watch = Callable[[Tensor, Sight], None]
@@ -88,7 +88,7 @@ def _units(dual: Dual, sight: Sight) -> dict[int, Tensor]:
     unit = {}
     for k, a in sight.coefficients.items():
         i = dual.graph.nodes[k - 1].inputs[0]
-        if i in dual.weigh and k in dual.slides:
+        if i in dual.weigh and k in dual.alpha_lines:
             weigh = dual.weigh[i]
             unit[i] = (
                 (a.abs() * weigh).sum(1, keepdim=True) / weigh.sum(1, keepdim=True).clamp(min=1)

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.rounding import Guarantee, arithmetic_of
-from calipers.certificates.alpha import Start
-from calipers.certificates.branch_search import Effort, Search
+from calipers.certificates.alpha_crown import Start
+from calipers.certificates.branch_search import BranchSearch, Effort
 from calipers.certificates.crown import batches, spread
 from calipers.certificates.guaranteed import check_proofs, stated
 from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.interrupts import Limit, OutOfTime, give_way, limited
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim, Startable
+from calipers.problem.protocols import Attempt, Claim, Startable
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BranchAndBound:
         seconds: Time limit for each point. Points that are bounded together by plain bounds and
             optimised slopes may take their limits together.
         steps: Steps of ascent on slopes and multipliers for each branch.
-        sharpen: Steps of ascent for each end of each intermediate box of the root; 0: none.
+        intermediate: Steps of ascent for each end of each intermediate box of the root; 0: none.
         batch: Branches bounded at once.
         look: Candidate splits by each of two scores whose children are bounded before one is
             chosen.
@@ -57,8 +57,9 @@ class BranchAndBound:
             `CROWN`.
 
     Raises:
-        BadInput: If `seconds` <= 0, `steps`, `batch` or `look` < 1 or `sharpen` < 0, if `guarantee`
-            is unknown, or if proof files are asked for together with "float32-executed".
+        BadInput: If `seconds` <= 0, `steps`, `batch` or `look` < 1 or `intermediate` < 0, if
+            `guarantee` is unknown, or if proof files are asked for together with
+            "float32-executed".
 
     Example:
         >>> import torch
@@ -86,7 +87,7 @@ class BranchAndBound:
 
     seconds: float = 30.0
     steps: int = 12
-    sharpen: int = 10
+    intermediate: int = 10
     batch: int = 128
     look: int = 2
     attack: Startable | None = None
@@ -97,9 +98,10 @@ class BranchAndBound:
 
     def __post_init__(self) -> None:
         check_proofs(arithmetic_of(self.guarantee), proofs=self.proofs)
-        if self.seconds <= 0 or min(self.steps, self.batch, self.look) < 1 or self.sharpen < 0:
+        if self.seconds <= 0 or min(self.steps, self.batch, self.look) < 1 or self.intermediate < 0:
             raise BadInput(
-                "BranchAndBound takes seconds > 0, steps, batch and look >= 1 and sharpen >= 0, "
+                "BranchAndBound takes seconds > 0, steps, batch and look >= 1 and intermediate >= "
+                "0, "
                 f"got {self}"
             )
 
@@ -119,7 +121,7 @@ class BranchAndBound:
                         part,
                         arithmetic_of(self.guarantee),
                         steps=self.steps,
-                        sharpen=self.sharpen,
+                        intermediate=self.intermediate,
                         noted=self.proofs,
                     )
             except OutOfTime as up:
@@ -135,7 +137,7 @@ class BranchAndBound:
                 start.rows[decided],
                 self._written(start, decided),
             )
-            effort = Effort(self.steps, self.sharpen, self.batch, self.look, self.attack)
+            effort = Effort(self.steps, self.intermediate, self.batch, self.look, self.attack)
             # time ran out before there were optimised slopes to branch from
             if start.root is None or start.pending is None:
                 yield self._claim(
@@ -148,7 +150,7 @@ class BranchAndBound:
                 give_way()
                 continue
             trees = [
-                Search(effort, part, start, place)
+                BranchSearch(effort, part, start, place)
                 for place in range(len(start.open))
                 if not bool(decided[start.open[place]])
             ]
@@ -173,7 +175,7 @@ class BranchAndBound:
         worst = torch.full((len(index),), -torch.inf, dtype=torch.float64, device=index.device)
         return self._claim(problem, index, worst, torch.zeros_like(index), (None,) * len(index))
 
-    def _grown(self, tree: Search) -> Tensor | None:
+    def _grown(self, tree: BranchSearch) -> Tensor | None:
         return tree.grow(time.monotonic() + self.seconds)
 
     def _written(self, start: Start, points: Tensor) -> tuple[bytes | None, ...]:

@@ -20,17 +20,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calipers.bounds.confirm import confirmed
-from calipers.bounds.dual import Dual, Free, Root, Sight
+from calipers.bounds.dual_bound import Dual, Free, Root, Sight
+from calipers.bounds.float64_check import confirmed
 from calipers.bounds.optimise import Ascent
 from calipers.bounds.rounding import SEARCH, plain_sums
-from calipers.certificates.alpha import ALPHA_STEP, Start
-from calipers.certificates.branches import Branches, candidates, chosen, uncut
+from calipers.certificates.alpha_crown import ALPHA_STEP, Start
 from calipers.certificates.examples import judged
+from calipers.certificates.subproblems import Branches, candidates, chosen, uncut
+from calipers.problem.branching import divided, most_wanted
 from calipers.problem.goals import is_adversarial
-from calipers.problem.narrowed import divided, most_wanted
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Startable
+from calipers.problem.protocols import Startable
 
 _HELD = 2**30  # bytes of branches of one point held at once; beyond them the search gives up
 # of the ascent in branches with nothing left to split, where the exact bound is wanted
@@ -52,13 +52,13 @@ class Effort:
     """
 
     steps: int = 12
-    sharpen: int = 10
+    intermediate: int = 10
     batch: int = 128
     look: int = 2
     attack: Startable | None = None
 
 
-class Search:
+class BranchSearch:
     """The search for one point.
 
     `proved` is the lower bound that holds over all branches so far.
@@ -97,7 +97,7 @@ class Search:
         self.open.free.beta.update({k: torch.zeros_like(box.lower) for k, box in cuts.items()})
         self.proved = start.worst()[self.point].reshape(1)
         self.ascent = Ascent(effort.steps, ALPHA_STEP)
-        self.round, self.stuck, self.letter = 0, False, most_wanted(self.problem, self.problem.x)
+        self.round, self.stuck, self.symbol = 0, False, most_wanted(self.problem, self.problem.x)
         self.found: Tensor | None = None
         # of the mean minimisers of the last round, those of the smallest margins of the model
         self.near = self.problem.x
@@ -115,9 +115,9 @@ class Search:
                 if (
                     len(self.open)
                     and (self.stuck or self.round >= _LETTERS_AFTER)
-                    and self.letter is not None
+                    and self.symbol is not None
                 ):
-                    return self._by_letters(self.letter, ends)
+                    return self._by_symbols(self.symbol, ends)
         if not len(self.open):
             # every leaf has a positive bound
             self.proved = torch.full_like(self.proved, torch.finfo(self.proved.dtype).tiny)
@@ -141,18 +141,21 @@ class Search:
                 )
             self.open = left
 
-    def _by_letters(self, group: int, ends: float) -> Tensor | None:
+    def _by_symbols(self, group: int, ends: float) -> Tensor | None:
         """Decide each way of writing one group of one-hot columns on its own.
 
         Return an adversarial example (1, *D), or None.
         """
         part = divided(self.problem, group)
         start = Start.tightened(
-            part, self.start.arithmetic, steps=self.effort.steps, sharpen=self.effort.sharpen
+            part,
+            self.start.arithmetic,
+            steps=self.effort.steps,
+            intermediate=self.effort.intermediate,
         )
         self.rows += int(start.rows.sum())
         trees = [
-            Search(self.effort, part, start, place)
+            BranchSearch(self.effort, part, start, place)
             for place in range(len(start.open))
             if not bool(start.worst()[start.open[place]] > 0)
         ]
@@ -185,7 +188,7 @@ class Search:
         dual = self._dual(parents)
         sight = dual.see(parents.free)
         found = self._counterexample(sight.point)
-        self.letter = most_wanted(self.problem, sight.point)
+        self.symbol = most_wanted(self.problem, sight.point)
         self.round += 1
         if (
             found is None
@@ -206,7 +209,7 @@ class Search:
         )
         can = torch.zeros_like(parents.bound, dtype=torch.bool) if split is None else split.can
         self.stuck = not bool(can.all())
-        if self.stuck and self.letter is not None:
+        if self.stuck and self.symbol is not None:
             return None
         whole, found = parents.take(torch.nonzero(~can).flatten()), None
         if self.lacking is not None:

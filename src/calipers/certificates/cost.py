@@ -12,9 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from calipers.bounds.bending import bending
-from calipers.bounds.coefficients import unit_rows
-from calipers.bounds.linear import (
+from calipers.bounds.backward import (
     MEMORY,
     in_windows,
     lower_bounds,
@@ -22,12 +20,14 @@ from calipers.bounds.linear import (
     refined_numbers,
     relax,
 )
-from calipers.bounds.relaxed import Relaxed
+from calipers.bounds.coefficients import unit_rows
+from calipers.bounds.relaxation import Relaxed
 from calipers.bounds.rounding import Arithmetic, plain_sums
+from calipers.bounds.unstable import unstable_elements
 from calipers.certificates.guaranteed import posed
 from calipers.graph.ir import Graph
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Forecast
+from calipers.problem.protocols import Forecast
 
 CLOCK: Callable[[], float] = time.process_time
 
@@ -42,7 +42,7 @@ _TOGETHER = 64
 _ROWS = (
     1.5  # for each unstable element: the second end is bounded only if the first leaves it unstable
 )
-_RIVALS = 8  # the smallest margins, which show whether the bound has a chance
+_OTHERS = 8  # the smallest margins, which show whether the bound has a chance
 # how far a bound may fall short, in clean margins: `_FAR`, times `_LOOSER` for each number whose
 # boxes backward propagation refines; see `sweeps_forecast`
 _FAR, _LOOSER = 100.0, 8.0
@@ -80,7 +80,7 @@ def sweeps_forecast(problem: Problem, arithmetic: Arithmetic, *, refine: bool) -
         state = relax(graph, region, arithmetic, refine=False)
         boxes = CLOCK() - begun
         clean = problem.margins(problem.classifier.logits64(problem.x))[0]
-        near = clean.argsort()[:_RIVALS]
+        near = clean.argsort()[:_OTHERS]
         begun = CLOCK()
         bounds = margin_bounds(state, problem.goal.rows(problem.y, problem.classes)[:, near])[0]
         row = (CLOCK() - begun) / len(near)
@@ -104,7 +104,7 @@ def _refining(state: Relaxed) -> float:
     """
     graph = state.graph
     flags = {
-        k: bending(graph, k, state.boxes[k])
+        k: unstable_elements(graph, k, state.boxes[k])
         for k in sorted(refined_numbers(graph, state.region), reverse=True)
     }
     places = {k: torch.nonzero(f[0]).flatten() for k, f in flags.items() if bool(f.any())}

@@ -11,18 +11,18 @@ from typing import ClassVar, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from calipers.bounds.backward import interval_margin_bounds, joined_bounds, margin_bounds, relax
 from calipers.bounds.interval import Box
-from calipers.bounds.linear import interval_margin_bounds, joined_bounds, margin_bounds, relax
 from calipers.bounds.rounding import SEARCH, Arithmetic, Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.cost import boxes_forecast, held_bytes, sweeps_forecast
 from calipers.certificates.guaranteed import check_proofs, posed, stated
-from calipers.certificates.proof import Notes, level
+from calipers.certificates.proof_writer import Notes, level
 from calipers.graph.capture import graph_of
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import Goal
 from calipers.problem.interrupts import Limit, limited
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim, Forecast
+from calipers.problem.protocols import Claim, Forecast
 
 _POINTS = 64  # points bounded together at most: their boxes and relaxations are held at once
 _HELD_BYTES = 2**28
@@ -138,7 +138,7 @@ class CROWN:
             without constraints, l0 and other counts excepted (`BadInput` otherwise).
         guarantee: "float64-checked": about the network in real arithmetic, with the rounding of the
             bound accounted for. "float32-executed": about the network as float32 executes it, in
-            whatever order it adds up (bounds/executed.py).
+            whatever order it adds up (bounds/float32_execution.py).
 
     Raises:
         BadInput: If `guarantee` is unknown, or if proof files are asked for together with
@@ -242,15 +242,15 @@ def shifted(bounds: Tensor, goal: Goal, y: Tensor, classes: int) -> Tensor:
     )
 
 
-def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
-    """Yield the bounder's claims at the problem's radii, batch by batch.
+def claims(certifier: Bounder, problem: Problem) -> Iterator[Claim]:
+    """Yield the certifier's claims at the problem's radii, batch by batch.
 
     Where float64 is slow (a GPU) a float32 evaluation goes first, and only what it proves is
     confirmed.
     """
     radii, arithmetic = (
         problem.threat.radii(len(problem)).to(problem.x.device),
-        arithmetic_of(bounder.guarantee),
+        arithmetic_of(certifier.guarantee),
     )
     screen = problem.x.device.type != "cpu"
 
@@ -259,11 +259,11 @@ def claims(bounder: Bounder, problem: Problem) -> Iterator[Claim]:
         worst, rows = torch.full_like(radius, -torch.inf), torch.zeros_like(index)
         left, files = torch.arange(len(index), device=index.device), None
         if screen:
-            rough = bounder.bound(part, SEARCH)
+            rough = certifier.bound(part, SEARCH)
             worst, rows = rough.worst.double(), rough.rows
             left = torch.nonzero(rough.worst > 0).flatten()
         if len(left):
-            proof = bounder.bound(part.take(left), arithmetic)
+            proof = certifier.bound(part.take(left), arithmetic)
             worst[left], rows[left] = proof.worst, rows[left] + proof.rows
             files = written(proof.prove, proof.worst > 0, left, len(index))
         proved = torch.where(worst > 0, radius, torch.zeros_like(radius))

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from calipers.bounds.executed import check_executed
+from calipers.bounds.float32_execution import check_executed
 from calipers.bounds.rounding import Arithmetic
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
-from calipers.problem.ball import Region
 from calipers.problem.problem import Problem
+from calipers.threats.ball import Region
 
 
 def posed(problem: Problem, arithmetic: Arithmetic) -> tuple[Graph, Region]:

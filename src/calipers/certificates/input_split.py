@@ -18,20 +18,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from calipers.bounds.backward import joined_bounds, relax
 from calipers.bounds.forward import Form, forward
 from calipers.bounds.interval import halves
-from calipers.bounds.linear import joined_bounds, relax
 from calipers.bounds.rounding import Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.crown import shifted
 from calipers.certificates.examples import judged
 from calipers.certificates.guaranteed import check_proofs, posed, stated
-from calipers.certificates.split_proof import Closed
+from calipers.certificates.input_split_proof import ClosedBoxes
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import by_case, is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
+from calipers.threats.ball import Ball
 
 _SCATTERED = 4096  # points tried in every round, besides centres and corners
 _AT_LEAST = 64  # boxes of a round after the first
@@ -94,12 +94,12 @@ class InputSplit:
         """
         if not isinstance(problem.threat, Ball):
             raise BadInput(
-                "InputSplit halves boxes, and between two letters there is nothing: take "
+                "InputSplit halves boxes, and between two symbols there is nothing: take "
                 "BranchAndBound or Enumeration"
             )
         for i in range(len(problem)):
             here = torch.tensor([i], device=problem.x.device)
-            search = _Search(self, problem.take(here))
+            search = _BoxSearch(self, problem.take(here))
             found = search.run() if search.fits else None
             spent = torch.full_like(here, search.spent)
             if found is not None:
@@ -121,7 +121,7 @@ class InputSplit:
             )
 
 
-class _Search:
+class _BoxSearch:
     """The search for one point: its open boxes `low`, `high (P, *D)`."""
 
     def __init__(self, tool: InputSplit, problem: Problem) -> None:
@@ -137,7 +137,7 @@ class _Search:
             )
             self.fits = int((self.high > self.low).sum()) <= tool.features
         self.closed = (
-            Closed(problem, self.graph, region, self.arithmetic)
+            ClosedBoxes(problem, self.graph, region, self.arithmetic)
             if tool.proofs and self.fits
             else None
         )

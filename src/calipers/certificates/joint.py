@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from calipers.bounds.linear import margin_bounds, relax
+from calipers.bounds.backward import margin_bounds, relax
 from calipers.bounds.rounding import Arithmetic, plain_sums
 from calipers.certificates.guaranteed import posed
 from calipers.certificates.polyhedra import Weighed, nearest, uncut
-from calipers.problem.constrained import ConstrainedRegion
 from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
-from calipers.problem.region import Region, distance_to
+from calipers.threats.constraints import ConstrainedRegion
+from calipers.threats.region import Region, distance_to
 
 
 @dataclass(frozen=True, eq=False)

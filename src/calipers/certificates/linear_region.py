@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from calipers.bounds.linear import margin_lines, relax
+from calipers.bounds.backward import margin_lines, relax
 from calipers.bounds.rounding import Arithmetic, Guarantee, arithmetic_of, plain_sums
 from calipers.certificates.crown import Bounder, batches, written
 from calipers.certificates.guaranteed import posed
@@ -31,11 +31,11 @@ from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
 from calipers.graph.kinds import is_affine
 from calipers.problem.capabilities import Capabilities
-from calipers.problem.constrained import ConstrainedRegion
 from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
-from calipers.problem.region import Region, distance_to
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
+from calipers.threats.constraints import ConstrainedRegion
+from calipers.threats.region import Region, distance_to
 
 _EXACT = Arithmetic(torch.float64, checked=False)
 _SEVERAL = 16  # smallest margins considered where the network is not affine; the proof is about all
@@ -64,24 +64,25 @@ class LinearRegion:
     Andriushchenko and Hein (2019).
 
     Cost: a row of backward propagation for each margin (at most 16 unless the network is affine),
-    and the bounder's at up to 4 radii, for points whose example is still in their region.
+    and the certifier's at up to 4 radii, for points whose example is still in their region.
 
     Args:
-        bounder: The certifier that proves the radius, such as `CROWN()`; the guarantee is its own.
-        proofs: Let the bounder write its proof files, where it can. Where several margins must fall
-            at once there is one only if the bounder alone proves the radius, and under constraints
-            none.
+        certifier: The certifier that proves the radius, such as `CROWN()`; the guarantee is its
+            own.
+        proofs: Let the certifier write its proof files, where it can. Where several margins must
+            fall at once there is one only if the certifier alone proves the radius, and under
+            constraints none.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         "certifier",
         "exact distance",
         "where no operation leaves its piece within the distance",
-        inner=("bounder",),
+        inner=("certifier",),
         needs="operations",
     )
 
-    bounder: Bounder
+    certifier: Bounder
     proofs: bool = field(default=False, repr=False)
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim | Attempt]:
@@ -89,15 +90,15 @@ class LinearRegion:
         graph = graph_of(problem.classifier, problem.x)
         for index in batches(problem):
             give_way()
-            if straight(graph):
+            if is_piecewise_linear(graph):
                 yield from self._answers(problem.take(index), index)
             else:
-                yield _claim(index, self.bounder.guarantee)
+                yield _claim(index, self.certifier.guarantee)
 
     def _answers(self, problem: Problem, index: Tensor) -> Iterator[Claim | Attempt]:
         with torch.no_grad(), plain_sums():
             guess = Guess.at(problem)
-            claim, left = _claim(index, self.bounder.guarantee), guess.straight()
+            claim, left = _claim(index, self.certifier.guarantee), guess.is_piecewise_linear()
             claim.backwards.add_(guess.rows.shape[1])
             attempts = examples(guess, left[guess.distance[left].isfinite()])
             claim = self._proved(guess, left, claim)
@@ -112,10 +113,10 @@ class LinearRegion:
 
         Of a few radii, the first just below the guess.
         """
-        bounder: Any = self.bounder
-        if self.proofs and hasattr(bounder, "proofs"):
-            bounder = replace(bounder, proofs=True)
-        problem, arithmetic, files = guess.problem, arithmetic_of(self.bounder.guarantee), None
+        certifier: Any = self.certifier
+        if self.proofs and hasattr(certifier, "proofs"):
+            certifier = replace(certifier, proofs=True)
+        problem, arithmetic, files = guess.problem, arithmetic_of(self.certifier.guarantee), None
         wide = problem.threat.widest(problem.x).to(guess.distance)
         asked = torch.minimum(guess.distance * _BELOW, wide)
         for _ in range(_TRIES):
@@ -127,7 +128,7 @@ class LinearRegion:
             if guess.joint is None or (
                 self.proofs and not isinstance(part.region, ConstrainedRegion)
             ):
-                bound = bounder.bound(part, arithmetic)
+                bound = certifier.bound(part, arithmetic)
                 worst, new = (
                     bound.worst,
                     written(bound.prove, bound.worst > 0, left, len(claim.index)),
@@ -159,10 +160,10 @@ class LinearRegion:
         )
 
 
-def straight(graph: Graph) -> bool:
+def is_piecewise_linear(graph: Graph) -> bool:
     """Return whether the network is piecewise linear."""
     return all(
-        op.affine or op.kinks is not None or op.members() is not None
+        op.affine or op.breakpoints is not None or op.members() is not None
         for op in (node.op for node in graph.nodes)
     )
 
@@ -243,7 +244,7 @@ class Guess:
             joint,
         )
 
-    def straight(self) -> Tensor:
+    def is_piecewise_linear(self) -> Tensor:
         """Return the points (P,) whose nearest example is in their region.
 
         They have a distance, and at their nearest example every operation is still on its linear
@@ -263,9 +264,9 @@ class Guess:
         for node in self.graph.nodes:
             if not is_affine(node.op):
                 ends = near[node.inputs[0]], far[node.inputs[0]]
-                still &= ~node.op.bends(torch.minimum(*ends), torch.maximum(*ends)).flatten(1).any(
+                still &= ~node.op.unstable(torch.minimum(*ends), torch.maximum(*ends)).flatten(
                     1
-                )
+                ).any(1)
         return places[still]
 
 

@@ -19,21 +19,21 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.rounding import CHECKED
-from calipers.certificates.alpha import Start
-from calipers.certificates.exact.ascents import ascended
+from calipers.certificates.alpha_crown import Start
+from calipers.certificates.exact.beta_bounds import ascended
+from calipers.certificates.exact.bound_tightening import tightened
 from calipers.certificates.exact.encoding import encoded
-from calipers.certificates.exact.examples import SHORT, Examples
-from calipers.certificates.exact.hints import check_scip, covering, hinted
-from calipers.certificates.exact.letters import LetterSearch
-from calipers.certificates.exact.proving import Tree
+from calipers.certificates.exact.incumbents import SHORT, Examples
+from calipers.certificates.exact.scip_hints import check_scip, covering, hinted
 from calipers.certificates.exact.search import PointSearch
-from calipers.certificates.exact.tightening import tightened
+from calipers.certificates.exact.substitution_search import SubstitutionTreeSearch
+from calipers.certificates.exact.tree import Tree
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
-from calipers.problem.ball import Ball
 from calipers.problem.capabilities import LP, Capabilities
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim, Startable
+from calipers.problem.protocols import Attempt, Claim, Startable
+from calipers.threats.ball import Ball
 
 # times the nearest example's distance: the program is made over a region that just holds it
 _ROOM = 1 + 1e-3
@@ -66,7 +66,7 @@ class MILP:
     give an attack, or a radius just above a known example's distance.
 
     Branching: one of `look` likely choices is made, those never looked at being tried first. If the
-    first `first` linear programs (l2: none) do not settle the point and most of them closed
+    first `lp_budget` linear programs (l2: none) do not settle the point and most of them closed
     nothing, gradient ascents (as in `BranchAndBound`) take over, and leave to programs only the
     branches that they are slow to close. Otherwise programs go on, with boxes tightened by programs
     for each case. For a `Substitutions` threat substitutions are allowed one more at a time, and a
@@ -83,20 +83,21 @@ class MILP:
     Args:
         seconds: Time limit for each point.
         steps: Steps of ascent on slopes, as for `AlphaCROWN`, whose boxes the program is made of.
-        sharpen: Steps of ascent for each end of intermediate boxes, as for `AlphaCROWN`; 0: none.
+        intermediate: Steps of ascent for each end of intermediate boxes, as for `AlphaCROWN`; 0:
+            none.
         look: Likely choices compared, of which one is branched on.
-        first: Linear programs solved before gradient ascents may take over.
+        lp_budget: Linear programs solved before gradient ascents may take over.
         hints: "SCIP" (the extra `scip`) begins the search from the branches that SCIP's tree ended
             in and from the points that it met, all of which are proved and evaluated again: a
             second opinion, seldom the faster one. "none": no hints.
         attack: An attack that finds the first example; None: the search finds its own.
-        watch: Called with a point's name, the distance proved and the distance of the nearest
+        progress: Called with a point's name, the distance proved and the distance of the nearest
             example, whenever these move.
 
     Raises:
-        BadInput: If `seconds` <= 0, `steps` or `look` < 1, `sharpen` or `first` < 0, or `hints` is
-            unknown; when called, if the network is not piecewise linear, or hints are asked for
-            where symbols are substituted or pyscipopt is not installed.
+        BadInput: If `seconds` <= 0, `steps` or `look` < 1, `intermediate` or `lp_budget` < 0, or
+            `hints` is unknown; when called, if the network is not piecewise linear, or hints are
+            asked for where symbols are substituted or pyscipopt is not installed.
 
     Example:
         >>> import torch
@@ -125,17 +126,22 @@ class MILP:
 
     seconds: float = 60.0
     steps: int = 20
-    sharpen: int = 10
+    intermediate: int = 10
     look: int = 8
-    first: int = 600
+    lp_budget: int = 600
     hints: Literal["none", "SCIP"] = "none"
     attack: Startable | None = None
-    watch: Watch | None = field(default=None, repr=False, compare=False)
+    progress: Watch | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0 or min(self.steps, self.look) < 1 or min(self.sharpen, self.first) < 0:
+        if (
+            self.seconds <= 0
+            or min(self.steps, self.look) < 1
+            or min(self.intermediate, self.lp_budget) < 0
+        ):
             raise BadInput(
-                f"MILP takes seconds > 0, steps and look >= 1, sharpen and first >= 0, got {self}"
+                f"MILP takes seconds > 0, steps and look >= 1, intermediate and lp_budget >= 0, "
+                f"got {self}"
             )
         if self.hints not in ("none", "SCIP"):
             raise BadInput(f"MILP takes hints of 'SCIP' or 'none', got {self.hints!r}")
@@ -152,8 +158,8 @@ class MILP:
         if self.hints == "SCIP":
             check_scip()
             if not isinstance(problem.threat, Ball):
-                raise BadInput("MILP takes no hints where letters are replaced: leave `hints` out")
-        search_of = _Search if isinstance(problem.threat, Ball) else LetterSearch
+                raise BadInput("MILP takes no hints where symbols are replaced: leave `hints` out")
+        search_of = _PointSearch if isinstance(problem.threat, Ball) else SubstitutionTreeSearch
         searches: list[PointSearch] = [
             search_of(self, problem.take([i])) for i in range(len(problem))
         ]
@@ -203,7 +209,7 @@ def _in_order(searches: list[PointSearch]) -> Iterator[PointSearch]:
         torch.set_num_threads(threads)
 
 
-class _Search(PointSearch):
+class _PointSearch(PointSearch):
     """The search for one point: `lower` is proved, `examples` are found."""
 
     def __init__(self, tool: MILP, problem: Problem) -> None:
@@ -224,7 +230,9 @@ class _Search(PointSearch):
         """
         radius = min(self.radius, self.examples.edge * _ROOM)
         part = self.problem.at(radius)
-        start = Start.tightened(part, CHECKED, steps=self.tool.steps, sharpen=self.tool.sharpen)
+        start = Start.tightened(
+            part, CHECKED, steps=self.tool.steps, intermediate=self.tool.intermediate
+        )
         self.rows += int(start.rows[0])
         if not len(start.open) or start.root is None:
             self.lower = radius
@@ -241,7 +249,7 @@ class _Search(PointSearch):
             model, state.region, CHECKED, target, examples.meet, self.tool.look, ends=ends
         )
         # programs over l2 balls are slow
-        first = 0 if state.region.norm.is_euclidean else self.tool.first
+        first = 0 if state.region.norm.is_euclidean else self.tool.lp_budget
         if self.tool.hints == "SCIP":
             self._hinted(tree, radius, ends)
         worth = max(first, _TIGHTENED * len(model.choices))
@@ -367,7 +375,7 @@ class _Search(PointSearch):
         for _ in range(_RISES if self.lower < _LOW * target else 0):
             middle = (self.lower + high) / 2
             start = Start.tightened(
-                self.problem.at(middle), CHECKED, steps=self.tool.steps, sharpen=0
+                self.problem.at(middle), CHECKED, steps=self.tool.steps, intermediate=0
             )
             self.rows += int(start.rows[0])
             self.lower, high = (

@@ -15,13 +15,13 @@ import torch
 from calipers.bounds.rounding import CHECKED, plain_sums
 from calipers.certificates.cost import sweeps_forecast
 from calipers.certificates.crown import batches
-from calipers.certificates.linear_region import Guess, examples, straight
+from calipers.certificates.linear_region import Guess, examples, is_piecewise_linear
 from calipers.errors import BadInput, UnsupportedOp
 from calipers.graph.capture import graph_of
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.interrupts import give_way, relayed
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Certifier, Claim
+from calipers.problem.protocols import Attempt, Certifier, Claim
 
 _ROOM = 1 + 1e-3  # times the example's distance: a ball that just holds the example
 
@@ -79,10 +79,10 @@ class OwnPiece:
         for index in batches(problem):
             give_way()
             part, found, claimed = problem.take(index), list[Attempt](), list[int]()
-            if straight(graph):
+            if is_piecewise_linear(graph):
                 with torch.no_grad(), plain_sums():
                     guess = Guess.at(part)
-                    left = guess.straight()
+                    left = guess.is_piecewise_linear()
                     found = examples(guess, left[guess.distance[left].isfinite()])
             for attempt in found:
                 yield replace(attempt, index=index[attempt.index])

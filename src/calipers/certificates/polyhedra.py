@@ -18,15 +18,15 @@ from torch import Tensor
 
 from calipers.certificates.exact.model import Floats
 from calipers.certificates.exact.projection import projected
-from calipers.problem.constrained import ConstrainedRegion
-from calipers.problem.region import Region
+from calipers.threats.constraints import ConstrainedRegion
+from calipers.threats.region import Region
 
 _TIGHT = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 _MET = 1e-7  # of a row's scale: a point that violates a row by more is not in the polyhedron
 _ENDLESS = 1e150  # larger than any squared distance
 
 
-class Nearest(NamedTuple):
+class ShortestOffset(NamedTuple):
     """The shortest offset (d,) in a polyhedron, and its multipliers (k,).
 
     One multiplier for each row; both in float64.
@@ -36,7 +36,7 @@ class Nearest(NamedTuple):
     multipliers: Tensor
 
 
-def nearest(region: Region, rows: Tensor, ends: Tensor) -> Nearest | None:
+def nearest(region: Region, rows: Tensor, ends: Tensor) -> ShortestOffset | None:
     """Return the shortest offset of one region in a polyhedron.
 
     The polyhedron is rows (k, d) @ delta <= ends (k,) inside the region's box; None where it is
@@ -62,7 +62,7 @@ def nearest(region: Region, rows: Tensor, ends: Tensor) -> Nearest | None:
         torch.from_numpy(v).to(rows.device, torch.float64)
         for v in (found[0], np.maximum(found[1] / scale, 0.0))
     )
-    return Nearest(delta, multipliers)
+    return ShortestOffset(delta, multipliers)
 
 
 def _programmed(

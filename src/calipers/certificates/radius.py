@@ -1,4 +1,4 @@
-"""The largest radius that a bounder proves, searched for each point."""
+"""The largest radius that a certifier proves, searched for each point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.interrupts import OutOfTime, give_way, shortened
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Claim, Forecast, Foreseeing
+from calipers.problem.protocols import Claim, Forecast, Foreseeing
 
 # shares of the found radius tried in the confirming pass
 _BACK_OFF = (
@@ -42,26 +42,26 @@ _CAUTION = 0.5
 
 
 @dataclass(frozen=True)
-class LargestRadius:
-    """The largest radius that a bounder proves, for each point.
+class CertifiedRadius:
+    """The largest radius that a certifier proves, for each point.
 
     The lower bound of the worst margin falls with the radius. Each round asks all unsettled points
     at once, each at the zero of the line through its last success and failure (kept off both ends).
     Boxes of a failed, larger radius hold at every smaller one, and are intersected with the new
     ones. The search runs in float32; what is claimed is confirmed in float64 with rounding
     accounted for, and only radii confirmed in that pass are claimed (a bound need not be monotone
-    in the radius: the claim is the largest radius *proved*). The guarantee is the bounder's. The
+    in the radius: the claim is the largest radius *proved*). The guarantee is the certifier's. The
     problem's radius is where the search begins.
 
-    Cost: up to `rounds` + 1 evaluations of the bounder, the later ones on fewer points and fewer
+    Cost: up to `rounds` + 1 evaluations of the certifier, the later ones on fewer points and fewer
     unstable elements.
 
     Args:
-        bounder: The certifier whose bound is searched, such as `CROWN()`.
+        certifier: The certifier whose bound is searched, such as `CROWN()`.
         rounds: Largest number of rounds of the search.
         tolerance: A point is settled when the predicted gain is below this share of its radius.
-        proofs: Write the bounder's proof file at the radius with every claim, if the bounder writes
-            any.
+        proofs: Write the certifier's proof file at the radius with every claim, if the certifier
+            writes any.
 
     Raises:
         BadInput: If `rounds` < 1, or `tolerance` is not between 0 and 1.
@@ -69,14 +69,14 @@ class LargestRadius:
     Example:
         >>> import torch
         >>> import calipers
-        >>> from calipers.certificates import CROWN, LargestRadius
+        >>> from calipers.certificates import CROWN, CertifiedRadius
         >>> _ = torch.manual_seed(5)
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
         ... )
         >>> x = torch.tensor([[0.2, 0.7]])
         >>> problem = calipers.Problem.pose(model, x, None, calipers.Ball("linf", 0.1))
-        >>> [claim] = LargestRadius(CROWN())(problem)
+        >>> [claim] = CertifiedRadius(CROWN())(problem)
         >>> f"{claim.radius.item():.2f}"
         '0.30'
     """
@@ -86,11 +86,11 @@ class LargestRadius:
         "largest certified radius",
         "a search over the radius of a bound such as CROWN",
         substitutions=True,
-        inner=("bounder",),
+        inner=("certifier",),
         needs="operations",
     )
 
-    bounder: Bounder
+    certifier: Bounder
     rounds: int = 12
     tolerance: float = 1e-3
     proofs: bool = field(default=False, repr=False)
@@ -98,45 +98,45 @@ class LargestRadius:
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 < self.tolerance < 1:
             raise BadInput(
-                "LargestRadius takes rounds >= 1 (usually 12) and a tolerance between 0 and 1 "
+                "CertifiedRadius takes rounds >= 1 (usually 12) and a tolerance between 0 and 1 "
                 f"(usually 0.001), got {self.rounds}, {self.tolerance}"
             )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Claim]:
         """Yield a claim for every point, a batch of points at a time."""
         # The model is evaluated here, not in the threads: holding it still changes its flags.
-        searches = [(_Search(self, problem.take(index)), index) for index in batches(problem)]
+        searches = [(_RadiusState(self, problem.take(index)), index) for index in batches(problem)]
         yield from spread(lambda pair: pair[0].claim(pair[1]), searches, problem.x.device)
         # A search that was cut short claims what it has; only now is the interruption raised.
         give_way()
 
     def forecast(self, problem: Problem) -> Forecast:
-        """Forecast the cost from the bounder's.
+        """Forecast the cost from the certifier's.
 
-        Rounds in float32 take half of what the bounder does, and get cheaper; the confirming pass
-        takes as long as it. That the bounder is hopeless at the problem's radius is dropped:
+        Rounds in float32 take half of what the certifier does, and get cheaper; the confirming pass
+        takes as long as it. That the certifier is hopeless at the problem's radius is dropped:
         smaller radii may be proved.
         """
         told = (
-            self.bounder.forecast(problem)
-            if isinstance(self.bounder, Foreseeing)
+            self.certifier.forecast(problem)
+            if isinstance(self.certifier, Foreseeing)
             else Forecast(0.0)
         )
         return Forecast(told.seconds * (1 + self.rounds / 4), told.held)
 
 
-class _Search:
+class _RadiusState:
     """The state of the search for one batch of points.
 
     `low` proved and `high` failed radii with the margins bounded there, and `known`, the boxes of
     the failure.
     """
 
-    def __init__(self, tool: LargestRadius, problem: Problem) -> None:
+    def __init__(self, tool: CertifiedRadius, problem: Problem) -> None:
         self.tool, self.problem, self.arithmetic = (
             tool,
             problem,
-            arithmetic_of(tool.bounder.guarantee),
+            arithmetic_of(tool.certifier.guarantee),
         )
         clean = problem.goal.worst(problem.margins(problem.classifier.logits64(problem.x))).double()
         n, device = len(problem), problem.x.device
@@ -186,7 +186,7 @@ class _Search:
         known = (
             None if self.known is None else {k: box.take(active) for k, box in self.known.items()}
         )
-        bound = self.tool.bounder.bound(self.problem.take(active).at(radius), SEARCH, known)
+        bound = self.tool.certifier.bound(self.problem.take(active).at(radius), SEARCH, known)
         self.rows[active] += bound.rows
         worst = bound.worst.double()
         proved = worst > 0
@@ -265,23 +265,23 @@ class _Search:
 
         With them the margins bounded there, and the proofs where they are written.
         """
-        bounder: Any = self.tool.bounder
-        if self.tool.proofs and hasattr(bounder, "proofs"):
-            bounder = replace(bounder, proofs=True)
+        certifier: Any = self.tool.certifier
+        if self.tool.proofs and hasattr(certifier, "proofs"):
+            certifier = replace(certifier, proofs=True)
         radius, margin = (
             torch.zeros_like(self.low),
             torch.where(self.low > 0, -torch.inf, self.low_margin),
         )
         left = torch.nonzero(self.low > 0).flatten()
         files: list[bytes | None] | None = (
-            [None] * len(radius) if getattr(bounder, "proofs", False) else None
+            [None] * len(radius) if getattr(certifier, "proofs", False) else None
         )
         for share in _BACK_OFF:
             if not len(left):
                 break
             asked = self.problem.threat.least(self.low[left] * share)
             try:
-                bound = bounder.bound(self.problem.take(left).at(asked), self.arithmetic)
+                bound = certifier.bound(self.problem.take(left).at(asked), self.arithmetic)
             except OutOfTime:
                 break
             self.rows[left] += bound.rows

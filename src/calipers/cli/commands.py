@@ -25,10 +25,10 @@ from calipers.cli.renamed import Command
 from calipers.errors import BadInput
 
 if TYPE_CHECKING:
-    from calipers.api import Result
+    from calipers.api.results import Result
     from calipers.measurement.plan import Plan
-    from calipers.problem.classifier import Classifier
-    from calipers.problem.threat import Threat
+    from calipers.models.classifier import Classifier
+    from calipers.threats.threat import Threat
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,8 +72,8 @@ _RADII = (
 
 
 _EXACT = (
-    "Close the brackets by mixed-integer programs: small networks of straight pieces; linf, l2, l1 "
-    "or --one-hot. --seconds is then for each point (default 60)."
+    "Close the brackets by mixed-integer programs: small piecewise linear networks; linf, l2, l1 "
+    "or substitutions. --seconds is then for each point (default 60)."
 )
 
 _LOWER_SHARE = (
@@ -88,7 +88,7 @@ _Tool = Annotated[
     typer.Option(
         "--tool",
         "-t",
-        help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), Steepest, "
+        help="A tool, with its settings as in Python: PGD(steps=100, restarts=20), FGSM, "
         "CROWN, IBP …",
     ),
 ]
@@ -155,7 +155,7 @@ def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare =
 def attack(options: Options, tool: _Tool = None) -> None:
     """Run one attack, and verify what it finds: upper bounds alone.
 
-    Without --tool: PGD(steps=100, restarts=20), or Replace with --one-hot.
+    Without --tool: PGD(steps=100, restarts=20), or SubstitutionSearch with --one-hot.
     """
     _run(options, lambda threat: _plan_of(threat, "attack", tool))
 
@@ -173,7 +173,7 @@ def certify(options: Options, tool: _Tool = None) -> None:
 def tools_command(
     norm: Annotated[
         str | None,
-        typer.Option(help="Only tools for a norm: linf, l2, l1, l0, pixels; or for letters."),
+        typer.Option(help="Only tools for a norm: linf, l2, l1, l0, pixels; or for substitutions."),
     ] = None,
     markdown: Annotated[bool, typer.Option(help="As the table of the README.")] = False,
 ) -> None:
@@ -182,8 +182,8 @@ def tools_command(
     from calipers.problem.capabilities import EVERY
 
     with errors():
-        if norm not in (None, "letters", *EVERY):
-            raise BadInput(f"--norm is one of {', '.join(EVERY)} or letters, got {norm}")
+        if norm not in (None, "substitutions", *EVERY):
+            raise BadInput(f"--norm is one of {', '.join(EVERY)} or substitutions, got {norm}")
         print(as_markdown() if markdown else as_text(norm))
 
 
@@ -247,8 +247,8 @@ def check(
     Given a proof file (.npz) instead of a record, prove it again, and compare it with --model and
     --property.
     """
-    from calipers.checking import check as check_record
-    from calipers.instances import proved_again
+    from calipers.api.check import check as check_record
+    from calipers.api.verify import proved_again
     from calipers.interchange import load_data
     from calipers.interchange.files import is_archive
 
@@ -311,13 +311,13 @@ def report_command(
 
     Needs neither the model nor torch.
     """
-    from calipers.record.ledger import Ledger, making_sense
+    from calipers.record.record import Record, making_sense
     from calipers.report.render import render_html
     from calipers.report.text import render_text
 
     with errors():
         Options(report=output, confidence=confidence).check()
-    with errors(), Ledger(record, read_only=True) as ledger, making_sense(ledger):
+    with errors(), Record(record, read_only=True) as ledger, making_sense(ledger):
         print(render_text(ledger, confidence))
         if output != "none":
             print(f"\n{render_html(ledger, output, confidence)}")
@@ -403,10 +403,10 @@ def _run(
     One radius or several; exact distances where asked for.
     """
     with errors():
-        from calipers.api import curve, measure_exactly
-        from calipers.api import measure as measure_problem
+        from calipers.api.measure import curve, measure_exactly
+        from calipers.api.measure import measure as measure_problem
         from calipers.interchange import load_data
-        from calipers.record.ledger import Ledger, making_sense
+        from calipers.record.record import Record, making_sense
         from calipers.report.text import render_text
 
         options.check()
@@ -415,7 +415,7 @@ def _run(
         x, y = load_data(options.data, options.labels, options.limit)
         results: list[Result] = []
         with (
-            Ledger(
+            Record(
                 None if options.record == "none" else options.record, argv=_words.get()
             ) as ledger,
             making_sense(ledger),
@@ -439,7 +439,7 @@ def _run(
                             threat,
                             plan=chosen,
                             record=ledger,
-                            watch=watch,
+                            progress=watch,
                             title=_title(name),
                             **settings,
                         )
@@ -488,9 +488,9 @@ def _checked(
 
     With `skip`, a model that the record does not know gives none instead of an error.
     """
-    from calipers.record.ledger import Ledger, making_sense
+    from calipers.record.record import Record, making_sense
 
-    with Ledger(record, read_only=True) as ledger, making_sense(ledger):
+    with Record(record, read_only=True) as ledger, making_sense(ledger):
         try:
             yield from check_record(ledger, classifier, **settings)
         except BadInput:

@@ -30,10 +30,10 @@ Slices = Annotated[
 
 def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
     """Measure, print a table for each model, and write the page."""
+    from calipers.api.geometry import local_geometry
     from calipers.interchange import load_data
-    from calipers.portraits import portrait
-    from calipers.problem.ball import Ball
-    from calipers.report.render import render_portrait
+    from calipers.report.render import render_geometry
+    from calipers.threats.ball import Ball
 
     options.check()
     threat, classifiers = options.threat(), options.classifiers()
@@ -47,7 +47,7 @@ def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
         told = None if options.quiet or not sys.stderr.isatty() else _told(name)
         seconds = options.seconds or 60.0
         found.append(
-            portrait(
+            local_geometry(
                 classifier,
                 x,
                 y,
@@ -58,12 +58,12 @@ def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
                 slices=slices,
                 seed=options.seed,
                 title=name,
-                watch=told,
+                progress=told,
             )
         )
         print(found[-1], end="\n\n")
     if options.report != "none":
-        print(render_portrait(found, options.report))
+        print(render_geometry(found, options.report))
 
 
 def _told(name: str) -> Callable[[str], None]:

@@ -15,8 +15,8 @@ from calipers.cli.renamed import Command
 from calipers.errors import BadInput, CalipersError
 
 if TYPE_CHECKING:
-    from calipers.problem.classifier import Classifier
-    from calipers.problem.threat import Threat
+    from calipers.models.classifier import Classifier
+    from calipers.threats.threat import Threat
 
 RECORD = "run.calipers"
 _STATISTICS = (
@@ -81,7 +81,7 @@ class Options:
         str | None,
         typer.Option(
             "--one-hot",
-            help="length,size: the input is a sequence of one-hot letters from an alphabet of "
+            help="length,size: the input is a sequence of one-hot symbols from an alphabet of "
             "that size; epsilon is then how many may be replaced.",
         ),
     ] = None
@@ -164,15 +164,15 @@ class Options:
 
     def threat(self) -> Threat:
         """Return the threat."""
-        from calipers.problem.ball import Ball
+        from calipers.threats.ball import Ball
 
         step = None if self.grid is None else numbers(self.grid, "a grid")[0]
         if self.one_hot is not None:
             if step is not None:
-                raise BadInput("one-hot letters have no grid of values: leave --grid out")
+                raise BadInput("one-hot symbols have no grid of values: leave --grid out")
             return _substitutions(
-                numbers(self.one_hot, "the letters"),
-                numbers(self.epsilon, "a number of switches")[0],
+                numbers(self.one_hot, "the symbols"),
+                numbers(self.epsilon, "a number of substitutions")[0],
             )
         radius = numbers(self.epsilon, "a radius")[0]
         if self.box == "data":
@@ -238,14 +238,14 @@ def numbers(text: str, what: str) -> list[float]:
 
 def _substitutions(shape: list[float], k: float) -> Threat:
     """Return the threat of k substitutions in (length, size) one-hot symbols."""
-    from calipers.problem.substitutions import Substitutions, letters
+    from calipers.threats.substitutions import Substitutions, one_hot_groups
 
     if len(shape) != 2 or not all(n >= 1 and n == int(n) for n in shape):
         raise BadInput(
-            "letters are two whole numbers, length,size (60,4 for 60 nucleotides), got "
+            "symbols are two whole numbers, length,size (60,4 for 60 nucleotides), got "
             f"{', '.join(map('{:g}'.format, shape))}"
         )
-    return Substitutions(letters(int(shape[0]), int(shape[1])), k)
+    return Substitutions(one_hot_groups(int(shape[0]), int(shape[1])), k)
 
 
 def _loaded(load: Callable[..., Classifier], source: str, **settings: Any) -> Classifier:

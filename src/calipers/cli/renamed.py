@@ -1,4 +1,4 @@
-"""Former names of options, each with the name that replaces it."""
+"""Commands that tell the new name of an option that was renamed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-RENAMED = {
-    "--letters": "--one-hot",
-    "--points": "--limit",
-    "--resume": "--record",
-    "--timeout": "--seconds",
-    "--proof": "--proofs",
-}
+from calipers.renamed import OPTIONS
 
 
 class Command(TyperCommand):
@@ -27,6 +21,6 @@ class Command(TyperCommand):
         known = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         for word in args:
             old = word.partition("=")[0]
-            if old in RENAMED and old not in known and RENAMED[old] in known:
-                raise typer.BadParameter(f"{old} is called {RENAMED[old]} now", ctx)
+            if old in OPTIONS and old not in known and OPTIONS[old] in known:
+                raise typer.BadParameter(f"{old} is called {OPTIONS[old]} now", ctx)
         return super().parse_args(ctx, args)

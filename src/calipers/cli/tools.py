@@ -21,13 +21,15 @@ def threats(made: type[Any], told: Capabilities) -> str:
     ):
         return f"as its {told.inner[-1]}"
     balls = "every norm" if told.norms == EVERY else ", ".join(told.norms)
-    return ", ".join(part for part in (balls, "letters" if told.substitutions else "") if part)
+    return ", ".join(
+        part for part in (balls, "substitutions" if told.substitutions else "") if part
+    )
 
 
 def rows(norm: str | None = None) -> dict[str, list[tuple[str, ...]]]:
     """Return a row for each tool, by task.
 
-    Only tools for one norm (or for "letters", meaning substitutions) if one is named. Tools that
+    Only tools for one norm (or for "substitutions") if one is named. Tools that
     other installed packages offer are listed with the package's own.
     """
     from calipers.presets import ATTACKS, CERTIFIERS, installed_tools
@@ -37,8 +39,8 @@ def rows(norm: str | None = None) -> dict[str, list[tuple[str, ...]]]:
     for name, made in {**ATTACKS, **CERTIFIERS, **installed_tools()}.items():
         told = capabilities_of(made)
         assert told is not None
-        if norm is None or norm in told.norms or (norm == "letters" and told.substitutions):
-            row = (name, _BOUND[told.kind], told.says, threats(made, told), told.needs)
+        if norm is None or norm in told.norms or (norm == "substitutions" and told.substitutions):
+            row = (name, _BOUND[told.kind], told.summary, threats(made, told), told.needs)
             found.setdefault(told.task, []).append(row)
     return found
 

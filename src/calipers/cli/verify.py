@@ -23,8 +23,8 @@ def run(
 
     Raises `BadInput` for files that cannot be read or do not belong together.
     """
-    from calipers.instances import listed
-    from calipers.instances import verify as answer
+    from calipers.api.verify import listed
+    from calipers.api.verify import verify as answer
     from calipers.report.wording import plain
 
     if proof is not None and not Path(proof).absolute().parent.is_dir():

@@ -1,11 +1,11 @@
 """Gradients, local Lipschitz constants and linear regions of networks."""
 
 from calipers.geometry.gradients import linear_score_change, sensitivity
-from calipers.geometry.lines import exit_distance, path, steps_to_leave
 from calipers.geometry.lipschitz import local_slopes
+from calipers.geometry.plane_sections import plane_slices
 from calipers.geometry.polynomials import Polynomial, largest_gradient, largest_value
 from calipers.geometry.regions import Regions, activation_pattern, regions_of
-from calipers.geometry.slices import plane_slices
+from calipers.geometry.segments import exit_distance, path, steps_to_leave
 
 __all__ = [
     "Polynomial", "Regions", "activation_pattern", "exit_distance", "largest_gradient",

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.norms import norm_for, norm_named
 from calipers.problem.problem import Problem
-from calipers.problem.region import Region
+from calipers.threats.norms import norm_for, norm_named
+from calipers.threats.region import Region
 
 Of = Literal["loss", "margin"]
 _POINTS = 256

@@ -14,8 +14,8 @@ from calipers.bounds.interval import Box, input_box, propagate
 from calipers.bounds.rounding import CHECKED
 from calipers.errors import UnsupportedOp
 from calipers.geometry.gradients import dual_norm
-from calipers.geometry.pieces import kinks_of, line, members, straight
-from calipers.geometry.walls import check_ball
+from calipers.geometry.hyperplanes import check_ball
+from calipers.geometry.linear_pieces import breakpoints_of, line, members, require_piecewise_linear
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph, Node
 from calipers.graph.kinds import Affine, Elementwise, is_affine, is_elementwise
@@ -84,15 +84,15 @@ def local_slopes(problem: Problem, samples: int = 32, seed: int = 0) -> Slopes:
         estimate = torch.cat([_sampled(part, graph, samples, seed) for part in parts])
         bound = (
             torch.cat([_bounded(part, graph) for part in parts])
-            if _is_straight(graph)
+            if _is_piecewise_linear(graph)
             else torch.full_like(estimate, torch.inf)
         )
     return Slopes(estimate, bound)
 
 
-def _is_straight(graph: Graph) -> bool:
+def _is_piecewise_linear(graph: Graph) -> bool:
     try:
-        straight(graph)
+        require_piecewise_linear(graph)
     except UnsupportedOp:
         return False
     return True
@@ -197,12 +197,14 @@ def _slopes(op: Elementwise, box: Box) -> tuple[Tensor, Tensor]:
     """Return the least and largest slope of the pieces that a box reaches."""
     low, high = (line(op, end)[0] for end in (box.lower, box.upper))
     least, most = torch.minimum(low, high), torch.maximum(low, high)
-    for kink in kinks_of(op) or ():
-        crossed = (box.lower <= kink) & (box.upper >= kink)
+    for breakpoint in breakpoints_of(op) or ():
+        crossed = (box.lower <= breakpoint) & (box.upper >= breakpoint)
         for side in (-torch.inf, torch.inf):
             beside = line(
                 op,
-                torch.nextafter(torch.full_like(box.lower, kink), torch.full_like(box.lower, side)),
+                torch.nextafter(
+                    torch.full_like(box.lower, breakpoint), torch.full_like(box.lower, side)
+                ),
             )[0]
             least, most = (
                 torch.where(crossed, torch.minimum(least, beside), least),

@@ -8,8 +8,8 @@ region.
 
 Differs from the paper: both are measured inside the box, with masks and weights. What is computed
 is kept apart from what is proved: backward bound propagation in checked float64 confirms that no
-operation can leave its linear piece within `straight`, and that every margin stays positive within
-`lower`.
+operation can leave its linear piece within `proved_border`, and that every margin stays positive
+within `lower`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from calipers.bounds.rounding import CHECKED
-from calipers.geometry.pieces import Pieces
-from calipers.geometry.proofs import confirmed, margins_hold, nothing_bends
-from calipers.geometry.walls import Wall, check_ball, nearest_wall
+from calipers.geometry.hyperplanes import Hyperplane, check_ball, nearest_hyperplane
+from calipers.geometry.linear_pieces import Pieces
+from calipers.geometry.region_certificates import all_stable, confirmed, margins_hold
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
 from calipers.problem.goals import by_case
 from calipers.problem.problem import Problem
-from calipers.problem.region import distance_to
+from calipers.threats.region import distance_to
 
 _POINTS = 32  # points measured together
 _OVERSHOOT = (
@@ -42,13 +42,14 @@ class Regions:
 
     Distances are (N,) float64, in the threat's norm and the data's own units, and infinite where
     there is nothing to reach. Computed in float64 are `border`, `decision`, `node` and `element`;
-    proved, with rounding accounted for, are `straight` and `lower`.
+    proved, with rounding accounted for, are `proved_border` and `lower`.
 
     Args:
         border: d_B, the distance to the border of the region.
         decision: d_D, the distance to the decision boundary of the region's affine map; 0 where the
             model is wrong.
-        straight: a proved radius: within it no operation leaves its linear piece. 0 claims nothing.
+        proved_border: a proved radius: within it no operation leaves its linear piece. 0 claims
+            nothing.
         lower: a proved lower bound on the adversarial distance. 0 claims nothing.
         exact: (N,) bool, where d_D <= d_B and a single margin decides, so that d_D is the
             adversarial distance.
@@ -60,12 +61,12 @@ class Regions:
         element: (N,), the element of that operation's input; -1 where there is none.
         where: for each point the name of that operation's place in the model; "" where there is
             none.
-        guarantee: the arithmetic in which `straight` and `lower` are proved.
+        guarantee: the arithmetic in which `proved_border` and `lower` are proved.
     """
 
     border: Tensor
     decision: Tensor
-    straight: Tensor
+    proved_border: Tensor
     lower: Tensor
     exact: Tensor
     candidate: Tensor
@@ -125,7 +126,7 @@ def regions_of(problem: Problem) -> Regions:
 _TENSORS = (
     "border",
     "decision",
-    "straight",
+    "proved_border",
     "lower",
     "exact",
     "candidate",
@@ -165,32 +166,32 @@ def _measured(problem: Problem, graph: Graph) -> Regions:
     with torch.no_grad():
         pieces = Pieces.at(graph, problem.x)
         region = problem.threat.region(problem.x.double())
-        wall = nearest_wall(pieces, region)
+        hyperplane = nearest_hyperplane(pieces, region)
         decision, delta, margins, alone = _decision(problem, pieces)
         worst = problem.goal.worst(margins)
         candidate = (problem.x.double() + delta.view_as(problem.x)).to(problem.x.dtype)
-        straight = confirmed(problem, pieces, wall.distance, nothing_bends)
+        proved_border = confirmed(problem, pieces, hyperplane.distance, all_stable)
         lower = confirmed(
             problem,
             pieces,
-            torch.minimum(wall.distance, decision) * (worst > 0),
+            torch.minimum(hyperplane.distance, decision) * (worst > 0),
             margins_hold,
-            straight,
+            proved_border,
         )
-    exact = (worst > 0) & alone & (decision <= wall.distance) & decision.isfinite()
+    exact = (worst > 0) & alone & (decision <= hyperplane.distance) & decision.isfinite()
     decision = torch.where(worst > 0, decision, 0.0)
     candidate = torch.where(_like(worst > 0, candidate), candidate, problem.x)
     return Regions(
-        wall.distance,
+        hyperplane.distance,
         decision,
-        straight,
+        proved_border,
         lower,
         exact,
         candidate,
         worst,
-        wall.node,
-        wall.element,
-        _places(graph, wall),
+        hyperplane.node,
+        hyperplane.element,
+        _places(graph, hyperplane),
     )
 
 
@@ -198,8 +199,8 @@ def _like(flags: Tensor, x: Tensor) -> Tensor:
     return flags.view(-1, *[1] * (x.dim() - 1))
 
 
-def _places(graph: Graph, wall: Wall) -> tuple[str, ...]:
-    return tuple("" if k < 0 else graph.nodes[k - 1].where for k in wall.node.tolist())
+def _places(graph: Graph, hyperplane: Hyperplane) -> tuple[str, ...]:
+    return tuple("" if k < 0 else graph.nodes[k - 1].where for k in hyperplane.node.tolist())
 
 
 def _decision(problem: Problem, pieces: Pieces) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calipers.graph.curves import CURVES
 from calipers.graph.kinds import Elementwise, Entry, Shape, function_entry
 from calipers.graph.parameters import argument, require, require_numbers
 from calipers.graph.relaxations import Lines
+from calipers.graph.smooth_table import CURVES
 
 _EXACT_SLOPES = {-1.0, 0.0, 1.0}
 
@@ -56,9 +56,9 @@ class TwoPieces(Elementwise):
 
     left: float
     right: float
-    straight: bool = field(default=True, repr=False)
+    linear_in_alpha: bool = field(default=True, repr=False)
     """The lines depend on alpha linearly: those at 0 and 1 determine all."""
-    kinks: tuple[float, ...] = field(default=(0.0,), repr=False)
+    breakpoints: tuple[float, ...] = field(default=(0.0,), repr=False)
     """Breakpoints, where branching splits: the function is linear between."""
 
     @property
@@ -72,7 +72,7 @@ class TwoPieces(Elementwise):
         return {self.left, self.right} <= _EXACT_SLOPES
 
     def __post_init__(self) -> None:
-        require_numbers("a function of two straight pieces", left=self.left, right=self.right)
+        require_numbers("a function of two linear pieces", left=self.left, right=self.right)
 
     def value(self, x: Tensor) -> Tensor:
         """Return f(x)."""
@@ -87,7 +87,7 @@ class TwoPieces(Elementwise):
             inside, largest.clamp(min=0), largest
         )
 
-    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+    def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Return where the breakpoint lies inside the interval."""
         return (lower < 0) & (upper > 0)
 
@@ -100,11 +100,11 @@ class TwoPieces(Elementwise):
 
     def relax(self, lower: Tensor, upper: Tensor, alpha: Tensor | None = None) -> Lines:
         """Return a chord on one side, a line through the breakpoint on the other."""
-        bend = self.bends(lower, upper)
+        unstable = self.unstable(lower, upper)
         # `where` with two Python numbers would give float32
-        straight = torch.where(lower >= 0, torch.full_like(lower, self.right), self.left)
+        stable_slope = torch.where(lower >= 0, torch.full_like(lower, self.right), self.left)
         alpha = self.guess(lower, upper) if alpha is None else alpha
-        width = torch.where(bend, upper - lower, torch.ones_like(lower))
+        width = torch.where(unstable, upper - lower, torch.ones_like(lower))
         chord = (self.right * upper - self.left * lower) / width
         tangent = self.left + (self.right - self.left) * alpha
         # The chord must clear every corner of the function, whatever its computed slope: both ends,
@@ -113,27 +113,27 @@ class TwoPieces(Elementwise):
         zero = torch.zeros_like(lower)
         if self.left <= self.right:
             lines = Lines(
-                torch.where(bend, tangent, straight),
+                torch.where(unstable, tangent, stable_slope),
                 zero,
-                torch.where(bend, chord, straight),
-                torch.where(bend, ends.amax(0), zero),
+                torch.where(unstable, chord, stable_slope),
+                torch.where(unstable, ends.amax(0), zero),
             )
         else:
             lines = Lines(
-                torch.where(bend, chord, straight),
-                torch.where(bend, ends.amin(0), zero),
-                torch.where(bend, tangent, straight),
+                torch.where(unstable, chord, stable_slope),
+                torch.where(unstable, ends.amin(0), zero),
+                torch.where(unstable, tangent, stable_slope),
                 zero,
             )
-        return self._rounded(lines, lower, upper, bend)
+        return self._rounded(lines, lower, upper, unstable)
 
-    def _rounded(self, lines: Lines, lower: Tensor, upper: Tensor, bend: Tensor) -> Lines:
+    def _rounded(self, lines: Lines, lower: Tensor, upper: Tensor, unstable: Tensor) -> Lines:
         if self.left == 0 and self.right == 1:
             # The slope through the breakpoint is alpha itself and needs no allowance, so stable
             # neurons and those of slope 0 add nothing to the intercepts.
-            room = (4 * _eps(lower) * upper.clamp(min=0) + torch.finfo(lower.dtype).tiny) * bend
+            room = (4 * _eps(lower) * upper.clamp(min=0) + torch.finfo(lower.dtype).tiny) * unstable
             return lines._replace(upper_intercept=lines.upper_intercept + room)
-        return _outward(lines, lower, upper, torch.zeros_like(lower), bend)
+        return _outward(lines, lower, upper, torch.zeros_like(lower), unstable)
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
         """Return the entry of both slopes."""
@@ -152,7 +152,7 @@ class Clip(Elementwise):
 
     low: float
     high: float
-    straight: bool = field(default=True, repr=False)
+    linear_in_alpha: bool = field(default=True, repr=False)
     """As for `TwoPieces`."""
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class Clip(Elementwise):
         object.__setattr__(self, "low", min(self.low, self.high))
 
     @property
-    def kinks(self) -> tuple[float, ...]:
+    def breakpoints(self) -> tuple[float, ...]:
         """Return both corners."""
         return (self.low, self.high)
 
@@ -178,7 +178,7 @@ class Clip(Elementwise):
         """Return the values at the ends, as the function is increasing."""
         return self.value(lower), self.value(upper)
 
-    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+    def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Return where a corner lies inside the interval.
 
         Nowhere for a constant.
@@ -193,15 +193,15 @@ class Clip(Elementwise):
         Below: a line through the corner (low, low), or the chord where only the upper corner is
         inside. Above: mirrored.
         """
-        bend = self.bends(lower, upper)
+        unstable = self.unstable(lower, upper)
         flat = (
             (upper <= self.low)
             | (lower >= self.high)
-            | torch.full_like(bend, self.low == self.high)
+            | torch.full_like(unstable, self.low == self.high)
         )
         f_lower, f_upper = self.value(lower), self.value(upper)
         one = torch.ones_like(lower)
-        chord = (f_upper - f_lower) / torch.where(bend, upper - lower, one)
+        chord = (f_upper - f_lower) / torch.where(unstable, upper - lower, one)
         rise = (f_upper - self.low) / torch.where(upper > self.low, upper - self.low, one)
         fall = (self.high - f_lower) / torch.where(lower < self.high, self.high - lower, one)
         under = (upper - self.low > self.low - lower).to(lower.dtype) if alpha is None else alpha
@@ -225,14 +225,14 @@ class Clip(Elementwise):
         corners = sum(abs(c) for c in (self.low, self.high) if math.isfinite(c))
         constant = torch.where(flat, f_lower, torch.zeros_like(lower))
         picked = (
-            torch.where(bend, a, b)
+            torch.where(unstable, a, b)
             for a, b in zip(
                 (low_slope, low_at, high_slope, high_at),
                 (slope, constant, slope, constant),
                 strict=True,
             )
         )
-        return _outward(Lines(*picked), lower, upper, torch.full_like(lower, corners), bend)
+        return _outward(Lines(*picked), lower, upper, torch.full_like(lower, corners), unstable)
 
     def described(self, shapes: list[Shape], shape: Shape) -> Entry:
         """Return the entry of both corners."""

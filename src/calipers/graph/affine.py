@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
-from calipers.adjoint import BlockedAdjoint, few_channels
+from calipers.conv_gradient import BlockedAdjoint, few_channels
 from calipers.graph.generic import Generic as Generic
 from calipers.graph.kinds import Affine, Entry, Shape, Windowed, diagonal_entry
 from calipers.graph.parameters import completed, require, require_numbers

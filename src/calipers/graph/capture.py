@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from calipers.errors import CaptureError, UnsupportedOp, typed
-from calipers.graph.builder import USES_BATCH_SIZE, WHOLE, Asked, BatchSize, bind, build
+from calipers.graph.call_builder import USES_BATCH_SIZE, WHOLE, Asked, BatchSize, bind, build
 from calipers.graph.calls import (
     leaves,
     options,
@@ -32,7 +32,7 @@ from calipers.graph.compositions import CHOICES, Condition
 from calipers.graph.exporting import exported, in_fewer
 from calipers.graph.fusion import fused
 from calipers.graph.ir import Graph
-from calipers.graph.writing import Result, Writer
+from calipers.graph.node_writer import NodeResult, Writer
 
 _AGREEMENT = (
     1e-9  # relative; float64 evaluations of the networks we measured differ by less than 1e-12
@@ -301,7 +301,7 @@ class _Translator:
             if fx_node.op == "placeholder" and fx_node.name in constants:
                 self.known[fx_node] = constants[fx_node.name]
             elif fx_node.op == "placeholder":
-                given = Result(0, shape)
+                given = NodeResult(0, shape)
                 self.known[fx_node] = (
                     self.writer.reshape(given, (1, *shape)) if self.single else given
                 )
@@ -318,7 +318,7 @@ class _Translator:
             elif fx_node.op == "output":
                 last = self.known[fx_node.args[0][0]]
         if (
-            not isinstance(last, Result)
+            not isinstance(last, NodeResult)
             or not last.number
             or len(self.writer.nodes) == int(self.single)
         ):
@@ -343,7 +343,7 @@ class _Translator:
 
     def _translate(self, fx_node: fx.Node) -> Any:
         name, args = str(fx_node.target), self._arguments(fx_node)
-        if name == "aten.sym_size.int" and isinstance(args[0], Result):
+        if name == "aten.sym_size.int" and isinstance(args[0], NodeResult):
             return BatchSize() if args[1] == 0 else args[0].shape[args[1] - 1]
         if name.startswith("aten._assert"):
             return None
@@ -360,7 +360,7 @@ class _Translator:
         compared = [a for a in leaves(args) if isinstance(a, Condition)]
         if compared and name not in CHOICES:
             raise UnsupportedOp(f"{name} at {place_of(fx_node)}: {compared[0].refused()}")
-        if not compared and not any(isinstance(a, Result) for a in leaves(args)):
+        if not compared and not any(isinstance(a, NodeResult) for a in leaves(args)):
             return self._fold(fx_node, args)
         if name in _SEVERAL:
             return self._parts(fx_node, args)
@@ -377,7 +377,7 @@ class _Translator:
             )
         return result
 
-    def _parts(self, fx_node: fx.Node, args: tuple[Any, ...]) -> list[Result]:
+    def _parts(self, fx_node: fx.Node, args: tuple[Any, ...]) -> list[NodeResult]:
         """Write each result of an operation that splits a tensor."""
         run, name = bind(self.writer, fx_node.target, args), str(fx_node.target)  # type: ignore[arg-type]
         shapes = [self._shape(value, place_of(fx_node)) for value in fx_node.meta["val"]]
@@ -437,7 +437,7 @@ class _Translator:
             )
 
         first = args[0]
-        if writer.lead and name in WHOLE and isinstance(first, Result) and first.shape[0] == 1:
+        if writer.lead and name in WHOLE and isinstance(first, NodeResult) and first.shape[0] == 1:
             writer.lead = 0
             result = build_on((writer.reshape(first, first.shape[1:]), *args[1:]), shape[1:])
             writer.lead = 1

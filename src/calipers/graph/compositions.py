@@ -18,15 +18,15 @@ from torch.nn import functional
 from calipers.errors import UnsupportedOp
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Scale, Sum
-from calipers.graph.curves import RSQRT, SIGMOID, SQUARE
 from calipers.graph.kinds import Elementwise
+from calipers.graph.node_writer import NodeResult, Writer
 from calipers.graph.parameters import require_numbers
 from calipers.graph.products import MaxPool, Product
 from calipers.graph.recurrent import RECURRENT
 from calipers.graph.reductions import REDUCTIONS
 from calipers.graph.rewrites import RELU, REWRITES, Value, maximum, minimum, multiply, scaled
 from calipers.graph.rewrites import where as where_constant
-from calipers.graph.writing import Result, Writer
+from calipers.graph.smooth_table import RSQRT, SIGMOID, SQUARE
 
 _JUMPS = (
     "its value jumps, and no line through the jump bounds it usefully. Replace it by a continuous "
@@ -43,7 +43,7 @@ class Condition:
     difference: `where` accepts only choices that are continuous there.
     """
 
-    x: Result
+    x: NodeResult
     threshold: float
     above: bool
 
@@ -59,9 +59,9 @@ def compared(above: bool) -> Callable[..., Condition | None]:
     """Return the reader of a comparison with one constant number."""
 
     def read(w: Writer, x: Value, threshold: Any) -> Condition | None:
-        turned = not isinstance(x, Result)
+        turned = not isinstance(x, NodeResult)
         x, threshold = (threshold, x) if turned else (x, threshold)
-        if not isinstance(x, Result) or isinstance(threshold, Result):
+        if not isinstance(x, NodeResult) or isinstance(threshold, NodeResult):
             return None
         number = torch.as_tensor(threshold, dtype=torch.float64).reshape(-1)
         if len(number) != 1 or not bool(number.isfinite()):
@@ -74,7 +74,7 @@ def compared(above: bool) -> Callable[..., Condition | None]:
 _Steps = list[Elementwise | Scale] | Tensor
 
 
-def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
+def where(w: Writer, mask: Any, x: Value, y: Value) -> NodeResult | None:
     """Choose x or y, by a constant mask or by a comparison.
 
     By a comparison of z with c, the choice must be between elementwise functions of z that are
@@ -122,9 +122,9 @@ def _slope(steps: _Steps) -> float | None:
     return slope
 
 
-def _function_of(w: Writer, z: Result, value: Value) -> _Steps | None:
+def _function_of(w: Writer, z: NodeResult, value: Value) -> _Steps | None:
     """Return the chain of functions from z to a value, or the constant it is."""
-    if not isinstance(value, Result):
+    if not isinstance(value, NodeResult):
         given = torch.as_tensor(value, dtype=w.dtype, device=w.device)
         return given if given.numel() == 1 else None
     steps: list[Elementwise | Scale] = []
@@ -148,7 +148,7 @@ def _worked_out(steps: _Steps, at: Tensor) -> Tensor:
     return at
 
 
-def _written(w: Writer, steps: _Steps, x: Result) -> Result:
+def _written(w: Writer, steps: _Steps, x: NodeResult) -> NodeResult:
     if isinstance(steps, Tensor):
         return scaled(w, x, 0.0, float(steps))
     for op in steps:
@@ -156,7 +156,7 @@ def _written(w: Writer, steps: _Steps, x: Result) -> Result:
     return x
 
 
-def gated(w: Writer, x: Result, dim: int = -1) -> Result | None:
+def gated(w: Writer, x: NodeResult, dim: int = -1) -> NodeResult | None:
     """Write the first half along an axis times the sigmoid of the second."""
     axis = w.axis(x, dim)
     half = x.shape[axis - 1] // 2
@@ -167,8 +167,8 @@ def gated(w: Writer, x: Result, dim: int = -1) -> Result | None:
 
 
 def rms_norm(
-    w: Writer, x: Result, shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Result:
+    w: Writer, x: NodeResult, shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> NodeResult:
     """Write x / sqrt(mean of x^2 + eps) over the last axes, times a weight."""
     if eps is None:
         raise UnsupportedOp(
@@ -182,7 +182,7 @@ def rms_norm(
     return made if weight is None else scaled(w, made, weight)
 
 
-def soft_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
+def soft_shrink(w: Writer, x: NodeResult, size: float = 0.5) -> NodeResult:
     """Write x moved towards 0 by a size: max(x - s, 0) - max(-x - s, 0)."""
     require_numbers("softshrink", size=float(size))
     above = w.write(RELU, scaled(w, x, 1.0, -float(size)))
@@ -190,14 +190,14 @@ def soft_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
     return w.write(Sum((1.0, -1.0)), above, below)
 
 
-def hard_shrink(w: Writer, x: Result, size: float = 0.5) -> Result:
+def hard_shrink(w: Writer, x: NodeResult, size: float = 0.5) -> NodeResult:
     """Write x outside of [-size, size], 0 inside; only size 0 is continuous."""
     if float(size) == 0:
         return scaled(w, x, 1.0)
     raise UnsupportedOp(f"hardshrink with size {float(size):g}: {_JUMPS} (softshrink)")
 
 
-def threshold(w: Writer, x: Result, least: float, otherwise: float) -> Result | None:
+def threshold(w: Writer, x: NodeResult, least: float, otherwise: float) -> NodeResult | None:
     """Write x where it is above `least`, and `otherwise` elsewhere.
 
     That is max(x, least) where both numbers are equal; otherwise the function jumps and is refused.
@@ -209,7 +209,7 @@ def threshold(w: Writer, x: Result, least: float, otherwise: float) -> Result | 
     )
 
 
-def clamp(w: Writer, x: Value, low: Any = None, high: Any = None) -> Result | None:
+def clamp(w: Writer, x: Value, low: Any = None, high: Any = None) -> NodeResult | None:
     """Write min(max(x, low), high), with bounds for each element.
 
     The result is `high` where `low` is above it.
@@ -217,11 +217,11 @@ def clamp(w: Writer, x: Value, low: Any = None, high: Any = None) -> Result | No
     made: Value | None = x
     for end, function in ((low, maximum), (high, minimum)):
         if end is not None and made is not None:
-            made = function(w, made, end if isinstance(end, Result) else torch.as_tensor(end))
-    return made if isinstance(made, Result) else None
+            made = function(w, made, end if isinstance(end, NodeResult) else torch.as_tensor(end))
+    return made if isinstance(made, NodeResult) else None
 
 
-def adaptive_max_pool(rank: int) -> Callable[[Writer, Result, Any], Result | None]:
+def adaptive_max_pool(rank: int) -> Callable[[Writer, NodeResult, Any], NodeResult | None]:
     """Return the rewrite of a max-pool with a given output size.
 
     Its windows may overlap and differ in size.
@@ -232,7 +232,7 @@ def adaptive_max_pool(rank: int) -> Callable[[Writer, Result, Any], Result | Non
         functional.adaptive_max_pool3d,
     )[rank - 1]
 
-    def rewrite(w: Writer, x: Result, size: Any) -> Result | None:
+    def rewrite(w: Writer, x: NodeResult, size: Any) -> NodeResult | None:
         if len(x.shape) != rank + 1 or w.lead:
             return None
         sizes = tuple(size) if isinstance(size, list | tuple) else (size,) * rank

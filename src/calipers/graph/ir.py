@@ -98,7 +98,7 @@ class Graph:
         return node.op.carries([self.shape(i) for i in node.inputs], node.shape)
 
     @cached_property
-    def bent(self) -> tuple[int, ...]:
+    def nonlinear(self) -> tuple[int, ...]:
         """Return, in order, the numbers of the results that must be bounded.
 
         They are the inputs of non-affine operations, or what stands in for them (`ways`).

@@ -63,7 +63,7 @@ class Op(ABC):
         Without it the relaxation that is expected to be tightest is returned.
         """
 
-    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+    def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Return where tighter input bounds would help, bool (input shape).
 
         By default everywhere but where the interval is a single point.
@@ -107,7 +107,7 @@ class Op(ABC):
         return True
 
     @property
-    def kinks(self) -> tuple[float, ...] | None:
+    def breakpoints(self) -> tuple[float, ...] | None:
         """Return the breakpoints of a piecewise linear function of one number.
 
         The function is linear between neighbouring breakpoints, and branching splits there. None
@@ -303,7 +303,7 @@ class Elementwise(Op):
         """
 
     @property
-    def straight(self) -> bool:
+    def linear_in_alpha(self) -> bool:
         """Return whether the lines depend on alpha linearly.
 
         If so, the lines at alpha 0 and 1 determine those at every other alpha.
@@ -317,7 +317,7 @@ class Elementwise(Op):
         """
         return None
 
-    def slid(self, lower: Tensor, upper: Tensor) -> Slid | None:
+    def alpha_lines(self, lower: Tensor, upper: Tensor) -> ParametrisedLines | None:
         """Return the lines as a function of alpha for a search, or None.
 
         Given where that is faster than calling `relax`. The lines are not proven sound and leave no
@@ -328,7 +328,7 @@ class Elementwise(Op):
     def parallel(self, lower: Tensor, upper: Tensor) -> Lines:
         """Return lines of equal slope, or the nearest to that alpha can reach."""
         half = torch.full_like(lower, 0.5)
-        if not self.straight:
+        if not self.linear_in_alpha:
             return self.relax(lower, upper, half)
         first, last = (self.relax(lower, upper, torch.full_like(lower, a)) for a in (0.0, 1.0))
         rise = last.lower_slope - first.lower_slope
@@ -378,7 +378,7 @@ class Elementwise(Op):
         return ()
 
 
-class Slid(NamedTuple):
+class ParametrisedLines(NamedTuple):
     """Lines over an interval as a function of alpha, and a starting alpha.
 
     `start` is the alpha at which the lines touch the function nearest to the middle of the

@@ -62,7 +62,7 @@ class MaxPool(Op):
         flat = functional.pad(x.flatten(1), (0, 1), value=float("-inf"))
         return flat[:, self.windows.to(x.device)]
 
-    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+    def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Return the elements that may be the maximum of an undecided window.
 
         A window is undecided where no element dominates it.

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from calipers.graph.affine import Linear, Sum
-from calipers.graph.curves import TANH
 from calipers.graph.kinds import Op
+from calipers.graph.node_writer import NodeResult, Writer
 from calipers.graph.parameters import require
 from calipers.graph.rewrites import RELU
-from calipers.graph.writing import Result, Writer
+from calipers.graph.smooth_table import TANH
 
 _LONGEST = 4096  # steps, each of which becomes four operations
 
 
-def plain_recurrent(function: Op) -> Callable[..., list[Result] | None]:
+def plain_recurrent(function: Op) -> Callable[..., list[NodeResult] | None]:
     """Return the rewrite of an Elman network exported for one point.
 
     h' = f(W x + b + U h + c). Results: all states of the last layer, and the last one of every
@@ -27,7 +27,7 @@ def plain_recurrent(function: Op) -> Callable[..., list[Result] | None]:
 
     def rewrite(
         w: Writer,
-        x: Result,
+        x: NodeResult,
         first: Any,
         weights: list[Tensor],
         biased: bool,
@@ -36,7 +36,7 @@ def plain_recurrent(function: Op) -> Callable[..., list[Result] | None]:
         training: bool,
         both_ways: bool,
         batch_first: bool,
-    ) -> list[Result] | None:
+    ) -> list[NodeResult] | None:
         ways = 2 if both_ways else 1
         if w.lead != 1 or len(x.shape) != 3 or not isinstance(first, Tensor) or training:
             return None
@@ -50,7 +50,7 @@ def plain_recurrent(function: Op) -> Callable[..., list[Result] | None]:
         each = 4 if biased else 2
         row = [w.reshape(part, part.shape[-1:]) for part in _split(w, x, 1 if batch_first else 0)]
         for layer in range(layers):
-            states: list[dict[int, Result]] = []
+            states: list[dict[int, NodeResult]] = []
             for way in range(ways):
                 k = layer * ways + way
                 made = _one_way(
@@ -73,13 +73,19 @@ def plain_recurrent(function: Op) -> Callable[..., list[Result] | None]:
 
 
 def _one_way(
-    w: Writer, f: Op, row: list[Result], first: Tensor, weights: list[Tensor], *, backwards: bool
-) -> dict[int, Result]:
+    w: Writer,
+    f: Op,
+    row: list[NodeResult],
+    first: Tensor,
+    weights: list[Tensor],
+    *,
+    backwards: bool,
+) -> dict[int, NodeResult]:
     """Return the state at each time."""
     own, recurrent, *biases = weights
     bias = sum(biases[1:], biases[0]) if biases else None
     sizes = sum((b.abs() for b in biases[1:]), biases[0].abs()) if biases else None
-    state: Result | None = None
+    state: NodeResult | None = None
     states = {}
     for t in range(len(row))[:: -1 if backwards else 1]:
         if state is None:
@@ -97,7 +103,7 @@ def _one_way(
     return states
 
 
-def _split(w: Writer, x: Result, axis: int) -> list[Result]:
+def _split(w: Writer, x: NodeResult, axis: int) -> list[NodeResult]:
     def at(t: int) -> Callable[[Tensor], Tensor]:
         return lambda v: v.narrow(axis + 1, t, 1)
 
@@ -112,7 +118,7 @@ def _stacked(*parts: Tensor) -> Tensor:
     return torch.stack(parts, 1)
 
 
-RECURRENT: dict[str, Callable[..., list[Result] | None]] = {
+RECURRENT: dict[str, Callable[..., list[NodeResult] | None]] = {
     "aten.rnn_tanh.input": plain_recurrent(TANH),
     "aten.rnn_relu.input": plain_recurrent(RELU),
 }

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from calipers.graph.activations import TwoPieces
-from calipers.graph.curves import SQRT, SQUARE, power
+from calipers.graph.node_writer import NodeResult, Writer
 from calipers.graph.parameters import require
 from calipers.graph.products import MaxPool
 from calipers.graph.rewrites import RELU, multiply, scaled, variance
-from calipers.graph.writing import Result, Writer
+from calipers.graph.smooth_table import SQRT, SQUARE, power
 
 _ABSOLUTE = TwoPieces(-1.0, 1.0)
 _MOST_FACTORS = 256  # of one product, each of which becomes an operation of its own
 
 
-def axes_of(w: Writer, x: Result, dims: Any) -> tuple[int, ...]:
+def axes_of(w: Writer, x: NodeResult, dims: Any) -> tuple[int, ...]:
     """Return the axes of a batch (M, *shape) that a call names, or all."""
     if isinstance(dims, int):
         dims = (dims,)
@@ -32,13 +32,13 @@ def axes_of(w: Writer, x: Result, dims: Any) -> tuple[int, ...]:
     return tuple(sorted({w.axis(x, d) for d in given}))
 
 
-def total(w: Writer, x: Result, dims: Any, keepdim: bool = False) -> Result:
+def total(w: Writer, x: NodeResult, dims: Any, keepdim: bool = False) -> NodeResult:
     """Write the sum along axes."""
     axes = axes_of(w, x, dims)
     return w.move("sum", lambda t: t.sum(axes, keepdim=keepdim), x)
 
 
-def largest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
+def largest(w: Writer, x: NodeResult, dims: Any = (), keepdim: bool = False) -> NodeResult:
     """Write the largest element along axes.
 
     Each result has one window of a max-pool.
@@ -59,12 +59,12 @@ def largest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Resu
     return w.write(MaxPool(run, windows, shape), x)
 
 
-def smallest(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
+def smallest(w: Writer, x: NodeResult, dims: Any = (), keepdim: bool = False) -> NodeResult:
     """Write the smallest element along axes."""
     return scaled(w, largest(w, scaled(w, x, -1.0), dims, keepdim), -1.0)
 
 
-def sum_of_squares(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) -> Result:
+def sum_of_squares(w: Writer, x: NodeResult, dims: Any = (), keepdim: bool = False) -> NodeResult:
     """Write the sum of the squares along axes.
 
     A ReLU keeps its bounds from falling below 0 by rounding.
@@ -73,8 +73,8 @@ def sum_of_squares(w: Writer, x: Result, dims: Any = (), keepdim: bool = False) 
 
 
 def p_norm(
-    w: Writer, x: Result, order: Any = 2, dims: Any = None, keepdim: bool = False
-) -> Result | None:
+    w: Writer, x: NodeResult, order: Any = 2, dims: Any = None, keepdim: bool = False
+) -> NodeResult | None:
     """Write the l-p norm along axes, for p above 0.
 
     For p of +-infinity it is the largest or smallest absolute value.
@@ -94,7 +94,7 @@ def p_norm(
     return w.write(outer, w.write(RELU, total(w, w.write(inner, sizes), dims, keepdim)))
 
 
-def product(w: Writer, x: Result, dim: int, keepdim: bool = False) -> Result | None:
+def product(w: Writer, x: NodeResult, dim: int, keepdim: bool = False) -> NodeResult | None:
     """Write the product along an axis, by multiplying halves repeatedly."""
     (axis,) = axes_of(w, x, dim)
     require(
@@ -104,7 +104,7 @@ def product(w: Writer, x: Result, dim: int, keepdim: bool = False) -> Result | N
         elements=x.shape[axis - 1],
     )
 
-    def part(v: Result, first: int, count: int) -> Result:
+    def part(v: NodeResult, first: int, count: int) -> NodeResult:
         return w.move("narrow", lambda t: t.narrow(axis, first, count), v)
 
     while x.shape[axis - 1] > 1:
@@ -122,13 +122,13 @@ def product(w: Writer, x: Result, dim: int, keepdim: bool = False) -> Result | N
 
 
 def deviation(
-    w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool = False
-) -> Result:
+    w: Writer, x: NodeResult, dims: Any, correction: Any = 1, keepdim: bool = False
+) -> NodeResult:
     """Write the root of the variance."""
     return w.write(SQRT, w.write(RELU, variance(w, x, dims, correction, keepdim)))
 
 
-REDUCTIONS: dict[str, Callable[..., Result | None]] = {
+REDUCTIONS: dict[str, Callable[..., NodeResult | None]] = {
     "aten.amax.default": largest,
     "aten.amin.default": smallest,
     "aten.max.dim": largest,

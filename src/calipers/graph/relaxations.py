@@ -15,7 +15,7 @@ from typing import NamedTuple, Self, cast
 import torch
 from torch import Tensor
 
-from calipers.adjoint import contract
+from calipers.conv_gradient import contract
 
 Ends = tuple[Tensor, Tensor]
 """The lower and the upper ends of a box, (N, *shape) each."""
@@ -120,7 +120,7 @@ class Lines(_Lines, Relaxation):
         low_slope, rise, low_end, gap = (
             t.gather(1, columns)[:, None] for t in (low, high - low, low_at, high_at - low_at)
         )
-        bent, offset = by_sign(flat.gather(2, wide), low_slope, rise, low_end, gap)
+        scaled, offset = by_sign(flat.gather(2, wide), low_slope, rise, low_end, gap)
         if bool(low_at.any()):
             constant = torch.where(differ, torch.zeros_like(low_at), low_at)
             picked = torch.zeros_like(columns, dtype=torch.bool).logical_or(
@@ -131,7 +131,7 @@ class Lines(_Lines, Relaxation):
                 - (flat.gather(2, wide) @ (low_at.gather(1, columns) * ~picked)[..., None])[..., 0]
                 + (flat @ constant[..., None])[..., 0]
             )
-        return ((flat * high[:, None]).scatter_(2, wide, bent).view(a.shape),), offset
+        return ((flat * high[:, None]).scatter_(2, wide, scaled).view(a.shape),), offset
 
     def size(self, *magnitudes: Tensor) -> Tensor:
         """Return the magnitude of the lower line plus that of the rise.

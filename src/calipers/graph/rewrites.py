@@ -19,14 +19,21 @@ from torch import Tensor
 from calipers.errors import CaptureError
 from calipers.graph.activations import TwoPieces
 from calipers.graph.affine import Scale, Sum
-from calipers.graph.contraction import MatMul
-from calipers.graph.curves import (
+from calipers.graph.logsumexp import LogSumExp
+from calipers.graph.matmul import MatMul
+from calipers.graph.node_writer import NodeResult, Writer
+from calipers.graph.parameters import require
+from calipers.graph.products import Product
+from calipers.graph.smooth_relaxation import Smooth
+from calipers.graph.smooth_table import (
     ERF,
     EXP,
     GELU,
     MISH,
     RECIPROCAL,
+    RECIPROCAL_OR_0,
     RSQRT,
+    RSQRT_OR_0,
     SIGMOID,
     SILU,
     SQRT,
@@ -34,17 +41,12 @@ from calipers.graph.curves import (
     TANH,
     softplus,
 )
-from calipers.graph.parameters import require
-from calipers.graph.pooled import LogSumExp
-from calipers.graph.products import Product
-from calipers.graph.smooth import Smooth
-from calipers.graph.writing import Result, Writer
 
-Value = Result | Tensor
+Value = NodeResult | Tensor
 RELU, SOFTPLUS = TwoPieces(0.0, 1.0), softplus(1.0, 20.0)
 
 
-def scaled(w: Writer, x: Result, factor: Any, shift: Any = 0.0) -> Result:
+def scaled(w: Writer, x: NodeResult, factor: Any, shift: Any = 0.0) -> NodeResult:
     """Write factor * x + shift with constants, which may enlarge x."""
     constants = [torch.as_tensor(c, dtype=w.dtype, device=w.device) for c in (factor, shift)]
     # constants of a single-point program have no batch axis of the graph: add one
@@ -53,36 +55,36 @@ def scaled(w: Writer, x: Result, factor: Any, shift: Any = 0.0) -> Result:
     return w.write(Scale(a, b), w.expand(x, tuple(shape)))
 
 
-def add(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None:
+def add(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> NodeResult | None:
     """Write x + alpha * y."""
-    if isinstance(x, Result) and isinstance(y, Result):
+    if isinstance(x, NodeResult) and isinstance(y, NodeResult):
         return w.write(Sum((1.0, float(alpha))), *w.broadcast(x, y))
-    if isinstance(x, Result):
+    if isinstance(x, NodeResult):
         return scaled(w, x, 1.0, alpha * torch.as_tensor(y, dtype=w.dtype))
-    return scaled(w, y, alpha, x) if isinstance(y, Result) else None
+    return scaled(w, y, alpha, x) if isinstance(y, NodeResult) else None
 
 
-def subtract(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> Result | None:
+def subtract(w: Writer, x: Value, y: Value, alpha: float = 1.0) -> NodeResult | None:
     """Write x - alpha * y."""
     return add(w, x, y, -alpha)
 
 
-def multiply(w: Writer, x: Value, y: Value) -> Result | None:
+def multiply(w: Writer, x: Value, y: Value) -> NodeResult | None:
     """Write x * y, as one curve where one factor is computed from the other."""
-    if isinstance(x, Result) and isinstance(y, Result):
+    if isinstance(x, NodeResult) and isinstance(y, NodeResult):
         if x.number == y.number and x.shape == y.shape:
             return w.write(SQUARE, x)
         return _gated(w, x, y) or _gated(w, y, x) or w.write(Product(), *w.broadcast(x, y))
     return (
         scaled(w, x, y)
-        if isinstance(x, Result)
+        if isinstance(x, NodeResult)
         else scaled(w, y, x)
-        if isinstance(y, Result)
+        if isinstance(y, NodeResult)
         else None
     )
 
 
-def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
+def _gated(w: Writer, x: NodeResult, gate: NodeResult) -> NodeResult | None:
     """Return the curve that x * gate is, for x = c z, or None.
 
     c z * sigmoid(k z) is c / k * silu(k z); c z * (1 + erf(k z)) is c sqrt(2) / k * gelu(sqrt(2) k
@@ -92,7 +94,7 @@ def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
     if not made or x.shape != gate.shape or shift != 0 or one != 1:
         return None
     node = w.nodes[made - 1]
-    inner = Result(node.inputs[0], node.shape)
+    inner = NodeResult(node.inputs[0], node.shape)
     below = w.nodes[inner.number - 1] if inner.number else None
     if (
         node.op is TANH
@@ -101,7 +103,7 @@ def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
         and getattr(below.op, "name", "") == SOFTPLUS.name
     ):
         return (
-            _times(w, w.write(_gate(MISH, c), Result(source, x.shape)), c)
+            _times(w, w.write(_gate(MISH, c), NodeResult(source, x.shape)), c)
             if below.inputs == (source,)
             else None
         )
@@ -115,7 +117,7 @@ def _gated(w: Writer, x: Result, gate: Result) -> Result | None:
         return None
     return _times(
         w,
-        w.write(_gate(GELU, 2 * c / wide), _times(w, Result(source, x.shape), wide)),
+        w.write(_gate(GELU, 2 * c / wide), _times(w, NodeResult(source, x.shape), wide)),
         2 * c / wide,
     )
 
@@ -124,7 +126,7 @@ def _gate(curve: Smooth, factor: float) -> Smooth:
     return dataclasses.replace(curve, gate=abs(factor))
 
 
-def _line(w: Writer, x: Result) -> tuple[int, float, float]:
+def _line(w: Writer, x: NodeResult) -> tuple[int, float, float]:
     """Return number, factor and shift of the result x is a scaling of.
 
     One factor and one shift for all elements. Where x is no such scaling, the number is that of x
@@ -136,47 +138,50 @@ def _line(w: Writer, x: Result) -> tuple[int, float, float]:
     return w.nodes[x.number - 1].inputs[0], float(op.scale), float(op.shift)
 
 
-def _times(w: Writer, x: Result, factor: float) -> Result:
+def _times(w: Writer, x: NodeResult, factor: float) -> NodeResult:
     return x if abs(factor - 1) < 1e-15 else scaled(w, x, factor)
 
 
-def inverse(w: Writer, y: Result) -> Result:
-    """Write 1 / y; the inverse of a square root is one curve."""
+def inverse(w: Writer, y: NodeResult, *, or_zero: bool = False) -> NodeResult:
+    """Write 1 / y, with `or_zero` 0 where y is 0.
+
+    The inverse of a square root is one curve.
+    """
     node = w.nodes[y.number - 1] if y.number else None
+    if node is None or node.op is not SQRT:
+        return w.write(RECIPROCAL_OR_0 if or_zero else RECIPROCAL, y)
+    return w.write(RSQRT_OR_0 if or_zero else RSQRT, NodeResult(node.inputs[0], y.shape))
+
+
+def divide(w: Writer, x: Value, y: Value) -> NodeResult | None:
+    """Write x * (1 / y)."""
+    if isinstance(y, NodeResult):
+        return multiply(w, x, inverse(w, y))
     return (
-        w.write(RECIPROCAL, y)
-        if node is None or node.op is not SQRT
-        else w.write(RSQRT, Result(node.inputs[0], y.shape))
+        scaled(w, x, 1 / torch.as_tensor(y, dtype=w.dtype)) if isinstance(x, NodeResult) else None
     )
 
 
-def divide(w: Writer, x: Value, y: Value) -> Result | None:
-    """Write x * (1 / y)."""
-    if isinstance(y, Result):
-        return multiply(w, x, inverse(w, y))
-    return scaled(w, x, 1 / torch.as_tensor(y, dtype=w.dtype)) if isinstance(x, Result) else None
-
-
-def maximum(w: Writer, x: Value, y: Value) -> Result | None:
+def maximum(w: Writer, x: Value, y: Value) -> NodeResult | None:
     """Write y + max(x - y, 0)."""
     over = subtract(w, x, y)
     return None if over is None else add(w, w.write(RELU, over), y)
 
 
-def minimum(w: Writer, x: Value, y: Value) -> Result | None:
+def minimum(w: Writer, x: Value, y: Value) -> NodeResult | None:
     """Write x - max(x - y, 0)."""
     over = subtract(w, x, y)
     return None if over is None else subtract(w, x, w.write(RELU, over))
 
 
-def matmul(w: Writer, x: Value, y: Value) -> Result | None:
+def matmul(w: Writer, x: Value, y: Value) -> NodeResult | None:
     """Write the matrix product, the sum over k of x_ik * y_kj.
 
     Matrices that broadcast over a stack are copied.
     """
     if (
-        not isinstance(x, Result)
-        or not isinstance(y, Result)
+        not isinstance(x, NodeResult)
+        or not isinstance(y, NodeResult)
         or min(len(x.shape), len(y.shape)) < 2
     ):
         return None
@@ -184,23 +189,23 @@ def matmul(w: Writer, x: Value, y: Value) -> Result | None:
     return w.write(MatMul(), *(w.expand(v, stack + v.shape[-2:]) for v in (x, y)))
 
 
-def add_matmul(w: Writer, bias: Value, x: Value, y: Value) -> Result | None:
+def add_matmul(w: Writer, bias: Value, x: Value, y: Value) -> NodeResult | None:
     """Write bias + x y."""
     product = matmul(w, x, y)
     return None if product is None else add(w, product, bias)
 
 
-def softmax(w: Writer, x: Result, dim: int) -> Result:
+def softmax(w: Writer, x: NodeResult, dim: int) -> NodeResult:
     """Write exp(x - log sum exp x) along an axis."""
     return w.write(EXP, log_softmax(w, x, dim))
 
 
-def log_softmax(w: Writer, x: Result, dim: int) -> Result:
+def log_softmax(w: Writer, x: NodeResult, dim: int) -> NodeResult:
     """Write x - log sum exp x along an axis."""
     return w.write(Sum((1.0, -1.0)), x, w.expand(log_sum_exp(w, x, dim, True), x.shape))
 
 
-def log_sum_exp(w: Writer, x: Result, dims: Any, keepdim: bool = False) -> Result:
+def log_sum_exp(w: Writer, x: NodeResult, dims: Any, keepdim: bool = False) -> NodeResult:
     """Write log sum exp x along one axis."""
     axes = [w.axis(x, d) for d in (dims if isinstance(dims, tuple | list) else (dims,))]
     if len(axes) > 1:
@@ -221,7 +226,7 @@ def attention(
     dropout: float = 0.0,
     causal: bool = False,
     scale: float | None = None,
-) -> Result | None:
+) -> NodeResult | None:
     """Write softmax(q k^T * scale + mask) v.
 
     The mask is a finite constant, or one that hides nothing.
@@ -229,10 +234,10 @@ def attention(
     if isinstance(mask, Tensor) and mask.dtype == torch.bool and bool(mask.all()):
         mask = None
     if (
-        not isinstance(k, Result)
+        not isinstance(k, NodeResult)
         or dropout
         or causal
-        or isinstance(mask, Result)
+        or isinstance(mask, NodeResult)
         or (mask is not None and not (mask.is_floating_point() and mask.isfinite().all()))
     ):
         return None
@@ -245,7 +250,7 @@ def attention(
     return matmul(w, softmax(w, scores, -1), v)
 
 
-def normalised(w: Writer, x: Result, axes: int, eps: float) -> Result:
+def normalised(w: Writer, x: NodeResult, axes: int, eps: float) -> NodeResult:
     """Write (x - mean) / sqrt(variance + eps) over the last axes."""
     dims = tuple(range(-axes, 0))
     # |1 - 1/n| for the element itself and 1/n for the others is share * r + mean(r)
@@ -264,13 +269,13 @@ def normalised(w: Writer, x: Result, axes: int, eps: float) -> Result:
 
 def layer_norm(
     w: Writer,
-    x: Result,
+    x: NodeResult,
     shape: Any,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
     _: Any = None,
-) -> Result:
+) -> NodeResult:
     """Write layer norm over the last axes, with a factor and shift per place."""
     return scaled(
         w,
@@ -282,13 +287,13 @@ def layer_norm(
 
 def group_norm(
     w: Writer,
-    x: Result,
+    x: NodeResult,
     groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
     _: Any = None,
-) -> Result:
+) -> NodeResult:
     """Write group norm over the channels of a group and all places."""
     kept = x.shape[w.lead :]
     made = w.reshape(
@@ -300,7 +305,7 @@ def group_norm(
 
 def instance_norm(
     w: Writer,
-    x: Result,
+    x: NodeResult,
     weight: Any,
     bias: Any,
     mean: Any,
@@ -309,7 +314,7 @@ def instance_norm(
     momentum: float,
     eps: float,
     _: Any = None,
-) -> Result | None:
+) -> NodeResult | None:
     """Write instance norm: a group norm with one group per channel.
 
     None where it uses running statistics instead of the point's own.
@@ -317,53 +322,57 @@ def instance_norm(
     return group_norm(w, x, x.shape[w.lead], weight, bias, eps) if own else None
 
 
-def prelu(w: Writer, x: Result, slope: Tensor) -> Result:
+def prelu(w: Writer, x: NodeResult, slope: Tensor) -> NodeResult:
     """Write a leaky ReLU with a slope for each channel."""
     kept = x.shape[w.lead :]
     return leaky(w, x, slope.reshape(-1, *[1] * (len(kept) - 1)) if len(kept) > 0 else slope)
 
 
-def leaky(w: Writer, x: Result, slope: Tensor) -> Result:
+def leaky(w: Writer, x: NodeResult, slope: Tensor) -> NodeResult:
     """Write slope * x + (1 - slope) * max(x, 0), with slopes that broadcast."""
     return w.write(Sum((1.0, 1.0)), scaled(w, x, slope), scaled(w, w.write(RELU, x), 1 - slope))
 
 
-def hard_sigmoid(w: Writer, x: Result) -> Result:
+def hard_sigmoid(w: Writer, x: NodeResult) -> NodeResult:
     """Write max(min(x / 6 + 1/2, 1), 0) as relu(z) - relu(z - 1)."""
     z = scaled(w, x, 1 / 6, 0.5)
     return w.write(Sum((1.0, -1.0)), w.write(RELU, z), w.write(RELU, scaled(w, z, 1.0, -1.0)))
 
 
-def where(w: Writer, mask: Any, x: Value, y: Value) -> Result | None:
+def where(w: Writer, mask: Any, x: Value, y: Value) -> NodeResult | None:
     """Write mask * x + (1 - mask) * y for a constant mask."""
-    if isinstance(mask, Result):
+    if isinstance(mask, NodeResult):
         return None
     chosen, other = mask.to(w.dtype), (~mask).to(w.dtype)
-    if isinstance(x, Result) and isinstance(y, Result):
+    if isinstance(x, NodeResult) and isinstance(y, NodeResult):
         return add(w, scaled(w, x, chosen), scaled(w, y, other))
-    constant = torch.as_tensor(y if isinstance(x, Result) else x, dtype=w.dtype, device=w.device)
-    if isinstance(x, Result):
+    constant = torch.as_tensor(
+        y if isinstance(x, NodeResult) else x, dtype=w.dtype, device=w.device
+    )
+    if isinstance(x, NodeResult):
         return scaled(w, x, chosen, torch.where(mask, torch.zeros_like(constant), constant))
     return (
         scaled(w, y, other, torch.where(mask, constant, torch.zeros_like(constant)))
-        if isinstance(y, Result)
+        if isinstance(y, NodeResult)
         else None
     )
 
 
-def masked_fill(w: Writer, x: Value, mask: Any, value: Any) -> Result | None:
+def masked_fill(w: Writer, x: Value, mask: Any, value: Any) -> NodeResult | None:
     """Write the value where the mask is True, x elsewhere."""
     return where(w, mask, torch.as_tensor(value, dtype=w.dtype), x)
 
 
-def plain_power(w: Writer, x: Result, exponent: Any) -> Result | None:
+def plain_power(w: Writer, x: NodeResult, exponent: Any) -> NodeResult | None:
     """Write x to the power of 1 or 0: x itself, or 1 everywhere."""
-    if isinstance(exponent, Result) or exponent not in (0, 1):
+    if isinstance(exponent, NodeResult) or exponent not in (0, 1):
         return None
     return scaled(w, x, float(exponent), 1.0 - float(exponent))
 
 
-def variance(w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool = False) -> Result:
+def variance(
+    w: Writer, x: NodeResult, dims: Any, correction: Any = 1, keepdim: bool = False
+) -> NodeResult:
     """Write the variance: squared deviations summed, over n - correction."""
     axes = tuple(w.axis(x, d) for d in dims)
     count = math.prod(x.shape[a - 1] for a in axes)
@@ -384,7 +393,7 @@ def variance(w: Writer, x: Result, dims: Any, correction: Any = 1, keepdim: bool
     return scaled(w, total, 1 / (count - (1 if correction is None else correction)))
 
 
-REWRITES: dict[str, Callable[..., Result | None]] = {
+REWRITES: dict[str, Callable[..., NodeResult | None]] = {
     "aten.add.Tensor": add,
     "aten.sub.Tensor": subtract,
     "aten.mul.Tensor": multiply,

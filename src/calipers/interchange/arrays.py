@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from calipers import data
+from calipers.arguments import tensor
 from calipers.errors import BadInput
 from calipers.interchange.archives import FREE, RATIO
 from calipers.interchange.checkpoints import plain_tensors
 from calipers.interchange.files import existing, is_file
 from calipers.interchange.loaders import drained, hands_out
 from calipers.interchange.npy import Array, NpyFile, array_of
-from calipers.problem.reading import tensor
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 _MODES = {"L": 1, "RGB": 3, "RGBA": 4}  # of images, with the bytes of a pixel

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import calipers.arguments as arguments
 from calipers.errors import BadInput
 from calipers.interchange.loaders import drained, hands_out
 from calipers.interchange.models import load
-from calipers.problem import reading
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
+from calipers.models.layout import laid_out
 from calipers.problem.goals import Goal
-from calipers.problem.layout import laid_out
 from calipers.problem.problem import Problem
-from calipers.problem.threat import Threat
+from calipers.threats.threat import Threat
 
 
 def pose(
@@ -52,5 +52,5 @@ def pose(
 
 def read_points(classifier: Classifier, x: Any) -> Tensor:
     """Return points alone, (N, *D), as `pose` hands them to the model."""
-    given, _ = reading.points(drained(x)[0] if hands_out(x) else x)
+    given, _ = arguments.points(drained(x)[0] if hands_out(x) else x)
     return laid_out(classifier, given.to(device=classifier.device, dtype=classifier.dtype))[0]

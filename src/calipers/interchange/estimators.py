@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from calipers.errors import BadInput
-from calipers.problem.answers import Answers, Kind
+from calipers.models.wrappers import BlackBox, Kind
 
 _FLOATS = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}
 _METHODS: dict[Kind, str] = {
@@ -37,7 +37,7 @@ def is_session(value: object) -> bool:
 
 def from_estimator(
     estimator: Any, kind: Kind | None = None, *, dtype: torch.dtype = torch.float64
-) -> Answers:
+) -> BlackBox:
     """Return a fitted scikit-learn classifier as a module.
 
     Its outputs are in the order of `estimator.classes_`. Labels of points are given as the
@@ -59,7 +59,7 @@ def from_estimator(
     ask = _by_name(estimator, getattr(estimator, _METHODS[chosen]))
     classes = np.asarray(known)
     function = (lambda rows: np.searchsorted(classes, ask(rows))) if chosen == "labels" else ask
-    made = Answers(
+    made = BlackBox(
         function,
         chosen,
         classes=len(classes),
@@ -85,7 +85,7 @@ def _by_name(estimator: Any, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def from_session(
     session: Any, kind: Kind = "scores", *, classes: int | None = None, name: str | None = None
-) -> Answers:
+) -> BlackBox:
     """Return an onnxruntime `InferenceSession` of one input as a module.
 
     Its first output is the model's. `name` identifies the session in records; without it the names
@@ -104,7 +104,7 @@ def from_session(
     def ask(x: np.ndarray[Any, Any]) -> Any:
         return session.run([outputs[0].name], {inputs[0].name: x.astype(kind_of_number)})[0]
 
-    return Answers(
+    return BlackBox(
         ask,
         kind,
         classes=classes,

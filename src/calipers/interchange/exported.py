@@ -22,7 +22,7 @@ GRAD, AUTOCAST = (
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredTensor:
     """A tensor of the file, and whether it is a parameter."""
 
     tensor: Tensor
@@ -37,7 +37,7 @@ class Ref:
 
 
 @dataclass(frozen=True)
-class Call:
+class StoredCall:
     """One operation and its arguments.
 
     It is a function `run`, or a `block` of operations with gradients or autocast turned on or off.
@@ -60,13 +60,13 @@ class Block:
     """Operations in order, from the names of their inputs to their outputs."""
 
     inputs: tuple[str, ...]
-    calls: tuple[Call, ...]
+    calls: tuple[StoredCall, ...]
     outputs: tuple[Any, ...]
     single: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class ExportedFile:
     """What a file says, apart from the weights.
 
     `held` says where each input comes from that is not the argument: the kind and name of a tensor,
@@ -86,7 +86,7 @@ class Program:
         """Return a hash of everything but the weights."""
         return self.hashed
 
-    def __deepcopy__(self, memo: object) -> Program:
+    def __deepcopy__(self, memo: object) -> ExportedFile:
         return self
 
 
@@ -97,7 +97,7 @@ class Exported(nn.Module):
     converted, its dtype.
     """
 
-    def __init__(self, program: Program, held: Mapping[tuple[str, str], Held]) -> None:
+    def __init__(self, program: ExportedFile, held: Mapping[tuple[str, str], StoredTensor]) -> None:
         super().__init__()
         self.program, self.places = program, dict[str, str]()
         for k, (name, source) in enumerate(program.held.items()):
@@ -131,7 +131,7 @@ class Exported(nn.Module):
         }
         known[self.program.argument] = x
         anchor = self._anchor()
-        result = _Run(self.own, x.dtype if anchor is None else anchor.dtype, x.device)(
+        result = _Execution(self.own, x.dtype if anchor is None else anchor.dtype, x.device)(
             self.program.block, known
         )[0]
         if not isinstance(result, Tensor):
@@ -172,7 +172,7 @@ class Exported(nn.Module):
         return f"{self.program.source}, {self.program.digest()}"
 
 
-class _Run:
+class _Execution:
     """Carries out blocks of operations.
 
     `own` is the dtype of the file's numbers; `dtype` and `device` are what stands for it now.

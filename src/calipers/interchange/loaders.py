@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from calipers.arguments import tensor
 from calipers.errors import BadInput
-from calipers.problem.reading import tensor
 
 POINTS = ("x", "images", "image", "data", "inputs", "input", "pixel_values", "inputs_embeds")
 LABELS = ("y", "labels", "label", "targets", "target")

@@ -18,8 +18,8 @@ from calipers.interchange.estimators import from_estimator, from_session, is_est
 from calipers.interchange.files import existing
 from calipers.interchange.onnx_files import is_onnx, read_or_ask
 from calipers.interchange.pt2 import load_exported
-from calipers.problem.answers import Answers, Kind
-from calipers.problem.classifier import Classifier, in_training
+from calipers.models.classifier import Classifier, in_training
+from calipers.models.wrappers import BlackBox, Kind
 
 _Statistics = float | Sequence[float] | Tensor
 
@@ -118,7 +118,7 @@ def _module(made: Any, kind: Kind | None, classes: int | None) -> nn.Module:
             "function with its kind, or the name of a file: calipers.load('net.onnx')."
         )
     if kind is not None:
-        return Answers(made, kind, classes=classes)
+        return BlackBox(made, kind, classes=classes)
     raise BadModel(
         f"the function {_called(made)} takes arguments, so it builds no model. If it answers "
         "arrays of points, say with what: calipers.load(function, kind='scores'), 'probabilities' "

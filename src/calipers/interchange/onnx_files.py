@@ -22,8 +22,8 @@ from calipers.errors import (
     UnsupportedOp,
     typed,
 )
-from calipers.graph.onnx_net import Line, OnnxNet, Program
-from calipers.graph.onnx_steps import LARGEST
+from calipers.graph.onnx.network import Line, NetworkFile, OnnxNet
+from calipers.graph.onnx.steps import LARGEST
 from calipers.interchange.files import content, existing
 from calipers.interchange.onnx_graphs import (
     FLOATING,
@@ -37,7 +37,7 @@ from calipers.interchange.onnx_graphs import (
 )
 from calipers.interchange.onnx_nodes import line, operator_set, tensor
 from calipers.interchange.onnx_runs import Execution
-from calipers.problem.answers import Answers
+from calipers.models.wrappers import BlackBox
 
 _ASKED_AGAIN = 32  # runs of the same point, to detect random outputs
 
@@ -124,14 +124,14 @@ def ask_onnx(
     inner = size[1:] if len(size) > 1 and size[0] == 1 else size
     name = f"{path.name} {hashlib.sha256(data).hexdigest()[:16]}, output {parts.output.name}"
     dtype = torch.float64 if execution.dtype == np.float64 else torch.float32
-    module = Answers(ask, name=name, dtype=dtype, no_graph=no_graph)
+    module = BlackBox(ask, name=name, dtype=dtype, no_graph=no_graph)
     return AskedNet(module.eval(), inner, found.shape[1])
 
 
 class AskedNet(NamedTuple):
     """A network that can only be run, its point shape and number of outputs."""
 
-    module: Answers
+    module: BlackBox
     point_shape: tuple[int, ...]
     outputs: int
 
@@ -182,7 +182,7 @@ def _built(model: Any, data: bytes, path: Path, wanted: _Wanted) -> OnnxNet:
     lines, constants = _without_constant_nodes(
         lines, {name: tensor(t, path) for name, t in stored.items() if name in used}
     )
-    program = Program(path.name, parts.input.name, shape, parts.output.name, lines)
+    program = NetworkFile(path.name, parts.input.name, shape, parts.output.name, lines)
     other = _execution(
         run, path, parts, lambda: _built(onnx.load_model_from_string(data), data, path, wanted)
     )

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput, BadModel, UnsupportedOp
-from calipers.graph.onnx_net import Line
-from calipers.graph.onnx_steps import Foresight, Step
-from calipers.graph.tape import Shape
+from calipers.graph.file_builder import Shape
+from calipers.graph.onnx.network import Line
+from calipers.graph.onnx.steps import Foresight, Step
 
 OPERATOR_SETS = range(7, 27)
 """The versions of ONNX's operators that are read: those that the tests compare with the reference.

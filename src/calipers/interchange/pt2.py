@@ -20,7 +20,7 @@ from torch import Tensor
 
 from calipers.errors import BadInput, CalipersError, typed
 from calipers.interchange.archives import Archive
-from calipers.interchange.exported import Exported, Held
+from calipers.interchange.exported import Exported, StoredTensor
 from calipers.interchange.pt2_graph import DTYPES, program_of
 
 _AGAIN = "Write it again with torch.export.save(program, path), torch 2.9 or later."
@@ -99,7 +99,7 @@ def _root(archive: Archive) -> str:
     return root
 
 
-def _tensors(archive: Archive, folder: str, model: str, kind: str) -> dict[str, Held]:
+def _tensors(archive: Archive, folder: str, model: str, kind: str) -> dict[str, StoredTensor]:
     """Return the tensors that a list of weights or constants names."""
     listed = f"{folder}{model}_{kind}_config.json"
     if listed not in archive.names:
@@ -118,7 +118,7 @@ def _tensors(archive: Archive, folder: str, model: str, kind: str) -> dict[str, 
             or facts["tensor_meta"] is None
         ):
             raise BadInput(f"{where} is an object, not a tensor: only tensors are read")
-        found[name] = Held(
+        found[name] = StoredTensor(
             _tensor(archive, folder + facts["path_name"], facts["tensor_meta"], where),
             facts["is_param"] is True,
         )

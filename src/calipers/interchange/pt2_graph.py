@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput, BadModel
-from calipers.interchange.exported import AUTOCAST, GRAD, Block, Call, Program, Ref
+from calipers.interchange.exported import AUTOCAST, GRAD, Block, ExportedFile, Ref, StoredCall
 
 DTYPES = dict(
     zip(
@@ -175,7 +175,7 @@ _TRAINED = {
 }
 
 
-def program_of(told: dict[str, Any], source: str) -> Program:
+def program_of(told: dict[str, Any], source: str) -> ExportedFile:
     """Return the program of a parsed file.
 
     Raises `BadInput` where it asks for anything but the operations named at the top of this module.
@@ -192,7 +192,7 @@ def program_of(told: dict[str, Any], source: str) -> Program:
         raise BadInput(
             f"{source} returns {len(kinds)} values; a classifier returns one tensor of logits"
         )
-    block = _Reader(source, frozenset(held)).block(graph)
+    block = _GraphReader(source, frozenset(held)).block(graph)
     if set(block.inputs) != {argument, *held}:
         raise BadInput(
             f"{source}: the graph's inputs are not those of its signature; the file is damaged"
@@ -206,7 +206,7 @@ def program_of(told: dict[str, Any], source: str) -> Program:
     }
     ranges = {name: (limit.get("min_val"), limit.get("max_val")) for name, limit in limits.items()}
     text = json.dumps([_computed(graph), signature, told["range_constraints"]], sort_keys=True)
-    return Program(
+    return ExportedFile(
         source, block, argument, held, shape, ranges, hashlib.sha256(text.encode()).hexdigest()[:16]
     )
 
@@ -260,7 +260,7 @@ def _computed(part: Any) -> Any:
 
 
 @dataclass
-class _Reader:
+class _GraphReader:
     """Reads graphs; `fixed` names weights and buffers, which stay unchanged.
 
     An operation that writes to one of them is refused.
@@ -276,7 +276,7 @@ class _Reader:
 
     def block(self, graph: dict[str, Any], fixed: frozenset[str] | None = None) -> Block:
         """Return a graph's operations; an inner graph sees only its own inputs."""
-        inner = _Reader(self.source, self.fixed if fixed is None else fixed)
+        inner = _GraphReader(self.source, self.fixed if fixed is None else fixed)
         inputs = tuple(name for one in graph["inputs"] for name in _names(self.result(one)))
         inner.known |= set(inputs)
         calls = [inner.call(node) for node in graph["nodes"] if node["target"] != _TRACED]
@@ -290,7 +290,7 @@ class _Reader:
             wanted |= here
         return Block(inputs, tuple(calls), outputs, graph["is_single_tensor_return"] is True)
 
-    def call(self, node: dict[str, Any]) -> Call:
+    def call(self, node: dict[str, Any]) -> StoredCall:
         """Return one node as a call, and note the names that it makes."""
         target, given = (
             str(node["target"]),
@@ -300,7 +300,7 @@ class _Reader:
         if target in (GRAD, AUTOCAST):
             made = self.switched(target, [value for _, value in given], results)
         elif target in _SIZES:
-            made = Call(
+            made = StoredCall(
                 target,
                 _SIZES[target],
                 tuple(self.argument(value) for _, value in given),
@@ -317,7 +317,9 @@ class _Reader:
         self.known.update(_names(results))
         return made
 
-    def switched(self, target: str, given: list[dict[str, Any]], results: tuple[Any, ...]) -> Call:
+    def switched(
+        self, target: str, given: list[dict[str, Any]], results: tuple[Any, ...]
+    ) -> StoredCall:
         """Return a region that runs with gradients or autocast turned on or off."""
         place = 1 if target == GRAD else 4
         if len(given) <= place or "as_graph" not in given[place]:
@@ -331,9 +333,9 @@ class _Reader:
             if isinstance(value, Ref) and value.name in self.fixed
         }
         block = self.block(graph, frozenset(fixed))
-        return Call(target, None, tuple(inputs), {}, results, not block.single, block)
+        return StoredCall(target, None, tuple(inputs), {}, results, not block.single, block)
 
-    def operation(self, target: str, given: dict[str, Any], results: tuple[Any, ...]) -> Call:
+    def operation(self, target: str, given: dict[str, Any], results: tuple[Any, ...]) -> StoredCall:
         """Return a call of an aten operation, arguments in its schema's order."""
         run, base = self.looked_up(target)
         arguments, named, rest = list[Any](), dict[str, Any](), dict(given)
@@ -374,7 +376,7 @@ class _Reader:
             results = results[0]
         if several and len(returns) > 1 and len(results) > len(returns):
             raise self.fail(f"{target} returns {len(returns)} values, {len(results)} are named")
-        return Call(
+        return StoredCall(
             target,
             _weight_norm if base == "_weight_norm" else run,
             tuple(arguments),

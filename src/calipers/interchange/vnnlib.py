@@ -84,7 +84,7 @@ def load_vnnlib(source: str | Path) -> Property:
 
 def parse_vnnlib(text: str, name: str = "the property") -> Property:
     """Return the property that a text describes; `name` is for messages."""
-    reader = _Reader(name, text)
+    reader = _Assertions(name, text)
     with _uncollected():
         for found in _TOKEN.finditer(text):
             reader.place = found.start()
@@ -108,7 +108,7 @@ def _uncollected() -> Iterator[None]:
 
 
 @dataclass
-class _Reader:
+class _Assertions:
     """Holds the open brackets, the declarations and the assertions."""
 
     name: str

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from calipers.errors import BadInput
-from calipers.problem.query import Inequality, Query
+from calipers.problem.io_property import Inequality, Query
 
 Term = dict[str, Fraction]
 """A linear term: coefficients by name, its constant under ""."""

@@ -17,7 +17,7 @@ from calipers.measurement.referee import Referee, Ruling
 from calipers.problem.grid import on_grid
 from calipers.problem.interrupts import relayed
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
 
 Answer = Attempt | Claim
 Made = TypeVar("Made")

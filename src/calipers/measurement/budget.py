@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from calipers.problem.interrupts import Limit, OutOfTime, limited
-from calipers.problem.tools import Forecast
+from calipers.problem.protocols import Forecast
 
 FLOOR = 3.0  # seconds that every turn has, however short the attacks were
 _FIRST = (1, 3, 12)  # points dealt at first: if one is too expensive, only few are held up

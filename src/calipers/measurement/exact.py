@@ -13,17 +13,17 @@ import torch
 
 from calipers.measurement.ask import Answer, ask
 from calipers.measurement.gaps import MET, gaps
-from calipers.measurement.known import Known
+from calipers.measurement.joined import Known
 from calipers.measurement.plan import Stage
 from calipers.measurement.question import keep_inputs
 from calipers.measurement.referee import Ruling
 from calipers.measurement.run import Silent, Watch
 from calipers.problem.problem import Problem
-from calipers.problem.threat import Threat
-from calipers.problem.tools import Certifier, Claim
+from calipers.problem.protocols import Certifier, Claim
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
+from calipers.threats.threat import Threat
 
 # share of an example's distance by which the region asked about is larger, so that it contains the
 # example. Where distances are counts it is smaller by it: at most one substitution less
@@ -52,11 +52,11 @@ def closed(bracket: Bracket, threat: Threat) -> Closed:
 def close(
     problem: Problem,
     tool: Certifier,
-    ledger: Ledger,
+    ledger: Record,
     *,
     run: int = 0,
     seed: int = 0,
-    watch: Watch | None = None,
+    progress: Watch | None = None,
 ) -> bool:
     """Run the tool on every point whose bounds are apart, nearest first.
 
@@ -69,7 +69,7 @@ def close(
     very tool was tried on is skipped. Raises `Contradiction` as soon as a certificate exceeds a
     witness's distance.
     """
-    fingerprint, watch = problem.fingerprint(), watch or Silent()
+    fingerprint, progress = problem.fingerprint(), progress or Silent()
     facts = ledger.evidence(fingerprint)
     # What the tool itself found before it was interrupted must not change the regions that it is
     # asked about when the run is resumed.
@@ -92,7 +92,7 @@ def close(
         for i in np.argsort(bracket.upper, kind="stable").tolist()
         if gap[i] > MET and problem.names[i] not in passed
     ]
-    watch.stage(repr(tool), len(todo))
+    progress.stage(repr(tool), len(todo))
     if not todo:
         return True
     index = torch.tensor(todo, device=problem.x.device)
@@ -115,7 +115,7 @@ def close(
             known.finish(left, ruling.tried)
             through = sorted({place[e.point] for e in (*new, *ruling.tried)})
             met[through] = gaps(known.bracket_of(through), problem.threat) <= MET
-            watch.progress(len(ruling.tried), int(met.sum()))
+            progress.progress(len(ruling.tried), int(met.sum()))
 
     try:
         for _ in ask(Stage(tool, "certifier", "distance"), part, admit, seed=seed):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calipers.problem.threat import Threat
 from calipers.record.bracket import Bracket
+from calipers.threats.threat import Threat
 
 # share of a distance within which its bounds count as equal: float32 examples lie beyond the
 # decision boundary by up to that much, seldom by a tenth of it

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from calipers.problem.tools import Attack, Certifier
+from calipers.problem.protocols import Attack, Certifier
 
 _POINTS = {"attack": 256, "certifier": 256}
 
@@ -18,10 +18,10 @@ class Stage:
     Args:
         tool: The attack or certifier.
         kind: "attack" or "certifier".
-        aim: "verdict" runs the tool on the points whose verdict at the radius asked is open.
+        objective: "verdict" runs the tool on the points whose verdict at the radius asked is open.
             "distance" runs it on every point that the model classifies correctly, to narrow its
             bracket; such a tool starts from what is known of the point.
-        audit: Number of random points, of those still open, that the tool is tried on first; the
+        pilot: Number of random points, of those still open, that the tool is tried on first; the
             others are tried only where it settles any of these. The record keeps how many were
             tried, so that a bound on what the audit may have missed can be stated. None, the
             default, tries all points.
@@ -48,15 +48,15 @@ class Stage:
     Example:
         >>> from calipers.attacks import PGD
         >>> from calipers.measurement.plan import Stage
-        >>> stage = Stage(PGD(steps=10), "attack", audit=32)
-        >>> stage.aim, stage.block
+        >>> stage = Stage(PGD(steps=10), "attack", pilot=32)
+        >>> stage.objective, stage.block
         ('verdict', 256)
     """
 
     tool: Attack | Certifier
     kind: Literal["attack", "certifier"]
-    aim: Literal["verdict", "distance"] = "verdict"
-    audit: int | None = None
+    objective: Literal["verdict", "distance"] = "verdict"
+    pilot: int | None = None
     fallback: bool = False
     family: str = ""
     waits: bool = False

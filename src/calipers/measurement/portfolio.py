@@ -146,7 +146,7 @@ def aimed(stage: Stage) -> dict[str, str]:
 
     It is added to the counts in the record's note on an audit.
     """
-    return {"aim": stage.aim} if stage.aim == "distance" else {}
+    return {"aim": stage.objective} if stage.objective == "distance" else {}
 
 
 def parts(stages: Sequence[Stage]) -> list[list[int]]:
@@ -169,9 +169,9 @@ def in_turn(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     kept = [
         stage
         for stage in wanted
-        if stage.kind == "certifier" or stage.audit is None or stage is firsts.get(stage.family)
+        if stage.kind == "certifier" or stage.pilot is None or stage is firsts.get(stage.family)
     ]
-    return tuple(replace(stage, audit=None, family="") for stage in kept)
+    return tuple(replace(stage, pilot=None, family="") for stage in kept)
 
 
 @dataclass
@@ -228,17 +228,17 @@ class Portfolio:
         """
         left = self._open()
         if not left or not (
-            first or not stage.audit or stage.family in self.useful or len(left) <= _FEW
+            first or not stage.pilot or stage.family in self.useful or len(left) <= _FEW
         ):
             return True
-        if stage.audit is None:
+        if stage.pilot is None:
             return self._deal(stage, left)
         close, drawn = self._close(stage, left), self.table.drawn(left)
-        chosen, rest = drawn[: stage.audit], close.difference(drawn[: stage.audit])
+        chosen, rest = drawn[: stage.pilot], close.difference(drawn[: stage.pilot])
         near = [i for i in self.table.nearest(left, self._counts) if i in rest][:_FIRST]
         deal = (
             self._deal
-            if stage.audit and (first or stage.family in self.useful)
+            if stage.pilot and (first or stage.family in self.useful)
             else self._looked_again
         )
         if not deal(stage, sorted(chosen + near)):
@@ -250,7 +250,7 @@ class Portfolio:
             far = [i for i in chosen if i not in close]
             wanted = set(left) if self.table.broken(stage, far) else close
         others, tried = set(left) - wanted, {"tried": chosen, "near": near}
-        if stage.audit and not others.issubset(chosen + near):
+        if stage.pilot and not others.issubset(chosen + near):
             self.table.missed(
                 stage,
                 {

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from calipers.errors import RecordError
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.record.evidence import Model
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.record.schema import now
 
 _POINTS = 8
@@ -29,7 +29,7 @@ _ROUNDINGS = 1024
 _MOST = 0.05  # share of the largest logit that is never exceeded, whatever the precision
 
 
-def acquaint(problem: Problem, name: str, ledger: Ledger) -> None:
+def acquaint(problem: Problem, name: str, ledger: Record) -> None:
     """Enter the model into the record, or recognise it there.
 
     This is done before anything is asked under its name. Raises `RecordError` where the record
@@ -72,7 +72,7 @@ def acquaint(problem: Problem, name: str, ledger: Ledger) -> None:
 
 
 def told_apart(
-    model: Classifier, name: str, held: Model | None, digest: str, ledger: Ledger
+    model: Classifier, name: str, held: Model | None, digest: str, ledger: Record
 ) -> str:
     """Return the sentence on how this program differs from the recorded one."""
     begin = f"{_where(ledger)} holds evidence about {held.name if held else name} {digest[:8]}"
@@ -171,7 +171,7 @@ def _processor() -> str:
     )
 
 
-def _where(ledger: Ledger) -> str:
+def _where(ledger: Record) -> str:
     return ledger.path.name if ledger.path else "the record"
 
 
@@ -179,7 +179,7 @@ def _met(held: Model) -> str:
     return f"measured {held.met.replace('T', ' ').replace('+00:00', ' UTC')}"
 
 
-def _advice(ledger: Ledger) -> str:
+def _advice(ledger: Record) -> str:
     again = (
         Path(ledger.path.name).with_stem(f"{ledger.path.stem}-2").name
         if ledger.path

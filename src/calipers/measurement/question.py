@@ -15,13 +15,13 @@ from torch import Tensor
 
 from calipers.measurement.plan import Plan
 from calipers.measurement.probe import acquaint
-from calipers.problem.ball import Ball
 from calipers.problem.goals import Targeted
 from calipers.problem.problem import Problem
 from calipers.problem.recorded import data_of
 from calipers.record.evidence import Evidence, Point, Question, Run
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.record.rows import BY_VALUE
+from calipers.threats.ball import Ball
 
 _KEPT = ("begun_anew",)  # notes of an earlier run on this question that stay true
 
@@ -29,7 +29,7 @@ _KEPT = ("begun_anew",)  # notes of an earlier run on this question that stay tr
 def begin(
     problem: Problem,
     plan: Plan,
-    ledger: Ledger,
+    ledger: Record,
     *,
     seed: int = 0,
     title: str = "",
@@ -115,7 +115,7 @@ def points_of(problem: Problem) -> list[Point]:
 
 
 def keep_inputs(
-    problem: Problem, place: Mapping[str, int], ledger: Ledger, facts: Iterable[Evidence]
+    problem: Problem, place: Mapping[str, int], ledger: Record, facts: Iterable[Evidence]
 ) -> None:
     """Keep by value the large inputs that these witnesses belong to."""
     if problem.x[0].numel() * problem.x.element_size() > BY_VALUE:
@@ -139,7 +139,7 @@ def _threat_in_words(problem: Problem) -> dict[str, Any]:
         if threat.grid is not None:
             words["grid"] = threat.grid
         return words
-    numeric, reach = threat.numeric, None
+    numeric, reach = threat.continuous, None
     if numeric is not None:
         radius = _one_or_range(torch.as_tensor(numeric.radius, dtype=torch.float64))
         reach = {"norm": numeric.norm, "radius": radius}

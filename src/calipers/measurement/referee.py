@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from calipers.errors import Contradiction, UnsupportedOp
-from calipers.problem.chance import median_worst
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
+from calipers.problem.votes import median_worst
 from calipers.record.evidence import Evidence
 
 CLEAN = "clean prediction"
@@ -54,7 +54,7 @@ class Referee:
         """
         part = self.problem.take(index)
         x = part.x.nan_to_num(0.0)
-        if part.classifier.draws:
+        if part.classifier.samples:
             worst, answer, finite = _by_vote(part, x)
             wrong = is_adversarial(worst)
         else:
@@ -142,14 +142,14 @@ class Referee:
                         "replayed",
                         answers[i],
                         array=arrays[i].copy(),
-                        asked=asked[i],
+                        question=asked[i],
                     )
                 )
         return Ruling(tuple(facts), tuple(tried))
 
     def _misclassified(self, part: Problem, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         model = part.classifier
-        if model.draws:
+        if model.samples:
             worst, answer, finite = _by_vote(part, points)
             return is_adversarial(worst) & finite, worst, answer
         return part.fooled(points)
@@ -161,7 +161,7 @@ class Referee:
         its own region; otherwise `Contradiction` is raised. About a random model nothing is
         admitted (`UnsupportedOp`): what holds for one draw does not hold for the next.
         """
-        if self.problem.classifier.draws:
+        if self.problem.classifier.samples:
             raise UnsupportedOp(
                 f"{tool} proves what holds for one function, but this model answers at random: "
                 "attack it, or measure it without its randomness"
@@ -202,7 +202,7 @@ class Referee:
                         margins[i],
                         claim.guarantee,
                         array=None if proof is None else np.frombuffer(proof, np.uint8),
-                        asked=asked[i],
+                        question=asked[i],
                     )
                 )
         return Ruling(tuple(facts), tuple(tried) if claim.final else ())

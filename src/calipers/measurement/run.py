@@ -24,17 +24,17 @@ from calipers.measurement import portfolio
 from calipers.measurement.ask import Answer, ask
 from calipers.measurement.budget import Purse, Turn, as_told
 from calipers.measurement.gaps import met
-from calipers.measurement.known import Known
+from calipers.measurement.joined import Known
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.question import begin, keep_inputs
 from calipers.measurement.referee import CLEAN, Referee, Ruling
+from calipers.problem.gradient_faults import gradients
 from calipers.problem.interrupts import Limit, give_way, limited
 from calipers.problem.problem import Problem
-from calipers.problem.slopes import gradients
-from calipers.problem.tools import Claim, Forecast, Foreseeing
+from calipers.problem.protocols import Claim, Forecast, Foreseeing
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Run
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 
 _OPENING_BLOCK = 256
 
@@ -65,10 +65,10 @@ class Silent:
 def run(
     problem: Problem,
     plan: Plan,
-    ledger: Ledger,
+    ledger: Record,
     *,
     seed: int = 0,
-    watch: Watch | None = None,
+    progress: Watch | None = None,
     title: str = "",
     begun: Run | None = None,
     after: Collection[str] = (),
@@ -86,7 +86,7 @@ def run(
     witness's distance, and `RecordError` where the record is about another program of this name.
     """
     begun = begun or begin(problem, plan, ledger, seed=seed, title=title)
-    session = _Session(problem, plan, ledger, begun, seed, watch or Silent(), clock, after)
+    session = _Session(problem, plan, ledger, begun, seed, progress or Silent(), clock, after)
     limits = (
         () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
     )
@@ -109,7 +109,7 @@ class _Session:
         self,
         problem: Problem,
         plan: Plan,
-        ledger: Ledger,
+        ledger: Record,
         begun: Run,
         seed: int,
         watch: Watch,
@@ -260,9 +260,9 @@ class _Session:
         self.watch.stage(stage.name, len(open_points))
         if stage.kind == "certifier" and self.purse is not None and open_points:
             return self._turn(k, stage, open_points, radii, last=last)
-        if stage.audit is None or stage.audit >= len(open_points):
+        if stage.pilot is None or stage.pilot >= len(open_points):
             return self._blocks(stage, open_points, radii)
-        sample = self._sample(open_points, stage.audit)
+        sample = self._sample(open_points, stage.pilot)
         if not self._blocks(stage, sample, radii):
             return False
         rest = sorted(set(open_points) - set(sample))
@@ -302,7 +302,7 @@ class _Session:
             return as_told(
                 purse.turn(
                     self._drawn(places),
-                    stage.audit,
+                    stage.pilot,
                     lambda chunk: self._blocks(stage, chunk, radii),
                     lambda chunk: self._proved(stage, chunk, radii),
                     lambda: self._forecast(k, stage, places, radii),
@@ -354,7 +354,7 @@ class _Session:
 
         For a stage that seeks distances: whether it has a bound for any of them.
         """
-        if stage.aim == "verdict":
+        if stage.objective == "verdict":
             return self.known.settled_by(stage.name, places, radii) > 0
         return self.known.narrowed_by(stage.name, places)
 
@@ -362,7 +362,7 @@ class _Session:
         self, stage: Stage, sample: list[int], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
     ) -> bool:
         """Return whether a stage is worth its time on all points, by a sample."""
-        if stage.aim == "distance":
+        if stage.objective == "distance":
             return portfolio.gains(self.problem.names, self.known.facts, stage, sample, radii)
         return self._proved(stage, sample, radii)
 
@@ -427,7 +427,7 @@ class _Session:
         """
         verdicts = bracket.verdicts(self.radii)
         usable = [name not in invalid for name in self.problem.names]
-        if stage.aim == "verdict":
+        if stage.objective == "verdict":
             return [
                 i
                 for i, v in enumerate(verdicts)
@@ -494,7 +494,7 @@ def scope_of(
     """
     told = repr(
         (
-            [(s.name, s.aim, s.audit, s.family, s.waits, s.near) for s in plan.stages],
+            [(s.name, s.objective, s.pilot, s.family, s.waits, s.near) for s in plan.stages],
             plan.lower_share,
             seed,
             tuple(names),

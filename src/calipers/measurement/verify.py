@@ -16,15 +16,15 @@ from typing import Literal
 
 import torch
 
+from calipers.calls import with_gradients
 from calipers.errors import CaptureError, ToolFailed, UnsupportedOp
 from calipers.measurement.ask import Answer, answers, ask
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import Ruling
-from calipers.problem.calls import with_gradients
-from calipers.problem.classifier import Classifier
+from calipers.models.classifier import Classifier
+from calipers.problem.io_property import Query, posed_together, read
 from calipers.problem.problem import Problem
-from calipers.problem.query import Query, posed_together, read
-from calipers.problem.tools import Attempt, Claim
+from calipers.problem.protocols import Attempt, Claim
 
 _EACH_CASE = 16  # number of cases up to which each is attacked by itself
 _MANY = 8  # number of boxes from which one evaluation of all of them is worthwhile

@@ -11,9 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from calipers.problem.classifier import Classifier
-from calipers.problem.streams import Streams
-from calipers.problem.threat import Threat
+from calipers.errors import BadModel
+from calipers.models.classifier import Classifier
+from calipers.random_streams import Streams
+from calipers.threats.threat import Threat
 
 # points, and for each how many inside its ball (and as many on its boundary)
 _CENTERS, _AROUND = 2, 2
@@ -41,8 +42,22 @@ def confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int = 0) ->
     """Compare every part of the model that can be with its reference.
 
     On the first finite points of x (N, *D) and on points of their balls. Raises `BadModel` with the
-    size of the difference. Costs nothing for a model without such parts.
+    size of the difference, and where there is no memory for the comparison. Costs nothing for a
+    model without such parts.
     """
+    try:
+        _confirm(classifier, x, threat, seed)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate" in str(error):  # torch's own words
+            raise BadModel(
+                "there is too little memory to compare the network with the file that it was read "
+                "from: nothing is claimed about it"
+            ) from error
+        raise
+
+
+def _confirm(classifier: Classifier, x: Tensor, threat: Threat, seed: int) -> None:
+    """Compare every part, as `confirm` says."""
     sizes = [m.largest for m in classifier.module.modules() if isinstance(m, Sworn)]
     finite = torch.nonzero(x.flatten(1).isfinite().all(1)).flatten() if sizes else x.new_empty(0)
     if not len(finite):

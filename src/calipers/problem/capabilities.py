@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from calipers.errors import BadInput
-from calipers.problem.substitutions import Substitutions
+from calipers.threats.substitutions import Substitutions
 
 if TYPE_CHECKING:
-    from calipers.problem.threat import Threat
+    from calipers.threats.threat import Threat
 
 Kind = Literal["attack", "certifier"]
 Aim = Literal["verdict", "distance"]
@@ -39,7 +39,7 @@ class Capabilities:
         kind: which bound on the distance the tool improves: an "attack" the upper bound, a
             "certifier" the lower.
         task: what it looks for, such as "nearest example" or "certificate at the radius".
-        says: how it does so, in a few words.
+        summary: how it does so, in a few words.
         norms: norms of the balls that it works in; empty where it takes no balls.
         substitutions: whether it answers a `Substitutions` threat.
         needs: what it must know of the model; most tools need gradients.
@@ -47,20 +47,20 @@ class Capabilities:
 
     Example:
         >>> tool = Capabilities("attack", "nearest example", "gradient descent", norms=("l2",))
-        >>> tool.aim
+        >>> tool.objective
         'distance'
     """
 
     kind: Kind
     task: Task
-    says: str
+    summary: str
     norms: tuple[str, ...] = EVERY
     substitutions: bool = False
     needs: str = "gradients"
     inner: tuple[str, ...] = ()
 
     @property
-    def aim(self) -> Aim:
+    def objective(self) -> Aim:
         """Whether the tool seeks a "distance", at any radius, or a "verdict".
 
         A "verdict" is a decision at the radius asked.
@@ -87,12 +87,12 @@ def misfit(tool: object, threat: Threat) -> str:
     if isinstance(threat, Substitutions):
         if not told.substitutions:
             return (
-                f"{name} searches the inside of a norm ball, but Substitutions are letters to "
+                f"{name} searches the inside of a norm ball, but Substitutions are symbols to "
                 "replace: take plan='categorical', or a tool that `calipers tools` lists for them"
             )
     elif not told.norms:
         return (
-            f"{name} replaces the letters of a Substitutions threat, but the threat is a Ball: "
+            f"{name} replaces the symbols of a Substitutions threat, but the threat is a Ball: "
             f"take a tool that `calipers tools` lists for {threat.norm}"
         )
     elif threat.norm not in told.norms:

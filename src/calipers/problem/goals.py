@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from calipers.arguments import tensor
 from calipers.errors import BadInput
-from calipers.problem.reading import tensor
 from calipers.problem.specification import Specification
 
 
@@ -48,7 +48,7 @@ class Goal(Protocol):
         It is the logarithm of the odds that softmax gives to the model's side.
         """
 
-    def rivals(self, y: Tensor, classes: int) -> Tensor:
+    def margin_classes(self, y: Tensor, classes: int) -> Tensor:
         """Return the class that each margin is about, (N, S)."""
 
     def take(self, index: Tensor) -> Goal:
@@ -79,7 +79,7 @@ class Untargeted:
     def rows(self, y: Tensor, classes: int) -> Tensor:
         """Return (N, K - 1, K): +1 at the true class, -1 at the other class."""
         eye = torch.eye(classes, device=y.device)
-        return eye[y][:, None, :] - eye[self.rivals(y, classes)]
+        return eye[y][:, None, :] - eye[self.margin_classes(y, classes)]
 
     def offsets(self, y: Tensor, classes: int) -> Tensor:
         """Return zeros (N, K - 1): margins are differences of logits only."""
@@ -91,7 +91,9 @@ class Untargeted:
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the margins z_y - z_j, (N, K - 1)."""
-        return logits.gather(1, y[:, None]) - logits.gather(1, self.rivals(y, logits.shape[1]))
+        return logits.gather(1, y[:, None]) - logits.gather(
+            1, self.margin_classes(y, logits.shape[1])
+        )
 
     def worst(self, margins: Tensor) -> Tensor:
         """Return the minimum; a NaN anywhere stays a NaN."""
@@ -104,7 +106,7 @@ class Untargeted:
         """
         return -(-margins).logsumexp(1)
 
-    def rivals(self, y: Tensor, classes: int) -> Tensor:
+    def margin_classes(self, y: Tensor, classes: int) -> Tensor:
         """Return all classes but the true one, in order, (N, K - 1)."""
         others = torch.arange(classes - 1, device=y.device).expand(len(y), -1)
         return others + (others >= y[:, None])
@@ -168,7 +170,7 @@ class Targeted:
     def rows(self, y: Tensor, classes: int) -> Tensor:
         """Return (N, K - 1, K): +1 at the other class, -1 at the target."""
         eye = torch.eye(classes, device=y.device)
-        return eye[self.rivals(y, classes)] - eye[self._targets(y)][:, None, :]
+        return eye[self.margin_classes(y, classes)] - eye[self._targets(y)][:, None, :]
 
     def offsets(self, y: Tensor, classes: int) -> Tensor:
         """Return zeros (N, K - 1): margins are differences of logits only."""
@@ -180,7 +182,7 @@ class Targeted:
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the margins z_j - z_t, (N, K - 1)."""
-        return logits.gather(1, self.rivals(y, logits.shape[1])) - logits.gather(
+        return logits.gather(1, self.margin_classes(y, logits.shape[1])) - logits.gather(
             1, self._targets(y)[:, None]
         )
 
@@ -195,9 +197,9 @@ class Targeted:
         """
         return margins.logsumexp(1)
 
-    def rivals(self, y: Tensor, classes: int) -> Tensor:
+    def margin_classes(self, y: Tensor, classes: int) -> Tensor:
         """Return all classes but the target, in order, (N, K - 1)."""
-        return Untargeted().rivals(self._targets(y), classes)
+        return Untargeted().margin_classes(self._targets(y), classes)
 
     def take(self, index: Tensor) -> Targeted:
         """Return the targets of the chosen points."""
@@ -284,5 +286,5 @@ def endless(goal: Goal) -> Goal:
     if type(goal) is Untargeted:
         return _EndlessUntargeted()
     if type(goal) is Specification:
-        return _EndlessSpecification(goal.matrix, goal.shifts, goal.belongs)
+        return _EndlessSpecification(goal.matrix, goal.offset, goal.case_of)
     return _EndlessTargeted(goal.target) if type(goal) is Targeted else goal

@@ -11,11 +11,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from calipers.problem.ball import Ball
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
-from calipers.problem.region import levels, on_level
-from calipers.problem.tools import Attempt
+from calipers.problem.protocols import Attempt
+from calipers.threats.ball import Ball
+from calipers.threats.region import levels, on_level
 
 _ROWS = 64  # points of one call
 
@@ -50,7 +50,7 @@ def _moved(part: Problem, candidate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     assert isinstance(ball, Ball) and ball.grid is not None
     forwards = torch.zeros(count, dtype=torch.long, device=part.x.device)
     backwards = torch.zeros_like(forwards)
-    search = _Search(part, candidate.to(part.x), ball.grid)
+    search = _GridSearch(part, candidate.to(part.x), ball.grid)
     best = search.rounded(inward=False)
     wrong = search.fools(best)
     inward = search.rounded(inward=True)
@@ -66,7 +66,7 @@ def _moved(part: Problem, candidate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return best, forwards, backwards
 
 
-class _Search:
+class _GridSearch:
     """The grid points near the candidates of one batch.
 
     Inside box and mask, and no farther than the candidate or the radius, whichever is farther.
@@ -119,7 +119,7 @@ class _Search:
         model is fooled. Also returns which points fool it, and how many forward passes each took.
         """
         part, base = self.part.take(left), points[left]
-        small = _Search(part, base, self.step)
+        small = _GridSearch(part, base, self.step)
         small.reach = self.reach[left]
         slope = _slope(part, base)
         steps = torch.where(small.still, 0.0, -slope.sign())

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import calipers.arguments as arguments
+from calipers.calls import with_gradients
 from calipers.errors import BadInput
-from calipers.problem import reading
+from calipers.models.classifier import Classifier
+from calipers.models.layout import laid_out
 from calipers.problem.agreement import confirm
-from calipers.problem.ball import Ball, Region
-from calipers.problem.calls import with_gradients
-from calipers.problem.classifier import Classifier
 from calipers.problem.goals import Goal, Targeted, Untargeted, is_adversarial
-from calipers.problem.layout import laid_out
 from calipers.problem.specification import Specification
-from calipers.problem.streams import Streams
-from calipers.problem.substitutions import Substitutions
-from calipers.problem.threat import Threat
+from calipers.random_streams import Streams
+from calipers.threats.ball import Ball, Region
+from calipers.threats.substitutions import Substitutions
+from calipers.threats.threat import Threat
 
 # float32 logits of the networks we measured differ from float64 by less than 5 roundings of the
 # largest one
@@ -106,7 +106,7 @@ class Problem:
                 "calipers.Ball('linf', 8 / 255), in the data's units, or calipers.Substitutions"
             )
         classifier = model if isinstance(model, Classifier) else Classifier(model)
-        x, notes = reading.points(x, grey_levels=_in_grey_levels(threat))
+        x, notes = arguments.points(x, grey_levels=_in_grey_levels(threat))
         x = x.to(device=classifier.device, dtype=classifier.dtype)
         if isinstance(threat, Ball):
             x, laid = laid_out(classifier, x)
@@ -116,7 +116,7 @@ class Problem:
                 notes = [*notes, "the box is the range of these points"]
         own = None if places else classifier.labels
         if y is not None:
-            y = reading.labels(y, len(x), own).to(classifier.device)
+            y = arguments.labels(y, len(x), own).to(classifier.device)
         threat.check(x)
         finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
         logits = classifier.check(finite, classifies=not isinstance(goal, Specification))
@@ -124,7 +124,7 @@ class Problem:
         if y is None:
             y = logits.argmax(1)
             notes = [*notes, "no labels were given: the model's own answers are taken for right"]
-        reading.check_range(y, classes)
+        arguments.check_range(y, classes)
         if classes < 2:
             raise BadInput(f"the model returns {classes} logits: nothing to tell apart")
         goal = goal or Untargeted()

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from calipers.errors import BadInput
-from calipers.problem.ball import Ball
 from calipers.problem.goals import Goal, Targeted, Untargeted
 from calipers.problem.specification import Specification
-from calipers.problem.substitutions import Substitutions
-from calipers.problem.threat import Threat
+from calipers.threats.ball import Ball
+from calipers.threats.substitutions import Substitutions
+from calipers.threats.threat import Threat
 
 _KINDS: dict[str, Any] = {
     "ball": Ball,
@@ -27,6 +27,8 @@ _KINDS: dict[str, Any] = {
     "targeted": Targeted,
     "specification": Specification,
 }
+_RENAMED = {"belongs": "case_of", "numeric": "continuous", "shifts": "offset"}
+"""Fields that earlier records hold under another name."""
 _BY_POINT = {"ball": "radius", "substitutions": "k"}  # the field that the points hold
 
 
@@ -91,7 +93,11 @@ def _made(data: Mapping[str, Any]) -> Any:
     """Return the threat or the goal that such data describes."""
     if data["kind"] not in _KINDS:
         raise BadInput(f"this calipers knows no threat or goal called {data['kind']}")
-    fields = {name: _value(inner) for name, inner in data.items() if name not in ("kind", "")}
+    fields = {
+        _RENAMED.get(name, name): _value(inner)
+        for name, inner in data.items()
+        if name not in ("kind", "")
+    }
     return _KINDS[data["kind"]](**fields)
 
 

@@ -27,8 +27,8 @@ class Specification:
 
     Args:
         matrix: coefficients (S, K), finite. A row of zeros is allowed: its margin is its shift.
-        shifts: constants (S,), or (N, S) for each point its own; finite.
-        belongs: the case of each margin, (S,) integers, numbered from 0 without gaps.
+        offset: constants (S,), or (N, S) for each point its own; finite.
+        case_of: the case of each margin, (S,) integers, numbered from 0 without gaps.
 
     Raises:
         BadInput: if the shapes do not fit, a number is not finite, or a case is left out.
@@ -43,32 +43,32 @@ class Specification:
     """
 
     matrix: Tensor
-    shifts: Tensor
-    belongs: Tensor
+    offset: Tensor
+    case_of: Tensor
     _converted: dict[Any, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
 
     def __post_init__(self) -> None:
         s = self.matrix.shape[0] if self.matrix.dim() == 2 else 0
-        if not s or self.shifts.shape[-1:] != (s,) or self.belongs.shape != (s,):
+        if not s or self.offset.shape[-1:] != (s,) or self.case_of.shape != (s,):
             raise BadInput(
                 "a specification is a matrix (S, K) with S >= 1 shifts (or (N, S)) and cases, got "
-                f"{tuple(self.matrix.shape)}, {tuple(self.shifts.shape)} and "
-                f"{tuple(self.belongs.shape)}"
+                f"{tuple(self.matrix.shape)}, {tuple(self.offset.shape)} and "
+                f"{tuple(self.case_of.shape)}"
             )
-        if not bool(self.matrix.isfinite().all() and self.shifts.isfinite().all()):
+        if not bool(self.matrix.isfinite().all() and self.offset.isfinite().all()):
             raise BadInput("the coefficients of a specification must be finite")
-        if sorted(set(self.belongs.tolist())) != list(range(int(self.belongs.max()) + 1)):
+        if sorted(set(self.case_of.tolist())) != list(range(int(self.case_of.max()) + 1)):
             raise BadInput(
-                f"cases are numbered from 0 without gaps, got {sorted(set(self.belongs.tolist()))}"
+                f"cases are numbered from 0 without gaps, got {sorted(set(self.case_of.tolist()))}"
             )
 
     def _at(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return matrix and shifts in the dtype and on the device of a tensor."""
         key = (like.dtype, like.device)
         if key not in self._converted:
-            self._converted[key] = (self.matrix.to(like), self.shifts.to(like))
+            self._converted[key] = (self.matrix.to(like), self.offset.to(like))
         return self._converted[key]
 
     def rows(self, y: Tensor, classes: int) -> Tensor:
@@ -77,11 +77,11 @@ class Specification:
 
     def offsets(self, y: Tensor, classes: int) -> Tensor:
         """Return the shifts (N, S), the same for all unless each has its own."""
-        return self.shifts.to(y.device).expand(len(y), -1)
+        return self.offset.to(y.device).expand(len(y), -1)
 
     def cases(self, classes: int) -> Tensor:
         """Return the case of each margin, (S,)."""
-        return self.belongs
+        return self.case_of
 
     def margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return matrix @ logits + shifts, (N, S)."""
@@ -106,13 +106,13 @@ class Specification:
     @property
     def _count(self) -> int:
         """The number of cases."""
-        return int(self.belongs.max()) + 1
+        return int(self.case_of.max()) + 1
 
     def _members(self, case: int, like: Tensor) -> Tensor:
         """Return the places of the margins of a case."""
-        return torch.nonzero(self.belongs == case).flatten().to(like.device)
+        return torch.nonzero(self.case_of == case).flatten().to(like.device)
 
-    def rivals(self, y: Tensor, classes: int) -> Tensor:
+    def margin_classes(self, y: Tensor, classes: int) -> Tensor:
         """Return the output of the smallest coefficient of each margin, (N, S).
 
         Of all outputs it is the one with which the margin falls most.
@@ -121,18 +121,18 @@ class Specification:
 
     def take(self, index: Tensor) -> Specification:
         """Return the same goal with the shifts of the chosen points."""
-        if self.shifts.dim() == 1:
+        if self.offset.dim() == 1:
             return self
-        return Specification(self.matrix, self.shifts[index.to(self.shifts.device)], self.belongs)
+        return Specification(self.matrix, self.offset[index.to(self.offset.device)], self.case_of)
 
     def check(self, y: Tensor, classes: int) -> None:
         """Raise `BadInput` where coefficients or shifts do not fit the model.
 
         There must be a coefficient for every output, and shifts for every point or for all.
         """
-        if self.shifts.dim() > 1 and len(self.shifts) != len(y):
+        if self.offset.dim() > 1 and len(self.offset) != len(y):
             raise BadInput(
-                f"the specification has shifts of {len(self.shifts)} points, not {len(y)}"
+                f"the specification has shifts of {len(self.offset)} points, not {len(y)}"
             )
         if self.matrix.shape[1] != classes:
             raise BadInput(
@@ -143,6 +143,6 @@ class Specification:
     def identity(self) -> dict[str, object]:
         """Return a digest of all numbers, which identifies the specification."""
         h = hashlib.sha256()
-        for t in (self.matrix.double(), self.shifts.double(), self.belongs.long()):
+        for t in (self.matrix.double(), self.offset.double(), self.case_of.long()):
             h.update(t.cpu().contiguous().numpy().tobytes())
         return {"specification": h.hexdigest()[:16]}

@@ -102,13 +102,13 @@ def gathered(a: Array, index: Array, size: int) -> Array:
 class Function(NamedTuple):
     """A function of one number, as the relaxations need it.
 
-    `bend` bounds |f''| on [a, b] between `kinks`, that is breakpoints (None: piecewise linear).
+    `curvature` bounds |f''| on [a, b] between `breakpoints` (None: piecewise linear).
     `jump` is the size of a downward jump of the function, and the place where it jumps.
     """
 
     value: Callable[[Array], Array]
-    bend: Callable[[Array, Array], Any] | None
-    kinks: tuple[float, ...] = ()
+    curvature: Callable[[Array, Array], Any] | None
+    breakpoints: tuple[float, ...] = ()
     jump: tuple[float, float] = (0.0, math.inf)
 
     def least(self, side: int, slope: Array, low: Array, high: Array) -> Array:
@@ -130,22 +130,26 @@ class Function(NamedTuple):
             slope,
             low,
             high,
-            *(np.clip(kink, low, high) for kink in self.kinks if math.isfinite(kink)),
+            *(
+                np.clip(breakpoint, low, high)
+                for breakpoint in self.breakpoints
+                if math.isfinite(breakpoint)
+            ),
         )
-        if self.bend is None:
+        if self.curvature is None:
             return np.asarray(np.min([at(t, slope) for t in corners], 0))
         result, step, shares = np.empty(slope.size), _HELD // 64, np.arange(32) / 32
         for i in range(0, slope.size, step):
-            m, a, b, *kinks = (v.reshape(-1)[i : i + step, None] for v in (slope, *corners))
+            m, a, b, *breakpoints = (v.reshape(-1)[i : i + step, None] for v in (slope, *corners))
             edges, rest = (
-                np.sort(np.concatenate([a + (b - a) * shares, b, *kinks], 1), 1)[:, None],
+                np.sort(np.concatenate([a + (b - a) * shares, b, *breakpoints], 1), 1)[:, None],
                 np.full(len(m), np.inf),
             )
             for last in (False,) * 5 + (True,):
                 y, a, b = at(edges, m[..., None]), edges[..., :-1], edges[..., 1:]
                 bound = (
                     np.minimum(y[..., :-1], y[..., 1:])
-                    - self.bend(a, b) * (b - a) ** 2 / 8 * (1 + ROOM)
+                    - self.curvature(a, b) * (b - a) ** 2 / 8 * (1 + ROOM)
                     - self.jump[0] * (b >= self.jump[1] * (1 - ROOM))
                 )
                 bound = np.where(np.isnan(bound), -np.inf, bound).reshape(len(m), -1)
@@ -263,7 +267,7 @@ FUNCTIONS: dict[str, Callable[..., Function]] = {
 }
 
 
-class Node:
+class Operation:
     """One operation of the list.
 
     An affine operation has `maps`: for each input a function x -> Wx, (B, n) -> (B, m), with W as
@@ -627,7 +631,7 @@ class Threat:
         return np.asarray(value + g(self.x.size + 32) * 2 * ((slope * move).sum(1) + dual) + TINY)
 
 
-class Verdict(NamedTuple):
+class ProofVerdict(NamedTuple):
     """Whether the claim was proved; if not, `reason` says what failed.
 
     `claim` is the header, whose hashes were compared with those computed here.
@@ -691,9 +695,12 @@ class Proof:
             claimed(self.header, files) == self.header["claim"],
             "the claim is not the one that the header names: its hash differs",
         )
-        shapes, self.nodes = [tuple(int(n) for n in self.header["network"]["input"])], list[Node]()
+        shapes, self.nodes = (
+            [tuple(int(n) for n in self.header["network"]["input"])],
+            list[Operation](),
+        )
         for k, facts in enumerate(self.header["network"]["nodes"], start=1):
-            self.nodes.append(Node(facts, self.named(f"net.{k}."), shapes))
+            self.nodes.append(Operation(facts, self.named(f"net.{k}."), shapes))
             shapes.append(self.nodes[-1].shape)
         self.sizes, x = (
             [math.prod(shape) for shape in shapes],
@@ -846,7 +853,7 @@ class Prover:
         ]
         self.leaves: dict[int, list[list[Array]]] = {int(c): [] for c in proof.cases}
 
-    def run(self) -> Verdict:
+    def run(self) -> ProofVerdict:
         """Bound all values and prove the leaves, pass by pass; then look for gaps."""
         blocks, reasons = self.proof.header["blocks"], list[str]()
         for turn in sorted({0} | {int(b["pass"]) for b in blocks}):
@@ -877,7 +884,7 @@ class Prover:
                 if covered(low, high, *self.edge)
                 else [f"case {case}: its {len(low)} leaves do not cover the whole threat set"]
             )
-        return Verdict(
+        return ProofVerdict(
             not any(reasons),
             next(filter(None, reasons), ""),
             self.proof.header,
@@ -925,7 +932,7 @@ class Prover:
                     [self.proof.arrays.get(f"{turn}.{k}.{side}") for side in ("low", "high")],
                 )
 
-    def _interval(self, node: Node, number: int) -> Box:
+    def _interval(self, node: Operation, number: int) -> Box:
         boxes = [self.boxes[i] for i in node.inputs]
         if not node.affine:
             _, least, _, most = node.planes(boxes, [None, None], flat=True)
@@ -1084,7 +1091,7 @@ class Prover:
                     [back(a) for _, back in node.maps],
                 )
             else:
-                gains, sizes, backs = self._bent(k, node, a, f"b{j}.{k}.", rows, part, cuts)
+                gains, sizes, backs = self._nonlinear(k, node, a, f"b{j}.{k}.", rows, part, cuts)
             total, lost = (
                 total + gains,
                 lost
@@ -1108,10 +1115,10 @@ class Prover:
         )
         return np.asarray(total + a @ x - fall - lost)
 
-    def _bent(
+    def _nonlinear(
         self,
         k: int,
-        node: Node,
+        node: Operation,
         a: Array,
         own: str,
         rows: slice,
@@ -1164,7 +1171,7 @@ class Prover:
         return dot(up, low_at) + dot(down, high_at), sizes, backs
 
 
-def prove(data: bytes, claim: str = "", model: str = "") -> Verdict:
+def prove(data: bytes, claim: str = "", model: str = "") -> ProofVerdict:
     """Return whether the claim of a proof file holds.
 
     The file's hashes must begin with `claim` and `model`: then it is the claim, or about the
@@ -1183,7 +1190,7 @@ def prove(data: bytes, claim: str = "", model: str = "") -> Verdict:
             )
             return Prover(proof).run()
     except Exception as error:  # a file that is damaged or forged may raise anything
-        return Verdict(
+        return ProofVerdict(
             False,
             str(error)
             if isinstance(error, Rejected)
@@ -1192,7 +1199,7 @@ def prove(data: bytes, claim: str = "", model: str = "") -> Verdict:
         )
 
 
-def said(verdict: Verdict) -> str:
+def said(verdict: ProofVerdict) -> str:
     """Return what is proved, in lines that name it, or why nothing is."""
     if not verdict.proved:
         return f"NOT proved: {verdict.reason}"
@@ -1239,7 +1246,7 @@ def main(words: list[str]) -> int:
         try:
             verdict = prove(Path(path).read_bytes(), options.claim, options.model)
         except (OSError, MemoryError, ValueError) as error:
-            verdict = Verdict(False, f"the file cannot be read ({error})", {})
+            verdict = ProofVerdict(False, f"the file cannot be read ({error})", {})
         print(f"{ascii(path)[1:-1]}: {said(verdict)}")
         good = good and verdict.proved
     return 0 if good else 1

@@ -177,14 +177,14 @@ def _move_question(db: sqlite3.Connection, fingerprint: str, title: str, text: s
 def in_words(threat: Facts) -> Facts:
     """Return a threat's description without the lists that version 2 kept."""
     words = dict(threat)
-    constraints, letters = words.get("constraints"), words.get("letters")
+    constraints, symbols = words.get("constraints"), words.get("letters")
     if isinstance(constraints, list) and len(constraints) == 2:
         words["constraints"] = len(constraints[1])
-    if isinstance(letters, dict):
-        numeric = letters.get("numeric")
+    if isinstance(symbols, dict):
+        numeric = symbols.get("numeric")
         words["letters"] = {
-            "groups": len(letters["groups"]),
-            "restricted": letters.get("allowed") is not None,
+            "groups": len(symbols["groups"]),
+            "restricted": symbols.get("allowed") is not None,
             "numeric": None
             if numeric is None
             else {"norm": numeric["norm"], "radius": numeric["radius"]},
@@ -202,14 +202,14 @@ def data_of(facts: Facts) -> dict[str, Any] | None:
 
 
 def _threat(words: Facts) -> Facts | None:
-    letters = words.get("letters")
-    if letters is not None:
-        allowed, numeric = letters["allowed"], letters["numeric"]
+    symbols = words.get("letters")
+    if symbols is not None:
+        allowed, numeric = symbols["allowed"], symbols["numeric"]
         return {
             "kind": "substitutions",
-            "groups": letters["groups"],
+            "groups": symbols["groups"],
             "allowed": None if allowed is None else np.array(allowed, dtype=bool),
-            "numeric": None if numeric is None else _numeric(numeric),
+            "continuous": None if numeric is None else _numeric(numeric),
         }
     box, norm = words["box"], words["norm"]
     by_feature = box is not None and not all(isinstance(end, int | float) for end in box)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from calipers.record.estimates import most_missed
 from calipers.report.report import Summary
 from calipers.report.wording import (
-    counts_switches,
+    counts_substitutions,
     duration,
     integer,
     lookup,
@@ -28,7 +28,7 @@ GUARANTEES = {
 }
 
 
-def missing_lower_jaw(summary: Summary) -> str:
+def missing_certificates(summary: Summary) -> str:
     """Return why nothing could be certified, or "" where certifiers could run."""
     said = summary.facts.get("lower_jaw")
     if isinstance(said, str) and said not in ("", "available"):
@@ -42,10 +42,10 @@ def limits(summary: Summary) -> Iterator[str]:
     """Yield what this measurement does not tell, plainest first."""
     if said := alarm(summary):
         yield said[0].upper() + said[1:]
-    jaw = missing_lower_jaw(summary)
-    if jaw:
+    missing = missing_certificates(summary)
+    if missing:
         yield (
-            f"The lower jaw is missing: {jaw.rstrip('.')}. Nothing is proved robust, and the "
+            f"There are no certificates: {missing.rstrip('.')}. Nothing is proved robust, and the "
             "accuracy under attack is only as strong as the attacks listed."
         )
     if summary.unseen:
@@ -82,12 +82,13 @@ def limits(summary: Summary) -> Iterator[str]:
         "first of a test set, read every number as one about that set."
     )
     if (
-        counts_switches(summary)
+        counts_substitutions(summary)
         and lookup(summary.facts, "threat", "letters", "numeric") is not None
     ):
         yield (
-            "Distances count switches. Where numeric columns moved and no letter changed, half a "
-            "switch stands for it: more than none, less than one."
+            "Distances count substitutions. Where numeric columns moved and no symbol changed, "
+            "half "
+            "a substitution stands for it: more than none, less than one."
         )
     beyond = (
         f"Beyond the {reach(summary)} asked a curve only carries what happened to be found "
@@ -268,8 +269,8 @@ def gradients(summary: Summary) -> Iterator[str]:
         f"Of {points(asked_at)} the gradient of the margin "
         f"{', '.join(part for part in parts if part)}: attacks by gradients see nothing there, and "
         "what they leave standing may only be hidden from them. Ask attacks that need none "
-        "(--tool Square, Differences, SPSA or HopSkipJump), or give the layer that rounds or cuts "
-        "another slope: Through(PGD(steps=40), (('layer', 'identity'),))."
+        "(--tool Square, FiniteDifferences, SPSA or HopSkipJump), or give the layer that rounds or "
+        "cuts another slope: BPDA(PGD(steps=40), (('layer', 'identity'),))."
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calipers.record.evidence import Evidence, Point
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 
 Span = tuple[float, float]
 _NEAREST, _LIMIT = 4, 12
@@ -45,7 +45,7 @@ class Exhibit:
 
 
 def hang(
-    ledger: Ledger,
+    ledger: Record,
     known: Mapping[str, Any],
     fingerprint: str,
     points: Sequence[Point],

@@ -132,18 +132,18 @@ def key(found: Ladder) -> list[tuple[str, str]]:
 
 
 def scatter(
-    straight: Sequence[float], brackets: Sequence[tuple[float, float]], unit: str, size: Size
+    proved_border: Sequence[float], brackets: Sequence[tuple[float, float]], unit: str, size: Size
 ) -> str:
     """Return a plot of adversarial distance against radius of linearity.
 
-    `straight` holds the radii of the linear regions. Both scales are logarithmic; a bar goes from
-    the best proof to the nearest example. Below the diagonal the decision changes inside the linear
-    region, where its distance is known exactly; above it, the decision boundary lies many regions
-    away.
+    `proved_border` holds the radii of the linear regions. Both scales are logarithmic; a bar goes
+    from the best proof to the nearest example. Below the diagonal the decision changes inside the
+    linear region, where its distance is known exactly; above it, the decision boundary lies many
+    regions away.
     """
     pairs = [
         (r, low, high)
-        for r, (low, high) in zip(straight, brackets, strict=True)
+        for r, (low, high) in zip(proved_border, brackets, strict=True)
         if r > 0 and math.isfinite(r) and high > 0 and math.isfinite(high)
     ]
     if not pairs:

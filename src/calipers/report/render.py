@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calipers.record.ledger import Ledger
-from calipers.report import caveats, figures, ladder, portrait, provenance, wording
+from calipers.record.record import Record
+from calipers.report import caveats, figures, geometry, ladder, provenance, wording
 from calipers.report.gallery import Exhibit
-from calipers.report.portrait import Portrait
+from calipers.report.geometry import GeometryResult
 from calipers.report.report import Summary, short_name, summaries
 from calipers.report.tiles import Tiles, tiles
 
@@ -41,14 +41,14 @@ class Section:
 
 
 def render_html(
-    what: Ledger | Sequence[Summary], path: str | Path, confidence: float = 0.95
+    what: Record | Sequence[Summary], path: str | Path, confidence: float = 0.95
 ) -> Path:
     """Write the page of a ledger, or of given summaries, and return its path."""
     target = Path(path)
     # A record from elsewhere may hold lone surrogates, which no encoding can write: they become
     # question marks.
     target.write_text(
-        page(summaries(what, confidence) if isinstance(what, Ledger) else what),
+        page(summaries(what, confidence) if isinstance(what, Record) else what),
         encoding="utf-8",
         errors="replace",
     )
@@ -90,27 +90,27 @@ def _drawings(summary: Summary) -> dict[str, str]:
     return {**drawn, "bare": figures.gauge(summary, figures.INLINE, bare=True)}
 
 
-def render_portrait(found: Sequence[Portrait], path: str | Path) -> Path:
+def render_geometry(found: Sequence[GeometryResult], path: str | Path) -> Path:
     """Write the page about a model's geometry, and return its path."""
     target = Path(path)
-    shown = [{**vars(p), **_portrayed(p)} for p in found]
+    shown = [{**vars(p), **_point_of(p)} for p in found]
     css = _read("page.css") + _read("geometry.css")
     target.write_text(
-        _template("geometry.html.j2").render(portraits=shown, css=css, median=portrait.median),
+        _template("geometry.html.j2").render(portraits=shown, css=css, median=geometry.median),
         encoding="utf-8",
         errors="replace",
     )
     return target
 
 
-def _portrayed(p: Portrait) -> dict[str, object]:
+def _point_of(p: GeometryResult) -> dict[str, object]:
     points = [{**vars(r), "right": r.label == r.prediction} for r in p.points]
     wrong = sum(not r["right"] for r in points)
     return {
         "points": points,
         "wrong": wrong,
-        "drawings": portrait.drawings(p),
-        "exhibits": portrait.exhibits(p),
+        "drawings": geometry.drawings(p),
+        "exhibits": geometry.exhibits(p),
         "key": ladder.key(p.ladder),
     }
 

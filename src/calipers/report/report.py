@@ -22,7 +22,7 @@ from calipers.record.bracket import Bracket, Verdict
 from calipers.record.chain import Trust
 from calipers.record.estimates import Interval, clopper_pearson, two_sided, wilson
 from calipers.record.evidence import Evidence, Point, Question, Run
-from calipers.record.ledger import Ledger
+from calipers.record.record import Record
 from calipers.report.distances import (
     Curve,
     Histogram,
@@ -265,7 +265,7 @@ def short_name(tool: str) -> str:
     return tool.split("(", 1)[0].strip()
 
 
-def summaries(ledger: Ledger, confidence: float = 0.95) -> tuple[Summary, ...]:
+def summaries(ledger: Record, confidence: float = 0.95) -> tuple[Summary, ...]:
     """Return one summary for each question of the ledger, oldest first.
 
     Raises `Contradiction` where two tools cannot both be right.
@@ -281,7 +281,7 @@ def summaries(ledger: Ledger, confidence: float = 0.95) -> tuple[Summary, ...]:
         raise
 
 
-def summarise(ledger: Ledger, question: Question, confidence: float = 0.95) -> Summary:
+def summarise(ledger: Record, question: Question, confidence: float = 0.95) -> Summary:
     """Return what the ledger says about one question.
 
     Intervals are at the given confidence.

@@ -14,11 +14,11 @@ from calipers.report.wording import distance
 Outline = Sequence[tuple[float, float]]
 SQUARE, SQUARE_PHONE = Size(470, 430, "wide"), Size(326, 290, "narrow")
 _TINTS = 3  # neighbouring regions of one class usually differ in tint
-_RIVALS = 4  # colours besides the point's own class; further classes share the last
+_OTHERS = 4  # colours besides the point's own class; further classes share the last
 
 
 class Plane(Protocol):
-    """What a drawing needs of a slice, see `calipers.geometry.slices.Slice`."""
+    """What a drawing needs of a slice, see `calipers.geometry.plane_sections.Slice`."""
 
     @property
     def half(self) -> float:
@@ -84,16 +84,17 @@ def colours(planes: Iterable[Plane]) -> dict[int, str]:
         label = plane.label
         for polygon, kind in zip(plane.polygons, plane.classes, strict=True):
             room[kind] = room.get(kind, 0.0) + _area(polygon) / plane.half**2
-    rivals = sorted((k for k in room if k != label), key=lambda k: -room[k])
-    return {label: "class-own", **{k: f"class-{min(i, _RIVALS - 1)}" for i, k in enumerate(rivals)}}
+    others = sorted((k for k in room if k != label), key=lambda k: -room[k])
+    return {label: "class-own", **{k: f"class-{min(i, _OTHERS - 1)}" for i, k in enumerate(others)}}
 
 
 def plane(
-    plane: Plane, palette: dict[int, str], radius: float, straight: float, size: Size = SQUARE
+    plane: Plane, palette: dict[int, str], radius: float, proved_border: float, size: Size = SQUARE
 ) -> str:
     """Return the drawing of a plane.
 
-    `radius` is that of the ball asked about, `straight` that of the largest ball inside the linear
+    `radius` is that of the ball asked about, `proved_border` that of the largest ball inside the
+    linear
     region: both outlines are drawn where they can be seen.
     """
     frame = Frame(
@@ -108,7 +109,7 @@ def plane(
     parts = [*_fills(plane, palette, frame)]
     parts += [f'<path class="own-region" d="{_closed(plane.own, frame)}"/>'] if plane.own else []
     parts.append(f'<path class="decision" d="{_segments(plane.boundary, frame)}"/>')
-    for name, length in (("asked", radius), ("straight", straight)):
+    for name, length in (("asked", radius), ("straight", proved_border)):
         if 0.02 * plane.half < length < 1.4 * plane.half:
             parts.append(
                 f'<path class="ring {name}" '
@@ -130,7 +131,7 @@ def plane(
     )
     title = (
         f"Point {plane.index} in the plane of an adversarial example: class {plane.label} and its "
-        f"rivals, within {distance(plane.half)} either way."
+        f"other classes, within {distance(plane.half)} either way."
     )
     return _svg(
         size,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from calipers.record.ledger import Ledger
-from calipers.report.caveats import alarm, missing_lower_jaw, shortcomings, standing
+from calipers.record.record import Record
+from calipers.report.caveats import alarm, missing_certificates, shortcomings, standing
 from calipers.report.report import Summary, summaries
 from calipers.report.wording import (
     advice,
@@ -13,7 +13,7 @@ from calipers.report.wording import (
     at_least,
     at_most,
     broken,
-    counts_switches,
+    counts_substitutions,
     distance,
     duration,
     integer,
@@ -29,9 +29,9 @@ from calipers.report.wording import (
 _SHOWN_INVALID = 5
 
 
-def render_text(what: Ledger | Sequence[Summary], confidence: float = 0.95) -> str:
+def render_text(what: Record | Sequence[Summary], confidence: float = 0.95) -> str:
     """Return the tables of all questions."""
-    found = summaries(what, confidence) if isinstance(what, Ledger) else tuple(what)
+    found = summaries(what, confidence) if isinstance(what, Record) else tuple(what)
     if not found:
         return "This record holds no question yet. Measure first: calipers measure --record RECORD"
     titled = len(found) > 1
@@ -44,7 +44,9 @@ def _lines(summary: Summary, titled: bool) -> Iterator[str]:
     if titled:
         yield summary.title
     how_far = (
-        asked(summary) if counts_switches(summary) else f"{norm(summary)} eps = {radius(summary)}"
+        asked(summary)
+        if counts_substitutions(summary)
+        else f"{norm(summary)} eps = {radius(summary)}"
     )
     if said := alarm(summary):
         yield f"WARNING: {said}"
@@ -52,7 +54,8 @@ def _lines(summary: Summary, titled: bool) -> Iterator[str]:
     if summary.n:
         yield from _rates(summary)
         yield from _curve(summary)
-        yield f"  {'switches' if counts_switches(summary) else 'distance'} {_median(summary)}"
+        what = "substitutions" if counts_substitutions(summary) else "distance"
+        yield f"  {what} {_median(summary)}"
     yield f"  cost     {_cost(summary)}"
     yield from _remarks(summary)
 
@@ -119,11 +122,11 @@ def _cost(summary: Summary) -> str:
 def _remarks(summary: Summary) -> Iterator[str]:
     for said in standing(summary):
         yield f"  record   {said}"
-    jaw = missing_lower_jaw(summary)
-    if jaw:
+    missing = missing_certificates(summary)
+    if missing:
         yield (
-            f"  no lower jaw: {jaw.rstrip('.')}. Nothing is proved, and the accuracy under attack "
-            "is only as strong as the attacks."
+            f"  no certificates: {missing.rstrip('.')}. Nothing is proved, and the accuracy under "
+            "attack is only as strong as the attacks."
         )
     for word, said in shortcomings(summary):
         yield f"  {word:<8} {said}"

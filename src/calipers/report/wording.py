@@ -112,15 +112,15 @@ def lookup(facts: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
-def counts_switches(summary: Summary) -> bool:
+def counts_substitutions(summary: Summary) -> bool:
     """Return whether the distance is a number of substitutions, not a length."""
     return bool(lookup(summary.facts, "threat", "norm") == "substitutions")
 
 
 def norm(summary: Summary) -> str:
     """Return the name of the threat's norm, or what else measures distance."""
-    if counts_switches(summary):
-        return "switches"
+    if counts_substitutions(summary):
+        return "substitutions"
     found = (lookup(summary.facts, "threat", key) for key in ("norm", "name", "kind"))
     constraints = lookup(summary.facts, "threat", "constraints")
     count = (
@@ -155,33 +155,34 @@ def radius(summary: Summary) -> str:
 
 
 def asked(summary: Summary) -> str:
-    """Return the threat model, as "linf radius 0.1" or "at most 2 switches"."""
-    if not counts_switches(summary):
+    """Return the threat model, as "linf radius 0.1" or "at most 2 substitutions"."""
+    if not counts_substitutions(summary):
         return f"{norm(summary)} radius {radius(summary)}"
-    return f"at most {radius(summary)} {'switch' if summary.radius == (1.0, 1.0) else 'switches'}"
+    noun = "substitution" if summary.radius == (1.0, 1.0) else "substitutions"
+    return f"at most {radius(summary)} {noun}"
 
 
 def reach(summary: Summary) -> str:
-    """Return the word for the limit: "radius", or "number of switches"."""
-    return "number of switches" if counts_switches(summary) else "radius"
+    """Return the word for the limit: "radius", or "number of substitutions"."""
+    return "number of substitutions" if counts_substitutions(summary) else "radius"
 
 
 def axis(summary: Summary, quantity: str) -> str:
     """Return the label of a scale of distances.
 
-    That is "radius (linf)", or "switches".
+    That is "radius (linf)", or "substitutions".
     """
-    return norm(summary) if counts_switches(summary) else f"{quantity} ({norm(summary)})"
+    return norm(summary) if counts_substitutions(summary) else f"{quantity} ({norm(summary)})"
 
 
 def stands_at(summary: Summary, value: float) -> str:
-    """Return the distance of a witness: "linf 0.031", or "2 switches"."""
-    if not counts_switches(summary):
+    """Return the distance of a witness: "linf 0.031", or "2 substitutions"."""
+    if not counts_substitutions(summary):
         return f"{norm(summary)} {distance(value)}"
     return (
         "numeric columns alone"
         if 0 < value < 1
-        else f"{distance(value)} {'switch' if value == 1 else 'switches'}"
+        else f"{distance(value)} {'substitution' if value == 1 else 'substitutions'}"
     )
 
 

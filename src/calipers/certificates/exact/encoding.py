@@ -26,20 +26,20 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from calipers.bounds.relaxed import Relaxed
-from calipers.certificates.exact.model import Choice, Floats, Model, Option
+from calipers.bounds.relaxation import Relaxed
+from calipers.certificates.exact.model import Choice, Floats, MIPModel, Option
 from calipers.errors import BadInput
 from calipers.graph.ir import Node
 from calipers.graph.kinds import Elementwise, is_affine, is_elementwise
 from calipers.graph.relaxations import Lines, Planes
-from calipers.problem.norms import support_rounding
-from calipers.problem.region import Region
+from calipers.threats.norms import support_rounding
+from calipers.threats.region import Region
 
 _BYTES = 2**27  # of coefficients propagated at once
 _SPREAD = 16  # roundings allowed for the few operations that compute a line or a limit
 
 
-def encoded(state: Relaxed, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> Model:
+def encoded(state: Relaxed, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> MIPModel:
     """Return the mixed-integer model of the one point of a relaxed network.
 
     It covers the given cases of the margins `spec (S, K)` plus `offsets (S,)`.
@@ -71,7 +71,7 @@ class _Encoder:
         self.choices: list[Choice] = []
         self.count = 0
 
-    def model(self, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> Model:
+    def model(self, spec: Tensor, offsets: Tensor, cases: dict[int, list[int]]) -> MIPModel:
         """Encode the network, then add the margins, and return the model."""
         for k, node in enumerate(self.graph.nodes, start=1):
             if not is_affine(node.op):
@@ -85,7 +85,7 @@ class _Encoder:
         inputs, columns, low, high = self._constrained(inputs, columns, low, high)
         sources = {column: source for source, column in self.before.items()}
         ends = np.array(self.low), np.array(self.high)
-        return Model(
+        return MIPModel(
             self.graph,
             inputs,
             columns,
@@ -147,20 +147,20 @@ class _Encoder:
     def _elementwise(self, k: int, node: Node, op: Elementwise) -> None:
         i = node.inputs[0]
         box, lines = self.state.boxes[i], self.state.lines(k)
-        bends = op.bends(box.lower, box.upper)[0].flatten()
+        unstable = op.unstable(box.lower, box.upper)[0].flatten()
         if bool(
             (
                 (lines.lower_slope != lines.upper_slope)
                 | (lines.lower_intercept != lines.upper_intercept)
             )[0]
-            .flatten()[~bends]
+            .flatten()[~unstable]
             .any()
         ):
             raise BadInput(_refusal(node))
-        self.made[k], self.place[k] = bends, {}
-        if not bool(bends.any()):
+        self.made[k], self.place[k] = unstable, {}
+        if not bool(unstable.any()):
             return
-        elements = torch.nonzero(bends).flatten()
+        elements = torch.nonzero(unstable).flatten()
         self._bring(i, elements)
         low, high = (end[0].flatten()[elements] for end in (box.lower, box.upper))
         under, over = (
@@ -377,7 +377,7 @@ class _Line(NamedTuple):
     above: bool
 
 
-class _Lines(NamedTuple):
+class _LineRows(NamedTuple):
     """Lines above or below a function, for many elements."""
 
     slope: Tensor
@@ -422,7 +422,7 @@ class _Pieces(NamedTuple):
         return _Piece(begin, end, slope, at, bool(under), bool(over))
 
 
-def _hull(op: Elementwise, low: Tensor, high: Tensor) -> list[_Lines]:
+def _hull(op: Elementwise, low: Tensor, high: Tensor) -> list[_LineRows]:
     """Return the lines that bound a piecewise linear function.
 
     The lines of its relaxation move with alpha between two extremes; those at both extremes are
@@ -432,8 +432,8 @@ def _hull(op: Elementwise, low: Tensor, high: Tensor) -> list[_Lines]:
     for alpha in (0.0, 1.0):
         lines = op.relax(low, high, torch.full_like(low, alpha))
         found += [
-            _Lines(lines.lower_slope, lines.lower_intercept, above=False),
-            _Lines(lines.upper_slope, lines.upper_intercept, above=True),
+            _LineRows(lines.lower_slope, lines.lower_intercept, above=False),
+            _LineRows(lines.upper_slope, lines.upper_intercept, above=True),
         ]
     return found
 
@@ -447,7 +447,7 @@ def _pieces(op: Elementwise, low: Tensor, high: Tensor, node: Node) -> list[_Pie
         low,
         *(
             torch.full_like(low, k).clamp(min=low, max=high)
-            for k in op.kinks or ()
+            for k in op.breakpoints or ()
             if np.isfinite(k)
         ),
         high,
@@ -549,7 +549,7 @@ def _farthest(region: Region) -> Floats:
 
 def _refusal(node: Node) -> str:
     return (
-        f"{node.op.label} at {node.where or 'an unnamed place'} is not made of straight pieces, "
+        f"{node.op.label} at {node.where or 'an unnamed place'} is not piecewise linear, "
         "so no mixed-integer program describes it: prove its distance from below by "
-        "LargestRadius(AlphaCROWN()), or decide radii by BranchAndBound"
+        "CertifiedRadius(AlphaCROWN()), or decide radii by BranchAndBound"
     )

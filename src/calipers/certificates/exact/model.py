@@ -50,7 +50,7 @@ class Choice(NamedTuple):
 
 
 @dataclass(eq=False)
-class Model:
+class MIPModel:
     """The mixed-integer program of a network over a region.
 
     It has the rows  low_row <= inputs @ delta + columns @ v <= high_row  and the columns  low <= v
@@ -166,7 +166,7 @@ class Ends(NamedTuple):
     high: Floats
 
 
-def ends_of(model: Model, made: Mapping[int, int]) -> Ends:
+def ends_of(model: MIPModel, made: Mapping[int, int]) -> Ends:
     """Return the ends of rows and columns after choices: choice -> option."""
     ends = Ends(model.low_row.copy(), model.high_row.copy(), model.low.copy(), model.high.copy())
     for place, chosen in made.items():

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
-from calipers.certificates.exact.model import Ends, Floats, Model
+from calipers.certificates.exact.model import Ends, Floats, MIPModel
 
 _STEPS, _HALVINGS = 80, 25
 # share of a row's scale by which it may be violated; and where no step improves the dual value
@@ -30,7 +30,7 @@ _SETTLED, _NEARLY = 1e-10, 1e-7
 _FAR = 4.0  # times the radius squared: points that are farther are of no use
 
 
-class Nearest(NamedTuple):
+class ShortestPerturbation(NamedTuple):
     """The shortest perturbation, and multipliers that prove its length.
 
     `columns` are the columns there. The multipliers are those of the model's rows for half of the
@@ -43,10 +43,10 @@ class Nearest(NamedTuple):
     price: float
 
 
-class Piece:
+class LinearPiece:
     """A model with all choices made, as rows over the perturbation alone."""
 
-    def __init__(self, model: Model, ends: Ends, chosen: list[int]) -> None:
+    def __init__(self, model: MIPModel, ends: Ends, chosen: list[int]) -> None:
         self.model, self.ends = model, ends
         defined = model.defined.copy()
         for choice, row in zip(model.choices, chosen, strict=True):
@@ -62,7 +62,7 @@ class Piece:
 
     def nearest(
         self, goal: int, square: Floats, low: Floats, high: Floats, radius: float
-    ) -> Nearest | None:
+    ) -> ShortestPerturbation | None:
         """Return the nearest perturbation with a goal of at most 0.
 
         None if the search did not converge. Where there is no such perturbation within a few radii,
@@ -88,7 +88,7 @@ class Piece:
         columns = np.zeros(self.model.columns.shape[1])
         columns[self.own] = self.slope @ delta + self.at
         columns[goal] = columns[members].max()
-        return Nearest(
+        return ShortestPerturbation(
             delta, columns, self._multipliers(goal, members, limits, weights, price), price
         )
 

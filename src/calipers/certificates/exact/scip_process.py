@@ -59,7 +59,7 @@ class Way(NamedTuple):
     high: float
 
 
-class Question(NamedTuple):
+class SCIPJob(NamedTuple):
     """What SCIP is asked: a model, a ball, and the goals.
 
     The rows are low_row <= inputs @ delta + columns @ v <= high_row, with low <= v <= high. |delta|
@@ -101,7 +101,7 @@ class Hints(NamedTuple):
 
 def serve() -> None:
     """Read a question from stdin, and write the hints to stdout as they come."""
-    question: Question = pickle.load(sys.stdin.buffer)
+    question: SCIPJob = pickle.load(sys.stdin.buffer)
     out, sys.stdout = sys.stdout.buffer, sys.stderr  # only hints may be in the output
     ends, radius = time.monotonic() + question.seconds, question.radius
     for goal in question.goals:
@@ -120,7 +120,7 @@ class _Program:
     on the data's units.
     """
 
-    def __init__(self, question: Question, goal: int, radius: float) -> None:
+    def __init__(self, question: SCIPJob, goal: int, radius: float) -> None:
         import pyscipopt
 
         self.question, self.radius, self.sum = question, radius, pyscipopt.quicksum

@@ -17,7 +17,7 @@ from torch import Tensor
 from calipers.bounds.rounding import plain_sums
 from calipers.errors import Contradiction
 from calipers.problem.problem import Problem
-from calipers.problem.tools import Attempt, Claim, Startable
+from calipers.problem.protocols import Attempt, Claim, Startable
 
 _TOLD = 0.2  # seconds between two calls of `watch`
 
@@ -34,7 +34,7 @@ class Settings(Protocol):
         """Steps of ascent on margins, for each number of substitutions."""
 
     @property
-    def sharpen(self) -> int:
+    def intermediate(self) -> int:
         """Steps of ascent on the bounds of intermediate values."""
 
     @property
@@ -45,7 +45,7 @@ class Settings(Protocol):
         """
 
     @property
-    def first(self) -> int:
+    def lp_budget(self) -> int:
         """Number of programs solved before ascents take over."""
 
     @property
@@ -57,7 +57,7 @@ class Settings(Protocol):
         """Attack that finds a first example."""
 
     @property
-    def watch(self) -> Callable[[str, float, float], None] | None:
+    def progress(self) -> Callable[[str, float, float], None] | None:
         """Function that is told both bounds as they change."""
 
 
@@ -116,9 +116,9 @@ class PointSearch(ABC):
 
     def tell(self) -> None:
         """Call `watch`, at most every 0.2 seconds."""
-        if self.tool.watch is not None and time.monotonic() > self.told + _TOLD:
+        if self.tool.progress is not None and time.monotonic() > self.told + _TOLD:
             self.told = time.monotonic()
-            self.tool.watch(self.problem.names[0], self.lower, self.met.nearest)
+            self.tool.progress(self.problem.names[0], self.lower, self.met.nearest)
 
     def claim(self, index: Tensor, forwards: int, backwards: int) -> Claim:
         """Return the claim of what is proved."""

@@ -1,0 +1,1 @@
+"""What attacks share: queues, losses, targets, queries and refinement."""

@@ -1,0 +1,1 @@
+"""Readers of ONNX files: a network as a graph, operation by operation."""

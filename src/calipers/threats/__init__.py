@@ -1,0 +1,1 @@
+"""The threat models: norm balls and substitutions of symbols."""
