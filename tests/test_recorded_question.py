@@ -328,7 +328,7 @@ def test_a_second_run_leaves_the_first_as_it_was(tmp_path: Path) -> None:
     assert all(r.time and r.versions["torch"] and r.argv == ("measure", "-e", "0.05") for r in runs)
     assert runs[0].notes == first.summary.runs[0].notes and "gradients" in runs[0].notes
     assert {e.run for e in evidence} == {1, 2}
-    assert all((e.run == 2) == (e.question == 0.2) for e in evidence if e.question > 0)
+    assert all((e.run == 2) == (e.asked_radius == 0.2) for e in evidence if e.asked_radius > 0)
     assert second.summary.facts["seed"] == 7 and "plan both" in str(
         second.summary.facts["earlier runs"]
     )
@@ -399,7 +399,7 @@ def test_a_margin_of_minus_zero_is_no_alteration() -> None:
     """SQLite keeps no sign of a zero, so the digest must not see one."""
     with Record() as ledger:
         ledger.ask(Question("q", "q"), [Point("p", 0, 1, -0.0, np.zeros(2))])
-        ledger.append("q", [Evidence("p", "witness", "PGD()", 0.1, margin=-0.0, question=-0.0)])
+        ledger.append("q", [Evidence("p", "witness", "PGD()", 0.1, margin=-0.0, asked_radius=-0.0)])
         assert not ledger.trust().altered
 
 

@@ -296,7 +296,7 @@ def test_keeping_them_for_good_is_found_out(
             Record,
             "append",
             lambda self, f, facts, *, run: append(
-                self, f, [dataclasses.replace(e, asked=math.nan) for e in facts], run=run
+                self, f, [dataclasses.replace(e, asked_radius=math.nan) for e in facts], run=run
             ),
         )
     with pytest.raises(AssertionError):
@@ -377,7 +377,7 @@ def test_two_who_finish_the_same_block_keep_the_finds_of_both(tmp_path: Path) ->
     """Whoever is through last takes back what it found itself."""
     first, second = Record(tmp_path / "r"), Record(tmp_path / "r")
     first.ask(Question("q", "q"), [Point("p", 0, 1, 0.1, points(1).numpy())])
-    near, far = (Evidence("p", "witness", "PGD()", r, question=0.1) for r in (0.05, 0.08))
+    near, far = (Evidence("p", "witness", "PGD()", r, asked_radius=0.1) for r in (0.05, 0.08))
     tried = [Evidence("p", "attempt", "PGD()", 0.1)]
     first.append("q", [near])
     second.append("q", [far])

@@ -142,7 +142,7 @@ class Referee:
                         "replayed",
                         answers[i],
                         array=arrays[i].copy(),
-                        question=asked[i],
+                        asked_radius=asked[i],
                     )
                 )
         return Ruling(tuple(facts), tuple(tried))
@@ -202,7 +202,7 @@ class Referee:
                         margins[i],
                         claim.guarantee,
                         array=None if proof is None else np.frombuffer(proof, np.uint8),
-                        question=asked[i],
+                        asked_radius=asked[i],
                     )
                 )
         return Ruling(tuple(facts), tuple(tried) if claim.final else ())

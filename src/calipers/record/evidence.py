@@ -46,14 +46,14 @@ class Evidence:
         seconds: Time spent on the point.
         note: Remark in words.
         array: The witness itself, the bytes of a certificate's proof file, or None.
-        question: The radius at which the tool was at work when it handed the fact over, NaN where
-            it was not run on a block of points. A tool that is interrupted begins its block again;
-            what it then does not find again is disregarded (see `Record.finish`).
+        asked_radius: The radius at which the tool was at work when it handed the fact over, NaN
+            where it was not run on a block of points. A tool that is interrupted begins its block
+            again; what it then does not find again is disregarded (see `Record.finish`).
         run: Number of the run that admitted the fact, 0 where none is known.
         confidence: Probability with which the claim holds: 1 for what was replayed or proved.
 
     Returns:
-        A frozen dataclass. `array`, `question` and `run` do not count when facts are compared.
+        A frozen dataclass. `array`, `asked_radius` and `run` do not count when facts are compared.
 
     Example:
         >>> from calipers.record.evidence import Evidence
@@ -74,7 +74,7 @@ class Evidence:
     seconds: float = 0.0
     note: str = ""
     array: NDArray[Any] | None = field(default=None, compare=False, repr=False)
-    question: float = field(default=float("nan"), compare=False, repr=False)
+    asked_radius: float = field(default=float("nan"), compare=False, repr=False)
     run: int = field(default=0, compare=False, repr=False)
     confidence: float = 1.0
 

@@ -32,7 +32,7 @@ def stored(radius: float) -> float:
 
 def row_of(number: int, fingerprint: str, e: Evidence, run: int) -> Row:
     """Return a fact as a row under the chain, texts in full."""
-    radius, margin, asked = float(e.radius), float(e.margin), float(e.question)
+    radius, margin, asked = float(e.radius), float(e.margin), float(e.asked_radius)
     return (
         number,
         fingerprint,
