@@ -370,7 +370,7 @@ def one_hot_groups(length: int, size: int, *, symbols_first: bool = False) -> li
     Args:
         length: the number of symbols of a sequence.
         size: the size of the alphabet.
-        letters_first: inputs are (size, length) instead of (length, size).
+        symbols_first: inputs are (size, length) instead of (length, size).
 
     Returns:
         For each position its columns in the flattened input, `length` lists of `size`.
