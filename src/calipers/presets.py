@@ -152,9 +152,15 @@ _NEARER = tuple(
 nearer on some of a sample.
 """
 
+_CLOSER = IterativeTightening(
+    FMN(steps=60, targets=3, gamma=0.2),
+    WarmStarted(APGD(steps=20, targets=9, successive_halving=True), RelaxationMinimizers(2)),
+)
+
 _DISTANCES = (
     Stage(LinearRegion(CROWN()), "certifier", "distance"),
     Stage(FMN(steps=60, targets=3, gamma=0.2), "attack", "distance"),
+    Stage(_CLOSER, "attack", "distance", pilot=_AUDIT),
     *_NEARER,
     Stage(CertifiedRadius(CROWN(), rounds=2, tolerance=0.05), "certifier", "distance"),
     Stage(
@@ -182,11 +188,6 @@ VERIFY_TOGETHER = (Stage(IBP(), "certifier"), Stage(CROWN(), "certifier"))
 
 VERIFY_ASKING = (Stage(FiniteDifferences(queries=5000), "attack"),)
 """What looks for an unsafe input of a network that can be run, but not bounded."""
-
-_CLOSER = IterativeTightening(
-    FMN(steps=60, targets=3, gamma=0.2),
-    WarmStarted(APGD(steps=20, targets=9, successive_halving=True), RelaxationMinimizers(2)),
-)
 
 _HARDER = "attack --tool 'APGD(steps=500, restarts=5, targets=9)'"
 
