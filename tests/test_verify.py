@@ -4,11 +4,13 @@ what to do?
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -24,9 +26,11 @@ import calipers
 from calipers.api.verify import verify
 from calipers.errors import BadInput, Contradiction
 from calipers.interchange import load_instances, load_onnx, load_vnnlib
+from calipers.measurement import verify as verification
 from calipers.measurement.plan import Stage
-from calipers.measurement.verify import OutOfTimeError, limited, witness
+from calipers.measurement.verify import time_limit, witness
 from calipers.presets import VERIFY
+from calipers.problem.interrupts import Limit, OutOfTime, give_way
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt, Claim
 
@@ -409,5 +413,75 @@ def test_no_clock_is_set_where_no_time_is_left(monkeypatch: pytest.MonkeyPatch) 
     # one that rings in a callback of the garbage collector would be lost
     monkeypatch.setattr(signal, "setitimer", lambda *_: pytest.fail("a clock was set"))
     for seconds in (0.0, -1.0):
-        with pytest.raises(OutOfTimeError), limited(seconds):
+        with pytest.raises(OutOfTime), time_limit(seconds):
             pytest.fail("something ran without any time")
+
+
+class LostAlarm:
+    """A clock that moves on by a second whenever it is looked at. Its alarm rings once, in a
+    callback that cannot raise.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.rings, self.lost = 0.0, float("inf"), 0
+        monkeypatch.setattr(verification, "time", self)
+        monkeypatch.setattr(signal, "setitimer", self.set)
+
+    def set(self, _: int, seconds: float) -> None:
+        self.rings = self.now + seconds if seconds else float("inf")
+
+    def monotonic(self) -> float:
+        self.now += 1
+        if self.now >= self.rings:
+            self.rings = float("inf")
+            handler = signal.getsignal(signal.SIGALRM)
+            assert callable(handler)
+            with pytest.raises(KeyboardInterrupt):  # as the garbage collector drops it
+                handler(signal.SIGALRM, None)
+            self.lost += 1
+        return self.now
+
+
+class Endless:
+    """An attack that asks for the time at every step, and never ends by itself."""
+
+    capabilities = calipers.attacks.PGD().capabilities
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        for _ in range(1000):
+            give_way()
+        pytest.fail("it went on after its time")
+        yield
+
+
+def test_a_lost_alarm_does_not_lose_the_limit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = LostAlarm(monkeypatch)
+    net = load_onnx(folder / "net.onnx", paired=True)
+    queries = load_vnnlib(folder / "true.vnnlib").queries
+    model, tools = calipers.Classifier(net), [Stage(Endless(), "attack")]
+    found = verification.verify(model, queries, net.program.point_shape, tools, timeout=50.0)
+    assert (found.answer, clock.lost) == ("timeout", 1) and clock.now < 60
+
+
+def test_an_alarm_alone_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "limited", lambda _: contextlib.nullcontext())
+    with pytest.raises(pytest.fail.Exception, match="went on after its time"):
+        test_a_lost_alarm_does_not_lose_the_limit(folder, monkeypatch)
+
+
+def test_the_time_is_also_limited_in_other_threads(folder: Path) -> None:
+    found: list[str] = []
+
+    def inside() -> None:
+        try:
+            with time_limit(1e-9):
+                give_way()
+        except OutOfTime as up:
+            found.append(type(up.limit).__name__)
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert found == [Limit.__name__]

@@ -24,11 +24,12 @@ from calipers.interchange import load, load_instances, load_onnx, load_vnnlib
 from calipers.interchange.files import content, existing
 from calipers.interchange.onnx_files import ask_onnx, is_onnx
 from calipers.measurement.plan import Stage
-from calipers.measurement.verify import OutOfTimeError, Verdict, limited
+from calipers.measurement.verify import Verdict, time_limit
 from calipers.measurement.verify import verify as decide
 from calipers.models.classifier import Classifier
 from calipers.models.wrappers import BlackBox
 from calipers.problem.agreement import confirm
+from calipers.problem.interrupts import OutOfTime
 from calipers.record.checker import prove, said
 from calipers.record.proofs import about, contents, model_digest
 from calipers.threats.ball import Ball
@@ -127,12 +128,12 @@ def verify(
     _check(timeout)
     begun = time.monotonic()
     try:
-        with limited(timeout):
+        with time_limit(timeout):
             # first, since a network is read quickly and a property may have megabytes
             net = _opened(network)
             asked = load_vnnlib(specification)
             net = net.echoing(asked.echoed)
-    except OutOfTimeError:
+    except OutOfTime:
         return Verdict(
             "timeout",
             time.monotonic() - begun,

@@ -22,6 +22,7 @@ from calipers.measurement.ask import Answer, answers, ask
 from calipers.measurement.plan import Stage
 from calipers.measurement.referee import Ruling
 from calipers.models.classifier import Classifier
+from calipers.problem.interrupts import Limit, OutOfTime, give_way, limited
 from calipers.problem.io_property import Query, posed_together, read
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt, Claim
@@ -94,14 +95,13 @@ def verify(
 
     One unsafe input in any of them is "sat". Where there are many queries, the certifiers of
     `together` are asked first about all of their boxes at once, and `stages` about each box that is
-    left. A tool that is still at work after `timeout` seconds is interrupted (in the main thread;
-    elsewhere the time is checked between tools).
+    left. A tool that is still at work after `timeout` seconds is interrupted.
     """
-    case = _Case(classifier, list(queries), shape, time.monotonic(), timeout, seed)
+    case = _Case(classifier, list(queries), shape, time.monotonic(), seed)
     try:
-        with limited(timeout):
+        with time_limit(timeout):
             return case.decide(stages, together)
-    except OutOfTimeError:
+    except OutOfTime:
         return case.verdict("timeout")
 
 
@@ -111,7 +111,6 @@ class _Case:
     queries: list[Query]
     shape: tuple[int, ...]
     begun: float
-    timeout: float | None
     seed: int
     notes: tuple[str, ...] = ()
     proofs: dict[Query, bytes | None] = field(default_factory=dict)
@@ -175,8 +174,7 @@ class _Case:
         """Let one tool try every open box; return a witness, or the open boxes."""
         still = []
         for query, problem in left:
-            if self.timeout is not None and time.monotonic() - self.begun > self.timeout:
-                raise OutOfTimeError
+            give_way()
             found, proved = (
                 self.attacked(stage, query, problem)
                 if stage.kind == "attack"
@@ -267,34 +265,53 @@ def witness(classifier: Classifier, query: Query, point: torch.Tensor) -> Witnes
     return Witness(texts, tuple(str(v) for v in outputs))
 
 
-class OutOfTimeError(KeyboardInterrupt):
-    """An interrupt: tools hand over what they have, and stop."""
+class _Alarm(KeyboardInterrupt):
+    """The alarm rang, at any step of the code that runs.
+
+    It is no `OutOfTime`, which some tools catch to go on with what they hold: that is safe only
+    where they asked for the time themselves.
+    """
 
 
 @contextmanager
-def limited(seconds: float | None) -> Iterator[None]:
-    """Raise `OutOfTimeError` in what runs inside, once the time is over.
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise `OutOfTime` in what runs inside, once the time is over.
 
-    This works in the main thread; elsewhere nothing is raised.
+    In the main thread an alarm interrupts any tool at once. It is lost where it rings in a callback
+    of the garbage collector or of C code, which cannot raise, and there is none in other threads:
+    there the tool ends where it asks for the time next, as does the caller by `give_way`.
     """
-    if (
-        seconds is None
-        or threading.current_thread() is not threading.main_thread()
-        or not hasattr(signal, "setitimer")
+    if seconds is None:
+        yield
+        return
+    limit = Limit(time.monotonic, time.monotonic() + seconds)
+    if seconds <= 0:
+        raise OutOfTime(limit)
+    try:
+        with limited(limit), _alarm(seconds):
+            yield
+    except _Alarm:
+        raise OutOfTime(limit) from None
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise `_Alarm` inside after that time, in the main thread."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(
+        signal, "setitimer"
     ):
         yield
         return
 
-    if seconds <= 0:  # no clock is needed, which might ring where an exception is lost
-        raise OutOfTimeError
-
     def ring(*_: object) -> None:
-        raise OutOfTimeError
+        raise _Alarm
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
     try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            signal.signal(signal.SIGALRM, before)
