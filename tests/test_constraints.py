@@ -567,3 +567,36 @@ def test_a_referee_that_overlooks_constraints_is_caught(monkeypatch: pytest.Monk
         lambda points, constraints: torch.ones(len(points), dtype=torch.bool),
     )
     assert admitted() == 1
+
+
+def far(wide: float) -> calipers.threats.ball.Fall:
+    """Return how far three functions fall where the first feature can move by `wide`."""
+    ball = Ball("l1", 1.0, box=None, weights=torch.tensor([1 / wide, 1.0, 1.0], dtype=F64))
+    a, b = torch.tensor([[0.0, 1.0, 1.0]], dtype=F64), torch.tensor([0.5], dtype=F64)
+    region = dataclasses.replace(ball, constraints=(a, b)).region(torch.zeros(1, 3, dtype=F64))
+    if wide == 2.0**1000:
+        region.__dict__["_farthest"] = torch.tensor([[torch.inf, 1.0, 1.0]], dtype=F64)
+    rows = torch.tensor([[[0.0, -1.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]], dtype=F64)
+    return region.fall(rows, torch.tensor([0]))
+
+
+def test_a_feature_without_bounds_moves_only_what_depends_on_it() -> None:
+    near, endless = far(2.0), far(2.0**1000)
+    assert torch.allclose(endless.value[0, :2], near.value[0, :2], atol=1e-9)
+    assert torch.allclose(endless.terms[0, :2], near.terms[0, :2], atol=1e-9)
+    assert endless.terms[0, 2] == torch.inf
+
+
+def test_infinity_times_zero_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "_products", lambda a, b: (a @ b[:, :, None])[:, :, 0])
+    with pytest.raises(AssertionError):
+        test_a_feature_without_bounds_moves_only_what_depends_on_it()
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 1e-37, 1.0])])
+def test_a_ball_beyond_all_numbers_is_refused(weights: Tensor | None) -> None:
+    model, x = nn.Linear(3, 2).eval(), torch.zeros(1, 3)
+    radius = 1e37 if weights is None else 1.0
+    Problem.pose(model, x, torch.tensor([0]), Ball("l2", radius / 1e6, box=None, weights=weights))
+    with pytest.raises(BadInput, match=r"beyond what numbers of torch.float32 can hold"):
+        Problem.pose(model, x, torch.tensor([0]), Ball("l2", radius, box=None, weights=weights))

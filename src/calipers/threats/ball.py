@@ -28,6 +28,7 @@ from calipers.threats.units import cure_for
 
 __all__ = ["Attained", "Ball", "Fall", "Region"]
 
+_MULTIPLES = 2.0**10  # of the radius that stay finite in the numbers of the points
 _BOX = "box must be (low, high), two numbers or arrays, 'data', or None; got {}"
 
 
@@ -204,6 +205,12 @@ class Ball:
         """
         radius = self.radii(len(x)).to(x.device)
         self.at(0.0).region(x[:1])  # raises where box, mask or weights do not fit the points
+        beyond = radius > self._most(x.dtype)
+        if bool(beyond.any()):
+            raise BadInput(
+                f"a ball of radius {float(radius[beyond][0]):g} reaches beyond what numbers of "
+                f"{x.dtype} can hold: lower the radius, or raise the smallest weight"
+            )
         if self.constraints is not None:
             check_satisfied(x, self.constraints)
         if self.grid is not None:
@@ -249,6 +256,11 @@ class Ball:
         region = self.region(x.double())
         corner = torch.maximum(-region.low, region.high)
         return region.norm.of(corner if region.weight is None else corner * region.weight)
+
+    def _most(self, dtype: torch.dtype) -> float:
+        """Return the largest radius whose multiples are finite in a dtype."""
+        least = 1.0 if self.weights is None else min(1.0, float(self.weights.min()))
+        return torch.finfo(dtype).max / _MULTIPLES * least
 
     def region(self, x: Tensor, *, outward: bool = False) -> Region:
         """Return the admissible set around each point of x (N, *D).

@@ -100,8 +100,8 @@ class ConstrainedRegion(Region):
         x = self.center.flatten(1)[points]
         slack, size = bound - x @ rows.T, bound.abs() + x.abs() @ rows.abs().T
         uncut = super().fall(a + multipliers @ rows, points)
-        moved = (a.abs() + multipliers @ rows.abs()) @ self._farthest[points][:, :, None]
-        own = moved[:, :, 0] + (multipliers @ size[:, :, None])[:, :, 0]
+        moved = _products(a.abs() + multipliers @ rows.abs(), self._farthest[points])
+        own = moved + (multipliers @ size[:, :, None])[:, :, 0]
         factor = 1 + (len(bound) + 8) / (a.shape[2] + 16)
         return uncut.value + (multipliers @ slack[:, :, None])[:, :, 0], uncut.terms + factor * own
 
@@ -127,8 +127,9 @@ class ConstrainedRegion(Region):
         """
         rows, bound = self.cut
         wide = self._farthest[points]
-        span = (wide @ rows.abs().T)[:, None].clamp_min(torch.finfo(a.dtype).tiny)
-        unit = (a.abs() @ wide[:, :, None]) / span
+        span = _products(rows.abs().expand(len(wide), -1, -1), wide)[:, None]
+        span = span.clamp_min(torch.finfo(a.dtype).tiny)
+        unit = _products(a.abs(), wide)[:, :, None] / span
         slack = (bound - self.center.flatten(1)[points] @ rows.T)[:, None]
         index = points.repeat_interleave(a.shape[1])
         region = Region.take(self, index)
@@ -281,6 +282,17 @@ class ConstrainedRegion(Region):
         A sample of the ball, projected.
         """
         return self.project(super().sample(streams))
+
+
+def _products(rows: Tensor, wide: Tensor) -> Tensor:
+    """Return <row, wide> for rows (P, S, d) and wide (P, d), both >= 0, (P, S).
+
+    A feature that is not bounded counts where its coefficient is not 0: infinity times 0 would be
+    no number.
+    """
+    unbounded = wide.isinf()
+    finite = (rows @ wide.masked_fill(unbounded, 0.0)[:, :, None])[:, :, 0]
+    return finite.masked_fill((rows @ unbounded.to(rows)[:, :, None])[:, :, 0] > 0, torch.inf)
 
 
 def satisfied(points: Tensor, constraints: Constraints) -> Tensor:
