@@ -5,6 +5,7 @@ exhaustive corners; and are wrong rules caught?
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from calipers.bounds.interval import Box
 from calipers.errors import BadInput
-from calipers.geometry import lipschitz
+from calipers.geometry import gradients, lipschitz
 from calipers.geometry.gradients import linear_score_change, sensitivity
 from calipers.geometry.linear_pieces import line
 from calipers.geometry.lipschitz import local_slopes
@@ -90,6 +91,45 @@ def test_gradients_match_finite_differences() -> None:
             torch.testing.assert_close(
                 found.gradient[:, i], difference.detach(), atol=1e-7, rtol=1e-6
             )
+
+
+def counted(norm: str, shape: tuple[int, ...]) -> None:
+    """Compare with every set of changes of a linear model, each to its best corner of the box."""
+    g = torch.Generator().manual_seed(3)
+    channels, d = (shape[0] if norm == "pixels" else 1), math.prod(shape)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(d, 3)).double().eval()
+    x = torch.rand(6, *shape, generator=g, dtype=torch.float64)
+    y, ball = net(x).argmax(1), Ball(norm, 1, box=(0.0, 1.2))
+    found = sensitivity(Problem.pose(net, x, y, ball))
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.2], dtype=torch.float64)] * d)
+    for i in range(len(x)):
+        least, most = math.inf, 0.0
+        for chosen in itertools.product([False, True], repeat=d // channels):
+            moved = torch.tensor(chosen).repeat(channels).expand_as(corners)
+            points = torch.where(moved, corners, x[i].flatten())
+            z = net(points.view(-1, *shape))
+            margins = z[:, y[i]] - z.masked_fill(torch.arange(3) == y[i], -torch.inf).amax(1)
+            if bool((margins <= 0).any()):
+                least = min(least, sum(chosen))
+            if sum(chosen) == 1:
+                gain = ((points - x[i].flatten()) @ found.gradient[i].flatten()).abs().max()
+                most = max(most, float(gain))
+        assert float(found.estimate[i]) == least
+        assert math.isclose(float(found.dual[i]), most, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize(("norm", "shape"), [("l0", (6,)), ("pixels", (2, 3, 1))])
+def test_a_linear_models_count_is_its_distance(norm: str, shape: tuple[int, ...]) -> None:
+    counted(norm, shape)
+
+
+@pytest.mark.parametrize(("norm", "shape"), [("l0", (6,)), ("pixels", (2, 3, 1))])
+def test_a_ratio_of_margin_and_slope_is_no_count(
+    norm: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "_first_order", lambda r, g, m: m / r.norm.dual(g.flatten(1)))
+    with pytest.raises(AssertionError):
+        counted(norm, shape)
 
 
 def test_masks_and_weights_enter_the_dual_norm() -> None:

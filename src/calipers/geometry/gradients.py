@@ -16,6 +16,7 @@ from torch import Tensor
 
 from calipers.errors import BadInput
 from calipers.problem.problem import Problem
+from calipers.threats.count_norms import L0
 from calipers.threats.norms import norm_for, norm_named
 from calipers.threats.region import Region
 
@@ -39,8 +40,9 @@ class Sensitivity:
         margin: (N,), the worst margin, in logits; the model is wrong where it is not positive.
         estimate: (N,), the first-order distance to the decision boundary, in the data's units: the
             smallest margin / dual norm over all other classes (the largest for a target), box left
-            out. It is neither an upper nor a lower bound, but exact for linear models in linf, l2
-            and l1 without a box. 0 where the model is wrong.
+            out; in l0 and pixels the smallest number of changes inside the box. It is neither an
+            upper nor a lower bound, but exact for linear models in linf, l2 and l1 without a box,
+            and in l0 and pixels. 0 where the model is wrong.
     """
 
     gradient: Tensor
@@ -95,8 +97,13 @@ def sensitivity(problem: Problem, of: Of = "margin") -> Sensitivity:
 def _measured(problem: Problem, of: Of) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     margins, slopes, loss = margin_gradients(problem)
     worst = problem.goal.worst(margins)
-    dual = torch.stack([dual_norm(problem.region, slopes[:, s]) for s in range(slopes.shape[1])], 1)
-    ratio = torch.where(dual > 0, margins.double() / dual, torch.inf)
+    ratio = torch.stack(
+        [
+            _first_order(problem.region, slopes[:, s], margins[:, s].double())
+            for s in range(slopes.shape[1])
+        ],
+        1,
+    )
     # Combined as the margins are: the smallest over the other classes, for a target the largest;
     # 0 where the model is already wrong.
     estimate = torch.where(worst > 0, problem.goal.worst(ratio), 0.0)
@@ -138,12 +145,39 @@ def dual_norm(region: Region, g: Tensor) -> Tensor:
     """Return the dual norm of directions over the features that can move.
 
     For directions g (M, *D) it is the most that <g, delta> gains for each unit of radius, (M,)
-    float64.
+    float64. The box is left out, but in l0 and pixels, where it alone limits what a change gains:
+    there it is the most that one change moves <g, delta>, up or down.
     """
+    if isinstance(region.norm, L0):
+        up, down = (_gains(region, region.norm, way).amax(1) for way in (g, -g))
+        return torch.maximum(up, down)
     flat = torch.where(
         (region.low == 0) & (region.high == 0) & _frozen(region), 0.0, g.flatten(1).double()
     )
     return region.norm.dual(flat if region.weight is None else flat / region.weight.double())
+
+
+def _gains(region: Region, norm: L0, g: Tensor) -> Tensor:
+    """Return how far each change alone raises <g, delta> inside the box.
+
+    (M, features or pixels) float64, for directions g (M, *D).
+    """
+    flat = g.flatten(1).double()
+    gain = flat * torch.where(flat > 0, region.high, region.low).double()
+    return norm.pixels(gain).sum(-2)
+
+
+def _first_order(region: Region, slope: Tensor, margin: Tensor) -> Tensor:
+    """Return the distance at which a linear margin of this slope is 0, (M,).
+
+    Infinite where it is nowhere.
+    """
+    if isinstance(region.norm, L0):
+        gains = _gains(region, region.norm, -slope).sort(1, descending=True).values
+        changes = 1 + (gains.cumsum(1) < margin[:, None]).sum(1)
+        return torch.where(changes <= gains.shape[1], changes.double(), torch.inf)
+    dual = dual_norm(region, slope)
+    return torch.where(dual > 0, margin / dual, torch.inf)
 
 
 def _frozen(region: Region) -> Tensor:
