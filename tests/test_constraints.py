@@ -34,6 +34,8 @@ from calipers.problem.protocols import Attempt
 from calipers.problem.recorded import recorded_threat
 from calipers.random_streams import Streams
 from calipers.record.record import Record
+from calipers.report.render import page
+from calipers.report.report import summaries
 from calipers.threats import constraints
 from calipers.threats.ball import Ball
 from calipers.threats.constraints import ConstrainedRegion
@@ -462,12 +464,24 @@ def test_constraints_are_part_of_the_question_and_of_its_record(tmp_path: Path) 
         <= int((truth > 0).sum())
         <= result.robust_accuracy.attacked.count
     )
-    data = Record(tmp_path / "run.calipers", read_only=True).questions()[0].data
+    held = Record(tmp_path / "run.calipers", read_only=True)
+    assert f"linf under {D} linear constraints" in page(summaries(held))
+    data = held.questions()[0].data
     assert data is not None
     back = recorded_threat(data["threat"], torch.full((12,), 0.12, dtype=F64))
     assert back.identity() == threat("linf", 0.5).identity() != Ball("linf", 0.12).identity()
     (checked,) = calipers.check(tmp_path / "run.calipers", model)
     assert checked.sound
+
+
+def test_pictures_are_drawn_in_a_box_that_is_given_by_feature(tmp_path: Path) -> None:
+    model, low = two_layers(0), torch.linspace(-1, 0, D)
+    ball = Ball("linf", 0.4, box=(low, torch.ones(D)))
+    x = rows(12)
+    y = model(x).argmax(1)
+    calipers.measure(model, x, y, ball, plan="quick", record=tmp_path / "run.calipers")
+    (summary,) = summaries(Record(tmp_path / "run.calipers", read_only=True))
+    assert summary.gallery and {shown.span for shown in summary.gallery} == {(-1.0, 1.0)}
 
 
 def test_a_box_that_is_cut_is_not_halved() -> None:

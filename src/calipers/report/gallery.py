@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calipers.record.evidence import Evidence, Point
+from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.record import Record
 
 Span = tuple[float, float]
@@ -46,16 +46,14 @@ class Exhibit:
 
 def hang(
     ledger: Record,
-    known: Mapping[str, Any],
-    fingerprint: str,
+    question: Question,
     points: Sequence[Point],
     facts: Sequence[Evidence],
     ends: Mapping[str, tuple[float, str, int]],
 ) -> tuple[Exhibit, ...]:
     """Return up to a dozen stored witnesses of a question.
 
-    `known` are its facts; `ends` gives for each point its upper bound, the tool that set it and the
-    clean prediction.
+    `ends` gives for each point its upper bound, the tool that set it and the clean prediction.
     """
     at = {
         p.name: p
@@ -67,13 +65,14 @@ def hang(
         for f in facts
         if f.kind == "witness" and f.point in at and (f.radius, f.tool) == ends[f.point][:2]
     }
-    box = data_range(known)
+    # words tell a box of numbers alone, not one by feature
+    box = data_range(question.data or question.facts)
     shown: list[Exhibit] = []
     for point in _order(
         [at[name] for name in nearest], {name: fact.radius for name, fact in nearest.items()}
     ):
         fact = nearest[point.name]
-        array = ledger.witness(fingerprint, fact)
+        array = ledger.witness(question.fingerprint, fact)
         clean = point.array
         if array is not None and clean is not None and array.shape == clean.shape and array.size:
             shown.append(_exhibit(point, clean, fact, array, ends[point.name][2], box))

@@ -323,8 +323,7 @@ def summarise(ledger: Record, question: Question, confidence: float = 0.95) -> S
         costs=tool_costs(rows, facts),
         gallery=hang(
             ledger,
-            known,
-            question.fingerprint,
+            question,
             points,
             facts,
             {r.name: (r.upper, r.upper_tool, r.prediction) for r in valid},

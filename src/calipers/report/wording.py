@@ -122,14 +122,8 @@ def norm(summary: Summary) -> str:
     if counts_substitutions(summary):
         return "substitutions"
     found = (lookup(summary.facts, "threat", key) for key in ("norm", "name", "kind"))
-    constraints = lookup(summary.facts, "threat", "constraints")
-    count = (
-        len(constraints[1])
-        if isinstance(constraints, list)
-        and len(constraints) == 2
-        and isinstance(constraints[1], list)
-        else 0
-    )
+    held = lookup(summary.facts, "threat", "constraints")
+    count = held if isinstance(held, int) else 0
     under = f" under {count} linear constraint{'' if count == 1 else 's'}" if count else ""
     return str(next((value for value in found if value), "distance")) + under
 
