@@ -17,7 +17,7 @@ from torch import nn
 import calipers
 from calipers.api.verify import proved_again
 from calipers.errors import BadInput, BadModel, CalipersError, UnsupportedOp
-from calipers.graph.onnx import steps
+from calipers.graph.onnx import layers, steps
 from calipers.graph.onnx.agreement import Outputs
 from calipers.graph.onnx.network import OnnxNet
 from calipers.graph.onnx.ops import OPS
@@ -297,6 +297,49 @@ def test_a_wrong_reader_is_caught_before_anything_is_claimed(
         match=r"net\.onnx is read as another network than the one that .* differs by [0-9.e-]+ on points of this question",
     ):
         ASKED[asked](net)
+
+
+def normalised(folder: Path) -> OnnxNet:
+    """Return a network in double precision whose normalisation is to compute in single precision."""
+    held = np.random.default_rng(0)
+    arrays = {"s": held.normal(size=4), "b": held.normal(size=4), "w": held.normal(size=(48, 3))}
+    nodes = [
+        helper.make_node("GroupNormalization", ["x", "s", "b"], ["h"], num_groups=2),
+        helper.make_node("Flatten", ["h"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, shape)
+        for name, shape in (("x", [1, 4, 3, 4]), ("y", [1, 3]))
+    ]
+    graph = helper.make_graph(
+        nodes, "net", ends[:1], ends[1:], [numpy_helper.from_array(a, n) for n, a in arrays.items()]
+    )
+    opset = [helper.make_opsetid("", 21)]
+    return loaded(folder, helper.make_model(graph, opset_imports=opset, ir_version=10))
+
+
+def asked_about(net: OnnxNet) -> None:
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 4, 3, 4)))
+    ball = calipers.Ball("linf", 1e-3, box=None)
+    calipers.certify(net, x, torch.tensor([0]), ball, "IBP")
+
+
+@pytest.mark.one_in(1)
+def test_single_precision_that_a_file_asks_for_inside_is_no_misreading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_about(normalised(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Execution, "in_double", lambda _: None)
+        with pytest.raises(BadModel, match="differs by"):
+            asked_about(normalised(tmp_path))
+    # a misreading as small as that rounding is still noticed
+    right = layers.group_norm
+    patched = lambda w, x, groups, scale, bias, eps: right(w, x, groups, scale, bias, eps * 1.01)  # noqa: E731
+    monkeypatch.setattr(layers, "group_norm", patched)
+    with pytest.raises(BadModel, match="differs by"):
+        asked_about(normalised(tmp_path))
 
 
 PROPERTY = """(declare-const X_0 Real)

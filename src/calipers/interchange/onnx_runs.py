@@ -6,7 +6,7 @@ By onnxruntime where it is installed and knows the operations, else by ONNX's re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,36 @@ class Execution:
         if self._run is None:
             self._run = self._started(points[0])
         return np.stack([self._run(point).reshape(-1) for point in points]).astype(np.float64)
+
+    def in_double(self) -> Execution | None:
+        """Return the same file with double precision inside its layers.
+
+        By the standard some layers, such as `GroupNormalization` from operator set 21 on, compute
+        in their `stash_type`, single precision unless told otherwise, in files of double precision
+        too. None where the file has no such layer, or is not in double precision.
+        """
+        import onnx
+
+        if self.dtype != np.float64:
+            return None
+        model = onnx.load_model_from_string(self.data)
+        versions = {entry.domain: entry.version for entry in model.opset_import}
+        inside = [
+            node
+            for node in model.graph.node
+            if onnx.defs.has(node.op_type, node.domain)
+            and "stash_type"
+            in onnx.defs.get_schema(
+                node.op_type, versions.get(node.domain, 1), node.domain
+            ).attributes
+        ]
+        for node in inside:
+            kept = [a for a in node.attribute if a.name != "stash_type"]
+            del node.attribute[:]
+            double = onnx.helper.make_attribute("stash_type", onnx.TensorProto.DOUBLE)
+            node.attribute.extend([*kept, double])
+        data = model.SerializeToString()
+        return replace(self, data=data, _run=None) if inside else None
 
     def edited(self, net: nn.Module) -> bool:
         """Return whether the network's weights were changed since it was read.
