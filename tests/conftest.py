@@ -2,12 +2,14 @@
 the others wait on the slow shelf.
 
 With `one_in(n)` every n-th; of tests that do not say, the more cases there are the smaller a share.
+What was skipped for lack of files beside the project is named at the end of the run.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 
+import beside
 import pytest
 
 SHARES = ((100, 6), (24, 4), (6, 2))  # cases from which on one in so many runs every time
@@ -32,3 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def name_of(item: pytest.Item) -> str:
     return item.nodeid.partition("[")[0]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what was skipped because it needs more than the project itself."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    line = beside.summary((r.nodeid, r.longrepr[2]) for r in skipped if len(r.longrepr or ()) == 3)
+    if line:
+        terminalreporter.write_line(line)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import beside
 import numpy as np
 import pytest
 import torch
@@ -23,15 +24,10 @@ from calipers.record.proofs import contents, sealed
 
 pytestmark = pytest.mark.one_in(1)
 
-CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 
-
-def cases(*parts: str) -> Path:
+def cases(name: str) -> Path:
     """Return a folder of cases, or skip the test where it is absent."""
-    path = CASES.joinpath(*parts)
-    if not path.is_dir():
-        pytest.skip("the cases are not beside the project (../shared/cases)")
-    return path
+    return beside.given(beside.CASES / name)
 
 
 def test_archives_that_made_tracebacks_or_filled_the_memory_are_refused() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from beside import CASES, needs
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -23,7 +24,6 @@ from calipers.measurement import probe
 from calipers.measurement.plan import Plan, Stage
 from calipers.record.record import Record
 
-CASES = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
 PLAN = Plan("one", (Stage(calipers.attacks.PGD(steps=3), "attack"),))
 BALL = calipers.Ball("linf", 0.05)
 
@@ -219,7 +219,7 @@ def test_elsewhere_rounding_may_differ_and_no_more(tmp_path: Path) -> None:
 
 # ---- the cases that showed it first ----------------------------------------------------------------------------------------------------------------------
 
-here = pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not beside this checkout")
+here = needs(CASES)
 
 
 @here

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from beside import CASES, needs
 from terminal import calipers as terminal
 
 import calipers
@@ -21,12 +22,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
-CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
-needs_cases = pytest.mark.skipif(
-    not (CASES / "onnx").is_dir(),
-    reason="the strangers' files are not beside the project (../shared/cases)",
-)
-pytestmark = [needs_cases, pytest.mark.one_in(1)]
+pytestmark = [needs(CASES / "onnx"), pytest.mark.one_in(1)]
 
 READ = (
     "avgpool_ceil clip_min_above_max const_onehot const_reducemax const_size const_trilu_mask "

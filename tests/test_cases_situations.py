@@ -10,20 +10,19 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import beside
 import pytest
 import torch
 
 import calipers
 from calipers.errors import CalipersError
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
-SCRIPTS = FOLDER / "situations"
+SCRIPTS = beside.CASES / "situations"
 
 pytestmark = [
-    pytest.mark.skipif(not SCRIPTS.is_dir(), reason="the scripts are not here"),
+    beside.needs(SCRIPTS),
     pytest.mark.one_in(1),
 ]
 
@@ -186,7 +185,7 @@ def test_a_model_without_gradients_says_so_in_text_and_page(
 
 
 def test_a_model_that_reads_its_own_weights_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    path = FOLDER / "models" / "conv_weight.py"
+    path = beside.CASES / "models" / "conv_weight.py"
     with torch.random.fork_rng():
         exec(compile(path.read_text(), str(path), "exec"), {"__name__": "a script"})
     assert "clean    100.0 %" in capsys.readouterr().out

@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import nets
 import numpy as np
 import pytest
 import torch
+from beside import DATA, needs
 from torch import Tensor, nn
 
 from calipers.bounds.backward import joined_bounds, margin_bounds, relax
@@ -33,11 +33,7 @@ from calipers.problem.protocols import Certifier
 from calipers.threats.ball import Ball
 
 NORMS = ("linf", "l2", "l1")
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(
-    not (DATA / "nets" / "mnist_wk17a.npz").exists(),
-    reason="the reference networks are not beside the project (../shared/data)",
-)
+needs_data = needs(DATA / "nets")
 
 
 def claims(tool: Certifier, problem: Problem) -> tuple[Tensor, Tensor]:

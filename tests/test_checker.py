@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from beside import DATA, needs
 from broken_checker import only_proved_by
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -39,11 +40,6 @@ from calipers.record.checker import Proof, Threat, covered, prove
 from calipers.record.proofs import about, contents, packed, sealed
 from calipers.threats.ball import Ball
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(
-    not (DATA / "nets" / "mnist_wk17a.npz").exists(),
-    reason="the reference networks are not beside the project (../shared/data)",
-)
 INF = float("inf")
 RADII = {"linf": 0.08, "l2": 0.25, "l1": 0.5}
 TOOLS: tuple[Certifier, ...] = (
@@ -940,7 +936,7 @@ def test_the_command_line_keeps_and_checks_proofs(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-@needs_data
+@needs(DATA / "nets")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "radius", "points"),

@@ -14,14 +14,12 @@ import pytest
 import torch
 from broken_checker import only_proved_by
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 from calipers.certificates.alpha_crown import AlphaCROWN
 from calipers.certificates.branch_and_bound import BranchAndBound
 from calipers.certificates.crown import CROWN
 from calipers.certificates.input_split import InputSplit
 from calipers.certificates.proof_writer import differs
-from calipers.cli import app
 from calipers.graph import smooth_table
 from calipers.graph.capture import graph_of
 from calipers.graph.ir import Graph
@@ -38,7 +36,6 @@ from calipers.threats.ball import Ball
 sys.path.insert(0, str(Path(__file__).parent))
 from test_checker import _after, _curve, _leaves, by_hand, rewritten
 
-NANO = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnncomp" / "test"
 MADE = (
     smooth_table.softplus(1.0, 20.0), smooth_table.softplus(3.0, 4.0), smooth_table.elu(1.0, 1.0, 1.0), smooth_table.elu(1.6732632423543772, 1.0507009873554805, 1.0),
     smooth_table.elu(2.0, 1.0, 0.5), *(c for p in (3.0, 4.0, -2.0, 1.5, 0.3) if (c := smooth_table.power(p)) is not None),
@@ -624,27 +621,3 @@ def test_the_network_of_the_file_is_the_model_with_attention() -> None:
             np.testing.assert_allclose(
                 values[-1][0], theirs[k].flatten().numpy(), rtol=1e-9, atol=1e-9
             )
-
-
-@pytest.mark.skipif(
-    not (NANO / "test_nano.onnx").exists(),
-    reason="the instances are not beside the project (../shared/data/vnncomp)",
-)
-def test_the_command_line_keeps_a_proof_of_what_is_unsat(tmp_path: Path) -> None:
-    kept = tmp_path / "nano.npz"
-    done = CliRunner().invoke(
-        app,
-        [
-            "verify",
-            str(NANO / "test_nano.onnx"),
-            str(NANO / "test_nano.vnnlib"),
-            "--proofs",
-            str(kept),
-        ],
-    )
-    assert done.exit_code == 0 and "unsat" in done.output
-    assert prove(kept.read_bytes()).proved
-    listed = CliRunner().invoke(
-        app, ["verify", "--csv", str(NANO / "instances.csv"), "--proofs", str(kept)]
-    )
-    assert listed.exit_code == 2

@@ -7,12 +7,12 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from beside import DATA, needs
 from scipy.optimize import linprog
 from test_minimum_norm import Fn, drawn, exact_linear, linear, posed, run
 from torch import Tensor, nn
@@ -253,11 +253,7 @@ def test_two_relus_where_a_gradient_shows_the_way(
 # ---- trained networks
 # --------------------------------------------------------------------------------------------------
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-TRUTH = DATA / "truth" / "tiny_mlp20_linf_exact.csv"
-needs_data = pytest.mark.skipif(
-    not TRUTH.exists(), reason="the exact distances are not beside the project (../shared/data)"
-)
+needs_data = needs(DATA / "truth")
 NETWORKS = [
     ("tiny_mlp20", "linf", 0.1, "tiny_mlp20_linf_exact.csv"),
     ("tiny_mlp20", "l1", 5.0, "tiny_mlp20_l1_exact.csv"),

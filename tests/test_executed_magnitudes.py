@@ -8,8 +8,8 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
+import beside
 import nets
 import numpy as np
 import pytest
@@ -35,7 +35,6 @@ from calipers.problem.problem import Problem
 from calipers.problem.protocols import Claim
 from calipers.threats.ball import Ball
 
-CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "float32"
 NETS = 25
 TOOLS = (
     IBP(guarantee=WORD),
@@ -266,11 +265,10 @@ def test_the_same_networks_are_proved_in_real_arithmetic() -> None:
 def test_given_cases_certify_nothing_that_breaks(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not (CASES / name).exists():
-        pytest.skip(f"../shared/cases/float32/{name} is not here")
+    path = beside.given(beside.CASES / "float32" / name)
     before = torch.get_num_threads()
     try:
-        text = (CASES / name).read_text()
+        text = path.read_text()
         for tool in ("tool", """'CROWN(guarantee="float32-executed")'"""):  # which comes last now
             text = re.sub(rf"certify\({re.escape(tool)}, (.*\))\)", rf"certify(\1, {tool})", text)
         exec(compile(text, name, "exec"), {"__name__": "__main__"})

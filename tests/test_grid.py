@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from functools import cache
-from pathlib import Path
 
+import beside
 import numpy as np
 import pytest
 import torch
@@ -70,10 +70,7 @@ def network(name: str) -> nn.Module:
 
 def _published(name: str) -> nn.Module:
     """Return a network of two strided convolutions and two dense layers that was trained against linf by others."""
-    path = Path(__file__).resolve().parents[2] / "shared" / "data" / "nets" / f"mnist_{name}.npz"
-    if not path.exists():
-        pytest.skip(f"no {path.name} among the published networks beside the project")
-    with np.load(path) as arrays:
+    with np.load(beside.given(beside.DATA / "nets" / f"mnist_{name}.npz")) as arrays:
         spec, weights = (
             json.loads(str(arrays["spec"])),
             {k: torch.tensor(v) for k, v in arrays.items() if k != "spec"},

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from beside import DATA, needs
 from torch import nn
 
 import calipers
@@ -26,8 +27,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnncomp"
-NETS = sorted(p for p in DATA.glob("*/*.onnx*"))
+NETS = sorted((DATA / "vnncomp").glob("*/*.onnx*"))
 Constants = dict[str, Any]
 
 
@@ -550,10 +550,7 @@ def test_a_wrong_reader_is_caught(
         agree(tmp_path, CASES[name])
 
 
-@pytest.mark.skipif(
-    not NETS,
-    reason="the competition's networks are not beside the project (../shared/data/vnncomp)",
-)
+@needs(DATA / "vnncomp")
 @pytest.mark.parametrize(
     "path", NETS, ids=lambda p: p.name.removesuffix(".gz").removesuffix(".onnx")
 )

@@ -11,6 +11,7 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
+import beside
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from calipers.threats.neighbours import enumerate_substitutions, neighbourhood_s
 from calipers.threats.substitution_region import SubstitutionRegion
 from calipers.threats.substitutions import Substitutions, one_hot_groups
 
-SPLICE = Path(__file__).resolve().parents[2] / "shared" / "data" / "data" / "splice.data.gz"
+SPLICE = beside.DATA / "data" / "splice.data.gz"
 UNEVEN = [[0, 1, 2], [3, 4], [5, 6, 7, 8], [9, 10, 11]]
 ALLOWED = [[0, 2], [1], [0, 1, 3], []]
 F64 = torch.float64
@@ -315,9 +316,7 @@ def fitted(x: Tensor, y: Tensor, classes: int, hidden: int = 48, steps: int = 15
 
 @cache
 def splice() -> tuple[nn.Module, Tensor, Tensor]:
-    if not SPLICE.exists():
-        pytest.skip("the splice-junction data are not beside the project (../shared/data)")
-    with gzip.open(SPLICE, "rt") as file:
+    with gzip.open(beside.given(SPLICE), "rt") as file:
         rows = [[part.strip() for part in line.split(",")] for line in file if line.strip()]
     rows = [row for row in rows if set(row[2]) <= set("ACGT")]
     x = written(

@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import beside
 import numpy as np
 import pytest
 import terminal
@@ -33,15 +34,13 @@ from calipers.presets import VERIFY
 from calipers.problem.interrupts import Limit, OutOfTime, give_way
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt, Claim
+from calipers.record.checker import prove
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnncomp"
-needs_data = pytest.mark.skipif(
-    not DATA.exists(),
-    reason="the competition's instances are not beside the project (../shared/data/vnncomp)",
-)
+DATA = beside.DATA / "vnncomp"
+needs_data = beside.needs(DATA)
 PLAIN = [stage for stage in VERIFY if repr(stage.tool).startswith(("PGD", "IBP", "CROWN"))]
 
 
@@ -238,6 +237,14 @@ def test_time_runs_out_during_a_tool(folder: Path) -> None:
         folder / "net.onnx", folder / "true.vnnlib", timeout=0.3, tools=[Stage(Sleeper(), "attack")]
     )
     assert found.answer == "timeout", "a tool that sleeps for ever ended"
+
+
+def test_the_command_line_keeps_a_proof_of_what_is_unsat(folder: Path) -> None:
+    done = run(folder, "net.onnx", "true.vnnlib", "--proofs", "kept.npz")
+    assert done.returncode == 0 and "unsat" in done.stdout
+    assert prove((folder / "kept.npz").read_bytes()).proved
+    (folder / "instances.csv").write_text("net,true\n")
+    assert run(folder, "--csv", "instances.csv", "--proofs", "kept.npz").returncode == 2
 
 
 def test_exit_codes_and_messages(folder: Path) -> None:

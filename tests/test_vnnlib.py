@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from beside import DATA, needs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -30,7 +31,6 @@ from calipers.problem.io_property import Inequality, Query, below, read
 from calipers.problem.problem import Problem
 from calipers.problem.specification import Specification
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "vnncomp"
 DECLARED = "".join(f"(declare-const {name} Real)\n" for name in ("X_0", "X_1", "Y_0", "Y_1"))
 BOX = "(assert (>= X_0 -0.1)) (assert (<= X_0 0.3)) (assert (>= X_1 0)) (assert (<= X_1 1))\n"
 
@@ -251,14 +251,14 @@ def test_files_packed_or_not_are_the_same_and_damaged_ones_are_named(tmp_path: P
             load_vnnlib(tmp_path / name)
 
 
-@pytest.mark.skipif(
-    not DATA.exists(),
-    reason="the competition's properties are not beside the project (../shared/data/vnncomp)",
-)
+@needs(DATA / "vnncomp")
 def test_the_competition_s_properties_are_read() -> None:
     found = {
         path.name.split(".vnnlib")[0]: load_vnnlib(path)
-        for path in [*DATA.glob("*/vnnlib/*"), *DATA.glob("test/*.vnnlib")]
+        for path in [
+            *(DATA / "vnncomp").glob("*/vnnlib/*"),
+            *(DATA / "vnncomp").glob("test/*.vnnlib"),
+        ]
     }
     shapes = {
         name: (p.inputs, p.outputs, [[len(c) for c in q.cases] for q in p.queries])
