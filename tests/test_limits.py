@@ -8,14 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-import torch
 
 import calipers
 from calipers import data
 from calipers.attacks.engine import query_loop, queue
 from calipers.bounds import backward, optimise
 from calipers.certificates import alpha_crown, radius
-from calipers.certificates.crown import spread
+from calipers.problem.executor import LocalThreads
 from calipers.problem.interrupts import Limit, OutOfTime, give_way, limited, shortened
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt, Claim
@@ -170,9 +169,8 @@ def test_a_share_of_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("how", ["the user leaves", "the time is up"])
-def test_threads_stop_with_whoever_listens(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_stop_with_whoever_listens(how: str) -> None:
     """Two threads would go on for ever; one answer comes, then nobody listens any more."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     limit, ended = Limit(lambda: 0.0, 1.0), threading.Barrier(3, timeout=60)
 
     def work(part: int) -> int:
@@ -185,7 +183,7 @@ def test_threads_stop_with_whoever_listens(how: str, monkeypatch: pytest.MonkeyP
             ended.wait()
 
     with limited(limit):
-        answers = spread(work, range(3), torch.device("cpu"))
+        answers = LocalThreads(workers=2).map(work, range(3))
         assert next(answers) == 0
         closing = threading.Thread(target=answers.close) if how == "the user leaves" else None
         if closing is None:

@@ -245,7 +245,7 @@ def test_examples_are_looked_for_in_the_whole_network_again_after_a_case(
 ) -> None:
     for seed in range(4):
         problem = asked(perceptron(seed, ACTIVATIONS["relu"][0], WIDTHS), seed, 3, "linf")
-        search = milp_module._PointSearch(MILP(), problem)
+        search = milp_module._PointSearch(MILP(), problem, torch.tensor([0]))
         search.run()
         assert search.tree is None or search.examples.model is search.tree.model
     assert any(state is not None for state in by_case)

@@ -179,7 +179,7 @@ def test_a_proof_beyond_an_example_names_both(monkeypatch: pytest.MonkeyPatch) -
 
 
 def _searched(problem: Problem) -> _PointSearch:
-    search = _PointSearch(MILP(seconds=5), problem)
+    search = _PointSearch(MILP(seconds=5), problem, torch.tensor([0]))
     search.run()
     return search
 

@@ -16,11 +16,12 @@ from torch import Tensor
 from calipers.bounds.rounding import Guarantee, arithmetic_of
 from calipers.certificates.alpha_crown import Start
 from calipers.certificates.branch_search import BranchSearch, Effort
-from calipers.certificates.crown import batches, spread
+from calipers.certificates.crown import batches
 from calipers.certificates.guaranteed import check_proofs, stated
+from calipers.certificates.proof_writer import Notes
 from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
-from calipers.problem.interrupts import Limit, OutOfTime, give_way, limited
+from calipers.problem.interrupts import Limit, OutOfTime, flattened, give_way, limited
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt, Claim, Startable
 
@@ -72,7 +73,7 @@ class BranchAndBound:
         >>> x = torch.tensor([[0.2, 0.7]])
         >>> problem = calipers.Problem.pose(model, x, None, calipers.Ball("linf", 0.3))
         >>> answers = list(BranchAndBound(seconds=10)(problem))
-        >>> [type(answer).__name__ for answer in answers if len(answer.index)]  # a witness
+        >>> [type(answer).__name__ for answer in answers]  # a witness
         ['Attempt', 'Claim']
     """
 
@@ -111,96 +112,80 @@ class BranchAndBound:
         An `Attempt` precedes the claim of a point where an adversarial example was met on the way.
         """
         for index in batches(problem):
-            part, limit = (
-                problem.take(index),
-                Limit(time.monotonic, time.monotonic() + self.seconds * len(index)),
-            )
-            try:
-                with limited(limit):
-                    start = Start.tightened(
-                        part,
-                        arithmetic_of(self.guarantee),
-                        steps=self.steps,
-                        intermediate=self.intermediate,
-                        noted=self.proofs,
-                    )
-            except OutOfTime as up:
-                if up.limit is not limit:
-                    raise
-                yield self._unbounded(problem, index)
-                continue
-            decided = start.worst() > 0
+            yield from self._decided(problem.take(index), index)
+
+    def _decided(self, part: Problem, index: Tensor) -> Iterator[Claim | Attempt]:
+        """Yield the answers about a batch of points, at `index (N,)` of the whole problem."""
+        limit = Limit(time.monotonic, time.monotonic() + self.seconds * len(index))
+        everywhere = torch.arange(len(index), device=index.device)
+        try:
+            with limited(limit):
+                start = Start.tightened(
+                    part,
+                    arithmetic_of(self.guarantee),
+                    steps=self.steps,
+                    intermediate=self.intermediate,
+                    noted=self.proofs,
+                )
+        except OutOfTime as up:
+            if up.limit is not limit:
+                raise
+            worst = torch.full((len(index),), -torch.inf, dtype=torch.float64, device=index.device)
+            yield self._claim(part, index, everywhere, worst, torch.zeros_like(index), None)
+            return
+        decided = start.worst() > 0
+        # without slopes to branch from, time ran out before there were any
+        branching = start.root is not None and start.pending is not None
+        settled = everywhere[decided] if branching else everywhere
+        if len(settled):
             yield self._claim(
-                problem,
-                index[decided],
-                start.worst()[decided],
-                start.rows[decided],
-                self._written(start, decided),
+                part, index, settled, start.worst()[settled], start.rows[settled], start.notes
             )
-            effort = Effort(self.steps, self.intermediate, self.batch, self.look, self.attack)
-            # time ran out before there were optimised slopes to branch from
-            if start.root is None or start.pending is None:
-                yield self._claim(
-                    problem,
-                    index[~decided],
-                    start.worst()[~decided],
-                    start.rows[~decided],
-                    self._written(start, ~decided),
-                )
-                give_way()
-                continue
-            trees = [
-                BranchSearch(effort, part, start, place)
-                for place in range(len(start.open))
-                if not bool(decided[start.open[place]])
-            ]
-            for tree, verdict in zip(
-                trees, spread(self._grown, trees, problem.x.device), strict=True
-            ):
-                here = index[tree.point].reshape(1)
-                if verdict is not None:
-                    spent = torch.full_like(here, tree.rows)
-                    yield Attempt(here, verdict, spent, spent)
-                mine = torch.arange(len(part), device=index.device) == tree.point
-                yield self._claim(
-                    problem,
-                    here,
-                    tree.proved,
-                    torch.full_like(here, tree.rows),
-                    self._written(start, mine & bool(tree.proved > 0)) or (None,),
-                )
-
-    def _unbounded(self, problem: Problem, index: Tensor) -> Claim:
-        """Return the claim that nothing is known of these points."""
-        worst = torch.full((len(index),), -torch.inf, dtype=torch.float64, device=index.device)
-        return self._claim(problem, index, worst, torch.zeros_like(index), (None,) * len(index))
-
-    def _grown(self, tree: BranchSearch) -> Tensor | None:
-        return tree.grow(time.monotonic() + self.seconds)
-
-    def _written(self, start: Start, points: Tensor) -> tuple[bytes | None, ...]:
-        """Return the proofs of the flagged points, in order."""
-        with torch.no_grad():
-            return tuple(
-                None if start.notes is None else start.notes.written(i, self)
-                for i in torch.nonzero(points).flatten().tolist()
+        if not branching:
+            give_way()
+            return
+        effort = Effort(self.steps, self.intermediate, self.batch, self.look, self.attack)
+        trees = [
+            BranchSearch(effort, part, start, place)
+            for place in range(len(start.open))
+            if not bool(decided[start.open[place]])
+        ]
+        yield from flattened(
+            part.executor.map(
+                lambda tree: self._grown(tree, part, index), trees, device=part.x.device
             )
+        )
+
+    def _grown(self, tree: BranchSearch, part: Problem, index: Tensor) -> list[Claim | Attempt]:
+        """Search for one point, and return the answers about it."""
+        found = tree.grow(time.monotonic() + self.seconds)
+        place = tree.point.reshape(1)
+        rows = torch.full_like(place, tree.rows)
+        claim = self._claim(part, index, place, tree.proved, rows, tree.start.notes)
+        return [claim] if found is None else [Attempt(claim.index, found, rows, rows), claim]
 
     def _claim(
         self,
-        problem: Problem,
+        part: Problem,
         index: Tensor,
+        places: Tensor,
         worst: Tensor,
         rows: Tensor,
-        proofs: tuple[bytes | None, ...],
+        notes: Notes | None,
     ) -> Claim:
-        radius = problem.threat.radii(len(problem)).to(worst.device)[index]
+        """Return what `worst (P,)` proves of the points at `places (P,)` of a batch."""
+        radius, proved = part.threat.radii(len(part)).to(worst.device)[places], worst > 0
+        with torch.no_grad():
+            files = tuple(
+                notes.written(i, self) if notes is not None and good else None
+                for i, good in zip(places.tolist(), proved.tolist(), strict=True)
+            )
         return Claim(
-            index,
-            torch.where(worst > 0, radius, torch.zeros_like(radius)),
+            index[places],
+            torch.where(proved, radius, torch.zeros_like(radius)),
             worst,
             self.guarantee,
             torch.zeros_like(rows),
             rows,
-            proofs,
+            files,
         )

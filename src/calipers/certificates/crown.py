@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +18,6 @@ from calipers.certificates.proof_writer import Notes, level
 from calipers.graph.capture import graph_of
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.goals import Goal
-from calipers.problem.interrupts import Limit, limited
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Claim, Forecast
 
@@ -271,7 +268,7 @@ def claims(certifier: Bounder, problem: Problem) -> Iterator[Claim]:
             index, proved, worst, arithmetic.guarantee, torch.zeros_like(rows), rows, files
         )
 
-    yield from spread(claim, batches(problem), problem.x.device)
+    yield from problem.executor.map(claim, batches(problem), device=problem.x.device)
 
 
 def written(
@@ -291,35 +288,6 @@ def written(
             if good
         }
     return tuple(files.get(i) for i in range(count))
-
-
-Part = TypeVar("Part")
-Answer = TypeVar("Answer")
-
-
-def spread(
-    work: Callable[[Part], Answer], parts: Iterable[Part], device: torch.device
-) -> Iterator[Answer]:
-    """Yield the answers about each part, in order, on one thread a core.
-
-    On a CPU every thread works on a part of its own: bounds are made of many short operations, and
-    a core for each batch of points keeps both busy, while two cores for each operation mostly wait
-    for one another. A caller that stops iterating, by Ctrl-C too, stops the threads.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield from map(work, parts)
-        return
-    stop = Limit(lambda: 0.0, 1.0)
-    with limited(stop):
-        context = copy_context()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield from pool.map(lambda part: context.copy().run(work, part), parts)
-    finally:
-        stop.ends = 0.0
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def batches(problem: Problem) -> Iterator[Tensor]:

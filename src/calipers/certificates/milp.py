@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -31,6 +30,7 @@ from calipers.certificates.exact.tree import Tree
 from calipers.errors import BadInput
 from calipers.graph.capture import graph_of
 from calipers.problem.capabilities import LP, Capabilities
+from calipers.problem.interrupts import flattened, over
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt, Claim, Startable
 from calipers.threats.ball import Ball
@@ -161,19 +161,14 @@ class MILP:
                 raise BadInput("MILP takes no hints where symbols are replaced: leave `hints` out")
         search_of = _PointSearch if isinstance(problem.threat, Ball) else SubstitutionTreeSearch
         searches: list[PointSearch] = [
-            search_of(self, problem.take([i])) for i in range(len(problem))
+            search_of(self, problem.take([i]), torch.tensor([i], device=problem.x.device))
+            for i in range(len(problem))
         ]
-        told = 0
         try:
-            for told, search in enumerate(_in_order(searches), start=1):
-                yield from search.results(torch.tensor([told - 1], device=problem.x.device))
+            yield from flattened(problem.executor.map(PointSearch.run, searches))
         except KeyboardInterrupt:
-            for i, search in enumerate(searches[told:], start=told):
-                for answer in (
-                    search.results(torch.tensor([i], device=problem.x.device))
-                    if search.begun
-                    else ()
-                ):
+            for search in searches:
+                for answer in search.results() if search.begun and not search.ended else ():
                     yield replace(answer, final=False) if isinstance(answer, Claim) else answer
             raise
 
@@ -186,35 +181,12 @@ def exact_within(seconds: float) -> MILP:
     return MILP(seconds=seconds)
 
 
-def _in_order(searches: list[PointSearch]) -> Iterator[PointSearch]:
-    """Run the searches, one on each core, and yield them in order.
-
-    On an interrupt the others are stopped.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1:
-        for search in searches:
-            search.run()
-            yield search
-        return
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        for search, done in [(s, pool.submit(s.run)) for s in searches]:
-            done.result()
-            yield search
-    finally:
-        for search in searches:
-            search.stop.set()
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
 class _PointSearch(PointSearch):
     """The search for one point: `lower` is proved, `examples` are found."""
 
-    def __init__(self, tool: MILP, problem: Problem) -> None:
+    def __init__(self, tool: MILP, problem: Problem, index: Tensor) -> None:
         self.examples = Examples(problem)
-        super().__init__(tool, problem, self.examples)
+        super().__init__(tool, problem, index, self.examples)
         self.radius = float(problem.threat.radii(1)[0])
         self.tree: Tree | None = None
 
@@ -270,7 +242,7 @@ class _PointSearch(PointSearch):
                 return time.monotonic() < ends
         self.lower = max(self.lower, tree.proved, tree.grow(ends, lambda: self._pause(radius)))
         examples.settle()
-        return time.monotonic() < ends and not self.stop.is_set() and self._worth_it(radius)
+        return time.monotonic() < ends and not over() and self._worth_it(radius)
 
     def _hinted(self, tree: Tree, radius: float, ends: float) -> None:
         """Begin from the branches that SCIP ended in.
@@ -352,7 +324,7 @@ class _PointSearch(PointSearch):
             tree.model,
             tree.target,
             now + _ASCENTS * (ends - now),
-            self.stop.is_set,
+            over,
             branches,
         )
         self.rows += left.rows
@@ -381,7 +353,7 @@ class _PointSearch(PointSearch):
             self.lower, high = (
                 (middle, high) if bool(start.worst()[0] > 0) else (self.lower, middle)
             )
-            if time.monotonic() > ends or self.stop.is_set():
+            if time.monotonic() > ends or over():
                 break
 
     def _worth_it(self, radius: float) -> bool:
@@ -391,14 +363,13 @@ class _PointSearch(PointSearch):
         assert self.tree is not None
         self.lower = max(self.lower, self.tree.proved)
         self.tell()
-        return self.stop.is_set() or self._worth_it(radius)
+        return over() or self._worth_it(radius)
 
-    def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
+    def results(self) -> Iterator[Attempt | Claim]:
         """Yield the examples found and the claim."""
         for point in self.examples.points:
-            yield Attempt(index, point, torch.zeros_like(index), torch.zeros_like(index))
+            yield self.attempt(point)
         yield self.claim(
-            index,
             0,
             self.rows + self.examples.programs + (0 if self.tree is None else self.tree.programs),
         )

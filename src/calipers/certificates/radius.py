@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calipers.bounds.interval import Box
 from calipers.bounds.rounding import SEARCH, arithmetic_of
-from calipers.certificates.crown import Bounder, batches, spread, written
+from calipers.certificates.crown import Bounder, batches, written
 from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.interrupts import OutOfTime, give_way, shortened
@@ -106,7 +106,9 @@ class CertifiedRadius:
         """Yield a claim for every point, a batch of points at a time."""
         # The model is evaluated here, not in the threads: holding it still changes its flags.
         searches = [(_RadiusState(self, problem.take(index)), index) for index in batches(problem)]
-        yield from spread(lambda pair: pair[0].claim(pair[1]), searches, problem.x.device)
+        yield from problem.executor.map(
+            lambda pair: pair[0].claim(pair[1]), searches, device=problem.x.device
+        )
         # A search that was cut short claims what it has; only now is the interruption raised.
         give_way()
 

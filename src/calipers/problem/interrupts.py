@@ -8,7 +8,8 @@ them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
@@ -67,6 +68,11 @@ def give_way() -> None:
             raise OutOfTime(limit)
 
 
+def over() -> bool:
+    """Return whether the time of any limit is over."""
+    return any(limit.left <= 0 for limit in _limits.get())
+
+
 def shortened(share: float) -> contextlib.AbstractContextManager[None]:
     """Limit the inside to a share of the time that each limit leaves.
 
@@ -90,6 +96,25 @@ def remaining(results: Iterator[Given], interrupt: KeyboardInterrupt) -> Iterato
     with contextlib.suppress(KeyboardInterrupt, StopIteration):
         yield throw(interrupt)
         yield from results
+
+
+def flattened(results: Iterator[Iterable[Given]]) -> Iterator[Given]:
+    """Yield the members of each result, one after the other.
+
+    After an interrupt come the rest of the result at hand and the results that the tool still
+    holds, and the interrupt is passed on.
+    """
+    left = deque[Given]()
+    try:
+        for result in results:
+            left.extend(result)
+            while left:
+                yield left.popleft()
+    except KeyboardInterrupt as interrupt:
+        yield from left
+        for result in remaining(results, interrupt):
+            yield from result
+        raise
 
 
 def relayed(results: Iterator[Given], use: Callable[[Given], Made | None]) -> Iterator[Made]:

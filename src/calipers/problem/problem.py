@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from calipers.errors import BadInput
 from calipers.models.classifier import Classifier
 from calipers.models.layout import laid_out
 from calipers.problem.agreement import confirm
+from calipers.problem.executor import Executor, LocalThreads
 from calipers.problem.goals import Goal, Targeted, Untargeted, is_adversarial
 from calipers.problem.specification import Specification
 from calipers.random_streams import Streams
@@ -51,6 +52,7 @@ class Problem:
         names: digests of the points themselves. Random streams and evidence are keyed by them, so
             results do not depend on the order of the points or on the shard a point is in.
         notes: sentences on how the arguments were interpreted, where that is not obvious.
+        executor: where certifiers run their jobs; no result depends on it.
 
     Example:
         >>> problem = Problem.pose(nn.Linear(2, 2), torch.rand(3, 2), [0, 1, 0], Ball("l2", 0.5))
@@ -66,6 +68,7 @@ class Problem:
     classes: int
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    executor: Executor = field(default_factory=LocalThreads)
 
     @classmethod
     @with_gradients()
@@ -78,6 +81,7 @@ class Problem:
         goal: Goal | None = None,
         *,
         places: bool = False,
+        executor: Executor | None = None,
     ) -> Problem:
         """Return the problem, with all its parts checked.
 
@@ -91,6 +95,7 @@ class Problem:
             threat: a `Ball` or `Substitutions`.
             goal: what the adversary wants; None is `Untargeted()`.
             places: labels are places among the outputs even where the model names its classes.
+            executor: where certifiers run their jobs; None: on threads of this process, one a core.
 
         Returns:
             The problem, its points and labels on the model's device.
@@ -131,7 +136,9 @@ class Problem:
         goal.check(y, classes)
         confirm(classifier, x, threat)
         notes = [*(f"the model: {note}" for note in classifier.notes), *notes]
-        return cls(classifier, x, y, threat, goal, classes, _names(x, y, goal), tuple(notes))
+        names, told = _names(x, y, goal), tuple(notes)
+        where = executor or LocalThreads()
+        return cls(classifier, x, y, threat, goal, classes, names, told, where)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -148,6 +155,7 @@ class Problem:
             self.goal.take(i),
             self.classes,
             names,
+            executor=self.executor,
         )
         if "size" in self.__dict__:  # already computed
             part.__dict__["size"] = self.size[i]
@@ -163,6 +171,7 @@ class Problem:
             self.goal,
             self.classes,
             self.names,
+            executor=self.executor,
         )
         if "size" in self.__dict__:
             same.__dict__["size"] = self.size

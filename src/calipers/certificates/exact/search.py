@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from calipers.bounds.rounding import plain_sums
 from calipers.errors import Contradiction
+from calipers.problem.interrupts import give_way
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt, Claim, Startable
 
@@ -71,29 +71,40 @@ class Met(Protocol):
 
 
 class PointSearch(ABC):
-    """The search for one point, which one thread runs and another may stop."""
+    """The search for one point, at `index (1,)` of the whole problem.
 
-    def __init__(self, tool: Settings, problem: Problem, met: Met) -> None:
-        self.tool, self.problem, self.met = tool, problem, met
+    `begun` and `ended` say how far it is. What is known in between can be asked for after an
+    interrupt.
+    """
+
+    def __init__(self, tool: Settings, problem: Problem, index: Tensor, met: Met) -> None:
+        self.tool, self.problem, self.index, self.met = tool, problem, index, met
         self.lower, self.rows, self.told = 0.0, 0, 0.0
-        self.begun, self.stop = False, threading.Event()
+        self.begun, self.ended = False, False
 
     @abstractmethod
     def climb(self, ends: float) -> None:
         """Raise `lower` until it meets the example, or the search must end.
 
-        It ends when the time `ends` has come, or when `stop` is set.
+        It ends when the time `ends` has come, or that of a limit of the caller.
         """
 
     @abstractmethod
-    def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
+    def results(self) -> Iterator[Attempt | Claim]:
         """Yield the examples found and the claim."""
 
-    def run(self) -> None:
-        """Search until both bounds meet, the time is up, or `stop` is set.
+    def run(self) -> list[Attempt | Claim]:
+        """Search until both bounds meet or the time is up; return the results.
 
-        Raises `Contradiction` if the proved bound is not below the distance of an example.
+        Raises `Contradiction` if the proved bound is not below the distance of an example, and
+        `OutOfTime` where a limit of the caller ended the search.
         """
+        self._search()
+        give_way()
+        self.ended = True
+        return list(self.results())
+
+    def _search(self) -> None:
         self.begun, ends = True, time.monotonic() + self.tool.seconds
         with torch.no_grad(), plain_sums():
             if not bool(
@@ -120,8 +131,14 @@ class PointSearch(ABC):
             self.told = time.monotonic()
             self.tool.progress(self.problem.names[0], self.lower, self.met.nearest)
 
-    def claim(self, index: Tensor, forwards: int, backwards: int) -> Claim:
+    def attempt(self, point: Tensor) -> Attempt:
+        """Return an example (1, *D) as an attempt, whose cost the claim states."""
+        none = torch.zeros_like(self.index)
+        return Attempt(self.index, point, none, none)
+
+    def claim(self, forwards: int, backwards: int) -> Claim:
         """Return the claim of what is proved."""
+        index = self.index
         radius = torch.tensor([self.lower], dtype=torch.float64, device=index.device)
         margin = torch.full_like(
             radius, torch.finfo(radius.dtype).tiny if self.lower > 0 else -torch.inf

@@ -38,6 +38,7 @@ from calipers.certificates.exact.substitution_lp import (
 from calipers.certificates.exact.tree import bound_of
 from calipers.certificates.examples import judged
 from calipers.problem.goals import is_adversarial
+from calipers.problem.interrupts import over
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt, Claim
 from calipers.threats.substitution_region import SubstitutionRegion
@@ -296,17 +297,17 @@ class SubstitutionTreeSearch(PointSearch):
     Within `lower` substitutions nothing is adversarial, and `words` holds the example found.
     """
 
-    def __init__(self, tool: Settings, problem: Problem) -> None:
+    def __init__(self, tool: Settings, problem: Problem, index: Tensor) -> None:
         region = problem.region
         assert isinstance(region, SubstitutionRegion)
         check_numeric(region)
         self.words = Words(problem)
-        super().__init__(tool, problem, self.words)
+        super().__init__(tool, problem, index, self.words)
 
     def climb(self, ends: float) -> None:
         """Raise the proved number of substitutions, one at a time."""
         for level in self._levels():
-            if self.stop.is_set() or time.monotonic() >= ends or not self._proved(level, ends):
+            if over() or time.monotonic() >= ends or not self._proved(level, ends):
                 break
             self.lower = level
 
@@ -361,12 +362,10 @@ class SubstitutionTreeSearch(PointSearch):
 
     def _pause(self) -> bool:
         self.tell()
-        return self.stop.is_set()
+        return over()
 
-    def results(self, index: Tensor) -> Iterator[Attempt | Claim]:
+    def results(self) -> Iterator[Attempt | Claim]:
         """Yield the example found and the claim."""
         if self.words.example is not None:
-            yield Attempt(
-                index, self.words.example, torch.zeros_like(index), torch.zeros_like(index)
-            )
-        yield self.claim(index, self.words.asked, self.rows)
+            yield self.attempt(self.words.example)
+        yield self.claim(self.words.asked, self.rows)
