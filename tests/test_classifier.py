@@ -267,16 +267,16 @@ def test_a_step_in_half_precision_is_a_copy_too() -> None:
 
 def test_every_point_is_counted() -> None:
     classifier = Classifier(net())
-    classifier.logits(points(7))
-    classifier.logits64(points(3))
-    assert classifier.counter.forwards == 10
-    classifier.check(points(5))
+    with classifier.passes.counting() as whole:
+        with classifier.passes.counting() as spent:
+            classifier.logits(points(7))
+            classifier.logits64(points(3))
+        assert (spent.forwards, spent.backwards) == (10, 0)
+        classifier.check(points(5))
+    classifier.logits(points(4))
     # A first call with two points, others for chance and gradients; five points alone, together and
     # in reverse; then all.
-    assert (
-        classifier.counter.forwards == 10 + 2 + 2 + 2 + 3 * 5 + 5
-        and classifier.counter.backwards == 2
-    )
+    assert (whole.forwards, whole.backwards) == (10 + 2 + 2 + 2 + 3 * 5 + 5, 2)
 
 
 def test_logits_carry_no_gradients() -> None:

@@ -143,6 +143,7 @@ class _State:
 
 def _missing(problem: Problem, points: Tensor) -> Tensor:
     x = points.clone().requires_grad_()
+    problem.classifier.passes.add(len(x), len(x) * backwards_of(problem))
     with problem.classifier.frozen():
         worst = problem.goal.worst(problem.margins(problem.classifier.network(x)))
         length = steepness(problem.region, input_gradient(worst, x))

@@ -194,7 +194,7 @@ class BPDA:
             own.samples,
         )
         replaced.read_like(own)
-        replaced.counter = own.counter
+        replaced.passes = own.passes
         yield from self.attack(_with(problem, replaced, problem.goal), seed=seed)
 
 
@@ -355,17 +355,21 @@ class EOT:
                 votes[better],
             )
 
-        for _ in relayed(
-            self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed), judge
-        ):
-            pass
-        problem.classifier.counter.forwards += averaged.counter.forwards * self.samples
-        problem.classifier.counter.backwards += averaged.counter.backwards * self.samples
+        with averaged.passes.counting() as spent:
+            try:
+                for _ in relayed(
+                    self.attack(_with(part, averaged, _Ahead(part.goal, lead)), seed=seed), judge
+                ):
+                    pass
+            finally:
+                problem.classifier.passes.add(
+                    spent.forwards * self.samples, spent.backwards * self.samples
+                )
 
     def _votes(
         self, problem: Problem, goal: Goal, points: Tensor, place: Tensor, seed: int
     ) -> Tensor:
-        problem.classifier.counter.forwards += len(points) * self.eval_samples
+        problem.classifier.passes.add(forwards=len(points) * self.eval_samples)
         network, y, parts = (
             problem.classifier.network,
             problem.y[place],

@@ -164,7 +164,7 @@ class _Diverse(Queue):
         """
         rank, point = slots.job // self.n, slots.job % self.n
         self.draws = self.streams.take(point).fork(rank).fork(_FIRST_DRAW + slots.step)
-        self.problem.classifier.counter.forwards += len(slots.job)
+        self.problem.classifier.passes.add(forwards=len(slots.job))
         return super()._step(slots, part, region, restart, target)
 
     def _attempt(self, decided: list[int]) -> Attempt:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from calipers.attacks.engine.boundary_refinement import polish
 from calipers.errors import BadInput
+from calipers.models.passes import shared_out
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attack, Attempt
@@ -96,7 +97,7 @@ class BisectionState:
         self.wide = problem.threat.widest(problem.x)
         self.next = torch.minimum(problem.threat.radii(n).to(device).clamp_min(1e-12), self.wide)
         self.forwards, self.backwards = (
-            torch.zeros(n, dtype=torch.long, device=device),
+            torch.ones(n, dtype=torch.long, device=device),
             torch.zeros(n, dtype=torch.long, device=device),
         )
         wrong = problem.clearance(problem.x) <= 0
@@ -111,22 +112,25 @@ class BisectionState:
                 found[attempt.index] = attempt.candidate
                 self.forwards[active[attempt.index]] += attempt.forwards
                 self.backwards[active[attempt.index]] += attempt.backwards
-            broken = part.clearance(found) <= 0
+            broken = self._broken(part, active, found)
         except KeyboardInterrupt:
-            broken = part.clearance(found) <= 0
+            broken = self._broken(part, active, found)
             self._note(active[broken], found[broken])
             raise
         hit = active[broken]
         self._note(hit, found[broken])
         if len(hit):
-            counter = self.problem.classifier.counter
-            forwards, backwards = counter.forwards, counter.backwards
-            self._note(
-                hit, _nearer(part.take(torch.nonzero(broken).flatten()), found[broken], seed)
-            )
-            self.forwards[hit] += (counter.forwards - forwards) // len(hit)
-            self.backwards[hit] += (counter.backwards - backwards) // len(hit)
+            near = part.take(torch.nonzero(broken).flatten())
+            with self.problem.classifier.passes.counting() as spent:
+                self._note(hit, _nearer(near, found[broken], seed))
+            self.forwards[hit] += shared_out(spent.forwards, hit)
+            self.backwards[hit] += shared_out(spent.backwards, hit)
         self._bound(active[~broken])
+
+    def _broken(self, part: Problem, active: Tensor, found: Tensor) -> Tensor:
+        """Return which candidates are adversarial beyond all doubt, (P,) bool."""
+        self.forwards[active] += 1
+        return part.clearance(found) <= 0
 
     def _warm(self, attack: Attack, part: Problem, active: Tensor) -> dict[str, Tensor]:
         """Return first starts for attacks that take `warm`.

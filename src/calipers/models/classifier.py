@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from calipers.models.batch_dependence import are_probabilities, in_company, is_p
 from calipers.models.fast_gradient import search_copy
 from calipers.models.hidden_state import copied, loose, made_in, usable
 from calipers.models.identity import Identity, identify
+from calipers.models.passes import PassCounter
 from calipers.models.stochastic import ballot, differ, drawn, seeded
 from calipers.models.widening import widened, widening
 from calipers.models.wrappers import BlackBox
@@ -44,14 +44,6 @@ _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutN
 _ROWS, _BYTES = 256, 2**26
 # points of a batch of unusual size, unknown to caches; features of a point up to which it is used
 _UNUSUAL, _SMALL = 13, 20_000
-
-
-@dataclass
-class Counter:
-    """Passes through the model, counted in points."""
-
-    forwards: int = 0
-    backwards: int = 0
 
 
 class Classifier:
@@ -113,7 +105,7 @@ class Classifier:
             )
         self.module, self.samples, self.output = usable(undressed(module)), samples, output
         self._loose, plain = loose(self.module)
-        self.counter = Counter()
+        self.passes = PassCounter()
         anchor = next(
             (t for t in [*self._tensors(), *plain] if t.is_floating_point()), torch.zeros(())
         )
@@ -225,7 +217,7 @@ class Classifier:
         """
         self._read(None, False)
         self._tail, self._notes = [], {}
-        self.counter.forwards += len(few)
+        self.passes.add(forwards=len(few))
         try:
             with self.frozen(), torch.no_grad(), LastCalls() as seen:
                 answer: object = self.network(few)
@@ -307,7 +299,7 @@ class Classifier:
     def _look_for_gradients(self, x: Tensor) -> None:
         """Set `no_gradient`, and whether the model fails with gradients on."""
         self.no_gradient, self._fails_with_gradients = "", False
-        self.counter.forwards += len(x)
+        self.passes.add(forwards=len(x))
         try:
             with self.frozen():
                 x = x.clone().requires_grad_()
@@ -323,7 +315,7 @@ class Classifier:
                 True,
             )
         else:
-            self.counter.backwards += 0 if slope is None else len(x)
+            self.passes.add(backwards=0 if slope is None else len(x))
             self.no_gradient = "its graph is cut between input and logits" if slope is None else ""
 
     def _check_company(self, x: Tensor) -> None:
@@ -360,7 +352,7 @@ class Classifier:
 
     def _check_chance(self, x: Tensor, before: Tensor) -> None:
         """Raise `BadModel` where a second call with other random numbers differs."""
-        self.counter.forwards += len(x)
+        self.passes.add(forwards=len(x))
         with self.frozen(), torch.no_grad():
             (after,) = drawn(self.network, x, 1, 0)
         self.repeats = torch.equal(before, after)
@@ -404,7 +396,7 @@ class Classifier:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (N, K) without gradients; counts N forwards."""
-        self.counter.forwards += len(x)
+        self.passes.add(forwards=len(x))
         with self.frozen(), torch.no_grad():
             return _in_parts(self.network, x)
 
@@ -418,7 +410,7 @@ class Classifier:
         precise = None if self.dtype == torch.float64 else self._precise(x)
         if precise is None:
             return self.logits(x).double()
-        self.counter.forwards += len(x)
+        self.passes.add(forwards=len(x))
         with self.frozen(), torch.no_grad(), self._doubled():
             return _in_parts(precise, x.double()).double()
 
@@ -465,7 +457,7 @@ class Classifier:
 
         Of a random model (see stochastic.py). Counts draws x N forwards.
         """
-        self.counter.forwards += self.samples * len(x)
+        self.passes.add(forwards=self.samples * len(x))
         with self.frozen():
             return ballot(self.network, x, self.samples)
 

@@ -34,7 +34,7 @@ def laid_out(classifier: Classifier, x: Tensor) -> tuple[Tensor, list[str]]:
 
 def _takes(classifier: Classifier, x: Tensor) -> bool:
     """Return whether the model can be called on these points."""
-    classifier.counter.forwards += len(x)
+    classifier.passes.add(forwards=len(x))
     try:
         with classifier.frozen(), torch.no_grad():
             answer: Any = classifier.network(x.nan_to_num())

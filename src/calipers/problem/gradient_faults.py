@@ -42,7 +42,7 @@ def gradients(problem: Problem, seed: int = 0) -> dict[str, int | str]:
 def _kinds(problem: Problem) -> Tensor:
     """Count points of no, of zero and of non-finite gradient, (3,)."""
     classifier, n = problem.classifier, len(problem)
-    classifier.counter.forwards += n
+    classifier.passes.add(forwards=n)
     with classifier.frozen():
         x = problem.x.clone().requires_grad_()
         worst = problem.goal.worst(problem.margins(classifier.network(x)))
@@ -53,7 +53,7 @@ def _kinds(problem: Problem) -> Tensor:
         )
     if slope is None:
         return torch.tensor([n, 0, 0])
-    classifier.counter.backwards += n
+    classifier.passes.add(backwards=n)
     flat = slope.flatten(1)
     return (
         torch.stack([torch.zeros_like(flat[:, 0]), (flat == 0).all(1), ~flat.isfinite().all(1)], 1)

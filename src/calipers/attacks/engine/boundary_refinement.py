@@ -273,10 +273,8 @@ def _wins(problem: Problem, net: Network, points: Tensor) -> Tensor:
 
 
 def _margins(problem: Problem, net: Network, x: Tensor, backwards: int) -> Tensor:
-    counter = problem.classifier.counter
-    counter.forwards, counter.backwards = (
-        counter.forwards + len(x),
-        counter.backwards + backwards * len(x) * backwards_of(problem),
+    problem.classifier.passes.add(
+        forwards=len(x), backwards=backwards * len(x) * backwards_of(problem)
     )
     return problem.margins(net(x))
 

@@ -19,6 +19,7 @@ from calipers.attacks.engine.losses import margin
 from calipers.attacks.engine.queue import Memory, Recipe, run_queue
 from calipers.attacks.radius_bisection import pull_back
 from calipers.errors import BadInput
+from calipers.models.passes import shared_out
 from calipers.problem.interrupts import remaining
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attempt
@@ -91,14 +92,22 @@ def seek(problem: Problem, recipe: Recipe, seed: int, inside: bool = False) -> I
                 else _settled_inside(wide, enough, attempt, points, seed)
             )
             held.clear()
-            yield dataclasses.replace(settled, index=open_[attempt.index])
+            yield _placed(settled, open_)
     except KeyboardInterrupt as interrupt:
         for attempt in [
             *(_unsettled(wide.take(a.index), a, p) for a, p in held),
             *remaining(queue, interrupt),
         ]:
-            yield dataclasses.replace(attempt, index=open_[attempt.index])
+            yield _placed(attempt, open_)
         raise
+
+
+def _placed(attempt: Attempt, places: Tensor) -> Attempt:
+    """Return an attempt about points at `places` of the problem.
+
+    The look at the point itself, which found it open, is added to its cost.
+    """
+    return dataclasses.replace(attempt, index=places[attempt.index], forwards=attempt.forwards + 1)
 
 
 def _settled_inside(
@@ -113,6 +122,7 @@ def _settled_inside(
     far = torch.nonzero(
         (part.region.distance(points) > enough[attempt.index]) | (part.clearance(points) > 0)
     ).flatten()
+    attempt = dataclasses.replace(attempt, forwards=attempt.forwards + 1)
     if not len(far):
         return attempt
     moved = points[far]
@@ -139,20 +149,20 @@ def _settled(wide: Problem, attempt: Attempt, points: Tensor, seed: int) -> Atte
     The copies in `points` are moved in place; the passes that this took are added to the attempt's.
     """
     problem = wide.take(attempt.index)
-    counter = problem.classifier.counter
-    forwards, backwards = counter.forwards, counter.backwards
-    polish(problem, points, problem.streams(seed))
-    candidate = _decided(problem, points)
-    # on its way nearer to x a point may have left what the constraints allow
-    if isinstance(problem.region, ConstrainedRegion):
-        candidate = torch.where(
-            per_job(problem.clearance(candidate) <= 0, candidate), candidate, attempt.candidate
-        )
-    spent, back = (
-        (counter.forwards - forwards) // len(points),
-        (counter.backwards - backwards) // len(points),
+    with problem.classifier.passes.counting() as spent:
+        polish(problem, points, problem.streams(seed))
+        candidate = _decided(problem, points)
+        # on its way nearer to x a point may have left what the constraints allow
+        if isinstance(problem.region, ConstrainedRegion):
+            candidate = torch.where(
+                per_job(problem.clearance(candidate) <= 0, candidate), candidate, attempt.candidate
+            )
+    return Attempt(
+        attempt.index,
+        candidate,
+        attempt.forwards + shared_out(spent.forwards, attempt.index),
+        attempt.backwards + shared_out(spent.backwards, attempt.index),
     )
-    return Attempt(attempt.index, candidate, attempt.forwards + spent + 1, attempt.backwards + back)
 
 
 def _unsettled(problem: Problem, attempt: Attempt, points: Tensor) -> Attempt:

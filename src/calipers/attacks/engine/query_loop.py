@@ -264,7 +264,7 @@ class _QueryRun:
         logits, interrupt = list[Tensor](), None
         try:
             for part in asked.points.split(self.calls):
-                problem.classifier.counter.forwards += len(part)
+                problem.classifier.passes.add(forwards=len(part))
                 logits.append(network(part))
         except KeyboardInterrupt as error:
             interrupt = error

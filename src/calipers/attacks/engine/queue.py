@@ -371,11 +371,7 @@ class Queue:
         """
         give_way()
         x = slots.x.requires_grad_()
-        counter = self.problem.classifier.counter
-        counter.forwards, counter.backwards = (
-            counter.forwards + len(x),
-            counter.backwards + len(x) * self.back,
-        )
+        self.problem.classifier.passes.add(forwards=len(x), backwards=len(x) * self.back)
         margins = part.margins(self.network(x))
         loss = (
             self.recipe.loss(margins, part, restart) if target is None else toward(margins, target)

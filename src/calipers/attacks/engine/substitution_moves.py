@@ -93,10 +93,7 @@ class Ways:
         slopes = []
         for r, m in zip(rows.split(_ROWS), moves.split(_ROWS), strict=True):
             x = self.region.substituted(r, m, self.base).requires_grad_()
-            classifier.counter.forwards, classifier.counter.backwards = (
-                classifier.counter.forwards + len(x),
-                classifier.counter.backwards + len(x) * back,
-            )
+            classifier.passes.add(forwards=len(x), backwards=len(x) * back)
             with classifier.frozen():
                 goal = self.problem.goal.take(r)
                 loss = -goal.worst(goal.margins(classifier.network(x), self.problem.y[r])).sum()

@@ -49,6 +49,7 @@ def _ranked(problem: Problem, count: int) -> Tensor:
     x = problem.x.clone().requires_grad_()
     with problem.classifier.frozen():
         margins = problem.margins(problem.classifier.network(x))
+        problem.classifier.passes.add(len(x), len(x) * looked_at(problem, count))
         few, every = (
             looked_at(problem, count),
             torch.arange(margins.shape[1], device=x.device).expand(margins.shape),
