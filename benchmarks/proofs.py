@@ -107,7 +107,12 @@ def points(name: str, count: int, seconds: float) -> Iterator[tuple[str, bytes |
         for s in plan.stages
     )
     calipers.measure(
-        model, x, y, ball, plan=dataclasses.replace(plan, stages=stages), record=ledger, proofs=True
+        model,
+        x,
+        y,
+        ball,
+        plan=dataclasses.replace(plan, stages=stages, proofs=True),
+        record=ledger,
     )
     (asked,) = ledger.questions()
     for fact in (e for e in ledger.evidence(asked.fingerprint) if e.kind == "certificate"):

@@ -174,13 +174,11 @@ def by_closing() -> None:
 
 
 def by_drawing() -> None:
-    local_geometry(Halves(), *points(), Ball("linf", 0.05), tools=[Liar(0.45)], slices=0, maps=0)
+    local_geometry(Halves(), *points(), Ball("linf", 0.05), tools=[Liar(0.45)])
 
 
 def by_drawing_between() -> None:
-    local_geometry(
-        Halves(), *points(), Ball("linf", 0.05), tools=[DeepFool(), Liar(0.1001)], slices=0, maps=0
-    )
+    local_geometry(Halves(), *points(), Ball("linf", 0.05), tools=[DeepFool(), Liar(0.1001)])
 
 
 def by_certifying() -> None:

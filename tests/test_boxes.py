@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from calipers.certificates.crown import CROWN, IBP
 from calipers.errors import BadInput
+from calipers.measurement.plan import Plan
 from calipers.measurement.verify import verify
 from calipers.models.classifier import Classifier
 from calipers.presets import VERIFY, VERIFY_TOGETHER
@@ -58,8 +59,9 @@ def boxes(count: int, bound: float, seed: int = 0) -> list[Query]:
 @pytest.mark.parametrize("bound", [0.2, -0.3])
 def test_many_boxes_are_decided_as_each_is_alone(bound: float) -> None:
     classifier, asked = network(), boxes(12, bound)
-    alone = [verify(classifier, [q], (3,), VERIFY[:4]).answer for q in asked]
-    found = verify(classifier, asked, (3,), VERIFY[:4], together=VERIFY_TOGETHER)
+    plan = Plan("verify", VERIFY[:4])
+    alone = [verify(classifier, [q], (3,), plan).answer for q in asked]
+    found = verify(classifier, asked, (3,), plan, VERIFY_TOGETHER)
     assert found.answer == ("sat" if "sat" in alone else "unsat") and "unknown" not in alone
     assert alone.count("unsat") >= 2
 

@@ -470,5 +470,5 @@ def test_a_share_below_nothing_is_refused(share: float) -> None:
             x,
             torch.zeros(2, dtype=torch.long),
             calipers.Ball("linf", 0.1),
-            lower_share=share,
+            plan=calipers.Plan(lower_share=share),
         )

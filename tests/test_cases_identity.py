@@ -124,7 +124,7 @@ def test_in_python_an_edit_is_refused_and_another_name_is_another_model(tmp_path
         assert said in str(caught.value)
         with pytest.raises(BadInput, match="no question about this model"):
             check(path, edited)
-    calipers.measure(edited, x, y, BALL, plan=PLAN, record=path, title="edited")
+    calipers.measure(calipers.Classifier(edited, name="edited"), x, y, BALL, plan=PLAN, record=path)
     with Record(path, read_only=True) as ledger:
         assert [q.title for q in ledger.questions()] == ["Net", "edited"]
 

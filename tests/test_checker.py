@@ -887,7 +887,12 @@ def test_a_record_keeps_proofs_and_check_proves_them(tmp_path: Path) -> None:
     problem = posed("dense", 1, "linf", 0.5)
     threat, record = problem.threat, tmp_path / "run.calipers"
     calipers.measure(
-        problem.classifier, problem.x, problem.y, threat, plan="quick", record=record, proofs=True
+        problem.classifier,
+        problem.x,
+        problem.y,
+        threat,
+        plan=calipers.Plan("quick", proofs=True),
+        record=record,
     )
     (found,) = calipers.check(record, problem.classifier)
     assert found.sound and len(found.proofs) > 0 and "holds" in found.proofs[0]

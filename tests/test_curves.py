@@ -1,5 +1,6 @@
 """Is a curve what single measurements would have found, for less, and does it only ever fall?"""
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,7 +203,7 @@ def test_a_finished_curve_is_not_measured_again(swept: Result) -> None:
 
 
 def test_the_time_limit_stops_between_visits() -> None:
-    found = curve(*digits(10), THREAT, RADII, plan=PLAN, seconds=0.0)
+    found = curve(*digits(10), THREAT, RADII, plan=dataclasses.replace(PLAN, seconds=0.0))
     assert not found.finished and len(found.curve) == len(RADII) and found.clean_accuracy.of == 10
 
 

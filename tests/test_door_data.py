@@ -100,7 +100,7 @@ def test_all_calls_go_through_the_same_door() -> None:
     for call in (calipers.attack, calipers.certify, calipers.measure, calipers.distance):
         call(net(), loader, None, BALL)  # type: ignore[operator]
     calipers.curve(net(), loader, None, BALL, [0.01, 0.02], plan="quick")
-    calipers.local_geometry(net(), loader, None, BALL, tools=["PGD(steps=3)"], slices=0, maps=0)
+    calipers.local_geometry(net(), loader, None, BALL, tools=["PGD(steps=3)"])
 
 
 def test_a_loader_is_drained_as_far_as_it_must_be() -> None:

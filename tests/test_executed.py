@@ -6,6 +6,7 @@ What is claimed about an execution is compared with executions, without any tole
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable
@@ -350,9 +351,8 @@ def test_a_measurement_records_and_reports_the_guarantee_and_its_certificates_ar
             problem.x,
             problem.y,
             problem.threat,
-            plan=plan,
+            plan=dataclasses.replace(plan, guarantee="float32-executed"),
             record=ledger,
-            guarantee="float32-executed",
         )
         certificates = [
             e for e in ledger.evidence(problem.fingerprint()) if e.kind == "certificate"
@@ -372,8 +372,7 @@ def test_a_plan_with_a_tool_that_cannot_is_refused() -> None:
             problem.x,
             problem.y,
             problem.threat,
-            plan=Plan("p", (Stage(Enumeration(), "certifier"),)),
-            guarantee="float32-executed",
+            plan=Plan("p", (Stage(Enumeration(), "certifier"),), guarantee="float32-executed"),
         )
 
 

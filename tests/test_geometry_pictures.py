@@ -26,6 +26,7 @@ from calipers.geometry.plane_sections import Slice, plane_slices
 from calipers.geometry.regions import regions_of
 from calipers.geometry.subdivision import cells, decided
 from calipers.graph.capture import graph_of
+from calipers.models.classifier import Classifier
 from calipers.problem.problem import Problem
 from calipers.report import slices
 from calipers.report.geometry import GeometryResult, drawings
@@ -303,17 +304,13 @@ def portrayed(
     y = net(x).argmax(1)
     y[3] = (y[3] + 1) % 3
     return local_geometry(
-        net,
+        Classifier(net, name="<script>alert(1)</script>"),
         x,
         y,
         Ball(norm, 0.1),
         tools=TOOLS,
-        exact=exact,
-        seconds=20,
-        slices=1,
-        maps=2,
-        title="<script>alert(1)</script>",
-    )
+        exact=exact and 20,
+    ).drawn(slices=1, maps=2)
 
 
 def small() -> nn.Module:

@@ -4,6 +4,7 @@ mask, with weights, constraints and any goal?
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,11 @@ def bracket(
     threat: Threat,
     goal: Goal | None = None,
     y: Tensor | None = None,
-    **more: Any,
+    plan: Plan = ALONE,
 ) -> calipers.Bracket:
     """Measure by linear regions alone; the labels are the model's own."""
     y = model(x).argmax(1) if y is None else y
-    return calipers.measure(model, x, y, threat, goal=goal, plan=ALONE, **more).bracket
+    return calipers.measure(model, x, y, threat, goal=goal, plan=plan).bracket
 
 
 def closed(found: calipers.Bracket, gap: float = CLOSED) -> np.ndarray[Any, Any]:
@@ -505,9 +506,8 @@ def test_a_record_is_proved_again(tmp_path: Path, goal: Goal | None) -> None:
         y,
         Ball("l2", 0.1),
         goal=goal,
-        plan=ALONE,
+        plan=dataclasses.replace(ALONE, proofs=True),
         record=tmp_path / "r.calipers",
-        proofs=True,
     )
     (checked,) = calipers.check(tmp_path / "r.calipers", model, goal=goal)
     assert checked.sound and checked.certificates == len(x) and checked.witnesses >= len(x)
@@ -517,7 +517,8 @@ def test_a_record_is_proved_again(tmp_path: Path, goal: Goal | None) -> None:
 def test_the_executed_network_is_certified_a_little_less_far() -> None:
     model, x = linear(seed=5).float().eval(), drawn(8, 8, seed=6).float()
     real = bracket(model, x, Ball("linf", 0.1))
-    executed = bracket(model, x, Ball("linf", 0.1), guarantee="float32-executed")
+    plan = dataclasses.replace(ALONE, guarantee="float32-executed")
+    executed = bracket(model, x, Ball("linf", 0.1), plan=plan)
     assert (executed.lower < real.lower).all() and (executed.lower > real.lower * (1 - 1e-3)).all()
 
 

@@ -144,7 +144,12 @@ def test_exact_distances_are_not_about_an_execution() -> None:
     from calipers.api.measure import measure_exactly
 
     with pytest.raises(BadInput, match="real arithmetic"):
-        measure_exactly(net(), *points(), calipers.Ball("linf", 0.1), guarantee="float32-executed")
+        measure_exactly(
+            net(),
+            *points(),
+            calipers.Ball("linf", 0.1),
+            plan=calipers.Plan(guarantee="float32-executed"),
+        )
 
 
 def test_a_record_of_exact_distances_is_proved_again(tmp_path: Path) -> None:

@@ -307,17 +307,20 @@ def test_a_second_run_leaves_the_first_as_it_was(tmp_path: Path) -> None:
     model, x, y = sample()
     with Record(tmp_path / "r", argv=("measure", "-e", "0.05")) as ledger:
         first = calipers.measure(
-            model, x, y, calipers.Ball("linf", 0.05), plan=PLAN, record=ledger, title="net"
+            calipers.Classifier(model, name="net"),
+            x,
+            y,
+            calipers.Ball("linf", 0.05),
+            plan=PLAN,
+            record=ledger,
         )
         second = calipers.measure(
-            model,
+            calipers.Classifier(model, name="net"),
             x,
             y,
             calipers.Ball("linf", 0.2),
-            plan="quick",
+            plan=calipers.Plan("quick", seed=7),
             record=ledger,
-            seed=7,
-            title="net",
         )
         runs = ledger.runs(first.summary.question.fingerprint)
         evidence = ledger.evidence(first.summary.question.fingerprint)

@@ -2,6 +2,7 @@
 when it is killed?
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -43,6 +44,17 @@ def sample() -> tuple[torch.Tensor, torch.Tensor]:
     """The first 60 embedded images."""
     x, y = data.images()
     return x[:60], y[:60]
+
+
+class Idle:
+    """An attack that tries nothing."""
+
+    def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
+        """Yield nothing."""
+        yield from ()
+
+
+NOTHING = Plan("nothing", (Stage(Idle(), "attack"),))
 
 
 def measured(
@@ -102,7 +114,7 @@ def test_two_halves_joined_are_one_whole(sample: tuple[torch.Tensor, torch.Tenso
     joined = calipers.Record()
     joined.merge(right.ledger)
     joined.merge(left.ledger)
-    bracket = measured(x, y, plan=Plan("nothing", ()), record=joined).bracket
+    bracket = measured(x, y, plan=NOTHING, record=joined).bracket
     np.testing.assert_array_equal(bracket.lower, whole.bracket.lower)
     # The last step onto the boundary follows a gradient, whose sums BLAS may add in another order
     # for another number of points.
@@ -124,7 +136,7 @@ def test_a_smaller_radius_reads_the_same_record(
         model, x, y, calipers.Ball("linf", 0.1), plan=SMALL, record=tmp_path / "r"
     )
     narrow = calipers.measure(
-        model, x, y, calipers.Ball("linf", 0.05), plan=Plan("nothing", ()), record=tmp_path / "r"
+        model, x, y, calipers.Ball("linf", 0.05), plan=NOTHING, record=tmp_path / "r"
     )
     assert narrow.robust_accuracy.certified.count >= wide.robust_accuracy.certified.count > 0
     assert narrow.robust_accuracy.attacked.count >= wide.robust_accuracy.attacked.count
@@ -215,7 +227,7 @@ def test_an_interrupt_keeps_what_is_known(
 
 
 def test_a_time_limit_stops_between_blocks(sample: tuple[torch.Tensor, torch.Tensor]) -> None:
-    result = measured(*sample, seconds=0.0)
+    result = measured(*sample, plan=dataclasses.replace(SMALL, seconds=0.0))
     assert not result.finished and result.clean_accuracy.of == 60
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from importlib import metadata
 from typing import Any
 
@@ -27,6 +28,7 @@ from calipers.attacks import (
     SubstitutionSearch,
     WarmStarted,
 )
+from calipers.bounds.rounding import CHECKED, Guarantee, arithmetic_of
 from calipers.certificates import (
     CROWN,
     IBP,
@@ -294,27 +296,71 @@ def plan_named(name: str) -> Plan:
 
 
 def plan_for(threat: Threat, plan: str | Plan | None, usual: str = "standard") -> Plan:
-    """Return the plan asked for, less the stages that do not fit the threat.
+    """Return the plan asked for, ready to run: its stages fit the threat.
 
-    Where none is named, it is the `usual` one for a ball and "categorical" for substitutions.
-    Raises `BadInput` for a name that is not known, for a named plan that has no attack for the
-    threat, and for a `Plan` with a tool that does not fit it, unless that stands in a family, whose
-    members are alternatives.
+    A `Plan` without stages, like a name, stands for the plan of that name; where none is named, it
+    is the `usual` one for a ball and "categorical" for substitutions. The tools keep proof files
+    and have the guarantee that the plan's settings say. Raises `BadInput` for a name that is not
+    known, for a named plan that has no attack for the threat, and for stages with a tool that does
+    not fit it, unless that stands in a family, whose members are alternatives.
     """
-    if plan is None:
-        plan = "categorical" if isinstance(threat, Substitutions) else usual
-    if isinstance(plan, Plan):
-        for stage in plan.stages:
+    asked = plan if isinstance(plan, Plan) else Plan(plan or "")
+    if asked.stages:
+        for stage in asked.stages:
             if not stage.family:
                 check_fit(stage.tool, threat)
-        return _fitting(plan, threat)
-    chosen = _fitting(plan_named(plan), threat)
-    if not any(stage.kind == "attack" for stage in chosen.stages):
-        raise BadInput(
-            f"the plan {plan!r} holds no attack for {_told(threat)}: leave the plan out, or choose "
-            f"one of {', '.join(name for name in PLANS if _answers(PLANS[name], threat))}"
+    else:
+        asked = _named(asked, "categorical" if isinstance(threat, Substitutions) else usual)
+        if not _answers(asked, threat):
+            raise BadInput(
+                f"the plan {asked.name!r} holds no attack for {_told(threat)}: leave the plan out, "
+                f"or choose one of {', '.join(n for n in PLANS if _answers(PLANS[n], threat))}"
+            )
+    if asked.lower_share is not None and math.isinf(asked.lower_share):
+        asked = dataclasses.replace(asked, lower_share=None)
+    return _set(_fitting(asked, threat))
+
+
+def _named(asked: Plan, usual: str) -> Plan:
+    """Return a plan's settings with the stages of the plan of its name."""
+    named = plan_named(asked.name or usual)
+    return dataclasses.replace(
+        asked,
+        name=named.name,
+        stages=named.stages,
+        next_step=asked.next_step or named.next_step,
+        lower_share=named.lower_share if asked.lower_share is None else asked.lower_share,
+    )
+
+
+def _set(plan: Plan) -> Plan:
+    """Return the plan with its settings handed on to its certifiers."""
+    stages = plan.stages
+    if plan.guarantee is not None:
+        arithmetic_of(plan.guarantee)
+        stages = tuple(
+            dataclasses.replace(s, tool=_guaranteeing(s.tool, plan.guarantee))
+            if s.kind == "certifier"
+            else s
+            for s in stages
         )
-    return chosen
+    if plan.proofs:
+        stages = tuple(stage.proving() for stage in stages)
+    return dataclasses.replace(plan, stages=stages)
+
+
+def _guaranteeing(tool: Any, guarantee: Guarantee) -> Any:
+    """Return the certifier set to that guarantee; for a search, its certifier."""
+    if hasattr(tool, "certifier"):
+        return dataclasses.replace(tool, certifier=_guaranteeing(tool.certifier, guarantee))
+    if not hasattr(tool, "guarantee"):
+        if guarantee == CHECKED.guarantee:
+            return tool
+        raise BadInput(
+            f"{tool!r} proves nothing with the guarantee {guarantee}: name a plan without it, or "
+            "leave the guarantee out"
+        )
+    return dataclasses.replace(tool, guarantee=guarantee)
 
 
 def _fitting(plan: Plan, threat: Threat) -> Plan:

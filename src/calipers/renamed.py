@@ -66,6 +66,21 @@ NAMES = {
 }
 """Names of the package itself."""
 
+PARAMETERS = {
+    "confidence": "Result.at_confidence(0.95)",
+    "distance(seconds)": "exact=60",
+    "guarantee": "Plan(guarantee=...)",
+    "local_geometry(maps)": "GeometryResult.drawn(maps=6)",
+    "local_geometry(seconds)": "exact=60",
+    "local_geometry(slices)": "GeometryResult.drawn(slices=2)",
+    "lower_share": "Plan(lower_share=...)",
+    "proofs": "Plan(proofs=True)",
+    "seconds": "Plan(seconds=...)",
+    "seed": "Plan(seed=...)",
+    "title": "Classifier(model, name=...)",
+}
+"""Parameters of functions: of one in brackets, else of all that measure."""
+
 OPTIONS = {
     "--letters": "--one-hot",
     "--points": "--limit",

@@ -178,28 +178,27 @@ def _no_question(ledger: Record, classifier: Classifier) -> str:
     )
 
 
+@dataclass(eq=False)
 class _Check:
     """The check of one question."""
 
-    def __init__(
-        self,
-        ledger: Record,
-        asked: Question,
-        classifier: Classifier,
-        given: Mapping[str, NDArray[Any]],
-        threat: Threat | None,
-        goal: Goal | None,
-        own: Mapping[str, Certifier],
-    ) -> None:
-        self.ledger, self.asked, self.classifier, self.own = ledger, asked, classifier, own
+    ledger: Record
+    asked: Question
+    classifier: Classifier
+    given: Mapping[str, NDArray[Any]]
+    threat: Threat | None
+    goal: Goal | None
+    own: Mapping[str, Certifier]
+
+    def __post_init__(self) -> None:
         points = [
-            dataclasses.replace(p, array=given.get(p.digest)) if p.array is None else p
-            for p in ledger.points(asked.fingerprint)
+            dataclasses.replace(p, array=self.given.get(p.digest)) if p.array is None else p
+            for p in self.ledger.points(self.asked.fingerprint)
         ]
         self.points = [p for p in points if p.array is not None]
         self.missing = {p.name for p in points if p.array is None}
         self.misnamed, self.unposed = list[str](), ""
-        self.problem = self._posed(threat, goal) if self.points else None
+        self.problem = self._posed(self.threat, self.goal) if self.points else None
         self.place = {p.name: i for i, p in enumerate(self.points)}
 
     def _posed(self, threat: Threat | None, goal: Goal | None) -> Problem | None:

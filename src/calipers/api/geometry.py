@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calipers.api.measure import exact_tool
+from calipers.api.settings import checked
 from calipers.calls import with_gradients
-from calipers.certificates.milp import exact_within
 from calipers.errors import CaptureError, ToolFailed, UnsupportedOp
 from calipers.geometry.gradients import Sensitivity, dual_norm, margin_gradients, sensitivity
 from calipers.geometry.hyperplanes import check_ball
@@ -32,7 +33,7 @@ from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attack, Attempt, Certifier, Claim
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
-from calipers.report.geometry import GeometryResult, PointGeometry
+from calipers.report.geometry import GeometryResult, Pictures, PointGeometry
 from calipers.report.ladder import Ladder, Rung
 from calipers.report.maps import Map, gradient_map
 from calipers.report.report import short_name
@@ -42,6 +43,7 @@ _REGION = "linear region"
 _ROUNDS, _TOLERANCE = 6, 0.02  # of a search for a radius: more would not show in a drawing
 
 
+@checked
 @with_gradients()
 def local_geometry(
     model: Any,
@@ -50,12 +52,8 @@ def local_geometry(
     threat: Ball,
     *,
     tools: Sequence[str | Attack | Certifier] | None = None,
-    exact: bool = False,
-    seconds: float = 60.0,
-    slices: int = 2,
-    maps: int = 6,
+    exact: bool | float = False,
     seed: int = 0,
-    title: str = "model",
     progress: Callable[[str], None] | None = None,
 ) -> GeometryResult:
     """Measure the geometry of a model at a few points.
@@ -64,7 +62,7 @@ def local_geometry(
     linear regions; everything else is measured all the same.
 
     Cost: that of the tools; for each point a backward product for each neuron that may bound its
-    linear region; for each slice a forward pass for each linear region and grid point.
+    linear region. The pictures of a page have a cost of their own (`GeometryResult.drawn`).
 
     Args:
         model: As for `measure`.
@@ -75,11 +73,8 @@ def local_geometry(
             their examples tell the searches for proofs where to look. By default the attacks of the
             plan "distance", and its search for a radius with every certifier that can bound.
         exact: Whether mixed-integer programs close the ladder, if the network is piecewise linear.
-        seconds: Limit of these programs for each point, in seconds.
-        slices: For how many of the points that have an adversarial example its plane is drawn.
-        maps: For how many points the gradient is shown as a picture.
+            A number limits the programs of each point, in seconds (True: 60).
         seed: Seed of all random starts.
-        title: Name of the model on the page.
         progress: Is called with the name of each step as it begins.
 
     Returns:
@@ -94,7 +89,7 @@ def local_geometry(
         >>> import calipers
         >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=1)
         >>> ball = calipers.Ball("linf", 0.1)
-        >>> found = calipers.local_geometry(model, x, y, ball, tools=["PGD", "CROWN"], slices=0)
+        >>> found = calipers.local_geometry(model, x, y, ball, tools=["PGD", "CROWN"])
         >>> len(found.points), found.points[0].lower < found.points[0].upper
         (1, True)
     """
@@ -105,16 +100,15 @@ def local_geometry(
     for tool in _usual(threat) if tools is None else tools:
         study.ask(tool_from(tool) if isinstance(tool, str) else tool)
     if exact and study.regions is not None:
-        study.ask(exact_within(seconds))
+        study.ask(exact_tool(exact))
     return GeometryResult(
-        title,
+        problem.classifier.name,
         f"{threat.norm} distance",
         float(threat.radii(len(problem)).max()),
         tuple(study.point(i) for i in range(len(problem))),
         study.ladder(),
-        tuple(study.slices(slices)),
-        tuple(study.maps(maps)),
         study.reason,
+        study.pictures,
     )
 
 
@@ -336,6 +330,11 @@ class _Study:
             for r in self.rungs
         )
         return Ladder(tuple(f"point {i}" for i in keep), rungs, f"{self.problem.region.norm.name}")
+
+    @with_gradients()
+    def pictures(self, slices: int, maps: int) -> Pictures:
+        """Return the slices of so many points, and the gradient maps."""
+        return tuple(self.slices(slices)), tuple(self.maps(maps))
 
     def slices(self, count: int) -> list[tuple[Slice, ...]]:
         """Return the planes of the first points that have an example."""

@@ -13,7 +13,14 @@ from torch import Tensor
 from calipers.errors import BadInput
 from calipers.record.bracket import Bracket
 from calipers.record.record import Record
-from calipers.report.report import AtRadius, PointRow, Rate, RobustAccuracy, Summary
+from calipers.report.report import (
+    AtRadius,
+    PointRow,
+    Rate,
+    RobustAccuracy,
+    Summary,
+    at_confidence,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,6 +77,22 @@ class Result:
     def points(self) -> tuple[PointRow, ...]:
         """One row for each point: label, prediction, verdict, bounds, tools, cost."""
         return self.summary.rows
+
+    def at_confidence(self, confidence: float) -> Result:
+        """Return the same result with intervals at another confidence than 95 %.
+
+        Raises:
+            BadInput: The confidence is not between 0 and 1.
+
+        Example:
+            >>> import calipers
+            >>> model, (x, y) = calipers.load("mnist-robust"), calipers.load_data(None, points=4)
+            >>> found = calipers.measure(model, x, y, calipers.Ball("linf", 0.1), plan="quick")
+            >>> wider = found.at_confidence(0.99).robust_accuracy
+            >>> wider.interval[0] < found.robust_accuracy.interval[0]
+            True
+        """
+        return dataclasses.replace(self, summary=at_confidence(self.summary, confidence))
 
     def report(self, path: str | Path = "report.html") -> Path:
         """Write the report as one HTML page, and return its path."""

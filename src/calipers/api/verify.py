@@ -23,7 +23,7 @@ from calipers.graph.serialise import described
 from calipers.interchange import load, load_instances, load_onnx, load_vnnlib
 from calipers.interchange.files import content, existing
 from calipers.interchange.onnx_files import ask_onnx, is_onnx
-from calipers.measurement.plan import Stage
+from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.verify import Verdict, time_limit
 from calipers.measurement.verify import verify as decide
 from calipers.models.classifier import Classifier
@@ -151,16 +151,9 @@ def verify(
         tools, together = net.stages(proofs=proofs)
     if proofs:
         tools = [stage.proving() for stage in tools]
-    left = None if timeout is None else timeout - (time.monotonic() - begun)
-    found = decide(
-        Classifier(net.module),
-        asked.queries,
-        shape,
-        tools,
-        together=together,
-        timeout=left,
-        seed=seed,
-    )
+    left = None if timeout is None else max(timeout - (time.monotonic() - begun), 0.0)
+    plan = Plan("verify", tuple(tools), seconds=left, seed=seed)
+    found = decide(Classifier(net.module), asked.queries, shape, plan, together)
     named = {"network": Path(network).name, "property": Path(specification).name}
     kept = tuple(data and about(data, **named, box=str(i)) for i, data in enumerate(found.proofs))
     return dataclasses.replace(

@@ -6,10 +6,12 @@ text of `calipers COMMAND --help`.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,7 +110,7 @@ def measure(
     """
     _run(
         options,
-        lambda threat: _plan_for(threat, plan, share=lower_share),
+        lambda threat: _plan_for(threat, plan, lower_share),
         None if radii is None else numbers(radii, "the radii"),
     )
 
@@ -122,7 +124,7 @@ def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare =
     from calipers.measurement.gaps import gap_between
 
     for result in _run(
-        options, lambda threat: _plan_for(threat, None, "distance", lower_share), exact=exact
+        options, lambda threat: _plan_for(threat, None, lower_share, "distance"), exact=exact
     ):
         threat = options.threat()
         print("\npoint  label  answer  certified above  broken at       gap  by")
@@ -208,29 +210,14 @@ def geometry(
         run(options, ladder, slices, exact)
 
 
-@app.command(cls=Command)
+@shared(
+    app,
+    without="limit norm epsilon one_hot box grid seed record report confidence seconds proofs "
+    "guarantee quiet",
+)
 def check(
+    options: Options,
     record: Annotated[str, typer.Argument(help="The record to check.")] = RECORD,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="The model that was measured. Default: the embedded networks."
-        ),
-    ] = None,
-    builder: Annotated[str | None, typer.Option(help="As for measure.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help="The data that were measured: needed for large inputs, of which a record keeps "
-            "digests.",
-        ),
-    ] = None,
-    labels: Annotated[str | None, typer.Option(help="As for measure.")] = None,
-    mean: Annotated[str | None, typer.Option(help="As for measure.")] = None,
-    std: Annotated[str | None, typer.Option(help="As for measure.")] = None,
-    output: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     certificates: Annotated[
         bool, typer.Option(help="Prove every certificate again, not only the witnesses.")
     ] = True,
@@ -244,8 +231,9 @@ def check(
 ) -> None:
     """Replay a record's witnesses, and prove its certificates again.
 
-    Given a proof file (.npz) instead of a record, prove it again, and compare it with --model and
-    --property.
+    --model names the model that was measured. --data is needed for large inputs only, of which a
+    record keeps digests. Given a proof file (.npz) instead of a record, prove it again, and compare
+    it with --model and --property.
     """
     from calipers.api.check import check as check_record
     from calipers.api.verify import proved_again
@@ -256,9 +244,11 @@ def check(
         if is_archive(Path(record)):
 
             def load(name: str) -> Classifier:
-                named = Options(model=[name], builder=builder, mean=mean, std=std, output=output)
-                return named.classifiers()[0][1]
+                return replace(options, model=[name]).classifiers()[0]
 
+            if options.model and len(options.model) > 1:
+                raise BadInput(f"{record} is the proof of one claim: give one --model")
+            model = options.model[0] if options.model else None
             good, told = proved_again(record, model, specification, load)
             print(f"{record}: {told}")
             raise typer.Exit(0 if good else EXIT_CONTRADICTION)
@@ -267,18 +257,12 @@ def check(
                 f"{record} is no proof file, which --property is for: a record holds its own "
                 "questions"
             )
-        classifiers = Options(
-            model=None if model is None else [model],
-            builder=builder,
-            mean=mean,
-            std=std,
-            output=output,
-        ).classifiers()
-        x = None if data is None else load_data(data, labels, None)[0]
+        classifiers = replace(options, data=None).classifiers()  # without names: the embedded ones
+        x = None if options.data is None else load_data(options.data, options.labels, None)[0]
         settings = {"x": x, "certificates": certificates}
         found = [
-            (name, one)
-            for name, c in classifiers
+            (c.name, one)
+            for c in classifiers
             for one in _checked(check_record, record, c, settings, skip=len(classifiers) > 1)
         ]
         if not found:
@@ -372,23 +356,19 @@ def _plan_of(threat: Threat, command: str, tool: str | None) -> Plan:
     return plan_of(command, tool, threat)
 
 
-def _plan_for(
-    threat: Threat, name: str | None, usual: str = "standard", share: str | None = None
-) -> Plan:
+def _plan_for(threat: Threat, name: str | None, share: str | None, usual: str = "standard") -> Plan:
     """Return the named plan with the share of time that certifiers may take."""
-    from dataclasses import replace
-
+    from calipers.measurement.plan import Plan
     from calipers.presets import plan_for
 
-    plan = plan_for(threat, name, usual)
-    if share is None:
-        return plan
-    chosen = None if share == "all" else numbers(share, "a share of the attacks' time")[0]
-    if chosen is not None and not chosen >= 0:
-        raise BadInput(
-            f"--lower-share is a share of the attacks' time, 0 or more, or all; got {share}"
-        )
-    return replace(plan, lower_share=chosen)
+    given = None if share is None else math.inf
+    if share not in (None, "all"):
+        given = numbers(str(share), "a share of the attacks' time")[0]
+        if not given >= 0:
+            raise BadInput(
+                f"--lower-share is a share of the attacks' time, 0 or more, or all; got {share}"
+            )
+    return plan_for(threat, Plan(name or "", lower_share=given), usual)
 
 
 def _run(
@@ -403,7 +383,7 @@ def _run(
     One radius or several; exact distances where asked for.
     """
     with errors():
-        from calipers.api.measure import curve, measure_exactly
+        from calipers.api.measure import EXACT_SECONDS, curve, measure_exactly
         from calipers.api.measure import measure as measure_problem
         from calipers.interchange import load_data
         from calipers.record.record import Record, making_sense
@@ -411,7 +391,13 @@ def _run(
 
         options.check()
         threat, classifiers = options.threat(), options.classifiers()
-        chosen = plan(threat)
+        chosen = options.set(plan(threat))
+        ask: Callable[..., Result] = (
+            measure_problem if radii is None else partial(curve, radii=radii)
+        )
+        if exact:  # --seconds is then the limit of each point
+            ask = partial(measure_exactly, exact=options.seconds or EXACT_SECONDS)
+            chosen = replace(chosen, seconds=None)
         x, y = load_data(options.data, options.labels, options.limit)
         results: list[Result] = []
         with (
@@ -420,44 +406,17 @@ def _run(
             ) as ledger,
             making_sense(ledger),
         ):
-            for name, classifier in classifiers:
-                with watching(name, len(x), options.quiet) as watch:
-                    settings = {
-                        k: getattr(options, k)
-                        for k in ("seed", "confidence", "seconds", "proofs", "guarantee")
-                    }
-                    ask: Callable[..., Result] = (
-                        measure_problem if radii is None else partial(curve, radii=radii)
+            for classifier in classifiers:
+                with watching(classifier.name, len(x), options.quiet) as watch:
+                    found = ask(
+                        classifier, x, y, threat, plan=chosen, record=ledger, progress=watch
                     )
-                    if exact:
-                        ask, settings["seconds"] = measure_exactly, settings["seconds"] or 60.0
-                    results.append(
-                        ask(
-                            classifier,
-                            x,
-                            y,
-                            threat,
-                            plan=chosen,
-                            record=ledger,
-                            progress=watch,
-                            title=_title(name),
-                            **settings,
-                        )
-                    )
-                if not results[-1].finished:
+                results.append(found.at_confidence(options.confidence))
+                if not found.finished:
                     break
             print(render_text([r.summary for r in results], options.confidence))
             _show(results, options.report, options.record)
         return results
-
-
-def _title(source: str) -> str:
-    """Return the model's name without the folders of its file."""
-    return (
-        source
-        if ".py:" not in source
-        else f"{Path(source.rpartition(':')[0]).name}:{source.rpartition(':')[2]}"
-    )
 
 
 def _show(results: list[Result], report: str, record: str) -> None:

@@ -38,30 +38,25 @@ def run(options: Options, ladder: str | None, slices: int, exact: bool) -> None:
     options.check()
     threat, classifiers = options.threat(), options.classifiers()
     assert isinstance(threat, Ball)
-    if slices < 0:
+    if slices < 0:  # before the work, not after it
         raise BadInput(f"the number of slices is 0 or more, got {slices}")
     tools = None if ladder is None else [part.strip() for part in ladder.split(";") if part.strip()]
     x, y = load_data(options.data, options.labels, options.limit)
     found = []
-    for name, classifier in classifiers:
-        told = None if options.quiet or not sys.stderr.isatty() else _told(name)
-        seconds = options.seconds or 60.0
-        found.append(
-            local_geometry(
-                classifier,
-                x,
-                y,
-                threat,
-                tools=tools,
-                exact=exact,
-                seconds=seconds,
-                slices=slices,
-                seed=options.seed,
-                title=name,
-                progress=told,
-            )
+    for classifier in classifiers:
+        told = None if options.quiet or not sys.stderr.isatty() else _told(classifier.name)
+        result = local_geometry(
+            classifier,
+            x,
+            y,
+            threat,
+            tools=tools,
+            exact=exact and (options.seconds or True),
+            seed=options.seed,
+            progress=told,
         )
-        print(found[-1], end="\n\n")
+        found.append(result if options.report == "none" else result.drawn(slices))
+        print(result, end="\n\n")
     if options.report != "none":
         print(render_geometry(found, options.report))
 

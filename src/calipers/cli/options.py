@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -15,6 +15,7 @@ from calipers.cli.renamed import Command
 from calipers.errors import BadInput, CalipersError
 
 if TYPE_CHECKING:
+    from calipers.measurement.plan import Plan
     from calipers.models.classifier import Classifier
     from calipers.threats.threat import Threat
 
@@ -127,7 +128,7 @@ class Options:
     ] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False
 
-    def classifiers(self) -> list[tuple[str, Classifier]]:
+    def classifiers(self) -> list[Classifier]:
         """Return the named models; without a name, both embedded ones."""
         from calipers.data import NAMES
         from calipers.interchange import load
@@ -144,9 +145,21 @@ class Options:
         number = self.output is not None and self.output.isdigit()
         output = int(str(self.output)) if number else self.output
         settings = {"builder": self.builder, "mean": mean, "std": std, "output": output}
-        return [
-            (name, _loaded(load, name, **settings)) for name in dict.fromkeys(self.model or NAMES)
-        ]
+        found = []
+        for source in dict.fromkeys(self.model or NAMES):
+            found.append(_loaded(load, source, **settings))
+            found[-1].name = _title(source)
+        return found
+
+    def set(self, plan: Plan) -> Plan:
+        """Return the plan with the settings of these options."""
+        return replace(
+            plan,
+            seed=self.seed,
+            seconds=self.seconds,
+            proofs=self.proofs,
+            guarantee=self.guarantee,  # type: ignore[arg-type]
+        )
 
     def check(self) -> None:
         """Raise `BadInput` for options that would fail only after the work."""
@@ -246,6 +259,12 @@ def _substitutions(shape: list[float], k: float) -> Threat:
             f"{', '.join(map('{:g}'.format, shape))}"
         )
     return Substitutions(one_hot_groups(int(shape[0]), int(shape[1])), k)
+
+
+def _title(source: str) -> str:
+    """Return the model's name without the folders of its file."""
+    file, colon, function = source.rpartition(":")
+    return f"{Path(file).name}:{function}" if colon and file.endswith(".py") else source
 
 
 def _loaded(load: Callable[..., Classifier], source: str, **settings: Any) -> Classifier:

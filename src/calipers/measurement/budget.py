@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from calipers.measurement.plan import Stage
 from calipers.problem.interrupts import Limit, OutOfTime, limited
 from calipers.problem.protocols import Forecast
 
@@ -118,21 +119,21 @@ class Purse:
 
     def turn(
         self,
+        stage: Stage,
         places: list[int],
-        trial: int | None,
         deal: Callable[[list[int]], object],
         settled: Callable[[list[int]], bool],
         forecast: Callable[[], Forecast | None],
         *,
-        block: int,
         last: bool,
     ) -> Turn:
         """Deal places, in their order, to a certifier as long as it is worthwhile.
 
-        The turn ends after `trial` points of which none is `settled` (None: no number ends it).
+        The turn ends after as many points as the stage's pilot, the trial, of which none is
+        `settled` (None: no number ends it).
         With `last` it begins if a single point fits its time, else only if the whole trial does.
         """
-        begun, self._allowed = self.clock(), self.allowance
+        begun, self._allowed, trial = self.clock(), self.allowance, stage.pilot
         self.leash = Limit(self.clock, begun + self._allowed)
         end: End = "through"
         left, told, proved = list(places), None, False
@@ -141,7 +142,7 @@ class Purse:
                 told = forecast()
                 end = self._refused(told, 1 if last else min(len(places), trial or sum(_FIRST)))
                 while left and end == "through":
-                    chunk = left[: self._size(len(places) - len(left), block, proved, told)]
+                    chunk = left[: self._size(len(places) - len(left), stage.block, proved, told)]
                     deal(chunk)
                     left = left[len(chunk) :]
                     if settled(chunk):

@@ -36,9 +36,7 @@ def sweep(
     ledger: Record,
     radii: Sequence[float],
     *,
-    seed: int = 0,
     progress: Watch | None = None,
-    title: str = "",
 ) -> bool:
     """Run the plan at every radius that can still yield something new.
 
@@ -61,24 +59,23 @@ def sweep(
     shown = grid[len(grid) // 2]
     stages = in_turn([s for s in plan.stages if s.objective == "verdict"])
     said = dataclasses.replace(plan, stages=stages or plan.stages)
-    begun = begin(problem.at(shown), said, ledger, seed=seed, title=title, radii=grid, kept=_KEPT)
+    begun = begin(problem.at(shown), said, ledger, radii=grid, kept=_KEPT)
     scope = "sweep " + scope_of(
-        dataclasses.replace(plan, stages=stages), seed, problem.names, np.asarray(grid)
+        dataclasses.replace(plan, stages=stages), problem.names, np.asarray(grid)
     )
     state = _CurveState(problem, ledger, np.asarray(grid), stages, scope, begun)
     began, finished = time.monotonic(), True
     try:
         # The model is run on every point itself before any part of them is visited.
         first = dataclasses.replace(plan, stages=() if stages else plan.stages)
-        finished = run(problem.at(shown), first, ledger, seed=seed, progress=progress, begun=begun)
+        finished = run(problem.at(shown), first, ledger, progress=progress, begun=begun)
         while finished and (parts := state.next()):
             for part in parts:
                 left = None if plan.seconds is None else plan.seconds - (time.monotonic() - began)
-                limited = dataclasses.replace(plan, seconds=left)
                 finished = (
                     finished
                     and (left is None or left > 0)
-                    and state.visit(part, limited, seed, progress)
+                    and state.visit(part, dataclasses.replace(plan, seconds=left), progress)
                 )
     except KeyboardInterrupt:  # between two runs
         finished = False
@@ -187,7 +184,7 @@ class _CurveState:
             if len(places):
                 yield jaw, places, _middle(cells[places])
 
-    def visit(self, part: _Part, plan: Plan, seed: int, watch: Watch | None) -> bool:
+    def visit(self, part: _Part, plan: Plan, watch: Watch | None) -> bool:
         """Run the part's stages, and note which radii need not be asked any more.
 
         That concerns the points that stay open. Returns False where the run was stopped.
@@ -196,7 +193,7 @@ class _CurveState:
             torch.from_numpy(self.grid[part.columns])
         )
         plan = dataclasses.replace(plan, stages=part.stages)
-        if not run(asked, plan, self.ledger, seed=seed, progress=watch, begun=self.begun):
+        if not run(asked, plan, self.ledger, progress=watch, begun=self.begun):
             return False
         failed = np.asarray(
             self._decided(

@@ -6,8 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from calipers.errors import BadInput
 from calipers.problem.protocols import Attack, Certifier
 
+Guarantee = Literal["float64-checked", "float32-executed"]
 _POINTS = {"attack": 256, "certifier": 256}
 
 
@@ -97,25 +99,41 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in order, cheapest first, and limits on their time.
+    """Everything that a run is: its stages in order, and its settings.
 
     Args:
-        name: Name of the plan, as reports print it.
-        stages: The stages, in the order in which they run.
+        name: Name of the plan, as reports print it. Without `stages` it is one of the plans of
+            calipers: "quick", "standard", "brackets" (standard, then the distances of all points),
+            "thorough", "complete" (branch and bound, which decides what it can), "autoattack",
+            "distance", "categorical"; or "", the usual one for the threat.
+        stages: The stages, in the order in which they run, cheapest first.
         next_step: Command (without the word calipers) that would settle more of what this plan
             leaves open; reports pass it on.
+        seed: Seed of all random starts and samples.
         seconds: Time limit of the whole run in seconds of wall-clock time; it ends a tool inside a
             block too. None: no limit.
         lower_share: Bound on the time of certifiers that prove nothing, as a share of the processor
-            time of the attacks (a few seconds are always granted). None: no bound.
+            time of the attacks (a few seconds are always granted); `math.inf` for no bound. What is
+            not run for this reason is reported with the time that it would take. None: as the named
+            plan says (0.75; "autoattack", "categorical" and "complete" have no bound), and no bound
+            for `stages` of your own.
+        proofs: Whether to keep a proof file for each certificate, which `check` verifies
+            independently; needs a record to last.
+        guarantee: What certificates are about: the network in real arithmetic ("float64-checked",
+            the default) or as float32 runs it, whatever the order of its sums ("float32-executed").
+            Certificates that a record holds already keep theirs.
 
     Returns:
         A frozen dataclass.
 
     Raises:
-        Nothing.
+        BadInput: For a time or a share below 0. Names, tools and guarantees are checked when the
+            plan is used.
 
     Example:
+        >>> import calipers
+        >>> calipers.Plan("quick", seconds=60, seed=1).stages  # those of the plan of that name
+        ()
         >>> from calipers.attacks import PGD
         >>> from calipers.certificates import CROWN
         >>> from calipers.measurement.plan import Plan, Stage
@@ -125,8 +143,31 @@ class Plan:
         ['attack', 'certifier']
     """
 
-    name: str
-    stages: tuple[Stage, ...]
+    name: str = ""
+    stages: tuple[Stage, ...] = ()
     next_step: str = ""
+    seed: int = 0
     seconds: float | None = None
     lower_share: float | None = None
+    proofs: bool = False
+    guarantee: Guarantee | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds >= 0:
+            raise BadInput(f"seconds is a time of 0 or more, or None; got {self.seconds}")
+        if self.lower_share is not None and not self.lower_share >= 0:
+            raise BadInput(
+                "lower_share is a share of the attacks' time, 0 or more, or math.inf; got "
+                f"{self.lower_share}"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that are set, by name, without the seed: for the record."""
+        every = {
+            "seconds": self.seconds,
+            "lower_share": self.lower_share,
+            "proofs": self.proofs or None,
+            "guarantee": self.guarantee,
+        }
+        return {key: value for key, value in every.items() if value is not None}

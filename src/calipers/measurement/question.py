@@ -31,8 +31,6 @@ def begin(
     plan: Plan,
     ledger: Record,
     *,
-    seed: int = 0,
-    title: str = "",
     radii: Sequence[float] = (),
     then: Sequence[str] = (),
     kept: Sequence[str] = (),
@@ -43,7 +41,7 @@ def begin(
     of the run before that hold for this one too. Raises `RecordError` where the record is about
     another program of this name.
     """
-    asked = question(problem, title)
+    asked = question(problem)
     acquaint(problem, asked.title, ledger)
     ledger.ask(asked, points_of(problem))
     earlier = ledger.runs(asked.fingerprint)
@@ -56,7 +54,7 @@ def begin(
     return ledger.begin(
         Run(
             asked.fingerprint,
-            seed,
+            plan.seed,
             (plan.name, *(s.name for s in plan.stages), *then),
             tuple(dict.fromkeys((float(given.min()), float(given.max())))),
             tuple(radii),
@@ -72,13 +70,14 @@ def _circumstances(problem: Problem, plan: Plan) -> dict[str, Any]:
         "points": len(problem),
         "device": str(problem.classifier.device),
         "next_step": plan.next_step,
+        **({"settings": plan.settings} if plan.settings else {}),
         **({"read": list(problem.notes)} if problem.notes else {}),
     }
 
 
-def question(problem: Problem, title: str = "") -> Question:
+def question(problem: Problem) -> Question:
     """Return the question as the record keeps it."""
-    model, name = problem.classifier, title or type(problem.classifier.module).__name__
+    model, name = problem.classifier, problem.classifier.name
     std = None if model.std is None else model.std.tolist()
     facts: dict[str, Any] = {
         "model": {

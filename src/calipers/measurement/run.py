@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,9 +68,7 @@ def run(
     plan: Plan,
     ledger: Record,
     *,
-    seed: int = 0,
     progress: Watch | None = None,
-    title: str = "",
     begun: Run | None = None,
     after: Collection[str] = (),
     clock: Callable[[], float] = time.process_time,
@@ -79,14 +78,14 @@ def run(
     False: the time limit or Ctrl-C stopped it; what was admitted stands.
 
     `begun` is the run that this is a part of, which has registered the question and its points;
-    without one a run of its own begins, under that `title`. `clock` measures the cost of attacks
-    and certifiers, where the plan bounds that. `after` names tools that will be asked when the plan
+    without one a run of its own begins. `clock` measures the cost of attacks and certifiers, where
+    the plan bounds that. `after` names tools that will be asked when the plan
     is through: what they found in an earlier pass decides nothing here, so that a resumed run
     proceeds as the first one did. Raises `Contradiction` as soon as a certificate exceeds a
     witness's distance, and `RecordError` where the record is about another program of this name.
     """
-    begun = begun or begin(problem, plan, ledger, seed=seed, title=title)
-    session = _Session(problem, plan, ledger, begun, seed, progress or Silent(), clock, after)
+    begun = begun or begin(problem, plan, ledger)
+    session = _Session(problem, plan, ledger, begun, progress or Silent(), clock, frozenset(after))
     limits = (
         () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
     )
@@ -102,39 +101,31 @@ def run(
         session.known.bracket()  # raises where the bounds cross
 
 
+@dataclass(eq=False)
 class _Session:
     """The state of one run: what is known, and the time it has taken."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        plan: Plan,
-        ledger: Record,
-        begun: Run,
-        seed: int,
-        watch: Watch,
-        clock: Callable[[], float],
-        after: Collection[str],
-    ) -> None:
-        self.problem, self.plan, self.ledger, self.seed, self.watch = (
-            problem,
-            plan,
-            ledger,
-            seed,
-            watch,
-        )
-        self.fingerprint = problem.fingerprint()
+    problem: Problem
+    plan: Plan
+    ledger: Record
+    begun: Run
+    watch: Watch
+    clock: Callable[[], float]
+    after: frozenset[str]
+
+    def __post_init__(self) -> None:
+        problem, plan, begun = self.problem, self.plan, self.begun
+        self.seed, self.fingerprint = plan.seed, problem.fingerprint()
         self.place = {name: i for i, name in enumerate(problem.names)}
         self.referee = Referee(problem)
         self.radii = problem.threat.radii(len(problem)).numpy()
         self.known = Known(problem.names, self.radii)
-        self.run, self.notes = begun.number, dict(ledger.run(begun.number).notes)
+        self.run, self.notes = begun.number, dict(self.ledger.run(begun.number).notes)
         self.no_lower_jaw = False
         self.started = time.monotonic()
         self.process = f"{os.getpid()} {time.time_ns()}"
-        self.scope = scope_of(plan, seed, problem.names, self.radii)
-        self.clock, self.after = clock, frozenset(after)
-        self.purse = None if plan.lower_share is None else Purse(plan.lower_share, clock)
+        self.scope = scope_of(plan, problem.names, self.radii)
+        self.purse = None if plan.lower_share is None else Purse(plan.lower_share, self.clock)
         self.through: set[str] = set()
         self.waiting: list[int] = []  # certifiers that are put off to the end
         self.forecasts: dict[int, Forecast | None] = {}
@@ -301,12 +292,11 @@ class _Session:
             self._begin_time(stage)
             return as_told(
                 purse.turn(
+                    stage,
                     self._drawn(places),
-                    stage.pilot,
                     lambda chunk: self._blocks(stage, chunk, radii),
                     lambda chunk: self._proved(stage, chunk, radii),
                     lambda: self._forecast(k, stage, places, radii),
-                    block=stage.block,
                     last=last,
                 )
             )
@@ -486,7 +476,7 @@ class _Session:
 
 
 def scope_of(
-    plan: Plan, seed: int, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
+    plan: Plan, names: Sequence[str], radii: np.ndarray[tuple[int], np.dtype[np.float64]]
 ) -> str:
     """Return a name for runs that proceed alike.
 
@@ -496,7 +486,7 @@ def scope_of(
         (
             [(s.name, s.objective, s.pilot, s.family, s.waits, s.near) for s in plan.stages],
             plan.lower_share,
-            seed,
+            plan.seed,
             tuple(names),
         )
     ).encode()

@@ -19,7 +19,7 @@ import torch
 from calipers.calls import with_gradients
 from calipers.errors import CaptureError, ToolFailed, UnsupportedOp
 from calipers.measurement.ask import Answer, answers, ask
-from calipers.measurement.plan import Stage
+from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.referee import Ruling
 from calipers.models.classifier import Classifier
 from calipers.problem.interrupts import Limit, OutOfTime, give_way, limited
@@ -85,22 +85,19 @@ def verify(
     classifier: Classifier,
     queries: Sequence[Query],
     shape: tuple[int, ...],
-    stages: Sequence[Stage],
-    *,
+    plan: Plan,
     together: Sequence[Stage] = (),
-    timeout: float | None = None,
-    seed: int = 0,
 ) -> Verdict:
     """Return the verdict on all queries together, about inputs of this shape.
 
     One unsafe input in any of them is "sat". Where there are many queries, the certifiers of
-    `together` are asked first about all of their boxes at once, and `stages` about each box that is
-    left. A tool that is still at work after `timeout` seconds is interrupted.
+    `together` are asked first about all of their boxes at once, and the plan about each box that is
+    left. A tool that is still at work after the plan's seconds is interrupted.
     """
-    case = _Case(classifier, list(queries), shape, time.monotonic(), seed)
+    case = _Case(classifier, list(queries), shape, time.monotonic(), plan.seed)
     try:
-        with time_limit(timeout):
-            return case.decide(stages, together)
+        with time_limit(plan.seconds):
+            return case.decide(plan.stages, together)
     except OutOfTime:
         return case.verdict("timeout")
 

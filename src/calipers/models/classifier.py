@@ -69,6 +69,7 @@ class Classifier:
             others.
         output: the name or number of the logits where the model returns several things. None takes
             the output called `logits`, or the only tensor.
+        name: what reports and the record call the model; by default the name of the module's class.
 
     Raises:
         BadModel: if `module` is no module or the statistics do not fit; at the first call (`check`)
@@ -86,6 +87,7 @@ class Classifier:
         std: float | Sequence[float] | Tensor | None = None,
         samples: int = 0,
         output: str | int | None = None,
+        name: str = "",
     ) -> None:
         if not isinstance(module, nn.Module):
             raise BadModel(
@@ -104,6 +106,7 @@ class Classifier:
                 f"model without chance, got {samples}"
             )
         self.module, self.samples, self.output = usable(undressed(module)), samples, output
+        self.name = name or type(self.module).__name__
         self._loose, plain = loose(self.module)
         self.passes = PassCounter()
         anchor = next(
@@ -282,7 +285,7 @@ class Classifier:
         """Return a summary of how the model is understood."""
         shape = "not asked yet" if self._shape is None else f"input {self._shape}"
         said = [
-            type(self.module).__name__,
+            self.name,
             shape,
             *([] if self._classes is None else [f"{self._classes} classes"]),
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}",

@@ -6,10 +6,11 @@ They show why a model is fragile at some points. Imports without torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from calipers.errors import BadInput
 from calipers.report import ladder as ladders
 from calipers.report import slices
 from calipers.report.figures import HALF, PHONE
@@ -17,6 +18,8 @@ from calipers.report.ladder import Ladder
 from calipers.report.maps import Map
 from calipers.report.slices import Plane
 
+Pictures = tuple[tuple[tuple[Plane, ...], ...], tuple[Map, ...]]
+"""Slices and gradient maps."""
 _RUNGS_OF = 24  # points whose ladders are drawn; the table has all
 
 
@@ -60,9 +63,10 @@ class GeometryResult:
         radius: The radius asked about.
         points: One entry for each point.
         ladder: All tools' bounds on the distances.
+        regions: "" for a network with linear regions, else a sentence on why there are none.
+        draw: Computes pictures, slices and maps, for so many points.
         slices: Planes through points, as `calipers.geometry.plane_sections` computes them.
         maps: Gradient maps.
-        regions: "" for a network with linear regions, else a sentence on why there are none.
 
     Returns:
         A frozen dataclass; `str` gives the table for a terminal.
@@ -76,15 +80,32 @@ class GeometryResult:
     radius: float
     points: tuple[PointGeometry, ...]
     ladder: Ladder
-    slices: tuple[tuple[Plane, ...], ...]
-    maps: tuple[Map, ...]
     regions: str
+    draw: Callable[[int, int], Pictures] = field(repr=False)
+    slices: tuple[tuple[Plane, ...], ...] = field(default=(), repr=False)
+    maps: tuple[Map, ...] = field(default=(), repr=False)
 
-    def report(self, path: str | Path = "geometry.html") -> Path:
-        """Write the page and return its path."""
+    def drawn(self, slices: int = 2, maps: int = 6) -> GeometryResult:
+        """Return the same result with its pictures.
+
+        Args:
+            slices: For how many of the points that have an adversarial example its plane is drawn,
+                at the cost of a forward pass for each linear region and grid point.
+            maps: For how many points the gradient is shown as a picture.
+
+        Raises:
+            BadInput: For a number below 0.
+        """
+        if slices < 0 or maps < 0:
+            raise BadInput(f"the number of pictures is 0 or more, got {min(slices, maps)}")
+        planes, gradients = self.draw(slices, maps)
+        return replace(self, slices=planes, maps=gradients)
+
+    def report(self, path: str | Path = "geometry.html", slices: int = 2, maps: int = 6) -> Path:
+        """Write the page with its pictures (see `drawn`), and return its path."""
         from calipers.report.render import render_geometry
 
-        return render_geometry([self], path)
+        return render_geometry([self.drawn(slices, maps)], path)
 
     def __str__(self) -> str:
         return text(self)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calipers.errors import Contradiction
+from calipers.errors import BadInput, Contradiction
 from calipers.record.bracket import Bracket, Verdict
 from calipers.record.chain import Trust
 from calipers.record.estimates import Interval, clopper_pearson, two_sided, wilson
@@ -291,21 +291,11 @@ def summarise(ledger: Record, question: Question, confidence: float = 0.95) -> S
     known = facts_of(question, runs)
     rows = point_rows(points, facts)
     valid = [r for r in rows if r.verdict != "invalid"]
-    lower, upper = _column(r.lower for r in valid), _column(r.upper for r in valid)
-    asked = [r.radius for r in rows]
-    radius = (min(asked), max(asked)) if asked else (math.nan, math.nan)
-    curve = curve_of(
-        lower, upper, np.array([r.seen for r in valid], dtype=bool), radius[1], confidence
-    )
     return Summary(
         question=question,
         record=ledger.path.name if ledger.path else "",
-        confidence=confidence,
         rows=rows,
-        radius=radius,
-        clean=clean_accuracy(valid, confidence),
-        robust=robust_accuracy(valid, confidence),
-        at_radii=tuple(AtRadius(r, robust_at(valid, r, confidence)) for r in _radii(known)),
+        **_rates(rows, known, confidence),
         certified_by=_count(r.settled_by for r in valid if r.verdict == "robust" and r.settled_by),
         broken_by=_count(
             r.settled_by for r in valid if r.verdict == "broken" and not r.is_clean_error
@@ -316,10 +306,6 @@ def summarise(ledger: Record, question: Question, confidence: float = 0.95) -> S
                 r.guarantee for r in valid if r.verdict == "robust" and r.guarantee
             ).most_common()
         ),
-        classes=class_rows(valid, confidence),
-        curve=curve,
-        histogram=histogram_of(lower, upper, curve.reach),
-        quantiles=quantiles_of(lower, upper, curve.half_width),
         costs=tool_costs(rows, facts),
         gallery=hang(
             ledger,
@@ -332,6 +318,39 @@ def summarise(ledger: Record, question: Question, confidence: float = 0.95) -> S
         facts=known,
         runs=runs,
     )
+
+
+def at_confidence(summary: Summary, confidence: float) -> Summary:
+    """Return the same summary with intervals at another confidence."""
+    return replace(summary, **_rates(summary.rows, summary.facts, confidence))
+
+
+def _rates(rows: Sequence[PointRow], known: dict[str, Any], confidence: float) -> dict[str, Any]:
+    """Return the parts of a summary that hold intervals, by name.
+
+    Raises `BadInput` for a confidence that is not between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise BadInput(
+            f"the confidence is a share between 0 and 1, such as 0.95; got {confidence:g}"
+        )
+    valid = [r for r in rows if r.verdict != "invalid"]
+    lower, upper = _column(r.lower for r in valid), _column(r.upper for r in valid)
+    asked = [r.radius for r in rows]
+    radius = (min(asked), max(asked)) if asked else (math.nan, math.nan)
+    seen = np.array([r.seen for r in valid], dtype=bool)
+    curve = curve_of(lower, upper, seen, radius[1], confidence)
+    return {
+        "confidence": confidence,
+        "radius": radius,
+        "clean": clean_accuracy(valid, confidence),
+        "robust": robust_accuracy(valid, confidence),
+        "at_radii": tuple(AtRadius(r, robust_at(valid, r, confidence)) for r in _radii(known)),
+        "classes": class_rows(valid, confidence),
+        "curve": curve,
+        "histogram": histogram_of(lower, upper, curve.reach),
+        "quantiles": quantiles_of(lower, upper, curve.half_width),
+    }
 
 
 def point_rows(points: Sequence[Point], facts: Sequence[Evidence]) -> tuple[PointRow, ...]:
