@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from calipers.attacks.apgd import APGD, Climb, chosen
-from calipers.attacks.engine.queue import Queue
+from calipers.attacks.engine.queue import Queue, SearchOptions, WarmStart
 from calipers.attacks.engine.targets import rank_targets
 from calipers.attacks.pgd import PGD
 from calipers.attacks.warm_start import WarmStarted
@@ -154,7 +154,7 @@ def test_the_interval_between_looks_at_the_device_does_not_matter(norm: str) -> 
     problem = linear(5, norm, (0.0, 1.0), 0.9)
     found = []
     for chunk in (1, 8):
-        queue = Queue(problem, Climb(12, 2, 0, "margin"), 0, None, 7)
+        queue = Queue(problem, Climb(12, 2, 0, "margin"), SearchOptions(batch=7))
         queue.chunk = chunk
         found.append(run(lambda problem, seed, queue=queue: queue.run(), problem)[0])  # type: ignore[misc]
     assert torch.equal(*found)
@@ -163,7 +163,9 @@ def test_the_interval_between_looks_at_the_device_does_not_matter(norm: str) -> 
 def test_without_rivals_starts_go_to_the_restarts() -> None:
     problem = linear(3, "linf", None, 1.01)
     starts = problem.region.support(-problem.x).point[:, None, None].expand(-1, 1, 2, -1)
-    queue = Queue(problem, Climb(1, 2, 0, "margin"), 0, starts=starts.flatten(1, 2))
+    queue = Queue(
+        problem, Climb(1, 2, 0, "margin"), SearchOptions(), WarmStart(starts.flatten(1, 2))
+    )
     slots, _ = queue._fill(None)
     assert slots is not None and torch.equal(
         slots.x,
@@ -207,7 +209,9 @@ def test_starts_go_to_the_jobs_of_their_rivals() -> None:
                     picked[point, restart * 3 + target],
                     starts[point, restart, rivals[point, target]],
                 )
-    queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, starts=picked, ranked=rivals, keep_all=True)
+    queue = Queue(
+        problem, Climb(1, 2, 3, "margin"), SearchOptions(), WarmStart(picked, rivals), True
+    )
     slots, _ = queue._fill(None)
     assert slots is not None
     rank, place = slots.job // len(problem), slots.job % len(problem)
@@ -217,13 +221,15 @@ def test_starts_go_to_the_jobs_of_their_rivals() -> None:
 def test_the_next_round_goes_on_from_the_best_job_of_each_rival() -> None:
     problem = linear(5, "linf", None, 0.5, n=3)
     columns = torch.tensor([[2, 0, 3]] * len(problem))
-    queue = Queue(problem, Climb(1, 2, 3, "margin"), 0, ranked=columns, keep_all=True)
+    queue = Queue(
+        problem, Climb(1, 2, 3, "margin"), SearchOptions(), WarmStart(None, columns), True
+    )
     assert queue.all_best is not None
     # each job's iterate is its rank
     queue.all_best = torch.arange(6.0, dtype=F64).view(1, 6, 1).expand(len(problem), 6, 8).clone()
     # restart 0, then restart 1, of rivals 2, 0, 3
     queue.all_scores = torch.tensor([[5.0, 4.0, 9.0, 1.0, 6.0, 3.0]] * len(problem), dtype=F64)
-    rivals, starts = queue.promising(torch.tensor([0, 1]), 2)
+    starts, rivals = queue.promising(torch.tensor([0, 1]), 2)
     assert rivals.tolist() == [[2, 3], [2, 3]] and starts[:, :, 0].tolist() == [
         [3.0, 5.0],
         [3.0, 5.0],

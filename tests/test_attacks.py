@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from calipers.attacks.engine.queue import Queue
+from calipers.attacks.engine.queue import Queue, SearchOptions
 from calipers.attacks.engine.targets import rank_targets
 from calipers.attacks.fgsm import FGSM
 from calipers.attacks.pgd import PGD, _Ascent
@@ -408,7 +408,7 @@ def test_the_interval_between_looks_at_the_device_does_not_matter() -> None:
     problem = asking(rowwise(), "l2")
     recipe = _Ascent(steps=5, restarts=4, targets=0, share=0.5, loss_name="alternate")
     whole = run(PGD(steps=5, restarts=4, step=0.5), problem)
-    queue = Queue(problem, recipe, 0, None, 7)
+    queue = Queue(problem, recipe, SearchOptions(batch=7))
     queue.chunk = 8
     assert torch.equal(run(lambda problem: queue.run(), problem).candidate, whole.candidate)
 

@@ -26,7 +26,7 @@ from calipers.certificates import branch_search
 from calipers.certificates.alpha_crown import Start
 from calipers.certificates.branch_search import BranchSearch
 from calipers.certificates.exact import beta_bounds, projection
-from calipers.certificates.exact.beta_bounds import ascended
+from calipers.certificates.exact.beta_bounds import Until, ascended
 from calipers.certificates.exact.encoding import encoded
 from calipers.certificates.exact.model import MIPModel
 from calipers.certificates.exact.projection import projected
@@ -152,7 +152,7 @@ def left_of(
     """
     part, start, rows, truth, pattern = around(seed, norm)
     with torch.no_grad():
-        return ascended(part, start, rows, truth * share, np.inf), truth, pattern
+        return ascended(part, start, rows, truth * share, Until()), truth, pattern
 
 
 def check_what_is_left(norm: str, seed: int) -> None:
@@ -195,7 +195,7 @@ def test_without_time_everything_is_left_and_proved_up_to_a_smaller_radius(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = beta_bounds.ascended
-    monkeypatch.setitem(globals(), "ascended", lambda *args: real(*args[:-1], -np.inf))
+    monkeypatch.setitem(globals(), "ascended", lambda *args: real(*args[:-1], Until(-np.inf)))
     left, truth, _ = left_of(8, 0.98)
     assert left.branches and all(
         not made and 0 < proved < truth for _, made, proved in left.branches
@@ -254,7 +254,8 @@ def from_branches(seed: int) -> None:
         ]
         with torch.no_grad():
             there, beyond = (
-                ascended(part, start, rows, truth * 1.005, np.inf, branches=half) for half in halves
+                ascended(part, start, rows, truth * 1.005, Until(), branches=half)
+                for half in halves
             )
         held = [
             any(

@@ -812,11 +812,9 @@ def test_mutant_interval_without_absolute_weights_is_caught(
 def test_mutant_tangent_that_is_not_proved_at_the_ends_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def through_the_place(
-        f: Any, slope_of: Any, pieces: Any, at: Tensor, slope: Tensor, reach: Tensor
-    ) -> Tensor:
+    def through_the_place(curve: Any, at: Tensor, slope: Tensor, reach: Tensor) -> Tensor:
         # The tangent at the middle of the interval, whether or not it clears the ends.
-        return f(at) - slope * at
+        return curve.value(at) - slope * at
 
     assert caught(
         monkeypatch,

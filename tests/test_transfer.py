@@ -13,7 +13,7 @@ from calipers.api.ask import attack
 from calipers.attacks.engine.queue import Look
 from calipers.attacks.mi_fgsm import MIFGSM, _Rolling, resized
 from calipers.attacks.pgd import PGD
-from calipers.attacks.surrogate import Student, distilled
+from calipers.attacks.surrogate import QuerySchedule, Student, distilled
 from calipers.attacks.transfer import MeanLogits, Transfer
 from calipers.data import build, images
 from calipers.errors import BadInput
@@ -271,7 +271,7 @@ def test_wrong_surrogates_are_refused() -> None:
 def test_a_student_of_labels_alone_breaks_more_than_noise() -> None:
     net, (x, y) = build("mnist-plain"), images()
     target, threat = labels_only(net), Ball("linf", 0.25)
-    student = distilled(target, x[100:300], queries=400, rounds=2, hidden=64)
+    student = distilled(target, x[100:300], QuerySchedule(400, rounds=2), hidden=64)
     shown, labels = x[:100], y[:100]
     found = attack(
         target, shown, labels, threat, Transfer(MIFGSM(steps=10, diversity=0.5), (student,))
@@ -295,7 +295,7 @@ def test_the_budget_of_questions_holds(queries: int) -> None:
         name="counted",
     )  # type: ignore[func-returns-value]
     classifier = Classifier(target)
-    distilled(classifier, images()[0][:40], queries=queries, rounds=3, hidden=8)
+    distilled(classifier, images()[0][:40], QuerySchedule(queries, rounds=3), hidden=8)
     assert sum(asked) <= queries, (sum(asked), queries)
 
 
@@ -303,7 +303,7 @@ def test_a_student_is_reproduced_by_its_seed_and_leaves_the_shared_generator_alo
     x, net = images()[0][:40], build("mnist-plain")
     state = torch.random.get_rng_state()
     digests = [
-        Classifier(distilled(net, x, queries=60, rounds=2, hidden=8, seed=seed)).digest()
+        Classifier(distilled(net, x, QuerySchedule(60, rounds=2), hidden=8, seed=seed)).digest()
         for seed in (0, 0, 1)
     ]
     assert digests[0] == digests[1] != digests[2]
@@ -312,7 +312,9 @@ def test_a_student_is_reproduced_by_its_seed_and_leaves_the_shared_generator_alo
 
 def test_a_target_of_one_score_has_two_classes() -> None:
     x = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
-    made = distilled(BlackBox(lambda rows: rows.sum(1) - 2.0, flat=True), x, queries=100, hidden=16)
+    made = distilled(
+        BlackBox(lambda rows: rows.sum(1) - 2.0, flat=True), x, QuerySchedule(100), hidden=16
+    )
     assert (
         made(x).shape == (30, 2)
         and float((made(x).argmax(1) == (x.sum(1) > 2).long()).double().mean()) > 0.8
@@ -322,7 +324,9 @@ def test_a_target_of_one_score_has_two_classes() -> None:
 def test_a_given_student_is_copied() -> None:
     own = Student(784, 8, 10)
     before = Classifier(own).digest()
-    made = distilled(build("mnist-plain"), images()[0][:40], queries=40, rounds=1, student=own)
+    made = distilled(
+        build("mnist-plain"), images()[0][:40], QuerySchedule(40, rounds=1), student=own
+    )
     assert Classifier(own).digest() == before != Classifier(made).digest()
     assert not any(p.requires_grad for p in made.parameters())
 

@@ -28,13 +28,14 @@ from calipers.attacks.sigma_zero import SigmaZero
 from calipers.attacks.spsa import SPSA
 from calipers.attacks.square import Square
 from calipers.attacks.substitution_search import SubstitutionSearch
-from calipers.attacks.surrogate import distilled
+from calipers.attacks.surrogate import QuerySchedule, distilled
 from calipers.attacks.transfer import Transfer
 from calipers.attacks.warm_start import WarmStarted
 
 __all__ = [
     "APGD", "AdaptiveRestarts", "BPDA", "BPDALayer", "BoundaryAttack", "CarliniWagner", "DDN",
     "DeepFool", "EOT", "FAB", "FGSM", "FMN", "FiniteDifferences", "HopSkipJump",
-    "IterativeTightening", "MIFGSM", "MultiEpsilon", "PGD", "RadiusBisection", "RayS", "SPSA",
-    "SigmaZero", "Square", "SubstitutionSearch", "Transfer", "WarmStarted", "distilled",
+    "IterativeTightening", "MIFGSM", "MultiEpsilon", "PGD", "QuerySchedule", "RadiusBisection",
+    "RayS", "SPSA", "SigmaZero", "Square", "SubstitutionSearch", "Transfer", "WarmStarted",
+    "distilled",
 ]  # fmt: skip

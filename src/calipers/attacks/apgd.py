@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from calipers.attacks.engine.batches import BATCH, backwards_of, in_flight, per_job
 from calipers.attacks.engine.losses import LossName, check_loss, climbed
-from calipers.attacks.engine.queue import Look, Memory, Queue
+from calipers.attacks.engine.queue import Look, Memory, Queue, SearchOptions, WarmStart
 from calipers.attacks.engine.targets import looked_at, rank_targets, target_count
 from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
@@ -128,59 +128,45 @@ class APGD:
         for places in torch.arange(len(problem), device=problem.x.device).split(
             in_flight(problem, BATCH) if targets else len(problem)
         ):
-            begin, named = (None if t is None else t[places] for t in (starts, columns))
-            yield from self._block(
-                problem.take(places), targets, seed, dtype, batch or BATCH, begin, named, places
+            known = _Known(*(None if t is None else t[places] for t in (starts, columns)))
+            yield from relayed(
+                self._block(
+                    problem.take(places), targets, SearchOptions(seed, dtype, batch), known
+                ),
+                partial(Attempt.at_places, places=places),
             )
 
     def _block(
-        self,
-        problem: Problem,
-        targets: int,
-        seed: int,
-        dtype: torch.dtype | None,
-        batch: int,
-        starts: Tensor | None,
-        columns: Tensor | None,
-        places: Tensor,
+        self, problem: Problem, targets: int, options: SearchOptions, known: _Known
     ) -> Iterator[Attempt]:
         if not targets:
-            begin = None if starts is None else starts.flatten(1, 2)
-            attempts = Queue(
-                problem, Climb(self.steps, self.restarts, 0, self.loss), seed, dtype, batch, begin
-            ).run()
-            yield from relayed(
-                attempts, lambda attempt: replace(attempt, index=places[attempt.index])
-            )
+            recipe = Climb(self.steps, self.restarts, 0, self.loss)
+            yield from Queue(problem, recipe, options, known.untargeted()).run()
             return
-        ranked = rank_targets(problem, targets, batch) if columns is None else columns
-        begin = (
-            None
-            if starts is None
-            else chosen(starts, ranked)
-            if columns is None
-            else starts.flatten(1, 2)
+        warm = known.toward(
+            rank_targets(problem, targets, options.in_flight)
+            if known.columns is None
+            else known.columns
         )
-        share = 2.0 if starts is None else _GUIDED_SHARE
+        share = 2.0 if known.starts is None else _GUIDED_SHARE
         rounds = (
             _rounds(targets, self.steps)
             if self.successive_halving and targets > 1
             else [(targets, self.steps, 2.0)]
         )
-        left = torch.arange(len(places), device=places.device)
+        left = torch.arange(len(problem), device=problem.x.device)
         best = problem.x.clone()
         forwards, backwards = (
-            torch.ones_like(places),
-            torch.full_like(places, looked_at(problem, targets) * backwards_of(problem)),
+            torch.ones_like(left),
+            torch.full_like(left, looked_at(problem, targets) * backwards_of(problem)),
         )
         for number, (count, steps, first) in enumerate(rounds):
             part = problem.take(left)
             recipe = Climb(
                 steps, self.restarts if number == 0 else 1, count, self.loss, min(first, share)
             )
-            queue = Queue(
-                part, recipe, seed + number, dtype, batch, begin, ranked, keep_all=len(rounds) > 1
-            )
+            turn = options._replace(seed=options.seed + number)
+            queue = Queue(part, recipe, turn, warm, keep_all=len(rounds) > 1)
 
             def noted(
                 attempt: Attempt, queue: Queue = queue, left: Tensor = left
@@ -192,11 +178,7 @@ class APGD:
                     backwards[at] + attempt.backwards,
                 )
                 won = at[is_adversarial(queue.score[attempt.index])]
-                return (
-                    Attempt(places[won], best[won], forwards[won], backwards[won])
-                    if len(won)
-                    else None
-                )
+                return Attempt(won, best[won], forwards[won], backwards[won]) if len(won) else None
 
             # yielded at once, not at the end of the block, so that an interrupt does not lose them
             yield from relayed(queue.run(), noted)
@@ -204,9 +186,26 @@ class APGD:
             left = left[standing]
             if number + 1 == len(rounds) or not len(standing):
                 break
-            ranked, begin = queue.promising(standing, rounds[number + 1][0])
+            warm = queue.promising(standing, rounds[number + 1][0])
         if len(left):
-            yield Attempt(places[left], best[left], forwards[left], backwards[left])
+            yield Attempt(left, best[left], forwards[left], backwards[left])
+
+
+class _Known(NamedTuple):
+    """What is handed in about the points, as `APGD.__call__` takes it."""
+
+    starts: Tensor | None
+    columns: Tensor | None
+
+    def untargeted(self) -> WarmStart:
+        """Return the starts (N, R, S, *D) as those of the first R x S jobs."""
+        return WarmStart(None if self.starts is None else self.starts.flatten(1, 2))
+
+    def toward(self, targets: Tensor) -> WarmStart:
+        """Return the starts of the jobs towards these margin columns (N, T)."""
+        if self.columns is not None:  # the starts are those of these columns already
+            return self.untargeted()._replace(targets=targets)
+        return WarmStart(None if self.starts is None else chosen(self.starts, targets), targets)
 
 
 def chosen(starts: Tensor, columns: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from calipers.attacks.engine.losses import margin
-from calipers.attacks.engine.queue import Look, Memory, run_queue
+from calipers.attacks.engine.queue import Look, Memory, Queue, SearchOptions
 from calipers.attacks.engine.targets import target_count
 from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
@@ -56,7 +56,8 @@ class FGSM:
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
         """Yield candidates; the seed is not used."""
-        return run_queue(problem, _OneStep(targets=target_count(problem, self.targets)), seed=seed)
+        recipe = _OneStep(targets=target_count(problem, self.targets))
+        return Queue(problem, recipe, SearchOptions(seed)).run()
 
 
 @dataclass(frozen=True)

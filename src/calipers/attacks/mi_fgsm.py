@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.defences import BPDALayer
-from calipers.attacks.engine.batches import BATCH, per_job
+from calipers.attacks.engine.batches import per_job
 from calipers.attacks.engine.losses import LossName, check_loss, climbed
-from calipers.attacks.engine.queue import Look, Memory, Queue, Slots
+from calipers.attacks.engine.queue import Look, Memory, Queue, SearchOptions, Slots
 from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
 from calipers.problem.problem import Problem
@@ -98,14 +98,15 @@ class MIFGSM:
         """
         share = _USUAL_TRAVEL / self.steps if self.step is None else self.step
         recipe = _Rolling(self.steps, min(share, 2.0), self.decay, self.nesterov, self.loss)
+        options = SearchOptions(seed, batch=batch)
         if not self.diversity:
-            return Queue(problem, recipe, seed, batch=batch or BATCH).run()
+            return Queue(problem, recipe, options).run()
         if problem.x.dim() != 4 or min(problem.x.shape[2:]) < 2:
             raise BadInput(
                 "diversity resizes images (N, C, H, W), but the points have shape "
                 f"{tuple(problem.x.shape[1:])}; take diversity=0"
             )
-        return _Diverse(problem, recipe, seed, batch or BATCH, self.diversity).run()
+        return _Diverse(problem, recipe, options, self.diversity).run()
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,9 @@ class _Diverse(Queue):
     """
 
     def __init__(
-        self, problem: Problem, recipe: _Rolling, seed: int, batch: int, probability: float
+        self, problem: Problem, recipe: _Rolling, options: SearchOptions, probability: float
     ) -> None:
-        super().__init__(problem, recipe, seed, batch=batch)
+        super().__init__(problem, recipe, options)
         own, self.draws = self.network, self.streams
         self.network = BPDALayer(own, lambda x: own(resized(x, self.draws, probability)))
 

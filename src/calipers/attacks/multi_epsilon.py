@@ -13,7 +13,7 @@ from torch import Tensor
 from calipers.attacks.apgd import Climb
 from calipers.attacks.engine.batches import BATCH, backwards_of, in_flight
 from calipers.attacks.engine.losses import LossName, check_loss
-from calipers.attacks.engine.queue import Queue
+from calipers.attacks.engine.queue import Queue, SearchOptions, WarmStart
 from calipers.attacks.engine.targets import looked_at, rank_targets, target_count
 from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
@@ -91,12 +91,13 @@ class MultiEpsilon:
             in_flight(problem, BATCH)
         ):
             yield from relayed(
-                self._block(problem.take(places), seed, batch or BATCH), partial(_placed, places)
+                self._block(problem.take(places), SearchOptions(seed, batch=batch)),
+                partial(Attempt.at_places, places=places),
             )
 
-    def _block(self, problem: Problem, seed: int, batch: int) -> Iterator[Attempt]:
+    def _block(self, problem: Problem, options: SearchOptions) -> Iterator[Attempt]:
         targets = target_count(problem, self.targets)
-        ranked = rank_targets(problem, targets, batch) if targets else None
+        ranked = rank_targets(problem, targets, options.in_flight) if targets else None
         begin: Tensor | None = None
         radius = problem.threat.radii(len(problem))
         forwards = torch.full(
@@ -111,7 +112,11 @@ class MultiEpsilon:
             )
             recipe = Climb(max(1, round(part * self.steps)), self.restarts, targets, self.loss)
             queue = Queue(
-                posed, recipe, seed + number, None, batch, begin, ranked, keep_all=not last
+                posed,
+                recipe,
+                options._replace(seed=options.seed + number),
+                WarmStart(begin, ranked),
+                keep_all=not last,
             )
 
             def noted(attempt: Attempt, last: bool = last) -> Attempt | None:
@@ -129,7 +134,3 @@ class MultiEpsilon:
 
             yield from relayed(queue.run(), noted)
             begin = queue.all_best
-
-
-def _placed(places: Tensor, attempt: Attempt) -> Attempt:
-    return replace(attempt, index=places[attempt.index])

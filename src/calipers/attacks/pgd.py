@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from calipers.attacks.engine.losses import LossName, check_loss, climbed
-from calipers.attacks.engine.queue import Look, Memory, run_queue
+from calipers.attacks.engine.queue import Look, Memory, Queue, SearchOptions, WarmStart
 from calipers.attacks.engine.targets import target_count
 from calipers.errors import BadInput
 from calipers.problem.capabilities import Capabilities
@@ -112,14 +112,8 @@ class PGD:
             self.loss,
         )
         dtype = torch.bfloat16 if self.precision == "bfloat16" else None
-        return run_queue(
-            problem,
-            recipe,
-            seed=seed,
-            dtype=dtype,
-            batch=batch,
-            starts=None if warm is None else warm[:, None],
-        )
+        begin = WarmStart(None if warm is None else warm[:, None])
+        return Queue(problem, recipe, SearchOptions(seed, dtype, batch), begin).run()
 
 
 @dataclass(frozen=True)

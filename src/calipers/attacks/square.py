@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -264,6 +264,30 @@ def _hill(height: int, width: int) -> Tensor:
     return steps.flip(0).cumsum(0).flip(0)[ring]
 
 
+class _Drawn(NamedTuple):
+    """What a proposal draws its two windows from.
+
+    `level (B,)` is the size of the windows, `words (B, W)` are uniform draws in [0, 1), two for the
+    place of each window first, and `room (B, 2)` counts the rows and columns a window may begin at.
+    """
+
+    level: Tensor
+    words: Tensor
+    room: Tensor
+
+    def take(self, index: Tensor) -> _Drawn:
+        """Return the draws of some points."""
+        return _Drawn(self.level[index], self.words[index], self.room[index])
+
+    def place(self, window: int) -> Tensor:
+        """Return the draws (B, 2) for the place of window 0 or 1."""
+        return self.words[:, 2 * window : 2 * window + 2]
+
+    def corner(self, window: int) -> Tensor:
+        """Return the first row and column (B, 2) of a window placed anywhere."""
+        return (self.place(window) * self.room).long()
+
+
 @dataclass(frozen=True, eq=False)
 class _SquareState:
     queries: int
@@ -296,13 +320,8 @@ class _SquareState:
         slot = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         if len(slot) > len(count):
             number = torch.arange(len(slot), device=slot.device) - (count.cumsum(0) - count)[slot]
-            look = PointsInFlight(
-                look.region.take(slot),
-                look.streams.take(slot),
-                look.spent[slot] + number,
-                look.best[slot],
-                look.score[slot],
-            )
+            look = look.take(slot)
+            look = replace(look, spent=look.spent + number)
             memory = {name: value[slot] for name, value in memory.items()}
         points = self._proposals(look, memory, 0)
         # A proposal equal to the present point would waste a query: try the opposite signs, then a
@@ -313,15 +332,8 @@ class _SquareState:
             ).flatten()
             if not len(same):
                 break
-            part = PointsInFlight(
-                look.region.take(same),
-                look.streams.take(same),
-                look.spent[same],
-                look.best[same],
-                look.score[same],
-            )
             again = self._proposals(
-                part, {name: value[same] for name, value in memory.items()}, attempt
+                look.take(same), {name: value[same] for name, value in memory.items()}, attempt
             )
             points = points.index_copy(0, same, again)
         return Queries(
@@ -346,19 +358,14 @@ class _SquareState:
             .fork(attempt // 2)
             .uniform(_WORDS + windows.signs, torch.float64)
         )
-        room = (
-            torch.tensor([windows.rows, windows.columns], device=level.device)
-            - windows.sides[level]
-            + 1
-        )
-        first, second = ((draws[:, k : k + 2] * room).long() for k in (0, 2))
+        size = torch.tensor([windows.rows, windows.columns], device=level.device)
+        drawn = _Drawn(level, draws, size - windows.sides[level] + 1)
+        first, second = (drawn.corner(k) for k in (0, 1))
         if attempt >= 2:
             # Where the whole budget is spent, a window can only change something if the other
             # window holds some of it.
-            first = self._anchored(look, memory["movable"], level, draws[:, :2], room)
-            second = self._anchored(
-                look, (look.best != region.center).flatten(1), level, draws[:, 2:4], room
-            )
+            first = self._anchored(look, memory["movable"], drawn, 0)
+            second = self._anchored(look, (look.best != region.center).flatten(1), drawn, 1)
         turn = (draws[:, 4] < 0.5).long()
         signs = torch.where(draws[:, _WORDS:] < 0.5, -1.0, 1.0).to(region.center.dtype) * (
             -1.0 if attempt % 2 else 1.0
@@ -387,7 +394,7 @@ class _SquareState:
         small = torch.nonzero(local_moves.is_small(region, look.spent, self.queries)).flatten()
         if not len(small):
             return points
-        moved = self._small(look, memory, pattern, level, draws, room, small)
+        moved = self._small(look, memory, pattern, drawn, small)
         # the small move changes nothing (no budget to hand over, or no room): propose the window
         idle = (moved == look.best[small]).flatten(1).all(1)
         return points.index_copy(0, small, torch.where(per_job(idle, moved), points[small], moved))
@@ -397,44 +404,34 @@ class _SquareState:
         look: PointsInFlight,
         memory: Memory,
         pattern: Tensor,
-        level: Tensor,
-        draws: Tensor,
-        room: Tensor,
+        drawn: _Drawn,
         chosen: Tensor,
     ) -> Tensor:
         """Return the chosen points after a small move."""
-        part = PointsInFlight(
-            look.region.take(chosen),
-            look.streams.take(chosen),
-            look.spent[chosen],
-            look.best[chosen],
-            look.score[chosen],
-        )
+        part, drawn = look.take(chosen), drawn.take(chosen)
         region, weight = part.region, part.region.weight
         offset = (part.best - region.center).flatten(1)
-        place = self._anchored(part, offset != 0, level[chosen], draws[chosen, 2:4], room[chosen])
-        giver = self.windows.place(level[chosen], place[:, 0], place[:, 1]) != 0
+        place = self._anchored(part, offset != 0, drawn, 1)
+        giver = self.windows.place(drawn.level, place[:, 0], place[:, 1]) != 0
         giver = giver.expand(-1, self.windows.channels, -1, -1).flatten(1)
         own = offset if weight is None else offset * weight
-        share = torch.where(draws[chosen, 5] < 0.5, 1.0, 2 * draws[chosen, 5] - 1)
+        share = torch.where(drawn.words[:, 5] < 0.5, 1.0, 2 * drawn.words[:, 5] - 1)
         delta = local_moves.moved(
             region, own, pattern[chosen].flatten(1), giver, memory["bump"][chosen], share
         )
         delta = (delta if weight is None else delta / weight).clamp(region.low, region.high)
         return region.snap(region.center + delta.view_as(region.center))
 
-    def _anchored(
-        self, look: PointsInFlight, wanted: Tensor, level: Tensor, draws: Tensor, room: Tensor
-    ) -> Tensor:
-        """Return first rows and columns of windows over a wanted feature.
+    def _anchored(self, look: PointsInFlight, wanted: Tensor, drawn: _Drawn, window: int) -> Tensor:
+        """Return first rows and columns of one window over a wanted feature.
 
         Each window covers a random one of the `wanted (B, d)` features.
         """
         luck = look.streams.fork(look.spent).fork(-1).uniform(wanted.shape[1], torch.float64) + 1
         pixel = (luck * wanted).argmax(1) % (self.windows.rows * self.windows.columns)
         place = torch.stack([pixel // self.windows.columns, pixel % self.windows.columns], 1)
-        back = (draws * self.windows.sides[level]).long()
-        return torch.minimum((place - back).clamp_min(0), room - 1)
+        back = (drawn.place(window) * self.windows.sides[drawn.level]).long()
+        return torch.minimum((place - back).clamp_min(0), drawn.room - 1)
 
     def _first(self, look: PointsInFlight) -> Tensor:
         """Return the signs of the first change.

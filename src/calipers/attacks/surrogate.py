@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -42,38 +43,66 @@ class Student(nn.Module):
         return h
 
 
+@dataclass(frozen=True)
+class QuerySchedule:
+    """How many questions a target is asked, and at which new points.
+
+    Args:
+        queries: Budget of questions to the target.
+        rounds: Rounds of training, with new questions between two of them.
+        reach: How far new points lie from known ones, in the data's units, above 0.
+        box: Lower and upper end of each feature.
+
+    Raises:
+        BadInput: A setting is out of its range.
+
+    Example:
+        >>> QuerySchedule(500, rounds=2).reach
+        0.1
+    """
+
+    queries: int = 2000
+    rounds: int = 4
+    reach: float = 0.1
+    box: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.queries < 2 or self.rounds < 1 or not self.reach > 0:
+            raise BadInput(
+                "distilling takes queries >= 2, rounds >= 1 and reach > 0; got "
+                f"{self.queries}, {self.rounds}, {self.reach}"
+            )
+
+
+USUAL_SCHEDULE = QuerySchedule()
+
+
 def distilled(
     target: nn.Module | Classifier,
     x: Tensor,
+    schedule: QuerySchedule = USUAL_SCHEDULE,
     *,
-    queries: int = 2000,
-    rounds: int = 4,
     hidden: int = 128,
-    reach: float = 0.1,
-    box: tuple[float, float] = (0.0, 1.0),
     student: nn.Module | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """Return a surrogate trained on the target's answers alone.
 
     For `Transfer` (Papernot et al. 2017). The target is asked at the points x and is never told
-    their labels. Each of the `rounds` trains the student on all answers so far, then asks at new
-    points: the known ones moved by `reach` along the sign of the gradient of the student's logit of
-    the answered class, to and fro in turn, and clamped into the box, as many as the budget of
-    `queries` allows. So questions gather where the student changes its mind. Labels are learnt as
-    labels; scores as the probabilities that softmax makes of them. The same seed and the same
-    answers give the same surrogate.
+    their labels. Each round trains the student on all answers so far, then asks at new points: the
+    known ones moved along the sign of the gradient of the student's logit of the answered class, to
+    and fro in turn, and clamped into the box, as many as the budget of the `schedule` allows. So
+    questions gather where the student changes its mind. Labels are learnt as labels; scores as the
+    probabilities that softmax makes of them. The same seed and the same answers give the same
+    surrogate.
 
-    Cost: at most `queries` forwards of the target.
+    Cost: at most `schedule.queries` forwards of the target.
 
     Args:
         target: The model, which may be `BlackBox` without gradients.
         x: Points (N, *D), at least 2, at which the target is asked first.
-        queries: Budget of questions to the target, at least N.
-        rounds: Rounds of training.
+        schedule: How often the target is asked, at least N times, and at which new points.
         hidden: Width of the hidden layers of the student.
-        reach: How far new points lie from known ones, in the data's units, above 0.
-        box: Lower and upper end of each feature.
         student: A network of which a copy is trained in place of the default: one built like the
             target transfers better.
         seed: Seed of weights and shuffling.
@@ -82,13 +111,14 @@ def distilled(
         The trained student, its parameters frozen.
 
     Raises:
-        BadInput: The first points exceed the budget, or a setting is out of its range.
+        BadInput: The first points exceed the budget or are fewer than 2, or `hidden` is below 1.
     """
     classifier = target if isinstance(target, Classifier) else Classifier(target)
-    if len(x) < 2 or queries < len(x) or rounds < 1 or hidden < 1 or not reach > 0:
+    queries = schedule.queries
+    if len(x) < 2 or queries < len(x) or hidden < 1:
         raise BadInput(
-            "distilling takes at least 2 points, queries >= points, rounds, hidden >= 1 and reach "
-            f"> 0; got {len(x)} points, {queries} queries"
+            "distilling takes at least 2 points, queries >= points and hidden >= 1; got "
+            f"{len(x)} points, {queries} queries, hidden {hidden}"
         )
     points, generator = x.detach().cpu().float(), torch.Generator().manual_seed(seed)
     answers = _answers(classifier, points)
@@ -98,14 +128,14 @@ def distilled(
         else copy.deepcopy(student).cpu().float()
     )
     made = made.eval().requires_grad_(True)
-    for k in range(rounds):
+    for k in range(schedule.rounds):
         _learn(made, points, answers, generator)
-        if k + 1 < rounds and len(points) < queries:
+        if k + 1 < schedule.rounds and len(points) < queries:
             some = torch.randperm(len(points), generator=generator)[: queries - len(points)]
             fresh = (
                 points[some]
-                + (-1.0) ** k * reach * _slope(made, points[some], answers[some]).sign()
-            ).clamp(*box)
+                + (-1.0) ** k * schedule.reach * _slope(made, points[some], answers[some]).sign()
+            ).clamp(*schedule.box)
             points, answers = (
                 torch.cat([points, fresh]),
                 torch.cat([answers, _answers(classifier, fresh)]),

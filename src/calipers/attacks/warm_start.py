@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Protocol
 
@@ -90,7 +90,7 @@ class WarmStarted:
             part = problem.take(places)
             yield from relayed(
                 self._block(part, rank_targets(part, targets) if few else None, seed),
-                partial(_placed, places),
+                partial(Attempt.at_places, places=places),
             )
 
     def _block(self, problem: Problem, columns: Tensor | None, seed: int) -> Iterator[Attempt]:
@@ -100,7 +100,3 @@ class WarmStarted:
         except (UnsupportedOp, CaptureError):
             starts = None
         yield from self.attack(problem, seed=seed, starts=starts, **named)
-
-
-def _placed(places: Tensor, attempt: Attempt) -> Attempt:
-    return replace(attempt, index=places[attempt.index])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calipers.bounds.rounding import CHECKED
 from calipers.certificates.alpha_crown import Start
-from calipers.certificates.exact.beta_bounds import ascended
+from calipers.certificates.exact.beta_bounds import Until, ascended
 from calipers.certificates.exact.bound_tightening import tightened
 from calipers.certificates.exact.encoding import encoded
 from calipers.certificates.exact.incumbents import SHORT, Examples
@@ -323,8 +323,7 @@ class _PointSearch(PointSearch):
             start,
             tree.model,
             tree.target,
-            now + _ASCENTS * (ends - now),
-            over,
+            Until(now + _ASCENTS * (ends - now), over),
             branches,
         )
         self.rows += left.rows

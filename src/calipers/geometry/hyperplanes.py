@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,11 +101,10 @@ def nearest_hyperplane(pieces: Pieces, region: Region) -> Hyperplane:
         column = order[:, begin : begin + count][point, place]
         for block, first in _beginning(blocks):
             mine = (column >= first) & (column < first + block.gap.shape[1])
-            _measure(
-                pieces, region, block, found[:, first:], best, point[mine], column[mine] - first
-            )
+            chosen = _Chosen(point[mine], column[mine] - first)
+            _measure(pieces, region, block, found[:, first:], best, chosen)
         begin, count = begin + count, min(2 * count, _MOST_AT_ONCE)
-    return _chosen(pieces, blocks, found)
+    return _nearest(pieces, blocks, found)
 
 
 def _at_least(pieces: Pieces, region: Region, blocks: list[_Block]) -> Tensor:
@@ -137,28 +137,23 @@ def _beginning(blocks: list[_Block]) -> Iterator[tuple[_Block, int]]:
 
 
 def _measure(
-    pieces: Pieces,
-    region: Region,
-    block: _Block,
-    found: Tensor,
-    best: Tensor,
-    point: Tensor,
-    hyperplane: Tensor,
+    pieces: Pieces, region: Region, block: _Block, found: Tensor, best: Tensor, chosen: _Chosen
 ) -> None:
     """Write the distances of chosen hyperplanes (R,) into `found (M, W)`.
 
     They are of one block, and measured inside the box only where the distance without the box is
     below `best (M,)`.
     """
-    for at, part in zip(point.split(pieces.rows), hyperplane.split(pieces.rows), strict=True):
-        g, gap = _normal(pieces, block, at, part), block.gap[at, part]
+    for part in chosen.split(pieces.rows):
+        at, place = part
+        g, gap = _normal(pieces, block, part), block.gap[at, place]
         near = torch.nonzero(free_distance(region.take(at), g, gap) < best[at]).flatten()
-        found[at[near], part[near]] = distance_to(
+        found[at[near], place[near]] = distance_to(
             region.take(at[near]), g[near], gap[near]
         ).distance
 
 
-def _chosen(pieces: Pieces, blocks: list[_Block], found: Tensor) -> Hyperplane:
+def _nearest(pieces: Pieces, blocks: list[_Block], found: Tensor) -> Hyperplane:
     distance, column = found.min(1)
     node, element = torch.full_like(column, -1), torch.full_like(column, -1)
     normal = torch.zeros(
@@ -168,11 +163,23 @@ def _chosen(pieces: Pieces, blocks: list[_Block], found: Tensor) -> Hyperplane:
         mine = torch.nonzero(
             distance.isfinite() & (column >= first) & (column < first + block.gap.shape[1])
         ).flatten()
-        hyperplane = column[mine] - first
-        node[mine], element[mine] = block.node, block.element(mine, hyperplane)
-        for at, part in zip(mine.split(pieces.rows), hyperplane.split(pieces.rows), strict=True):
-            normal[at] = _normal(pieces, block, at, part)
+        chosen = _Chosen(mine, column[mine] - first)
+        node[mine], element[mine] = block.node, block.element(chosen)
+        for part in chosen.split(pieces.rows):
+            normal[part.point] = _normal(pieces, block, part)
     return Hyperplane(distance, node, element, normal)
+
+
+class _Chosen(NamedTuple):
+    """Some hyperplanes (R,) of a block: whose point they are, and which of the block's."""
+
+    point: Tensor
+    hyperplane: Tensor
+
+    def split(self, rows: int) -> Iterator[_Chosen]:
+        """Yield them in parts of at most so many."""
+        parts = (end.split(rows) for end in self)
+        return (_Chosen(*part) for part in zip(*parts, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +198,9 @@ class _Block:
     minus: Tensor
     size: int
 
-    def rows(self, point: Tensor, hyperplane: Tensor) -> Tensor:
+    def rows(self, chosen: _Chosen) -> Tensor:
         """Return the rows (R, size) of chosen hyperplanes."""
+        point, hyperplane = chosen
         rows = self.gap.new_zeros(len(point), self.size + 1)
         for place, sign in ((self.plus, 1.0), (self.minus, -1.0)):
             at = place.expand(self.gap.shape)[point, hyperplane]
@@ -209,10 +217,11 @@ class _Block:
             1, self.minus.expand(self.gap.shape)
         )
 
-    def element(self, point: Tensor, hyperplane: Tensor) -> Tensor:
+    def element(self, chosen: _Chosen) -> Tensor:
         """Return the input element to which each chosen hyperplane belongs."""
         rising, falling = (
-            place.expand(self.gap.shape)[point, hyperplane] for place in (self.plus, self.minus)
+            place.expand(self.gap.shape)[chosen.point, chosen.hyperplane]
+            for place in (self.plus, self.minus)
         )
         return torch.where(rising < self.size, rising, falling)
 
@@ -235,6 +244,6 @@ def _hyperplanes(pieces: Pieces, node: int) -> Iterator[_Block]:
     yield _Block(node, number, behind.flatten(1), windows.flatten(), first.flatten(1), size)
 
 
-def _normal(pieces: Pieces, block: _Block, point: Tensor, hyperplane: Tensor) -> Tensor:
-    rows = block.rows(point, hyperplane).view(len(point), *pieces.graph.shape(block.number))
-    return pieces.pull(block.number, rows, point).flatten(1)
+def _normal(pieces: Pieces, block: _Block, chosen: _Chosen) -> Tensor:
+    rows = block.rows(chosen).view(-1, *pieces.graph.shape(block.number))
+    return pieces.pull(block.number, rows, chosen.point).flatten(1)

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,9 +233,8 @@ def largest_value(
 
     Cost and method: see `largest_gradient`.
     """
-    return _search(
-        lambda a, b: z.enclosure(a, b)[1], z.value, z.partials, low, high, tolerance, most
-    )
+    sought = _Sought(lambda a, b: z.enclosure(a, b)[1], z.value, z.partials)
+    return _search(sought, (low, high), tolerance, most)
 
 
 def largest_gradient(
@@ -279,20 +279,25 @@ def largest_gradient(
         )
 
     return _search(
-        bound, lambda x: np.abs(z.gradient(x)).sum(axis=1), (), low, high, tolerance, most
+        _Sought(bound, lambda x: np.abs(z.gradient(x)).sum(axis=1)), (low, high), tolerance, most
     )
 
 
-def _search(
-    bound: Callable[[Floats, Floats], Floats],
-    value: Callable[[Floats], Floats],
-    partials: tuple[Polynomial, ...],
-    low: Floats,
-    high: Floats,
-    tolerance: float,
-    most: int,
-) -> Maximum:
-    lows, highs = (np.asarray(end, dtype=np.float64)[None] for end in (low, high))
+class _Sought(NamedTuple):
+    """The function whose maximum is sought.
+
+    `bound(low, high)` are upper bounds over boxes, `value` is the function at points, and
+    `partials` are its partial derivatives where they are known.
+    """
+
+    bound: Callable[[Floats, Floats], Floats]
+    value: Callable[[Floats], Floats]
+    partials: tuple[Polynomial, ...] = ()
+
+
+def _search(sought: _Sought, box: Boxes, tolerance: float, most: int) -> Maximum:
+    bound, value, partials = sought
+    lows, highs = (np.asarray(end, dtype=np.float64)[None] for end in box)
     if lows.shape != highs.shape or not (lows <= highs).all():
         raise BadInput("a box is low <= high in every feature")
     best, point, seen, dropped = -np.inf, lows[0], 0, -np.inf

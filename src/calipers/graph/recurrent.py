@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,19 @@ from calipers.graph.smooth_table import TANH
 _LONGEST = 4096  # steps, each of which becomes four operations
 
 
+class _Call(NamedTuple):
+    """The arguments of torch's recurrent layers behind the input, in torch's order."""
+
+    first: Any
+    weights: list[Tensor]
+    biased: bool
+    layers: int
+    dropout: float
+    training: bool
+    both_ways: bool
+    batch_first: bool
+
+
 def plain_recurrent(function: Op) -> Callable[..., list[NodeResult] | None]:
     """Return the rewrite of an Elman network exported for one point.
 
@@ -25,45 +38,34 @@ def plain_recurrent(function: Op) -> Callable[..., list[NodeResult] | None]:
     layer.
     """
 
-    def rewrite(
-        w: Writer,
-        x: NodeResult,
-        first: Any,
-        weights: list[Tensor],
-        biased: bool,
-        layers: int,
-        dropout: float,
-        training: bool,
-        both_ways: bool,
-        batch_first: bool,
-    ) -> list[NodeResult] | None:
-        ways = 2 if both_ways else 1
-        if w.lead != 1 or len(x.shape) != 3 or not isinstance(first, Tensor) or training:
+    def rewrite(w: Writer, x: NodeResult, *arguments: Any) -> list[NodeResult] | None:
+        call = _Call(*arguments)
+        layers, ways, first = call.layers, 2 if call.both_ways else 1, call.first
+        if w.lead != 1 or len(x.shape) != 3 or not isinstance(first, Tensor) or call.training:
             return None
-        times, last = x.shape[1 if batch_first else 0], []
+        axis = 1 if call.batch_first else 0
+        times, last = x.shape[axis], []
         require(
             times * ways * layers <= _LONGEST,
             "a recurrent layer",
             f"a sequence of at most {_LONGEST} steps",
             steps=times * ways * layers,
         )
-        each = 4 if biased else 2
-        row = [w.reshape(part, part.shape[-1:]) for part in _split(w, x, 1 if batch_first else 0)]
+        each = 4 if call.biased else 2
+        row = [w.reshape(part, part.shape[-1:]) for part in _split(w, x, axis)]
         for layer in range(layers):
             states: list[dict[int, NodeResult]] = []
             for way in range(ways):
                 k = layer * ways + way
-                made = _one_way(
-                    w, function, row, first[k].reshape(-1), weights[each * k : each * (k + 1)],
-                    backwards=way == 1,
-                )  # fmt: skip
+                weights = call.weights[each * k : each * (k + 1)]
+                made = _one_way(w, function, row, first[k].reshape(-1), weights, backwards=way == 1)
                 states.append(made)
                 last.append(made[0 if way else times - 1])
             row = [
                 states[0][t] if ways == 1 else w.move("cat", _joined, *(made[t] for made in states))
                 for t in range(times)
             ]
-        shape = (1, times, *row[0].shape) if batch_first else (times, 1, *row[0].shape)
+        shape = (1, times, *row[0].shape) if call.batch_first else (times, 1, *row[0].shape)
         return [
             w.reshape(w.move("stack", _stacked, *row), shape),
             w.reshape(w.move("stack", _stacked, *last), (len(last), 1, *last[0].shape)),

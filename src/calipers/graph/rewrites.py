@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -274,7 +274,7 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    _: Any = None,
+    *_: Any,
 ) -> NodeResult:
     """Write layer norm over the last axes, with a factor and shift per place."""
     return scaled(
@@ -292,7 +292,7 @@ def group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    _: Any = None,
+    *_: Any,
 ) -> NodeResult:
     """Write group norm over the channels of a group and all places."""
     kept = x.shape[w.lead :]
@@ -303,23 +303,28 @@ def group_norm(
     return scaled(w, made, 1.0 if each[0] is None else each[0], 0.0 if each[1] is None else each[1])
 
 
-def instance_norm(
-    w: Writer,
-    x: NodeResult,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    var: Any,
-    own: bool,
-    momentum: float,
-    eps: float,
-    _: Any = None,
-) -> NodeResult | None:
+class _InstanceNorm(NamedTuple):
+    """The arguments of torch's instance norm behind the input, in torch's order."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Any
+    running_var: Any
+    use_input_stats: bool
+    momentum: float
+    eps: float
+    cudnn_enabled: bool = True
+
+
+def instance_norm(w: Writer, x: NodeResult, *arguments: Any) -> NodeResult | None:
     """Write instance norm: a group norm with one group per channel.
 
     None where it uses running statistics instead of the point's own.
     """
-    return group_norm(w, x, x.shape[w.lead], weight, bias, eps) if own else None
+    call = _InstanceNorm(*arguments)
+    if not call.use_input_stats:
+        return None
+    return group_norm(w, x, x.shape[w.lead], call.weight, call.bias, call.eps)
 
 
 def prelu(w: Writer, x: NodeResult, slope: Tensor) -> NodeResult:

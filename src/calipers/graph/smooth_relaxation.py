@@ -65,6 +65,31 @@ class Piece(NamedTuple):
         )
 
 
+class _Curve(NamedTuple):
+    """A function over intervals, of which lines below are sought.
+
+    `value` and `slope` are f and its derivative; `pieces` cut the intervals [lower, upper].
+    """
+
+    value: Function
+    slope: Function
+    pieces: list[Piece]
+    lower: Tensor
+    upper: Tensor
+
+    def turned(self) -> _Curve:
+        """Return the negative function: a line below it is one above this."""
+        return self._replace(
+            value=lambda x: -self.value(x),
+            slope=lambda x: -self.slope(x),
+            pieces=[p.turned() for p in self.pieces],
+        )
+
+    def middle(self) -> Tensor:
+        """Return the middles of the intervals."""
+        return self.lower + (self.upper - self.lower) / 2
+
+
 def _everywhere(lower: Tensor, upper: Tensor) -> Tensor:
     return torch.ones_like(lower, dtype=torch.bool)
 
@@ -168,21 +193,18 @@ class Smooth(Elementwise):
             Piece(a, b, self.convex == (k % 2 == 0)) for k, (a, b) in enumerate(pairwise(places))
         ]
 
+    def _curve(self, lower: Tensor, upper: Tensor) -> _Curve:
+        return _Curve(self.run, self.derivative, self.pieces(lower, upper), lower, upper)
+
     def alpha_lines(self, lower: Tensor, upper: Tensor) -> ParametrisedLines:
         """Return the lines of `relax` as a function of alpha, for a search.
 
         Touching points are searched once. Nothing in the result is proven or leaves room for
         rounding.
         """
-        pieces = self.pieces(lower, upper)
-        below, low_start = _tangents(self.run, self.derivative, pieces, lower, upper)
-        above, high_start = _tangents(
-            lambda x: -self.run(x),
-            lambda x: -self.derivative(x),
-            [p.turned() for p in pieces],
-            lower,
-            upper,
-        )
+        curve = self._curve(lower, upper)
+        below, low_start = _tangents(curve)
+        above, high_start = _tangents(curve.turned())
         least, most = self.range(lower, upper)
         known = self.defined(lower, upper)
 
@@ -208,20 +230,12 @@ class Smooth(Elementwise):
         Without alpha it takes the tangents that are nearest to f in the middle of the interval.
         Where f is not defined the lines bound nothing.
         """
-        pieces = self.pieces(lower, upper)
+        curve = self._curve(lower, upper)
         # over an inflection the lower line is best with its touching point at the end of its range,
         # the upper one at the beginning
         above = None if alpha is None else 1 - alpha
-        low, low_at = _under(self.run, self.derivative, pieces, lower, upper, alpha, self.rough)
-        high, high_at = _under(
-            lambda x: -self.run(x),
-            lambda x: -self.derivative(x),
-            [p.turned() for p in pieces],
-            lower,
-            upper,
-            above,
-            self.rough,
-        )
+        low, low_at = _under(curve, alpha, self.rough)
+        high, high_at = _under(curve.turned(), above, self.rough)
         least, most = self.range(lower, upper)
         known, fall = self.defined(lower, upper), self._fall(lower, upper)
         low, low_at = _or_else(known, low, low_at - fall, least)
@@ -242,16 +256,17 @@ class Smooth(Elementwise):
 
 
 def _tangents(
-    f: Function, slope_of: Function, pieces: list[Piece], lower: Tensor, upper: Tensor
+    curve: _Curve,
 ) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor]:
     """Return alpha -> (slope, intercept) of a line meant to lie below f.
 
     Also the alpha whose touching point is nearest to the middle; 1/2 where there is no choice.
     """
+    f, slope_of, _, lower, upper = curve
     with torch.no_grad():
-        middle = lower + (upper - lower) / 2
-        first, last, touches = _touching(f, slope_of, pieces, lower, upper, middle)
-        chord = _chord(f, slope_of, lower, upper, middle)
+        middle = curve.middle()
+        first, last, touches = _touching(curve, middle)
+        chord = _chord(curve, middle)
         chord_at = torch.minimum(f(lower) - chord * lower, f(upper) - chord * upper)
         slides = touches & (last > first)
         start = torch.where(
@@ -266,7 +281,8 @@ def _tangents(
     return line, start
 
 
-def _chord(f: Function, slope_of: Function, lower: Tensor, upper: Tensor, middle: Tensor) -> Tensor:
+def _chord(curve: _Curve, middle: Tensor) -> Tensor:
+    f, slope_of, _, lower, upper = curve
     width = upper - lower
     # Cancellation between two near values would make a chord's slope meaningless.
     wide = width > math.sqrt(torch.finfo(lower.dtype).eps) * torch.maximum(lower.abs(), upper.abs())
@@ -282,40 +298,25 @@ def _or_else(known: Tensor, slope: Tensor, at: Tensor, level: Tensor) -> tuple[T
     return torch.where(good, slope, torch.zeros_like(slope)), torch.where(good, at, level)
 
 
-def _under(
-    f: Function,
-    slope_of: Function,
-    pieces: list[Piece],
-    lower: Tensor,
-    upper: Tensor,
-    alpha: Tensor | None,
-    rough: bool,
-) -> tuple[Tensor, Tensor]:
+def _under(curve: _Curve, alpha: Tensor | None, rough: bool) -> tuple[Tensor, Tensor]:
     """Return slope and intercept of a line below f on [lower, upper]."""
-    middle = lower + (upper - lower) / 2
+    middle = curve.middle()
     with torch.no_grad():
-        first, last, touches = _touching(f, slope_of, pieces, lower, upper, middle)
-        chord = _chord(f, slope_of, lower, upper, middle)
+        first, last, touches = _touching(curve, middle)
+        chord = _chord(curve, middle)
     at = (
         torch.minimum(torch.maximum(middle, first), last)
         if alpha is None
         else first + alpha * (last - first)
     )
-    slope = torch.where(touches, slope_of(at), chord)
-    reach = torch.maximum(lower.abs(), upper.abs())
+    slope = torch.where(touches, curve.slope(at), chord)
+    reach = torch.maximum(curve.lower.abs(), curve.upper.abs())
     return slope, _intercept(
-        f, slope_of, pieces, torch.where(touches, at, middle), slope, (slope.abs() + rough) * reach
+        curve, torch.where(touches, at, middle), slope, (slope.abs() + rough) * reach
     )
 
 
-def _touching(
-    f: Function,
-    slope_of: Function,
-    pieces: list[Piece],
-    lower: Tensor,
-    upper: Tensor,
-    middle: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _touching(curve: _Curve, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the range of touching points whose tangents lie below both ends.
 
     These are the first and the last such place on a convex piece, and whether there is one. On a
@@ -323,6 +324,7 @@ def _touching(
     right, and its value at the right end rises. Of several pieces the one whose places are nearest
     to the middle is taken.
     """
+    f, slope_of, pieces, lower, upper = curve
     if len(pieces) == 1:
         return lower, upper, torch.ones_like(lower, dtype=torch.bool) & pieces[0].convex
     f_lower, f_upper = f(lower), f(upper)
@@ -386,18 +388,16 @@ def _edge(value: Function, out: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(good, kept, last), torch.where(good, last, kept)
 
 
-def _intercept(
-    f: Function, slope_of: Function, pieces: list[Piece], at: Tensor, slope: Tensor, size: Tensor
-) -> Tensor:
+def _intercept(curve: _Curve, at: Tensor, slope: Tensor, size: Tensor) -> Tensor:
     """Return a proven lower bound of f(x) - slope * x over the pieces.
 
     It holds whatever the slope and wherever `at` lies. `size` is the magnitude of the terms that
     were added up besides the values of f, for the rounding allowance.
     """
-    info = torch.finfo(slope.dtype)
+    info, pieces = torch.finfo(slope.dtype), curve.pieces
 
     def gap(x: Tensor) -> Tensor:
-        y = f(x)
+        y = curve.value(x)
         return y - slope * x - _ULPS * info.eps * (size + y.abs()) - info.tiny
 
     least = torch.full_like(slope, torch.inf)
@@ -407,13 +407,13 @@ def _intercept(
         if convex is False:
             continue
         place = torch.minimum(torch.maximum(at, begin), end)
-        tilt = slope_of(place) - slope
+        tilt = curve.slope(place) - slope
         fall = torch.minimum(tilt * (begin - place), tilt * (end - place))
         below = gap(place) + torch.where(
             tilt == 0, torch.zeros_like(fall), fall * (1 + _ULPS * info.eps)
         )
         if len(pieces) > 1:
-            below = torch.fmax(below, _bracketed(gap, slope_of, begin, end, slope))
+            below = torch.fmax(below, _bracketed(gap, curve.slope, begin, end, slope))
         least = torch.minimum(
             least, below if convex is True else torch.where(convex, below, torch.inf)
         )

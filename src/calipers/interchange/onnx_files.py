@@ -124,7 +124,8 @@ def ask_onnx(
     inner = size[1:] if len(size) > 1 and size[0] == 1 else size
     name = f"{path.name} {hashlib.sha256(data).hexdigest()[:16]}, output {parts.output.name}"
     dtype = torch.float64 if execution.dtype == np.float64 else torch.float32
-    module = BlackBox(ask, name=name, dtype=dtype, no_graph=no_graph)
+    module = BlackBox(ask, name=name, dtype=dtype)
+    module.no_graph = no_graph
     return AskedNet(module.eval(), inner, found.shape[1])
 
 

@@ -33,7 +33,6 @@ class BlackBox(nn.Module):
         name: stands for the function in the record's identity of the model. A function's weights
             cannot be seen, so change the name when they change.
         dtype: of the points that the function is given.
-        no_graph: why there are no bounds, where something better than "a function" can be said.
 
     Raises:
         BadInput: if `function` cannot be called, for an unknown kind, or for labels without
@@ -46,6 +45,8 @@ class BlackBox(nn.Module):
     """
 
     anchor: Tensor
+    no_graph: str = ""
+    """Why there are no bounds, where something better than "a function" can be said."""
 
     def __init__(
         self,
@@ -56,12 +57,10 @@ class BlackBox(nn.Module):
         flat: bool = False,
         name: str = "function",
         dtype: torch.dtype = torch.float32,
-        no_graph: str = "",
     ) -> None:
         super().__init__()
-        self.no_graph = no_graph
         if not callable(function):
-            raise BadInput(f"Answers wraps a function of arrays, got {type(function).__name__}")
+            raise BadInput(f"BlackBox wraps a function of arrays, got {type(function).__name__}")
         if kind not in ("scores", "probabilities", "labels"):
             raise BadInput(f"kind is 'scores', 'probabilities' or 'labels', got {kind!r}")
         if kind == "labels" and (classes is None or classes < 2):
@@ -128,7 +127,6 @@ class BlackBox(nn.Module):
             flat=self.flat,
             name=self.name,
             dtype=self.anchor.dtype,
-            no_graph=self.no_graph,
         )
-        made.labels = self.labels
+        made.labels, made.no_graph = self.labels, self.no_graph
         return made

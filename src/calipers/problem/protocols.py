@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -25,6 +25,10 @@ class Attempt:
     candidate: Tensor
     forwards: Tensor
     backwards: Tensor
+
+    def at_places(self, places: Tensor) -> Attempt:
+        """Return the same about the larger problem in which the points are at `places (N,)`."""
+        return replace(self, index=places[self.index])
 
 
 @dataclass(frozen=True, eq=False)

@@ -827,6 +827,19 @@ def covered(low: Array, high: Array, begin: Array, end: Array) -> bool:
     return True
 
 
+class Rows(NamedTuple):
+    """The rows (R,) that one sweep carries back.
+
+    They are at `place` in `block`; each is about the `part (R,)` of the threat set, and within its
+    `cuts`: by value number the places, lower ends, upper ends and multipliers.
+    """
+
+    block: int
+    place: slice
+    part: Array
+    cuts: dict[int, tuple[Any, ...]]
+
+
 class Prover:
     """The boxes proved so far; `good` says which leaves of a block are proved."""
 
@@ -980,7 +993,7 @@ class Prover:
                 (part[rows], element[rows]),
             )
             a[np.arange(len(a)), place[1]] = np.where(side, -1.0, 1.0)
-            bound = self._sweep(number, a, j, rows, place[0], {})
+            bound = self._sweep(number, a, Rows(j, rows, place[0], {}))
             bound = np.where(np.isnan(bound), -np.inf, bound)
             np.maximum.at(ends[0], tuple(v[~side] for v in place), bound[~side])
             np.minimum.at(ends[1], tuple(v[side] for v in place), -bound[side])
@@ -1042,7 +1055,8 @@ class Prover:
                 {n: (place, *(v[rows] for v in cut)) for n, (place, *cut) in cuts.items()},
             )
             bound = (
-                self._sweep(len(self.nodes), w @ proof.spec, j, rows, p, mine) + w @ proof.offsets
+                self._sweep(len(self.nodes), w @ proof.spec, Rows(j, rows, p, mine))
+                + w @ proof.offsets
             )
             lost = (
                 dot(w @ np.abs(proof.spec), of(self._size(len(self.nodes)), p))
@@ -1060,20 +1074,12 @@ class Prover:
             f"{bounds[worst]:.6g}, not above 0"
         )
 
-    def _sweep(
-        self,
-        number: int,
-        a: Array,
-        j: int,
-        rows: slice,
-        part: Array,
-        cuts: dict[int, tuple[Any, ...]],
-    ) -> Array:
-        """Return lower bounds (R,) of <a, value `number`> within the cuts.
+    def _sweep(self, number: int, a: Array, rows: Rows) -> Array:
+        """Return lower bounds (R,) of <a, value `number`> within the cuts of the rows.
 
-        They hold over the parts of the threat set that `part` names. `rows` is the place of these
-        rows in block j.
+        They hold over the rows' parts of the threat set.
         """
+        part, cuts = rows.part, rows.cuts
         pending, deep = {number: a}, 2 * len(self.nodes) + _OWN
         total: Any = np.zeros(len(a))
         lost = total
@@ -1091,7 +1097,7 @@ class Prover:
                     [back(a) for _, back in node.maps],
                 )
             else:
-                gains, sizes, backs = self._nonlinear(k, node, a, f"b{j}.{k}.", rows, part, cuts)
+                gains, sizes, backs = self._nonlinear(k, a, rows)
             total, lost = (
                 total + gains,
                 lost
@@ -1115,17 +1121,8 @@ class Prover:
         )
         return np.asarray(total + a @ x - fall - lost)
 
-    def _nonlinear(
-        self,
-        k: int,
-        node: Operation,
-        a: Array,
-        own: str,
-        rows: slice,
-        part: Array,
-        cuts: dict[int, tuple[Any, ...]],
-    ) -> tuple[Array, Array, list[Array]]:
-        """Carry coefficients back through a nonlinear operation.
+    def _nonlinear(self, k: int, a: Array, rows: Rows) -> tuple[Array, Array, list[Array]]:
+        """Carry coefficients back through operation `k`, a nonlinear one.
 
         Where a coefficient is positive the lower hyperplane is used, where it is negative the upper
         one. Rows may have slopes of their own, and boxes that their cuts make smaller. Returns the
@@ -1136,6 +1133,7 @@ class Prover:
         def wide(end: Array) -> Array:
             return np.array(np.broadcast_to(of(end, part), (len(a), end.shape[1])))
 
+        node, own, part = self.nodes[k - 1], f"b{rows.block}.{k}.", rows.part
         planes, held = [of(v, part) for v in self.planes[k]], self.proof.named(own)
         if held:
             given, boxes = (
@@ -1144,9 +1142,11 @@ class Prover:
             )
             for side in (s for s in ("low", "high") if s in held):
                 given[side == "high"] = slopes = np.full((len(a), node.size), np.nan)
-                slopes[:, self.proof.places(f"{own}place", node.size)] = held[side][rows]
+                slopes[:, self.proof.places(f"{own}place", node.size)] = held[side][rows.place]
             for (low, high), (place, begin, end, _) in (
-                (box, cuts[i]) for i, box in zip(node.inputs, boxes, strict=True) if i in cuts
+                (box, rows.cuts[i])
+                for i, box in zip(node.inputs, boxes, strict=True)
+                if i in rows.cuts
             ):
                 low[:, place] = np.maximum(low[:, place], begin)
                 high[:, place] = np.maximum(np.minimum(high[:, place], end), low[:, place])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +78,18 @@ class Tangent:
     def missed(self, delta: Tensor) -> Tensor:
         """Return how much gain perturbations (M, *D) still lack, (M,)."""
         return self.gain - (self.slope * delta).flatten(1).sum(1)
+
+
+class _Nearest(NamedTuple):
+    """The nearest adversarial points that walks have passed.
+
+    `distance (M,)` is that of `points (M, *D)`, infinite where none is found yet; `tangent` is the
+    linearised boundary there, or at the start of the walk.
+    """
+
+    points: Tensor
+    distance: Tensor
+    tangent: Tangent
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +231,7 @@ def _descend(
         )
         held.put(rows, best)  # at once, so that an interrupt does not lose it
         home = found if home is None else found.where(nearer | distance.isinf(), home)
-        here, settled = _next(region, home, found, nearer, best, distance, 1 + beyond)
+        here, settled = _next(region, _Nearest(best, distance, home), found, nearer, 1 + beyond)
         if bool(settled.any()):
             on = torch.nonzero(~settled).flatten()
             if not len(on):
@@ -237,19 +250,16 @@ def _descend(
 
 
 def _next(
-    region: Region,
-    home: Tangent,
-    found: Tangent,
-    nearer: Tensor,
-    best: Tensor,
-    distance: Tensor,
-    stretch: float,
+    region: Region, known: _Nearest, found: Tangent, nearer: Tensor, stretch: float
 ) -> tuple[Tensor, Tensor]:
     """Return the next trials, and where nothing more is to be gained.
+
+    `found` are the tangents at the last trials, which were `nearer (M,)` than all before or not.
 
     A trial lies beyond the tangent at home, or beyond both tangents where the last trial fell
     short; halfway back where that is farther than the best.
     """
+    best, distance, home = known
     delta = _nearest(region, home, stretch)
     promise = _length(region, delta) / stretch
     settled = torch.zeros_like(nearer) if region.norm.is_count else promise > distance * (1 - _GAIN)

@@ -5,6 +5,8 @@ Every other proposal moves a little: a change of adapted length in l2, part of a
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,18 @@ _LATE = 0.6  # share of the budget from which on small moves are made in l1
 _GROWTH = 1.5
 # rounds of scaling to the radius and clipping to the box; each leaves less of the budget unspent
 _FILLS = 4
+
+
+class _Bounds(NamedTuple):
+    """What limits changes.
+
+    In units in which the radius counts every feature alike: `radius (B,)` is that of the ball,
+    `low` and `high (B, d)` are the ends of the box.
+    """
+
+    radius: Tensor
+    low: Tensor
+    high: Tensor
 
 
 def is_small(region: Region, query: Tensor, queries: int) -> Tensor:
@@ -76,33 +90,25 @@ def moved(
         if region.weight is None
         else region.weight.expand_as(region.low)
     )
-    low, high, limit = region.low * weight, region.high * weight, region.radius.to(own.dtype)
+    limit = _Bounds(region.radius.to(own.dtype), region.low * weight, region.high * weight)
     tiny = torch.finfo(own.dtype).tiny
     unit = pattern / region.norm.of(pattern).clamp_min(tiny)[:, None]
     if region.norm.is_euclidean:
-        total = own + (bump.to(own.dtype) * limit)[:, None] * unit
+        total = own + (bump.to(own.dtype) * limit.radius)[:, None] * unit
         for _ in range(_FILLS):
-            total = (total * (limit / region.norm.of(total).clamp_min(tiny))[:, None]).clamp(
-                low, high
+            total = (total * (limit.radius / region.norm.of(total).clamp_min(tiny))[:, None]).clamp(
+                limit.low, limit.high
             )
         return total
-    return _handed(own, unit, giver & (pattern == 0), share.to(own.dtype), limit, low, high)
+    return _handed(own, unit, giver & (pattern == 0), share.to(own.dtype), limit)
 
 
-def _handed(
-    own: Tensor,
-    unit: Tensor,
-    giver: Tensor,
-    share: Tensor,
-    limit: Tensor,
-    low: Tensor,
-    high: Tensor,
-) -> Tensor:
+def _handed(own: Tensor, unit: Tensor, giver: Tensor, share: Tensor, limit: _Bounds) -> Tensor:
     """Return the changes after the givers handed on what the pattern can take."""
     tiny = torch.finfo(own.dtype).tiny
     held = torch.where(giver, own, 0.0)
-    offered, unspent = share * held.abs().sum(1), (limit - own.abs().sum(1)).clamp_min(0)
-    taken = (own + unit * (offered + unspent)[:, None]).clamp(low, high)
+    offered, unspent = share * held.abs().sum(1), (limit.radius - own.abs().sum(1)).clamp_min(0)
+    taken = (own + unit * (offered + unspent)[:, None]).clamp(limit.low, limit.high)
     cost = taken.abs().sum(1) - own.abs().sum(1)
     given = ((cost - unspent).clamp_min(0) / held.abs().sum(1).clamp_min(tiny)).clamp(max=1)
     return taken - held * given[:, None]

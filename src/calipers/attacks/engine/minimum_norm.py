@@ -16,7 +16,7 @@ from torch import Tensor
 from calipers.attacks.engine.batches import per_job
 from calipers.attacks.engine.boundary_refinement import polish
 from calipers.attacks.engine.losses import margin
-from calipers.attacks.engine.queue import Memory, Recipe, run_queue
+from calipers.attacks.engine.queue import Memory, Queue, Recipe, SearchOptions
 from calipers.attacks.radius_bisection import pull_back
 from calipers.errors import BadInput
 from calipers.models.passes import shared_out
@@ -81,7 +81,8 @@ def seek(problem: Problem, recipe: Recipe, seed: int, inside: bool = False) -> I
         (part.threat.widest(part.x) * _BEYOND).nan_to_num(posinf=_EVERYWHERE).clamp(max=_EVERYWHERE)
     )
     enough = _SURELY * part.threat.radii(len(part)).to(part.x.device) if inside else None
-    queue, held = run_queue(wide, recipe, seed=seed, enough=enough), list[tuple[Attempt, Tensor]]()
+    queue = Queue(wide, recipe, SearchOptions(seed), enough=enough).run()
+    held = list[tuple[Attempt, Tensor]]()
     try:
         for attempt in queue:
             points = attempt.candidate.clone()
@@ -107,7 +108,7 @@ def _placed(attempt: Attempt, places: Tensor) -> Attempt:
 
     The look at the point itself, which found it open, is added to its cost.
     """
-    return dataclasses.replace(attempt, index=places[attempt.index], forwards=attempt.forwards + 1)
+    return dataclasses.replace(attempt.at_places(places), forwards=attempt.forwards + 1)
 
 
 def _settled_inside(

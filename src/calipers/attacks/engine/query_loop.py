@@ -53,6 +53,16 @@ class PointsInFlight:
     best: Tensor
     score: Tensor
 
+    def take(self, index: Tensor) -> PointsInFlight:
+        """Return some of the points, or repetitions of them."""
+        return PointsInFlight(
+            self.region.take(index),
+            self.streams.take(index),
+            self.spent[index],
+            self.best[index],
+            self.score[index],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Queries:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -126,54 +126,63 @@ class Slots:
         )
 
 
-def run_queue(
-    problem: Problem,
-    recipe: Recipe,
-    *,
-    seed: int,
-    dtype: torch.dtype | None = None,
-    batch: int | None = None,
-    starts: Tensor | None = None,
-    enough: Tensor | None = None,
-) -> Iterator[Attempt]:
-    """Yield an `Attempt` for every point, as points are decided.
+class SearchOptions(NamedTuple):
+    """How a search runs, whatever it searches for.
 
-    Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps *
-    restarts * max(targets, 1)` for a point that resists. `starts` and `enough`: see `Queue`.
-    `dtype` runs the search in another precision; the model's own judges each job's end. No host
-    synchronisation inside the steps on a GPU.
+    `seed` draws the random starts. `dtype` runs the search in another precision; the model's own
+    judges each job's end. `batch` is the number of jobs in flight, None for the usual one; it does
+    not change the result.
     """
-    return Queue(problem, recipe, seed, dtype, batch or BATCH, starts, enough=enough).run()
+
+    seed: int = 0
+    dtype: torch.dtype | None = None
+    batch: int | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Return the number of jobs in flight, before memory limits it."""
+        return self.batch or BATCH
+
+
+class WarmStart(NamedTuple):
+    """What is known before the search begins.
+
+    `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the
+    recipe's own (they are projected into the region); `targets (N, T)` are the margin columns to
+    attack, in this order.
+    """
+
+    starts: Tensor | None = None
+    targets: Tensor | None = None
+
+
+NOTHING_KNOWN = WarmStart()
 
 
 class Queue:
     """One run of the queue.
 
-    `starts (N, S, *D)` are the first iterates of each point's first S jobs, in place of the
-    recipe's own (they are projected into the region); `ranked (N, T)` are the margin columns of the
-    targets, ranked here where they are not given. With `keep_all` the best iterate of every job is
-    remembered, (N, ranks, *D). `enough (N,)` are distances at which a search for the nearest
+    Where `warm` names no targets, they are ranked here. With `keep_all` the best iterate of every
+    job is remembered, (N, ranks, *D). `enough (N,)` are distances at which a search for the nearest
     example ends like any other that has succeeded.
+
+    Cost: each job runs up to `steps` forward and backward passes and one more forward; `steps *
+    restarts * max(targets, 1)` for a point that resists. No host synchronisation inside the steps
+    on a GPU.
     """
 
     def __init__(
         self,
         problem: Problem,
         recipe: Recipe,
-        seed: int,
-        dtype: torch.dtype | None = None,
-        batch: int = BATCH,
-        starts: Tensor | None = None,
-        ranked: Tensor | None = None,
+        options: SearchOptions,
+        warm: WarmStart = NOTHING_KNOWN,
         keep_all: bool = False,
         enough: Tensor | None = None,
     ) -> None:
-        self.problem, self.recipe, self.batch, self.starts = (
-            problem,
-            recipe,
-            in_flight(problem, batch),
-            starts,
-        )
+        self.problem, self.recipe = problem, recipe
+        self.batch, self.starts = in_flight(problem, options.in_flight), warm.starts
+        dtype, ranked = options.dtype, warm.targets
         self.goal = torch.full(
             (len(problem),),
             -torch.inf if recipe.nearest else 0.0,
@@ -183,7 +192,7 @@ class Queue:
         if enough is not None:
             self.goal = enough.to(self.goal)
         self.n, device = len(problem), problem.x.device
-        self.streams = problem.streams(seed)
+        self.streams = problem.streams(options.seed)
         self.network = problem.classifier.step(dtype)
         self.coarse = dtype not in (None, problem.classifier.dtype) or problem.classifier.in_half
         self.back = backwards_of(problem)
@@ -260,7 +269,7 @@ class Queue:
         known = self.score.isfinite() if self.recipe.nearest else is_adversarial(self.score)
         return [p for p in torch.nonzero(known).flatten().tolist() if not self.book.decided[p]]
 
-    def promising(self, points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def promising(self, points: Tensor, count: int) -> WarmStart:
         """Return the most promising classes of some points, and their iterates.
 
         For the points (M,), the classes of the `count` best jobs, (M, count), and their best
@@ -272,7 +281,9 @@ class Queue:
         score, restart = scores.min(1)  # each class's best restart
         column = score.argsort(1)[:, :count]
         rank = restart.gather(1, column) * targets + column
-        return self.ranked[points].gather(1, column), self.all_best[points[:, None], rank]
+        return WarmStart(
+            self.all_best[points[:, None], rank], self.ranked[points].gather(1, column)
+        )
 
     def _exchange(self, slots: Slots, decided: list[int]) -> tuple[Slots | None, bool]:
         """Book the jobs that ended and fill their slots.

@@ -11,6 +11,7 @@ stays open when the time is up is proved up to a smaller radius, with the same s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +37,17 @@ _TOGETHER = 256
 _GRID = 64
 
 
+class Until(NamedTuple):
+    """When a search ends: at the time `ends` of the monotonic clock, or when `stop` says so."""
+
+    ends: float = math.inf
+    stop: Callable[[], bool] = lambda: False
+
+    def reached(self) -> bool:
+        """Return whether the search has to end."""
+        return time.monotonic() >= self.ends or self.stop()
+
+
 class Left(NamedTuple):
     """What ascents leave over.
 
@@ -53,14 +65,13 @@ def ascended(
     start: Start,
     model: MIPModel,
     target: float,
-    ends: float,
-    stop: Callable[[], bool] = lambda: False,
+    until: Until,
     branches: list[tuple[int, dict[int, int]]] | None = None,
 ) -> Left:
     """Branch by dual ascent until every branch is closed or handed over.
 
-    The search for the one point also ends when an example within the radius `target` is found, when
-    the time `ends` has come, or when `stop` says so. `start` holds the point's relaxation over a
+    The search for the one point also ends when an example within the radius `target` is found, or
+    at its end, `until`. `start` holds the point's relaxation over a
     region at least as large, from which `model` was made. Where `branches`, (case, choices made),
     are given, only these are searched. Cost: as many steps of ascent and one confirming row for
     each branch.
@@ -76,16 +87,10 @@ def ascended(
     search = BranchSearch(Effort(steps=_STEPS), part, begun, 0, lacking)
     if branches is not None:
         search.open = _cut(model, search, branches)
-        search.enter(ends)
+        search.enter(until.ends)
     found = search.found
-    while (
-        found is None
-        and len(search.open)
-        and not search.full
-        and time.monotonic() < ends
-        and not stop()
-    ):
-        found = search.grow(min(ends, time.monotonic() + _SLICE))
+    while found is None and len(search.open) and not search.full and not until.reached():
+        found = search.grow(min(until.ends, time.monotonic() + _SLICE))
     left = search.left()
     if found is not None:
         return Left(found, [], search.rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -212,7 +212,7 @@ def _einsum(tape: Tape, step: Step, *values: Value) -> Value:
     if len(held) == 1 and len(values) <= 2:
         return _weighed(tape, step, terms, values, out)
     if len(held) == len(values) == 2:
-        return _contracted(tape, step, *held[0], *held[1], out)
+        return _contracted(tape, step, _Term(*held[0]), _Term(*held[1]), out)
     raise step.refuse("a product of more than two is not read; write it as several")
 
 
@@ -238,13 +238,19 @@ def _weighed(
     return FileResult(made.number, made.held, tuple(sizes[c] for c in out))
 
 
-def _contracted(
-    tape: Tape, step: Step, first: str, a: FileResult, second: str, b: FileResult, out: str
-) -> Value:
+class _Term(NamedTuple):
+    """A factor of a sum of products, with one letter for each of its axes."""
+
+    axes: str
+    value: FileResult
+
+
+def _contracted(tape: Tape, step: Step, left: _Term, right: _Term, out: str) -> Value:
     """Write a product of two values as a product of stacks of matrices.
 
     Letters of both that are in the output index the stack; those that are not are summed over.
     """
+    (first, a), (second, b) = left, right
     only = (set(first) ^ set(second)) - set(out)
     if only or set(out) - set(first) - set(second):
         raise step.refuse(f"a sum over {', '.join(sorted(only))} of one factor alone is not read")
