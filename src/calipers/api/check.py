@@ -59,6 +59,9 @@ class CheckResult:
             checker that shares no code with the tools.
         left: A line for each claim, or group of claims, that could not be checked here, and why.
 
+    Raises:
+        Nothing: it holds what was found.
+
     Example:
         >>> CheckResult(witnesses=3, certificates=2, failures=()).sound
         True

@@ -143,6 +143,9 @@ class AttackResult:
         backwards: Backward passes spent on each point (N,).
         notes: How model and data were read, where that is not obvious.
 
+    Raises:
+        Nothing: it holds what was found.
+
     Example:
         >>> import calipers
         >>> model, (x, y) = calipers.load("mnist-plain"), calipers.load_data(None, points=4)
@@ -178,6 +181,9 @@ class CertifyResult:
             infinity where the tool's claim is not admitted.
         guarantee: What is proven, and in which arithmetic: "float64-checked" or "float32-executed".
         notes: How model and data were read, where that is not obvious.
+
+    Raises:
+        Nothing: it holds what was found.
 
     Example:
         >>> import calipers

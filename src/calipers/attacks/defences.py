@@ -169,6 +169,11 @@ class BPDA:
         attack: The attack to run.
         backward: Pairs of a layer's name and its stand-in: "identity", "smooth" or a function.
         levels: Values of the soft staircase of "smooth".
+
+    Raises:
+        BadInput: At the call, for a layer that the model does not have, an unknown stand-in, or
+            less than 2 levels.
+        BadModel: At the call, for a stand-in whose result has another shape than the layer's.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(

@@ -49,6 +49,10 @@ class WarmStarted:
     Args:
         attack: An attack that takes `starts`, such as APGD.
         starts: Computes the starts from the problem.
+
+    Raises:
+        BadInput: At the call, where the attack does not fit the problem. Models that cannot be
+            captured raise nothing here.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(

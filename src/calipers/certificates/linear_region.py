@@ -72,6 +72,10 @@ class LinearRegion:
         proofs: Let the certifier write its proof files, where it can. Where several margins must
             fall at once there is one only if the certifier alone proves the radius, and under
             constraints none.
+
+    Raises:
+        UnsupportedOp: At the call, for a model with an operation that cannot be bounded.
+        CaptureError: At the call, for a model that cannot be traced.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(

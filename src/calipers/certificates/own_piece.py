@@ -53,6 +53,10 @@ class OwnPiece:
 
     Args:
         complete: A complete certifier with a time limit `seconds`, such as `MILP(seconds=10)`.
+
+    Raises:
+        UnsupportedOp: At the call, for a model with an operation that cannot be bounded.
+        CaptureError: At the call, for a model that cannot be traced.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(

@@ -62,6 +62,9 @@ class Regions:
         where: for each point the name of that operation's place in the model; "" where there is
             none.
         guarantee: the arithmetic in which `proved_border` and `lower` are proved.
+
+    Raises:
+        Nothing: it holds what was found.
     """
 
     border: Tensor

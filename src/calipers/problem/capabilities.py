@@ -45,6 +45,9 @@ class Capabilities:
         needs: what it must know of the model; most tools need gradients.
         inner: names of settings that hold other tools: it fits a threat where these fit.
 
+    Raises:
+        Nothing: what a tool is asked in vain is refused when it is asked.
+
     Example:
         >>> tool = Capabilities("attack", "nearest example", "gradient descent", norms=("l2",))
         >>> tool.objective

@@ -70,6 +70,9 @@ class Untargeted:
 
     The smallest margin decides. It takes no settings.
 
+    Raises:
+        Nothing: every label has other classes.
+
     Example:
         >>> goal, logits = Untargeted(), torch.tensor([[3.0, 1.0, 2.0]])
         >>> goal.worst(goal.margins(logits, torch.tensor([0]))).tolist()

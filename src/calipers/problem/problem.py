@@ -54,6 +54,10 @@ class Problem:
         notes: sentences on how the arguments were interpreted, where that is not obvious.
         executor: where certifiers run their jobs; no result depends on it.
 
+    Raises:
+        BadInput: by `Problem.pose`, for points, labels, a threat or a goal that do not fit.
+        BadModel: by `Problem.pose`, for a model that cannot be measured.
+
     Example:
         >>> problem = Problem.pose(nn.Linear(2, 2), torch.rand(3, 2), [0, 1, 0], Ball("l2", 0.5))
         >>> len(problem), problem.classes

@@ -27,7 +27,7 @@ class Attempt:
     backwards: Tensor
 
     def at_places(self, places: Tensor) -> Attempt:
-        """Return the same about the larger problem in which the points are at `places (N,)`."""
+        """Return the same for a larger problem, with the points at `places (N,)`."""
         return replace(self, index=places[self.index])
 
 

@@ -55,6 +55,9 @@ class Evidence:
     Returns:
         A frozen dataclass. `array`, `asked_radius` and `run` do not count when facts are compared.
 
+    Raises:
+        Nothing: the referee judges facts before a record admits them.
+
     Example:
         >>> from calipers.record.evidence import Evidence
         >>> fact = Evidence("a", "certificate", "CROWN()", 0.01, guarantee="float64-checked")

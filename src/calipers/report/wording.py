@@ -149,7 +149,7 @@ def radius(summary: Summary) -> str:
 
 
 def asked(summary: Summary) -> str:
-    """Return the threat model, as "linf radius 0.1" or "at most 2 substitutions"."""
+    """Return the threat model, such as "linf radius 0.1"."""
     if not counts_substitutions(summary):
         return f"{norm(summary)} radius {radius(summary)}"
     noun = "substitution" if summary.radius == (1.0, 1.0) else "substitutions"

@@ -285,7 +285,7 @@ class ConstrainedRegion(Region):
 
 
 def _products(rows: Tensor, wide: Tensor) -> Tensor:
-    """Return <row, wide> for rows (P, S, d) and wide (P, d), both >= 0, (P, S).
+    """Return <row, wide> of rows (P, S, d) and wide (P, d) >= 0, as (P, S).
 
     A feature that is not bounded counts where its coefficient is not 0: infinity times 0 would be
     no number.

@@ -19,6 +19,9 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (N,) float64, in squared native units.
 
+    Raises:
+        RuntimeError: the shapes do not broadcast.
+
     Example:
         >>> mse(torch.zeros(1, 4), torch.full((1, 4), 0.5)).tolist()
         [0.25]

@@ -259,7 +259,7 @@ def _places(step: Step, size: tuple[int, ...], kernel: list[int]) -> _Places:
 def _over_windows(
     x: Tensor, places: Tensor, outside: float, reduce: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return what `reduce` makes of the elements of each window, (M, channels, windows).
+    """Reduce the elements of each window, to (M, channels, windows).
 
     The elements (M, channels, windows, k) are read a block of windows at a time.
     """
