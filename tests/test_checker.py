@@ -873,7 +873,7 @@ def test_the_checker_runs_on_its_own(tree: tuple[Problem, int, bytes], tmp_path:
         (("good.npz",), 0, f"claim {claim}"),
         (("good.npz", "--claim", claim), 0, "proved: no class but"),
         (("good.npz", "--claim", "0" * 16), 1, "NOT proved: it is another claim than 000000000000"),
-        (("good.npz", "--claim", "0"), 2, "at least 16 letters"),
+        (("good.npz", "--claim", "0"), 2, "at least 16 digits"),
         (("--help",), 0, "usage"),
         ((), 2, "usage"),
         (("nothing.npz", "folder"), 1, "folder: NOT proved: the file cannot be read"),

@@ -179,7 +179,7 @@ def test_trained_nets_are_decided(source: Any, k: int) -> None:
 def test_letters_are_fixed_early_late_or_where_nothing_is_left_to_split(
     letters_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(branch_search, "_LETTERS_AFTER", letters_after)
+    monkeypatch.setattr(branch_search, "_SYMBOLS_AFTER", letters_after)
     for seed in range(3):
         problem = dense(seed, 2)
         assert (
@@ -345,7 +345,7 @@ def test_parts_without_the_first_letter_put_in_are_caught(monkeypatch: pytest.Mo
         return divided(problem, group).take([0])
 
     monkeypatch.setattr(branch_search, "divided", forgetful)
-    monkeypatch.setattr(branch_search, "_LETTERS_AFTER", 0)
+    monkeypatch.setattr(branch_search, "_SYMBOLS_AFTER", 0)
     wrong = [
         bool(((verdicts(TREE, p) == 1) & (exact(p) <= 0)).any())
         for p in (dense(seed, 2) for seed in range(4))

@@ -17,10 +17,10 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @contextlib.contextmanager
 def with_gradients() -> Iterator[None]:
-    """Switch gradients on and inference mode off.
+    """Turn gradients on and inference mode off.
 
     Whatever the caller has set: evaluation code usually runs inside `torch.no_grad()`. Also
-    decorates functions. Not for generators: what is switched inside one is switched for its caller
+    decorates functions. Not for generators: what is set inside one is set for its caller
     as well, until the next value is asked for.
     """
     with torch.inference_mode(False), torch.enable_grad():

@@ -24,7 +24,7 @@ from calipers.problem.protocols import Attempt
 class DeepFool:
     """DeepFool (Moosavi-Dezfooli et al. 2016), in every norm.
 
-    Each step replaces the model by its linearisation and goes straight to the decision boundary of
+    Each step replaces the model by its linearisation and goes directly to the decision boundary of
     that, a share `overshoot` beyond.
 
     Differs from the paper: the paper chooses the target class anew at each step, here each target

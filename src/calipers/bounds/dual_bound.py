@@ -42,7 +42,8 @@ class Root:
 
     `columns` by number are the unstable elements; `base` by node, slope and intercept (N, n) of the
     stable elements, in the dtype of the search; `constants` by node, the constants of affine
-    operations. `inside` by number, of a crop: which elements (N, n) are inside the image.
+    operations. `inside` by number, of a receptive field: which elements (N, n) are inside the
+    image.
     """
 
     state: Relaxed

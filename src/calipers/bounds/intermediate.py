@@ -16,22 +16,22 @@ from calipers.bounds.dual_bound import Dual, Root
 from calipers.bounds.float64_check import confirmed
 from calipers.bounds.interval import Box
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.receptive_field import crop_of, cropped, cropped_region
+from calipers.bounds.receptive_field import receptive_field_of, restricted, restricted_region
 from calipers.bounds.relaxation import Relaxed
 from calipers.bounds.unstable import unstable_elements
-from calipers.graph.receptive_field import Crop
+from calipers.graph.receptive_field import ReceptiveField
 from calipers.threats.ball import Region
 
 # of coefficients at once: a backward and a forward pass hold about one set each
 _BYTES = 2**25
 
 
-def sharpening(ascent: Ascent, region: Region, *, crops: bool = True) -> Tighten:
+def sharpening(ascent: Ascent, region: Region, *, restrict: bool = True) -> Tighten:
     """Return a function that tightens boxes by optimised slopes.
 
     Slopes are optimised for each end of each unstable element; `region` are the regions in the
-    search's dtype. With `crops` elements of images are bounded in the part of the network that they
-    see; without, what the ascent chooses is about the whole of it.
+    search's dtype. With `restrict` elements of images are bounded in the part of the network that
+    they see; without, what the ascent chooses is about the whole of it.
 
     The end nearer to zero goes first, and where that makes an element stable the other is not
     bounded. Cost: for every such end `ascent.steps` backward and forward passes, and one row to
@@ -45,13 +45,15 @@ def sharpening(ascent: Ascent, region: Region, *, crops: bool = True) -> Tighten
             held[id(state)] = Root(state, state.graph.to(region.center.dtype), region)
         root = held[id(state)]
         root.grow()
-        crop = crop_of(state.graph, number, root.region) if crops else None
-        return _sharpened(root, number, box, ascent, crop)
+        field = receptive_field_of(state.graph, number, root.region) if restrict else None
+        return _sharpened(root, number, box, ascent, field)
 
     return tighten
 
 
-def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | None) -> Box:
+def _sharpened(
+    root: Root, number: int, box: Box, ascent: Ascent, field: ReceptiveField | None
+) -> Box:
     shape = root.graph.shape(number)
     readers = [
         n.op
@@ -65,8 +67,8 @@ def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | N
         ascent = dataclasses.replace(ascent, enough=torch.inf)
     elements = (
         sum(torch.Size(root.graph.shape(i)).numel() for i in range(number + 1))
-        if crop is None
-        else crop.elements
+        if field is None
+        else field.elements
     )
     # both as lower ends: of -value, then of value
     ends = torch.stack([-box.upper.flatten(1), box.lower.flatten(1)])
@@ -86,8 +88,8 @@ def _sharpened(root: Root, number: int, box: Box, ascent: Ascent, crop: Crop | N
             sign = up.to(ends.dtype) * 2 - 1
             dual, spec = (
                 _whole(root, number, rows, places, sign, shape)
-                if crop is None
-                else _cropped(root, crop, rows, places, sign, shape)
+                if field is None
+                else _restricted(root, field, rows, places, sign, shape)
             )
             _, free = ascent(dual, dual.guess())
             low = confirmed(dual, free, spec)
@@ -111,22 +113,27 @@ def _whole(
     return Dual(root, rows, number, spec.to(root.region.center.dtype)), spec
 
 
-def _cropped(
-    root: Root, crop: Crop, rows: Tensor, places: Tensor, sign: Tensor, shape: tuple[int, ...]
+def _restricted(
+    root: Root,
+    field: ReceptiveField,
+    rows: Tensor,
+    places: Tensor,
+    sign: Tensor,
+    shape: tuple[int, ...],
 ) -> tuple[Dual, Tensor]:
     """Return the bounds of +-elements over what each element sees.
 
     With what is bounded, (P, 1, C, 1, 1).
     """
     channel, place = places // (shape[1] * shape[2]), places % (shape[1] * shape[2])
-    state, inside = cropped(crop, root.state, rows, place)
+    state, inside = restricted(field, root.state, rows, place)
     cut = Root.of(
-        state, root.region.center.dtype, cropped_region(crop, root.region, rows, place), inside
+        state, root.region.center.dtype, restricted_region(field, root.region, rows, place), inside
     )
     spec = (functional.one_hot(channel, shape[0]) * sign[:, None]).view(-1, 1, shape[0], 1, 1)
     return Dual(
         cut,
         torch.arange(len(rows), device=rows.device),
-        len(crop.graph.nodes),
+        len(field.graph.nodes),
         spec.to(root.region.center.dtype),
     ), spec

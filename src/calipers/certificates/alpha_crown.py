@@ -269,7 +269,7 @@ class Start:
             wide,
             self.arithmetic,
             known,
-            tighten=sharpening(noted or ascent, region, crops=noted is None),
+            tighten=sharpening(noted or ascent, region, restrict=noted is None),
         )
         if self.notes is not None and noted is not None:
             self.notes.sharpened(state, self.open, noted.notes)

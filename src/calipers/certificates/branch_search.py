@@ -39,9 +39,8 @@ _LINEAR_STEPS, _LINEAR_STEP = 100, 0.03
 _ATTACK_EVERY, _ATTACKED = 16, 32
 # shares of what the root's bound lacks to 0, and of what it lacked before a split (`Search._near`)
 _NEAR, _STALLED, _GAIN = 0.0015, 0.05, 0.07
-_LETTERS_AFTER = (
-    8  # rounds; then a position is fixed, which settles more than splitting one more neuron
-)
+# rounds; then a symbol is settled, which gains more than splitting one more neuron
+_SYMBOLS_AFTER = 8
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class BranchSearch:
                     return found
                 if (
                     len(self.open)
-                    and (self.stuck or self.round >= _LETTERS_AFTER)
+                    and (self.stuck or self.round >= _SYMBOLS_AFTER)
                     and self.symbol is not None
                 ):
                     return self._by_symbols(self.symbol, ends)

@@ -50,7 +50,7 @@ def check_ball(problem: Problem) -> None:
     if not isinstance(problem.threat, Ball) or problem.region.norm.is_count:
         raise BadInput(
             "linear regions are measured in linf, l2 or l1: replacing symbols and counting "
-            "features move through no straight line"
+            "features do not move along a line"
         )
     if problem.threat.constraints is not None:
         raise BadInput(
@@ -171,7 +171,7 @@ def _nearest(pieces: Pieces, blocks: list[_Block], found: Tensor) -> Hyperplane:
 
 
 class _Chosen(NamedTuple):
-    """Some hyperplanes (R,) of a block: whose point they are, and which of the block's."""
+    """Some hyperplanes (R,) of a block: of which point, and which ones."""
 
     point: Tensor
     hyperplane: Tensor

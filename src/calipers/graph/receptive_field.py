@@ -1,8 +1,8 @@
-"""Crops of a graph: the part that one element of an image depends on.
+"""Receptive fields: what one element of an image depends on.
 
 The part is written as a graph of its own, on windows of the images. Places of a window that lie
 outside the image stand for padding. Behind an affine operation that feeds another one, `Inside`
-marks where the zeros have to be put back; for activations the code that relaxes the crop does it.
+marks where the zeros have to be put back; for activations the code that relaxes the field does it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Window(NamedTuple):
 class Inside(Elementwise):
     """The identity, as an activation that is linear everywhere.
 
-    In a crop its lines are 0 where the window leaves the image.
+    In a receptive field its lines are 0 where the window leaves the image.
     """
 
     rounds: bool = False
@@ -136,10 +136,10 @@ class Cut(Affine):
 
 
 class Origin(NamedTuple):
-    """The origin of a crop's result in the whole graph.
+    """The origin of a result of the field in the whole graph.
 
     It is the result `number` of the whole graph, seen through `window`; `made` is False where the
-    crop itself added the operation.
+    field itself added the operation.
     """
 
     number: int
@@ -148,11 +148,11 @@ class Origin(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Crop:
+class ReceptiveField:
     """The part of a graph that one element of a result depends on.
 
-    `origins` are indexed by the crop's numbers; `grid` is the grid of places that such an element
-    can have.
+    `origins` are indexed by the numbers of its own graph; `grid` is the grid of places that such an
+    element can have.
     """
 
     graph: Graph
@@ -160,8 +160,8 @@ class Crop:
     grid: tuple[int, int]
 
     @classmethod
-    def of(cls, graph: Graph, number: int) -> Crop | None:
-        """Return the crop of a result's elements, or None.
+    def of(cls, graph: Graph, number: int) -> ReceptiveField | None:
+        """Return the receptive field of a result's elements, or None.
 
         None where operations before it do not read windows, or where a window may lie outside the
         image.
@@ -180,7 +180,7 @@ class Crop:
         """Return what elements depend on in an image, (P, C, h, w).
 
         The elements are those at `place (P,)` of points (P,). `values` (N, C, H, W) are those of
-        the result of the whole graph from which the crop's `number` comes.
+        the result of the whole graph from which the field's `number` comes.
         """
         return self.origins[number].window.at(values, points, place, self.grid)
 
@@ -264,8 +264,8 @@ def _windows(graph: Graph, number: int) -> dict[int, Window] | None:
     return windows
 
 
-def _written(graph: Graph, number: int, windows: dict[int, Window]) -> Crop:
-    """Write the crop's graph.
+def _written(graph: Graph, number: int, windows: dict[int, Window]) -> ReceptiveField:
+    """Write the graph of a receptive field.
 
     It consists of operations on windows, `Inside` where zeros have to be put back, and `Cut` where
     an operation reads less than there is.
@@ -320,4 +320,4 @@ def _written(graph: Graph, number: int, windows: dict[int, Window]) -> Crop:
         if isinstance(op, Affine) and k in read_by_affine:
             place[k] = add(node, Inside(), (place[k],), Origin(k, windows[k], made=False))
     grid = graph.shape(number)[1:]
-    return Crop(Graph(first, tuple(nodes)), tuple(origins), (grid[0], grid[1]))
+    return ReceptiveField(Graph(first, tuple(nodes)), tuple(origins), (grid[0], grid[1]))

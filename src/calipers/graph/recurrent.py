@@ -19,7 +19,7 @@ _LONGEST = 4096  # steps, each of which becomes four operations
 
 
 class _Call(NamedTuple):
-    """The arguments of torch's recurrent layers behind the input, in torch's order."""
+    """The arguments of torch's recurrent layers after the input, in order."""
 
     first: Any
     weights: list[Tensor]

@@ -304,7 +304,7 @@ def group_norm(
 
 
 class _InstanceNorm(NamedTuple):
-    """The arguments of torch's instance norm behind the input, in torch's order."""
+    """The arguments of torch's instance norm after the input, in order."""
 
     weight: Tensor | None
     bias: Tensor | None

@@ -268,9 +268,9 @@ def _tangents(
         first, last, touches = _touching(curve, middle)
         chord = _chord(curve, middle)
         chord_at = torch.minimum(f(lower) - chord * lower, f(upper) - chord * upper)
-        slides = touches & (last > first)
+        free = touches & (last > first)
         start = torch.where(
-            slides, ((middle - first) / torch.where(slides, last - first, 1)).clamp(0, 1), 0.5
+            free, ((middle - first) / torch.where(free, last - first, 1)).clamp(0, 1), 0.5
         )
 
     def line(alpha: Tensor) -> tuple[Tensor, Tensor]:

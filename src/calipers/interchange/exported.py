@@ -190,8 +190,8 @@ class _Execution:
                     *arguments, **{name: self._value(a, known) for name, a in call.named.items()}
                 )
             else:
-                switch, rest = self._switched(call.target, arguments)
-                with switch:
+                mode, rest = self._mode_of(call.target, arguments)
+                with mode:
                     result = self(call.block, dict(zip(call.block.inputs, rest, strict=True)))
                 result = result[0] if call.block.single else result
             _bind(known, call.results, tuple(result) if call.several else (result,))
@@ -199,7 +199,7 @@ class _Execution:
                 del known[name]
         return [self._value(a, known) for a in block.outputs]
 
-    def _switched(
+    def _mode_of(
         self, target: str, arguments: list[Any]
     ) -> tuple[contextlib.AbstractContextManager[Any], list[Any]]:
         """Return the context that a block runs in, and its other arguments."""

@@ -298,7 +298,7 @@ class _GraphReader:
         )
         results = tuple(self.result(one) for one in node["outputs"])
         if target in (GRAD, AUTOCAST):
-            made = self.switched(target, [value for _, value in given], results)
+            made = self.under_mode(target, [value for _, value in given], results)
         elif target in _SIZES:
             made = StoredCall(
                 target,
@@ -317,7 +317,7 @@ class _GraphReader:
         self.known.update(_names(results))
         return made
 
-    def switched(
+    def under_mode(
         self, target: str, given: list[dict[str, Any]], results: tuple[Any, ...]
     ) -> StoredCall:
         """Return a region that runs with gradients or autocast turned on or off."""

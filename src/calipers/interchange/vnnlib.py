@@ -328,7 +328,7 @@ class _Assertions:
                 f"{self.name} ends inside the bracket that was opened in line "
                 f"{self.line(self.opened[0])}: is the file complete?"
             )
-        inputs, outputs = (self.count(letter) for letter in "XY")
+        inputs, outputs = (self.count(prefix) for prefix in "XY")
         if not any(
             isinstance(one, Atom) and any(name.startswith("Y") for name in one.term)
             for formula in self.asserted
@@ -343,13 +343,13 @@ class _Assertions:
         cases = self.conjunction([f for f in self.asserted if len(f) != 1])
         return sort(inputs, outputs, self.name, tuple(common), cases)
 
-    def count(self, letter: str) -> int:
+    def count(self, prefix: str) -> int:
         """Return the number of inputs (X) or outputs (Y), numbered without gaps."""
-        numbers = sorted(int(name[2:]) for name in self.declared if name.startswith(letter))
-        what = {"X": "inputs", "Y": "outputs"}[letter]
+        numbers = sorted(int(name[2:]) for name in self.declared if name.startswith(prefix))
+        what = {"X": "inputs", "Y": "outputs"}[prefix]
         if not numbers or numbers != list(range(len(numbers))):
             raise BadInput(
-                f"{self.name} declares {len(numbers)} {what}; they are numbered {letter}_0, "
-                f"{letter}_1, ... without gaps, and there is at least one"
+                f"{self.name} declares {len(numbers)} {what}; they are numbered {prefix}_0, "
+                f"{prefix}_1, ... without gaps, and there is at least one"
             )
         return len(numbers)

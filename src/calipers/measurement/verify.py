@@ -45,8 +45,8 @@ class Witness:
     def text(self) -> str:
         """Return the competition's form: ((X_0 0.5) ... (Y_0 1.0) ...)."""
         pairs = [
-            f"({letter}_{i} {text})"
-            for letter, texts in (("X", self.inputs), ("Y", self.outputs))
+            f"({name}_{i} {text})"
+            for name, texts in (("X", self.inputs), ("Y", self.outputs))
             for i, text in enumerate(texts)
         ]
         return f"({chr(10).join(pairs)})"

@@ -365,7 +365,7 @@ class Classifier:
                 "about a point. If chance is part of its defence, say so with Classifier(model, "
                 "samples=100): a point then counts as broken where at least half of 100 fresh "
                 "draws "
-                "are fooled. Otherwise switch the randomness off."
+                "are fooled. Otherwise turn the randomness off."
             )
 
     @contextlib.contextmanager

@@ -1075,9 +1075,9 @@ class Prover:
         )
 
     def _sweep(self, number: int, a: Array, rows: Rows) -> Array:
-        """Return lower bounds (R,) of <a, value `number`> within the cuts of the rows.
+        """Return lower bounds (R,) of <a, value `number`> for rows of a block.
 
-        They hold over the rows' parts of the threat set.
+        They hold within the rows' cuts, over their parts of the threat set.
         """
         part, cuts = rows.part, rows.cuts
         pending, deep = {number: a}, 2 * len(self.nodes) + _OWN
@@ -1235,12 +1235,12 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--claim",
         default="",
-        help="the claim that was asked for: its hash, or the first 16 letters of it or more",
+        help="the claim that was asked for: its hash, or the first 16 digits of it or more",
     )
     parser.add_argument("--model", default="", help="the network that was asked about, likewise")
     options = parser.parse_args(words)
     if any(0 < len(text) < 16 for text in (options.claim, options.model)):
-        parser.error("of a hash at least 16 letters are needed")
+        parser.error("of a hash at least 16 digits are needed")
     good = True
     for path in options.files:
         try:

@@ -207,7 +207,7 @@ def gauge(summary: Summary, size: Size = FULL, *, bare: bool = False) -> str:
 def _jaws(low: float, high: float, top: float, height: float, reach: float) -> str:
     """Return the two jaws of the caliper.
 
-    Each measures with its inner, straight edge and is cut away on the outer side.
+    Each measures with its inner, flat edge and is cut away on the outer side.
     """
     y, foot = top - reach, top + height + reach / 3
     left = (

@@ -18,7 +18,10 @@ _OTHERS = 4  # colours besides the point's own class; further classes share the 
 
 
 class Plane(Protocol):
-    """What a drawing needs of a slice, see `calipers.geometry.plane_sections.Slice`."""
+    """What a drawing needs of a slice of the input space.
+
+    See `calipers.geometry.plane_sections.Slice`.
+    """
 
     @property
     def half(self) -> float:
@@ -109,7 +112,7 @@ def plane(
     parts = [*_fills(plane, palette, frame)]
     parts += [f'<path class="own-region" d="{_closed(plane.own, frame)}"/>'] if plane.own else []
     parts.append(f'<path class="decision" d="{_segments(plane.boundary, frame)}"/>')
-    for name, length in (("asked", radius), ("straight", proved_border)):
+    for name, length in (("asked", radius), ("proved", proved_border)):
         if 0.02 * plane.half < length < 1.4 * plane.half:
             parts.append(
                 f'<path class="ring {name}" '

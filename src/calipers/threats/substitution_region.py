@@ -30,7 +30,7 @@ In substitutions: farther than the point itself, nearer than one substitution.
 """
 
 
-class Switches(L0):
+class SubstitutionCount(L0):
     """The norm that bounds see when the radius counts substitutions.
 
     `low` and `high` already say how far a column can move.

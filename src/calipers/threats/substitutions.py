@@ -23,8 +23,8 @@ from calipers.errors import BadInput
 from calipers.threats.ball import Ball, Region
 from calipers.threats.substitution_region import (
     NUMERIC_ALONE,
+    SubstitutionCount,
     SubstitutionRegion,
-    Switches,
     one_hot,
 )
 
@@ -286,7 +286,7 @@ class Substitutions:
         low, high = self._hull(x, options, numeric)
         return SubstitutionRegion(
             self.hull,
-            Switches(),
+            SubstitutionCount(),
             x,
             self.radii(len(x)).to(x.device),
             low,
@@ -374,6 +374,13 @@ def one_hot_groups(length: int, size: int, *, symbols_first: bool = False) -> li
 
     Returns:
         For each position its columns in the flattened input, `length` lists of `size`.
+
+    Raises:
+        RuntimeError: a size is below 0.
+
+    Example:
+        >>> one_hot_groups(2, 3), one_hot_groups(2, 3, symbols_first=True)
+        ([[0, 1, 2], [3, 4, 5]], [[0, 2, 4], [1, 3, 5]])
     """
     table = (
         torch.arange(length * size).view(size, length).T

@@ -38,7 +38,10 @@ _GRID = 64
 
 
 class Until(NamedTuple):
-    """When a search ends: at the time `ends` of the monotonic clock, or when `stop` says so."""
+    """When a search ends.
+
+    At the time `ends` of the monotonic clock, or when `stop` says so.
+    """
 
     ends: float = math.inf
     stop: Callable[[], bool] = lambda: False

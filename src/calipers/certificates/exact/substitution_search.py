@@ -3,9 +3,10 @@
 The number of substitutions is raised one by one until an example is found or the time is up.
 Whether k substitutions suffice is a decision problem. Its choices are the network's, as for norm
 balls, and the symbols: one is substituted, or is excluded. A branch is closed by what its program's
-multipliers prove of its part of the region (`switching`). Where few admissible inputs are left, all
-of them are run through the model itself, so that with every symbol settled the model's own numbers
-decide. All nearer points are proved by then, so whatever example is found is a nearest one.
+multipliers prove of its part of the region (`substitution_lp`). Where few admissible inputs are
+left, all of them are run through the model itself, so that with every symbol settled the model's
+own numbers decide. All nearer points are proved by then, so whatever example is found is a nearest
+one.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def _gathered(tape: Tape, step: Step, v: FileResult, index: Value) -> Value:
 
 
 def _einsum(tape: Tape, step: Step, *values: Value) -> Value:
-    """Write sums of products, given by the letters of the axes.
+    """Write sums of products, given by the names of the axes.
 
     They are products of constants and one value that depends on the point, or of two such values,
     which are written as a product of matrices.
@@ -239,7 +239,7 @@ def _weighed(
 
 
 class _Term(NamedTuple):
-    """A factor of a sum of products, with one letter for each of its axes."""
+    """A factor of a sum of products, with one name for each of its axes."""
 
     axes: str
     value: FileResult
@@ -248,7 +248,7 @@ class _Term(NamedTuple):
 def _contracted(tape: Tape, step: Step, left: _Term, right: _Term, out: str) -> Value:
     """Write a product of two values as a product of stacks of matrices.
 
-    Letters of both that are in the output index the stack; those that are not are summed over.
+    Axes of both that are in the output index the stack; those that are not are summed over.
     """
     (first, a), (second, b) = left, right
     only = (set(first) ^ set(second)) - set(out)

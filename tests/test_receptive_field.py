@@ -1,4 +1,4 @@
-"""Does a crop bound an element exactly as the whole network does? Every bending element of small convolutional networks, by value and by gradient."""
+"""Does a receptive field bound an element as the whole network does? Every unstable element of small convolutional networks, by value and by gradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calipers.bounds.dual_bound import Root
 from calipers.bounds.float64_check import confirmed
 from calipers.bounds.intermediate import sharpening
 from calipers.bounds.optimise import Ascent
-from calipers.bounds.receptive_field import crop_of
+from calipers.bounds.receptive_field import receptive_field_of
 from calipers.bounds.relaxation import Relaxed
 from calipers.bounds.rounding import CHECKED, plain_sums
 from calipers.bounds.unstable import unstable_elements
@@ -69,8 +69,8 @@ def differences(case: Case) -> list[str]:
         state = relax(case.graph, region, CHECKED)
         root, found, seen = Root.of(state, torch.float64, region), [], 0
         for number in case.graph.nonlinear:
-            crop = crop_of(case.graph, number, region)
-            if crop is None or number == 0:
+            field = receptive_field_of(case.graph, number, region)
+            if field is None or number == 0:
                 continue
             rows, places = unstable_elements(case.graph, number, state.boxes[number]).nonzero(
                 as_tuple=True
@@ -82,7 +82,7 @@ def differences(case: Case) -> list[str]:
             bounds = []
             for dual, spec in (
                 intermediate._whole(root, number, rows, places, sign, case.graph.shape(number)),
-                intermediate._cropped(root, crop, rows, places, sign, case.graph.shape(number)),
+                intermediate._restricted(root, field, rows, places, sign, case.graph.shape(number)),
             ):
                 free = dual.guess()
                 sight = dual.see(free)
@@ -96,34 +96,36 @@ def differences(case: Case) -> list[str]:
             ):
                 if not torch.allclose(one, other, rtol=1e-6, atol=1e-8):
                     found.append(f"number {number}, {what}: {float((one - other).abs().max()):.3g}")
-    assert seen > 50, "nothing was cropped"
+    assert seen > 50, "nothing was restricted"
     return found
 
 
 @pytest.mark.parametrize("ball", sorted(BALLS))
 @pytest.mark.parametrize("name", sorted(LAYERS))
-def test_a_crop_bounds_as_the_whole_network_does(name: str, ball: str) -> None:
+def test_a_receptive_field_bounds_as_the_whole_network_does(name: str, ball: str) -> None:
     assert not differences(case(name, BALLS[ball]))
 
 
-def sharp(case: Case, *, crops: bool) -> Relaxed:
+def sharp(case: Case, *, restrict: bool) -> Relaxed:
     region = case.ball.region(case.x, outward=True)
     with torch.no_grad(), plain_sums():
         return relax(
             case.graph,
             region,
             CHECKED,
-            tighten=sharpening(Ascent(4, 0.25), case.ball.region(case.x.float()), crops=crops),
+            tighten=sharpening(
+                Ascent(4, 0.25), case.ball.region(case.x.float()), restrict=restrict
+            ),
         )
 
 
 @pytest.mark.parametrize("name", ["strides", "residual, linear", "smooth"])
 def test_sharpened_boxes_are_the_same_and_hold(name: str) -> None:
     question = case(name, BALLS["linf"])
-    with_crops, without = sharp(question, crops=True), sharp(question, crops=False)
+    restricted, without = sharp(question, restrict=True), sharp(question, restrict=False)
     points = nets.attacked(question, 3)
     values = question.graph.values(points.flatten(0, 1))
-    for k, box in with_crops.boxes.items():
+    for k, box in restricted.boxes.items():
         torch.testing.assert_close(box.lower, without.boxes[k].lower, rtol=1e-4, atol=1e-5)
         v = values[k].view(len(points), len(question.x), *values[k].shape[1:])
         assert bool(((v >= box.lower - 1e-9) & (v <= box.upper + 1e-9)).all())
@@ -132,9 +134,12 @@ def test_sharpened_boxes_are_the_same_and_hold(name: str) -> None:
 def test_weights_and_wide_views_are_bounded_whole() -> None:
     question = case("two", BALLS["linf"])
     weighted = Ball("linf", 0.1, weights=torch.rand(IMAGE) + 0.5)
-    assert crop_of(question.graph, 3, weighted.region(question.x)) is None
+    assert receptive_field_of(question.graph, 3, weighted.region(question.x)) is None
     assert (
-        crop_of(question.graph, len(question.graph.nodes), question.ball.region(question.x)) is None
+        receptive_field_of(
+            question.graph, len(question.graph.nodes), question.ball.region(question.x)
+        )
+        is None
     )
 
 
