@@ -84,14 +84,14 @@ def attack(
     with contextlib.suppress(KeyboardInterrupt):
         for _ in ask(Stage(chosen, "attack"), problem, keep, seed=seed):
             pass
-    success = distance <= threat.radii(n)
+    device, success = problem.x.device, distance <= threat.radii(n)
     return AttackResult(
         candidates,
-        distance.to(problem.x.device),
-        margin,
-        success.to(problem.x.device),
-        forwards,
-        backwards,
+        distance.to(device),
+        margin.to(device),
+        success.to(device),
+        forwards.to(device),
+        backwards.to(device),
         problem.notes,
     )
 
@@ -171,9 +171,9 @@ def certify(
     )
     denied = (margin > 0) & (~right | (claimed & (radius == 0)))
     return CertifyResult(
-        radius,
-        right & (radius >= threat.radii(n)),
-        torch.where(denied, -torch.inf, margin),
+        radius.to(problem.x.device),
+        (right & (radius >= threat.radii(n))).to(problem.x.device),
+        torch.where(denied, -torch.inf, margin).to(problem.x.device),
         guarantee,
         problem.notes,
     )

@@ -52,8 +52,8 @@ class CheckResult:
 
     Args:
         witnesses: How many adversarial examples were run and measured again, failures included.
-        certificates: How many points have certificates that were tried again by the proof checker
-            or by a tool, failures included.
+        certificates: How many points have a certificate that the proof checker or a tool proved
+            again.
         failures: A line for each witness, certificate or record entry that does not hold.
         proofs: A line for each certificate that was proven again from its proof file, by the
             checker that shares no code with the tools.
@@ -203,6 +203,7 @@ class _Check:
         self.misnamed, self.unposed = list[str](), ""
         self.problem = self._posed(self.threat, self.goal) if self.points else None
         self.place = {p.name: i for i, p in enumerate(self.points)}
+        self.proved = set[str]()  # points with a certificate that was proven again
 
     def _posed(self, threat: Threat | None, goal: Goal | None) -> Problem | None:
         """Return the question as it was asked, restricted to the points at hand.
@@ -275,10 +276,9 @@ class _Check:
             Bracket.of([*self.place, *sorted(self.missing)], facts)
         except Contradiction as error:
             failed.append(str(error))
-        count = len({e.point for e in here if e.kind == "certificate"} - {e.point for e in unknown})
         return CheckResult(
             len(witnesses),
-            count,
+            len(self.proved),
             (*failures, *wrong_proofs, *failed),
             tuple(proved),
             (*_without_input(left), *map(_no_tool, unknown)),
@@ -334,6 +334,7 @@ class _Check:
                 files.add(fact.key)
                 good, line = self._check_proof(fact, data.tobytes())
                 (holds if good else fails).append(line)
+                self.proved |= {fact.point} if good else set()
         return holds, fails, [e for e in best.values() if e.key not in files]
 
     def _check_proof(self, fact: Evidence, data: bytes) -> tuple[bool, str]:
@@ -365,19 +366,23 @@ class _Check:
             except BadInput:
                 unknown += mine
                 continue
-            failures += _reprove(self.problem, self.place, mine, tool)
+            failed, lines = _reprove(self.problem, self.place, mine, tool)
+            failures += lines
+            self.proved |= {e.point for e in mine} - {e.point for e in failed}
         return unknown, failures
 
 
 def _reprove(
     problem: Problem | None, place: Mapping[str, int], facts: Sequence[Evidence], tool: Any
-) -> list[str]:
-    """Prove certificates again at their recorded radii; return the failures.
+) -> tuple[list[Evidence], list[str]]:
+    """Prove certificates again at their recorded radii.
+
+    Returns those that fail, and a line for each failure.
 
     For a search the certifier that it used is tried first, and the search itself on what that
     leaves.
     """
-    failures = list[str]()
+    failed, failures = list[Evidence](), list[str]()
     for start in range(0, len(facts), _REPROVED):
         left = list(facts[start : start + _REPROVED])
         for asked in dict.fromkeys((getattr(tool, "certifier", tool), tool)):
@@ -385,8 +390,9 @@ def _reprove(
                 left = _unproved(problem, place, left, Stage(asked, "certifier"))
             except (Contradiction, UnsupportedOp, CaptureError, ToolFailed) as error:
                 failures.append(f"{facts[0].tool}: {error}")
+        failed += left
         failures += [f"point {e.point}: {e.tool} does not prove {e.radius:.9g} again" for e in left]
-    return failures
+    return failed, failures
 
 
 def _unproved(
