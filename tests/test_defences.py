@@ -17,7 +17,7 @@ from calipers.attacks.pgd import PGD
 from calipers.attacks.square import Square
 from calipers.errors import BadInput, BadModel
 from calipers.models.classifier import Classifier
-from calipers.models.stochastic import depends_on_chance, drawn
+from calipers.models.stochastic import differ, drawn
 from calipers.problem.goals import is_adversarial
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attack, Attempt
@@ -270,9 +270,9 @@ def test_a_model_without_chance_is_its_own_average() -> None:
 
 def test_chance_is_noticed() -> None:
     model, x, _ = digits(3)
-    assert not depends_on_chance(model, x)
+    assert not differ(*drawn(model, x, 2, 0))
     assert all(
-        depends_on_chance(nn.Sequential(layer, model), x)
+        differ(*drawn(nn.Sequential(layer, model), x, 2, 0))
         for layer in (arsenal.Noise(1e-3), Shift())
     )
 

@@ -135,23 +135,6 @@ class Polynomial:
             else exact * (1 + (len(self.weights) + len(terms) * 4 + 8) * 2 * _UNIT)
         )
 
-    def change_bound(self, x: Floats, radius: float) -> Floats:
-        """Return bounds on the change of z within an linf ball, (M,).
-
-        Each is radius * the gradient bound over the magnitudes that can be reached from the point.
-
-        Args:
-            x: the points, (M, d).
-            radius: the linf radius, in the units of x.
-
-        Raises:
-            BadInput: a point or the radius is not finite.
-        """
-        reach = np.abs(np.asarray(x, dtype=np.float64)).max(axis=1) + radius
-        return np.array(
-            [radius * self.gradient_bound(float(np.nextafter(r, np.inf))) for r in reach]
-        )
-
     def enclosure(self, low: Floats, high: Floats) -> Boxes:
         """Return bounds (M,) below and above z over boxes (M, d).
 

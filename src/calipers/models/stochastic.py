@@ -41,16 +41,6 @@ def drawn(model: nn.Module, x: Tensor, draws: int, seed: int) -> Iterator[Tensor
         yield z
 
 
-def depends_on_chance(model: nn.Module, x: Tensor, seed: int = 0) -> bool:
-    """Return whether two draws of the model's randomness differ.
-
-    By more than another order of summation would.
-    """
-    with torch.no_grad():
-        first, second = drawn(model, x, 2, seed)
-    return differ(first, second)
-
-
 def differ(first: Tensor, second: Tensor) -> bool:
     """Return whether two answers to the same input differ beyond rounding.
 
