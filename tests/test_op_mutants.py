@@ -13,23 +13,28 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import nets
 import pytest
 import torch
 from nets import Case, Recipe, attacked
+from test_compositions import READ, model_of
 from test_soundness import relaxed, violations
 from torch import Tensor
 
 from calipers.bounds import backward, coefficients
 from calipers.bounds.interval import propagate
 from calipers.bounds.rounding import CHECKED
+from calipers.errors import CaptureError
+from calipers.graph import capture as capturing
 from calipers.graph.activations import ACTIVATIONS
 from calipers.graph.affine import AFFINE, Call, Linear, Scale, Sum
 from calipers.graph.call_builder import bind
 from calipers.graph.calls import leaves, with_absolute_constants
 from calipers.graph.capture import capture
+from calipers.graph.compositions import COMPOSITIONS
 from calipers.graph.file_builder import target_of
 from calipers.graph.generic import Generic
 from calipers.graph.ir import Graph
@@ -37,8 +42,12 @@ from calipers.graph.kinds import Affine, Elementwise, Op
 from calipers.graph.logsumexp import LogSumExp
 from calipers.graph.matmul import Facets, MatMul
 from calipers.graph.node_writer import NodeResult, Writer
+from calipers.graph.onnx.variables import VARIABLES
 from calipers.graph.products import SELECTIONS, MaxPool, Product
+from calipers.graph.recurrent import RECURRENT
+from calipers.graph.reductions import REDUCTIONS
 from calipers.graph.relaxations import Lines, Planes, Saddle
+from calipers.graph.rewrites import REWRITES, maximum, minimum, scaled
 from calipers.graph.smooth_relaxation import Smooth
 from calipers.models.classifier import Classifier
 from calipers.problem.goals import Untargeted
@@ -971,6 +980,254 @@ def test_a_false_relaxation_in_a_captured_module_is_caught(name: str) -> None:
         ):
             caught_kinds.add(kind_of(node.op))
     assert caught_kinds == kinds != set()
+
+
+# ---- operations composed of others -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Miswritten(Graph):
+    """A graph that computes another function than its module; its outputs are those of the module."""
+
+    honest: Graph | None = None
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """Its own inner values, and the true outputs."""
+        assert self.honest is not None
+        return [*super().values(x)[:-1], self.honest.values(x)[-1]]
+
+    def to(self, dtype: torch.dtype) -> Graph:
+        """Float64 as it is."""
+        assert dtype == torch.float64
+        return self
+
+
+Rewrite = Callable[..., Any]
+"""Writes one layer or function as several operations."""
+
+
+def instead(changed: Callable[..., tuple[Any, ...]]) -> Callable[[Rewrite], Rewrite]:
+    """Return the mistake that gives a rewrite other arguments."""
+    return lambda right: lambda w, *args: right(w, *changed(*args))
+
+
+def exchanged(name: str) -> Callable[[Rewrite], Rewrite]:
+    """Return the mistake that takes the rewrite of another operation."""
+    return lambda _: COMPOSITIONS[name]
+
+
+def halves_exchanged(right: Rewrite) -> Rewrite:
+    """The gate in the place of the value."""
+    return lambda w, x, dim: right(
+        w, w.move("roll", lambda t: t.roll(t.shape[dim] // 2, dim), x), dim
+    )
+
+
+def last_end_first(_: Rewrite) -> Rewrite:
+    """Crossed ends, of which the lower one wins."""
+    return lambda w, x, low, high: maximum(w, minimum(w, x, high), low)
+
+
+def other_direction_first(
+    x: Any, first: Tensor, weights: list[Tensor], *rest: Any
+) -> tuple[Any, ...]:
+    """Every layer's two directions with each other's weights."""
+    return x, first, [weights[k ^ 4] for k in range(len(weights))], *rest
+
+
+def one_state_more(x: Any, first: Tensor, weights: list[Tensor], *rest: Any) -> tuple[Any, ...]:
+    """A first state that is not 0."""
+    return x, first + 1, weights, *rest
+
+
+MASK = torch.tensor([True, False, False, True])
+REWRITABLE: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "softmax": (lambda t: t.softmax(1), (4,)),
+    "log softmax": (lambda t: t.log_softmax(1), (4,)),
+    "log sum exp": (lambda t: t.logsumexp(1, keepdim=True), (4,)),
+    "layer norm": (nets.nn.LayerNorm(4), (4,)),
+    "group norm": (nets.nn.GroupNorm(2, 4), (4, 3)),
+    "larger of two": (lambda t: torch.maximum(t, t.flip(1)), (4,)),
+    "smaller of two": (lambda t: torch.minimum(t, t.flip(1)), (4,)),
+    "quotient": (lambda t: t / (2 + t.flip(1)), (4,)),
+    "product": (lambda t: t * t.flip(1), (4,)),
+    "masked": (lambda t: t.masked_fill(MASK, 0.2), (4,)),
+    "variance": (lambda t: t.var(1, keepdim=True), (4,)),
+}
+"""Functions that are written as several operations, besides those of `READ`."""
+
+
+COMPOSED: dict[str, tuple[str, Callable[[Rewrite], Rewrite]]] = {
+    "glu": ("aten.glu.default", halves_exchanged),
+    "rms norm": ("aten.rms_norm.default", instead(lambda x, shape, weight, eps: (x, shape, weight, 0.5))),
+    "softshrink": ("aten.softshrink.default", instead(lambda x, size: (x, size / 2))),
+    "threshold": ("aten.threshold.default", instead(lambda x, *_: (x, 0.4, 0.4))),
+    "clamp by crossed tensors": ("aten.clamp.Tensor", last_end_first),
+    "clamp from below": ("aten.clamp.Tensor", instead(lambda x, low, *_: (x, None, low))),
+    "adaptive max pool": ("aten.adaptive_max_pool2d.default", lambda right: lambda w, x, size: scaled(w, right(w, x, size), 0.5)),
+    "choice of slopes": ("aten.gt.Scalar", exchanged("aten.lt.Scalar")),
+    "choice of curves": ("aten.where.self", instead(lambda mask, x, y: (mask, y, x))),
+    "amax": ("aten.amax.default", exchanged("aten.amin.default")),
+    "amin": ("aten.amin.default", exchanged("aten.amax.default")),
+    "values of max": ("aten.max.dim", exchanged("aten.min.dim")),
+    "norm of order 3": ("aten.linalg_vector_norm.default", instead(lambda x, order, *rest: (x, 1, *rest))),
+    "largest size": ("aten.linalg_vector_norm.default", instead(lambda x, order, *rest: (x, -order, *rest))),
+    "prod": ("aten.prod.dim_int", exchanged("aten.amax.default")),
+    "std": ("aten.std.dim", instead(lambda x, dims, unbiased=True, keepdim=False: (x, dims, False, keepdim))),
+    "rnn": ("aten.rnn_tanh.input", instead(one_state_more)),
+    "rnn of two layers, both ways": ("aten.rnn_tanh.input", instead(other_direction_first)),
+    "softmax": ("aten.softmax.int", exchanged("aten.log_softmax.int")),
+    "log softmax": ("aten.log_softmax.int", exchanged("aten.softmax.int")),
+    "log sum exp": ("aten.logsumexp.default", exchanged("aten.amax.default")),
+    "layer norm": ("aten.layer_norm.default", instead(lambda x, shape, weight, bias, *_: (x, shape, weight, bias, 0.5))),
+    "group norm": ("aten.group_norm.default", instead(lambda x, groups, *rest: (x, 1, *rest))),
+    "larger of two": ("aten.maximum.default", exchanged("aten.minimum.default")),
+    "smaller of two": ("aten.minimum.default", exchanged("aten.maximum.default")),
+    "quotient": ("aten.div.Tensor", instead(lambda x, y: (y, x))),
+    "product": ("aten.mul.Tensor", exchanged("aten.maximum.default")),
+    "masked": ("aten.masked_fill.Scalar", instead(lambda x, mask, value: (x, ~mask, value))),
+    "variance": ("aten.var.dim", instead(lambda x, dims, *_: (x, dims, 0))),
+    "rnn with relu": ("aten.rnn_relu.input", exchanged("aten.rnn_tanh.input")),
+}  # fmt: skip
+
+
+def miscaptured(name: str, key: str, mistake: Callable[[Rewrite], Rewrite]) -> list[str]:
+    """Capture a layer with a false rewrite, uncompared, and return what the judge says first."""
+    function, shape = {**READ, **REWRITABLE}[name]
+    model, x = Classifier(model_of(function, shape)), torch.rand(3, *shape, dtype=torch.float64)
+    honest, called = capture(model, x), list[str]()
+
+    def false(*args: Any, **options: Any) -> Any:
+        called.append(key)
+        return mistake(right)(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        right = COMPOSITIONS[key]
+        patch.setitem(COMPOSITIONS, key, false)
+        with pytest.raises(CaptureError):  # the mistake is noticed at once, unless nobody looks
+            capture(Classifier(model_of(function, shape)), x)
+        patch.setattr(capturing, "_compare", lambda *_: None)
+        graph = capture(Classifier(model_of(function, shape)), x)
+    assert called, f"{key} is no part of {name}"
+    wrong = Miswritten(graph.input_shape, graph.nodes, honest=honest)
+    for seed in range(6):
+        case = nets.case_of(honest, seed, ball=Ball("linf", 0.05, box=None))
+        points = attacked(case, seed, steps=1)
+        found = violations(replace(case, graph=wrong), points)
+        if found:
+            assert not violations(case, points)
+            return found
+    return []
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("name", COMPOSED)
+def test_a_false_rewrite_of_a_composed_operation_is_caught(name: str) -> None:
+    assert miscaptured(name, *COMPOSED[name])
+
+
+def test_every_composed_operation_of_torch_has_a_false_rewrite() -> None:
+    own = {**REDUCTIONS, **RECURRENT}
+    own |= {key: made for key, made in COMPOSITIONS.items() if REWRITES.get(key) is not made}
+    tried = {key.split(".")[1].rstrip("123d") for key, _ in COMPOSED.values()}
+    same = {"norm": "linalg_vector_norm", "ge": "gt", "lt": "gt", "le": "gt", "min": "max"}
+    same |= {"clamp_min": "clamp", "clamp_max": "clamp", "hardshrink": "softshrink"}
+    kinds = {key.split(".")[1].rstrip("123d") for key in own}
+    assert {same.get(kind, kind) for kind in kinds} <= tried
+
+
+def another(kind: str) -> Callable[[Rewrite], Rewrite]:
+    """Return the mistake that takes the reader of another operation."""
+    return lambda _: VARIABLES[kind]
+
+
+def unread(_: Rewrite) -> Rewrite:
+    """The input itself."""
+    return lambda tape, step, v, *rest: v
+
+
+def halved(right: Rewrite) -> Rewrite:
+    """Half of what it should be."""
+    return lambda tape, step, *values: tape.pair(
+        "aten.mul.Tensor", right(tape, step, *values), torch.tensor(0.5, dtype=tape.dtype)
+    )
+
+
+def constant_changed(change: Callable[[Tensor], Tensor]) -> Callable[[Rewrite], Rewrite]:
+    """Return the mistake that reads another constant."""
+    return lambda right: lambda tape, step, v, held: right(tape, step, v, change(held))
+
+
+def numbers(*shape: int) -> Any:
+    """Return constants for a file."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2)).numpy()
+
+
+ROWS, LINE = (1, 3, 4), (1, 4)
+FILES: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any], Callable[[Rewrite], Rewrite]]] = {
+    "ReduceMax": (ROWS, {}, {"axes": [2]}, another("ReduceMin")),
+    "ReduceMin": (ROWS, {}, {"axes": [2]}, another("ReduceMax")),
+    "ReduceL1": (ROWS, {}, {"axes": [2]}, another("ReduceSumSquare")),
+    "ReduceL2": (ROWS, {}, {"axes": [2]}, another("ReduceL1")),
+    "ReduceSumSquare": (ROWS, {}, {"axes": [2]}, another("ReduceL2")),
+    "ReduceLogSumExp": (ROWS, {}, {"axes": [2]}, another("ReduceMax")),
+    "ReduceLogSum": (ROWS, {}, {"axes": [2]}, another("ReduceLogSumExp")),
+    "ReduceProd": (ROWS, {}, {"axes": [2]}, another("ReduceMax")),
+    "Greater": (LINE, {}, {}, another("Less")),
+    "GreaterOrEqual": (LINE, {}, {}, another("LessOrEqual")),
+    "Less": (LINE, {}, {}, another("Greater")),
+    "LessOrEqual": (LINE, {}, {}, another("GreaterOrEqual")),
+    "LpNormalization": (LINE, {}, {}, another("Softsign")),
+    "RMSNormalization": (LINE, {"s": numbers(4)}, {}, constant_changed(lambda s: s.roll(1))),
+    "Softsign": (LINE, {}, {}, another("LpNormalization")),
+    "Shrink": (LINE, {}, {"lambd": 0.3, "bias": 0.3}, halved),
+    "ThresholdedRelu": (LINE, {}, {"alpha": 0.0}, halved),
+    "CumSum": (LINE, {"a": torch.tensor(1).numpy()}, {}, unread),
+    "Trilu": ((1, 3, 3), {}, {}, unread),
+    "GatherElements": (LINE, {"i": torch.tensor([[3, 1, 0]]).numpy()}, {"axis": 1}, constant_changed(lambda i: i.flip(1))),
+    "Einsum": (LINE, {"w": numbers(4, 4)}, {"equation": "ab,bc->ac"}, constant_changed(lambda w: w.T)),
+}  # fmt: skip
+
+
+def misread(kind: str, folder: Path) -> list[str]:
+    """Read a file with a false reader, and return what the judge says first."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    from test_onnx import loaded, model, one
+
+    shape, constants, attributes, mistake = FILES[kind]
+    if kind.startswith(("Greater", "Less")):
+        nodes = [
+            onnx.helper.make_node(kind, ["x", "c"], ["m"]),
+            onnx.helper.make_node("Mul", ["x", "s"], ["z"]),
+            onnx.helper.make_node("Where", ["m", "z", "x"], ["y"]),
+        ]
+        held = {"c": torch.zeros(1).numpy(), "s": torch.full((1,), -0.5).numpy()}
+        proto = model(nodes, shape, held)
+    else:
+        proto = one(kind, shape, constants, 23 if kind.startswith("RMS") else 17, **attributes)
+    honest = loaded(folder, proto, paired=True).double().graph()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIABLES, kind, mistake(VARIABLES[kind]))
+        graph = loaded(folder, proto, paired=True).double().graph()
+    wrong = Miswritten(graph.input_shape, graph.nodes, honest=honest)
+    for seed in range(6):
+        case = nets.case_of(honest, seed, ball=Ball("linf", 0.05, box=None))
+        points = attacked(case, seed, steps=1)
+        found = violations(replace(case, graph=wrong), points)
+        if found:
+            assert not violations(case, points)
+            return found
+    return []
+
+
+@pytest.mark.one_in(1)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_false_reader_of_a_composed_operation_is_caught(kind: str, tmp_path: Path) -> None:
+    assert misread(kind, tmp_path)
+
+
+def test_every_reader_of_variables_has_a_false_one() -> None:
+    assert FILES.keys() == VARIABLES.keys()
 
 
 @pytest.mark.slow
