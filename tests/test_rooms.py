@@ -538,6 +538,62 @@ def test_everything_public_is_documented() -> None:
     )
 
 
+# for users, though nothing here calls them
+FOR_USERS = {"merge", "largest_mse", "gradient_bound", "to_frame"}
+# called by the solver that they are handed to, or in a process of its own
+CALLED_FROM_OUTSIDE = {"eventinit", "eventexec", "serve"}
+
+
+def defined(tree: ast.Module) -> Iterator[Place]:
+    """Yield what is public and not decorated by a call, which registers it somewhere."""
+    owners = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
+    for node in (n for owner in owners for n in owner.body):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            calls = [d for d in node.decorator_list if isinstance(d, ast.Call)]
+            if not calls or isinstance(node, ast.ClassDef):
+                yield node.lineno, node.name
+
+
+def mentioned(tree: ast.Module) -> set[str]:
+    """Return the names that code reads, imports, or writes as a whole string."""
+    found = set[str]()
+    for node in ast.walk(code_of(tree)):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.alias):
+            found.add(node.name)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+def test_nothing_public_is_without_a_user() -> None:
+    """What tests alone call is dead: a user of the package would not find it either."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *SRC.rglob("*.j2")]
+    pages += [*(ROOT / "examples").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]
+    known = FOR_USERS | CALLED_FROM_OUTSIDE
+    known |= {w for page in pages for w in re.findall(r"\w+", page.read_text(encoding="utf-8"))}
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files()}
+    places = {path: list(defined(tree)) for path, tree in trees.items()}
+    known |= set().union(*map(mentioned, trees.values()))
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in places
+        for line, name in places[path]
+        if name not in known
+    ]
+    assert not found, report(
+        found, "Remove it, use it, tell of it in README or docs, or add it to FOR_USERS."
+    )
+
+
+def test_a_planted_dead_function_is_caught() -> None:
+    tree = ast.parse("def used(): pass\ndef dead():\n    'dead'\n    used()")
+    assert [n for _, n in defined(tree) if n not in mentioned(tree)] == ["dead"]
+
+
 # ---- the whole tree
 # --------------------------------------------------------------------------------------------------
 
