@@ -115,7 +115,7 @@ def net(threat: str = "linf", classes: int = 4) -> nn.Module:
 
 
 def points(threat: str = "linf", n: int = 10) -> Tensor:
-    """Return points (n, 12): random ones of the box, or random letters."""
+    """Return points (n, 12): random ones of the box, or random symbols."""
     generator = torch.Generator().manual_seed(11)
     if threat == "letters":
         return (

@@ -1,5 +1,5 @@
-"""Does the step control follow its paper, do rivals and starts reach the jobs they are meant for,
-and is a linear model broken exactly at its distance?
+"""Does the step control follow its paper, do other classes and starts reach the jobs they are meant
+for, and is a linear model broken exactly at its distance?
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def test_the_checkpoints_are_the_papers() -> None:
 def test_a_linear_model_is_broken_just_above_its_distance_and_never_below(
     norm: str, classes: int, box: tuple[float, float] | None
 ) -> None:
-    # The worst of several margins has local maxima even on a linear model: there only rivals one by
-    # one are sure to find the nearest.
+    # The worst of several margins has local maxima even on a linear model: there only other classes
+    # one by one are sure to find the nearest.
     untargeted = (APGD(steps=60, loss="margin"), APGD(steps=60)) if classes == 2 else ()
     for attack in (
         *untargeted,
@@ -96,7 +96,7 @@ def test_a_linear_model_is_broken_just_above_its_distance_and_never_below(
 
 def test_a_step_that_seldom_rises_is_halved_and_the_best_iterate_is_taken_up_again() -> None:
     """On |x - 0.3| from far away: steps of twice the radius swing from end to end, and only halving
-    gets near the kink.
+    gets near the breakpoint.
     """
 
     class Valley(nn.Module):
@@ -160,7 +160,7 @@ def test_the_interval_between_looks_at_the_device_does_not_matter(norm: str) -> 
     assert torch.equal(*found)
 
 
-def test_without_rivals_starts_go_to_the_restarts() -> None:
+def test_without_targets_starts_go_to_the_restarts() -> None:
     problem = linear(3, "linf", None, 1.01)
     starts = problem.region.support(-problem.x).point[:, None, None].expand(-1, 1, 2, -1)
     queue = Queue(
@@ -178,7 +178,7 @@ def test_without_rivals_starts_go_to_the_restarts() -> None:
     ) == len(problem)  # type: ignore[arg-type]
 
 
-def test_a_targeted_goal_is_not_attacked_rival_by_rival() -> None:
+def test_a_targeted_goal_is_not_attacked_class_by_class() -> None:
     """To beat one other class is not to reach the target: all margins count at once."""
     x, y = images()
     problem = Problem.pose(
@@ -196,7 +196,7 @@ def test_a_targeted_goal_is_not_attacked_rival_by_rival() -> None:
     )
 
 
-def test_starts_go_to_the_jobs_of_their_rivals() -> None:
+def test_starts_go_to_the_jobs_of_their_targets() -> None:
     torch.manual_seed(0)
     problem = linear(5, "linf", None, 0.5, n=4)
     rivals = rank_targets(problem, 3)
@@ -218,7 +218,7 @@ def test_starts_go_to_the_jobs_of_their_rivals() -> None:
     assert torch.equal(slots.x, problem.region.take(place).project(picked[place, rank]))
 
 
-def test_the_next_round_goes_on_from_the_best_job_of_each_rival() -> None:
+def test_the_next_round_goes_on_from_the_best_job_of_each_target() -> None:
     problem = linear(5, "linf", None, 0.5, n=3)
     columns = torch.tensor([[2, 0, 3]] * len(problem))
     queue = Queue(
@@ -227,7 +227,7 @@ def test_the_next_round_goes_on_from_the_best_job_of_each_rival() -> None:
     assert queue.all_best is not None
     # each job's iterate is its rank
     queue.all_best = torch.arange(6.0, dtype=F64).view(1, 6, 1).expand(len(problem), 6, 8).clone()
-    # restart 0, then restart 1, of rivals 2, 0, 3
+    # restart 0, then restart 1, of other classes 2, 0, 3
     queue.all_scores = torch.tensor([[5.0, 4.0, 9.0, 1.0, 6.0, 3.0]] * len(problem), dtype=F64)
     starts, rivals = queue.promising(torch.tensor([0, 1]), 2)
     assert rivals.tolist() == [[2, 3], [2, 3]] and starts[:, :, 0].tolist() == [

@@ -635,12 +635,12 @@ def test_what_only_looks_broken_in_half_precision_is_searched_on() -> None:
     assert not any(run(PGD(steps=10, precision="bfloat16"), problem.at(0.03)).broken)
 
 
-# ---- rivals
+# ---- other classes
 # --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", P)
-def test_rivals_are_tried_by_their_distance_on_a_linear_model(norm: str) -> None:
+def test_targets_are_tried_by_their_distance_on_a_linear_model(norm: str) -> None:
     torch.manual_seed(0)
     model = nn.Linear(6, 5).double()
     problem = asking(model, norm, n=200, shape=(6,), ball={"box": None})
@@ -659,9 +659,9 @@ def test_rivals_are_tried_by_their_distance_on_a_linear_model(norm: str) -> None
         assert columns == np.argsort(distance).tolist()
 
 
-def test_attacking_the_nearest_rival_beats_the_worst_margin_on_a_linear_model() -> None:
-    """The rival of smallest margin may be far: one step towards the nearest boundary breaks what
-    one step towards the smallest margin does not.
+def test_attacking_the_nearest_target_beats_the_worst_margin_on_a_linear_model() -> None:
+    """The other class of smallest margin may be far: one step towards the nearest boundary breaks
+    what one step towards the smallest margin does not.
     """
     w = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 5.0]], dtype=F64)
     model = Fn(lambda x: x @ w.T + torch.tensor([0.0, -0.05, -0.2], dtype=F64))

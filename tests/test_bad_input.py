@@ -504,7 +504,7 @@ def test_an_interrupt_keeps_what_was_found(name: str) -> None:
 @pytest.mark.parametrize(
     "attack", [SubstitutionSearch(search="greedy"), SubstitutionSearch(nearest=True)], ids=repr
 )
-def test_an_interrupt_among_the_letters_keeps_what_was_found(attack: SubstitutionSearch) -> None:
+def test_an_interrupt_among_the_symbols_keeps_what_was_found(attack: SubstitutionSearch) -> None:
     model = Fuse(inputs=30).eval()
     x = (
         nn.functional.one_hot(

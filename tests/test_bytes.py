@@ -148,11 +148,13 @@ def started(large: Problem) -> int:
     return guide.most
 
 
-def test_guided_starts_are_those_of_chosen_rivals(large: Problem) -> None:
+def test_guided_starts_are_those_of_chosen_targets(large: Problem) -> None:
     assert started(large) <= warm_start._BYTES
 
 
-def test_starts_for_all_rivals_are_noticed(large: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_for_all_targets_are_noticed(
+    large: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(warm_start, "looked_at", lambda problem, count: problem.classes - 1)
     assert started(large) > warm_start._BYTES
 

@@ -29,7 +29,7 @@ RADII = {"linf": 0.3, "l2": 0.7, "l1": 1.5, "l0": 3.0, "pixels": 2.0}
 
 
 def posed(threat: str) -> Problem:
-    """Return a small question in a norm, or about letters."""
+    """Return a small question in a norm, or about symbols."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     if threat == "letters":
@@ -49,7 +49,7 @@ def test_a_tool_answers_what_it_declares_and_nothing_else(name: str, threat: str
         with pytest.raises(BadInput):
             presets.check_fit(tool, problem.threat)
         if threat == "letters" or not capabilities_of(tool).norms:  # type: ignore[union-attr]
-            return  # the inside of a ball may be searched in the hull of the letters, in vain
+            return  # the inside of a ball may be searched in the hull of the symbols, in vain
         with pytest.raises(BadInput):
             list(tool(problem))
     else:

@@ -1,4 +1,4 @@
-"""Are letters measured like balls? Both jaws against the list of all neighbours, the door, the
+"""Are symbols measured like balls? Both jaws against the list of all neighbours, the door, the
 referee, the record, and the words of the report.
 """
 
@@ -42,11 +42,11 @@ SHORT = one_hot_groups(6, 3)
 
 @cache
 def short() -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a net over six letters of three kinds, and the points it gets right: small enough to
+    """Return a net over six symbols of three kinds, and the points it gets right: small enough to
     list every word there is.
     """
     y = torch.randint(3, (300,), generator=generator(30))
-    # from words at random to words of one letter
+    # from words at random to words of one symbol
     kept = torch.rand(300, 6, generator=generator(31)) < torch.rand(300, 1, generator=generator(32))
     x = written(
         torch.where(kept, y[:, None], words(300, SHORT, seed=20)), SHORT, dtype=torch.float32
@@ -62,7 +62,7 @@ def short() -> tuple[nn.Module, Tensor, Tensor]:
 
 @cache
 def windowed() -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the same task for a net that reads the letters through windows of three."""
+    """Return the same task for a net that reads the symbols through windows of three."""
     _, x, y = short()
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -84,8 +84,8 @@ def windowed() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def lowest_margins(problem: Problem) -> list[Tensor]:
-    """Return for each point the lowest margin at exactly 0, 1, ..., G switches, from the list of
-    all neighbours.
+    """Return for each point the lowest margin at exactly 0, 1, ..., G substitutions, from the list
+    of all neighbours.
     """
     found = []
     everything = problem.region.at(torch.full((len(problem),), 99.0))
@@ -105,7 +105,7 @@ def lowest_margins(problem: Problem) -> list[Tensor]:
 
 
 def fewest(problem: Problem) -> np.ndarray[Any, Any]:
-    """Return the least number of switches that break each point; infinite where none do."""
+    """Return the least number of substitutions that break each point; infinite where none do."""
     broken = [torch.nonzero(is_adversarial(m)).flatten() for m in lowest_margins(problem)]
     return np.array([float(b[0]) if len(b) else np.inf for b in broken])
 
@@ -129,7 +129,7 @@ def test_a_measurement_without_a_plan_is_exact(k: int) -> None:
     assert result.finished and result.summary.runs[-1].plan[0] == "categorical"
 
 
-def test_the_bracket_closes_on_the_fewest_switches_wherever_the_search_begins() -> None:
+def test_the_bracket_closes_on_the_fewest_substitutions_wherever_the_search_begins() -> None:
     model, x, y = short()
     for k in (1, 3):
         bracket = calipers.distance(model, x, y, Substitutions(SHORT, k))
@@ -142,7 +142,7 @@ def test_the_bracket_closes_on_the_fewest_switches_wherever_the_search_begins() 
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 3])
-def test_enumeration_claims_the_switches_that_all_neighbours_resist(k: int) -> None:
+def test_enumeration_claims_the_substitutions_that_all_neighbours_resist(k: int) -> None:
     model, x, y = short()
     threat = Substitutions(SHORT, k, allowed=[[0, 1], [2], [], [0, 1, 2], [1, 2], [0]])
     certified = calipers.certify(model, x, y, threat, "Enumeration")
@@ -160,7 +160,7 @@ def test_enumeration_claims_the_switches_that_all_neighbours_resist(k: int) -> N
             assert 0 < claimed <= margins[: radius + 1].min() < claimed + 1e-3
 
 
-def test_an_enumeration_that_leaves_out_the_last_switches_is_caught(
+def test_an_enumeration_that_leaves_out_the_last_substitutions_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
@@ -169,7 +169,7 @@ def test_an_enumeration_that_leaves_out_the_last_switches_is_caught(
         lambda counts, k, batch: enumerate_substitutions(counts, max(0, k - 1), batch),
     )
     with pytest.raises((AssertionError, Contradiction)):
-        test_enumeration_claims_the_switches_that_all_neighbours_resist(2)
+        test_enumeration_claims_the_substitutions_that_all_neighbours_resist(2)
     plan = Plan("liar", (Stage(Enumeration(), "certifier"),))
     with pytest.raises(
         Contradiction, match=r"Enumeration.* certifies 2, but a random point at distance"
@@ -259,7 +259,7 @@ def test_a_random_model_is_not_enumerated() -> None:
         )
 
 
-# ---- bounds over letters
+# ---- bounds over symbols
 # --------------------------------------------------------------------------------------------------
 
 
@@ -296,7 +296,7 @@ def test_on_a_linear_model_the_bound_is_the_lowest_neighbour() -> None:
     assert torch.allclose(bound, truth, rtol=1e-9, atol=1e-9)
 
 
-def test_a_bound_that_forgets_a_switch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bound_that_forgets_a_substitution_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = SubstitutionRegion.fall
     monkeypatch.setattr(
         SubstitutionRegion,
@@ -308,11 +308,11 @@ def test_a_bound_that_forgets_a_switch_is_caught(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("mutant", [False, True])
-def test_windows_bound_what_letters_can_do_inside_them(
+def test_windows_bound_what_symbols_can_do_inside_them(
     mutant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever columns a window shows, the bound dominates every neighbour's fall in them; one that
-    counts only the letters taken away does not.
+    counts only the symbols taken away does not.
     """
     _, x, _ = short()
     region = Substitutions(SHORT, 2).region(x.double())
@@ -355,7 +355,7 @@ def test_windows_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bounds_hold_where_numeric_columns_move_too() -> None:
-    """Letters listed, numeric columns sampled up to their corners; a numeric radius larger than k
+    """Symbols listed, numeric columns sampled up to their corners; a numeric radius larger than k
     must not be cut down to k.
     """
     torch.manual_seed(3)
@@ -407,7 +407,7 @@ FIT = {
 @pytest.mark.parametrize(
     "name", sorted({*ATTACKS, *CERTIFIERS} - FIT - {"BPDA", "EOT", "Transfer"})
 )
-def test_a_tool_for_balls_refuses_letters_by_name(name: str) -> None:
+def test_a_tool_for_balls_refuses_symbols_by_name(name: str) -> None:
     model, x, y = short()
     tool = presets.tool_from(name)
     run: Any = calipers.attack if name in ATTACKS else calipers.certify
@@ -419,7 +419,7 @@ def test_a_tool_for_balls_refuses_letters_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FIT))
-def test_a_tool_that_fits_letters_answers(name: str) -> None:
+def test_a_tool_that_fits_symbols_answers(name: str) -> None:
     model, x, y = short()
     run: Any = calipers.attack if name in ATTACKS else calipers.certify
     run(model, x, y, Substitutions(SHORT, 1), name)
@@ -470,7 +470,7 @@ def test_points_and_budget_are_checked_at_the_door() -> None:
 
 
 def mixed() -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a model of two letters of two kinds and a number in 0..1 that alone decides: class 1
+    """Return a model of two symbols of two kinds and a number in 0..1 that alone decides: class 1
     where it is above a half.
     """
     model = nn.Linear(5, 2).requires_grad_(False)
@@ -500,7 +500,7 @@ def test_the_numeric_part_is_checked_at_the_door() -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-def test_a_witness_that_moves_numbers_alone_stands_at_half_a_switch() -> None:
+def test_a_witness_that_moves_numbers_alone_stands_at_half_a_substitution() -> None:
     model, x, y = mixed()
     threat = Substitutions(one_hot_groups(2, 2), 1, continuous=Ball("linf", 0.15))
     result = calipers.measure(model, x, y, threat)
@@ -521,7 +521,7 @@ def test_a_witness_that_moves_numbers_alone_stands_at_half_a_switch() -> None:
     assert "half a substitution" in page([result.summary])
 
 
-def test_counting_only_letters_would_call_it_the_models_own_error(
+def test_counting_only_symbols_would_call_it_the_models_own_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
@@ -532,12 +532,12 @@ def test_counting_only_letters_would_call_it_the_models_own_error(
         ),
     )
     with pytest.raises((AssertionError, Contradiction)):
-        test_a_witness_that_moves_numbers_alone_stands_at_half_a_switch()
+        test_a_witness_that_moves_numbers_alone_stands_at_half_a_substitution()
 
 
 def rulings() -> list[bool]:
-    """Return which of five candidates for a broken point the referee admits: itself, half letters,
-    too many switches, a frozen column moved, a real witness.
+    """Return which of five candidates for a broken point the referee admits: itself, half symbols,
+    too many substitutions, a frozen column moved, a real witness.
     """
     model, x, y = short()
     problem = Problem.pose(model, x, y, Substitutions(SHORT, 6))
@@ -560,7 +560,7 @@ def rulings() -> list[bool]:
     return admitted
 
 
-def test_the_referee_refuses_what_is_no_letter() -> None:
+def test_the_referee_refuses_what_is_no_symbol() -> None:
     assert rulings() == [False, False, False, True]
 
 
@@ -619,7 +619,7 @@ def test_a_mixed_threat_comes_back_from_its_record(tmp_path: Path) -> None:
     assert recorded_threat(data["threat"], torch.ones(3)).identity() == threat.identity()
 
 
-def test_the_report_speaks_of_switches() -> None:
+def test_the_report_speaks_of_substitutions() -> None:
     model, x, y = short()
     result = calipers.measure(model, x, y, Substitutions(SHORT, 2))
     text, shown = str(result), page([result.summary])
@@ -640,7 +640,7 @@ def test_the_report_speaks_of_switches() -> None:
     assert "at most 1 substitution," in one
 
 
-def test_the_command_line_measures_reports_and_checks_letters(
+def test_the_command_line_measures_reports_and_checks_symbols(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from typer.testing import CliRunner
@@ -687,9 +687,9 @@ def test_the_robust_hinge_over_a_neighbourhood_of_categories() -> None:
         assert float((1 - (w * found.point).sum()).clamp(min=0)) == worst
 
 
-def test_three_letters_of_four_kinds_have_ten_neighbours_with_themselves() -> None:
+def test_three_symbols_of_four_kinds_have_ten_neighbours_with_themselves() -> None:
     x = written(words(1, one_hot_groups(3, 4)), one_hot_groups(3, 4))
     region: Region = Substitutions(one_hot_groups(3, 4), 1).region(x)
     assert isinstance(region, SubstitutionRegion) and region.sizes() == [10]
-    # one switch is the l1 distance 2
+    # one substitution is the l1 distance 2
     assert (torch.cat(list(region.neighbours(0))) - x).abs().sum(1).tolist() == [0.0, *[2.0] * 9]

@@ -279,8 +279,8 @@ def test_a_report_nowhere_is_refused_before_the_work(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "tool"), [("attack", "SubstitutionSearch"), ("certify", "CROWN")]
 )
-def test_letters_have_tools_of_their_own(folder: Path, command: str, tool: str) -> None:
-    """Four letters of three kinds; a single tool without a name is one that fits them."""
+def test_symbols_have_tools_of_their_own(folder: Path, command: str, tool: str) -> None:
+    """Four symbols of three kinds; a single tool without a name is one that fits them."""
     symbols = np.eye(3, dtype=np.float32)[np.random.default_rng(0).integers(0, 3, (20, 4))].reshape(
         20, 1, 3, 4
     )

@@ -326,7 +326,7 @@ def test_rounding_is_allowed_for() -> None:
     )
 
 
-def test_numbers_beside_letters_may_be_constrained() -> None:
+def test_numbers_beside_symbols_may_be_constrained() -> None:
     limits = (torch.tensor([[1.0, 1.0]]), torch.tensor([1.0]))
     x = torch.cat(
         [written(words(6, UNEVEN), UNEVEN), 0.45 * torch.rand(6, 2, generator=drawn(1), dtype=F64)],

@@ -124,7 +124,7 @@ def test_small_moves_stay_inside(norm: str) -> None:
 def test_estimated_slopes_on_both_sides_of_the_distance(
     norm: str, directions: Any, setting: str
 ) -> None:
-    """Two classes: with more, the rival that wins at first may not be the one that falls, and
+    """Two classes: with more, the other class that wins at first may not be the one that falls, and
     nothing here aims at each.
     """
     attack = SPSA(steps=60, pairs=128, directions=directions)

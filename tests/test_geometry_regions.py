@@ -202,7 +202,7 @@ def patterns_change(problem: Problem, i: int, points: Tensor) -> Tensor:
 
 def survives_sampling(problem: Problem, found: regions.Regions) -> bool:
     """No sampled point inside the radius has another pattern, and just outside it along the nearest
-    wall's direction there is one.
+    hyperplane's direction there is one.
     """
     norm = problem.threat.norm
     for i, radius in enumerate(found.border.tolist()):
@@ -234,7 +234,7 @@ def test_no_pattern_changes_inside_and_one_does_just_outside(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_box_only_pushes_walls_away(norm: str) -> None:
+def test_a_box_only_pushes_hyperplanes_away(norm: str) -> None:
     for name in NETS:
         free, boxed = (regions_of(posed(name, 1, norm, box=box)) for box in (None, (0.0, 1.0)))
         assert bool((boxed.border >= free.border * (1 - 1e-12)).all()) and bool(
@@ -270,7 +270,7 @@ def test_masked_features_and_weights_are_kept() -> None:
 
 def exact_distance(net: nn.Sequential, x: Tensor, label: int, reach: float = 3.0) -> float:
     """The linf distance by a mixed-integer program written out here: big-M rows of each ReLU, one
-    program for each rival.
+    program for each other class.
     """
     layers = [m for m in net if isinstance(m, nn.Linear)]
     best = math.inf
@@ -373,7 +373,10 @@ def test_both_sides_are_proved_to_the_referee(norm: str) -> None:
         at = torch.nonzero(found.exact).flatten()
         none = torch.zeros(len(at), dtype=torch.long)
         ruling = Referee(problem).attempt(
-            Attempt(torch.arange(len(at)), found.candidate[at], none, none), at, "nearest wall", 0.0
+            Attempt(torch.arange(len(at)), found.candidate[at], none, none),
+            at,
+            "nearest hyperplane",
+            0.0,
         )
         assert len(ruling.evidence) == len(at)
         for fact, i in zip(ruling.evidence, at.tolist(), strict=True):
@@ -492,10 +495,10 @@ def test_a_primal_norm_in_place_of_the_dual_is_caught(monkeypatch: pytest.Monkey
     wrong = regions.nearest_hyperplane(
         Pieces.at(graph_of(problem.classifier, problem.x), problem.x), problem.region
     )
-    assert not torch.allclose(wrong.distance, regions_wall(problem))
+    assert not torch.allclose(wrong.distance, regions_hyperplane(problem))
 
 
-def regions_wall(problem: Problem) -> Tensor:
+def regions_hyperplane(problem: Problem) -> Tensor:
     """d_B of a net of two hidden layers, from affine maps written out."""
     net, found = problem.classifier.module, []
     for x in problem.x:
@@ -510,11 +513,11 @@ def regions_wall(problem: Problem) -> Tensor:
     return torch.stack(found)
 
 
-def every_wall(
+def every_hyperplane(
     monkeypatch: pytest.MonkeyPatch, own: Pieces, problem: Problem, factor: float
 ) -> Tensor:
-    """The nearest distances, with the lower bounds that decide which walls are measured multiplied
-    by a factor.
+    """The nearest distances, with the lower bounds that decide which hyperplanes are measured
+    multiplied by a factor.
     """
     bound = hyperplanes._at_least
     with monkeypatch.context() as patch:
@@ -524,9 +527,11 @@ def every_wall(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_walls_that_are_passed_over_are_farther(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
+def test_hyperplanes_that_are_passed_over_are_farther(
+    monkeypatch: pytest.MonkeyPatch, norm: str
+) -> None:
     """Measuring all of them finds the same; with lower bounds that are none (the mutant) some
-    nearest walls are missed.
+    nearest hyperplanes are missed.
     """
     missed = 0
     for name, seed, box in (
@@ -535,14 +540,14 @@ def test_walls_that_are_passed_over_are_farther(monkeypatch: pytest.MonkeyPatch,
         problem = posed(name, seed, norm, n=8, box=box)
         own = Pieces.at(graph_of(problem.classifier, problem.x), problem.x)
         quick, all_of_them, mutant = (
-            every_wall(monkeypatch, own, problem, factor) for factor in (1.0, 0.0, 40.0)
+            every_hyperplane(monkeypatch, own, problem, factor) for factor in (1.0, 0.0, 40.0)
         )
         assert torch.equal(quick, all_of_them)
         missed += int((mutant > quick).sum())
     assert missed
 
 
-def test_walls_of_the_first_layer_alone_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hyperplanes_of_the_first_layer_alone_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The radius would be too large, and sampling sees the pattern change."""
     problem = posed("dense", 3, "linf")
     whole = Pieces.nonlinear_nodes
@@ -561,7 +566,7 @@ def test_walls_of_the_first_layer_alone_are_caught(monkeypatch: pytest.MonkeyPat
 def test_pools_walled_by_the_second_largest_member_alone_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A member that trails by more can win sooner: all of them are walls."""
+    """A member that trails by more can win sooner: all of them are hyperplanes."""
     net = seeded(
         0,
         lambda: nn.Sequential(
@@ -636,7 +641,7 @@ def test_ceil_in_place_of_floor_plus_one_is_caught() -> None:
     assert math.ceil(0.5 / 0.1) == 5 != int(steps_to_leave(on_the_border, 0.1))
 
 
-def test_slopes_taken_left_of_the_kink_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slopes_taken_left_of_the_breakpoint_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = posed("mixed", 0, "linf", n=2)
     true = path(problem, 0, problem.x[1])
     from calipers.geometry import subdivision

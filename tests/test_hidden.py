@@ -175,7 +175,7 @@ LENGTH, KINDS = 6, 3
 
 def words(seed: int) -> tuple[Problem, Tensor]:
     """Return a problem about one word, with a ball that just holds the one word that the network
-    gets wrong: that many switches away.
+    gets wrong: that many substitutions away.
     """
     generator = torch.Generator().manual_seed(seed)
     own = torch.randint(KINDS, (LENGTH,), generator=generator)

@@ -126,7 +126,7 @@ class Counting(arsenal.RowWise):
 
 @pytest.mark.parametrize("name", sorted(arsenal.arsenal()))
 def test_no_attack_hands_the_model_all_points_at_once(name: str) -> None:
-    """256 points, or for a search among ways of switching letters 4096 of those."""
+    """256 points, or for a search among ways of switching symbols 4096 of those."""
     attack, threat = arsenal.arsenal()[name]
     problem = arsenal.pose(Counting().eval(), threat, n=600)
     Counting.most = 0

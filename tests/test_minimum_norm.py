@@ -100,8 +100,8 @@ def posed(model: nn.Module, x: Tensor, norm: str, **ball: Any) -> Problem:
 
 
 def linear(d: int = 8, classes: int = 4, seed: int = 0) -> nn.Linear:
-    """Return a linear model whose logits differ by tens, so that a smooth loss sees one rival at a
-    time.
+    """Return a linear model whose logits differ by tens, so that a smooth loss sees one other class
+    at a time.
     """
     torch.manual_seed(seed)
     model = nn.Linear(d, classes, dtype=F64)
@@ -130,8 +130,8 @@ def rowwise(d: int = 12, classes: int = 4) -> nn.Module:
 
 
 def exact_linear(model: nn.Linear, problem: Problem, i: int) -> float:
-    """Return the distance of point i to the nearest rival: linear programs (linf, l1), bisection of
-    the support (l2), or the largest gains first (l0).
+    """Return the distance of point i to the nearest other class: linear programs (linf, l1),
+    bisection of the support (l2), or the largest gains first (l0).
     """
     w, b, x, y = (
         model.weight.detach().numpy(),

@@ -75,7 +75,7 @@ def test_the_value_has_no_unit(name: str, classes: int, goal: Goal) -> None:
 
 
 def test_cross_entropy_alone_would_not_pass() -> None:
-    """The mutant: without the scale the weights of the rivals, and with them the direction,
+    """The mutant: without the scale the weights of the other classes, and with them the direction,
     change.
     """
     logits, y = asked(10, Untargeted())

@@ -94,7 +94,7 @@ def test_autoattack_is_the_four_attacks_of_its_paper_at_full_length(
         assert (squares.queries, squares.p, squares.rescale) == (5000, 0.8, False)  # type: ignore[union-attr]
         problem = resisting()
         spent = [int(next(iter(tool(problem))).backwards) for tool in (entropy, rivals)]  # type: ignore[call-arg, arg-type, union-attr]
-        # a ranking of nine rivals, and for each 100 moves and a last look
+        # a ranking of nine other classes, and for each 100 moves and a last look
         assert spent == [101, 9 + 9 * 101]
         assert int(next(iter(boundary(problem))).backwards) >= 900  # type: ignore[call-arg, arg-type, union-attr]
 

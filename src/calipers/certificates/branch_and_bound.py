@@ -115,7 +115,7 @@ class BranchAndBound:
             yield from self._decided(problem.take(index), index)
 
     def _decided(self, part: Problem, index: Tensor) -> Iterator[Claim | Attempt]:
-        """Yield the answers about a batch of points, at `index (N,)` of the whole problem."""
+        """Yield the answers about points at `index (N,)` of the whole problem."""
         limit = Limit(time.monotonic, time.monotonic() + self.seconds * len(index))
         everywhere = torch.arange(len(index), device=index.device)
         try:
@@ -173,7 +173,7 @@ class BranchAndBound:
         rows: Tensor,
         notes: Notes | None,
     ) -> Claim:
-        """Return what `worst (P,)` proves of the points at `places (P,)` of a batch."""
+        """Return what `worst (P,)` proves of a batch's points at `places (P,)`."""
         radius, proved = part.threat.radii(len(part)).to(worst.device)[places], worst > 0
         with torch.no_grad():
             files = tuple(

@@ -1,4 +1,4 @@
-"""Counts of passes through a model, each for the calls made inside one block of code."""
+"""Counts of passes through a model, each for one block of code."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PassCounter:
 
 
 def shared_out(passes: int, places: Tensor) -> Tensor:
-    """Return the passes (P,) that each of `places (P,)` is charged for work done together.
+    """Return the passes (P,) that each of `places (P,)` is charged.
 
     Equal shares, but for one more for the first ones: their sum is exactly what was spent.
     """

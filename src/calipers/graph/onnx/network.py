@@ -183,7 +183,7 @@ class OnnxNet(nn.Module):
     def _compare(
         self, own: Tensor, double: Tensor, given: Tensor, other: Other, *, single: bool
     ) -> None:
-        """Raise `BadModel` where the program's outputs differ by more than rounding.
+        """Raise `BadModel` where outputs differ by more than rounding.
 
         By that of the file's precision, or of single precision.
         """
