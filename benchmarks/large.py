@@ -34,6 +34,7 @@ from torch.nn import functional
 
 import calipers
 from calipers.presets import plan_for
+from calipers.progress import Progress
 
 ROWS = [
     ("ResNet-18", 8, "1e-4"),
@@ -101,12 +102,10 @@ class Stages:
     def __init__(self) -> None:
         self.begun: list[tuple[str, float]] = []
 
-    def stage(self, name: str, points: int) -> None:
-        """A stage begins."""
-        self.begun.append((name, time.process_time()))
-
-    def progress(self, done: int, settled: int) -> None:
-        """Nothing."""
+    def __call__(self, now: Progress) -> None:
+        """Note where another stage is at work."""
+        if now.stage and (not self.begun or self.begun[-1][0] != now.stage):
+            self.begun.append((now.stage, time.process_time()))
 
     def lower(self) -> float:
         """Return the seconds of the stages of the lower jaw."""

@@ -18,6 +18,7 @@ from calipers.data import build, images
 from calipers.errors import BadInput
 from calipers.measurement.curve import _middle, checked
 from calipers.measurement.plan import Plan, Stage
+from calipers.progress import Progress
 from calipers.record.record import Record
 from calipers.report.render import page
 from calipers.report.report import summaries, summarise
@@ -163,15 +164,12 @@ def test_points_that_cannot_be_measured_are_in_no_rate() -> None:
 
 
 class Falls:
-    """Presses Ctrl-C after so many blocks."""
+    """Presses Ctrl-C after it was told of progress so many times."""
 
     def __init__(self, blocks: int) -> None:
         self.left = blocks
 
-    def stage(self, name: str, points: int) -> None:
-        """Nothing."""
-
-    def progress(self, done: int, settled: int) -> None:
+    def __call__(self, now: Progress) -> None:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt

@@ -149,10 +149,9 @@ KILLED = textwrap.dedent(
     sys.path.insert(0, {tests!r})
     from test_run import SMALL, EPSILON
     x, y = data.images()
-    class Watch:
-        def stage(self, name, points): print("stage", name, flush=True)
-        def progress(self, done, settled): print("dealt", done, flush=True)
-    calipers.measure(data.build("mnist-robust"), x[:400], y[:400], calipers.Ball("linf", EPSILON), plan=SMALL, record={record!r}, progress=Watch())
+    def tell(now):
+        print("stage" if now.share == 0 else "dealt", now.stage, now.share, flush=True)
+    calipers.measure(data.build("mnist-robust"), x[:400], y[:400], calipers.Ball("linf", EPSILON), plan=SMALL, record={record!r}, progress=tell)
     print("finished", flush=True)
     """
 )
@@ -176,7 +175,7 @@ def test_kill_9_loses_nothing_and_the_same_command_ends_with_the_same_brackets(
     x, y = x[:400], y[:400]
     whole = measured(x, y)
     record = tmp_path / "run.calipers"
-    for wait_for in ("stage PGD", "stage CROWN", "dealt 256", "stage Nearest"):
+    for wait_for in ("stage PGD", "stage CROWN", "dealt CROWN", "stage RadiusBisection"):
         process = _start(record)
         assert process.stdout is not None
         for line in process.stdout:

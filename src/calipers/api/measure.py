@@ -6,6 +6,7 @@ points, labels and the threat model.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from calipers.api.display import shown
 from calipers.api.results import Result
 from calipers.api.settings import Settings, checked
 from calipers.bounds.rounding import CHECKED
@@ -25,12 +27,13 @@ from calipers.measurement.curve import sweep
 from calipers.measurement.exact import close, closed
 from calipers.measurement.plan import Plan
 from calipers.measurement.question import begin
-from calipers.measurement.run import Watch, run
+from calipers.measurement.run import run
 from calipers.presets import plan_for
 from calipers.problem.goals import Goal
 from calipers.problem.interrupts import Limit, limited
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Certifier
+from calipers.progress import Meter, Watch
 from calipers.record.bracket import Bracket
 from calipers.record.record import Record
 from calipers.report.report import summarise
@@ -50,7 +53,7 @@ def measure(
     goal: Goal | None = None,
     plan: str | Plan | None = None,
     record: str | Path | Record | None = None,
-    progress: Watch | None = None,
+    progress: Watch | bool | None = None,
 ) -> Result:
     """Bound the robust accuracy, and every point's distance, from both sides.
 
@@ -73,8 +76,9 @@ def measure(
             `Substitutions` "categorical".
         record: File, or `Record`, that keeps everything that was admitted. The same call takes an
             interrupted run up again. By default nothing is kept beyond the result.
-        progress: Is told about the progress: an object with the methods `stage(name, points)` and
-            `progress(done, settled)`.
+        progress: True shows one counter for the whole run: a bar on a terminal or in a notebook,
+            plain lines elsewhere. A function is called with a `calipers.progress.Progress` instead:
+            points decided and asked, the tool at work, its share of the points and its steps.
 
     Returns:
         A `Result`. Where an operation of the model cannot be bounded there are only upper bounds,
@@ -95,7 +99,9 @@ def measure(
         (4, 4)
     """
     asked = _Asked.of(model, x, y, threat, goal=goal, plan=plan, record=record, progress=progress)
-    return asked.result(run(asked.problem, asked.plan, asked.ledger, progress=asked.progress))
+    with asked.shown() as watch:
+        finished = run(asked.problem, asked.plan, asked.ledger, progress=watch)
+    return asked.result(finished)
 
 
 @checked
@@ -142,9 +148,9 @@ def curve(
         [(0.02, 4), (0.05, 4), (0.1, 4)]
     """
     asked = _Asked.of(model, x, y, threat, **settings)
-    return asked.result(
-        sweep(asked.problem, asked.plan, asked.ledger, radii, progress=asked.progress)
-    )
+    with asked.shown() as watch:
+        finished = sweep(asked.problem, asked.plan, asked.ledger, radii, progress=watch)
+    return asked.result(finished)
 
 
 @checked
@@ -193,9 +199,9 @@ def distance(
     if exact:
         return measure_exactly(model, x, y, threat, exact, **settings).bracket
     asked = _Asked.of(model, x, y, threat, "distance", **settings)
-    return asked.result(
-        run(asked.problem, asked.plan, asked.ledger, progress=asked.progress)
-    ).bracket
+    with asked.shown() as watch:
+        finished = run(asked.problem, asked.plan, asked.ledger, progress=watch)
+    return asked.result(finished).bracket
 
 
 @checked
@@ -225,11 +231,11 @@ def measure_exactly(
     problem, plan, ledger = asked.problem, asked.plan, asked.ledger
     ends = None if plan.seconds is None else Limit(time.monotonic, time.monotonic() + plan.seconds)
     begun = begin(problem, plan, ledger, then=(repr(tool),))
-    finished = run(problem, plan, ledger, progress=asked.progress, begun=begun, after=(repr(tool),))
-    with limited(*(() if ends is None else (ends,))):
-        finished = finished and close(
-            problem, tool, ledger, run=begun.number, seed=plan.seed, progress=asked.progress
-        )
+    with asked.shown() as watch, limited(*(() if ends is None else (ends,))):
+        meter = Meter(len(problem), watch)
+        finished = run(
+            problem, plan, ledger, progress=meter, begun=begun, after=(repr(tool),)
+        ) and close(problem, tool, ledger, run=begun.number, seed=plan.seed, progress=meter)
     bracket = Bracket.of(problem.names, ledger.evidence(problem.fingerprint()))
     ledger.note(begun.number, "exact", dataclasses.asdict(closed(bracket, threat)))
     return asked.result(finished)
@@ -247,7 +253,7 @@ class _Asked:
     problem: Problem
     plan: Plan
     ledger: Record
-    progress: Watch | None
+    progress: Watch | bool | None
 
     @classmethod
     def of(
@@ -264,6 +270,10 @@ class _Asked:
         plan, record = plan_for(threat, settings.get("plan"), usual), settings.get("record")
         ledger = record if isinstance(record, Record) else Record(record)
         return cls(problem, plan, ledger, settings.get("progress"))
+
+    def shown(self) -> contextlib.AbstractContextManager[Watch | None]:
+        """Return the display of the run's progress, as it was asked for."""
+        return shown(self.progress, self.problem.classifier.name)
 
     def result(self, finished: bool) -> Result:
         """Return what the record says about the question now."""

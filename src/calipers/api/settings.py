@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import ParamSpec, TypedDict, TypeVar
 
 from calipers.measurement.plan import Plan
-from calipers.measurement.run import Watch
 from calipers.problem.goals import Goal
+from calipers.progress import Watch
 from calipers.record.record import Record
 from calipers.renamed import PARAMETERS
 
@@ -24,7 +24,7 @@ class Settings(TypedDict, total=False):
     goal: Goal | None
     plan: str | Plan | None
     record: str | Path | Record | None
-    progress: Watch | None
+    progress: Watch | bool | None
 
 
 def checked(function: Callable[Given, Returned]) -> Callable[Given, Returned]:

@@ -1,6 +1,6 @@
 """The command line of calipers.
 
-`commands` holds the commands, `options` the options that they share, `progress` the bars.
+`commands` holds the commands, `options` the options that they share.
 """
 
 from calipers.cli.commands import app, main

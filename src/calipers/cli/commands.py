@@ -22,7 +22,6 @@ from calipers import __version__
 from calipers.cli.exits import EXIT_CONTRADICTION, EXIT_INTERRUPTED, EXIT_OPEN, errors
 from calipers.cli.geometry import Ladder, Slices
 from calipers.cli.options import RECORD, Options, numbers, shared
-from calipers.cli.progress import watching
 from calipers.cli.renamed import Command
 from calipers.errors import BadInput
 
@@ -400,6 +399,7 @@ def _run(
             chosen = replace(chosen, seconds=None)
         x, y = load_data(options.data, options.labels, options.limit)
         results: list[Result] = []
+        bars = sys.stderr.isatty() and not options.quiet
         with (
             Record(
                 None if options.record == "none" else options.record, argv=_words.get()
@@ -407,10 +407,7 @@ def _run(
             making_sense(ledger),
         ):
             for classifier in classifiers:
-                with watching(classifier.name, len(x), options.quiet) as watch:
-                    found = ask(
-                        classifier, x, y, threat, plan=chosen, record=ledger, progress=watch
-                    )
+                found = ask(classifier, x, y, threat, plan=chosen, record=ledger, progress=bars)
                 results.append(found.at_confidence(options.confidence))
                 if not found.finished:
                     break

@@ -19,8 +19,9 @@ from calipers.errors import BadInput
 from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.portfolio import in_turn
 from calipers.measurement.question import begin
-from calipers.measurement.run import Watch, run, scope_of
+from calipers.measurement.run import run, scope_of
 from calipers.problem.problem import Problem
+from calipers.progress import Meter, Watch
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Run
 from calipers.record.record import Record
@@ -64,18 +65,19 @@ def sweep(
         dataclasses.replace(plan, stages=stages), problem.names, np.asarray(grid)
     )
     state = _CurveState(problem, ledger, np.asarray(grid), stages, scope, begun)
-    began, finished = time.monotonic(), True
+    began, finished, meter = time.monotonic(), True, Meter(len(problem), progress, parts=True)
     try:
         # The model is run on every point itself before any part of them is visited.
         first = dataclasses.replace(plan, stages=() if stages else plan.stages)
-        finished = run(problem.at(shown), first, ledger, progress=progress, begun=begun)
+        finished = run(problem.at(shown), first, ledger, progress=meter, begun=begun)
         while finished and (parts := state.next()):
             for part in parts:
+                meter.settle(state.settled())
                 left = None if plan.seconds is None else plan.seconds - (time.monotonic() - began)
                 finished = (
                     finished
                     and (left is None or left > 0)
-                    and state.visit(part, dataclasses.replace(plan, seconds=left), progress)
+                    and state.visit(part, dataclasses.replace(plan, seconds=left), meter)
                 )
     except KeyboardInterrupt:  # between two runs
         finished = False
@@ -184,7 +186,7 @@ class _CurveState:
             if len(places):
                 yield jaw, places, _middle(cells[places])
 
-    def visit(self, part: _Part, plan: Plan, watch: Watch | None) -> bool:
+    def visit(self, part: _Part, plan: Plan, meter: Meter) -> bool:
         """Run the part's stages, and note which radii need not be asked any more.
 
         That concerns the points that stay open. Returns False where the run was stopped.
@@ -193,7 +195,7 @@ class _CurveState:
             torch.from_numpy(self.grid[part.columns])
         )
         plan = dataclasses.replace(plan, stages=part.stages)
-        if not run(asked, plan, self.ledger, progress=watch, begun=self.begun):
+        if not run(asked, plan, self.ledger, progress=meter, begun=self.begun):
             return False
         failed = np.asarray(
             self._decided(
@@ -245,6 +247,10 @@ class _CurveState:
             kind: np.logical_and.reduce([counts[s.name] for s in jaw]) if jaw else none
             for kind, jaw in self.jaws.items()
         }
+
+    def settled(self) -> int:
+        """Return how many points have a verdict at every radius."""
+        return int((~self._open().any(1)).sum())
 
     def _open(self) -> Cells:
         """Return in which cells the record leaves the verdict open.

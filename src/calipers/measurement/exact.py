@@ -17,9 +17,10 @@ from calipers.measurement.joined import Known
 from calipers.measurement.plan import Stage
 from calipers.measurement.question import keep_inputs
 from calipers.measurement.referee import Ruling
-from calipers.measurement.run import Silent, Watch
+from calipers.problem.interrupts import counted
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Certifier, Claim
+from calipers.progress import Meter, Watch, meter
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence
 from calipers.record.record import Record
@@ -56,7 +57,7 @@ def close(
     *,
     run: int = 0,
     seed: int = 0,
-    progress: Watch | None = None,
+    progress: Meter | Watch | None = None,
 ) -> bool:
     """Run the tool on every point whose bounds are apart, nearest first.
 
@@ -69,7 +70,7 @@ def close(
     very tool was tried on is skipped. Raises `Contradiction` as soon as a certificate exceeds a
     witness's distance.
     """
-    fingerprint, progress = problem.fingerprint(), progress or Silent()
+    fingerprint, counter = problem.fingerprint(), meter(progress, len(problem))
     facts = ledger.evidence(fingerprint)
     # What the tool itself found before it was interrupted must not change the regions that it is
     # asked about when the run is resumed.
@@ -92,7 +93,7 @@ def close(
         for i in np.argsort(bracket.upper, kind="stable").tolist()
         if gap[i] > MET and problem.names[i] not in passed
     ]
-    progress.stage(repr(tool), len(todo))
+    counter.stage(repr(tool), len(todo))
     if not todo:
         return True
     index = torch.tensor(todo, device=problem.x.device)
@@ -115,11 +116,13 @@ def close(
             known.finish(left, ruling.tried)
             through = sorted({place[e.point] for e in (*new, *ruling.tried)})
             met[through] = gaps(known.bracket_of(through), problem.threat) <= MET
-            progress.progress(len(ruling.tried), int(met.sum()))
+            counter.decided(int(met.sum()))
+            counter.done(len(ruling.tried))
 
     try:
-        for _ in ask(Stage(tool, "certifier", "distance"), part, admit, seed=seed):
-            pass
+        with counted(counter.step):
+            for _ in ask(Stage(tool, "certifier", "distance"), part, admit, seed=seed):
+                pass
     except KeyboardInterrupt:
         return False
     return True

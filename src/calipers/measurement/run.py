@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,10 @@ from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.question import begin, keep_inputs
 from calipers.measurement.referee import CLEAN, Referee, Ruling
 from calipers.problem.gradient_faults import gradients
-from calipers.problem.interrupts import Limit, give_way, limited
+from calipers.problem.interrupts import Limit, counted, give_way, limited
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Claim, Forecast, Foreseeing
+from calipers.progress import Meter, Watch, meter
 from calipers.record.bracket import Bracket
 from calipers.record.evidence import Evidence, Run
 from calipers.record.record import Record
@@ -40,35 +41,12 @@ from calipers.record.record import Record
 _OPENING_BLOCK = 256
 
 
-class Watch(Protocol):
-    """Receiver of the progress of a run."""
-
-    def stage(self, name: str, points: int) -> None:
-        """Note that a stage begins, with that many points to deal."""
-
-    def progress(self, done: int, settled: int) -> None:
-        """Note that `done` more points of the stage are through.
-
-        `settled` points of the run have a verdict.
-        """
-
-
-class Silent:
-    """A receiver that ignores all progress."""
-
-    def stage(self, name: str, points: int) -> None:
-        """Do nothing."""
-
-    def progress(self, done: int, settled: int) -> None:
-        """Do nothing."""
-
-
 def run(
     problem: Problem,
     plan: Plan,
     ledger: Record,
     *,
-    progress: Watch | None = None,
+    progress: Meter | Watch | None = None,
     begun: Run | None = None,
     after: Collection[str] = (),
     clock: Callable[[], float] = time.process_time,
@@ -85,13 +63,14 @@ def run(
     witness's distance, and `RecordError` where the record is about another program of this name.
     """
     begun = begun or begin(problem, plan, ledger)
-    session = _Session(problem, plan, ledger, begun, progress or Silent(), clock, frozenset(after))
+    counter = meter(progress, len(problem))
+    session = _Session(problem, plan, ledger, begun, counter, clock, frozenset(after))
     limits = (
         () if plan.seconds is None else (Limit(time.monotonic, session.started + plan.seconds),)
     )
     try:
         session.opening()
-        with limited(*limits):
+        with limited(*limits), counted(counter.step):
             return all(session.part(ks) for ks in portfolio.parts(plan.stages)) and all(
                 session.stage(k, last=True) for k in list(session.waiting)
             )
@@ -109,7 +88,7 @@ class _Session:
     plan: Plan
     ledger: Record
     begun: Run
-    watch: Watch
+    meter: Meter
     clock: Callable[[], float]
     after: frozenset[str]
 
@@ -183,7 +162,7 @@ class _Session:
             broken=lambda stage, places: self.known.settled_by(stage.name, places, self.radii),
             drawn=self._drawn,
             decide=lambda key, make: self.decide(f"{ks[0]} {key}", make),
-            told=self.watch.stage,
+            told=self.meter.stage,
             missed=lambda stage, counts: self._note_of(
                 "audits", stage, {"kind": stage.kind, **counts}
             ),
@@ -248,7 +227,7 @@ class _Session:
             Bracket.of(self.problem.names, before),
             {e.point for e in before if e.kind == "invalid"},
         )
-        self.watch.stage(stage.name, len(open_points))
+        self.meter.stage(stage.name, len(open_points))
         if stage.kind == "certifier" and self.purse is not None and open_points:
             return self._turn(k, stage, open_points, radii, last=last)
         if stage.pilot is None or stage.pilot >= len(open_points):
@@ -269,7 +248,7 @@ class _Session:
                 **portfolio.aimed(stage),
             },
         )
-        self.watch.progress(len(rest), self.known.settled)
+        self.meter.done(len(rest))
         return True
 
     def _turn(
@@ -313,7 +292,7 @@ class _Session:
             )
         if turn.left and turn.end != "nothing":
             self._note_of("not_run", stage, turn.fact(len(places)))
-        self.watch.progress(len(turn.left), self.known.settled)
+        self.meter.done(len(turn.left))
         return True
 
     def _forecast(
@@ -373,7 +352,8 @@ class _Session:
                     self._begin_time(stage)
                 dealt = left if stage.by_the_clock else block
                 self._deal(stage, dealt, radii[dealt])
-            self.watch.progress(len(block), self.known.settled)
+            self.meter.decided(self.known.settled)
+            self.meter.done(len(block))
         return True
 
     def _begin_time(self, stage: Stage) -> None:
@@ -445,9 +425,13 @@ class _Session:
         """
         index = torch.tensor(block, dtype=torch.long, device=self.problem.x.device)
         part = self.problem.take(index).at(torch.as_tensor(radii, dtype=torch.float64))
-        tried, found = list[Evidence](), list[Evidence]()
+        tried, found, answered = list[Evidence](), list[Evidence](), set[str]()
 
         def admit(answer: Answer, ruling: Ruling) -> tuple[Evidence, ...]:
+            # told first: what the watch raises must find nothing half done
+            self.meter.decided(self.known.settled)
+            answered.update(fact.point for fact in ruling.tried)
+            self.meter.within(len(answered))
             self._admit(ruling.evidence)
             found.extend(ruling.evidence)
             if stage.by_the_clock and isinstance(answer, Claim):  # its time is not granted again
@@ -493,4 +477,4 @@ def scope_of(
     return hashlib.blake2b(told + radii.tobytes(), digest_size=8).hexdigest()
 
 
-__all__ = ["CLEAN", "Silent", "Watch", "run", "scope_of"]
+__all__ = ["CLEAN", "run", "scope_of"]

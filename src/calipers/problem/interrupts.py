@@ -58,11 +58,29 @@ def limited(*limits: Limit) -> Iterator[None]:
         _limits.reset(before)
 
 
+_steps: ContextVar[Callable[[], None] | None] = ContextVar("steps", default=None)
+
+
+@contextlib.contextmanager
+def counted(step: Callable[[], None]) -> Iterator[None]:
+    """Call `step` at every step that a tool takes inside.
+
+    Not around a `yield`, as for `limited`.
+    """
+    before = _steps.set(step)
+    try:
+        yield
+    finally:
+        _steps.reset(before)
+
+
 def give_way() -> None:
-    """Raise `OutOfTime` if the time of any limit is over.
+    """Raise `OutOfTime` if the time of any limit is over, and count the step.
 
     The outermost limit comes first.
     """
+    if (step := _steps.get()) is not None:
+        step()
     for limit in _limits.get():
         if limit.left <= 0:
             raise OutOfTime(limit)
