@@ -18,6 +18,7 @@ from test_geometry_regions import NETS, classifier, posed, seeded
 from test_report_browser import FLAGS, LOOK
 from torch import Tensor, nn
 
+from calipers.api import geometry
 from calipers.api.geometry import local_geometry
 from calipers.errors import BadInput
 from calipers.geometry import subdivision as cutting
@@ -321,6 +322,13 @@ def small() -> nn.Module:
 
 def curved() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_usual_ladder_ends_in_searches_for_radii(norm: str) -> None:
+    tools = [repr(tool) for tool in geometry._usual(Ball(norm, 0.1))]
+    assert [name for name in tools if name.startswith("CertifiedRadius(CROWN(")]
+    assert not [name for name in tools if name.startswith("LinearRegion(")]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

@@ -28,7 +28,7 @@ from calipers.interchange.door import pose
 from calipers.measurement.ask import ask
 from calipers.measurement.referee import Referee
 from calipers.presets import CERTIFIERS, plan_for, stage_of, tool_from
-from calipers.problem.capabilities import check_fit
+from calipers.problem.capabilities import capabilities_of, check_fit
 from calipers.problem.problem import Problem
 from calipers.problem.protocols import Attack, Attempt, Certifier, Claim
 from calipers.record.bracket import Bracket
@@ -117,7 +117,7 @@ def _usual(threat: Ball) -> list[Attack | Certifier]:
     stages = plan_for(threat, None, "distance").stages
     attacks = [stage.tool for stage in stages if stage.kind == "attack"]
     bounders = [make() for make in CERTIFIERS.values() if hasattr(make, "bound")]
-    search: Any = next(stage.tool for stage in stages if hasattr(stage.tool, "certifier"))
+    search: Any = next(stage.tool for stage in stages if _seeks_radii(stage.tool))
     return [
         *attacks,
         *(
@@ -125,6 +125,11 @@ def _usual(threat: Ball) -> list[Attack | Certifier]:
             for b in bounders
         ),
     ]
+
+
+def _seeks_radii(tool: object) -> bool:
+    known = capabilities_of(tool)
+    return known is not None and known.task == "largest certified radius"
 
 
 @dataclass(eq=False)
