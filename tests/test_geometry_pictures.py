@@ -327,7 +327,7 @@ def curved() -> nn.Module:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_usual_ladder_ends_in_searches_for_radii(norm: str) -> None:
     tools = [repr(tool) for tool in geometry._usual(Ball(norm, 0.1))]
-    assert [name for name in tools if name.startswith("CertifiedRadius(CROWN(")]
+    assert [name for name in tools if name.startswith("CertifiedRadius(certifier=CROWN(")]
     assert not [name for name in tools if name.startswith("LinearRegion(")]
 
 

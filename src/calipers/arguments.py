@@ -92,6 +92,18 @@ def _table(value: Any) -> Any:
         ) from error
 
 
+def names(given: Any, known: Any, count: int) -> tuple[str, ...]:
+    """Return the names of so many columns: those of a frame, or the model's.
+
+    () where neither has as many names.
+    """
+    for found in (getattr(given, "columns", None), known):
+        told = () if found is None else tuple(str(name) for name in found)
+        if len(told) == count:
+            return told
+    return ()
+
+
 def labels(value: Any, n: int, classes: Any = None) -> Tensor:
     """Return labels (n,) as places among the outputs.
 
@@ -158,4 +170,4 @@ def _looked_up(value: Any, n: int, classes: Any) -> Tensor:
     return torch.tensor([place[label] for label in held.tolist()])
 
 
-__all__ = ["check_range", "labels", "points", "tensor"]
+__all__ = ["check_range", "labels", "names", "points", "tensor"]

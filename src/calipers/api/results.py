@@ -20,6 +20,7 @@ from calipers.report.report import (
     RobustAccuracy,
     Summary,
     at_confidence,
+    told_rows,
 )
 
 
@@ -103,6 +104,9 @@ class Result:
     def to_frame(self) -> Any:
         """Return `points` as a pandas data frame, one row a point.
 
+        Where the classes have names, `label` and `prediction` are these. Where columns or symbols
+        have names, `taken_for` and `changes` tell the nearest stored example of each point.
+
         Raises:
             BadInput: pandas is not installed.
         """
@@ -112,7 +116,7 @@ class Result:
             raise BadInput(
                 "to_frame needs pandas: pip install pandas; `points` holds the same rows"
             ) from error
-        return pandas.DataFrame([dataclasses.asdict(row) for row in self.points])
+        return pandas.DataFrame(told_rows(self.ledger, self.summary))
 
     def __str__(self) -> str:
         from calipers.report.text import render_text

@@ -125,7 +125,7 @@ def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare =
     for result in _run(
         options, lambda threat: _plan_for(threat, None, lower_share, "distance"), exact=exact
     ):
-        threat = options.threat()
+        threat, named = options.threat(), result.summary.names.of_class
         print("\npoint  label  answer  certified above  broken at       gap  by")
         for row in result.points:
             upper, gap = (
@@ -139,7 +139,8 @@ def distance(options: Options, exact: _Exact = False, lower_share: _LowerShare =
                 else ", ".join(t.split("(")[0] for t in (row.lower_tool, row.upper_tool) if t)
             )
             print(
-                f"{row.index:5d}  {row.label:5d}  {row.prediction:6d}  {row.lower:15.6g}  "
+                f"{row.index:5d}  {named(row.label):>5}  {named(row.prediction):>6}  "
+                f"{row.lower:15.6g}  "
                 f"{upper:>9}  {gap:>8}  {tools}"
             )
         said = result.summary.facts.get("exact")

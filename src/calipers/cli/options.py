@@ -35,9 +35,8 @@ class Options:
         typer.Option(
             "--model",
             "-m",
-            help="file.py:function, model.pt2, weights with --builder, mnist-plain or "
-            "mnist-robust; several "
-            "in turn, where it is given again. Default: both embedded networks.",
+            help="file.py:function, net.onnx, net.pt2, weights with --builder, mnist-plain or "
+            "mnist-robust; given again: several in turn. Default: both embedded networks.",
         ),
     ] = None
     builder: Annotated[
@@ -55,7 +54,7 @@ class Options:
         typer.Option(
             "--data",
             "-d",
-            help=".npz with x and y, .npy (with --labels), or a folder of images by class. "
+            help=".npz or .pt with x and y, .npy (with --labels), or a folder of images by class. "
             "Default: 500 MNIST images.",
         ),
     ] = None
@@ -82,8 +81,8 @@ class Options:
         str | None,
         typer.Option(
             "--one-hot",
-            help="length,size: the input is a sequence of one-hot symbols from an alphabet of "
-            "that size; epsilon is then how many may be replaced.",
+            help="length,size or length,symbols (60,ACGT): the input is a sequence of one-hot "
+            "symbols; epsilon is then how many may be replaced.",
         ),
     ] = None
     box: Annotated[
@@ -184,8 +183,7 @@ class Options:
             if step is not None:
                 raise BadInput("one-hot symbols have no grid of values: leave --grid out")
             return _substitutions(
-                numbers(self.one_hot, "the symbols"),
-                numbers(self.epsilon, "a number of substitutions")[0],
+                self.one_hot, numbers(self.epsilon, "a number of substitutions")[0]
             )
         radius = numbers(self.epsilon, "a radius")[0]
         if self.box == "data":
@@ -249,16 +247,23 @@ def numbers(text: str, what: str) -> list[float]:
         ) from error
 
 
-def _substitutions(shape: list[float], k: float) -> Threat:
-    """Return the threat of k substitutions in (length, size) one-hot symbols."""
+def _substitutions(text: str, k: float) -> Threat:
+    """Return the threat of k substitutions in one-hot symbols.
+
+    The text is "60,4", or "60,ACGT" where the symbols have names.
+    """
     from calipers.threats.substitutions import Substitutions, one_hot_groups
 
+    length, _, alphabet = text.partition(",")
+    named = alphabet.isalpha() and len(alphabet) > 1
+    shape = numbers(f"{length},{len(alphabet)}" if named else text, "the symbols")
     if len(shape) != 2 or not all(n >= 1 and n == int(n) for n in shape):
         raise BadInput(
-            "symbols are two whole numbers, length,size (60,4 for 60 nucleotides), got "
-            f"{', '.join(map('{:g}'.format, shape))}"
+            "symbols are two whole numbers, length,size (60,4 for 60 nucleotides), or "
+            f"length,symbols (60,ACGT); got {', '.join(map('{:g}'.format, shape))}"
         )
-    return Substitutions(one_hot_groups(int(shape[0]), int(shape[1])), k)
+    groups = one_hot_groups(int(shape[0]), int(shape[1]))
+    return Substitutions(groups, k, symbols=alphabet if named else None)
 
 
 def _title(source: str) -> str:

@@ -67,6 +67,7 @@ def from_estimator(
         name=f"{type(estimator).__name__} {_digest(estimator)}",
         dtype=dtype,
     )
+    made.features = getattr(estimator, "feature_names_in_", None)
     made.labels = None if classes.tolist() == list(range(len(classes))) else classes
     return made
 

@@ -90,12 +90,20 @@ def question(problem: Problem) -> Question:
         },
         "threat": _threat_in_words(problem),
         "goal": _goal_in_words(problem),
-        "data": {"shape": list(problem.x.shape[1:])},
+        "data": {"shape": list(problem.x.shape[1:]), **_names(problem)},
         **({"no_float64": model.no_float64} if model.no_float64 else {}),
     }
     threat, goal = data_of(problem.threat), data_of(problem.goal)
     data = None if threat is None or goal is None else {"threat": threat, "goal": goal}
     return Question(problem.fingerprint(), name, facts, data)
+
+
+def _names(problem: Problem) -> dict[str, list[str]]:
+    """Return the names of columns and classes, where they have any."""
+    labels = problem.classifier.labels
+    classes = [] if labels is None else [str(name) for name in np.asarray(labels).tolist()]
+    found = {"features": list(problem.features), "classes": classes}
+    return {key: names for key, names in found.items() if names}
 
 
 def points_of(problem: Problem) -> list[Point]:

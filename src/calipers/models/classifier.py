@@ -212,6 +212,13 @@ class Classifier:
             return self.module.labels
         return getattr(self.module, "classes_", None)
 
+    @property
+    def features(self) -> Any:
+        """Names of the columns of a point; None where the model knows none."""
+        if isinstance(self.module, BlackBox):
+            return self.module.features
+        return getattr(self.module, "feature_names_in_", None)
+
     def _first_answer(self, few: Tensor, x: Tensor, classifies: bool) -> Tensor:
         """Run the model on a few points, and return their logits.
 

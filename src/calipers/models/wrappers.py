@@ -77,6 +77,7 @@ class BlackBox(nn.Module):
         )
         # names of the classes in the order of the outputs, where these are not 0, 1, 2, ...
         self.labels: Any = None
+        self.features: Any = None  # names of the columns, where the function knows them
         self.register_buffer("anchor", torch.zeros((), dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,5 +129,6 @@ class BlackBox(nn.Module):
             name=self.name,
             dtype=self.anchor.dtype,
         )
-        made.labels, made.no_graph = self.labels, self.no_graph
+        made.labels, made.features = self.labels, self.features
+        made.no_graph = self.no_graph
         return made

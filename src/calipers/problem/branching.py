@@ -61,7 +61,7 @@ def divided(problem: Problem, group: int) -> Problem:
     least = 0.0 if threat.continuous is None else NUMERIC_ALONE
     k = torch.where(moves[:, 0] < 0, region.radius, (region.radius - 1).clamp_min(least)).cpu()
     numeric = parts.threat.continuous if isinstance(parts.threat, Substitutions) else None
-    narrowed = Narrowed(threat.groups, k, None, numeric, left)
+    narrowed = Narrowed(threat.groups, k, None, numeric, options=left)
     return dataclasses.replace(
         parts, x=region.substituted(torch.zeros_like(moves[:, 0]), moves), threat=narrowed
     )

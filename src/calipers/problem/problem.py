@@ -53,6 +53,7 @@ class Problem:
             results do not depend on the order of the points or on the shard a point is in.
         notes: sentences on how the arguments were interpreted, where that is not obvious.
         executor: where certifiers run their jobs; no result depends on it.
+        features: names of the columns of a point, () where they have none.
 
     Raises:
         BadInput: by `Problem.pose`, for points, labels, a threat or a goal that do not fit.
@@ -73,6 +74,7 @@ class Problem:
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     executor: Executor = field(default_factory=LocalThreads)
+    features: tuple[str, ...] = ()
 
     @classmethod
     @with_gradients()
@@ -115,6 +117,7 @@ class Problem:
                 "calipers.Ball('linf', 8 / 255), in the data's units, or calipers.Substitutions"
             )
         classifier = model if isinstance(model, Classifier) else Classifier(model)
+        given = x
         x, notes = arguments.points(x, grey_levels=_in_grey_levels(threat))
         x = x.to(device=classifier.device, dtype=classifier.dtype)
         if isinstance(threat, Ball):
@@ -142,7 +145,8 @@ class Problem:
         notes = [*(f"the model: {note}" for note in classifier.notes), *notes]
         names, told = _names(x, y, goal), tuple(notes)
         where = executor or LocalThreads()
-        return cls(classifier, x, y, threat, goal, classes, names, told, where)
+        features = arguments.names(given, classifier.features, x[0].numel())
+        return cls(classifier, x, y, threat, goal, classes, names, told, where, features)
 
     def __len__(self) -> int:
         return len(self.x)

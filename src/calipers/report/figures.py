@@ -21,6 +21,7 @@ from calipers.report.wording import at_least, at_most, axis, distance, reach
 Floats = NDArray[np.float64]
 _KNOTS = 600  # more steps than this cannot be told apart on a screen
 _CLASSES = 20
+_CLASS = 7  # characters of a name of a class
 
 
 @dataclass(frozen=True)
@@ -359,6 +360,8 @@ def classes(summary: Summary, size: Size = HALF) -> str:
     size = Size(size.width, int(step * max(len(rows), 1) + 34), size.name)
     frame = Frame(size, (0, 1), (0, 1), left=44, right=12, top=4, bottom=30)
     parts = [_axes(frame, [(q, name) for q, name in _QUARTERS], [], "")]
+    named = {row.label: summary.names.of_class(row.label) for row in rows}
+    called = {k: s if len(s) <= _CLASS else f"{s[: _CLASS - 1]}…" for k, s in named.items()}
     for i, row in enumerate(rows):
         y = frame.top + step * i
         ends = [0.0, row.certified.share, row.attacked.share, 1.0]
@@ -376,7 +379,7 @@ def classes(summary: Summary, size: Size = HALF) -> str:
                 2.5,
             )
         )
-        parts.append(_text("tick", frame.left - 8, y + step / 2 + 1.5, str(row.label), "end"))
+        parts.append(_text("tick", frame.left - 8, y + step / 2 + 1.5, called[row.label], "end"))
     return _svg(size, "classes", "Certified and attacked accuracy of each class.", parts)
 
 

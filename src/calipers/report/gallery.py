@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from calipers.record.evidence import Evidence, Point, Question
 from calipers.record.record import Record
+from calipers.report.naming import Change, Names, Piece
 
 Span = tuple[float, float]
 _NEAREST, _LIMIT = 4, 12
@@ -26,8 +27,12 @@ class Exhibit:
 
     `distance` is the admitted one, in the threat's norm. `l2`, `linf`, `changed` (number of
     features that differ) and `psnr` (decibels, on the data range of the box; NaN without a box)
-    describe the same difference for the eye. `span` is the range of values to draw.
+    describe the same difference for the eye. `span` is the range of values to draw. `changes` are
+    the named columns or symbols that differ, `pieces` a sequence with these marked; both are empty
+    where a picture says more.
     """
+
+    name: str
 
     index: int
     label: int
@@ -42,6 +47,13 @@ class Exhibit:
     linf: float
     psnr: float
     changed: int
+    changes: tuple[Change, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What the example changes, in a line; "" where a picture says more."""
+        return "".join(map(str, self.pieces)) or ", ".join(map(str, self.changes))
 
 
 def hang(
@@ -50,10 +62,12 @@ def hang(
     points: Sequence[Point],
     facts: Sequence[Evidence],
     ends: Mapping[str, tuple[float, str, int]],
+    limit: int | None = _LIMIT,
 ) -> tuple[Exhibit, ...]:
-    """Return up to a dozen stored witnesses of a question.
+    """Return stored witnesses of a question, a dozen at most.
 
     `ends` gives for each point its upper bound, the tool that set it and the clean prediction.
+    `limit=None` returns all.
     """
     at = {
         p.name: p
@@ -66,7 +80,7 @@ def hang(
         if f.kind == "witness" and f.point in at and (f.radius, f.tool) == ends[f.point][:2]
     }
     # words tell a box of numbers alone, not one by feature
-    box = data_range(question.data or question.facts)
+    box, names = data_range(question.data or question.facts), Names.of(question)
     shown: list[Exhibit] = []
     for point in _order(
         [at[name] for name in nearest], {name: fact.radius for name, fact in nearest.items()}
@@ -75,8 +89,8 @@ def hang(
         array = ledger.witness(question.fingerprint, fact)
         clean = point.array
         if array is not None and clean is not None and array.shape == clean.shape and array.size:
-            shown.append(_exhibit(point, clean, fact, array, ends[point.name][2], box))
-        if len(shown) == _LIMIT:
+            shown.append(_exhibit(point, clean, fact, array, ends[point.name][2], box, names))
+        if len(shown) == limit:
             break
     return tuple(shown)
 
@@ -104,6 +118,7 @@ def _exhibit(
     array: NDArray[Any],
     prediction: int,
     box: Span | None,
+    names: Names,
 ) -> Exhibit:
     clean, adversarial = (np.asarray(a, dtype=np.float64) for a in (original, array))
     delta = adversarial - clean
@@ -118,6 +133,7 @@ def _exhibit(
         else math.nan
     )
     return Exhibit(
+        name=point.name,
         index=point.position,
         label=point.label,
         prediction=prediction,
@@ -131,6 +147,8 @@ def _exhibit(
         linf=float(np.max(np.abs(delta))),
         psnr=psnr,
         changed=int(np.count_nonzero(delta)),
+        changes=names.changes(original, array),
+        pieces=names.pieces(original, array),
     )
 
 

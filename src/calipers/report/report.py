@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from calipers.report.distances import (
     quantiles_of,
 )
 from calipers.report.gallery import Exhibit, hang
+from calipers.report.naming import Names
 from calipers.report.provenance import facts_of
 
 # stands for an unlimited radius: any finite distance lies within it, infinity (no witness) does not
@@ -244,6 +245,11 @@ class Summary:
         return tuple(r for r in self.rows if r.verdict == "invalid")
 
     @property
+    def names(self) -> Names:
+        """Return the names of columns, symbols and classes."""
+        return Names.of(self.question)
+
+    @property
     def unseen(self) -> int:
         """Return how many points the model has not been run on yet."""
         return sum(not r.seen for r in self.rows if r.verdict != "invalid")
@@ -307,13 +313,7 @@ def summarise(ledger: Record, question: Question, confidence: float = 0.95) -> S
             ).most_common()
         ),
         costs=tool_costs(rows, facts),
-        gallery=hang(
-            ledger,
-            question,
-            points,
-            facts,
-            {r.name: (r.upper, r.upper_tool, r.prediction) for r in valid},
-        ),
+        gallery=hang(ledger, question, points, facts, _ends(valid)),
         trust=ledger.trust(),
         facts=known,
         runs=runs,
@@ -351,6 +351,40 @@ def _rates(rows: Sequence[PointRow], known: dict[str, Any], confidence: float) -
         "histogram": histogram_of(lower, upper, curve.reach),
         "quantiles": quantiles_of(lower, upper, curve.half_width),
     }
+
+
+def all_exhibits(ledger: Record, summary: Summary) -> tuple[Exhibit, ...]:
+    """Return the nearest stored witness of every point, not of a dozen."""
+    fingerprint = summary.question.fingerprint
+    points, facts = ledger.points(fingerprint), ledger.evidence(fingerprint)
+    valid = [r for r in summary.rows if r.verdict != "invalid"]
+    return hang(ledger, summary.question, points, facts, _ends(valid), limit=None)
+
+
+def told_rows(ledger: Record, summary: Summary) -> list[dict[str, Any]]:
+    """Return the rows of all points as dicts, classes by their names.
+
+    With named columns or symbols each row also tells the point's nearest stored example.
+    """
+    names = summary.names
+    found = {e.name: e for e in all_exhibits(ledger, summary)} if names.tell_changes else {}
+    rows = list[dict[str, Any]]()
+    for row in summary.rows:
+        told = asdict(row)
+        if names.classes:
+            told["label"] = names.of_class(row.label)
+            told["prediction"] = names.of_class(row.prediction) if row.seen else ""
+        if names.tell_changes:
+            one = found.get(row.name)
+            told["taken_for"] = "" if one is None else names.of_class(one.fooled)
+            told["changes"] = "" if one is None else one.words
+        rows.append(told)
+    return rows
+
+
+def _ends(rows: Iterable[PointRow]) -> dict[str, tuple[float, str, int]]:
+    """Return of each point the upper bound, its tool and the prediction."""
+    return {r.name: (r.upper, r.upper_tool, r.prediction) for r in rows}
 
 
 def point_rows(points: Sequence[Point], facts: Sequence[Evidence]) -> tuple[PointRow, ...]:

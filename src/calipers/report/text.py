@@ -23,10 +23,12 @@ from calipers.report.wording import (
     points,
     radius,
     share_of_points,
+    stands_at,
     tools,
 )
 
 _SHOWN_INVALID = 5
+_SHOWN_EXAMPLES, _WIDEST = 3, 160  # examples, and characters of what one changes
 
 
 def render_text(what: Record | Sequence[Summary], confidence: float = 0.95) -> str:
@@ -56,6 +58,7 @@ def _lines(summary: Summary, titled: bool) -> Iterator[str]:
         yield from _curve(summary)
         what = "substitutions" if counts_substitutions(summary) else "distance"
         yield f"  {what} {_median(summary)}"
+        yield from _examples(summary)
     yield f"  cost     {_cost(summary)}"
     yield from _remarks(summary)
 
@@ -106,6 +109,16 @@ def _median(summary: Summary) -> str:
         if median.upper == float("inf")
         else f"at most {distance(median.upper, 'up')}"
     )
+
+
+def _examples(summary: Summary) -> Iterator[str]:
+    """Yield the nearest examples of named columns or symbols."""
+    names = summary.names
+    for one in [e for e in summary.gallery if e.words][:_SHOWN_EXAMPLES]:
+        words = one.words if len(one.words) <= _WIDEST else f"{one.words[:_WIDEST]} …"
+        taken = names.of_class(one.label)
+        taken += " (a tie)" if one.fooled == one.label else f" -> {names.of_class(one.fooled)}"
+        yield f"  example  point {one.index}, {taken}, {stands_at(summary, one.distance)}: {words}"
 
 
 def _cost(summary: Summary) -> str:

@@ -50,6 +50,8 @@ class Substitutions:
             distances count substitutions, and to move numeric columns alone counts as half a
             substitution, so that a bracket can tell such a point from one that is misclassified as
             it is.
+        symbols: names of the symbols, in the order of a group's columns, such as "ACGT": reports
+            show sequences in them. They change nothing else.
 
     Raises:
         BadInput: for groups that overlap or have fewer than two columns, a k that is no such
@@ -65,6 +67,7 @@ class Substitutions:
     k: int | float | Tensor | Sequence[int]
     allowed: Tensor | Sequence[Sequence[int]] | None = None
     continuous: Ball | None = None
+    symbols: Sequence[str] | None = None
 
     norm: ClassVar[str] = "substitutions"
     ends: ClassVar[None] = (
@@ -111,6 +114,8 @@ class Substitutions:
                 f"{len(groups)}, got {float(k.reshape(-1)[bad[0]]):g}{at}"
             )
         object.__setattr__(self, "allowed", self._mask_of(groups))
+        if self.symbols is not None:
+            object.__setattr__(self, "symbols", _symbols(self.symbols, max(map(len, groups))))
 
     def _mask_of(self, groups: tuple[tuple[int, ...], ...]) -> Tensor | None:
         """Return `allowed` as a checked bool mask, or None."""
@@ -362,6 +367,17 @@ class Substitutions:
             "allowed": allowed,
             "numeric": numeric,
         }
+
+
+def _symbols(names: Sequence[str], size: int) -> tuple[str, ...]:
+    """Return the names of symbols, or raise `BadInput`."""
+    found = tuple(names)
+    if len(found) != size or len(set(found)) < size or not all(map(str, found)):
+        raise BadInput(
+            f"symbols names each of the {size} columns of a group once, got {len(found)} names "
+            f"of which {len(set(found))} differ"
+        )
+    return tuple(map(str, found))
 
 
 def one_hot_groups(length: int, size: int, *, symbols_first: bool = False) -> list[list[int]]:
