@@ -438,7 +438,7 @@ def test_plans_fit_their_threat() -> None:
         plan_for(Ball("linf", 0.1), None).name == "standard"
         and plan_for(Ball("linf", 0.1), None, "distance").name == "distance"
     )
-    assert plan_for(Substitutions(SHORT, 1), None, "distance") is PLANS["categorical"]
+    assert plan_for(Substitutions(SHORT, 1), None, "distance") == PLANS["categorical"]
     check_fit(BPDA(presets.SubstitutionSearch(), ()), Substitutions(SHORT, 1))
     with pytest.raises(BadInput, match="PGD searches"):
         check_fit(BPDA(presets.PGD(), ()), Substitutions(SHORT, 1))
