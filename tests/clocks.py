@@ -16,3 +16,7 @@ class Clock:
     def __call__(self) -> float:
         """Return the time."""
         return self.now
+
+
+AMPLE = 3600.0
+"""Seconds for a search that ends by itself in a few, so that a busy machine changes no outcome."""

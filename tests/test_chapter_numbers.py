@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from clocks import AMPLE
 from torch import Tensor, nn
 
 from calipers.api.ask import certify
@@ -190,7 +191,7 @@ def test_certified_distances_of_the_tent() -> None:
     assert float(interval.radius) == pytest.approx(0.5, abs=1e-4) and float(interval.radius) <= 0.5
     assert float(crown.radius) == pytest.approx(0.7, abs=1e-4) and float(crown.radius) <= 0.7
     exact = Ball("linf", 0.7 - 1e-9, box=None)
-    assert bool(certify(tent(), x, y, exact, BranchAndBound(seconds=20)).certified)
+    assert bool(certify(tent(), x, y, exact, BranchAndBound(seconds=AMPLE)).certified)
     assert float((1 - x.abs() - 0.7).abs()) < 1e-12  # and 0.7 away, at 1, the margin is 0
 
 

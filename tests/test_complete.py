@@ -10,6 +10,7 @@ from typing import Any
 import nets
 import pytest
 import torch
+from clocks import AMPLE
 from nets import Case, attacked, random_case
 from torch import Tensor, nn
 
@@ -179,7 +180,10 @@ def least_on_a_grid(case: Case, steps: int = 60) -> Tensor:
     )
 
 
-DECIDERS = [BranchAndBound(seconds=20, batch=32, attack=APGD(steps=10)), InputSplit(seconds=20)]
+DECIDERS = [
+    BranchAndBound(seconds=AMPLE, batch=32, attack=APGD(steps=10)),
+    InputSplit(seconds=AMPLE),
+]
 
 
 @pytest.mark.one_in(2)
@@ -297,12 +301,12 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 def test_a_budget_that_runs_out_proves_nothing_and_ends_in_time() -> None:
     import time
 
-    begun = time.monotonic()
+    begun = time.process_time()
     for _, result in enumerate(
         BranchAndBound(seconds=1e-3, steps=1, intermediate=0)(posed(small(1, hidden=30, inputs=6)))
     ):
         assert isinstance(result, (Claim, Attempt))
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 # ---- mutants

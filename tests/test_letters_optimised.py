@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from clocks import AMPLE
 from test_categorical import SHORT, fewest, lowest_margins, short, windowed
 from test_substitutions import UNEVEN, generator, words, written
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from calipers.threats.substitution_region import SubstitutionRegion
 from calipers.threats.substitutions import Substitutions
 
 F64 = torch.float64
-TREE = BranchAndBound(seconds=20, batch=16)
+TREE = BranchAndBound(seconds=AMPLE, batch=16)
 
 
 class Embedded(nn.Module):

@@ -13,6 +13,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from clocks import AMPLE
 from scipy.optimize import linprog
 from test_minimum_norm import drawn, exact_linear, linear
 from torch import Tensor, nn
@@ -406,7 +407,7 @@ def test_beyond_kinks_nothing_wrong_is_claimed(norm: str) -> None:
                 "exact",
                 (
                     Stage(LinearRegion(CROWN()), "certifier", "distance"),
-                    Stage(MILP(seconds=20), "certifier"),
+                    Stage(MILP(seconds=AMPLE), "certifier"),
                 ),
             ),
         ).bracket

@@ -13,6 +13,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from clocks import AMPLE
 from nets import attacked, inside, random_case
 from test_exact_distance import shortest
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Exact:
 def exact(problem: Problem, tool: MILP | None = None) -> list[Exact]:
     """Return both ends for every point; the examples are asked of the model here, and measured."""
     lower, upper, points = [0.0] * len(problem), [np.inf] * len(problem), [None] * len(problem)
-    for result in (tool or MILP(seconds=30))(problem):
+    for result in (tool or MILP(seconds=AMPLE))(problem):
         i = int(result.index)
         if not isinstance(result, Attempt):
             lower[i] = float(result.radius)
@@ -323,7 +324,7 @@ def violations(seed: int) -> tuple[list[str], int]:
         case = replace(case, ball=replace(case.ball, norm="linf"))
     case = case.at(torch.minimum(case.ball.radii(2), case.ball.widest(case.x)))
     problem = Problem.pose(nets.Carrier(case).eval(), case.x, case.y, case.ball, case.goal)
-    ends, said = exact(problem, MILP(seconds=20)), []
+    ends, said = exact(problem, MILP(seconds=AMPLE)), []
     met = sum(
         e.lower >= float(r) or e.upper - e.lower <= 1e-5 * e.upper
         for e, r in zip(ends, case.ball.radii(len(ends)), strict=True)
@@ -443,7 +444,7 @@ def test_the_radius_asked_bounds_what_is_claimed() -> None:
 
 def test_an_attack_makes_the_region_smaller_and_changes_nothing_else() -> None:
     for plain, helped in zip(
-        exact(small()), exact(small(), MILP(seconds=30, attack=FMN(steps=20))), strict=True
+        exact(small()), exact(small(), MILP(seconds=AMPLE, attack=FMN(steps=20))), strict=True
     ):
         assert helped.lower == pytest.approx(plain.lower, rel=3e-7)
 

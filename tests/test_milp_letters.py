@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clocks import AMPLE
 from terminal import calipers as run_calipers
 from test_categorical import SHORT, fewest, short
 from test_letters_optimised import dense, embedded, posed
@@ -44,7 +45,7 @@ from calipers.threats.substitution_region import SubstitutionRegion
 from calipers.threats.substitutions import Substitutions
 
 F64 = torch.float64
-TOOL = MILP(seconds=60, steps=4, intermediate=2)
+TOOL = MILP(seconds=AMPLE, steps=4, intermediate=2)
 GROUPS = [[0, 1, 2], [3, 4], [5, 6, 7]]
 
 

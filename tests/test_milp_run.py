@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clocks import AMPLE
 from terminal import calipers as run_calipers
 from torch import nn
 
@@ -104,7 +105,7 @@ def test_an_interrupt_keeps_what_was_closed(
     monkeypatch.setattr(calipers.Record, "finish", once)
     from calipers.certificates.milp import MILP
 
-    assert not exact_module.close(problem, MILP(seconds=20), ledger, run=begun.number)
+    assert not exact_module.close(problem, MILP(seconds=AMPLE), ledger, run=begun.number)
     monkeypatch.undo()
     bracket = Bracket.of(problem.names, ledger.evidence(problem.fingerprint()))
     whole = calipers.distance(net(), x, y, calipers.Ball("linf", 0.1), exact=True)

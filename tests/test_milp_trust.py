@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from clocks import AMPLE
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 from test_milp import ACTIVATIONS, Exact, asked, by_enumeration, exact, perceptron, small
@@ -97,7 +98,7 @@ def test_a_solver_that_was_believed_would_show(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(tree, "bound_of", credulous)
     problem = small()
-    claimed = [float(r.radius[0]) for r in MILP(seconds=1)(problem) if hasattr(r, "radius")]
+    claimed = [float(r.radius[0]) for r in MILP(seconds=AMPLE)(problem) if hasattr(r, "radius")]
     monkeypatch.undo()
     assert any(c > e.upper for c, e in zip(claimed, exact(problem), strict=True))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clocks import AMPLE
 from torch import Tensor, nn
 
 import calipers
@@ -17,7 +18,7 @@ from calipers.certificates import CROWN, MILP, LinearRegion, OwnPiece, own_piece
 from calipers.problem.protocols import Attempt, Claim, Forecast
 
 NORMS = ("linf", "l2", "l1")
-EXACT = MILP(seconds=120)
+EXACT = MILP(seconds=AMPLE)
 MEETS = 2e-6  # of a distance: what the programs' last bounds stop short
 
 
