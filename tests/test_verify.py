@@ -29,7 +29,7 @@ from calipers.api.verify import verify
 from calipers.errors import BadInput, Contradiction
 from calipers.interchange import load_instances, load_onnx, load_vnnlib
 from calipers.measurement import verify as verification
-from calipers.measurement.plan import Stage
+from calipers.measurement.plan import Plan, Stage
 from calipers.measurement.verify import time_limit, witness
 from calipers.presets import VERIFY
 from calipers.problem.interrupts import Limit, OutOfTime, give_way
@@ -475,8 +475,8 @@ def test_a_lost_alarm_does_not_lose_the_limit(
     clock = LostAlarm(monkeypatch)
     net = load_onnx(folder / "net.onnx", paired=True)
     queries = load_vnnlib(folder / "true.vnnlib").queries
-    model, tools = calipers.Classifier(net), [Stage(Endless(), "attack")]
-    found = verification.verify(model, queries, net.program.point_shape, tools, timeout=50.0)
+    model, plan = calipers.Classifier(net), Plan("", (Stage(Endless(), "attack"),), seconds=50.0)
+    found = verification.verify(model, queries, net.program.point_shape, plan)
     assert (found.answer, clock.lost) == ("timeout", 1) and clock.now < 60
 
 
