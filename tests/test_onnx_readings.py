@@ -105,6 +105,20 @@ def test_values_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in READ if "Pool" in name])
+def test_windows_read_one_at_a_time_give_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = loaded(tmp_path, READ[name])
+    x = torch.tensor(random(3, *net.program.point_shape, seed=3))
+    whole, blocks = net(x), list[int]()
+    cat = torch.cat
+    monkeypatch.setattr(windows, "_BLOCK", 1)
+    monkeypatch.setattr(torch, "cat", lambda t, *a: (blocks.append(len(t)), cat(t, *a))[1])
+    assert torch.equal(net(x), whole)
+    assert not blocks or max(blocks) > 1  # other pools are read from strides
+
+
 def test_a_window_of_the_wrong_places_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(run: Any, windows: torch.Tensor, shape: tuple[int, ...]) -> MaxPool:
         return MaxPool(run, windows.roll(1, 0), shape)
@@ -264,6 +278,9 @@ def test_what_is_zero_is_normalised_to_zero(p: int, tmp_path: Path) -> None:
     problem = Problem.pose(net, x, torch.tensor([4]), Ball("linf", 0.01, box=None))
     [claim] = CROWN()(problem)
     assert not bool(claim.margin.isnan().any())
+    given = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(given)[0, 4], given)
+    assert bool(gradient.isfinite().all())
 
 
 def test_a_split_into_other_than_its_outputs_is_damaged(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from mpmath import mpf
 from torch import Tensor
 
-from calipers.graph import products, smooth_relaxation
+from calipers.graph import products, smooth_relaxation, smooth_table
 from calipers.graph.activations import ACTIVATIONS, Clip, TwoPieces
 from calipers.graph.kinds import Elementwise
 from calipers.graph.products import SELECTIONS, MaxPool, Product
@@ -498,6 +498,39 @@ def test_where_a_function_has_no_value_its_lines_bound_nothing() -> None:
             -math.inf,
             math.inf,
         ]
+
+
+AT_ZERO = [smooth_table.RSQRT_OR_0, smooth_table.RECIPROCAL_OR_0]
+
+
+def overlooked(op: smooth_table.OrZero) -> bool:
+    """Return whether a range or a line leaves out a value on an interval that holds 0."""
+    for low, high in ((0.0, 0.0), (0.0, 1.0), (0.0, 1e-300)):
+        ends = [torch.tensor([end], dtype=torch.float64) for end in (low, high)]
+        x = torch.cat([ends[0], torch.linspace(low, high, 9, dtype=torch.float64)])
+        value, (least, most), lines = op.value(x), op.range(*ends), op.relax(*ends)
+        under = lines.lower_slope * x + lines.lower_intercept
+        over = lines.upper_slope * x + lines.upper_intercept
+        if not bool(
+            ((least <= value) & (value <= most) & (under <= value) & (value <= over)).all()
+        ):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("op", AT_ZERO, ids=lambda op: op.name)
+def test_a_value_at_zero_lies_between_bounds_that_reach_zero(op: smooth_table.OrZero) -> None:
+    assert not overlooked(op)
+    mutant = dataclasses.replace(op, defined=lambda lower, upper: lower >= 0)
+    assert overlooked(mutant), "the mutant takes 0 for a place like any other"
+
+
+@pytest.mark.parametrize("op", AT_ZERO, ids=lambda op: op.name)
+def test_a_value_at_zero_has_a_finite_gradient(op: smooth_table.OrZero) -> None:
+    x = torch.tensor([0.0, 0.5], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(op.value(x).sum(), x)
+    assert op.value(x)[0] == 0 and gradient[0] == 0
+    torch.testing.assert_close(gradient[1], op.derivative(x.detach())[1])
 
 
 def test_slopes_of_alpha_are_the_tangents_of_the_convex_side() -> None:

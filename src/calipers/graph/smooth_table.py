@@ -152,7 +152,8 @@ class OrZero(Smooth):
 
     def value(self, x: Tensor) -> Tensor:
         """Return f(x), and 0 at 0."""
-        return torch.where(x == 0, 0.0, self.run(x))
+        known = torch.where(x == 0, 1.0, x)  # a branch without a value would spoil the gradient
+        return torch.where(x == 0, 0.0, self.run(known))
 
 
 def or_zero(function: Smooth) -> OrZero:
