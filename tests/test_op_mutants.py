@@ -982,7 +982,7 @@ def test_a_false_relaxation_in_a_captured_module_is_caught(name: str) -> None:
     assert caught_kinds == kinds != set()
 
 
-# ---- operations composed of others -------------------------------------------------------------------------------------------------------------------
+# ---- operations composed of others ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

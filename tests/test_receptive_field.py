@@ -1,4 +1,6 @@
-"""Does a receptive field bound an element as the whole network does? Every unstable element of small convolutional networks, by value and by gradient."""
+"""Does a receptive field bound an element as the whole network does? Every unstable element of
+small convolutional networks, by value and by gradient.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def case(name: str, ball: Ball) -> Case:
 
 
 def differences(case: Case) -> list[str]:
-    """Compare every bending element's bound, minimiser's gradient and confirmed bound with the whole network's; name what differs."""
+    """Compare every unstable element's bound, minimiser's gradient and confirmed bound with the
+    whole network's; name what differs.
+    """
     with torch.no_grad(), plain_sums():
         region = case.ball.region(case.x, outward=True)
         state = relax(case.graph, region, CHECKED)

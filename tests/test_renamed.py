@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,17 @@ def test_the_text_of_an_older_record_names_a_tool_of_today(text: str, now: str) 
 
 def test_what_is_no_expression_is_left_alone() -> None:
     assert modern("my tool, at night") == "my tool, at night"
+
+
+def test_no_message_begins_with_a_former_name() -> None:
+    sources = Path(calipers.__file__).parent.rglob("*.py")
+    found = [
+        f"{path.name}:{node.lineno}: {node.value[:40]}"
+        for path in sources
+        if path.name != "renamed.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.match(rf"({'|'.join([*NAMES, *TOOLS])}) (takes|answers|goes|searches) ", node.value)
+    ]
+    assert not found

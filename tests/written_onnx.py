@@ -47,7 +47,7 @@ def functions(d: Draw) -> Node:
         (d.random.choice("Relu Sigmoid Tanh Erf Sin Cos Atan Softplus Exp Abs Neg HardSwish Mish Softsign Identity Dropout".split()), [], {}),
         ("LeakyRelu", [], {"alpha": odd}), ("Elu", [], {"alpha": odd or 0.3}), ("Celu", [], {"alpha": odd or 0.3}), ("ThresholdedRelu", [], {"alpha": odd}),
         ("Selu", [], {"alpha": abs(odd) or 1.2, "gamma": d.one(1.05, 0.3, -1.0)}), ("HardSigmoid", [], {"alpha": odd, "beta": float(d.odd())}),
-        ("Shrink", [], {"lambd": abs(odd), "bias": d.one(0.3, abs(odd), abs(odd))}), ("ThresholdedRelu", [], {"alpha": 0.0}), ("Gelu", [], {"approximate": d.one("none", "none")}), ("HardSigmoid", [], {}),
+        ("Shrink", [], {"lambd": abs(odd), "bias": d.one(0.3, abs(odd), abs(odd))}), ("ThresholdedRelu", [], {"alpha": 0.0}), ("Gelu", [], {}), ("HardSigmoid", [], {}),
         ("PRelu", [floats(odd)], {}), ("Clip", [d.one(None, floats(float(d.odd()))), d.one(None, floats(float(d.odd())))], {}),
         ("Cast", [], {"to": TensorProto.DOUBLE}),
         ("Clip", [floats(float(d.odd())), floats(float(d.odd()))], {}), ("Pow", [floats(d.one(2.0, 3.0, 1.0, 0.0, -1.0, 4.0, -2.0))], {}),
@@ -380,7 +380,9 @@ def _model(
 
 
 def written(name: str, seed: int) -> tuple[nn.Module, Shape, str, Callable[[Tensor], Tensor]]:
-    """Return the file's network as it is read, the shape of a point, what was drawn, and the judge that is asked."""
+    """Return the file's network as it is read, the shape of a point, what was drawn, and the judge
+    that is asked.
+    """
     try:
         made, shape, said = proto(name, seed)
         answer = judge(made)
@@ -399,11 +401,12 @@ def written(name: str, seed: int) -> tuple[nn.Module, Shape, str, Callable[[Tens
 
 
 def judge(made: onnx.ModelProto) -> Callable[[Any], Any]:
-    """Return who says what a file computes: onnxruntime, and ONNX's reference where that has no kernel in double
-    precision.
+    """Return who says what a file computes: onnxruntime, and ONNX's reference where that has no
+    kernel in double precision.
 
-    The reference takes sums for l1 norms, and pads some maximum pools by what lies inside. Both compute Gelu by
-    tanh with constants of single precision, which no bound in double precision allows for: it is not drawn.
+    The reference takes sums for l1 norms, and pads some maximum pools by what lies inside. Both
+    compute Gelu by tanh with constants of single precision, which no bound in double precision
+    allows for: it is not drawn.
     """
     try:
         options = onnxruntime.SessionOptions()

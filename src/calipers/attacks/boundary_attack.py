@@ -71,7 +71,7 @@ class BoundaryAttack:
     def __post_init__(self) -> None:
         if min(self.queries, self.starts) < 1:
             raise BadInput(
-                "Boundary takes queries >= 1 (usually 5000 to 25000) and starts >= 1, got "
+                "BoundaryAttack takes queries >= 1 (usually 5000 to 25000) and starts >= 1, got "
                 f"{self.queries}, {self.starts}"
             )
 

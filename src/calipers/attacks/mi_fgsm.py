@@ -74,7 +74,7 @@ class MIFGSM:
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.decay >= 0:
             raise BadInput(
-                f"Momentum takes steps >= 1 and decay >= 0 (usually 10 and 1.0), got {self.steps}, "
+                f"MIFGSM takes steps >= 1 and decay >= 0 (usually 10 and 1.0), got {self.steps}, "
                 f"{self.decay}"
             )
         if self.step is not None and not 0 < self.step <= 2:

@@ -58,8 +58,8 @@ class RadiusBisection:
     def __post_init__(self) -> None:
         if self.rounds < 1 or not 0 < self.tolerance < 1:
             raise BadInput(
-                "Nearest takes rounds >= 1 (usually 10) and a tolerance between 0 and 1 (usually "
-                f"0.001), got {self.rounds}, {self.tolerance}"
+                "RadiusBisection takes rounds >= 1 (usually 10) and a tolerance between 0 and 1 "
+                f"(usually 0.001), got {self.rounds}, {self.tolerance}"
             )
 
     def __call__(self, problem: Problem, *, seed: int = 0) -> Iterator[Attempt]:
